@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedveil.configs.compose import compose_overrides
-from fedveil.configs.settings import shown_keys
+from fedveil.configs.settings import publishable_keys
 from fedveil.evidence.commands import commands_of
 from fedveil.evidence.content import report_of
 from fedveil.run.run_files import flat, read_run
@@ -87,7 +87,7 @@ def test_the_first_command_makes_the_same_configuration() -> None:
     run = read_run(KEPT)
     words = shlex.split(commands_of(run)[0])
     assert words[:2] == ["fedveil", "simulate"] and len(words) < 20
-    again = dict(flat(shown_keys(compose_overrides(words[2:]).config)))
+    again = dict(flat(publishable_keys(compose_overrides(words[2:]).config)))
     kept = dict(flat(run.shown))  # keys have been added since
     assert {key: again[key] for key in kept} == kept
 

@@ -25,8 +25,8 @@ from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.hints import MEANT
-from fedveil.strategies.registry import why_not
+from fedveil.strategies.hints import SYNONYMS
+from fedveil.strategies.registry import reason_against
 from fedveil.tasks.exported import FILES
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
@@ -120,7 +120,7 @@ def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], t
         (["simulate", "--cgf", "job"], "did you mean '--cfg'?"),
         (["simulate", "--epochs", "3"], "did you mean local_epochs=...?"),
         (["plan", "--lr=0.1"], "did you mean learning_rate=...?"),
-        (["simulate", "--device", "cuda"], MEANT["device"]),
+        (["simulate", "--device", "cuda"], SYNONYMS["device"]),
         (["provision", "rotat", "x", "y"], "did you mean 'fedveil provision rotate'?"),
         (["sim"], "did you mean 'fedveil simulate'?"),
         (["client", "stat", "x"], "did you mean 'fedveil client status'?"),
@@ -181,7 +181,7 @@ def test_what_other_tools_call_it_is_known(say: Any) -> None:
         [
             "lr='0.1': there is no such key; did you mean 'learning_rate'?",
             "device='cuda': there is no such key; did you mean 'engine.device'?",
-            f"strategy='krum': {why_not('krum')}",
+            f"strategy='krum': {reason_against('krum')}",
             "num_rounds=0: must be from 1 to 100000",
             "privacy.epsilon='1': there is no such key; did you mean 'privacy.target_epsilon'?",
         ]
@@ -192,8 +192,8 @@ def test_what_other_tools_call_it_is_known(say: Any) -> None:
     "name", ["krum", "FedMedian", "median", "multikrum", "DifferentialPrivacyServerSideFixedClipping"]
 )
 def test_a_strategy_that_cannot_be_is_refused_with_the_reason(name: str) -> None:
-    assert why_not(name)
-    assert why_not("fedavg") is why_not("fedavgg") is None
+    assert reason_against(name)
+    assert reason_against("fedavg") is reason_against("fedavgg") is None
 
 
 def test_the_keys_that_hints_name_exist() -> None:
@@ -202,7 +202,7 @@ def test_the_keys_that_hints_name_exist() -> None:
         + settings_from_overrides(["partition=dirichlet", "strategy=fedprox"]).source
         + settings_from_overrides(["task=csv", "task.folder=tables"]).source
     )
-    for meant in MEANT.values():
+    for meant in SYNONYMS.values():
         for key in meant.split(" ")[:1] if "=" not in meant else ():
             word = key.rpartition(".")[2]
             assert f"{word}:" in known or word in ("dir", "run"), meant

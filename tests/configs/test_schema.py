@@ -21,7 +21,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.settings import LinkSettings, ServerSettings
 from fedveil.engines.settings import Ray
 from fedveil.evidence.settings import CostSettings
-from fedveil.messages.local_training import TOLD, LocalTraining
+from fedveil.messages.local_training import ORDER_KEYS, LocalTraining
 from fedveil.privacy.budget import Adjacency
 from fedveil.questions.settings import EvaluateSettings
 from fedveil.tasks.shipped.settings import TASKS
@@ -215,7 +215,7 @@ def test_every_key_of_the_schema_has_a_meaning_and_a_type(model: type[Group]) ->
         for key, each in group["properties"].items():
             known = "description" in each or "$ref" in each or "discriminator" in each
             assert known or key in silent, f"{group.get('description')}: {key}"
-    assert set(TOLD) <= set(found["properties"]) and "source" not in found["properties"]
+    assert set(ORDER_KEYS) <= set(found["properties"]) and "source" not in found["properties"]
 
 
 def test_a_place_in_the_schema_is_found_through_the_options() -> None:

@@ -635,7 +635,7 @@ def test_real_records_need_one_ledger_for_all_machines() -> None:
     cluster = here.model_copy(update={"engine": Ray(address="ray://head:10001")})
 
     def looked_at(settings: Any, simulated: bool) -> Any:
-        mode = SimpleNamespace(own_budget=settings.privacy)
+        mode = SimpleNamespace(client_budget=settings.privacy)
         return SimpleNamespace(settings=settings, mode=mode, simulated=simulated)
 
     require_one_machine(looked_at(here, simulated=False))

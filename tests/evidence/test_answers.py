@@ -19,8 +19,8 @@ from fedveil.evidence.charts import bar
 from fedveil.evidence.content import receipts_of, report_of, to_json
 from fedveil.evidence.coverage import not_covered
 from fedveil.evidence.page import MOST_FIGURES, PAGE, page_of
+from fedveil.evidence.page_text import differences, references
 from fedveil.evidence.pictures import MOST_SHAPES
-from fedveil.evidence.shown import differences, references
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release

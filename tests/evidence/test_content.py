@@ -25,7 +25,7 @@ from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.forms import FIELDS, empty_assessment, nist_blocks, read_assessment
 from fedveil.evidence.materials import materials_of
 from fedveil.evidence.page import PAGE, page_of
-from fedveil.evidence.shown import differences, references
+from fedveil.evidence.page_text import differences, references
 from fedveil.privacy.audit.round_rows import row_type
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise

@@ -26,7 +26,7 @@ from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.live import listener
 from fedveil.evidence.live_page import serving
 from fedveil.evidence.page import page_of
-from fedveil.evidence.shown import references
+from fedveil.evidence.page_text import references
 from fedveil.run import run_folder
 from fedveil.run.run_files import read_run
 

@@ -12,7 +12,7 @@ import pytest
 from fedveil.evidence.answers import report_of_answers
 from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.page import page_of
-from fedveil.evidence.shown import differences, references
+from fedveil.evidence.page_text import differences, references
 from fedveil.run.run_files import Assessment, read_run
 
 KEPT = Path(__file__).parents[1] / "fixtures" / "reported_run"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.evidence.shown import Reference, active, differences, pointed, references, shown, step
+from fedveil.evidence.page_text import Reference, active, differences, pointed, references, shown, step
 
 REPORT: dict[str, Any] = {"privacy": [{"epsilon": 2.99983, "who": "a<b & c"}], "a/b": {"~": 7}, "no": None}
 PAGE = (

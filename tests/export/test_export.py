@@ -20,7 +20,7 @@ from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.export.distil import distil
-from fedveil.export.export import Order, export, rounded, traced, written
+from fedveil.export.export import Order, export, rounded, trace, write_model
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
@@ -202,7 +202,7 @@ def test_numpy_computes_layers(tmp_path: Path) -> None:
 def same_in_numpy(model: nn.Module, x: Tensor, folder: Path) -> None:
     from safetensors.numpy import save_file
 
-    program, arrays = traced(model, x[:2])
+    program, arrays = trace(model, x[:2])
     save_file(arrays, folder / "model.safetensors", {"program": program})
     found = numpy_model.run(*numpy_model.read_model(folder / "model.safetensors"), x.numpy())
     with torch.no_grad():
@@ -387,7 +387,7 @@ def test_model_unknown_to_numpy_is_refused_with_a_fitting_format() -> None:
         Refusal,
         match="has the operation zeros, which the interpreter in NumPy does not support; use --to onnx",
     ):
-        traced(_Last(), torch.zeros(2, 5, 4))
+        trace(_Last(), torch.zeros(2, 5, 4))
 
 
 def _with_nan() -> nn.Module:
@@ -416,12 +416,12 @@ def test_format_with_other_outputs_than_the_model_is_refused(name: str, tmp_path
     made, formats, said = DIFFERENT[name]
     for to in formats:
         with pytest.raises(Refusal, match=said):
-            written(tmp_path, made().eval(), to, torch.zeros(2, 16))
+            write_model(tmp_path, made().eval(), to, torch.zeros(2, 16))
 
 
 def test_rows_unfit_for_a_model_do_not_count_against_a_format(tmp_path: Path) -> None:
-    written(tmp_path, Forward(lambda x: 1 + x.clamp(0) / x.exp()), "int8", torch.zeros(2, 16))
-    written(tmp_path, Forward(torch.sqrt), "torchscript", torch.zeros(2, 16))
+    write_model(tmp_path, Forward(lambda x: 1 + x.clamp(0) / x.exp()), "int8", torch.zeros(2, 16))
+    write_model(tmp_path, Forward(torch.sqrt), "torchscript", torch.zeros(2, 16))
 
 
 class _Last(nn.Module):

@@ -29,7 +29,7 @@ from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.frames import METHOD, Ack, Hello, frames_of, read
 from fedveil.messages.message_codec import pack, unpack
-from fedveil.messages.secure_wire import messages_of, read_place
+from fedveil.messages.secure_wire import messages_of, read_exchange_id
 from fedveil.messages.wire import (
     DROP_REASONS,
     OWNERS_POLICY,
@@ -194,7 +194,7 @@ def test_repeated_instructions_change_no_round_and_cost_nothing(tmp_path: Path, 
         reply = devices[node].answer(message)
         again = devices[node].answer(message)
         seen[node].append(message)
-        place = read_place(message.content)
+        place = read_exchange_id(message.content)
         if place.exchange is Exchange.INBOX:
             assert b"out_of_order" in messages_of(again.content)[0]
             vectors[node, place.round, place.attempt] += not reply.has_error()
@@ -206,7 +206,7 @@ def test_repeated_instructions_change_no_round_and_cost_nothing(tmp_path: Path, 
         assert (opened.survivors, opened.dropped) == (5, {})
     for node, device in devices.items():
         left = sorted((row, attempt) for who, row, attempt in vectors if who == node)
-        keys = [json.loads(e.key) for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
+        keys = [json.loads(e.key) for e in read_entries(device.ledger.path) if e.kind == RESERVE]
         assert sorted((row, int(name.split()[1])) for _, row, name in keys) == left == [(1, 0), (2, 0)]
     assert set(vectors.values()) == {1}
 
@@ -258,7 +258,7 @@ def test_demand_above_the_owners_allowance_is_refused_and_logged(
     ):
         with caplog.at_level(logging.WARNING, "fedveil.client"):
             [reply] = grid.send_and_receive([DEVICES["in_the_clear"](weaker)], timeout=20)
-        assert reply.error.code == OWNERS_POLICY and not device.own_ledger.path.exists()
+        assert reply.error.code == OWNERS_POLICY and not device.ledger.path.exists()
         assert "noise_multiplier" in caplog.text and "owner's policy" in caplog.text
         [reply] = grid.send_and_receive([DEVICES["in_the_clear"](order)], timeout=20)
-        assert not reply.has_error() and device.own_ledger.path.exists()
+        assert not reply.has_error() and device.ledger.path.exists()

@@ -21,9 +21,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.messages.flower_adapter import (
-    arrived,
     claim_identity,
     client_context,
+    delivered_message,
     name_message,
     nodes_by_partition,
 )
@@ -59,8 +59,8 @@ def test_message_takes_its_written_id_and_its_reply_names_it() -> None:
 
 def test_a_message_arrives_with_the_metadata_it_came_with() -> None:
     metadata = Metadata(7, "42", 5, 1, "41", "3", 0.0, 60.0, "train")
-    assert arrived(Error(1), metadata).metadata == metadata
-    message = arrived(RecordDict(), metadata)
+    assert delivered_message(Error(1), metadata).metadata == metadata
+    message = delivered_message(RecordDict(), metadata)
     assert message.metadata.reply_to_message_id == "41" and message.has_content()
 
 

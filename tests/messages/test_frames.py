@@ -13,8 +13,8 @@ from fedveil.messages.frames import (
     Begin,
     Chunk,
     Frame,
-    Gathering,
     Hello,
+    MessageBuffer,
     frames_of,
     read,
     write,
@@ -84,7 +84,7 @@ def test_a_message_arrives_in_chunks_as_it_was(sizes: list[int]) -> None:
     begin, *chunks = [read(data) for data in frames_of("a", parts)]
     assert isinstance(begin, Begin) and begin == Begin("a", sum(sizes))
     assert len(chunks) == -(-sum(sizes) // CHUNK_BYTES)
-    gathering = Gathering(begin, sum(sizes))
+    gathering = MessageBuffer(begin, sum(sizes))
     done = [isinstance(chunk, Chunk) and gathering.add(chunk) for chunk in chunks]
     assert done == [False] * (len(done) - 1) + [True] * bool(done)
     assert bytes(gathering.data) == b"".join(parts)
@@ -93,8 +93,8 @@ def test_a_message_arrives_in_chunks_as_it_was(sizes: list[int]) -> None:
 def test_more_than_is_taken_or_was_announced_is_refused() -> None:
     for size in (0, 11):
         with pytest.raises(BadFrame, match="at most 10"):
-            Gathering(Begin("a", size), 10)
-    gathering = Gathering(Begin("a", 3), 10)
+            MessageBuffer(Begin("a", size), 10)
+    gathering = MessageBuffer(Begin("a", 3), 10)
     for data in (b"", b"four"):
         with pytest.raises(BadFrame):
             gathering.add(Chunk(data))

@@ -19,11 +19,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedveil.client.private_update import NotTrained, private_update
-from fedveil.deployment.device.held_model import HeldModel
+from fedveil.deployment.device.last_model import LastModel
 from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handled_once
-from fedveil.messages.difference_grid import MOST_MODELS, DifferenceGrid, HeldModels
-from fedveil.messages.difference_wire import ARRAYS, DIFFERENCE, KEYS, MODEL, parted, told_model, with_held
+from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, DifferenceGrid
+from fedveil.messages.difference_wire import (
+    ARRAYS,
+    DIFFERENCE,
+    KEYS,
+    MODEL,
+    read_model_statement,
+    split_model_report,
+    with_model_report,
+)
 from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
 from fedveil.messages.grids import AskingGrid
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
@@ -46,7 +54,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.simulations.engines import counted
+from fedveil.simulations.engines import counting_grid
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
@@ -207,7 +215,7 @@ class Holders(AskingGrid):
 
     def __init__(self, folder: Path, count: int) -> None:
         self._run = claim_identity(1)
-        self.held = {node: HeldModel(folder / f"{node}.model") for node in range(count)}
+        self.held = {node: LastModel(folder / f"{node}.model") for node in range(count)}
         self.sent: list[Message] = []
         self.started: dict[int, RecordDict] = {}
         self.lost: set[int] = set()
@@ -223,7 +231,7 @@ class Holders(AskingGrid):
             message = unpack(bytearray(pack(asked)))
             self.sent.append(message)
             try:
-                whole, told = self.held[node].whole(message)
+                whole, told = self.held[node].with_whole_model(message)
             except NotTrained as said:
                 yield name_sender(Message(Error(said.code, ""), reply_to=message), node)
                 continue
@@ -272,7 +280,7 @@ def test_present_device_gets_the_difference_and_an_absent_one_all(tmp_path: Path
     grid, models = DifferenceGrid(devices), [sent for _, sent in walk(1, 5, 4)]
     for number, cohort in enumerate([[0], [0], [0, 1], [1], [0]]):
         list(grid.send_and_receive([instruction(models[number], node, number) for node in cohort]))
-    told = [told_model(message.content) for message in devices.sent]
+    told = [read_model_statement(message.content) for message in devices.sent]
     assert [bool(each and each.difference) for each in told] == [False, True, True, False, True, True]
     assert all(
         DIFFERENCE in records_of(m.content, ConfigRecord)[SPEC_RECORD] or records_of(m.content, ArrayRecord)
@@ -292,7 +300,7 @@ def test_silent_device_gets_all_and_a_declining_one_a_difference(
             devices.held[0].path.rename(tmp_path / "away")
         replies = grid.send_and_receive([instruction(models[number], node, number) for node in (0, 1)])
         assert not any(reply.has_error() for reply in replies)
-    told = [(each.metadata.dst_node_id, told_model(each.content)) for each in devices.sent]
+    told = [(each.metadata.dst_node_id, read_model_statement(each.content)) for each in devices.sent]
     assert [bool(each and each.difference) for node, each in told if node == 1] == [False, True, False, True]
     assert [bool(each and each.difference) for node, each in told if node == 0] == [
         False,
@@ -301,98 +309,98 @@ def test_silent_device_gets_all_and_a_declining_one_a_difference(
         False,
         True,
     ]
-    (message,) = (models_of := HeldModels()).told([instruction(models[0])])
-    models_of.take(7, (told_model(message.content) or pytest.fail("no model")).model)
+    (message,) = (models_of := ClientModels()).encode([instruction(models[0])])
+    models_of.take(7, (read_model_statement(message.content) or pytest.fail("no model")).model)
     for _ in range(2):  # it declines
-        (message,) = models_of.told([instruction(models[1])])
-        assert (told_model(message.content) or pytest.fail("no model")).difference
+        (message,) = models_of.encode([instruction(models[1])])
+        assert (read_model_statement(message.content) or pytest.fail("no model")).difference
         models_of.take_back(7)
 
 
 def test_a_device_takes_no_difference_from_another_model_than_its_own(tmp_path: Path) -> None:
     models = [sent for _, sent in walk(1, 4, 4)]
-    server, held = HeldModels(), HeldModel(tmp_path / "model")
+    server, held = ClientModels(), LastModel(tmp_path / "model")
 
     def sent(number: int) -> Message:
-        (message,) = server.told([instruction(models[number], number=number)])
+        (message,) = server.encode([instruction(models[number], number=number)])
         return message
 
-    whole, told = held.whole(sent(1))
+    whole, told = held.with_whole_model(sent(1))
     assert told is not None
     reply = held.keep(whole, told, Message(RecordDict(), reply_to=whole))
-    server.take(7, parted(reply.content)[1])
+    server.take(7, split_model_report(reply.content)[1])
     changed = sent(2)
-    said = told_model(changed.content)
+    said = read_model_statement(changed.content)
     assert said is not None and said.difference
-    assert hash_of(model_of(held.whole(changed)[0].content)) == hash_of(models[2])
+    assert hash_of(model_of(held.with_whole_model(changed)[0].content)) == hash_of(models[2])
     # The same bytes on another model of the same shapes.
     held.path.write_bytes(pack(Message(RecordDict({"model": memory_arrays(models[3])}), 0, "train")))
     with pytest.raises(NotTrained) as raised:
-        held.whole(changed)
+        held.with_whole_model(changed)
     assert raised.value.code == NO_BASE
     held.path.write_bytes(b"\0" * 40)
     with pytest.raises(NotTrained) as raised:
-        held.whole(changed)
+        held.with_whole_model(changed)
     assert raised.value.code == NO_BASE
 
 
 def test_a_model_that_is_not_the_one_it_names_is_not_trained_on(tmp_path: Path) -> None:
-    (message,) = HeldModels().told([instruction({"w": np.ones(3, np.float32)})])
+    (message,) = ClientModels().encode([instruction({"w": np.ones(3, np.float32)})])
     message.content["arrays"] = memory_arrays({"w": np.zeros(3, np.float32)})
     with pytest.raises(NotTrained) as raised:
-        HeldModel(tmp_path / "model").whole(message)
+        LastModel(tmp_path / "model").with_whole_model(message)
     assert raised.value.code == FAILED
 
 
 @pytest.mark.parametrize("beside", ["arrays", "others"])
 def test_arrays_beside_a_difference_are_not_trained_on(tmp_path: Path, beside: str) -> None:
     """The hash is of what the difference makes: arrays beside it took that model's place, or left the client none."""
-    server, held = HeldModels(), HeldModel(tmp_path / "model")
-    (first,) = server.told([instruction({"w": np.zeros(300, np.float32)})])
-    whole, told = held.whole(first)
+    server, held = ClientModels(), LastModel(tmp_path / "model")
+    (first,) = server.encode([instruction({"w": np.zeros(300, np.float32)})])
+    whole, told = held.with_whole_model(first)
     assert told is not None
     held.keep(whole, told, Message(RecordDict(), reply_to=whole))
     server.take(7, told.model)
-    (message,) = server.told([instruction({"w": np.arange(300, dtype=np.float32) % 3}, number=2)])
+    (message,) = server.encode([instruction({"w": np.arange(300, dtype=np.float32) % 3}, number=2)])
     message.content[beside] = memory_arrays({"w": np.ones(300, np.float32)})
     with pytest.raises(NotTrained) as raised:
-        held.whole(message)
+        held.with_whole_model(message)
     assert raised.value.code == FAILED
 
 
 @pytest.mark.parametrize("named", ["others", SPEC_RECORD, "config"])
 def test_a_model_is_named_by_its_record(tmp_path: Path, named: str) -> None:
-    (message,) = HeldModels().told([instruction({"w": np.ones(3, np.float32)})])
+    (message,) = ClientModels().encode([instruction({"w": np.ones(3, np.float32)})])
     records_of(message.content, ConfigRecord)[SPEC_RECORD][ARRAYS] = named
     with pytest.raises(NotTrained) as raised:
-        HeldModel(tmp_path / "model").whole(message)
+        LastModel(tmp_path / "model").with_whole_model(message)
     assert raised.value.code == FAILED
 
 
 def test_a_server_keeps_the_last_models_alone(tmp_path: Path) -> None:
-    server = HeldModels()
-    (first,) = server.told([instruction({"w": np.zeros(3, np.float32)})])
-    told = told_model(first.content)
+    server = ClientModels()
+    (first,) = server.encode([instruction({"w": np.zeros(3, np.float32)})])
+    told = read_model_statement(first.content)
     assert told is not None
     server.take(7, told.model)
     message = first
-    for number in range(MOST_MODELS):
-        (message,) = server.told([instruction({"w": np.full(3, number + 1, np.float32)}, number=number)])
-    again = told_model(message.content)
+    for number in range(MAX_MODELS):
+        (message,) = server.encode([instruction({"w": np.full(3, number + 1, np.float32)}, number=number)])
+    again = read_model_statement(message.content)
     assert again is not None and not again.difference
     server.take(7, "0" * 64)  # what it never told
 
 
 def test_question_has_one_id_for_any_form_of_its_model() -> None:
     models = [sent for _, sent in walk(1, 3, 4)]
-    server, restarted = HeldModels(), HeldModels()
-    (first,) = server.told([instruction(models[1])])
-    told = told_model(first.content)
+    server, restarted = ClientModels(), ClientModels()
+    (first,) = server.encode([instruction(models[1])])
+    told = read_model_statement(first.content)
     assert told is not None
     server.take(7, told.model)
-    (changed,), (whole,) = (each.told([instruction(models[2], number=2)]) for each in (server, restarted))
-    (again,) = restarted.told([instruction(models[2], number=2)], again=True)
-    (other,) = restarted.told([instruction(models[1], number=2)])
+    (changed,), (whole,) = (each.encode([instruction(models[2], number=2)]) for each in (server, restarted))
+    (again,) = restarted.encode([instruction(models[2], number=2)], again=True)
+    (other,) = restarted.encode([instruction(models[1], number=2)])
     ids = [question_id(each, pack_body(each), 7) for each in (changed, whole, again, other)]
     assert ids[0] == ids[1] and len({*ids}) == 3
 
@@ -408,22 +416,22 @@ def test_a_difference_that_a_device_could_not_use_is_not_begun(tmp_path: Path) -
 
 def test_older_servers_hear_nothing_and_older_devices_get_the_whole(tmp_path: Path) -> None:
     plain = instruction({"w": np.ones(3, np.float32)})
-    message, told = HeldModel(tmp_path / "model").whole(plain)
+    message, told = LastModel(tmp_path / "model").with_whole_model(plain)
     assert message is plain and told is None and not (tmp_path / "model").exists()
-    server = HeldModels()
+    server = ClientModels()
     for number in range(3):  # an older device's replies say nothing
-        (sent,) = server.told([instruction({"w": np.full(3, number, np.float32)}, number=number)])
+        (sent,) = server.encode([instruction({"w": np.full(3, number, np.float32)}, number=number)])
         assert (
             MODEL in records_of(sent.content, ConfigRecord)[SPEC_RECORD] and len(model_of(sent.content)) == 1
         )
-    assert parted(RecordDict({"v": ConfigRecord({})}))[1] == ""
-    assert parted(with_held(RecordDict(), "a"))[1] == "a"
+    assert split_model_report(RecordDict({"v": ConfigRecord({})}))[1] == ""
+    assert split_model_report(with_model_report(RecordDict(), "a"))[1] == "a"
 
 
 def test_questions_and_evaluations_bring_no_model_that_is_kept() -> None:
     message = instruction({"w": np.ones(3, np.float32)})
     records_of(message.content, ConfigRecord)["config"]["fedveil-evaluation"] = "{}"
-    assert HeldModels().told([message]) == [message]
+    assert ClientModels().encode([message]) == [message]
 
 
 # --- in a round ---------------------------------------------------------------------------------------------------
@@ -476,19 +484,19 @@ def test_clients_start_from_the_rounded_model_and_move_the_exact_one(masked: boo
 def test_a_simulation_counts_what_a_link_would_carry(sums: bool) -> None:
     models = [sent for _, sent in walk(2, 3, 4)]
     tally, nodes = Tally(), [2, 3]
-    grid = counted(clients([]) if sums else Answering(), tally, differences=True)
-    server, expected = HeldModels(), 0
+    grid = counting_grid(clients([]) if sums else Answering(), tally, differences=True)
+    server, expected = ClientModels(), 0
     for number, model in enumerate(models):
         asked = [instruction(model, node, number) for node in nodes]
         for message in asked:
             message.content = asked[0].content
-        told = server.told(asked)
+        told = server.encode(asked)
         expected += sum(carried_bytes(each) for each in told)
         if sums:
             grid.sum_replies(asked[0], nodes, SPEC, 1)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             list(grid.send_and_receive(asked))
-        said = told_model(told[0].content)
+        said = read_model_statement(told[0].content)
         assert said is not None
         for node in nodes:
             server.take(node, said.model)
@@ -522,7 +530,7 @@ def test_devices_are_sent_differences_or_the_whole_after_a_loss(
     hearts = make_federation(tmp_path)
 
     def looking(message: Message, count: int) -> None:
-        told = told_model(message.content)
+        told = read_model_statement(message.content)
         if told is None:
             return
         number = read_round(message.content)[1]

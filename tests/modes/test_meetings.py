@@ -2,7 +2,7 @@
 
 A cell runs or is refused. What runs has two rounds whose epsilon dp_accounting composes from the entries of the ledgers, and
 a simulation repeats its model and its ledgers by its seed. What is refused names the reason, and has written nothing.
-`python tests/modes/test_meetings.py` writes the table into docs/architecture.md.
+`python tests/modes/test_meetings.py` writes the table into docs/features.md.
 """
 
 from __future__ import annotations
@@ -506,7 +506,7 @@ def test_real_data_meet_what_a_campaign_tries(feature: str, mode: str, home: Pat
 
 # --- the table in the documentation -------------------------------------------------------------------------------------
 
-PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
+PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 BEGIN, END = "<!-- made by tests/modes/test_meetings.py -->\n", "<!-- end of what is made -->\n"
 
 

@@ -21,7 +21,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.app import Workbench
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.configs.values import MOST_ROUNDS
+from fedveil.configs.values import MAX_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
@@ -38,7 +38,7 @@ from fedveil.questions.client import measured_at
 from fedveil.questions.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
 from fedveil.questions.sums import CELLS, Charge
 from fedveil.questions.wire import evaluation_content, question_of
-from fedveil.run.build import Given, build
+from fedveil.run.build import RunObjects, build
 from fedveil.run.client_instructions import client_settings
 from fedveil.run.unit_plan import unit_plans
 from fedveil.server import masked_sums
@@ -74,7 +74,7 @@ class Remembered(Coins):
 def federation(*overrides: str, task: object | None = None) -> Federation:
     given = ["task=custom", "task.target=object:Coins", "allow_modules=[object]", "num_rounds=4", "audit=off"]
     settings = settings_from_overrides([*given, *COARSE, *overrides])
-    return build(settings, given=Given(task=task or Coins()))
+    return build(settings, objects=RunObjects(task=task or Coins()))
 
 
 def ran(folder: Path, *overrides: str, task: object | None = None) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     with pytest.raises(Refusal, match=words):
         settings = ["task=custom", "task.target=object:Coins", "allow_modules=[object]", "num_rounds=2"]
         coarse = COARSE if not any(each in ("privacy=none",) for each in overrides) else []
-        parts = build(settings_from_overrides([*settings, *coarse, *given]), given=Given(task=Coins()))
+        parts = build(settings_from_overrides([*settings, *coarse, *given]), objects=RunObjects(task=Coins()))
         run_simulation(parts, tmp_path, quiet=True)
 
 
@@ -350,7 +350,9 @@ def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
         patch.setattr(running.run_folder, "keep", killed)
         run_simulation(parts, tmp_path / "killed", quiet=True)
     settings = parts.settings.model_copy(update={"resume": str(tmp_path / "killed")})
-    again = run_simulation(build(settings, given=Given(task=Coins())), tmp_path / "killed", quiet=True).result
+    again = run_simulation(
+        build(settings, objects=RunObjects(task=Coins())), tmp_path / "killed", quiet=True
+    ).result
     assert again["evaluations"] == whole["evaluations"]
     assert len(questions(again["ledger"])) == 2
     assert again["privacy"] == whole["privacy"]
@@ -369,7 +371,7 @@ def test_an_evaluation_has_noise_of_its_own(tmp_path: Path, monkeypatch: pytest.
         Charge, "noised", lambda self, total, row, spec: rows.append(row) or noised(self, total, row, spec)
     )
     ran(tmp_path, "evaluate.clients=every:1", "num_rounds=2", *FREE)
-    assert len(rows) == 2 and not {*rows} & {*range(MOST_ROUNDS + 1)}
+    assert len(rows) == 2 and not {*rows} & {*range(MAX_ROUNDS + 1)}
 
 
 def test_figures_reveal_a_clients_presence_no_better_than_claimed() -> None:

@@ -41,7 +41,7 @@ from fedveil.questions import simulated as asking
 from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here, require_columns
 from fedveil.questions.sums import CELLS
-from fedveil.run.build import Given, build
+from fedveil.run.build import RunObjects, build
 from fedveil.tasks import load_task
 from fedveil.tasks.columns import columns_of
 
@@ -95,7 +95,7 @@ def federation(*overrides: str, task: Any = None) -> Federation:
     given = ["privacy.target_delta=0.005", "privacy.allow_large_delta=true", "privacy.target_epsilon=100000"]
     cohort = [] if any(each.startswith("cohort") for each in overrides) else ["cohort=all"]
     settings = settings_from_overrides([*common, *cohort, *given, *overrides])
-    return build(settings, given=Given(task=task or Ages()))
+    return build(settings, objects=RunObjects(task=task or Ages()))
 
 
 def figure(record: dict[str, Any], name: str) -> dict[str, Any]:

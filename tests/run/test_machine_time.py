@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.run.machine_time import Counter, Moment, since
+from fedveil.run.machine_time import Counter, Moment, time_since
 
 
 def write(folder: Path, name: str, joules: float, turns: float = 200_000.0) -> None:
@@ -19,29 +19,29 @@ def moment(wall: float, **counters: float) -> Moment:
 
 
 def now() -> float:
-    return since(Moment(0.0, 0.0)).wall
+    return time_since(Moment(0.0, 0.0)).wall
 
 
 def test_energy_is_that_of_all_processors_and_of_no_part_twice(tmp_path: Path) -> None:
     write(tmp_path, "intel-rapl:0", 150.0)
     write(tmp_path, "intel-rapl:1", 20.0)  # has begun again since
     write(tmp_path, "intel-rapl:0:0", 70.0)  # the cores of the first
-    used = since(moment(now() - 60, intel_0=100.0, intel_1=199_990.0), tmp_path)
+    used = time_since(moment(now() - 60, intel_0=100.0, intel_1=199_990.0), tmp_path)
     assert used.joules == pytest.approx(50.0 + 30.0) and used.wall == pytest.approx(60, abs=5)
 
 
 def test_a_counter_that_may_have_turned_over_is_not_believed(tmp_path: Path) -> None:
     write(tmp_path, "intel-rapl:0", 150.0)
-    assert since(moment(now() - 60, intel_0=100.0), tmp_path).joules == pytest.approx(50.0)
-    assert since(moment(now() - 300, intel_0=100.0), tmp_path).joules is None
+    assert time_since(moment(now() - 60, intel_0=100.0), tmp_path).joules == pytest.approx(50.0)
+    assert time_since(moment(now() - 300, intel_0=100.0), tmp_path).joules is None
 
 
 def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
-    assert since(moment(now()), tmp_path / "none").joules is None
+    assert time_since(moment(now()), tmp_path / "none").joules is None
     write(tmp_path, "intel-rapl:0", 150.0)
-    assert since(moment(now()), tmp_path).joules is None  # it was not readable when the run began
+    assert time_since(moment(now()), tmp_path).joules is None  # it was not readable when the run began
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("many")
-    assert since(moment(now(), intel_0=1.0), tmp_path).joules is None
+    assert time_since(moment(now(), intel_0=1.0), tmp_path).joules is None
 
 
 @pytest.mark.campaign

@@ -22,7 +22,7 @@ from fedveil.privacy.accounting.renyi_filter import admits
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.book import read_events
 from fedveil.run import record_ledgers
-from fedveil.run.build import Given, build
+from fedveil.run.build import RunObjects, build
 from fedveil.run.client_instructions import client_settings
 from fedveil.strategies.record_plan import record_plan
 from fedveil.tasks.classification import softmax_regression
@@ -96,7 +96,7 @@ def test_clients_that_share_a_noise_afford_every_round_of_the_plan(tmp_path: Pat
     """One record more than whole batches is a step more, for which the noise of fewer records is too little."""
     task = ["task=custom", "task.target=object:Uneven", "allow_modules=[object]", "batch_size=10"]
     keys = [*task, "privacy=record", "privacy.target_delta=1e-3", "cohort=all", "num_rounds=5"]
-    parts = build(settings_from_overrides(keys), given=Given(Uneven(41)))
+    parts = build(settings_from_overrides(keys), objects=RunObjects(Uneven(41)))
     told = client_settings(parts, tmp_path)
     record = told.record
     assert record is not None and len(record.noise_by_records) <= MAX_NOISE_LEVELS < len(parts.mode.sizes)

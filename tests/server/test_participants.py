@@ -20,7 +20,7 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, beside
+from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, canary_cohort
 from fedveil.strategies.registry import make_strategy
 
 REAL = list(range(2, 42))
@@ -60,7 +60,7 @@ def test_real_clients_are_drawn_as_without_canaries(cohort: Cohort, here: bool) 
     rates = [np.mean([len(each) / of for each in cohorts]) for cohorts, of in ((plain, 40), (dummies, 80))]
     assert rates[1] == pytest.approx(rates[0], abs=0.02)
     assert made.expected == cohort.expected_size(40)
-    asked = [made.asked(each) for each in drawn]
+    asked = [made.over_grid(each) for each in drawn]
     assert asked == (plain if here else drawn)
 
 
@@ -71,7 +71,7 @@ def test_canaries_stay_who_they_are_when_clients_come_and_go() -> None:
     made.renew(REAL[:16], ALL_ANSWERS)
     after = made.draw(Randomness(1).stream("cohort", 1))
     assert len(made.dummies(before)) == 16 and len(made.dummies(after)) == 40  # one of five, then one of two
-    assert set(made.real(after)) <= set(REAL[:16]) and made.some(3) == REAL[:3]
+    assert set(made.real(after)) <= set(REAL[:16]) and made.first_nodes(3) == REAL[:3]
 
 
 def test_canaries_stay_though_clients_changed_before_the_first_draw() -> None:
@@ -120,8 +120,12 @@ def test_answering_canaries_are_weighed_and_not_in_the_model(tmp_path: Path) -> 
 
 
 def test_a_rule_with_a_size_is_scaled_and_always_draws_one() -> None:
-    assert beside(Fixed(10), 100, 30) == Fixed(3) == beside(OverSelected(Fixed(10), Fixed(5)), 100, 30)
-    assert beside(Fixed(1), 100, 30) == Fixed(1)
-    assert beside(OverSelected(Fixed(10), Fixed(5)), 8, 30) == Fixed(30)
-    assert beside(MinSeparation(10, 4, 2), 100, 50) == MinSeparation(5, 4, 2)
-    assert beside(OverSelected(Poisson(0.5), Poisson(0.2)), 100, 30) == Poisson(0.5)
+    assert (
+        canary_cohort(Fixed(10), 100, 30)
+        == Fixed(3)
+        == canary_cohort(OverSelected(Fixed(10), Fixed(5)), 100, 30)
+    )
+    assert canary_cohort(Fixed(1), 100, 30) == Fixed(1)
+    assert canary_cohort(OverSelected(Fixed(10), Fixed(5)), 8, 30) == Fixed(30)
+    assert canary_cohort(MinSeparation(10, 4, 2), 100, 50) == MinSeparation(5, 4, 2)
+    assert canary_cohort(OverSelected(Poisson(0.5), Poisson(0.2)), 100, 30) == Poisson(0.5)

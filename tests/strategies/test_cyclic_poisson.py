@@ -24,7 +24,13 @@ from fedveil.privacy.plan import Plan
 from fedveil.run.build import build
 from fedveil.run.sum_plan import best_groups
 from fedveil.server.accounts import MECHANISM
-from fedveil.strategies.cohorts import CyclicPoisson, MinSeparation, Poisson, likely_participations, seen
+from fedveil.strategies.cohorts import (
+    CyclicPoisson,
+    MinSeparation,
+    Poisson,
+    likely_participations,
+    with_label,
+)
 
 ASKED = (
     "cohort=cyclic_poisson",
@@ -90,8 +96,8 @@ def test_with_one_group_it_is_todays_poisson() -> None:
 def test_what_it_counts_on() -> None:
     cohort = CyclicPoisson(0.05, 8)
     assert cohort.event(GaussianDpEvent(2.0)) == PoissonSampledDpEvent(0.4, GaussianDpEvent(2.0))
-    assert seen(cohort, "none: seen").event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
-    assert seen(cohort, "none: seen").name == "none: seen"
+    assert with_label(cohort, "none: seen").event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
+    assert with_label(cohort, "none: seen").name == "none: seen"
     assert cohort.expected_size(1000) == 50
     assert 5 <= likely_participations(cohort, 1000, 80) <= 10
     with pytest.raises(Refusal, match=r"groups=21: .* at most 20"):

@@ -17,13 +17,13 @@ from flwr.app import ConfigRecord
 from fedveil.base.tensor_file import safetensors_parts
 from fedveil.cli.report import bundle
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
-from fedveil.deployment.device.receipts import MOST, give_receipt, receipt_for
+from fedveil.deployment.device.receipts import MAX_OPENINGS, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
 from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.messages.flower_adapter import records_of
-from fedveil.messages.run_over import MOST_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
+from fedveil.messages.run_over import MAX_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
@@ -231,18 +231,18 @@ def test_a_device_gives_one_receipt_a_run(
 def test_openings_do_not_fill_a_disk(tmp_path: Path) -> None:
     folder = tmp_path / "receipts"
     folder.mkdir()
-    for number in range(MOST + 3):
+    for number in range(MAX_OPENINGS + 3):
         (folder / f"{number}.json").touch()
     (folder / "signed").touch()
     give_receipt(tmp_path, RunDescription("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
-    assert len(list(folder.glob("*.json"))) == MOST and (folder / f"{MANIFEST}.json").exists()
+    assert len(list(folder.glob("*.json"))) == MAX_OPENINGS and (folder / f"{MANIFEST}.json").exists()
 
 
 def test_no_receipt_of_a_run_that_was_not_closed_and_none_from_a_bomb(world: World) -> None:
     assert receipt_for(world.device("boston"), replace(OVER, manifest="", listed="")) is None
     for wrong in ("../../etc/passwd", "5F" * 32, "5f" * 31):
         assert read_over(message_to(2, replace(OVER, manifest=wrong))) is None
-    assert read_over(message_to(2, replace(OVER, listed="0" * (MOST_MANIFEST + 1)))) is None
+    assert read_over(message_to(2, replace(OVER, listed="0" * (MAX_MANIFEST + 1)))) is None
     reply = reply_with(None, message_to(2, OVER))
     assert read_receipt(reply) is None
     for fields in ({"commitment": b"1" * 31, "signature": b"2" * 64}, {"commitment": "1", "signature": 2}):

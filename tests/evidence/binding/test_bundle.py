@@ -42,14 +42,14 @@ from fedveil.evidence.binding.signatures import (
     signatures_text,
 )
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.evidence.shown import differences, pointed, shown
+from fedveil.evidence.page_text import differences, pointed, shown
 from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.run.files import MANIFEST, RESULT
-from fedveil.run.manifest import hashes, read_manifest, tells_counts
+from fedveil.run.manifest import hashes, read_manifest, reveals_counts
 from fedveil.simulations.simulate import simulate
 
 OFFICER = "data protection officer"
@@ -282,7 +282,7 @@ def test_rows_of_real_clients_under_a_trusted_server_tell_counts(
     tmp_path: Path, data: str, seconds: float | None, tells: bool
 ) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"data": data, "seconds": seconds}))
-    assert tells_counts(tmp_path) is tells  # whether or not the operator's file still lies there
+    assert reveals_counts(tmp_path) is tells  # whether or not the operator's file still lies there
 
 
 def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
@@ -291,7 +291,7 @@ def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
     from fedveil.run import manifest
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "tells_counts", lambda run: True)
+        patch.setattr(manifest, "reveals_counts", lambda run: True)
         bundle(made.run, tmp_path / "without", [])
         bundle(made.run, tmp_path / "with", [], with_audit_rows=True)
     assert not (tmp_path / "without" / "audit.npy").exists() and (tmp_path / "with" / "audit.npy").exists()

@@ -26,7 +26,7 @@ from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.privacy.statistics.prefixes import Prefixes
 from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here
-from fedveil.run.build import Given, build
+from fedveil.run.build import RunObjects, build
 
 Ages = runpy.run_path(str(Path(__file__).parents[2] / "questions/test_question_plan.py"))["Ages"]
 LETTERS, DRAWS, CLIENTS, ROWS = "abcdefgh", 1000, 30, 12
@@ -59,7 +59,7 @@ def federation(*overrides: str, mode: str = "client_central", task: Any = None) 
     common = ["task=custom", "task.target=object:Notes", "allow_modules=[object]", "cohort=all"]
     given = ["privacy.target_delta=0.005", "privacy.target_epsilon=100000", "privacy.allow_large_delta=true"]
     settings = settings_from_overrides([*common, f"privacy={mode}", *given, *overrides])
-    return build(settings, given=Given(task=task or Notes()))
+    return build(settings, objects=RunObjects(task=task or Notes()))
 
 
 def reservations(folder: Path) -> list[dict[str, Any]]:
