@@ -108,14 +108,14 @@ MUTATIONS = {
         "math.ceil(round(float(value) * scale, 6))",
         "math.floor(round(float(value) * scale, 6))",
         "evidence/test_shown.py",
-        "never_shown_smaller",
+        "epsilon_is_never_rounded_down",
     ),
     "a report of files that were changed does not say so": Mutation(
         "run/run_files.py",
         "    return [name for name in READ if name in named and _hash(folder / name) != named[name]]",
         "    return []",
         "evidence/test_content.py",
-        "held_against_its_close",
+        "run_is_compared_with_its_close",
     ),
     "verify calls a run verified that nothing binds": Mutation(
         "cli/verify.py",
@@ -318,7 +318,7 @@ MUTATIONS = {
         "if not _same(known[key], _number(row[column])):",
         "if False:",
         BUNDLED_TESTS,
-        "allows_is_recomputed",
+        "epsilon_is_recomputed_under_valid_hashes",
     ),
     "verify believes the verdict of an audit": Mutation(
         "evidence/binding/verify.py",
@@ -353,7 +353,7 @@ MUTATIONS = {
         "if not asked_by_own_name(self.headers):",
         "if False:",
         "evidence/test_live.py",
-        "by_another_name",
+        "request_under_another_name_is_refused",
     ),
     "numbers are told to whoever rebinds a name": Mutation(
         "deployment/prometheus.py",
@@ -367,7 +367,7 @@ MUTATIONS = {
         "rows_of(folder / METRICS)",
         'rows_of(folder / "operator.jsonl")',
         "evidence/test_content.py",
-        "only_an_operator",
+        "operators_file_is_not_read",
     ),
     "verify believes a report of answers": Mutation(
         "cli/verify.py",
@@ -381,7 +381,7 @@ MUTATIONS = {
         '+ ([("--head", head)] if head else [])',
         "",
         BUNDLED_TESTS,
-        "known_head",
+        "later_head_is_looked_for",
     ),
     "what was overdrawn before the budget grew is not found": Mutation(
         "privacy/ledger/book.py",
@@ -542,7 +542,7 @@ MUTATIONS = {
         "query_events(federation, num_rounds)",
         "[]",
         EVALUATION_TESTS,
-        "the_target_is_kept",
+        "plan_has_the_cost_of_evaluations_within_the_target",
     ),
     "an evaluation has the noise of its round": Mutation(
         "server/query_rows.py",
@@ -556,7 +556,7 @@ MUTATIONS = {
         "self.clipping_norm is not None and not self.clipping_norm >= LEAST_NORM",
         "self.clipping_norm is not None and self.clipping_norm == 0",
         "privacy/mechanisms/test_private_sum.py",
-        "of_which_no_grid",
+        "norm_without_a_possible_grid_is_refused",
     ),
     "a failure on hidden records is given back": Mutation(
         "deployment/device/device_ledger.py",
@@ -570,7 +570,7 @@ MUTATIONS = {
         "        except TaskFailed:\n            if len(rows)",
         "        except ZeroDivisionError:\n            if len(rows)",
         "client/dp_sgd/test_train.py",
-        "not_finite",
+        "(not_finite or infinite_gradient_adds_nothing)",
     ),
     "a simulated client fails in an encrypted sum whose task fails": Mutation(
         "client/app.py",
@@ -647,21 +647,21 @@ MUTATIONS = {
         "if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:",
         "if False:",
         "deployment/device/test_evaluation.py",
-        "not_the_evaluations_own",
+        "foreign_parts_of_an_evaluation_are_refused",
     ),
     "records are measured apart in training mode alone": Mutation(
         "tasks/independence.py",
         "    probe.model.eval()\n",
         "",
         RECORD_EVALUATION_TESTS,
-        "only_where_they_are_measured",
+        "metric_mixing_records_is_refused",
     ),
     "metrics may go by what was measured before": Mutation(
         "tasks/independence.py",
         "    if first != again:",
         "    if not first:",
         RECORD_EVALUATION_TESTS,
-        "only_where_they_are_measured",
+        "metric_mixing_records_is_refused",
     ),
     "a record that is not there moves another one out of training": Mutation(
         "privacy/statistics/held_rows.py",
@@ -752,7 +752,7 @@ MUTATIONS = {
         "    plan = plan.calibrate(budget, other_events)\n",
         "    plan = plan.calibrate(budget)\n",
         "adapters/test_protect.py",
-        "kept_with_them_in",
+        "evaluations_are_charged_within_the_budget",
     ),
     "columns are read in another order where they arrive": Mutation(
         "privacy/statistics/inquiry.py",
@@ -955,7 +955,7 @@ MUTATIONS = {
         "id(parameter) not in given for",
         "False for",
         "tasks/test_optimizers.py",
-        "cannot_train",
+        "optimizer_unfit_for_the_model_is_refused",
     ),
     "a device trains by keywords that torch has for other ends": Mutation(
         "tasks/optimizers.py",
@@ -1109,7 +1109,7 @@ MUTATIONS = {
         "infinite = DROPPED + ROUNDED * times - ",
         "infinite = DROPPED - ",
         "privacy/accounting/test_loss_distributions.py",
-        "what_rounding_takes",
+        "rounding_losses_of_many_rounds_count",
     ),
     "what a composition drops is lost": Mutation(
         "privacy/accounting/loss_distributions.py",
@@ -1326,7 +1326,7 @@ MUTATIONS = {
         "if not verify_signature(",
         "if verify_signature is None and not verify_signature(",
         "links/flower/test_tls_proxy.py",
-        "a_signature_is_of_the_time",
+        "signature_covers_the_time_in_its_header",
     ),
     "a body in pieces has no bound": Mutation(
         "links/flower/tls_proxy.py",
@@ -1340,7 +1340,7 @@ MUTATIONS = {
         "if name in begun:",
         "if False:",
         "links/flower/test_device_end.py",
-        "begun_before_a_restart",
+        "question_started_before_a_restart_is_not_repeated",
     ),
     "a bundle of another authority is used": Mutation(
         "configs/bundle_files.py",
@@ -1375,14 +1375,14 @@ MUTATIONS = {
         "or _renewed(progress, private, around)",
         "",
         "deployment/test_serve.py",
-        "from_the_next_round_on and central",
+        "revocations_and_admissions_count_from_the_next_round and central",
     ),
     "a sum is prepared under a roster that is over": Mutation(
         "server/secure_sum.py",
         " and self._roster == masking.roster.hash",
         "",
         "server/test_secure_sum.py",
-        "prepared_under",
+        "preparation_under_another_roster_is_abandoned",
     ),
     "a message may be as deep as it likes": Mutation(
         "base/bounded_decoding.py",
@@ -1480,7 +1480,7 @@ MUTATIONS = {
         "            note_roster(progress.run.folder, roster, progress.state.round + 1)\n",
         "            pass\n",
         "deployment/test_serve.py",
-        "is_new_is_so",
+        "revocations_and_admissions_count_from_the_next_round",
     ),
     "a roster that does not come by a proposal is held to no demand": Mutation(
         "deployment/device/client_bundle.py",
@@ -1578,7 +1578,7 @@ MUTATIONS = {
         "    if SPEC_RECORD in records and OVER in records:\n",
         "    if False:\n",
         "links/test_server_log.py",
-        "final_model_is_not_told",
+        "final_model_is_logged_as_no_start_of_a_round",
     ),
     "two final models of one run in a log pass for one story": Mutation(
         "links/server_log.py",
@@ -1592,7 +1592,7 @@ MUTATIONS = {
         "            if not is_logged:\n",
         "            if False:\n",
         "links/test_server_log.py",
-        "held_against_the_log",
+        "contents_of_an_instruction_are_compared_with_the_log",
     ),
     "the log tells which cohorts were empty": Mutation(
         "server/participants.py",
@@ -1627,7 +1627,7 @@ MUTATIONS = {
         "            elif policy.require_log or policy.witnessed_by_at_least or self._log.head is not None:\n",
         "            elif False:\n",
         "links/test_server_log.py",
-        "never_content_without",
+        "device_with_a_log_copy_always_demands_one",
     ),
     "an owner's witnesses may be fewer than the owner demands": Mutation(
         "deployment/device/log_witnesses.py",
@@ -1697,7 +1697,7 @@ MUTATIONS = {
         "        if info.message_imprint.message != asked.message_imprint.message or info.nonce != asked.nonce:\n",
         "        if False:\n",
         "evidence/binding/test_witnesses.py",
-        "told_in_a_sentence",
+        "run_without_a_stamp_is_reported_in_a_sentence",
     ),
     "a time stamp is of any manifest": Mutation(
         "evidence/binding/time_stamp.py",
@@ -1921,7 +1921,7 @@ MUTATIONS = {
         "            path.unlink()\n",
         "            path.with_suffix('.pub').unlink()\n",
         "deployment/test_provision.py",
-        "leaves_beside_the_keys",
+        "leftovers_of_a_power_cut_stop_nothing",
     ),
     "a member without a place in the file": Mutation(
         "deployment/provision.py",
@@ -1949,7 +1949,7 @@ MUTATIONS = {
         "if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):",
         "if not reply.ca:",
         "deployment/test_enrolment.py",
-        "stands_in_between",
+        "token_stays_hidden_from_a_man_in_the_middle",
     ),
     "a device follows a rollover that the old key did not sign": Mutation(
         "privacy/secagg/rollover.py",
@@ -2082,7 +2082,7 @@ MUTATIONS = {
         "if not objection and policy.approve_rosters and _approved(state) != change.hash:",
         "if False:",
         "deployment/device/test_roster_changes.py",
-        "wait_for_their_owner",
+        "changed_members_wait_for_a_demanding_owner",
     ),
     "a cohort without the owner's peers is joined": Mutation(
         "privacy/secagg/client.py",
@@ -2194,14 +2194,14 @@ MUTATIONS = {
         "    _warn_of_own_scale(federation)\n",
         "    pass\n",
         "tasks/test_own_scale.py",
-        "who_has_the_data",
+        "owner_of_the_data_is_warned",
     ),
     "a hidden client is warned of its own scale": Mutation(
         "run/prepare.py",
         "    elif pooled and not all(scales):",
         "    elif pooled:",
         "tasks/test_own_scale.py",
-        "who_has_the_data",
+        "owner_of_the_data_is_warned",
     ),
     "declared bounds are taken for the data's own": Mutation(
         "tasks/own_scale.py",
@@ -2355,7 +2355,7 @@ MUTATIONS = {
         "        for where, names, values in kept:\n",
         "        for where, names, values in []:\n",
         "end_to_end/test_preconditions.py",
-        "remembers",
+        "memory_of_one_client_does_not_reach_the_next",
     ),
     "protect accepts any delta": Mutation(
         "adapters/protect.py",
@@ -2446,7 +2446,7 @@ MUTATIONS = {
         "    if not federation.mode.hides_counts:\n        return counts",
         "    if True:\n        return counts",
         "end_to_end/test_preconditions.py",
-        "whoever and central",
+        "public_outputs_of_a_run_do_not_depend_on_the_draw and central",
     ),
     "everybody may read the operator's file": Mutation(
         "base/durable_files.py",
@@ -2495,21 +2495,21 @@ MUTATIONS = {
         "if check is not Check.DRAW}",
         "}",
         "audit/test_auditor.py",
-        "secret_changes_nothing or p_value_of_a_secret",
+        "size_of_a_secret_draw_changes_no_displayed_figure or p_value_of_a_secret",
     ),
     "an alarm tells how many were drawn in secret": Mutation(
         "privacy/audit/alarms.py",
         "state.limit(test) if test is Check.DRAW else p, state.limit(test)",
         "p, state.limit(test)",
         "audit/test_auditor.py",
-        "secret_changes_nothing",
+        "size_of_a_secret_draw_changes_no_displayed_figure",
     ),
     "a packed base travels": Mutation(
         "tasks/arrays.py",
         'bool(getattr(module, "track_running_stats", any(own)))',
         "True",
         "tasks/test_arrays.py",
-        "follows_from_the_model_alone",
+        "sent_arrays_follow_from_the_model_alone",
     ),
     "a base that training moved stays in the process": Mutation(
         "client/app.py",
@@ -2649,7 +2649,7 @@ MUTATIONS = {
         "max_grad_norm=joint.terms.max_grad_norm * factor",
         "max_grad_norm=joint.terms.max_grad_norm",
         "server/test_compression.py",
-        "what_is_kept_of_its_norm",
+        "record_is_clipped_by_its_compressed_norm",
     ),
     "gain forgotten": Mutation(
         "privacy/mechanisms/compression.py",
@@ -2677,7 +2677,7 @@ MUTATIONS = {
         'raise ValueError("arrays of another model")',
         "pass",
         DIFFERENCE_TESTS,
-        "arrays_beside_a_difference",
+        "further_arrays_of_a_difference_are_not_trained_on",
     ),
     "a difference may unpack to any size": Mutation(
         "messages/model_difference.py",
@@ -2698,7 +2698,7 @@ MUTATIONS = {
         "in (NOT_ELIGIBLE, NO_BASE)",
         "== NOT_ELIGIBLE",
         DIFFERENCE_TESTS,
-        "is_not_begun",
+        "unusable_difference_is_not_started",
     ),
     "a status takes each unit for the client": Mutation(
         "deployment/watch.py",
@@ -2796,7 +2796,7 @@ MUTATIONS = {
         "    num_evaluations += settings.scored_at_clients and (num_rounds is None or num_rounds > rounds_after_tuning)\n",
         "",
         "run/test_tuning.py",
-        "a_target_is_kept",
+        "target_includes_the_scores",
     ),
     "scores that noise leaves together are asked": Mutation(
         "questions/evaluation_plan.py",
@@ -3055,7 +3055,7 @@ MUTATIONS = {
         "    return own or {",
         "    return {",
         "deployment/test_serve.py",
-        "each_folder",
+        "each_ledger_folder_of_a_server_must_match_its_own_runs",
     ),
     "a restored server charges before its devices report": Mutation(
         "deployment/pace.py",
@@ -3160,7 +3160,7 @@ MUTATIONS = {
         "if len(signed.intersection(agreed.neighbours(other))) < enough",
         "if False",
         "privacy/secagg/test_attacks.py",
-        "the_server_made_up",
+        "invented_survivor_is_refused",
     ),
     "a hybrid key of X25519 alone": Mutation(
         "privacy/secagg/hybrid.py",
@@ -3237,7 +3237,7 @@ MUTATIONS = {
         "if not own <= set(attempt.complained):",
         "if not own <= set(attempt.accused):",
         "privacy/secagg/test_attacks.py",
-        "complaint_that_was_made",
+        "mask_is_omitted_only_for_a_real_complaint",
     ),
     "masks left out that nobody confirms": Mutation(
         "privacy/secagg/transcript.py",
@@ -3384,7 +3384,7 @@ MUTATIONS = {
         "(spread,) = values([polynomial(_ONE, len(points) - threshold)], points)",
         "spread = [1] * len(points)",
         "privacy/secagg/test_cheats.py",
-        "leave_a_seed_as_it_is",
+        "wrong_shares_of_an_unchanged_seed_are_detected",
     ),
     "shares of few believed together": Mutation(
         "privacy/secagg/reveals.py",
@@ -3398,7 +3398,7 @@ MUTATIONS = {
         "return seed_commitment(self.claims[owner].label, seed) == self.deals[owner].seed",
         "return True",
         "privacy/secagg/test_cheats.py",
-        "reveal_wrong_shares or whoever_reveals",
+        "reveal_wrong_shares or revealer_of_a_wrong_share_alone_is_named",
     ),
     "wrong shares counted among answers that are enough": Mutation(
         "privacy/secagg/server.py",
@@ -3678,7 +3678,7 @@ MUTATIONS = {
         "return float(booked >= BOOKED *",
         "return float(booked >= 0 *",
         "audit/test_auditor.py",
-        "counts_less",
+        "ledger_with_less_than_the_releases_raises_an_alarm",
     ),
     "a round loop that meets no demand of its observer": Mutation(
         "run/run.py",
@@ -3797,7 +3797,7 @@ MUTATIONS = {
         "            if set(paths) <= set(map(record.ledger_path, names.values())):",
         "            if True:",
         "run/test_record_ledgers.py",
-        "unlisted_client_ledgers_are_found_by_their_data",
+        "unlisted_client_ledgers_are_recognised_by_their_data",
     ),
     "coins of a large population come up at another rate": Mutation(
         "strategies/draws.py",

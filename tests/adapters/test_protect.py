@@ -203,7 +203,7 @@ def test_protect_makes_the_refusals_of_the_command_line(
     assert not list(home.glob("home/**/*")) and not list(Path().iterdir())
 
 
-def test_what_is_accepted_by_name_runs(caplog: pytest.LogCaptureFixture) -> None:
+def test_explicitly_accepted_run_trains(caplog: pytest.LogCaptureFixture) -> None:
     run(grid_of(), budget=budget(0.9), allow_large_delta=True)
     assert "target_delta=0.9 permits to publish one of the 40 clients in full" in caplog.text
     result, _ = run(grid_of(clients=20), population=20, accept_vacuous=True, data_id="few")
@@ -290,7 +290,7 @@ def operators(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5), Poisson(0.5, secret=False)])
-def test_who_answers_is_for_the_operator_alone(
+def test_list_of_answering_clients_is_for_the_operator_alone(
     home: Path, caplog: pytest.LogCaptureFixture, cohort: Cohort
 ) -> None:
     """An epsilon may rely on the draw, and a client's failure depend on its data."""
@@ -342,7 +342,7 @@ def test_a_draw_of_nobody_does_not_end_a_run() -> None:
     assert protected.ended is None and len(protected.grid.rounds) == 3
 
 
-def test_clients_are_not_asked_to_evaluate_and_it_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_are_not_sent_evaluations_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     result, _ = run(grid_of())
     assert not result.evaluate_metrics_clientapp
     assert caplog.text.count("clients do not evaluate, since") == 1
@@ -396,7 +396,7 @@ def test_an_app_that_evaluates_at_clients_has_a_metric_again(caplog: pytest.LogC
     assert protected.ended is None
 
 
-def test_evaluations_are_charged_and_the_budget_is_kept_with_them_in(home: Path) -> None:
+def test_evaluations_are_charged_within_the_budget(home: Path) -> None:
     asked = ClientEvaluation("eval_acc")
     result, protected = run(evaluating(lambda _: 0.5), evaluate=asked)
     assert set(result.evaluate_metrics_clientapp) <= {

@@ -144,7 +144,7 @@ def test_note_writes_it_down_and_goes_on(tmp_path: Path) -> None:
     assert {each["round"] for each in outcome.result["audit"]["alarms"]} == {4, 5}
 
 
-def test_a_ledger_that_counts_less_than_was_released_is_seen(
+def test_ledger_with_less_than_the_releases_raises_an_alarm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No chance is in it, so that one look is enough; the audit counts on its own what the sums cost."""
@@ -169,9 +169,7 @@ def test_draw_is_checked_under_over_selection(accounted: str, exit_code: int, tm
 
 
 @pytest.mark.parametrize("counts", [(24, 36), (70, 90)], ids=["no alarm", "an alarm"])
-def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
-    counts: tuple[int, int], tmp_path: Path
-) -> None:
+def test_size_of_a_secret_draw_changes_no_displayed_figure(counts: tuple[int, int], tmp_path: Path) -> None:
     """Two rounds with one released sum and other numbers of clients: an exact p-value of the draw would tell them apart."""
     layers = [np.random.default_rng(1).standard_normal(310)]
     terms = AuditTerms(100, 0.01, dimension=310, delta=1e-4, clients=100)

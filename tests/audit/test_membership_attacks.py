@@ -59,7 +59,7 @@ def attacked(epochs: int) -> Attacked:
 
 
 @pytest.mark.parametrize("attack", EACH)
-def test_a_model_that_overfits_is_found_out(attack: str) -> None:
+def test_overfitting_model_is_detected(attack: str) -> None:
     scores = ATTACKS[attack](attacked(40), 4)
     found = measured(scores[:RECORDS], scores[RECORDS:])
     assert found["AUC"].low > 0.8

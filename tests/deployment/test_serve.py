@@ -569,7 +569,7 @@ def test_restored_server_ends_after_one_charge_and_then_before_any(
 
 
 @pytest.mark.parametrize(("count", "code"), [(1, 0), (3, 1)])
-def test_a_few_devices_that_have_seen_another_log_end_no_run(hearts: Path, count: int, code: int) -> None:
+def test_few_devices_with_another_log_end_no_run(hearts: Path, count: int, code: int) -> None:
     """Their owners have not yet accepted a lost log, or they lie; the others are away for a round."""
 
     def fault(message: Message, before: int) -> Message | None:
@@ -583,7 +583,7 @@ def test_a_few_devices_that_have_seen_another_log_end_no_run(hearts: Path, count
     assert result["rounds_abandoned"] == 1
 
 
-def test_each_folder_of_a_servers_ledgers_is_held_to_its_own_runs(hearts: Path, tmp_path: Path) -> None:
+def test_each_ledger_folder_of_a_server_must_match_its_own_runs(hearts: Path, tmp_path: Path) -> None:
     one, other = (*CENTRAL, "num_rounds=1"), f"ledger.dir={tmp_path / 'other'}"
     assert served(hearts, *one, "run=here")[0] == 0
     with pytest.raises(Refusal, match="which run here left"):  # an empty folder would start at zero
@@ -655,7 +655,7 @@ def test_rounds_below_the_quorum_release_nothing_and_end_the_run(hearts: Path) -
     assert code == 0 and {(each.run, len(each.model)) for each in grid.told} == {("second", 0)}
 
 
-def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> None:
+def test_link_is_the_one_of_the_bundles(hearts: Path) -> None:
     with pytest.raises(
         Refusal, match="link='flower': the bundles of this federation were made for link=grpc"
     ):
@@ -837,7 +837,7 @@ def changing(at: int, change: Callable[[], None]) -> Any:
 @pytest.mark.parametrize(
     ("mode", "audit"), [(CENTRAL, FULL), (MASKED, ())], ids=["central, with canaries", "masked"]
 )
-def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
+def test_revocations_and_admissions_count_from_the_next_round(
     mode: tuple[str, ...], audit: tuple[str, ...], hearts: Path, tmp_path: Path
 ) -> None:
     grid = Devices(hearts / "clients")
@@ -971,7 +971,7 @@ def test_status_names_unit_and_epsilon_of_records_of_one_sum(
     assert "records: no round has ended yet; at most epsilon 6 at delta 1e-05" in capsys.readouterr().out
 
 
-def test_a_server_that_was_killed_is_said_to_be(
+def test_status_names_a_killed_server(
     spring: Spring, hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Refusal, match="no server has run there"):
@@ -1042,7 +1042,7 @@ def test_numbers_for_prometheus(spring: Spring) -> None:
     assert float(samples['fedveil_epsilon_spent{unit="client"}']) > 0
 
 
-def test_what_a_label_may_hold_is_escaped_and_infinity_has_its_word() -> None:
+def test_labels_are_escaped_and_infinity_has_its_word() -> None:
     status = {
         **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned", "untrue"), 0),
         "clients": [],

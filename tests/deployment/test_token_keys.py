@@ -95,7 +95,7 @@ def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
     assert revoke(desk, "c-1").register.version == 4
 
 
-def test_a_pin_that_nobody_gives_is_asked_for_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pin_is_requested_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDVEIL_PIN", raising=False)
     with pytest.raises(Refusal, match="requires a PIN; set FEDVEIL_PIN"):
         _pin(TokenChoice("libsofthsm2.so", "hearts"))

@@ -299,7 +299,7 @@ def test_running_server_takes_revocations_newcomers_and_certificates(world: Worl
 
 
 @pytest.mark.campaign
-def test_over_flowers_link_a_client_is_told_of_the_end_as_well(tmp_path: Path) -> None:
+def test_client_on_flowers_link_gets_the_end_as_well(tmp_path: Path) -> None:
     with SERVED["serving"](World, tmp_path, "flower") as world:
         asked = ("privacy.target_epsilon=3", "num_rounds=1", "run=flower", "link.clients=1")
         server = world.server(*asked, "link.deadline=60")

@@ -88,7 +88,7 @@ def test_a_round_with_too_few_releases_nothing_and_stays_charged(tmp_path: Path)
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_who_cheats_is_named_wherever_a_run_is_told_of(
+def test_cheat_is_named_in_every_report_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: Any
 ) -> None:
     true = Identity.participant
@@ -210,7 +210,7 @@ def test_every_strategy_that_averages_goes_on_after_an_empty_round(tmp_path: Pat
         ),
     ],
 )
-def test_what_cannot_be_kept_is_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
+def test_impossible_promise_is_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
     with pytest.raises(Refusal) as refusal:
         run(tmp_path, *overrides)
     assert refusal.value.field == field

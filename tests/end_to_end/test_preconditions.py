@@ -266,7 +266,7 @@ def by_messages(bench: Workbench, clients: list[int]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("where", ["buffer", "number", "list", "late"])
 @pytest.mark.parametrize("engine", [in_place, by_messages])
-def test_what_a_model_remembers_of_one_client_does_not_reach_the_next(engine: Any, where: str) -> None:
+def test_memory_of_one_client_does_not_reach_the_next(engine: Any, where: str) -> None:
     alone, after = engine(bench_of(where), [1]), engine(bench_of(where), [0, 1])
     assert alone.keys() == after.keys()
     for name, value in alone.items():
@@ -501,7 +501,7 @@ def wards(tmp_path_factory: pytest.TempPathFactory) -> Wards:
 
 @pytest.mark.parametrize("case", ["in", "fails"])
 @pytest.mark.parametrize("mode", SECRETS)
-def test_what_others_read_of_a_run_is_the_same_whoever_was_drawn(
+def test_public_outputs_of_a_run_do_not_depend_on_the_draw(
     mode: str, case: str, wards: Wards, commands: Any
 ) -> None:
     (code, without), (other, drawn) = (wards.run(commands, mode, each) for each in ("out", case))

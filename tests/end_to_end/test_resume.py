@@ -472,7 +472,7 @@ def fill(path: Path, leave: int) -> None:
         file.truncate(max(0, file.tell() - leave))
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_training(commands: Any) -> None:
+def test_impossible_folder_is_refused_before_training(commands: Any) -> None:
     (commands.folder / "file").write_text("")
     for folder in ("file/run", "/proc/fedveil"):
         code, command = commands.run("simulate", *started("fedavg"), f"hydra.run.dir={folder}")

@@ -521,7 +521,7 @@ def test_second_real_run_plans_on_the_rest_and_a_third_is_refused(
         (["task.held_out=private"], True, False),
     ],
 )
-def test_beside_real_data_only_public_held_out_data_are_evaluated(
+def test_real_data_allow_only_public_held_out_data(
     tmp_path: Path,
     hospitals: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -540,7 +540,7 @@ def test_beside_real_data_only_public_held_out_data_are_evaluated(
     assert ("task.held_out: the held-out data count as private" in capsys.readouterr().err) != shown
 
 
-def test_beside_real_data_nothing_need_be_held_out(
+def test_real_data_need_no_held_out_data(
     tmp_path: Path, hospitals: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import my_hospitals
@@ -661,7 +661,7 @@ def _only_before(number: int, save: Any) -> Any:
 ADAPTIVE = ("privacy.allow_large_delta=true", "privacy.clipping=adaptive")
 
 
-def test_a_moving_clip_is_shown_and_its_accountant_is_pld(tmp_path: Path) -> None:
+def test_moving_clip_is_printed_and_its_accountant_is_pld(tmp_path: Path) -> None:
     result = run(tmp_path / "run", *ADAPTIVE).result
     rows = rows_of(tmp_path / "run")
     norms = [row["clipping_norm"] for row in rows]

@@ -144,7 +144,7 @@ def test_a_device_without_torch_predicts_words_of_a_table(shops: Path, tmp_path:
     assert [line.split(",")[0] for line in told.splitlines()] == ["y", "yes", "no"]
 
 
-def test_what_is_no_export_needs_torch_and_says_so(first: Path, tmp_path: Path) -> None:
+def test_folder_without_an_export_needs_torch_and_says_so(first: Path, tmp_path: Path) -> None:
     script = (
         "from fedveil.__main__ import run\n"
         "import fedveil.base.extras as extras\nextras.find_spec = lambda name: None\nassert run(sys.argv[1:]) == 2"

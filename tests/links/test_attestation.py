@@ -163,7 +163,7 @@ def test_another_quote_comes_in_time_and_an_old_one_does_not_count(
 @pytest.mark.parametrize(
     "record", [{}, {"quote": 1, "certificate": b""}, {"quote": b"x" * (2 << 20), "certificate": b""}]
 )
-def test_what_is_no_quote_is_refused(record: dict[str, Any]) -> None:
+def test_invalid_quote_is_refused(record: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match=r"is not a quote|is longer"):
         quote_of(RecordDict({QUOTE_RECORD: ConfigRecord(record)}))
     assert nonce_of(RecordDict({QUOTE_RECORD: ConfigRecord(record)})) is None

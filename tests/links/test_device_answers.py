@@ -40,7 +40,7 @@ def federation(tmp_path: Path) -> Any:
 # --- the journal --------------------------------------------------------------------------------------------------
 
 
-def test_what_was_begun_is_known_after_a_restart(tmp_path: Path) -> None:
+def test_started_work_is_remembered_after_a_restart(tmp_path: Path) -> None:
     first = Journal(tmp_path / "journal")
     first.note("run/1/0/0/2/ab")
     assert "run/1/0/0/2/ab" in first
@@ -131,7 +131,7 @@ def test_an_instruction_is_written_down_before_it_is_handled(begun: Journal) -> 
     assert view(reply_to(instruction(), handle, begun).content["arrays"]["x"])[0] == 1.0
 
 
-def test_one_that_was_begun_before_is_answered_and_not_handled(begun: Journal) -> None:
+def test_repeated_instruction_is_answered_and_not_handled(begun: Journal) -> None:
     begun.note("id")
 
     def handle(message: Message) -> Message:
@@ -141,7 +141,7 @@ def test_one_that_was_begun_before_is_answered_and_not_handled(begun: Journal) -
     assert reply.error.code == HANDLED_BEFORE and reply.metadata.reply_to_message_id == "id"
 
 
-def test_what_the_device_was_not_fit_for_was_not_begun(begun: Journal, tmp_path: Path) -> None:
+def test_instruction_for_an_unfit_device_was_not_started(begun: Journal, tmp_path: Path) -> None:
     begun.note("earlier")
 
     def unfit(message: Message) -> Message:
@@ -181,7 +181,7 @@ def test_an_instruction_that_cannot_be_read_has_no_reply(begun: Journal) -> None
 # --- the stream ---------------------------------------------------------------------------------------------------
 
 
-def test_it_waits_for_a_server_that_is_not_there_and_leaves_when_told(federation: Any) -> None:
+def test_device_waits_for_an_absent_server_and_leaves_on_order(federation: Any) -> None:
     said: list[str] = []
     with open_link(federation.door()) as grid:
         port = grid.port

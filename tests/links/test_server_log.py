@@ -86,7 +86,7 @@ def masked(made: Path, grid: Any, number: int) -> Any:
 # --- a server that tells one story ---------------------------------------------------------------------------------
 
 
-def test_every_device_holds_the_log_of_all_that_was_told(made: Path) -> None:
+def test_every_device_has_the_log_of_all_instructions(made: Path) -> None:
     devices = Devices({2 + number: client(made, number) for number in range(5)})
     grid = logged(made, devices)
     assert [masked(made, grid, number).survivors for number in (1, 2)] == [5, 5]
@@ -199,7 +199,7 @@ def test_server_with_two_stories_is_refused_and_signed_the_evidence(
 @pytest.mark.parametrize(
     "how", ["another model", "another roster", "left out", "a root that is none", "no place", "no log"]
 )
-def test_what_an_instruction_brings_is_held_against_the_log(made: Path, how: str) -> None:
+def test_contents_of_an_instruction_are_compared_with_the_log(made: Path, how: str) -> None:
     devices = Devices({2 + number: client(made, number) for number in range(5)})
     grid = logged(made, devices)
     assert masked(made, grid, 1).survivors == 5
@@ -210,7 +210,7 @@ def test_what_an_instruction_brings_is_held_against_the_log(made: Path, how: str
     assert masked(made, logged(made, devices), 3).survivors == 5
 
 
-def test_a_final_model_is_not_told_as_one_that_a_round_begins_with(made: Path) -> None:
+def test_final_model_is_logged_as_no_start_of_a_round(made: Path) -> None:
     """Else it would stand in the log under a round that nobody knows, and another device's as that of the run."""
     kept: list[Message] = []
     devices = Devices({2: client(made)}, kept.append)
@@ -274,7 +274,7 @@ def changed(devices: Any, message: Message, how: str) -> Message:
     return devices.devices[node].answer(sent)
 
 
-def test_a_device_that_has_seen_a_log_is_never_content_without(made: Path) -> None:
+def test_device_with_a_log_copy_always_demands_one(made: Path) -> None:
     lenient = Devices({2: client(made, require_log=False)})
     assert asked(lenient, 1) and asked(logged(made, lenient), 2) and not asked(lenient, 3)
     assert not asked(Devices({2: client(made, require_log=False)}), 4)
@@ -371,9 +371,7 @@ def test_two_clients_and_the_server_compare_what_they_have(
         read_log(files["other"], own.ca, "made")
 
 
-def test_two_stories_in_one_log_are_told_by_its_entries(
-    made: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_stories_in_one_log_show_in_its_entries(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     devices, log = Devices({2: client(made)}), ServerLog(made / "server" / LOG)
     digest = model_hash(in_the_clear().content)
     others = [
@@ -395,7 +393,7 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
         log = ServerLog(made / "server" / LOG)
 
 
-def test_two_stories_under_two_names_of_one_run_are_told() -> None:
+def test_two_stories_under_two_names_of_one_run_show() -> None:
     def told(*names: str) -> list[int]:
         rounds = Counter[str]()
         entries: list[str] = []
@@ -442,7 +440,7 @@ def test_a_proof_stands_for_the_log(
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "fedveil log 1"}', "[" * 2000, '{"inclusion": 1}'])
-def test_what_is_no_export_is_refused(made: Path, text: str) -> None:
+def test_invalid_export_is_refused(made: Path, text: str) -> None:
     (made / "other.json").write_text(text)
     with pytest.raises(Refusal, match="is not an export or proof of a log"):
         read_log(made / "other.json", read_server_bundle(made / "server").credentials.ca, "made")

@@ -95,7 +95,7 @@ def test_instruction_is_followed_with_enough_co_signatures(
     "how",
     ["a key twice", "a stranger's key", "another log's", "an older head's", "a changed time", "malformed"],
 )
-def test_what_is_no_co_signature_of_this_head_counts_for_nothing(made: Path, how: str) -> None:
+def test_co_signature_of_another_head_counts_for_nothing(made: Path, how: str) -> None:
     earlier: list[TreeHead] = []
 
     def of(head: TreeHead) -> tuple[HeadCosignature, ...]:

@@ -177,7 +177,7 @@ def test_the_state_of_a_run_and_of_a_device_is_read_as_before(tmp_path: Path) ->
     assert run_arms._read_deals(tmp_path) == json.loads(KEPT["deals"])
 
 
-def test_what_an_earlier_process_left_without_a_name_is_not_a_new_run(tmp_path: Path) -> None:
+def test_nameless_leftover_of_a_process_is_not_a_new_run(tmp_path: Path) -> None:
     file_with(tmp_path, SAVED, json.dumps({**json.loads(KEPT["saved"]), "run": ""}))
     with pytest.raises(Refusal, match=r"cannot be read \(name=''"):
         read_saved(tmp_path)

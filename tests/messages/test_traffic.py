@@ -72,12 +72,12 @@ def test_a_model_and_its_update_are_training() -> None:
     ("key", "purpose"),
     [(QUESTION_KEY, TrafficPurpose.QUESTIONS), (EVALUATION_KEY, TrafficPurpose.EVALUATION)],
 )
-def test_questions_and_evaluations_are_told_apart(key: str, purpose: TrafficPurpose) -> None:
+def test_questions_and_evaluations_are_counted_apart(key: str, purpose: TrafficPurpose) -> None:
     cargo = cargo_of(order({**MODEL, "config": ConfigRecord({key: "how many?"})}))
     assert set(cargo.down) == {purpose} and cargo.purpose == purpose
 
 
-def test_keys_and_shares_are_told_from_what_they_protect() -> None:
+def test_keys_and_shares_are_counted_apart_from_their_vectors() -> None:
     for exchange in (Exchange.PROPOSAL, Exchange.COHORT, Exchange.PARCELS, Exchange.SURVIVORS):
         cargo = cargo_of(secure(exchange))
         assert cargo.purpose == KEYS and cargo.up(500) == {KEYS: 1.0}
@@ -88,7 +88,7 @@ def test_keys_and_shares_are_told_from_what_they_protect() -> None:
     assert cargo.up(2300) == {TRAINING: 2000.0, KEYS: 300.0} and cargo.up(60) == {TRAINING: 1.0}
 
 
-def test_what_is_neither_is_control() -> None:
+def test_other_bytes_are_control() -> None:
     assert cargo_of(renewal_to(2, "certificate")) == Cargo({CONTROL: 22.0}, CONTROL)
     over = cargo_of(message_to(2, RunOver("run", "completed", 1, {"w": np.zeros(1000, np.float32)})))
     assert over.down[TRAINING] > 4000 and over.purpose == CONTROL  # a receipt
@@ -147,7 +147,7 @@ def federation(tmp_path: Path) -> Any:
     return Federation(tmp_path, (2, 3))
 
 
-def test_what_the_grpc_link_counts_goes_through_a_relay(federation: Any) -> None:
+def test_bytes_counted_by_the_grpc_link_pass_a_relay(federation: Any) -> None:
     with open_link(federation.door()) as grid, counting_relay(grid.port) as relay:
         with federation.following(federation.endpoint(2, relay.port), moved):
             until(lambda: grid.connected)

@@ -588,7 +588,7 @@ def test_masked_sums_workers_and_lost_clients_end_in_the_same_promise(
         ("privacy.target_delta=0.5", "privacy.target_delta"),
     ],
 )
-def test_what_one_step_on_all_records_cannot_be_is_refused_by_name(override: str, field: str) -> None:
+def test_impossible_parts_of_one_step_are_refused_by_name(override: str, field: str) -> None:
     with pytest.raises(Refusal) as told:
         build(settings_from_overrides(settings_of(*override.split())))
     assert field in str(told.value)
@@ -712,7 +712,7 @@ def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path)
         (data_sets.DataSet(adopted=("population-records-" + "0" * 32,)), "record"),
     ],
 )
-def test_what_a_data_set_carried_over_counts_as_charged_by_its_mode(
+def test_carried_over_charges_of_a_data_set_count_by_their_mode(
     known: data_sets.DataSet, refused: str
 ) -> None:
     other = ({"record", "record_distributed"} - {refused}).pop()

@@ -195,7 +195,7 @@ def test_no_record_that_is_held_out_is_ever_trained_on(tmp_path: Path) -> None:
     assert task.seen
 
 
-def test_what_evaluations_cost_is_in_the_plan_and_the_target_is_kept(tmp_path: Path) -> None:
+def test_plan_has_the_cost_of_evaluations_within_the_target(tmp_path: Path) -> None:
     given = ("privacy.target_epsilon=3", "evaluate.clients=every:2")
     (told,) = unit_plans(federation(*given))
     assert told.evaluation is not None and told.evaluation.rounds == (2, 4)
@@ -227,7 +227,7 @@ def test_runs_of_one_budget_pay_for_their_evaluations() -> None:
     assert 2.97 < told.runs_epsilon <= 3.0
 
 
-def test_a_coarse_evaluation_is_refused_and_told_what_would_do() -> None:
+def test_coarse_evaluation_is_refused_with_a_sufficient_change() -> None:
     parts = federation("privacy.target_epsilon=3", "evaluate.clients=final", "evaluate.resolution=0.02")
     with pytest.raises(Refusal) as refused:
         evaluation_plan(parts)
@@ -262,7 +262,7 @@ def test_a_refused_evaluation_charges_nothing(tmp_path: Path) -> None:
         (["privacy.target_epsilon=0.1"], r"planned evaluations and questions alone bring 0 to \d"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+def test_impossible_evaluation_is_refused_in_a_sentence(
     tmp_path: Path, overrides: list[str], words: str
 ) -> None:
     given = ["evaluate.clients=final", *overrides]
@@ -292,7 +292,7 @@ def test_evaluated_rounds_end_with_the_last() -> None:
     assert evaluated_rounds(federation().settings) == ()
 
 
-def test_who_drops_out_counts_in_no_figure(tmp_path: Path) -> None:
+def test_dropout_counts_in_no_figure(tmp_path: Path) -> None:
     result = ran(tmp_path, "evaluate.clients=final", *FREE, "faults.dropout=0.4")
     told = means(result["evaluations"][0])
     said = truth(federation("evaluate.clients=final"), model_of(tmp_path))

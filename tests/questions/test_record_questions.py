@@ -74,7 +74,7 @@ def payloads(path: Path) -> list[dict[str, Any]]:
     return [json.loads(each.payload) for each in read_entries(path) if each.kind == "reserve"]
 
 
-def test_a_records_parts_have_its_norm_at_most_whatever_is_asked() -> None:
+def test_parts_of_a_record_have_its_norm_at_most_in_any_question() -> None:
     ask = STATISTICS["ASK"]
     asked = read_inquiry({"name": "q", "unit": "record", "records": 40, "ask": ask})
     for number in range(20):
@@ -201,7 +201,7 @@ def test_encrypted_sums_hide_records_by_shares_of_noise(tmp_path: Path) -> None:
         ("none", (), {}, "privacy"),
     ],
 )
-def test_what_does_not_hide_a_record_is_refused_by_name(
+def test_question_not_hiding_a_record_is_refused_by_name(
     tmp_path: Path, mode: str, overrides: tuple[str, ...], change: dict[str, Any], field: str
 ) -> None:
     common = ["task=digits", "task.num_clients=40", "cohort=all", f"privacy={mode}", *overrides]

@@ -244,7 +244,7 @@ def test_column_without_bounds_or_values_is_refused_before_a_charge(
 
 
 @pytest.mark.parametrize("mode", ["none", "record_and_client"])
-def test_what_hides_nobody_or_two_units_is_asked_nothing(wards: Path, tmp_path: Path, mode: str) -> None:
+def test_mode_hiding_nobody_or_two_units_sends_no_question(wards: Path, tmp_path: Path, mode: str) -> None:
     asked = [each for each in settings_of(wards, f"privacy={mode}") if not each.startswith("privacy.")]
     with pytest.raises(Refusal, match=f"with privacy={mode} no single private sum can answer"):
         simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
@@ -430,7 +430,7 @@ SERVE = [
 ]
 
 
-def test_real_clients_are_asked_and_scale_by_the_answer(desk: Path) -> None:
+def test_real_clients_scale_by_their_answer(desk: Path) -> None:
     devices = SERVED["Devices"](desk / "clients")
     assert serve(desk / "server", SERVE, reach=SERVED["reaching"](devices)) == 0
     run = desk / "server" / "runs" / "spring"
@@ -506,7 +506,7 @@ def test_devices_noise_their_answers_and_plan_their_rounds_with_it(desk: Path) -
         assert 7.9 <= (verify(own).epsilon or 0) <= 8
 
 
-def test_devices_that_went_away_are_asked_no_second_time(desk: Path) -> None:
+def test_absent_devices_get_no_second_question(desk: Path) -> None:
     devices = SERVED["Devices"](desk / "clients")
     asked = [*OWN, "privacy.target_epsilon=8", "task.scaling_epsilon=4"]
     with pytest.raises(KeyboardInterrupt):

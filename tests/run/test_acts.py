@@ -97,7 +97,7 @@ def test_acts_of_people_say_who_and_why(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"Vacuous promise accepted by {acting_user()}: a trial of the link." in told
 
 
-def test_whoever_goes_on_despite_an_alarm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumption_despite_an_alarm_names_its_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedveil.audit.auditor import Auditor
     from fedveil.privacy.audit.alarms import Alarm, Check, Level
 
@@ -113,7 +113,7 @@ def test_whoever_goes_on_despite_an_alarm_is_named(tmp_path: Path, monkeypatch: 
     assert (found["who"], found["reason"]) == (acting_user(), "the alarm was of a test")
 
 
-def test_show_tells_the_newest_run_first_and_only_what_is_wanted(
+def test_show_lists_the_newest_run_first_and_only_requested_acts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dp_accounting import GaussianDpEvent

@@ -101,7 +101,7 @@ def test_simulated_data_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -
     assert said.endswith("use privacy=record_distributed")
 
 
-def test_what_is_of_use_is_neither_refused_nor_warned_of(
+def test_useful_run_is_neither_refused_nor_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert of_real_data(tmp_path, privacy="record", cohort="all").status == "completed"

@@ -85,7 +85,7 @@ def test_a_close_costs_nothing(finished: Path, tmp_path: Path) -> None:
     assert found.epsilon == pytest.approx(spent, rel=1e-9)
 
 
-def test_what_the_task_keeps_beside_its_model_is_bound(tmp_path: Path, finished: Path) -> None:
+def test_files_of_the_task_are_bound_with_the_model(tmp_path: Path, finished: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     saved = json.loads((run / "run.json").read_text())
     (run / "table.yaml").write_text("columns: []\n")

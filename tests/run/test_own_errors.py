@@ -83,7 +83,7 @@ def test_a_refusal_holds_the_text_of_ones_own_exception(
     assert TEXT in str(refused.value) and not (tmp_path / "run").exists()
 
 
-def test_a_failure_in_a_round_is_told_with_the_end_of_the_run(
+def test_failure_in_a_round_is_reported_with_the_end_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Shops, "loss", staticmethod(late))

@@ -154,7 +154,7 @@ def test_unknown_numbers_of_records_are_counted_once(
     assert task.made.total() < MANY + 2 * MOST_LOOKED_AT
 
 
-def test_unlisted_client_ledgers_are_found_by_their_data(
+def test_unlisted_client_ledgers_are_recognised_by_their_data(
     tmp_path: Path, named: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, add = SizedCrowd(1200), record_ledgers.RecordMeter.add

@@ -244,7 +244,7 @@ def test_encrypted_arms_and_evaluations_have_the_same_bits_for_a_seed(tmp_path: 
     (["tune=repeat_and_select"], "against clients whole runs compose"),
     (["tune=learning_rate=5,20,80"], r"write tune=learning_rate tune.values=\[5,20,80\]"),
 ])  # fmt: skip
-def test_what_arms_cannot_do_is_refused_by_name(broken: list[str], said: str) -> None:
+def test_unsupported_use_of_arms_is_refused_by_name(broken: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         settings_from_overrides(["tune=learning_rate", "tune.values=[1,2]", *broken])
 
@@ -356,7 +356,7 @@ def test_winner_needs_a_lead_beyond_both_noises(other: Any, apart: bool) -> None
     assert told["apart"] is apart and told["epsilon"] == 0.1
 
 
-def test_an_arm_without_a_score_is_said_to_have_none() -> None:
+def test_arm_without_a_score_is_reported_as_such() -> None:
     arms = [{"value": 0.5, "score": 0.2}, {"value": 2.0, "score": None}]
     said = tuned_line({"key": "learning_rate", "value": 0.5, "arms": arms, "apart": False})
     assert "is best of 0.5, 2 (no score), but the difference is within the noise" in said
@@ -379,7 +379,7 @@ def test_each_arm_is_scored_by_its_own_clients_and_no_others(
     assert asked_of == sorted(asked_of, key=lambda client: (deal.arm_of(str(client)), client))
 
 
-def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
+def test_target_includes_the_scores(tmp_path: Path) -> None:
     asked = [*SMALL, "privacy.allow_large_delta=true", "cohort.rate=0.4", *TUNE, *ASK]
     plan, with_final = (
         sum_plan(build(settings_from_overrides([*asked, "evaluate.noise_multiplier=3", *more])))

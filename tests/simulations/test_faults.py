@@ -138,7 +138,7 @@ def test_probabilities_share_one_uniform_number() -> None:
     assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
 
 
-def test_who_fails_is_independent_of_round_and_client() -> None:
+def test_failures_are_independent_of_round_and_client() -> None:
     faults, randomness = FaultSettings(dropout=0.5), Randomness(0)
     picks = [
         [

@@ -224,7 +224,7 @@ class Pinned(Own):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_sent_follows_from_the_model_alone(layer: nn.Module, sent: set[str]) -> None:
+def test_sent_arrays_follow_from_the_model_alone(layer: nn.Module, sent: set[str]) -> None:
     model = nn.Sequential(layer)
     assert set(read_arrays(model)) == {f"0.{name}" for name in sent}
     assert set(base_of(model)) == set(model.state_dict()) - set(read_arrays(model))
@@ -255,7 +255,7 @@ def test_a_base_that_training_changes_is_refused_before_a_round(
         check_apart(Workbench(ClientSettings("own", LocalTraining(batch_size=4)), Moving(base)))
 
 
-def test_what_says_that_it_keeps_statistics_is_averaged(tmp_path: Path) -> None:
+def test_declared_running_statistics_are_averaged(tmp_path: Path) -> None:
     task = Made(lambda: Declared(True))
     run = fv.simulate(task, privacy="none", num_rounds=2, quiet=True, folder=tmp_path, cohort=fv.All())
     assert bool(run.model[0].base.mean.any())

@@ -149,7 +149,7 @@ def test_a_run_of_another_model_is_exported_as_that_model(tmp_path: Path) -> Non
         "name a class of your own",
     ),
 ])  # fmt: skip
-def test_what_is_no_model_is_refused(asked: list[str], said: str) -> None:
+def test_invalid_model_is_refused(asked: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         build(settings_from_overrides(asked))
 

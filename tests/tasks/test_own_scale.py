@@ -44,7 +44,7 @@ def read(*tables: np.ndarray) -> Callable[[], list[Examples]]:
     return lambda: every
 
 
-def test_tables_that_are_scaled_by_themselves_are_found() -> None:
+def test_self_scaled_tables_are_detected() -> None:
     for ddof in (0, 1):
         assert own_scale(read(standardised(raw(0), raw(0), ddof))) == STANDARD
     assert own_scale(read(bounded(raw(0), raw(0)))) == BOUNDED
@@ -132,7 +132,7 @@ BY_CLIENT, BY_ALL = lambda n: standardised(raw(n), raw(n)), lambda n: standardis
         (raw, RECORD, None),
     ],
 )
-def test_who_has_the_data_is_warned(
+def test_owner_of_the_data_is_warned(
     scale: Any, privacy: Any, said: str | None, tmp_path: Any, capsys: Any
 ) -> None:
     kept = {"dir": str(tmp_path / "ledgers")}

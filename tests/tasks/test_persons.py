@@ -73,7 +73,7 @@ def test_at_most_so_many_examples_of_a_person_stay_in_any_order():
     assert kept(data, VISITS) is data and kept(data, None) is data
 
 
-def test_what_is_kept_of_a_person_depends_on_nobody_else():
+def test_selected_examples_of_a_person_depend_on_nobody_else():
     data, alone = (
         Visits().client_data(0),
         fv.Examples(*Visits().client_data(0).batch(torch.arange(5)), ["p0"] * 5),
@@ -241,7 +241,7 @@ def test_a_run_that_bounds_persons_promises_per_person(tmp_path):
     assert checked.ok, checked.problem
 
 
-def test_what_one_example_promises_says_what_several_of_a_person_lose(tmp_path):
+def test_promise_per_example_states_the_loss_per_person(tmp_path):
     result = result_of(simulated(tmp_path, name="record", target_epsilon=1.0))
     row = result["privacy"][-1]
     sizes = dict(row["groups"])

@@ -299,7 +299,7 @@ def test_other_label_words_at_sites_are_no_further_classes(
     assert "has other words in other tables (east.csv, north.csv: B, M; " in said
 
 
-def test_sites_whose_tables_have_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_sites_with_tables_of_one_name_are_distinguished(tmp_path: Path) -> None:
     for site, words in (("east", "no yes"), ("west", "nein ja")):
         sites(tmp_path / site, data=words)
     other = draft_schema([tmp_path])[2]["diagnosis"]
@@ -331,7 +331,7 @@ def test_a_first_line_of_any_length_names_the_columns(tmp_path: Path) -> None:
     )
 
 
-def test_a_cell_of_any_length_is_told_by_its_beginning(hospitals: Path) -> None:
+def test_cell_of_any_length_is_quoted_by_its_beginning(hospitals: Path) -> None:
     (hospitals / "north.csv").write_text(f"age,sex,diagnosis\n{'z' * 3_000_000},f,healthy\n30,m,healthy\n")
     said = refused(hospitals)
     assert len(said) < 600 and "zzz... (3000002 characters): is not a number" in said
@@ -580,7 +580,7 @@ def test_skewed_classes_are_measured_as_scikit_learn_does(tmp_path, words):
         assert found["auc"] < 1
 
 
-def test_who_predicts_the_frequent_class_alone_is_seen(tmp_path):
+def test_prediction_of_the_frequent_class_alone_is_detected(tmp_path):
     outputs, targets = torch.tensor([[1.0, 0.0]] * 20), torch.tensor([0] * 19 + [1])
     found = of_classes(tmp_path, ("no", "yes")).metrics(outputs, targets)
     assert found == pytest.approx({"accuracy": 0.95, "balanced_accuracy": 0.5, "auc": 0.5})

@@ -131,7 +131,7 @@ def test_an_empty_batch_takes_the_noise_and_no_more(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", NAMES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30, "a label on which the loss fails"])
-def test_what_is_not_finite_adds_nothing(engine: str, bad: float | str) -> None:
+def test_infinite_gradient_adds_nothing(engine: str, bad: float | str) -> None:
     """One step on all records: those that break are as if they were not there, whatever they hold."""
     examples, sampling = examples_for(perceptron), PoissonBatches(1.0, 1)
     broken, targets = examples.inputs.clone(), examples.targets.clone()
@@ -293,7 +293,7 @@ def test_a_layer_that_does_not_see_the_batch_is_refused(engine: str) -> None:
         trained(Merged, engine, examples_for(perceptron))
 
 
-def test_the_sum_of_the_step_before_is_never_taken_again() -> None:
+def test_sum_of_the_last_step_is_never_used_again() -> None:
     """A layer that the second step leaves out has no sum: the step stops, and releases nothing."""
 
     class Tiring(nn.Module):
@@ -621,7 +621,7 @@ def test_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(
             train()
 
 
-def test_a_dimension_as_long_as_the_batch_is_not_taken_for_it() -> None:
+def test_dimension_as_long_as_the_batch_is_not_confused_with_it() -> None:
     examples = Examples(SEQUENCES.inputs[:, :2], SEQUENCES.targets)
     assert chosen_engine("auto", PlacesFirst(), examples) == "one_by_one"
     with pytest.raises(Refusal, match="do not hold one entry for each example"):
@@ -638,7 +638,7 @@ def test_cells_that_take_places_for_examples_are_refused() -> None:
         check_independence(model, Made("tiny", 1), SEQUENCES)
 
 
-def test_ghost_clipping_beside_recurrent_cells_is_that_of_hooks() -> None:
+def test_ghost_clipping_with_recurrent_cells_is_that_of_hooks() -> None:
     words = Examples(
         torch.randint(50, (RECORDS, 7), generator=torch.Generator().manual_seed(1)),
         torch.arange(RECORDS) % CLASSES,

@@ -239,9 +239,7 @@ def test_a_kill_leaves_the_old_bundle_or_the_new_one(
     assert found == {old, old + 1} and points > 20
 
 
-def test_a_bundle_copied_by_hand_is_held_to_the_same_demands(
-    desk: Path, device: Path, tmp_path: Path
-) -> None:
+def test_bundle_copied_by_hand_must_meet_the_same_demands(desk: Path, device: Path, tmp_path: Path) -> None:
     """With other keys it cannot be used before its owner's leave; without, the device goes on with what it has."""
     demand(device, "approve_rosters = true")
     token = enrolled(desk, device, "sensor-3")

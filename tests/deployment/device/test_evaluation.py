@@ -102,7 +102,7 @@ def test_no_device_evaluates_unless_its_owner_allows_it(
     assert "purpose='evaluation'" in caplog.text and not device.ledger.path.exists()
 
 
-def test_what_is_not_the_evaluations_own_is_refused(clients: Path) -> None:
+def test_foreign_parts_of_an_evaluation_are_refused(clients: Path) -> None:
     device = device_of(clients / "c0", purposes=("evaluation", "training"))
     wider = (replace(ASKED.segments[0], bound=0.01), *ASKED.segments[1:])
     assert code_of(device, evaluate(spec=SumSpec(1.0, wider))) == OWNERS_POLICY

@@ -178,7 +178,7 @@ def test_the_program_that_recomputes_prints_epsilon_alone(made: Signed) -> None:
     assert "clients" in json.loads(done.stdout) and done.stderr == ""
 
 
-def test_a_known_head_is_looked_for(made: Signed) -> None:
+def test_later_head_is_looked_for(made: Signed) -> None:
     last = read_entries(made.run / "ledger")[-1]
     assert verify(made.bundle, [], (str(last.seq), last.hash)) == 0
     for head in (Head(last.seq, "0" * 64), Head(last.seq + 1, last.hash), Head(0, last.hash)):
@@ -285,9 +285,7 @@ def test_rows_of_real_clients_under_a_trusted_server_tell_counts(
     assert reveals_counts(tmp_path) is tells  # whether or not the operator's file still lies there
 
 
-def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
-    copy: Path, made: Signed, tmp_path: Path
-) -> None:
+def test_audit_rows_of_real_rounds_stay_with_the_operator(copy: Path, made: Signed, tmp_path: Path) -> None:
     from fedveil.run import manifest
 
     with pytest.MonkeyPatch.context() as patch:
@@ -360,7 +358,7 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
         sign(made.bundle, "auditor", [made.keys / "stranger", made.keys / "officer"], None)
 
 
-def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
+def test_foreign_program_in_a_bundle_is_reported(copy: Path) -> None:
     beware = "recompute_ledger.py is not this installation's: read it before you run it"
     found = verify_folder(copy, Knowledge())[0]
     assert found.ok and found.finding.endswith(beware)  # of an earlier release, or anybody's
@@ -371,7 +369,7 @@ def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
     assert found.ok and beware not in found.finding
 
 
-def test_what_a_bundle_says_steers_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_of_a_bundle_steer_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     role, key = "officer\x1b[1A\x1b[2K\u202e \x1b[8m", Ed25519PrivateKey.generate()
     said = {
         "role": role,
@@ -634,7 +632,7 @@ RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", RECOMPUTED_EDITS)
-def test_what_every_hash_allows_is_recomputed(copy: Path, made: Signed, name: str) -> None:
+def test_epsilon_is_recomputed_under_valid_hashes(copy: Path, made: Signed, name: str) -> None:
     edit, expected = RECOMPUTED_EDITS[name]
     close_anew(copy)
     assert wrong(verify_folder(copy, Knowledge())) == {}  # nothing but the signature tells
@@ -662,7 +660,7 @@ def test_a_number_of_the_page_is_named_where_every_hash_fits(copy: Path, made: S
     assert "/run/clients" in wrong(verify_folder(copy, Knowledge()))["page"]
 
 
-def test_a_budget_that_was_overdrawn_and_then_raised_is_found() -> None:
+def test_overdrawn_and_later_raised_budget_is_detected() -> None:
     events = {"model": {"kind": "Gaussian", "noise_multiplier": 1.0}}
     first = {"version": 1, "unit": "client", "adjacency": "zero-out", "owner": "all", "simulated": False}
 

@@ -62,7 +62,7 @@ def test_repeated_question_is_answered_from_memory_to_its_asker(
     assert handler.handled == 2
 
 
-def test_a_question_that_was_begun_before_a_restart_is_not_done_again(tmp_path: Path) -> None:
+def test_question_started_before_a_restart_is_not_repeated(tmp_path: Path) -> None:
     for expected in (1, 0):
         journal, handler = Journal(tmp_path / "journal"), Handler()
         reply = ReplyMemory(2, handler, journal).to(arriving("a"))
@@ -71,7 +71,7 @@ def test_a_question_that_was_begun_before_a_restart_is_not_done_again(tmp_path: 
     assert reply.error.code == HANDLED_BEFORE
 
 
-def test_what_fails_leaves_as_a_code_without_words(journal: Journal) -> None:
+def test_failure_leaves_as_a_code_without_words(journal: Journal) -> None:
     def failing(message: Message) -> Message:
         raise RuntimeError("record 17 is negative")
 
@@ -79,7 +79,7 @@ def test_what_fails_leaves_as_a_code_without_words(journal: Journal) -> None:
     assert "17" not in str(reply.error)
 
 
-def test_instruction_beyond_the_journal_is_not_begun(
+def test_instruction_beyond_the_journal_is_not_started(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = Handler()

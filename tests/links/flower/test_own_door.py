@@ -59,7 +59,7 @@ def call(port: int, said: bytes = b"run my code", answer: int = 100) -> bytes:
         return got
 
 
-def test_what_is_said_arrives_whole_and_so_does_the_answer(port: int) -> None:
+def test_bytes_arrive_whole_in_both_directions(port: int) -> None:
     assert call(port) == b"run my coderun my code"
     large = os.urandom(3 << 20)
     assert len(call(port, large, 2 * len(large))) == 2 * len(large)

@@ -160,7 +160,7 @@ def test_nodes_have_the_rosters_numbers_and_flowers_ids_on_the_way() -> None:
     assert played.pushed[0].metadata.ttl == pytest.approx(605)
 
 
-def test_who_is_away_or_not_admitted_is_not_asked() -> None:
+def test_absent_and_unadmitted_nodes_get_no_message() -> None:
     played = Played((2, 4, 9), echo)
     with grid_on(played, admitted={"key 2": 2, "key 3": 3}) as grid:
         replies = grid.send_and_receive([asking(node) for node in NODES], timeout=20)
@@ -170,7 +170,7 @@ def test_who_is_away_or_not_admitted_is_not_asked() -> None:
         assert list(grid.get_node_ids()) == [2, 3, 4]
 
 
-def test_who_comes_within_the_timeout_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_within_the_timeout_gets_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.links.flower.grid.LOOK_SECONDS", 0.0)
     played = Played((2, 4), echo)
     with grid_on(played) as grid:
@@ -180,7 +180,7 @@ def test_who_comes_within_the_timeout_is_asked(monkeypatch: pytest.MonkeyPatch) 
         assert [reply.metadata.src_node_id for reply in replies] == [3]
 
 
-def test_what_the_superlink_answers_for_a_node_has_the_nodes_number() -> None:
+def test_answer_of_the_superlink_for_a_node_has_the_nodes_number() -> None:
     def gone(message: Message) -> Message:
         return Message(Error(3, "Node Unavailable"), reply_to=message)
 
@@ -214,7 +214,7 @@ def test_lost_run_ends_the_exchange_and_the_next_has_another() -> None:
         assert exchange(grid) == [2, 3, 4]
 
 
-def test_who_leaves_the_roster_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaver_of_the_roster_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.links.flower.grid.LOOK_SECONDS", 0.0)
     nodes = [*NODES, 5]
 

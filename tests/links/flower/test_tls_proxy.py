@@ -214,7 +214,7 @@ def test_unadmitted_and_revoked_keys_are_turned_away(
     assert upstream.paths == [PULL]
 
 
-def test_a_signature_is_of_the_time_it_stands_beside(
+def test_signature_covers_the_time_in_its_header(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
     from datetime import timedelta
@@ -397,7 +397,7 @@ def test_connection_after_a_renewal_sees_the_new_certificate(made: Path, tmp_pat
         assert shown() == ssl.PEM_cert_to_DER_cert((server / "tls.pem").read_text()) != first
 
 
-def test_a_superlink_that_is_away_is_said_to_be(made: Path, headers: dict[str, str]) -> None:
+def test_absent_superlink_is_reported(made: Path, headers: dict[str, str]) -> None:
     server = made / "server"
     front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     trust = ssl.create_default_context(cafile=str(server / "ca.pem"))

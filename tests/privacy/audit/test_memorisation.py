@@ -11,5 +11,5 @@ def test_the_p_value_of_a_look_is_the_smallest_times_their_number() -> None:
     assert pooled_p([Memorised("exposure", 0.9), Memorised("loss", 0.8)]) == 1.0
 
 
-def test_what_is_no_number_is_evidence() -> None:
+def test_missing_number_is_evidence() -> None:
     assert pooled_p([Memorised("exposure", math.nan), Memorised("loss", 0.2)]) == 0.0
