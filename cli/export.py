@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from .grammar import Json, app, argument, option, own_modules, verb
+from .grammar import Json, allow_local_modules, app, argument, option, verb
 
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
@@ -34,7 +34,7 @@ def export(
     """
     from ..export import export as exports
 
-    own_modules()
+    allow_local_modules()
     order = exports.Order(to, student, public, out, tuple(allow_module or ()))
     folder, card = exports.export(run, order)
     print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *_lines(card)]))
@@ -45,7 +45,7 @@ def _lines(card: Mapping[str, Any]) -> list[str]:
     """Return the lines of a card."""
     facts = list(_facts(card))
     width = max(len(name) for name, _ in facts)
-    return [f"  {name:{width}}  {said}" for name, said in facts]
+    return [f"  {name:{width}}  {value}" for name, value in facts]
 
 
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
