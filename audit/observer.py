@@ -262,7 +262,7 @@ def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedPro
         records=plants.records is not None,
         losses=plants.losses,
         record_epsilon=plants.budget.target_epsilon if plants.budget else 0.0,
-        own_noise="" if mode.own_budget is None else str(mode.own_budget.unit),
+        own_noise="" if mode.client_budget is None else str(mode.client_budget.unit),
     )
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))

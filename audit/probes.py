@@ -153,7 +153,7 @@ def planted_probes(run: Run) -> PlantedProbes:
     task_probe = task.memorisation_probe() if isinstance(task, ProbedTask) else None
     if client.canaries_of_step.count:
         return PlantedProbes(task_probe, records=RecordProbe(run.folder, _claim(run)))
-    record, budget = client.record, federation.mode.own_budget
+    record, budget = client.record, federation.mode.client_budget
     plants = PlantedProbes(task_probe, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
     if record is None or budget is None or not record.canaries:
         return plants

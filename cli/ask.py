@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
+from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
 from .grammar import Json, allow_local_modules, app, argument, option, options_of, read, verb
 
 if TYPE_CHECKING:
@@ -52,18 +52,18 @@ def ask(
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
-    from ..run.released import named_model
+    from ..run.released import model_run_of
 
     allow_local_modules()
     overrides = [each for each in words or () if "=" in each]
     columns = [each for each in words or () if "=" not in each]
-    keys = said_in(question)
+    keys = options_in(question)
     fields = _of_kind(what, columns, keys) if what in KINDS else _of_file(Path(what), columns, keys)
     fields = inquiry.over(fields)
     groups = dict(each.split("=", 1) for each in overrides)
     fields = with_unit(fields, groups.get("task"), groups.get("privacy"))
     cost = {key: fields.pop(key, None) for key in COSTS}
-    run = named_model(fields)
+    run = model_run_of(fields)
     request = read_inquiry(fields)
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]

@@ -13,7 +13,7 @@ from .group import Group, remedy
 from .privacy_settings import ClientLevel, NoPrivacy, Record, RecordAndClient, RecordDistributed, sum_level
 from .values import (
     HIDDEN_CLIENTS,
-    MOST_ROUNDS,
+    MAX_ROUNDS,
     Epochs,
     Parameter,
     Positive,
@@ -326,8 +326,8 @@ class _Tuning(Group):
                 "tune.rounds",
                 f"leaves none of num_rounds={whole.num_rounds} for the best value; give fewer",
             )
-        if whole.steps > MOST_ROUNDS:
-            text = f"the arms' rounds and the others are {whole.steps}; at most {MOST_ROUNDS} may be"
+        if whole.steps > MAX_ROUNDS:
+            text = f"the arms' rounds and the others are {whole.steps}; at most {MAX_ROUNDS} may be"
             yield "tune.rounds", text
         if whole.cohort.by_turns:
             yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"

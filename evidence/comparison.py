@@ -31,7 +31,7 @@ class ComparedValue:
     Attributes:
       part: of the report that it belongs to.
       name: of the value.
-      first, second: its text in each report, as by `format_value`; "not recorded" where a report lacks it.
+      first, second: its text in each report, as by `text_of`; "not recorded" where a report lacks it.
     """
 
     part: str

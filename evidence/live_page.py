@@ -32,7 +32,7 @@ class LivePage:
         self._process = serving(self.listens, run.folder, os.getpid())
         self.listens.close()  # later forks of the run must not inherit it
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, round_end: RoundEnd) -> None:
         """Do nothing: the serving process reads the folder."""
 
     def end(self, ending: RunEnd) -> None:

@@ -1,7 +1,7 @@
 """Text of a report's values on the page, and the check of a page against its JSON.
 
 Every value of report.json is in an element with `data-ref`, a JSON pointer (RFC 6901). Its text is
-`format_value(value, form)`, where the form is the element's `data-form`. This module needs
+`text_of(value, form)`, where the form is the element's `data-form`. This module needs
 only the standard library, so that a page can be checked without other packages.
 """
 
@@ -136,7 +136,7 @@ class Reference:
 
     Attributes:
       pointer: into report.json.
-      form: as in `format_value`.
+      form: as in `text_of`.
       text: as the page has it.
     """
 

@@ -21,7 +21,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
 from ..run.prepare import some_examples
 from ..run.queries import EvaluationPlan
-from ..run.unit_plan import is_asked, questions_of
+from ..run.unit_plan import charges_questions, questions_of
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
@@ -171,7 +171,7 @@ def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str
     """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring(federation, plan, budget, scores)
-    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)):
+    if charges_questions(federation, plan) and (evaluations := evaluation_plan(federation)):
         yield _evaluation(federation, plan, budget, evaluations)
 
 
