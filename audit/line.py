@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..base.bounded_decoding import format_number
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.summary import Raised
@@ -113,11 +113,6 @@ def visibility(visible: float) -> str:
 
 def _numbers(measurement: Measured) -> str:
     weak = ": too weak to tell" if measurement.ceiling <= measurement.claimed else ""
-    return (
-        f"claimed {_two_digits(measurement.claimed)}, measured {_two_digits(measurement.epsilon)} "
-        f"({_two_digits(measurement.low)} to {_two_digits(measurement.high)}), could have shown {_two_digits(measurement.ceiling)}{weak}"
-    )
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "infinity"
+    sizes = (measurement.claimed, measurement.epsilon, measurement.low, measurement.high, measurement.ceiling)
+    claimed, epsilon, low, high, ceiling = (format_number(size, ".2f") for size in sizes)
+    return f"claimed {claimed}, measured {epsilon} ({low} to {high}), could have shown {ceiling}{weak}"

@@ -13,7 +13,7 @@ import click
 import typer
 from typer import Option
 
-from ..base.bounded_decoding import json_number
+from ..base.bounded_decoding import format_number, json_number
 from ..base.refusal import Refusal
 from .grammar import GROUP, Json, argument, option, read, verb
 
@@ -112,12 +112,12 @@ def _of_records(measurement: Measured) -> list[str]:
     ]
 
 
+def _number(value: float) -> str:
+    return format_number(value, ".3f")
+
+
 def _line(name: str, value: str) -> str:
     return f"{name:<40}  {value}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "infinity"
 
 
 @verb(group, "claim", "Test a privacy claim against evidence.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..base.bounded_decoding import format_number
 from .grammar import Json, allow_local_modules, app, argument, option, verb
 
 
@@ -63,9 +64,5 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"{now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
     for row in card["privacy"]:
         if row["adversary"] == "model":
-            spent = f"{_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}"
+            spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"
             yield "epsilon", f"{spent}, that of the run"
-
-
-def _number(epsilon: Any) -> str:
-    return f"{epsilon:.4g}" if isinstance(epsilon, float | int) else str(epsilon)

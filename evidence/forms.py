@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base.bounded_decoding import format_number
 from ..base.refusal import Refusal, real
 from ..run.files import ASSESSMENT
 from ..run.run_files import Assessment, Fields
@@ -210,12 +211,8 @@ def _measured(stamps: Fields) -> str:
     measurement: Fields | None = stamps["measured"]
     if measurement is None:
         return f"No leak was measured: {stamps['said']}."
-    size, low, high = (_text(measurement[name]) for name in ("epsilon", "low", "high"))
+    size, low, high = (format_number(measurement[name], ".2f") for name in ("epsilon", "low", "high"))
     return f"An attack with canaries measured epsilon {size}, between {low} and {high}: {stamps['verdict']}."
-
-
-def _text(size: float | str) -> str:
-    return size if isinstance(size, str) else f"{size:.2f}"
 
 
 def _mechanism(report: Fields) -> str:

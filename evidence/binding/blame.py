@@ -19,18 +19,10 @@ from ...run.files import BLAME, CONFIG
 from ...run.run_files import read_config
 from ...server.query_rows import FIRST_ROW, name_of
 from .receipts import COLLUSION
+from .signatures import UNREADABLE
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
-UNPROVED = (
-    Refused,
-    Refusal,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
+UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)
 
 
 def claims_of(rounds: Iterable[Mapping[str, Any]], member_faults: Mapping[str, Sequence[str]]) -> list[Claim]:

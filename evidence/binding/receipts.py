@@ -30,9 +30,9 @@ from ...privacy.secagg.rollover import Rollover, read_chain, write_chain
 from ...privacy.secagg.roster import Roster, read_roster
 from ...run.files import RECEIPTS
 from ...run.manifest import PRIVATE_MODE, PUBLIC_MODE, reveals_counts
+from .signatures import UNREADABLE
 
 FORMAT = "fedveil receipts 1"
-FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 COLLUSION = 0.1  # share of the members that is assumed to collude, as `secagg.collusion` has it by default
 
 
@@ -98,7 +98,7 @@ def read_receipts(folder: Path) -> Receipts:
         receipts = Receipts(description, authority, roster, signed, chain)
         if receipts.text != text:
             raise ValueError("it is not in canonical form")
-    except (*FAULTS, Refused) as problem:
+    except (*UNREADABLE, Refused) as problem:
         raise Refusal("receipts", str(path), f"cannot be read ({problem}); ask for a true copy") from problem
     return receipts
 

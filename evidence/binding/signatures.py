@@ -43,6 +43,8 @@ PASSPHRASE = "FEDVEIL_PASSPHRASE"
 FEDERATION = "federation"  # role of the bundle's maker
 SHORT = 16  # hexadecimal digits of a key or a hash, for people
 MAX_ROLE = 100  # characters of a role
+# What a reader raises on a file that somebody damaged.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 PublicKey = Ed25519PublicKey | MLDSA65PublicKey
 
@@ -168,7 +170,7 @@ def read_signatures(folder: Path) -> list[Signature]:
         signatures = [_signature(each) for each in whole["signatures"]]
         if signatures_text(signatures) != text:
             raise ValueError("it is not in canonical form")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except UNREADABLE as problem:
         remedy = f"cannot be read ({problem}); ask for the bundle that was signed"
         raise Refusal("signatures", str(path), remedy) from problem
     return signatures

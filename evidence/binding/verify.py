@@ -54,7 +54,7 @@ from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listing, 
 from .page import require_page
 from .receipts import Receipts, checked_roster, fewest_receipts, read_receipts, require_opened, signers_in
 from .signatures import FILE as SIGNATURES
-from .signatures import SHORT, check, read_signatures
+from .signatures import SHORT, UNREADABLE, check, read_signatures
 from .time_stamp import STAMPS, stamped_at
 from .witnesses import checked_witnesses
 
@@ -65,16 +65,7 @@ BINDS = ("signatures", "close", "receipts")  # checks by which something outside
 GO_ON = ("interrupted", "paused")  # a run that ended so is not closed
 BATCHES = "poisson batches"  # `sampling` of what is on the clients' ledgers begins with it
 PARTICIPATION = f"{BATCHES}, in the rounds taken part in"
-FAULTS = (
-    Refusal,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    ArithmeticError,
-)
+FAULTS = (Refusal, ArithmeticError, *UNREADABLE)
 
 
 class Wrong(Exception):
@@ -469,7 +460,7 @@ def _epsilon(folder: BoundFolder) -> str:
         raise Wrong(fault)
     findings: list[str] = []
     for name, row in sorted(rows.items()):
-        adversary, claimed = Adversary(name), _number(row["epsilon"])
+        adversary, claimed = Adversary(name), float(row["epsilon"])
         granted = book.granted[adversary]
         spent = counted(
             book.events(adversary),
@@ -498,7 +489,7 @@ def _epsilon(folder: BoundFolder) -> str:
         findings.append(f"{claimed:.4g} of {limit if limited else 'an unlimited budget'} against the {name}")
     if (lost := folder.result.get("record_by_sums")) is not None:
         spent = lost_by_records(book, lost["delta"])
-        if spent is None or not _same(spent, _number(lost["epsilon"])):
+        if spent is None or not _same(spent, float(lost["epsilon"])):
             raise Wrong(f"a record has lost {lost['epsilon']} in the result and {spent} by the ledger")
     return f"recomputed and within the budget: {'; '.join(findings)}" if findings else "nothing was released"
 
@@ -507,10 +498,6 @@ def _adversaries_of(folder: BoundFolder) -> set[str]:
     """Return the adversaries of a run's releases; runs on one ledger may differ. Empty for a run that released nothing."""
     releases = (each for each in folder.entries if each.kind == RESERVE and run_of(each) == folder.run)
     return {adversary for each in releases for adversary in json.loads(each.payload)["events"]}
-
-
-def _number(value: float | str) -> float:
-    return math.inf if value == "infinity" else float(value)
 
 
 def _same(one: float, other: float) -> bool:
@@ -532,8 +519,8 @@ def _epsilon_of_rounds(folder: BoundFolder) -> str:
         if key not in epsilons:
             events = [repeated(event_of(text), count) for text, count in counts.items()]
             epsilons[key] = counted(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
-        if not _same(epsilons[key], _number(row[column])):
-            reason = f"round {row['round']} has epsilon {_number(row[column]):.6g}, and the ledger {epsilons[key]:.6g}"
+        if not _same(epsilons[key], float(row[column])):
+            reason = f"round {row['round']} has epsilon {float(row[column]):.6g}, and the ledger {epsilons[key]:.6g}"
             raise Wrong(reason)
         checked += 1
     if not checked:
@@ -623,7 +610,7 @@ def _largest_epsilon(ledgers: Iterable[Sequence[Entry]]) -> float:
 def _of_records(folder: BoundFolder) -> list[float]:
     """Return the epsilon that the result states for records that took part."""
     rows = (row for row in folder.result["privacy"] if row["adversary"] == "server")
-    return [_number(row["epsilon"]) for row in rows if row["sampling"] == PARTICIPATION]
+    return [float(row["epsilon"]) for row in rows if row["sampling"] == PARTICIPATION]
 
 
 def _receipts(folder: BoundFolder, knowledge: Knowledge) -> str:
@@ -758,8 +745,8 @@ def _blame(folder: BoundFolder, knowledge: Knowledge) -> str:
 
 def _audit(folder: BoundFolder) -> str:
     """Recompute the audit; its canaries must match the commitment on the ledger before round 1."""
-    audit = folder.result["audit"]
-    if audit is None:
+    findings = folder.result["audit"]
+    if findings is None:
         raise NotShown("the run had none")
     from ...audit.result import audit_fields, recompute_audit  # an extension, which other runs do without
 
@@ -772,17 +759,16 @@ def _audit(folder: BoundFolder) -> str:
         _require_commitment(folder, str(fields["commitment"]))
     if fields["terms"]["canaries"] and "opened" not in fields:
         raise NotShown("its canaries are opened when the run ends, and the run may continue")
-    if audit.get("verdict") is None and "measured" not in audit:
-        raise NotShown(str(audit["said"]))
+    if findings.get("verdict") is None and "measured" not in findings:
+        raise NotShown(str(findings["said"]))
     recomputation = recompute_audit(folder.path).to_json()
     for name, value in json.loads(json.dumps(recomputation)).items():
-        if not _alike(value, audit.get(name)):
-            raise Wrong(f"its {name} is {value!r} when recomputed, and {audit.get(name)!r} in the result")
-    if audit["verdict"] is None:
-        raise NotShown(
-            "it looked at whole clients alone" if audit["said"] == UNCLAIMED else str(audit["said"])
-        )
-    return f"recomputed: {audit['verdict']}, {audit['said']}"
+        if not _alike(value, findings.get(name)):
+            raise Wrong(f"its {name} is {value!r} when recomputed, and {findings.get(name)!r} in the result")
+    if findings["verdict"] is None:
+        unclaimed = findings["said"] == UNCLAIMED
+        raise NotShown("it looked at whole clients alone" if unclaimed else str(findings["said"]))
+    return f"recomputed: {findings['verdict']}, {findings['said']}"
 
 
 def _require_commitment(folder: BoundFolder, commitment: str) -> None:
