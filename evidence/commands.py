@@ -19,14 +19,14 @@ def commands_of(run: RunFiles) -> list[str]:
     ]
     verb = ["fedveil", "server", "FOLDER"] if run.deployed else ["fedveil", "simulate"]
     words = [*groups, *([] if run.deployed else _differences(run, groups))]
-    found = [shlex.join([*verb, *words])]
+    commands = [shlex.join([*verb, *words])]
     if run.ledger is not None:
         head = run.result.get("ledger_head")
-        known = ["--head", *map(str, head)] if head else []
-        found.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *known]))
+        head_option = ["--head", *map(str, head)] if head else []
+        commands.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *head_option]))
     if run.audit:
-        found.append("fedveil audit RUN")
-    return [*found, "fedveil report RUN"]
+        commands.append("fedveil audit RUN")
+    return [*commands, "fedveil report RUN"]
 
 
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:

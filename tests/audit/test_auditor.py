@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedveil.audit.auditor import Auditor
-from fedveil.audit.line import AuditLine, in_words
+from fedveil.audit.line import AuditLine, format_alarm
 from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
@@ -179,7 +179,7 @@ def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
     for count in counts:
         auditor = Auditor(terms, tmp_path / f"{count}")
         auditor.take(1, Released(1, layers, 1.0, 0.25, 1.0, Drawn(count, population=100)), {})
-        alarms = [(each.told, in_words(each.alarm), each.alarm) for each in auditor.raised]
+        alarms = [(each.told, format_alarm(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
         summary = auditor.end(None, {})

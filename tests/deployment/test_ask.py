@@ -20,7 +20,7 @@ from flwr.app import Message
 from safetensors.numpy import save
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.ask import table_of
+from fedveil.cli.ask import format_answer
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.commands import status
 from fedveil.deployment.device.device_ledger import questions_of
@@ -284,7 +284,7 @@ def test_an_operator_reads_why_devices_did_not_answer(hearts: Path, mode: str) -
     given = (*COMMON, f"privacy={mode}", "cohort=all", *more)
     spend, reach = Spend(noise_multiplier=1.0), SERVED["reaching"](grid)
     record = ask_clients(hearts / "server", inquiry(), spend, given, reach=reach)
-    said = table_of(record)
+    said = format_answer(record)
     assert not record["released"] and "the reservation stays spent" in said
     if mode == "client_distributed":
         assert "each of the others sent its reason (budget spent 5)" in said and "unknown" not in said
