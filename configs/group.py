@@ -204,10 +204,8 @@ def _meanings(module: str) -> dict[tuple[str, str], str]:
         if isinstance(group, ast.ClassDef):
             for field, text in zip(group.body, group.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    docstring = ast.literal_eval(text.value)
-                    meanings[group.name, ast.unparse(field.target)] = " ".join(
-                        docstring.replace("``", "").split()
-                    )
+                    doc = ast.literal_eval(text.value)
+                    meanings[group.name, ast.unparse(field.target)] = " ".join(doc.replace("``", "").split())
     return meanings
 
 

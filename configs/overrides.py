@@ -126,10 +126,8 @@ def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | N
     if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in config_keys:
         return None
     if others := _options_with(key):
-        remedy = (
-            f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
-        )
-        return Refusal(key, value, remedy if len(others) > 1 else remedy.replace(" have it", " has it"))
+        text = f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
+        return Refusal(key, value, text if len(others) > 1 else text.replace(" have it", " has it"))
     return Refusal(key, value, f"there is no such key; {_nearest_key(key, config_keys)}")
 
 

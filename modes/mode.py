@@ -380,8 +380,6 @@ class Mode:
         """
         return []
 
-    def persons(self, max_clients: int) -> str:
+    def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""
-        return (
-            f"At most {max_clients} clients train on one person: the losses at {max_clients} of them add up."
-        )
+        return f"At most {clients} clients train on one person: the losses at {clients} of them add up."

@@ -116,10 +116,8 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
     trained = settings.tune.in_training(settings.local_training, tuning.value_in(number, state.winner))
     # The schedule counts a client's rounds, and a sum's number those of all arms.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
-    training_order = replace(
-        TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number)
-    )
-    return {**order, ORDER_KEY: training_order.to_json()}
+    usual = TrainingOrder.from_json(order[ORDER_KEY])
+    return {**order, ORDER_KEY: replace(usual, training=training, arm=tuning.arm_of(number)).to_json()}
 
 
 def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

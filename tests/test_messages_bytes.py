@@ -109,7 +109,7 @@ RECORDS: dict[str, Callable[[RecordDict, Message], RecordDict]] = {
             secure_wire.ask(
                 secure_wire.messages_of(content),
                 secure_wire.read_share_spec(content),
-                secure_wire.read_exchange_id(content),
+                secure_wire.read_position(content),
             )
         )
     ),
@@ -145,7 +145,7 @@ def test_a_message_is_read_and_written_as_before(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "difference"), [("m difference", b"diff"), ("m model", b"")])
 def test_a_model_statement_is_read_as_before(name: str, difference: bytes) -> None:
-    told = difference_wire.read_model_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
+    told = difference_wire.read_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
     assert told == difference_wire.ModelStatement("a" * 64, "arrays", 32, difference, bool(difference))
 
 

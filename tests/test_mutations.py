@@ -2587,8 +2587,8 @@ MUTATIONS = {
     ),
     "a strategy object keeps what a run left in it": Mutation(
         "run/build.py",
-        "return deepcopy(custom_strategy)",
-        "return custom_strategy",
+        "return deepcopy(instance)",
+        "return instance",
         "test_face.py",
         "begins_every_run_afresh",
     ),
@@ -2811,8 +2811,8 @@ MUTATIONS = {
     ),
     "sampling fixed while accounted as Poisson": Mutation(
         "strategies/cohorts.py",
-        "for position in coins(len(population), self.rate, stream).tolist()",
-        "for position in subset(len(population), int(self.rate * len(population)), stream).tolist()",
+        "for index in coins(len(population), self.rate, stream).tolist()",
+        "for index in subset(len(population), int(self.rate * len(population)), stream).tolist()",
         "test_strategies_cohorts.py",
         "binomial",
     ),

@@ -30,7 +30,7 @@ from fedveil.client.private_update import private_update
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.engines.settings import Ray
-from fedveil.messages.secure_wire import USUAL, read_exchange_id
+from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import FAILED, LATE, SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
@@ -291,7 +291,7 @@ def test_an_actor_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> N
     def die(message: Message, client: int) -> None:
         if SECURE_RECORD not in message.content:  # of `answered`
             return
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         note = tmp_path / f"{place.round}"
         if client == 2 and place.exchange == place.round - asked.row and not note.exists():
             note.touch()
