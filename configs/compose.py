@@ -287,7 +287,7 @@ def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple
         config = _load(loader, name, groups).config
     except COMPOSITION_ERRORS:  # the primary configuration itself is broken: nothing to compare the keys with
         return mistakes, []
-    unplaced, placed = lint.unplaced(keys, config)
+    unplaced, placed = lint.place_keys(keys, config)
     return mistakes + unplaced, groups + placed
 
 

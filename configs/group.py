@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from ..base.extensions import extension, installed
 from ..base.refusal import Range, Refusal
 from ..messages.local_training import RULES
-from .strict import Mistakes, unknown, value_at, wrong
+from .strict import Mistakes, unknown_key, value_at, wrong
 
 Schema = Mapping[str, Any]
 BOUNDS = {
@@ -240,7 +240,7 @@ def _remedy(error: ErrorDetails, node: Node) -> str:
     match kind:
         case "extra_forbidden":
             keys = [key for key in node.above.get("properties", {}) if key != "name"]
-            return unknown(node.path[-1], keys)
+            return unknown_key(node.path[-1], keys)
         case "missing":
             options = ", ".join(sorted(node.schema.get("discriminator", {}).get("mapping", {})))
             return "is missing; must be " + (f"one of {options}" if options else "given a value")

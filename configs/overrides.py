@@ -78,7 +78,7 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
     return groups, keys, mistakes
 
 
-def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
+def place_keys(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
     """Part overrides of keys into mistakes and those that have a place in ``config``."""
     config_keys = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
     mistakes: list[Refusal] = []

@@ -51,8 +51,8 @@ class Federation(Parts):
 
     def __post_init__(self) -> None:
         if not self.identities:
-            drawn = self.randomness.stream("identities").bytes(32).hex()
-            object.__setattr__(self, "identities", drawn)
+            identities = self.randomness.stream("identities").bytes(32).hex()
+            object.__setattr__(self, "identities", identities)
 
     @property
     def held_out_public(self) -> bool:

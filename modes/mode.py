@@ -283,7 +283,7 @@ class Mode:
     # --- questions -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_of_client(self) -> float | None:
+    def max_rows(self) -> float | None:
         """Bound on the rows of a client that answer an evaluation; None where a client answers as a whole."""
         return None
 
@@ -356,14 +356,14 @@ class Mode:
         """Return what an order says of records."""
         return None
 
-    def tells_units(self, promise: Promise) -> str | None:
+    def count_disclosure(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of a promise's units, with the remedy; None if none does."""
         return "a client's sampling rate reveals its number of records; use zero-out"
 
     def check_adjacencies(self) -> None:
         """Refuse a promise to hide the number of units where a public value reveals it."""
         for promise in reversed(self.promises):
-            check_adjacency("privacy.adjacency", promise.adjacency, self.tells_units(promise))
+            check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
 
     # --- words -----------------------------------------------------------------------------------------------------
 

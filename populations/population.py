@@ -200,13 +200,13 @@ class Population:
     def claim_mode(self, mode: str) -> None:
         """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
 
-    def scaled(self, settings: SimulationSettings, task: Task, keeps_names: bool) -> Population:
+    def scaled(self, settings: SimulationSettings, task: Task, keep_names: bool) -> Population:
         """Return the population with scaled inputs.
 
         Args:
           settings: that ask for no scaling any more.
           task: with it.
-          keeps_names: whether each client has a ledger, which keeps its name.
+          keep_names: whether each client has a ledger, which keeps its name.
         """
         return self
 

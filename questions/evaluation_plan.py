@@ -133,7 +133,7 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     asked = evaluate_of(federation.settings)
     why = (federation.settings.purpose or "")[:MOST_NAME]
     inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
-    if rows := federation.mode.rows_of_client:
+    if rows := federation.mode.max_rows:
         figures = tuple(each for each in asked.figures if each != HISTOGRAM)
         return replace(inquiry, figures=figures, records=rows)
     return inquiry
@@ -150,7 +150,7 @@ def check_evaluation(federation: Federation) -> None:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
-    alone = federation.mode.rows_of_client is not None
+    alone = federation.mode.max_rows is not None
     some = 1 if alone else SEVERAL
     looked_at = held_out if len(held_out) else some_examples(federation)
     inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))

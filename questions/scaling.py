@@ -129,7 +129,7 @@ def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) 
     population = federation.population
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
-    named = population.scaled(settings, loaded, keeps_names=federation.mode.client_budget is not None)
+    named = population.scaled(settings, loaded, keep_names=federation.mode.client_budget is not None)
     parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=named)
     return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts
 

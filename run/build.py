@@ -18,7 +18,7 @@ from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
-from ..strategies.cohorts import Cohort, cohort_of, over_selected, with_label
+from ..strategies.cohorts import Cohort, cohort_of, over_select, with_label
 from ..tasks import DEALT, TASKS, AnnouncedTask, PooledTask, Task, as_run, load_task
 from .client_instructions import task_options
 from .files import SAVED, SINGLY
@@ -76,7 +76,7 @@ def build(
     settings = suited(settings, task, num_clients)
     population = deployed or _on_this_machine(settings, task)
     cohort = population.visible(_cohort(settings, mode, num_clients))
-    cohort = over_selected(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
+    cohort = over_select(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
     seeded = population.simulated or (population.reads_data and not mode.spends)
     strategy = _strategy(settings, objects.strategy)
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)

@@ -62,7 +62,7 @@ def _trusts_server(rows: Sequence[Fields]) -> bool:
     )
 
 
-def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
+def _basis_and_mechanism(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
     """Return what a promise relies on, and its mechanism."""
     if unit == "client":
         return (CENTRAL, ON_THE_SUM) if trusted else (FEW_COLLUDE, SHARES)
@@ -72,7 +72,7 @@ def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
 def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
     unit, adversary = str(row["unit"]), str(row["adversary"])
     promised = row["epsilon"] != "infinity"
-    relies, mechanism = _words(mode, unit, trusted)
+    relies, mechanism = _basis_and_mechanism(mode, unit, trusted)
     if row.get("sampling") in ("poisson", "cyclic_poisson") and unit == "client":
         relies += ", and a draw of the clients that stays secret"
     return {
@@ -123,7 +123,7 @@ def main_row(rows: Sequence[Fields]) -> int | None:
     return None
 
 
-def in_words(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
+def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
     """Return the promise in two sentences without symbols, and the findings against it.
 
     Args:

@@ -63,12 +63,12 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """
     totals = traffic(run)
     planned = sum(each for row in run.rounds if isinstance(each := row.get("invited"), int | float))
-    down, up = _of_one(run, parameters, "down", planned), _of_one(run, parameters, "up", planned)
+    down, up = (_per_client(run, parameters, way, planned) for way in ("down", "up"))
     rows = [
         figure("model to one client, one round", *down),
         figure("update from one client, one round", *up),
-        figure("all models down", *_of_all(totals, "down", *down, planned)),
-        figure("all updates up", *_of_all(totals, "up", *up, planned)),
+        figure("all models down", *_in_all(totals, "down", *down, planned)),
+        figure("all updates up", *_in_all(totals, "up", *up, planned)),
     ]
     if run.said("compress", "name") in (None, "none") or not parameters:
         return rows
@@ -76,11 +76,11 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     return [*rows, figure("the same update without compression", whole, note)]
 
 
-def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
+def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
     message = _last_message(run)
     if message is not None:
         return message[way], AT_MOST if _differs(run, way) else ENCODED
-    if masked(run):
+    if is_masked(run):
         trained = sum(row["bytes"][way].get("training", 0) for row in run.rounds if row.get("bytes"))
         return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
     if not parameters:
@@ -94,7 +94,7 @@ def _differs(run: RunFiles, way: str) -> bool:
     return way == "down" and run.said("compress", "down") is not None
 
 
-def _of_all(sums: Fields, way: str, size: float | None, note: str, count: float) -> tuple[float | None, str]:
+def _in_all(sums: Fields, way: str, size: float | None, note: str, count: float) -> tuple[float | None, str]:
     trained = next((each[way] for each in sums["purposes"] if each["purpose"] == "training"), None)
     if trained is not None:
         return trained, sums["source"]
@@ -127,7 +127,7 @@ def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tup
     return -(-size * (width or 32) // 8), f"estimate: {width or 32} bits for each of {size} coordinates"
 
 
-def masked(run: RunFiles) -> bool:
+def is_masked(run: RunFiles) -> bool:
     """Return whether sums are encrypted, by the result, or by the configuration of an unfinished run."""
     if run.result:
         return run.result.get("secagg") is not None

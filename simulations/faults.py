@@ -35,7 +35,7 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
             return _in_exchange(faults, randomness, deadline, client, message, context, call_next)
         _, number = read_round(message.content)
         generator = randomness.stream("faults", number, client).generator()
-        fault = picked(faults, generator.random())
+        fault = pick_fault(faults, generator.random())
         if fault == "dropout":
             return Message(Error(1, "dropped out"), reply_to=message)
         if fault == "straggler":
@@ -48,7 +48,7 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
     return mod
 
 
-def picked(faults: FaultSettings, chance: float) -> str | None:
+def pick_fault(faults: FaultSettings, chance: float) -> str | None:
     """Return the fault that a random number selects, or None.
 
     Args:
@@ -74,7 +74,7 @@ def _in_exchange(
 ) -> Message:
     position = read_position(message.content)
     generator = randomness.stream("faults", position.round, client, position.attempt).generator()
-    fault, first_exchange = picked(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
+    fault, first_exchange = pick_fault(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
     if fault == "dropout" and position.exchange >= first_exchange:
         return Message(Error(1, "dropped out"), reply_to=message)
     if fault is None or position.exchange is not first_exchange:

@@ -414,7 +414,7 @@ def with_label(cohort: Cohort, label: str) -> Cohort:
     return replace(cast(Any, cohort), name=label, secret=False) if cohort.secret else cohort
 
 
-def over_selected(planned: Cohort, times: float, population: int) -> Cohort:
+def over_select(planned: Cohort, times: float, population: int) -> Cohort:
     """Return the cohort that invites more clients than a round needs; a rule without over-selection is unchanged.
 
     Args:

@@ -1236,8 +1236,8 @@ MUTATIONS = {
     ),
     "a client's records drawn once for all rounds": Mutation(
         "client/app.py",
-        'rows = drawn(len(data), joint, randomness.stream("batches", number, client))',
-        'rows = drawn(len(data), joint, randomness.stream("batches", 0, client))',
+        'rows = draw_records(len(data), joint, randomness.stream("batches", number, client))',
+        'rows = draw_records(len(data), joint, randomness.stream("batches", 0, client))',
         "test_client_together.py",
         "drawn_like_all",
     ),
@@ -3826,8 +3826,8 @@ MUTATIONS = {
     ),
     "a round that nobody answered is counted as it was planned": Mutation(
         "run/run.py",
-        "if drawn and not round_.replies:",
-        "if not drawn:",
+        "if cohort and not round_.replies:",
+        "if not cohort:",
         "test_server_record_ledgers.py",
         "nobody_answered",
     ),

@@ -129,7 +129,7 @@ def test_no_record_that_is_held_out_is_trained_on_and_no_count_tells_how_many_ar
         seen = {row.numpy().tobytes() for row in trained.inputs}
         assert not seen & {row.numpy().tobytes() for row in held.inputs}
     for parts in (narrow, wide):
-        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.rows_of_client == ROWS
+        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.max_rows == ROWS
     assert narrow.mode.units == wide.mode.units and narrow.mode.num_units == wide.mode.num_units
 
 

@@ -186,9 +186,9 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
     received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = wire.layout_of(arrays)
-    own_memory, moves = memory_alone(tensors, layout), list[Move]()
+    memory, moves = memory_alone(tensors, layout), list[Move]()
     for name in layout:
-        room = own_memory.get(name)
+        room = memory.get(name)
         if room is None or room.dtype != received[name].dtype:
             room = np.empty_like(received[name])
         moves.append((room, tensors[name], received[name]))

@@ -126,7 +126,7 @@ def _of_the_result(path: Path, *given: Any, **named: Any) -> bool:
 def _within_the_checkpoint(number: int) -> None:
     def dies(_: Any, state: Any, *given: Any) -> bool:
         if state.round == number:
-            _wrap(checkpoint, "write_beside", lambda *_: True, after=True)
+            _wrap(checkpoint, "write_aside", lambda *_: True, after=True)
         return False
 
     _wrap(recording, "save", dies)
