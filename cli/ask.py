@@ -160,7 +160,7 @@ def table_of(record: Mapping[str, Any]) -> str:
 
 def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line of what went over the link; nothing of a record that does not say it."""
-    from ..evidence.shown import shown
+    from ..evidence.page_text import shown
 
     one, told = record.get("message_bytes"), record.get("bytes")
     parts = [f"{shown(one['down'], 'bytes')} to a client, {shown(one['up'], 'bytes')} back"] if one else []
