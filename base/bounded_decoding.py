@@ -231,7 +231,7 @@ def _rare(kind: type) -> dict[str, Any]:
 
 
 def marks_of(hint: Any) -> tuple[Any, ...]:
-    """Return what an annotation says beside its type."""
+    """Return the marks of an annotation, without its type."""
     return getattr(hint, "__metadata__", ())
 
 

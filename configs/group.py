@@ -72,7 +72,7 @@ class Group(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Fields whose keys stand beside the others, and those keys."""
+    """Fields whose keys stand at the group's own level, and those keys."""
 
     if not TYPE_CHECKING:  # a type checker knows the keywords of each model, and would forget them
 

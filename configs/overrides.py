@@ -143,7 +143,7 @@ def _options_with(key: str) -> list[str]:
 
 
 def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
-    """Look beside the key first, then for the same last word anywhere."""
+    """Search the key's group first, then all groups for the same last word."""
     group, _, word = key.rpartition(".")
     paths = [path for path in config_keys if not path.endswith(".name")]
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}

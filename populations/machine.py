@@ -108,7 +108,7 @@ class Simulated(OnThisMachine):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         return Words(SIMULATION, "simulation", ESTIMATED, "hydra.run.dir", "hydra.run.dir", ONE_MACHINE)
 
     simulated = needs_held_out = True

@@ -32,7 +32,7 @@ ESTIMATED = "estimated: simulated, by the sizes that the encoders of link=grpc g
 
 @dataclass(frozen=True)
 class Words:
-    """Words in which a run of a population is told of.
+    """Words that describe a run of a population in results, titles and refusals.
 
     Attributes:
       data: SIMULATION or REAL, in results.
@@ -70,7 +70,7 @@ class Population:
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         raise NotImplementedError
 
     @property

@@ -183,7 +183,7 @@ def run_federation(
 
 
 def _ask_first(around: Environment, run: Run) -> Run:
-    """Ask what is asked before the first round, once clients are connected, and return the run as the answers change it."""
+    """Ask the queries due before the first round, once clients are connected; return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
     if run.resumed or not first:
         return run
@@ -293,7 +293,7 @@ def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
 def _answer_after(
     progress: Progress, grid: PrivateGrid, deadline: float, state: State, last: bool = False
 ) -> dict[str, Any] | None:
-    """Ask what is asked after a round, and return the record of the answer; None if nothing is."""
+    """Ask the query due after a round, and return the record of the answer; None if none is due."""
     run = progress.run
     reach = _reach_of_all(run.federation, deadline)
     answers = (

@@ -55,7 +55,7 @@ class Clients:
         """Return the grid whose nodes are these clients, each called in this process or in its workers.
 
         Args:
-          task: where this process has it already; None loads it as the clients are told.
+          task: where this process has it already; None loads it by the clients' settings.
           workers: processes; None takes as many as pay.
         """
         from ..client.training.cohort_training import can_vectorise, sum_cohort

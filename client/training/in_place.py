@@ -149,7 +149,7 @@ def check_apart(bench: Workbench) -> None:
         if len(pair) == 2:
             break
     else:
-        return  # nobody stands beside another
+        return  # there are no two clients
     first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in pair)
     check_reading(first_batch, first_batch, second_batch)
     # Copies of a task's own batches, so that nothing random is read twice.
