@@ -1344,7 +1344,7 @@ MUTATIONS = {
     ),
     "a bundle of another authority is used": Mutation(
         "configs/bundle_files.py",
-        "certificate.verify_directly_issued_by(each)",
+        "certificate.verify_directly_issued_by(authority)",
         "pass",
         BUNDLE_TESTS,
         "a_client_refuses_a_bundle_that_is_not_whole",
