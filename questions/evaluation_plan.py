@@ -135,7 +135,7 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
     inquiry = Evaluation(
         name, evaluate.share, evaluate.metric, evaluate.metric_bound, evaluate.figures, purpose
     )
-    if rows := federation.mode.rows_of_client:
+    if rows := federation.mode.max_rows:
         figures = tuple(each for each in evaluate.figures if each != HISTOGRAM)
         return replace(inquiry, figures=figures, records=rows)
     return inquiry
@@ -152,7 +152,7 @@ def check_evaluation(federation: Federation) -> None:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
-    per_record = federation.mode.rows_of_client is not None
+    per_record = federation.mode.max_rows is not None
     num_examples = 1 if per_record else SAMPLE_SIZE
     examples = held_out if len(held_out) else some_examples(federation)
     inputs, targets = examples.batch(torch.arange(min(len(examples), num_examples)))

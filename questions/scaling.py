@@ -130,7 +130,7 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
     scaled_population = population.scaled(
-        settings, loaded, keeps_names=federation.mode.client_budget is not None
+        settings, loaded, keep_names=federation.mode.client_budget is not None
     )
     scaled = replace(
         federation, settings=settings, task=loaded, moments=dict(moments), population=scaled_population

@@ -20,11 +20,11 @@ def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
     mode = run.said("privacy", "name")
     if mode == "none":
         return [_row("client", adversary, Adjacency.ZERO_OUT, 0.0, None) for adversary in Adversary]
-    records = _of_records(run) if mode in OF_RECORDS and run.rounds else []
-    return [*records, *_of_sums(run)]
+    records = _rows_of_records(run) if mode in OF_RECORDS and run.rounds else []
+    return [*records, *_rows_of_sums(run)]
 
 
-def _of_records(run: RunFiles) -> list[dict[str, Any]]:
+def _rows_of_records(run: RunFiles) -> list[dict[str, Any]]:
     """Return the bound that clients' ledgers enforce, independent of the run so far."""
     level: Fields = run.said("privacy", "record") or run.said("privacy") or {}
     unit = "person" if level.get("per_person") else "record"
@@ -34,7 +34,7 @@ def _of_records(run: RunFiles) -> list[dict[str, Any]]:
     return [{**row, **bound, "adversary": str(adversary)} for adversary in Adversary]
 
 
-def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
+def _rows_of_sums(run: RunFiles) -> list[dict[str, Any]]:
     """Return the ledger's loss over all its runs, after this run's first release."""
     reserved = [each for each in run.entries if each.kind == RESERVE]
     mine = [each for each in reserved if run_of(each) == run.name]

@@ -91,8 +91,8 @@ MUTATIONS = {
     ),
     "a student learns of clients' data": Mutation(
         "export/distil.py",
-        "and client_digests <= public_digests\n",
-        "and client_digests < set()\n",
+        "and digests <= rows for client in clients",
+        "and digests < set() for client in clients",
         "export/test_export.py",
         "none_of_the_clients",
     ),
@@ -1239,8 +1239,8 @@ MUTATIONS = {
     ),
     "a client's records drawn once for all rounds": Mutation(
         "client/app.py",
-        'rows = drawn(len(data), joint, randomness.stream("batches", number, client))',
-        'rows = drawn(len(data), joint, randomness.stream("batches", 0, client))',
+        'rows = draw_records(len(data), joint, randomness.stream("batches", number, client))',
+        'rows = draw_records(len(data), joint, randomness.stream("batches", 0, client))',
         "modes/test_record_distributed.py",
         "canary_records_are_clipped_and_drawn_and_move_no_model",
     ),
@@ -1344,7 +1344,7 @@ MUTATIONS = {
     ),
     "a bundle of another authority is used": Mutation(
         "configs/bundle_files.py",
-        "certificate.verify_directly_issued_by(each)",
+        "certificate.verify_directly_issued_by(authority)",
         "pass",
         BUNDLE_TESTS,
         "a_client_refuses_a_bundle_that_is_not_whole",
@@ -2590,8 +2590,8 @@ MUTATIONS = {
     ),
     "a strategy object keeps what a run left in it": Mutation(
         "run/build.py",
-        "return deepcopy(custom_strategy)",
-        "return custom_strategy",
+        "return deepcopy(instance)",
+        "return instance",
         "test_face.py",
         "begins_every_run_afresh",
     ),
@@ -2814,8 +2814,8 @@ MUTATIONS = {
     ),
     "sampling fixed while accounted as Poisson": Mutation(
         "strategies/cohorts.py",
-        "for position in coins(len(population), self.rate, stream).tolist()",
-        "for position in subset(len(population), int(self.rate * len(population)), stream).tolist()",
+        "for index in coins(len(population), self.rate, stream).tolist()",
+        "for index in subset(len(population), int(self.rate * len(population)), stream).tolist()",
         "strategies/test_cohorts.py",
         "binomial",
     ),
@@ -3829,8 +3829,8 @@ MUTATIONS = {
     ),
     "a round that nobody answered is counted as it was planned": Mutation(
         "run/run.py",
-        "if drawn and not round_.replies:",
-        "if not drawn:",
+        "if cohort and not round_.replies:",
+        "if not cohort:",
         "run/test_record_ledgers.py",
         "nobody_answered",
     ),

@@ -176,15 +176,15 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
     stacks: list[Group] = []
     rows = visits = 0  # of the last stack
     for one in clients:
-        own = min(_records(one), training.batch_size)
-        rows, visits = rows + own, visits + _records(one) * training.local_epochs
+        batch_size = min(_records(one), training.batch_size)
+        rows, visits = rows + batch_size, visits + _records(one) * training.local_epochs
         if stacks and visits <= MAX_VISITS:
             widest = min(_records(stacks[-1][0]), training.batch_size)
             if widest * (len(stacks[-1]) + 1) <= max(2 * rows, FREE_ROWS):
                 stacks[-1].append(one)
                 continue
         stacks.append([one])
-        rows, visits = own, _records(one) * training.local_epochs
+        rows, visits = batch_size, _records(one) * training.local_epochs
     return stacks
 
 

@@ -559,7 +559,7 @@ LAST_MOMENTS: dict[str, tuple[Callable[[int], Callable[[], None]], int]] = {
     "before the result": (lambda _: dying(run_folder, "finish", 1), 0),
     "before the last line but one": (lambda rounds: dying(run_folder, "record_round", rounds - 1), 0),
     "before the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds), 1),
-    "within the last checkpoint": (lambda rounds: dying(checkpoint, "write_beside", rounds, after=True), 1),
+    "within the last checkpoint": (lambda rounds: dying(checkpoint, "write_aside", rounds, after=True), 1),
     "after the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds, after=True), 0),
     "between model and result": (lambda _: dying(run_folder, "replace_file", 5), 0),
     "before the close": (lambda _: dying(run_folder, "close", 1), 0),

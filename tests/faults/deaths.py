@@ -21,7 +21,7 @@ from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
-from fedveil.messages.secure_wire import USUAL, read_exchange_id
+from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
@@ -126,7 +126,7 @@ def _of_the_result(path: Path, *given: Any, **named: Any) -> bool:
 def _within_the_checkpoint(number: int) -> None:
     def dies(_: Any, state: Any, *given: Any) -> bool:
         if state.round == number:
-            _wrap(checkpoint, "write_beside", lambda *_: True, after=True)
+            _wrap(checkpoint, "write_aside", lambda *_: True, after=True)
         return False
 
     _wrap(recording, "save", dies)
@@ -158,7 +158,7 @@ _hand: list[tuple[int, str]] = [(0, "")]  # round and exchange of the message in
 
 
 def _place(message: Message) -> tuple[int, str]:
-    place = read_exchange_id(message.content)
+    place = read_position(message.content)
     return place.round, place.exchange.name.lower()
 
 

@@ -132,7 +132,7 @@ def test_held_out_records_are_not_trained_on_and_not_counted_openly() -> None:
         seen = {row.numpy().tobytes() for row in trained.inputs}
         assert not seen & {row.numpy().tobytes() for row in held.inputs}
     for parts in (narrow, wide):
-        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.rows_of_client == ROWS
+        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.max_rows == ROWS
     assert narrow.mode.units == wide.mode.units and narrow.mode.num_units == wide.mode.num_units
 
 

@@ -33,7 +33,7 @@ from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
@@ -159,7 +159,7 @@ def test_a_second_attempt_at_a_round_is_charged_again(clients):
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
 
     def fault(message):  # too many vectors are lost of the first attempt, before anything is opened
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         lost = message.metadata.dst_node_id > 3 and place.attempt == 0 and place.exchange is Exchange.INBOX
         return devices[2].answer(Message(content(), 2, "query")) if lost else None
 
@@ -685,7 +685,7 @@ def test_barred_device_says_so_at_once_and_keeps_its_promise(clients, tmp_path):
     def heats_up(message):
         if (
             message.metadata.dst_node_id == 4
-            and read_exchange_id(message.content).exchange is Exchange.SURVIVORS
+            and read_position(message.content).exchange is Exchange.SURVIVORS
         ):
             devices[4].root = hot
 
