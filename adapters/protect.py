@@ -24,7 +24,7 @@ from ..messages.flower_adapter import report_in_sentences, start_checked
 from ..messages.grids import PassingGrid
 from ..messages.wire import WEIGHT, common_content
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
 from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
 from ..privacy.ledger.data_sets import (
@@ -390,7 +390,7 @@ class ProtectedGrid(PassingGrid):
             file.write((json.dumps(counts) + "\n").encode())
         delta, adjacency = self.budget.target_delta, self.budget.adjacency
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-        spent = counted(events, delta, adjacency, order, GATE_INTERVAL)
+        spent = spent_epsilon(events, delta, adjacency, order, GATE_INTERVAL)
         planned = f"{self.grid.participants.expected:g} clients planned"
         promised = f"{self.budget.target_epsilon:g} at delta {delta:g}"
         logger.info("round %d: %s; epsilon %.4g of %s", done.number, planned, spent, promised)

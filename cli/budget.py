@@ -171,12 +171,12 @@ def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
 
 def _spent(book: Book, delta: float) -> float:
     from ..privacy.accounting.epsilon import GATE_INTERVAL
-    from ..privacy.accounting.renyi_filter import counted
+    from ..privacy.accounting.renyi_filter import spent_epsilon
     from ..privacy.budget import Adjacency
 
     adjacency, order = Adjacency(book.identity["adjacency"]), book.filter_order
     return max(
-        (counted(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
+        (spent_epsilon(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
         default=0.0,
     )
 

@@ -20,9 +20,9 @@ from ..modes.federation import Federation
 from ..modes.mode import Promise
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
-from ..privacy.accounting.exchanged import exchanged
+from ..privacy.accounting.exchanged import record_event
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
-from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.book import book_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
@@ -109,7 +109,7 @@ def begins_from(
     spent, what = _spent(federation, level), f"{unit} have spent"
     clients = _path(federation, Unit.CLIENT)
     sums = [] if level.unit == Unit.CLIENT else sums_of_records(clients, level.adjacency)
-    if (cost := counted(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
+    if (cost := spent_epsilon(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
         spent, what = cost, "sums of whole clients have cost records"
     if budget is not None and budget.target_epsilon == target and spent > (1 - least) * target:
         told = (f"{what} {spent:.4g}", owners, _remedy(spent, allowed))
@@ -154,7 +154,9 @@ def records_line(
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
 
     def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
-        return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
+        return [
+            event_from_json(record_event(event_to_json(each), adjacency, secret=False)) for each in events
+        ]
 
     sums = clients.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     spent = [*of_records(sums), *records.events(Adversary.MODEL)]
@@ -203,7 +205,7 @@ def _fitting(
     target = fitting.epsilon(
         level.target_delta, plan.num_rounds * runs, asked if runs > 1 else [*prior, *asked]
     )
-    spent = counted(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
+    spent = spent_epsilon(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
     if (target := 0.99 * target) * (1 - LEAST_SHARE_LEFT) <= spent:
         return NOTHING_LEFT
     return f"privacy.target_epsilon={target:.3g} pays for all"
@@ -221,7 +223,9 @@ def _spent(federation: Federation, level: Promise) -> float:
     if book.identity.get("adjacency") != str(level.adjacency):
         return 0.0
     order, delta = book.filter_order, level.target_delta
-    found = (counted(book.events(who), delta, level.adjacency, order, GATE_INTERVAL) for who in book.spent)
+    found = (
+        spent_epsilon(book.events(who), delta, level.adjacency, order, GATE_INTERVAL) for who in book.spent
+    )
     return max(found, default=0.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.arms import Arm, charged
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import REFUSAL
@@ -97,7 +97,7 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
     found: list[list[Any]] = []
     for mark in sorted({max(1, round(planned * part / MARKS)) for part in range(MARKS + 1)}):
         events = [one] * mark + evaluation * (mark // between + (mark == planned and planned % between > 0))
-        found.append([mark, rounded_up(counted(events, at, adjacency, None, GATE_INTERVAL))])
+        found.append([mark, rounded_up(spent_epsilon(events, at, adjacency, None, GATE_INTERVAL))])
     return found
 
 
@@ -169,7 +169,9 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
         seen = book.events(Adversary.MODEL)
         at = delta or payload["budget"]["target_delta"]
         after = (
-            counted(seen, at, adjacency, book.filter_order, GATE_INTERVAL) if entry.seq in composed else None
+            spent_epsilon(seen, at, adjacency, book.filter_order, GATE_INTERVAL)
+            if entry.seq in composed
+            else None
         )
         found.append(
             {

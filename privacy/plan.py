@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..base.refusal import Refusal, positive, word
 from .accounting.curve import PrivacyCurve, filter_curve, privacy_curve
 from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, forget_distributions
-from .accounting.renyi_filter import accountant, admits, best_order, counted
+from .accounting.renyi_filter import accountant, admits, best_order, spent_epsilon
 from .budget import Adjacency, Adversary, Budget, Unit
 from .mechanisms.mechanism import CENTRAL, Mechanism
 from .sampling import Sampling
@@ -97,7 +97,7 @@ class Plan:
           prior: events of the same unit before them.
         """
         events = self._after(rounds, prior)
-        return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
+        return spent_epsilon(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
     def curve(
         self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
@@ -161,7 +161,9 @@ class Plan:
           prior: events of the same unit before them.
         """
         self._check(budget)
-        spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
+        spent = spent_epsilon(
+            prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL
+        )
         if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
             remedy = f"already spent ({spent:.4g}): raise it, or keep the model that you have"
             raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
@@ -170,7 +172,9 @@ class Plan:
             if not prior:
                 forget_distributions()
             planned = replace(self, noise_multiplier=noise)._after(None, prior)
-            return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
+            return spent_epsilon(
+                planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL
+            )
 
         noise = least_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
@@ -230,7 +234,7 @@ class Plan:
     def _check_beside(self, budget: Budget, prior: "Sequence[DpEvent]", beside: "Sequence[DpEvent]") -> None:
         """Refuse questions that leave nothing for the rounds, if what was spent before leaves something."""
         before, after = (
-            counted(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
+            spent_epsilon(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
             for each in (prior, [*prior, *beside])
         )
         if before <= (1 - LEAST_SHARE_LEFT) * budget.target_epsilon < after:

@@ -21,7 +21,7 @@ from ..base.refusal import Refusal
 from ..messages.traffic import Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import Ledger, LedgerUnavailable
 from ..privacy.plan import Plan
@@ -208,7 +208,7 @@ def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Out
         "adjacency": str(plan.adjacency),
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": counted(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon": spent_epsilon(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
         "epsilon_before": before,
         "epsilon_after": epsilon_on(asking.ledger),
         "target_epsilon": budget.target_epsilon,

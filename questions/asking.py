@@ -10,7 +10,7 @@ from dp_accounting.dp_event import SelfComposedDpEvent
 from ..messages.local_training import LocalTraining
 from ..messages.training_order import ORDER_KEY, ClientClaim, RecordTerms, TrainingOrder
 from ..modes.federation import Federation
-from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
@@ -143,7 +143,7 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):
             budget = ledger.budget
-            would = counted(events, budget.target_delta, budget.adjacency, ledger.filter_order)
+            would = spent_epsilon(events, budget.target_delta, budget.adjacency, ledger.filter_order)
             raise BudgetExhausted(budget, adversary, would)
     for each in ledger.shared:
         each.require(whole)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal, real
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import CLIENTS, FIGURES, RECORDS, Evaluation
 from ..privacy.statistics.figure import Figure
@@ -105,7 +105,7 @@ def epsilon_of(plan: Plan, delta: float) -> float:
       plan: of one.
       delta: in (0, 1).
     """
-    return counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
+    return spent_epsilon([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 
 def planned_half_width(

@@ -20,7 +20,7 @@ from ..base.notice import warn
 from ..privacy.accounting.curve import largest
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger.book import read_events
 from ..privacy.ledger.caps import CapEnded, capped
@@ -174,7 +174,7 @@ class OwnLedgers(NoOwnLedgers):
 
         @cache  # most clients share size and number of rounds with another
         def cost(events: tuple[DpEvent, ...]) -> float:
-            return counted(events, budget.target_delta, budget.adjacency, None)
+            return spent_epsilon(events, budget.target_delta, budget.adjacency, None)
 
         for number, name in federation.population.opened_ledgers(record, took_part, paths):
             path = record.ledger_path(name)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import accountant, counted
+from ..privacy.accounting.renyi_filter import accountant, spent_epsilon
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.book import RESERVE, Book, run_of
 from .run_files import OWN_LEDGERS, Fields, RunFiles
@@ -60,7 +60,7 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
         # A filter's count promises nothing by itself: its budget does.
         size = target or "infinity"
         if order is None:
-            size = counted(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)
+            size = spent_epsilon(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)
         row = _row(unit, who, adjacency, budget.target_delta, target)
         name = accountant(budget.target_delta, adjacency, order)
         found.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})

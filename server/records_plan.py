@@ -11,8 +11,8 @@ from dp_accounting.dp_event import DpEvent
 from ..base.refusal import Refusal
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import exchanged
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.exchanged import record_event
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped
 from ..privacy.plan import Plan, least_noise
@@ -44,9 +44,9 @@ def within_records(
     prior = shared.book.events(Adversary.MODEL)
 
     def spent_with(mine: Sequence[DpEvent]) -> float:
-        plain = [exchanged(event_to_json(each), allowed.adjacency, order is None) for each in mine]
+        plain = [record_event(event_to_json(each), allowed.adjacency, order is None) for each in mine]
         events = [*prior, *map(event_from_json, plain)]
-        return counted(events, delta, allowed.adjacency, order, GATE_INTERVAL)
+        return spent_epsilon(events, delta, allowed.adjacency, order, GATE_INTERVAL)
 
     def cost(noise: float) -> float:
         return spent_with([*[replace(plan, noise_multiplier=noise).event()] * releases, *beside])

@@ -16,7 +16,7 @@ from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
-from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -147,7 +147,7 @@ def test_a_test_by_a_persons_examples_stays_below_the_claim_and_above_that_of_on
     drawn = np.array([len(batch) for batch in sampling.draw(records, stream)])
     normal = np.random.default_rng(0).standard_normal((2, tests)) * noise
     seen, without = drawn + normal[0], normal[1]
-    claims = [epsilon([records_event(noise, rate, n)], delta) for n in (records, 1)]
+    claims = [epsilon([group_event(noise, rate, n)], delta) for n in (records, 1)]
     threshold = 4.0
     found, alarm = (seen > threshold).mean(), (without > threshold).mean()
     slack = 5 * np.sqrt(found / tests)

@@ -382,7 +382,7 @@ MUTATIONS = {
     ),
     "what was overdrawn before the budget grew is not found": Mutation(
         "privacy/ledger/book.py",
-        "            granted = asked or granted\n",
+        "            granted = budget_text or granted\n",
         "",
         BUNDLED_TESTS,
         "overdrawn_and",
@@ -914,7 +914,7 @@ MUTATIONS = {
     ),
     "a ledger of records goes on as one of persons": Mutation(
         "privacy/ledger/book.py",
-        "if found in BOUNDS and wanted in BOUNDS and found != wanted:",
+        "if ledger_unit in BOUNDS and run_unit in BOUNDS and ledger_unit != run_unit:",
         "if False:",
         "test_client_persons.py",
         "counted_by_record",
@@ -998,7 +998,7 @@ MUTATIONS = {
     ),
     "an adopted ledger does not say which mode charged it": Mutation(
         "privacy/ledger/data_sets.py",
-        '    for old in known.adopted:\n        if _named(old, ""):',
+        '    for old in registered.adopted:\n        if _named(old, ""):',
         '    for old in ():\n        if _named(old, ""):',
         "test_client_together.py",
         "carried_over",
@@ -1012,7 +1012,7 @@ MUTATIONS = {
     ),
     "the same real records pay from two budgets": Mutation(
         "privacy/ledger/data_sets.py",
-        "for other in sorted(_charged_by(known) - {mode}):",
+        "for other in sorted(_charged_by(registered) - {mode}):",
         "for other in ():",
         "test_client_together.py",
         "two_budgets",
@@ -1110,8 +1110,8 @@ MUTATIONS = {
     ),
     "what a composition drops is lost": Mutation(
         "privacy/accounting/loss_distributions.py",
-        "kept, either + masses[high:].sum(), True)",
-        "kept, either, True)",
+        "body, either + masses[high:].sum(), True)",
+        "body, either, True)",
         "test_privacy_loss_distributions.py",
         "bit_for_bit",
     ),
@@ -2391,7 +2391,7 @@ MUTATIONS = {
     ),
     "records pay for a sum of clients as for all its noise": Mutation(
         "server/records_plan.py",
-        "exchanged(event_to_json(each), allowed.adjacency, order is None) for each in mine",
+        "record_event(event_to_json(each), allowed.adjacency, order is None) for each in mine",
         "event_to_json(each) for each in mine",
         "test_server_one_budget.py",
         "within_what_records_have_left",
@@ -2475,7 +2475,7 @@ MUTATIONS = {
     ),
     "changed data begin a new budget": Mutation(
         "privacy/ledger/data_sets.py",
-        "changed = bool(known.fingerprints) and known.fingerprints != prints",
+        "changed = bool(registered.fingerprints) and registered.fingerprints != prints",
         "changed = False",
         "test_preconditions.py",
         "lost_less",
@@ -2615,8 +2615,8 @@ MUTATIONS = {
     ),
     "a coarse grid forgets what its rounding takes": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "math.sqrt(wanted**2 + SMOOTHING**2)",
-        "wanted",
+        "math.sqrt(std**2 + SMOOTHING**2)",
+        "std",
         SUM_TESTS,
         "rounding_takes",
     ),
@@ -2755,7 +2755,7 @@ MUTATIONS = {
     ),
     "epsilon of the arms is that of the first": Mutation(
         "privacy/ledger/book.py",
-        "            times = max(counts.values()) - most\n",
+        "            times = max(counts.values()) - previous_max\n",
         "            times = times if arm.number == 1 else 0\n",
         "test_privacy_arms.py",
         "released_most",
@@ -3106,21 +3106,21 @@ MUTATIONS = {
     ),
     "a compiled key stream used unseen": Mutation(
         "privacy/mechanisms/randomness.py",
-        "if bytes(drawn) != encryptor.update(bytes(len(drawn))):",
+        "if bytes(output) != encryptor.update(bytes(len(output))):",
         "if False:",
         "test_privacy_randomness.py",
         "that_is_another",
     ),
     "compiled noise used unseen": Mutation(
         "privacy/mechanisms/discrete_gaussian.py",
-        "return _installed if found[:2] == found[2:] else None",
+        "return _installed if results[:2] == results[2:] else None",
         "return _installed",
         "test_privacy_discrete_gaussian.py",
         "other_noise",
     ),
     "noise forgets what its table drew": Mutation(
         "privacy/mechanisms/discrete_gaussian.py",
-        "_digits.subtract(box, own) for",
+        "_digits.subtract(box, count) for",
         "box for",
         "test_privacy_discrete_gaussian.py",
         "to_the_last_digit",
@@ -3134,8 +3134,8 @@ MUTATIONS = {
     ),
     "layers of noise that nobody adds": Mutation(
         "privacy/mechanisms/distributed.py",
-        "for layer, own in zip(spec.layers, layers, strict=True):\n        add_grid_noise(words, layer.sigma",
-        "for layer, own in zip(spec.layers, layers, strict=True):\n        add_grid_noise(words[:0], layer.sigma",
+        "for layer, layer_seed in zip(spec.layers, layers, strict=True):\n        add_grid_noise(words, layer.sigma",
+        "for layer, layer_seed in zip(spec.layers, layers, strict=True):\n        add_grid_noise(words[:0], layer.sigma",
         "test_privacy_distributed_shares.py",
         "what_stays_closed",
     ),
@@ -3771,8 +3771,8 @@ MUTATIONS = {
     ),
     "what fits one budget fits every other": Mutation(
         "privacy/accounting/gate.py",
-        "known = self._fitting.setdefault(budget, [])",
-        "known = [each for some in self._fitting.values() for each in some]",
+        "fitting = self._fitting.setdefault(budget, [])",
+        "fitting = [each for some in self._fitting.values() for each in some]",
         "test_privacy_accounting.py",
         "needs_no_composition",
     ),

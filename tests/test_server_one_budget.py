@@ -17,7 +17,7 @@ from fedveil.cli.report import report
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.exchanged import exchanged
+from fedveil.privacy.accounting.exchanged import record_event
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.book import read_book, read_events
@@ -89,7 +89,7 @@ def ledgers(folder: Path) -> list[Path]:
 def of_clients(folder: Path) -> list[Any]:
     """Return the events of the sums of whole clients, as a record pays for them."""
     events = read_events(data_sets.population_path(folder / "ledgers", "wards"), Adversary.MODEL)
-    return [event_from_json(exchanged(event_to_json(each), Adjacency.ZERO_OUT)) for each in events]
+    return [event_from_json(record_event(event_to_json(each), Adjacency.ZERO_OUT)) for each in events]
 
 
 @pytest.mark.parametrize("level", LEVELS)

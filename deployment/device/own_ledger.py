@@ -19,7 +19,7 @@ from ...client.private_update import NotTrained
 from ...messages.wire import BUDGET_SPENT, NOT_READY
 from ...privacy.accounting.events import Gaussian, event_to_json
 from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
-from ...privacy.accounting.renyi_filter import counted
+from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
 from ...privacy.ledger.book import Book, BookedRelease, book_at, identity_of, read_book, run_of
@@ -309,4 +309,4 @@ def spent_in(book: Book) -> Spending | None:
 def _epsilon(book: Book, who: Adversary, delta: float) -> float:
     adjacency = Adjacency(book.identity["adjacency"])
     exact = exact_epsilon(book.spent[who], delta, adjacency) if book.filter_order is None else None
-    return counted(book.events(who), delta, adjacency, book.filter_order) if exact is None else exact
+    return spent_epsilon(book.events(who), delta, adjacency, book.filter_order) if exact is None else exact

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...base.refusal import Refusal
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
-from ...privacy.accounting.renyi_filter import counted
+from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.audit.summary import UNCLAIMED
 from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.book import RESERVE, Book, event_of, repeated, run_of, verify_entries
@@ -465,7 +465,7 @@ def _epsilon(held: BoundFolder) -> str:
     for name, row in sorted(rows.items()):
         adversary, claimed = Adversary(name), _number(row["epsilon"])
         granted = book.granted[adversary]
-        found = counted(
+        found = spent_epsilon(
             book.events(adversary),
             row["delta"],
             Adjacency(row["adjacency"]),
@@ -524,7 +524,7 @@ def _epsilon_of_rounds(held: BoundFolder) -> str:
         key = (tuple(sorted(counts.items())), order)
         if key not in known:
             events = [repeated(event_of(text), count) for text, count in counts.items()]
-            known[key] = counted(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
+            known[key] = spent_epsilon(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
         if not _same(known[key], _number(row[column])):
             why = f"round {row['round']} has epsilon {_number(row[column]):.6g}, and the ledger {known[key]:.6g}"
             raise Wrong(why)

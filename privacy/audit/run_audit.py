@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...base.refusal import Refusal
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.gaussian import gaussian_epsilon, gaussian_mu
-from ..accounting.renyi_filter import counted
+from ..accounting.renyi_filter import spent_epsilon
 from ..budget import Adjacency
 from .alarms import AlarmState, Check, Look
 from .canary_clients import KnownRounds, round_scores
@@ -159,11 +159,11 @@ class Evidence:
     def _event(self, rate: float, noise: float) -> DpEvent:
         from dp_accounting.dp_event import NoOpDpEvent
 
-        from ..accounting.gaussian_mixture import records_event
+        from ..accounting.gaussian_mixture import group_event
 
         if noise == 0:
             return NoOpDpEvent()
-        return records_event(noise, rate, self.terms.of_unit)
+        return group_event(noise, rate, self.terms.of_unit)
 
     @cached_property
     def claimed(self) -> float:
@@ -186,7 +186,9 @@ class Evidence:
             in_arms |= counts
         charged, terms = of_all + in_arms, self.terms
         events = [SelfComposedDpEvent(self._event(*pair), times) for pair, times in charged.items()]
-        return counted([*before, *events], terms.delta, terms.adjacency, terms.filter_order, GATE_INTERVAL)
+        return spent_epsilon(
+            [*before, *events], terms.delta, terms.adjacency, terms.filter_order, GATE_INTERVAL
+        )
 
     @property
     def amplified(self) -> bool:

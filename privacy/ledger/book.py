@@ -29,7 +29,7 @@ from ..accounting.epsilon import (
 from ..accounting.events import event_from_json, is_mixture
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi import quiet_orders, relation_of
-from ..accounting.renyi_filter import admits, counted, filter_order
+from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
 from .acts import ACTS
@@ -178,11 +178,11 @@ class Book:
         if self.closes:
             self.closes.pop(run_of(entry), None)  # whatever was closed goes on
         # Releases of one run differ only in their time, so each charge is parsed once.
-        timed = TIMED.fullmatch(entry.payload)
-        said = timed[1] if timed else entry.payload
-        if said not in self._charges:
-            self._charges[said] = _charge_of(json.loads(entry.payload), self.identity)
-        charge = self._charges[said]
+        match = TIMED.fullmatch(entry.payload)
+        terms = match[1] if match else entry.payload
+        if terms not in self._charges:
+            self._charges[terms] = _charge_of(json.loads(entry.payload), self.identity)
+        charge = self._charges[terms]
         if charge.filter_order is not None:
             if self.filter_order not in (None, charge.filter_order):
                 raise ValueError(
@@ -203,9 +203,9 @@ class Book:
         spent = self.spent.setdefault(adversary, Counter())
         if arm is not None:
             counts = self._in_arms.setdefault((arm.deal.key, adversary, text), Counter())
-            most = max(counts.values(), default=0)
+            previous_max = max(counts.values(), default=0)
             counts[arm.number] += times
-            times = max(counts.values()) - most
+            times = max(counts.values()) - previous_max
         spent[text] += times
         if not spent[text]:
             del spent[text]
@@ -232,12 +232,14 @@ class Book:
           adversary: that saw them.
           counts: whether a release counts; None counts all.
         """
-        seen = self.spent.get(adversary, Counter[str]())
+        event_counts = self.spent.get(adversary, Counter[str]())
         if counts is not None:
             told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
             mine = [booked for booked in told if counts(booked)]
-            seen = charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
-        return [repeated(event_of(text), count) for text, count in seen.items()]
+            event_counts = charged(
+                (each.events[adversary], each.arm) for each in mine if adversary in each.events
+            )
+        return [repeated(event_of(text), count) for text, count in event_counts.items()]
 
 
 def run_of(entry: Entry) -> str:
@@ -326,7 +328,7 @@ def identity_of(path: Path) -> dict[str, Any]:
         return next((json.loads(entry.payload) for entry in chain.after(START)), {})
 
 
-def require_unit(path: Path, found: str | None, wanted: str) -> None:
+def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
     """Refuse a change of a ledger's unit between record, person at one client and person at all clients.
 
     The loss of a record does not bound the loss of a person with several, and a further record would break the promise
@@ -334,14 +336,14 @@ def require_unit(path: Path, found: str | None, wanted: str) -> None:
 
     Args:
       path: of the ledger.
-      found: the ledger's unit; None if there is no ledger.
-      wanted: the unit of the run.
+      ledger_unit: the ledger's unit; None if there is no ledger.
+      run_unit: the unit of the run.
 
     Raises:
       Refusal: both hide records, and differ.
     """
-    if found in BOUNDS and wanted in BOUNDS and found != wanted:
-        remedy = f"counts what one {found} has lost, from which nobody knows what one {wanted} has; {BOUNDS[found]} as before"
+    if ledger_unit in BOUNDS and run_unit in BOUNDS and ledger_unit != run_unit:
+        remedy = f"counts what one {ledger_unit} has lost, from which nobody knows what one {run_unit} has; {BOUNDS[ledger_unit]} as before"
         raise Refusal("ledger", str(path), remedy)
 
 
@@ -387,10 +389,10 @@ def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = 
     book, granted = Book(), None
     try:
         for entry in entries:
-            asked = _budget_in(entry)
-            if granted is not None and asked not in (None, granted) and (problem := _overspent(book)):
+            budget_text = _budget_in(entry)
+            if granted is not None and budget_text not in (None, granted) and (problem := _overspent(book)):
                 raise Refusal("ledger", source, f"before entry {entry.seq} {problem}")
-            granted = asked or granted
+            granted = budget_text or granted
             book.take(entry, source)
         if book.head == START:
             raise Refusal("ledger", source, "holds no entry, not even its first; restore a true copy")
@@ -403,8 +405,8 @@ def _budget_in(entry: Entry) -> str | None:
     """Return the budget in a reservation's text; None for any other entry."""
     if entry.kind != RESERVE:
         return None
-    found = BUDGETED.search(entry.payload)
-    return found[0] if found else ""
+    match = BUDGETED.search(entry.payload)
+    return match[0] if match else ""
 
 
 def _adds_up(book: Book, delta: float | None) -> Verification:
@@ -416,10 +418,10 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
     sizes = {
         each: _sizes(tuple(book.events(each)), delta, adjacency, book.filter_order) for each in book.spent
     }
-    most = max(sizes.values(), key=lambda size: size[0])
+    largest = max(sizes.values(), key=lambda size: size[0])
     problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), "")
     return Verification(
-        not problem, book.head.seq, book.head, problem or None, delta, *most, book.filter_order, sizes
+        not problem, book.head.seq, book.head, problem or None, delta, *largest, book.filter_order, sizes
     )
 
 
@@ -429,11 +431,13 @@ def _sizes(events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, or
     from dp_accounting.rdp import RdpAccountant
 
     relation = relation_of(adjacency)
-    ours = counted(events, delta, adjacency, order)
+    ours = spent_epsilon(events, delta, adjacency, order)
     by_pld = by_rdp = None
     if order is None and delta >= MIN_PLD_DELTA:
-        least = GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
-        by_pld = _composed(PLDAccountant(relation, max(least, ours * COARSEST)), events, delta)
+        min_interval = (
+            GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
+        )
+        by_pld = _composed(PLDAccountant(relation, max(min_interval, ours * COARSEST)), events, delta)
     # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
     if adjacency is not Adjacency.REPLACE_ONE:
         by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)

@@ -39,20 +39,20 @@ def default_folder() -> Path:
     return Path.home() / ".local" / "share" / "fedveil" / "ledgers"
 
 
-def ledger_folder(field: str, asked: Path | str | None) -> Path:
+def ledger_folder(field: str, value: Path | str | None) -> Path:
     """Return the folder of ledgers of real data: the requested one, or the user's default.
 
     Args:
       field: for a refusal.
-      asked: an absolute folder; None for the user's own.
+      value: an absolute folder; None for the user's own.
 
     Raises:
       Refusal: the folder is relative.
     """
-    folder = default_folder() if asked is None else Path(asked)
+    folder = default_folder() if value is None else Path(value)
     if not folder.is_absolute():
         remedy = "give an absolute folder: from another working folder it would be another ledger, with a new budget"
-        raise Refusal(field, str(asked), remedy)
+        raise Refusal(field, str(value), remedy)
     return folder
 
 
@@ -133,20 +133,20 @@ def read_caps(folder: Path) -> list[Cap]:
     if regular(path) is None:
         return []
     try:
-        found = read_json(path.read_bytes())
-        if found["version"] != VERSION:
-            raise ValueError(f"version {found['version']!r}")
-        return [_read(fields) for fields in found["caps"]]
+        document = read_json(path.read_bytes())
+        if document["version"] != VERSION:
+            raise ValueError(f"version {document['version']!r}")
+        return [_read(fields) for fields in document["caps"]]
     except (OSError, ValueError, LookupError, TypeError, Refusal) as error:
-        told = unreadable(error, "restore it, or remove it and set the caps anew")
-        raise Refusal("caps", str(path), told) from error
+        remedy = unreadable(error, "restore it, or remove it and set the caps anew")
+        raise Refusal("caps", str(path), remedy) from error
 
 
 def caps_on(ledger: Path) -> list[Cap]:
     """Return the decisions that hold for a ledger: the latest on all, and the latest on its data."""
-    own = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAMED]
+    ledger_data = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAMED]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
-    return [latest[data] for data in (ALL, own) if data in latest]
+    return [latest[data] for data in (ALL, ledger_data) if data in latest]
 
 
 def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
-from ..accounting.exchanged import exchanged, exchanged_text
+from ..accounting.exchanged import record_event, record_event_from_text
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from .book import RESERVE, Book, BookedRelease, ReleaseState, book_at
 from .caps import Cap, CapEnded, capped, caps_on
@@ -42,10 +42,10 @@ def release_of(release: Release, budget: Budget) -> Release:
       budget: of the records; its unit and adjacency are their ledger's.
     """
     plain = {
-        who: exchanged(event_to_json(event), budget.adjacency, secret=release.filter_order is None)
-        for who, event in release.events.items()
+        adversary: record_event(event_to_json(event), budget.adjacency, secret=release.filter_order is None)
+        for adversary, event in release.events.items()
     }
-    events = {who: _event_of(event) for who, event in plain.items()}
+    events = {adversary: _event_of(event) for adversary, event in plain.items()}
     changed = replace(release, unit=budget.unit, events=events, cohort=None, source=OF_CLIENT)
     return replace(changed, mechanism=key_of(release.key)[2])
 
@@ -77,7 +77,8 @@ def _payload(booked: BookedRelease, records: Book, budget: Budget) -> str:
     payload: dict[str, Any] = json.loads(booked.entry.payload)
     filtered = "filter_order" in payload
     payload["events"] = {
-        who.value: exchanged_text(text, budget.adjacency, not filtered) for who, text in booked.events.items()
+        adversary.value: record_event_from_text(text, budget.adjacency, not filtered)
+        for adversary, text in booked.events.items()
     }
     payload["budget"] = {"target_epsilon": UNLIMITED_EPSILON, "target_delta": budget.target_delta}
     payload.pop("cohort", None)
@@ -132,9 +133,12 @@ def lost_by_records(clients: Book, delta: float) -> float | None:
     """
     if clients.filter_order is not None:
         return None
-    seen = (clients.events(who, lambda booked: booked.source != OF_RECORDS) for who in clients.spent)
+    events = (
+        clients.events(adversary, lambda booked: booked.source != OF_RECORDS) for adversary in clients.spent
+    )
     mine = (
-        [event_from_json(exchanged(event_to_json(one), Adjacency.ZERO_OUT)) for one in each] for each in seen
+        [event_from_json(record_event(event_to_json(one), Adjacency.ZERO_OUT)) for one in each]
+        for each in events
     )
     return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in mine), default=0.0)
 
@@ -144,7 +148,7 @@ def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
     book = book_at(clients)
     sums = book.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     secret = book.filter_order is None
-    return [event_from_json(exchanged(event_to_json(each), adjacency, secret)) for each in sums]
+    return [event_from_json(record_event(event_to_json(each), adjacency, secret)) for each in sums]
 
 
 def take(book: Book, draft: Draft) -> None:
@@ -215,8 +219,11 @@ def read_records(
     Raises:
       Refusal: a ledger is damaged.
     """
-    of_client, own = (book_at(each) for each in (clients, records))
-    deltas = [each.target_delta for book in (of_client, own) for each in book.granted.values()]
-    unit, adjacency = own.identity.get("unit", Unit.RECORD), own.identity.get("adjacency", adjacency)
+    of_client, of_records = (book_at(each) for each in (clients, records))
+    deltas = [each.target_delta for book in (of_client, of_records) for each in book.granted.values()]
+    unit, adjacency = (
+        of_records.identity.get("unit", Unit.RECORD),
+        of_records.identity.get("adjacency", adjacency),
+    )
     budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
-    return as_records(of_client, own, budget), as_records(of_client, Book(), budget)
+    return as_records(of_client, of_records, budget), as_records(of_client, Book(), budget)

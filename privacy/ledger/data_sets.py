@@ -78,7 +78,7 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
     """
     path = folder / FILE
     try:
-        found = read_json(path.read_bytes())
+        document = read_json(path.read_bytes())
         return {
             name: DataSet(
                 tuple(each["fingerprints"]),
@@ -86,13 +86,13 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
                 str(each.get("records", "")),
                 {file: Head(int(seq), str(text)) for file, (seq, text) in each.get("heads", {}).items()},
             )
-            for name, each in found.items()
+            for name, each in document.items()
         }
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        told = unreadable(error, "restore it, for it says which ledgers belong together")
-        raise Refusal("ledger", str(path), told) from error
+        remedy = unreadable(error, "restore it, for it says which ledgers belong together")
+        raise Refusal("ledger", str(path), remedy) from error
 
 
 def data_set(folder: Path, data_id: str) -> DataSet:
@@ -127,9 +127,9 @@ def alone_on(folder: Path, data_id: str) -> Generator[None]:
                 before = data_set(folder, data_id).heads
                 require_heads(folder, before)
                 paths = (population_path(folder, data_id), *record_paths(folder, data_id))
-                left = {**before, **heads_of(path for path in paths if path.exists())}
-                if left != before:
-                    _change(folder, data_id, lambda now: replace(now, heads=left))
+                heads = {**before, **heads_of(path for path in paths if path.exists())}
+                if heads != before:
+                    _change(folder, data_id, lambda now: replace(now, heads=heads))
 
 
 def keep_head(ledger: Ledger, data_id: str) -> None:
@@ -143,8 +143,8 @@ def keep_head(ledger: Ledger, data_id: str) -> None:
       Refusal: it cannot be written.
     """
     name, head = ledger.path.name, ledger.head
-    known = data_set(ledger.path.parent, data_id).heads.get(name, START)
-    if head > known:
+    stored_head = data_set(ledger.path.parent, data_id).heads.get(name, START)
+    if head > stored_head:
         _change(ledger.path.parent, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
 
 
@@ -167,26 +167,28 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
     _change(folder, data_id, claimed)
 
 
-def require_records(known: DataSet, mode: str) -> None:
+def require_records(registered: DataSet, mode: str) -> None:
     """Refuse a mode that would spend a second budget of the same records.
 
     Raises:
       Refusal: another mode charges them.
     """
-    for other in sorted(_charged_by(known) - {mode}):
+    for other in sorted(_charged_by(registered) - {mode}):
         remedy = f"these records are charged by privacy={other}, on ledgers that this mode does not charge"
         raise Refusal("privacy", mode, f"{remedy}; go on with that")
 
 
-def _charged_by(known: DataSet) -> set[str]:
+def _charged_by(registered: DataSet) -> set[str]:
     """Return the modes that charge the records: as noted or, of runs before modes were noted, by the ledgers' names."""
-    found = {known.records} if known.records else {"record"} if known.fingerprints else set[str]()
-    for old in known.adopted:
+    modes = (
+        {registered.records} if registered.records else {"record"} if registered.fingerprints else set[str]()
+    )
+    for old in registered.adopted:
         if _named(old, ""):
-            found.add("record")
+            modes.add("record")
         elif _named(old, POPULATION + RECORDS):
-            found.add("record_distributed")
-    return found
+            modes.add("record_distributed")
+    return modes
 
 
 def adopt(folder: Path, old: str, data_id: str) -> None:
@@ -204,8 +206,8 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     if not path.exists():
         raise Refusal("ledger", str(path), "there is none; name one as its file is called, without .ledger")
     read_book(path)
-    known = data_set(folder, data_id)
-    if old not in known.adopted:
+    registered = data_set(folder, data_id)
+    if old not in registered.adopted:
         _change(folder, data_id, lambda now: replace(now, adopted=(*now.adopted, old)))
 
 
@@ -244,21 +246,26 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    known, prints = data_set(folder, data_id), tuple(fingerprints)
-    adopted = [each for each in known.adopted if _named(each, "")]
+    registered, prints = data_set(folder, data_id), tuple(fingerprints)
+    adopted = [each for each in registered.adopted if _named(each, "")]
     before = _most(folder, adopted, _spent)
-    changed = bool(known.fingerprints) and known.fingerprints != prints
+    changed = bool(registered.fingerprints) and registered.fingerprints != prints
     charges: dict[str, Charges] = {}
-    most = _most(folder, client_ledgers(data_id, known.fingerprints), _of_records) if changed else {}
-    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, known.fingerprints)}:
-        own = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
-        missing = {who: counts - own.get(who, Counter()) for who, counts in most.items()}
+    max_counts = (
+        _most(folder, client_ledgers(data_id, registered.fingerprints), _of_records) if changed else {}
+    )
+    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, registered.fingerprints)}:
+        client_counts = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
+        missing = {
+            adversary: counts - client_counts.get(adversary, Counter())
+            for adversary, counts in max_counts.items()
+        }
         charges[name] = _sum(missing, before)
-    left = tuple(each for each in known.adopted if each not in adopted)
+    remaining = tuple(each for each in registered.adopted if each not in adopted)
     return Owed(
         {name: each for name, each in charges.items() if any(each.values())},
         changed,
-        replace(known, fingerprints=prints, adopted=left),
+        replace(registered, fingerprints=prints, adopted=remaining),
         clients=population_path(folder, data_id),
     )
 
@@ -271,27 +278,27 @@ def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    known = data_set(folder, data_id)
-    adopted = [each for each in known.adopted if _named(each, prefix)]
+    registered = data_set(folder, data_id)
+    adopted = [each for each in registered.adopted if _named(each, prefix)]
     total: Charges = {}
-    asked: Charges = {}
+    questions: Charges = {}
     for each in adopted:
         path = folder / f"{each}.ledger"
         total = _sum(total, _spent(path))
-        asked = _sum(asked, spent_by_questions(book_at(path)))
-    left = tuple(each for each in known.adopted if each not in adopted)
+        questions = _sum(questions, spent_by_questions(book_at(path)))
+    remaining = tuple(each for each in registered.adopted if each not in adopted)
     name = population_ledger(data_id)
     charges = {name: total} if any(total.values()) else {}
-    return Owed(charges, False, replace(known, adopted=left), {name: asked})
+    return Owed(charges, False, replace(registered, adopted=remaining), {name: questions})
 
 
-def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str = "") -> None:
+def settle(folder: Path, data_id: str, pending: Owed, budget: Budget, prefix: str = "") -> None:
     """Charge the owed releases durably, and record the data set's new state; a crash in between charges nothing twice.
 
     Args:
       folder: of the ledgers; it must exist.
       data_id: of the data set.
-      owed: to be charged.
+      pending: to be charged.
       budget: of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
       prefix: of the ledgers' files.
 
@@ -299,18 +306,21 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
       Refusal: a ledger cannot be written, or its owner's cap is below the amount already spent.
     """
     sets = read_data_sets(folder)
-    known = sets.get(data_id, DataSet())
-    for old in set(known.adopted) - set(owed.after.adopted):
+    registered = sets.get(data_id, DataSet())
+    for old in set(registered.adopted) - set(pending.after.adopted):
         path = folder / f"{old}.ledger"
         require_unit(path, identity_of(path).get("unit"), str(budget.unit))
     spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
-    for name, charges in owed.charges.items():
-        path, asked = folder / f"{prefix}{name[:32]}.ledger", owed.questions.get(name, {})
-        others = {who: counts - asked.get(who, Counter[str]()) for who, counts in charges.items()}
-        _charge(path, name, others, spent, _state(known), MECHANISM)
-        _charge(path, name, asked, spent, _state(known), EARLIER)
-    if owed.after != known or data_id not in sets:
-        _change(folder, data_id, lambda now: replace(owed.after, records=now.records, heads=now.heads))
+    for name, charges in pending.charges.items():
+        path, questions = folder / f"{prefix}{name[:32]}.ledger", pending.questions.get(name, {})
+        others = {
+            adversary: counts - questions.get(adversary, Counter[str]())
+            for adversary, counts in charges.items()
+        }
+        _charge(path, name, others, spent, _state(registered), MECHANISM)
+        _charge(path, name, questions, spent, _state(registered), EARLIER)
+    if pending.after != registered or data_id not in sets:
+        _change(folder, data_id, lambda now: replace(pending.after, records=now.records, heads=now.heads))
 
 
 def population_path(folder: Path, data_id: str) -> Path:
@@ -325,8 +335,8 @@ def together_path(folder: Path, data_id: str) -> Path:
 
 def record_paths(folder: Path, data_id: str) -> list[Path]:
     """Return the ledgers of a data set's records: one of all of them, or one for each client."""
-    known = data_set(folder, data_id)
-    names = dict.fromkeys(client_ledgers(data_id, known.fingerprints))
+    registered = data_set(folder, data_id)
+    names = dict.fromkeys(client_ledgers(data_id, registered.fingerprints))
     together = together_path(folder, data_id)
     return [
         path for path in (together, *(folder / f"{name[:NAMED]}.ledger" for name in names)) if path.exists()
@@ -361,7 +371,7 @@ def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[Recor
     Raises:
       Refusal: a ledger cannot be read or written.
     """
-    found: dict[tuple[object, ...], RecordsBudget] = {}
+    budgets: dict[tuple[object, ...], RecordsBudget] = {}
     for path in record_paths(folder, data_id):
         identity = identity_of(path)
         budget = _granted(read_book(path))
@@ -369,12 +379,12 @@ def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[Recor
         book = read_book(path)
         same = (
             budget,
-            json.dumps({who: sorted(counts.items()) for who, counts in book.spent.items()}),
+            json.dumps({adversary: sorted(counts.items()) for adversary, counts in book.spent.items()}),
             caps_on(path),
         )
-        found[(same[0], same[1], str(same[2]))] = RecordsBudget(path, budget, book)
-    if found:
-        return tuple(found.values())
+        budgets[(same[0], same[1], str(same[2]))] = RecordsBudget(path, budget, book)
+    if budgets:
+        return tuple(budgets.values())
     path = together_path(folder, data_id)
     if not caps_on(path):
         return ()  # nobody has said what records may lose: their first plan begins from what they have
@@ -398,8 +408,8 @@ def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, 
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             for text in texts:
                 name = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-                seen = {who: counts[text] for who, counts in charges.items() if counts[text]}
-                events = {who: repeated(event_of(text), count) for who, count in seen.items()}
+                numbers = {adversary: counts[text] for adversary, counts in charges.items() if counts[text]}
+                events = {adversary: repeated(event_of(text), count) for adversary, count in numbers.items()}
                 release = Release(budget.unit, run, 1, name, events, "system")
                 if ledger.state(release.key) is None:  # not charged before a crash
                     ledger.reserve(release)
@@ -413,13 +423,13 @@ def _named(stem: str, prefix: str) -> bool:
     return stem.startswith(prefix) and FINGERPRINT.fullmatch(stem.removeprefix(prefix)) is not None
 
 
-def _state(known: DataSet) -> str:
-    before = {"fingerprints": known.fingerprints, "adopted": known.adopted}
+def _state(registered: DataSet) -> str:
+    before = {"fingerprints": registered.fingerprints, "adopted": registered.adopted}
     return "carried over " + hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
 
 
 def _spent(path: Path) -> Charges:
-    return {who: +counts for who, counts in book_at(path).spent.items()}
+    return {adversary: +counts for adversary, counts in book_at(path).spent.items()}
 
 
 def _of_records(path: Path) -> Charges:
@@ -429,19 +439,22 @@ def _of_records(path: Path) -> Charges:
         each for each in book.releases.values() if each.source is None and each.state is not ReleaseState.VOID
     ]
     return {
-        who: charged((each.events[who], each.arm) for each in mine if who in each.events)
-        for who in book.spent
+        adversary: charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
+        for adversary in book.spent
     }
 
 
 def _most(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
     """Return the maximum count of each release over the ledgers."""
-    most: Charges = {}
+    max_counts: Charges = {}
     for name in names:
-        for who, counts in spent(folder / f"{name[:32]}.ledger").items():
-            most[who] = most.get(who, Counter()) | counts
-    return most
+        for adversary, counts in spent(folder / f"{name[:32]}.ledger").items():
+            max_counts[adversary] = max_counts.get(adversary, Counter()) | counts
+    return max_counts
 
 
 def _sum(one: Mapping[Adversary, Counter[str]], other: Mapping[Adversary, Counter[str]]) -> Charges:
-    return {who: one.get(who, Counter()) + other.get(who, Counter()) for who in {*one, *other}}
+    return {
+        adversary: one.get(adversary, Counter()) + other.get(adversary, Counter())
+        for adversary in {*one, *other}
+    }

@@ -140,8 +140,8 @@ def refusing_ledger(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        told = unreadable(error, "restore the file or its permissions", what)
-        raise Refusal("ledger", str(path), told) from error
+        remedy = unreadable(error, "restore the file or its permissions", what)
+        raise Refusal("ledger", str(path), remedy) from error
 
 
 class Lock:
@@ -299,9 +299,9 @@ class Chain:
         Raises:
           Refusal: not a ledger, damaged, or cannot be written.
         """
-        found = holds_entries(path)
+        has_entries = holds_entries(path)
         journal = max(_size(_beside(path, suffix)) for suffix in ("-wal", "-shm"))
-        if journal and not found:
+        if journal and not has_entries:
             raise Refusal("ledger", str(path), "gone, yet its -wal file is there; restore the ledger")
         with refusing_ledger(path, "cannot be created"):
             if not path.exists():

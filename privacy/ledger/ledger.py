@@ -23,7 +23,7 @@ from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
-from ..accounting.renyi_filter import admits, counted, filter_order
+from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..budget import Adversary, Budget, Release
 from .book import (
     CLOSE,
@@ -305,8 +305,8 @@ class Ledger:
         if release.kind is None:
             return
         budget, caps = self._budget_for(release), (*caps_on(self.path), *self.caps)
-        if why := require_allowed(release, caps, self._book, budget):
-            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
+        if excess := require_allowed(release, caps, self._book, budget):
+            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, excess)
 
     def reserve_new(self, release: Release) -> Entry:
         """Charge a release as `reserve` does, for a caller that is about to draw noise.
@@ -430,10 +430,10 @@ class Ledger:
         with self._writing() as drafts:
             standing = self._book.closes.get(run)
             if standing is None or json.loads(standing.payload)["manifest"] != manifest:
-                said = {"manifest": manifest, "status": status, "time": _now()}
+                closing = {"manifest": manifest, "status": status, "time": _now()}
                 # Kind and key are unique: the number of entries before tells closes of one run apart.
                 key: Key = (run, self._book.head.seq, CLOSE)
-                drafts.append(Draft(CLOSE, _text(key), canonical(said)))
+                drafts.append(Draft(CLOSE, _text(key), canonical(closing)))
         return self._book.closes[run]
 
     def closed(self, run: str) -> Entry | None:
@@ -461,11 +461,11 @@ class Ledger:
           run: the run's name.
           mechanism: of the releases.
         """
-        found: list[list[int]] = []
+        cohorts: list[list[int]] = []
         with self._threads:
-            while booked := self._book.releases.get(_text((run, len(found) + 1, mechanism))):
-                found.append([int(client) for client in json.loads(booked.entry.payload)["cohort"]])
-        return found
+            while booked := self._book.releases.get(_text((run, len(cohorts) + 1, mechanism))):
+                cohorts.append([int(client) for client in json.loads(booked.entry.payload)["cohort"]])
+        return cohorts
 
     @property
     def filter_order(self) -> float | None:
@@ -484,10 +484,12 @@ class Ledger:
         """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
-            seen = [self._book.events(adversary) for adversary in self._book.spent]
+            histories = [self._book.events(adversary) for adversary in self._book.spent]
             order = self._book.filter_order
         adjacency = self._budget.adjacency
-        return max((counted(events, delta, adjacency, order, interval) for events in seen), default=0.0)
+        return max(
+            (spent_epsilon(events, delta, adjacency, order, interval) for events in histories), default=0.0
+        )
 
     def close(self) -> None:
         """Write pending notes and release the lock. Closing twice does nothing."""
@@ -559,11 +561,11 @@ class Ledger:
             self._pending.clear()
 
 
-def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    require_unit(path, str(found.get("unit")), expected["unit"])
+def _require_identity(path: Path, expected: dict[str, Any], identity: dict[str, Any]) -> None:
+    require_unit(path, str(identity.get("unit")), expected["unit"])
     for name, value in expected.items():
-        if found.get(name) != value:
-            remedy = f"kept for {name} {found.get(name)!r}, not {value!r}; give the ledger that belongs to this data, or another folder"
+        if identity.get(name) != value:
+            remedy = f"kept for {name} {identity.get(name)!r}, not {value!r}; give the ledger that belongs to this data, or another folder"
             raise Refusal("ledger", str(path), remedy)
 
 
@@ -594,14 +596,14 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
       Refusal: the ledger's filter has another order.
     """
     order = _order_with(release, book)
-    asked: list[tuple[Any, Counter[str]]] = []
+    checks: list[tuple[Any, Counter[str]]] = []
     for adversary in release.events:
         written, spent = events[adversary.value], book.spent.get(adversary, Counter[str]())
         if _is_paid(release, adversary, written, budget, book):
             continue
-        if any(written is event and spent == counts for event, counts in asked):
+        if any(written is event and spent == counts for event, counts in checks):
             continue
-        asked.append((written, spent))
+        checks.append((written, spent))
         # Where all is plain Gaussian noise it takes no accountant.
         counts = spent + Counter([canonical(written)])
         exact = exact_epsilon(counts, budget.target_delta, budget.adjacency)
@@ -610,11 +612,13 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
                 continue
             if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
                 raise BudgetExhausted(budget, adversary, exact)
-        seen, event = book.events(adversary), event_from_json(written)
-        fits = GATE.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
+        history, event = book.events(adversary), event_from_json(written)
+        fits = (
+            GATE.fits(history, event, budget) if order is None else admits([*history, event], budget, order)
+        )
         if not fits:
             delta, adjacency = budget.target_delta, budget.adjacency
-            would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
+            would_be = spent_epsilon([*history, event], delta, adjacency, order, GATE_INTERVAL)
             raise BudgetExhausted(budget, adversary, would_be)
 
 
@@ -632,14 +636,14 @@ def _is_paid(
 
 def _order_with(release: Release, book: Book) -> float | None:
     """Return the filter's order once `release` is on the ledger: the first adaptive release fixes it."""
-    wanted, fixed = release.filter_order, book.filter_order
-    if wanted is None:
+    order, fixed = release.filter_order, book.filter_order
+    if order is None:
         return fixed
     if fixed is None:
-        return filter_order(wanted)
-    if wanted != fixed:
+        return filter_order(order)
+    if order != fixed:
         remedy = f"this ledger's filter is at order {fixed:g} for good; plan with that one"
-        raise Refusal("filter_order", wanted, remedy)
+        raise Refusal("filter_order", order, remedy)
     return fixed
 
 

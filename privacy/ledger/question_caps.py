@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...base.refusal import Refusal
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
-from ..accounting.renyi_filter import counted
+from ..accounting.renyi_filter import spent_epsilon
 from ..budget import OF_CLIENT, Adversary, Budget, Release
 from .book import Book, BookedRelease, ReleaseState, event_of, repeated
 from .caps import Cap
@@ -54,8 +54,10 @@ def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
     """
     for purpose in sorted({*purposes}):
         if cap.purposes is not None and purpose not in cap.purposes:
-            known = ", ".join(cap.purposes) or "no purpose"
-            raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {known}")
+            purposes_text = ", ".join(cap.purposes) or "no purpose"
+            raise Refusal(
+                "purpose", purpose, f"the owner of the data lets questions be asked for {purposes_text}"
+            )
 
 
 def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str:
@@ -78,9 +80,9 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
             continue
         for adversary, event in release.events.items():
             before = spent_by_questions(book).get(adversary, Counter[str]())
-            seen: list[DpEvent] = [repeated(event_of(text), count) for text, count in before.items()]
-            seen.append(event_from_json(event_to_json(event)))
-            spent = counted(seen, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
+            history: list[DpEvent] = [repeated(event_of(text), count) for text, count in before.items()]
+            history.append(event_from_json(event_to_json(event)))
+            spent = spent_epsilon(history, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
             if spent > cap.questions:
                 return f"questions may spend epsilon {cap.questions:g}, and would have spent {spent:.4g}"
     return ""
@@ -88,7 +90,7 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
 
 def asked_questions(book: Book) -> list[AskedQuestion]:
     """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
-    found: list[AskedQuestion] = []
+    questions: list[AskedQuestion] = []
     for booked in book.releases.values():
         payload = _payload(booked)
         if not payload or booked.source == OF_CLIENT:
@@ -96,13 +98,17 @@ def asked_questions(book: Book) -> list[AskedQuestion]:
         name, budget = json.loads(booked.entry.key)[0], payload["budget"]
         segments: dict[str, str] = payload.get("segments", {})
         epsilon = max(
-            counted([event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL)
+            spent_epsilon(
+                [event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL
+            )
             for text in booked.events.values()
         )
         purposes = tuple(sorted(set(segments.values())))
-        why, when = str(payload.get("purpose", "")), str(payload["time"])
-        found.append(AskedQuestion(name, purposes, why, tuple(segments), epsilon, when, str(booked.state)))
-    return found
+        reason, timestamp = str(payload.get("purpose", "")), str(payload["time"])
+        questions.append(
+            AskedQuestion(name, purposes, reason, tuple(segments), epsilon, timestamp, str(booked.state))
+        )
+    return questions
 
 
 def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:

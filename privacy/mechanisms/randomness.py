@@ -87,13 +87,13 @@ def compiled() -> Callable[[Any, bytes, int], None] | None:
     if _key_stream is None:
         return None
     # Noise that is none would show what it hides. From a byte inside a block, and over 2^32 blocks.
-    key, drawn = bytes(range(KEY_BYTES)), bytearray(2**12 + 5)
-    for place in (0, 2**36 - 1021):
-        block = (place // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
+    key, output = bytes(range(KEY_BYTES)), bytearray(2**12 + 5)
+    for position in (0, 2**36 - 1021):
+        block = (position // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
         encryptor = Cipher(algorithms.AES(key), modes.CTR(block)).encryptor()
-        encryptor.update(bytes(place % _BLOCK_BYTES))
-        _key_stream(drawn, key, place)
-        if bytes(drawn) != encryptor.update(bytes(len(drawn))):
+        encryptor.update(bytes(position % _BLOCK_BYTES))
+        _key_stream(output, key, position)
+        if bytes(output) != encryptor.update(bytes(len(output))):
             return None
     return _key_stream
 

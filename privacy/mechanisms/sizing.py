@@ -127,8 +127,8 @@ class ShareSpec:
         levels = [self.attendance.most + 1, *(each.survivors for each in self.layers), self.attendance.least]
         if any(after >= before for before, after in pairwise(levels)):
             raise Refusal("layers", self.layers, "open them by falling numbers above the least attendance")
-        counted = any(each.name == WEIGHT and self.sum.clip(each) > 0 for each in self.sum.segments)
-        if self.weighted and (self.sigma or not counted or any(each.shape for each in self.sum.segments)):
+        has_weight = any(each.name == WEIGHT and self.sum.clip(each) > 0 for each in self.sum.segments)
+        if self.weighted and (self.sigma or not has_weight or any(each.shape for each in self.sum.segments)):
             raise Refusal("weighted", True, f"weight only without noise, by a scalar {WEIGHT} with a share")
         if not _fits(self):
             remedy = "a sum of so many vectors and so much noise may overflow; give more bits or fewer cells"
@@ -172,8 +172,8 @@ class ShareSpec:
           shares: of noise that the adversary does not know.
           survivors: whose layers are opened.
         """
-        left = max(shares * self.variance(survivors) - SMOOTHING**2, 0)
-        return math.sqrt(left / self.sensitivity_squared)
+        variance = max(shares * self.variance(survivors) - SMOOTHING**2, 0)
+        return math.sqrt(variance / self.sensitivity_squared)
 
     def least_noise(self, colluders: int) -> float:
         """Return the smallest noise over the sensitivity, for any survivors with this many colluders."""
@@ -195,9 +195,9 @@ class ShareSpec:
         """
         if self.own_noise(colluders) >= noise_multiplier:
             return 0
-        wanted = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
+        variance = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
         there = min(max(1, level - colluders) * self.variance(level) for level in self._levels)
-        sigma = max(math.ceil(math.sqrt(wanted - there)), MIN_SIGMA)
+        sigma = max(math.ceil(math.sqrt(variance - there)), MIN_SIGMA)
         return sigma if sigma <= MAX_SIGMA and _has_room(self, sigma) else -1
 
     @property
@@ -229,21 +229,23 @@ def size_shares(
     levels = _levels(attendance) if layered and noise_multiplier else (attendance.least,)
     widths = (bits,) if bits is not None else (16, 32) if noise_multiplier else (32,)
     for width in widths[:-1]:
-        found = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
-        if found is not None and found.inflation <= MOST_INFLATION:
-            return found
-    found = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
-    if found is None:
+        share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
+        if share_spec is not None and share_spec.inflation <= MOST_INFLATION:
+            return share_spec
+    share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
+    if share_spec is None:
         raise Refusal("bits", widths[-1], "no grid holds such a sum; give more bits, or less noise")
-    return found
+    return share_spec
 
 
 def _levels(attendance: Attendance) -> tuple[int, ...]:
     """Return for how many survivors the noise is sized, falling from the most to the least."""
-    most, least = (count - attendance.colluders for count in (attendance.most, attendance.least))
-    steps = math.ceil(math.log(most / least) / math.log(MOST_EXCESS))
-    between = {round(most * (least / most) ** (step / steps)) for step in range(1, steps)}
-    return tuple(count + attendance.colluders for count in sorted({most, *between, least}, reverse=True))
+    max_count, min_count = (count - attendance.colluders for count in (attendance.most, attendance.least))
+    steps = math.ceil(math.log(max_count / min_count) / math.log(MOST_EXCESS))
+    between = {round(max_count * (min_count / max_count) ** (step / steps)) for step in range(1, steps)}
+    return tuple(
+        count + attendance.colluders for count in sorted({max_count, *between, min_count}, reverse=True)
+    )
 
 
 def _finest(
@@ -253,13 +255,13 @@ def _finest(
     best = None
     while above - below > 1:
         cells = (below + above) // 2
-        summed = replace(spec, cells=cells)
-        moved = _sensitivity_squared(summed, coordinates + spec.beside)
-        wanted = noise**2 * moved + SMOOTHING**2 if noise else 0.0
-        sigma, *others = _sigmas(wanted, [level - attendance.colluders for level in levels])
+        sum_spec = replace(spec, cells=cells)
+        moved = _sensitivity_squared(sum_spec, coordinates + spec.beside)
+        variance = noise**2 * moved + SMOOTHING**2 if noise else 0.0
+        sigma, *others = _sigmas(variance, [level - attendance.colluders for level in levels])
         layers = tuple(Layer(*layer) for layer in zip(levels, others, strict=False))
         try:
-            best = ShareSpec(summed, coordinates, attendance, sigma, bits, bits == 16, layers=layers)
+            best = ShareSpec(sum_spec, coordinates, attendance, sigma, bits, bits == 16, layers=layers)
             below = cells
         except Refusal:
             above = cells
@@ -277,12 +279,12 @@ def _sensitivity_squared(spec: SumSpec, size: int) -> float:
     return moved_squared(spec.unit_norm / spec.step, size)
 
 
-def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:
+def _sigmas(variance: float, honest: Sequence[int]) -> list[int]:
     """Return a share's sigma and its layers', so that each sum of `honest` shares has the wanted variance."""
     sigmas: list[int] = []
     for count in honest:
-        missing = max(wanted / count - sum(sigma**2 for sigma in sigmas), 0)
-        sigmas.append(max(math.ceil(math.sqrt(missing)), MIN_SIGMA) if wanted else 0)
+        missing = max(variance / count - sum(sigma**2 for sigma in sigmas), 0)
+        sigmas.append(max(math.ceil(math.sqrt(missing)), MIN_SIGMA) if variance else 0)
     return sigmas
 
 
@@ -301,12 +303,12 @@ def _has_room(spec: ShareSpec, further: int) -> bool:
 
 
 def _fits(spec: ShareSpec) -> bool:
-    most, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
+    vectors, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
     if not spec.rotated:
         share = sum(largest(sigma) for sigma in (spec.sigma, *(each.sigma for each in spec.layers)) if sigma)
-        return most * (math.isqrt(spec.limit) + share) <= room
+        return vectors * (math.isqrt(spec.limit) + share) <= room
     block = block_of(spec.size)
-    proxy = most**2 * spec.limit + most * spec.variance(0) * block  # V times 2^m
+    proxy = vectors**2 * spec.limit + vectors * spec.variance(0) * block  # V times 2^m
     doublings = spec.size.bit_length() + 1 + OVERFLOW_BITS  # 2^doublings is at least 2 d 2^40
     above, below = _LOG_2
-    return most <= room and (room - most) ** 2 * block * below >= 2 * above * doublings * proxy
+    return vectors <= room and (room - vectors) ** 2 * block * below >= 2 * above * doublings * proxy

@@ -112,5 +112,5 @@ def is_mean_too_long(
     length = math.sqrt(sum(squared_norm(np.ravel(each)) for each in arrays.values()))
     # Rounding moves each vector by at most sqrt(d) grid units, which a rotation may bring into any coordinate.
     moved = survivors * math.sqrt(spec.size) * spec.sum.step
-    most = (max(weights, 0.0) + moved / (2 * spec.sum.clip(count))) * spec.sum.update_norm + moved
-    return length * max(weights, 1 / count.bound) > most * (1 + _FLOAT_SLACK)
+    max_norm = (max(weights, 0.0) + moved / (2 * spec.sum.clip(count))) * spec.sum.update_norm + moved
+    return length * max(weights, 1 / count.bound) > max_norm * (1 + _FLOAT_SLACK)

@@ -90,15 +90,15 @@ class SumSpec:
             raise ValueError(f"clipping_norm={self.clipping_norm} must be at least {LEAST_NORM:g}")
         # A question has no update, and leaves nothing for one.
         if not 0 <= self._beside_share <= 1 + _FLOAT_SLACK:
-            why = f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
-            raise ValueError(why)
+            problem = f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
+            raise ValueError(problem)
         if not self.private and any(each.shape for each in self.segments):
             raise ValueError("a segment with a shape needs a clipping norm")
         if self.unit_norm is not None and (
             self.segments or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
         ):
-            why = f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
-            raise ValueError(why)
+            problem = f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
+            raise ValueError(problem)
 
     @property
     def private(self) -> bool:
@@ -189,8 +189,8 @@ def cells_for(coordinates: int, units: float = 1.0) -> int:
       coordinates: of the vector.
       units: norm of the vector, in norms of one unit; at most 2^30 cells are returned in any case.
     """
-    wanted = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
-    return min(1 << math.ceil(math.log2(wanted)), MOST_CELLS)
+    cells = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
+    return min(1 << math.ceil(math.log2(cells)), MOST_CELLS)
 
 
 def least_share(noise_over_clip: float, expected_size: float, metrics: int) -> float:
