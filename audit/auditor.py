@@ -27,7 +27,7 @@ from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.watching import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released import ReleasedSum
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -108,7 +108,7 @@ class Auditor:
         for row in rows:
             self._judge(np.asarray(row))
 
-    def take(self, number: int, released: Released | None, arrays: Arrays) -> list[Alarm]:
+    def take(self, number: int, released: ReleasedSum | None, arrays: Arrays) -> list[Alarm]:
         """Check the sum of round `number` and the resulting model; return the alarms that this raises.
 
         A round whose claimed sum was abandoned released nothing, and is skipped.

@@ -24,7 +24,7 @@ from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
 from ..privacy.audit.summary import untested, visible_in
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released import ReleasedSum
 from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ..run.observer import NO_DEMAND, Demand, Memory, Observer
 from ..run.prepared_run import Run
@@ -108,7 +108,7 @@ class RunAudit:
             return NO_DEMAND
         return self._demand(state, alarms)
 
-    def observe(self, state: State, released: Released | None, /) -> None:
+    def observe(self, state: State, released: ReleasedSum | None, /) -> None:
         """Audit the round that has just ended, and write its alarms to the ledger."""
         if self.scores is not None and released is not None:
             self.scores.keep(released)

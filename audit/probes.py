@@ -21,7 +21,7 @@ from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released import ReleasedSum
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
 from .participants import is_full
@@ -130,7 +130,7 @@ class StepScores:
         self.path.unlink(missing_ok=True)
         kept_rows.begin(self.path, coins_of_step(self.canaries))
 
-    def keep(self, released: Released) -> None:
+    def keep(self, released: ReleasedSum) -> None:
         """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""
         ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
         kept_rows.append(self.path, released.number, ratio)

@@ -13,7 +13,7 @@ import typer
 from .grammar import DAY, GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
-    from ..privacy.ledger.book import Book
+    from ..privacy.ledger.book import LedgerState
     from ..privacy.ledger.caps import Cap
 
 group = typer.Typer(**GROUP)
@@ -119,14 +119,15 @@ def adopt(
 def _names(folder: Path) -> dict[str, str]:
     """Return what people call the data of each ledger that goes by a name."""
     from ..privacy.ledger import data_sets
-    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.caps import NAME_LENGTH
 
     names: dict[str, str] = {}
     for data_id, known in data_sets.read_data_sets(folder).items():
-        names[data_sets.population_ledger(data_id)[:NAMED]] = data_id
+        names[data_sets.population_ledger(data_id)[:NAME_LENGTH]] = data_id
         ledgers = data_sets.client_ledgers(data_id, known.fingerprints)
         names |= {
-            name[:NAMED]: f"{data_id}, client {number}" for number, name in reversed(list(enumerate(ledgers)))
+            name[:NAME_LENGTH]: f"{data_id}, client {number}"
+            for number, name in reversed(list(enumerate(ledgers)))
         }
     return names
 
@@ -154,14 +155,14 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
-    from ..privacy.ledger.book import Book, read_book
-    from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, caps_on
+    from ..privacy.ledger.book import LedgerState, read_ledger
+    from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
 
-    book, alone = (read_book(path), Book()) if clients is None else read_records(clients, path)
+    book, alone = (read_ledger(path), LedgerState()) if clients is None else read_records(clients, path)
     cap = " and ".join(map(_in_words, caps_on(path))) or "none"
     owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
-    named = (str(owner)[:NAMED], str(book.identity["unit"]))
+    named = (str(owner)[:NAME_LENGTH], str(book.identity["unit"]))
     if not book.granted:
         return (*named, "0", "", cap, "")
     delta = list(book.granted.values())[-1].target_delta
@@ -169,7 +170,7 @@ def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
     return (*named, f"{_spent(book, delta):.4g}", f"{delta:g}", cap, part)
 
 
-def _spent(book: Book, delta: float) -> float:
+def _spent(book: LedgerState, delta: float) -> float:
     from ..privacy.accounting.epsilon import GATE_INTERVAL
     from ..privacy.accounting.renyi_filter import spent_epsilon
     from ..privacy.budget import Adjacency

@@ -46,7 +46,7 @@ def show(
     Example:
       fedveil ledger show first/ledger
     """
-    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.caps import NAME_LENGTH
     from ..privacy.ledger.ledger import read_entries
     from ..run.display import hanging
 
@@ -60,7 +60,7 @@ def show(
         found += [entry._asdict() for entry in told]
         if as_json:
             continue
-        said = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAMED]}"
+        said = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAME_LENGTH]}"
         head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
         print(hanging("", f"{said}; {head}"))
         for lead, line in _by_run(told):

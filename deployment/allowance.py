@@ -24,7 +24,7 @@ from ..privacy.accounting.exchanged import record_event
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
-from ..privacy.ledger.book import book_at
+from ..privacy.ledger.book import state_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
@@ -146,7 +146,7 @@ def records_line(
     if allowed is None or not federation.mode.sums_cost_records:
         return ""
     level = federation.mode.promises[0]
-    clients, records = (book_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
+    clients, records = (state_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
     prior = tuple(clients.events(Adversary.MODEL))
     plan = sum_plan(federation, prior, None, clients.filter_order)
     assert plan is not None
@@ -219,7 +219,7 @@ def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
 
 def _spent(federation: Federation, level: Promise) -> float:
     """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
-    book = book_at(_path(federation, level.unit))
+    book = state_at(_path(federation, level.unit))
     if book.identity.get("adjacency") != str(level.adjacency):
         return 0.0
     order, delta = book.filter_order, level.target_delta

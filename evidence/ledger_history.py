@@ -13,10 +13,10 @@ from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.arms import Arm, charged
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import REFUSAL
-from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
+from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, LedgerState, Verification, run_of
 from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
-from ..privacy.ledger.question_caps import QUESTION, asked_questions
+from ..privacy.ledger.question_caps import QUESTION, ledger_questions
 from ..run.run_files import Fields, RunFiles
 
 TRAINING = "private_sum"
@@ -58,17 +58,17 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
       entries: of the ledger.
       run: name of the run that is reported, whose evaluations need not be told by its name.
     """
-    book = Book()
+    book = LedgerState()
     for each in entries:
         book.apply(each)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for each in asked_questions(book):
+    for each in ledger_questions(book):
         told = {
             "name": each.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
             "purposes": ", ".join(each.purposes),
-            "why": each.why or None,
+            "why": each.reason or None,
             "epsilon": rounded_up(each.epsilon),
-            "time": each.when,
+            "time": each.time,
             "state": each.state,
         }
         same = told["name"], told["why"], told["epsilon"], told["state"]
@@ -154,7 +154,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
     last: dict[str, int] = {_whose(each): each.seq for each in _reserved(run.entries)}
     first: dict[str, Fields] = {}
     releases: dict[str, int] = {}
-    book, found = Book(), []
+    book, found = LedgerState(), []
     composed = set(sorted(last.values())[-MOST_RUNS:])
     for entry in run.entries:
         book.apply(entry)

@@ -138,7 +138,7 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
     whole = Release(
         plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.asked, kind=QUESTION
     )
-    ledger.require_asked(whole)
+    ledger.require_question(whole)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):

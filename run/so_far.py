@@ -8,7 +8,7 @@ from typing import Any
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import accountant, spent_epsilon
 from ..privacy.budget import Adjacency, Adversary
-from ..privacy.ledger.book import RESERVE, Book, run_of
+from ..privacy.ledger.book import RESERVE, LedgerState, run_of
 from .run_files import OWN_LEDGERS, Fields, RunFiles
 
 OF_RECORDS = ("record", "record_and_client")
@@ -46,7 +46,7 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
     seen = json.loads(mine[-1].payload)["events"]
     level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
     target = level.get("target_epsilon")
-    book = Book()
+    book = LedgerState()
     for each in run.entries:
         book.apply(each)
     unit, adjacency = str(book.identity["unit"]), Adjacency(book.identity["adjacency"])

@@ -41,7 +41,7 @@ class OpenSums:
         spec, participants = wanted.spec, self._participants
         outgoing = instruct(wanted.content, spec, wanted.run, wanted.row)
         order = Message(outgoing, 0, wanted.message_type, group_id=str(wanted.number))
-        size = wanted.coordinates + spec.beside
+        size = wanted.coordinates + spec.segment_size
         cohort_sum, dummies = participants.sum(order, drawn, spec, size, timeout)
         total = self._account.noised(cohort_sum.total, wanted.row, spec)
         asked, replies = participants.asked(drawn), cohort_sum.replies

@@ -15,7 +15,7 @@ from ..privacy.accounting.exchanged import record_event
 from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped
-from ..privacy.plan import Plan, least_noise
+from ..privacy.plan import Plan, min_noise
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import SharedBudget
@@ -59,7 +59,7 @@ def within_records(
     if budget is not None:
         field, value = f"{group}.target_epsilon", budget.target_epsilon
     try:
-        least = least_noise(cost, allowed.target_epsilon)
+        least = min_noise(cost, allowed.target_epsilon)
     except Refusal:
         raise Refusal(field, value, f"{why}; keep the model that you have") from None
     if budget is None:

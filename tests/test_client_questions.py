@@ -86,7 +86,7 @@ def test_a_question_is_answered_for_a_purpose_that_the_owner_allows_and_charged_
     device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
     reply = device.answer(in_the_clear(asked))
     (classes, bit), spec = asked.segments, SumSpec(1.0, asked.segments)
-    told = CohortSum(np.zeros(spec.beside))
+    told = CohortSum(np.zeros(spec.segment_size))
     add_reply(told, reply, spec)
     vector = told.total
     labels = np.load(clients / "c0" / "device.npz")["targets"]
@@ -359,9 +359,9 @@ def test_too_few_connected_clients_are_refused_before_anything_is_charged(hearts
 
 def test_a_question_while_a_server_runs_is_refused(hearts: Path) -> None:
     from fedveil.deployment.status import RUNNING
-    from fedveil.privacy.ledger.folder_lock import alone
+    from fedveil.privacy.ledger.folder_lock import exclusive_lock
 
-    with alone(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
+    with exclusive_lock(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
         ask_clients(hearts / "server", inquiry(), Spend(epsilon=1.0), COMMON)
     assert refused.value.field == "server"
 

@@ -450,7 +450,7 @@ def test_a_device_among_strangers_is_sure_of_all_of_the_noise_that_it_is_charged
 ) -> None:
     masking = Masking(Roster(1, ()), 0.4, 0.1, Profile.MALICIOUS)
     spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, bits, layered=True)
-    assert spec.own_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
+    assert spec.single_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
     for outsiders in range(clients):
         sigma = spec.missing_sigma(outsiders, 1.0)
         assert sigma >= 0
@@ -468,4 +468,4 @@ def test_a_minimum_cohort_is_worth_the_noise_against_a_server_that_picks_its_all
     for clients, worth in ((max(enough, 3), True), (enough - 1, False)):
         if clients > allies + 1:
             spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, 32, layered=True)
-            assert (spec.own_noise(allies) >= 1.0 - 1e-9) == worth
+            assert (spec.single_noise(allies) >= 1.0 - 1e-9) == worth

@@ -550,7 +550,7 @@ MUTATIONS = {
     ),
     "a clipping norm of which no grid can be made": Mutation(
         "privacy/mechanisms/sum_spec.py",
-        "self.clipping_norm is not None and not self.clipping_norm >= LEAST_NORM",
+        "self.clipping_norm is not None and not self.clipping_norm >= MIN_NORM",
         "self.clipping_norm is not None and self.clipping_norm == 0",
         "test_privacy_private_sum.py",
         "of_which_no_grid",
@@ -998,8 +998,8 @@ MUTATIONS = {
     ),
     "an adopted ledger does not say which mode charged it": Mutation(
         "privacy/ledger/data_sets.py",
-        '    for old in registered.adopted:\n        if _named(old, ""):',
-        '    for old in ():\n        if _named(old, ""):',
+        '    for old in stored.adopted:\n        if _has_fingerprint(old, ""):',
+        '    for old in ():\n        if _has_fingerprint(old, ""):',
         "test_client_together.py",
         "carried_over",
     ),
@@ -1012,7 +1012,7 @@ MUTATIONS = {
     ),
     "the same real records pay from two budgets": Mutation(
         "privacy/ledger/data_sets.py",
-        "for other in sorted(_charged_by(registered) - {mode}):",
+        "for other in sorted(_charged_by(stored) - {mode}):",
         "for other in ():",
         "test_client_together.py",
         "two_budgets",
@@ -2020,7 +2020,7 @@ MUTATIONS = {
     ),
     "an overlap lasts for ever": Mutation(
         "deployment/device/authority.py",
-        "if any(each.until - time.time() > MOST_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):",
+        "if any(each.until - time.time() > MAX_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):",
         "if not chain:",
         "test_deployment_rollover.py",
         "false_rollover",
@@ -2475,7 +2475,7 @@ MUTATIONS = {
     ),
     "changed data begin a new budget": Mutation(
         "privacy/ledger/data_sets.py",
-        "changed = bool(registered.fingerprints) and registered.fingerprints != prints",
+        "changed = bool(stored.fingerprints) and stored.fingerprints != prints",
         "changed = False",
         "test_preconditions.py",
         "lost_less",
@@ -2860,7 +2860,7 @@ MUTATIONS = {
     ),
     "bands reach from one turn into the next": Mutation(
         "privacy/mechanisms/correlated_noise.py",
-        "if self.bands > self._most_bands:",
+        "if self.bands > self._max_bands:",
         "if False:",
         "test_strategies_cyclic_poisson.py",
         "break_the_claim",
@@ -2979,8 +2979,8 @@ MUTATIONS = {
     ),
     "a ledger goes on into a file that was moved away": Mutation(
         "privacy/ledger/hash_chain.py",
-        "if self._places and self._places != self._places_now():",
-        "if not self._places and self._places != self._places:",
+        "if self._file_ids and self._file_ids != self._current_file_ids():",
+        "if not self._file_ids and self._file_ids != self._file_ids:",
         "test_privacy_ledger.py",
         "moved_or_replaced",
     ),
@@ -3099,7 +3099,7 @@ MUTATIONS = {
     ),
     "compiled masks used unseen": Mutation(
         "privacy/secagg/masks.py",
-        "if not np.array_equal(drawn, expected):",
+        "if not np.array_equal(actual, expected):",
         "if False:",
         "test_privacy_secagg_primitives.py",
         "masks_otherwise",
@@ -3141,8 +3141,8 @@ MUTATIONS = {
     ),
     "noise opened to fewer survivors than it is for": Mutation(
         "privacy/secagg/client.py",
-        "if len(alive) >= least)",
-        "if least)",
+        "if len(alive) >= min_survivors)",
+        "if min_survivors)",
         "test_privacy_secagg_protocol.py",
         "as_many_survivors_as_they_say",
     ),
@@ -3183,7 +3183,7 @@ MUTATIONS = {
     ),
     "a node blamed for a reveal that nobody signed": Mutation(
         "privacy/secagg/evidence.py",
-        "self._signed(agreed, node, agreed.context, reveal_body(node, said, acceptance), said.signature)",
+        "self._signed(agreed, node, agreed.context, reveal_body(node, reveal, acceptance), reveal.signature)",
         "pass",
         "test_privacy_secagg_cheats.py",
         "forged",
@@ -3232,8 +3232,8 @@ MUTATIONS = {
     ),
     "a mask left out for a complaint that nobody made": Mutation(
         "privacy/secagg/client.py",
-        "if not own <= set(attempt.complained):",
-        "if not own <= set(attempt.accused):",
+        "if not dealers <= set(attempt.complained):",
+        "if not dealers <= set(attempt.accused):",
         "test_privacy_secagg_attacks.py",
         "complaint_that_was_made",
     ),
@@ -3260,8 +3260,8 @@ MUTATIONS = {
     ),
     "a seed convicts nobody by other shares than gave it": Mutation(
         "privacy/secagg/server.py",
-        "window(good, own, least)",
-        "good[:least]",
+        "window(good, revealer, needed)",
+        "good[:needed]",
         "test_privacy_secagg_cheats.py",
         "two_mask_seeds",
     ),
@@ -3281,7 +3281,7 @@ MUTATIONS = {
     ),
     "what a member says of its noise counts without limit": Mutation(
         "privacy/mechanisms/sum_bound.py",
-        "float(min(sigma, max(most, 0)) ** 2)",
+        "float(min(sigma, max(max_sigma, 0)) ** 2)",
         "float(sigma**2)",
         "test_privacy_sum_bound.py",
         "lie_is_counted_once",
@@ -3337,8 +3337,8 @@ MUTATIONS = {
     ),
     "the degree of a deal on a ring unproved": Mutation(
         "privacy/secagg/dealings.py",
-        "weights = every or self._parity((*holders[:place], dealer, *holders[place:]), words)",
-        "weights = every or Weights([0] * len(numbers), [0] * len(numbers))",
+        "weights = common_weights or self._parity((*holders[:index], dealer, *holders[index:]), words)",
+        "weights = common_weights or Weights([0] * len(numbers), [0] * len(numbers))",
         "test_privacy_secagg_cheats.py",
         "on_a_ring",
     ),
@@ -3365,7 +3365,7 @@ MUTATIONS = {
     ),
     "a secret disclosed for a deal that nobody signed": Mutation(
         "privacy/secagg/client.py",
-        "member.check(agreed.suite, cohort, deal_body(peer, dealt), dealt.signature)",
+        "member.check(agreed.suite, cohort, deal_body(peer, sealed_shares), sealed_shares.signature)",
         "pass",
         "test_privacy_secagg_cheats.py",
         "disclosed_for",
@@ -3386,8 +3386,8 @@ MUTATIONS = {
     ),
     "shares of few believed together": Mutation(
         "privacy/secagg/reveals.py",
-        "len(held) - self.liars",
-        "len(held)",
+        "len(shares) - self.liars",
+        "len(shares)",
         "test_privacy_secagg_cheats.py",
         "between_few_honest",
     ),
@@ -3603,7 +3603,7 @@ MUTATIONS = {
     ),
     "ledger reset on reinstall": Mutation(
         "populations/local.py",
-        'return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"',
+        'return self.home / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"',
         'return folder / "ledger"',
         "test_end_to_end_run.py",
         "what_is_left_and_a_third",

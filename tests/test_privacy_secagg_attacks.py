@@ -705,7 +705,7 @@ def test_shares_for_another_pair_do_not_open(source):
 
 def test_the_keys_of_two_rounds_have_nothing_in_common():
     one, two = bytes(32), bytes(31) + b"1"
-    assert bindings.own_mask_key(b"s" * 32, one) != bindings.own_mask_key(b"s" * 32, two)
+    assert bindings.private_mask_key(b"s" * 32, one) != bindings.private_mask_key(b"s" * 32, two)
     assert bindings.pair_mask_info(one) != bindings.pair_mask_info(two)
     assert bindings.reply_info(one) != bindings.reply_info(two)
     assert label_of(one, 1) != label_of(two, 1)

@@ -248,7 +248,7 @@ def alone(state: Path) -> AbstractContextManager[None]:
       Refusal: on entry, if another process holds it.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder_lock.alone(state / RUNNING, "client")
+    return folder_lock.exclusive_lock(state / RUNNING, "client")
 
 
 def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:

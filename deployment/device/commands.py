@@ -21,7 +21,7 @@ from ...configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_
 from ...links.device_answers import PAID, UNPAID, Journal
 from ...messages.training_order import people_call
 from ...privacy.budget import Budget
-from ...privacy.ledger.question_caps import AskedQuestion
+from ...privacy.ledger.question_caps import LedgerQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
 from ...server.query_rows import FIRST_ROW
@@ -168,14 +168,14 @@ def roster(
     return 0
 
 
-def _question(asked: AskedQuestion) -> str:
+def _question(asked: LedgerQuestion) -> str:
     """Return one line with a question, its purpose and its cost."""
-    why = f" ({asked.why})" if asked.why else ""
-    what = ", ".join(each for each in asked.asked if not each.endswith(f": {CLIPPED}"))
+    why = f" ({asked.reason})" if asked.reason else ""
+    what = ", ".join(each for each in asked.segments if not each.endswith(f": {CLIPPED}"))
     cost = (
         "cost nothing: no answer was made" if asked.state == "void" else f"cost epsilon {asked.epsilon:.3g}"
     )
-    return f"{asked.when}  question {asked.name}, for {', '.join(asked.purposes)}: {what}{why}; {cost}"
+    return f"{asked.time}  question {asked.name}, for {', '.join(asked.purposes)}: {what}{why}; {cost}"
 
 
 def _model(state: Path, ended: LastRun) -> str | None:

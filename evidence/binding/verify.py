@@ -23,7 +23,7 @@ from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.audit.summary import UNCLAIMED
 from ...privacy.budget import Adjacency, Adversary, Unit
-from ...privacy.ledger.book import RESERVE, Book, event_of, repeated, run_of, verify_entries
+from ...privacy.ledger.book import RESERVE, LedgerState, event_of, repeated, run_of, verify_entries
 from ...privacy.ledger.caps import ledger_folder
 from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.export import entries_from, read_export
@@ -185,7 +185,7 @@ class BoundFolder:
         return _entries(self.ledger)
 
     @cached_property
-    def book(self) -> Book:
+    def book(self) -> LedgerState:
         """The ledger's content."""
         return _book(self.entries, str(self.ledger))
 
@@ -275,8 +275,8 @@ def _entries(path: Path) -> list[Entry]:
     return read_export(path.read_bytes(), str(path)) if path.suffix == ".json" else read_entries(path)
 
 
-def _book(entries: Sequence[Entry], source: str) -> Book:
-    book = Book()
+def _book(entries: Sequence[Entry], source: str) -> LedgerState:
+    book = LedgerState()
     for entry in entries:
         book.take(entry, source)
     return book
@@ -538,7 +538,7 @@ def _after_each_round(
     entries: Sequence[Entry], run: str
 ) -> Iterator[tuple[int, tuple[Counter[str], float | None]]]:
     """Yield (round, events of the adversary `model`, filter's order) after each round and its evaluation."""
-    book = Book()
+    book = LedgerState()
     for entry in entries:
         book.apply(entry)
         if entry.kind not in ("reserve", "commit", "void"):

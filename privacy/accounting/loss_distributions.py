@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 MAX_GROWTH = 256  # nats by which the largest loss of a round is weighed for a tail's bound: where rounds are rarely heard
-MAX_CACHED_SIZE = (
-    1 << 18
-)  # places of a grid whose transform is kept: 2 MiB; finer grids are for what is published
+MAX_CACHED = 1 << 18  # places of a grid whose transform is kept: 2 MiB; finer grids are for what is published
 BLOCK = 1 << 16  # places of a grid that are added at once
 # A power of a transform of masses is off by what rounding takes each time: up to 0.75 * 2^-53 of delta were measured, in
 # either direction, beside distributions that are tilted so that their far ends are large (tests).
@@ -139,7 +137,7 @@ def _several(
     rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
     if times > 1 and rate < 1 and relation is not NeighboringRelation.REPLACE_ONE:
         first, last = sampled_gaussian.grid_range(1.0, rate, noise, interval)
-        if last - first >= MAX_CACHED_SIZE:
+        if last - first >= MAX_CACHED:
             return PrivacyLossDistribution(*(_fine(each, rate, noise, interval, times) for each in SIDES))
     once = _once(leaf, relation, interval)
     return once if times == 1 else _Repeated(once, times)
@@ -185,7 +183,7 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     dense: Any = pmf
     support = _Support.of(dense, times, *_growth(dense))
     length: Any = fft.next_fast_len(max(support.size, dense.size), real=True)
-    few = length <= MAX_CACHED_SIZE
+    few = length <= MAX_CACHED
     spectrum = _cached_spectrum(dense, length) if few else fft.rfft(dense._probs, length)
     return support.cut(fft.irfft(_power(spectrum, times, overwrite=not few), length))
 
@@ -214,10 +212,8 @@ class _Support:
         """Return the places by Chernoff's bound, of losses that happened so often; orders and growth as `_growth` says."""
         ends = (times * growth + math.log(2 / DROPPED)) / orders
         first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
-        max_index = (pmf.size - 1) * times
-        last = min(
-            max_index, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=max_index))
-        )
+        end = (pmf.size - 1) * times
+        last = min(end, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=end)))
         infinite = DROPPED + ROUNDED * times - math.expm1(times * math.log1p(-pmf._infinity_mass))
         lowest = pmf._lower_loss * times + first
         pessimistic = pmf._pessimistic_estimate
@@ -260,7 +256,7 @@ def _power(square: Any, times: int, overwrite: bool) -> Any:
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
     """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^`MOST_GROWTH`."""
-    step = pmf.size if pmf.size <= MAX_CACHED_SIZE else BLOCK
+    step = pmf.size if pmf.size <= MAX_CACHED else BLOCK
     powers: Floats = np.zeros(0)
     means: Floats = np.zeros(1)
     for start in range(0, pmf.size, step):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..mechanisms.compression import Sketch
-from ..mechanisms.released import Released
+from ..mechanisms.released import ReleasedSum
 from .canary_clients import Directions
 from .free_checks import cosine, norm_p, outside, reuse_p, run_p
 from .round_rows import BLOCKS, LAYERS, Rows, row_type
@@ -44,7 +44,7 @@ def watched_coordinates(dimension: int) -> int:
 
 
 def watch(
-    released: Released, memory: Memory, directions: Directions | None, canaries: int, block: int
+    released: ReleasedSum, memory: Memory, directions: Directions | None, canaries: int, block: int
 ) -> tuple[Rows, Memory]:
     """Return the round's row, shape (), and the memory for the next round.
 
@@ -60,7 +60,7 @@ def watch(
     row = unwatched(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
     row["rate"], row["charged"] = released.rate, released.charged
-    row["clients"], row["population"] = released.drawn.clients, released.drawn.population
+    row["clients"], row["population"] = released.cohort.clients, released.cohort.population
     row["norm_p"] = norm_p(released.layers, released.noise, released.step)
     energy, row["dimensions"] = outside(watched, memory.total)
     row["energy"] = energy / released.noise**2
@@ -81,7 +81,7 @@ def watch(
     row["norm"], row["along"] = np.linalg.norm(spread), directions.along(spread)
     if released.sketch is not None:
         row["along"] /= _lengths(directions, released.sketch)
-    row["taken"][list(released.drawn.canaries)] = True
+    row["taken"][list(released.cohort.canaries)] = True
     return row, Memory(watched, total, blocks)
 
 
@@ -111,7 +111,7 @@ def _lengths(directions: Directions, sketch: Sketch) -> Vector:
     return lengths / sketch.compression.clip_factor
 
 
-def _add_layers(row: Rows, released: Released, total: Vector) -> None:
+def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
     """Write each small layer's energy outside of its own sum so far; all of it where the sum is not kept."""
     sizes = [layer.size for layer in released.layers]
     whole = total.size == sum(sizes)

@@ -1,4 +1,4 @@
-"""Book of a ledger's entries: the state of each release, each adversary's events, and their verification.
+"""State of a ledger, replayed from its entries: the state of each release, each adversary's events, and their verification.
 
 Reading needs no lock, so an auditor can do it on a copy.
 """
@@ -47,8 +47,8 @@ BOUNDS = {  # what a ledger was counted with, so that another may go on with it
     Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
     Unit.PERSON_EVERYWHERE.value: "set privacy.clients_per_person",
 }
-BUDGETED = re.compile(r'"budget":{[^}]*}')
-TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
+BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')
+WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
@@ -66,7 +66,7 @@ class ReleaseState(StrEnum):
 
 
 @dataclass
-class BookedRelease:
+class LedgerRelease:
     """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, arm and source."""
 
     entry: Entry
@@ -96,7 +96,7 @@ def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
 
 
 @dataclass
-class Book:
+class LedgerState:
     """Ledger's content, replayed from its entries in their order.
 
     Attributes:
@@ -113,7 +113,7 @@ class Book:
     """
 
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
-    releases: dict[str, BookedRelease] = field(default_factory=dict[str, BookedRelease])
+    releases: dict[str, LedgerRelease] = field(default_factory=dict[str, LedgerRelease])
     spent: dict[Adversary, Counter[str]] = field(default_factory=dict[Adversary, Counter[str]])
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
     filter_order: float | None = None
@@ -178,7 +178,7 @@ class Book:
         if self.closes:
             self.closes.pop(run_of(entry), None)  # whatever was closed goes on
         # Releases of one run differ only in their time, so each charge is parsed once.
-        match = TIMED.fullmatch(entry.payload)
+        match = WITH_TIME.fullmatch(entry.payload)
         terms = match[1] if match else entry.payload
         if terms not in self._charges:
             self._charges[terms] = _charge_of(json.loads(entry.payload), self.identity)
@@ -196,7 +196,7 @@ class Book:
         for adversary, text in charge.events.items():
             self._charge(charge.arm, adversary, text, 1)
             self.granted[adversary] = charge.budget
-        self.releases[entry.key] = BookedRelease(entry, charge.events, arm=charge.arm, source=charge.source)
+        self.releases[entry.key] = LedgerRelease(entry, charge.events, arm=charge.arm, source=charge.source)
 
     def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
         """Increment or decrement the count of an event; an arm with fewer of it than another arm changes nothing."""
@@ -215,7 +215,7 @@ class Book:
         counts = self._in_arms.get((arm.deal.key, adversary, text), Counter[int]())
         return counts[arm.number] < max(counts.values(), default=0)
 
-    def _settle(self, booked: BookedRelease, kind: str) -> None:
+    def _settle(self, booked: LedgerRelease, kind: str) -> None:
         if booked.state is not ReleaseState.RESERVED:
             raise ValueError(f"a {kind} of a {booked.state} release")
         booked.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
@@ -224,7 +224,7 @@ class Book:
                 self._charge(booked.arm, adversary, text, -1)
 
     def events(
-        self, adversary: Adversary, counts: Callable[[BookedRelease], bool] | None = None
+        self, adversary: Adversary, counts: Callable[[LedgerRelease], bool] | None = None
     ) -> "list[DpEvent]":
         """Return an adversary's events, with counts of equal ones.
 
@@ -234,11 +234,9 @@ class Book:
         """
         event_counts = self.spent.get(adversary, Counter[str]())
         if counts is not None:
-            told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
-            mine = [booked for booked in told if counts(booked)]
-            event_counts = charged(
-                (each.events[adversary], each.arm) for each in mine if adversary in each.events
-            )
+            spent = (each for each in self.releases.values() if each.state is not ReleaseState.VOID)
+            mine = [each for each in spent if counts(each) and adversary in each.events]
+            event_counts = charged((each.events[adversary], each.arm) for each in mine)
         return [repeated(event_of(text), count) for text, count in event_counts.items()]
 
 
@@ -290,21 +288,21 @@ class Verification:
     by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
 
 
-def read_book(path: Path) -> Book:
+def read_ledger(path: Path) -> LedgerState:
     """Return the book of a ledger, read without its lock.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    book = Book()
+    book = LedgerState()
     with contextlib.closing(Chain.for_reading(path)) as chain:
         book.replay(chain)
     return book
 
 
-def book_at(path: Path) -> Book:
-    """Return the book of a ledger as `read_book` does, and an empty one where there is no ledger."""
-    return read_book(path) if path.exists() else Book()
+def state_at(path: Path) -> LedgerState:
+    """Return the book of a ledger as `read_ledger` does, and an empty one where there is no ledger."""
+    return read_ledger(path) if path.exists() else LedgerState()
 
 
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
@@ -313,7 +311,7 @@ def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    return book_at(path).events(adversary)
+    return state_at(path).events(adversary)
 
 
 def identity_of(path: Path) -> dict[str, Any]:
@@ -386,7 +384,7 @@ def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = 
       source: of the entries, to name in a problem.
       delta: in (0, 1); by default that of the latest reservation.
     """
-    book, granted = Book(), None
+    book, granted = LedgerState(), None
     try:
         for entry in entries:
             budget_text = _budget_in(entry)
@@ -405,11 +403,11 @@ def _budget_in(entry: Entry) -> str | None:
     """Return the budget in a reservation's text; None for any other entry."""
     if entry.kind != RESERVE:
         return None
-    match = BUDGETED.search(entry.payload)
+    match = BUDGET_TEXT.search(entry.payload)
     return match[0] if match else ""
 
 
-def _adds_up(book: Book, delta: float | None) -> Verification:
+def _adds_up(book: LedgerState, delta: float | None) -> Verification:
     if delta is None:
         delta = next((budget.target_delta for budget in reversed(book.granted.values())), None)
     if delta is None:
@@ -455,7 +453,7 @@ def _composed(accountant: "PrivacyAccountant", events: "tuple[DpEvent, ...]", de
     return float(accountant.get_epsilon(delta))
 
 
-def _overspent(book: Book) -> str:
+def _overspent(book: LedgerState) -> str:
     for adversary, budget in book.granted.items():
         exact = exact_epsilon(book.spent[adversary], budget.target_delta, budget.adjacency)
         if book.filter_order is None and exact is not None and exact <= budget.target_epsilon:

@@ -15,7 +15,7 @@ from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
 from ..accounting.exchanged import record_event, record_event_from_text
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
-from .book import RESERVE, Book, BookedRelease, ReleaseState, book_at
+from .book import RESERVE, LedgerRelease, LedgerState, ReleaseState, state_at
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
 from .ledger import BudgetExhausted, Key, Ledger, require_affordable
@@ -55,7 +55,7 @@ def _event_of(plain: dict[str, Any]) -> "DpEvent | Gaussian":
     return Gaussian(plain["noise_multiplier"]) if plain["kind"] == "Gaussian" else event_from_json(plain)
 
 
-def owed(clients: Book, records: Book, budget: Budget) -> list[Draft]:
+def pending_drafts(clients: LedgerState, records: LedgerState, budget: Budget) -> list[Draft]:
     """Return the entries of the client's releases that the ledger of its records lacks.
 
     Args:
@@ -73,7 +73,7 @@ def owed(clients: Book, records: Book, budget: Budget) -> list[Draft]:
     return drafts
 
 
-def _payload(booked: BookedRelease, records: Book, budget: Budget) -> str:
+def _payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str:
     payload: dict[str, Any] = json.loads(booked.entry.payload)
     filtered = "filter_order" in payload
     payload["events"] = {
@@ -93,18 +93,18 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
     Args:
       ledger: of the records, open for writing.
       clients: path of the client's ledger, which need not exist.
-      budget: as of `owed`.
+      budget: as of `pending_drafts`.
 
     Raises:
       Refusal: the client's ledger cannot be read.
       LedgerUnavailable: nothing could be written.
     """
-    book = book_at(clients)
-    if owed(book, ledger.book, budget):
-        ledger.charge(lambda records: owed(book, records, budget))
+    book = state_at(clients)
+    if pending_drafts(book, ledger.book, budget):
+        ledger.charge(lambda records: pending_drafts(book, records, budget))
 
 
-def as_records(clients: Book, records: Book, budget: Budget) -> Book:
+def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> LedgerState:
     """Return what records have spent, as a book in memory: on their ledger, and by their client's releases.
 
     Args:
@@ -115,13 +115,13 @@ def as_records(clients: Book, records: Book, budget: Budget) -> Book:
     book = records
     if not book.identity:
         identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
-        book = Book(identity=identity, head=Head(1, ""))  # as after its first entry
-    for draft in owed(clients, book, budget):
+        book = LedgerState(identity=identity, head=Head(1, ""))  # as after its first entry
+    for draft in pending_drafts(clients, book, budget):
         take(book, draft)
     return book
 
 
-def lost_by_records(clients: Book, delta: float) -> float | None:
+def lost_by_records(clients: LedgerState, delta: float) -> float | None:
     """Return the epsilon of each record by what its client released as a whole, to the adversary who saw most of it.
 
     Args:
@@ -145,13 +145,13 @@ def lost_by_records(clients: Book, delta: float) -> float | None:
 
 def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
     """Return the events of each record by the sums of clients on a ledger at this path; none without one."""
-    book = book_at(clients)
+    book = state_at(clients)
     sums = book.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     secret = book.filter_order is None
     return [event_from_json(record_event(event_to_json(each), adjacency, secret)) for each in sums]
 
 
-def take(book: Book, draft: Draft) -> None:
+def take(book: LedgerState, draft: Draft) -> None:
     """Count an entry in a book that stays in memory."""
     book.take(Entry(book.head.seq + 1, draft.kind, draft.key, draft.payload, "", ""), "memory")
 
@@ -169,7 +169,7 @@ class RecordsBudget:
 
     path: Path
     budget: Budget
-    book: Book
+    book: LedgerState
     caps: tuple[Cap, ...] = ()
 
     def require(self, release: Release) -> None:
@@ -208,7 +208,7 @@ class RecordsBudget:
 
 def read_records(
     clients: Path, records: Path, adjacency: Adjacency = Adjacency.ZERO_OUT
-) -> tuple[Book, Book]:
+) -> tuple[LedgerState, LedgerState]:
     """Return what records have spent, and what of it by releases of their client alone, as books in memory.
 
     Args:
@@ -219,11 +219,8 @@ def read_records(
     Raises:
       Refusal: a ledger is damaged.
     """
-    of_client, of_records = (book_at(each) for each in (clients, records))
-    deltas = [each.target_delta for book in (of_client, of_records) for each in book.granted.values()]
-    unit, adjacency = (
-        of_records.identity.get("unit", Unit.RECORD),
-        of_records.identity.get("adjacency", adjacency),
-    )
+    of_client, direct = (state_at(each) for each in (clients, records))
+    deltas = [each.target_delta for book in (of_client, direct) for each in book.granted.values()]
+    unit, adjacency = direct.identity.get("unit", Unit.RECORD), direct.identity.get("adjacency", adjacency)
     budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
-    return as_records(of_client, of_records, budget), as_records(of_client, Book(), budget)
+    return as_records(of_client, direct, budget), as_records(of_client, LedgerState(), budget)

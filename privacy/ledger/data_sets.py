@@ -22,9 +22,18 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, refusing, unreadable
 from ..arms import charged
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from .book import Book, ReleaseState, book_at, event_of, identity_of, read_book, repeated, require_unit
-from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
-from .client_sums import RecordsBudget, as_records, charge_records, owed
+from .book import (
+    LedgerState,
+    ReleaseState,
+    event_of,
+    identity_of,
+    read_ledger,
+    repeated,
+    require_unit,
+    state_at,
+)
+from .caps import FINGERPRINT, NAME_LENGTH, POPULATION, RECORDS, WAIT_SECONDS, caps_on
+from .client_sums import RecordsBudget, as_records, charge_records, pending_drafts
 from .hash_chain import START, Head, Lock, heads_of, require_heads
 from .ledger import BudgetExhausted, Ledger
 from .question_caps import EARLIER, spent_by_questions
@@ -63,7 +72,7 @@ def population_ledger(data_id: str) -> str:
 def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
     """Return the name of each client's ledger, 64 hexadecimal digits; clients with equal data share the first one's.
 
-    Arguments as of `owed_by_clients`.
+    Arguments as of `pending_for_clients`.
     """
     firsts = {print_: client for client, print_ in reversed(list(enumerate(fingerprints)))}
     numbers = [firsts[print_] for print_ in fingerprints]
@@ -110,15 +119,15 @@ def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) ->
 
 
 @contextmanager
-def alone_on(folder: Path, data_id: str) -> Generator[None]:
+def exclusive_access(folder: Path, data_id: str) -> Generator[None]:
     """Let nobody else charge a data set's ledgers meanwhile, and hold them to the heads that were left there last.
 
-    Arguments as of `owed_by_clients`; the folder must exist.
+    Arguments as of `pending_for_clients`; the folder must exist.
 
     Raises:
       Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
     """
-    with Lock(folder / population_ledger(data_id)[:NAMED], wait=0):
+    with Lock(folder / population_ledger(data_id)[:NAME_LENGTH], wait=0):
         require_heads(folder, data_set(folder, data_id).heads)
         try:
             yield
@@ -167,26 +176,24 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
     _change(folder, data_id, claimed)
 
 
-def require_records(registered: DataSet, mode: str) -> None:
+def require_records(stored: DataSet, mode: str) -> None:
     """Refuse a mode that would spend a second budget of the same records.
 
     Raises:
       Refusal: another mode charges them.
     """
-    for other in sorted(_charged_by(registered) - {mode}):
+    for other in sorted(_charged_by(stored) - {mode}):
         remedy = f"these records are charged by privacy={other}, on ledgers that this mode does not charge"
         raise Refusal("privacy", mode, f"{remedy}; go on with that")
 
 
-def _charged_by(registered: DataSet) -> set[str]:
+def _charged_by(stored: DataSet) -> set[str]:
     """Return the modes that charge the records: as noted or, of runs before modes were noted, by the ledgers' names."""
-    modes = (
-        {registered.records} if registered.records else {"record"} if registered.fingerprints else set[str]()
-    )
-    for old in registered.adopted:
-        if _named(old, ""):
+    modes = {stored.records} if stored.records else {"record"} if stored.fingerprints else set[str]()
+    for old in stored.adopted:
+        if _has_fingerprint(old, ""):
             modes.add("record")
-        elif _named(old, POPULATION + RECORDS):
+        elif _has_fingerprint(old, POPULATION + RECORDS):
             modes.add("record_distributed")
     return modes
 
@@ -205,14 +212,14 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     path = folder / f"{old}.ledger"
     if not path.exists():
         raise Refusal("ledger", str(path), "there is none; name one as its file is called, without .ledger")
-    read_book(path)
-    registered = data_set(folder, data_id)
-    if old not in registered.adopted:
+    read_ledger(path)
+    stored = data_set(folder, data_id)
+    if old not in stored.adopted:
         _change(folder, data_id, lambda now: replace(now, adopted=(*now.adopted, old)))
 
 
 @dataclass(frozen=True)
-class Owed:
+class PendingCharges:
     """Charges to the ledgers of a data set before its next run.
 
     Attributes:
@@ -235,7 +242,7 @@ class Owed:
         return [repeated(event_of(text), count) for text, count in counts.items()]
 
 
-def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> Owed:
+def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> PendingCharges:
     """Return the charges to the clients' ledgers: none if data and split are those of the last run.
 
     Args:
@@ -246,53 +253,50 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    registered, prints = data_set(folder, data_id), tuple(fingerprints)
-    adopted = [each for each in registered.adopted if _named(each, "")]
-    before = _most(folder, adopted, _spent)
-    changed = bool(registered.fingerprints) and registered.fingerprints != prints
+    stored, prints = data_set(folder, data_id), tuple(fingerprints)
+    adopted = [each for each in stored.adopted if _has_fingerprint(each, "")]
+    before = _max_counts(folder, adopted, _spent)
+    changed = bool(stored.fingerprints) and stored.fingerprints != prints
     charges: dict[str, Charges] = {}
-    max_counts = (
-        _most(folder, client_ledgers(data_id, registered.fingerprints), _of_records) if changed else {}
-    )
-    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, registered.fingerprints)}:
-        client_counts = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
+    totals = _max_counts(folder, client_ledgers(data_id, stored.fingerprints), _of_records) if changed else {}
+    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, stored.fingerprints)}:
+        current = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
         missing = {
-            adversary: counts - client_counts.get(adversary, Counter())
-            for adversary, counts in max_counts.items()
+            adversary: counts - current.get(adversary, Counter()) for adversary, counts in totals.items()
         }
         charges[name] = _sum(missing, before)
-    remaining = tuple(each for each in registered.adopted if each not in adopted)
-    return Owed(
+    remaining = tuple(each for each in stored.adopted if each not in adopted)
+    return PendingCharges(
         {name: each for name, each in charges.items() if any(each.values())},
         changed,
-        replace(registered, fingerprints=prints, adopted=remaining),
+        replace(stored, fingerprints=prints, adopted=remaining),
         clients=population_path(folder, data_id),
     )
 
 
-def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> Owed:
+def pending_for_population(folder: Path, data_id: str, prefix: str = POPULATION) -> PendingCharges:
     """Return the charges to the ledger of all clients together: the adopted ones.
 
-    Arguments as of `owed_by_clients`, with the prefix of the ledger's file.
+    Arguments as of `pending_for_clients`, with the prefix of the ledger's file.
 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    registered = data_set(folder, data_id)
-    adopted = [each for each in registered.adopted if _named(each, prefix)]
+    stored = data_set(folder, data_id)
+    adopted = [each for each in stored.adopted if _has_fingerprint(each, prefix)]
     total: Charges = {}
     questions: Charges = {}
     for each in adopted:
         path = folder / f"{each}.ledger"
         total = _sum(total, _spent(path))
-        questions = _sum(questions, spent_by_questions(book_at(path)))
-    remaining = tuple(each for each in registered.adopted if each not in adopted)
+        questions = _sum(questions, spent_by_questions(state_at(path)))
+    remaining = tuple(each for each in stored.adopted if each not in adopted)
     name = population_ledger(data_id)
     charges = {name: total} if any(total.values()) else {}
-    return Owed(charges, False, replace(registered, adopted=remaining), {name: questions})
+    return PendingCharges(charges, False, replace(stored, adopted=remaining), {name: questions})
 
 
-def settle(folder: Path, data_id: str, pending: Owed, budget: Budget, prefix: str = "") -> None:
+def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, prefix: str = "") -> None:
     """Charge the owed releases durably, and record the data set's new state; a crash in between charges nothing twice.
 
     Args:
@@ -306,8 +310,8 @@ def settle(folder: Path, data_id: str, pending: Owed, budget: Budget, prefix: st
       Refusal: a ledger cannot be written, or its owner's cap is below the amount already spent.
     """
     sets = read_data_sets(folder)
-    registered = sets.get(data_id, DataSet())
-    for old in set(registered.adopted) - set(pending.after.adopted):
+    stored = sets.get(data_id, DataSet())
+    for old in set(stored.adopted) - set(pending.after.adopted):
         path = folder / f"{old}.ledger"
         require_unit(path, identity_of(path).get("unit"), str(budget.unit))
     spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
@@ -317,29 +321,31 @@ def settle(folder: Path, data_id: str, pending: Owed, budget: Budget, prefix: st
             adversary: counts - questions.get(adversary, Counter[str]())
             for adversary, counts in charges.items()
         }
-        _charge(path, name, others, spent, _state(registered), MECHANISM)
-        _charge(path, name, questions, spent, _state(registered), EARLIER)
-    if pending.after != registered or data_id not in sets:
+        _charge(path, name, others, spent, _state(stored), MECHANISM)
+        _charge(path, name, questions, spent, _state(stored), EARLIER)
+    if pending.after != stored or data_id not in sets:
         _change(folder, data_id, lambda now: replace(pending.after, records=now.records, heads=now.heads))
 
 
 def population_path(folder: Path, data_id: str) -> Path:
     """Return the ledger of all clients of a data set together, which need not exist."""
-    return folder / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+    return folder / f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
 
 
 def together_path(folder: Path, data_id: str) -> Path:
     """Return the ledger of all records of a data set together, which need not exist."""
-    return folder / f"{POPULATION}{RECORDS}{population_ledger(data_id)[:NAMED]}.ledger"
+    return folder / f"{POPULATION}{RECORDS}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
 
 
 def record_paths(folder: Path, data_id: str) -> list[Path]:
     """Return the ledgers of a data set's records: one of all of them, or one for each client."""
-    registered = data_set(folder, data_id)
-    names = dict.fromkeys(client_ledgers(data_id, registered.fingerprints))
+    stored = data_set(folder, data_id)
+    names = dict.fromkeys(client_ledgers(data_id, stored.fingerprints))
     together = together_path(folder, data_id)
     return [
-        path for path in (together, *(folder / f"{name[:NAMED]}.ledger" for name in names)) if path.exists()
+        path
+        for path in (together, *(folder / f"{name[:NAME_LENGTH]}.ledger" for name in names))
+        if path.exists()
     ]
 
 
@@ -355,12 +361,12 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
     Raises:
       Refusal: a ledger cannot be read or written.
     """
-    if owed(book_at(clients), book_at(path), budget):
+    if pending_drafts(state_at(clients), state_at(path), budget):
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             charge_records(ledger, clients, budget)
 
 
-def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[RecordsBudget, ...]:
+def budgets_of_records(folder: Path, data_id: str, clients: LedgerState) -> tuple[RecordsBudget, ...]:
     """Return the budgets that sums of whole clients spend too, after what is owed is charged on their ledgers.
 
     Args:
@@ -374,9 +380,9 @@ def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[Recor
     budgets: dict[tuple[object, ...], RecordsBudget] = {}
     for path in record_paths(folder, data_id):
         identity = identity_of(path)
-        budget = _granted(read_book(path))
+        budget = _granted(read_ledger(path))
         charge_client_sums(path, identity["owner"], population_path(folder, data_id), budget)
-        book = read_book(path)
+        book = read_ledger(path)
         same = (
             budget,
             json.dumps({adversary: sorted(counts.items()) for adversary, counts in book.spent.items()}),
@@ -389,10 +395,10 @@ def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[Recor
     if not caps_on(path):
         return ()  # nobody has said what records may lose: their first plan begins from what they have
     budget = Budget(Unit.RECORD, UNLIMITED_EPSILON, 0.5)
-    return (RecordsBudget(path, budget, as_records(clients, Book(), budget)),)
+    return (RecordsBudget(path, budget, as_records(clients, LedgerState(), budget)),)
 
 
-def _granted(book: Book) -> Budget:
+def _granted(book: LedgerState) -> Budget:
     """Return what the last run that protected these records was allowed to spend."""
     unit, adjacency = book.identity["unit"], book.identity["adjacency"]
     for key, booked in reversed(book.releases.items()):
@@ -419,22 +425,22 @@ def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, 
         raise Refusal("ledger", str(path), remedy) from spent
 
 
-def _named(stem: str, prefix: str) -> bool:
+def _has_fingerprint(stem: str, prefix: str) -> bool:
     return stem.startswith(prefix) and FINGERPRINT.fullmatch(stem.removeprefix(prefix)) is not None
 
 
-def _state(registered: DataSet) -> str:
-    before = {"fingerprints": registered.fingerprints, "adopted": registered.adopted}
+def _state(stored: DataSet) -> str:
+    before = {"fingerprints": stored.fingerprints, "adopted": stored.adopted}
     return "carried over " + hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
 
 
 def _spent(path: Path) -> Charges:
-    return {adversary: +counts for adversary, counts in book_at(path).spent.items()}
+    return {adversary: +counts for adversary, counts in state_at(path).spent.items()}
 
 
 def _of_records(path: Path) -> Charges:
     """Return what a ledger has spent on records alone: sums of whole clients are charged to each ledger under their keys."""
-    book = book_at(path)
+    book = state_at(path)
     mine = [
         each for each in book.releases.values() if each.source is None and each.state is not ReleaseState.VOID
     ]
@@ -444,7 +450,7 @@ def _of_records(path: Path) -> Charges:
     }
 
 
-def _most(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
+def _max_counts(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
     """Return the maximum count of each release over the ledgers."""
     max_counts: Charges = {}
     for name in names:

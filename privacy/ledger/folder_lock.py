@@ -11,7 +11,7 @@ ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
 
 
 @contextmanager
-def alone(path: Path, field: str) -> Generator[None]:
+def exclusive_lock(path: Path, field: str) -> Generator[None]:
     """Hold the lock within the context.
 
     Args:

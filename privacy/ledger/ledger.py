@@ -33,8 +33,8 @@ from .book import (
     RESERVE,
     VERSION,
     VOID,
-    Book,
-    BookedRelease,
+    LedgerRelease,
+    LedgerState,
     ReleaseState,
     Verification,
     read_entries,
@@ -97,7 +97,7 @@ class SharedBudget(Protocol):
 
     path: Path
     budget: Budget
-    book: Book
+    book: LedgerState
 
     def require(self, release: Release) -> None:
         """Raise BudgetExhausted if it does not afford a release."""
@@ -133,7 +133,7 @@ class Ledger:
     """
 
     def __init__(
-        self, chain: Chain, lock: Lock, book: Book, budget: Budget, resources: contextlib.ExitStack
+        self, chain: Chain, lock: Lock, book: LedgerState, budget: Budget, resources: contextlib.ExitStack
     ) -> None:
         self._chain = chain
         self._lock = lock
@@ -189,7 +189,7 @@ class Ledger:
             first = Draft(OPEN, "", canonical({**identity, "id": token_hex(16), "time": _now()}))
             chain = Chain.for_writing(path, first, durable=durable)
             stack.callback(chain.close)
-            book = Book()
+            book = LedgerState()
             book.replay(chain)
             _require_identity(path, identity, book.identity)
             if expect is not None:
@@ -216,14 +216,14 @@ class Ledger:
         return self._book.head
 
     @property
-    def book(self) -> Book:
+    def book(self) -> LedgerState:
         """Content of the ledger, as of its last reservation."""
         return self._book
 
     @property
     def is_open(self) -> bool:
         """Whether it may still be written: not after it was closed, or after a write that failed."""
-        return self._lock.held
+        return self._lock.is_held
 
     def require(self, head: Head) -> None:
         """Check that the ledger holds an entry that a checkpoint knows.
@@ -256,7 +256,7 @@ class Ledger:
             earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                self.require_asked(release)
+                self.require_question(release)
                 require_affordable(release, events, budget, self._book)
                 for each in self.shared:
                     each.require(release)
@@ -267,7 +267,7 @@ class Ledger:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry
 
-    def charge(self, drafts_of: Callable[[Book], Iterable[Draft]]) -> None:
+    def charge(self, drafts_of: Callable[[LedgerState], Iterable[Draft]]) -> None:
         """Charge what has left already, whatever the budget, all at once or nothing.
 
         Args:
@@ -292,7 +292,7 @@ class Ledger:
         payload = _payload(release, _written(release), self._budget, purpose)
         self.charge(lambda _: [Draft(RESERVE, _text(release.key), payload)])
 
-    def require_asked(self, release: Release) -> None:
+    def require_question(self, release: Release) -> None:
         """Refuse a question that owners do not allow, or that exceeds their cap on questions. Write nothing.
 
         Args:
@@ -494,7 +494,7 @@ class Ledger:
     def close(self) -> None:
         """Write pending notes and release the lock. Closing twice does nothing."""
         with self._threads:
-            if not self._lock.held:
+            if not self._lock.is_held:
                 return
             with self._resources:
                 if self._pending:
@@ -521,7 +521,7 @@ class Ledger:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
 
-    def _booked(self, key: Key) -> BookedRelease:
+    def _booked(self, key: Key) -> LedgerRelease:
         self._require_open()
         booked = self._book.releases.get(_text(key))
         if booked is None:
@@ -529,7 +529,7 @@ class Ledger:
         return booked
 
     def _require_open(self) -> None:
-        if not self._lock.held:
+        if not self._lock.is_held:
             raise Refusal("ledger", str(self.path), "closed, or opened by the parent process; open it here")
 
     def _flush(self) -> None:
@@ -569,7 +569,7 @@ def _require_identity(path: Path, expected: dict[str, Any], identity: dict[str, 
             raise Refusal("ledger", str(path), remedy)
 
 
-def _require_same(release: Release, earlier: BookedRelease, events: dict[str, Any]) -> None:
+def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, Any]) -> None:
     if earlier.state is ReleaseState.VOID:
         raise Refusal("key", release.key, "was voided; reserve a new key")
     if release.arm != earlier.arm:
@@ -586,7 +586,7 @@ def _written(release: Release) -> dict[str, Any]:
     return {adversary.value: once[id(event)] for adversary, event in release.events.items()}
 
 
-def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: Book) -> None:
+def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: LedgerState) -> None:
     """Return if a release fits the budget together with the book's releases.
 
         Adversaries with the same past and the same new events are checked once.
@@ -612,18 +612,16 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
                 continue
             if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
                 raise BudgetExhausted(budget, adversary, exact)
-        history, event = book.events(adversary), event_from_json(written)
-        fits = (
-            GATE.fits(history, event, budget) if order is None else admits([*history, event], budget, order)
-        )
+        past, event = book.events(adversary), event_from_json(written)
+        fits = GATE.fits(past, event, budget) if order is None else admits([*past, event], budget, order)
         if not fits:
             delta, adjacency = budget.target_delta, budget.adjacency
-            would_be = spent_epsilon([*history, event], delta, adjacency, order, GATE_INTERVAL)
+            would_be = spent_epsilon([*past, event], delta, adjacency, order, GATE_INTERVAL)
             raise BudgetExhausted(budget, adversary, would_be)
 
 
 def _is_paid(
-    release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: Book
+    release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: LedgerState
 ) -> bool:
     """Return whether an arm's release is free, because the same budget has admitted it for another arm."""
     arm = release.arm
@@ -634,7 +632,7 @@ def _is_paid(
     )
 
 
-def _order_with(release: Release, book: Book) -> float | None:
+def _order_with(release: Release, book: LedgerState) -> float | None:
     """Return the filter's order once `release` is on the ledger: the first adaptive release fixes it."""
     order, fixed = release.filter_order, book.filter_order
     if order is None:

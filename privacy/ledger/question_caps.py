@@ -13,7 +13,7 @@ from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.renyi_filter import spent_epsilon
 from ..budget import OF_CLIENT, Adversary, Budget, Release
-from .book import Book, BookedRelease, ReleaseState, event_of, repeated
+from .book import LedgerRelease, LedgerState, ReleaseState, event_of, repeated
 from .caps import Cap
 
 if TYPE_CHECKING:
@@ -24,25 +24,25 @@ EARLIER = "earlier questions"  # mechanism of what questions have spent under an
 
 
 @dataclass(frozen=True)
-class AskedQuestion:
+class LedgerQuestion:
     """Question as recorded on a ledger.
 
     Attributes:
       name: of the question.
       purposes: of its segments.
-      why: its reason, in the asker's words; may be empty.
-      asked: the names of its segments.
+      reason: its explanation, in the asker's words; may be empty.
+      segments: their names.
       epsilon: of its answer alone, at the delta of its budget, against the adversary with the largest loss.
-      when: time of its reservation, UTC.
+      time: of its reservation, UTC.
       state: of its release.
     """
 
     name: str
     purposes: tuple[str, ...]
-    why: str
-    asked: tuple[str, ...]
+    reason: str
+    segments: tuple[str, ...]
     epsilon: float
-    when: str
+    time: str
     state: str
 
 
@@ -54,13 +54,11 @@ def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
     """
     for purpose in sorted({*purposes}):
         if cap.purposes is not None and purpose not in cap.purposes:
-            purposes_text = ", ".join(cap.purposes) or "no purpose"
-            raise Refusal(
-                "purpose", purpose, f"the owner of the data lets questions be asked for {purposes_text}"
-            )
+            allowed = ", ".join(cap.purposes) or "no purpose"
+            raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {allowed}")
 
 
-def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str:
+def require_allowed(release: Release, caps: Iterable[Cap], book: LedgerState, budget: Budget) -> str:
     """Return why a question exceeds the caps on questions; empty if it does not.
 
     Args:
@@ -88,9 +86,9 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
     return ""
 
 
-def asked_questions(book: Book) -> list[AskedQuestion]:
+def ledger_questions(book: LedgerState) -> list[LedgerQuestion]:
     """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
-    questions: list[AskedQuestion] = []
+    questions: list[LedgerQuestion] = []
     for booked in book.releases.values():
         payload = _payload(booked)
         if not payload or booked.source == OF_CLIENT:
@@ -104,14 +102,14 @@ def asked_questions(book: Book) -> list[AskedQuestion]:
             for text in booked.events.values()
         )
         purposes = tuple(sorted(set(segments.values())))
-        reason, timestamp = str(payload.get("purpose", "")), str(payload["time"])
+        reason, time = str(payload.get("purpose", "")), str(payload["time"])
         questions.append(
-            AskedQuestion(name, purposes, reason, tuple(segments), epsilon, timestamp, str(booked.state))
+            LedgerQuestion(name, purposes, reason, tuple(segments), epsilon, time, str(booked.state))
         )
     return questions
 
 
-def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
+def spent_by_questions(book: LedgerState) -> dict[Adversary, Counter[str]]:
     """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too."""
     spent: dict[Adversary, Counter[str]] = {}
     for booked in book.releases.values():
@@ -121,17 +119,17 @@ def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
     return spent
 
 
-def is_question(booked: BookedRelease) -> bool:
+def is_question(booked: LedgerRelease) -> bool:
     """Return whether a release is the answer to a question."""
     return bool(_payload(booked))
 
 
-def _is_earlier(booked: BookedRelease) -> bool:
+def _is_earlier(booked: LedgerRelease) -> bool:
     key = booked.entry.key
     return EARLIER in key and str(json.loads(key)[2]).startswith(EARLIER)
 
 
-def _payload(booked: BookedRelease) -> dict[str, Any]:
+def _payload(booked: LedgerRelease) -> dict[str, Any]:
     """Return the payload of a question's reservation; empty for any other entry."""
     if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are none, and need not be read
         return {}

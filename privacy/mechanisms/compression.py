@@ -138,7 +138,7 @@ class Sketch:
 
     @property
     def _rows(self) -> NDArray[np.intp]:
-        return _drawn(self.seed, self.compression.coordinates, self.compression.kept)
+        return _mask_rows(self.seed, self.compression.coordinates, self.compression.kept)
 
 
 def sketch_of(compression: Compression, row: int) -> Sketch:
@@ -153,7 +153,7 @@ def sketch_of(compression: Compression, row: int) -> Sketch:
 
 
 @lru_cache(maxsize=2)  # all clients of a round use the same
-def _drawn(seed: bytes, coordinates: int, count: int) -> NDArray[np.intp]:
+def _mask_rows(seed: bytes, coordinates: int, count: int) -> NDArray[np.intp]:
     """Return `count` of so many coordinates, ascending: the first ones whose words are at most the `count`-th smallest."""
     words = keyed_stream(seed, "rows").uint64(coordinates)
     rows = np.flatnonzero(words <= np.partition(words, count - 1)[count - 1])[:count]

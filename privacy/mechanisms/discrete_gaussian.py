@@ -130,7 +130,7 @@ class _Table:
       words: leading 64 bits of the residual's cumulative probability of each block.
       guide: shape (2**16,), the block of all words that begin with these 16 bits, -1 if there are several.
       exact: `words` to PRECISION digits.
-      near: of each block, the likeliest integer.
+      peak: of each block, the likeliest integer.
       acceptance: mass of each block in the table, over stride times the probability of its likeliest integer.
       acceptance_exact: the same to PRECISION digits.
       residual_acceptance: approximate acceptance rate of the residual's proposals.
@@ -143,7 +143,7 @@ class _Table:
     words: NDArray[np.uint64]
     guide: NDArray[np.int16]
     exact: tuple[Decimal, ...]
-    near: NDArray[np.int64]
+    peak: NDArray[np.int64]
     acceptance: NDArray[np.float64]
     acceptance_exact: tuple[Decimal, ...]
     residual_acceptance: float
@@ -236,22 +236,22 @@ def compiled() -> Any:
 
 
 def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
-    samples = [np.empty(0, np.int64)]
+    parts = [np.empty(0, np.int64)]
     missing = count
     while missing > 0:
-        samples.append(
+        parts.append(
             _propose(table, int(missing / table.residual_acceptance * _SPARE) + 16, stream)[:missing]
         )
-        missing -= samples[-1].size
-    return np.concatenate(samples)
+        missing -= parts[-1].size
+    return np.concatenate(parts)
 
 
 def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
     blocks = _invert(table, n, stream)
     inside = (stream.uint64(n) & (table.stride - 1)).view(np.int64)
     # Counted from the block's likeliest integer, away from zero: its last bits are all 1 below zero, else all 0.
-    values = table.near.take(blocks) ^ inside
-    return values.take(np.flatnonzero(_keep(table, blocks, values, stream)))
+    values = table.peak.take(blocks) ^ inside
+    return values.take(np.flatnonzero(_accept(table, blocks, values, stream)))
 
 
 def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
@@ -267,30 +267,27 @@ def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
     return blocks
 
 
-def _keep(
+def _accept(
     table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream
 ) -> NDArray[np.bool_]:
     """Return whether reals that are uniform between `acceptance` and 1 lie below the values' weights over `peak`'s."""
     if table.stride == 1:
         return np.ones(values.size, bool)
-    peak, acceptance = table.near.take(blocks), table.acceptance.take(blocks)
+    peak, acceptance = table.peak.take(blocks), table.acceptance.take(blocks)
     # The factors are exact in float64, the product errs once.
     exponent = (peak - values).astype(np.float64) * (peak + values) * (0.5 / float(table.sigma) ** 2)
     high = (stream.uint64(values.size) >> 11).view(np.int64)
     margin = np.exp(exponent) - acceptance - high * _MANTISSA * (1 - acceptance)
     for index in np.flatnonzero(np.abs(margin) <= _FLOAT_ERROR):
-        accepts = _kept(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
+        accepts = _accept_exactly(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
         margin[index] = 1 if accepts else -1
     return margin > 0
 
 
-def _kept(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
-    real, acceptance, peak = (
-        _lengthen(high, 2**53, stream),
-        table.acceptance_exact[block],
-        int(table.near[block]),
-    )
+def _accept_exactly(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
+    real, acceptance = _lengthen(high, 2**53, stream), table.acceptance_exact[block]
     height = _digits.add(acceptance, _digits.multiply(real, _digits.subtract(1, acceptance)))
+    peak = int(table.peak[block])
     exponent = Decimal((peak - value) * (peak + value))
     return height < _digits.exp(_digits.divide(exponent, Decimal(2 * table.sigma**2)))
 

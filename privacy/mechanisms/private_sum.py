@@ -112,7 +112,7 @@ def _segments_on_grid(values: Values, factor: float, spec: SumSpec) -> Vector:
 
 
 def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
-    """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.beside,).
+    """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.segment_size,).
 
     Args:
       values: by name; a missing scalar becomes the centre, and a missing segment with a shape is zero.
@@ -121,7 +121,7 @@ def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
     Raises:
       ValueError: a segment has another shape, or a value that is not finite.
     """
-    out, offset = np.empty(spec.beside), 0
+    out, offset = np.empty(spec.segment_size), 0
     for each in spec.segments:
         part = out[offset : offset + each.size]
         if each.shape:
@@ -170,7 +170,7 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
       shape (clients, coordinates + segments').
     """
     clients, coordinates = update.shape
-    rows = np.empty((clients, coordinates + spec.beside))
+    rows = np.empty((clients, coordinates + spec.segment_size))
     wide, tail = rows[:, :coordinates], rows[:, coordinates:]
     np.copyto(wide, update)
     if not spec.private:
@@ -268,7 +268,7 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
 
 
 def _weigh(update: Parts, values: Values, spec: SumSpec) -> Vector:
-    out, start = np.empty(_size(update) + spec.beside), 0
+    out, start = np.empty(_size(update) + spec.segment_size), 0
     for block in _weighed(update, values):
         out[start : start + block.size] = block
         start += block.size
@@ -379,7 +379,7 @@ def add_update(
     Raises:
       NotFinite: the update has a value that is not finite; nothing was added.
     """
-    coordinates, parts = cohort_sum.total.size - spec.beside, update
+    coordinates, parts = cohort_sum.total.size - spec.segment_size, update
     if isinstance(parts, np.ndarray):
         parts = [parts]
     if not spec.private:
@@ -465,18 +465,14 @@ def decode(
       denominator: the expected cohort, above 0.
     """
     sizes = [math.prod(shape) for shape in layout.values()]
-    scalar_sums = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
+    sums = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
     if not spec.private:
-        denominator = next(value for each, value in scalar_sums.items() if each.name == "num-examples")
+        denominator = next(value for each, value in sums.items() if each.name == "num-examples")
         scalars = {
-            each.name: value / denominator
-            for each, value in scalar_sums.items()
-            if each.name != "num-examples"
+            each.name: value / denominator for each, value in sums.items() if each.name != "num-examples"
         }
     else:
-        scalars = {
-            each.name: _uncentre(value, each, spec, denominator) for each, value in scalar_sums.items()
-        }
+        scalars = {each.name: _uncentre(value, each, spec, denominator) for each, value in sums.items()}
     bounds = np.cumsum([0, *sizes])
     mean = total[: bounds[-1]].astype(np.float64, copy=False)
     mean *= spec.step / denominator
@@ -503,8 +499,8 @@ def decode_counts(total: Vector, coordinates: int, spec: SumSpec) -> dict[str, V
 
 
 def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Segment, Vector]]:
-    if total.size != coordinates + spec.beside:
-        raise ValueError(f"a sum of {total.size} coordinates, not {coordinates + spec.beside}")
+    if total.size != coordinates + spec.segment_size:
+        raise ValueError(f"a sum of {total.size} coordinates, not {coordinates + spec.segment_size}")
     for each in spec.segments:
         yield each, total[coordinates : coordinates + each.size]
         coordinates += each.size

@@ -43,7 +43,7 @@ class Stream:
 
     def _rekey(self, key: bytes) -> None:
         self._process = os.getpid()
-        self._key, self._place, self._compiled = key, 0, compiled()
+        self._key, self._position, self._compiled = key, 0, compiled()
         # Nobody can copy an encryptor, and so nobody the stream.
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK_BYTES))).encryptor()
 
@@ -68,8 +68,8 @@ class Stream:
         space = out.view(np.uint8).data
         if self._compiled is not None:
             # Taken before it is made: another thread gets what follows.
-            place, self._place = self._place, self._place + out.nbytes
-            self._compiled(space, self._key, place)
+            position, self._position = self._position, self._position + out.nbytes
+            self._compiled(space, self._key, position)
             return out
         for start in range(0, out.nbytes, len(_ZEROS)):
             part = space[start : start + len(_ZEROS)]

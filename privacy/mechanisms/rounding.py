@@ -25,7 +25,7 @@ from .private_sum import squared_norm
 from .randomness import Stream
 
 # That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
-_MOST_TRIES = 100
+_MAX_TRIES = 100
 EXCEEDED = 2.0**-160  # of a round: times 10^5 rounds and e^30, it is below the last bit of a float of 1e-12
 BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
 _WORD = 2.0**-32
@@ -112,7 +112,7 @@ def round_within(vector: Blocks, limit: int, stream: Stream) -> NDArray[np.int32
       stream: a secret stream that serves this client and round.
     """
     out = np.empty(vector.size, np.int32)
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         if _round(out, vector, stream) <= limit:
             return out
     return np.trunc(vector.joined()).astype(np.int32)

@@ -47,13 +47,13 @@ from ...base.refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
 from .rounding import limit_for, moved_squared
-from .sum_spec import MOST_CELLS, SMOOTHING, WEIGHT, SumSpec
+from .sum_spec import MAX_CELLS, SMOOTHING, WEIGHT, SumSpec
 
 MIN_SIGMA = 16
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
 FURTHER_BITS = 16  # the same where a client adds noise of its own: its sum is spoilt once in 2^16 at most
-MOST_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
-MOST_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
+MAX_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
+MAX_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
 _LOG_2 = (6932, 10000)  # a little more than log(2)
 
 
@@ -116,8 +116,8 @@ class ShareSpec:
     def __post_init__(self) -> None:
         if self.bits not in (16, 32):
             raise Refusal("bits", self.bits, "choose 16 or 32")
-        if not self.sum.private or self.sum.cells > MOST_CELLS:
-            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MOST_CELLS} cells")
+        if not self.sum.private or self.sum.cells > MAX_CELLS:
+            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MAX_CELLS} cells")
         if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
             raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")
         if any(not MIN_SIGMA <= each.sigma <= MAX_SIGMA for each in self.layers) or (
@@ -137,7 +137,7 @@ class ShareSpec:
     @property
     def size(self) -> int:
         """Coordinates of a share, the segments beside the update included."""
-        return self.coordinates + self.sum.beside
+        return self.coordinates + self.sum.segment_size
 
     @property
     def dtype(self) -> type[np.uint16 | np.uint32]:
@@ -175,11 +175,11 @@ class ShareSpec:
         variance = max(shares * self.variance(survivors) - SMOOTHING**2, 0)
         return math.sqrt(variance / self.sensitivity_squared)
 
-    def least_noise(self, colluders: int) -> float:
+    def min_noise(self, colluders: int) -> float:
         """Return the smallest noise over the sensitivity, for any survivors with this many colluders."""
         return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
 
-    def own_noise(self, colluders: int) -> float:
+    def single_noise(self, colluders: int) -> float:
         """Return the noise over the sensitivity from one survivor's own share, for any set of survivors."""
         return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
 
@@ -193,7 +193,7 @@ class ShareSpec:
         Returns:
           The parameter of its own further noise; 0 if none is needed, and -1 if the grid has no room for it.
         """
-        if self.own_noise(colluders) >= noise_multiplier:
+        if self.single_noise(colluders) >= noise_multiplier:
             return 0
         variance = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
         there = min(max(1, level - colluders) * self.variance(level) for level in self._levels)
@@ -230,7 +230,7 @@ def size_shares(
     widths = (bits,) if bits is not None else (16, 32) if noise_multiplier else (32,)
     for width in widths[:-1]:
         share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
-        if share_spec is not None and share_spec.inflation <= MOST_INFLATION:
+        if share_spec is not None and share_spec.inflation <= MAX_INFLATION:
             return share_spec
     share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
     if share_spec is None:
@@ -240,23 +240,21 @@ def size_shares(
 
 def _levels(attendance: Attendance) -> tuple[int, ...]:
     """Return for how many survivors the noise is sized, falling from the most to the least."""
-    max_count, min_count = (count - attendance.colluders for count in (attendance.most, attendance.least))
-    steps = math.ceil(math.log(max_count / min_count) / math.log(MOST_EXCESS))
-    between = {round(max_count * (min_count / max_count) ** (step / steps)) for step in range(1, steps)}
-    return tuple(
-        count + attendance.colluders for count in sorted({max_count, *between, min_count}, reverse=True)
-    )
+    high, low = (count - attendance.colluders for count in (attendance.most, attendance.least))
+    steps = math.ceil(math.log(high / low) / math.log(MAX_EXCESS))
+    between = {round(high * (low / high) ** (step / steps)) for step in range(1, steps)}
+    return tuple(count + attendance.colluders for count in sorted({high, *between, low}, reverse=True))
 
 
 def _finest(
     spec: SumSpec, coordinates: int, attendance: Attendance, levels: Sequence[int], noise: float, bits: int
 ) -> ShareSpec | None:
-    below, above = 0, MOST_CELLS + 1
+    below, above = 0, MAX_CELLS + 1
     best = None
     while above - below > 1:
         cells = (below + above) // 2
         sum_spec = replace(spec, cells=cells)
-        moved = _sensitivity_squared(sum_spec, coordinates + spec.beside)
+        moved = _sensitivity_squared(sum_spec, coordinates + spec.segment_size)
         variance = noise**2 * moved + SMOOTHING**2 if noise else 0.0
         sigma, *others = _sigmas(variance, [level - attendance.colluders for level in levels])
         layers = tuple(Layer(*layer) for layer in zip(levels, others, strict=False))

@@ -52,16 +52,16 @@ class SummedNoise:
 
     def variance(self, spec: ShareSpec) -> float:
         """Return the variance of one coordinate of the sum, in grid units."""
-        known = (self.survivors - self.unopened) * spec.variance(self.survivors)
-        return float(known + self.unopened * spec.variance(0)) + sum(self.counted(spec))
+        opened = (self.survivors - self.unopened) * spec.variance(self.survivors)
+        return float(opened + self.unopened * spec.variance(0)) + sum(self.own_noise_variances(spec))
 
-    def counted(self, spec: ShareSpec) -> list[float]:
+    def own_noise_variances(self, spec: ShareSpec) -> list[float]:
         """Return the variance that is counted for each owner's claim of own noise."""
         if not any(self.further):
             return []
         others = range(spec.attendance.most)
-        most = max(spec.missing_sigma(each, self.noise_multiplier) for each in others)
-        return [float(min(sigma, max(most, 0)) ** 2) for sigma in self.further]
+        max_sigma = max(spec.missing_sigma(each, self.noise_multiplier) for each in others)
+        return [float(min(sigma, max(max_sigma, 0)) ** 2) for sigma in self.further]
 
 
 def is_too_noisy(spec: ShareSpec, noise: SummedNoise) -> bool:

@@ -20,7 +20,7 @@ from ...base.refusal import Refusal, real
 
 LABEL = "label"  # the column of targets, where a task names none
 FEW = 16  # words that are faster found in all rows at once than row by row
-MOST_CELLS = 4096  # of one question: more are a data set, and no statistic
+MAX_CELLS = 4096  # of one question: more are a data set, and no statistic
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
 Table = Mapping[str, NDArray[Any]]  # a client's columns by name, all of one length

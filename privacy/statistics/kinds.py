@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ...base.refusal import Refusal
-from .columns import MOST_CELLS, Bins, Numbers, Table, share
+from .columns import MAX_CELLS, Bins, Numbers, Table, share
 from .figure import (
     ENOUGH,
     NORMAL_95,
@@ -368,5 +368,5 @@ def require_cells(statistic: Statistic, name: str) -> None:
     Raises:
       Refusal: naming the question.
     """
-    if math.prod(statistic.shape) > MOST_CELLS:
-        raise Refusal(name, math.prod(statistic.shape), f"has more than {MOST_CELLS} cells; ask for less")
+    if math.prod(statistic.shape) > MAX_CELLS:
+        raise Refusal(name, math.prod(statistic.shape), f"has more than {MAX_CELLS} cells; ask for less")

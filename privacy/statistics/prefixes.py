@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...base.refusal import Refusal
-from .columns import MOST_CELLS, Table, column, text_of
+from .columns import MAX_CELLS, Table, column, text_of
 from .figure import Cells, Figure, count_of
 
 END = ""  # in the place of a letter: the word ends here
@@ -48,8 +48,8 @@ class Prefixes:
             raise Refusal("alphabet", "".join(letters), "names a letter twice")
         if not 1 <= self.longest <= MOST_LONGEST:
             raise Refusal("longest", self.longest, f"give 1 to {MOST_LONGEST} letters")
-        if not 1 <= self.most <= MOST_CELLS:
-            raise Refusal("most", self.most, f"give 1 to {MOST_CELLS} words")
+        if not 1 <= self.most <= MAX_CELLS:
+            raise Refusal("most", self.most, f"give 1 to {MAX_CELLS} words")
         if not 0 < self.beta < 1:
             raise Refusal("beta", self.beta, "give a probability above 0 and below 1")
         if len({len(each) for each in self.prefixes}) != 1 or not 0 <= self.depth < self.longest:
@@ -122,7 +122,7 @@ class Prefixes:
     @property
     def widest(self) -> int:
         """Largest number of prefixes that one level may follow within a question's limit of cells."""
-        return min(max(1, MOST_CELLS // (len(self.alphabet) + 1)), MOST_FOLLOWED)
+        return min(max(1, MAX_CELLS // (len(self.alphabet) + 1)), MOST_FOLLOWED)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         """Return the count of each candidate of this level."""
