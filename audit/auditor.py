@@ -22,7 +22,7 @@ from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, loo
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.free_checks import NORM_TESTS, draw_p
 from ..privacy.audit.interference import block_of
-from ..privacy.audit.memorisation import MemorisationProbe, Memorised, pooled_p
+from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
@@ -71,7 +71,7 @@ class Auditor:
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
-    memorised: Sequence[Memorised] = ()
+    memorised: Sequence[MemorisationResult] = ()
     _room: Rows = field(init=False, repr=False)
     _count: int = 0
     _layers: dict[int, tuple[int, NDArray[np.float64]]] = field(
@@ -270,5 +270,5 @@ class Auditor:
         if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
             for each in self.memorised:
                 shown[f"{AUDIT}{each.name}_p"] = each.p_value
-                shown |= {f"{AUDIT}{each.name}/{name}": value for name, value in each.shown.items()}
+                shown |= {f"{AUDIT}{each.name}/{name}": value for name, value in each.figures.items()}
         return shown

@@ -81,7 +81,8 @@ class RunAudit:
         """The displayed state."""
         auditor, rows = self.auditor, self.auditor.rows
         found = tuple(
-            f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+            f"{each.name}: p = {each.p_value:.2g}"
+            + "".join(f", {k} {v:.3g}" for k, v in each.figures.items())
             for each in auditor.memorised
         )
         names = ("probe_p", "losses_p")

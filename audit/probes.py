@@ -15,7 +15,7 @@ from ..messages.client_settings import CanaryRecords
 from ..privacy.audit import kept_rows
 from ..privacy.audit.kept_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
-from ..privacy.audit.memorisation import MemorisationProbe, Memorised
+from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult
 from ..privacy.audit.one_run import Scores
 from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
@@ -64,7 +64,7 @@ class OddProbe:
 
         return losses_of(self.task, self.task.model(), self.task.odd)
 
-    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
+    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
         """Return one test: the p-value of the guesses under the budget, valid for any mechanism and attack."""
         from ..tasks.arrays import load_arrays
         from ..tasks.mislabelled import losses_of
@@ -78,7 +78,7 @@ class OddProbe:
         found = judge(by_one_run(members, others, delta), epsilon, ALPHA).findings[0]
         area = auc(members, others)
         shown = {"at_least": found.lower, "auc": area.value, "auc_low": area.low, "auc_high": area.high}
-        return [Memorised(ODD, found.p_value, shown, refutes=self.budget is not None)]
+        return [MemorisationResult(ODD, found.p_value, shown, refutes=self.budget is not None)]
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def errors(tables: Sequence[Columns], draws: int) -> list[str]:
             covered: list[float] = []
             for place, value in enumerate(truth_of(inquiry, tables)):
                 own = [each[place] for each in found]
-                if not all(each.said for each in own):
+                if not all(each.has_value for each in own):
                     continue
                 stated = np.mean([(each.high - each.low) / 2 for each in own]) / NORMAL_95
                 ratios.append(float(np.std([each.value for each in own]) / stated))

@@ -49,7 +49,7 @@ from .training_settings import (
     TuningSettings,
 )
 from .values import (
-    MOST_ROUNDS,
+    MAX_ROUNDS,
     TRACKERS,
     By,
     CallbackName,
@@ -105,8 +105,8 @@ class BudgetSettings(Group):
             yield "budget.runs", "needs noise that is fixed in advance; use privacy.noise_schedule=fixed"
         if whole.cohort.by_turns:
             yield "budget.runs", "needs rounds that are a release each; choose another cohort, or leave it 1"
-        if self.runs * whole.num_rounds > MOST_ROUNDS:
-            yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
+        if self.runs * whole.num_rounds > MAX_ROUNDS:
+            yield "budget.runs", f"together the runs may have at most {MAX_ROUNDS} rounds"
 
 
 def _missing(room: str) -> Any:

@@ -8,12 +8,12 @@ from pydantic import ConfigDict, Field
 
 from ..base.refusal import Refusal
 from ..messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Option
-from ..privacy.arms import MOST_ARMS
+from ..privacy.arms import MAX_ARMS
 from .group import Group, remedy
 from .privacy_settings import ClientLevel, NoPrivacy, Record, RecordAndClient, RecordDistributed, sum_level
 from .values import (
     HIDDEN_CLIENTS,
-    MOST_ROUNDS,
+    MAX_ROUNDS,
     Epochs,
     Parameter,
     Positive,
@@ -32,8 +32,8 @@ TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
 SEVERAL = Field(
     strict=False,
     min_length=2,
-    max_length=MOST_ARMS,
-    json_schema_extra=remedy(f"must be a list of 2 to {MOST_ARMS} values, such as [5,20,80]"),
+    max_length=MAX_ARMS,
+    json_schema_extra=remedy(f"must be a list of 2 to {MAX_ARMS} values, such as [5,20,80]"),
 )
 NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
@@ -326,8 +326,8 @@ class _Tuning(Group):
                 "tune.rounds",
                 f"leaves none of num_rounds={whole.num_rounds} for the best value; give fewer",
             )
-        if whole.steps > MOST_ROUNDS:
-            text = f"the arms' rounds and the others are {whole.steps}; at most {MOST_ROUNDS} may be"
+        if whole.steps > MAX_ROUNDS:
+            text = f"the arms' rounds and the others are {whole.steps}; at most {MAX_ROUNDS} may be"
             yield "tune.rounds", text
         if whole.cohort.by_turns:
             yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"

@@ -27,7 +27,7 @@ from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.book import state_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
-from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
+from ..privacy.plan import MIN_SHARE_LEFT, Plan, Unaffordable
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
@@ -86,7 +86,7 @@ def begins_from(
     federation: Federation,
     allowed: OwnersBudget | None,
     earlier: Iterable[tuple[str, ServerSettings]],
-    least: float = LEAST_SHARE_LEFT,
+    least: float = MIN_SHARE_LEFT,
 ) -> str:
     """Return one line of what was spent before a run or question, its target, and what owners allow.
 
@@ -206,13 +206,13 @@ def _fitting(
         level.target_delta, plan.num_rounds * runs, asked if runs > 1 else [*prior, *asked]
     )
     spent = spent_epsilon(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
-    if (target := 0.99 * target) * (1 - LEAST_SHARE_LEFT) <= spent:
+    if (target := 0.99 * target) * (1 - MIN_SHARE_LEFT) <= spent:
         return NOTHING_LEFT
     return f"privacy.target_epsilon={target:.3g} pays for all"
 
 
 def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
-    if allowed is not None and spent > (1 - LEAST_SHARE_LEFT) * allowed.target_epsilon:
+    if allowed is not None and spent > (1 - MIN_SHARE_LEFT) * allowed.target_epsilon:
         return NOTHING_LEFT
     return f"give a target above {spent:.4g}"
 

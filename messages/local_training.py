@@ -32,7 +32,7 @@ OPTIMIZERS: Mapping[str, float | None] = {
 """Names of a client's optimizer, which are torch's in small letters apart from `auto` and `dp_adambc`, each with its usual
 rate, torch's own; None is the task's. LBFGS needs a closure and SparseAdam sparse gradients: a client has neither."""
 WHOLE = {"ns_steps": int}  # of torch's keywords; other numbers are fractions
-MOST_ROUNDS = 100_000  # as many as the configuration allows
+MAX_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
 Option = float | int | bool | tuple[float, ...]
 
@@ -88,10 +88,10 @@ class Schedule:
     """
 
     name: Annotated[str, OneOf(SCHEDULES)] = "constant"
-    rounds: Annotated[int, Range(ge=1, le=MOST_ROUNDS)] = 1
-    warmup: Annotated[int, Range(ge=0, le=MOST_ROUNDS)] = 0
+    rounds: Annotated[int, Range(ge=1, le=MAX_ROUNDS)] = 1
+    warmup: Annotated[int, Range(ge=0, le=MAX_ROUNDS)] = 0
     floor: Annotated[float, Range(ge=0, le=1)] = 0.0
-    every: Annotated[int, Range(ge=1, le=MOST_ROUNDS)] = 1
+    every: Annotated[int, Range(ge=1, le=MAX_ROUNDS)] = 1
     gamma: Annotated[float, Range(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ class Asking:
                 clipped = _answers(self.federation, level, sums)[0].clipped
             cells = sums.cells[asked.name] / rate_of(self.federation)
             sigma = sigma_of(self.federation, level, asked, sums.noise)
-            ended, longer = statistic.found(cells, sigma)
+            ended, longer = statistic.select(cells, sigma)
             told |= {word: count_of(word, count, sigma) for word, count in ended.items()}
             if not longer:
                 break
@@ -136,7 +136,7 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
         return  # the ledger's own gate refuses it
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
     whole = Release(
-        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.asked, kind=QUESTION
+        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.purposes, kind=QUESTION
     )
     ledger.require_question(whole)
     for adversary in plan.adversaries:

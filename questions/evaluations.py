@@ -132,7 +132,7 @@ def planned_half_width(
         noise = plan.noise * wanted / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {evaluation.counted} would suffice, or "
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {evaluation.unit_name} would suffice, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
         raise Refusal("evaluate.resolution", wanted, remedy)
@@ -142,4 +142,4 @@ def planned_half_width(
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
     """Return the means of an evaluation that can be estimated, by name."""
     found = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
-    return {name: each for name, each in found.items() if each.name == name and each.said}
+    return {name: each for name, each in found.items() if each.name == name and each.has_value}

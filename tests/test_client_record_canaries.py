@@ -260,7 +260,7 @@ def test_odd_examples_that_are_learnt_by_heart_are_flagged_and_others_are_not() 
     )
     train(model, task, Examples(inputs, targets), LocalTraining(0.5, 40, 20), 0, key=1)
     (found,) = probe.look(read_arrays(model), 2)
-    assert found.p_value < 1e-6 and found.shown["at_least"] > 0.8 and found.shown["auc_low"] > 0.8
+    assert found.p_value < 1e-6 and found.figures["at_least"] > 0.8 and found.figures["auc_low"] > 0.8
     (against,) = OddProbe(task, budget(1.0)).look(read_arrays(model), 2)
     assert found.p_value < against.p_value < 0.01
 

@@ -662,7 +662,7 @@ MUTATIONS = {
     ),
     "a record that is not there moves another one out of training": Mutation(
         "privacy/statistics/held_rows.py",
-        "    if alone:\n        return held\n",
+        "    if independent:\n        return mask\n",
         "",
         RECORD_EVALUATION_TESTS,
         "moves_no_other",
@@ -809,7 +809,7 @@ MUTATIONS = {
     ),
     "the parts of a record's questions are each as long as its norm": Mutation(
         "privacy/statistics/inquiry.py",
-        "return math.sqrt((1 - CLIPPED_SHARE) / many) / each.statistic.row_norm",
+        "return math.sqrt((1 - CLIPPED_SHARE) / count) / each.statistic.row_norm",
         "return math.sqrt(1 - CLIPPED_SHARE) / each.statistic.row_norm",
         RECORD_QUESTION_TESTS,
         "its_norm_at_most",

@@ -21,7 +21,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.app import Workbench
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.configs.values import MOST_ROUNDS
+from fedveil.configs.values import MAX_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
@@ -367,7 +367,7 @@ def test_an_evaluation_has_noise_of_its_own(tmp_path: Path, monkeypatch: pytest.
         Charge, "noised", lambda self, total, row, spec: rows.append(row) or noised(self, total, row, spec)
     )
     ran(tmp_path, "evaluate.clients=every:1", "num_rounds=2", *FREE)
-    assert len(rows) == 2 and not {*rows} & {*range(MOST_ROUNDS + 1)}
+    assert len(rows) == 2 and not {*rows} & {*range(MAX_ROUNDS + 1)}
 
 
 def test_nobody_tells_from_figures_whether_a_client_was_there_better_than_claimed() -> None:

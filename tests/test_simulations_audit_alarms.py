@@ -181,7 +181,7 @@ def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
     for count in counts:
         auditor = Auditor(terms, tmp_path / f"{count}")
         auditor.take(1, ReleasedSum(1, layers, 1.0, 0.25, 1.0, RoundCohort(count, population=100)), {})
-        alarms = [(each.told, in_words(each.alarm), each.alarm) for each in auditor.raised]
+        alarms = [(each.content, in_words(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
         summary = auditor.end(None, {})

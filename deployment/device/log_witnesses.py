@@ -14,7 +14,7 @@ from ...links.cosigned_heads import FILE, cosigned_in
 from ...links.log_export import covers
 from ...links.tree_head import TreeHead
 from ...privacy.merkle import root_of
-from ...privacy.witness import TWO_BRANCHES, HeadCosignature, kept_cosignatures, newest, read_cosignature
+from ...privacy.witness import TWO_BRANCHES, HeadCosignature, format_cosignatures, newest, read_cosignature
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
@@ -36,7 +36,7 @@ def keep_cosigned(state: Path, given: Sequence[HeadCosignature]) -> None:
     before = cosigned_seen(state)
     kept = newest((*before, *given))
     if kept != before:
-        replace_file(state / FILE, kept_cosignatures(kept))
+        replace_file(state / FILE, format_cosignatures(kept))
 
 
 def witnessed(

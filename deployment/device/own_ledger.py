@@ -117,7 +117,7 @@ class OwnLedger:
         source = OF_RECORDS if cost.is_of_records else None
         release = Release(unit, run, number, mechanism, events, "system", source=source)
         if asked is not None:
-            release, why = replace(release, segments=asked.asked, kind=QUESTION), asked.why or None
+            release, why = replace(release, segments=asked.purposes, kind=QUESTION), asked.why or None
         with self._reserved_by_all(release, cost.budget, why) as ledgers:
             try:
                 yield

@@ -83,8 +83,8 @@ def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False)
       replaced: whether a canary that is out has the opposite gradient instead of none.
     """
 
-    def drawn(sums: Scores) -> Scores:  # against a record without a gradient
+    def ratio(sums: Scores) -> Scores:  # against a record without a gradient
         there = (sums - 0.5) / noise**2
         return there if rate == 1 else np.logaddexp(np.log1p(-rate), np.log(rate) + there)
 
-    return drawn(moved) - drawn(-moved) if replaced else drawn(moved)
+    return ratio(moved) - ratio(-moved) if replaced else ratio(moved)

@@ -17,7 +17,7 @@ Vector = NDArray[np.float64]
 
 # Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
 WATCHED = 1 << 17
-CANARIES_AT_A_TIME = 64  # that are compressed together, so that memory does not grow with them
+BATCH = 64  # that are compressed together, so that memory does not grow with them
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def joined(layers: Sequence[Vector]) -> Vector:
     size = sum(layer.size for layer in layers)
     base = layers[0].base
     if isinstance(base, np.ndarray) and base.dtype == np.float64 and base.strides == (8,):
-        places = np.cumsum([0, *(layer.nbytes for layer in layers)]) + base.__array_interface__["data"][0]
-        found = [(layer.__array_interface__["data"][0], layer.flags.c_contiguous) for layer in layers]
-        if base.size >= size and found == [(place, True) for place in places[:-1]]:
+        addresses = np.cumsum([0, *(layer.nbytes for layer in layers)]) + base.__array_interface__["data"][0]
+        actual = [(layer.__array_interface__["data"][0], layer.flags.c_contiguous) for layer in layers]
+        if base.size >= size and actual == [(address, True) for address in addresses[:-1]]:
             return base[:size]
     return np.concatenate([np.ravel(layer) for layer in layers])
 
@@ -102,11 +102,11 @@ def _lengths(directions: Directions, sketch: Sketch) -> Vector:
 
     A canary is clipped after compression, so its part of the sum has the clipping norm again.
     """
-    every, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
-    for start in range(0, len(every), CANARIES_AT_A_TIME):
-        some = every[start : start + CANARIES_AT_A_TIME]
-        rows = sketch.of(directions.updates(some, np.ones(len(some))))
-        lengths[start : start + len(some)] = np.linalg.norm(rows, axis=1)
+    numbers, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
+    for start in range(0, len(numbers), BATCH):
+        batch = numbers[start : start + BATCH]
+        rows = sketch.of(directions.updates(batch, np.ones(len(batch))))
+        lengths[start : start + len(batch)] = np.linalg.norm(rows, axis=1)
     lengths[lengths == 0] = 1.0  # nothing of it is left, and nothing lies along it
     return lengths / sketch.compression.clip_factor
 
@@ -116,11 +116,11 @@ def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
     sizes = [layer.size for layer in released.layers]
     whole = total.size == sum(sizes)
     before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
-    for place, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
+    for index, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
         layer = np.ravel(released.layers[which])
-        energy, row["layer_dimensions"][place] = outside(layer, before[which])
-        row["layer_energies"][place] = energy / released.noise**2
-        row["layer_means"][place] = layer.sum() ** 2 / layer.size / released.noise**2
+        energy, row["layer_dimensions"][index] = outside(layer, before[which])
+        row["layer_energies"][index] = energy / released.noise**2
+        row["layer_means"][index] = layer.sum() ** 2 / layer.size / released.noise**2
 
 
 def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:
