@@ -25,9 +25,9 @@ from ..privacy.audit.interference import block_of
 from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.watching import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
-from ..privacy.mechanisms.released import ReleasedSum
+from ..privacy.mechanisms.released_sum import ReleasedSum
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -17,14 +17,14 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.audit import watching
+from ..privacy.audit import sum_audit as watching
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
 from ..privacy.audit.summary import untested, visible_in
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
-from ..privacy.mechanisms.released import ReleasedSum
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ..run.observer import NO_DEMAND, Demand, Memory, Observer
 from ..run.prepared_run import Run

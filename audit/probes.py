@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import kept_rows
-from ..privacy.audit.kept_rows import SUFFIX, gathered, step_ratio
+from ..privacy.audit import client_rows as kept_rows
+from ..privacy.audit.client_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
 from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult
 from ..privacy.audit.one_run import Scores
@@ -21,7 +21,7 @@ from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.released import ReleasedSum
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
 from .participants import is_full

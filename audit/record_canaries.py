@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import kept_rows
+from ..privacy.audit import client_rows as kept_rows
 from ..privacy.audit.canary_clients import coins_of as coins_from
-from ..privacy.audit.kept_rows import arrays_of, step_ratio
-from ..privacy.audit.kept_rows import begin as begin_file
+from ..privacy.audit.client_rows import arrays_of, step_ratio
+from ..privacy.audit.client_rows import begin as begin_file
 from ..privacy.audit.one_run import Scores
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.randomness import Randomness, Stream

@@ -8,10 +8,10 @@ from ..audit.canary_updates import add_canary, canaries_for
 from ..audit.participants import MOST_CANARIES, SUPPORT, TOO_LONG
 from ..messages.client_settings import CanaryClients
 from ..privacy.audit.canary_clients import Canaries
-from ..privacy.audit.watching import NO_MEMORY, Memory, watch
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import ReleasedSum, RoundCohort
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from .engines import Options
 from .privacy_share import milliseconds

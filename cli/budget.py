@@ -13,8 +13,8 @@ import typer
 from .grammar import DAY, GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
-    from ..privacy.ledger.book import LedgerState
     from ..privacy.ledger.caps import Cap
+    from ..privacy.ledger.ledger_state import LedgerState
 
 group = typer.Typer(**GROUP)
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
@@ -155,9 +155,9 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
-    from ..privacy.ledger.book import LedgerState, read_ledger
     from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
+    from ..privacy.ledger.ledger_state import LedgerState, read_ledger
 
     book, alone = (read_ledger(path), LedgerState()) if clients is None else read_records(clients, path)
     cap = " and ".join(map(_in_words, caps_on(path))) or "none"

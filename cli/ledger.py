@@ -92,7 +92,7 @@ def ledgers_in(path: Path) -> list[Path]:
 
 
 def _is_wanted(entry: Entry, run: str | None, purpose: str | None) -> bool:
-    from ..privacy.ledger.book import run_of
+    from ..privacy.ledger.ledger_state import run_of
 
     if run is not None and not run_of(entry).startswith(run):
         return False
@@ -105,7 +105,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     A commit is told with its release.
     """
     from ..privacy.ledger.acts import CAPS, ROSTERS
-    from ..privacy.ledger.book import COMMIT, VOID, run_of
+    from ..privacy.ledger.ledger_state import COMMIT, VOID, run_of
 
     runs: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -125,7 +125,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
     from ..privacy.ledger.acts import ACTS, REFUSAL
-    from ..privacy.ledger.book import CLOSE, OPEN, RESERVE
+    from ..privacy.ledger.ledger_state import CLOSE, OPEN, RESERVE
     from ..server.query_rows import FIRST_ROW
 
     _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
@@ -158,7 +158,7 @@ def _charged(payload: dict[str, Any]) -> str:
 
 
 def _outcome(settled: Entry | None) -> str:
-    from ..privacy.ledger.book import COMMIT
+    from ..privacy.ledger.ledger_state import COMMIT
 
     if settled is None:
         return "reserved, and spent whether or not it was released"

@@ -20,13 +20,13 @@ from ..modes.federation import Federation
 from ..modes.mode import Promise
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
-from ..privacy.accounting.exchanged import record_event
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
+from ..privacy.accounting.record_events import record_event
 from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
-from ..privacy.ledger.book import state_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
+from ..privacy.ledger.ledger_state import state_at
 from ..privacy.plan import MIN_SHARE_LEFT, Plan, Unaffordable
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of

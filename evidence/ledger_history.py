@@ -13,9 +13,19 @@ from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.arms import Arm, charged
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import REFUSAL
-from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, LedgerState, Verification, run_of
-from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
+from ..privacy.ledger.ledger_state import (
+    CLOSE,
+    COMMIT,
+    NOTE,
+    OPEN,
+    RESERVE,
+    VOID,
+    LedgerState,
+    Verification,
+    run_of,
+)
+from ..privacy.ledger.ledger_state import verify as verify_ledger
 from ..privacy.ledger.question_caps import QUESTION, ledger_questions
 from ..run.run_files import Fields, RunFiles
 

@@ -14,10 +14,10 @@ from ..configs.privacy_settings import Record
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta
-from ..privacy.ledger.book import identity_of, require_unit
 from ..privacy.ledger.caps import NAME_LENGTH, CapEnded, capped
 from ..privacy.ledger.client_sums import read_records
 from ..privacy.ledger.data_sets import PendingCharges
+from ..privacy.ledger.ledger_state import identity_of, require_unit
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan, Unaffordable
 from ..strategies.cohorts import likely_participations

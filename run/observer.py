@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..base.extensions import extension
 from ..modes.federation import Federation
-from ..privacy.mechanisms.released import ReleasedSum
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..server.checkpoint import State
 from ..server.rounds import Ending
 from .callbacks import ObserverLine

@@ -8,7 +8,7 @@ from typing import Any
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import accountant, spent_epsilon
 from ..privacy.budget import Adjacency, Adversary
-from ..privacy.ledger.book import RESERVE, LedgerState, run_of
+from ..privacy.ledger.ledger_state import RESERVE, LedgerState, run_of
 from .run_files import OWN_LEDGERS, Fields, RunFiles
 
 OF_RECORDS = ("record", "record_and_client")

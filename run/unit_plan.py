@@ -13,7 +13,7 @@ from ..modes.federation import Federation
 from ..privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ..privacy.accounting.epsilon import epsilon
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import record_event
+from ..privacy.accounting.record_events import record_event
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness

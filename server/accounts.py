@@ -19,7 +19,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.released import ReleasedSum, RoundCohort
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort

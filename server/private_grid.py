@@ -25,7 +25,7 @@ from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import ReleasedSum, RoundCohort
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, SumAccount, account_of

@@ -11,7 +11,7 @@ from dp_accounting.dp_event import DpEvent
 from ..base.refusal import Refusal
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import record_event
+from ..privacy.accounting.record_events import record_event
 from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from ..privacy.statistics.held_rows import hashed, hashes_of_rows, holdout_mask
+from ..privacy.statistics.holdout import hashed, hashes_of_rows, holdout_mask
 from .data import BATCH, SPLIT, Data, Examples, LazyExamples, data_of_all, leaves, only
 from .fingerprint import SAMPLED, feed
 from .persons import names_of

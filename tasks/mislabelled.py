@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base.refusal import Refusal
-from ..privacy.audit import kept_rows
+from ..privacy.audit import client_rows as kept_rows
 from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, joined, only, rows_of, run_on
 from .optimizers import own_optimizer
 from .protocol import ProbedTask, Task, own_training

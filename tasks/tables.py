@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
-from ..privacy.statistics.held_rows import holdout_mask
+from ..privacy.statistics.holdout import holdout_mask
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked
 from .data import Examples, joined, only

@@ -18,8 +18,8 @@ from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept

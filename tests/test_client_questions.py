@@ -29,8 +29,8 @@ from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry

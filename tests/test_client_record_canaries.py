@@ -21,7 +21,7 @@ from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
-from fedveil.privacy.audit.kept_rows import append, gathered, step_ratio
+from fedveil.privacy.audit.client_rows import append, gathered, step_ratio
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness

@@ -26,8 +26,8 @@ from fedveil.deployment.register import read_register
 from fedveil.links.roster_watch import followed_roster
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.acts import acting_user
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.refusal import Refused

@@ -17,11 +17,11 @@ from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger import data_sets
-from fedveil.privacy.ledger.book import read_ledger
 from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
 from fedveil.privacy.ledger.client_sums import lost_by_records
 from fedveil.privacy.ledger.data_sets import PendingCharges, client_ledgers
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import read_ledger
 from fedveil.run.run import RunResult
 from fedveil.server.checkpoint import read
 from fedveil.simulations.simulate import simulate

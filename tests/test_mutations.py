@@ -381,7 +381,7 @@ MUTATIONS = {
         "known_head",
     ),
     "what was overdrawn before the budget grew is not found": Mutation(
-        "privacy/ledger/book.py",
+        "privacy/ledger/ledger_state.py",
         "            granted = budget_text or granted\n",
         "",
         BUNDLED_TESTS,
@@ -661,14 +661,14 @@ MUTATIONS = {
         "only_where_they_are_measured",
     ),
     "a record that is not there moves another one out of training": Mutation(
-        "privacy/statistics/held_rows.py",
+        "privacy/statistics/holdout.py",
         "    if independent:\n        return mask\n",
         "",
         RECORD_EVALUATION_TESTS,
         "moves_no_other",
     ),
     "equal rows of one label are held out where those of another train": Mutation(
-        "privacy/statistics/held_rows.py",
+        "privacy/statistics/holdout.py",
         "    hashes = hashes if group_equal_rows else _numbered(hashes)\n",
         "",
         HELD_ROWS_TESTS,
@@ -850,7 +850,7 @@ MUTATIONS = {
         "failed_closes",
     ),
     "a run goes on after its close and counts as closed": Mutation(
-        "privacy/ledger/book.py",
+        "privacy/ledger/ledger_state.py",
         "        if self.closes:\n",
         "        if False:\n",
         BINDING_TESTS,
@@ -913,7 +913,7 @@ MUTATIONS = {
         "clients_that_may",
     ),
     "a ledger of records goes on as one of persons": Mutation(
-        "privacy/ledger/book.py",
+        "privacy/ledger/ledger_state.py",
         "if ledger_unit in BOUNDS and run_unit in BOUNDS and ledger_unit != run_unit:",
         "if False:",
         "test_client_persons.py",
@@ -2754,7 +2754,7 @@ MUTATIONS = {
         "in_other_places",
     ),
     "epsilon of the arms is that of the first": Mutation(
-        "privacy/ledger/book.py",
+        "privacy/ledger/ledger_state.py",
         "            times = max(counts.values()) - previous_max\n",
         "            times = times if arm.number == 1 else 0\n",
         "test_privacy_arms.py",
@@ -3350,7 +3350,7 @@ MUTATIONS = {
         "costs_nobody_else and degree",
     ),
     "a share that its holder does not check": Mutation(
-        "privacy/secagg/parcel.py",
+        "privacy/secagg/encrypted_shares.py",
         "check_share(claim, point, pair,",
         "(lambda *_: None)(claim, point, pair,",
         "test_privacy_secagg_cheats.py",
@@ -3462,7 +3462,7 @@ MUTATIONS = {
         "the_task_makes",
     ),
     "composition dropped": Mutation(
-        "privacy/ledger/book.py",
+        "privacy/ledger/ledger_state.py",
         "return event if count == 1 else SelfComposedDpEvent(event, count)",
         "return event if count else SelfComposedDpEvent(event, count)",
         "test_privacy_ledger.py",
@@ -3511,7 +3511,7 @@ MUTATIONS = {
         "below_the_quorum",
     ),
     "a record pays for its client's sum as the client does": Mutation(
-        "privacy/accounting/exchanged.py",
+        "privacy/accounting/record_events.py",
         "* adjacency.distance / 2}",
         "* adjacency.distance}",
         "test_privacy_exchanged.py",
@@ -3658,14 +3658,14 @@ MUTATIONS = {
         "correct_runs_are_not",
     ),
     "canary records all scored alike": Mutation(
-        "privacy/audit/kept_rows.py",
+        "privacy/audit/client_rows.py",
         "        there = (sums - 0.5) / noise**2",
         "        return np.zeros_like(sums)",
         "test_client_record_canaries.py",
         "log_likelihood_ratio",
     ),
     "canary records scored as if every batch held them": Mutation(
-        "privacy/audit/kept_rows.py",
+        "privacy/audit/client_rows.py",
         "return there if rate == 1 else",
         "return there if rate else",
         "test_client_record_canaries.py",

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.book import LedgerState, read_ledger, run_of
 from fedveil.privacy.ledger.hash_chain import START, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import LedgerState, read_ledger, run_of
 
 RECOMPUTE = runpy.run_path(str(Path(__file__).parents[1] / "evidence" / "binding" / "recompute_ledger.py"))[
     "main"

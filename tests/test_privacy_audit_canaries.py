@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedveil.base.refusal import Refusal
+from fedveil.privacy.accounting.custom_events import OpenlySampledDpEvent
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
-from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.audit.canary_clients import (
     Directions,
     KnownRounds,
@@ -29,9 +29,9 @@ from fedveil.privacy.audit.free_checks import (
 from fedveil.privacy.audit.interference import Interference
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.round_rows import LAYERS, stacked
-from fedveil.privacy.audit.watching import NO_MEMORY, noise_p, watch
+from fedveil.privacy.audit.sum_audit import NO_MEMORY, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.released import ReleasedSum
+from fedveil.privacy.mechanisms.released_sum import ReleasedSum
 
 DELTA, DIMENSION, CANARIES = 1e-5, 20_000, 600
 FULL = dp.GaussianDpEvent(1.0)
@@ -256,7 +256,7 @@ def test_rounds_together_show_a_small_layer_without_noise() -> None:
     assert rows["norm_p"].min() > 1e-3 and run_p(rows["energy"], rows["dimensions"]) > 1e-3
     assert noise_p(rows) < 1e-9
     assert noise_p(watched_rounds(of_biases=0.6, seed=11, persists=2.0)) < 1e-4
-    with patch("fedveil.privacy.audit.watching.WATCHED", 100):  # the model is larger than what is kept of it
+    with patch("fedveil.privacy.audit.sum_audit.WATCHED", 100):  # the model is larger than what is kept of it
         assert noise_p(watched_rounds(of_biases=0.6, seed=10)) < 1e-9
         assert noise_p(watched_rounds(of_biases=0.6, seed=11, persists=2.0)) > 1e-3
 

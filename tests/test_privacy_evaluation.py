@@ -21,7 +21,7 @@ from fedveil.privacy.statistics.evaluation import (
     HeldOutMeans,
     evaluation_from_json,
 )
-from fedveil.privacy.statistics.held_rows import hashes_of_rows, holdout_mask
+from fedveil.privacy.statistics.holdout import hashes_of_rows, holdout_mask
 
 ASKED = Evaluation("run evaluation", 0.2)
 ALONE = replace(ASKED, figures=(METRIC,))

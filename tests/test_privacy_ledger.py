@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import book, data_sets
+from fedveil.privacy.ledger import data_sets
+from fedveil.privacy.ledger import ledger_state as book
 from fedveil.privacy.ledger.hash_chain import (
     SCHEMA,
     Draft,

@@ -30,10 +30,10 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
 )
+from fedveil.privacy.secagg.encrypted_shares import cut
 from fedveil.privacy.secagg.evidence import convictions, evidence_from
 from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
-from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum

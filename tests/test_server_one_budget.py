@@ -17,12 +17,12 @@ from fedveil.cli.report import report
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.exchanged import record_event
+from fedveil.privacy.accounting.record_events import record_event
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger import data_sets
-from fedveil.privacy.ledger.book import read_events, read_ledger
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
+from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 
 DELTA = 1e-3
 DISTRIBUTED = fv.RecordDistributed(

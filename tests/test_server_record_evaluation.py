@@ -41,7 +41,7 @@ from fedveil.privacy.statistics.evaluation import (
     HeldOutRows,
     evaluation_from_json,
 )
-from fedveil.privacy.statistics.held_rows import holdout_mask
+from fedveil.privacy.statistics.holdout import holdout_mask
 from fedveil.questions.evaluation_plan import evaluation_plan
 from fedveil.questions.wire import OWN_NOISE_KEY, evaluation_content, question_of
 from fedveil.run.build import Given, build

@@ -15,11 +15,12 @@ from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import round_rows, watching
+from fedveil.privacy.audit import round_rows
+from fedveil.privacy.audit import sum_audit as watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.mechanisms.released import ReleasedSum, RoundCohort
+from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of

@@ -20,7 +20,7 @@ from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
-from fedveil.privacy.audit.kept_rows import SUFFIX, gathered
+from fedveil.privacy.audit.client_rows import SUFFIX, gathered
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit

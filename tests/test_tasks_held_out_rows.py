@@ -18,7 +18,7 @@ from scipy.stats import binom
 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device import linear
-from fedveil.privacy.statistics.held_rows import hashes_of_rows, holdout_mask
+from fedveil.privacy.statistics.holdout import hashes_of_rows, holdout_mask
 from fedveil.run.build import build
 from fedveil.run.files import SAVED, SINGLY
 from fedveil.simulations.simulate import simulate

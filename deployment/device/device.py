@@ -45,8 +45,8 @@ from ...messages.training_order import (
 )
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import LedgerRelease, run_of, state_at
 from ...privacy.ledger.caps import CapEnded, lowered
+from ...privacy.ledger.ledger_state import LedgerRelease, run_of, state_at
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms

@@ -21,7 +21,7 @@ from ...messages.training_order import TrainingOrder
 from ...messages.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
-from ...privacy.statistics.held_rows import hashes_of_rows, holdout_mask
+from ...privacy.statistics.holdout import hashes_of_rows, holdout_mask
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -22,14 +22,6 @@ from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
 from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import (
-    LedgerRelease,
-    LedgerState,
-    identity_of,
-    read_ledger,
-    run_of,
-    state_at,
-)
 from ...privacy.ledger.caps import CLIENT, NAME_LENGTH, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.client_sums import (
     RecordsBudget,
@@ -41,6 +33,14 @@ from ...privacy.ledger.client_sums import (
 )
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
+from ...privacy.ledger.ledger_state import (
+    LedgerRelease,
+    LedgerState,
+    identity_of,
+    read_ledger,
+    run_of,
+    state_at,
+)
 from ...privacy.ledger.question_caps import QUESTION, LedgerQuestion, ledger_questions
 from .order_policy import Charged
 

@@ -23,12 +23,12 @@ from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.audit.summary import UNCLAIMED
 from ...privacy.budget import Adjacency, Adversary, Unit
-from ...privacy.ledger.book import RESERVE, LedgerState, event_of, repeated, run_of, verify_entries
 from ...privacy.ledger.caps import ledger_folder
 from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
+from ...privacy.ledger.ledger_state import RESERVE, LedgerState, event_of, repeated, run_of, verify_entries
 from ...privacy.secagg.rollover import Rollover
 from ...privacy.secagg.roster import Roster
 from ...run.files import (

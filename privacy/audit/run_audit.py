@@ -27,7 +27,7 @@ from .interference import Interference, interference, weighed
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
 from .round_rows import Rows
-from .watching import watched_coordinates
+from .sum_audit import watched_coordinates
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

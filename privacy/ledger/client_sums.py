@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
-from ..accounting.exchanged import record_event, record_event_from_text
+from ..accounting.record_events import record_event, record_event_from_text
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
-from .book import RESERVE, LedgerRelease, LedgerState, ReleaseState, state_at
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
 from .ledger import BudgetExhausted, Key, Ledger, require_affordable
+from .ledger_state import RESERVE, LedgerRelease, LedgerState, ReleaseState, state_at
 from .question_caps import require_allowed
 
 if TYPE_CHECKING:

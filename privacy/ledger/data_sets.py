@@ -22,7 +22,11 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, refusing, unreadable
 from ..arms import charged
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from .book import (
+from .caps import FINGERPRINT, NAME_LENGTH, POPULATION, RECORDS, WAIT_SECONDS, caps_on
+from .client_sums import RecordsBudget, as_records, charge_records, pending_drafts
+from .hash_chain import START, Head, Lock, heads_of, require_heads
+from .ledger import BudgetExhausted, Ledger
+from .ledger_state import (
     LedgerState,
     ReleaseState,
     event_of,
@@ -32,10 +36,6 @@ from .book import (
     require_unit,
     state_at,
 )
-from .caps import FINGERPRINT, NAME_LENGTH, POPULATION, RECORDS, WAIT_SECONDS, caps_on
-from .client_sums import RecordsBudget, as_records, charge_records, pending_drafts
-from .hash_chain import START, Head, Lock, heads_of, require_heads
-from .ledger import BudgetExhausted, Ledger
 from .question_caps import EARLIER, spent_by_questions
 
 if TYPE_CHECKING:

@@ -25,7 +25,9 @@ from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..budget import Adversary, Budget, Release
-from .book import (
+from .caps import Cap, CapEnded, capped, caps_on
+from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
+from .ledger_state import (
     CLOSE,
     COMMIT,
     NOTE,
@@ -41,8 +43,6 @@ from .book import (
     require_unit,
     verify,
 )
-from .caps import Cap, CapEnded, capped, caps_on
-from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
 from .question_caps import require_allowed
 
 if TYPE_CHECKING:

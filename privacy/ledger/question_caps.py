@@ -13,8 +13,8 @@ from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.renyi_filter import spent_epsilon
 from ..budget import OF_CLIENT, Adversary, Budget, Release
-from .book import LedgerRelease, LedgerState, ReleaseState, event_of, repeated
 from .caps import Cap
+from .ledger_state import LedgerRelease, LedgerState, ReleaseState, event_of, repeated
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -31,8 +31,8 @@ from .bindings import (
 from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
 from .double_signature import sign_by
+from .encrypted_shares import EncryptedShares, acceptance, cut, encrypted_shares_of, index_of
 from .hybrid import blocks, fits_commitment, mask_secret, mixed, offer, public_keys, share_secret
-from .parcel import EncryptedShares, acceptance, cut, encrypted_shares_of, index_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster

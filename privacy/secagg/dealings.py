@@ -8,8 +8,8 @@ from functools import cache
 from .bindings import Agreement
 from .complaint import on_curve, proved
 from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
+from .encrypted_shares import acceptance, cut, encrypted_shares_of
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
-from .parcel import acceptance, cut, encrypted_shares_of
 from .refusal import Fault, Refused
 from .shamir import PRIME, Weights, codeword, parity, weights_at
 from .suite import pair_key

@@ -25,10 +25,10 @@ from .bindings import (
 )
 from .complaint import PROOF_BYTES
 from .dealings import Dealings, dealings
+from .encrypted_shares import check_lengths, cut
 from .graph import colluders
 from .hybrid import blocks_of, fits_commitment, fits_keys, mask_secret
 from .messages import SHARE_BYTES
-from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
 from .roster import Roster
 from .shamir import combine

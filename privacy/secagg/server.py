@@ -26,10 +26,10 @@ from .bindings import (
 )
 from .complaint import PROOF_BYTES
 from .dealings import dealings
+from .encrypted_shares import check_lengths, cut
 from .evidence import AttemptEvidence
 from .hybrid import blocks_of, check_keys
 from .masks import Vector, add_masks
-from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
 from .reveals import Reveals, window
 from .roster import Roster

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from ...privacy.statistics.held_rows import holdout_mask
+from ...privacy.statistics.holdout import holdout_mask
 from ..data import Examples, joined, only
 from ..group_weights import weighted_schema
 from ..table_files import frame_inputs

@@ -21,6 +21,7 @@ from fedveil.privacy.secagg.deal import (
     seed_commitment,
 )
 from fedveil.privacy.secagg.double_signature import sign_by
+from fedveil.privacy.secagg.encrypted_shares import cut
 from fedveil.privacy.secagg.evidence import AttemptEvidence
 from fedveil.privacy.secagg.hybrid import _ESCROW, CIPHERTEXT_BYTES, kem_key
 from fedveil.privacy.secagg.messages import (
@@ -36,7 +37,6 @@ from fedveil.privacy.secagg.messages import (
     read,
     write,
 )
-from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.shamir import PRIME, new_secret, polynomial, values
 from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, key_from_seed, suite_of
 from fedveil.privacy.secagg.transcript import Purpose

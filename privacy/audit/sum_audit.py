@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..mechanisms.compression import Sketch
-from ..mechanisms.released import ReleasedSum
+from ..mechanisms.released_sum import ReleasedSum
 from .canary_clients import Directions
 from .free_checks import cosine, norm_p, outside, reuse_p, run_p
 from .round_rows import BLOCKS, LAYERS, Rows, row_type
