@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import client_rows as kept_rows
+from ..privacy.audit import client_rows
 from ..privacy.audit.client_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
 from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult
@@ -118,7 +118,7 @@ class StepScores:
     """Scores of the canary records of a step on all clients' records, computed from released sums.
 
     Attributes:
-      path: of their file, as `kept_rows.gathered` reads it.
+      path: of their file, as `client_rows.gathered` reads it.
       canaries: their settings at the clients.
     """
 
@@ -128,18 +128,18 @@ class StepScores:
     def begin(self) -> None:
         """Rewrite the file with the coins."""
         self.path.unlink(missing_ok=True)
-        kept_rows.begin(self.path, coins_of_step(self.canaries))
+        client_rows.begin(self.path, coins_of_step(self.canaries))
 
     def keep(self, released: ReleasedSum) -> None:
         """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""
         ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
-        kept_rows.append(self.path, released.number, ratio)
+        client_rows.append(self.path, released.number, ratio)
 
 
 def step_scores(run: Run) -> StepScores | None:
     """Return the scores of the canary records of this run's steps; None without them."""
     asked = run.client.canaries_of_step
-    return StepScores(run.folder / f"records{kept_rows.SUFFIX}", asked) if asked.count else None
+    return StepScores(run.folder / f"records{client_rows.SUFFIX}", asked) if asked.count else None
 
 
 def planted(run: Run) -> Planted:

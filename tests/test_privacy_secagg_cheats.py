@@ -394,7 +394,7 @@ def test_a_secret_is_not_disclosed_for_a_deal_that_its_dealer_did_not_sign():
     cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
     cohort.exchange(attempt, "share", attempt.advance(), vectors)
     victim, dealer, *_ = cohort.nodes
-    parcels = read(attempt.advance()[victim], messages.Parcels)
+    parcels = read(attempt.advance()[victim], messages.NeighbourShares)
     spoiled = replace(parcels, sealed=bytes(len(parcels.sealed)))
     checked = read(cohort.nodes[victim].handle(write(spoiled), NOW)[:-28], messages.Checked)
     assert dealer in checked.accused

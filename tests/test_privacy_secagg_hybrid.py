@@ -141,7 +141,7 @@ def test_a_block_changed_on_the_way_opens_nothing(at: int) -> None:
     def change(stage, node, message):
         if (stage, node) != ("check", victim):
             return message
-        parcels = read(message, messages.Parcels)
+        parcels = read(message, messages.NeighbourShares)
         kem = bytearray(parcels.kem)
         kem[at] ^= 1
         return write(replace(parcels, kem=bytes(kem)))

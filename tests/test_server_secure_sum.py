@@ -278,7 +278,7 @@ def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
         ahead = {
             Exchange.INBOX: "Proposal",
             Exchange.SURVIVORS: "CohortAdverts",
-            Exchange.CONFIRMED: "Parcels",
+            Exchange.CONFIRMED: "NeighbourShares",
         }
         assert kinds[1:] == [ahead[place.exchange]] if place.exchange in ahead else not kinds[1:]
 

@@ -272,9 +272,9 @@ def _written(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
 def _event_class(kind: str) -> Any:
     from dp_accounting import dp_event
 
-    from . import custom_events as openly_sampled
+    from . import custom_events
 
-    return getattr(openly_sampled if kind in ("OpenlySampled", "Exchanged") else dp_event, f"{kind}DpEvent")
+    return getattr(custom_events if kind in ("OpenlySampled", "Exchanged") else dp_event, f"{kind}DpEvent")
 
 
 _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {

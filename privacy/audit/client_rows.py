@@ -31,14 +31,14 @@ def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
         np.save(file, np.concatenate([[number], values]), allow_pickle=False)
 
 
-def rows_of(path: Path) -> dict[int, Scores]:
+def read_rows(path: Path) -> dict[int, Scores]:
     """Return the rows by round: the last row of a repeated round, and no truncated row."""
     return {int(row[0]): row[1:] for row in arrays_of(path)}
 
 
 def trace(path: Path) -> Scores:
     """Return the rows as a matrix, shape (rounds, n), without rounds before n last changed."""
-    rows = list(rows_of(path).values())
+    rows = list(read_rows(path).values())
     same = [row for row in rows if len(row) == len(rows[-1])]
     return np.stack(same) if same else np.empty((0, 0))
 

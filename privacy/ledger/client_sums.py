@@ -1,6 +1,6 @@
 """Charges of records for what their client releases as a whole: one budget for a record, whatever the mode.
 
-A record is part of its client, so a release that hides the client costs the record as well (`accounting.exchanged`),
+A record is part of its client, so a release that hides the client costs the record as well (`accounting.record_events`),
 unless it was computed from what the record was charged for already. The ledger of records holds these charges under the
 client's keys. Entries of releases before it existed, or before ledgers were kept this way, are added at its next use.
 """
@@ -188,8 +188,8 @@ class RecordsBudget:
             raise BudgetExhausted(self.budget, adversary, math.inf, str(ended)) from ended
         events = {who.value: event_to_json(event) for who, event in mine.events.items()}
         require_affordable(mine, events, budget, self.book)
-        if why := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
-            raise BudgetExhausted(budget, adversary, math.inf, f"of a record {why}")
+        if excess := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
+            raise BudgetExhausted(budget, adversary, math.inf, f"of a record {excess}")
 
     def add(self, release: Release) -> None:
         """Count a release."""
@@ -197,7 +197,7 @@ class RecordsBudget:
             return
         mine = release_of(release, self.budget)
         payload = {
-            "events": {who.value: event_to_json(event) for who, event in mine.events.items()},
+            "events": {adversary.value: event_to_json(event) for adversary, event in mine.events.items()},
             "budget": {"target_epsilon": UNLIMITED_EPSILON, "target_delta": self.budget.target_delta},
             "source": OF_CLIENT,
         }

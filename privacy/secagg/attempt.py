@@ -73,7 +73,7 @@ class NodeAttempt:
       stage: the last step done.
       held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
       sharers: nodes that shared, ascending; then those whose shares are good.
-      acceptance: `parcel.acceptance` of each of these neighbours, zeros of one that is accused.
+      acceptance: `encrypted_shares.acceptance` of each of these neighbours, zeros of one that is accused.
       accused: neighbours without a valid share at this node.
       complained: those of them of whose signed deal this node has signed a complaint.
       void: pairs of holder and dealer without a mask, as the inbox has them.

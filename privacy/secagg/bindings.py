@@ -63,7 +63,7 @@ def reveal_body(node: int, revealed: Revealed, acceptance: bytes) -> bytes:
     Args:
       node: that reveals.
       revealed: its shares and keys.
-      acceptance: `parcel.acceptance` of each neighbour that shared, ascending; zeros where the node accepted none.
+      acceptance: `encrypted_shares.acceptance` of each neighbour that shared, ascending; zeros where the node accepted none.
     """
     fields = revealed.survivors, revealed.shares, revealed.mask_keys, revealed.seeds
     return frame(Purpose.REVEAL, node, *fields, acceptance)

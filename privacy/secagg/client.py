@@ -40,7 +40,9 @@ from .shamir import new_secret
 from .suite import KEY_BYTES, SUITES, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
 from .transcript import HASH_BYTES, AttemptTerms, Profile, Purpose, frame, signs
 
-ToNode = wire.CohortAdverts | wire.Parcels | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
+ToNode = (
+    wire.CohortAdverts | wire.NeighbourShares | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
+)
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
 OVER = wire.NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
 
@@ -86,7 +88,7 @@ class Participant:
                 return self._join(read, now)
             case wire.CohortAdverts():
                 return self._step(read, Stage.ADVERTISED, lambda attempt: self._share(attempt, read, now))
-            case wire.Parcels():
+            case wire.NeighbourShares():
                 return self._step(read, Stage.SHARED, lambda attempt: self._check(attempt, read))
             case wire.Disputed():
                 return self._step(read, Stage.CHECKED, lambda attempt: self._complain(attempt, read, now))
@@ -225,14 +227,14 @@ class Participant:
         attempt.dealt = deal_hash(self.node, unsigned)
         return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
-    def _check(self, attempt: NodeAttempt, parcels: wire.Parcels) -> bytes:
+    def _check(self, attempt: NodeAttempt, message: wire.NeighbourShares) -> bytes:
         """2: open the neighbours' shares, verify each against its dealer's commitments, and report the invalid ones."""
         agreed = attempt.agreed
-        if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
+        if self.node not in message.sharers or not set(message.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
-        peers = agreed.neighbours(self.node, set(parcels.sharers))
-        self._enough(attempt, parcels.sharers)
-        neighbour_shares = _neighbour_shares(agreed, self.node, peers, parcels)
+        peers = agreed.neighbours(self.node, set(message.sharers))
+        self._enough(attempt, message.sharers)
+        neighbour_shares = _neighbour_shares(agreed, self.node, peers, message)
         higher = [peer for peer in agreed.neighbours(self.node) if peer > self.node]
         initial_secrets = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
         none = bytes(KEY_BYTES if agreed.suite.hybrid else 0)
@@ -246,23 +248,23 @@ class Participant:
                 accused.append(shares.dealer)
             pairs, secrets, rows = pairs + pair, secrets + secret, rows + row
         attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(pairs), bytes(secrets), bytes(rows)
-        attempt.sharers, attempt.accused = parcels.sharers, tuple(accused)
+        attempt.sharers, attempt.accused = message.sharers, tuple(accused)
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
         attempt.stage = Stage.CHECKED
         return tagged(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
 
-    def _seal_key(self, attempt: NodeAttempt, parcel: EncryptedShares) -> bytes:
-        agreed, start = attempt.agreed, KEY_BYTES * index_of(attempt.agreed, self.node, parcel.dealer)
+    def _seal_key(self, attempt: NodeAttempt, shares: EncryptedShares) -> bytes:
+        agreed, start = attempt.agreed, KEY_BYTES * index_of(attempt.agreed, self.node, shares.dealer)
         key = attempt.pair_keys[start : start + KEY_BYTES]
         if agreed.suite.hybrid:
-            key = mixed(key, share_secret(attempt.share_seed, parcel.block), agreed.share_info)
+            key = mixed(key, share_secret(attempt.share_seed, shares.block), agreed.share_info)
         return key
 
     def _opened(
         self, attempt: NodeAttempt, shares: EncryptedShares, secret: bytes
     ) -> tuple[bytes, bytes, bytes]:
-        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `acceptance` of both.
+        """Return the decrypted shares, the hybrid secret of the masks with its dealer, and `acceptance` of both.
 
         Args:
           attempt: with the keys of its pairs.
@@ -433,16 +435,16 @@ def declined(refused: Refused) -> bytes:
 
 
 def _neighbour_shares(
-    agreed: Agreement, node: int, peers: Sequence[int], message: wire.Parcels
+    agreed: Agreement, node: int, peers: Sequence[int], message: wire.NeighbourShares
 ) -> list[EncryptedShares]:
-    """Return the parcels of a node's neighbours from a message.
+    """Return the encrypted shares of a node's neighbours from a message.
 
     Raises:
       Refused: MALFORMED, where there is not one for each.
     """
     sealed, evidence = cut(message.sealed, wire.SEALED_BYTES), cut(message.evidence, wire.EVIDENCE_BYTES)
     if not len(sealed) == len(evidence) == len(peers):
-        raise Refused(Reason.MALFORMED, "not one parcel for each neighbour")
+        raise Refused(Reason.MALFORMED, "not one sealed pair for each neighbour")
     pairs = [(peer, node) for peer in peers] if agreed.suite.hybrid else []
     kem_blocks = blocks(message.kem, pairs) or [b""] * len(peers)
     rows = zip(peers, sealed, evidence, kem_blocks, strict=True)

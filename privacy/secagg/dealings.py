@@ -55,7 +55,7 @@ class Dealings:
         return parts
 
     def acceptance(self, dealer: int, holder: int, block: bytes) -> bytes:
-        """Return `parcel.acceptance` of a holder without a complaint; zeros for a void pair."""
+        """Return `encrypted_shares.acceptance` of a holder without a complaint; zeros for a void pair."""
         if (dealer, holder) in self.void:
             return bytes(HASH_BYTES)
         digest = digest_of(self.deals[dealer].commitments)
@@ -77,9 +77,9 @@ class Dealings:
             secret = proved(proof, holder_key, dealer_key, self.agreed.cohort)
         except Refused:
             return holder, Fault.FALSE_COMPLAINT
-        parcel = encrypted_shares_of(self.agreed, dealer, holder, self.deals[dealer])
+        shares = encrypted_shares_of(self.agreed, dealer, holder, self.deals[dealer])
         try:
-            parcel.opened(self.agreed, pair_key(secret, holder_key, dealer_key, self.agreed.share_info))
+            shares.opened(self.agreed, pair_key(secret, holder_key, dealer_key, self.agreed.share_info))
         except Refused:
             return dealer, Fault.BAD_DEAL
         return holder, Fault.FALSE_COMPLAINT

@@ -1,4 +1,4 @@
-"""EncryptedShares: one dealer's shares for one holder, with their verification by the holder and in a dispute."""
+"""Encrypted shares of one dealer for one holder, with their verification by the holder and in a dispute."""
 
 import hashlib
 from bisect import bisect_left
@@ -20,7 +20,7 @@ class EncryptedShares:
       dealer: of the shares.
       holder: that may open them.
       sealed: of `SEALED_BYTES`.
-      evidence: of `EVIDENCE_BYTES`, as `Parcels` says.
+      evidence: of `EVIDENCE_BYTES`, as `NeighbourShares` says.
       block: hybrid block that travels beside them; empty for none.
     """
 
@@ -64,7 +64,7 @@ def acceptance(evidence: bytes, block: bytes) -> bytes:
 
 
 def encrypted_shares_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> EncryptedShares:
-    """Return a holder's parcel from the whole deal.
+    """Return a holder's encrypted shares from the whole deal.
 
     Raises:
       Refused: MALFORMED, where the deal is not of one share for each neighbour.

@@ -199,7 +199,7 @@ class SealedShares:
 
 
 @dataclass(frozen=True)
-class Parcels:
+class NeighbourShares:
     """2, to the node: the deals of its neighbours that shared, by ascending node.
 
     Attributes:
@@ -344,7 +344,7 @@ Message = (
     | Confirmed
     | Revealed
     | Declined
-    | Parcels
+    | NeighbourShares
     | Checked
     | Disputed
     | Complaints

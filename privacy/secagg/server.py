@@ -372,7 +372,7 @@ class ServerAttempt:
         """
         steps = {
             Due.ADVERTS: self._send_cohort,
-            Due.SHARES: self._send_parcels,
+            Due.SHARES: self._send_neighbour_shares,
             Due.CHECKS: lambda: self._settle(model_hash),
             Due.COMPLAINTS: lambda: self._judge(model_hash),
             Due.VECTORS: self._send_survivors,
@@ -411,16 +411,16 @@ class ServerAttempt:
         message = wire.write(wire.CohortAdverts(self.context, adverts))
         return self._ask(Due.SHARES, dict.fromkeys(self._agreed.nodes, message))
 
-    def _send_parcels(self) -> Outgoing:
+    def _send_neighbour_shares(self) -> Outgoing:
         self._dealings = dealings(self._agreed, dict(self._deals))
         self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))
         self._stay(self._deals.keys() - self.blamed.keys())
         parts = self._dealings.parts(self._offered, self._sharing)
-        parcels = {
-            node: wire.write(wire.Parcels(self.context, self._sharers, *map(bytes, parts.pop(node))))
+        messages = {
+            node: wire.write(wire.NeighbourShares(self.context, self._sharers, *map(bytes, parts.pop(node))))
             for node in self._sharers
         }
-        return self._ask(Due.CHECKS, parcels)
+        return self._ask(Due.CHECKS, messages)
 
     def _stay(self, sharers: AbstractSet[int]) -> None:
         """Continue with these nodes, except those with too few holders of their seeds' shares."""

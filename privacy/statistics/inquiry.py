@@ -37,7 +37,7 @@ from .kinds import (
     Statistic,
     Variance,
     require_cells,
-    rows_of,
+    row_count,
 )
 from .prefixes import Prefixes
 
@@ -219,8 +219,8 @@ class Inquiry:
         values: dict[str, NDArray[np.float64]] = {}
         for each in self.questions:
             cells, outside = each.statistic.count(table)
-            clipped = round(outside * rows_of(table))
-            counts = np.array([clipped, rows_of(table) - clipped], np.float64)
+            clipped = round(outside * row_count(table))
+            counts = np.array([clipped, row_count(table) - clipped], np.float64)
             for name, part in ((each.name, cells), (clipped_name(each), counts)):
                 values[name] = part * (unit_norm * self.scale(name))
         return values

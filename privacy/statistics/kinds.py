@@ -70,7 +70,7 @@ class Statistic(Protocol):
         ...
 
 
-def rows_of(table: Table) -> int:
+def row_count(table: Table) -> int:
     """Return how many rows a client has."""
     return next((len(each) for each in table.values()), 0)
 
@@ -83,7 +83,7 @@ class Count:
     row_norm: float = 1.0
 
     def count(self, table: Table) -> CellCount:
-        return np.array([rows_of(table)], np.float64), 0.0
+        return np.array([row_count(table)], np.float64), 0.0
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         return [count_of("rows", cells[0], sigma)]
