@@ -37,7 +37,7 @@ from ..tasks.memory import keep_freed
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .extra import OwnRound, extra_clients, extra_records
-from .private_update import or_unchanged, private_update, summed_reply, unchanged
+from .private_update import or_unchanged, private_update, record_sum_reply, unchanged
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 
@@ -369,7 +369,7 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
     rows = drawn(len(data), joint, randomness.stream("batches", number, client))
     update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
     bench.require_base()
-    return summed_reply(message, update)
+    return record_sum_reply(message, update)
 
 
 def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..messages.local_training import TOLD, LocalTraining, Optimizer, Schedule
+from ..messages.local_training import ORDER_KEYS, LocalTraining, Optimizer, Schedule
 from .engine_settings import Engine, InProcess
 from .group import Group, OfExtension, OfKeys, remedy
 from .privacy_settings import (
@@ -134,7 +134,7 @@ class _Unasked(_Ignored):
 class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": TOLD}
+    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
     task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]

@@ -176,7 +176,7 @@ class Plan:
                 planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL
             )
 
-        noise = min_noise(cost, budget.target_epsilon)
+        noise = find_min_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
         while not admits(calibrated._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
             noise *= 1 + NOISE_TOLERANCE
@@ -259,7 +259,7 @@ class Plan:
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
 
 
-def min_noise(cost: Callable[[float], float], target: float) -> float:
+def find_min_noise(cost: Callable[[float], float], target: float) -> float:
     """Return the least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
 
     Bracketing throughout, so ``cost`` need only fall with noise; the end that is returned was itself evaluated.

@@ -10,7 +10,7 @@ from ..configs.round_line import AT_CLIENTS
 LOW, HIGH = "/low", "/high"  # suffixes of the interval's ends
 
 
-def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
+def metric_means(record: Mapping[str, Any] | None) -> dict[str, float]:
     """Return the means of a record by name, with the ends of their intervals, for the round's metrics line.
 
     Args:
@@ -20,21 +20,21 @@ def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
         return {}
     from ..privacy.statistics.evaluation import CLIENTS, RECORDS
 
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for answer in record["answers"]:
         first = answer["figures"][0]
         if first["name"] == answer["name"] not in (CLIENTS, RECORDS) and first["value"] is not None:
             name = f"{AT_CLIENTS}{answer['name']}"
-            found |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
-    return found
+            means |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
+    return means
 
 
-def said_of(record: Mapping[str, Any]) -> str:
+def format_means(record: Mapping[str, Any]) -> str:
     """Return a record's means with their intervals in one line, or why there are none."""
-    found = shown_metrics(record)
-    means = {name: value for name, value in found.items() if not name.endswith((LOW, HIGH))}
-    told = [
-        f"{name.removeprefix(AT_CLIENTS)} {value:.4f} ({found[name + LOW]:.4f} to {found[name + HIGH]:.4f})"
+    metrics = metric_means(record)
+    means = {name: value for name, value in metrics.items() if not name.endswith((LOW, HIGH))}
+    texts = [
+        f"{name.removeprefix(AT_CLIENTS)} {value:.4f} ({metrics[name + LOW]:.4f} to {metrics[name + HIGH]:.4f})"
         for name, value in means.items()
     ]
-    return ", ".join(told) or str(record.get("reason", "cannot be said"))
+    return ", ".join(texts) or str(record.get("reason", "cannot be said"))

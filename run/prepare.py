@@ -128,13 +128,13 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     goes_on = federation.seed is not None or federation.mode.mechanism.rows is not None
     name = saved.name if resumed and goes_on else federation.population.new_name()
     run = Run(federation, folder, name, client, saved, checkpoint, tuning=tuning, spent=spent)
-    run.own_ledgers.require(checkpoint.client_heads)
+    run.client_ledgers.require(checkpoint.client_heads)
     return run
 
 
 def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
     """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
-    return federation.population.alone() if federation.mode.spends else nullcontext()
+    return federation.population.exclusive_lock() if federation.mode.spends else nullcontext()
 
 
 def claim_records(federation: Federation) -> None:
@@ -187,7 +187,7 @@ def _check_base(federation: Federation) -> None:
 def _warn_of_own_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
     task, hides = federation.task, federation.mode.hides_records
-    clients = federation.population.own_clients(task) if federation.settings.task.own else ()
+    clients = federation.population.local_clients(task) if federation.settings.task.own else ()
     if not clients or not federation.mode.spends:
         return
     every = [partial(data_of_all, task, client) for client in clients]
@@ -224,12 +224,12 @@ def _looked_at(federation: Federation) -> range:
     client drops out of the round. A step on all clients' records uses all of them, so all are checked.
     """
     every = federation.settings.secagg is not None or federation.mode.sums_records
-    return federation.population.looked_at(federation.task, every)
+    return federation.population.clients_to_check(federation.task, every)
 
 
 def some_examples(federation: Federation) -> Data:
     """Return examples with the clients' shapes: a client's, or public ones if clients keep theirs."""
-    return federation.population.some_examples(federation.task)
+    return federation.population.sample_examples(federation.task)
 
 
 def make_strategy_of(federation: Federation) -> Any:
@@ -255,7 +255,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
     """
     federation = run.federation
-    run.own_ledgers.make_folder()
+    run.client_ledgers.make_folder()
     budget = federation.mode.budget
     if budget is None:
         make_folder(federation.population.words.folder, run.folder)
@@ -337,7 +337,7 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 
 def _started(run: Run) -> tuple[Run, Observer]:
     run, observer = begin(run)
-    run.own_ledgers.settle()
+    run.client_ledgers.settle()
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     run_folder.write_start(run)
     return run, observer
@@ -382,7 +382,7 @@ def _noise_key(run: Run) -> bytes | None:
             raise Refusal(federation.population.words.folder, str(run.folder), remedy) from problem
     finished = run.checkpoint.state.round >= federation.settings.steps
     key = b"" if finished else noise_key.read(run.folder)
-    if key and run.saved.places not in (None, federation.population.places_under(key)):
+    if key and run.saved.places not in (None, federation.population.position_digest(key)):
         remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(run.folder), remedy)
     return key

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..messages.training_order import RUN_NAME
 from ..server.tuning import NO_TUNING, Tuning
-from .record_ledgers import NoOwnLedgers, own_ledgers
+from .record_ledgers import NoClientLedgers, client_ledgers_of
 
 if TYPE_CHECKING:
     from ..messages.client_settings import ClientSettings
@@ -29,7 +29,7 @@ class Saved:
       filter_order: of its plan's RDP filter; None without one.
       turns: the cohort's name, which gives the distance of a client's turns; None without turns.
       deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.places_under` gives them under the noise's key.
+      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
     """
 
     name: Annotated[str, RUN_NAME]
@@ -80,6 +80,6 @@ class Run:
         return None if self.privacy is None else self.privacy.ledger
 
     @cached_property
-    def own_ledgers(self) -> NoOwnLedgers:
+    def client_ledgers(self) -> NoClientLedgers:
         """The clients' own ledgers on this machine."""
-        return own_ledgers(self.federation, self.client)
+        return client_ledgers_of(self.federation, self.client)

@@ -20,7 +20,7 @@ from ..base.durable_files import append_line, open_for_owner, replace_file
 from ..base.refusal import Refusal, disk_remedy, refusing
 from ..base.tensor_file import safetensors_parts
 from ..configs.round_line import AT_BOUND, OF_THE_ROUND, TRAIN
-from ..configs.settings import shown_keys
+from ..configs.settings import publishable_keys
 from ..configs.task_settings import CustomTask
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..modes.federation import Federation
@@ -38,9 +38,9 @@ from ..tasks.arrays import holds_arrays, read_arrays
 from ..tasks.protocol import PredictingTask
 from .acts import write_refusal
 from .average import early_of
-from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
+from .callbacks import RoundEnd, RunEnd, RunStart, frozen, read_only_model
 from .close import CLOSED, close, head_before_close
-from .evaluation_figures import shown_metrics
+from .evaluation_figures import metric_means
 from .files import (
     AUDIT_KEY,
     BLAME,
@@ -57,12 +57,12 @@ from .files import (
 )
 from .learning_rate import rise_of
 from .machine_time import MachineTime
-from .manifest import BESIDE
+from .manifest import TASK_FILES
 from .observer import Observer
 from .prepared_run import Run, Saved
 from .record_ledgers import NoMeter
 from .report import encryption, record_by_sums, spent, versions
-from .rosters_in_force import note_roster, told_rosters
+from .rosters_in_force import note_roster, roster_rows
 from .run_files import MIXED, read_object, rows_of
 from .tuning import tuned
 
@@ -139,9 +139,9 @@ def write_start(run: Run) -> None:
         "deal": run.tuning.key,
         "places": None
         if run.privacy is None
-        else run.federation.population.places_under(run.privacy.noise_key),
+        else run.federation.population.position_digest(run.privacy.noise_key),
         SINGLY: not run.federation.settings.group_equal_rows,
-        BESIDE: sorted(beside),
+        TASK_FILES: sorted(beside),
         **_told_while_it_goes_on(run),
     }
     setting = run.federation.population.words.folder
@@ -275,7 +275,7 @@ def record_round(
       cohort: numbers of the real clients that were drawn, where records are protected.
       evaluated: record of the clients' evaluation of the new model; None without one.
     """
-    metrics = metrics | shown_metrics(evaluated)
+    metrics = metrics | metric_means(evaluated)
     epsilons = _epsilons(progress, cohort)
     row = {
         "round": done.number,
@@ -307,7 +307,7 @@ def record_round(
     progress.scores = ()
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
-    return RoundEnd(done.number, *public, shown_model(state.arrays), progress.observer.line)
+    return RoundEnd(done.number, *public, read_only_model(state.arrays), progress.observer.line)
 
 
 def keep(progress: Progress, state: State) -> None:
@@ -352,7 +352,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
 def _carried_since(progress: Progress) -> Carried:
     """Return the traffic since the last recorded round."""
     before, progress.reported_bytes = progress.reported_bytes, progress.tally.total()
-    return progress.reported_bytes.since(before)
+    return progress.reported_bytes.minus(before)
 
 
 def _tell_operator(folder: Path, row: dict[str, Any]) -> None:
@@ -384,7 +384,7 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     """
     run = progress.run
     head = run.ledger.head if run.ledger is not None else None
-    write(run.folder, Checkpoint(run.name, state, head, run.own_ledgers.heads(), remembered))
+    write(run.folder, Checkpoint(run.name, state, head, run.client_ledgers.heads(), remembered))
 
 
 def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
@@ -480,7 +480,7 @@ def _close(progress: Progress) -> None:
     """Close the run; after a disk error the ledger takes no entry, which a verification reports."""
     run = progress.run
     if run.ledger is None or run.ledger.is_open:
-        close(run.folder, run.ledger, run.own_ledgers.heads() if run.federation.simulated else {})
+        close(run.folder, run.ledger, run.client_ledgers.heads() if run.federation.simulated else {})
 
 
 def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> str:
@@ -499,7 +499,7 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return the parts of a result that depend on the cohorts."""
     progress.reported_bytes = progress.tally.total()
     return {
-        "records": progress.run.own_ledgers.spending(progress.meter.took_part),
+        "records": progress.run.client_ledgers.spending(progress.meter.took_part),
         "dropped": summed_drops(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
@@ -521,7 +521,7 @@ def _privacy(progress: Progress, ending: Ending) -> list[dict[str, Any]]:
     run, federation = progress.run, progress.run.federation
     if not federation.reported:
         return []
-    done, settings, own = ending.state.round, federation.settings, run.own_ledgers
+    done, settings, own = ending.state.round, federation.settings, run.client_ledgers
     begun = min(done + 1, settings.steps)  # clients of a round that failed were drawn, too
     draws = own.open_draws(settings.rounds_begun(begun))
     most = progress.meter.secret_events(done >= settings.steps)
@@ -549,7 +549,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
         **_scaling(run),
         "secagg": encryption(federation),
-        "rosters": told_rosters(run.folder, names=not federation.mode.hides_counts),
+        "rosters": roster_rows(run.folder, names=not federation.mode.hides_counts),
         "audit": None,
         "message_bytes": final.get("message_bytes"),
         "tuning": tuned(run, ending.state, history),
@@ -560,7 +560,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         },
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(ledger.path) if ledger else run.own_ledgers.folder,
+        "ledger": str(ledger.path) if ledger else run.client_ledgers.folder,
         "ledger_head": list(head_before_close(ledger, run.name)) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
@@ -585,7 +585,7 @@ def _scaling(run: Run) -> dict[str, Any]:
 def _configured(federation: Federation) -> dict[str, Any]:
     """Return the names of the configuration's groups, and the number of clients."""
     s = federation.settings
-    shown = shown_keys(s.source)["task"]
+    shown = publishable_keys(s.source)["task"]
     own = {name: shown.get(name) for name in ("target", "args")} if isinstance(s.task, CustomTask) else {}
     return {
         "task": federation.task_name,

@@ -45,8 +45,8 @@ def sum_of_union(
         + drawn(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
         for client in clients
     ]
-    near = placed(cast(Data, union), bench.device)
-    update = step_of(*bench.stepped(settings), settings, content, near, np.concatenate(rows))
-    sent = compressed(update, content, spec)
-    assert sum(value.size for value in sent.values()) == size
-    return CohortSum(on_grid(sent, spec), len(clients))
+    examples = placed(cast(Data, union), bench.device)
+    update = step_of(*bench.stepped(settings), settings, content, examples, np.concatenate(rows))
+    arrays = compressed(update, content, spec)
+    assert sum(value.size for value in arrays.values()) == size
+    return CohortSum(on_grid(arrays, spec), len(clients))

@@ -86,7 +86,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
       delta: in (0, 1).
 
     Returns:
-      At least 0; inf beyond `MOST_EPSILON`.
+      At least 0; inf beyond `MAX_EPSILON`.
     """
     low, high = 0.0, 1.0
     if mu <= 0 or gaussian_delta(mu, low) <= delta:
