@@ -226,7 +226,7 @@ def test_on_the_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> 
     [
         ({"criterion": "justice"}, "choose one of equal_opportunity"),
         ({"label": Bins("label", words=("a", "b", "c"))}, "is of two classes; ask for accuracy"),
-        ({"said": SCORE}, "has other bins than the label"),
+        ({"prediction": SCORE}, "has other bins than the label"),
         ({"of": Bins("sex", words=("woman",))}, "give two groups at least"),
     ],
 )
