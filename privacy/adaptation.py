@@ -81,15 +81,15 @@ class AdaptiveNoise:
         from dp_accounting.dp_event import SelfComposedDpEvent
 
         rounds = number - self.start_round
-        remaining = self.plan.num_rounds - rounds
+        rest = self.plan.num_rounds - rounds
         if (
             noise != self.first
-            or remaining < 1
+            or rest < 1
             or not (stalled(losses) or rounds >= LATEST * self.plan.num_rounds)
         ):
             return noise
         saved = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), rounds)
-        return replace(self.plan, num_rounds=remaining).calibrate(self.budget, (*self.prior, saved)).noise
+        return replace(self.plan, num_rounds=rest).calibrate(self.budget, (*self.prior, saved)).noise
 
 
 def stalled(losses: Sequence[float]) -> bool:

@@ -209,10 +209,8 @@ class LedgerAccountant(IAccountant):
             Refusal: the ledger was truncated or rolled back since.
         """
         if state_dict.get("mechanism") != self.mechanism():
-            problem = (
-                f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
-            )
-            raise ValueError(problem)
+            text = f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
+            raise ValueError(text)
         self.ledger.require(Head(*state_dict["head"]))
 
     def close(self) -> None:

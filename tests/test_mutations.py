@@ -3389,7 +3389,7 @@ MUTATIONS = {
     "shares of few believed together": Mutation(
         "privacy/secagg/reveals.py",
         "len(shares) - self.liars",
-        "len(held)",
+        "len(shares)",
         "privacy/secagg/test_cheats.py",
         "between_few_honest",
     ),

@@ -119,10 +119,8 @@ class Gate:
         if any(_covers(total, less) for less in failing):
             return False
         finite = size is None or size <= VACUOUS_EPSILON
-        has_distribution = (
-            all(each.has_distribution for each in facts) and budget.target_delta >= MIN_PLD_DELTA
-        )
-        if finite and has_distribution and self._affords(line, total, interval, {}):
+        composable = all(each.has_distribution for each in facts) and budget.target_delta >= MIN_PLD_DELTA
+        if finite and composable and self._affords(line, total, interval, {}):
             self._advance(line, total, step, interval)
             return True
         upper_bounds = bounds(self._leaf_counts(total), budget.target_delta, budget.adjacency, GATE_INTERVAL)

@@ -140,9 +140,7 @@ def _pmf(mixture: _Mixture, table: _Table, sign: float, interval: float) -> PLDP
 def _deltas(mixture: _Mixture, table: _Table, sign: float, epsilons: Vector) -> Vector:
     """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
     removed = sign > 0
-    min_loss = float(
-        mixture.logs[mixture.shifts == 0].max(initial=-math.inf)
-    )  # that no output's loss is below
+    min_loss = float(mixture.logs[mixture.shifts == 0].max(initial=-math.inf))  # of any output
     reached = sign * epsilons > min_loss
     deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
     outputs = mixture.outputs_at(sign * epsilons[reached], table)

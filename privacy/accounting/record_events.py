@@ -37,16 +37,15 @@ def record_event(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = 
         parts = cast(list[Mapping[str, Any]], event["events"])
         return {**event, "events": [record_event(part, adjacency, secret) for part in parts]}
     if kind == "PoissonSampled" and secret and event["event"]["kind"] == "Gaussian":
-        whole = event["sampling_probability"] == 1
-        return (
-            record_event(event["event"], adjacency) if whole else {"kind": "Exchanged", "event": dict(event)}
-        )
+        if event["sampling_probability"] == 1:
+            return record_event(event["event"], adjacency)
+        return {"kind": "Exchanged", "event": dict(event)}
     if kind in WITHOUT_SAMPLING:  # the same draw on both sides: no divergence is larger than without it
         return record_event(event["event"], adjacency, secret)
     return {"kind": "NonPrivate"}
 
 
 @lru_cache(maxsize=1 << 12)
-def record_event_from_text(text: str, adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
+def record_event_of(text: str, adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
     """Return `exchanged` of an event's canonical JSON; the result is shared, and not to be changed."""
     return record_event(loads(text), adjacency, secret)

@@ -233,13 +233,11 @@ class Evidence:
         """Return the measurement by canaries after these rounds."""
         members, others = self.scores
         apart, mu = separation(members, others), gaussian_mu(self.claimed, self.terms.delta)
-        interval = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
+        point = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
         right, total = right_of_median(members, others), len(members) + len(others)
         p_values = {Check.CANARIES: apart.p_value(mu), Check.ACCURACY: accuracy_p(right, total, mu)}
         number = int(self.rows["round"][-1])
-        return Measured(
-            number, self.claimed, interval.epsilon, interval.low, interval.high, self.ceiling, p_values
-        )
+        return Measured(number, self.claimed, point.epsilon, point.low, point.high, self.ceiling, p_values)
 
 
 def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
-from ..accounting.record_events import record_event, record_event_from_text
+from ..accounting.record_events import record_event, record_event_of
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
@@ -77,7 +77,7 @@ def _payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str
     payload: dict[str, Any] = json.loads(booked.entry.payload)
     filtered = "filter_order" in payload
     payload["events"] = {
-        adversary.value: record_event_from_text(text, budget.adjacency, not filtered)
+        adversary.value: record_event_of(text, budget.adjacency, not filtered)
         for adversary, text in booked.events.items()
     }
     payload["budget"] = {"target_epsilon": UNLIMITED_EPSILON, "target_delta": budget.target_delta}
@@ -133,12 +133,8 @@ def lost_by_records(clients: LedgerState, delta: float) -> float | None:
     """
     if clients.filter_order is not None:
         return None
-    events = (
-        clients.events(adversary, lambda booked: booked.source != OF_RECORDS) for adversary in clients.spent
-    )
     mine = (
-        [event_from_json(record_event(event_to_json(one), Adjacency.ZERO_OUT)) for one in each]
-        for each in events
+        _record_events(clients, adversary, Adjacency.ZERO_OUT, secret=True) for adversary in clients.spent
     )
     return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in mine), default=0.0)
 
@@ -146,8 +142,13 @@ def lost_by_records(clients: LedgerState, delta: float) -> float | None:
 def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
     """Return the events of each record by the sums of clients on a ledger at this path; none without one."""
     book = state_at(clients)
-    sums = book.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
-    secret = book.filter_order is None
+    return _record_events(book, Adversary.MODEL, adjacency, secret=book.filter_order is None)
+
+
+def _record_events(
+    clients: LedgerState, adversary: Adversary, adjacency: Adjacency, *, secret: bool
+) -> "list[DpEvent]":
+    sums = clients.events(adversary, lambda booked: booked.source != OF_RECORDS)
     return [event_from_json(record_event(event_to_json(each), adjacency, secret)) for each in sums]
 
 

@@ -261,10 +261,7 @@ def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str])
     totals = _max_counts(folder, client_ledgers(data_id, stored.fingerprints), _of_records) if changed else {}
     for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, stored.fingerprints)}:
         current = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
-        missing = {
-            adversary: counts - current.get(adversary, Counter()) for adversary, counts in totals.items()
-        }
-        charges[name] = _sum(missing, before)
+        charges[name] = _sum(_difference(totals, current), before)
     remaining = tuple(each for each in stored.adopted if each not in adopted)
     return PendingCharges(
         {name: each for name, each in charges.items() if any(each.values())},
@@ -317,11 +314,7 @@ def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, 
     spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
     for name, charges in pending.charges.items():
         path, questions = folder / f"{prefix}{name[:32]}.ledger", pending.questions.get(name, {})
-        others = {
-            adversary: counts - questions.get(adversary, Counter[str]())
-            for adversary, counts in charges.items()
-        }
-        _charge(path, name, others, spent, _state(stored), MECHANISM)
+        _charge(path, name, _difference(charges, questions), spent, _state(stored), MECHANISM)
         _charge(path, name, questions, spent, _state(stored), EARLIER)
     if pending.after != stored or data_id not in sets:
         _change(folder, data_id, lambda now: replace(pending.after, records=now.records, heads=now.heads))
@@ -342,11 +335,8 @@ def record_paths(folder: Path, data_id: str) -> list[Path]:
     stored = data_set(folder, data_id)
     names = dict.fromkeys(client_ledgers(data_id, stored.fingerprints))
     together = together_path(folder, data_id)
-    return [
-        path
-        for path in (together, *(folder / f"{name[:NAME_LENGTH]}.ledger" for name in names))
-        if path.exists()
-    ]
+    paths = (together, *(folder / f"{name[:NAME_LENGTH]}.ledger" for name in names))
+    return [path for path in paths if path.exists()]
 
 
 def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) -> None:
@@ -459,8 +449,9 @@ def _max_counts(folder: Path, names: Sequence[str], spent: Callable[[Path], Char
     return max_counts
 
 
+def _difference(charges: Charges, part: Charges) -> Charges:
+    return {each: counts - part.get(each, Counter()) for each, counts in charges.items()}
+
+
 def _sum(one: Mapping[Adversary, Counter[str]], other: Mapping[Adversary, Counter[str]]) -> Charges:
-    return {
-        adversary: one.get(adversary, Counter()) + other.get(adversary, Counter())
-        for adversary in {*one, *other}
-    }
+    return {key: one.get(key, Counter()) + other.get(key, Counter()) for key in {*one, *other}}

@@ -484,12 +484,10 @@ class Ledger:
         """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
-            histories = [self._book.events(adversary) for adversary in self._book.spent]
+            past = [self._book.events(adversary) for adversary in self._book.spent]
             order = self._book.filter_order
         adjacency = self._budget.adjacency
-        return max(
-            (spent_epsilon(events, delta, adjacency, order, interval) for events in histories), default=0.0
-        )
+        return max((spent_epsilon(events, delta, adjacency, order, interval) for events in past), default=0.0)
 
     def close(self) -> None:
         """Write pending notes and release the lock. Closing twice does nothing."""

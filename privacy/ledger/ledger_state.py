@@ -432,10 +432,8 @@ def _sizes(events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, or
     ours = spent_epsilon(events, delta, adjacency, order)
     by_pld = by_rdp = None
     if order is None and delta >= MIN_PLD_DELTA:
-        min_interval = (
-            GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
-        )
-        by_pld = _composed(PLDAccountant(relation, max(min_interval, ours * COARSEST)), events, delta)
+        grid = GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
+        by_pld = _composed(PLDAccountant(relation, max(grid, ours * COARSEST)), events, delta)
     # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
     if adjacency is not Adjacency.REPLACE_ONE:
         by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)

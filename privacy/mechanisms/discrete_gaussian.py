@@ -239,9 +239,8 @@ def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
     parts = [np.empty(0, np.int64)]
     missing = count
     while missing > 0:
-        parts.append(
-            _propose(table, int(missing / table.residual_acceptance * _SPARE) + 16, stream)[:missing]
-        )
+        tries = int(missing / table.residual_acceptance * _SPARE) + 16
+        parts.append(_propose(table, tries, stream)[:missing])
         missing -= parts[-1].size
     return np.concatenate(parts)
 

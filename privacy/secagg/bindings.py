@@ -171,7 +171,7 @@ class Agreement:
         return ring(self.candidates, self.terms.neighbours, self.cohort)
 
     @cached_property
-    def _neighbour_cache(self) -> dict[int, tuple[int, ...]]:
+    def _cached(self) -> dict[int, tuple[int, ...]]:
         return {}
 
     def neighbours(self, node: int, among: AbstractSet[int] | None = None) -> tuple[int, ...]:
@@ -181,13 +181,11 @@ class Agreement:
           node: that advertised.
           among: restricts the result to these; None for all that advertised.
         """
-        if node not in self._neighbour_cache:
+        if node not in self._cached:
             peers = self.nodes if self.complete else self._ring.around(node)
-            self._neighbour_cache[node] = tuple(
-                peer for peer in peers if peer != node and peer in self.by_node
-            )
-        all_neighbours = self._neighbour_cache[node]
-        return all_neighbours if among is None else tuple(peer for peer in all_neighbours if peer in among)
+            self._cached[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
+        full = self._cached[node]
+        return full if among is None else tuple(peer for peer in full if peer in among)
 
     @cached_property
     def share_info(self) -> bytes:

@@ -358,11 +358,8 @@ class ServerAttempt:
             if self._dealings.matches_deal(owner, holder, by_holder[holder], private=private)
         ]
         revealer = owner if owner in self._shares else None
-        return (
-            {holder: by_holder[holder] for holder in window(good, revealer, needed)}
-            if len(good) >= needed
-            else {}
-        )
+        subset = window(good, revealer, needed) if len(good) >= needed else ()
+        return {holder: by_holder[holder] for holder in subset}
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.

@@ -72,8 +72,7 @@ class Opening:
         computed = self._computed(node, peers)
         if self.agreed.suite.hybrid:
             claims, computed = (
-                self._committed(node, each, from_seed)
-                for each, from_seed in ((claims, False), (computed, True))
+                self._committed(node, each, seeded) for each, seeded in ((claims, False), (computed, True))
             )
         missing = [peer for peer in peers if peer not in claims and peer not in computed]
         if missing:

@@ -146,10 +146,8 @@ class Evaluation:
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
         """Return the sum's parameters where records are hidden, none of whose parts is longer than `unit_norm`."""
-        max_records = self.records or 1.0
-        return SumSpec(
-            unit_norm * max_records, cells=cells_for(len(self.figures), max_records), unit_norm=unit_norm
-        )
+        rows = self.records or 1.0
+        return SumSpec(unit_norm * rows, cells=cells_for(len(self.figures), rows), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
         """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part."""

@@ -303,10 +303,8 @@ def _question(plain: object) -> Question:
     keys, make = KINDS[kind]
     group = _group(str(kind), plain, (*COMMON, *keys))
     columns = group.get("of")
-    column_names = (
-        columns if isinstance(columns, str) else ", ".join(map(str, cast(list[Any], columns or [])))
-    )
-    name = _name("name", group.get("name", f"{kind} {column_names}".strip()))
+    words = columns if isinstance(columns, str) else ", ".join(map(str, cast(list[Any], columns or [])))
+    name = _name("name", group.get("name", f"{kind} {words}".strip()))
     statistic = make(group)
     require_cells(statistic, name)
     resolution, at_least = (
@@ -375,11 +373,11 @@ def _attributions(group: Mapping[str, Any]) -> ColumnMeans:
     if not isinstance(columns, dict) or not columns:
         remedy = "give a group: each column with the largest attribution, as in {age: 2.0}"
         raise Refusal("of", columns, remedy)
-    bounds = {
+    highs = {
         str(name): positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()
     }
     return ColumnMeans(
-        tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in bounds.items())
+        tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in highs.items())
     )
 
 

@@ -197,12 +197,9 @@ class Variance:
         gradient = np.array(
             [-squares / rows**2 + 2 * total**2 / rows**3, -2 * total / rows**2, 1 / rows], np.float64
         )
-        scaled_variance = smooth_of("variance", value, gradient, sigma, minimum=0)
+        ratio = smooth_of("variance", value, gradient, sigma, minimum=0)
         squared = self.of.half**2
-        variance = Figure(
-            "variance",
-            *(squared * each for each in (scaled_variance.value, scaled_variance.low, scaled_variance.high)),
-        )
+        variance = Figure("variance", *(squared * each for each in (ratio.value, ratio.low, ratio.high)))
         roots = (math.sqrt(each) for each in (variance.value, variance.low, variance.high))
         return [*figures, variance, Figure("standard deviation", *roots)]
 
@@ -275,17 +272,17 @@ class Quantiles:
 
     def _spread(self, level: float) -> Cells:
         """Return the standard deviation at each edge of rows below it less `level` of all, in units of sigma."""
-        leaf_variance, shared = (
+        single, shared = (
             1.0,
             1 / (1 + self.branches),
-        )  # leaves of one parent: own variance, and what they share
+        )  # variance of a leaf, and what leaves of one parent share
         inside = np.arange(self.bins + 1) % self.branches
         whole = np.arange(self.bins + 1) // self.branches
         total = self.branches * self._parent_variance
-        within = inside * leaf_variance - inside**2 * shared  # of the leaves below the edge in its own parent
+        within = inside * single - inside**2 * shared  # of the leaves below the edge in its own parent
         below = whole * self._parent_variance + within
         # With the whole: full parents and, of the edge's own, its leaves with all of that parent.
-        joint = whole * self._parent_variance + inside * (leaf_variance - self.branches * shared)
+        joint = whole * self._parent_variance + inside * (single - self.branches * shared)
         return np.sqrt(np.maximum(below - 2 * level * joint + level**2 * total, 0.0))
 
     def planned(self, sigma: float, rows: float) -> float:
