@@ -290,7 +290,7 @@ def read_health(state: Path) -> Health | None:
 
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
-    return folder_lock.holder(state / RUNNING)
+    return folder_lock.lock_holder(state / RUNNING)
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
