@@ -46,7 +46,7 @@ from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.folder_lock import exclusive_lock
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
@@ -109,7 +109,7 @@ def serve(
     without_core_dumps()
     raise_limit()
     bundle = read_server_bundle(folder)
-    with alone(folder / RUNNING, "server"):
+    with exclusive_lock(folder / RUNNING, "server"):
         refuse_roster(bundle)
         if not overrides:
             _close_finished(folder)

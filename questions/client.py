@@ -101,7 +101,7 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
         f"{QUESTION} {client}",
         dict.fromkeys(Adversary, gaussian_event(noise)),
         randomness.kind,
-        segments=inquiry.asked,
+        segments=inquiry.purposes,
         kind=QUESTION,
     )
     try:

@@ -18,7 +18,7 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
+from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, MAX_NAME, METRIC, Evaluation
 from ..run.prepare import some_examples
 from ..run.queries import EvaluationPlan
 from ..run.unit_plan import charges_questions, questions_of
@@ -131,7 +131,7 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
     evaluate = evaluate_of(federation.settings)
-    purpose = (federation.settings.purpose or "")[:MOST_NAME]
+    purpose = (federation.settings.purpose or "")[:MAX_NAME]
     inquiry = Evaluation(
         name, evaluate.share, evaluate.metric, evaluate.metric_bound, evaluate.figures, purpose
     )

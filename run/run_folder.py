@@ -25,7 +25,7 @@ from ..configs.task_settings import CustomTask
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.adaptation import Choices
 from ..privacy.budget import Adversary, Unit
 from ..privacy.ledger.ledger import LedgerUnavailable
@@ -394,7 +394,7 @@ def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
     promises = federation.mode.promises
     if ledger is not None:
         events, order, promise = ledger.events(Adversary.MODEL), ledger.filter_order, promises[0]
-        found[str(promise.unit)] = counted(
+        found[str(promise.unit)] = spent_epsilon(
             events, promise.target_delta, promise.adjacency, order, GATE_INTERVAL
         )
     if not promises:

@@ -146,7 +146,9 @@ def _add_canaries(
     cohort_sum: CohortSum,
     sketch: Sketch | None,
 ) -> None:
-    dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
+    dimension = (
+        cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
+    )
     for first in range(0, len(clients), MAX_STACK):
         update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
@@ -192,7 +194,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; at the client level each adds a zero update, which hides this."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
-    nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
+    nothing = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
     _add_rows(
         cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
     )

@@ -53,9 +53,9 @@ from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
-from fedveil.privacy.ledger.book import read_book, read_events
-from fedveil.privacy.ledger.folder_lock import alone
+from fedveil.privacy.ledger.folder_lock import exclusive_lock
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
@@ -465,7 +465,7 @@ def test_sum_of_paid_releases_costs_records_nothing_more_at_both_ends(
     levels = ("record.target_epsilon=4", "client.target_epsilon=20", "client.clipping_norm=1")
     both = [f"privacy.{each}" for each in levels]
     code, _ = served(hearts, *RECORD, "privacy=record_and_client", *both, "accept_vacuous=true", "run=both")
-    sums = read_book(ledger_of(hearts)).releases.values()
+    sums = read_ledger(ledger_of(hearts)).releases.values()
     assert code == 0 and len(sums) == 3 and {each.source for each in sums} == {OF_RECORDS}
     # Were sums at 20 a cost of records, nothing would be left of 9.
     served(hearts, *TOGETHER, "privacy.target_epsilon=9", "run=together")
@@ -607,7 +607,7 @@ def test_impossible_folder_is_refused_by_the_name_of_its_setting(hearts: Path) -
 
 
 def test_a_second_server_is_refused(hearts: Path) -> None:
-    with alone(hearts / "server" / RUNNING, "server"):
+    with exclusive_lock(hearts / "server" / RUNNING, "server"):
         assert running(hearts / "server")
         with pytest.raises(Refusal, match=r"server=.*in use by process"):
             served(hearts, *CENTRAL)

@@ -40,8 +40,8 @@ from fedveil.messages.wire import (
     sum_of,
     view,
 )
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 
 HERE = Path(__file__).parents[1]
 MADE = runpy.run_path(str(HERE / "faults" / "link_ends.py"))

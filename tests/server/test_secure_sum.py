@@ -150,7 +150,7 @@ def test_noise_is_the_survivors_and_is_no_less_than_planned() -> None:
     assert opened.spec is not None and opened.survivors == 7
     attendance = opened.spec.attendance
     assert attendance.least >= 6 and attendance.colluders == 1
-    assert opened.spec.least_noise(1) >= 3.0
+    assert opened.spec.min_noise(1) >= 3.0
     mean, _ = mean_of(opened)
     assert np.std(mean["w"]) > 1.0  # alone the updates' mean deviates by 0.4
 
@@ -278,7 +278,7 @@ def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
         ahead = {
             Exchange.INBOX: "Proposal",
             Exchange.SURVIVORS: "CohortAdverts",
-            Exchange.CONFIRMED: "Parcels",
+            Exchange.CONFIRMED: "NeighbourShares",
         }
         assert kinds[1:] == [ahead[place.exchange]] if place.exchange in ahead else not kinds[1:]
 

@@ -16,10 +16,10 @@ from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
-from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept
@@ -149,7 +149,7 @@ def test_attack_on_a_person_stays_below_its_claim_above_one_example():
     drawn = np.array([len(batch) for batch in sampling.draw(records, stream)])
     normal = np.random.default_rng(0).standard_normal((2, tests)) * noise
     seen, without = drawn + normal[0], normal[1]
-    claims = [epsilon([records_event(noise, rate, n)], delta) for n in (records, 1)]
+    claims = [epsilon([group_event(noise, rate, n)], delta) for n in (records, 1)]
     threshold = 4.0
     found, alarm = (seen > threshold).mean(), (without > threshold).mean()
     slack = 5 * np.sqrt(found / tests)

@@ -44,10 +44,10 @@ from fedveil.evidence.binding.signatures import (
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.evidence.page_text import differences, pointed, text_of
 from fedveil.privacy.budget import Budget, Release
-from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
+from fedveil.privacy.ledger.ledger_state import verify_entries
 from fedveil.run.files import MANIFEST, RESULT
 from fedveil.run.manifest import hashes, read_manifest, reveals_counts
 from fedveil.simulations.simulate import simulate
