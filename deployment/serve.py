@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..base.core_dumps import without_core_dumps
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
-from ..client.app import check_engine
+from ..client.workbench import check_engine
 from ..configs.bundle_files import SCHEMA
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY

@@ -19,7 +19,7 @@ from fedveil import Examples
 from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.values import MOST_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
