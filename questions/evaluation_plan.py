@@ -19,7 +19,6 @@ from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
-from ..run.prepare import some_examples
 from ..run.queries import EvaluationPlan
 from ..run.unit_plan import is_asked, questions_of
 from ..tasks.data import held_out_of, run_on
@@ -152,7 +151,7 @@ def check_evaluation(federation: Federation) -> None:
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
     alone = federation.mode.rows_of_client is not None
     some = 1 if alone else SEVERAL
-    looked_at = held_out if len(held_out) else some_examples(federation)
+    looked_at = held_out if len(held_out) else federation.population.some_examples(federation.task)
     inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
     model = task.model().eval()
     with torch.no_grad():

@@ -21,8 +21,8 @@ from rich.text import Text
 from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
 from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
-from .evaluation_figures import said_of
 from .files import CLIENTS_LOG
+from .round_lines import format_evaluation
 
 SHOWN_ROUNDS = 8
 LINES = 10  # approximate number of lines of a plain log
@@ -103,7 +103,9 @@ class Display:
         named = [*done.row.get("blamed", {}).items(), *done.row.get("suspected", {}).items()]
         told = [f"{name} {said}" for name, said in named]
         told += [done.row["cause"]] if "cause" in done.row else []
-        told += [f"the clients: {said_of(done.row['evaluation'])}"] if "evaluation" in done.row else []
+        told += (
+            [f"the clients: {format_evaluation(done.row['evaluation'])}"] if "evaluation" in done.row else []
+        )
         audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
         said = ["  ".join(shown), *(f"  {each}" for each in told), *(f"  audit: {each}" for each in audit)]
         return "\n".join(said)
@@ -127,7 +129,10 @@ class Display:
             values = [_number(value) for value in held_out(line).values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
         said = [] if self._evaluated is None else [self._evaluated]
-        asked = [Text(f"the clients, round {each.round}: {said_of(each.row['evaluation'])}") for each in said]
+        asked = [
+            Text(f"the clients, round {each.round}: {format_evaluation(each.row['evaluation'])}")
+            for each in said
+        ]
         shown = [table] if self._lines else []
         return Group(Text(self._run.title, style="bold"), *shown, *asked, *self._bars())
 

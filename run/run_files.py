@@ -18,6 +18,7 @@ from ..base.refusal import Refusal, unreadable
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
 from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
+from .round_lines import read_rows
 
 OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"  # the accountant of a row
 MIXED = "the task mixed the examples of a step: no epsilon holds"  # begins the reason of a run that ended so
@@ -126,7 +127,7 @@ def read_run(
     saved = read_object(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
     config, shown = read_config(folder / CONFIG)
-    rounds = rows_of(folder / METRICS)
+    rounds = read_rows(folder / METRICS)
     if operator or result.get("data") == SIMULATION:
         result, rounds = _with_counts(folder, result, rounds)
     return RunFiles(
@@ -152,7 +153,7 @@ def read_run(
 
 def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tuple[Fields, list[Fields]]:
     """Return a result and rounds with the times, bytes and counts of the operator's file, where there is one."""
-    counts = {row["round"]: row for row in rows_of(folder / OPERATOR)}
+    counts = {row["round"]: row for row in read_rows(folder / OPERATOR)}
     path, last = folder / OPERATOR, "{}"
     if path.is_file():
         last = path.read_text(encoding="utf-8").splitlines()[-1]
@@ -235,22 +236,6 @@ def read_object(path: Path) -> Fields:
     if not isinstance(found, dict):
         raise Refusal("file", str(path), "holds no JSON object; restore it")
     return cast("Fields", found)
-
-
-def rows_of(path: Path) -> list[Fields]:
-    """Return the rounds in a file, up to the first line truncated by a crash; none without a file."""
-    found: list[Fields] = []
-    if not path.is_file():
-        return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not isinstance(cast("Fields", row).get("round"), int):
-            break
-        found.append(cast("Fields", row))
-    return found
 
 
 def _ledger(folder: Path, said: str | None) -> Path | None:

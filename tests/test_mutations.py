@@ -361,8 +361,8 @@ MUTATIONS = {
     ),
     "a page tells what its operator alone may read": Mutation(
         "run/run_files.py",
-        "rows_of(folder / METRICS)",
-        'rows_of(folder / "operator.jsonl")',
+        "read_rows(folder / METRICS)",
+        'read_rows(folder / "operator.jsonl")',
         "test_reports_content.py",
         "only_an_operator",
     ),
@@ -941,7 +941,7 @@ MUTATIONS = {
         "taken_for_others_in_each_run",
     ),
     "two modes charge the same records at once": Mutation(
-        "run/prepare.py",
+        "run/opening.py",
         "    claim_records(run.federation)",
         "    pass",
         "test_client_together.py",
@@ -1599,7 +1599,7 @@ MUTATIONS = {
         "drew_nobody",
     ),
     "a secret of the environment is published with its run": Mutation(
-        "run/run_folder.py",
+        "run/result.py",
         '    shown = shown_keys(s.source)["task"]\n',
         '    shown = {"args": getattr(s.task, "args", None)}\n',
         "test_server_callbacks.py",
@@ -2125,8 +2125,8 @@ MUTATIONS = {
     ),
     "records are trained without measuring that they are apart": Mutation(
         "run/prepare.py",
-        "            check_independence(federation.task.model(), federation.task, data)\n",
-        "            pass\n",
+        "        check_independence(task.model(), task, data)\n",
+        "        pass\n",
         "test_preconditions.py",
         "leak or mixes",
     ),
@@ -2279,7 +2279,7 @@ MUTATIONS = {
     ),
     "clients' data are not looked at before round 1": Mutation(
         "run/prepare.py",
-        "        check_data(data, whose, held_out)\n",
+        "        check_data(data, owner, held_out)\n",
         "        pass\n",
         "test_client_data.py",
         "make_no_batch",
@@ -2397,14 +2397,14 @@ MUTATIONS = {
         "within_what_records_have_left",
     ),
     "a server plans records without its sums of clients": Mutation(
-        "run/prepare.py",
+        "run/opening.py",
         "*federation.mode.sums_before()) if ledger",
         ") if ledger",
         "test_deployment_serve.py",
         "one_sum_of_records_is_planned",
     ),
     "a server's sum of what records paid for costs them again": Mutation(
-        "run/prepare.py",
+        "run/opening.py",
         "source=None if simulated else source",
         "source=None",
         "test_deployment_serve.py",
@@ -2439,7 +2439,7 @@ MUTATIONS = {
         "more_clients",
     ),
     "who was drawn is told to everybody": Mutation(
-        "run/run_folder.py",
+        "run/progress.py",
         "    if not federation.mode.hides_counts:\n        return counts",
         "    if True:\n        return counts",
         "test_preconditions.py",
@@ -2741,14 +2741,14 @@ MUTATIONS = {
     ),
     "clients that have moved keep the arms of their places": Mutation(
         "run/prepare.py",
-        "saved.deal if named or won else None",
+        "saved.deal if has_names or has_winner else None",
         "saved.deal",
         "test_server_before_spending.py",
         "in_other_places",
     ),
     "clients that have moved keep the turns of their places": Mutation(
-        "run/prepare.py",
-        "saved.places not in (None, federation.population.places_under(key))",
+        "run/opening.py",
+        "run.saved.places not in (None, federation.population.places_under(key))",
         "False",
         "test_server_before_spending.py",
         "in_other_places",
@@ -3294,7 +3294,7 @@ MUTATIONS = {
         "one_member_that_declines",
     ),
     "an audit remembers a round that is not kept": Mutation(
-        "run/run_folder.py",
+        "run/result.py",
         "save(progress, ending.state, progress.remembered)",
         "save(progress, ending.state, progress.observer.memory)",
         "test_full_disk.py",
@@ -3721,7 +3721,7 @@ MUTATIONS = {
         "fisher",
     ),
     "a callback sees a private value": Mutation(
-        "run/run_folder.py",
+        "run/progress.py",
         "shown_model(state.arrays), progress.observer.line)",
         "shown_model(state.arrays), progress)",
         "test_server_callbacks.py",
@@ -3813,8 +3813,8 @@ MUTATIONS = {
     ),
     "a run that a kill left with its budget spent is refused": Mutation(
         "run/prepare.py",
-        "        if not resumed:\n            raise\n        client, spent",
-        "        if refusal:\n            raise\n        client, spent",
+        "        if not resumed:\n            raise\n        return",
+        "        if refusal:\n            raise\n        return",
         "test_end_to_end_resume.py",
         "near_its_end",
     ),

@@ -456,7 +456,7 @@ def test_a_start_is_charged_only_where_its_answer_can_be_stored_and_a_killed_one
     (ledger,) = (desk / "server" / "ledgers").glob("*.ledger")
     assert not questions(ledger)
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
-        killed.setattr("fedveil.run.run_folder.note_roster", lambda *_: 1 / 0)
+        killed.setattr("fedveil.run.rosters_in_force.note_roster", lambda *_: 1 / 0)
         serve(desk / "server", SERVE, reach=reach)
     assert serve(desk / "server", SERVE, reach=reach) == 0
     assert len(questions(ledger)) == 2
