@@ -260,7 +260,7 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         records=found.records is not None,
         losses=found.losses,
         record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
-        own_noise="" if mode.own_budget is None else str(mode.own_budget.unit),
+        own_noise="" if mode.client_budget is None else str(mode.client_budget.unit),
     )
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))

@@ -153,7 +153,7 @@ def planted(run: Run) -> Planted:
     own = task.memorisation_probe() if isinstance(task, ProbedTask) else None
     if client.canaries_of_step.count:
         return Planted(own, records=RecordProbe(run.folder, _claim(run)))
-    record, budget = client.record, federation.mode.own_budget
+    record, budget = client.record, federation.mode.client_budget
     found = Planted(own, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
     if record is None or budget is None or not record.canaries:
         return found

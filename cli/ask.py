@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
+from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
 from .grammar import Json, app, argument, option, options_of, own_modules, read, verb
 
 if TYPE_CHECKING:
@@ -52,18 +52,18 @@ def ask(
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
-    from ..run.released import named_model
+    from ..run.released import model_run_of
 
     own_modules()
     overrides = [each for each in given or () if "=" in each]
     columns = [each for each in given or () if "=" not in each]
-    asked = said_in(question)
+    asked = options_in(question)
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
     plain = inquiry.over(plain)
     groups = dict(each.split("=", 1) for each in overrides)
     plain = with_unit(plain, groups.get("task"), groups.get("privacy"))
     cost = {key: plain.pop(key, None) for key in COSTS}
-    run = named_model(plain)
+    run = model_run_of(plain)
     request = read_inquiry(plain)
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
@@ -160,7 +160,7 @@ def table_of(record: Mapping[str, Any]) -> str:
 
 def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line of what went over the link; nothing of a record that does not say it."""
-    from ..evidence.shown import shown
+    from ..evidence.page_text import shown
 
     one, told = record.get("message_bytes"), record.get("bytes")
     parts = [f"{shown(one['down'], 'bytes')} to a client, {shown(one['up'], 'bytes')} back"] if one else []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.refusal import Refusal
 from ..configs.round_line import GROUPS, TRAIN
 from ..configs.strict import leaves
-from ..evidence.shown import shown
+from ..evidence.page_text import shown
 from ..run.run_files import read_object
 
 if TYPE_CHECKING:

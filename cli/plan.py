@@ -119,7 +119,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         told = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
         table.add_row(str(mark), *told)
     console.print(table)
-    if federation.mode.own_budget and plan.unit == federation.mode.own_budget.unit:
+    if federation.mode.client_budget and plan.unit == federation.mode.client_budget.unit:
         console.print(
             f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
             f"{federation.settings.num_rounds}."

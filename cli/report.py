@@ -244,12 +244,12 @@ def bundle(
     from ..evidence.binding.bundle import add_signature, make_bundle
     from ..evidence.binding.signatures import FEDERATION, read_key
     from ..evidence.binding.verify import contents_of
-    from ..run.manifest import tells_counts
+    from ..run.manifest import reveals_counts
 
     signers = [read_key(each) for each in keys or ()]
     contents, lines = contents_of(run)
     target = run / BUNDLE if out is None else out
-    names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not tells_counts(run))
+    names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not reveals_counts(run))
     if signers:
         add_signature(target, FEDERATION, _day(None), signers)
     if as_json:

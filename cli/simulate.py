@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal, refusing
-from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened, run_composed
+from ..configs.compose import PRIMARY, SHIPPED_CONFIGS, VERSION_BASE, Job, compose_jobs, opened, run_composed
 from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
@@ -134,7 +134,7 @@ def _shows(checked: CheckedJobs) -> bool:
         print(help_text(compose_jobs(args)[0].config, SimulationSettings))
         return True
     if args.cfg == "job" and checked.sweep:
-        for job in checked.shown:
+        for job in checked.config_jobs:
             print(f"# {' '.join(job.overrides)}\n{OmegaConf.to_yaml(job.config, resolve=args.resolve)}")
         return True
     return False
@@ -220,7 +220,7 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
         flags.append(f"hydra.sweep.dir={quoted(str(_made(checked.folder)))}")
     sys.argv = ["fedveil", *flags]
     try:
-        hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
+        hydra.main(config_path=SHIPPED_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:  # how Hydra ends when it has shown something, or could not go on
@@ -265,7 +265,7 @@ def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_js
     worst = max(ended, key=_badness).exit_code if ended else 0
     if code == INTERRUPTED or any(each.status == "interrupted" for each in ended):
         return INTERRUPTED
-    if checked.every and len(ended) < len(checked.jobs):
+    if checked.all_jobs and len(ended) < len(checked.jobs):
         print(f"fedveil: only {len(ended)} of {len(checked.jobs)} jobs reported a result", file=sys.stderr)
         return FAILED
     return worst or code

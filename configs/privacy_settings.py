@@ -15,7 +15,7 @@ from .values import Adjacent, FixedOrAdaptive, GradNorm, Positive, Records, Shar
 if TYPE_CHECKING:
     from .schema import FederationSettings
 
-MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
+MAX_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 
 
 class PrivacyLevel(Group):
@@ -76,8 +76,8 @@ class ClientCentral(_ClientLevel):
         yield from super().rules()
         if self.bands is not None and self.noise != "correlated":
             yield "bands", "belongs to privacy.noise=correlated; leave it null"
-        if self.clipping == "adaptive" and (self.metrics_share or 0) >= MOST_METRICS_SHARE:
-            yield "metrics_share", f"must be below {MOST_METRICS_SHARE:g} beside privacy.clipping=adaptive"
+        if self.clipping == "adaptive" and (self.metrics_share or 0) >= MAX_METRICS_SHARE:
+            yield "metrics_share", f"must be below {MAX_METRICS_SHARE:g} beside privacy.clipping=adaptive"
         if self.noise_schedule != "adaptive":
             return
         if self.target_epsilon is None:

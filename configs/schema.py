@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..messages.local_training import TOLD, LocalTraining, Optimizer, Schedule
+from ..messages.local_training import ORDER_KEYS, LocalTraining, Optimizer, Schedule
 from .engine_settings import Engine, InProcess
 from .group import Group, OfExtension, OfKeys, remedy
 from .privacy_settings import (
@@ -47,7 +47,7 @@ from .training_settings import (
 )
 from .tuning_settings import NoTuning, TuningSettings
 from .values import (
-    MOST_ROUNDS,
+    MAX_ROUNDS,
     TRACKERS,
     By,
     CallbackName,
@@ -101,8 +101,8 @@ class BudgetSettings(Group):
             yield "budget.runs", "needs noise that is fixed in advance; use privacy.noise_schedule=fixed"
         if whole.cohort.by_turns:
             yield "budget.runs", "needs rounds that are a release each; choose another cohort, or leave it 1"
-        if self.runs * whole.num_rounds > MOST_ROUNDS:
-            yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
+        if self.runs * whole.num_rounds > MAX_ROUNDS:
+            yield "budget.runs", f"together the runs may have at most {MAX_ROUNDS} rounds"
 
 
 def _missing(room: str) -> Any:
@@ -130,7 +130,7 @@ class _Unasked(_Ignored):
 class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": TOLD}
+    inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
     task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]

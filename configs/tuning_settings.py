@@ -10,7 +10,7 @@ from ..messages.local_training import LocalTraining
 from ..privacy.arms import MOST_ARMS
 from .group import Group, remedy
 from .privacy_settings import ClientLevel, NoPrivacy, RecordDistributed, sum_level
-from .values import HIDDEN_CLIENTS, MOST_ROUNDS, Epochs, Positive, Rounds, Text
+from .values import HIDDEN_CLIENTS, MAX_ROUNDS, Epochs, Positive, Rounds, Text
 
 if TYPE_CHECKING:
     from .schema import FederationSettings
@@ -84,8 +84,8 @@ class _Tuning(_Tune):
         if whole.tuning_rounds >= whole.num_rounds:
             text = f"leaves none of num_rounds={whole.num_rounds} for the best value; give fewer"
             yield "tune.rounds", text
-        if whole.steps > MOST_ROUNDS:
-            text = f"the arms' rounds and the others are {whole.steps}; at most {MOST_ROUNDS} may be"
+        if whole.steps > MAX_ROUNDS:
+            text = f"the arms' rounds and the others are {whole.steps}; at most {MAX_ROUNDS} may be"
             yield "tune.rounds", text
         if whole.cohort.by_turns:
             yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"

@@ -52,7 +52,7 @@ def ask_clients(
       inquiry: what is asked.
       spend: what it may cost.
       overrides: Hydra's overrides, as of `fedveil server`.
-      run: whose model the question is about, as `named_model` returns it.
+      run: whose model the question is about, as `model_run_of` returns it.
       reach: opens the link.
 
     Raises:

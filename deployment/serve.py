@@ -25,7 +25,7 @@ from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..client.workbench import check_engine
 from ..configs.bundle_files import SCHEMA
-from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
+from ..configs.compose import SHIPPED_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
 from ..configs.settings import differing
@@ -152,7 +152,7 @@ def _show(argv: Sequence[str]) -> int:
         return 0
     sys.argv = ["fedveil server", *argv]
     try:
-        hydra.main(config_path=OWN_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
+        hydra.main(config_path=SHIPPED_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
     except SystemExit as stop:  # how Hydra ends when it has shown something, or could not
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return 0
@@ -328,7 +328,7 @@ def _run(
         while link.behind() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
-        carried = link.tally.total().since(outcome.carried)
+        carried = link.tally.total().minus(outcome.carried)
         note_farewell(where, carried, secret=federation.mode.hides_counts)
         note_outside(bundle, where)
     return outcome

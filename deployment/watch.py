@@ -256,7 +256,7 @@ def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str,
         if target is not None and isinstance(spent, float | int):
             left = max(0.0, target - spent)
         row = {"unit": str(unit), "spent": spent, "target": target, "left": left}
-        rows.append({**row, "delta": promise.target_delta, "own_ledgers": promise.own_ledgers})
+        rows.append({**row, "delta": promise.target_delta, "own_ledgers": promise.per_client})
     return rows
 
 

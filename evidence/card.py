@@ -7,7 +7,7 @@ from typing import Any
 from ..run.files import ASSESSMENT, CARD
 from ..run.run_files import Fields
 from .model import INTENDED
-from .shown import shown
+from .page_text import shown
 
 TAGS = ("federated-learning", "differential-privacy", "fedveil")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")

@@ -32,10 +32,10 @@ def commands_of(run: RunFiles) -> list[str]:
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
     """Return the overrides that these groups need to give the configuration; none if they give none."""
     from ..configs.compose import compose_overrides
-    from ..configs.settings import shown_keys
+    from ..configs.settings import publishable_keys
 
     try:
-        usual: dict[str, Any] = dict(flat(shown_keys(compose_overrides(groups).config)))
+        usual: dict[str, Any] = dict(flat(publishable_keys(compose_overrides(groups).config)))
     except Refusal:  # groups of an older release, or of somebody's own folder
         usual = {}
     keys = {name.partition("=")[0] + ".name" for name in groups}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..run.run_files import Fields
-from .shown import shown
+from .page_text import shown
 
 ABOUT = (
     "task",

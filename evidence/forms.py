@@ -14,7 +14,7 @@ from typing import Any
 from ..base.refusal import Refusal, real
 from ..run.files import ASSESSMENT
 from ..run.run_files import Assessment, Fields
-from .shown import shown
+from .page_text import shown
 
 MOST_ANSWER = 4000  # characters of one answer, so that the page stays a page
 

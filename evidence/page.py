@@ -15,8 +15,8 @@ from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thinned
 from .content import finite
+from .page_text import pointed, shown, step
 from .pictures import MOST_SHAPES, pictures
-from .shown import pointed, shown, step
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -8,7 +8,7 @@ from typing import Any
 from ..run.run_files import Fields
 from .charts import Chart, Line, Mark, Whisker, bars, svg
 from .content import finite
-from .shown import step
+from .page_text import step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))
 MOST_SHAPES = 12  # of an additive model, on the page; the JSON has all of them

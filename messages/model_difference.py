@@ -60,11 +60,11 @@ def difference(old: Arrays, new: Arrays) -> bytes | None:
     layouts = [{name: (value.dtype, value.shape) for name, value in each.items()} for each in (old, new)]
     if layouts[0] != layouts[1] or list(old) != list(new):
         return None
-    told = b"".join(_told(old[name], value) for name, value in new.items())
-    return told if len(told) < bytes_of(new) else None
+    encoded = b"".join(_encode_array(old[name], value) for name, value in new.items())
+    return encoded if len(encoded) < bytes_of(new) else None
 
 
-def _told(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
+def _encode_array(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
     before, after = _words(old), _words(new)
     differs = np.empty(new.size, np.bool_)
     for part in _blocks(new.size):
@@ -75,8 +75,8 @@ def _told(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
     if moved is not None and np.count_nonzero(differs) * new.dtype.itemsize >= len(moved):
         return moved
     changed = _packed(np.packbits(differs)) + _packed(after[differs].reshape(-1))
-    told = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
-    return told if moved is None or len(moved) >= len(told) else moved
+    encoded = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
+    return encoded if moved is None or len(moved) >= len(encoded) else moved
 
 
 def _words(value: NDArray[np.generic]) -> Bytes:
@@ -114,7 +114,7 @@ def _far(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.float
 def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | None:
     """Return the exponent of the longest power of two that divides all differences, if these are small multiples of it."""
     step: int | None = None
-    most = 0.0
+    largest = 0.0
     for part in _blocks(new.size):
         moved = _far(old[part], new[part])
         nonzero = moved[moved != 0]
@@ -125,21 +125,21 @@ def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | N
         digits, exponents = np.frexp(nonzero)
         whole = np.abs(np.ldexp(digits, _EXACT)).astype(np.int64)
         lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
-        found = int(np.min(exponents - _EXACT + lowest))
-        step = found if step is None else min(step, found)
-        most = max(most, float(np.max(np.abs(nonzero))))
-        if most >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
+        divisor = int(np.min(exponents - _EXACT + lowest))
+        step = divisor if step is None else min(step, divisor)
+        largest = max(largest, float(np.max(np.abs(nonzero))))
+        if largest >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
             return None
     return step
 
 
 def _packed(values: Bytes) -> bytes:
     """Return compressed bytes after their length, by Huffman codes with or without repetitions, whichever is shorter."""
-    found: list[bytes] = []
+    candidates: list[bytes] = []
     for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
         packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
-        found.append(packer.compress(values.data) + packer.flush())
-    shortest = min(found, key=len)
+        candidates.append(packer.compress(values.data) + packer.flush())
+    shortest = min(candidates, key=len)
     return _LENGTH.pack(len(shortest)) + shortest
 
 
@@ -178,17 +178,17 @@ class _Reader:
         """Return the next `count` bytes."""
         if count > len(self._remaining):
             raise NoDifference("it ends too early")
-        taken, self._remaining = self._remaining[:count], self._remaining[count:]
-        return taken
+        data, self._remaining = self._remaining[:count], self._remaining[count:]
+        return data
 
     def unpacked(self, count: int) -> Bytes:
         """Return `count` bytes that `_packed` compressed."""
         (length,) = _LENGTH.unpack(self.take(_LENGTH.size))
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        found = unpacker.decompress(self.take(length), count + 1)
-        if len(found) != count or not unpacker.eof or unpacker.unused_data:
+        values = unpacker.decompress(self.take(length), count + 1)
+        if len(values) != count or not unpacker.eof or unpacker.unused_data:
             raise NoDifference("an array has another size")
-        return np.frombuffer(found, np.uint8)
+        return np.frombuffer(values, np.uint8)
 
     def end(self) -> None:
         """Refuse trailing bytes."""
@@ -197,16 +197,16 @@ class _Reader:
 
 
 def _applied(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
-    how, step, length = _HEAD.unpack(reader.take(_HEAD.size))
+    kind, step, length = _HEAD.unpack(reader.take(_HEAD.size))
     part = _Reader(reader.take(length))
-    if how == _SAME:
+    if kind == _SAME:
         new = old.copy()
-    elif how == _CHANGED:
+    elif kind == _CHANGED:
         new = _changed(old, part)
-    elif _MOVED < how <= _MOVED + _WIDEST and old.dtype.kind == "f":
-        new = _moved_by(old, [part.unpacked(old.size) for _ in range(how - _MOVED)], step)
+    elif _MOVED < kind <= _MOVED + _WIDEST and old.dtype.kind == "f":
+        new = _moved_by(old, [part.unpacked(old.size) for _ in range(kind - _MOVED)], step)
     else:
-        raise NoDifference(f"an array has an unknown encoding ({how})")
+        raise NoDifference(f"an array has an unknown encoding ({kind})")
     part.end()
     return new
 
@@ -224,8 +224,8 @@ def _moved_by(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> N
     before, new = np.ravel(old), np.empty(old.size, old.dtype)
     for part in _blocks(old.size):
         words = np.zeros((part.stop - part.start, 8), np.uint8)
-        for place, plane in enumerate(planes):
-            words[:, place] = plane[part]
+        for index, plane in enumerate(planes):
+            words[:, index] = plane[part]
         zigzag = words.reshape(-1).view("<u8")
         numbers = (zigzag >> np.uint64(1)).astype(np.int64) ^ -(zigzag & np.uint64(1)).astype(np.int64)
         new[part] = _stepped(before[part], numbers, step)

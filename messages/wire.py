@@ -256,8 +256,8 @@ def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message
       message: the instruction that it answers.
     """
     width = width_of(spec)
-    sent = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
-    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)
+    payload = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
+    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: payload})}), reply_to=message)
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
@@ -376,16 +376,16 @@ def sum_of(
     """
     cohort_sum = CohortSum(np.zeros(size))
     missing = NO_REPLY
-    seen: set[str] = set()
+    answered: set[str] = set()
     for reply in replies:
         key = reply.metadata.reply_to_message_id or str(reply.metadata.src_node_id)
-        if key in seen:
+        if key in answered:
             continue
-        seen.add(key)
+        answered.add(key)
         add_reply(cohort_sum, reply, spec)
         del reply  # otherwise it is held until the next one arrives
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED
             break
-    cohort_sum.drop(missing, invited - len(seen))
+    cohort_sum.drop(missing, invited - len(answered))
     return cohort_sum

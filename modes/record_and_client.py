@@ -33,7 +33,7 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
 
     def tells_units(self, promise: Promise) -> str:
         """Return which public value reveals the number of a promise's units, with the remedy."""
-        if promise.own_ledgers:
+        if promise.per_client:
             return str(Mode.tells_units(self, promise))
         return "record-level noise depends on a client's number of records; use zero-out, or client_central"
 

@@ -110,9 +110,9 @@ class SumMode(Mode):
 
     def metrics_share(self, plan: Plan) -> float:
         """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
-        given = self.level.metrics_share
-        if given is not None:
-            return given
+        share = self.level.metrics_share
+        if share is not None:
+            return share
         parts = self.parts
         expected = parts.cohort.expected_size(parts.declared_clients)
         return least_share(plan.noise_std / plan.clipping_norm, expected, len(self.metrics))
@@ -206,8 +206,8 @@ class ClientMode(SumMode):
     def tells_units(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of clients, with the remedy; None if none does."""
         settings, population = self.parts.settings, self.parts.population
-        if population.tells_clients:
-            return population.tells_clients
+        if population.count_disclosure:
+            return population.count_disclosure
         if self.parts.cohort.replaces:
             return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
         if settings.task.own and settings.task.num_clients is not None:

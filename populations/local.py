@@ -52,13 +52,13 @@ class Local(OnThisMachine):
         Raises:
           Refusal: they have no name.
         """
-        found = self.settings.task.data_id or getattr(self.task, "data_id", None)
-        if found is None:
+        data_id = self.settings.task.data_id or getattr(self.task, "data_id", None)
+        if data_id is None:
             remedy = "name these real data, the same in every run, since it identifies their budget, as in task.data_id=wards-2026"
             raise Refusal("task.data_id", None, remedy)
-        if not re.fullmatch(DATA_ID, str(found)):
-            raise Refusal("task.data_id", found, NO_DATA_ID)
-        return str(found)
+        if not re.fullmatch(DATA_ID, str(data_id)):
+            raise Refusal("task.data_id", data_id, NO_DATA_ID)
+        return str(data_id)
 
     @cached_property
     def fingerprints(self) -> list[str]:
@@ -104,7 +104,7 @@ class Local(OnThisMachine):
         """Return the folder of the clients' own ledgers."""
         return self.home
 
-    def owed(self) -> Owed:
+    def pending_charges(self) -> Owed:
         """Return earlier losses of the people that are not on the clients' ledgers yet."""
         return data_sets.owed_by_clients(self.home, self.data_id, self.fingerprints)
 
@@ -116,13 +116,13 @@ class Local(OnThisMachine):
         """Return the owner's caps on a ledger."""
         return caps_on(path)
 
-    def check_identity(self, asked: str | None, spends: bool) -> None:
+    def check_identity(self, data_id: str | None, spends: bool) -> None:
         """Refuse to spend on data without a name."""
         if spends:
             self.require_name()
 
     @contextmanager
-    def alone(self) -> Generator[None]:
+    def exclusive_lock(self) -> Generator[None]:
         """Prevent other runs and questions from charging the ledgers of these data meanwhile. Arguments as of `Population`."""
         make_folder("ledger.dir", self.home)
         with data_sets.alone_on(self.home, self.data_id):
@@ -134,8 +134,8 @@ class Local(OnThisMachine):
         On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
         same people would be spent one after the other. A device has one ledger of records for both.
         """
-        known = data_sets.read_data_sets(self.home).get(self.data_id, data_sets.DataSet())
-        data_sets.require_records(known, mode)
+        data_set = data_sets.read_data_sets(self.home).get(self.data_id, data_sets.DataSet())
+        data_sets.require_records(data_set, mode)
 
     def claim_mode(self, mode: str) -> None:
         """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
@@ -144,18 +144,18 @@ class Local(OnThisMachine):
 
     def settle(self, record: RecordPrivacy) -> str:
         """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""
-        owed, folder, budget = self.owed(), Path(record.ledger_dir), record.terms.budget
-        data_sets.settle(folder, self.data_id, owed, budget)
+        pending, folder, budget = self.pending_charges(), Path(record.ledger_dir), record.terms.budget
+        data_sets.settle(folder, self.data_id, pending, budget)
         clients = data_sets.population_path(folder, self.data_id)
         for name in dict.fromkeys(self.client_ledgers):
             data_sets.charge_client_sums(record.ledger_path(name), name, clients, budget)
-        return MOVED.format(self.data_id) if owed.changed else ""
+        return MOVED.format(self.data_id) if pending.changed else ""
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Charge the population's ledger, before it is opened, with earlier losses of its people."""
         prefix = path.stem.removesuffix(self.owner[:NAMED])
-        owed = data_sets.owed_by_population(path.parent, self.data_id, prefix)
-        data_sets.settle(path.parent, self.data_id, owed, budget, prefix)
+        pending = data_sets.owed_by_population(path.parent, self.data_id, prefix)
+        data_sets.settle(path.parent, self.data_id, pending, budget, prefix)
 
     def share(self, ledger: Ledger, budget: Budget) -> None:
         """Let the open ledger of clients know the budgets of their records, and charge that of records with clients' sums."""
@@ -181,11 +181,11 @@ class Local(OnThisMachine):
         """Return numbers and ledgers' names of all clients, in their order."""
         return enumerate(self.client_ledgers)
 
-    def looked_at(self, task: Task, every: bool) -> range:
+    def clients_to_check(self, task: Task, all_clients: bool) -> range:
         """Return all clients."""
         return range(task.num_clients)
 
-    def own_clients(self, task: Task) -> range:
+    def local_clients(self, task: Task) -> range:
         """Return all clients."""
         return range(task.num_clients)
 

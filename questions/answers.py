@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..client.private_update import SEGMENTS_RECORD, summed_reply
+from ..client.private_update import SEGMENTS_RECORD, record_sum_reply
 from ..messages.wire import WEIGHT, memory_arrays, sum_spec_of
 from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import add_noise, on_grid
@@ -70,7 +70,7 @@ def evaluated(message: Message, evaluation: Evaluation, measured: Measured | Non
     """
     if evaluation.unit is Unit.RECORD:
         assert not isinstance(measured, HeldOutMeans)
-        return summed_reply(message, evaluation.contribution_of_records(measured, _unit_norm(message)))
+        return record_sum_reply(message, evaluation.contribution_of_records(measured, _unit_norm(message)))
     assert not isinstance(measured, HeldOutRows)
     parts = memory_arrays(dict(evaluation.contribution(measured)))
     return Message(RecordDict({SEGMENTS_RECORD: parts}), reply_to=message)
@@ -79,7 +79,7 @@ def evaluated(message: Message, evaluation: Evaluation, measured: Measured | Non
 def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
     noise = own_noise_of(message.content)
     if noise is None:
-        return summed_reply(message, inquiry.contribution_of_records(table, _unit_norm(message)))
+        return record_sum_reply(message, inquiry.contribution_of_records(table, _unit_norm(message)))
     noised = memory_arrays(dict(with_own_noise(inquiry, table, noise, stream)))
     content = RecordDict({"arrays": noised, "metrics": MetricRecord({WEIGHT: 1})})
     return Message(content, reply_to=message)

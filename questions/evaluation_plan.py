@@ -20,7 +20,7 @@ from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
 from ..run.queries import EvaluationPlan
-from ..run.unit_plan import is_asked, questions_of
+from ..run.unit_plan import charges_questions, questions_of
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
@@ -151,7 +151,7 @@ def check_evaluation(federation: Federation) -> None:
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
     alone = federation.mode.rows_of_client is not None
     some = 1 if alone else SEVERAL
-    looked_at = held_out if len(held_out) else federation.population.some_examples(federation.task)
+    looked_at = held_out if len(held_out) else federation.population.sample_examples(federation.task)
     inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
     model = task.model().eval()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str
     """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring(federation, plan, budget, scores)
-    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)):
+    if charges_questions(federation, plan) and (evaluations := evaluation_plan(federation)):
         yield _evaluation(federation, plan, budget, evaluations)
 
 

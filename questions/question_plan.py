@@ -88,7 +88,7 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
       Refusal: the federation's privacy unit is not the question's.
     """
     settings, mode = federation.settings, federation.mode
-    found = mode.budget or mode.own_budget
+    found = mode.budget or mode.client_budget
     if found is None or len(mode.promises) != 1:
         remedy = "hides no unit, or two at once, and a question is charged to one: choose client_central, "
         remedy = f"{remedy}client_distributed, record or record_distributed"
@@ -99,7 +99,7 @@ def budget_of(federation: Federation, inquiry: Asked) -> Budget:
             raise Refusal("privacy.per_person", mode.per_person, remedy)
         remedy = f"privacy={settings.privacy.name} protects a {found.unit}: ask with unit={found.unit}, or choose another"
         raise Refusal("unit", str(inquiry.unit), remedy)
-    if mode.own_budget and settings.secagg:
+    if mode.client_budget and settings.secagg:
         remedy = "already noises each answer, and they are summed in the clear; leave it out, or use record_distributed"
         raise Refusal("secagg", "on", f"privacy=record {remedy}")
     return found

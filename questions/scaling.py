@@ -61,7 +61,7 @@ def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], r
     (inquiry, plan), before = one_scaling(federation, run.name), epsilon_on(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     asked = with_everybody(federation)
-    run.own_ledgers.settle()
+    run.client_ledgers.settle()
     claim_records(federation)
     with grid(run) as opened:
         participants = Participants(
@@ -129,7 +129,7 @@ def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) 
     population = federation.population
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
-    named = population.scaled(settings, loaded, keeps_names=federation.mode.own_budget is not None)
+    named = population.scaled(settings, loaded, keeps_names=federation.mode.client_budget is not None)
     parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=named)
     return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts
 

@@ -93,7 +93,7 @@ def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> Non
     Raises:
       Refusal: the noise is too large; the sentence names the epsilon that suffices.
     """
-    secret = federation.mode.promises[0].own_ledgers and not federation.population.reads_data
+    secret = federation.mode.promises[0].per_client and not federation.population.reads_data
     if secret or _tells(federation, inquiry, plan):
         return  # only its owner knows the number of records of a device
     delta = budget_of(federation, inquiry).target_delta

@@ -30,8 +30,8 @@ def write_acts(run: Run, ledger: Ledger) -> None:
     """
     settings = run.federation.settings
     act = {"who": acting_user(), "reason": settings.reason}
-    for key, said in cap_acts(ledger.path):
-        ledger.act(CAP, key, said)
+    for key, cap in cap_acts(ledger.path):
+        ledger.act(CAP, key, cap)
     write_accepted(run.federation, run.name, ledger)
     if run.checkpoint.run:
         earlier, number = run.saved.name, run.checkpoint.state.round

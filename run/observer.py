@@ -99,5 +99,5 @@ def begin(run: Run) -> tuple[Run, Observer]:
     return _observation(name).begin(run, not run.resumed) if name else (run, Unobserved())
 
 
-def _observation(asked: str) -> Observation:
-    return extension("audit", "Observation", "audit", asked)
+def _observation(name: str) -> Observation:
+    return extension("audit", "Observation", "audit", name)

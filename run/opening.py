@@ -40,7 +40,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
     """
     federation, setting = run.federation, run.federation.population.words.folder
-    run.own_ledgers.make_folder()
+    run.client_ledgers.make_folder()
     budget = federation.mode.budget
     if budget is None:
         make_folder(setting, run.folder)
@@ -66,7 +66,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
 
 def _started(run: Run) -> tuple[Run, Observer]:
     run, observer = begin(run)
-    run.own_ledgers.settle()
+    run.client_ledgers.settle()
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
     write_start(run)
     return run, observer
@@ -74,7 +74,7 @@ def _started(run: Run) -> tuple[Run, Observer]:
 
 def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
     """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
-    return federation.population.alone() if federation.mode.spends else nullcontext()
+    return federation.population.exclusive_lock() if federation.mode.spends else nullcontext()
 
 
 def claim_records(federation: Federation) -> None:
@@ -174,7 +174,7 @@ def _noise_key(run: Run) -> bytes | None:
             raise Refusal(federation.population.words.folder, str(folder), remedy) from problem
     is_finished = run.checkpoint.state.round >= federation.settings.steps
     key = b"" if is_finished else noise_key.read(folder)
-    if key and run.saved.places not in (None, federation.population.places_under(key)):
+    if key and run.saved.places not in (None, federation.population.position_digest(key)):
         remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(folder), remedy)
     return key

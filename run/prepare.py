@@ -84,7 +84,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     is_repeatable = federation.seed is not None or federation.mode.mechanism.rows is not None
     name = saved.name if is_resumed and is_repeatable else federation.population.new_name()
     run = Run(federation, folder, name, client, saved, checkpoint, tuning=tuning, spent=spent)
-    run.own_ledgers.require(checkpoint.client_heads)
+    run.client_ledgers.require(checkpoint.client_heads)
     return run
 
 
@@ -139,7 +139,7 @@ def _check_data(federation: Federation) -> None:
         )
     check_data(held_out, "held-out data")
     check_observer(federation)
-    clients = federation.population.looked_at(task, federation.needs_all_clients)
+    clients = federation.population.clients_to_check(task, federation.needs_all_clients)
     if not clients:
         return
     is_shipped = federation.simulated and not federation.settings.task.own
@@ -159,7 +159,7 @@ def _check_data(federation: Federation) -> None:
 def _warn_of_own_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
     task, mode = federation.task, federation.mode
-    clients = federation.population.own_clients(task) if federation.settings.task.own else ()
+    clients = federation.population.local_clients(task) if federation.settings.task.own else ()
     if not clients or not mode.spends:
         return
     from ..tasks.own_scale import SAID, own_scale  # of real data alone
@@ -217,7 +217,7 @@ def _check_base(federation: Federation) -> None:
     task, held_out = federation.task, held_out_of(federation.task)
     if own_training(task) is not None:
         return
-    examples = held_out if len(held_out) else federation.population.some_examples(task)
+    examples = held_out if len(held_out) else federation.population.sample_examples(task)
     still = check_base(task, examples.batch(torch.arange(min(2, len(examples))))[0])
     if still and federation.mode.hides_clients:
         warn(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..server.tuning import NO_TUNING, Tuning
-from .record_ledgers import NoOwnLedgers, own_ledgers
+from .record_ledgers import NoClientLedgers, client_ledgers_of
 
 if TYPE_CHECKING:
     from ..messages.client_settings import ClientSettings
@@ -56,6 +56,6 @@ class Run:
         return None if self.privacy is None else self.privacy.ledger
 
     @cached_property
-    def own_ledgers(self) -> NoOwnLedgers:
+    def client_ledgers(self) -> NoClientLedgers:
         """The clients' own ledgers on this machine."""
-        return own_ledgers(self.federation, self.client)
+        return client_ledgers_of(self.federation, self.client)

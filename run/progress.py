@@ -24,12 +24,12 @@ from ..server.checkpoint import Checkpoint, State, Trial, restore_strategy, writ
 from ..server.round_terms import Round
 from ..strategies.cohorts import in_arm, invited_size
 from ..tasks.arrays import holds_arrays, read_arrays
-from .callbacks import RoundEnd, frozen, shown_model
+from .callbacks import RoundEnd, frozen, read_only_model
 from .files import BLAME, METRICS, OPERATOR
 from .observer import Observer
 from .prepared_run import Run
 from .record_ledgers import NoMeter
-from .round_lines import evaluation_columns, forget_rounds_after, read_rows, tell_operator, traffic_in
+from .round_lines import forget_rounds_after, metric_means, read_rows, tell_operator, traffic_in
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Progress:
     def traffic(self) -> Carried:
         """Return the traffic since the last recorded round, which is recorded with it."""
         before, self.reported_bytes = self.reported_bytes, self.tally.total()
-        return self.reported_bytes.since(before)
+        return self.reported_bytes.minus(before)
 
 
 def read_progress(
@@ -128,7 +128,7 @@ def record_round(
       cohort: numbers of the real clients that were drawn, where records are protected.
       evaluation: record of the clients' evaluation of the new model; None without one.
     """
-    metrics = metrics | evaluation_columns(evaluation)
+    metrics = metrics | metric_means(evaluation)
     progress.meter.add(cohort)
     epsilons = _epsilons(progress)
     of_records = [value for unit, value in epsilons.items() if unit != Unit.CLIENT]
@@ -161,7 +161,7 @@ def record_round(
     progress.scores = ()
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
-    return RoundEnd(done.number, *public, shown_model(state.arrays), progress.observer.line)
+    return RoundEnd(done.number, *public, read_only_model(state.arrays), progress.observer.line)
 
 
 def _nonempty(**values: object) -> dict[str, object]:
@@ -217,4 +217,4 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     """Write a checkpoint."""
     run = progress.run
     head = None if run.ledger is None else run.ledger.head
-    write(run.folder, Checkpoint(run.name, state, head, run.own_ledgers.heads(), remembered))
+    write(run.folder, Checkpoint(run.name, state, head, run.client_ledgers.heads(), remembered))

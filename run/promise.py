@@ -12,7 +12,11 @@ from .so_far import privacy_so_far
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
 # share of those who took part that such a test may find, above which nobody calls it almost the same
 WEAK = 0.5
-WHOM = {"model": "recipients of the model", "clients": "the other clients", "server": "the server's operator"}
+RECIPIENTS = {
+    "model": "recipients of the model",
+    "clients": "the other clients",
+    "server": "the server's operator",
+}
 HIDES = {
     "client": "everything that one client contributes",
     "record": "one example of one client",
@@ -24,7 +28,7 @@ VIOLATED = "The audit of this run found that this does not hold."
 REFUTED = "This run found that this does not hold: its task mixed the examples of a step."
 OF_RECORDS = ("record", "person", "person_everywhere")
 UNITS = ("client", *reversed(OF_RECORDS))
-OWN_SOFTWARE = "the clients' own software"
+CLIENT_SOFTWARE = "the clients' own software"
 FEW_COLLUDE = "the clients' own software, and that few clients work for the server"
 CENTRAL = "a server that adds the noise and does not disclose single updates"
 DP_SGD = "DP-SGD: Gaussian noise on the sum of a batch's clipped gradients, added at each client"
@@ -66,7 +70,7 @@ def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
     """Return what a promise relies on, and its mechanism."""
     if unit == "client":
         return (CENTRAL, ON_THE_SUM) if trusted else (FEW_COLLUDE, SHARES)
-    return (FEW_COLLUDE, SHARES_OF_STEPS) if mode == "record_distributed" else (OWN_SOFTWARE, DP_SGD)
+    return (FEW_COLLUDE, SHARES_OF_STEPS) if mode == "record_distributed" else (CLIENT_SOFTWARE, DP_SGD)
 
 
 def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
         "accountant": row["accountant"],
         "sampling": row["sampling"],
         "hides": HIDES.get(unit, unit),
-        "whom": WHOM.get(adversary, adversary),
+        "whom": RECIPIENTS.get(adversary, adversary),
         "relies_on": relies if promised else None,
         "recognised": recognised(row),
         "curve": row.get("curve"),
@@ -101,9 +105,9 @@ def recognised(row: Fields) -> float:
       row: of the privacy of a result, with the curve that newer releases keep or without it.
     """
     curve = row.get("curve")
-    found: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}
-    if FALSE_POSITIVE in found:
-        return 1 - found[FALSE_POSITIVE]
+    miss_rates: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}
+    if FALSE_POSITIVE in miss_rates:
+        return 1 - miss_rates[FALSE_POSITIVE]
     if row["epsilon"] == "infinity":
         return 1.0
     # Dong et al. 2019, arXiv:1905.02383, proposition 2.12.
@@ -116,10 +120,10 @@ def recognised(row: Fields) -> float:
 def main_row(rows: Sequence[Fields]) -> int | None:
     """Return the place of the first guarantee: the largest unit's, against the model's adversary; None without any."""
     for unit in UNITS:
-        for adversary in WHOM:
-            for place, row in enumerate(rows):
+        for adversary in RECIPIENTS:
+            for index, row in enumerate(rows):
                 if (row["unit"], row["adversary"]) == (unit, adversary) and row["epsilon"] != "infinity":
-                    return place
+                    return index
     return None
 
 
@@ -136,25 +140,25 @@ def in_words(rows: Sequence[Fields], ended: bool, refuted: str | None = None) ->
             "This run has not ended and has released nothing yet.",
             "Its guarantee is shown here after the first round.",
         ]
-    place = main_row(rows)
-    if place is None:
+    index = main_row(rows)
+    if index is None:
         return [
             "This run gives no guarantee.",
             "Every recipient of its model may learn any client's contribution.",
         ]
-    row = rows[place]
+    row = rows[index]
     more = [] if ended else [GOES_ON]
     more += [refuted] if refuted else []
     others = [
         each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
     ]
-    whom = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+    recipients = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
     percent = math.ceil(round(100 * row["recognised"], 6))
-    subject = f"{whom[0].upper()}{whom[1:]}"
+    subject = f"{recipients[0].upper()}{recipients[1:]}"
     first = f"{subject} can learn almost the same whether or not {row['hides']} was in the training."
     if row["recognised"] > WEAK:
-        kept = f"{whom} from finding out whether {row['hides']} was in the training"
-        first = f"The guarantee does not prevent {kept}."
+        inference = f"{recipients} from finding out whether {row['hides']} was in the training"
+        first = f"The guarantee does not prevent {inference}."
     units = {"client": "clients", "record": "records"}.get(row["unit"], "persons")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "

@@ -15,7 +15,7 @@ from ..base.durable_files import replace_file
 from ..base.refusal import disk_remedy
 from ..base.tensor_file import safetensors_parts
 from ..configs.round_line import OF_THE_ROUND
-from ..configs.settings import shown_keys
+from ..configs.settings import publishable_keys
 from ..configs.task_settings import CustomTask
 from ..messages.traffic import Carried
 from ..modes.federation import Federation
@@ -125,7 +125,7 @@ def _result(progress: Progress, ending: Ending, costs: Mapping[str, Any]) -> dic
         },
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(ledger.path) if ledger else run.own_ledgers.folder,
+        "ledger": str(ledger.path) if ledger else run.client_ledgers.folder,
         "ledger_head": list(head_before_close(ledger, run.name)) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
@@ -138,7 +138,7 @@ def _costs(progress: Progress, used: MachineTime) -> dict[str, Any]:
     progress.reported_bytes = progress.tally.total()
     traffic = progress.before + progress.reported_bytes
     return {
-        "records": progress.run.own_ledgers.spending(progress.meter.took_part),
+        "records": progress.run.client_ledgers.spending(progress.meter.took_part),
         "dropped": drops_in(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
@@ -150,7 +150,7 @@ def _costs(progress: Progress, used: MachineTime) -> dict[str, Any]:
 def _configured(federation: Federation) -> dict[str, Any]:
     """Return the names of the configuration's groups, and the number of clients."""
     s = federation.settings
-    shown = shown_keys(s.source)["task"]
+    shown = publishable_keys(s.source)["task"]
     custom = (
         {"target": shown.get("target"), "args": shown.get("args")} if isinstance(s.task, CustomTask) else {}
     )
@@ -170,7 +170,7 @@ def _privacy(progress: Progress, state: State) -> list[dict[str, Any]]:
     run, federation = progress.run, progress.run.federation
     if not federation.reported:
         return []
-    settings, ledgers = federation.settings, run.own_ledgers
+    settings, ledgers = federation.settings, run.client_ledgers
     drawn = min(state.round + 1, settings.steps)  # clients of a round that failed were drawn, too
     draws = ledgers.open_draws(settings.rounds_begun(drawn))
     secret = progress.meter.secret_events(state.round >= settings.steps)
@@ -192,9 +192,9 @@ def _scaling(run: Run) -> dict[str, Any]:
 def _rosters(run: Run) -> list[dict[str, Any]]:
     if not run.federation.population.rosters:
         return []
-    from .rosters_in_force import told_rosters  # of real clients alone
+    from .rosters_in_force import roster_rows  # of real clients alone
 
-    return told_rosters(run.folder, names=not run.federation.mode.hides_counts)
+    return roster_rows(run.folder, names=not run.federation.mode.hides_counts)
 
 
 def _rounds_of_model(history: list[dict[str, Any]], state: State) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ def write_results(progress: Progress, state: State, result: dict[str, Any], titl
 def close_run(run: Run) -> None:
     """Close the run; after a disk error the ledger takes no entry, which a verification reports."""
     if run.ledger is None or run.ledger.is_open:
-        close(run.folder, run.ledger, run.own_ledgers.heads() if run.federation.simulated else {})
+        close(run.folder, run.ledger, run.client_ledgers.heads() if run.federation.simulated else {})
 
 
 def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:

@@ -100,7 +100,7 @@ def members_in(rows: Sequence[Row], column: Literal["blamed", "suspected"]) -> d
     return texts
 
 
-def evaluation_columns(record: Row | None) -> dict[str, float]:
+def metric_means(record: Row | None) -> dict[str, float]:
     """Return an evaluation's means by name, with the ends of their intervals; none without an evaluation."""
     if record is None:
         return {}
@@ -115,9 +115,9 @@ def evaluation_columns(record: Row | None) -> dict[str, float]:
     return columns
 
 
-def format_evaluation(record: Row) -> str:
+def format_means(record: Row) -> str:
     """Return an evaluation's means with their intervals in one line, or why there are none."""
-    columns = evaluation_columns(record)
+    columns = metric_means(record)
     means = [
         f"{name.removeprefix(AT_CLIENTS)} {value:.4f} ({columns[name + LOW]:.4f} to {columns[name + HIGH]:.4f})"
         for name, value in columns.items()

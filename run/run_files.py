@@ -197,7 +197,7 @@ def read_config(path: Path) -> tuple[Fields, Fields]:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from ..configs.settings import shown_keys
+    from ..configs.settings import publishable_keys
     from ..configs.yaml_guard import check_file
 
     check_file(path)
@@ -208,7 +208,7 @@ def read_config(path: Path) -> tuple[Fields, Fields]:
         whole: Any = OmegaConf.to_container(found, resolve=True)
     except OmegaConfBaseException:  # an older release named other keys
         whole = OmegaConf.to_container(found, resolve=False)
-    return whole, shown_keys(found)
+    return whole, publishable_keys(found)
 
 
 def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from ..server.rounds import Status
 from ..tasks.arrays import read_arrays
 from ..tasks.protocol import PredictingTask
 from .files import CONFIG, RESULT, SAVED, SCALING, SINGLY
-from .manifest import BESIDE
+from .manifest import TASK_FILES
 from .run_files import MIXED, read_object
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Saved:
       filter_order: of its plan's RDP filter; None without one.
       turns: the cohort's name, which gives the distance of a client's turns; None without turns.
       deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.places_under` gives them under the noise's key.
+      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
     """
 
     name: Annotated[str, RUN_NAME]
@@ -82,7 +82,7 @@ def write_start(run: Run) -> None:
         "run": state.pop("name"),
         **state,
         SINGLY: not federation.settings.group_equal_rows,
-        BESIDE: sorted(files),
+        TASK_FILES: sorted(files),
         # For the report of a run without a result.
         "ledger": None if run.ledger is None else str(run.ledger.path),
         "population": federation.declared_clients,
@@ -111,7 +111,7 @@ def _state_of(run: Run) -> Saved:
         state,
         noise=privacy.plan.noise_multiplier,
         filter_order=privacy.plan.filter_order,
-        places=run.federation.population.places_under(privacy.noise_key),
+        places=run.federation.population.position_digest(privacy.noise_key),
     )
 
 

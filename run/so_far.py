@@ -19,7 +19,7 @@ def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
     """Return the loss of every unit against every adversary so far; empty before the first release."""
     mode = run.said("privacy", "name")
     if mode == "none":
-        return [_row("client", who, Adjacency.ZERO_OUT, 0.0, None) for who in Adversary]
+        return [_row("client", adversary, Adjacency.ZERO_OUT, 0.0, None) for adversary in Adversary]
     records = _of_records(run) if mode in OF_RECORDS and run.rounds else []
     return [*records, *_of_sums(run)]
 
@@ -31,7 +31,7 @@ def _of_records(run: RunFiles) -> list[dict[str, Any]]:
     target = level.get("target_epsilon")
     row = _row(unit, Adversary.SERVER, Adjacency(level["adjacency"]), float(level["target_delta"]), target)
     bound = {"epsilon": target or "infinity", "accountant": OWN_LEDGERS, "sampling": "poisson batches"}
-    return [{**row, **bound, "adversary": str(who)} for who in Adversary]
+    return [{**row, **bound, "adversary": str(adversary)} for adversary in Adversary]
 
 
 def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
@@ -43,36 +43,36 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
     if not mine:
         return []
     # A trusted server is not among them.
-    seen = json.loads(mine[-1].payload)["events"]
+    events = json.loads(mine[-1].payload)["events"]
     level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
     target = level.get("target_epsilon")
     book = Book()
     for each in run.entries:
         book.apply(each)
     unit, adjacency = str(book.identity["unit"]), Adjacency(book.identity["adjacency"])
-    found: list[dict[str, Any]] = []
-    for who in Adversary:
-        if who not in seen:
+    rows: list[dict[str, Any]] = []
+    for adversary in Adversary:
+        if adversary not in events:
             delta = next(iter(book.granted.values())).target_delta
-            found.append({**_row(unit, who, adjacency, delta, None), "accountant": TRUSTED})
+            rows.append({**_row(unit, adversary, adjacency, delta, None), "accountant": TRUSTED})
             continue
-        budget, order = book.granted[who], book.filter_order
+        budget, order = book.granted[adversary], book.filter_order
         # A filter's count promises nothing by itself: its budget does.
         size = target or "infinity"
         if order is None:
-            size = counted(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)
-        row = _row(unit, who, adjacency, budget.target_delta, target)
+            size = counted(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
+        row = _row(unit, adversary, adjacency, budget.target_delta, target)
         name = accountant(budget.target_delta, adjacency, order)
-        found.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})
-    return found
+        rows.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})
+    return rows
 
 
 def _row(
-    unit: str, who: Adversary, adjacency: Adjacency, delta: float, target: float | None
+    unit: str, adversary: Adversary, adjacency: Adjacency, delta: float, target: float | None
 ) -> dict[str, Any]:
     return {
         "unit": unit,
-        "adversary": str(who),
+        "adversary": str(adversary),
         "adjacency": str(adjacency),
         "epsilon": "infinity",
         "delta": delta,

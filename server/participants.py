@@ -24,7 +24,7 @@ from ..privacy.arms import Arm
 from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
+from ..strategies.cohorts import Cohort, Earlier, canary_cohort, in_arm
 from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
 
@@ -133,7 +133,7 @@ class Participants:
         drawn = self.cohort.draw(self._real, stream, earlier)
         if not self._dummies:
             return drawn
-        rule = beside(self.cohort, self.clients, len(self._dummies))
+        rule = canary_cohort(self.cohort, self.clients, len(self._dummies))
         return drawn + rule.draw(self._dummies, stream, earlier)
 
     def _of_arm(self, arm: Arm, stream: Stream, earlier: Earlier) -> list[int]:

@@ -63,15 +63,17 @@ class Clients:
         from ..client.training.in_place import begin
 
         import_parts(self.settings)  # before workers are forked, too
-        told, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
+        settings, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
         undisturbed = self.at_once and not self.faults.any
-        plain = undisturbed and not (told.record or told.step or told.loss_traces)
+        plain = undisturbed and not (settings.record or settings.step or settings.loss_traces)
         # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
-        probed = bench if told.accelerator == "cpu" else Workbench(replace(told, accelerator="cpu"), task)
+        probed = (
+            bench if settings.accelerator == "cpu" else Workbench(replace(settings, accelerator="cpu"), task)
+        )
         cohort_function = None
         if plain and can_vectorise(probed):
             cohort_function = partial(sum_cohort, bench)
-        elif told.step is not None and undisturbed:
+        elif settings.step is not None and undisturbed:
             from ..client.dp_sgd.rounds import sum_of_union, union_of
 
             cohort_function = partial(sum_of_union, bench, union_of(bench))
@@ -88,8 +90,8 @@ class Clients:
             cohort_function=cohort_function,
             together=together,
             in_place=partial(begin, bench) if plain else None,
-            counted=None
-            if self.faults.any or told.encryption
+            counter=None
+            if self.faults.any or settings.encryption
             else lambda content: extension("query", "counts", "question", "")(bench.task, content),
         )
 

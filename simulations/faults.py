@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
-from ..messages.secure_wire import USUAL, answer, messages_of, read_place
+from ..messages.secure_wire import USUAL, answer, messages_of, read_exchange_id
 from ..messages.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
 from ..privacy.mechanisms.packing import Packed, width_of
 from ..privacy.mechanisms.randomness import Randomness
@@ -72,12 +72,12 @@ def _in_exchange(
     context: Context,
     call_next: ClientAppCallable,
 ) -> Message:
-    place = read_place(message.content)
-    generator = randomness.stream("faults", place.round, client, place.attempt).generator()
-    fault, since = picked(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
-    if fault == "dropout" and place.exchange >= since:
+    exchange_id = read_exchange_id(message.content)
+    generator = randomness.stream("faults", exchange_id.round, client, exchange_id.attempt).generator()
+    fault, first_exchange = picked(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
+    if fault == "dropout" and exchange_id.exchange >= first_exchange:
         return Message(Error(1, "dropped out"), reply_to=message)
-    if fault is None or place.exchange is not since:
+    if fault is None or exchange_id.exchange is not first_exchange:
         return call_next(message, context)
     if fault == "straggler":
         time.sleep(deadline + 1)
@@ -85,8 +85,8 @@ def _in_exchange(
     if fault == "failure":
         raise RuntimeError("injected failure")
     if fault == "corrupt":
-        sent = messages_of(reply.content) if not reply.has_error() else None
-        changed = [generator.bytes(len(each)) for each in sent or []]
+        messages = messages_of(reply.content) if not reply.has_error() else None
+        changed = [generator.bytes(len(each)) for each in messages or []]
         return Message(answer(changed), reply_to=message)
     return reply
 

@@ -64,13 +64,13 @@ def run_simulation(
     Raises:
       Refusal: before anything is spent.
     """
-    with state_kept():
+    with restoring_state():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         require_one_machine(federation)
         check_engine(
             federation.mode.gradients,
             federation.task,
-            partial(federation.population.some_examples, federation.task),
+            partial(federation.population.sample_examples, federation.task),
         )
         _check_clients_apart(federation)
         tally = Tally()
@@ -87,12 +87,12 @@ def _check_clients_apart(federation: Federation) -> None:
     # On the processor: a process that has touched a GPU cannot be forked for its workers. A DP-SGD's own optimizer asks
     # for noise, and is made anew for each client.
     training = LocalTraining(batch_size=2) if federation.mode.hides_records else settings.local_training
-    told = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
-    check_apart(Workbench(told, federation.task))
+    client = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
+    check_apart(Workbench(client, federation.task))
 
 
 @contextmanager
-def state_kept() -> Generator[None]:
+def restoring_state() -> Generator[None]:
     """Restore after the block the process state that a simulation changes: threads, random states, logs, memory."""
     threads, frozen = torch.get_num_threads(), gc.get_freeze_count()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()

@@ -119,7 +119,7 @@ def calibrated_noise(
     participations: int,
     prior: Sequence[DpEvent] = (),
     whole: int | None = None,
-    beside: Sequence[DpEvent] = (),
+    other_events: Sequence[DpEvent] = (),
 ) -> float:
     """Return the least noise multiplier with which a client stays within its remaining budget.
 
@@ -130,11 +130,11 @@ def calibrated_noise(
       participations: number of rounds in which the client takes part.
       prior: events that its ledger already holds.
       whole: number of such rounds in the whole run if some are over; None otherwise.
-      beside: events of the run outside its rounds.
+      other_events: events of the run outside its rounds.
 
     Raises:
       Refusal: no noise fits, or less than a hundredth of the budget is left.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    fitted = plan.calibrate_as_one_of(record.terms.runs, record.terms.budget, prior, whole, beside)
+    fitted = plan.calibrate_as_one_of(record.terms.runs, record.terms.budget, prior, whole, other_events)
     return float(fitted.noise_multiplier or 0)

@@ -20,7 +20,7 @@ from ...strategies.record_plan import record_plan
 from ...tasks.data import Data, Union
 from ...tasks.hardware import placed
 from ..extra import OwnRound, extra_records
-from ..private_update import compressed, summed_reply
+from ..private_update import compressed, record_sum_reply
 from ..training.sgd import key_of_round, seed_layers
 from ..workbench import Workbench
 from .together import drawn, step_of
@@ -90,7 +90,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     examples = placed(data, bench.device)
     update = step_of(*bench.model_of_step(settings), settings, content, examples, rows)
     bench.require_base()
-    return summed_reply(message, update)
+    return record_sum_reply(message, update)
 
 
 def _begin_step(

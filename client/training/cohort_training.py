@@ -131,9 +131,9 @@ def sum_cohort(
         for group in _stacks(bench, filled, training):
             add(group)
     if apart:
-        alone = begin(bench, content)
+        single = begin(bench, content)
         for client in apart:
-            alone.add(cohort_sum, alone.train(client), spec)
+            single.add(cohort_sum, single.train(client), spec)
     _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
 
@@ -215,7 +215,7 @@ def _train_group(
     losses_of, trained = _losses(bench), list(_stacked(start, len(group)).values())
     origins = [value.unsqueeze(0) for value in start.values()]
     steps = steps_of(bench.task, trained, origins, training)
-    losses, taken = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
+    losses, num_steps = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
     for positions, counts in batches:
         active = len(counts)
         steps.keep_first(active)
@@ -230,7 +230,7 @@ def _train_group(
         with torch.no_grad():
             steps.take(gradients)
             losses[:active] += loss
-        taken[:active] += 1
+        num_steps[:active] += 1
     with torch.no_grad():
         moves = [
             (value - origin).unsqueeze(-1).flatten(1) for value, origin in zip(trained, origins, strict=True)
@@ -240,7 +240,7 @@ def _train_group(
         raise FloatingPointError("an example by itself may have no loss where its batch has one")
     return update, {
         wire.WEIGHT: records.astype(np.float64),
-        TRAIN_LOSS: losses.cpu().double().numpy() / taken,
+        TRAIN_LOSS: losses.cpu().double().numpy() / num_steps,
     }
 
 
@@ -271,13 +271,13 @@ def _losses(bench: Workbench) -> Losses:
             outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
             if shares is None:
                 return loss_of(outputs, targets)
-            each = loss_of(mapped(_alone, outputs), _alone(targets))
+            each = loss_of(mapped(_as_batch_of_one, outputs), _as_batch_of_one(targets))
             return (each.unflatten(0, shares.shape) * shares).sum(1)
 
     return losses
 
 
-def _alone(examples: Tensor) -> Tensor:
+def _as_batch_of_one(examples: Tensor) -> Tensor:
     """Return each example as a client's only one, shape (clients * n, 1, ...), from shape (clients, n, ...)."""
     return examples.flatten(0, 1).unsqueeze(1)
 
@@ -332,10 +332,10 @@ def _add_rows(
     finite = np.isfinite(update).all(axis=1)
     update[~finite] = 0
     # As with messages: at the client level, a client that diverges answers with a zero update.
-    told = np.full(len(update), True)
+    usable = np.full(len(update), True)
     if spec.clipping_norm is None:
-        told = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])
-    cohort_sum.drop("not finite", int((~told).sum()))
-    rows = encode_rows(update[told], {name: values[told] for name, values in scalars.items()}, spec)
+        usable = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])
+    cohort_sum.drop("not finite", int((~usable).sum()))
+    rows = encode_rows(update[usable], {name: values[usable] for name, values in scalars.items()}, spec)
     cohort_sum.total += rows.sum(axis=0)
     cohort_sum.replies += len(rows)

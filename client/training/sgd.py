@@ -51,8 +51,8 @@ def train(
     """
     if not model.training:
         model.train()
-    if (own := own_training(task)) is not None:
-        return _by_itself(own, model, data, training)
+    if (task_training := own_training(task)) is not None:
+        return _by_itself(task_training, model, data, training)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     kernels = any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
@@ -73,14 +73,14 @@ def train(
 
 
 def _by_itself(
-    own: Callable[[nn.Module, Any, LocalTraining], float | None],
+    task_training: Callable[[nn.Module, Any, LocalTraining], float | None],
     model: nn.Module,
     data: Data,
     training: LocalTraining,
 ) -> float | None:
     copied = copy.deepcopy(model)
     require_base = base_check(copied)
-    loss = own(copied, data, training)
+    loss = task_training(copied, data, training)
     require_base()
     trained = copied.state_dict()
     with torch.no_grad():
@@ -94,8 +94,8 @@ def _by_itself(
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the gradients, zeros where the loss does not depend on a parameter."""
     # torch's own `materialize_grads` costs as much as a small layer.
-    found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    gradients = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +133,11 @@ class Steps:
         if len(self.values[0]) == clients:
             return
         for number, value in enumerate(self.values):
-            kept = self.values[number] = value[:clients]
+            first = self.values[number] = value[:clients]
             if self.optimizer is not None:
                 state = self.optimizer.state.pop(value, {})
                 parts = {k: v[:clients] for k, v in state.items() if getattr(v, "shape", None) == value.shape}
-                self.optimizer.state[kept] = {**state, **parts}
+                self.optimizer.state[first] = {**state, **parts}
         if self.optimizer is not None:
             self.optimizer.param_groups[0]["params"] = list(self.values)
 

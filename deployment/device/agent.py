@@ -24,7 +24,7 @@ from types import FrameType
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import Error, Message
 
-from ...base.bounded_decoding import read_kept
+from ...base.bounded_decoding import read_json_file
 from ...base.core_dumps import without_core_dumps
 from ...base.durable_files import PUBLIC, replace_file
 from ...base.extensions import extension
@@ -285,7 +285,7 @@ def _stopping() -> Generator[threading.Event]:
 
 def read_health(state: Path) -> Health | None:
     """Return the last state of an agent, running or not; None if none can be read."""
-    return read_kept(Health, state / HEALTH)
+    return read_json_file(Health, state / HEALTH)
 
 
 def running(state: Path) -> int | None:

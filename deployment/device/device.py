@@ -34,7 +34,7 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
-from ...messages.secure_wire import read_place, roster_of
+from ...messages.secure_wire import read_exchange_id, roster_of
 from ...messages.training_order import (
     ENCRYPTED_MODES,
     ModeName,
@@ -163,7 +163,7 @@ class Device:
         message, told = self.held.whole(message)
         # New work, or a commitment to it: existing commitments are always kept.
         work = records_of(message.content, ArrayRecord)
-        if (work or read_place(message.content).exchange is Exchange.PROPOSAL) and self.why_not():
+        if (work or read_exchange_id(message.content).exchange is Exchange.PROPOSAL) and self.why_not():
             raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
         with _refusing(wire.OWNERS_POLICY, level=logging.ERROR):
@@ -273,7 +273,7 @@ class Device:
           NotTrained: BUDGET_SPENT if the owner's cap has expired, or too little of the budget is left; NOT_READY if the
             ledger cannot be read; NO_EXAMPLES if the owner has none.
         """
-        options = {**self.settings.task_options, **order.told_to_task}
+        options = {**self.settings.task_options, **order.task_options}
         settings = replace(
             self.settings,
             training=order.training,
@@ -333,7 +333,7 @@ class Device:
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
             prior = book.events(Adversary.MODEL, lambda each: not is_own(each))
             asked = book.events(Adversary.MODEL, lambda each: is_own(each) and is_question(each))
-            return calibrated_noise(record, records, settings, participations, prior, beside=asked)
+            return calibrated_noise(record, records, settings, participations, prior, other_events=asked)
         except Refusal as refusal:
             if refusal.field not in ("ledger", "target_epsilon"):
                 raise
@@ -427,14 +427,14 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:
         order = read_order(message.content)
         assert order is not None
-        alone, scaling = evaluation.unit is Unit.RECORD, key_of(order.told_to_task)
+        alone, scaling = evaluation.unit is Unit.RECORD, key_of(order.task_options)
         own = holding(evaluation.share, alone, order.group_equal_rows, scaling)
         return measured_at(own, choice.client, message.content, evaluation)
 
     _check_own(bench.task, choice.client)
 
     def prepare(order: TrainingOrder, released: bytes | None = None) -> None:
-        if order.agreement != agreement(key_of(order.told_to_task)):
+        if order.agreement != agreement(key_of(order.task_options)):
             remedy = "the server has another schema or model; take both from the same fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
         level = order.record

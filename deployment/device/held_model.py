@@ -12,8 +12,13 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...base.durable_files import replace_file
 from ...client.private_update import NotTrained
-from ...messages.difference_wire import ModelStatement, told_model, with_arrays_again, with_held
-from ...messages.flower_adapter import arrived
+from ...messages.difference_wire import (
+    ModelStatement,
+    read_model_statement,
+    with_arrays_again,
+    with_model_report,
+)
+from ...messages.flower_adapter import delivered_message
 from ...messages.message_codec import MalformedMessage, pack_body, segments, unpack
 from ...messages.model_difference import apply, hash_of
 from ...messages.wire import FAILED, NO_BASE, memory_arrays, only_arrays, views
@@ -37,7 +42,7 @@ class HeldModel:
             whole model is not the named one.
         """
         try:
-            told = told_model(message.content)
+            told = read_model_statement(message.content)
         except ValueError as error:
             logger.warning("an instruction's model cannot be read: %s", error)
             raise NotTrained(FAILED) from error
@@ -49,7 +54,7 @@ class HeldModel:
             logger.warning("an instruction's model is not the one that it names")
             raise NotTrained(NO_BASE if told.difference else FAILED)
         content = with_arrays_again(message.content, told, record)
-        return arrived(content, message.metadata), told
+        return delivered_message(content, message.metadata), told
 
     def keep(self, message: Message, statement: ModelStatement, reply: Message) -> Message:
         """Store the model of an answered instruction, and return the reply with its hash.
@@ -68,7 +73,7 @@ class HeldModel:
         except (OSError, MalformedMessage) as error:
             logger.warning("the model is not stored, so the next one is sent whole: %s", error)
             return reply
-        return Message(with_held(reply.content, statement.model), reply_to=message)
+        return Message(with_model_report(reply.content, statement.model), reply_to=message)
 
     def _changed(self, statement: ModelStatement) -> ArrayRecord:
         try:

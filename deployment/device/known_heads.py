@@ -11,7 +11,7 @@ from pathlib import Path
 from ...base.bounded_decoding import build, plain_of, read_json
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, refusing, unreadable
-from ...messages.message_codec import SHOWN_RUN
+from ...messages.message_codec import RUN_LABEL_LENGTH
 from ...privacy.ledger.book import RESERVE, read_entries
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
 from ...privacy.ledger.receipt import read_opening
@@ -87,7 +87,7 @@ def charged(state: Path, name: str) -> bool:
     run, number = [*name.rsplit("/", 5), ""][:2]
     ledgers = sorted((state / LEDGERS).glob("*.ledger"))
     keys = (json.loads(each.key) for path in ledgers for each in read_entries(path) if each.kind == RESERVE)
-    return any((str(key[0])[:SHOWN_RUN], str(key[1])) == (run, number) for key in keys)
+    return any((str(key[0])[:RUN_LABEL_LENGTH], str(key[1])) == (run, number) for key in keys)
 
 
 def settle(state: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from ...base.bounded_decoding import read_kept, read_lines
+from ...base.bounded_decoding import read_json_file, read_lines
 from ...base.durable_files import append_line, replace_file
 from ...base.refusal import Refusal
 from ...configs.bundle_files import ROSTER
@@ -100,7 +100,7 @@ def changes(state: Path) -> list[RosterChange]:
 
 def pending(state: Path) -> RosterChange | None:
     """Return the change that waits for the owner's approval or for signatures, or None."""
-    return read_kept(RosterChange, state / PENDING)
+    return read_json_file(RosterChange, state / PENDING)
 
 
 def waiting_for(state: Path, version: int) -> RosterChange:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...base.bounded_decoding import read_kept
+from ...base.bounded_decoding import read_json_file
 from ...base.durable_files import replace_file
 from ...base.tensor_file import safetensors_parts
 from ...messages.run_over import RunOver
@@ -60,7 +60,7 @@ def keep(state: Path, over: RunOver) -> LastRun:
 
 def read_ended(state: Path) -> LastRun | None:
     """Return the last finished run; None during a run, or if nothing can be read."""
-    return read_kept(LastRun, state / ENDED)
+    return read_json_file(LastRun, state / ENDED)
 
 
 def begin_another(state: Path) -> None:

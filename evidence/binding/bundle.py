@@ -14,7 +14,7 @@ from ...base.refusal import Refusal, refusing
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...run.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS, TIME_STAMP, WITNESSES
-from ...run.manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
+from ...run.manifest import LATER_FILES, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
 
@@ -71,7 +71,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     held: dict[str, bytes] = {}
     try:
         added = (SALT, MANIFEST, RECEIPTS, WITNESSES, TIME_STAMP, FAREWELL)
-        for name in (*contents.manifest.files, *added, *MADE_LATER):
+        for name in (*contents.manifest.files, *added, *LATER_FILES):
             if (run / name).is_file() and (with_audit_rows or name not in OPERATORS):
                 held[name] = (run / name).read_bytes()
         held[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()

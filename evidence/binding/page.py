@@ -10,7 +10,7 @@ from typing import Any
 from ...base.refusal import Refusal
 from ...run.files import PAGE, REPORT
 from ..card import contradicts
-from ..shown import active, differences, references
+from ..page_text import active, differences, references
 
 ANOTHER = f"it is not the page that {REPORT} makes: fedveil report makes it again"
 UNMADE = "jinja2, which is not installed, would make the page again"

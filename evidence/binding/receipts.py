@@ -29,7 +29,7 @@ from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.rollover import Rollover, read_chain, write_chain
 from ...privacy.secagg.roster import Roster, read_roster
 from ...run.files import RECEIPTS
-from ...run.manifest import PRIVATE_MODE, PUBLIC_MODE, tells_counts
+from ...run.manifest import PRIVATE_MODE, PUBLIC_MODE, reveals_counts
 
 FORMAT = "fedveil receipts 1"
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -73,7 +73,7 @@ def write_receipts(folder: Path, receipts: Receipts) -> None:
     Raises:
       OSError: they cannot be written.
     """
-    replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if tells_counts(folder) else PUBLIC_MODE)
+    replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if reveals_counts(folder) else PUBLIC_MODE)
 
 
 def read_receipts(folder: Path) -> Receipts:

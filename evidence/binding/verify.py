@@ -44,9 +44,9 @@ from ...run.files import (
     SAVED,
     TIME_STAMP,
     WITNESSES,
-    lies_now,
+    locate_ledger,
 )
-from ...run.manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
+from ...run.manifest import LATER_FILES, Manifest, audit_hash, read_manifest, sha256_of
 from ...run.run_files import read_config
 from ...server.query_rows import round_of
 from .blame import claims_of, require_proved
@@ -175,7 +175,7 @@ class BoundFolder:
     @property
     def ledger(self) -> Path:
         """Path of the run's ledger."""
-        return self.folder / LEDGER if self.bundled else lies_now(self.folder, self.result["ledger"])
+        return self.folder / LEDGER if self.bundled else locate_ledger(self.folder, self.result["ledger"])
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -375,7 +375,7 @@ def _manifest(held: BoundFolder) -> str:
             continue
         if path.is_file() and digest == (audit_hash(held.folder) if name == AUDIT_ROWS else sha256_of(path)):
             continue
-        if name not in MADE_LATER:
+        if name not in LATER_FILES:
             raise Wrong(f"{name} is {'not the file in the manifest' if path.exists() else 'missing'}")
         later.append(name)
     missing = {RESULT, METRICS} - set(held.manifest.files)

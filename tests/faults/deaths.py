@@ -21,7 +21,7 @@ from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
-from fedveil.messages.secure_wire import USUAL, read_place
+from fedveil.messages.secure_wire import USUAL, read_exchange_id
 from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
@@ -160,7 +160,7 @@ _hand: list[tuple[int, str]] = [(0, "")]  # round and exchange of the message in
 
 
 def _place(message: Message) -> tuple[int, str]:
-    place = read_place(message.content)
+    place = read_exchange_id(message.content)
     return place.round, place.exchange.name.lower()
 
 
