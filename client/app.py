@@ -42,7 +42,7 @@ SETTINGS_KEY = "fedveil-client"  # key of the run's configuration; its value is 
 
 def import_parts(settings: ClientSettings) -> None:
     """Import what training with these settings needs beside this module: no client's clock runs meanwhile."""
-    if settings.record is not None or settings.step is not None:
+    if settings.record or settings.step:
         from .dp_sgd import rounds as _
     if settings.encryption is not None:
         from . import secure_update as _  # noqa: F401
@@ -141,7 +141,7 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
             return _error(message, wire.NO_EXAMPLES, "this client has no examples")
         return unchanged(message)
     training, (_, number) = training_settings(content, settings), wire.read_round(content)
-    bench.receive(wire.views(wire.only_arrays(content)), None if settings.record is None else data)
+    bench.receive(wire.views(wire.only_arrays(content)), data if settings.record else None)
     key = key_of_round(settings.seed, number)
     seed_layers(key, client, data, bench.device)
     examples = placed(data, bench.device)
@@ -150,7 +150,7 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
         from ..tasks.mislabelled import keep_losses
 
         keep_losses(Path(settings.loss_traces), client, number, bench.task, bench.model, examples)
-    if settings.record is not None:
+    if settings.record:
         from .dp_sgd.rounds import train_on_ledger
 
         train_on_ledger(content, client, bench, settings, examples, training)

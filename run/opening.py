@@ -86,11 +86,7 @@ def claim_records(federation: Federation) -> None:
 def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:
     """Return the population's ledger, open for writing; its people's losses elsewhere are charged first.
 
-    Args:
-      federation: whose clients are protected in sums.
-      folder: of the run, in which a simulation has its ledger.
-      budget: of the ledger.
-      expect: an entry that it must contain.
+    A simulation has its ledger in the run's folder. The ledger must contain the expected entry.
 
     Raises:
       Refusal: its folder cannot be created, or it cannot be opened.

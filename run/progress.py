@@ -113,7 +113,7 @@ def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
 def record_round(
     progress: Progress,
     state: State,
-    done: Round,
+    round_: Round,
     metrics: dict[str, float],
     cohort: list[int],
     evaluation: Mapping[str, Any] | None = None,
@@ -123,7 +123,7 @@ def record_round(
     Args:
       progress: before the round.
       state: after the round.
-      done: record of the round.
+      round_: record of the round.
       metrics: of the new model on the held-out examples.
       cohort: numbers of the real clients that were drawn, where records are protected.
       evaluation: record of the clients' evaluation of the new model; None without one.
@@ -133,63 +133,65 @@ def record_round(
     epsilons = _epsilons(progress)
     of_records = [value for unit, value in epsilons.items() if unit != Unit.CLIENT]
     row = {
-        "round": done.number,
-        **_nonempty(arm=done.arm),
+        "round": round_.number,
+        **_nonempty(arm=round_.arm),
         **metrics,
-        **{f"{TRAIN}{name}": value for name, value in done.scalars.items()},
-        **_nonempty(**{AT_BOUND: _at_bound(progress.run, done)}),
-        **_counts(progress, done),
-        "abandoned": done.abandoned,
+        **{f"{TRAIN}{name}": value for name, value in round_.scalars.items()},
+        **_nonempty(**{AT_BOUND: _at_bound(progress.run, round_)}),
+        **_counts(progress, round_),
+        "abandoned": round_.abandoned,
         **_nonempty(
-            exchanges=done.exchanges,
-            message_bytes=dict(zip(("down", "up"), done.message_bytes or (), strict=False)),
-            blamed=done.blamed,
-            cause=done.cause,
-            untrue=done.untrue,
-            suspected=done.suspected,
-            weighed=list(done.weighed),
+            exchanges=round_.exchanges,
+            message_bytes=dict(zip(("down", "up"), round_.message_bytes or (), strict=False)),
+            blamed=round_.blamed,
+            cause=round_.cause,
+            untrue=round_.untrue,
+            suspected=round_.suspected,
+            weighed=list(round_.weighed),
         ),
-        "clipping_norm": done.choices.clipping_norm if done.choices else None,
-        "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
+        "clipping_norm": round_.choices.clipping_norm if round_.choices else None,
+        "noise_multiplier": round_.choices.noise_multiplier if round_.choices else None,
         "epsilon_client": json_number(epsilons.get("client")),
         "epsilon_record": json_number(next(iter(of_records), None)),
-        **progress.observer.columns(done.number),
+        **progress.observer.columns(round_.number),
         **_nonempty(evaluation=evaluation, scores=list(progress.scores)),
     }
-    for evidence in done.evidence:
+    for evidence in round_.evidence:
         append_line(progress.run.folder / BLAME, evidence)
     progress.scores = ()
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
-    return RoundEnd(done.number, *public, read_only_model(state.arrays), progress.observer.line)
+    return RoundEnd(round_.number, *public, read_only_model(state.arrays), progress.observer.line)
 
 
 def _nonempty(**values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value}
 
 
-def _at_bound(run: Run, done: Round) -> list[str]:
+def _at_bound(run: Run, round_: Round) -> list[str]:
     """Return the names of noised figures at an end of their range, where noise carried them beyond it."""
     if run.privacy is None:
         return []
     bounds = {metric.name: metric.bound for metric in run.federation.mode.metrics}
-    return [f"{TRAIN}{name}" for name, value in done.scalars.items() if value in (0.0, bounds.get(name, 1.0))]
+    return [
+        f"{TRAIN}{name}" for name, value in round_.scalars.items() if value in (0.0, bounds.get(name, 1.0))
+    ]
 
 
-def _counts(progress: Progress, done: Round) -> dict[str, Any]:
+def _counts(progress: Progress, round_: Round) -> dict[str, Any]:
     """Return the public counts of a round; counts for a trusted server only go to its operator's file."""
     federation = progress.run.federation
     counts = {
-        "invited": done.invited,
-        "replies": done.replies,
-        "dropped": dict(sorted(done.dropped.items())),  # independent of the order of replies
-        "clipped_again": done.clipped_again,
+        "invited": round_.invited,
+        "replies": round_.replies,
+        "dropped": dict(sorted(round_.dropped.items())),  # independent of the order of replies
+        "clipped_again": round_.clipped_again,
         "bytes": progress.traffic().to_json(),
     }
     if not federation.mode.hides_counts:
         return counts
-    tell_operator(progress.run.folder, {"round": done.number, **counts})
-    arms = 1 if done.arm is None else progress.run.tuning.arms
+    tell_operator(progress.run.folder, {"round": round_.number, **counts})
+    arms = 1 if round_.arm is None else progress.run.tuning.arms
     planned = invited_size(in_arm(federation.cohort, arms), round(federation.declared_clients / arms))
     return {**dict.fromkeys(counts), "invited": planned}
 

@@ -150,10 +150,8 @@ def _costs(progress: Progress, used: MachineTime) -> dict[str, Any]:
 def _configured(federation: Federation) -> dict[str, Any]:
     """Return the names of the configuration's groups, and the number of clients."""
     s = federation.settings
-    shown = publishable_keys(s.source)["task"]
-    custom = (
-        {"target": shown.get("target"), "args": shown.get("args")} if isinstance(s.task, CustomTask) else {}
-    )
+    task = publishable_keys(s.source)["task"]
+    custom = {name: task.get(name) for name in ("target", "args") if isinstance(s.task, CustomTask)}
     return {
         "task": federation.task_name,
         **custom,
@@ -224,13 +222,7 @@ def close_run(run: Run) -> None:
 
 
 def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:
-    """Record the traffic after a run was closed: its final model, and receipts.
-
-    Args:
-      folder: of the run.
-      carried: since the close.
-      secret: whether only the operator may read counts.
-    """
+    """Record the traffic after a run was closed: its final model, and receipts; only for the operator if it is secret."""
     if secret:
         return tell_operator(folder, {"farewell": carried.to_json()})
     replace_file(folder / FAREWELL, (json.dumps(carried.to_json()) + "\n").encode(), mode=None)

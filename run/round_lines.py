@@ -30,10 +30,10 @@ class Lines:
         """Delete lines after the last checkpoint, left by a crash."""
         replace_file(self.folder / METRICS, _text(run.rows), mode=None)
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, round_end: RoundEnd) -> None:
         """Write the round's line."""
         with open(self.folder / METRICS, "ab") as file:
-            file.write(_text([done.row]))
+            file.write(_text([round_end.row]))
 
     def end(self, ending: RunEnd) -> None:
         """Do nothing: every line is written."""
@@ -100,14 +100,14 @@ def members_in(rows: Sequence[Row], column: Literal["blamed", "suspected"]) -> d
     return texts
 
 
-def metric_means(record: Row | None) -> dict[str, float]:
+def metric_means(evaluation: Row | None) -> dict[str, float]:
     """Return an evaluation's means by name, with the ends of their intervals; none without an evaluation."""
-    if record is None:
+    if evaluation is None:
         return {}
     from ..privacy.statistics.evaluation import CLIENTS, RECORDS
 
     columns: dict[str, float] = {}
-    for answer in record["answers"]:
+    for answer in evaluation["answers"]:
         mean = answer["figures"][0]
         if mean["name"] == answer["name"] not in (CLIENTS, RECORDS) and mean["value"] is not None:
             name = f"{AT_CLIENTS}{answer['name']}"
@@ -115,12 +115,12 @@ def metric_means(record: Row | None) -> dict[str, float]:
     return columns
 
 
-def format_means(record: Row) -> str:
+def format_means(evaluation: Row) -> str:
     """Return an evaluation's means with their intervals in one line, or why there are none."""
-    columns = metric_means(record)
+    columns = metric_means(evaluation)
     means = [
         f"{name.removeprefix(AT_CLIENTS)} {value:.4f} ({columns[name + LOW]:.4f} to {columns[name + HIGH]:.4f})"
         for name, value in columns.items()
         if not name.endswith((LOW, HIGH))
     ]
-    return ", ".join(means) or str(record.get("reason", "cannot be said"))
+    return ", ".join(means) or str(evaluation.get("reason", "cannot be said"))

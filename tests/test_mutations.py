@@ -112,7 +112,7 @@ MUTATIONS = {
     ),
     "a report of files that were changed does not say so": Mutation(
         "run/run_files.py",
-        "    return [name for name in READ if name in named and _hash(folder / name) != named[name]]",
+        "    return [name for name in READ if name in hashes and _hash(folder / name) != hashes[name]]",
         "    return []",
         "evidence/test_content.py",
         "held_against_its_close",
@@ -293,7 +293,7 @@ MUTATIONS = {
         "names_nothing_outside",
     ),
     "a run that goes on claims of a trusted server what others have seen": Mutation(
-        "run/so_far.py",
+        "run/promise.py",
         "        if adversary not in events:",
         "        if adversary not in book.spent:",
         "evidence/test_content.py",
@@ -1603,8 +1603,8 @@ MUTATIONS = {
     ),
     "a secret of the environment is published with its run": Mutation(
         "run/result.py",
-        '    shown = publishable_keys(s.source)["task"]\n',
-        '    shown = {"args": getattr(s.task, "args", None)}\n',
+        '    task = publishable_keys(s.source)["task"]\n',
+        '    task = {"args": getattr(s.task, "args", None)}\n',
         "run/test_callbacks.py",
         "secret_of_the_environment",
     ),
