@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from fedveil.audit.auditor import Auditor
-from fedveil.audit.line import AuditLine, in_words
+from fedveil.audit.line import AuditLine, format_alarm
 from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import round_rows, watching
+from fedveil.privacy.audit import round_rows
+from fedveil.privacy.audit import sum_audit as watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.mechanisms.released import Drawn, Released
+from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
@@ -89,7 +90,9 @@ def test_ten_numbers_without_noise_turn_red_though_no_round_shows_it(tmp_path: P
     auditor = Auditor(AuditTerms(100, 0.01, dimension=310, delta=1e-4), tmp_path / "rows")
     for number in range(1, 16):
         layers = [rng.standard_normal((30, 10)), 0.6 * rng.standard_normal(10)]
-        levels += [each.level for each in auditor.take(number, Released(number, layers, 1.0, 1.0, 1.0), {})]
+        levels += [
+            each.level for each in auditor.take(number, ReleasedSum(number, layers, 1.0, 1.0, 1.0), {})
+        ]
     assert levels[0] == "orange" and "red" in levels
 
 
@@ -176,8 +179,8 @@ def test_size_of_a_secret_draw_changes_no_displayed_figure(counts: tuple[int, in
     shown: list[Any] = []
     for count in counts:
         auditor = Auditor(terms, tmp_path / f"{count}")
-        auditor.take(1, Released(1, layers, 1.0, 0.25, 1.0, Drawn(count, population=100)), {})
-        alarms = [(each.told, in_words(each.alarm), each.alarm) for each in auditor.raised]
+        auditor.take(1, ReleasedSum(1, layers, 1.0, 0.25, 1.0, RoundCohort(count, population=100)), {})
+        alarms = [(each.content, format_alarm(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
         summary = auditor.end(None, {})

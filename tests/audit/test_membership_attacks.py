@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured, membership
+from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measure_attack, membership
 from fedveil.base.refusal import Refusal
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
@@ -61,7 +61,7 @@ def attacked(epochs: int) -> Attacked:
 @pytest.mark.parametrize("attack", EACH)
 def test_overfitting_model_is_detected(attack: str) -> None:
     scores = ATTACKS[attack](attacked(40), 4)
-    found = measured(scores[:RECORDS], scores[RECORDS:])
+    found = measure_attack(scores[:RECORDS], scores[RECORDS:])
     assert found["AUC"].low > 0.8
     assert list(found) == ["AUC", "true positives at 0.1% false", "true positives at 1.0% false"]
 
@@ -69,7 +69,7 @@ def test_overfitting_model_is_detected(attack: str) -> None:
 @pytest.mark.parametrize("attack", EACH)
 def test_a_model_that_never_trained_tells_nothing(attack: str) -> None:
     scores = ATTACKS[attack](attacked(0), 4)
-    area = measured(scores[:RECORDS], scores[RECORDS:])["AUC"]
+    area = measure_attack(scores[:RECORDS], scores[RECORDS:])["AUC"]
     assert area.low < 0.55 and area.high > 0.45
 
 

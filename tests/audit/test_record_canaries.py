@@ -21,7 +21,7 @@ from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
-from fedveil.privacy.audit.kept_rows import append, gathered, step_ratio
+from fedveil.privacy.audit.client_rows import append, gathered, step_ratio
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -260,7 +260,7 @@ def test_only_memorised_odd_examples_are_flagged() -> None:
     )
     train(model, task, Examples(inputs, targets), LocalTraining(0.5, 40, 20), 0, key=1)
     (found,) = probe.look(read_arrays(model), 2)
-    assert found.p_value < 1e-6 and found.shown["at_least"] > 0.8 and found.shown["auc_low"] > 0.8
+    assert found.p_value < 1e-6 and found.figures["at_least"] > 0.8 and found.figures["auc_low"] > 0.8
     (against,) = OddProbe(task, budget(1.0)).look(read_arrays(model), 2)
     assert found.p_value < against.p_value < 0.01
 

@@ -10,7 +10,7 @@ import pytest
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_records import records
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit.kept_rows import trace
+from fedveil.privacy.audit.client_rows import trace
 from fedveil.run.client_instructions import traces_of
 from fedveil.simulations.simulate import simulate
 

@@ -25,7 +25,7 @@ from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.hints import SYNONYMS
+from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
 from fedveil.tasks.exported import FILES
 
@@ -120,7 +120,7 @@ def test_unknown_option_is_refused_on_stderr(say: Any, words: tuple[str, ...], t
         (["simulate", "--cgf", "job"], "did you mean '--cfg'?"),
         (["simulate", "--epochs", "3"], "did you mean local_epochs=...?"),
         (["plan", "--lr=0.1"], "did you mean learning_rate=...?"),
-        (["simulate", "--device", "cuda"], SYNONYMS["device"]),
+        (["simulate", "--device", "cuda"], HINTS["device"]),
         (["provision", "rotat", "x", "y"], "did you mean 'fedveil provision rotate'?"),
         (["sim"], "did you mean 'fedveil simulate'?"),
         (["client", "stat", "x"], "did you mean 'fedveil client status'?"),
@@ -202,7 +202,7 @@ def test_the_keys_that_hints_name_exist() -> None:
         + settings_from_overrides(["partition=dirichlet", "strategy=fedprox"]).source
         + settings_from_overrides(["task=csv", "task.folder=tables"]).source
     )
-    for meant in SYNONYMS.values():
+    for meant in HINTS.values():
         for key in meant.split(" ")[:1] if "=" not in meant else ():
             word = key.rpartition(".")[2]
             assert f"{word}:" in known or word in ("dir", "run"), meant

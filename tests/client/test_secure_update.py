@@ -14,7 +14,7 @@ from fedveil.client.app import make_client_app
 from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.wire import (
     BUDGET_SPENT,
     DROP_REASONS,
@@ -43,7 +43,7 @@ def at(exchange, change):
     """A wire that changes what node 3 is sent in one exchange."""
 
     def fault(message, client):
-        if client == VICTIM and read_exchange_id(message.content).exchange is exchange:
+        if client == VICTIM and read_position(message.content).exchange is exchange:
             change(message.content)
 
     return fault
@@ -111,7 +111,7 @@ def test_a_second_inbox_does_not_train_again():
     kept = {}
 
     def fault(message, client):
-        if client == VICTIM and read_exchange_id(message.content).exchange is Exchange.INBOX:
+        if client == VICTIM and read_position(message.content).exchange is Exchange.INBOX:
             kept["inbox"] = message.content
 
     grid = Clients(fault)
@@ -189,7 +189,7 @@ def test_a_server_that_forgot_an_attempt_tries_another():
     stopped = []
 
     def fault(message, client):
-        if not stopped and read_exchange_id(message.content).exchange is Exchange.INBOX:
+        if not stopped and read_position(message.content).exchange is Exchange.INBOX:
             stopped.append(client)
             raise KeyboardInterrupt
 

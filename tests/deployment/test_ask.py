@@ -20,7 +20,7 @@ from flwr.app import Message
 from safetensors.numpy import save
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.ask import table_of
+from fedveil.cli.ask import format_answer
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.commands import status
 from fedveil.deployment.device.device_ledger import questions_of
@@ -29,8 +29,8 @@ from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
@@ -86,7 +86,7 @@ def test_question_for_an_allowed_purpose_is_charged_as_one(clients: Path) -> Non
     device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
     reply = device.answer(in_the_clear(asked))
     (classes, bit), spec = asked.segments, SumSpec(1.0, asked.segments)
-    told = CohortSum(np.zeros(spec.beside))
+    told = CohortSum(np.zeros(spec.segment_size))
     add_reply(told, reply, spec)
     vector = told.total
     labels = np.load(clients / "c0" / "device.npz")["targets"]
@@ -282,7 +282,7 @@ def test_an_operator_reads_why_devices_did_not_answer(hearts: Path, mode: str) -
     given = (*COMMON, f"privacy={mode}", "cohort=all", *more)
     spend, reach = Spend(noise_multiplier=1.0), SERVED["reaching"](grid)
     record = ask_clients(hearts / "server", inquiry(), spend, given, reach=reach)
-    said = table_of(record)
+    said = format_answer(record)
     assert not record["released"] and "the reservation stays spent" in said
     if mode == "client_distributed":
         assert "each of the others sent its reason (budget spent 5)" in said and "unknown" not in said
@@ -357,9 +357,9 @@ def test_too_few_connected_clients_are_refused_before_a_charge(hearts: Path) -> 
 
 def test_a_question_while_a_server_runs_is_refused(hearts: Path) -> None:
     from fedveil.deployment.status import RUNNING
-    from fedveil.privacy.ledger.folder_lock import alone
+    from fedveil.privacy.ledger.folder_lock import exclusive_lock
 
-    with alone(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
+    with exclusive_lock(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
         ask_clients(hearts / "server", inquiry(), Spend(epsilon=1.0), COMMON)
     assert refused.value.field == "server"
 

@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedveil.base.durable_files import replace_file
 from fedveil.base.refusal import Refusal
-from fedveil.cli.provision import _in_words
+from fedveil.cli.provision import _lines
 from fedveil.configs.passphrase import is_scrypt
 from fedveil.deployment import provision as provisioning
 from fedveil.deployment.authority import Authority
@@ -162,7 +162,7 @@ def test_a_new_client_that_could_serve_no_run_is_refused(
     assert str(refused.value).startswith(sentence) and not (tmp_path / "hearts").exists()
     (tmp_path / "federation.yaml").write_text(text)
     desk = provision(tmp_path / "federation.yaml", tmp_path / "hearts", None)
-    assert "  minimum_cohort: 3 is above the 2 members; no encrypted sum will be opened" in [*_in_words(desk)]
+    assert "  minimum_cohort: 3 is above the 2 members; no encrypted sum will be opened" in [*_lines(desk)]
     (tmp_path / "federation.yaml").write_text(text.replace(before, after))
     provision(
         tmp_path / "federation.yaml", tmp_path / "hearts", None

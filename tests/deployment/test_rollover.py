@@ -43,7 +43,7 @@ from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, renew
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.rollover import (
     DAY_SECONDS,
-    MOST_DAYS,
+    MAX_DAYS,
     Rollover,
     read_chain,
     sign_rollover,
@@ -453,9 +453,9 @@ def forged(kind: str, desk: Path, tmp_path: Path) -> tuple[str, str]:
             named = stated(own, far, both, federation="others")
             return write_chain([sign_rollover(named, own.signer, far.signer)]), "is not that of this device"
         case "the overlap has no end":
-            until = now + (MOST_DAYS + 1) * DAY_SECONDS
+            until = now + (MAX_DAYS + 1) * DAY_SECONDS
             endless = sign_rollover(replace(plain, until=until), own.signer, other.signer)
-            return write_chain([endless]), f"ends in more than {MOST_DAYS} days"
+            return write_chain([endless]), f"ends in more than {MAX_DAYS} days"
         case "a statement of the future":
             at = now + 1000 * DAY_SECONDS
             far_off = replace(plain, at=at, until=at + DAY_SECONDS)
@@ -566,7 +566,7 @@ def test_first_of_two_waiting_rollovers_stays_unless_owners_choose(
     )
 
 
-@pytest.mark.parametrize("days", [0, -1.0, MOST_DAYS + 0.5, float("nan")])
+@pytest.mark.parametrize("days", [0, -1.0, MAX_DAYS + 0.5, float("nan")])
 def test_the_desk_refuses_an_overlap_that_is_none_or_too_long(desk: Path, days: float) -> None:
     with pytest.raises(Refusal, match="must be above 0 and at most 90"):
         roll_over(desk, days)

@@ -53,13 +53,13 @@ from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
-from fedveil.privacy.ledger.book import read_book, read_events
-from fedveil.privacy.ledger.folder_lock import alone
+from fedveil.privacy.ledger.folder_lock import exclusive_lock
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.run import run_folder as recording
+from fedveil.run import result as results
 from fedveil.run.build import build
 from fedveil.run.callbacks import Callback, RunEnd
 from fedveil.run.files import ROSTERS
@@ -465,7 +465,7 @@ def test_sum_of_paid_releases_costs_records_nothing_more_at_both_ends(
     levels = ("record.target_epsilon=4", "client.target_epsilon=20", "client.clipping_norm=1")
     both = [f"privacy.{each}" for each in levels]
     code, _ = served(hearts, *RECORD, "privacy=record_and_client", *both, "accept_vacuous=true", "run=both")
-    sums = read_book(ledger_of(hearts)).releases.values()
+    sums = read_ledger(ledger_of(hearts)).releases.values()
     assert code == 0 and len(sums) == 3 and {each.source for each in sums} == {OF_RECORDS}
     # Were sums at 20 a cost of records, nothing would be left of 9.
     served(hearts, *TOGETHER, "privacy.target_epsilon=9", "run=together")
@@ -607,7 +607,7 @@ def test_impossible_folder_is_refused_by_the_name_of_its_setting(hearts: Path) -
 
 
 def test_a_second_server_is_refused(hearts: Path) -> None:
-    with alone(hearts / "server" / RUNNING, "server"):
+    with exclusive_lock(hearts / "server" / RUNNING, "server"):
         assert running(hearts / "server")
         with pytest.raises(Refusal, match=r"server=.*in use by process"):
             served(hearts, *CENTRAL)
@@ -780,7 +780,7 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
     key = hearts / "server" / "runs" / "run-1" / "audit.key"
     seed = key.read_bytes()
     assert key.stat().st_mode & 0o777 == 0o600
-    with patch.object(recording, "_write_results", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "write_results", side_effect=Killed), pytest.raises(Killed):
         served(hearts)
     assert served(hearts)[0] == 0 and not key.exists()
     rows, coins = canaries_of(hearts)
@@ -791,7 +791,7 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
 def test_killed_servers_run_is_closed_by_the_folder_alone(
     hearts: Path,
 ) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL)
     run = hearts / "server" / "runs" / "run-1"
     with pytest.raises(Refusal, match="say what is to be learned"):
@@ -800,7 +800,7 @@ def test_killed_servers_run_is_closed_by_the_folder_alone(
 
 
 def test_a_run_that_only_owners_charge_has_its_manifest_after_a_kill(hearts: Path) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *RECORD)
     with pytest.raises(Refusal, match="say what is to be learned"):
         served(hearts)
@@ -810,7 +810,7 @@ def test_a_run_that_only_owners_charge_has_its_manifest_after_a_kill(hearts: Pat
 def test_killed_servers_run_is_closed_by_the_same_command(
     hearts: Path,
 ) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL, *FULL)
     run = hearts / "server" / "runs" / "run-1"
     ledger = json.loads((run / "result.json").read_text())["ledger"]

@@ -24,8 +24,8 @@ from fedveil.links.flower.grid import SuperNodeGrid
 from fedveil.links.flower.superlink import open_flower_link
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums

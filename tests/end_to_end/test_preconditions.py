@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import fedveil.client.dp_sgd.train
 import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench, train_round
+from fedveil.client.app import train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.settings import Ray
 from fedveil.messages.client_settings import ClientSettings
@@ -441,7 +442,7 @@ def drawing(mode: str, case: str) -> Any:
     def arrange() -> None:
         import os
 
-        import fedveil.client.dp_sgd.train as dp_sgd
+        from fedveil.client.dp_sgd import rounds as dp_sgd
         from fedveil.strategies.cohorts import Poisson
 
         fixed_names()
@@ -733,7 +734,7 @@ def test_the_same_people_have_one_budget_whatever_their_bytes(
 def test_client_is_charged_the_others_loss_after_a_data_change(tmp_path: Path, commands: Any) -> None:
     prints, budget = ["a", "b"], Budget(Unit.RECORD, 100.0, 1e-5)
     events = [GaussianDpEvent(5.0), GaussianDpEvent(7.0)]
-    data_sets.settle(tmp_path, "clinics", data_sets.owed_by_clients(tmp_path, "clinics", prints), budget)
+    data_sets.settle(tmp_path, "clinics", data_sets.pending_for_clients(tmp_path, "clinics", prints), budget)
     names = data_sets.client_ledgers("clinics", prints)
     for name, event, times in zip(names, events, (3, 2), strict=True):
         charge(tmp_path / f"{name[:32]}.ledger", name, event, times, budget)
@@ -742,7 +743,7 @@ def test_client_is_charged_the_others_loss_after_a_data_change(tmp_path: Path, c
     assert code == 0 and "clinics: the next run is charged the entries" in command.out, command.err
     assert commands.run("budget", "adopt", "none", "clinics", f"--ledger-dir={tmp_path}")[0] == 2
     for _ in range(2):  # a second time nothing is owed
-        owed = data_sets.owed_by_clients(tmp_path, "clinics", ["c", "a", "b"])
+        owed = data_sets.pending_for_clients(tmp_path, "clinics", ["c", "a", "b"])
         data_sets.settle(tmp_path, "clinics", owed, budget)
     whole = [GaussianDpEvent(5.0)] * 3 + [GaussianDpEvent(7.0)] * 2 + [GaussianDpEvent(9.0)]
     expected = epsilon(whole, 1e-5)

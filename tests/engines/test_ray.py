@@ -30,7 +30,7 @@ from fedveil.client.private_update import private_update
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.engines.settings import Ray
-from fedveil.messages.secure_wire import USUAL, read_exchange_id
+from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import FAILED, LATE, SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
@@ -129,7 +129,7 @@ def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch
         self._together = 1
 
     def noted(self: RayGrid, added: Any, index: int, shares: _Shares, total: CohortSum) -> bool:
-        taken.append([list(given) for given in shares.given])
+        taken.append([list(given) for given in shares.shares])
         return take(self, added, index, shares, total)
 
     monkeypatch.setattr(RayGrid, "_take", noted)
@@ -267,7 +267,7 @@ def test_shares_are_dealt_until_none_is_left_and_state_stays_at_home() -> None:
     while share := shares.next(len(sizes) % 2):
         sizes.append(len(share))
     assert sizes == sorted(sizes, reverse=True) and sizes[:2] == [7, 3] and sum(sizes) == 18
-    assert sorted(shares.given[0] + shares.given[1]) == list(range(2, 22))
+    assert sorted(shares.shares[0] + shares.shares[1]) == list(range(2, 22))
 
 
 def test_stacked_clients_are_dealt_in_even_shares_of_which_each_pays() -> None:
@@ -291,7 +291,7 @@ def test_an_actor_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> N
     def die(message: Message, client: int) -> None:
         if SECURE_RECORD not in message.content:  # of `answered`
             return
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         note = tmp_path / f"{place.round}"
         if client == 2 and place.exchange == place.round - asked.row and not note.exists():
             note.touch()

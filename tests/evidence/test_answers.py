@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
-from fedveil.evidence.answers import read_answers, report_of_answers, told_answers
+from fedveil.evidence.answers import describe_answers, read_answers, report_of_answers
 from fedveil.evidence.charts import bar
 from fedveil.evidence.content import receipts_of, report_of, to_json
 from fedveil.evidence.coverage import not_covered
-from fedveil.evidence.page import MOST_FIGURES, PAGE, page_of
+from fedveil.evidence.page import MAX_FIGURES, PAGE, page_of
 from fedveil.evidence.page_text import differences, references
-from fedveil.evidence.pictures import MOST_SHAPES
+from fedveil.evidence.pictures import MAX_SHAPES
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release
@@ -211,7 +211,7 @@ def test_a_long_answer_is_cut_on_the_page_and_whole_in_the_json(asked: Path) -> 
     edited(asked / "treated-alike.json", answers=answers)
     report = report_of_answers(asked)
     page = page_of(report)
-    assert f"word {MOST_FIGURES - 1}<" in page and f"word {MOST_FIGURES}<" not in page
+    assert f"word {MAX_FIGURES - 1}<" in page and f"word {MAX_FIGURES}<" not in page
     assert "More figures are omitted" in page and len(report["answers"][0]["answers"][0]["figures"]) == 200
 
 
@@ -389,7 +389,7 @@ def test_many_shapes_are_left_to_the_json(kept: Path) -> None:
     many = {**SHAPES, "shapes": [{**SHAPES["shapes"][0], "column": f"column {at}"} for at in range(40)]}
     report = report_of(read_run(kept), shapes=many)
     page = page_of(report)
-    assert len(report["shapes"]["shapes"]) == 80 and page.count('id="shape-') == MOST_SHAPES
+    assert len(report["shapes"]["shapes"]) == 80 and page.count('id="shape-') == MAX_SHAPES
     assert "has all of them" in page and len(page.encode()) < 300_000
     flat = {**SHAPES, "shapes": [{**each, "values": [[0, 0], [0, 0]]} for each in SHAPES["shapes"]]}
     assert "shape-0" in page_of(report_of(read_run(kept), shapes=flat))
@@ -525,4 +525,4 @@ def test_records_stand_in_the_order_of_the_ledger(asked: Path) -> None:
             *charged,
             *(name for name in ("intake-2026", "treated-alike") if name not in charged),
         ]
-    assert told_answers([]) == []
+    assert describe_answers([]) == []

@@ -31,7 +31,7 @@ from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.run.promise import in_words, promise_rows, recognised
+from fedveil.run.promise import promise_rows, recognised, sentences
 from fedveil.run.run_files import Assessment, read_run
 from fedveil.tasks.shapes import read_shapes
 
@@ -347,7 +347,7 @@ def test_a_promise_is_two_sentences_without_symbols(golden: dict[str, Any]) -> N
 
 def test_a_weak_promise_is_not_called_almost_nothing(golden: dict[str, Any]) -> None:
     rows = [{**row, "recognised": 0.97} for row in golden["privacy"]]
-    first, second = in_words(rows, True)
+    first, second = sentences(rows, True)
     assert "does not prevent" in first and "97 of 100" in second
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.evidence.page_text import Reference, active, differences, pointed, references, shown, step
+from fedveil.evidence.page_text import Reference, active, differences, pointed, references, step, text_of
 
 REPORT: dict[str, Any] = {"privacy": [{"epsilon": 2.99983, "who": "a<b & c"}], "a/b": {"~": 7}, "no": None}
 PAGE = (
@@ -43,13 +43,13 @@ PAGE = (
     ],
 )
 def test_a_value_has_one_text(value: object, form: str, text: str) -> None:
-    assert shown(value, form) == text
+    assert text_of(value, form) == text
 
 
 @given(st.floats(0, 1e6))
 def test_epsilon_is_never_rounded_down(value: float) -> None:
-    assert float(shown(value, "epsilon")) >= value - 1e-7
-    assert float(shown(value, "epsilon")) <= value + 0.01 + 1e-7
+    assert float(text_of(value, "epsilon")) >= value - 1e-7
+    assert float(text_of(value, "epsilon")) <= value + 0.01 + 1e-7
 
 
 def test_a_page_that_shows_its_report_has_no_differences() -> None:

@@ -29,7 +29,7 @@ from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.frames import METHOD, Ack, Hello, frames_of, read
 from fedveil.messages.message_codec import pack, unpack
-from fedveil.messages.secure_wire import messages_of, read_exchange_id
+from fedveil.messages.secure_wire import messages_of, read_position
 from fedveil.messages.wire import (
     DROP_REASONS,
     OWNERS_POLICY,
@@ -40,8 +40,8 @@ from fedveil.messages.wire import (
     sum_of,
     view,
 )
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 
 HERE = Path(__file__).parents[1]
 MADE = runpy.run_path(str(HERE / "faults" / "link_ends.py"))
@@ -194,7 +194,7 @@ def test_repeated_instructions_change_no_round_and_cost_nothing(tmp_path: Path, 
         reply = devices[node].answer(message)
         again = devices[node].answer(message)
         seen[node].append(message)
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         if place.exchange is Exchange.INBOX:
             assert b"out_of_order" in messages_of(again.content)[0]
             vectors[node, place.round, place.attempt] += not reply.has_error()

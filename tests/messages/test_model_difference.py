@@ -28,9 +28,9 @@ from fedveil.messages.difference_wire import (
     DIFFERENCE,
     KEYS,
     MODEL,
-    read_model_statement,
-    split_model_report,
-    with_model_report,
+    read_statement,
+    split_report,
+    with_report,
 )
 from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
 from fedveil.messages.grids import AskingGrid
@@ -280,7 +280,7 @@ def test_present_device_gets_the_difference_and_an_absent_one_all(tmp_path: Path
     grid, models = DifferenceGrid(devices), [sent for _, sent in walk(1, 5, 4)]
     for number, cohort in enumerate([[0], [0], [0, 1], [1], [0]]):
         list(grid.send_and_receive([instruction(models[number], node, number) for node in cohort]))
-    told = [read_model_statement(message.content) for message in devices.sent]
+    told = [read_statement(message.content) for message in devices.sent]
     assert [bool(each and each.difference) for each in told] == [False, True, True, False, True, True]
     assert all(
         DIFFERENCE in records_of(m.content, ConfigRecord)[SPEC_RECORD] or records_of(m.content, ArrayRecord)
@@ -300,7 +300,7 @@ def test_silent_device_gets_all_and_a_declining_one_a_difference(
             devices.held[0].path.rename(tmp_path / "away")
         replies = grid.send_and_receive([instruction(models[number], node, number) for node in (0, 1)])
         assert not any(reply.has_error() for reply in replies)
-    told = [(each.metadata.dst_node_id, read_model_statement(each.content)) for each in devices.sent]
+    told = [(each.metadata.dst_node_id, read_statement(each.content)) for each in devices.sent]
     assert [bool(each and each.difference) for node, each in told if node == 1] == [False, True, False, True]
     assert [bool(each and each.difference) for node, each in told if node == 0] == [
         False,
@@ -310,10 +310,10 @@ def test_silent_device_gets_all_and_a_declining_one_a_difference(
         True,
     ]
     (message,) = (models_of := ClientModels()).encode([instruction(models[0])])
-    models_of.take(7, (read_model_statement(message.content) or pytest.fail("no model")).model)
+    models_of.take(7, (read_statement(message.content) or pytest.fail("no model")).model)
     for _ in range(2):  # it declines
         (message,) = models_of.encode([instruction(models[1])])
-        assert (read_model_statement(message.content) or pytest.fail("no model")).difference
+        assert (read_statement(message.content) or pytest.fail("no model")).difference
         models_of.take_back(7)
 
 
@@ -328,9 +328,9 @@ def test_a_device_takes_no_difference_from_another_model_than_its_own(tmp_path: 
     whole, told = held.with_whole_model(sent(1))
     assert told is not None
     reply = held.keep(whole, told, Message(RecordDict(), reply_to=whole))
-    server.take(7, split_model_report(reply.content)[1])
+    server.take(7, split_report(reply.content)[1])
     changed = sent(2)
-    said = read_model_statement(changed.content)
+    said = read_statement(changed.content)
     assert said is not None and said.difference
     assert hash_of(model_of(held.with_whole_model(changed)[0].content)) == hash_of(models[2])
     # The same bytes on another model of the same shapes.
@@ -380,13 +380,13 @@ def test_a_model_is_named_by_its_record(tmp_path: Path, named: str) -> None:
 def test_a_server_keeps_the_last_models_alone(tmp_path: Path) -> None:
     server = ClientModels()
     (first,) = server.encode([instruction({"w": np.zeros(3, np.float32)})])
-    told = read_model_statement(first.content)
+    told = read_statement(first.content)
     assert told is not None
     server.take(7, told.model)
     message = first
     for number in range(MAX_MODELS):
         (message,) = server.encode([instruction({"w": np.full(3, number + 1, np.float32)}, number=number)])
-    again = read_model_statement(message.content)
+    again = read_statement(message.content)
     assert again is not None and not again.difference
     server.take(7, "0" * 64)  # what it never told
 
@@ -395,7 +395,7 @@ def test_question_has_one_id_for_any_form_of_its_model() -> None:
     models = [sent for _, sent in walk(1, 3, 4)]
     server, restarted = ClientModels(), ClientModels()
     (first,) = server.encode([instruction(models[1])])
-    told = read_model_statement(first.content)
+    told = read_statement(first.content)
     assert told is not None
     server.take(7, told.model)
     (changed,), (whole,) = (each.encode([instruction(models[2], number=2)]) for each in (server, restarted))
@@ -424,8 +424,8 @@ def test_older_servers_hear_nothing_and_older_devices_get_the_whole(tmp_path: Pa
         assert (
             MODEL in records_of(sent.content, ConfigRecord)[SPEC_RECORD] and len(model_of(sent.content)) == 1
         )
-    assert split_model_report(RecordDict({"v": ConfigRecord({})}))[1] == ""
-    assert split_model_report(with_model_report(RecordDict(), "a"))[1] == "a"
+    assert split_report(RecordDict({"v": ConfigRecord({})}))[1] == ""
+    assert split_report(with_report(RecordDict(), "a"))[1] == "a"
 
 
 def test_questions_and_evaluations_bring_no_stored_model() -> None:
@@ -496,7 +496,7 @@ def test_a_simulation_counts_what_a_link_would_carry(sums: bool) -> None:
             grid.sum_replies(asked[0], nodes, SPEC, 1)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             list(grid.send_and_receive(asked))
-        said = read_model_statement(told[0].content)
+        said = read_statement(told[0].content)
         assert said is not None
         for node in nodes:
             server.take(node, said.model)
@@ -530,7 +530,7 @@ def test_devices_are_sent_differences_or_the_whole_after_a_loss(
     hearts = make_federation(tmp_path)
 
     def looking(message: Message, count: int) -> None:
-        told = read_model_statement(message.content)
+        told = read_statement(message.content)
         if told is None:
             return
         number = read_round(message.content)[1]

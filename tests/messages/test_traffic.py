@@ -16,7 +16,7 @@ from fedveil.links.grpc.grid import open_link
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
-from fedveil.messages.secure_wire import ExchangeId, ask, with_roster
+from fedveil.messages.secure_wire import Position, ask, with_roster
 from fedveil.messages.sizes import carried_bytes, update_bytes
 from fedveil.messages.traffic import Cargo, Carried, Tally, TrafficPurpose, cargo_of
 from fedveil.messages.wire import (
@@ -59,7 +59,7 @@ def order(content: Mapping[str, Any]) -> Message:
 
 def secure(exchange: Exchange, content: Mapping[str, Any] = {}) -> Message:
     spec = size_shares(SumSpec(1.0), 1000, Attendance(10, 6), 1.0, 16, layered=True)
-    asked = with_roster(ask([b"s" * 500], spec, ExchangeId("run", 1, 0, exchange)), b"r" * 700)
+    asked = with_roster(ask([b"s" * 500], spec, Position("run", 1, 0, exchange)), b"r" * 700)
     return Message(RecordDict({**content, **asked}), 2, "train")
 
 

@@ -17,12 +17,12 @@ from fedveil.cli.report import report
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.exchanged import exchanged
+from fedveil.privacy.accounting.record_events import record_event
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger import data_sets
-from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
+from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
@@ -91,7 +91,7 @@ def ledgers(folder: Path) -> list[Path]:
 def of_clients(folder: Path) -> list[Any]:
     """Return the events of the sums of whole clients, as a record pays for them."""
     events = read_events(data_sets.population_path(folder / "ledgers", "wards"), Adversary.MODEL)
-    return [event_from_json(exchanged(event_to_json(each), Adjacency.ZERO_OUT)) for each in events]
+    return [event_from_json(record_event(event_to_json(each), Adjacency.ZERO_OUT)) for each in events]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -105,7 +105,7 @@ def test_plan_for_records_begins_from_the_spending_of_client_sums(
     assert result["status"] == "completed"
     for path in ledgers(tmp_path):
         assert verify(path).ok and 5.5 < (verify(path).epsilon or 0) <= 6.0
-        mine = [each for each in read_book(path).releases.values() if each.source == "client"]
+        mine = [each for each in read_ledger(path).releases.values() if each.source == "client"]
         assert len(mine) == 2
     with pytest.raises(Refusal, match="target_epsilon"):
         ran(LEVELS[level], "again")
@@ -170,16 +170,16 @@ def test_cap_holds_for_records_before_they_have_a_ledger(ran: Any, tmp_path: Pat
 def test_a_run_that_hides_both_units_is_charged_to_its_records_once(ran: Any, tmp_path: Path) -> None:
     both = fv.RecordAndClient(record=LEVELS["record"], client=whole(3.0))
     assert ran(both, "both").result["status"] == "completed"
-    population = read_book(data_sets.population_path(tmp_path / "ledgers", "wards"))
+    population = read_ledger(data_sets.population_path(tmp_path / "ledgers", "wards"))
     assert {each.source for each in population.releases.values()} == {"records"}
-    before = [len(read_book(path).releases) for path in ledgers(tmp_path)]
+    before = [len(read_ledger(path).releases) for path in ledgers(tmp_path)]
     with pytest.raises(Refusal, match="target_epsilon"):
         ran(LEVELS["record"], "again")
     for path in ledgers(tmp_path):
         data_sets.charge_client_sums(
             path, path.stem, data_sets.population_path(tmp_path / "ledgers", "wards"), LEVELS_BUDGET
         )
-    assert [len(read_book(path).releases) for path in ledgers(tmp_path)] == before == [2, 2, 2]
+    assert [len(read_ledger(path).releases) for path in ledgers(tmp_path)] == before == [2, 2, 2]
 
 
 LEVELS_BUDGET = fv.Budget("record", 6.0, DELTA)
@@ -193,7 +193,7 @@ def test_a_question_to_whole_clients_is_charged_to_their_records(ran: Any, tmp_p
     ran(whole(2.0), "whole", num_rounds=1, evaluate={"clients": "final", "noise_multiplier": 8.0})
     with pytest.raises(Refusal, match="of whole clients"):
         ran(whole(50.0), "over")
-    kinds = [json.loads(each.entry.payload).get("kind") for each in read_book(path).releases.values()]
+    kinds = [json.loads(each.entry.payload).get("kind") for each in read_ledger(path).releases.values()]
     assert kinds.count("question") == 1 and (verify(path).epsilon or 0) > before
 
 

@@ -41,7 +41,7 @@ from fedveil.privacy.statistics.evaluation import (
     HeldOutRows,
     evaluation_from_json,
 )
-from fedveil.privacy.statistics.held_rows import held_rows
+from fedveil.privacy.statistics.holdout import holdout_mask
 from fedveil.questions.evaluation_plan import evaluation_plan
 from fedveil.questions.wire import CLIENT_NOISE_KEY, evaluation_content, question_of
 from fedveil.run.build import RunObjects, build
@@ -132,7 +132,7 @@ def test_held_out_records_are_not_trained_on_and_not_counted_openly() -> None:
         seen = {row.numpy().tobytes() for row in trained.inputs}
         assert not seen & {row.numpy().tobytes() for row in held.inputs}
     for parts in (narrow, wide):
-        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.rows_of_client == ROWS
+        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.max_rows == ROWS
     assert narrow.mode.units == wide.mode.units and narrow.mode.num_units == wide.mode.num_units
 
 
@@ -246,8 +246,8 @@ def test_the_plan_says_what_it_costs_and_over_how_many_records_it_is(
 )
 def test_a_record_that_is_not_there_moves_no_other(hashes: list[int], share: float, data: Any) -> None:
     gone = data.draw(st.integers(0, len(hashes) - 1))
-    all_of_them = held_rows(np.array(hashes, np.uint64), share, alone=True)
-    others = held_rows(np.delete(np.array(hashes, np.uint64), gone), share, alone=True)
+    all_of_them = holdout_mask(np.array(hashes, np.uint64), share, independent=True)
+    others = holdout_mask(np.delete(np.array(hashes, np.uint64), gone), share, independent=True)
     np.testing.assert_array_equal(np.delete(all_of_them, gone), others)
 
 

@@ -27,10 +27,10 @@ from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.modes.federation import Federation
 from fedveil.privacy.ledger.acts import VACUOUS
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.data_sets import adopt, population_ledger
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec

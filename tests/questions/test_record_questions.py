@@ -260,7 +260,7 @@ def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -
     (entry,) = payloads(device.ledger.records)
     assert entry["kind"] == "question" and not device.ledger.path.exists()
     (told,) = questions_of(device.ledger.records)
-    assert told.why == "How many are ill?" and told.epsilon > 0
+    assert told.reason == "How many are ill?" and told.epsilon > 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fedveil.populations import machine
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.renyi_filter import admits
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.book import read_events
+from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.run import record_ledgers
 from fedveil.run.build import RunObjects, build
 from fedveil.run.client_instructions import client_settings

@@ -40,7 +40,7 @@ from fedveil.strategies.cohorts import (
     Poisson,
     invited_size,
     likely_participations,
-    over_selected,
+    over_select,
 )
 from fedveil.strategies.registry import make_strategy
 
@@ -179,7 +179,7 @@ def test_a_wait_that_is_interrupted_ends_the_run_in_order(ledger: Ledger) -> Non
 
 
 def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger) -> None:
-    cohort = over_selected(Poisson(0.25), 2.0, CLIENTS)
+    cohort = over_select(Poisson(0.25), 2.0, CLIENTS)
     assert cohort == OverSelected(Poisson(0.5), Poisson(0.25))
     assert cohort.expected_size(100) == 25
     assert cohort.event(GaussianDpEvent(2.0)) == PoissonSampledDpEvent(0.5, GaussianDpEvent(2.0))
@@ -197,19 +197,19 @@ def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, Any]) -
     population = Deployed("run-1", "", Roster(1, ()), b"", Path(), **changed)
     seen = population.visible(Poisson(0.4))
     assert isinstance(seen, Poisson)
-    for cohort in (seen, over_selected(seen, 2.0, CLIENTS)):
+    for cohort in (seen, over_select(seen, 2.0, CLIENTS)):
         assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
         assert cohort.expected_size(100) == pytest.approx(40)
     assert Deployed("run-1", "", Roster(1, ()), b"", Path()).visible(Poisson(0.4)) == Poisson(0.4)
 
 
 def test_no_more_are_invited_than_there_are() -> None:
-    assert over_selected(Fixed(5), 3.0, CLIENTS) == OverSelected(Fixed(CLIENTS), Fixed(5))
-    assert invited_size(over_selected(Poisson(0.4), 3.0, CLIENTS), CLIENTS) == CLIENTS
+    assert over_select(Fixed(5), 3.0, CLIENTS) == OverSelected(Fixed(CLIENTS), Fixed(5))
+    assert invited_size(over_select(Poisson(0.4), 3.0, CLIENTS), CLIENTS) == CLIENTS
 
 
 def test_all_are_invited_where_clients_have_left() -> None:
-    cohort, left = over_selected(Fixed(5), 1.6, CLIENTS), range(6)
+    cohort, left = over_select(Fixed(5), 1.6, CLIENTS), range(6)
     assert cohort.draw(left, Randomness(1).stream("cohort", 1)) == list(left)
     assert invited_size(cohort, 6) == 6 and cohort.expected_size(6) == 5
 

@@ -18,7 +18,7 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.simulations import faults as injected
 from fedveil.simulations.deadline import PastDeadline, limited_to
-from fedveil.simulations.faults import picked
+from fedveil.simulations.faults import pick_fault
 from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -134,7 +134,7 @@ def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
 
 def test_probabilities_share_one_uniform_number() -> None:
     faults = FaultSettings(dropout=0.1, failure=0.2, straggler=0.3, corrupt=0.2)
-    picks = [picked(faults, (k + 0.5) / 1000) for k in range(1000)]
+    picks = [pick_fault(faults, (k + 0.5) / 1000) for k in range(1000)]
     assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
 
 
@@ -142,7 +142,7 @@ def test_failures_are_independent_of_round_and_client() -> None:
     faults, randomness = FaultSettings(dropout=0.5), Randomness(0)
     picks = [
         [
-            picked(faults, randomness.stream("faults", number, client).generator().random())
+            pick_fault(faults, randomness.stream("faults", number, client).generator().random())
             for client in range(64)
         ]
         for number in range(8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fedveil as fv
-from fedveil.cli.compare import rows_of, table_of
+from fedveil.cli.compare import format_table, read_rows
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.tasks.data import group_figures
 
@@ -100,6 +100,6 @@ def test_cost_of_privacy_by_group_stands_with_the_run_without_it(tmp_path: Path)
         metrics = {"accuracy": 0.9, "groups/sex=f/true positive rate": rate}
         told = {"status": "completed", "seed": 0, "metrics": metrics, "privacy": []}
         (folder / "result.json").write_text(json.dumps(told))
-    said = table_of(rows_of([tmp_path / "client_central", tmp_path / "none"]))
+    said = format_table(read_rows([tmp_path / "client_central", tmp_path / "none"]))
     line = next(each for each in said.splitlines() if each.startswith("sex=f/true positive rate"))
     assert line.split()[-3:] == ["0.75", "0.6", "(-0.1500)"]

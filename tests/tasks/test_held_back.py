@@ -18,7 +18,7 @@ from scipy.stats import binom
 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device import linear
-from fedveil.privacy.statistics.held_rows import hashes_of_rows, held_rows
+from fedveil.privacy.statistics.holdout import hashes_of_rows, holdout_mask
 from fedveil.run.build import build
 from fedveil.run.files import SAVED, SINGLY
 from fedveil.simulations.simulate import simulate
@@ -83,8 +83,8 @@ def test_held_out_rows_of_synthetic_tables_are_a_fair_sample() -> None:
         inputs, targets = table.draw(table.rows, stream)
         fresh = table.draw(FRESH, stream)
         rows = Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
-        of_tables = held_rows(row_hashes(rows), SHARE, alone=True)
-        at_clients = held_rows(hashes_of_rows([inputs, targets]), SHARE, alone=True)
+        of_tables = holdout_mask(row_hashes(rows), SHARE, independent=True)
+        at_clients = holdout_mask(hashes_of_rows([inputs, targets]), SHARE, independent=True)
         often = np.bincount(targets).argmax()
         for name, held in (("tables", of_tables), ("clients", at_clients)):
             count = int(held.sum())
@@ -180,7 +180,7 @@ def test_a_missing_row_leaves_one_of_the_two_parts_and_no_other_moves(
 ) -> None:
     def parts(of: list[int]) -> tuple[Counter[int], Counter[int]]:
         hashes = hashes_of_rows([np.array(of, np.int64)])
-        held = held_rows(hashes, share, alone=True)
+        held = holdout_mask(hashes, share, independent=True)
         kept, out = (Counter(row for row, at in zip(of, held, strict=True) if at == part) for part in (0, 1))
         return kept, out
 

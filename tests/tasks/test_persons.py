@@ -9,17 +9,17 @@ import torch
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
+from fedveil.client.dp_sgd.rounds import union_of
 from fedveil.client.dp_sgd.together import step
-from fedveil.client.dp_sgd.union import union_of
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
-from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept
@@ -149,7 +149,7 @@ def test_attack_on_a_person_stays_below_its_claim_above_one_example():
     drawn = np.array([len(batch) for batch in sampling.draw(records, stream)])
     normal = np.random.default_rng(0).standard_normal((2, tests)) * noise
     seen, without = drawn + normal[0], normal[1]
-    claims = [epsilon([records_event(noise, rate, n)], delta) for n in (records, 1)]
+    claims = [epsilon([group_event(noise, rate, n)], delta) for n in (records, 1)]
     threshold = 4.0
     found, alarm = (seen > threshold).mean(), (without > threshold).mean()
     slack = 5 * np.sqrt(found / tests)

@@ -33,7 +33,7 @@ from fedveil.links.device_answers import PAID, UNPAID, Journal, away
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
@@ -55,9 +55,9 @@ from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.acts import acting_user
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import Ledger, ReleaseState, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -159,7 +159,7 @@ def test_a_second_attempt_at_a_round_is_charged_again(clients):
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
 
     def fault(message):  # too many vectors are lost of the first attempt, before anything is opened
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         lost = message.metadata.dst_node_id > 3 and place.attempt == 0 and place.exchange is Exchange.INBOX
         return devices[2].answer(Message(content(), 2, "query")) if lost else None
 
@@ -685,7 +685,7 @@ def test_barred_device_says_so_at_once_and_keeps_its_promise(clients, tmp_path):
     def heats_up(message):
         if (
             message.metadata.dst_node_id == 4
-            and read_exchange_id(message.content).exchange is Exchange.SURVIVORS
+            and read_position(message.content).exchange is Exchange.SURVIVORS
         ):
             devices[4].root = hot
 

@@ -32,8 +32,8 @@ from fedveil.messages.wire import (
 )
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.budget import Adjacency, Adversary
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.strategies.record_plan import calibrated_noise

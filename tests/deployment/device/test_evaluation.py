@@ -21,8 +21,8 @@ from fedveil.deployment.serve import serve
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY
 from fedveil.messages.wire import OWNERS_POLICY, add_reply, instruct, memory_arrays
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import EVALUATION, Evaluation

@@ -26,8 +26,8 @@ from fedveil.deployment.register import read_register
 from fedveil.links.roster_watch import followed_roster
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.acts import acting_user
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.refusal import Refused
@@ -448,7 +448,7 @@ OWN_SHARE = {3: 0.71, 5: 0.50, 11: 0.33, 20: 0.24, 100: 0.11}
 def test_device_among_strangers_has_all_the_noise_of_its_charge(clients: int, bits: int) -> None:
     masking = Masking(Roster(1, ()), 0.4, 0.1, Profile.MALICIOUS)
     spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, bits, layered=True)
-    assert spec.own_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
+    assert spec.single_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
     for outsiders in range(clients):
         sigma = spec.missing_sigma(outsiders, 1.0)
         assert sigma >= 0
@@ -466,4 +466,4 @@ def test_minimum_cohort_is_worth_its_noise_against_allies_of_a_server(allies: in
     for clients, worth in ((max(enough, 3), True), (enough - 1, False)):
         if clients > allies + 1:
             spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, 32, layered=True)
-            assert (spec.own_noise(allies) >= 1.0 - 1e-9) == worth
+            assert (spec.single_noise(allies) >= 1.0 - 1e-9) == worth

@@ -42,12 +42,12 @@ from fedveil.evidence.binding.signatures import (
     signatures_text,
 )
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.evidence.page_text import differences, pointed, shown
+from fedveil.evidence.page_text import differences, pointed, text_of
 from fedveil.privacy.budget import Budget, Release
-from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
+from fedveil.privacy.ledger.ledger_state import verify_entries
 from fedveil.run.files import MANIFEST, RESULT
 from fedveil.run.manifest import hashes, read_manifest, reveals_counts
 from fedveil.simulations.simulate import simulate
@@ -600,7 +600,9 @@ def shown_otherwise(pointer: str, value: Any) -> Callable[[Path], None]:
         place[int(name) if isinstance(place, list) else name] = value
         path.write_text(json.dumps(whole))
         form = rf'(data-ref="{pointer}"(?: data-form="(\w+)")?>)[^<]*<'
-        text = re.sub(form, lambda found: f"{found[1]}{shown(value, found[2] or 'plain')}<", page.read_text())
+        text = re.sub(
+            form, lambda found: f"{found[1]}{text_of(value, found[2] or 'plain')}<", page.read_text()
+        )
         page.write_text(text)
         assert differences(text, whole) == []
 

@@ -15,11 +15,11 @@ from scipy.stats import norm
 
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.curve import privacy_curve
+from fedveil.privacy.accounting.custom_events import ExchangedDpEvent
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.exchanged import exchanged
 from fedveil.privacy.accounting.gate import Gate
-from fedveil.privacy.accounting.openly_sampled import ExchangedDpEvent
+from fedveil.privacy.accounting.record_events import record_event
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, verify
@@ -31,7 +31,7 @@ DELTA = 1e-5
 def of_records(
     event: dp.DpEvent, adjacency: Adjacency = Adjacency.ZERO_OUT, secret: bool = True
 ) -> dp.DpEvent:
-    return event_from_json(exchanged(event_to_json(event), adjacency, secret))
+    return event_from_json(record_event(event_to_json(event), adjacency, secret))
 
 
 def best_attack(noise: float, delta: float) -> float:

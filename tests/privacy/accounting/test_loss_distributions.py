@@ -132,7 +132,7 @@ def test_a_fine_grid_takes_few_arrays_at_once() -> None:
     forget_distributions()
     made: Any = sampled(rate, noise, interval)
     size = made._pmf_remove.size
-    assert size > loss_distributions.MOST_KEPT
+    assert size > loss_distributions.MAX_CACHED
     assert arrays_at_once(lambda: sampled(rate, noise, interval), size) < 5.5
     leaf, relation = PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), relation_of(Adjacency.ZERO_OUT)
     composed: Any = loss_distributions.distribution(((leaf, 203),), relation, interval)

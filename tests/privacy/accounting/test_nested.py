@@ -22,13 +22,13 @@ from scipy.special import comb, logsumexp
 
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting import loss_distributions
+from fedveil.privacy.accounting.custom_events import OpenlySampledDpEvent
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
     epsilon,
     grouped,
 )
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.accounting.renyi import relation_of
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify

@@ -195,8 +195,8 @@ def test_all_looks_together_spend_alpha_and_no_more(planned: dict[Check, int]) -
 def test_levels(p_values: dict[Check, float], levels: list[Level]) -> None:
     state, alarms = look_at(OF_RECORDS, Look(p_values))
     assert [alarm.level for alarm in alarms] == levels
-    assert state.made == dict.fromkeys(p_values, 1)
-    assert OF_RECORDS.made == {}
+    assert state.looks == dict.fromkeys(p_values, 1)
+    assert OF_RECORDS.looks == {}
 
 
 def levels_of_norm(*p_values: float) -> list[Level]:

@@ -14,7 +14,7 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
-from fedveil.client.dp_sgd.together import drawn, step
+from fedveil.client.dp_sgd.together import draw_records, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.messages.client_settings import StepTerms
 from fedveil.messages.local_training import LocalTraining
@@ -166,7 +166,7 @@ def records_together() -> Attacked:
             model = nn.Linear(2, 2, bias=False)
             nn.init.zeros_(model.weight)
             coins = stream("together coins", member, number, client)
-            rows = drawn(3, terms, coins)
+            rows = draw_records(3, terms, coins)
             update = step(model, Line(), Examples(inputs, targets), rows, terms, 1.0, {"weight": shape})
             noise = stream("together", member, number, client)
             total += encode_share(update, {}, shares, noise, seed)[0]

@@ -17,7 +17,7 @@ from fedveil.privacy.mechanisms.private_sum import (
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import LEAST_NORM, MIN_CELLS, SMOOTHING, Segment, SumSpec, cells_for
+from fedveil.privacy.mechanisms.sum_spec import MIN_CELLS, MIN_NORM, SMOOTHING, Segment, SumSpec, cells_for
 
 LOSS = Segment("loss", 5.0)
 COUNT = Segment("num-examples", 100.0)
@@ -63,7 +63,7 @@ def test_short_update_survives_and_a_long_one_keeps_its_direction() -> None:
     assert math.isclose(np.linalg.norm(flat), 2.0, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize("norm", [1.0, LEAST_NORM])
+@pytest.mark.parametrize("norm", [1.0, MIN_NORM])
 def test_zero_update_is_zero(norm: float) -> None:
     vector, clipped = encode(update_of([0.0] * 7), {}, SumSpec(norm))
     assert not clipped

@@ -19,7 +19,7 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.distributed import sum_event
 from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
-from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, Attendance, Layer, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sizing import MAX_EXCESS, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from fedveil.privacy.secagg.graph import colluders
 from fedveil.run.build import build
@@ -184,10 +184,10 @@ def test_layers_leave_every_attendance_the_planned_noise(
     attendance = Attendance(most, least, min(bad, least - 1))
     spec = size_shares(PLAIN, 1000, attendance, noise, 32, layered=True)
     costs = [sum_event(spec, survivors).noise_multiplier for survivors in range(least, most + 1)]
-    assert min(costs) == spec.least_noise(attendance.colluders) >= noise * (1 - 1e-9)
+    assert min(costs) == spec.min_noise(attendance.colluders) >= noise * (1 - 1e-9)
     assert costs[-1] <= 1.01 * noise
     honest = least - attendance.colluders
-    assert max(costs) <= 1.01 * noise * math.sqrt(MOST_EXCESS * (1 + 1 / honest) ** 2)
+    assert max(costs) <= 1.01 * noise * math.sqrt(MAX_EXCESS * (1 + 1 / honest) ** 2)
     levels = [layer.survivors for layer in spec.layers]
     assert levels == sorted(set(levels), reverse=True) and all(least < level <= most for level in levels)
 

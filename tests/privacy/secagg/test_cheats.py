@@ -30,10 +30,10 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
 )
+from fedveil.privacy.secagg.encrypted_shares import cut
 from fedveil.privacy.secagg.evidence import convictions, evidence_from
 from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
-from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
@@ -394,7 +394,7 @@ def test_secret_is_not_disclosed_for_an_unsigned_deal():
     cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
     cohort.exchange(attempt, "share", attempt.advance(), vectors)
     victim, dealer, *_ = cohort.nodes
-    parcels = read(attempt.advance()[victim], messages.Parcels)
+    parcels = read(attempt.advance()[victim], messages.NeighbourShares)
     spoiled = replace(parcels, sealed=bytes(len(parcels.sealed)))
     checked = read(cohort.nodes[victim].handle(write(spoiled), NOW)[:-28], messages.Checked)
     assert dealer in checked.accused

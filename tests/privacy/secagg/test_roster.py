@@ -88,7 +88,7 @@ def test_a_name_that_deceives_an_owner_is_in_no_roster(name: str) -> None:
 
 
 def test_a_change_shows_digits_that_nobody_finds_another_key_with() -> None:
-    shown = re.findall(r"(\S+) \(([0-9a-f]+)\)", change_between(None, ROSTER).who)
+    shown = re.findall(r"(\S+) \(([0-9a-f]+)\)", change_between(None, ROSTER).summary)
     assert shown == [(each.name, each.fingerprint[:32]) for each in MEMBERS]
 
 

@@ -167,8 +167,8 @@ def test_a_client_without_rows_or_with_none_that_count_answers_zeros() -> None:
 
 
 def test_ratio_with_rows_lost_in_noise_has_no_figure() -> None:
-    assert not ratio_of("mean", 1.0, 2.0, 5.0).said
-    assert not figures(inquiry(), 500.0)["spread", "variance"].said
+    assert not ratio_of("mean", 1.0, 2.0, 5.0).has_value
+    assert not figures(inquiry(), 500.0)["spread", "variance"].has_value
     found = ratio_of("mean", 30.0, 100.0, 1e-9)
     assert found.low == pytest.approx(0.3) == found.high
 

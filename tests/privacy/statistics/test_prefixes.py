@@ -117,7 +117,7 @@ def test_noise_makes_up_a_prefix_as_seldom_as_is_claimed() -> None:
     asked = Prefixes("word", tuple(LETTERS), 5, beta=0.1, prefixes=tuple(LETTERS))
     draws, made_up = np.random.default_rng(0), 0
     for _ in range(DRAWS):
-        ended, longer = asked.found(draws.normal(0, 7.0, asked.shape), 7.0)
+        ended, longer = asked.select(draws.normal(0, 7.0, asked.shape), 7.0)
         made_up += bool(ended or longer)
     assert made_up / DRAWS <= 0.1
     assert asked.threshold(7.0) == pytest.approx(7 * math.sqrt(2 * math.log(2 * 72 / 0.1)))

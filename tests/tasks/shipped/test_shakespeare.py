@@ -183,6 +183,6 @@ def test_probe_pools_each_kind_and_prints_the_control() -> None:
     train(model, task, Examples(inputs, targets), LocalTraining(1.0, 60, 10), 0, key=1)
     before = {name: value.copy() for name, value in read_arrays(model).items()}
     learnt = probe.look(before, 2)
-    assert learnt[2].p_value < 1e-6 < learnt[2].shown["bits"]
+    assert learnt[2].p_value < 1e-6 < learnt[2].figures["bits"]
     assert all(np.array_equal(before[name], value) for name, value in read_arrays(model).items())
     assert exposures(task, before)[0][0].candidates == CANDIDATES
