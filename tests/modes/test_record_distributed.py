@@ -106,7 +106,7 @@ def test_one_record_moves_a_masked_vector_by_no_more_than_that(
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5])
-def test_a_masked_sum_is_rounded_by_coins_that_do_not_know_the_rest_of_it(part: float) -> None:
+def test_masked_sum_is_rounded_by_independent_coins(part: float) -> None:
     size = 10_000
     norm = part * math.sqrt(size)
     spec = ShareSpec(
@@ -124,9 +124,7 @@ def test_a_masked_sum_is_rounded_by_coins_that_do_not_know_the_rest_of_it(part: 
 
 
 @pytest.mark.parametrize(("clients", "least"), [(5, 4), (5, 3), (20, 16)])
-def test_sixteen_bits_add_at_most_five_percent_to_the_noise_of_a_hundred_thousand_coordinates(
-    clients: int, least: int
-) -> None:
+def test_sixteen_bits_add_at_most_five_percent_to_the_noise(clients: int, least: int) -> None:
     spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
     assert spec.bits == 16 and spec.inflation <= 1.05 and spec.least_noise(1) >= 3
 
@@ -137,7 +135,7 @@ def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
     assert np.linalg.norm(above - below) == 10 <= spec.sensitivity(100) == pytest.approx(10.2)
 
 
-def test_a_vector_of_records_beyond_its_range_is_scaled_and_rounded_and_never_pulled_back() -> None:
+def test_vector_beyond_its_range_is_scaled_and_rounded() -> None:
     spec = SumSpec(20.0, cells=20, unit_norm=0.2)
     long = np.random.default_rng(0).normal(size=100) * 5
     room = (20 - math.sqrt(100) / 2) * (1 - 1e-9)  # rounding adds at most half a unit to each coordinate
@@ -250,7 +248,7 @@ def layout_of_net() -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_and_noise() -> None:
+def test_fifty_steps_are_those_of_opacus_on_the_pooled_data() -> None:
     task, rate = Made(), 0.4
     union = union_of(bench_of(task))
     ours = Net()
@@ -281,7 +279,7 @@ def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_layer_writes_in_one_part_of_a_step_does_not_reach_the_next(
+def test_writes_of_a_layer_do_not_reach_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Keeping(Net):
@@ -370,7 +368,7 @@ def test_an_answer_has_nothing_that_tells_how_many_were_drawn(
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-def test_a_round_that_is_asked_for_again_draws_anew_but_in_a_seeded_simulation() -> None:
+def test_repeated_round_draws_anew_but_in_a_seeded_simulation() -> None:
     for seed, same in ((None, False), (3, True)):
         bench = bench_of(Made(), seed)
         one, other = (
@@ -447,7 +445,7 @@ def audited(folder: Path, **more: Any) -> dict[str, Any]:
     return run.result["audit"]
 
 
-def test_canary_records_show_less_than_is_claimed_of_the_union_and_more_once_the_noise_is_halved(
+def test_canary_records_show_less_than_claimed_until_noise_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audited(tmp_path / "whole")
@@ -465,12 +463,12 @@ def test_canary_records_show_less_than_is_claimed_of_the_union_and_more_once_the
     assert audit_run(tmp_path / "half") == 3
 
 
-def test_canary_records_of_masked_sums_stand_in_every_client_s_own_vector(tmp_path: Path) -> None:
+def test_canary_records_of_masked_sums_stand_in_every_clients_vector(tmp_path: Path) -> None:
     found = audited(tmp_path / "masked", secagg="masked")["records"]
     assert 0.5 * found["claimed"] < found["measured"]["low"] <= found["claimed"]
 
 
-def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_path: Path) -> None:
+def test_canary_records_are_clipped_and_drawn_and_move_no_model(tmp_path: Path) -> None:
     task, size = Many(), sum(math.prod(shape) for shape in layout_of_net().values())
     plain = bench_of(task)
     told = CanaryRecords(250, 4, "07" * 32, replaced=False)
@@ -502,7 +500,7 @@ def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_pat
     assert ClientSettings.from_json(watched.settings.to_json()) == watched.settings
 
 
-def test_a_second_local_step_on_a_share_of_the_noise_would_cost_far_more_than_two_steps() -> None:
+def test_second_local_step_on_a_noise_share_would_cost_far_more() -> None:
     """All records' gradients turn round at half of what one record moves a state: two steps, and the sum alone is seen."""
     noise, clients, drawn_records, runs = 3.0, 1000, 60, 20_000
     rng = np.random.default_rng(0)
