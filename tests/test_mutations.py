@@ -107,7 +107,7 @@ MUTATIONS = {
         "evidence/page_text.py",
         "math.ceil(round(float(value) * scale, 6))",
         "math.floor(round(float(value) * scale, 6))",
-        "evidence/test_shown.py",
+        "evidence/test_page_text.py",
         "epsilon_is_never_rounded_down",
     ),
     "a report of files that were changed does not say so": Mutation(
@@ -282,7 +282,7 @@ MUTATIONS = {
         "evidence/page_text.py",
         "if tag is None or not _NAMES.fullmatch(tag[1]):",
         "if tag is None:",
-        "evidence/test_shown.py",
+        "evidence/test_page_text.py",
         "page_with_an_active_part_is_refused",
     ),
     "a manifest names what lies outside its folder": Mutation(
@@ -1297,7 +1297,7 @@ MUTATIONS = {
         "configs/group.py",
         "ConfigDict(strict=True,",
         "ConfigDict(strict=False,",
-        "configs/test_checks.py",
+        "configs/test_preflight.py",
         "bad_value",
     ),
     "rules between keys of a configuration are not looked at": Mutation(
@@ -3516,21 +3516,21 @@ MUTATIONS = {
         "privacy/accounting/record_events.py",
         "* adjacency.distance / 2}",
         "* adjacency.distance}",
-        "privacy/accounting/test_exchanged.py",
+        "privacy/accounting/test_record_events.py",
         "at_half_the_noise",
     ),
     "a secret draw hides an exchanged vector as it hides the client": Mutation(
         "privacy/accounting/loss_distributions.py",
         "return _once(leaf.event, NeighboringRelation.REPLACE_ONE, interval)",
         "return _once(leaf.event, relation, interval)",
-        "privacy/accounting/test_exchanged.py",
+        "privacy/accounting/test_record_events.py",
         "two_mixtures",
     ),
     "an auditor's script takes a vector that is exchanged for one that is left out": Mutation(
         "evidence/binding/recompute_ledger.py",
         'return Exchanged(event_of(fields["event"]))',
         'return event_of(fields["event"])',
-        "privacy/accounting/test_exchanged.py",
+        "privacy/accounting/test_record_events.py",
         "auditors",
     ),
     "a device's records pay nothing for a sum of clients": Mutation(
