@@ -1,6 +1,5 @@
 """`protect`: its gate, where its ledger lies, what it says of a round, and how a run ends on it."""
 
-import json
 import logging
 import stat
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from flwr.serverapp.strategy import (
     Result,
     Strategy,
 )
+from shared.runs import json_lines, reservations
 
 from fedveil.adapters.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.base.refusal import Refusal
@@ -286,7 +286,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def operators(folder: Path) -> list[dict[str, Any]]:
     (path,) = folder.rglob("*.operator.jsonl")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path)
 
 
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5), Poisson(0.5, secret=False)])
@@ -404,7 +404,7 @@ def test_evaluations_are_charged_within_the_budget(home: Path) -> None:
     }  # in one run of some twenty its noise leaves nothing to say
     assert len(protected.grid.rounds) == 3
     (path,) = ledgers(default_folder())
-    reserved = [json.loads(each.payload) for each in read_entries(path) if each.kind == "reserve"]
+    reserved = reservations(path)
     assert [each.get("kind") for each in reserved] == [None, None, None, "question"]
     assert set(reserved[-1]["segments"].values()) == {"evaluation"}
     assert 7.9 < verify(path).epsilon <= 8.0

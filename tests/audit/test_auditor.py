@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from shared.runs import resume, run_quietly
 
 from fedveil.audit.auditor import Auditor
 from fedveil.audit.line import AuditLine, format_alarm
@@ -37,7 +38,7 @@ NOISE = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.t
 
 
 def run(folder: Path, *overrides: str) -> RunResult:
-    return simulate(settings_from_overrides([*SMALL, *NOISE, *overrides]), folder, quiet=True)
+    return run_quietly([*SMALL, *NOISE, *overrides], folder)
 
 
 def reserved(folder: Path) -> list[Any]:
@@ -60,7 +61,7 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = verify(tmp_path / "run" / "ledger")
     assert found.ok and found.epsilon == pytest.approx(outcome.result["privacy"][-1]["epsilon"], rel=1e-3)
     with pytest.raises(Refusal, match="an alarm of its audit ended it"):
-        simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+        resume(tmp_path / "run")
     assert audit_run(tmp_path / "run") == 3
     assert "violated: a released sum is shorter than its claimed noise (round 3" in capsys.readouterr().out
 
@@ -100,7 +101,7 @@ def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:
     with noise_halved(since=2):
         outcome = run(tmp_path / "run", "audit.on_alarm=pause")
     assert outcome.exit_code == 5 and outcome.result["status"] == "paused"
-    again = simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+    again = resume(tmp_path / "run")
     assert again.exit_code == 0 and again.result["rounds_completed"] == ROUNDS
     assert {each["round"] for each in again.result["audit"]["alarms"]} == {2}
     assert again.result["audit"]["verdict"] == "violated"

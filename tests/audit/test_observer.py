@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from shared.runs import json_lines, run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
@@ -30,7 +31,7 @@ def run(folder: Path, *overrides: str) -> RunResult:
     given = [
         each for each in SMALL if not (any(o.startswith("cohort=") for o in overrides) and "cohort" in each)
     ]
-    return simulate(settings_from_overrides([*given, *NOISE, *overrides]), folder, quiet=True)
+    return run_quietly([*given, *NOISE, *overrides], folder)
 
 
 def audit_of(outcome: RunResult) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def test_light_checks_every_round_and_changes_nothing(tmp_path: Path) -> None:
     assert (light.folder / "model.safetensors").read_bytes() == (
         off.folder / "model.safetensors"
     ).read_bytes()
-    rows = [json.loads(line) for line in (light.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(light.folder / "metrics.jsonl")
     assert all(0 < row["audit/norm_p"] <= 1 and 0 < row["audit/reuse_p"] <= 1 for row in rows)
     assert audit_of(light)["verdict"] == "consistent" and off.result["audit"] is None
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
+from shared.runs import run_quietly
 from torch import nn
 
 from fedveil.audit.probes import OddProbe, RecordProbe, weighed
@@ -18,7 +19,6 @@ from fedveil.cli.audit import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
 from fedveil.privacy.audit.client_rows import append, gathered, step_ratio
@@ -26,7 +26,6 @@ from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples
 from fedveil.tasks.arrays import read_arrays
@@ -267,7 +266,7 @@ def test_only_memorised_odd_examples_are_flagged() -> None:
 
 def test_a_run_audits_its_clients_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["task=digits", "privacy=record", "audit=full", "audit.looks=1", "num_rounds=1"]
-    outcome = simulate(settings_from_overrides([*overrides, "task.num_clients=20"]), tmp_path, quiet=True)
+    outcome = run_quietly([*overrides, "task.num_clients=20"], tmp_path)
     assert outcome.exit_code == 0
     (odd,) = outcome.result["audit"]["memorisation"]
     assert odd["name"] == "odd_examples" and odd["refutes"]
@@ -289,7 +288,7 @@ def test_a_run_that_claims_too_little_of_records_is_stopped(
     )
     overrides = ["task=digits", "privacy=record_and_client", "audit=full", "audit.looks=1", "num_rounds=1"]
     small = ["task.num_clients=10", "cohort=all", "audit.canaries=0", "batch_size=40", "local_epochs=10"]
-    outcome = simulate(settings_from_overrides([*overrides, *small]), tmp_path, quiet=True)
+    outcome = run_quietly([*overrides, *small], tmp_path)
     assert outcome.exit_code == 5 and outcome.result["audit"]["verdict"] == "violated"
     (alarm,) = (each for each in outcome.result["audit"]["alarms"] if each["test"] == "records")
     assert alarm["level"] == "red"

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 from hydra._internal.utils import get_args_parser
+from shared.runs import run_quietly
 from typer.main import get_command
 
 from fedveil.cli.app import app
@@ -24,7 +25,6 @@ from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
 from fedveil.tasks.exported import FILES
@@ -74,7 +74,7 @@ def say(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that is over."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    simulate(settings_from_overrides(["task=digits", "num_rounds=2", "audit=light"]), folder, quiet=True)
+    run_quietly(["task=digits", "num_rounds=2", "audit=light"], folder)
     return folder
 
 

@@ -23,6 +23,7 @@ import pytest
 import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
+from shared.runs import json_lines
 
 from fedveil.audit.observer import RunAudit
 from fedveil.base.refusal import Refusal
@@ -169,10 +170,10 @@ def result_of(hearts: Path, run: str = "run-1") -> dict[str, Any]:
 def rows_of(hearts: Path, run: str = "run-1") -> list[dict[str, Any]]:
     """Return the rounds of a run, with what its operator alone reads of them."""
     folder = hearts / "server" / "runs" / run
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "metrics.jsonl")
     if not (folder / "operator.jsonl").exists():
         return rows
-    told = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    told = json_lines(folder / "operator.jsonl")
     return [row | more for row, more in zip(rows, told, strict=False)]
 
 
@@ -685,7 +686,7 @@ def test_alarm_stops_a_server_for_good_and_is_reported_everywhere(
     text = text_of(status)
     assert 'fedveil_audit_alarms_total{level="red",test="norm"} 1' in text
     assert 'fedveil_audit_p_value{test="reuse"}' in text
-    lines = [json.loads(line) for line in (folder / "server.log").read_text().splitlines()]
+    lines = json_lines(folder / "server.log")
     assert next(line["round"] for line in lines if line["event"] == "alarm") == 2
     assert served(hearts, *CENTRAL)[0] == 5  # the same command: nothing is trained
     assert "is finished (alarmed: an audit raised an alarm after round 2" in capsys.readouterr().out
@@ -869,7 +870,7 @@ def test_revocations_and_admissions_count_from_the_next_round(
         assert kept["along"][-1, ~coins].mean() == pytest.approx(0.0, abs=0.35)
     assert read_status(hearts / "server")["roster"] == 3
     assert [each["name"] for each in read_status(hearts / "server")["clients"]][-2:] == ["basel", "utrecht"]
-    events = [json.loads(line) for line in (hearts / "server" / "server.log").read_text().splitlines()]
+    events = json_lines(hearts / "server" / "server.log")
     told = [event for event in events if event["event"] == "roster"]
     assert told and (told[-1]["version"], told[-1]["clients"]) == (3, 6)
     entries = [json.loads(entry) for entry in read_log(hearts / "server" / LOG)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load, load_file
+from shared.runs import json_lines
 
 from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
@@ -55,10 +56,7 @@ class World(SERVED["Served"]):
     def rows(self, run: str) -> list[dict[str, Any]]:
         """Return the rounds as the operator of the server reads them."""
         files = [self.folder / "runs" / run / name for name in ("metrics.jsonl", "operator.jsonl")]
-        told, counted = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-            for path in files
-        )
+        told, counted = (json_lines(path) if path.exists() else [] for path in files)
         counts = {row["round"]: row for row in counted if "round" in row}
         return [row | counts.get(row["round"], {}) for row in told]
 

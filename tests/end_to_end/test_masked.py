@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from shared.runs import json_lines, run_quietly
 
 import fedveil.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
@@ -33,8 +34,8 @@ MASKED = (*COMMON, "privacy=client_distributed", "privacy.allow_large_delta=true
 
 
 def run(folder: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    outcome = simulate(settings_from_overrides(overrides), folder, quiet=True)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    outcome = run_quietly(overrides, folder)
+    rows = json_lines(folder / "metrics.jsonl")
     return outcome.result, rows
 
 
@@ -101,7 +102,7 @@ def test_cheat_is_named_in_every_report_of_a_run(
     result = simulate(settings, tmp_path).result
     fault = str(Fault.BAD_DEAL)
     assert result["blamed"] == {"simulated client 3": [fault, fault]}
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert [row["blamed"] for row in rows] == [{"simulated client 3": fault}] * 2
     assert [row["replies"] for row in rows] == [11, 11]
     said = [record.getMessage() for record in caplog.records if record.name == "fedveil.server"]

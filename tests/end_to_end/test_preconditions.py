@@ -11,6 +11,7 @@ import pytest
 import torch
 from dp_accounting import GaussianDpEvent
 from flwr.app import ConfigRecord, Message, RecordDict
+from shared.runs import json_lines
 from torch import Tensor, nn
 
 import fedveil.client.dp_sgd.train
@@ -526,7 +527,7 @@ def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
     for case in ("fails", "out"):
         wards.run(commands, mode, case)
     failed, without = (wards.folder / mode / case / "run" / "operator.jsonl" for case in ("fails", "out"))
-    lines = [json.loads(line) for line in failed.read_text().splitlines()]
+    lines = json_lines(failed)
     assert [line["dropped"] for line in lines[:4]] == [{"failed": 1}, {}, {"failed": 1}, {}]
     others = [json.loads(line)["invited"] for line in without.read_text().splitlines()[:4]]
     assert [line["invited"] for line in lines[:4]] == [
@@ -621,7 +622,7 @@ def test_additional_client_of_a_declared_population_changes_no_output(
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
 def record_run(commands: Any, tmp_path: Path, name: str, *given: str) -> tuple[int, Any, Path]:

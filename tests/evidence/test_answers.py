@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared.runs import json_lines
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
@@ -287,7 +288,7 @@ def test_measurements_of_clients_have_intervals(kept: Path) -> None:
 
 def test_evaluation_drowned_in_noise_has_no_figure(kept: Path) -> None:
     (kept / "result.json").unlink()
-    lines = [json.loads(each) for each in (kept / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(kept / "metrics.jsonl")
     lines[-1] |= {"evaluation": evaluated(6, None), "clients/accuracy": 0.5, "clients/accuracy/low": 0.4}
     (kept / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     report = validated(report_of(read_run(kept)))

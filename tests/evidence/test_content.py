@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from safetensors.numpy import save_file
+from shared.runs import json_lines
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
@@ -415,7 +416,7 @@ def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) ->
 
 def counted(kept: Path) -> None:
     """Make the run one whose bytes were counted and may be told: half of them training, as much up as down."""
-    rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(kept / "metrics.jsonl")
     each = {"training": 500_000_000, "control": 500_000_000}
     for row in rows:
         row |= {"bytes": {"down": each, "up": each}, "message_bytes": {"down": 2700, "up": 1500}}
@@ -673,7 +674,7 @@ def of_tables(kept: Path) -> None:
     (kept / "config.yaml").write_text(yaml.safe_dump(config | {"task": task, "privacy": privacy}))
     (kept / "schema.yaml").write_text(HOSPITALS)
     edited(kept, "result.json", lambda result: result.update(confusion=[[5, 1], [2, 7]]))
-    lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(kept / "metrics.jsonl")
     rows = [json.dumps({**row, "clipping_norm": None, "balanced_accuracy": 0.662}) for row in lines]
     (kept / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     edited(kept, "result.json", lambda result: result["metrics"].update(balanced_accuracy=0.662))

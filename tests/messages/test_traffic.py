@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from shared.runs import json_lines
 
 import fedveil as fv
 from fedveil.links.grpc.grid import open_link
@@ -136,7 +137,7 @@ def test_simulation_reports_the_traffic_of_a_link_where_allowed(tmp_path: Path, 
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path)
 
 
 # --- the gRPC link, held against a relay ---
@@ -233,7 +234,7 @@ def test_the_bytes_of_a_run_are_those_that_a_relay_counts(served: Any, kind: str
     assert process.wait() == 0, process.said
     folder = server / "runs" / kind
     result, farewell = (json.loads((folder / name).read_text()) for name in ("result.json", "farewell.json"))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "metrics.jsonl")
     counted = {way: sum((*result["bytes"][way].values(), *farewell[way].values())) for way in ("down", "up")}
     print(kind, counted, dict(relay.bytes), relay.connections, result["bytes"], farewell)
     assert counted == pytest.approx(relay.bytes, rel=0.02)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from scipy import stats
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -219,24 +220,15 @@ class Net(nn.Module):
         return self.layers(inputs)
 
 
-class Made:
-    simulated, num_clients = True, 7
+class Made(Classes):
+    num_clients, held_out_client = 7, 100
 
     def model(self) -> nn.Module:
         return Net()
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> fv.Examples:
         inputs = torch.randn(5 + 3 * client, 6, generator=torch.Generator().manual_seed(client))
         return fv.Examples(inputs, (inputs.sum(1) > 0).long() + (inputs[:, 0] > 1).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(100)
 
 
 def bench_of(task: Made, seed: int | None = 0) -> Workbench:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
+from shared.runs import json_lines, reservations
 
 from fedveil import Examples
 from fedveil.__main__ import run as command
@@ -27,7 +27,7 @@ from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
 from fedveil.modes.federation import Federation
 from fedveil.privacy.arms import ArmDeal
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -100,7 +100,7 @@ def means(record: dict[str, Any]) -> dict[str, float]:
 
 
 def questions(ledger: str) -> list[dict[str, Any]]:
-    found = [json.loads(each.payload) for each in read_entries(Path(ledger)) if each.kind == "reserve"]
+    found = reservations(Path(ledger))
     return [each for each in found if each.get("kind") == "question"]
 
 
@@ -170,7 +170,7 @@ def test_spoiler_of_evaluations_alone_is_named_and_the_others_go_on(
     monkeypatch.setattr(secure_update, "encode_share", encode)
     given = ("privacy=client_distributed", "cohort=all", "evaluate.clients=every:1", "num_rounds=6")
     result = ran(tmp_path, *given, *FREE, task=Coins(8))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert list(result["suspected"]) == ["simulated client 3"] and not result["rounds_untrue"]
     said = [row["evaluation"]["clients"] for row in rows]
     assert said[:2] == [None, None] and 0 < said[-1] < 8
@@ -206,7 +206,7 @@ def test_plan_has_the_cost_of_evaluations_within_the_target(tmp_path: Path) -> N
     spent = next(each["epsilon"] for each in result["privacy"] if each["adversary"] == "model")
     assert 2.97 < spent <= 3.0
     assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert [row["round"] for row in rows if "evaluation" in row] == [2, 4]
     assert rows[1]["clients/accuracy/low"] <= rows[1]["clients/accuracy"] <= rows[1]["clients/accuracy/high"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared.runs import json_lines
 
 import fedveil as fv
 from fedveil.__main__ import run as command
@@ -60,7 +61,7 @@ class Stops(Seen):
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
 def test_callback_gets_start_rounds_and_end(tmp_path: Path) -> None:

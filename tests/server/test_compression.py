@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from shared.runs import run_quietly
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
@@ -40,7 +41,6 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
 from fedveil.tasks.data import Examples
@@ -384,10 +384,10 @@ def test_grid_that_would_round_an_update_to_nothing_is_refused(
     asked = ["task=digits", f"task.model={__name__}:Wide", f"allow_modules=[{__name__}]"]
     asked += ["compress=project", "compress.ratio=1", "compress.cells=256"]
     with pytest.raises(Refusal, match=r"compress\.cells=256: rounds most"):
-        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+        run_quietly(asked, tmp_path / "run")
     with pytest.raises(Refusal, match=r"1\.weight in bfloat16'?: cannot travel"):
         asked = ["task=digits", f"task.model={__name__}:Brief", f"allow_modules=[{__name__}]"]
-        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+        run_quietly(asked, tmp_path / "run")
     assert not any(tmp_path.iterdir())
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from shared.tasks import Classes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from torch.nn.utils.parametrizations import spectral_norm
 
 import fedveil as fv
@@ -90,30 +91,21 @@ def of_torchao() -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Classes):
     """Points of two classes, and a model on some base."""
 
     base: Callable[[], nn.Module]
-    simulated = True
     num_clients = CLIENTS
+    held_out_client = 10_000
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return nn.Sequential(Adapted(self.base()), nn.Linear(WIDTH, 2))
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
-
     def client_data(self, client: int) -> fv.Examples:
         inputs = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(client))
         return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(10_000)
 
 
 TRAINED = 2 * WIDTH + 2 * WIDTH + WIDTH + 2 * WIDTH + 2

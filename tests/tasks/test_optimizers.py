@@ -13,6 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -67,29 +68,20 @@ def perceptron(*, bias: bool = True) -> nn.Module:
 
 
 @dataclass
-class Made:
+class Made(Classes):
     """Random examples, as many for each client as SIZES says."""
 
-    simulated: bool = True
     num_clients: int = len(SIZES)
+    held_out_client: int = 3
     bias: bool = True
 
     def model(self) -> nn.Module:
         return perceptron(bias=self.bias)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> Examples:
         generator = torch.Generator().manual_seed(client)
         inputs = torch.randn(SIZES[client], FEATURES, generator=generator)
         return Examples(inputs, torch.randint(LABELS, (SIZES[client],), generator=generator))
-
-    def held_out(self) -> Examples:
-        return self.client_data(3)
 
 
 @dataclass

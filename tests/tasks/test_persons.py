@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from shared.tasks import Classes
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
@@ -30,10 +31,10 @@ pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 VISITS = 5  # examples of each person
 
 
-class Visits:
+class Visits(Classes):
     """Task whose examples say whose they are; one person's are as far from the others' as can be."""
 
-    simulated, num_clients, name = True, 2, "visits"
+    num_clients, name, held_out_client = 2, "visits", 1000
 
     def __init__(self, named=True):
         self.named = named
@@ -44,19 +45,10 @@ class Visits:
         torch.nn.init.zeros_(model.bias)
         return model
 
-    def loss(self, outputs, targets):
-        return torch.nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs, targets):
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client):
         inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(client))
         persons = [f"p{n // VISITS}" for n in range(200)] if self.named else None
         return fv.Examples(inputs, (inputs.sum(1) > 0).long(), persons)
-
-    def held_out(self):
-        return self.client_data(1000)
 
 
 def rows_of(data):

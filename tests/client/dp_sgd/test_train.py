@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opacus.layers import DPLSTM
 from safetensors.torch import load_file
 from scipy import stats
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -504,26 +505,17 @@ def test_layers_that_no_hook_sees_train_one_by_one(build_model: Callable[[], nn.
         np.testing.assert_allclose(update[name], -0.5 * sum_.numpy(), rtol=1e-4, atol=1e-6)
 
 
-class Spoken:
-    simulated, num_clients = True, 3
+class Spoken(Classes):
+    held_out_client = 99
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return Cells(nn.LSTM)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> Examples:
         inputs = torch.randn(30, 6, 4, generator=torch.Generator().manual_seed(client))
         return Examples(inputs, (inputs.sum((1, 2)) > 0).long())
-
-    def held_out(self) -> Examples:
-        return self.client_data(99)
 
 
 @pytest.mark.parametrize("level", [fv.Record, fv.RecordDistributed])

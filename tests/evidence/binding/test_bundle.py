@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from dp_accounting.dp_event import GaussianDpEvent
+from shared.runs import json_lines, run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import bundle, key, sign
@@ -267,7 +268,7 @@ def test_records_of_a_simulation_are_recomputed_from_its_ledgers(tmp_path: Path)
 
 def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, made: Signed) -> None:
     given = ("task=digits", "task.num_clients=4", "num_rounds=1", "batch_size=40", "privacy=none")
-    simulate(settings_from_overrides([*given]), tmp_path / "run", quiet=True)
+    run_quietly([*given], tmp_path / "run")
     assert bundle(tmp_path / "run", None, [made.keys / "federation"]) == 0
     lines = {
         line.name: line for line in verify_folder(tmp_path / "run" / "bundle", Knowledge((made.federation,)))
@@ -574,7 +575,7 @@ def claim(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def of_rounds(copy: Path) -> None:
-    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(copy / "metrics.jsonl")
     rows[1]["epsilon_client"] *= 0.9
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
