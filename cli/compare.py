@@ -272,10 +272,10 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
     lines = [("by group", *(_describe(each.overrides) or "all" for each in ordered))]
     for name in names:
         cells: list[str] = []
-        for each in ordered:
-            cell = _number(each.metrics[name].mean) if name in each.metrics else "-"
-            if name in base and name in each.metrics and each.metrics is not base:
-                cell += f" ({each.metrics[name].mean - base[name].mean:+.4f})"
+        for group in ordered:
+            cell = _number(group.metrics[name].mean) if name in group.metrics else "-"
+            if name in base and name in group.metrics and group.metrics is not base:
+                cell += f" ({group.metrics[name].mean - base[name].mean:+.4f})"
             cells.append(cell)
         lines.append((name.removeprefix(GROUPS), *cells))
     return _aligned(lines)

@@ -354,7 +354,7 @@ def _plain(text: object) -> str:
     return "".join(each for each in str(text) if each not in '{}\\"@#%' and each.isprintable())
 
 
-def finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
     """Return whether a value of a report is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

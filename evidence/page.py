@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
-from .content import finite
+from .content import is_finite
 from .page_text import pointed, step, text_of
 from .pictures import MAX_SHAPES, pictures
 
@@ -104,7 +104,7 @@ def _strip(stamps: Fields) -> Mapping[str, float] | None:
         "high": measured.get("high"),
         "ceiling": stamps["ceiling"],
     }
-    epsilons = {name: float(value) for name, value in numbers.items() if finite(value) and value is not None}
+    epsilons = {name: float(size) for name, size in numbers.items() if is_finite(size) and size is not None}
     if not {"claimed", "epsilon", "low", "high"} <= set(epsilons):
         return None
     end = BEYOND * max(epsilons.values()) or 1.0

@@ -182,14 +182,16 @@ def differences(html: str, report: Any) -> list[str]:
       report: report.json, as JSON.
     """
     sentences: list[str] = []
-    for each in references(html):
+    for reference in references(html):
         try:
-            expected = text_of(pointed(report, each.pointer), each.form)
+            expected = text_of(pointed(report, reference.pointer), reference.form)
         except (LookupError, ValueError, TypeError):
-            sentences.append(f"{each.pointer}: the page refers to what the report does not hold")
+            sentences.append(f"{reference.pointer}: the page refers to what the report does not hold")
             continue
-        if each.text != expected:
-            sentences.append(f"{each.pointer}: the page says {each.text!r}, the report {expected!r}")
+        if reference.text != expected:
+            sentences.append(
+                f"{reference.pointer}: the page says {reference.text!r}, the report {expected!r}"
+            )
     return sentences
 
 
