@@ -22,12 +22,12 @@ from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, loo
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.free_checks import NORM_TESTS, draw_p
 from ..privacy.audit.interference import block_of
-from ..privacy.audit.memorisation import MemorisationProbe, Memorised, pooled_p
+from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.watching import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -71,7 +71,7 @@ class Auditor:
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
-    memorised: Sequence[Memorised] = ()
+    memorised: Sequence[MemorisationResult] = ()
     _room: Rows = field(init=False, repr=False)
     _count: int = 0
     _layers: dict[int, tuple[int, NDArray[np.float64]]] = field(
@@ -108,7 +108,7 @@ class Auditor:
         for row in rows:
             self._judge(np.asarray(row))
 
-    def take(self, number: int, released: Released | None, arrays: Arrays) -> list[Alarm]:
+    def take(self, number: int, released: ReleasedSum | None, arrays: Arrays) -> list[Alarm]:
         """Check the sum of round `number` and the resulting model; return the alarms that this raises.
 
         A round whose claimed sum was abandoned released nothing, and is skipped.
@@ -270,5 +270,5 @@ class Auditor:
         if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
             for finding in self.memorised:
                 columns[f"{AUDIT}{finding.name}_p"] = finding.p_value
-                columns |= {f"{AUDIT}{finding.name}/{name}": value for name, value in finding.shown.items()}
+                columns |= {f"{AUDIT}{finding.name}/{name}": value for name, value in finding.figures.items()}
         return columns

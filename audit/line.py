@@ -94,7 +94,7 @@ class AuditLine:
         return {
             "on_alarm": self.on_alarm,
             "said": [text for text, _ in self.rows()],
-            "alarms": [each.told for each in self.alarms],
+            "alarms": [each.content for each in self.alarms],
             "p_values": dict(self.p_values),
         }
 

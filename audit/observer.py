@@ -17,14 +17,14 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.audit import watching
+from ..privacy.audit import sum_audit as watching
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
 from ..privacy.audit.summary import untested, visible_in
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ..run.observer import NO_DEMAND, Demand, Memory, Observer
 from ..run.prepared_run import Run
@@ -81,7 +81,8 @@ class RunAudit:
         """The displayed state."""
         auditor, rows = self.auditor, self.auditor.rows
         memorisation = tuple(
-            f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+            f"{each.name}: p = {each.p_value:.2g}"
+            + "".join(f", {k} {v:.3g}" for k, v in each.figures.items())
             for each in auditor.memorised
         )
         names = ("probe_p", "losses_p")
@@ -108,7 +109,7 @@ class RunAudit:
             return NO_DEMAND
         return self._demand(state, alarms)
 
-    def observe(self, state: State, released: Released | None, /) -> None:
+    def observe(self, state: State, released: ReleasedSum | None, /) -> None:
         """Audit the round that has just ended, and write its alarms to the ledger."""
         if self.scores is not None and released is not None:
             self.scores.keep(released)

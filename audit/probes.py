@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import kept_rows
-from ..privacy.audit.kept_rows import SUFFIX, gathered, step_ratio
+from ..privacy.audit import client_rows
+from ..privacy.audit.client_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
-from ..privacy.audit.memorisation import MemorisationProbe, Memorised
+from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult
 from ..privacy.audit.one_run import Scores
 from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
 from .participants import is_full
@@ -64,7 +64,7 @@ class OddProbe:
 
         return losses_of(self.task, self.task.model(), self.task.odd)
 
-    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
+    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
         """Return one test: the p-value of the guesses under the budget, valid for any mechanism and attack."""
         from ..tasks.arrays import load_arrays
         from ..tasks.mislabelled import losses_of
@@ -78,7 +78,7 @@ class OddProbe:
         finding = judge(by_one_run(members, others, delta), epsilon, ALPHA).findings[0]
         area = auc(members, others)
         figures = {"at_least": finding.lower, "auc": area.value, "auc_low": area.low, "auc_high": area.high}
-        return [Memorised(ODD, finding.p_value, figures, refutes=self.budget is not None)]
+        return [MemorisationResult(ODD, finding.p_value, figures, refutes=self.budget is not None)]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StepScores:
     """Scores of the canary records of a step on all clients' records, computed from released sums.
 
     Attributes:
-      path: of their file, as `kept_rows.gathered` reads it.
+      path: of their file, as `client_rows.gathered` reads it.
       canaries: their settings at the clients.
     """
 
@@ -128,18 +128,18 @@ class StepScores:
     def begin(self) -> None:
         """Rewrite the file with the coins."""
         self.path.unlink(missing_ok=True)
-        kept_rows.begin(self.path, coins_of_step(self.canaries))
+        client_rows.begin(self.path, coins_of_step(self.canaries))
 
-    def keep(self, released: Released) -> None:
+    def keep(self, released: ReleasedSum) -> None:
         """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""
         ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
-        kept_rows.append(self.path, released.number, ratio)
+        client_rows.append(self.path, released.number, ratio)
 
 
 def step_scores(run: Run) -> StepScores | None:
     """Return the scores of the canary records of this run's steps; None without them."""
     canaries = run.client.canaries_of_step
-    return StepScores(run.folder / f"records{kept_rows.SUFFIX}", canaries) if canaries.count else None
+    return StepScores(run.folder / f"records{client_rows.SUFFIX}", canaries) if canaries.count else None
 
 
 def planted_probes(run: Run) -> PlantedProbes:

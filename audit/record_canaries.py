@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import kept_rows
+from ..privacy.audit import client_rows
 from ..privacy.audit.canary_clients import coins_of as coins_from
-from ..privacy.audit.kept_rows import arrays_of, step_ratio
-from ..privacy.audit.kept_rows import begin as begin_file
+from ..privacy.audit.client_rows import arrays_of, step_ratio
+from ..privacy.audit.client_rows import begin as begin_file
 from ..privacy.audit.one_run import Scores
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.randomness import Randomness, Stream
@@ -131,14 +131,14 @@ class CanariedRound:
 
     def keep(self, number: int) -> None:
         """Append the scores of round `number` to the file."""
-        kept_rows.append(self.path, number, self.scores)
+        client_rows.append(self.path, number, self.scores)
 
 
 def begin_round(
     model: nn.Module, task: Task, data: Data, plan: Plan, count: int, randomness: Randomness, ledger: Path
 ) -> CanariedRound:
     """Return a client's round with canaries whose coins and scores lie beside its ledger; arguments as of `begin`."""
-    path = ledger.with_suffix(kept_rows.SUFFIX)
+    path = ledger.with_suffix(client_rows.SUFFIX)
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
     coins = coins_of(path, count, randomness.stream("record canaries", number))
     return replace(begin(model, task, data, coins, plan), path=path)

@@ -116,7 +116,7 @@ def as_json(
     """
     alarms = [
         {
-            **each.told,
+            **each.content,
             "threshold": each.alarm.threshold,
             "action": on_alarm if each.alarm.level in ACTING else "note",
             "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,

@@ -8,10 +8,10 @@ from ..audit.canary_updates import add_canary, canaries_for
 from ..audit.participants import MAX_CANARIES, SUPPORT, TOO_LONG
 from ..messages.client_settings import CanaryClients
 from ..privacy.audit.canary_clients import Canaries
-from ..privacy.audit.watching import NO_MEMORY, Memory, watch
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import Drawn, Released
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from .engines import Options
 from .privacy_share import milliseconds
@@ -62,8 +62,8 @@ def _of_size(dimension: int, cohort: int) -> Row:
 
 def _watched(canaries: Canaries, dimension: int) -> float:
     rng = np.random.default_rng(2)
-    released = Released(
-        1, [rng.standard_normal(dimension)], 1.0, 0.1, 1.0, Drawn(100, range(0, MAX_CANARIES, 10))
+    released = ReleasedSum(
+        1, [rng.standard_normal(dimension)], 1.0, 0.1, 1.0, RoundCohort(100, range(0, MAX_CANARIES, 10))
     )
     memory: list[Memory] = [NO_MEMORY]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..configs.settings import settings_from_overrides
-from ..privacy.audit.kept_rows import LOSSES, trace
+from ..privacy.audit.client_rows import LOSSES, trace
 from ..privacy.audit.membership import auc, late_fall
 from ..privacy.audit.one_run import Scores
 from ..run.build import build

@@ -13,8 +13,8 @@ import typer
 from .grammar import DAY, GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
-    from ..privacy.ledger.book import Book
     from ..privacy.ledger.caps import Cap
+    from ..privacy.ledger.ledger_state import LedgerState
 
 group = typer.Typer(**GROUP)
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
@@ -119,14 +119,15 @@ def adopt(
 def _names(folder: Path) -> dict[str, str]:
     """Return what people call the data of each ledger that goes by a name."""
     from ..privacy.ledger import data_sets
-    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.caps import NAME_LENGTH
 
     names: dict[str, str] = {}
     for data_id, data_set in data_sets.read_data_sets(folder).items():
-        names[data_sets.population_ledger(data_id)[:NAMED]] = data_id
+        names[data_sets.population_ledger(data_id)[:NAME_LENGTH]] = data_id
         ledgers = data_sets.client_ledgers(data_id, data_set.fingerprints)
         names |= {
-            name[:NAMED]: f"{data_id}, client {number}" for number, name in reversed(list(enumerate(ledgers)))
+            name[:NAME_LENGTH]: f"{data_id}, client {number}"
+            for number, name in reversed(list(enumerate(ledgers)))
         }
     return names
 
@@ -154,14 +155,14 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
-    from ..privacy.ledger.book import Book, read_book
-    from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, caps_on
+    from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
+    from ..privacy.ledger.ledger_state import LedgerState, read_ledger
 
-    book, sums = (read_book(path), Book()) if clients is None else read_records(clients, path)
+    book, sums = (read_ledger(path), LedgerState()) if clients is None else read_records(clients, path)
     cap = " and ".join(map(_format_cap, caps_on(path))) or "none"
     owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
-    prefix = (str(owner)[:NAMED], str(book.identity["unit"]))
+    prefix = (str(owner)[:NAME_LENGTH], str(book.identity["unit"]))
     if not book.granted:
         return (*prefix, "0", "", cap, "")
     delta = list(book.granted.values())[-1].target_delta
@@ -169,14 +170,14 @@ def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
     return (*prefix, f"{_spent(book, delta):.4g}", f"{delta:g}", cap, part)
 
 
-def _spent(book: Book, delta: float) -> float:
+def _spent(book: LedgerState, delta: float) -> float:
     from ..privacy.accounting.epsilon import GATE_INTERVAL
-    from ..privacy.accounting.renyi_filter import counted
+    from ..privacy.accounting.renyi_filter import spent_epsilon
     from ..privacy.budget import Adjacency
 
     adjacency, order = Adjacency(book.identity["adjacency"]), book.filter_order
     return max(
-        (counted(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
+        (spent_epsilon(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
         default=0.0,
     )
 

@@ -46,7 +46,7 @@ def show(
     Example:
       fedveil ledger show first/ledger
     """
-    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.caps import NAME_LENGTH
     from ..privacy.ledger.ledger import read_entries
     from ..run.display import hanging
 
@@ -60,7 +60,7 @@ def show(
         rows += [entry._asdict() for entry in selection]
         if as_json:
             continue
-        title = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAMED]}"
+        title = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAME_LENGTH]}"
         head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
         print(hanging("", f"{title}; {head}"))
         for lead, line in _by_run(selection):
@@ -92,7 +92,7 @@ def ledgers_in(path: Path) -> list[Path]:
 
 
 def _matches(entry: Entry, run: str | None, purpose: str | None) -> bool:
-    from ..privacy.ledger.book import run_of
+    from ..privacy.ledger.ledger_state import run_of
 
     if run is not None and not run_of(entry).startswith(run):
         return False
@@ -105,7 +105,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     A commit is told with its release.
     """
     from ..privacy.ledger.acts import CAPS, ROSTERS
-    from ..privacy.ledger.book import COMMIT, VOID, run_of
+    from ..privacy.ledger.ledger_state import COMMIT, VOID, run_of
 
     runs: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -125,7 +125,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
     from ..privacy.ledger.acts import ACTS, REFUSAL
-    from ..privacy.ledger.book import CLOSE, OPEN, RESERVE
+    from ..privacy.ledger.ledger_state import CLOSE, OPEN, RESERVE
     from ..server.query_rows import FIRST_ROW
 
     _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
@@ -158,7 +158,7 @@ def _charged(payload: dict[str, Any]) -> str:
 
 
 def _outcome(settled: Entry | None) -> str:
-    from ..privacy.ledger.book import COMMIT
+    from ..privacy.ledger.ledger_state import COMMIT
 
     if settled is None:
         return "reserved, and spent whether or not it was released"

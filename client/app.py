@@ -285,7 +285,7 @@ def make_client_app(
 
 
 def _answered(message: Message, client: int, bench: Workbench) -> Message:
-    if wire.asks(message.content):
+    if wire.is_query(message.content):
         answer = extension("query", "answer", "question", client)
         return answer(message, client, bench)
     return train_round(message, client, bench, bench.settings)
@@ -351,7 +351,7 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
     Raises:
       Refusal: the sum does not allow contributions of this norm.
     """
-    from .dp_sgd.together import drawn, step_of
+    from .dp_sgd.together import draw_records, step_of
 
     joint, (_, number) = settings.step, wire.read_round(message.content)
     assert joint is not None
@@ -366,7 +366,7 @@ def _step_round(message: Message, client: int, bench: Workbench, settings: Clien
         remedy = f"times the learning rate it exceeds the sum's norm of a record's part, {unit}"
         raise Refusal("privacy.max_grad_norm", norm, remedy)
     data = bench.records_of(client, settings)
-    rows = drawn(len(data), joint, randomness.stream("batches", number, client))
+    rows = draw_records(len(data), joint, randomness.stream("batches", number, client))
     update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
     bench.require_base()
     return record_sum_reply(message, update)

@@ -134,7 +134,7 @@ class _Unasked(_Ignored):
 class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
+    inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
     task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]

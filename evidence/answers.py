@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ..base.refusal import Refusal
 from ..privacy.budget import UNLIMITED_EPSILON
-from ..privacy.ledger.book import read_entries, verify
+from ..privacy.ledger.ledger_state import read_entries, verify
 from ..privacy.statistics.inquiry import ATTRIBUTION
 from ..run.files import OF_RECORDS
 from ..run.run_files import LEDGER, Fields

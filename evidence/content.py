@@ -15,7 +15,7 @@ from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
 from ..privacy.audit.run_audit import AuditTerms
 from ..privacy.audit.summary import UNCLAIMED, untested
 from ..run.files import RECEIPTS
-from ..run.promise import FALSE_POSITIVE, REFUTED, VIOLATED, in_words, main_row, promise_rows, row_by_sums
+from ..run.promise import FALSE_POSITIVE, REFUTED, VIOLATED, main_row, promise_rows, row_by_sums, sentences
 from ..run.run_files import MIXED, Fields, RunFiles, flat
 from .answers import describe_evaluations, read_answers
 from .cost import cost
@@ -50,7 +50,7 @@ def report_of(
         "run": {**_about(run, ledger, as_of), "parameters": run_cost["parameters"]},
         "model": model_of(run),
         "stamps": stamps,
-        "promise": in_words(rows, bool(run.result), _refuted(run, stamps)),
+        "promise": sentences(rows, bool(run.result), _refuted(run, stamps)),
         "false_positive": FALSE_POSITIVE,
         "privacy": rows,
         "not_covered": not_covered(run, rows, ledger),

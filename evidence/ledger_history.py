@@ -9,14 +9,24 @@ from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.arms import Arm, charged
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import REFUSAL
-from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
-from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
-from ..privacy.ledger.question_caps import QUESTION, asked_questions
+from ..privacy.ledger.ledger_state import (
+    CLOSE,
+    COMMIT,
+    NOTE,
+    OPEN,
+    RESERVE,
+    VOID,
+    LedgerState,
+    Verification,
+    run_of,
+)
+from ..privacy.ledger.ledger_state import verify as verify_ledger
+from ..privacy.ledger.question_caps import QUESTION, ledger_questions
 from ..run.run_files import Fields, RunFiles
 
 TRAINING = "private_sum"
@@ -58,17 +68,17 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
       entries: of the ledger.
       run: name of the reported run, which its evaluations' names leave out.
     """
-    book = Book()
+    book = LedgerState()
     for entry in entries:
         book.apply(entry)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for question in asked_questions(book):
+    for question in ledger_questions(book):
         row = {
             "name": question.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
             "purposes": ", ".join(question.purposes),
-            "why": question.why or None,
+            "why": question.reason or None,
             "epsilon": rounded_up(question.epsilon),
-            "time": question.when,
+            "time": question.time,
             "state": question.state,
         }
         same = row["name"], row["why"], row["epsilon"], row["state"]
@@ -99,7 +109,7 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
     curve: list[list[Any]] = []
     for mark in sorted({max(1, round(planned * part / MARKS)) for part in range(MARKS + 1)}):
         events = [one] * mark + evaluation * (mark // between + (mark == planned and planned % between > 0))
-        curve.append([mark, rounded_up(counted(events, at, adjacency, None, GATE_INTERVAL))])
+        curve.append([mark, rounded_up(spent_epsilon(events, at, adjacency, None, GATE_INTERVAL))])
     return curve
 
 
@@ -156,7 +166,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
     last: dict[str, int] = {_source(each): each.seq for each in _reserved(run.entries)}
     first: dict[str, Fields] = {}
     releases: dict[str, int] = {}
-    book, runs = Book(), []
+    book, runs = LedgerState(), []
     composed = set(sorted(last.values())[-MAX_RUNS:])
     for entry in run.entries:
         book.apply(entry)
@@ -171,7 +181,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
         events = book.events(Adversary.MODEL)
         at = delta or payload["budget"]["target_delta"]
         after = (
-            counted(events, at, adjacency, book.filter_order, GATE_INTERVAL)
+            spent_epsilon(events, at, adjacency, book.filter_order, GATE_INTERVAL)
             if entry.seq in composed
             else None
         )

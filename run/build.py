@@ -18,7 +18,7 @@ from ..configs.task_settings import CsvTask, CyclicCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
-from ..strategies.cohorts import Cohort, cohort_of, over_selected, with_label
+from ..strategies.cohorts import Cohort, cohort_of, over_select, with_label
 from ..tasks import DEALT, TASKS, AnnouncedTask, PooledTask, Task, as_run, load_task
 from .client_instructions import task_options
 from .files import SAVED, SINGLY
@@ -76,7 +76,7 @@ def build(
     settings = suited(settings, task, num_clients)
     population = deployed or _on_this_machine(settings, task)
     cohort = population.visible(_cohort(settings, mode, num_clients))
-    cohort = over_selected(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
+    cohort = over_select(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
     seeded = population.simulated or (population.reads_data and not mode.spends)
     strategy = _strategy(settings, objects.strategy)
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
@@ -133,11 +133,9 @@ def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task
     return AnnouncedTask(settings.task.num_clients, load)
 
 
-def _task(
-    settings: SimulationSettings, options: Mapping[str, Any], custom_task: Task | PooledTask | None
-) -> Task:
+def _task(settings: SimulationSettings, options: Mapping[str, Any], task: Task | PooledTask | None) -> Task:
     name = settings.task.own or settings.task.option
-    if custom_task is None:
+    if task is None:
         _refuse_placeholder("task", name)
         return load_task(name, options, settings.allow_modules)
     if settings.engine.elsewhere:
@@ -147,22 +145,22 @@ def _task(
         raise Refusal("engine", "ray", remedy)
     from ..tasks.pool import dealt
 
-    task = dealt(custom_task, options.get(DEALT))
-    if settings.task.num_clients is not None and task is custom_task:
+    instance = dealt(task, options.get(DEALT))
+    if settings.task.num_clients is not None and instance is task:
         remedy = "the task was given as an object and defines its number of clients; leave it null"
         raise Refusal("task.num_clients", settings.task.num_clients, remedy)
-    assert isinstance(task, Task)
-    return as_run(task, options)
+    assert isinstance(instance, Task)
+    return as_run(instance, options)
 
 
-def _strategy(settings: SimulationSettings, custom_strategy: Strategy | None) -> Strategy | None:
-    if custom_strategy is None:
+def _strategy(settings: SimulationSettings, instance: Strategy | None) -> Strategy | None:
+    if instance is None:
         _refuse_placeholder("strategy", settings.strategy.target or settings.strategy.name)
         return None
     from ..strategies.registry import check_averages
 
-    check_averages(custom_strategy)
-    return deepcopy(custom_strategy)
+    check_averages(instance)
+    return deepcopy(instance)
 
 
 def _refuse_placeholder(field: str, label: str) -> None:

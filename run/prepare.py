@@ -16,7 +16,7 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger.caps import CapEnded
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.folder_lock import exclusive_lock
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key
@@ -259,7 +259,9 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
     budget = federation.mode.budget
     if budget is None:
         make_folder(federation.population.words.folder, run.folder)
-        with alone(run.folder / "run", federation.population.words.folder):  # no ledger keeps others out
+        with exclusive_lock(
+            run.folder / "run", federation.population.words.folder
+        ):  # no ledger keeps others out
             yield _started(ask(run))
         return
     simulated, checkpoint = federation.simulated, run.checkpoint

@@ -12,11 +12,7 @@ from .so_far import privacy_so_far
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
 # share of those who took part that such a test may find, above which nobody calls it almost the same
 WEAK = 0.5
-RECIPIENTS = {
-    "model": "recipients of the model",
-    "clients": "the other clients",
-    "server": "the server's operator",
-}
+ROLE = {"model": "recipients of the model", "clients": "the other clients", "server": "the server's operator"}
 HIDES = {
     "client": "everything that one client contributes",
     "record": "one example of one client",
@@ -66,7 +62,7 @@ def _trusts_server(rows: Sequence[Fields]) -> bool:
     )
 
 
-def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
+def _basis_and_mechanism(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
     """Return what a promise relies on, and its mechanism."""
     if unit == "client":
         return (CENTRAL, ON_THE_SUM) if trusted else (FEW_COLLUDE, SHARES)
@@ -76,7 +72,7 @@ def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
 def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
     unit, adversary = str(row["unit"]), str(row["adversary"])
     promised = row["epsilon"] != "infinity"
-    relies, mechanism = _words(mode, unit, trusted)
+    relies, mechanism = _basis_and_mechanism(mode, unit, trusted)
     if row.get("sampling") in ("poisson", "cyclic_poisson") and unit == "client":
         relies += ", and a draw of the clients that stays secret"
     return {
@@ -90,7 +86,7 @@ def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
         "accountant": row["accountant"],
         "sampling": row["sampling"],
         "hides": HIDES.get(unit, unit),
-        "whom": RECIPIENTS.get(adversary, adversary),
+        "whom": ROLE.get(adversary, adversary),
         "relies_on": relies if promised else None,
         "recognised": recognised(row),
         "curve": row.get("curve"),
@@ -120,14 +116,14 @@ def recognised(row: Fields) -> float:
 def main_row(rows: Sequence[Fields]) -> int | None:
     """Return the place of the first guarantee: the largest unit's, against the model's adversary; None without any."""
     for unit in UNITS:
-        for adversary in RECIPIENTS:
+        for adversary in ROLE:
             for index, row in enumerate(rows):
                 if (row["unit"], row["adversary"]) == (unit, adversary) and row["epsilon"] != "infinity":
                     return index
     return None
 
 
-def in_words(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
+def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
     """Return the promise in two sentences without symbols, and the findings against it.
 
     Args:

@@ -55,7 +55,7 @@ from .queries import Reach, queries_of, with_everybody
 from .rosters_in_force import note_roster
 from .run_files import MIXED
 from .run_folder import Progress
-from .tuning import require_arms, tuned_order
+from .tuning import order_of_round, require_arms
 
 if TYPE_CHECKING:
     from .display import Display
@@ -183,7 +183,7 @@ def run_federation(
 
 
 def _ask_first(around: Environment, run: Run) -> Run:
-    """Ask what is asked before the first round, once clients are connected, and return the run as the answers change it."""
+    """Ask the queries due before the first round, once clients are connected; return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
     if run.resumed or not first:
         return run
@@ -248,9 +248,9 @@ def _run_on(
     if progress.meter.counts and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            drawn = progress.meter.clients(private.participants, private.draw(number))
+            cohort = progress.meter.clients(private.participants, private.draw(number))
             heard = progress.history[number - 1]["replies"] != 0
-            progress.meter.add(drawn if heard else run.client_ledgers.charged(run.name, number, drawn))
+            progress.meter.add(cohort if heard else run.client_ledgers.charged(run.name, number, cohort))
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -261,7 +261,7 @@ def _run_on(
         num_rounds=state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
-        train_config=partial(tuned_order, run, order),
+        train_config=partial(order_of_round, run, order),
         pace=replace(around.pace, ready=ready),
         average_after=average_after(run),
         tuning=run.tuning,
@@ -274,7 +274,7 @@ def _run_on(
     )
     del state  # frees the first model
     ending = _ended(progress, _rounds(progress, private, loop, watching))
-    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.drawn))
+    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
     return ending
@@ -293,7 +293,7 @@ def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
 def _answer_after(
     progress: Progress, grid: PrivateGrid, deadline: float, state: State, last: bool = False
 ) -> dict[str, Any] | None:
-    """Ask what is asked after a round, and return the record of the answer; None if nothing is."""
+    """Ask the query due after a round, and return the record of the answer; None if none is due."""
     run = progress.run
     reach = _reach_of_all(run.federation, deadline)
     answers = (
@@ -419,11 +419,11 @@ def _after_round(
     observer.observe(state, grid.released)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
-    drawn = progress.meter.clients(grid.participants, grid.drawn)
-    if drawn and not round_.replies:
-        drawn = progress.run.client_ledgers.charged(progress.run.name, round_.number, drawn)
+    cohort = progress.meter.clients(grid.participants, grid.current_cohort)
+    if cohort and not round_.replies:
+        cohort = progress.run.client_ledgers.charged(progress.run.name, round_.number, cohort)
     evaluated = _answer_after(progress, grid, deadline, state)
-    round_end = run_folder.record_round(progress, state, round_, metrics, drawn, evaluated)
+    round_end = run_folder.record_round(progress, state, round_, metrics, cohort, evaluated)
     lines, *others = watching
     lines.round(round_end)
     run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost

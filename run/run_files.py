@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..base.refusal import Refusal, unreadable
-from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
+from ..privacy.ledger.ledger_state import read_entries
 from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
 
 OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"  # the accountant of a row

@@ -25,7 +25,7 @@ from ..configs.task_settings import CustomTask
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.adaptation import Choices
 from ..privacy.budget import Adversary, Unit
 from ..privacy.ledger.ledger import LedgerUnavailable
@@ -64,7 +64,7 @@ from .record_ledgers import NoMeter
 from .report import encryption, record_by_sums, spent, versions
 from .rosters_in_force import note_roster, roster_rows
 from .run_files import MIXED, read_object, rows_of
-from .tuning import tuned
+from .tuning import tuning_result
 
 KEPT = ("noise", "filter_order", "turns", "deal", "places")  # beside the name
 
@@ -394,7 +394,7 @@ def _epsilons(progress: Progress, cohort: list[int]) -> dict[str, float]:
     promises = federation.mode.promises
     if ledger is not None:
         events, order, promise = ledger.events(Adversary.MODEL), ledger.filter_order, promises[0]
-        found[str(promise.unit)] = counted(
+        found[str(promise.unit)] = spent_epsilon(
             events, promise.target_delta, promise.adjacency, order, GATE_INTERVAL
         )
     if not promises:
@@ -552,7 +552,7 @@ def _result(progress: Progress, ending: Ending, measured: dict[str, Any]) -> dic
         "rosters": roster_rows(run.folder, names=not federation.mode.hides_counts),
         "audit": None,
         "message_bytes": final.get("message_bytes"),
-        "tuning": tuned(run, ending.state, history),
+        "tuning": tuning_result(run, ending.state, history),
         "rise": rise_of(_of_winner(history, ending.state), federation.settings) if history else None,
         "models_averaged": ending.state.average.models if ending.state.average else 1,
         "metrics": {

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import accountant, counted
+from ..privacy.accounting.renyi_filter import accountant, spent_epsilon
 from ..privacy.budget import Adjacency, Adversary
-from ..privacy.ledger.book import RESERVE, Book, run_of
+from ..privacy.ledger.ledger_state import RESERVE, LedgerState, run_of
 from .run_files import OWN_LEDGERS, Fields, RunFiles
 
 OF_RECORDS = ("record", "record_and_client")
@@ -20,11 +20,11 @@ def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
     mode = run.said("privacy", "name")
     if mode == "none":
         return [_row("client", adversary, Adjacency.ZERO_OUT, 0.0, None) for adversary in Adversary]
-    records = _of_records(run) if mode in OF_RECORDS and run.rounds else []
-    return [*records, *_of_sums(run)]
+    records = _rows_of_records(run) if mode in OF_RECORDS and run.rounds else []
+    return [*records, *_rows_of_sums(run)]
 
 
-def _of_records(run: RunFiles) -> list[dict[str, Any]]:
+def _rows_of_records(run: RunFiles) -> list[dict[str, Any]]:
     """Return the bound that clients' ledgers enforce, independent of the run so far."""
     level: Fields = run.said("privacy", "record") or run.said("privacy") or {}
     unit = "person" if level.get("per_person") else "record"
@@ -34,7 +34,7 @@ def _of_records(run: RunFiles) -> list[dict[str, Any]]:
     return [{**row, **bound, "adversary": str(adversary)} for adversary in Adversary]
 
 
-def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
+def _rows_of_sums(run: RunFiles) -> list[dict[str, Any]]:
     """Return the ledger's loss over all its runs, after this run's first release."""
     reserved = [each for each in run.entries if each.kind == RESERVE]
     mine = [each for each in reserved if run_of(each) == run.name]
@@ -46,7 +46,7 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
     events = json.loads(mine[-1].payload)["events"]
     level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
     target = level.get("target_epsilon")
-    book = Book()
+    book = LedgerState()
     for each in run.entries:
         book.apply(each)
     unit, adjacency = str(book.identity["unit"]), Adjacency(book.identity["adjacency"])
@@ -60,7 +60,7 @@ def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
         # A filter's count promises nothing by itself: its budget does.
         size = target or "infinity"
         if order is None:
-            size = counted(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
+            size = spent_epsilon(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
         row = _row(unit, adversary, adjacency, budget.target_delta, target)
         name = accountant(budget.target_delta, adjacency, order)
         rows.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})

@@ -127,9 +127,9 @@ def _noise(federation: Federation) -> float:
 
 def _clients_noise(federation: Federation) -> float:
     """Return the noise multiplier of a client of middling size."""
-    record = client_settings(federation, Path()).record
-    assert record is not None
-    return record.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
+    level = client_settings(federation, Path()).record
+    assert level is not None
+    return level.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
 
 
 def _with(federation: Federation, privacy: Any, rate: float) -> Federation:

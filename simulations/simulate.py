@@ -43,7 +43,7 @@ def simulate(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
-      callbacks: objects that watch the run beside those that the settings name.
+      callbacks: objects that watch the run, in addition to those that the settings name.
 
     Raises:
       Refusal: before anything is spent.

@@ -14,7 +14,7 @@ from ...tasks.data import Data, Union
 from ...tasks.hardware import placed
 from ..app import Workbench, receive_model, seed_layers
 from ..private_update import compressed
-from .together import drawn, step_of
+from .together import draw_records, step_of
 
 
 def union_of(bench: Workbench) -> Union:
@@ -42,7 +42,7 @@ def sum_of_union(
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), 0, union.parts[0], bench.device)
     rows = [
         union.first[client]
-        + drawn(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
+        + draw_records(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
         for client in clients
     ]
     examples = placed(cast(Data, union), bench.device)

@@ -146,7 +146,9 @@ def _add_canaries(
     cohort_sum: CohortSum,
     sketch: Sketch | None,
 ) -> None:
-    dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
+    dimension = (
+        cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
+    )
     for first in range(0, len(clients), MAX_STACK):
         update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
@@ -176,15 +178,15 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
     stacks: list[Group] = []
     rows = visits = 0  # of the last stack
     for one in clients:
-        own = min(_records(one), training.batch_size)
-        rows, visits = rows + own, visits + _records(one) * training.local_epochs
+        batch_size = min(_records(one), training.batch_size)
+        rows, visits = rows + batch_size, visits + _records(one) * training.local_epochs
         if stacks and visits <= MAX_VISITS:
             widest = min(_records(stacks[-1][0]), training.batch_size)
             if widest * (len(stacks[-1]) + 1) <= max(2 * rows, FREE_ROWS):
                 stacks[-1].append(one)
                 continue
         stacks.append([one])
-        rows, visits = own, _records(one) * training.local_epochs
+        rows, visits = batch_size, _records(one) * training.local_epochs
     return stacks
 
 
@@ -192,7 +194,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; at the client level each adds a zero update, which hides this."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
-    nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
+    nothing = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
     _add_rows(
         cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
     )

@@ -142,21 +142,19 @@ def check_apart(bench: Workbench) -> None:
     """
     start = read_arrays(bench.model)
     training = replace(bench.settings.training, local_epochs=1)
-    samples: list[Data] = []
+    pair: list[Data] = []
     for client in range(bench.task.num_clients):
         if len(data := data_of(bench.task, client)):
-            samples.append(data)
-        if len(samples) == 2:
+            pair.append(data)
+        if len(pair) == 2:
             break
     else:
-        return  # nobody stands beside another
-    first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in samples)
+        return  # there are no two clients
+    first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in pair)
     check_reading(first_batch, first_batch, second_batch)
     # Copies of a task's own batches, so that nothing random is read twice.
-    batches = training.batch_size, min(training.batch_size, max(1, len(samples[1]) // 2), FEW)
-    few = [
-        Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(samples, batches, strict=True)
-    ]
+    batches = training.batch_size, min(training.batch_size, max(1, len(pair[1]) // 2), FEW)
+    few = [Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(pair, batches, strict=True)]
 
     def trained(which: int) -> dict[str, NDArray[Any]]:
         bench.forget()
@@ -188,9 +186,9 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
     received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = wire.layout_of(arrays)
-    own_memory, moves = memory_alone(tensors, layout), list[Move]()
+    memory, moves = memory_alone(tensors, layout), list[Move]()
     for name in layout:
-        room = own_memory.get(name)
+        room = memory.get(name)
         if room is None or room.dtype != received[name].dtype:
             room = np.empty_like(received[name])
         moves.append((room, tensors[name], received[name]))

@@ -13,8 +13,8 @@ from typing import Any
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
-from ...privacy.ledger.book import read_entries
 from ...privacy.ledger.hash_chain import canonical
+from ...privacy.ledger.ledger_state import read_entries
 from ...privacy.ledger.receipt import (
     COMPARED,
     UNCOMPARED,

@@ -20,15 +20,15 @@ from typing import Any
 
 from ...base.refusal import Refusal
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
-from ...privacy.accounting.renyi_filter import counted
+from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.audit.summary import UNCLAIMED
 from ...privacy.budget import Adjacency, Adversary, Unit
-from ...privacy.ledger.book import RESERVE, Book, event_of, repeated, run_of, verify_entries
 from ...privacy.ledger.caps import ledger_folder
 from ...privacy.ledger.client_sums import lost_by_records
 from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
+from ...privacy.ledger.ledger_state import RESERVE, LedgerState, event_of, repeated, run_of, verify_entries
 from ...privacy.secagg.rollover import Rollover
 from ...privacy.secagg.roster import Roster
 from ...run.files import (
@@ -176,7 +176,7 @@ class BoundFolder:
         return _entries(self.ledger)
 
     @cached_property
-    def book(self) -> Book:
+    def book(self) -> LedgerState:
         """The ledger's content."""
         return _book(self.entries, str(self.ledger))
 
@@ -266,8 +266,8 @@ def _entries(path: Path) -> list[Entry]:
     return read_export(path.read_bytes(), str(path)) if path.suffix == ".json" else read_entries(path)
 
 
-def _book(entries: Sequence[Entry], source: str) -> Book:
-    book = Book()
+def _book(entries: Sequence[Entry], source: str) -> LedgerState:
+    book = LedgerState()
     for entry in entries:
         book.take(entry, source)
     return book
@@ -462,7 +462,7 @@ def _epsilon(folder: BoundFolder) -> str:
     for name, row in sorted(rows.items()):
         adversary, claimed = Adversary(name), float(row["epsilon"])
         granted = book.granted[adversary]
-        spent = counted(
+        spent = spent_epsilon(
             book.events(adversary),
             row["delta"],
             Adjacency(row["adjacency"]),
@@ -518,7 +518,7 @@ def _epsilon_of_rounds(folder: BoundFolder) -> str:
         key = (tuple(sorted(counts.items())), order)
         if key not in epsilons:
             events = [repeated(event_of(text), count) for text, count in counts.items()]
-            epsilons[key] = counted(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
+            epsilons[key] = spent_epsilon(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
         if not _is_close(epsilons[key], float(row[column])):
             reason = f"round {row['round']} has epsilon {float(row[column]):.6g}, and the ledger {epsilons[key]:.6g}"
             raise Wrong(reason)
@@ -532,7 +532,7 @@ def _after_each_round(
     entries: Sequence[Entry], run: str
 ) -> Iterator[tuple[int, tuple[Counter[str], float | None]]]:
     """Yield (round, events of the adversary `model`, filter's order) after each round and its evaluation."""
-    book = Book()
+    book = LedgerState()
     for entry in entries:
         book.apply(entry)
         if entry.kind not in ("reserve", "commit", "void"):

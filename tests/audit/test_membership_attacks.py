@@ -116,7 +116,7 @@ def test_without_its_extra_the_toolbox_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not HAS_ART, reason="fedveil[mia]")
-def test_the_toolbox_attacks_classes_alone_and_the_same_way_every_time() -> None:
+def test_toolbox_attacks_classes_alone_and_deterministically() -> None:
     first, second = (ATTACKS["art"](attacked(40), 1) for _ in range(2))
     assert np.array_equal(first, second)
     characters = Examples(torch.zeros(4, 20), torch.zeros(4, 2, dtype=torch.int64))

@@ -20,7 +20,7 @@ from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
-from fedveil.privacy.audit.kept_rows import SUFFIX, gathered
+from fedveil.privacy.audit.client_rows import SUFFIX, gathered
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit
@@ -145,8 +145,8 @@ def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | N
             model, task, data, LocalTraining(0.5, 1, 32), PrivateSteps(plan, *streams), "book_keeping"
         )
     (found,) = OddProbe(task, None).look(read_arrays(model), 1)
-    print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.shown)
-    assert found.shown["at_least"] > 3.2 if epsilon is None else found.shown["at_least"] < 0.4
+    print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.figures)
+    assert found.figures["at_least"] > 3.2 if epsilon is None else found.figures["at_least"] < 0.4
 
 
 @pytest.mark.campaign

@@ -17,7 +17,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import read_device
-from fedveil.deployment.device.run_end import keep
+from fedveil.deployment.device.run_end import record_end
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
@@ -30,6 +30,8 @@ from fedveil.run.released import predictions
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 SCHEMA = "label: y\ncolumns:\n  x: {low: 0, high: 4}\n  y: {categories: [no, yes]}\n"
 ROWS = "x,y\n" + "".join(f"{row % 5},{'no' if row % 5 < 2 else 'yes'}\n" for row in range(40))
@@ -52,7 +54,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "shops"
 
 
-def test_every_bundle_has_the_one_schema_and_a_device_reads_its_own_tables(desk: Path) -> None:
+def test_every_bundle_has_the_one_schema_and_a_device_its_own_tables(desk: Path) -> None:
     wanted = read_schema(desk.parent / "common" / "s.yaml")
     for place in ("server", "clients/a", "clients/b", "clients/c", "authority"):
         assert read_schema(desk / place / "schema.yaml") == wanted
@@ -125,7 +127,7 @@ def test_new_keys_need_no_schema_but_the_desks_own(desk: Path) -> None:
     assert read_schema(desk / "clients" / "a" / "schema.yaml").label == "y"
 
 
-def test_a_device_without_its_table_or_with_a_wrong_one_says_so_before_it_connects(desk: Path) -> None:
+def test_device_without_its_table_says_so_before_it_connects(desk: Path) -> None:
     bundle = read_client_bundle(desk / "clients" / "a")
     with pytest.raises(Refusal, match="does not exist"):
         read_device(bundle)
@@ -208,7 +210,7 @@ def test_predictions_are_words_with_their_probability(desk: Path, tmp_path: Path
     assert list(found) == ["y", "probability"] and found["probability"].tolist() == [0.5, 0.5]
 
 
-def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_was_made_by(
+def test_device_predicts_by_its_final_model_and_that_models_schema(
     desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = desk / "clients" / "a"
@@ -218,11 +220,11 @@ def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_wa
     assert run(asked) == 2 and "holds no model" in capsys.readouterr().err
     model = {"weight": np.float32([[-1], [1]]), "bias": np.zeros(2, np.float32)}
     (client / "state").mkdir()
-    keep(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))
+    record_end(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))
     assert run(asked) == 0
     assert capsys.readouterr().out.splitlines()[:3] == ["y,probability", "no,0.880797", "yes,0.880797"]
     assert run(["predict", str(client / "state"), *asked[2:]]) == 0
-    keep(tmp_path, RunOver("spring", "completed", 20, {"scale": np.array(2.0)}))
+    record_end(tmp_path, RunOver("spring", "completed", 20, {"scale": np.array(2.0)}))
     assert load_file(tmp_path / "model.safetensors")["scale"].shape == ()
     (client / "schema.yaml").write_text(SCHEMA.replace("4", "8"))
     assert run(asked) == 2 and "is not the schema or model of run spring" in capsys.readouterr().err
@@ -236,7 +238,7 @@ def test_a_device_without_torch_keeps_a_model_that_predicts(
     file.write_text(tomli_w.dumps({**tomllib.loads(file.read_text()), "task": choice}))
     model = {"weight": np.float32([[-1, 0], [1, 0], [0, 0]]), "bias": np.zeros(3, np.float32)}
     (file.parent / "state").mkdir()
-    keep(file.parent / "state", RunOver("spring", "completed", 20, model))
+    record_end(file.parent / "state", RunOver("spring", "completed", 20, model))
     np.save(tmp_path / "new.npy", np.float32([[9, 0], [-9, 1]]))
     assert run(["predict", str(file.parent), str(tmp_path / "new.npy")]) == 0
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["c", "1", "0"]

@@ -92,7 +92,7 @@ def told(page: str) -> dict[str, str]:
 # --- a folder of answers ---
 
 
-def test_a_folder_of_answers_is_of_its_schema_which_shares_its_parts_with_the_runs(asked: Path) -> None:
+def test_folder_of_answers_has_its_schema_with_the_runs_parts(asked: Path) -> None:
     report = validated(json.loads(to_json(report_of_answers(asked))), "answers")
     assert [each["name"] for each in report["answers"]] == [
         "treated-alike",
@@ -134,7 +134,7 @@ def test_figures_of_several_units_have_no_bars(asked: Path) -> None:
     }
 
 
-def test_attributions_are_drawn_with_intervals_and_the_rows_beside_them_are_not(asked: Path) -> None:
+def test_attributions_are_drawn_with_intervals_and_without_rows(asked: Path) -> None:
     path = asked / "intake-2026.json"
     record = json.loads(path.read_text())
     names = ("rows", "attribution age", "attribution sex")
@@ -228,9 +228,7 @@ def test_a_bar_stays_within_its_axis(values: Sequence[float], ends: list[float])
 # --- the report of a run ---
 
 
-def test_the_report_of_a_run_shows_answers_and_whether_its_ledger_charged_them(
-    kept: Path, asked: Path
-) -> None:
+def test_report_of_a_run_shows_answers_and_their_ledger_charge(kept: Path, asked: Path) -> None:
     report = validated(report_of(read_run(kept, questions=asked)))
     assert [each["on_this_ledger"] for each in report["answers"]] == [False, False]
     page = page_of(report)
@@ -503,7 +501,7 @@ def test_a_report_that_is_none_fails_its_check(asked: Path, text: str, capsys: A
     assert verify(asked, ()) == 2 and "failed: page" in capsys.readouterr().out
 
 
-def test_the_page_of_answers_holds_nothing_that_its_report_does_not_make(asked: Path, capsys: Any) -> None:
+def test_page_of_answers_holds_nothing_beyond_its_report(asked: Path, capsys: Any) -> None:
     assert make_report(asked) == 0 and verify(asked, ()) == 0
     page = asked / "report" / "report.html"
     page.write_text(page.read_text().replace("</body>", "<div>epsilon 0.01, approved</div></body>"))

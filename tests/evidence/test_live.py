@@ -280,7 +280,7 @@ def test_a_sweep_has_no_page(tmp_path: Path, commands: Any) -> None:
 
 
 @pytest.mark.campaign
-def test_a_server_of_real_devices_shows_its_page_and_what_they_have_signed(tmp_path: Path) -> None:
+def test_server_of_real_devices_shows_its_page_and_their_signatures(tmp_path: Path) -> None:
     served_by = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
     with served_by["serving"](served_by["Served"], tmp_path) as world:
         bundle = world.hearts / "server"

@@ -126,6 +126,6 @@ def test_pages_of_this_and_earlier_releases_do_nothing(page: Path) -> None:
         "a < b",
     ],
 )
-def test_a_page_with_a_part_that_may_act_is_refused_whatever_a_parser_sees(part: str) -> None:
+def test_page_with_an_active_part_is_refused(part: str) -> None:
     page = PAGES[0].read_text(encoding="utf-8")
     assert active(page.replace("</main>", part + "</main>", 1)) and active(part + page)

@@ -18,7 +18,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
-from fedveil.deployment.device.seen_log import FORK, HEAD, LEAVES, SeenLog, text_of_head
+from fedveil.deployment.device.log_copy import FORK, HEAD, LEAVES, LogCopy, text_of_head
 from fedveil.links.attestation import AttestedGrid
 from fedveil.links.later_heads import LaterHeads
 from fedveil.links.log_export import LogExport, read_log
@@ -69,9 +69,9 @@ def asked(grid: Any, number: int = 1) -> bool:
     return not reply.has_error()
 
 
-def seen(made: Path, number: int = 0) -> SeenLog:
+def seen(made: Path, number: int = 0) -> LogCopy:
     bundle = client(made, number).bundle
-    return SeenLog(bundle.state, bundle.settings.federation, bundle.credentials.ca)
+    return LogCopy(bundle.state, bundle.settings.federation, bundle.credentials.ca)
 
 
 def masked(made: Path, grid: Any, number: int) -> Any:
@@ -105,7 +105,7 @@ def test_every_device_holds_the_log_of_all_that_was_told(made: Path) -> None:
     assert len(read_entries(made / "server" / LOG)) == len(seen(made).leaves) == 4
 
 
-def test_a_node_that_answers_is_sent_what_is_new_and_one_that_was_away_all_that_it_lacks(made: Path) -> None:
+def test_answering_node_gets_new_entries_and_an_absent_one_its_gap(made: Path) -> None:
     away = [False]
     devices = Devices(
         {2: client(made)}, lambda message: Message(MADE_ERROR, reply_to=message) if away[0] else None
@@ -179,7 +179,7 @@ def test_a_log_goes_on_behind_its_last_whole_entry(tmp_path: Path) -> None:
 # --- a server that lies ---------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_tells_two_stories_is_refused_and_has_signed_the_evidence(
+def test_server_with_two_stories_is_refused_and_signed_the_evidence(
     made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = client(made)
@@ -221,9 +221,9 @@ def test_a_final_model_is_not_told_as_one_that_a_round_begins_with(made: Path) -
         devices.devices[2].check_log(kept[0].content)
 
 
-def test_a_log_with_another_past_is_a_fork_even_where_it_holds_what_was_sent(made: Path) -> None:
+def test_log_with_another_past_is_a_fork_even_with_the_sent_entry(made: Path) -> None:
     bundle, own = client(made).bundle, read_server_bundle(made / "server").credentials
-    log = SeenLog(bundle.state, "made", own.ca)
+    log = LogCopy(bundle.state, "made", own.ca)
 
     def told(*entries: bytes, signed: bytes | None = None, start: int = 0) -> LogStatement:
         leaves = tuple(map(leaf_hash, entries))
@@ -456,7 +456,7 @@ def heads(made: Path) -> LaterHeads:
     return LaterHeads(server.folder, ServerLog(server.folder / LOG), server.credentials.ca, server.federation)
 
 
-def test_a_head_that_a_device_has_seen_shows_that_the_server_was_restored(made: Path) -> None:
+def test_head_on_a_device_shows_a_restored_server(made: Path) -> None:
     devices = Devices({2: client(made)})
     assert asked(logged(made, devices), 1)
     earlier = (made / "server" / LOG).read_bytes()

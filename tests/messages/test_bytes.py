@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.bounded_decoding import build, read_json
 from fedveil.base.refusal import Refusal
-from fedveil.deployment.device import known_heads, own_arm, run_end
+from fedveil.deployment.device import ledger_heads, run_arms, run_end
 from fedveil.links.enrolment.messages import Ask, Reply, decoded, send
 from fedveil.links.log_export import ConsistencyProof, InclusionProof, LogDocument, LogExport, to_text
 from fedveil.links.log_wire import LOG_RECORD, log_of, log_record
@@ -23,7 +23,7 @@ from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.training_order import TrainingOrder
 from fedveil.privacy.ledger import receipt
 from fedveil.privacy.statistics.evaluation import evaluation_from_json
-from fedveil.privacy.witness import kept_cosignatures, read_cosignature, read_kept_cosignatures
+from fedveil.privacy.witness import format_cosignatures, read_cosignature, read_stored_cosignatures
 from fedveil.run.files import SAVED
 from fedveil.run.run_folder import Saved, read_saved
 from fedveil.server import checkpoint
@@ -79,18 +79,18 @@ def opening(text: str, folder: Path) -> str:
 
 
 def heads(text: str, folder: Path) -> str:
-    known_heads._write(folder / "new", known_heads._read(file_with(folder, "heads", text)))
+    ledger_heads._write(folder / "new", ledger_heads._read(file_with(folder, "heads", text)))
     return (folder / "new").read_text()
 
 
 TEXTS: dict[str, Callable[[str], str]] = {
     "order": lambda text: TrainingOrder.from_json(text).to_json(),
     "settings": lambda text: ClientSettings.from_json(text).to_json(),
-    "sum": lambda text: json.dumps(wire.written(wire.read_spec(spec(text)))),
+    "sum": lambda text: json.dumps(wire.fields_of(wire.read_spec(spec(text)))),
     "shares": lambda text: secure_wire.write_share_spec(secure_wire.read_share_spec(spec(text))),
     "head": lambda text: read_head(text).to_json(),
     "cosignature": lambda text: read_cosignature(text).to_json(),
-    "cosignatures": lambda text: kept_cosignatures(read_kept_cosignatures(text.encode())).decode(),
+    "cosignatures": lambda text: format_cosignatures(read_stored_cosignatures(text.encode())).decode(),
     "log": log,
     "inclusion": log,
     "consistency": log,
@@ -109,7 +109,7 @@ RECORDS: dict[str, Callable[[RecordDict, Message], RecordDict]] = {
             secure_wire.ask(
                 secure_wire.messages_of(content),
                 secure_wire.read_share_spec(content),
-                secure_wire.read_exchange_id(content),
+                secure_wire.read_position(content),
             )
         )
     ),
@@ -145,7 +145,7 @@ def test_a_message_is_read_and_written_as_before(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "difference"), [("m difference", b"diff"), ("m model", b"")])
 def test_a_model_statement_is_read_as_before(name: str, difference: bytes) -> None:
-    told = difference_wire.read_model_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
+    told = difference_wire.read_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
     assert told == difference_wire.ModelStatement("a" * 64, "arrays", 32, difference, bool(difference))
 
 
@@ -173,8 +173,8 @@ def test_the_state_of_a_run_and_of_a_device_is_read_as_before(tmp_path: Path) ->
     file_with(tmp_path, run_end.ENDED, KEPT["ended"])
     ended = run_end.LastRun("run 1", "finished", 3, "2026-11-30T00:00:00+00:00", "model.safetensors")
     assert run_end.read_ended(tmp_path) == ended
-    file_with(tmp_path, own_arm.DEALS, KEPT["deals"])
-    assert own_arm._known(tmp_path) == json.loads(KEPT["deals"])
+    file_with(tmp_path, run_arms.DEALS, KEPT["deals"])
+    assert run_arms._read_deals(tmp_path) == json.loads(KEPT["deals"])
 
 
 def test_what_an_earlier_process_left_without_a_name_is_not_a_new_run(tmp_path: Path) -> None:

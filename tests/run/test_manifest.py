@@ -32,6 +32,8 @@ from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_man
 from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
 QUICK = ("task=digits", "task.num_clients=20", "num_rounds=2", "batch_size=40", "cohort.rate=0.4", *NOISY)
 
@@ -231,7 +233,7 @@ def test_a_manifest_names_nothing_outside_its_folder(finished: Path, tmp_path: P
 # --- what binds a run, told by `fedveil verify` -------------------------------------------------------------------------
 
 
-def test_a_run_that_only_its_own_files_speak_for_is_not_called_verified(
+def test_run_vouched_for_by_its_own_files_is_not_called_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, records = tmp_path / "run", ("privacy=record", "privacy.target_epsilon=8", "num_rounds=1")

@@ -105,7 +105,7 @@ def test_a_client_that_raises_is_dropped(workers: int) -> None:
     assert (result.replies, result.dropped) == (7, {"failed": 1})
 
 
-def test_a_worker_that_dies_takes_only_its_share_along_and_is_replaced() -> None:
+def test_dying_worker_takes_only_its_share_and_is_replaced() -> None:
     def deadly(client: int, message: Message, context: Context) -> np.ndarray:
         if client == 3:
             os.kill(os.getpid(), 9)

@@ -32,6 +32,8 @@ from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples, LazyExamples
 from fedveil.tasks.hardware import check_device, device_of, placed
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 HERE = Path(__file__).parents[1]
 OTHER = runpy.run_path(str(HERE / "faults" / "other_device.py"))
 OPTIMIZERS = runpy.run_path(str(HERE / "tasks/test_optimizers.py"))
@@ -95,7 +97,7 @@ def test_a_stack_is_moved_once_and_comes_back_once(
     assert copies.back == 2 * groups  # updates and losses
 
 
-def test_a_client_in_place_is_moved_once_and_its_update_comes_back_once(copies: Any) -> None:
+def test_client_in_place_is_moved_once_and_its_update_returns_once(copies: Any) -> None:
     settings = replace(settings_with("sgd"), accelerator="meta")
     summed("in place", settings)
     parameters = 4
@@ -116,7 +118,7 @@ def test_data_that_are_read_lazily_are_moved_batch_by_batch(copies: Any) -> None
 
 @pytest.mark.parametrize("canaries", [0, 3])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_dp_sgd_on_another_device_takes_the_same_noise_to_the_same_model(
+def test_dp_sgd_on_another_device_has_the_same_noise_and_model(
     engine: str, canaries: int, copies: Any, tmp_path: Path
 ) -> None:
     found: list[np.ndarray] = []
@@ -175,9 +177,7 @@ class Elsewhere(Made):
 
 
 @pytest.mark.parametrize("privacy", ["client_central", "record"])
-def test_a_model_that_is_made_elsewhere_is_refused_before_anything_is_written(
-    privacy: str, tmp_path: Path
-) -> None:
+def test_model_on_a_wrong_device_is_refused_before_writing(privacy: str, tmp_path: Path) -> None:
     said = "model='.*weight on meta': a task must create its model on the CPU"
     with pytest.raises(Refusal, match=said):
         fv.simulate(Elsewhere(), privacy=privacy, folder=tmp_path / "run", num_rounds=1, quiet=True)

@@ -288,7 +288,7 @@ def test_the_keywords_and_the_usual_rate_are_those_of_torch(name: str) -> None:
     assert OPTIMIZERS[name] == (None if name == "sgd" else taken["lr"].default)
 
 
-def test_adam_without_the_bias_of_the_noise_has_the_keywords_that_its_step_reads() -> None:
+def test_adam_without_the_bias_of_noise_has_its_steps_keywords() -> None:
     read = set(re.findall(r'group\["(\w+)"\]', inspect.getsource(AdamBC.step))) - {"params", "lr"}
     assert read == set(keywords_of("dp_adambc")) < set(keywords_of("adam"))
 

@@ -20,6 +20,8 @@ from fedveil.tasks import as_task, load_task
 from fedveil.tasks.mislabelled import mislabelled
 from fedveil.tasks.optimizers import check_optimizer
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 SEEN: list[Any] = []
 
 

@@ -392,7 +392,7 @@ def test_clients_whose_data_cannot_be_stacked_train_beside_the_stack() -> None:
     np.testing.assert_allclose(beside.total * PRIVATE.step, stacked.total * PRIVATE.step, atol=1e-5)
 
 
-def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(
+def test_failing_client_alone_is_dropped_from_the_vectorised_cohort(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "fedveil.client")

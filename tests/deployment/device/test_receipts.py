@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord
 from fedveil.base.tensor_file import safetensors_parts
 from fedveil.cli.report import bundle
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
-from fedveil.deployment.device.receipts import MOST, give_receipt, receipt_for
+from fedveil.deployment.device.receipts import MAX_OPENINGS, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
 from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts
@@ -29,6 +29,8 @@ from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
 from fedveil.run.manifest import Manifest
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 
 def sha256(data: bytes) -> str:
@@ -121,9 +123,7 @@ def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp
     assert line(tmp_path / "with", receipts=4).ok
 
 
-def test_a_name_that_is_run_again_gets_no_receipts_and_its_server_says_so(
-    world: World, tmp_path: Path
-) -> None:
+def test_repeated_name_gets_no_receipts_and_its_server_says_so(world: World, tmp_path: Path) -> None:
     hearts = Path(shutil.copytree(world.hearts, tmp_path / "hearts"))
     run = hearts / "server" / "runs" / "central"
     shutil.rmtree(run)
@@ -202,7 +202,7 @@ def test_a_device_signs_nothing_that_contradicts_what_it_received(
     assert says in caplog.text
 
 
-def test_a_device_signs_the_manifest_of_an_alarmed_run_whose_model_it_does_not_get(world: World) -> None:
+def test_device_signs_an_alarmed_runs_manifest_without_its_model(world: World) -> None:
     over = replace(
         with_manifest(run="alarmed@1", status="alarmed"), run="alarmed", status="alarmed", model={}
     )
@@ -231,11 +231,11 @@ def test_a_device_gives_one_receipt_a_run(
 def test_openings_do_not_fill_a_disk(tmp_path: Path) -> None:
     folder = tmp_path / "receipts"
     folder.mkdir()
-    for number in range(MOST + 3):
+    for number in range(MAX_OPENINGS + 3):
         (folder / f"{number}.json").touch()
     (folder / "signed").touch()
     give_receipt(tmp_path, RunDescription("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
-    assert len(list(folder.glob("*.json"))) == MOST and (folder / f"{MANIFEST}.json").exists()
+    assert len(list(folder.glob("*.json"))) == MAX_OPENINGS and (folder / f"{MANIFEST}.json").exists()
 
 
 def test_no_receipt_of_a_run_that_was_not_closed_and_none_from_a_bomb(world: World) -> None:
