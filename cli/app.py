@@ -77,15 +77,14 @@ def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
 
 
 INSTALL_HELP = "Install completion for this shell: bash, zsh or fish."
+SHOW_HELP = "Print the completion script."
 
 
 @app.callback()
 def root(
     version: Annotated[bool, _answer("--version", _version, "Print the version.")] = False,
     install_completion: Annotated[bool, _answer("--install-completion", _installed, INSTALL_HELP)] = False,
-    show_completion: Annotated[
-        bool, _answer("--show-completion", _script, "Print the completion script.")
-    ] = False,
+    show_completion: Annotated[bool, _answer("--show-completion", _script, SHOW_HELP)] = False,
 ) -> None:
     """Take what stands before a verb; each option ends the command by itself."""
 

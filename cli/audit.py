@@ -88,10 +88,7 @@ def _audit_lines(folder: Path, audit: RecomputedAudit) -> list[str]:
         lines.append(_line("could have been shown", _number(measurement.ceiling)))
     if terms.delta:
         lines.append(
-            _line(
-                "noise as claimed",
-                f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}",
-            )
+            _line("noise as claimed", f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}")
         )
         lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
     if terms.clients:

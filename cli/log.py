@@ -106,9 +106,8 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     if seen_log.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
-    export = LogExport(
-        seen_log.head, tuple(each.hex() for each in seen_log.leaves), cosignatures=stored_cosignatures(bundle.state)
-    )
+    hashes = tuple(each.hex() for each in seen_log.leaves)
+    export = LogExport(seen_log.head, hashes, cosignatures=stored_cosignatures(bundle.state))
     fork = bundle.state / FORK
     if against is not None:
         return _compared(export, against, ca, federation)

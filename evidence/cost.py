@@ -121,11 +121,10 @@ def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[di
     money = _combined(sum, power, _combined(math.prod, gigabytes, values.get(GIGABYTE)))
     carbon = _combined(math.prod, whole, values.get(CARBON), 1 / 1000)
     both = f"estimate: energy times {prices.describe(KWH)}, and bytes times {prices.describe(GIGABYTE)}"
+    source = f"estimate: energy times {prices.describe(CARBON)}"
     return [
         *figures,
-        figure(
-            "carbon dioxide of that energy", carbon, f"estimate: energy times {prices.describe(CARBON)}", "g"
-        ),
+        figure("carbon dioxide of that energy", carbon, source, "g"),
         figure("money", money, both, run.said("cost", "currency") or ""),
     ]
 

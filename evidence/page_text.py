@@ -182,16 +182,14 @@ def differences(html: str, report: Any) -> list[str]:
       report: report.json, as JSON.
     """
     sentences: list[str] = []
-    for reference in references(html):
+    for ref in references(html):
         try:
-            expected = text_of(pointed(report, reference.pointer), reference.form)
+            expected = text_of(pointed(report, ref.pointer), ref.form)
         except (LookupError, ValueError, TypeError):
-            sentences.append(f"{reference.pointer}: the page refers to what the report does not hold")
+            sentences.append(f"{ref.pointer}: the page refers to what the report does not hold")
             continue
-        if reference.text != expected:
-            sentences.append(
-                f"{reference.pointer}: the page says {reference.text!r}, the report {expected!r}"
-            )
+        if ref.text != expected:
+            sentences.append(f"{ref.pointer}: the page says {ref.text!r}, the report {expected!r}")
     return sentences
 
 
