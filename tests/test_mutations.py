@@ -107,7 +107,7 @@ MUTATIONS = {
         "evidence/page_text.py",
         "math.ceil(round(float(value) * scale, 6))",
         "math.floor(round(float(value) * scale, 6))",
-        "evidence/test_shown.py",
+        "evidence/test_page_text.py",
         "never_shown_smaller",
     ),
     "a report of files that were changed does not say so": Mutation(
@@ -282,7 +282,7 @@ MUTATIONS = {
         "evidence/page_text.py",
         "if tag is None or not _NAMES.fullmatch(tag[1]):",
         "if tag is None:",
-        "evidence/test_shown.py",
+        "evidence/test_page_text.py",
         "page_with_an_active_part_is_refused",
     ),
     "a manifest names what lies outside its folder": Mutation(
