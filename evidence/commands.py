@@ -41,6 +41,6 @@ def _differences(run: RunFiles, groups: list[str]) -> list[str]:
     keys = {name.partition("=")[0] + ".name" for name in groups}
     return [
         f"{key}={value}"
-        for key, value in flat(run.shown)
+        for key, value in flat(run.publishable)
         if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
     ]

@@ -70,7 +70,7 @@ def report_of(
         "shapes": describe_shapes(shapes),
         "receipts": receipts_of(run),
         "cost": run_cost,
-        "config": [{"key": key, "value": value} for key, value in flat(run.shown)],
+        "config": [{"key": key, "value": value} for key, value in flat(run.publishable)],
         "seed": run.result.get("seed"),
         "noise_multiplier": run.result.get("noise_multiplier"),
         "versions": dict(run.result.get("versions", {})),

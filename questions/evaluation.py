@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from ..base.durable_files import append_line
 from ..messages.wire import memory_arrays
 from ..modes.federation import Federation
 from ..privacy.arms import Arm
@@ -20,9 +21,9 @@ from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import Evaluation
+from ..run.files import BLAME
 from ..run.prepared_run import Run
 from ..run.queries import Query, Reach
-from ..run.run_folder import note_evidence
 from ..run.unit_plan import charges_questions
 from ..server.checkpoint import State
 from ..server.participants import Participants
@@ -128,7 +129,8 @@ def _evaluate(
     participants.search = everybody.search
     if mean is not None:
         charge.settle()
-    note_evidence(run.folder, result.evidence)
+    for evidence in result.evidence:
+        append_line(run.folder / BLAME, evidence)
     faults = {"blamed": result.blamed, "suspected": result.suspected}
     answer = _answer_fields(federation, charge, result, mean, everybody.expected)
     return {**record, **answer, **{kind: members for kind, members in faults.items() if members}}

@@ -59,7 +59,7 @@ from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.run import run_folder as recording
+from fedveil.run import result as results
 from fedveil.run.build import build
 from fedveil.run.callbacks import Callback, RunEnd
 from fedveil.run.files import ROSTERS
@@ -780,7 +780,7 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
     key = hearts / "server" / "runs" / "run-1" / "audit.key"
     seed = key.read_bytes()
     assert key.stat().st_mode & 0o777 == 0o600
-    with patch.object(recording, "_write_results", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "write_results", side_effect=Killed), pytest.raises(Killed):
         served(hearts)
     assert served(hearts)[0] == 0 and not key.exists()
     rows, coins = canaries_of(hearts)
@@ -791,7 +791,7 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
 def test_killed_servers_run_is_closed_by_the_folder_alone(
     hearts: Path,
 ) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL)
     run = hearts / "server" / "runs" / "run-1"
     with pytest.raises(Refusal, match="say what is to be learned"):
@@ -800,7 +800,7 @@ def test_killed_servers_run_is_closed_by_the_folder_alone(
 
 
 def test_a_run_that_only_owners_charge_has_its_manifest_after_a_kill(hearts: Path) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *RECORD)
     with pytest.raises(Refusal, match="say what is to be learned"):
         served(hearts)
@@ -810,7 +810,7 @@ def test_a_run_that_only_owners_charge_has_its_manifest_after_a_kill(hearts: Pat
 def test_killed_servers_run_is_closed_by_the_same_command(
     hearts: Path,
 ) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL, *FULL)
     run = hearts / "server" / "runs" / "run-1"
     ledger = json.loads((run / "result.json").read_text())["ledger"]

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import fedveil.client.dp_sgd.train
 import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench, train_round
+from fedveil.client.app import train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.settings import Ray
 from fedveil.messages.client_settings import ClientSettings
@@ -441,7 +442,7 @@ def drawing(mode: str, case: str) -> Any:
     def arrange() -> None:
         import os
 
-        import fedveil.client.dp_sgd.train as dp_sgd
+        from fedveil.client.dp_sgd import rounds as dp_sgd
         from fedveil.strategies.cohorts import Poisson
 
         fixed_names()

@@ -19,8 +19,10 @@ from safetensors.numpy import load_file, save_file
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.run import progress
+from fedveil.run import result as results
 from fedveil.run import run as run_of_rounds
-from fedveil.run import run_folder
+from fedveil.run import run as running
 from fedveil.run.run import RunResult
 from fedveil.server import checkpoint
 from fedveil.server.accounts import Protected, Unprotected
@@ -555,14 +557,14 @@ WHOLE_BUDGETS: dict[str, tuple[str, ...]] = {
 }
 SLOWER = {"tuned by clients": 1}  # rounds of the second arm
 LAST_MOMENTS: dict[str, tuple[Callable[[int], Callable[[], None]], int]] = {
-    "before the last line": (lambda rounds: dying(run_folder, "record_round", rounds), 1),
-    "before the result": (lambda _: dying(run_folder, "finish", 1), 0),
-    "before the last line but one": (lambda rounds: dying(run_folder, "record_round", rounds - 1), 0),
-    "before the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds), 1),
+    "before the last line": (lambda rounds: dying(running, "record_round", rounds), 1),
+    "before the result": (lambda _: dying(running, "finish", 1), 0),
+    "before the last line but one": (lambda rounds: dying(running, "record_round", rounds - 1), 0),
+    "before the last checkpoint": (lambda rounds: dying(progress, "save", rounds), 1),
     "within the last checkpoint": (lambda rounds: dying(checkpoint, "write_aside", rounds, after=True), 1),
-    "after the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds, after=True), 0),
-    "between model and result": (lambda _: dying(run_folder, "replace_file", 5), 0),
-    "before the close": (lambda _: dying(run_folder, "close", 1), 0),
+    "after the last checkpoint": (lambda rounds: dying(progress, "save", rounds, after=True), 0),
+    "between model and result": (lambda _: dying(results, "replace_file", 2), 0),
+    "before the close": (lambda _: dying(results, "close", 1), 0),
     "at no moment": (lambda _: lambda: None, 0),
 }
 AT_ONCE = (

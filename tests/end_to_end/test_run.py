@@ -23,7 +23,7 @@ from fedveil.cli.plan import show_plan
 from fedveil.cli.simulate import plan as plan_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.run import run_folder as recording
+from fedveil.run import progress
 from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
@@ -271,7 +271,7 @@ def test_a_run_that_nobody_answers_fails(commands: Any) -> None:
 
 def test_ctrl_c_before_the_first_round(commands: Any) -> None:
     def interrupt() -> None:
-        from fedveil.run import run_folder as recording
+        from fedveil.run import opening
 
         # A suite that a shell runs in the background has inherited that Ctrl-C is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -279,7 +279,7 @@ def test_ctrl_c_before_the_first_round(commands: Any) -> None:
         def stop(*args: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
-        recording.write_start = stop
+        opening.write_start = stop
 
     code, command = commands.run("simulate", *COMMON, *PRIVATE, "hydra.run.dir=out", first=interrupt)
     assert code == 130
@@ -634,7 +634,7 @@ def test_a_ledger_with_adaptive_noise_goes_by_its_filter_for_good(
     first = tmp_path / "1"
     with monkeypatch.context() as patch:
         patch.setattr("fedveil.server.rounds._ending", None)  # fails after its last round
-        patch.setattr("fedveil.run.run_folder.save", _only_before(ROUNDS, recording.save))
+        patch.setattr("fedveil.run.progress.save", _only_before(ROUNDS, progress.save))
         with pytest.raises(TypeError):
             really(first, adaptive)
     clips = [row["clipping_norm"] for row in rows_of(first)]

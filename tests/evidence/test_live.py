@@ -27,7 +27,7 @@ from fedveil.evidence.live import listener
 from fedveil.evidence.live_page import serving
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import references
-from fedveil.run import run_folder
+from fedveil.run import run as running
 from fedveil.run.run_files import read_run
 
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
@@ -231,13 +231,13 @@ def port_said(said: str) -> int | None:
 
 def slowed() -> None:
     """Let each round of this process take a while, in which somebody may look."""
-    true = run_folder.keep
+    true = running.keep
 
     def slow(*given: Any) -> None:
         true(*given)
         time.sleep(0.5)
 
-    run_folder.keep = slow
+    running.keep = slow
 
 
 def test_a_simulation_shows_its_page_until_it_ends(tmp_path: Path, commands: Any) -> None:

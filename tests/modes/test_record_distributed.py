@@ -26,10 +26,11 @@ import fedveil as fv
 from fedveil.audit.record_canaries import coins_of_step
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
-from fedveil.client.app import Workbench, train_round
-from fedveil.client.dp_sgd.together import draw_records, step
-from fedveil.client.dp_sgd.union import sum_of_union, union_of
+from fedveil.client.app import train_round
+from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
+from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.private_update import RECORD_SUM
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import CanaryRecords, ClientSettings, StepTerms
 from fedveil.messages.flower_adapter import claim_identity
@@ -39,7 +40,7 @@ from fedveil.messages.wire import Exchange, instruct, memory_arrays, with_canary
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets
-from fedveil.privacy.ledger.data_sets import PendingCharges
+from fedveil.privacy.ledger.data_sets import Owed
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import private_sum
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
@@ -52,8 +53,6 @@ from fedveil.run.build import build
 from fedveil.run.sum_plan import sum_plan
 from fedveil.server.round_terms import Sum
 from fedveil.simulations.simulate import simulate
-
-pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 MASKED = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "masked_clients.py"))
 TERMS = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, sample_rate=0.3))
@@ -107,7 +106,7 @@ def test_one_record_moves_a_masked_vector_by_no_more_than_that(
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5])
-def test_masked_sum_is_rounded_by_independent_coins(part: float) -> None:
+def test_a_masked_sum_is_rounded_by_coins_that_do_not_know_the_rest_of_it(part: float) -> None:
     size = 10_000
     norm = part * math.sqrt(size)
     spec = ShareSpec(
@@ -125,9 +124,11 @@ def test_masked_sum_is_rounded_by_independent_coins(part: float) -> None:
 
 
 @pytest.mark.parametrize(("clients", "least"), [(5, 4), (5, 3), (20, 16)])
-def test_sixteen_bits_add_at_most_five_percent_to_the_noise(clients: int, least: int) -> None:
+def test_sixteen_bits_add_at_most_five_percent_to_the_noise_of_a_hundred_thousand_coordinates(
+    clients: int, least: int
+) -> None:
     spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
-    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.min_noise(1) >= 3
+    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.least_noise(1) >= 3
 
 
 def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
@@ -136,7 +137,7 @@ def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
     assert np.linalg.norm(above - below) == 10 <= spec.sensitivity(100) == pytest.approx(10.2)
 
 
-def test_vector_beyond_its_range_is_scaled_and_rounded() -> None:
+def test_a_vector_of_records_beyond_its_range_is_scaled_and_rounded_and_never_pulled_back() -> None:
     spec = SumSpec(20.0, cells=20, unit_norm=0.2)
     long = np.random.default_rng(0).normal(size=100) * 5
     room = (20 - math.sqrt(100) / 2) * (1 - 1e-9)  # rounding adds at most half a unit to each coordinate
@@ -249,7 +250,7 @@ def layout_of_net() -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_fifty_steps_are_those_of_opacus_on_the_pooled_data() -> None:
+def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_and_noise() -> None:
     task, rate = Made(), 0.4
     union = union_of(bench_of(task))
     ours = Net()
@@ -280,7 +281,7 @@ def test_fifty_steps_are_those_of_opacus_on_the_pooled_data() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def test_writes_of_a_layer_do_not_reach_the_next_step(
+def test_what_a_layer_writes_in_one_part_of_a_step_does_not_reach_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Keeping(Net):
@@ -319,7 +320,7 @@ def test_the_union_adds_what_its_clients_add_one_by_one() -> None:
     one_by_one = CohortSum(np.zeros(size))
     for client in range(7):
         examples = task.client_data(client)
-        rows = draw_records(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
+        rows = drawn(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
         update = step(Net(), task, examples, rows, TERMS, 0.4, layout_of_net())
         add(one_by_one, encode(update, {}, spec)[0], spec)
     assert at_once.replies == one_by_one.replies == 7 and at_once.total.any()
@@ -369,7 +370,7 @@ def test_an_answer_has_nothing_that_tells_how_many_were_drawn(
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-def test_repeated_round_draws_anew_but_in_a_seeded_simulation() -> None:
+def test_a_round_that_is_asked_for_again_draws_anew_but_in_a_seeded_simulation() -> None:
     for seed, same in ((None, False), (3, True)):
         bench = bench_of(Made(), seed)
         one, other = (
@@ -446,7 +447,7 @@ def audited(folder: Path, **more: Any) -> dict[str, Any]:
     return run.result["audit"]
 
 
-def test_canary_records_show_less_than_claimed_until_noise_is_halved(
+def test_canary_records_show_less_than_is_claimed_of_the_union_and_more_once_the_noise_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audited(tmp_path / "whole")
@@ -464,12 +465,12 @@ def test_canary_records_show_less_than_claimed_until_noise_is_halved(
     assert audit_run(tmp_path / "half") == 3
 
 
-def test_canary_records_of_masked_sums_stand_in_every_clients_vector(tmp_path: Path) -> None:
+def test_canary_records_of_masked_sums_stand_in_every_client_s_own_vector(tmp_path: Path) -> None:
     found = audited(tmp_path / "masked", secagg="masked")["records"]
     assert 0.5 * found["claimed"] < found["measured"]["low"] <= found["claimed"]
 
 
-def test_canary_records_are_clipped_and_drawn_and_move_no_model(tmp_path: Path) -> None:
+def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_path: Path) -> None:
     task, size = Many(), sum(math.prod(shape) for shape in layout_of_net().values())
     plain = bench_of(task)
     told = CanaryRecords(250, 4, "07" * 32, replaced=False)
@@ -501,7 +502,7 @@ def test_canary_records_are_clipped_and_drawn_and_move_no_model(tmp_path: Path) 
     assert ClientSettings.from_json(watched.settings.to_json()) == watched.settings
 
 
-def test_second_local_step_on_a_noise_share_would_cost_far_more() -> None:
+def test_a_second_local_step_on_a_share_of_the_noise_would_cost_far_more_than_two_steps() -> None:
     """All records' gradients turn round at half of what one record moves a state: two steps, and the sum alone is seen."""
     noise, clients, drawn_records, runs = 3.0, 1000, 60, 20_000
     rng = np.random.default_rng(0)
@@ -689,10 +690,7 @@ def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path)
         except Refusal as refusal:
             return str(refusal)
         data_sets.settle(
-            tmp_path,
-            "made",
-            PendingCharges({}, False, data_sets.DataSet(("a",))),
-            Budget(Unit.RECORD, 1.0, 1e-5),
+            tmp_path, "made", Owed({}, False, data_sets.DataSet(("a",))), Budget(Unit.RECORD, 1.0, 1e-5)
         )
         return None
 

@@ -19,7 +19,7 @@ from fedveil import Examples
 from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.values import MAX_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
@@ -339,7 +339,7 @@ def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
 
     given = ("evaluate.clients=every:2", "privacy.target_epsilon=3")
     whole = ran(tmp_path / "whole", *given)
-    parts, keep = federation(*given), running.run_folder.keep
+    parts, keep = federation(*given), running.keep
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
 
         def killed(progress: Any, state: Any) -> None:
@@ -347,7 +347,7 @@ def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
                 raise Killed
             keep(progress, state)
 
-        patch.setattr(running.run_folder, "keep", killed)
+        patch.setattr(running, "keep", killed)
         run_simulation(parts, tmp_path / "killed", quiet=True)
     settings = parts.settings.model_copy(update={"resume": str(tmp_path / "killed")})
     again = run_simulation(

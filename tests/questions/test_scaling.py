@@ -454,7 +454,7 @@ def test_start_is_charged_only_with_room_for_its_answer(desk: Path, monkeypatch:
     (ledger,) = (desk / "server" / "ledgers").glob("*.ledger")
     assert not questions(ledger)
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
-        killed.setattr("fedveil.run.run_folder.note_roster", lambda *_: 1 / 0)
+        killed.setattr("fedveil.run.rosters_in_force.note_roster", lambda *_: 1 / 0)
         serve(desk / "server", SERVE, reach=reach)
     assert serve(desk / "server", SERVE, reach=reach) == 0
     assert len(questions(ledger)) == 2

@@ -13,9 +13,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import ClientSettings, Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.client.training.sgd import train
+from fedveil.client.workbench import Workbench
+from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import base_of, check_base, dimension_of, holds_arrays, read_arrays

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fedveil as fv
-from fedveil.client.app import Workbench
 from fedveil.client.training.in_place import check_apart
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.populations.local import Local

@@ -14,10 +14,11 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
+from fedveil.client.app import SETTINGS_KEY, make_client_app
 from fedveil.client.dp_sgd.train import ENGINES
 from fedveil.client.training.cohort_training import sum_cohort
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings, RecordPrivacy
 from fedveil.messages.flower_adapter import claim_identity, client_context

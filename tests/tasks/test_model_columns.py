@@ -17,7 +17,7 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.statistics.inquiry import read_inquiry

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.audit import record_canaries
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
+from fedveil.client.app import SETTINGS_KEY, make_client_app
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.optimizers import CLASSES, keywords_of
 from fedveil.configs.reference import help_text

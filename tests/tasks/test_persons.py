@@ -9,9 +9,9 @@ import torch
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
+from fedveil.client.dp_sgd.rounds import union_of
 from fedveil.client.dp_sgd.together import step
-from fedveil.client.dp_sgd.union import union_of
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms
