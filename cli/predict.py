@@ -157,10 +157,10 @@ def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
       Refusal: there is no such run, or no model that was made by the schema that is here now.
     """
     bundle = _bundle_of(folder)
-    return _of_run(folder, allow_modules) if bundle is None else _of_device(bundle, allow_modules)
+    return _load_run(folder, allow_modules) if bundle is None else _load_device(bundle, allow_modules)
 
 
-def _of_run(run: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+def _load_run(run: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
     """Return the model of a run."""
     from ..run.released import model_of, require_ended, task_of
     from ..run.run_files import read_object
@@ -190,7 +190,7 @@ def _settings(bundle: Path) -> DeviceFile:
     return read_toml(DeviceFile, bundle / DEVICE_FILE)
 
 
-def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
     """Return the model that a device keeps."""
     import torch
     from safetensors import safe_open

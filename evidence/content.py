@@ -397,11 +397,11 @@ def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
         for index, score in enumerate(shapes["scores"])
     ]
     rows.sort(key=lambda each: each["lowest"] - each["highest"])
-    return {"intercept": [_rounded(each) for each in shapes["intercept"]], "shapes": rows}
+    return {"intercept": [_round_value(each) for each in shapes["intercept"]], "shapes": rows}
 
 
 def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
-    values = [_rounded(each) for each in shape["values"][index]]
+    values = [_round_value(each) for each in shape["values"][index]]
     return {
         "column": shape["column"],
         "score": score,
@@ -410,9 +410,9 @@ def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
         "values": values,
         "lowest": min(values),
         "highest": max(values),
-        "missing": _rounded(shape["missing"][index]) if "missing" in shape else None,
+        "missing": _round_value(shape["missing"][index]) if "missing" in shape else None,
     }
 
 
-def _rounded(value: float) -> float:
+def _round_value(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")

@@ -47,7 +47,7 @@ class Prices:
         return f"{name} of {self.sources[name]}" if name in self.sources else f"cost.{name}, which is not set"
 
 
-def priced(run: RunFiles) -> Prices:
+def prices_of(run: RunFiles) -> Prices:
     """Return the prices of a run."""
     configured = {name: run.said("cost", name) for name in PRICES}
     values = {name: float(value) for name, value in configured.items() if value is not None}
@@ -76,7 +76,7 @@ def cost(run: RunFiles) -> dict[str, Any]:
 
 def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[str, Any]]:
     """Return time, energy, carbon and money; values without a known price are unknown."""
-    prices, public = priced(run), run.result.get("seconds") is not None
+    prices, public = prices_of(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     owner = "the server" if run.deployed else "the server and all simulated clients"
     unknown = NOT_YET if not run.result else NO_RECORD if run.result.get("data") == SIMULATION else NOT_PUBLIC

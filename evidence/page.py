@@ -15,7 +15,7 @@ from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
 from .content import is_finite
-from .page_text import pointed, step, text_of
+from .page_text import resolve_pointer, step, text_of
 from .pictures import MAX_SHAPES, pictures
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _references(report: Fields) -> Any:
             look=Markup(' class="{}"').format(look) if look else "",
             pointer=pointer,
             form="" if form == "plain" else Markup(' data-form="{}"').format(form),
-            text=text_of(pointed(report, pointer), form),
+            text=text_of(resolve_pointer(report, pointer), form),
         )
 
     return ref

@@ -273,8 +273,8 @@ MUTATIONS = {
     ),
     "verify takes a script on a page": Mutation(
         "evidence/binding/page.py",
-        "    if acts := active(html):\n",
-        "    if acts := active(html)[:0]:\n",
+        "    if acts := active_parts(html):\n",
+        "    if acts := active_parts(html)[:0]:\n",
         "evidence/binding/test_verify.py",
         "without_jinja",
     ),

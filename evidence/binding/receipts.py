@@ -103,7 +103,7 @@ def read_receipts(folder: Path) -> Receipts:
     return receipts
 
 
-def checked_roster(receipts: Receipts) -> Roster:
+def verify_roster(receipts: Receipts) -> Roster:
     """Return the roster of receipts, after verifying each member's signature.
 
     Raises:

@@ -52,11 +52,11 @@ from ...server.query_rows import round_of
 from .blame import claims_of, require_proved
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listing, read_list
 from .page import require_page
-from .receipts import Receipts, checked_roster, fewest_receipts, read_receipts, require_opened, signers_in
+from .receipts import Receipts, fewest_receipts, read_receipts, require_opened, signers_in, verify_roster
 from .signatures import FILE as SIGNATURES
 from .signatures import SHORT, UNREADABLE, check, read_signatures
-from .time_stamp import STAMPS, stamped_at
-from .witnesses import checked_witnesses
+from .time_stamp import STAMPS, time_of_stamp
+from .witnesses import verify_witnesses
 
 # Two machines may add in different orders; printed numbers have fewer digits.
 SAME = 1e-6
@@ -626,7 +626,7 @@ def _receipts(folder: BoundFolder, knowledge: Knowledge) -> str:
     receipts = read_receipts(folder.path)
     if receipts.description.manifest != folder.manifest.hash:
         raise Wrong(f"they belong to another run than {MANIFEST}")
-    roster = checked_roster(receipts)
+    roster = verify_roster(receipts)
     _require_roster(folder, roster, knowledge.roster)
     _require_in_force(folder, receipts, knowledge)
     authority, authorities = receipts.authority.hex(), _authorities(folder, knowledge)
@@ -694,7 +694,7 @@ def _witnesses(folder: BoundFolder, knowledge: Knowledge) -> str:
         raise Wrong(f"{WITNESSES} is missing, and --witness is given")
     receipts = read_receipts(folder.path) if (folder.path / RECEIPTS).exists() else None
     federation = None if receipts is None else receipts.description.federation
-    cosignatures = checked_witnesses(folder.path, folder.manifest, federation)
+    cosignatures = verify_witnesses(folder.path, folder.manifest, federation)
     for key in knowledge.witnesses:
         if key not in cosignatures:
             raise Wrong(f"the witness {key[:SHORT]} has not co-signed the log of this run")
@@ -717,7 +717,7 @@ def _time_stamp(folder: BoundFolder, trusted: Path | None) -> str:
         raise NotShown("give --tsa with the root certificate of its authority, to check it")
     if find_spec(STAMPS) is None:
         raise NotShown("rfc3161-client is not installed: pip install 'fedveil[timestamps]'")
-    at = stamped_at((folder.path / TIME_STAMP).read_bytes(), folder.manifest.text.encode(), trusted)
+    at = time_of_stamp((folder.path / TIME_STAMP).read_bytes(), folder.manifest.text.encode(), trusted)
     return f"{MANIFEST} was there at {at.isoformat(timespec='seconds')}, by an authority in {trusted}"
 
 

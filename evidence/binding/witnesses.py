@@ -97,7 +97,7 @@ def read_witnesses(folder: Path) -> RunWitnesses:
     return witnesses
 
 
-def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
+def verify_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
     """Return the co-signatures of a log that holds this manifest, by key.
 
     Args:
