@@ -141,12 +141,12 @@ def tokens(
     if as_json:
         print(json.dumps({each.name: each.text() for each in token_list}))
         return 0
-    for each in token_list:
-        print(each.text())
+    for token in token_list:
+        print(token.text())
         if qr:
             from importlib import import_module
 
-            print(import_module("segno").make(each.text()).terminal(compact=True) or "")
+            print(import_module("segno").make(token.text()).terminal(compact=True) or "")
     return 0
 
 

@@ -273,8 +273,8 @@ MUTATIONS = {
     ),
     "verify takes a script on a page": Mutation(
         "evidence/binding/page.py",
-        "    if acts := active(html):\n",
-        "    if acts := active(html)[:0]:\n",
+        "    if acts := active_parts(html):\n",
+        "    if acts := active_parts(html)[:0]:\n",
         "evidence/binding/test_verify.py",
         "without_jinja",
     ),
@@ -308,7 +308,7 @@ MUTATIONS = {
     ),
     "verify believes the epsilon of a result": Mutation(
         "evidence/binding/verify.py",
-        "if book.filter_order is None and not _same(spent, claimed):",
+        "if book.filter_order is None and not _is_close(spent, claimed):",
         "if False:",
         BUNDLED_TESTS,
         "larger",
@@ -2051,8 +2051,8 @@ MUTATIONS = {
     ),
     "a run of after the overlap bears the old key": Mutation(
         "evidence/binding/verify.py",
-        "if each.old == authority and not 0 < _seconds_of_end(folder) < each.until:",
-        "if each.old == authority and not authority:",
+        "if rollover.old == authority and not 0 < _seconds_of_end(folder) < rollover.until:",
+        "if rollover.old == authority and not authority:",
         "evidence/binding/test_rollover.py",
         "old_key_alone",
     ),

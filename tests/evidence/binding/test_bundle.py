@@ -43,7 +43,7 @@ from fedveil.evidence.binding.signatures import (
     signatures_text,
 )
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.evidence.page_text import differences, pointed, text_of
+from fedveil.evidence.page_text import differences, resolve_pointer, text_of
 from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
@@ -597,7 +597,7 @@ def shown_otherwise(pointer: str, value: Any) -> Callable[[Path], None]:
         path, page = copy / "report.json", copy / "report.html"
         whole = json.loads(path.read_text())
         above, _, name = pointer.rpartition("/")
-        place = pointed(whole, above)
+        place = resolve_pointer(whole, above)
         place[int(name) if isinstance(place, list) else name] = value
         path.write_text(json.dumps(whole))
         form = rf'(data-ref="{pointer}"(?: data-form="(\w+)")?>)[^<]*<'

@@ -20,7 +20,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding import verify as verify_module
-from fedveil.evidence.binding.time_stamp import stamp, stamped_at
+from fedveil.evidence.binding.time_stamp import stamp, time_of_stamp
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.evidence.binding.witnesses import note_witnesses
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
@@ -292,7 +292,7 @@ def test_a_stamp_of_another_text_or_another_authority_does_not_hold(
     assert time_stamp(kept, tsa.root).ok is False
     text = read_manifest(kept).text.encode()
     with pytest.raises(Refusal, match="does not hold"):
-        stamped_at(good, text + b" ", tsa.root)
+        time_of_stamp(good, text + b" ", tsa.root)
     for cut in (good[:-1], good + b"x", b"", good[: len(good) // 2]):
         (kept / TIME_STAMP).write_bytes(cut)
         assert time_stamp(kept, tsa.root).ok is False
