@@ -42,7 +42,7 @@ from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.statistics.evaluation import EVALUATION
 from ..questions.evaluations import ClientEvaluation, events_of, means_of, noise_of, planned_half_width
-from ..questions.sums import Charge, put
+from ..questions.sums import Charge, ask_cohort
 from ..questions.wire import with_evaluation
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
@@ -232,7 +232,7 @@ def _evaluated(
         return []
     content = with_evaluation(common_content(messages), evaluation)
     everybody = replace(grid.participants, cohort=All())
-    _, mean = put(everybody, charge, content, None, timeout, messages[0].metadata.message_type)
+    _, mean = ask_cohort(everybody, charge, content, None, timeout, messages[0].metadata.message_type)
     if mean is None:
         return []
     charge.settle()
@@ -327,7 +327,7 @@ class ProtectedGrid(PassingGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return stand-in nodes; see `PrivateGrid`."""
         nodes, everybody = self.grid.get_node_ids(), self.grid.participants
-        connected = len(everybody.some(everybody.clients))
+        connected = len(everybody.first_nodes(everybody.clients))
         if connected < everybody.clients and not self.grid.rounds:
             logger.warning(
                 "%d of %d clients are connected: later ones take no part", connected, everybody.clients

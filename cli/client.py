@@ -166,7 +166,7 @@ def authority(
       fedveil client authority hearts/clients/cleveland --rollover rollovers.json
     """
     from ..base.durable_files import append_line
-    from ..deployment.device.authority import offered
+    from ..deployment.device.authority import adopt_rollovers
     from ..deployment.device.client_bundle import read_pinned
     from ..privacy.ledger.acts import acting_user
 
@@ -174,7 +174,7 @@ def authority(
     state = folder / own.state
     if rollover is not None or approve is not None:
         text = _rollover(state, rollover, own.federation)
-        offered(state, policy, text, own.federation, (approve or "").strip().lower())
+        adopt_rollovers(state, policy, text, own.federation, (approve or "").strip().lower())
         _, _, held = read_pinned(folder)
         if approve is not None:
             said = {"authority": held.fingerprint, "who": acting_user(), "reason": reason}
@@ -187,20 +187,20 @@ def authority(
 
 def _rollover(state: Path, rollover: Path | None, federation: str) -> bytes:
     from ..configs.bundle_files import read_file
-    from ..deployment.device.authority import WAITING, waiting
+    from ..deployment.device.authority import WAITING, pending_rollovers
 
     if rollover is not None:
         return read_file(rollover)
-    if not waiting(state, federation):
+    if not pending_rollovers(state, federation):
         remedy = "no rollover waits; ask the authority's holder for rollovers.json, and give --rollover rollovers.json"
         raise Refusal("approve", str(state), remedy)
     return read_file(state / WAITING)
 
 
 def _show_authority(held: TrustedAuthority, state: Path, federation: str, as_json: bool) -> None:
-    from ..deployment.device.authority import in_words, new_fingerprint, waiting
+    from ..deployment.device.authority import describe_rollover, new_fingerprint, pending_rollovers
 
-    waits = waiting(state, federation)
+    waits = pending_rollovers(state, federation)
     until = held.last.until if held.last is not None and time.time() < held.last.until else None
     if as_json:
         shown = None if not waits else {**asdict(waits[-1]), "fingerprint": new_fingerprint(waits[-1])}
@@ -211,7 +211,7 @@ def _show_authority(held: TrustedAuthority, state: Path, federation: str, as_jso
     if until is not None:
         print(f"the one before it counts until {datetime.fromtimestamp(until, UTC).isoformat()}")
     if waits:
-        print(f"waits (--approve FINGERPRINT): {in_words(waits[-1])}")
+        print(f"waits (--approve FINGERPRINT): {describe_rollover(waits[-1])}")
 
 
 @verb(group, "log", "Show the server's log.", needs="client")

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import read_file
 from ..deployment.device.client_bundle import read_client_bundle
-from ..deployment.device.log_witnesses import cosigned_seen
-from ..deployment.device.seen_log import FORK, SeenLog
+from ..deployment.device.log_copy import FORK, LogCopy
+from ..deployment.device.log_witnesses import stored_cosignatures
 from ..deployment.serve import RUNS
 from ..evidence.binding.witnesses import note_witnesses
 from ..links.cosigned_heads import CosignedHeads, read_cosigned
@@ -102,12 +102,12 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     bundle = read_client_bundle(folder)
     known = bundle.authority  # a head may stand under an authority that was replaced since
     federation, ca = bundle.settings.federation, known.ca + b"\n" + known.earlier_ca
-    seen = SeenLog(bundle.state, federation, ca)
+    seen = LogCopy(bundle.state, federation, ca)
     if seen.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
     mine = LogExport(
-        seen.head, tuple(each.hex() for each in seen.leaves), cosignatures=cosigned_seen(bundle.state)
+        seen.head, tuple(each.hex() for each in seen.leaves), cosignatures=stored_cosignatures(bundle.state)
     )
     fork = bundle.state / FORK
     if against is not None:

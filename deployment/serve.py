@@ -51,7 +51,7 @@ from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
-from ..questions.scaling import as_answered
+from ..questions.scaling import apply_answer
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
@@ -65,7 +65,7 @@ from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
-from .allowance import allowed_targets, begins_from, records_line
+from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
 from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
@@ -301,7 +301,7 @@ def _run(
 ) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     earlier = () if settings.resume else tuple(earlier_runs(bundle.folder))
-    lines = (f(federation, bundle.allowed, earlier) for f in (begins_from, records_line))
+    lines = (f(federation, bundle.allowed, earlier) for f in (budget_line, records_line))
     begins = [] if settings.resume else [each for each in lines if each]
     check_engine(federation.mode.gradients, federation.task, partial(held_out_of, federation.task))
     with (
@@ -415,7 +415,7 @@ class Farewell:
         if closed := (ending.folder / MANIFEST).exists():
             read = read_manifest(ending.folder)
             manifest, listed = read.hash, read.text
-        had = as_answered(self.federation, ending.folder)
+        had = apply_answer(self.federation, ending.folder)
         moments = json.dumps(had.moments) if had.moments else ""
         agreement = agreement_of(had.task) or ""
         over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)

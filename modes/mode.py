@@ -22,7 +22,7 @@ from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency
-from ..server.round_terms import UnitsOfClient
+from ..server.round_terms import UnitsPerClient
 from ..tasks.data import Data, data_of, size_of
 from ..tasks.persons import Owners, kept
 from .parts import Parts
@@ -206,9 +206,9 @@ class Mode:
         return self.parts.declared_clients
 
     @cached_property
-    def units(self) -> UnitsOfClient:
+    def units(self) -> UnitsPerClient:
         """Number of privacy units in a client's vector."""
-        return UnitsOfClient()
+        return UnitsPerClient()
 
     @property
     def expected_units(self) -> float:

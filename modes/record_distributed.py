@@ -16,7 +16,7 @@ from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
-from ..server.round_terms import UnitsOfClient
+from ..server.round_terms import UnitsPerClient
 from ..strategies.record_plan import PoissonBatches
 from .mode import Events, Mode
 from .sums import SumMode
@@ -109,12 +109,12 @@ class RecordDistributedMode(SumMode):
         return self.records
 
     @cached_property
-    def units(self) -> UnitsOfClient:
+    def units(self) -> UnitsPerClient:
         """Number of records in a client's vector."""
         rate, max_records = self.step.sample_rate, self.max_records + self.extra_records
         max_drawn = rate * max_records + OFTEN * math.sqrt(rate * (1 - rate) * max_records + 1)
         expected = rate * self.records / self.parts.num_clients
-        return UnitsOfClient(max(1.0, min(float(max_records), max_drawn)), expected)
+        return UnitsPerClient(max(1.0, min(float(max_records), max_drawn)), expected)
 
     @property
     def expected_units(self) -> float:
@@ -123,7 +123,7 @@ class RecordDistributedMode(SumMode):
 
     def sum_spec(self, plan: Plan) -> SumSpec:
         """Return the lattice of a sum of updates alone."""
-        return SumSpec(plan.clipping_norm * self.units.most, unit_norm=plan.clipping_norm)
+        return SumSpec(plan.clipping_norm * self.units.maximum, unit_norm=plan.clipping_norm)
 
     def sums_before(self) -> Sequence[DpEvent]:
         """Return a record's events by earlier sums of clients that the ledger of all records does not hold."""

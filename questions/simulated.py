@@ -30,7 +30,7 @@ from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released
 from .ask import ask, record_path
-from .question_plan import Spend, carried_by
+from .question_plan import Spend, require_budget
 
 
 def ask_here(
@@ -38,7 +38,7 @@ def ask_here(
 ) -> dict[str, Any]:
     """Ask clients on this machine, and return the record of the answer.
 
-    Arguments as of `ask`; `run` is whose model the question is about, as `model_run_of` returns it.
+    Arguments as of `ask`; `run` is the folder of the run whose model the question is about, or None.
 
     Raises:
       Refusal: nothing was charged.
@@ -49,13 +49,13 @@ def ask_here(
     if federation.extra_clients:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
     if not record_path(folder, inquiry).exists():
-        carried_by(federation, inquiry)
+        require_budget(federation, inquiry)
         require_columns(federation.task, inquiry, released)
     quiet_flower()
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
-    told = replace(question_settings(federation, folder), seed=seed)
-    grid = partial(_engine, federation, told)
+    settings = replace(question_settings(federation, folder), seed=seed)
+    grid = partial(_engine, federation, settings)
     reach = Reach(randomness=Randomness(seed), released=released)
     with restoring_state():
         return ask(federation, inquiry, spend, folder, grid, reach)

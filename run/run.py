@@ -274,7 +274,7 @@ def _run_on(
     )
     del state  # frees the first model
     ending = _ended(progress, _rounds(progress, private, loop, watching))
-    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.drawn))
+    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
     return ending
@@ -419,7 +419,7 @@ def _after_round(
     observer.observe(state, grid.released)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
-    cohort = progress.meter.clients(grid.participants, grid.drawn)
+    cohort = progress.meter.clients(grid.participants, grid.current_cohort)
     if cohort and not round_.replies:
         cohort = progress.run.client_ledgers.charged(progress.run.name, round_.number, cohort)
     evaluated = _answer_after(progress, grid, deadline, state)

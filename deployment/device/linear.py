@@ -95,13 +95,15 @@ def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = Fals
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])
-    held = held_rows(
+    held_out_rows = held_rows(
         hashes_of_rows([table.inputs, table.targets]), held_out, group_equal_rows=group_equal_rows
     )
-    return Table(table.inputs[~held], table.targets[~held]), Table(table.inputs[held], table.targets[held])
+    return Table(table.inputs[~held_out_rows], table.targets[~held_out_rows]), Table(
+        table.inputs[held_out_rows], table.targets[held_out_rows]
+    )
 
 
-def measured(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
+def measure(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
     """Return the measurement of an instruction's model on held-out examples; None if there are none.
 
     Raises:

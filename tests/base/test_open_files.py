@@ -19,7 +19,7 @@ import pytest
 from fedveil.base import open_files
 from fedveil.cli import client, server
 from fedveil.deployment import prometheus
-from fedveil.links.flower.tls_front import open_front
+from fedveil.links.flower.tls_proxy import open_front
 from fedveil.links.grpc.event_loop import stream_loop
 
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]

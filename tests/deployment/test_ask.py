@@ -23,7 +23,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import table_of
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.commands import status
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
@@ -74,7 +74,7 @@ def in_the_clear(asked: Inquiry, spec: SumSpec | None = None) -> Message:
 
 
 def payloads(device: Any) -> list[dict[str, Any]]:
-    path = device.own_ledger.path
+    path = device.ledger.path
     return (
         [json.loads(each.payload) for each in read_entries(path) if each.kind == RESERVE]
         if path.exists()
@@ -95,7 +95,7 @@ def test_a_question_is_answered_for_a_purpose_that_the_owner_allows_and_charged_
     (payload,) = payloads(device)
     assert payload["kind"] == "question" and payload["purpose"] == asked.why
     assert payload["segments"] == {"classes": "statistics", "classes: clipped": "statistics"}
-    (entry,) = questions_of(device.own_ledger.path)
+    (entry,) = questions_of(device.ledger.path)
     assert entry.epsilon == pytest.approx(gaussian_epsilon(1 / 3, 1e-5), rel=1e-2)
 
 
@@ -246,7 +246,7 @@ def test_a_servers_folder_asks_its_clients(hearts: Path, privacy: str) -> None:
     again = ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
     assert again == {**record, "from_record": True}
     for device in grid.devices.values():
-        assert len(questions_of(device.own_ledger.path)) == 1
+        assert len(questions_of(device.ledger.path)) == 1
 
 
 def test_an_answer_that_a_full_disk_does_not_store_is_given_nevertheless(

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.deployment.courier import Courier
+from fedveil.deployment.certificate_delivery import CertificateDelivery
 from fedveil.deployment.device import agent as agents
 from fedveil.deployment.device.agent import newest_credentials, renew_certificate
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
@@ -188,12 +188,12 @@ def test_a_courier_asks_each_stream_once_and_again_for_a_later_certificate() -> 
                 if node == 2:  # the other one trains
                     yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), node)
 
-    courier = Courier(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
-    assert courier.carry() == 1 and set(courier.facts) == {2}
-    assert courier.carry() == 0
+    courier = CertificateDelivery(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
+    assert courier.deliver() == 1 and set(courier.facts) == {2}
+    assert courier.deliver() == 0
     assert asked == [(2, "first"), (3, ""), (3, "")]
     certificates["2"] = "second"
-    courier.carry()
+    courier.deliver()
     since[2] = 2.0  # it came again
-    courier.carry()
+    courier.deliver()
     assert [each for each in asked if each[0] == 2] == [(2, "first"), (2, "second"), (2, "second")]

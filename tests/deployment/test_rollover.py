@@ -18,10 +18,10 @@ from fedveil.base.refusal import Refusal
 from fedveil.configs.bundle_files import issued_by
 from fedveil.deployment import rollover as rollover_module
 from fedveil.deployment.authority import Authority, KeyCare, make_keys, open_authority
-from fedveil.deployment.courier import Courier
+from fedveil.deployment.certificate_delivery import CertificateDelivery
 from fedveil.deployment.device import authority as device_authority
 from fedveil.deployment.device.agent import Agent, newest_credentials
-from fedveil.deployment.device.authority import new_fingerprint, offered, waiting
+from fedveil.deployment.device.authority import adopt_rollovers, new_fingerprint, pending_rollovers
 from fedveil.deployment.device.client_bundle import (
     ClientBundle,
     read_client_bundle,
@@ -115,7 +115,7 @@ def chain_of(desk: Path) -> bytes:
 
 def follow(folder: Path, text: bytes | str, approved: str = "") -> bool:
     bundle = read_client_bundle(folder)
-    return offered(bundle.state, bundle.policy, text, "hearts", approved)
+    return adopt_rollovers(bundle.state, bundle.policy, text, "hearts", approved)
 
 
 def refuses(folder: Path, text: bytes | str, match: str, approved: str = "") -> None:
@@ -287,10 +287,10 @@ def test_a_courier_carries_the_rollovers_to_each_device_once(desk: Path) -> None
                 yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), 2)
 
     rollovers = followed_rollovers(read_server_bundle(desk / "server"))
-    courier = Courier(Grid(), lambda: {2: 1.0}, dict, rollovers)  # type: ignore[arg-type]
-    assert [courier.carry() for _ in range(2)] == [1, 0]
+    courier = CertificateDelivery(Grid(), lambda: {2: 1.0}, dict, rollovers)  # type: ignore[arg-type]
+    assert [courier.deliver() for _ in range(2)] == [1, 0]
     roll_over(desk, DAYS)
-    assert [courier.carry() for _ in range(2)] == [1, 0]
+    assert [courier.deliver() for _ in range(2)] == [1, 0]
     assert sent == ["", chain_of(desk).decode()]
 
 
@@ -320,7 +320,7 @@ def test_an_owner_who_must_approve_is_waited_for_and_needs_no_restart(
     last = roll_over(desk, DAYS).authority.rollovers[-1]
     for _ in range(2):
         refuses(device, chain_of(desk), "waits for its owner; compare .* --approve FINGERPRINT")
-    assert waiting(device / "state", "hearts")[-1] == last
+    assert pending_rollovers(device / "state", "hearts")[-1] == last
     capsys.readouterr()
     run(["client", "status", str(device)])
     assert f"rollover 1, new fingerprint {new_fingerprint(last)}" in capsys.readouterr().out
@@ -328,7 +328,7 @@ def test_an_owner_who_must_approve_is_waited_for_and_needs_no_restart(
     assert "--approve names another" in capsys.readouterr().err
     assert len(running.authority.keys(time.time())) == 1
     assert run(["client", "authority", str(device), "--approve", new_fingerprint(last)]) == 0
-    assert running.authority.key.hex() == last.new and not waiting(device / "state", "hearts")
+    assert running.authority.key.hex() == last.new and not pending_rollovers(device / "state", "hearts")
     assert new_fingerprint(last) in capsys.readouterr().out
     assert new_fingerprint(last) in (device / "state" / "authorities.jsonl").read_text()
     assert run(["client", "forget", str(device)]) == 0
@@ -558,12 +558,12 @@ def test_the_first_of_two_that_wait_stays_and_the_owner_may_name_the_other(
     for text in (false, chain_of(desk)):
         refuses(device, text, "waits for its owner")
     assert "the old key has signed two" in caplog.text
-    assert waiting(device / "state", "hearts")[-1].new == other.public(both).hex()
+    assert pending_rollovers(device / "state", "hearts")[-1].new == other.public(both).hex()
     file = str(desk / "server" / "rollovers.json")
     assert (
         run(["client", "authority", str(device), "--rollover", file, "--approve", new_fingerprint(true)]) == 0
     )
-    assert read_client_bundle(device).authority.key.hex() == true.new and not waiting(
+    assert read_client_bundle(device).authority.key.hex() == true.new and not pending_rollovers(
         device / "state", "hearts"
     )
 

@@ -30,8 +30,8 @@ from fedveil.configs.privacy_settings import Record, RecordAndClient
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import read_device
-from fedveil.deployment.device.own_ledger import epsilon_of, spent_on
-from fedveil.deployment.device.seen_log import text_of_head
+from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
+from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
 from fedveil.deployment.pace import fewest, pace_of
 from fedveil.deployment.prometheus import text_of

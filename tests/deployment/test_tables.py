@@ -17,7 +17,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import read_device
-from fedveil.deployment.device.run_end import keep
+from fedveil.deployment.device.run_end import record_end
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
@@ -218,11 +218,11 @@ def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_wa
     assert run(asked) == 2 and "holds no model" in capsys.readouterr().err
     model = {"weight": np.float32([[-1], [1]]), "bias": np.zeros(2, np.float32)}
     (client / "state").mkdir()
-    keep(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))
+    record_end(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))
     assert run(asked) == 0
     assert capsys.readouterr().out.splitlines()[:3] == ["y,probability", "no,0.880797", "yes,0.880797"]
     assert run(["predict", str(client / "state"), *asked[2:]]) == 0
-    keep(tmp_path, RunOver("spring", "completed", 20, {"scale": np.array(2.0)}))
+    record_end(tmp_path, RunOver("spring", "completed", 20, {"scale": np.array(2.0)}))
     assert load_file(tmp_path / "model.safetensors")["scale"].shape == ()
     (client / "schema.yaml").write_text(SCHEMA.replace("4", "8"))
     assert run(asked) == 2 and "is not the schema or model of run spring" in capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_a_device_without_torch_keeps_a_model_that_predicts(
     file.write_text(tomli_w.dumps({**tomllib.loads(file.read_text()), "task": choice}))
     model = {"weight": np.float32([[-1, 0], [1, 0], [0, 0]]), "bias": np.zeros(3, np.float32)}
     (file.parent / "state").mkdir()
-    keep(file.parent / "state", RunOver("spring", "completed", 20, model))
+    record_end(file.parent / "state", RunOver("spring", "completed", 20, model))
     np.save(tmp_path / "new.npy", np.float32([[9, 0], [-9, 1]]))
     assert run(["predict", str(file.parent), str(tmp_path / "new.npy")]) == 0
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["c", "1", "0"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fedveil.__main__ import run
-from fedveil.deployment.device.own_ledger import epsilon_of
+from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.ledger.ledger import verify
 

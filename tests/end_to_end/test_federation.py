@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load, load_file
 
-from fedveil.deployment.device.own_ledger import epsilon_of
+from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.arms import ArmDeal

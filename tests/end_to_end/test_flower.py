@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedveil.deployment.device.own_ledger import epsilon_of
+from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.provision import provision
 from fedveil.links.flower import superlink
 from fedveil.links.flower.grid import SuperNodeGrid

@@ -20,7 +20,7 @@ from fedveil.base.durable_files import append_line, replace_file
 from fedveil.base.refusal import Refusal, disk_failed
 from fedveil.configs.bundle_files import read_file
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.known_heads import LedgerHeads, settle
+from fedveil.deployment.device.ledger_heads import LedgerHeads, store_heads
 from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import read_caps
@@ -311,7 +311,7 @@ def test_a_ledger_that_cannot_be_reached_now_costs_its_owner_nothing(
     (tmp_path / "ledgers").mkdir()
     path = tmp_path / "ledgers" / "x.ledger"
     open_record_ledger(path).close()
-    settle(tmp_path)
+    store_heads(tmp_path)
     monkeypatch.setattr("fedveil.privacy.ledger.hash_chain.os.lstat", fail)
     told_of(lambda folder: LedgerHeads(folder).require(), tmp_path)
 

@@ -133,7 +133,7 @@ def test_a_round_abandoned_after_charges_says_whether_somebody_is_named(
     true, lost = Attempt.hear, range(FIRST_NODE, FIRST_NODE + 6)
 
     def hear(attempt: Attempt, node: int, reply: bytes, reason: str | None = None) -> None:
-        gone = node in lost and attempt.place.exchange is Exchange.CONFIRMED
+        gone = node in lost and attempt.position.exchange is Exchange.CONFIRMED
         true(attempt, node, reply, "no reply" if gone else reason)
 
     monkeypatch.setattr(Attempt, "hear", hear)
@@ -224,7 +224,7 @@ def test_keys_precede_a_reservation_and_vectors_do_not(
 
     def noted(attempt: Attempt) -> None:
         reserved = sum(entry.kind == "reserve" for entry in read_entries(tmp_path / "ledger"))
-        asked[attempt.place.round, attempt.place.exchange] = reserved
+        asked[attempt.position.round, attempt.position.exchange] = reserved
         true(attempt)
 
     monkeypatch.setattr(Attempt, "send", noted)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.questions.question_plan import Spend

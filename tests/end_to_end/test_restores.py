@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.deployment.device.own_ledger import epsilon_of
+from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.privacy.ledger.ledger import read_entries
 
 SERVED = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))

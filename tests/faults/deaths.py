@@ -16,7 +16,7 @@ from flwr.app import Message
 
 from fedveil.client import app
 from fedveil.client import secure_update as secure_mod
-from fedveil.deployment.device import agent, device, own_ledger
+from fedveil.deployment.device import agent, device, device_ledger
 from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
@@ -108,7 +108,7 @@ def after(owner: Any, name: str, dies: Callable[[int], Dies]) -> Callable[[int],
 
 def _at(exchange: str) -> Callable[[int], Dies]:
     step = Exchange[exchange.upper()]
-    return lambda number: lambda attempt, *_: attempt.step is step and attempt.wanted.row == number
+    return lambda number: lambda attempt, *_: attempt.step is step and attempt.request.row == number
 
 
 def _second(number: int) -> Dies:
@@ -210,11 +210,11 @@ def _line_is_rid_of(exchange: str) -> Callable[[int], Dies]:
 CLIENT: dict[str, Callable[[int], None]] = {
     **{f"told: {each}": _before_it_is_noted(each) for each in EXCHANGES},
     **{f"begun: {each}": before(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
-    "before its reservation: inbox": before(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
-    "after its reservation: inbox": after(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
+    "before its reservation: inbox": before(device_ledger.DeviceLedger, "_reserve", _hands("inbox")),
+    "after its reservation: inbox": after(device_ledger.DeviceLedger, "_reserve", _hands("inbox")),
     "training: inbox": before(app, "train_round", _hands("inbox")),
     "trained: inbox": after(app, "train_round", _hands("inbox")),
-    "after its commit: inbox": after(own_ledger, "_commit", _hands("inbox")),
+    "after its commit: inbox": after(device_ledger, "_commit", _hands("inbox")),
     **{f"before its memory: {each}": before(device, "replace_file", _hands(each)) for each in EXCHANGES},
     **{f"answered: {each}": after(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
     **{f"acknowledged: {each}": _acknowledged(each) for each in EXCHANGES},

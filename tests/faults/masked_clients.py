@@ -30,7 +30,7 @@ Fault = Callable[[Message, int], Message | None]
 
 def masking(clients: int = CLIENTS, **changed) -> Masking:
     roster, _ = simulated_roster(KEY, clients)
-    return replace(Masking(roster, dropout=0.25, collusion=0.125, most_examples=20), **changed)
+    return replace(Masking(roster, dropout=0.25, collusion=0.125, max_examples=20), **changed)
 
 
 def update_of(client: int) -> dict[str, np.ndarray]:

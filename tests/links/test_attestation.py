@@ -96,7 +96,7 @@ def test_without_an_accepted_quote_no_share_leaves(
     result = opened(attested(made, devices, command))
     assert result.survivors == 4 and result.dropped == {"owner's policy": 1}
     assert exchanges(devices, 2) == [Exchange.PROPOSAL] and said in caplog.text
-    assert not devices.devices[2].own_ledger.path.exists()
+    assert not devices.devices[2].ledger.path.exists()
 
 
 def test_a_server_that_gives_no_quotes_gets_no_shares(made: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -208,7 +208,7 @@ def test_instructions_replayed_and_doubled_change_no_round_and_cost_nothing(
         assert (opened.survivors, opened.dropped) == (5, {})
     for node, device in devices.items():
         left = sorted((row, attempt) for who, row, attempt in vectors if who == node)
-        keys = [json.loads(e.key) for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
+        keys = [json.loads(e.key) for e in read_entries(device.ledger.path) if e.kind == RESERVE]
         assert sorted((row, int(name.split()[1])) for _, row, name in keys) == left == [(1, 0), (2, 0)]
     assert set(vectors.values()) == {1}
 
@@ -260,7 +260,7 @@ def test_a_server_that_asks_for_more_than_the_owner_allows_is_refused_over_the_l
     ):
         with caplog.at_level(logging.WARNING, "fedveil.client"):
             [reply] = grid.send_and_receive([DEVICES["in_the_clear"](weaker)], timeout=20)
-        assert reply.error.code == OWNERS_POLICY and not device.own_ledger.path.exists()
+        assert reply.error.code == OWNERS_POLICY and not device.ledger.path.exists()
         assert "noise_multiplier" in caplog.text and "owner's policy" in caplog.text
         [reply] = grid.send_and_receive([DEVICES["in_the_clear"](order)], timeout=20)
-        assert not reply.has_error() and device.own_ledger.path.exists()
+        assert not reply.has_error() and device.ledger.path.exists()

@@ -18,7 +18,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.bundle_files import read_credentials
-from fedveil.deployment.device.seen_log import FORK, HEAD, LEAVES, SeenLog, text_of_head
+from fedveil.deployment.device.log_copy import FORK, HEAD, LEAVES, LogCopy, text_of_head
 from fedveil.links.attestation import AttestedGrid
 from fedveil.links.later_heads import LaterHeads
 from fedveil.links.log_export import LogExport, read_log
@@ -69,9 +69,9 @@ def asked(grid: Any, number: int = 1) -> bool:
     return not reply.has_error()
 
 
-def seen(made: Path, number: int = 0) -> SeenLog:
+def seen(made: Path, number: int = 0) -> LogCopy:
     bundle = client(made, number).bundle
-    return SeenLog(bundle.state, bundle.settings.federation, bundle.credentials.ca)
+    return LogCopy(bundle.state, bundle.settings.federation, bundle.credentials.ca)
 
 
 def masked(made: Path, grid: Any, number: int) -> Any:
@@ -223,7 +223,7 @@ def test_a_final_model_is_not_told_as_one_that_a_round_begins_with(made: Path) -
 
 def test_a_log_with_another_past_is_a_fork_even_where_it_holds_what_was_sent(made: Path) -> None:
     bundle, own = client(made).bundle, read_server_bundle(made / "server").credentials
-    log = SeenLog(bundle.state, "made", own.ca)
+    log = LogCopy(bundle.state, "made", own.ca)
 
     def told(*entries: bytes, signed: bytes | None = None, start: int = 0) -> LogStatement:
         leaves = tuple(map(leaf_hash, entries))

@@ -20,8 +20,8 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
+from fedveil.deployment.device.log_copy import LogCopy
 from fedveil.deployment.device.log_witnesses import BRANCHES
-from fedveil.deployment.device.seen_log import SeenLog
 from fedveil.evidence.binding.signatures import make_key
 from fedveil.links.cosigned_heads import FILE, CosignedHeads, read_cosigned
 from fedveil.links.log_export import LogExport, to_text
@@ -66,7 +66,7 @@ def asked(grid: Any, number: int = 1) -> bool:
 
 def known(made: Path) -> int:
     bundle = read_client_bundle(made / "clients" / "c0")
-    return len(SeenLog(bundle.state, "made", bundle.credentials.ca).leaves)
+    return len(LogCopy(bundle.state, "made", bundle.credentials.ca).leaves)
 
 
 # --- an owner who demands witnesses ---------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_two_owners_find_a_witness_of_both_branches(made: Path, capsys: pytest.C
 def test_the_log_holds_the_manifest_of_a_run_that_ends_with_nobody_connected(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("as_answered", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
+    for name, value in (("apply_answer", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
         monkeypatch.setattr(serving, name, lambda *_, value=value: value)
     grid = logged(made, Devices({}), lambda _: ())
     link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(since={}))

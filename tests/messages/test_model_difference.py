@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedveil.client.private_update import NotTrained, private_update
-from fedveil.deployment.device.held_model import HeldModel
+from fedveil.deployment.device.last_model import LastModel
 from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handled_once
 from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, DifferenceGrid
@@ -215,7 +215,7 @@ class Holders(AskingGrid):
 
     def __init__(self, folder: Path, count: int) -> None:
         self._run = claim_identity(1)
-        self.held = {node: HeldModel(folder / f"{node}.model") for node in range(count)}
+        self.held = {node: LastModel(folder / f"{node}.model") for node in range(count)}
         self.sent: list[Message] = []
         self.started: dict[int, RecordDict] = {}
         self.lost: set[int] = set()
@@ -231,7 +231,7 @@ class Holders(AskingGrid):
             message = unpack(bytearray(pack(asked)))
             self.sent.append(message)
             try:
-                whole, told = self.held[node].whole(message)
+                whole, told = self.held[node].with_whole_model(message)
             except NotTrained as said:
                 yield name_sender(Message(Error(said.code, ""), reply_to=message), node)
                 continue
@@ -319,28 +319,28 @@ def test_who_was_asked_and_has_not_answered_is_sent_the_whole_and_who_declined_a
 
 def test_a_device_takes_no_difference_from_another_model_than_its_own(tmp_path: Path) -> None:
     models = [sent for _, sent in walk(1, 4, 4)]
-    server, held = ClientModels(), HeldModel(tmp_path / "model")
+    server, held = ClientModels(), LastModel(tmp_path / "model")
 
     def sent(number: int) -> Message:
         (message,) = server.encode([instruction(models[number], number=number)])
         return message
 
-    whole, told = held.whole(sent(1))
+    whole, told = held.with_whole_model(sent(1))
     assert told is not None
     reply = held.keep(whole, told, Message(RecordDict(), reply_to=whole))
     server.take(7, split_report(reply.content)[1])
     changed = sent(2)
     said = read_statement(changed.content)
     assert said is not None and said.difference
-    assert hash_of(model_of(held.whole(changed)[0].content)) == hash_of(models[2])
+    assert hash_of(model_of(held.with_whole_model(changed)[0].content)) == hash_of(models[2])
     # The same bytes on another model of the same shapes.
     held.path.write_bytes(pack(Message(RecordDict({"model": memory_arrays(models[3])}), 0, "train")))
     with pytest.raises(NotTrained) as raised:
-        held.whole(changed)
+        held.with_whole_model(changed)
     assert raised.value.code == NO_BASE
     held.path.write_bytes(b"\0" * 40)
     with pytest.raises(NotTrained) as raised:
-        held.whole(changed)
+        held.with_whole_model(changed)
     assert raised.value.code == NO_BASE
 
 
@@ -348,23 +348,23 @@ def test_a_model_that_is_not_the_one_it_names_is_not_trained_on(tmp_path: Path) 
     (message,) = ClientModels().encode([instruction({"w": np.ones(3, np.float32)})])
     message.content["arrays"] = memory_arrays({"w": np.zeros(3, np.float32)})
     with pytest.raises(NotTrained) as raised:
-        HeldModel(tmp_path / "model").whole(message)
+        LastModel(tmp_path / "model").with_whole_model(message)
     assert raised.value.code == FAILED
 
 
 @pytest.mark.parametrize("beside", ["arrays", "others"])
 def test_arrays_beside_a_difference_are_not_trained_on(tmp_path: Path, beside: str) -> None:
     """The hash is of what the difference makes: arrays beside it took that model's place, or left the client none."""
-    server, held = ClientModels(), HeldModel(tmp_path / "model")
+    server, held = ClientModels(), LastModel(tmp_path / "model")
     (first,) = server.encode([instruction({"w": np.zeros(300, np.float32)})])
-    whole, told = held.whole(first)
+    whole, told = held.with_whole_model(first)
     assert told is not None
     held.keep(whole, told, Message(RecordDict(), reply_to=whole))
     server.take(7, told.model)
     (message,) = server.encode([instruction({"w": np.arange(300, dtype=np.float32) % 3}, number=2)])
     message.content[beside] = memory_arrays({"w": np.ones(300, np.float32)})
     with pytest.raises(NotTrained) as raised:
-        held.whole(message)
+        held.with_whole_model(message)
     assert raised.value.code == FAILED
 
 
@@ -373,7 +373,7 @@ def test_a_model_is_named_by_its_record(tmp_path: Path, named: str) -> None:
     (message,) = ClientModels().encode([instruction({"w": np.ones(3, np.float32)})])
     records_of(message.content, ConfigRecord)[SPEC_RECORD][ARRAYS] = named
     with pytest.raises(NotTrained) as raised:
-        HeldModel(tmp_path / "model").whole(message)
+        LastModel(tmp_path / "model").with_whole_model(message)
     assert raised.value.code == FAILED
 
 
@@ -416,7 +416,7 @@ def test_a_difference_that_a_device_could_not_use_is_not_begun(tmp_path: Path) -
 
 def test_an_older_server_hears_nothing_of_models_and_an_older_device_gets_the_whole(tmp_path: Path) -> None:
     plain = instruction({"w": np.ones(3, np.float32)})
-    message, told = HeldModel(tmp_path / "model").whole(plain)
+    message, told = LastModel(tmp_path / "model").with_whole_model(plain)
     assert message is plain and told is None and not (tmp_path / "model").exists()
     server = ClientModels()
     for number in range(3):  # an older device's replies say nothing

@@ -25,7 +25,7 @@ from fedveil import Examples
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of
@@ -43,7 +43,7 @@ from fedveil.privacy.statistics.evaluation import (
 )
 from fedveil.privacy.statistics.held_rows import held_rows
 from fedveil.questions.evaluation_plan import evaluation_plan
-from fedveil.questions.wire import OWN_NOISE_KEY, evaluation_content, question_of
+from fedveil.questions.wire import CLIENT_NOISE_KEY, evaluation_content, question_of
 from fedveil.run.build import RunObjects, build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import run_simulation
@@ -299,11 +299,11 @@ def test_a_device_evaluates_its_records_in_no_sum_where_each_adds_noise_by_itsel
     order = replace(MADE["CENTRAL"], run="e", privacy=ModeName.RECORD, client=None, record=budget)
     asked = replace(ASKED, share=None)
     content = evaluation_content(asked, save({"w": np.zeros(2)}), {ORDER_KEY: order.to_json()})
-    records_of(content, ConfigRecord)["config"][OWN_NOISE_KEY] = 3.0
+    records_of(content, ConfigRecord)["config"][CLIENT_NOISE_KEY] = 3.0
     message = Message(instruct(content, SumSpec(None, (Segment("num-examples", 1.0),)), "e", 1), 2, "train")
     name_message(message, "m")
     assert MADE["code_of"](device, message) == OWNERS_POLICY
-    assert not device.own_ledger.records.exists()
+    assert not device.ledger.records.exists()
     with pytest.raises(Refusal, match="held_out"):
         replace(order, held_out=0.2)
 
@@ -324,5 +324,5 @@ def test_a_served_run_is_evaluated_record_by_record(tmp_path: Path) -> None:
     told = figures(result["evaluations"][-1])["held-out records"]
     assert abs(told["value"] - held) < 2.5 * (told["high"] - told["low"]) / 2
     for device in grid.devices.values():
-        asked = [each for each in questions_of(device.own_ledger.records) if each.purposes == ("evaluation",)]
-        assert len(asked) == 2 and not device.own_ledger.path.exists()
+        asked = [each for each in questions_of(device.ledger.records) if each.purposes == ("evaluation",)]
+        assert len(asked) == 2 and not device.ledger.path.exists()

@@ -19,7 +19,7 @@ from flwr.app import Message, RecordDict
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.ask import ask_clients
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct
@@ -28,7 +28,7 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.questions.answers import with_own_noise
+from fedveil.questions.answers import noised_counts
 from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here
 from fedveil.questions.wire import question_content
@@ -159,7 +159,7 @@ def test_noise_of_a_clients_own_is_as_large_as_was_charged() -> None:
     parts = asked.contribution_of_records(table, 1.0)
     drawn = []
     for number in range(400):
-        answer = with_own_noise(asked, table, noise, Randomness(number).stream("question noise"))
+        answer = noised_counts(asked, table, noise, Randomness(number).stream("question noise"))
         drawn.append(np.concatenate([(answer[name] - parts[name]).ravel() for name in parts]))
     deviation = np.std(drawn, 0)
     assert np.all(np.abs(deviation / noise - 1) < 0.1) and np.std(drawn) == pytest.approx(noise, rel=0.05)
@@ -176,7 +176,7 @@ def test_nobody_tells_whether_a_record_was_there_better_than_claimed() -> None:
     scores = []
     for there, table in enumerate((without, one)):
         stream = [Randomness(n).stream("question noise", there) for n in range(draws)]
-        answers = [with_own_noise(asked, table, noise, each) for each in stream]
+        answers = [noised_counts(asked, table, noise, each) for each in stream]
         scores.append(np.array([np.concatenate([a[n].ravel() for n in part]) @ along for a in answers]))
     thresholds = np.linspace(-2, 3, 101)
     false, found = (np.array([np.mean(s > t) for t in thresholds]) for s in scores)
@@ -259,9 +259,9 @@ def message(
 def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -> None:
     device, asked = MADE["device_of"](clients / "c0", purposes=("statistics",)), of_labels()
     assert MADE["code_of"](device, message(asked)) == 0
-    (entry,) = payloads(device.own_ledger.records)
-    assert entry["kind"] == "question" and not device.own_ledger.path.exists()
-    (told,) = questions_of(device.own_ledger.records)
+    (entry,) = payloads(device.ledger.records)
+    assert entry["kind"] == "question" and not device.ledger.path.exists()
+    (told,) = questions_of(device.ledger.records)
     assert told.why == "How many are ill?" and told.epsilon > 0
 
 
@@ -282,7 +282,7 @@ def test_a_device_refuses_what_its_owner_did_not_allow(
     sent = message(asked, **changes)
     device = MADE["device_of"](clients / "c0", purposes=("statistics",))
     assert MADE["code_of"](device, sent) == OWNERS_POLICY
-    assert not device.own_ledger.records.exists() and not device.own_ledger.path.exists()
+    assert not device.ledger.records.exists() and not device.ledger.path.exists()
 
 
 def test_a_device_adds_no_less_noise_than_its_owner_demands(clients: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_device_adds_no_less_noise_than_its_owner_demands(clients: Path) -> No
         allowed = {"purposes": ("statistics",), "minimum_noise_multiplier": least}
         device = MADE["device_of"](clients / "c0", **allowed)
         assert MADE["code_of"](device, message(of_labels())) == code
-        assert device.own_ledger.records.exists() == (code == 0)
+        assert device.ledger.records.exists() == (code == 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -316,5 +316,5 @@ def test_a_servers_folder_asks_its_clients_about_records(tmp_path: Path, mode: s
     zeros = figure(record, "0")
     assert abs(zeros["value"] - truth) < 3 * (zeros["high"] - zeros["low"])
     for device in grid.devices.values():
-        (told,) = questions_of(device.own_ledger.records)
+        (told,) = questions_of(device.ledger.records)
         assert told.name == "labels"

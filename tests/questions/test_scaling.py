@@ -21,7 +21,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
@@ -500,7 +500,7 @@ def test_devices_noise_their_own_answers_and_plan_their_rounds_with_the_question
     assert rows["high"] - rows["low"] == pytest.approx(2 * 1.96 * sigma, rel=1e-3)
     assert record["epsilon"] == pytest.approx(4, rel=1e-3) and not list((desk / "server").glob("ledgers/*"))
     for device in devices.devices.values():
-        own, allows = device.own_ledger.records, device.bundle.settings.name != "a"
+        own, allows = device.ledger.records, device.bundle.settings.name != "a"
         assert len(questions_of(own)) == allows
         kinds = [json.loads(each.payload).get("kind") for each in read_entries(own) if each.kind == "reserve"]
         assert kinds == ["question"] * allows + [None] * 2 and verify(own).ok
@@ -518,7 +518,7 @@ def test_devices_that_went_away_are_asked_no_second_time(desk: Path) -> None:
     assert serve(desk / "server", asked, reach=SERVED["reaching"](devices)) == 0
     assert scaled(desk / "server" / "runs" / "spring") == before
     for device in devices.devices.values():
-        own = device.own_ledger.records
+        own = device.ledger.records
         assert len(questions_of(own)) == 1 and 7.9 <= (verify(own).epsilon or 0) <= 8
 
 

@@ -17,7 +17,7 @@ import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import require_accepted
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.own_arm import require_own
+from fedveil.deployment.device.run_arms import require_arm
 from fedveil.evidence.binding.recompute_ledger import main as recomputed
 from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of
@@ -96,7 +96,7 @@ def test_the_cohorts_of_arms_are_of_their_clients_alone(cohort: Any) -> None:
         everybody.arm = arm
         drawn = everybody.draw(Randomness(3).stream("cohort", 1), arm=arm)
         assert set(drawn) <= own and everybody.expected == in_arm(cohort, 3).expected_size(len(own))
-        assert everybody.drawn_from == len(own)
+        assert everybody.pool_size == len(own)
     everybody.arm = None
     assert everybody.expected == cohort.expected_size(60)
 
@@ -445,12 +445,12 @@ def test_scores_that_no_client_may_give_are_refused(broken: list[str], said: str
 
 def test_a_device_scores_in_its_own_arm_of_the_runs_deal(tmp_path: Path) -> None:
     own = DEAL.arm_of("boston")
-    require_own(DEAL.arm(own), "boston", people_call("spring@0f"), tmp_path)
+    require_arm(DEAL.arm(own), "boston", people_call("spring@0f"), tmp_path)
     asked = people_call(name_of("spring@0f"))
-    require_own(DEAL.arm(own), "boston", asked, tmp_path)
+    require_arm(DEAL.arm(own), "boston", asked, tmp_path)
     other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
     with pytest.raises(Refusal, match="already dealt its clients"):
-        require_own(other.arm(other.arm_of("boston")), "boston", asked, tmp_path)
+        require_arm(other.arm(other.arm_of("boston")), "boston", asked, tmp_path)
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
@@ -471,17 +471,17 @@ def test_an_order_names_its_arm_and_only_where_there_is_one() -> None:
 
 def test_a_device_answers_its_own_arm_of_the_first_deal_of_a_run(tmp_path: Path) -> None:
     own = DEAL.arm_of("boston")
-    require_own(DEAL.arm(own), "boston", "spring", tmp_path)
-    require_own(DEAL.arm(own), "boston", "spring", tmp_path)
+    require_arm(DEAL.arm(own), "boston", "spring", tmp_path)
+    require_arm(DEAL.arm(own), "boston", "spring", tmp_path)
     with pytest.raises(Refusal, match=f"this client is in arm {own}"):
-        require_own(DEAL.arm(own % 3 + 1), "boston", "spring", tmp_path)
+        require_arm(DEAL.arm(own % 3 + 1), "boston", "spring", tmp_path)
     other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
     with pytest.raises(Refusal, match="already dealt its clients"):
-        require_own(other.arm(other.arm_of("boston")), "boston", "spring", tmp_path)
-    require_own(other.arm(other.arm_of("boston")), "boston", "summer", tmp_path)  # a run of its own
+        require_arm(other.arm(other.arm_of("boston")), "boston", "spring", tmp_path)
+    require_arm(other.arm(other.arm_of("boston")), "boston", "summer", tmp_path)  # a run of its own
     renamed = next(name for n in range(99) if DEAL.arm_of(name := f"boston-{n}") != own)
     with pytest.raises(Refusal, match="each has one arm"):
-        require_own(DEAL.arm(DEAL.arm_of(renamed)), renamed, "spring", tmp_path)
+        require_arm(DEAL.arm(DEAL.arm_of(renamed)), renamed, "spring", tmp_path)
     (tmp_path / "deals.json").write_text("{")
     with pytest.raises(Refusal, match="cannot be read"):
-        require_own(DEAL.arm(own), "boston", "spring", tmp_path)
+        require_arm(DEAL.arm(own), "boston", "spring", tmp_path)

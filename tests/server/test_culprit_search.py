@@ -25,11 +25,11 @@ from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.server import masked_sums
 from fedveil.server.accounts import Unprotected
 from fedveil.server.checkpoint import State
-from fedveil.server.culprit_search import CALM, FIRST, Search, WeighedSum
-from fedveil.server.masked_sums import LOST, UNTRUE, MaskedSums
+from fedveil.server.culprit_search import CALM, SPLIT_AFTER, Search, WeighedSum
+from fedveil.server.masked_sums import LOST_IN_NOISE, UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import Mean, Round, SumPrivacy, joined
+from fedveil.server.round_terms import Mean, Round, SumPrivacy, join_means
 from fedveil.server.rounds import Loop, run_rounds
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
@@ -64,7 +64,7 @@ def searched(
             WeighedSum(tuple(part), 9.0, 1.0, "too long" * bad)
             for part, bad in zip(parts, untrue, strict=True)
         ]
-        search = search.after(row, sums, len(parts) > 1)
+        search = search.next_state(row, sums, len(parts) > 1)
     return search, seen
 
 
@@ -72,10 +72,12 @@ def searched(
 @settings(max_examples=60)
 def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit: int, key: int) -> None:
     culprit %= clients
-    rounds = FIRST + math.ceil(math.log2(clients))
+    rounds = SPLIT_AFTER + math.ceil(math.log2(clients))
     search, seen = searched(clients, {culprit}, key, rounds, lambda *_: True)
     assert search.suspected.keys() == {culprit * 7}
-    assert all(len(parts) == 1 for parts in seen[:FIRST]) and all(len(parts) > 1 for parts in seen[FIRST:])
+    assert all(len(parts) == 1 for parts in seen[:SPLIT_AFTER]) and all(
+        len(parts) > 1 for parts in seen[SPLIT_AFTER:]
+    )
     # From then on it spoils the smallest part alone.
     _, seen = searched(clients, {culprit}, key, rounds + 3, lambda *_: True)
     for parts in seen[rounds:]:
@@ -91,14 +93,14 @@ def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit:
 def test_several_are_all_found_though_they_spoil_now_and_then(
     culprits: set[int], key: int, every: int
 ) -> None:
-    search, _ = searched(20, culprits, key, FIRST + 40 * every, lambda _, row, __: row % every == 0)
+    search, _ = searched(20, culprits, key, SPLIT_AFTER + 40 * every, lambda _, row, __: row % every == 0)
     assert search.suspected.keys() == {node * 7 for node in culprits}
 
 
 @given(clients=st.sampled_from([8, 20, 100]), key=st.integers(0, 2**32), every=st.integers(2, CALM))
 @settings(max_examples=60)
 def test_one_that_spoils_now_and_then_is_found_and_no_other(clients: int, key: int, every: int) -> None:
-    last = every * (FIRST + 2 * math.ceil(math.log2(clients)) + 10)
+    last = every * (SPLIT_AFTER + 2 * math.ceil(math.log2(clients)) + 10)
     for rounds in (last // 2, last):
         search, seen = searched(clients, {4}, key, rounds, lambda _, row, __: row % every == 0)
         assert search.suspected.keys() <= {28}
@@ -109,19 +111,19 @@ def test_one_that_spoils_now_and_then_is_found_and_no_other(clients: int, key: i
 @pytest.mark.parametrize("rounds", [10, 100, 1000])
 def test_one_that_spoils_whole_cohorts_alone_spoils_few(rounds: int) -> None:
     search, seen = searched(20, {4}, 3, rounds, lambda _, __, parts: parts == 1)
-    assert [len(parts) for parts in seen].count(1) <= FIRST + math.log2(
+    assert [len(parts) for parts in seen].count(1) <= SPLIT_AFTER + math.log2(
         rounds / CALM
     ) and not search.suspected
 
 
 def test_nobody_is_suspected_and_cohorts_are_whole_without_untrue_sums() -> None:
-    search, seen = searched(8, {1}, 3, 10, lambda _, row, __: row <= FIRST)
+    search, seen = searched(8, {1}, 3, 10, lambda _, row, __: row <= SPLIT_AFTER)
     assert not search.suspected and search.calm == 0
-    assert [len(parts) for parts in seen] == [1] * FIRST + [2] * CALM + [1] * (10 - FIRST - CALM)
+    assert [len(parts) for parts in seen] == [1] * SPLIT_AFTER + [2] * CALM + [1] * (10 - SPLIT_AFTER - CALM)
 
 
 def test_a_suspicion_ends_where_cohorts_are_whole_again_and_comes_back_with_the_next_untrue_sum() -> None:
-    named = FIRST + 3
+    named = SPLIT_AFTER + 3
     for calm, suspected in ((0, {35}), (CALM - 1, {35}), (CALM, set()), (CALM + 1, {35})):
         search, _ = searched(8, {5}, 1, named + calm, lambda _, row, __: not named < row <= named + CALM)
         assert search.suspected.keys() == suspected
@@ -130,24 +132,29 @@ def test_a_suspicion_ends_where_cohorts_are_whole_again_and_comes_back_with_the_
 def test_a_suspicion_ends_with_a_true_sum_where_others_spoil_another() -> None:
     search = Search(3, ((1, frozenset({1, 2})),), suspected={1: "why"})
     sums = [WeighedSum((1, 2), 1.0, 1.0), WeighedSum((3, 4), 9.0, 1.0, "too long")]
-    assert search.after(4, sums, in_parts=True).suspected.keys() == set()
-    assert search.after(4, sums[:1], in_parts=True).suspected.keys() == {1}
+    assert search.next_state(4, sums, in_parts=True).suspected.keys() == set()
+    assert search.next_state(4, sums[:1], in_parts=True).suspected.keys() == {1}
 
 
 def test_all_who_are_alone_in_untrue_sums_of_one_round_are_suspected_at_once() -> None:
-    search = Search(untrue=FIRST, cleared=frozenset({2, 3, 5, 6}))
+    search = Search(untrue=SPLIT_AFTER, cleared=frozenset({2, 3, 5, 6}))
     sums = [WeighedSum((1, 2, 3), 9.0, 1.0, "too long"), WeighedSum((4, 5, 6), 9.0, 1.0, "too long")]
-    assert search.after(3, [*sums, WeighedSum((7, 8), 1.0, 1.0)], in_parts=True).suspected.keys() == {1, 4}
+    assert search.next_state(3, [*sums, WeighedSum((7, 8), 1.0, 1.0)], in_parts=True).suspected.keys() == {
+        1,
+        4,
+    }
 
 
 def test_sums_that_somebody_who_left_may_have_spoilt_count_no_more() -> None:
     search = Search(3, ((1, frozenset({1, 2})), (2, frozenset({2, 3}))), suspected={1: "why", 3: "why"})
-    assert search.of(frozenset({2, 3})) == replace(search, spoilt=search.spoilt[1:], suspected={3: "why"})
+    assert search.for_members(frozenset({2, 3})) == replace(
+        search, untrue_sums=search.untrue_sums[1:], suspected={3: "why"}
+    )
 
 
 @pytest.mark.parametrize(("declined", "limit"), [(0, "collusion"), (4, "members decline sums of 4")])
 def test_a_search_that_the_minimum_forbids_says_so(declined: int, limit: str) -> None:
-    search = Search(untrue=FIRST, spoilt=((1, frozenset(range(8))),), declined=declined)
+    search = Search(untrue=SPLIT_AFTER, untrue_sums=((1, frozenset(range(8))),), declined=declined)
     parts, why = search.parts(range(8), lambda size: size >= 5, np.random.default_rng(1))
     assert parts == [list(range(8))] and "halves of 8 members are too small" in why and limit in why
 
@@ -192,14 +199,14 @@ def test_a_node_that_spoils_every_sum_is_suspected_and_the_others_go_on(
 ) -> None:
     culprit = clients - 3
     spoilt_by(monkeypatch, FIRST_NODE + culprit)
-    found = FIRST + math.ceil(math.log2(clients))
+    found = SPLIT_AFTER + math.ceil(math.log2(clients))
     told = rounds_of(sums_of(clients), clients, found + 1, noise)
     suspected = [done.suspected for done, _ in told if done.suspected]
     assert [list(each) for each in suspected] == [[f"simulated client {culprit}"]]
     assert "simulated client " in caplog.text and "is suspected" in caplog.text
-    for done, mean in told[:FIRST]:
+    for done, mean in told[:SPLIT_AFTER]:
         assert done.abandoned and mean is None and done.dropped == {UNTRUE: clients}
-    for done, mean in told[FIRST:]:
+    for done, mean in told[SPLIT_AFTER:]:
         assert done.untrue and not done.abandoned and mean is not None and mean.part
         assert done.replies + done.dropped[UNTRUE] == clients and UNTRUE in done.cause
         assert [each["untrue"] for each in done.weighed].count(True) == 1
@@ -215,7 +222,7 @@ def test_a_node_that_spoils_every_sum_is_suspected_and_the_others_go_on(
 def test_a_part_that_its_members_decline_ends_the_search_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     spoilt_by(monkeypatch, FIRST_NODE)
     sums = sums_of(8, Clients(asked=replace(ASKED, minimum_cohort=5)))
-    told = rounds_of(sums, 8, FIRST + 2)
+    told = rounds_of(sums, 8, SPLIT_AFTER + 2)
     declined, whole = told[-2][0], told[-1][0]
     assert declined.abandoned and declined.dropped == {"declined: policy": 8}
     assert whole.dropped == {UNTRUE: 8} and "members decline sums of 4" in whole.cause
@@ -233,18 +240,20 @@ def test_one_member_that_declines_does_not_end_the_search(monkeypatch: pytest.Mo
     sums = sums_of(
         8, Clients(declining, asked=replace(ASKED, dropout=0.0)), dropout=0.0
     )  # none can be spared
-    told = rounds_of(sums, 8, FIRST + 2)
+    told = rounds_of(sums, 8, SPLIT_AFTER + 2)
     assert sums._participants.search.declined == 0
-    assert all(mean is not None for _, mean in told[FIRST:])
+    assert all(mean is not None for _, mean in told[SPLIT_AFTER:])
 
 
 def test_a_sum_that_is_lost_in_its_owners_noise_draws_suspicion_on_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(masked_sums, "is_too_noisy", lambda *_: True)
-    for done, mean in rounds_of(sums_of(8), 8, FIRST + 1):
+    for done, mean in rounds_of(sums_of(8), 8, SPLIT_AFTER + 1):
         assert mean is None and done.abandoned and not done.untrue and not done.weighed
-        assert done.dropped == {LOST: 8} and done.cause.startswith(f"{LOST}: the sum of 8 members is lost")
+        assert done.dropped == {LOST_IN_NOISE: 8} and done.cause.startswith(
+            f"{LOST_IN_NOISE}: the sum of 8 members is lost"
+        )
 
 
 def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -270,7 +279,7 @@ def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_mean_of_parts_is_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = sums_of(8)
     sums._participants.search = Search(
-        untrue=FIRST, spoilt=((1, frozenset(range(FIRST_NODE, FIRST_NODE + 8))),)
+        untrue=SPLIT_AFTER, untrue_sums=((1, frozenset(range(FIRST_NODE, FIRST_NODE + 8))),)
     )
     ((done, mean),) = rounds_of(sums, 8, 1)
     ((_, whole),) = rounds_of(sums_of(8), 8, 1)
@@ -288,6 +297,6 @@ def test_parts_weigh_by_what_divided_them(parts: list[tuple[int, float]]) -> Non
         Mean({"w": np.array([v])}, {"loss": v, WEIGHT: v}, {}, weight, {}, clients, weight)
         for (clients, weight), v in zip(parts, values, strict=True)
     ]
-    mean = joined(means)
+    mean = join_means(means)
     assert mean.arrays["w"][0] == pytest.approx(np.average(values, weights=[w for _, w in parts]))
     assert mean.scalars[WEIGHT] == pytest.approx(np.average(values, weights=[n for n, _ in parts]))

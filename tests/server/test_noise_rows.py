@@ -20,7 +20,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.server import noise_key
 from fedveil.server.accounts import MECHANISM
-from fedveil.server.noise_rows import NoRowLeft
+from fedveil.server.noise_rows import RowsExhausted
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
@@ -90,10 +90,10 @@ def test_the_whole_run_is_one_release_and_the_ledger_knows_who_took_part(
     with open_ledger(seed is not None) as ledger:
         grid = grid_of(ledger, seed)
         noise_of(grid, 1)
-        after_one, drawn = ledger.epsilon(), [grid.drawn]
+        after_one, drawn = ledger.epsilon(), [grid.current_cohort]
         for number in range(2, ROUNDS + 1):
             noise_of(grid, number)
-            drawn.append(grid.drawn)
+            drawn.append(grid.current_cohort)
         assert ledger.cohorts("run", MECHANISM) == drawn
         assert {len(cohort) for cohort in drawn} == {SIZE}
         kept(drawn)
@@ -120,13 +120,13 @@ def test_on_real_data_a_row_that_may_have_left_is_not_used_again(open_ledger: An
         noises = [noise_of(grid, number) for number in (1, 2, 3)]
         resumed = grid_of(ledger, None)
         resumed.skip_to(2)  # round 3 was released, its checkpoint lost
-        backwards = list(reversed(resumed.participants.some(CLIENTS)))
+        backwards = list(reversed(resumed.participants.first_nodes(CLIENTS)))
         resumed.participants.renew(backwards, ALL_ANSWERS)  # clients come back in another order
         later = [noise_of(resumed, number) for number in range(3, ROUNDS)]
         assert len(ledger.cohorts("run", MECHANISM)) == ROUNDS
         kept(ledger.cohorts("run", MECHANISM))
         assert not any(np.array_equal(noises[2], noise) for noise in later)
-        with pytest.raises(NoRowLeft, match=r"all 8 rows"):
+        with pytest.raises(RowsExhausted, match=r"all 8 rows"):
             resumed.reserve(ROUNDS)
         assert len(ledger.cohorts("run", MECHANISM)) == ROUNDS
 

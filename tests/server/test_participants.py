@@ -62,7 +62,7 @@ def test_real_clients_are_drawn_as_without_canaries_who_are_drawn_as_often(
     rates = [np.mean([len(each) / of for each in cohorts]) for cohorts, of in ((plain, 40), (dummies, 80))]
     assert rates[1] == pytest.approx(rates[0], abs=0.02)
     assert made.expected == cohort.expected_size(40)
-    asked = [made.asked(each) for each in drawn]
+    asked = [made.over_grid(each) for each in drawn]
     assert asked == (plain if here else drawn)
 
 
@@ -73,7 +73,7 @@ def test_canaries_stay_who_they_are_when_clients_come_and_go() -> None:
     made.renew(REAL[:16], ALL_ANSWERS)
     after = made.draw(Randomness(1).stream("cohort", 1))
     assert len(made.dummies(before)) == 16 and len(made.dummies(after)) == 40  # one of five, then one of two
-    assert set(made.real(after)) <= set(REAL[:16]) and made.some(3) == REAL[:3]
+    assert set(made.real(after)) <= set(REAL[:16]) and made.first_nodes(3) == REAL[:3]
 
 
 def test_canaries_are_there_though_clients_changed_before_the_first_draw() -> None:

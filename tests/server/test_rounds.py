@@ -24,7 +24,7 @@ from fedveil.privacy.secagg.roster import Roster
 from fedveil.run.build import build
 from fedveil.server.accounts import Unprotected
 from fedveil.server.checkpoint import State
-from fedveil.server.culprit_search import FIRST, Search
+from fedveil.server.culprit_search import SPLIT_AFTER, Search
 from fedveil.server.masked_sums import MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
@@ -150,7 +150,7 @@ def test_a_part_or_arm_waits_for_its_share_of_the_answers_that_are_enough(arm: A
     """Else one member that says nothing holds each of its sums up to the deadline."""
     participants = Participants(MASKED["Clients"](clients=16), All(), 16, Answers(enough=12), arm=arm)
     sums = MaskedSums(participants, Unprotected(()), MASKED["masking"](16), Randomness(1))
-    sums._participants.search = Search() if arm else Search(untrue=FIRST)
+    sums._participants.search = Search() if arm else Search(untrue=SPLIT_AFTER)
     drawn = participants.draw(Randomness(1).stream("cohort", 1), arm=arm)
     done, _ = sums.sum(drawn, MASKED["wanted"](), None, lambda: ())
     assert (len(drawn), done.replies, done.dropped["not needed"]) == ((8, 6, 2) if arm else (16, 12, 4))

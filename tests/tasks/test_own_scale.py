@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fedveil as fv
-from fedveil.deployment.device.device import _check_own
+from fedveil.deployment.device.device import _check_data
 from fedveil.tasks import TASKS, load_task
 from fedveil.tasks.data import Examples, data_of_all
 from fedveil.tasks.own_scale import BOUNDED, STANDARD, own_scale
@@ -143,5 +143,5 @@ def test_who_has_the_data_is_warned(
 
 @pytest.mark.parametrize(("scale", "warns"), [(BY_CLIENT, True), (raw, False)])
 def test_a_device_says_so_in_its_own_log(scale: Any, warns: bool, caplog: Any) -> None:
-    _check_own(Wards(scale), 0)
+    _check_data(Wards(scale), 0)
     assert ("columns of this device's data have mean 0 and deviation 1" in caplog.text) == warns

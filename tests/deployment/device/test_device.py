@@ -21,12 +21,12 @@ from safetensors.numpy import load_file
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
-from fedveil.deployment.device import agent, commands, known_heads
+from fedveil.deployment.device import agent, commands, ledger_heads
 from fedveil.deployment.device.client_bundle import Eligibility
 from fedveil.deployment.device.commands import forget, status
+from fedveil.deployment.device.device_ledger import DeviceLedger, epsilon_of, spent_on
 from fedveil.deployment.device.eligibility import obstacle
-from fedveil.deployment.device.order_policy import accepted
-from fedveil.deployment.device.own_ledger import OwnLedger, epsilon_of, spent_on
+from fedveil.deployment.device.order_policy import accept_order
 from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.device.run_end import read_ended
 from fedveil.links.device_answers import PAID, UNPAID, Journal, away
@@ -107,7 +107,7 @@ def test_a_masked_sum_is_charged_by_the_signed_terms_and_against_everybody(clien
     opened = masked_sum(Devices(devices))
     assert opened.survivors == 5, opened
     for device in devices.values():
-        path = device.own_ledger.path
+        path = device.ledger.path
         assert reservations(path) == [["spring", 1, "private_sum 0"]]
         payload = json.loads(next(e for e in read_entries(path) if e.kind == RESERVE).payload)
         assert payload["rng"] == "system" and set(payload["events"]) == {str(each) for each in Adversary}
@@ -131,12 +131,12 @@ def test_a_device_whose_training_diverges_answers_that_nothing_changed_and_pays(
     told = CohortSum(np.zeros(18 + 3 + SPEC.beside))
     add_reply(told, device.answer(in_the_clear()), SPEC)
     assert told.replies == 1 and not told.total[: 18 + 3].any()
-    assert epsilon_of(device.own_ledger.path)[0] > 0
+    assert epsilon_of(device.ledger.path)[0] > 0
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(1, 5)}
     devices[3].train, devices[4].train = diverged, broken
     assert masked_sum(Devices(devices)).survivors == 4
     for device in devices.values():
-        assert epsilon_of(device.own_ledger.path)[0] > 0
+        assert epsilon_of(device.ledger.path)[0] > 0
 
 
 def broken(message: Message, settings: object) -> Message:
@@ -149,10 +149,10 @@ def test_what_its_owner_decided_stands_on_the_devices_ledger(clients):
     set_cap(device.ledgers, Cap("all", 9.0, 1e-5, reason="the ward's board"))
     for number in (1, 2):
         assert not device.answer(in_the_clear(number=number)).has_error()
-    (act,) = [each for each in read_entries(device.own_ledger.path) if each.kind == "cap changed"]
+    (act,) = [each for each in read_entries(device.ledger.path) if each.kind == "cap changed"]
     told = json.loads(act.payload)
     assert (told["target_epsilon"], told["who"], told["reason"]) == (9.0, acting_user(), "the ward's board")
-    assert verify(device.own_ledger.path).ok
+    assert verify(device.ledger.path).ok
 
 
 def test_a_second_attempt_at_a_round_is_charged_again(clients):
@@ -166,7 +166,7 @@ def test_a_second_attempt_at_a_round_is_charged_again(clients):
     opened = masked_sum(Devices(devices, fault))
     assert opened.attempts == 2 and opened.survivors == 5
     keys = [["spring", 1, "private_sum 0"], ["spring", 1, "private_sum 1"]]
-    assert reservations(devices[2].own_ledger.path) == keys
+    assert reservations(devices[2].ledger.path) == keys
 
 
 def test_a_sum_in_the_clear_is_charged_by_the_claim_and_not_against_the_server(clients):
@@ -175,7 +175,7 @@ def test_a_sum_in_the_clear_is_charged_by_the_claim_and_not_against_the_server(c
     packed, width = reply.content[VECTOR_RECORD][VECTOR].numpy(), packing.width_of(SPEC)
     vector = packing.Packed(packed, packed.size * 8 // width, width).numbers()
     assert 0 < np.linalg.norm(vector.astype(float)) <= SPEC.cells
-    (entry,) = [e for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
+    (entry,) = [e for e in read_entries(device.ledger.path) if e.kind == RESERVE]
     assert json.loads(entry.payload)["events"] == {
         who: {"kind": "Gaussian", "noise_multiplier": 3.0} for who in ("clients", "model")
     }
@@ -185,7 +185,7 @@ def test_replacing_a_client_moves_a_sum_by_two_norms(clients):
     device = device_of(clients / "c0")
     claim = replace(CLAIM, adjacency=Adjacency.REPLACE_ONE)
     assert code_of(device, in_the_clear(replace(CENTRAL, client=claim))) == 0
-    (entry,) = [e for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
+    (entry,) = [e for e in read_entries(device.ledger.path) if e.kind == RESERVE]
     assert '"noise_multiplier":6.0' in entry.payload
 
 
@@ -193,7 +193,7 @@ def test_a_round_is_answered_once_and_charged_once(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear()) == 0
     assert code_of(device_of(clients / "c0"), in_the_clear()) == FAILED
-    assert reservations(device.own_ledger.path) == [["spring", 1, "private_sum 0"]]
+    assert reservations(device.ledger.path) == [["spring", 1, "private_sum 0"]]
 
 
 def test_a_budget_is_spent_to_its_end_and_no_further(clients):
@@ -201,8 +201,8 @@ def test_a_budget_is_spent_to_its_end_and_no_further(clients):
     device = device_of(clients / "c0", target_epsilon=size)
     codes = [code_of(device, in_the_clear(number=number)) for number in (1, 2, 3, 4)]
     assert codes == [0, 0, BUDGET_SPENT, BUDGET_SPENT]
-    assert epsilon_of(device.own_ledger.path)[0] == gaussian_epsilon(math.sqrt(2 / 9), 1e-5)
-    assert spent_on(device.ledgers)[device.own_ledger.records.stem][0][0] == size
+    assert epsilon_of(device.ledger.path)[0] == gaussian_epsilon(math.sqrt(2 / 9), 1e-5)
+    assert spent_on(device.ledgers)[device.ledger.records.stem][0][0] == size
     more = device_of(clients / "c0")  # only the owner can raise it
     assert code_of(more, in_the_clear(number=3)) == 0
 
@@ -211,7 +211,7 @@ def test_after_the_owners_last_day_nothing_leaves(clients):
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     device = device_of(clients / "c0", until=yesterday)
     assert code_of(device, in_the_clear()) == BUDGET_SPENT
-    assert not device.own_ledger.path.exists()
+    assert not device.ledger.path.exists()
     assert code_of(device_of(clients / "c0", until=date(2100, 1, 1)), in_the_clear()) == 0
 
 
@@ -221,15 +221,15 @@ def test_what_was_reserved_is_given_back_where_no_vector_was_made(clients):
     device.train = broken
     reply = device.answer(in_the_clear())
     assert (reply.error.code, reply.error.reason) == (FAILED, "the client failed")
-    entries = [(e.kind, json.loads(e.key or "null")) for e in read_entries(device.own_ledger.path)]
+    entries = [(e.kind, json.loads(e.key or "null")) for e in read_entries(device.ledger.path)]
     assert [kind for kind, _ in entries] == ["open", "reserve", str(ReleaseState.VOID)]
-    assert epsilon_of(device.own_ledger.path)[0] == 0
+    assert epsilon_of(device.ledger.path)[0] == 0
 
 
 def test_a_ledger_that_cannot_be_written_holds_everything_back_until_it_can(clients):
     device = device_of(clients / "c0")
     device.ledgers.mkdir(parents=True)
-    blocked = device.own_ledger.path
+    blocked = device.ledger.path
     blocked.mkdir()
     assert code_of(device, in_the_clear()) == NOT_READY
     blocked.rmdir()
@@ -244,12 +244,12 @@ def test_a_ledger_that_cannot_be_written_holds_everything_back_until_it_can(clie
 def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, caplog, known_by, harm):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
-    path, state = device.own_ledger.path, device.bundle.state
+    path, state = device.ledger.path, device.bundle.state
     earlier = path.read_bytes()
     assert code_of(device, in_the_clear(number=2)) == 0
     if known_by == "a receipt":
         assert receipt_for(device.bundle, OVER) is not None
-        (state / known_heads.FILE).unlink()
+        (state / ledger_heads.FILE).unlink()
     newest = path.read_bytes()
     path.unlink() if harm == "deleted" else path.write_bytes(earlier)
     device = device if known_by == "its last answer" else device_of(clients / "c0")
@@ -264,10 +264,10 @@ def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, c
 def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_then_on(clients, tmp_path):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
-    path, older = device.own_ledger.path, tmp_path / "older"
+    path, older = device.ledger.path, tmp_path / "older"
     older.write_bytes(path.read_bytes())
     assert code_of(device, in_the_clear(number=2)) == 0
-    known, train = (device.bundle.state / known_heads.FILE).read_text(), device.train
+    known, train = (device.bundle.state / ledger_heads.FILE).read_text(), device.train
 
     def replacing(message: Message, settings: object) -> Message:
         os.replace(older, path)
@@ -276,7 +276,7 @@ def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_th
 
     device.train = replacing
     assert code_of(device, in_the_clear(number=3)) == NOT_READY
-    assert (device.bundle.state / known_heads.FILE).read_text() == known
+    assert (device.bundle.state / ledger_heads.FILE).read_text() == known
     device.train = train
     assert code_of(device, in_the_clear(number=4)) == RESTORED
 
@@ -284,11 +284,11 @@ def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_th
 def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
-    (device.bundle.state / known_heads.FILE).unlink()
+    (device.bundle.state / ledger_heads.FILE).unlink()
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=2)) == 0
-    assert json.loads((device.bundle.state / known_heads.FILE).read_text())["heads"].keys() == {
-        device.own_ledger.path.name
+    assert json.loads((device.bundle.state / ledger_heads.FILE).read_text())["heads"].keys() == {
+        device.ledger.path.name
     }
 
 
@@ -296,7 +296,7 @@ def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clie
 def test_a_restored_device_pays_with_its_whole_budget_and_goes_on(clients, capsys, left):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
-    path, state = device.own_ledger.path, device.bundle.state
+    path, state = device.ledger.path, device.bundle.state
     earlier = path.read_bytes()
     assert code_of(device, in_the_clear(number=2)) == 0
     assert receipt_for(device.bundle, OVER) is not None
@@ -363,9 +363,9 @@ def test_a_restore_is_charged_once_however_often_the_command_ends_early(
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     for place, name, when in (
-        (OwnLedger, "charge_restored", "before the charge"),
+        (DeviceLedger, "charge_restored", "before the charge"),
         (commands, "_empty", "after it"),
-        (known_heads, "settle", "before the heads"),
+        (ledger_heads, "store_heads", "before the heads"),
         (commands, "replace_file", "before the end"),
     ):
         with monkeypatch.context() as patched:
@@ -375,19 +375,19 @@ def test_a_restore_is_charged_once_however_often_the_command_ends_early(
                     forget(clients / "c0", ledgers=False, restored=True)
     for _ in range(2):
         assert forget(clients / "c0", ledgers=False, restored=True) == 0
-        assert [key[0] for key in reservations(device.own_ledger.path)] == ["spring", "restored"]
+        assert [key[0] for key in reservations(device.ledger.path)] == ["spring", "restored"]
     Journal(device.bundle.state / agent.JOURNAL).unknown(
         [], uncharged
     )  # it meets its server, and is restored again
     assert forget(clients / "c0", ledgers=False, restored=True) == 0
-    assert [key[0] for key in reservations(device.own_ledger.path)] == ["spring", "restored", "restored"]
+    assert [key[0] for key in reservations(device.ledger.path)] == ["spring", "restored", "restored"]
 
 
 @pytest.mark.parametrize("book", ["records", "client"])
 def test_a_restored_device_pays_with_the_largest_budget_that_it_ever_had(clients, book: str) -> None:
     """Its owner lowered the budget since, or the policy came back with the backup."""
     device = device_of(clients / "c0", target_epsilon=2.0)
-    own = device.own_ledger
+    own = device.ledger
     own.folder.mkdir(parents=True)
     unit, path = (Unit.RECORD, own.records) if book == "records" else (Unit.CLIENT, own.path)
     for epsilon in (8.0, 2.0):
@@ -406,7 +406,7 @@ def test_a_restored_device_gives_no_receipt(clients, caplog) -> None:
         assert code_of(device, in_the_clear(number=number)) == 0
     agents = agent.Agent(device.bundle)
     agents.device = device
-    path = device.own_ledger.path
+    path = device.ledger.path
     newest = path.read_bytes()
     path.unlink()
     assert read_receipt(agents.handle(message_to(2, OVER))) is None and "no receipt is given" in caplog.text
@@ -434,16 +434,16 @@ def test_a_charge_is_known_of_an_instruction_that_the_journal_has_lost(clients):
     message = in_the_clear(number=7)
     assert code_of(device, message) == 0
     name = question_id(message, pack_body(message), 2)
-    assert known_heads.charged(device.bundle.state, name)
-    assert not known_heads.charged(device.bundle.state, name.replace("/7/", "/8/", 1))
-    assert not known_heads.charged(device.bundle.state, "no id")
+    assert ledger_heads.is_charged(device.bundle.state, name)
+    assert not ledger_heads.is_charged(device.bundle.state, name.replace("/7/", "/8/", 1))
+    assert not ledger_heads.is_charged(device.bundle.state, "no id")
 
 
 def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     forget(clients / "c0", ledgers=False)
-    device.own_ledger.path.unlink()
+    device.ledger.path.unlink()
     assert code_of(device_of(clients / "c0"), in_the_clear(number=2)) == RESTORED
     forget(clients / "c0", ledgers=True)
     assert code_of(device_of(clients / "c0"), in_the_clear(number=2)) == 0
@@ -481,7 +481,7 @@ def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(client
     device.train = lambda *asked: trained.append(asked)
     reply = device.answer(in_the_clear(order, spec=spec))
     assert (reply.error.code, reply.error.reason) == (OWNERS_POLICY, "the client did not train")
-    assert not trained and not device.own_ledger.path.exists()
+    assert not trained and not device.ledger.path.exists()
 
 
 def test_of_a_sum_of_records_the_policy_bounds_the_norm_of_one(clients):
@@ -495,20 +495,20 @@ def test_of_a_sum_of_records_the_policy_bounds_the_norm_of_one(clients):
         spec = SumSpec(1000.0, unit_norm=unit)
         asked = in_the_clear(order, spec=spec).content
         if fits:
-            assert accepted(asked, terms, policy, True)[0] == order
+            assert accept_order(asked, terms, policy, True)[0] == order
         else:
             with pytest.raises(NotTrained):
-                accepted(asked, terms, policy, True)
+                accept_order(asked, terms, policy, True)
 
 
 def test_how_many_records_there_are_is_public_and_cannot_be_what_is_hidden(clients):
     policy = device_of(clients / "c0").bundle.policy
     order = TrainingOrder("spring", ModeName.RECORD, LocalTraining(0.1, 1, 10), record=RECORD)
-    allowed, _ = accepted(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
+    allowed, _ = accept_order(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
     assert allowed == order
     order = replace(order, record=replace(RECORD, adjacency=Adjacency.ADD_OR_REMOVE_ONE))
     with pytest.raises(NotTrained):
-        accepted(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
+        accept_order(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
 
 
 def test_what_the_policy_names_is_allowed(clients):
@@ -522,7 +522,7 @@ def test_masks_hide_shares_of_noise_and_nothing_else(clients, mode):
     order = replace(ORDER, privacy=mode, client=None if mode is ModeName.NONE else CLAIM)
     opened = masked_sum(Devices(devices), order=order)
     assert opened.total is None and opened.dropped == {"owner's policy": 5}
-    assert not any(device.own_ledger.path.exists() for device in devices.values())
+    assert not any(device.ledger.path.exists() for device in devices.values())
 
 
 def test_terms_of_another_run_than_the_order_are_refused(clients):
@@ -534,14 +534,14 @@ def test_terms_of_another_run_than_the_order_are_refused(clients):
 
     opened = masked_sum(Devices(devices, elsewhere))
     assert opened.survivors == 4 and opened.dropped == {"owner's policy": 1}
-    assert not devices[3].own_ledger.path.exists()
+    assert not devices[3].ledger.path.exists()
 
 
 def test_other_messages_than_those_of_a_sum_are_refused(clients):
     device = device_of(clients / "c0")
     for kind in ("evaluate", "query", "train.other"):
         assert code_of(device, Message(in_the_clear().content, 2, kind)) == FAILED
-    assert not device.own_ledger.path.exists()
+    assert not device.ledger.path.exists()
 
 
 # --- what a node remembers ---------------------------------------------------------------------------------------
@@ -582,7 +582,7 @@ def test_killed_at_any_point_a_device_neither_under_counts_nor_answers_twice(
     command = [sys.executable, str(SCRIPT), str(bundle), str(message), str(reply)]
     killed = subprocess.run([*command, point], capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    ledger = device_of(bundle).own_ledger.path
+    ledger = device_of(bundle).ledger.path
     reserved = reservations(ledger)
     assert len(reserved) == 1 and epsilon_of(ledger)[0] > 0 and verify(ledger).ok
     again = device_of(bundle).answer(unpack(bytearray(message.read_bytes())))
@@ -594,7 +594,7 @@ def test_killed_at_any_point_a_device_neither_under_counts_nor_answers_twice(
 def test_random_kills_of_a_device(clients, tmp_path):
     """Every vector that left was reserved before, no round was answered twice, and the ledger is whole."""
     draw, answered, lost = np.random.default_rng(1), 0, 0
-    ledger, number = device_of(clients / "c0").own_ledger.path, 1
+    ledger, number = device_of(clients / "c0").ledger.path, 1
     for _ in range(KILLS):
         command = [sys.executable, str(SCRIPT), str(clients / "c0"), str(tmp_path), str(number), "rounds"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -694,7 +694,7 @@ def test_a_device_that_may_not_train_says_so_at_once_and_sees_through_what_it_pr
     opened = masked_sum(Devices(devices, heats_up))
     assert opened.survivors == 4 and opened.dropped == {"not eligible": 1}
     assert code_of(devices[3], in_the_clear()) == NOT_ELIGIBLE
-    assert not devices[3].own_ledger.path.exists()
+    assert not devices[3].ledger.path.exists()
 
 
 def test_health_is_whole_whenever_it_is_read_and_flushes_nothing(clients, monkeypatch):
@@ -811,7 +811,7 @@ def test_an_end_that_cannot_be_read_is_kept_nowhere(clients, said):
 def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):
     device = device_of(clients / "c0")
     monkeypatch.setattr("fedveil.deployment.device.device.time.time", lambda: 0.0)
-    assert "the clock says" in device.why_not()
+    assert "the clock says" in device.ineligibility()
     assert code_of(device, in_the_clear()) == NOT_READY
 
 
@@ -827,5 +827,5 @@ def test_a_device_that_wakes_up_in_1970_waits_until_its_clock_is_set(clients, mo
                 now[0] = datetime.now(UTC).timestamp()
             return False
 
-    assert agent._waited_for_clock(bundle, keeper, Stop())
+    assert agent._wait_for_clock(bundle, keeper, Stop())
     assert len(said) == 2 and all(each.startswith("waiting: the clock says") for each in said)

@@ -14,8 +14,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained, update_of
 from fedveil.deployment.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
-from fedveil.deployment.device.order_policy import Charged
-from fedveil.deployment.device.own_ledger import epsilon_of
+from fedveil.deployment.device.device_ledger import epsilon_of
+from fedveil.deployment.device.order_policy import Cost
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.messages.training_order import ORDER_KEY, ClientClaim, ModeName, RecordTerms, TrainingOrder
@@ -190,10 +190,10 @@ def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(de
 def test_a_failure_on_records_that_are_hidden_stays_spent(device, error, spent):
     """It is seen by who answers: one that were given back could be had as often as wanted."""
     device.ledgers.mkdir(parents=True)
-    cost = Charged(Gaussian(3.0), tuple(Adversary), RECORD.budget)
-    with pytest.raises(type(error)), device.own_ledger.charged("spring", 1, 0, cost):
+    cost = Cost(Gaussian(3.0), tuple(Adversary), RECORD.budget)
+    with pytest.raises(type(error)), device.ledger.charged("spring", 1, 0, cost):
         raise error
-    assert (epsilon_of(device.own_ledger.records)[0] > 0) is spent
+    assert (epsilon_of(device.ledger.records)[0] > 0) is spent
 
 
 def test_both_units_are_charged_each_on_its_ledger(device):

@@ -16,7 +16,7 @@ from flwr.app import Message
 from safetensors.numpy import load_file
 
 from fedveil.deployment.device import linear
-from fedveil.deployment.device.own_ledger import questions_of
+from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.serve import serve
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY
@@ -26,7 +26,7 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import EVALUATION, Evaluation
-from fedveil.questions.measurements import means_over, rows_measured
+from fedveil.questions.measurements import measure_means, measure_rows
 from fedveil.questions.wire import evaluation_content
 from fedveil.tasks.classification import class_metrics
 from fedveil.tasks.data import Examples
@@ -69,7 +69,7 @@ def test_a_linear_device_evaluates_on_rows_that_it_holds_out(clients: Path) -> N
     right = (held.inputs @ arrays["weight"].T + arrays["bias"]).argmax(1) == held.targets
     accuracy = next(each for each in ASKED.segments if each.name == "accuracy")
     assert told.total[0] * spec.scale(accuracy) == pytest.approx(2 * right.mean() - 1, abs=1e-3)
-    (question,) = questions_of(device.own_ledger.path)
+    (question,) = questions_of(device.ledger.path)
     assert question.purposes == (EVALUATION,)
 
 
@@ -96,7 +96,7 @@ def test_no_device_evaluates_unless_its_owner_allows_it(
 ) -> None:
     device = device_of(clients / "c0", purposes=allowed)
     assert code_of(device, evaluate()) == OWNERS_POLICY
-    assert "purpose='evaluation'" in caplog.text and not device.own_ledger.path.exists()
+    assert "purpose='evaluation'" in caplog.text and not device.ledger.path.exists()
 
 
 def test_what_is_not_the_evaluations_own_is_refused(clients: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_is_not_the_evaluations_own_is_refused(clients: Path) -> None:
     assert code_of(device, evaluate(spec=SumSpec(1.0, relabelled))) == OWNERS_POLICY
     assert code_of(device, evaluate(held_out=None)) == OWNERS_POLICY
     assert code_of(device, evaluate(held_out=0.2)) == OWNERS_POLICY
-    assert not device.own_ledger.path.exists()
+    assert not device.ledger.path.exists()
 
 
 @pytest.mark.parametrize("targets", [[0, 0, 0], [0, 1, 0], [1]])
@@ -116,13 +116,13 @@ def test_no_record_makes_an_evaluation_fail_whose_metric_it_does_not_have(target
     held = Examples(torch.arange(len(targets), dtype=torch.float32)[:, None], torch.tensor(targets))
     task, line = Classes(), torch.nn.Linear(1, 2)
     asked = Evaluation("spring evaluation", 0.3, "auc")
-    told = means_over(held, task, line, nullcontext, asked)
+    told = measure_means(held, task, line, nullcontext, asked)
     assert (told is None) == (len(set(targets)) == 1)
     if told is not None:
         outputs = line(held.inputs).detach()
         assert told.metric == class_metrics(outputs, held.targets)["auc"]
         assert told.loss == pytest.approx(float(task.loss(outputs, held.targets)))
-    of_each = rows_measured(held, task, line, nullcontext, asked)
+    of_each = measure_rows(held, task, line, nullcontext, asked)
     assert np.isnan(of_each.metrics).all() and np.isfinite(of_each.losses).all()
 
 
@@ -130,7 +130,7 @@ def test_a_held_out_record_on_which_the_task_fails_takes_no_other_along() -> Non
     """One record moves a sum of records by its own part, whatever it holds."""
     held = Examples(torch.arange(9.0)[:, None], torch.tensor([0, 1, 0, 1, 7, 0, 1, 0, 1]))
     task, line, asked = Classes(), torch.nn.Linear(1, 2), Evaluation("spring evaluation", 0.3)
-    told = rows_measured(held, task, line, nullcontext, asked)
+    told = measure_rows(held, task, line, nullcontext, asked)
     assert np.flatnonzero(np.isnan(told.metrics) & np.isnan(told.losses)).tolist() == [4]
     assert np.isfinite(told.losses).sum() == np.isfinite(told.metrics).sum() == 8
 
@@ -169,4 +169,4 @@ def test_a_served_run_is_evaluated_by_its_clients(hearts: Path, privacy: str) ->
     assert [each.get("kind") for each in reserved] == [None, "question", None, "question"]
     assert load_file(folder / "model.safetensors")
     for device in grid.devices.values():
-        assert [each.purposes for each in questions_of(device.own_ledger.path)] == [("evaluation",)] * 2
+        assert [each.purposes for each in questions_of(device.ledger.path)] == [("evaluation",)] * 2

@@ -116,7 +116,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 LIGHT = """
 import sys
 import fedveil.deployment.device.agent, fedveil.deployment.device.commands, fedveil.deployment.device.device, fedveil.deployment.device.linear
-import fedveil.deployment.device.own_ledger, fedveil.client.secure_update
+import fedveil.deployment.device.device_ledger, fedveil.client.secure_update
 heavy = ("torch", "opacus", "scipy", "dp_accounting", "ray", "hydra", "matplotlib", "pandas", "sklearn")
 print([name for name in heavy if name in sys.modules])
 """

@@ -232,7 +232,7 @@ def answers(clients: Path, policy: Mapping[str, Any], message: Message) -> bool:
     device = MADE["device_of"](clients / "c0", **{**COMMON, **policy})
     name_message(message, "m")
     refused = device.answer(message).has_error()
-    paths = [each for each in (device.own_ledger.path, device.own_ledger.records) if each.exists()]
+    paths = [each for each in (device.ledger.path, device.ledger.records) if each.exists()]
     assert any(entry.kind == RESERVE for path in paths for entry in read_entries(path)) != refused
     return refused
 

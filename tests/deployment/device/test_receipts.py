@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord
 from fedveil.base.tensor_file import safetensors_parts
 from fedveil.cli.report import bundle
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
-from fedveil.deployment.device.receipts import MOST, give_receipt, receipt_for
+from fedveil.deployment.device.receipts import MAX_OPENINGS, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
 from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts
@@ -231,11 +231,11 @@ def test_a_device_gives_one_receipt_a_run(
 def test_openings_do_not_fill_a_disk(tmp_path: Path) -> None:
     folder = tmp_path / "receipts"
     folder.mkdir()
-    for number in range(MOST + 3):
+    for number in range(MAX_OPENINGS + 3):
         (folder / f"{number}.json").touch()
     (folder / "signed").touch()
     give_receipt(tmp_path, RunDescription("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
-    assert len(list(folder.glob("*.json"))) == MOST and (folder / f"{MANIFEST}.json").exists()
+    assert len(list(folder.glob("*.json"))) == MAX_OPENINGS and (folder / f"{MANIFEST}.json").exists()
 
 
 def test_no_receipt_of_a_run_that_was_not_closed_and_none_from_a_bomb(world: World) -> None:

@@ -370,7 +370,7 @@ def federation(desk: Path, **policy: Any) -> Any:
 
 def charged(device: Any) -> float:
     """Return the noise of the one vector on a device's own ledger."""
-    [entry] = [each for each in read_entries(device.own_ledger.path) if each.kind == RESERVE]
+    [entry] = [each for each in read_entries(device.ledger.path) if each.kind == RESERVE]
     event = json.loads(entry.payload)["events"]["server"]
     return float(event["noise_multiplier"])
 
@@ -413,7 +413,7 @@ def test_a_floor_of_noise_that_outsiders_leave_unmet_is_refused(
     grid = federation(desk)
     grid = federation(desk, peers=pinned(grid.devices[2]), minimum_noise_multiplier=2.0)
     assert masked_sum(grid, noise=3.0).dropped == {"declined: policy": 1}
-    assert not grid.devices[2].own_ledger.path.exists()
+    assert not grid.devices[2].ledger.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_too_few_peers_or_another_suite_than_the_owner_demands_are_refused(
     grid = federation(desk, peers=peers, **policy)
     opened = masked_sum(grid)
     assert opened.dropped == ({"declined: policy": 1} if refused else {})
-    assert grid.devices[2].own_ledger.path.exists() != refused
+    assert grid.devices[2].ledger.path.exists() != refused
 
 
 # --- the noise, by known answers -----------------------------------------------------------------------------------

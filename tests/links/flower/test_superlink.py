@@ -31,7 +31,7 @@ from fedveil.links.flower.control_calls import Announced
 from fedveil.links.flower.fleet_calls import FleetNode, node_fingerprint
 from fedveil.links.flower.grid import SuperNodeGrid, open_supernodes
 from fedveil.links.flower.superlink import SuperLink, open_flower_link, public_keys
-from fedveil.links.flower.tls_front import Front
+from fedveil.links.flower.tls_proxy import Front
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.flower_adapter import claim_identity

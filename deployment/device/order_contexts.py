@@ -11,32 +11,32 @@ from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back
 
 # Arguments: the held-out share, whether each row is measured alone, whether equal rows go together, the scaling's `key_of`.
-Benches = Callable[[float | None, bool, bool, str], Workbench]
+ContextOf = Callable[[float | None, bool, bool, str], Workbench]
 
 
-def benches_of(settings: ClientSettings) -> tuple[Workbench, Benches, Callable[[str], str | None]]:
+def create_contexts(settings: ClientSettings) -> tuple[Workbench, ContextOf, Callable[[str], str | None]]:
     """Return the owner's own workbench, those for orders, and the agreement under a scaling."""
-    own = Workbench(settings)
+    bundle_context = Workbench(settings)
 
     @lru_cache(maxsize=2)  # a run has one scaling; a question before its rounds has none
     def scaled(moments: str) -> Workbench:
         if not moments:
-            return own
+            return bundle_context
         options = {**settings.task_options, "moments": json.loads(moments)}
         return Workbench(replace(settings, task_options=options))
 
     @lru_cache(maxsize=2)  # a run has one share
-    def holding(share: float | None, alone: bool, group_equal_rows: bool, moments: str) -> Workbench:
+    def context_for(share: float | None, per_record: bool, group_equal_rows: bool, moments: str) -> Workbench:
         bench = scaled(moments)
         if share is None:
             return bench
-        return Workbench(bench.settings, held_back(bench.task, share, alone, group_equal_rows))
+        return Workbench(bench.settings, held_back(bench.task, share, per_record, group_equal_rows))
 
     @lru_cache(maxsize=2)
-    def agreement(moments: str) -> str | None:
+    def agreement_for(moments: str) -> str | None:
         return agreement_of(scaled(moments).task)
 
-    return own, holding, agreement
+    return bundle_context, context_for, agreement_for
 
 
 def key_of(options: Mapping[str, object]) -> str:

@@ -9,10 +9,10 @@ from ...base.refusal import Refusal
 from ...privacy.arms import Arm
 
 DEALS = "deals.json"  # in the device's state: by run the deal's key, its number of arms, and the device's
-MOST_RUNS = 1000  # stored runs; the oldest are dropped
+MAX_RUNS = 1000  # stored runs; the oldest are dropped
 
 
-def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
+def require_arm(arm: Arm, name: str, run: str, state: Path) -> None:
     """Refuse a round of another arm than this device's, or of a second one in its run, and record the first.
 
     A device in one arm loses only that arm's releases. A second deal of a run, or a new name, would put it into two.
@@ -29,24 +29,24 @@ def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
     if not arm.holds(name):
         remedy = f"this client is in arm {arm.deal.arm_of(name)} of that deal"
         raise Refusal("arm", arm.number, remedy)
-    known, told = _known(state), [arm.deal.key, arm.deal.arms, arm.number]
-    if known.get(run) == told:
+    stored, deal = _read_deals(state), [arm.deal.key, arm.deal.arms, arm.number]
+    if stored.get(run) == deal:
         return
-    if known.setdefault(run, told) != told:
+    if stored.setdefault(run, deal) != deal:
         raise Refusal("deal", arm.deal.key, f"run {run} already dealt its clients, and each has one arm")
-    kept = dict(list(known.items())[-MOST_RUNS:])
+    newest = dict(list(stored.items())[-MAX_RUNS:])
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(state / DEALS, json.dumps(kept).encode())
+    replace_file(state / DEALS, json.dumps(newest).encode())
 
 
-def _known(state: Path) -> dict[str, list[str | int]]:
+def _read_deals(state: Path) -> dict[str, list[str | int]]:
     path = state / DEALS
     if not path.exists():
         return {}
     try:
-        found = read_json(path.read_text(encoding="utf-8"))
+        deals = read_json(path.read_text(encoding="utf-8"))
     except (Undecodable, UnicodeDecodeError) as error:
         raise Refusal("file", str(path), "cannot be read; restore it, or refuse runs that tune") from error
-    if not isinstance(found, dict):
+    if not isinstance(deals, dict):
         raise Refusal("file", str(path), "is not a list of deals; restore it")
-    return found
+    return deals

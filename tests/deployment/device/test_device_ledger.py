@@ -11,8 +11,8 @@ from dp_accounting.dp_event import GaussianDpEvent
 
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import NotTrained
-from fedveil.deployment.device.order_policy import Charged
-from fedveil.deployment.device.own_ledger import OwnLedger, epsilon_of, spent_on
+from fedveil.deployment.device.device_ledger import DeviceLedger, epsilon_of, spent_on
+from fedveil.deployment.device.order_policy import Cost
 from fedveil.messages.wire import BUDGET_SPENT, NOT_READY
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
@@ -29,13 +29,15 @@ RECORDS = Budget(Unit.RECORD, TARGET, DELTA)
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> OwnLedger:
-    return OwnLedger(tmp_path, "a" * 64, Cap("all", TARGET, DELTA))
+def own(tmp_path: Path) -> DeviceLedger:
+    return DeviceLedger(tmp_path, "a" * 64, Cap("all", TARGET, DELTA))
 
 
-def released(own: OwnLedger, number: int, budget: Budget | None, run: str = "spring", **more: object) -> int:
+def released(
+    own: DeviceLedger, number: int, budget: Budget | None, run: str = "spring", **more: object
+) -> int:
     """Release one vector, as a client or of records; return the code of the refusal, 0 if it left."""
-    cost = replace(Charged(Gaussian(NOISE), tuple(Adversary), budget), **more)
+    cost = replace(Cost(Gaussian(NOISE), tuple(Adversary), budget), **more)
     try:
         with own.charged(run, number, 0, cost):
             return 0
@@ -48,12 +50,12 @@ def lost(records: int, clients: int) -> float:
     return gaussian_epsilon(math.sqrt(records + 4 * clients) / NOISE, DELTA)
 
 
-def spent(own: OwnLedger) -> float:
+def spent(own: DeviceLedger) -> float:
     found, _ = spent_on(own.folder)[own.records.stem]
     return 0.0 if found is None else found[0]
 
 
-def counts(own: OwnLedger, order: Iterator[Budget | None]) -> tuple[int, int]:
+def counts(own: DeviceLedger, order: Iterator[Budget | None]) -> tuple[int, int]:
     left = [(budget, released(own, number, budget)) for number, budget in enumerate(order, 1)]
     assert {code for _, code in left} == {0, BUDGET_SPENT}
     of_records = sum(code == 0 and budget is not None for budget, code in left)
@@ -65,7 +67,7 @@ def counts(own: OwnLedger, order: Iterator[Budget | None]) -> tuple[int, int]:
     [[RECORDS] * SUMS + [None] * SUMS, [None] * SUMS + [RECORDS] * SUMS, [None, RECORDS] * SUMS],
     ids=["records first", "clients first", "by turns"],
 )
-def test_twenty_six_sums_of_two_units_end_at_the_owners_budget(own: OwnLedger, order: list) -> None:
+def test_twenty_six_sums_of_two_units_end_at_the_owners_budget(own: DeviceLedger, order: list) -> None:
     records, clients = counts(own, iter(order))
     assert 0 < records + clients < len(order)
     assert spent(own) == pytest.approx(lost(records, clients)) and spent(own) <= TARGET
@@ -76,7 +78,7 @@ def test_twenty_six_sums_of_two_units_end_at_the_owners_budget(own: OwnLedger, o
 
 
 def test_a_sum_of_clients_is_charged_as_its_vector_exchanged_against_the_same_adversaries(
-    own: OwnLedger,
+    own: DeviceLedger,
 ) -> None:
     assert released(own, 1, RECORDS) == 0
     assert released(own, 2, None, adversaries=(Adversary.CLIENTS, Adversary.MODEL)) == 0
@@ -89,7 +91,7 @@ def test_a_sum_of_clients_is_charged_as_its_vector_exchanged_against_the_same_ad
     assert [e.kind for e in read_entries(own.records)][-1] == "commit"
 
 
-def test_a_ledger_of_records_under_replace_one_reads_the_distance_itself(own: OwnLedger) -> None:
+def test_a_ledger_of_records_under_replace_one_reads_the_distance_itself(own: DeviceLedger) -> None:
     replaced = replace(RECORDS, adjacency=Adjacency.REPLACE_ONE)
     assert released(own, 1, None) == 0
     assert released(own, 1, replaced) == 0
@@ -97,7 +99,7 @@ def test_a_ledger_of_records_under_replace_one_reads_the_distance_itself(own: Ow
     assert spent(own) == pytest.approx(gaussian_epsilon(2 * math.sqrt(2) / NOISE, DELTA))
 
 
-def test_a_question_before_the_first_training_leaves_the_records_unit_open(own: OwnLedger) -> None:
+def test_a_question_before_the_first_training_leaves_the_records_unit_open(own: DeviceLedger) -> None:
     assert released(own, 1, None) == 0
     assert not own.records.exists() and spent(own) == pytest.approx(lost(0, 1))
     person = replace(RECORDS, unit=Unit.PERSON)
@@ -106,7 +108,7 @@ def test_a_question_before_the_first_training_leaves_the_records_unit_open(own: 
     assert spent(own) == pytest.approx(lost(1, 1))
 
 
-def test_a_sum_of_what_records_were_charged_for_is_not_charged_to_them_again(own: OwnLedger) -> None:
+def test_a_sum_of_what_records_were_charged_for_is_not_charged_to_them_again(own: DeviceLedger) -> None:
     assert released(own, 1, RECORDS) == 0
     assert released(own, 1, None, is_of_records=True) == 0
     assert spent(own) == pytest.approx(lost(1, 0)) and len(read_entries(own.path)) == 3
@@ -114,7 +116,7 @@ def test_a_sum_of_what_records_were_charged_for_is_not_charged_to_them_again(own
     assert spent(own) == pytest.approx(lost(1, 0))
 
 
-def test_what_an_older_release_left_on_the_clients_ledger_is_charged_at_first_use(own: OwnLedger) -> None:
+def test_what_an_older_release_left_on_the_clients_ledger_is_charged_at_first_use(own: DeviceLedger) -> None:
     """Until now a device charged each unit on a ledger of its own."""
     for path, unit in ((own.path, Unit.CLIENT), (own.records, Unit.RECORD)):
         budget = Budget(unit, TARGET, DELTA)
@@ -136,7 +138,7 @@ def test_what_an_older_release_left_on_the_clients_ledger_is_charged_at_first_us
     assert len(read_entries(own.records)) == before
 
 
-def test_the_same_attempt_is_charged_once_on_both_ledgers(own: OwnLedger) -> None:
+def test_the_same_attempt_is_charged_once_on_both_ledgers(own: DeviceLedger) -> None:
     assert released(own, 1, RECORDS) == 0
     assert released(own, 2, None) == 0
     with pytest.raises(Refusal, match="was charged before"):
@@ -144,15 +146,15 @@ def test_the_same_attempt_is_charged_once_on_both_ledgers(own: OwnLedger) -> Non
     assert spent(own) == pytest.approx(lost(1, 1))
 
 
-def test_where_no_vector_was_made_neither_ledger_pays(own: OwnLedger) -> None:
+def test_where_no_vector_was_made_neither_ledger_pays(own: DeviceLedger) -> None:
     assert released(own, 1, RECORDS) == 0
-    with pytest.raises(ValueError), own.charged("spring", 2, 0, Charged(Gaussian(NOISE), tuple(Adversary))):
+    with pytest.raises(ValueError), own.charged("spring", 2, 0, Cost(Gaussian(NOISE), tuple(Adversary))):
         raise ValueError("row 17")
     assert spent(own) == pytest.approx(lost(1, 0)) and epsilon_of(own.path) == (0.0, DELTA)
 
 
-def test_a_refusal_of_the_clients_ledger_gives_the_records_back(own: OwnLedger) -> None:
-    with pytest.raises(ValueError), own.charged("spring", 2, 0, Charged(Gaussian(NOISE), tuple(Adversary))):
+def test_a_refusal_of_the_clients_ledger_gives_the_records_back(own: DeviceLedger) -> None:
+    with pytest.raises(ValueError), own.charged("spring", 2, 0, Cost(Gaussian(NOISE), tuple(Adversary))):
         raise ValueError("before there was a ledger of records")
     assert released(own, 1, RECORDS) == 0
     with pytest.raises(Refusal, match="was charged before"):
@@ -161,7 +163,7 @@ def test_a_refusal_of_the_clients_ledger_gives_the_records_back(own: OwnLedger) 
     assert spent(own) == pytest.approx(lost(1, 0))
 
 
-def test_a_clients_ledger_that_cannot_be_read_holds_everything_back(own: OwnLedger) -> None:
+def test_a_clients_ledger_that_cannot_be_read_holds_everything_back(own: DeviceLedger) -> None:
     assert released(own, 1, RECORDS) == 0
     own.path.mkdir()
     assert [released(own, 2, each) for each in (None, RECORDS)] == [NOT_READY, NOT_READY]
@@ -170,7 +172,7 @@ def test_a_clients_ledger_that_cannot_be_read_holds_everything_back(own: OwnLedg
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["no ledger of records", "a ledger of records"])
-def test_questions_part_of_the_budget_holds_for_records(own: OwnLedger, trained: bool) -> None:
+def test_questions_part_of_the_budget_holds_for_records(own: DeviceLedger, trained: bool) -> None:
     asked = replace(own.cap, questions=1.2 * lost(0, 1), purposes=("statistics",))
     own = replace(own, cap=asked)
     if trained:

@@ -68,13 +68,13 @@ class LedgerHeads:
           Refusal: as `require`, or a ledger cannot be read.
         """
         self.require()  # or a ledger that was replaced meanwhile would count from now on
-        now = {**self._heads, **heads_of(sorted(self._folder.glob("*.ledger")))}
-        if now != self._heads or not self._path.exists():
-            _write(self._path, StoredHeads(now, self._settled))
-            self._heads = now
+        heads = {**self._heads, **heads_of(sorted(self._folder.glob("*.ledger")))}
+        if heads != self._heads or not self._path.exists():
+            _write(self._path, StoredHeads(heads, self._settled))
+            self._heads = heads
 
 
-def charged(state: Path, name: str) -> bool:
+def is_charged(state: Path, name: str) -> bool:
     """Return whether a device's ledgers hold a charge in the round of an instruction, which its journal may have lost.
 
     Args:
@@ -90,7 +90,7 @@ def charged(state: Path, name: str) -> bool:
     return any((str(key[0])[:RUN_LABEL_LENGTH], str(key[1])) == (run, number) for key in keys)
 
 
-def settle(state: Path) -> None:
+def store_heads(state: Path) -> None:
     """Store the ledgers' present heads, whatever earlier ones were, and let receipts so far say nothing of them.
 
     Raises:

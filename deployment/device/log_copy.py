@@ -25,7 +25,7 @@ from ...messages.wire import OVER, SPEC_RECORD, read_round
 from ...privacy.merkle import HASH_BYTES, Frontier, leaf_hash, root_of
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import read_roster
-from .log_witnesses import keep_cosigned, witnessed
+from .log_witnesses import require_witnesses, store_cosignatures
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
@@ -38,7 +38,7 @@ class Forked(Refusal):
     """Refusal of a log that contradicts the device's copy."""
 
 
-def told_in(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
+def expected_entries(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
     """Return the entries that the log must contain for an instruction: of its model, and of its roster.
 
     Args:
@@ -54,12 +54,12 @@ def told_in(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, byt
     if SPEC_RECORD in records and OVER in records:
         raise Refusal("log", "record", "an instruction must be either of a round or of a run's end")
     if records_of(content, ArrayRecord):
-        found = model_hash(content)
+        model_digest = model_hash(content)
         if SPEC_RECORD in records:
             run, number = read_round(content)
-            model = model_entry(run, number, found)
+            model = model_entry(run, number, model_digest)
         else:
-            model = final_entry(str(records[OVER]["run"]), found)
+            model = final_entry(str(records[OVER]["run"]), model_digest)
     if (signed := roster_of(content)) is not None:
         try:
             roster = roster_entry(read_roster(signed, *authorities))
@@ -75,7 +75,7 @@ def text_of_head(state: Path) -> str:
     return ""
 
 
-class SeenLog:
+class LogCopy:
     """Log of one federation's server.
 
     Attributes:
@@ -126,36 +126,40 @@ class SeenLog:
         """
         head = read_head(statement.head)
         check_head(head, self.ca, self._federation)
-        grown = self._continued(statement, head)
-        leaves = [*self.leaves, *grown] if grown else self.leaves
-        for entry, place, what in ((model, statement.model, "model"), (roster, statement.roster, "roster")):
-            held = entry is None or (NOWHERE < place < head.size and leaves[place] == leaf_hash(entry))
-            if not held:
-                remedy = f"lacks the {what} that the server sent: others were sent another one"
-                raise Refusal("log", f"entry {place}", remedy)
-        given = () if policy is None else witnessed(self._state, head, leaves, statement.cosignatures, policy)
+        new_leaves = self._new_leaves(statement, head)
+        leaves = [*self.leaves, *new_leaves] if new_leaves else self.leaves
+        for entry, index, kind in ((model, statement.model, "model"), (roster, statement.roster, "roster")):
+            is_logged = entry is None or (NOWHERE < index < head.size and leaves[index] == leaf_hash(entry))
+            if not is_logged:
+                remedy = f"lacks the {kind} that the server sent: others were sent another one"
+                raise Refusal("log", f"entry {index}", remedy)
+        cosignatures = (
+            ()
+            if policy is None
+            else require_witnesses(self._state, head, leaves, statement.cosignatures, policy)
+        )
         if self.head is None or head.size > len(self.leaves):
-            self._keep(head, grown)
-        if given:
-            keep_cosigned(self._state, given)
+            self._keep(head, new_leaves)
+        if cosignatures:
+            store_cosignatures(self._state, cosignatures)
 
-    def _continued(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
+    def _new_leaves(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
         """Return the new leaves; refuse a log that does not continue the known one."""
-        known, end = len(self.leaves), statement.start + len(statement.leaves)
-        if not 0 <= statement.start <= min(known, head.size) or end != head.size:
-            remedy = f"leaves out entries; this device has {known} of {head.size}"
+        size, end = len(self.leaves), statement.start + len(statement.leaves)
+        if not 0 <= statement.start <= min(size, head.size) or end != head.size:
+            remedy = f"leaves out entries; this device has {size} of {head.size}"
             raise Refusal("log", f"entries {statement.start} to {end}", remedy)
-        if head.size <= known:  # a newer instruction overtook this one
+        if head.size <= size:  # a newer instruction overtook this one
             if root_of(self.leaves[: head.size]).hex() != head.root:
-                self._forked(statement, head)
+                self._refuse_fork(statement, head)
             return ()
-        frontier, grown = self._frontier.copy(), statement.leaves[known - statement.start :]
-        frontier.add(grown)
+        frontier, new_leaves = self._frontier.copy(), statement.leaves[size - statement.start :]
+        frontier.add(new_leaves)
         if frontier.root.hex() != head.root:
-            self._forked(statement, head)
-        return grown
+            self._refuse_fork(statement, head)
+        return new_leaves
 
-    def _forked(self, statement: LogStatement, head: TreeHead) -> NoReturn:
+    def _refuse_fork(self, statement: LogStatement, head: TreeHead) -> NoReturn:
         evidence = {
             "seen": None if self.head is None else asdict(self.head),
             "told": asdict(head),

@@ -24,9 +24,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.provision import rotate
-from fedveil.links.flower import tls_front as front_module
+from fedveil.links.flower import tls_proxy as front_module
 from fedveil.links.flower.fleet_calls import FLEET_PATHS, signed_by
-from fedveil.links.flower.tls_front import MOST_BODY_BYTES, Front, open_front
+from fedveil.links.flower.tls_proxy import MOST_BODY_BYTES, Front, open_front
 from fedveil.links.roster_watch import Nodes, admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 

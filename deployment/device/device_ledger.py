@@ -35,7 +35,7 @@ from ...privacy.ledger.client_sums import (
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
-from .order_policy import Charged
+from .order_policy import Cost
 
 logger = logging.getLogger("fedveil.client")
 
@@ -45,7 +45,7 @@ MISSED = "restored"  # in the place of a run's name
 
 
 @dataclass(frozen=True)
-class OwnLedger:
+class DeviceLedger:
     """Location of the ledger, and its owner's cap.
 
     Attributes:
@@ -71,8 +71,8 @@ class OwnLedger:
     @property
     def budget_of_records(self) -> Budget:
         """Owner's budget of its records, in the unit of their ledger; before there is one, of single records."""
-        kept = identity_of(self.records)
-        unit, adjacency = kept.get("unit", Unit.RECORD), kept.get("adjacency", Adjacency.ZERO_OUT)
+        identity = identity_of(self.records)
+        unit, adjacency = identity.get("unit", Unit.RECORD), identity.get("adjacency", Adjacency.ZERO_OUT)
         return Budget(unit, self.cap.target_epsilon, self.cap.target_delta, adjacency)
 
     def charge_records(self, budget: Budget) -> None:
@@ -86,15 +86,15 @@ class OwnLedger:
         """
         if not self.path.exists():
             return
-        held = book_at(self.records)
-        if owed(read_book(self.path), held, budget):
+        records = book_at(self.records)
+        if owed(read_book(self.path), records, budget):
             with Ledger.open(
                 self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
             ) as ledger:
                 charge_records(ledger, self.path, budget)
 
     @contextmanager
-    def charged(self, run: str, number: int, attempt: int, cost: Charged) -> Generator[None]:
+    def charged(self, run: str, number: int, attempt: int, cost: Cost) -> Generator[None]:
         """Reserve one vector's cost, and commit it once the vector is computed; void it if there is none.
 
         After a kill inside the context, or a failure at the record level, the reservation stays spent, and the same
@@ -106,12 +106,12 @@ class OwnLedger:
         """
         mechanism = f"{MECHANISM} {attempt}"
         unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
-        events, asked, why = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
+        events, inquiry, purpose = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
         source = OF_RECORDS if cost.is_of_records else None
         release = Release(unit, run, number, mechanism, events, "system", source=source)
-        if asked is not None:
-            release, why = replace(release, segments=asked.asked, kind=QUESTION), asked.why or None
-        with self._reserved_by_all(release, cost.budget, why) as ledgers:
+        if inquiry is not None:
+            release, purpose = replace(release, segments=inquiry.asked, kind=QUESTION), inquiry.why or None
+        with self._reserve_on_all(release, cost.budget, purpose) as ledgers:
             try:
                 yield
             except Exception as error:
@@ -125,8 +125,8 @@ class OwnLedger:
                 _commit(ledger, paid)
 
     @contextmanager
-    def _reserved_by_all(
-        self, release: Release, of_records: Budget | None, why: str | None
+    def _reserve_on_all(
+        self, release: Release, of_records: Budget | None, purpose: str | None
     ) -> Generator[list[tuple[Ledger, Key]]]:
         """Reserve a release on every ledger that pays for it: the records' own first, then the client's."""
         ledgers: list[tuple[Ledger, Key]] = []
@@ -134,31 +134,34 @@ class OwnLedger:
             try:
                 if of_records is None and release.source is None and self.records.exists():
                     budget = self.budget_of_records
-                    mine = release_of(release, budget)
+                    record_release = release_of(release, budget)
                     ledgers.append(
-                        (stack.enter_context(closing(self._reserved(mine, budget, why))), mine.key)
+                        (
+                            stack.enter_context(closing(self._reserve(record_release, budget, purpose))),
+                            record_release.key,
+                        )
                     )
-                reserved = self._reserved(release, of_records, why)
+                reserved = self._reserve(release, of_records, purpose)
                 ledgers.append((stack.enter_context(closing(reserved)), release.key))
             except (NotTrained, Refusal) as error:
                 for ledger, paid in ledgers:
                     ledger.void(paid, "the client's own ledger refused: no vector was made")
-                raise _named(error) from error
+                raise _not_trained(error) from error
             yield ledgers
 
-    def approved(self, version: int, digest: str, reason: str | None) -> None:
+    def record_approval(self, version: int, digest: str, reason: str | None) -> None:
         """Record the owner's approval of a roster: user, time and reason.
 
         Raises:
           Refusal: the ledger cannot be written.
         """
         budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
-        said = {"version": version, "hash": digest, "who": acting_user(), "reason": reason}
+        fields = {"version": version, "hash": digest, "who": acting_user(), "reason": reason}
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
-            ledger.act(ROSTER, (ROSTERS, version, digest), said)
+            ledger.act(ROSTER, (ROSTERS, version, digest), fields)
 
-    def charge_restored(self, again: bool) -> Budget:
+    def charge_restored(self, is_repeated: bool) -> Budget:
         """Charge what a device that was restored or copied may have missed, and return the budget that it can have spent.
 
         No record tells what left in its name, and neither the server nor a copy is trusted for that: but no device
@@ -166,7 +169,7 @@ class OwnLedger:
         largest of its owner's budgets, now and in the entries of both ledgers. Records pay for it as for any other.
 
         Args:
-          again: whether this restore may be charged already: then not if it is the client's last release.
+          is_repeated: whether this restore may be charged already: then not if it is the client's last release.
 
         Raises:
           Refusal: the ledger cannot be read or written.
@@ -174,24 +177,24 @@ class OwnLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
-            held = book_at(self.records)
-            pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(held)}
+            records = book_at(self.records)
+            pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(records)}
             epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
             event = Gaussian(1 / gaussian_mu(epsilon, delta))
             release = Release(
                 Unit.CLIENT, MISSED, ledger.head.seq, MECHANISM, dict.fromkeys(Adversary, event), "system"
             )
             last = next(reversed(ledger.book.releases.values()), None)
-            if not (again and last is not None and _is_same(last, release)):
+            if not (is_repeated and last is not None and _is_same(last, release)):
                 ledger.charge_unlimited(release, "what a restored device may have missed")
         return Budget(Unit.CLIENT, epsilon, delta)
 
-    def _reserved(self, release: Release, of_records: Budget | None, why: str | None) -> Ledger:
+    def _reserve(self, release: Release, of_records: Budget | None, purpose: str | None) -> Ledger:
         path = self.path if of_records is None else self.records
         try:
             # Counted as zero-out: an event is noise over the clipping norm, for any adjacency of a server.
-            asked = of_records or Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
-            budget = lowered(asked, [self.cap])
+            target = of_records or Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+            budget = lowered(target, [self.cap])
             ledger = Ledger.open(path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
         except CapEnded as ended:
             logger.warning("%s", ended)
@@ -199,18 +202,18 @@ class OwnLedger:
         except Refusal as refusal:  # a full disk, a damaged file
             logger.error("%s", refusal)
             raise NotTrained(NOT_READY) from refusal
-        ledger.purpose, ledger.caps = why, (self.cap,)
+        ledger.purpose, ledger.caps = purpose, (self.cap,)
         try:
-            for key, said in cap_acts(path):
-                ledger.act(CAP, key, said)
+            for key, fields in cap_acts(path):
+                ledger.act(CAP, key, fields)
             if of_records is not None:
-                charge_records(ledger, self.path, asked)
+                charge_records(ledger, self.path, target)
             elif release.source is None and not self.records.exists():
                 ledger.shared = (self._shared(ledger.book),)
             ledger.reserve_new(release)
         except BaseException as error:
             ledger.close()
-            raise _named(error) from error
+            raise _not_trained(error) from error
         return ledger
 
     def _shared(self, clients: Book) -> RecordsBudget:
@@ -221,7 +224,7 @@ class OwnLedger:
 
 def _is_same(booked: BookedRelease, release: Release) -> bool:
     """Return whether a charge on a ledger is one of a restore, with the same events."""
-    events = {who: canonical(event_to_json(event)) for who, event in release.events.items()}
+    events = {adversary: canonical(event_to_json(event)) for adversary, event in release.events.items()}
     return run_of(booked.entry) == MISSED and booked.events == events
 
 
@@ -233,7 +236,7 @@ def _budgets(book: Book) -> Iterator[tuple[float, float]]:
             yield budget["target_epsilon"], budget["target_delta"]
 
 
-def _named(error: BaseException) -> BaseException:
+def _not_trained(error: BaseException) -> BaseException:
     if isinstance(error, BudgetExhausted):
         logger.warning("%s", error)
         return NotTrained(BUDGET_SPENT)
@@ -266,7 +269,7 @@ class Spending(NamedTuple):
     delta: float
 
 
-class OnLedger(NamedTuple):
+class LedgerSpending(NamedTuple):
     """What a ledger has spent, None for nothing, and the epsilon of what releases of the whole client would alone."""
 
     spent: Spending | None
@@ -282,19 +285,19 @@ def epsilon_of(path: Path) -> Spending | None:
     return spent_in(book_at(path))
 
 
-def spent_on(folder: Path) -> dict[str, OnLedger]:
+def spent_on(folder: Path) -> dict[str, LedgerSpending]:
     """Return what the ledgers in a device's folder have spent, by name; of records, all that they have lost.
 
     Raises:
       Refusal: a ledger is damaged.
     """
-    spent = {path.stem: OnLedger(epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
+    spent = {path.stem: LedgerSpending(epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
     for client in [name for name in spent if name.startswith(CLIENT)]:
         name = client.removeprefix(CLIENT)
-        whole, alone = read_records(folder / f"{client}.ledger", folder / f"{name}.ledger")
+        whole, of_client_sums = read_records(folder / f"{client}.ledger", folder / f"{name}.ledger")
         if whole.releases:
-            of_client = spent_in(alone)
-            spent[name] = OnLedger(spent_in(whole), of_client.epsilon if of_client else 0.0)
+            of_client = spent_in(of_client_sums)
+            spent[name] = LedgerSpending(spent_in(whole), of_client.epsilon if of_client else 0.0)
     return spent
 
 
@@ -303,10 +306,10 @@ def spent_in(book: Book) -> Spending | None:
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())
-    return Spending(max((_epsilon(book, who, delta) for who in book.spent), default=0.0), delta)
+    return Spending(max((_epsilon(book, adversary, delta) for adversary in book.spent), default=0.0), delta)
 
 
-def _epsilon(book: Book, who: Adversary, delta: float) -> float:
+def _epsilon(book: Book, adversary: Adversary, delta: float) -> float:
     adjacency = Adjacency(book.identity["adjacency"])
-    exact = exact_epsilon(book.spent[who], delta, adjacency) if book.filter_order is None else None
-    return counted(book.events(who), delta, adjacency, book.filter_order) if exact is None else exact
+    exact = exact_epsilon(book.spent[adversary], delta, adjacency) if book.filter_order is None else None
+    return counted(book.events(adversary), delta, adjacency, book.filter_order) if exact is None else exact

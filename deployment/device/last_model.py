@@ -24,12 +24,12 @@ FILE = "held"
 
 
 @dataclass(frozen=True)
-class HeldModel:
+class LastModel:
     """Model that a device holds."""
 
     path: Path
 
-    def whole(self, message: Message) -> tuple[Message, ModelStatement | None]:
+    def with_whole_model(self, message: Message) -> tuple[Message, ModelStatement | None]:
         """Return an instruction with its whole model, and the encoding in which it came; None for the plain encoding.
 
         Raises:
@@ -37,19 +37,19 @@ class HeldModel:
             whole model is not the named one.
         """
         try:
-            told = read_statement(message.content)
+            statement = read_statement(message.content)
         except ValueError as error:
             logger.warning("an instruction's model cannot be read: %s", error)
             raise NotTrained(FAILED) from error
-        if told is None:
+        if statement is None:
             return message, None
-        record = self._changed(told) if told.difference else only_arrays(message.content)
-        found = views(record)
-        if hash_of(found) != told.model:
+        record = self._apply_difference(statement) if statement.difference else only_arrays(message.content)
+        arrays = views(record)
+        if hash_of(arrays) != statement.model:
             logger.warning("an instruction's model is not the one that it names")
-            raise NotTrained(NO_BASE if told.difference else FAILED)
-        content = with_arrays_again(message.content, told, record)
-        return delivered_message(content, message.metadata), told
+            raise NotTrained(NO_BASE if statement.difference else FAILED)
+        content = with_arrays_again(message.content, statement, record)
+        return delivered_message(content, message.metadata), statement
 
     def keep(self, message: Message, statement: ModelStatement, reply: Message) -> Message:
         """Store the model of an answered instruction, and return the reply with its hash.
@@ -63,17 +63,17 @@ class HeldModel:
             return reply
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
-            kept = Message(record, 0, "train")
-            replace_file(self.path, segments(kept.metadata, pack_body(kept)), flush=False)
+            stored = Message(record, 0, "train")
+            replace_file(self.path, segments(stored.metadata, pack_body(stored)), flush=False)
         except (OSError, MalformedMessage) as error:
             logger.warning("the model is not stored, so the next one is sent whole: %s", error)
             return reply
         return Message(with_report(reply.content, statement.model), reply_to=message)
 
-    def _changed(self, statement: ModelStatement) -> ArrayRecord:
+    def _apply_difference(self, statement: ModelStatement) -> ArrayRecord:
         try:
-            held = only_arrays(unpack(self.path.read_bytes()).content)
-            return memory_arrays(apply(views(held), statement.difference))
+            stored = only_arrays(unpack(self.path.read_bytes()).content)
+            return memory_arrays(apply(views(stored), statement.difference))
         except (OSError, ValueError) as error:  # no file, no message, no difference from this model
             logger.info("a difference refers to a model that this device does not hold: %s", error)
             raise NotTrained(NO_BASE) from error
