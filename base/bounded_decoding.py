@@ -164,6 +164,16 @@ def json_number(value: T) -> T | str:
     return INFINITY if isinstance(value, float) and math.isinf(value) else value
 
 
+def format_number(value: float | str, form: str) -> str:
+    """Return a number as text; `INFINITY` for one that is not finite.
+
+    Args:
+      value: as of `json_number`.
+      form: format of a finite number, such as `.2f`.
+    """
+    return format(float(value), form) if math.isfinite(float(value)) else INFINITY
+
+
 def check_fields(value: object, path: str = "") -> None:
     """Check the fields of a frozen dataclass that say more than their types, and store numbers and words in these types.
 

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal
 from .strict import TARGET, Mistakes, nearest
-from .training_settings import NO_PRIVATE_SELECTION, names_with
+from .training_settings import names_with
+from .tuning_settings import NO_PRIVATE_SELECTION
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)

@@ -126,6 +126,11 @@ class Federation(Parts):
         return secagg is not None and SUITES[secagg.suite].doubly_signed
 
     @property
+    def needs_all_clients(self) -> bool:
+        """Whether a client whose data are refused cannot drop out: of an encrypted sum, or of a step on all records."""
+        return self.settings.secagg is not None or self.mode.sums_records
+
+    @property
     def compression(self) -> CompressionPlan | None:
         """Compression of updates before clipping, if any."""
         settings = self.settings.compress

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..configs.schema import SimulationSettings
-from ..privacy.ledger.book import RESERVE, read_entries
+from ..privacy.ledger.ledger_state import RESERVE, read_entries
 from ..server.round_terms import ALL_ANSWERS, Answers
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
 from ..tasks.fingerprint import fingerprint

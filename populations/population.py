@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..messages.client_settings import RecordPrivacy
     from ..privacy.budget import Adjacency, Budget
     from ..privacy.ledger.caps import Cap
-    from ..privacy.ledger.data_sets import Owed
+    from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Head, Ledger
     from ..privacy.secagg.roster import Roster
     from ..server.round_terms import Answers
@@ -210,7 +210,7 @@ class Population:
         """
         return self
 
-    def pending_charges(self) -> Owed:
+    def pending_charges(self) -> PendingCharges:
         """Return earlier losses of people with real data here that are not on the clients' ledgers."""
         raise NotImplementedError
 

@@ -30,7 +30,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
 from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
-from ..run.prepare import claim_records
+from ..run.opening import claim_records
 from ..run.prepared_run import Run
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW

@@ -21,8 +21,8 @@ from rich.text import Text
 from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
 from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
-from .evaluation_figures import format_means
 from .files import CLIENTS_LOG
+from .round_lines import format_means
 
 MAX_ROWS = 8
 LINES = 10  # approximate number of lines of a plain log

@@ -32,8 +32,8 @@ from ..privacy.accounting.epsilon import (
 )
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
-from ..privacy.ledger.book import read_events
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.ledger.ledger_state import read_events
 from ..strategies.cohorts import invited_size
 from .run_files import OWN_LEDGERS
 

@@ -27,8 +27,8 @@ from ..messages.secure_wire import Position, ask, failure_of, messages_of, model
 from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE, Exchange
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
+from ..privacy.secagg.encrypted_shares import cut
 from ..privacy.secagg.evidence import AttemptEvidence
-from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
 from ..privacy.secagg.shamir import SECRET_BYTES

@@ -9,7 +9,8 @@ from functools import partial
 from flwr.clientapp.typing import Mod
 
 from ..base.extensions import extension
-from ..client.app import SETTINGS_KEY, Workbench, import_parts, make_client_app
+from ..client.app import SETTINGS_KEY, import_parts, make_client_app
+from ..client.workbench import Workbench
 from ..configs.schema import FaultSettings
 from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
@@ -71,7 +72,7 @@ class Clients:
         if plain and can_vectorise(probed):
             cohort_function = partial(sum_cohort, bench)
         elif client.step is not None and undisturbed:
-            from ..client.dp_sgd.union import sum_of_union, union_of
+            from ..client.dp_sgd.rounds import sum_of_union, union_of
 
             cohort_function = partial(sum_of_union, bench, union_of(bench))
         mods = fault_mods(self.faults, self.randomness, self.deadline)

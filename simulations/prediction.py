@@ -30,7 +30,7 @@ from ..configs.privacy_settings import (
 )
 from ..configs.schema import FaultSettings, Off, SimulationSettings
 from ..configs.task_settings import AllCohort, PoissonCohort
-from ..configs.training_settings import NoTuning
+from ..configs.tuning_settings import NoTuning
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.client_instructions import client_settings

@@ -17,7 +17,7 @@ from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 
 from ..base.refusal import Refusal
 from ..privacy.mechanisms.randomness import Stream
-from ..privacy.sampling import Turns, least_participations
+from ..privacy.sampling import Turns, min_participations
 from .draws import SPARSE, coins, subset
 
 DEVIATIONS = 3.0  # above the mean of a binomial count, that the luck of a client may be
@@ -396,7 +396,7 @@ def cohort_of(name: str, numbers: Mapping[str, Any], population: int, num_rounds
             return Fixed(numbers["size"])
         case "min_separation":
             size = numbers["size"]
-            limit = numbers["max_participations"] or least_participations(size, population, num_rounds)
+            limit = numbers["max_participations"] or min_participations(size, population, num_rounds)
             return MinSeparation(size, numbers["separation"] or population // size, limit)
         case "cyclic_poisson":
             return CyclicPoisson(numbers["rate"], numbers["groups"])

@@ -20,18 +20,18 @@ from torch import Tensor
 
 from ...base.refusal import Refusal
 from ...messages import wire
+from ...messages.client_settings import TRAIN_LOSS, training_settings
 from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
-from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ...tasks.independence import LATE, check_reading
-from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from ..extra import extra_clients
-from .sgd import train
+from ..workbench import Workbench
+from .sgd import key_of_round, seed_layers, train
 
 logger = logging.getLogger("fedveil.client")
 
@@ -195,7 +195,7 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),
-        int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0]),
+        key_of_round(bench.settings.seed, number),
         [moved(torch.from_numpy(value), bench.device) for value in received.values()],
         [tensors[name] for name in received],
         [np.ravel(part) for part, _, _ in moves],

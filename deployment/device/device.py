@@ -45,8 +45,8 @@ from ...messages.training_order import (
 )
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import BookedRelease, book_at, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
+from ...privacy.ledger.ledger_state import LedgerRelease, run_of, state_at
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
@@ -326,11 +326,11 @@ class Device:
         """
         from ...strategies.record_plan import calibrated_noise
 
-        def is_of_run(booked: BookedRelease) -> bool:
+        def is_of_run(booked: LedgerRelease) -> bool:
             return booked.source is None and people_call(run_of(booked.entry)) == run
 
         try:
-            book = book_at(record.ledger_path(settings.device or ""))
+            book = state_at(record.ledger_path(settings.device or ""))
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
             prior = book.events(Adversary.MODEL, lambda each: not is_of_run(each))
             questions = book.events(Adversary.MODEL, lambda each: is_of_run(each) and is_question(each))

@@ -29,6 +29,8 @@ from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
 from fedveil.tasks.exported import FILES
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
 SHELLS = ("bash", "zsh")
 Said = tuple[int, str, str]
@@ -288,7 +290,7 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
     assert "DAMAGED" in plain and "31m" not in plain
 
 
-def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_over(
+def test_ledgers_are_verified_by_a_pattern_without_their_neighbours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder, tmp_path = tmp_path, tmp_path / "client_ledgers"

@@ -464,7 +464,7 @@ def test_bytes_that_a_link_counted_stand_by_purpose_and_are_priced(kept: Path) -
     )  # 5 epochs
 
 
-def test_an_assessment_goes_before_the_configuration_and_what_is_not_set_is_said(kept: Path) -> None:
+def test_assessment_precedes_the_configuration_and_names_gaps(kept: Path) -> None:
     counted(kept)
     run = read_run(kept, Assessment(prices={"watts_of_core": 10.0}))
     run = replace(run, config={**run.config, "cost": {"watts_of_core": 5.0, "price_of_kwh": None}})
@@ -510,7 +510,7 @@ def test_bytes_of_an_update_are_those_of_its_compression_and_grid(
     )
 
 
-def test_with_a_trusted_server_of_real_clients_the_operator_alone_is_told_the_time(kept: Path) -> None:
+def test_only_the_operator_of_a_trusted_server_reads_the_time(kept: Path) -> None:
     rows = [{"round": number, "invited": 7, "replies": 6, "bytes": None} for number in range(1, 7)]
     (kept / "operator.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"seconds": 4.5}]))
     edited(kept, "result.json", lambda result: result.update(data="real"))

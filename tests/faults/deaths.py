@@ -26,7 +26,9 @@ from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.run import close as closing
-from fedveil.run import run_folder as recording
+from fedveil.run import progress as recording
+from fedveil.run import result as results
+from fedveil.run import run as running
 from fedveil.run.files import RESULT
 from fedveil.server import checkpoint, masked_sums, private_grid
 from fedveil.server.secure_sum import Attempt, SecureSums
@@ -141,13 +143,13 @@ SERVER: dict[str, Callable[[int], None]] = {
     "after the sum": after(SecureSums, "sum", lambda number: lambda *given: given[2].row == number),
     "before the commit": before(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
     "after the commit": after(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
-    "before the line": before(recording, "record_round", _of_state),
+    "before the line": before(running, "record_round", _of_state),
     "before the checkpoint": before(recording, "save", _of_state),
     "within the checkpoint": _within_the_checkpoint,
     "after the checkpoint": after(recording, "save", _of_state),
-    "before the result": before(recording, "finish", lambda _: lambda *__: True),
-    "between model and result": before(recording, "replace_file", lambda _: _of_the_result),
-    "before the close": before(recording, "close", lambda _: lambda *__: True),
+    "before the result": before(running, "finish", lambda _: lambda *__: True),
+    "between model and result": before(results, "replace_file", lambda _: _of_the_result),
+    "before the close": before(results, "close", lambda _: lambda *__: True),
     "within the close": before(closing, "write_manifest", lambda _: lambda *__: True),
 }
 

@@ -145,7 +145,7 @@ def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
     assert not quotes.nonce(proposal.content)
 
 
-def test_another_quote_is_asked_for_in_time_and_an_old_one_does_not_count(
+def test_another_quote_comes_in_time_and_an_old_one_does_not_count(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]

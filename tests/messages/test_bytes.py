@@ -23,9 +23,9 @@ from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.training_order import TrainingOrder
 from fedveil.privacy.ledger import receipt
 from fedveil.privacy.statistics.evaluation import evaluation_from_json
-from fedveil.privacy.witness import kept_cosignatures, read_cosignature, read_kept_cosignatures
+from fedveil.privacy.witness import format_cosignatures, read_cosignature, read_stored_cosignatures
 from fedveil.run.files import SAVED
-from fedveil.run.run_folder import Saved, read_saved
+from fedveil.run.saved import Saved, read_saved
 from fedveil.server import checkpoint
 
 claim_identity(1)
@@ -90,7 +90,7 @@ TEXTS: dict[str, Callable[[str], str]] = {
     "shares": lambda text: secure_wire.write_share_spec(secure_wire.read_share_spec(spec(text))),
     "head": lambda text: read_head(text).to_json(),
     "cosignature": lambda text: read_cosignature(text).to_json(),
-    "cosignatures": lambda text: kept_cosignatures(read_kept_cosignatures(text.encode())).decode(),
+    "cosignatures": lambda text: format_cosignatures(read_stored_cosignatures(text.encode())).decode(),
     "log": log,
     "inclusion": log,
     "consistency": log,

@@ -31,6 +31,8 @@ from fedveil.messages.wire import (
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 ENDS = runpy.run_path(str(FAULTS / "link_ends.py"))
 Federation, asking, moved, until = (ENDS[name] for name in ("Federation", "asking", "moved", "until"))
@@ -94,7 +96,7 @@ def test_what_is_neither_is_control() -> None:
     assert cargo_of(Message(logged, 2, "train")).down[CONTROL] > 320
 
 
-def test_arrays_that_this_link_does_not_carry_have_a_size_all_the_same() -> None:
+def test_arrays_beyond_this_link_have_a_size_all_the_same() -> None:
     arrays = memory_arrays({"w": np.zeros(1000, np.complex64)})
     assert 8000 < carried_bytes(order({"arrays": arrays})) < 8500
 
@@ -114,7 +116,7 @@ def test_a_tally_divides_and_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "client_central"])
-def test_a_simulation_says_what_a_link_would_carry_where_that_may_be_told(tmp_path: Path, mode: str) -> None:
+def test_simulation_reports_the_traffic_of_a_link_where_allowed(tmp_path: Path, mode: str) -> None:
     privacy = {"none": fv.NoPrivacy(), "client_central": fv.ClientCentral()}[mode]
     folder = tmp_path / "run"
     run = fv.simulate("digits", num_rounds=2, quiet=True, privacy=privacy, folder=folder)

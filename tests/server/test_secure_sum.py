@@ -78,7 +78,7 @@ def test_a_member_whose_key_has_ended_is_left_out_and_stops_nobody(ending: dict[
     assert 3 not in grid.trained
 
 
-def test_a_key_that_ends_while_a_sum_begins_is_counted_beside_one_that_had_ended(
+def test_key_ending_as_a_sum_begins_is_counted_with_ended_ones(
     ending: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soon = 2**33
@@ -150,7 +150,7 @@ def test_noise_is_the_survivors_and_is_no_less_than_planned() -> None:
     assert opened.spec is not None and opened.survivors == 7
     attendance = opened.spec.attendance
     assert attendance.least >= 6 and attendance.colluders == 1
-    assert opened.spec.least_noise(1) >= 3.0
+    assert opened.spec.min_noise(1) >= 3.0
     mean, _ = mean_of(opened)
     assert np.std(mean["w"]) > 1.0  # alone the updates' mean deviates by 0.4
 
@@ -239,7 +239,7 @@ def test_a_newcomer_gets_its_keys_and_shares_in_the_round_before() -> None:
     assert grid.trained == {client: 3 - (client in (0, 3, 7)) for client in range(CLIENTS)}
 
 
-def test_whoever_is_lost_in_a_round_costs_the_next_one_three_exchanges_and_no_client() -> None:
+def test_lost_client_costs_the_next_round_three_exchanges() -> None:
     def since_the_model(message: Message, client: int) -> Message | None:
         place = read_position(message.content)
         lost = client == 2 and place.round == 3 and place.exchange >= Exchange.INBOX
@@ -278,7 +278,7 @@ def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
         ahead = {
             Exchange.INBOX: "Proposal",
             Exchange.SURVIVORS: "CohortAdverts",
-            Exchange.CONFIRMED: "Parcels",
+            Exchange.CONFIRMED: "NeighbourShares",
         }
         assert kinds[1:] == [ahead[place.exchange]] if place.exchange in ahead else not kinds[1:]
 
@@ -307,7 +307,7 @@ def test_what_was_prepared_under_another_roster_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("stage", USUAL)
-def test_a_client_process_killed_at_any_stage_is_left_out_or_already_in(
+def test_client_process_killed_at_any_stage_is_left_out_or_already_in(
     stage: Exchange, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of an exchange; the process that takes its place knows nothing of the attempt."""

@@ -31,8 +31,8 @@ from fedveil.messages.secure_wire import messages_of, read_position
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.secagg import messages as wire
 from fedveil.privacy.secagg.refusal import Refused

@@ -212,7 +212,7 @@ def proven(attacked: Attacked, factor: float, runs: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_an_attack_proves_less_than_was_claimed_and_more_once_the_noise_is_halved(name: str) -> None:
+def test_attack_proves_less_than_claimed_until_the_noise_is_halved(name: str) -> None:
     attacked = MECHANISMS[name]()
     lower, claimed = proven(attacked, 1.0, RUNS)
     assert 0 < lower <= claimed
