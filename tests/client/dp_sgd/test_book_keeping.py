@@ -186,7 +186,7 @@ def test_any_small_model_is_clipped_example_by_example(
     assert obstacle(model, inputs[:1]) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_gradients, "CHUNK", 64)
-        patch.setattr(example_gradients, "HELD", 2 if room else 0)
+        patch.setattr(example_gradients, "BUFFER_RATIO", 2 if room else 0)
         sums = kept(model, inputs, targets, clip)
     assert distance(sums, singly(model, inputs, targets, clip)) < 1e-9
 
