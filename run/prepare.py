@@ -16,7 +16,7 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger.caps import CapEnded
-from ..privacy.ledger.folder_lock import exclusive_lock
+from ..privacy.ledger.hash_chain import exclusive_lock
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key
