@@ -123,8 +123,8 @@ def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | in
     except Refused as refused:
         logger.warning("node %s stops: %s", node.node, refused)
         return declined(refused)
-    except NotTrained as said:
-        return said.code
+    except NotTrained as error:
+        return error.code
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")

@@ -203,7 +203,7 @@ class ClientMode(SumMode):
         assert plan.noise_multiplier is not None
         return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
 
-    def tells_units(self, promise: Promise) -> str | None:
+    def count_disclosure(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of clients, with the remedy; None if none does."""
         settings, population = self.parts.settings, self.parts.population
         if population.count_disclosure:

@@ -65,7 +65,7 @@ class Deployed(Population):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         signer = f"of the roster that the authority signed, version {self.roster.version}"
         again = "the same command with --despite-alarm"
         return Words(REAL, "real data", COUNTED, "run", "ledger.dir", signer, again)

@@ -38,7 +38,7 @@ class Local(OnThisMachine):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         return Words(REAL, "real data", ESTIMATED, "hydra.run.dir", "ledger.dir", ONE_MACHINE)
 
     @cached_property
@@ -62,7 +62,7 @@ class Local(OnThisMachine):
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data; of data whose content cannot be told, another one in each run."""
+        """The fingerprint of each client's data; of data whose content cannot be read, another one in each run."""
         if self.unscaled:
             return list(self.unscaled)
         clients = range(self.task.num_clients)

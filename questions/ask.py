@@ -29,7 +29,7 @@ from ..privacy.statistics.inquiry import Inquiry
 from ..run.acts import write_accepted
 from ..run.client_instructions import task_options
 from ..run.files import OF_RECORDS, OPERATOR
-from ..run.prepare import alone_on_records, close_ledger, open_ledger
+from ..run.opening import alone_on_records, close_ledger, open_ledger
 from ..run.queries import Reach
 from ..server.participants import Participants
 from .asking import Asking, Outcome, require_all_rounds

@@ -54,7 +54,7 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
         "purpose": PURPOSE,
         "why": DESCRIPTION,
         "unit": str(Unit.RECORD if federation.mode.hides_records else Unit.CLIENT),
-        "records": federation.mode.rows_of_client or 1.0,
+        "records": federation.mode.max_rows or 1.0,
         "ask": scaling_questions(tables_of(federation.task).schema),
     }
     return read_inquiry(fields)

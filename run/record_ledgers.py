@@ -242,7 +242,7 @@ class NoMeter:
         """Numbers of all clients that were drawn."""
         return ()
 
-    def clients(self, participants: Participants, drawn: Sequence[int]) -> list[int]:
+    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
         """Return the numbers of those of the drawn nodes whose rounds are counted."""
         return []
 
@@ -284,23 +284,23 @@ class RecordMeter(NoMeter):
     budget: Budget
     limited: bool
     secret: bool = False
-    _drawn: set[int] = field(default_factory=set[int])
+    _participants: set[int] = field(default_factory=set[int])
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
     _epsilon_by_rounds: dict[int, float] = field(default_factory=dict[int, float])
     _affordable: list[int] = field(default_factory=list[int])
 
     @property
     def took_part(self) -> Collection[int]:
-        return self._drawn
+        return self._participants
 
-    def clients(self, participants: Participants, drawn: Sequence[int]) -> list[int]:
-        return participants.numbers(drawn)
+    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
+        return participants.numbers(nodes)
 
     def add_unfinished(self, clients: Sequence[int]) -> None:
-        self._drawn.update(clients)
+        self._participants.update(clients)
 
     def add(self, clients: Sequence[int]) -> None:
-        self._drawn.update(clients)
+        self._participants.update(clients)
         for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 

@@ -23,15 +23,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..messages.secure_wire import (
-    ExchangeId,
-    ask,
-    failure_of,
-    messages_of,
-    model_hash,
-    task_hash,
-    with_roster,
-)
+from ..messages.secure_wire import Position, ask, failure_of, messages_of, model_hash, task_hash, with_roster
 from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE, Exchange
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
@@ -310,9 +302,9 @@ class Attempt:
         return self._server.due is Due.REVEALED
 
     @property
-    def position(self) -> ExchangeId:
-        """Place of the next exchange in the run."""
-        return ExchangeId(self.request.run, self.request.row, self.number, self.step)
+    def position(self) -> Position:
+        """Position of the next exchange in the run."""
+        return Position(self.request.run, self.request.row, self.number, self.step)
 
     @property
     def missing(self) -> int:

@@ -34,7 +34,7 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
-from ...messages.secure_wire import read_exchange_id, roster_of
+from ...messages.secure_wire import read_position, roster_of
 from ...messages.training_order import (
     ENCRYPTED_MODES,
     ModeName,
@@ -163,7 +163,7 @@ class Device:
         message, statement = self.last_model.with_whole_model(message)
         # New work, or a commitment to it: existing commitments are always kept.
         work = records_of(message.content, ArrayRecord)
-        if (work or read_exchange_id(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
+        if (work or read_position(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
             raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
         with _declining(wire.OWNERS_POLICY, level=logging.ERROR):

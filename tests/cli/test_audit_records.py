@@ -14,6 +14,8 @@ from fedveil.privacy.audit.client_rows import trace
 from fedveil.run.client_instructions import traces_of
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SMALL = ["task=digits", "task.num_clients=5", "cohort=all", "privacy=none", "audit=full", "audit.looks=1"]
 
 

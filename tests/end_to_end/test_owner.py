@@ -27,6 +27,8 @@ from fedveil.server.checkpoint import read
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.fingerprint import fingerprint
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CLINICS = '''
 import torch
 from torch import nn
@@ -139,7 +141,7 @@ def test_a_clients_own_cap_ends_its_part_and_training_goes_on(tmp_path: Path, cl
     assert own.read_bytes() == before
 
 
-def test_a_delta_above_one_over_the_records_is_refused_unless_asked_for(
+def test_delta_above_one_over_the_records_is_refused_by_default(
     tmp_path: Path, clinics: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = "privacy.target_delta=0.1"
@@ -219,9 +221,7 @@ def test_budget_set_and_show(tmp_path: Path, clinics: list[str], commands: Any) 
     assert "epsilon 2 at delta 1e-05 until 2999-01-31" in row
 
 
-def test_ledgers_of_one_data_set_stand_together_in_the_order_of_its_clients(
-    tmp_path: Path, commands: Any
-) -> None:
+def test_ledgers_of_one_data_set_stand_in_the_order_of_its_clients(tmp_path: Path, commands: Any) -> None:
     prints, budget = tuple(f"{number:064x}" for number in range(12)), Budget(Unit.RECORD, 1.0, 1e-5)
     for data_id in ("wards", "clinics"):
         data_sets.settle(tmp_path, data_id, PendingCharges({}, False, data_sets.DataSet(prints)), budget)

@@ -26,10 +26,11 @@ import fedveil as fv
 from fedveil.audit.record_canaries import coins_of_step
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
-from fedveil.client.app import Workbench, train_round
+from fedveil.client.app import train_round
+from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
 from fedveil.client.dp_sgd.together import drawn, step
-from fedveil.client.dp_sgd.union import sum_of_union, union_of
 from fedveil.client.private_update import RECORD_SUM
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import CanaryRecords, ClientSettings, StepTerms
 from fedveil.messages.flower_adapter import claim_identity
@@ -127,7 +128,7 @@ def test_sixteen_bits_add_at_most_five_percent_to_the_noise_of_a_hundred_thousan
     clients: int, least: int
 ) -> None:
     spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
-    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.min_noise(1) >= 3
+    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.least_noise(1) >= 3
 
 
 def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:

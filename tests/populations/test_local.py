@@ -24,6 +24,8 @@ from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 DELTA = 1e-3
 DISTRIBUTED = fv.RecordDistributed(
     target_epsilon=6.0, target_delta=DELTA, sample_rate=0.5, records=24, most_records=8
@@ -93,7 +95,7 @@ def of_clients(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_plan_for_records_begins_from_what_sums_of_clients_have_spent(
+def test_plan_for_records_begins_from_the_spending_of_client_sums(
     ran: Any, tmp_path: Path, level: str
 ) -> None:
     ran(whole(), "whole")
@@ -110,9 +112,7 @@ def test_a_plan_for_records_begins_from_what_sums_of_clients_have_spent(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_sums_of_clients_after_records_are_refused_or_within_what_records_have_left(
-    ran: Any, tmp_path: Path, level: str
-) -> None:
+def test_sums_of_clients_stay_within_the_rest_of_their_records(ran: Any, tmp_path: Path, level: str) -> None:
     noise = {"target_epsilon": 6.0, "noise_multiplier": 8.0}
     ran(LEVELS[level].model_copy(update=noise), "records", num_rounds=1)
     paths = ledgers(tmp_path)
@@ -130,9 +130,7 @@ def test_sums_of_clients_after_records_are_refused_or_within_what_records_have_l
         assert verify(path).ok and 5 < (verify(path).epsilon or 0) <= 6.0
 
 
-def test_a_result_its_page_and_its_card_say_what_sums_of_clients_cost_a_record(
-    ran: Any, tmp_path: Path
-) -> None:
+def test_result_page_and_card_state_the_cost_of_client_sums(ran: Any, tmp_path: Path) -> None:
     ran(whole(), "first")
     result = ran(whole(2.0), "second").result
     lost = result["record_by_sums"]
@@ -159,7 +157,7 @@ def test_verify_recomputes_what_sums_of_clients_cost_a_record(ran: Any, tmp_path
     assert not lines["epsilon"].ok and "a record has lost" in lines["epsilon"].finding
 
 
-def test_a_cap_of_the_owner_holds_for_records_before_they_have_a_ledger(ran: Any, tmp_path: Path) -> None:
+def test_cap_holds_for_records_before_they_have_a_ledger(ran: Any, tmp_path: Path) -> None:
     set_cap(tmp_path / "ledgers", Cap("all", 2.0, DELTA))
     planned = ran(whole(2.0), "planned", num_rounds=1).result
     assert planned["status"] == "completed" and planned["privacy"][1]["epsilon"] < 1.0
@@ -221,7 +219,7 @@ def test_the_owner_reads_what_sums_of_clients_took_from_records(
 
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
 @pytest.mark.parametrize("level", [*LEVELS, "client_central"])
-def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
+def test_real_ledger_older_than_the_last_run_is_refused(
     ran: Any, tmp_path: Path, level: str, harm: str
 ) -> None:
     privacy = LEVELS.get(level, whole(2.0))
@@ -243,9 +241,7 @@ def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
 
 
 @pytest.mark.parametrize("level", ["record_distributed", "client_central"])
-def test_a_ledger_that_is_replaced_by_its_copy_of_before_a_run_is_refused_after_it(
-    ran: Any, tmp_path: Path, level: str
-) -> None:
+def test_ledger_replaced_by_an_older_copy_is_refused(ran: Any, tmp_path: Path, level: str) -> None:
     privacy = LEVELS.get(level, whole(2.0))
     ran(privacy, "first", num_rounds=1)
     (path,) = (tmp_path / "ledgers").glob("*.ledger")
@@ -269,7 +265,7 @@ def test_a_ledger_that_is_replaced_by_its_copy_of_before_a_run_is_refused_after_
         ran(more.model_copy(update={"target_epsilon": 14.0}), "third", num_rounds=1)
 
 
-def test_data_sets_of_an_earlier_release_go_on_and_keep_heads_from_then_on(ran: Any, tmp_path: Path) -> None:
+def test_data_sets_of_an_earlier_release_go_on_and_keep_heads(ran: Any, tmp_path: Path) -> None:
     ran(whole(2.0), "first", num_rounds=1)
     file = tmp_path / "ledgers" / "data_sets.json"
     told = json.loads(file.read_text())

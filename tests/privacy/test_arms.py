@@ -60,7 +60,7 @@ def test_a_deal_is_a_partition_that_nobody_who_joins_moves(
     assert {name: again[name] for name in there} == dealt
 
 
-def test_arms_are_as_large_as_a_hash_makes_them_and_another_key_deals_anew() -> None:
+def test_arms_have_a_hashs_sizes_and_another_key_deals_anew() -> None:
     names = [f"clinic-{number}" for number in range(4000)]
     sizes = Counter(map(DEAL.arm_of, names))
     assert all(abs(size - 1000) < 5 * 28 for size in sizes.values())  # five times the binomial deviation

@@ -26,6 +26,8 @@ from fedveil.tasks.data import Examples, LazyExamples, data_of
 from fedveil.tasks.held_back import held_back, held_back_of
 from fedveil.tasks.tables import load, row_hashes
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 TABLES, SHARE, FRESH = 200, 0.2, 20_000
 MOST_OUTSIDE = 4  # of TABLES, of intervals that hold in 99 %: 2 %
 KINDS = ("categories", "bins", "mixed")
@@ -155,7 +157,7 @@ def test_the_printed_accuracies_of_200_tables_are_those_on_fresh_rows(tmp_path: 
     assert len(wrong) <= MOST_OUTSIDE, wrong
 
 
-def test_many_small_clients_with_few_different_rows_do_not_hold_out_the_same(tmp_path: Path) -> None:
+def test_small_clients_of_similar_rows_hold_out_different_ones(tmp_path: Path) -> None:
     wrong = Counter[str]()
     for number in range(20):
         stream = np.random.default_rng(number)
@@ -208,7 +210,7 @@ class Cells:
 
 
 @pytest.mark.parametrize("group_equal_rows", [False, True])
-def test_a_device_without_torch_holds_out_the_same_rows_as_one_with_it(group_equal_rows: bool) -> None:
+def test_device_without_torch_holds_out_the_same_rows(group_equal_rows: bool) -> None:
     task = held_back(Cells(), SHARE, group_equal_rows=group_equal_rows)
     table = linear.Table(task.inputs, task.targets)
     parts = linear.parts_of(table, SHARE, group_equal_rows)
@@ -248,7 +250,7 @@ def kinds(data: Examples) -> set[tuple[float, ...]]:
     return {(*row, target) for row, target in zip(data.inputs.tolist(), data.targets.tolist(), strict=True)}
 
 
-def test_a_run_folder_of_an_earlier_release_goes_on_under_its_own_rule(tmp_path: Path) -> None:
+def test_run_folder_of_an_earlier_release_goes_on_under_its_rule(tmp_path: Path) -> None:
     folder, run = words(tmp_path / "words"), tmp_path / "run"
     told = [f"task.folder={folder}", "task=csv", "task.label=y", "task.simulated=true", "privacy=none"]
     settings = settings_from_overrides([*told, "num_rounds=2", "audit=off"])

@@ -125,7 +125,7 @@ def test_no_accountant_covers_drawn_records_that_are_replaced():
         epsilon([group_event(2.0, 0.2, 3)], DELTA, Adjacency.REPLACE_ONE)
 
 
-def test_a_sum_that_a_person_cannot_move_costs_nothing_and_one_without_noise_everything():
+def test_immovable_sum_costs_nothing_and_a_noiseless_one_everything():
     assert epsilon([MixtureOfGaussiansDpEvent(1.0, [0.0, 1.0], [1.0, 0.0])], DELTA) == 0
     assert epsilon([MixtureOfGaussiansDpEvent(0.0, [0.0, 1.0], [0.5, 0.5])], DELTA) == math.inf
 

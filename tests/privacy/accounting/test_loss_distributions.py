@@ -99,7 +99,7 @@ def test_what_rounding_takes_of_many_rounds_is_counted(
     assert delta < found < delta + 8 * loss_distributions.ROUNDED * times
 
 
-def test_a_round_more_of_a_small_rate_transforms_no_distribution_again(
+def test_round_of_a_small_rate_transforms_no_distribution_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     round_of = PoissonSampledDpEvent(1e-4, GaussianDpEvent(0.5))

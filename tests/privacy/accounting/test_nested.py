@@ -81,7 +81,7 @@ def test_one_step_on_one_draw_is_one_draw_at_the_product() -> None:
 
 @settings(max_examples=8)
 @given(p=st.floats(0.02, 0.9), q=st.floats(0.02, 0.95), noise=st.floats(0.5, 4.0), rounds=st.integers(1, 50))
-def test_the_dominating_pair_of_one_step_gives_what_dp_accounting_gives(
+def test_dominating_pair_of_one_step_is_that_of_dp_accounting(
     p: float, q: float, noise: float, rounds: int
 ) -> None:
     """`grouped` would multiply the rates; here the pair itself is sampled and must come to the same."""

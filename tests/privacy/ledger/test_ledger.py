@@ -200,7 +200,7 @@ def test_the_budget_is_spent_to_the_last_round_and_not_beyond(tmp_path, event):
     assert len(read_entries(path)) == affordable + 3
 
 
-def test_a_release_that_does_not_fit_writes_nothing_of_the_transaction(tmp_path):
+def test_too_large_release_writes_nothing_of_the_transaction(tmp_path):
     path = tmp_path / "ledger"
     with opened(path) as ledger:
         ledger.commit(reserved(ledger, release(1)), durable=False)
@@ -546,7 +546,7 @@ def test_a_data_set_knows_the_heads_that_were_left_on_its_ledgers(tmp_path, harm
 
 
 @pytest.mark.parametrize("kept", ["before this run", "within this run"])
-def test_a_ledger_that_is_replaced_within_a_run_does_not_count_from_then_on(tmp_path, kept):
+def test_ledger_replaced_within_a_run_does_not_count_afterwards(tmp_path, kept):
     path, owner = data_sets.population_path(tmp_path, "wards"), data_sets.population_ledger("wards")
     with data_sets.exclusive_access(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(1))
@@ -607,7 +607,7 @@ def log_removed(path, other):
 
 
 @pytest.mark.parametrize("harm", [moved, replaced, folder_moved, log_removed])
-def test_a_ledger_that_was_moved_or_replaced_while_it_is_open_takes_no_charge(tmp_path, harm):
+def test_moved_or_replaced_open_ledger_takes_no_charge(tmp_path, harm):
     (tmp_path / "home").mkdir()
     path, other = tmp_path / "home" / "ledger", tmp_path / "older"
     filled(path, 1)

@@ -85,7 +85,7 @@ def test_with_its_bit_a_contribution_never_exceeds_the_norm(
     assert (vector[-1] > 0) != clipped
 
 
-def test_both_ways_to_encode_agree_on_the_bit_and_nobody_reports_it_himself() -> None:
+def test_both_encodings_agree_on_the_clipping_bit() -> None:
     spec = spec_of(1.0, 1.0, AdaptiveClipping())
     edge = np.nextafter(spec.aim(COORDINATES), 2)
     rows = updates(np.array([0.0, 0.5, 0.9, edge + 1e-9, 1.1, 40.0]))

@@ -10,7 +10,7 @@ from fedveil.privacy.mechanisms.sum_spec import ERROR, MAX_SHARE, ROUNDS, Segmen
 METRICS = (Segment("loss", 5.0), Segment("num-examples", 100.0))
 
 
-def test_a_mean_over_the_rounds_is_known_to_the_promised_part_of_its_range() -> None:
+def test_mean_over_the_rounds_is_as_exact_as_promised() -> None:
     noise, expected = 3.0, 100.0
     spec = SumSpec(1.0, METRICS, metrics_share(noise, expected, len(METRICS)))
     middle = np.zeros(len(METRICS))  # every client reports half of the bound, that is 0 on the grid

@@ -459,7 +459,7 @@ def test_a_round_that_a_node_opened_is_over_for_it(profile):
     assert refusal(cohort, victim, again) is Reason.REPLAY
 
 
-def test_a_round_is_tried_again_after_the_next_ones_keys_and_each_attempt_once():
+def test_round_is_tried_again_and_each_attempt_once():
     cohort = Cohort(4, 3)
     victim = next(iter(cohort.nodes))
     for place in ((4, 0), (5, 0), (4, 1), (4, 2)):
@@ -608,7 +608,7 @@ def test_a_node_joins_no_cohort_without_enough_of_its_owners_peers():
     ("stage", "kind"),
     [("share", messages.CohortAdverts), ("mask", messages.Inbox), ("confirm", messages.Survivors)],
 )
-def test_a_node_is_not_summed_once_too_few_of_its_owners_peers_are_left(stage, kind):
+def test_node_is_not_summed_with_too_few_of_its_owners_peers(stage, kind):
     for least, reason in ((2, Reason.POLICY), (1, None)):
         cohort = Cohort(7, 4)
         victim, peers = demanding(cohort, least, count=2)

@@ -98,7 +98,7 @@ def test_one_silent_node_costs_its_vector_at_most(stage):
     assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
 
 
-def test_a_vector_that_comes_after_the_survivors_were_named_stays_masked():
+def test_vector_after_the_survivors_were_named_stays_masked():
     """The server opened its pairwise masks by then; the private mask, which only its own seed gives, is left."""
     cohort = Cohort(6, 4)
     vectors, late = {node: np.zeros(8000, np.uint32) for node in cohort.nodes}, {}

@@ -156,7 +156,7 @@ def test_a_block_changed_on_the_way_opens_nothing(at: int) -> None:
 
 
 @pytest.mark.parametrize("suite", [1, 2])
-def test_keys_of_another_suite_are_dropped_by_the_server_and_refused_by_nodes(suite: int) -> None:
+def test_keys_of_another_suite_are_dropped_and_refused(suite: int) -> None:
     cohort = Cohort(5, 3, suite=suite)
     attempt, victim = cohort.attempt(3), next(iter(cohort.nodes))
     out = attempt.proposal()

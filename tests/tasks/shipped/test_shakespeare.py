@@ -83,7 +83,7 @@ def test_each_place_is_predicted_from_what_stands_before_it() -> None:
     assert not torch.equal(model(changed)[:, 6], outputs[:, 6])
 
 
-def test_secrets_are_planted_as_often_as_they_say_and_each_copy_is_one_record() -> None:
+def test_secrets_have_their_rate_and_each_copy_is_one_record() -> None:
     plain, planted = made_up(), made_up(secrets=2)
     assert isinstance(planted, Task) and isinstance(planted, SecretTask)
     assert [secret.copies for secret in planted.secrets] == [copies for copies in COPIES for _ in range(2)]
