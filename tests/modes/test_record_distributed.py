@@ -128,7 +128,7 @@ def test_sixteen_bits_add_at_most_five_percent_to_the_noise_of_a_hundred_thousan
     clients: int, least: int
 ) -> None:
     spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
-    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.least_noise(1) >= 3
+    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.min_noise(1) >= 3
 
 
 def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
