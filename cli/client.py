@@ -256,7 +256,7 @@ def witness(
     from ..evidence.binding.signatures import read_key
     from ..links.log_export import log_in
     from ..links.witness import contradiction, cosign_log, heads_of_key
-    from ..privacy.ledger.folder_lock import exclusive_lock
+    from ..privacy.ledger.hash_chain import exclusive_lock
 
     signer = read_key(key).key
     if not isinstance(signer, Ed25519PrivateKey):

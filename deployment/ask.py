@@ -18,7 +18,7 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import Tally
-from ..privacy.ledger.folder_lock import exclusive_lock
+from ..privacy.ledger.hash_chain import exclusive_lock
 from ..privacy.statistics.inquiry import Inquiry
 from ..questions.ask import ask, record_path
 from ..questions.question_plan import Spend

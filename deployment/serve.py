@@ -46,8 +46,7 @@ from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
-from ..privacy.ledger.folder_lock import exclusive_lock
-from ..privacy.ledger.hash_chain import Head
+from ..privacy.ledger.hash_chain import Head, exclusive_lock
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..base.refusal import Refusal
 from ..privacy.budget import Unit
-from ..privacy.ledger.folder_lock import lock_holder
+from ..privacy.ledger.hash_chain import lock_holder
 from ..run.display import console_for
 from ..server.round_terms import describe_fault
 from ..server.rounds import Status

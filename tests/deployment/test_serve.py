@@ -54,7 +54,7 @@ from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
-from fedveil.privacy.ledger.folder_lock import exclusive_lock
+from fedveil.privacy.ledger.hash_chain import exclusive_lock
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 from fedveil.privacy.ledger.receipt import Receipt

@@ -41,7 +41,7 @@ from fedveil.messages.wire import Exchange, instruct, memory_arrays, with_canary
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets
-from fedveil.privacy.ledger.data_sets import Owed
+from fedveil.privacy.ledger.data_sets import PendingCharges
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import private_sum
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
@@ -127,7 +127,7 @@ def test_masked_sum_is_rounded_by_independent_coins(part: float) -> None:
 @pytest.mark.parametrize(("clients", "least"), [(5, 4), (5, 3), (20, 16)])
 def test_sixteen_bits_add_at_most_five_percent_to_the_noise(clients: int, least: int) -> None:
     spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
-    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.least_noise(1) >= 3
+    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.min_noise(1) >= 3
 
 
 def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
@@ -680,7 +680,10 @@ def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path)
         except Refusal as refusal:
             return str(refusal)
         data_sets.settle(
-            tmp_path, "made", Owed({}, False, data_sets.DataSet(("a",))), Budget(Unit.RECORD, 1.0, 1e-5)
+            tmp_path,
+            "made",
+            PendingCharges({}, False, data_sets.DataSet(("a",))),
+            Budget(Unit.RECORD, 1.0, 1e-5),
         )
         return None
 

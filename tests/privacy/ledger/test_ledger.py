@@ -729,7 +729,7 @@ def test_verify_of_an_unspent_and_of_a_missing_ledger(tmp_path):
 
 def test_disagreeing_accountants_are_a_problem(tmp_path, monkeypatch):
     filled(tmp_path / "ledger")
-    monkeypatch.setattr(book, "counted", lambda *_: 0.1)
+    monkeypatch.setattr(book, "spent_epsilon", lambda *_: 0.1)
     monkeypatch.setattr(book, "_sizes", book._sizes.__wrapped__)
     found = verify(tmp_path / "ledger")
     assert not found.ok

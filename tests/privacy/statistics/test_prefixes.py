@@ -100,13 +100,13 @@ def test_each_level_is_one_entry_and_all_are_the_requested_cost(tmp_path: Path) 
 
 def test_levels_have_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    found = Prefixes.found
+    select = Prefixes.select
 
     def noted(self: Prefixes, cells: np.ndarray, sigma: float) -> object:
         seen.append(cells.ravel()[:3])
-        return found(self, cells, sigma)
+        return select(self, cells, sigma)
 
-    monkeypatch.setattr(Prefixes, "found", noted)
+    monkeypatch.setattr(Prefixes, "select", noted)
     ask_here(federation(), inquiry(), Spend(noise_multiplier=0.1), tmp_path)
     parts = [each - np.rint(each) for each in seen]
     assert all(not np.allclose(one, two) for one, two in pairwise(parts))
