@@ -13,7 +13,6 @@ from ..base.refusal import Refusal
 from ..configs.strict import nearest
 from .data import Examples, check_examples
 from .numpy_task import as_task
-from .other_model import MODEL, with_model
 from .protocol import PooledTask, Task
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ __all__ = [
 TASKS = names("task")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 
+MODEL = "model"  # option: another model of the task
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
 HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
 HELD_ALONE = "held back by itself"  # option: select each record independently of the others
@@ -85,7 +85,11 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise Refusal("task", name, f"it lacks {', '.join(lacking(task))}")
-    return as_run(with_model(task, other, allow), options or {})
+    if other is not None:
+        from .other_model import with_model
+
+        task = with_model(task, other, allow)
+    return as_run(task, options or {})
 
 
 def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
