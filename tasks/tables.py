@@ -26,15 +26,8 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
-from .table_files import (
-    DRAFT_COMMAND,
-    clients_of,
-    draft_schema,
-    read_columns,
-    read_groups,
-    read_persons,
-    read_rows,
-)
+from .table_draft import DRAFT_COMMAND, draft_schema
+from .table_files import clients_of, read_columns, read_groups, read_persons, read_rows
 from .table_schema import Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")

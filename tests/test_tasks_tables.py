@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks.table_files import CellReader, draft_schema, read_rows
+from fedveil.tasks.table_draft import draft_schema
+from fedveil.tasks.table_files import CellReader, read_rows
 from fedveil.tasks.table_schema import MISSING, Column, read_schema
 from fedveil.tasks.tables import load, row_hashes
 
@@ -278,6 +279,13 @@ def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
     (hospitals / "east.xlsx").write_bytes(b"PK")
     with pytest.raises(Refusal, match=r"east.xlsx': is a spreadsheet, which is not read; save it as CSV"):
         draft_schema([hospitals])
+
+
+def test_a_draft_takes_switches_of_parquet_for_classes(tmp_path: Path) -> None:
+    columns = {"x": [row / 2 for row in range(20)], "ill": [row % 2 == 0 for row in range(20)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    schema, *_ = draft_schema([tmp_path])
+    assert schema.target.words == ("False", "True") and schema.inputs[0].name == "x"
 
 
 def sites(folder: Path, **words: str) -> Path:
