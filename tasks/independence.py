@@ -103,9 +103,8 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
     if isinstance(probe.data, LazyExamples):
         from .reading_order import check_reading
 
-        check_reading(
-            *(partial(probe.data.batch, rows) for rows in spread(len(data))[:4].tensor_split((2, 3)))
-        )
+        rows = spread(len(probe.data))[:4].tensor_split((2, 3))
+        check_reading(*(partial(probe.data.batch, part) for part in rows))
 
 
 def _refuse(checks: Checks, probe: Probe) -> None:
@@ -381,7 +380,7 @@ def _loss_of_extreme_targets(probe: Probe) -> Dependence | None:
     """Hold the loss of examples in memory whose targets it may leave out against the mean."""
     if not isinstance(probe.data, Examples):
         return None
-    return _loss_of_batch(probe.on(probe.data.batch(selected(probe.data)[-BATCH:])))
+    return _loss_of_batch(probe.on(*probe.data.batch(selected(probe.data)[-BATCH:])))
 
 
 def _collated_loss(probe: Probe) -> Dependence | None:
@@ -392,7 +391,7 @@ def _collated_loss(probe: Probe) -> Dependence | None:
 
     def first_loss(items: list[Any]) -> Tensor:
         seed()
-        batch = probe.on(data.collated(items))
+        batch = probe.on(*data.collated(items))
         outputs = batch.outputs()
         if _has_loss(outputs):  # of all: that of the first one's row alone
             return batch.loss_alone(0).detach()

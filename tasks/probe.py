@@ -92,10 +92,10 @@ class Probe:
             for x, y in zip(leaves(a), leaves(b), strict=True)
         )
 
-    def on(self, batch: tuple[Any, Tensor]) -> Probe:
+    def on(self, inputs: Any, targets: Tensor) -> Probe:
         """Return the probe on another batch, in its own precision."""
-        double = any(p.dtype == torch.float64 for p in self.initial)
-        inputs, targets = mapped(_double, batch) if double else batch
+        if any(p.dtype == torch.float64 for p in self.initial):
+            inputs, targets = mapped(_double, (inputs, targets))
         return replace(self, inputs=inputs, targets=targets)
 
     @property

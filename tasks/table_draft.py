@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from ..base.refusal import Refusal
 from .table_files import (
     CODE,
     DECIMAL_COMMA,
-    CellReader,
+    Cells,
     clients_of,
     listed,
     open_table,
@@ -62,14 +61,14 @@ class Content:
     spellings: dict[str, str] = field(default_factory=dict[str, str])
     words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])
 
-    def add(self, cells: CellReader, values: Any) -> None:
-        """Add the cells of a block, an Arrow array."""
+    def add(self, cells: Cells) -> None:
+        """Add the cells of a block."""
         words = self.words.setdefault(cells.file, set())
-        for word in cells.words(values)[0] if len(self.spellings) <= MAX_CATEGORIES else ():
+        for word in cells.words()[0] if len(self.spellings) <= MAX_CATEGORIES else ():
             if word is not None and plain(word) not in cells.missing:
                 self.spellings.setdefault(plain(word), " ".join(word.split()))
                 words.add(plain(word))
-        numbers = self._numbers(cells, values) if self.numeric else None
+        numbers = self._numbers(cells) if self.numeric else None
         if numbers is None:
             self.numeric = False
             return
@@ -80,14 +79,14 @@ class Content:
             self.low, self.high = min(self.low, float(rest.min())), max(self.high, float(rest.max()))
             self.whole = self.whole and bool((rest == np.floor(rest)).all())
 
-    def _numbers(self, cells: CellReader, values: Any) -> NDArray[np.float64] | None:
+    def _numbers(self, cells: Cells) -> NDArray[np.float64] | None:
         """Return the numbers, among which a few words stand for missing ones; None where the column holds words."""
-        for word in cells.odd_words(values):
+        for word in cells.odd_words():
             self.odd_words |= {plain(word)} - {*cells.missing}
             if len(self.odd_words) > MAX_MISSING:
                 return None
         try:
-            return cells.numbers(values, Column(self.name, absent=tuple(self.odd_words)))
+            return replace(cells, column=Column(self.name, absent=tuple(self.odd_words))).numbers()
         except Refusal:  # of a type that is neither, or of a number that is not finite
             return None
 
@@ -204,10 +203,9 @@ def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]
                 names.setdefault(plain(column.name), column.name.strip())
             end = plain(columns[-1].name)
             ends.setdefault(end, f"{names[end]!r} in {file.name}")
-            for cells, block in table.blocks(columns, MISSING):
-                for column in columns:
-                    key = plain(column.name)
-                    contents.setdefault(key, Content(names[key])).add(cells, block[column.name])
+            for block in table.blocks(columns, MISSING):
+                for key, cells in zip(map(plain, block), block.values(), strict=True):
+                    contents.setdefault(key, Content(names[key])).add(cells)
     return contents, ends
 
 

@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -53,8 +53,6 @@ NO_NUMBER = {  # what to do about a word in a column of numbers, by the beginnin
 }
 LONGEST_NAME = 2000  # characters of a column's name
 MAX_NAMES = 6  # in a sentence
-
-Block = Mapping[str, Any]  # one Arrow array a column, by the schema's name
 
 
 @dataclass(frozen=True)
@@ -135,10 +133,9 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
             parts.append(_read_table(table, schema, columns))
     if len(parts) == 1:
         return parts[0]
+    inputs = np.concatenate([part.inputs for part in parts])
     targets = [part.targets for part in parts if part.targets is not None]
-    return Rows(
-        np.concatenate([part.inputs for part in parts]), np.concatenate(targets) if labelled else None
-    )
+    return Rows(inputs, np.concatenate(targets) if targets else None)
 
 
 def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
@@ -152,12 +149,8 @@ def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
     Raises:
       Refusal: as of `read_rows`.
     """
-
-    def values_of(cells: CellReader, cell_values: Any, column: Column) -> NDArray[Any]:
-        read = cells.spelled if column.categories else cells.numbers
-        return read(cell_values, column)
-
-    return _read_each(path, (*schema.columns, *schema.groups), schema, values_of)
+    columns = (*schema.columns, *schema.groups)
+    return _read_each(path, columns, schema, lambda c: c.spelled() if c.column.categories else c.numbers())
 
 
 def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
@@ -172,13 +165,12 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
       Refusal: there is no such column, or a cell of it is missing.
     """
 
-    def names_of(cells: CellReader, values: Any, persons: Column) -> NDArray[np.object_]:
-        words, index = cells.words(values)
+    def names_of(cells: Cells) -> NDArray[np.object_]:
+        words, index = cells.words()
         names = ["" if word is None else plain(word) for word in words]
         absent = np.array([name in schema.missing for name in names])[index]
-        if absent.any():
-            fault = "is missing, but identifies the person of the row; give each unknown person its own name"
-            cells.refuse(persons, int(absent.argmax()), None, fault)
+        remedy = "is missing, but identifies the person of the row; give each unknown person its own name"
+        cells.refuse_any(absent, remedy)
         return np.array(names, dtype=object)[index]
 
     return _read_each(path, [Column(column)], schema, names_of)[column].tolist()
@@ -198,22 +190,19 @@ def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[s
     Raises:
       Refusal: there is no such column, or a word of it is none of its categories.
     """
-    return _read_each(path, columns, schema, CellReader.codes)
+    return _read_each(path, columns, schema, Cells.codes)
 
 
 def _read_each(
-    path: Path,
-    columns: Sequence[Column],
-    schema: Schema,
-    read: Callable[[CellReader, Any, Column], NDArray[Any]],
+    path: Path, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     """Return what is read of each column, by its name, over all blocks of a client's files."""
     parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     for file in table_files(path):
         with unchanged(file), open_table(file) as table:
-            for cells, block in table.blocks(columns, schema.missing):
-                for column in columns:
-                    parts[column.name].append(read(cells, block[column.name], column))
+            for block in table.blocks(columns, schema.missing):
+                for name, cells in block.items():
+                    parts[name].append(read(cells))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
@@ -248,26 +237,26 @@ def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> 
     inputs = np.empty((table.max_rows, schema.width), dtype=np.float32)
     targets: NDArray[Any] = np.empty(table.max_rows, dtype=np.int64 if target.categories else np.float32)
     stop = 0
-    for cells, block in table.blocks(columns, schema.missing):
-        start, stop = stop, stop + len(next(iter(block.values())))
-        _fill(inputs[start:stop], cells, block, schema.inputs)
+    for block in table.blocks(columns, schema.missing):
+        start, stop = stop, stop + len(next(iter(block.values())).values)
+        _fill(inputs[start:stop], [block[column.name] for column in schema.inputs])
         if labelled:
-            read = cells.codes if target.categories else cells.scaled
-            targets[start:stop] = read(block[target.name], target, True)
+            cells = block[target.name]
+            targets[start:stop] = cells.codes(True) if target.categories else cells.scaled(True)
     if not stop:
         raise Refusal("table", str(table.file), "has no rows; remove the client, or add data")
     return Rows(inputs[:stop], targets[:stop] if labelled else None)
 
 
-def _fill(inputs: NDArray[np.float32], cells: CellReader, block: Block, columns: Sequence[Column]) -> None:
+def _fill(inputs: NDArray[np.float32], block: Sequence[Cells]) -> None:
     start = 0
-    for column in columns:
-        stop, values = start + column.width, block[column.name]
+    for cells in block:
+        column, stop = cells.column, start + cells.column.width
         if column.categories or column.edges:
-            codes = (cells.codes if column.categories else cells.bins)(values, column)
+            codes = cells.codes() if column.categories else cells.bins()
             inputs[:, start:stop] = codes[:, None] == np.arange(column.width)
         else:
-            inputs[:, start] = cells.scaled(values, column)
+            inputs[:, start] = cells.scaled()
         start = stop
 
 
@@ -289,69 +278,60 @@ def unchanged(file: Path) -> Generator[None]:
 
 
 @dataclass(frozen=True)
-class CellReader:
-    """Reader of the cells of one block of a file.
+class Cells:
+    """Cells of one column in one block of a table.
 
     Attributes:
+      values: an Arrow array, shape (n,).
+      column: of the schema.
+      missing: words that stand for a missing value in any column.
       file: for refusals.
-      missing: words that stand for a missing value.
       comma: whether numbers are written with a decimal comma.
       first_row: number of the block's first row.
     """
 
-    file: Path
+    values: Any
+    column: Column
     missing: tuple[str, ...]
+    file: Path
     comma: bool = False
     first_row: int = 2
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
-    def scaled(self, values: Any, column: Column, is_label: bool = False) -> NDArray[np.float64]:
+    def scaled(self, is_label: bool = False) -> NDArray[np.float64]:
         """Return scaled numbers, shape (n,): the column's bounds become -1 and 1, unless it has a mean and a deviation.
 
         Args:
-          values: the cells, an Arrow array.
-          column: with the bounds.
           is_label: whether none may be missing.
 
         Raises:
           Refusal: a cell is no finite number, or is missing where it must not be.
         """
-        numbers = self.numbers(values, column)
+        column, numbers = self.column, self.numbers()
         absent = np.isnan(numbers)
-        self._present_all(absent, column, is_label)
+        self._check_present(absent, is_label)
         middle, half = column.scale
         numbers[absent] = middle if column.missing is None else column.missing
         low, high = (column.low - middle) / half, (column.high - middle) / half
         ends = (-1.0, 1.0) if column.standard is None else (low, high)
         return np.clip((numbers - middle) / half, *ends, out=numbers)
 
-    def bins(self, values: Any, column: Column) -> NDArray[np.int64]:
+    def bins(self) -> NDArray[np.int64]:
         """Return the bin of each number, shape (n,), -1 where it is missing and nothing stands in for it.
 
-        Args:
-          values: the cells, an Arrow array.
-          column: with the edges; a number on an edge is in the bin above it.
-
-        Raises:
-          Refusal: as `scaled` does.
+        A number on an edge is in the bin above it; refusals as of `scaled`.
         """
-        numbers = self.numbers(values, column)
+        numbers = self.numbers()
         absent = np.isnan(numbers)
-        self._present_all(absent, column, is_label=False)
-        if column.missing is not None:
-            numbers[absent], absent = column.missing, np.zeros_like(absent)
-        return np.where(absent, -1, np.searchsorted(column.edges, numbers, side="right"))
+        self._check_present(absent)
+        if self.column.missing is not None:
+            numbers[absent], absent = self.column.missing, np.zeros_like(absent)
+        return np.where(absent, -1, np.searchsorted(self.column.edges, numbers, side="right"))
 
-    def _present_all(self, absent: NDArray[np.bool_], column: Column, is_label: bool) -> None:
-        if (is_label or column.required) and absent.any():
-            label = "is the label and missing; remove the row"
-            remedy = label if is_label else "is missing, and the schema requires it"
-            self.refuse(column, int(absent.argmax()), None, remedy)
-
-    def numbers(self, values: Any, column: Column) -> NDArray[np.float64]:
-        """Return numbers, shape (n,), NaN where one is missing; values and refusals as of `scaled`."""
+    def numbers(self) -> NDArray[np.float64]:
+        """Return numbers, shape (n,), NaN where one is missing; refusals as of `scaled`."""
         pa, pc = import_module("pyarrow"), self._pc
-        cells, values = self._written(values, column)
+        cells, values = self._written()
         try:
             numbers = np.array(pc.fill_null(pc.cast(values, pa.float64(), safe=False), math.nan))
         except pa.ArrowInvalid:
@@ -359,73 +339,69 @@ class CellReader:
             row = int((~fits).argmax())
             word = cells[row].as_py()
             remedy = next(NO_NUMBER[form] for form in NO_NUMBER if re.match(form, str(word)))
-            return self.refuse(column, row, word, f"is not a number; {remedy}")
+            return self._refuse(row, word, f"is not a number; {remedy}")
         except (pa.ArrowNotImplementedError, NotImplementedError):
-            return self.refuse(column, 0, str(values.type), "has a type that is neither number nor text")
-        if codes := [float(word) for word in (*self.missing, *column.absent) if CODE.fullmatch(word)]:
+            return self._refuse(0, str(values.type), "has a type that is neither number nor text")
+        if codes := [float(word) for word in (*self.missing, *self.column.absent) if CODE.fullmatch(word)]:
             numbers[np.isin(numbers, codes)] = math.nan
-        if (infinite := np.isinf(numbers)).any():
-            row = int(infinite.argmax())
-            remedy = "is not finite; correct it, or leave the cell empty"
-            self.refuse(column, row, values[row].as_py(), remedy)
+        self.refuse_any(np.isinf(numbers), "is not finite; correct it, or leave the cell empty", values)
         return numbers
 
-    def codes(self, values: Any, column: Column, is_label: bool = False) -> NDArray[np.int64]:
+    def codes(self, is_label: bool = False) -> NDArray[np.int64]:
         """Return the number of each cell's category, shape (n,), -1 where it is missing.
 
         Args:
-          values: the cells, an Arrow array.
-          column: with the categories.
           is_label: whether none may be missing.
 
         Raises:
           Refusal: a word is none of the categories, or is missing where it must not be.
         """
-        words, index = self.words(values)
-        numbers = {None: -1, **dict.fromkeys((*self.missing, *column.absent), -1), **column.codes}
-        by_word = [numbers.get(word if word is None else plain(word), -2) for word in words]
+        column, (words, index) = self.column, self.words()
+        numbers = {**dict.fromkeys((*self.missing, *column.absent), -1), **column.codes}
+        by_word = [-1 if word is None else numbers.get(plain(word), -2) for word in words]
         codes = np.array(by_word, dtype=np.int64)[index]
         if (unknown := codes == -2).any():
-            row, words_of_column = int(unknown.argmax()), listed(column.words)
-            remedy = f"is not one of its categories ({words_of_column}); correct it, or add it to the schema"
-            self.refuse(column, row, words[index[row]], remedy)
-        self._present_all(codes < 0, column, is_label)
+            row = int(unknown.argmax())
+            remedy = (
+                f"is not one of its categories ({listed(column.words)}); correct it, or add it to the schema"
+            )
+            self._refuse(row, words[index[row]], remedy)
+        self._check_present(codes < 0, is_label)
         return codes
 
-    def spelled(self, values: Any, column: Column) -> NDArray[np.str_]:
-        """Return each cell's word, shape (n,): the first spelling of its category, or as it stands; empty where it is missing.
-
-        Arguments as of `codes`.
-        """
-        words, index = self.words(values)
-        spellings = {plain_word: column.words[code] for plain_word, code in column.codes.items()}
-        spellings |= {None: "", **dict.fromkeys((*self.missing, *column.absent), "")}
+    def spelled(self) -> NDArray[np.str_]:
+        """Return each cell's word, shape (n,): the first spelling of its category, or as it stands; empty where it is missing."""
+        column, (words, index) = self.column, self.words()
+        spellings = {word: column.words[code] for word, code in column.codes.items()}
+        spellings |= dict.fromkeys((*self.missing, *column.absent), "")
         by_word = ["" if word is None else spellings.get(plain(word), word) for word in words]
         return np.array(by_word, dtype=np.str_)[index]
 
-    def words(self, values: Any) -> tuple[list[str | None], NDArray[np.int64]]:
+    def words(self) -> tuple[list[str | None], NDArray[np.int64]]:
         """Return the different words of the cells, then None, and the index of each cell's own among them, shape (n,)."""
         pa, pc = import_module("pyarrow"), self._pc
-        encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+        is_encoded = pa.types.is_dictionary(self.values.type)
+        encoded = self.values if is_encoded else self.values.dictionary_encode()
         words = [None if word is None else str(word) for word in encoded.dictionary.to_pylist()]
         return [*words, None], np.asarray(pc.fill_null(encoded.indices, len(words)), dtype=np.int64)
 
-    def odd_words(self, values: Any) -> list[str]:
+    def odd_words(self) -> list[str]:
         """Return the different texts of the cells that are neither numbers nor missing."""
-        _, values = self._written(values, Column(""))
+        _, values = self._written()
         if not self._is_text(values):
             return []
         fits = self._pc.match_substring_regex(values, NUMBER)
         return values.filter(self._pc.invert(fits)).unique().to_pylist()
 
-    def _written(self, values: Any, column: Column) -> tuple[Any, Any]:
-        """Return cells without outer spaces, null where a text stands for a missing value, and with a decimal point."""
-        pa, pc = import_module("pyarrow"), self._pc
-        cells = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    def _written(self) -> tuple[Any, Any]:
+        """Return cells without outer spaces, null where a text stands for a missing value; and with a decimal point."""
+        pa, pc, cells = import_module("pyarrow"), self._pc, self.values
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
         if not self._is_text(cells):
             return cells, cells
         cells = pc.utf8_trim_whitespace(cells)
-        words = pa.array((*self.missing, *column.absent), type=cells.type)
+        words = pa.array((*self.missing, *self.column.absent), type=cells.type)
         absent = pc.is_in(pc.utf8_lower(cells), value_set=words)
         cells = pc.if_else(absent, pa.scalar(None, type=cells.type), cells)
         return cells, pc.replace_substring(cells, ",", ".", max_replacements=1) if self.comma else cells
@@ -435,16 +411,20 @@ class CellReader:
         types: Any = import_module("pyarrow").types
         return types.is_string(values.type) or types.is_large_string(values.type)
 
-    def refuse(self, column: Column, row: int, value: object, remedy: str) -> Any:
-        """Refuse a cell.
+    def _check_present(self, absent: NDArray[np.bool_], is_label: bool = False) -> None:
+        if is_label:
+            self.refuse_any(absent, "is the label and missing; remove the row")
+        elif self.column.required:
+            self.refuse_any(absent, "is missing, and the schema requires it")
 
-        Args:
-          column: in which it stands.
-          row: its index in the block, from 0.
-          value: what it holds.
-          remedy: what to do.
-        """
-        raise Refusal(f"{self.file}: column {column.name!r}, row {self.first_row + row}", value, remedy)
+    def refuse_any(self, faults: NDArray[np.bool_], remedy: str, values: Any = None) -> None:
+        """Refuse the first faulty cell, if there is one; `values` are what cells hold that are not missing."""
+        if faults.any():
+            row = int(faults.argmax())
+            self._refuse(row, None if values is None else values[row].as_py(), remedy)
+
+    def _refuse(self, row: int, value: object, remedy: str) -> Any:
+        raise Refusal(f"{self.file}: column {self.column.name!r}, row {self.first_row + row}", value, remedy)
 
 
 # --- the files ----------------------------------------------------------------------------------------------------
@@ -470,8 +450,16 @@ class OpenTable:
     comma: bool
     read: Callable[[Sequence[int]], Iterator[Sequence[Any]]]
 
-    def positions(self, columns: Sequence[Column]) -> dict[str, int]:
-        """Return the position of each column by its name in the schema.
+    def blocks(self, columns: Sequence[Column], missing: tuple[str, ...]) -> Iterator[dict[str, Cells]]:
+        """Yield the cells of these columns by name, block by block."""
+        row = self.first_row
+        for arrays in self.read(self.positions(columns)):
+            pairs = zip(arrays, columns, strict=True)
+            yield {c.name: Cells(values, c, missing, self.file, self.comma, row) for values, c in pairs}
+            row += len(arrays[0])
+
+    def positions(self, columns: Sequence[Column]) -> list[int]:
+        """Return the position of each column.
 
         Raises:
           Refusal: one is missing, or occurs twice.
@@ -486,16 +474,7 @@ class OpenTable:
                     else f"is missing; {nearest(column.name, self.header)}"
                 )
                 raise Refusal(f"{self.file}: column", column.name, remedy)
-        return {column.name: positions[plain(column.name)] for column in columns}
-
-    def blocks(
-        self, columns: Sequence[Column], missing: tuple[str, ...]
-    ) -> Iterator[tuple[CellReader, Block]]:
-        """Yield these columns block by block, each with a reader of its cells."""
-        positions, row = self.positions(columns), self.first_row
-        for arrays in self.read(list(positions.values())):
-            yield CellReader(self.file, missing, self.comma, row), dict(zip(positions, arrays, strict=True))
-            row += len(arrays[0])
+        return [positions[plain(column.name)] for column in columns]
 
 
 @contextmanager

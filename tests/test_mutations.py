@@ -1145,14 +1145,14 @@ MUTATIONS = {
     ),
     "real tables are measured on their clients' rows": Mutation(
         "tasks/tables.py",
-        "    elif how.simulated:",
+        "    elif keys.simulated:",
         "    elif True:",
         "test_tasks_tables.py",
         "separators or one_hot",
     ),
     "a schema is inferred from real tables": Mutation(
         "tasks/tables.py",
-        "    if not how.simulated:\n        remedy = (",
+        "    if not keys.simulated:\n        remedy = (",
         "    if False:\n        remedy = (",
         "test_tasks_tables.py",
         "real_tables_need",
