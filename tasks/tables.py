@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
-from ..privacy.statistics.held_rows import held_rows
+from ..privacy.statistics.holdout import holdout_mask
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked
 from .data import Examples, joined, only
@@ -461,7 +461,7 @@ def _split(
         raise Refusal(field, share, "give a number above 0 and below 1")
     hashes = [row_hashes(data) if data.persons is None else person_hashes(data.persons) for data in hashed]
     equal_together = keys.group_equal_rows or keys.person is not None
-    held_out = held_rows(np.concatenate(hashes), share, True, equal_together)
+    held_out = holdout_mask(np.concatenate(hashes), share, True, equal_together)
     parts = np.split(held_out, np.cumsum([len(client) for client in clients])[:-1])
     training, tests = (
         [only(client, np.flatnonzero(part == out)) for client, part in zip(clients, parts, strict=True)]
