@@ -75,12 +75,12 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     except TypeError as error:
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
     try:
-        made = make(*arguments.args, **arguments.kwargs)
+        instance = make(*arguments.args, **arguments.kwargs)
         if ":" in name:
             from .pool import dealt
 
-            made = dealt(made, (options or {}).get(DEALT))
-        task = as_task(made)
+            instance = dealt(instance, (options or {}).get(DEALT))
+        task = as_task(instance)
     except (OSError, ValueError) as error:
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
@@ -95,18 +95,20 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
 def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that a user's class does not accept, or lacks."""
     parameters = inspect.signature(make).parameters.values()
-    known = {
+    accepted = {
         each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
     }
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        known = dict.fromkeys(arguments) | known
+        accepted = dict.fromkeys(arguments) | accepted
     for key, value in arguments.items():
-        if key == "num_clients" and key not in known:
+        if key == "num_clients" and key not in accepted:
             remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
-        if key not in known:
-            raise Refusal(f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, known)}")
-    for key, each in known.items():
+        if key not in accepted:
+            raise Refusal(
+                f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, accepted)}"
+            )
+    for key, each in accepted.items():
         if each is not None and each.default is each.empty and key not in arguments:
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 

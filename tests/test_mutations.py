@@ -952,7 +952,7 @@ MUTATIONS = {
     ),
     "a task keeps one optimizer for all clients": Mutation(
         "tasks/optimizers.py",
-        "id(parameter) not in given for",
+        "id(parameter) not in expected for",
         "False for",
         "tasks/test_optimizers.py",
         "cannot_train",
@@ -2352,7 +2352,7 @@ MUTATIONS = {
     ),
     "a model remembers one client for the next": Mutation(
         "tasks/arrays.py",
-        "        for where, names, values in kept:\n",
+        "        for where, names, values in copies:\n",
         "        for where, names, values in []:\n",
         "end_to_end/test_preconditions.py",
         "remembers",
