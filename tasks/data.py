@@ -411,16 +411,7 @@ def _size_function(task: Task) -> Callable[[int], int] | None:
 
 
 def check_size(task: Task, client: int, data: Data) -> None:
-    """Refuse a `SizedTask` whose `client_size` differs from the number of its examples.
-
-    Args:
-      task: has the clients.
-      client: 0 <= client < num_clients.
-      data: its training data.
-
-    Raises:
-      Refusal: they differ; the sentence names both.
-    """
+    """Refuse a `SizedTask` whose `client_size` differs from the number of its examples; `data` are those for training."""
     if (size := _size_function(task)) is None:
         return
     count = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)

@@ -2,17 +2,10 @@
 
 DP-SGD bounds one example's contribution to a step's sum. The bound holds only if that contribution depends on no other
 example and if only the parameters are carried from step to step. Both are measured here on the model's own code and on
-a few of the owner's examples, before anything is spent:
+a few of the owner's examples, before anything is spent: `CHECKS` lists what may not move.
 
-- an example is replaced, and no other row of the outputs moves (the generators of randomness are seeded alike);
-- a part of the batch is computed alone, and its rows are those of the whole batch; so is one example many times;
-- the loss of the batch, and its gradient, are those of the mean of the examples' losses, for targets in memory that it
-  may leave out too;
-- the gradient of any weighted sum of the examples' losses is the sum of the gradients that each has alone;
-- a step on other examples in between changes no result, no parameter, no buffer and no attribute.
-
-Each is a row of `CHECKS`. Where records are hidden, and a model is evaluated on them or says something of each, the
-outputs are measured in evaluation mode as well, and metrics of single records in one order and the other.
+Where records are hidden, and a model is evaluated on them or says something of each, the outputs are measured in
+evaluation mode as well, and metrics of single records in one order and the other.
 """
 
 from __future__ import annotations
@@ -69,15 +62,10 @@ _MODULE_FIELDS = frozenset(vars(nn.Module()))
 
 
 class Dependence(NamedTuple):
-    """Verdict of a check: one example's part of a step depends on other examples.
+    """Verdict of a check: one example's part of a step depends on other examples."""
 
-    Attributes:
-      part: of the task: `model`, a loss by its name, an attribute.
-      value: where in it, or how it shows; nothing of an example.
-    """
-
-    part: str
-    value: str
+    part: str  # of the task: `model`, a loss by its name, an attribute
+    value: str  # where in it, or how it shows; nothing of an example
 
 
 class Mixing(Refusal):

@@ -229,19 +229,16 @@ def _usable(model: nn.Module, objective: Objective, data: Data) -> Data:
 
 
 def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
-    """Yield data for the checks, with an example of each client.
+    """Yield data for the checks, with an example of each client that has some.
 
     Up to `BATCH` clients share a batch. Lazy data, and data of another shape than the first, are yielded separately.
-
-    Args:
-      clients: the data of each, some of which may be empty.
     """
     shared: list[Examples] = []
     for data in clients:
         if not len(data):
             continue
         few = isinstance(data, Examples) and only(data, selected(data).numpy())
-        if not few or not isinstance(few.inputs, Tensor) or (shared and not _alike(few, shared[0])):
+        if not few or not isinstance(few.inputs, Tensor) or (shared and _form(few) != _form(shared[0])):
             yield data
             continue
         shared.append(few)
@@ -252,9 +249,8 @@ def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
         yield joined(shared)
 
 
-def _alike(a: Examples, b: Examples) -> bool:
-    pairs = (a.inputs, b.inputs), (a.targets, b.targets)
-    return all(one.shape == other.shape and one.dtype == other.dtype for one, other in pairs)
+def _form(data: Examples) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in (data.inputs, data.targets)]
 
 
 # --- randomness while the probe runs ------------------------------------------------------------------------------
@@ -290,11 +286,7 @@ class _Mode(TorchDispatchMode):
 
 
 class ConstantRandomness(_Mode):
-    """Replaces random draws of layers by constants, for any shape of the draw.
-
-    Args:
-      half: constant for uniform draws.
-    """
+    """Replaces random draws of layers by constants, for any shape of the draw; uniform ones by `half`."""
 
     def __init__(self, half: float = 0.5) -> None:
         super().__init__()

@@ -13,16 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from .table_files import (
-    CODE,
-    DECIMAL_COMMA,
-    Cells,
-    clients_of,
-    listed,
-    open_table,
-    table_files,
-    unchanged,
-)
+from .table_files import CODE, DECIMAL_COMMA, Cells, clients_of, listed, open_table, table_files
 from .table_schema import MISSING, Column, Schema, plain, with_label
 
 DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
@@ -193,7 +184,7 @@ def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]
     """Return the content of each column, and those with which files end, in words, both by `plain`."""
     contents, ends, names = dict[str, Content](), dict[str, str](), dict[str, str]()
     for file in files:
-        with unchanged(file), open_table(file) as table:
+        with open_table(file) as table:
             columns = [
                 Column(name) for name in table.header if name.strip()
             ]  # others count the rows, or hold nothing

@@ -129,7 +129,7 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
     columns = schema.columns if labelled else schema.inputs
     parts = list[Rows]()
     for file in table_files(path):
-        with unchanged(file), open_table(file) as table:
+        with open_table(file) as table:
             parts.append(_read_table(table, schema, columns))
     if len(parts) == 1:
         return parts[0]
@@ -162,7 +162,7 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
       schema: says how a missing value is written.
 
     Raises:
-      Refusal: there is no such column, or a cell of it is missing.
+      Refusal: as of `read_rows`, or a cell is missing.
     """
 
     def names_of(cells: Cells) -> NDArray[np.object_]:
@@ -177,18 +177,15 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
 
 
 def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[str, NDArray[np.int64]]:
-    """Return the group of each row of a client's file, or of all files of its folder, in the order of `read_rows`.
+    """Return the number of each row's category, -1 where it is missing, by column and in the order of `read_rows`.
 
     Args:
       path: of the file or the folder.
       columns: whose categories are the groups.
       schema: says how a missing value is written.
 
-    Returns:
-      By column, the number of each row's category, shape (n,), -1 where it is missing.
-
     Raises:
-      Refusal: there is no such column, or a word of it is none of its categories.
+      Refusal: as of `read_rows`.
     """
     return _read_each(path, columns, schema, Cells.codes)
 
@@ -199,7 +196,7 @@ def _read_each(
     """Return what is read of each column, by its name, over all blocks of a client's files."""
     parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     for file in table_files(path):
-        with unchanged(file), open_table(file) as table:
+        with open_table(file) as table:
             for block in table.blocks(columns, schema.missing):
                 for name, cells in block.items():
                     parts[name].append(read(cells))
@@ -258,20 +255,6 @@ def _fill(inputs: NDArray[np.float32], block: Sequence[Cells]) -> None:
         else:
             inputs[:, start] = cells.scaled()
         start = stop
-
-
-@contextmanager
-def unchanged(file: Path) -> Generator[None]:
-    """Refuse a file that is written to while it is read."""
-    version = attrgetter("st_ino", "st_size", "st_mtime_ns")
-    try:
-        before = version(file.stat())
-        yield
-        after = version(file.stat())
-    except OSError as error:
-        raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
-    if before != after:
-        raise Refusal("table", str(file), "changed while it was read; repeat when no process writes to it")
 
 
 # --- the cells of one block ---------------------------------------------------------------------------------------
@@ -468,31 +451,38 @@ class OpenTable:
         counts, positions = Counter(header), {name: position for position, name in enumerate(header)}
         for column in columns:
             if (count := counts[plain(column.name)]) != 1:
-                remedy = (
-                    "occurs twice; rename one"
-                    if count
-                    else f"is missing; {nearest(column.name, self.header)}"
-                )
+                missing = f"is missing; {nearest(column.name, self.header)}"
+                remedy = "occurs twice; rename one" if count else missing
                 raise Refusal(f"{self.file}: column", column.name, remedy)
         return [positions[plain(column.name)] for column in columns]
 
 
 @contextmanager
 def open_table(file: Path) -> Generator[OpenTable]:
-    """Open a table; refuse one that is neither CSV nor Parquet, and what the parser finds while it is read."""
+    """Open a table; refuse one that is neither CSV nor Parquet, cannot be parsed, or is written to while it is read."""
     require_extra("tables", f"the table {file.name}")
-    pa = import_module("pyarrow")
+    pa, suffix, version = (
+        import_module("pyarrow"),
+        file.suffix.lower(),
+        attrgetter("st_ino", "st_size", "st_mtime_ns"),
+    )
     if not file.is_file():
         raise Refusal("table", str(file), "does not exist; name a file, or a folder of them")
-    if file.suffix.lower() not in SUFFIXES:
+    if suffix not in SUFFIXES:
         raise Refusal("table", str(file), f"is not a table by its suffix; use one of {', '.join(SUFFIXES)}")
     try:
-        yield _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+        before = version(file.stat())
+        yield _parquet(file) if suffix == ".parquet" else _csv(file)
+        after = version(file.stat())
+    except OSError as error:
+        raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         fault = str(error).splitlines()[0].removeprefix("CSV parse error: ")
         if "UTF8" in fault or isinstance(error, UnicodeDecodeError):
             fault = "it is not UTF-8; save it as UTF-8"
         raise Refusal("table", str(file), fault[:200]) from None
+    if before != after:
+        raise Refusal("table", str(file), "changed while it was read; repeat when no process writes to it")
 
 
 def _csv(file: Path) -> OpenTable:
