@@ -95,9 +95,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
 def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that a user's class does not accept, or lacks."""
     parameters = inspect.signature(make).parameters.values()
-    accepted = {
-        each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-    }
+    accepted = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         accepted = dict.fromkeys(arguments) | accepted
     for key, value in arguments.items():
@@ -105,9 +103,8 @@ def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[
             remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
         if key not in accepted:
-            raise Refusal(
-                f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, accepted)}"
-            )
+            remedy = f"{name} takes no such argument; {nearest(key, accepted)}"
+            raise Refusal(f"task.args.{key}", value, remedy)
     for key, each in accepted.items():
         if each is not None and each.default is each.empty and key not in arguments:
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")

@@ -92,17 +92,14 @@ def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
       names: of those to examine.
     """
     # Packed weights of other libraries are tensors without memory of their own.
-    references = Counter(
-        each.untyped_storage().data_ptr() for each in tensors.values() if type(each) is Tensor
-    )
-    examined = {name: tensors[name] for name in names}
+    count = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if type(t) is Tensor)
+    examined = ((name, tensors[name]) for name in names if type(tensors[name]) is Tensor)
     return {
-        name: each.numpy()
-        for name, each in examined.items()
-        if type(each) is Tensor
-        and each.device.type == "cpu"
-        and each.is_contiguous()
-        and references[each.untyped_storage().data_ptr()] == 1
+        name: tensor.numpy()
+        for name, tensor in examined
+        if tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and count[tensor.untyped_storage().data_ptr()] == 1
     }
 
 
@@ -149,9 +146,8 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
 
     It is equal at all clients and in every model of the task, so it is in no message and in no sum.
     """
-    tensors = chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )
+    parameters = model.named_parameters(remove_duplicate=False)
+    tensors = chain(parameters, model.named_buffers(remove_duplicate=False))
     state, sent = model.state_dict().keys(), sent_state(model).keys()
     return {name: value for name, value in tensors if name in state and name not in sent}
 

@@ -197,8 +197,5 @@ def told_by_schema(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[A
     if not target.categories:
         middle, half = schema.unit
         return {target.name: middle + half * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
-    predictions = numpy_model.columns(outputs, classifies=True)
-    return {
-        target.name: np.array(target.words)[predictions["class"]],
-        "probability": predictions["probability"],
-    }
+    columns = numpy_model.columns(outputs, classifies=True)
+    return {target.name: np.array(target.words)[columns["class"]], "probability": columns["probability"]}

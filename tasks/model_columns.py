@@ -66,9 +66,8 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
     own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
     inputs = _answered(model, padded(rows, padded_size(len(rows))))
     words = schema.target.words if schema is not None and schema.target.categories else ()
-    columns = model_columns(model, inputs, words) | (
-        _attributions(model, inputs, schema) if attributed else {}
-    )
+    columns = model_columns(model, inputs, words)
+    columns |= _attributions(model, inputs, schema) if attributed else {}
     return {**own, **{name: values[: len(rows)] for name, values in columns.items()}}
 
 

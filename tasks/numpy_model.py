@@ -68,9 +68,8 @@ def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
 def program_of(text: str) -> Program:
     """Return the program of a text in JSON."""
     fields = json.loads(text)
-    return Program(
-        fields["inputs"], fields["arrays"], [tuple(each) for each in fields["nodes"]], fields["outputs"]
-    )
+    nodes = [tuple(node) for node in fields["nodes"]]
+    return Program(fields["inputs"], fields["arrays"], nodes, fields["outputs"])
 
 
 def _array(data: bytes, entry: Mapping[str, Any]) -> Array:

@@ -100,9 +100,8 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
     for chunk in np.array_split(order, how.num_clients):
         mix = np.nan_to_num(generator.dirichlet(concentration))
         counts = _draw_classes(generator, mix, remaining, len(chunk))
-        shares.append(
-            np.concatenate([p[n - t : n] for p, n, t in zip(pools, remaining, counts, strict=True)])
-        )
+        parts = zip(pools, remaining, counts, strict=True)
+        shares.append(np.concatenate([pool[end - count : end] for pool, end, count in parts]))
         remaining = remaining - counts
     return shares
 

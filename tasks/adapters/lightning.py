@@ -75,9 +75,8 @@ class LightningTask:
         own = dict(zip((p for p in self._module.parameters() if p.requires_grad), parameters, strict=True))
         for group in optimizer.param_groups:
             group["params"] = [own[p] for p in group["params"] if p in own]
-        optimizer.state = defaultdict(
-            dict, {own[p]: state for p, state in optimizer.state.items() if p in own}
-        )
+        states = {own[p]: state for p, state in optimizer.state.items() if p in own}
+        optimizer.state = defaultdict(dict, states)
         return optimizer
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:

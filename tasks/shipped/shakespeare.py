@@ -101,9 +101,8 @@ class Characters:
                 contexts = torch.cat([start.expand(len(prefixes), -1), prefixes], 1)[:, -CONTEXT:]
                 each = -model(contexts)[:, 0].double().log_softmax(-1)[:, digits]
                 losses = (losses[:, None] + each).flatten()
-                prefixes = torch.cat(
-                    [prefixes.repeat_interleave(10, 0), digits.repeat(len(prefixes))[:, None]], 1
-                )
+                last = digits.repeat(len(prefixes))[:, None]
+                prefixes = torch.cat([prefixes.repeat_interleave(10, 0), last], 1)
         assert len(losses) == CANDIDATES
         return losses.numpy()
 

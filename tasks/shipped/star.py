@@ -85,14 +85,13 @@ def load(
     groups = {each.name: torch.from_numpy(_codes(frame[each.name], each.words)) for each in schema.groups}
     inputs = frame_inputs(frame[[each.name for each in schema.inputs]], schema)
     whole = Examples(torch.from_numpy(inputs), torch.from_numpy(reached.astype(np.int64)), pupils, groups)
-    held_out = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
+    test = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
     schools: NDArray[np.int64] = frame["sch"].to_numpy()
     names = np.unique(schools)
     if num_clients not in (None, len(names)):
         raise Refusal("task.num_clients", num_clients, f"there are {len(names)} schools; leave it out")
     clients, tests = (
-        [only(whole, np.flatnonzero((schools == name) & part)) for name in names]
-        for part in (~held_out, held_out)
+        [only(whole, np.flatnonzero((schools == name) & part)) for name in names] for part in (~test, test)
     )
     return weighted_task(Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth")))
 
