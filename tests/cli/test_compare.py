@@ -16,7 +16,7 @@ from fedveil.cli.compare import compare, format_table, over_seeds, read_rows, wr
 from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.tasks.table_files import draft_schema
+from fedveil.tasks.table_draft import draft_schema
 
 SMALL = (
     "task=digits",

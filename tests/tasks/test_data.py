@@ -24,7 +24,8 @@ from fedveil.populations.local import Local
 from fedveil.populations.machine import OnThisMachine, Simulated
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
-from fedveil.tasks.independence import check_independence, check_order, check_reading
+from fedveil.tasks.independence import check_independence
+from fedveil.tasks.reading_order import check_order, check_reading
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from fedveil.base.refusal import Refusal
 from fedveil.tasks.data import Examples, LazyExamples
-from fedveil.tasks.independence import batches_of_all, check_independence
+from fedveil.tasks.independence import check_independence
+from fedveil.tasks.probe import batches_of_all
 
 FEATURES, WIDTH, CLASSES = 5, 8, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 2.0])

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks.table_files import CellReader, draft_schema, read_rows
+from fedveil.tasks.table_draft import draft_schema
+from fedveil.tasks.table_files import Cells, read_rows
 from fedveil.tasks.table_schema import MISSING, Column, read_schema
 from fedveil.tasks.tables import load, row_hashes
 
@@ -159,14 +160,14 @@ def test_a_row_far_below_is_named(hospitals: Path, monkeypatch: pytest.MonkeyPat
 def test_a_file_that_changes_while_it_is_read_is_refused(
     hospitals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    codes = CellReader.codes
+    codes = Cells.codes
 
-    def written_to(self: CellReader, values: Any, column: Column, is_label: bool = False) -> Any:
+    def written_to(self: Cells, is_label: bool = False) -> Any:
         with (hospitals / "north.csv").open("a") as file:
             file.write("30,f,healthy\n")
-        return codes(self, values, column, is_label)
+        return codes(self, is_label)
 
-    monkeypatch.setattr(CellReader, "codes", written_to)
+    monkeypatch.setattr(Cells, "codes", written_to)
     assert "north.csv': changed while it was read" in refused(hospitals)
 
 
@@ -276,6 +277,13 @@ def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
     (hospitals / "east.xlsx").write_bytes(b"PK")
     with pytest.raises(Refusal, match=r"east.xlsx': is a spreadsheet, which is not read; save it as CSV"):
         draft_schema([hospitals])
+
+
+def test_a_draft_takes_switches_of_parquet_for_classes(tmp_path: Path) -> None:
+    columns = {"x": [row / 2 for row in range(20)], "ill": [row % 2 == 0 for row in range(20)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    schema, *_ = draft_schema([tmp_path])
+    assert schema.target.words == ("False", "True") and schema.inputs[0].name == "x"
 
 
 def sites(folder: Path, **words: str) -> Path:
@@ -429,7 +437,7 @@ def test_a_multilayer_model_is_the_same_at_every_call(hospitals: Path) -> None:
 def test_missing_words_are_compared_as_words_are() -> None:
     column = Column("x", 0, 10)
     values = pa.array([" NaN ", "n/A", "", "5", None])
-    assert CellReader(Path("f"), MISSING).scaled(values, column).tolist() == [0, 0, 0, 0, 0]
+    assert Cells(values, column, MISSING, Path("f")).scaled().tolist() == [0, 0, 0, 0, 0]
 
 
 def test_a_column_has_missing_words_of_its_own(hospitals: Path) -> None:
