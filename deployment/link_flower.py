@@ -31,6 +31,6 @@ def follow(bundle: ClientBundle) -> Follow:
     """Return the function that follows the server from a device."""
     from ..links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
 
-    own = bundle.settings
-    door = SuperLinkDoor(own.server, own.node, bundle.roots, read_node_key(bundle.supernode_key))
+    device = bundle.settings
+    door = SuperLinkDoor(device.server, device.node, bundle.roots, read_node_key(bundle.supernode_key))
     return partial(follow_fleet, door)

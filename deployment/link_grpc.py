@@ -50,6 +50,6 @@ def follow(bundle: ClientBundle) -> Follow:
     from .device.agent import newest_credentials
     from .device.ledger_heads import is_charged
 
-    own = bundle.settings
-    endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))
+    device = bundle.settings
+    endpoint = Endpoint(device.server, device.node, partial(newest_credentials, bundle))
     return partial(follow_stream, endpoint, charged=partial(is_charged, bundle.state))

@@ -889,7 +889,7 @@ MUTATIONS = {
     ),
     "a person's clients are chosen by a roster that the cohort did not sign": Mutation(
         "deployment/device/device.py",
-        "return chooses and terms.roster_hash != self.bundle.identity.roster.hash",
+        "return bool(chooses) and terms.roster_hash != self.bundle.identity.roster.hash",
         "return False",
         "deployment/device/test_device_records.py",
         "cohort_signed",
@@ -1792,7 +1792,7 @@ MUTATIONS = {
     ),
     "the desk keeps the keys that seal in the clear": Mutation(
         "deployment/enrolment.py",
-        "        sealed[name] = asdict(replace(each, seal=hidden.hex()))\n",
+        "        sealed[name] = asdict(replace(each, seal=ciphertext.hex()))\n",
         "        sealed[name] = asdict(each)\n",
         "deployment/test_enrolment.py",
         "keys_that_seal",
@@ -1925,7 +1925,7 @@ MUTATIONS = {
     ),
     "a member without a place in the file": Mutation(
         "deployment/provision.py",
-        "    _require_places(desk.federation, register.admitted)\n",
+        "    _require_entries(desk.federation, register.admitted)\n",
         "",
         "deployment/test_provision.py",
         "lost_a_client",
@@ -3045,14 +3045,14 @@ MUTATIONS = {
     ),
     "a server's ledger may lack a question": Mutation(
         "deployment/serve.py",
-        "asked = last_questions(folder / QUESTIONS).items()",
-        "asked = dict[str, tuple[str, Head]]().items()",
+        "answers = last_questions(folder / QUESTIONS).items()",
+        "answers = dict[str, tuple[str, Head]]().items()",
         "deployment/test_ask.py",
         "lacks_a_question",
     ),
     "a server's second folder of ledgers is held to the runs of the first": Mutation(
         "deployment/serve.py",
-        "    return own or {",
+        "    return matching or {",
         "    return {",
         "deployment/test_serve.py",
         "each_folder",

@@ -24,7 +24,7 @@ from fedveil.deployment.device.admission import write_admission
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.enrol import ask, authority_of, enrol
 from fedveil.deployment.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
-from fedveil.deployment.enrolment import approve, give_tokens
+from fedveil.deployment.enrolment import approve, issue_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
 from fedveil.links.enrolment.messages import Ask, Reply
 from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place_of
@@ -56,7 +56,7 @@ Opens = Callable[[Path], AbstractContextManager[ServerBundle]]
 @pytest.fixture
 def served(desk: Path, enrolling: Opens) -> Iterator[ServerBundle]:
     """The port of the desk's server, as long as a token is open."""
-    give_tokens(desk, ["sensor-9"])  # opens it
+    issue_tokens(desk, ["sensor-9"])  # opens it
     with enrolling(desk) as bundle:
         yield bundle
 
@@ -93,7 +93,7 @@ def test_the_keys_that_seal_are_encrypted_at_the_desk(
 ) -> None:
     del served
     file = desk / "authority" / "tokens.json"
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     assert token.sealing.hex() not in file.read_text()
     # An earlier release wrote them as they are: they are read, and encrypted at the next use.
     kept = json.loads(file.read_text())
@@ -139,7 +139,7 @@ def test_a_token_is_read_from_its_owners_file_and_shown_in_no_process_list(
 def test_a_device_enrols_and_its_keys_never_leave_it(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     device = tmp_path / "device"
     assert not asked(token, device)
     done = approve(desk)
@@ -160,7 +160,7 @@ def test_a_device_enrols_and_its_keys_never_leave_it(
 
 
 def test_a_token_opens_once(desk: Path, served: ServerBundle, tmp_path: Path) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     assert not asked(token, tmp_path / "one")
     with pytest.raises(Refusal, match="was used by another device"):
         asked(token, tmp_path / "two")
@@ -179,7 +179,7 @@ def test_a_token_opens_once(desk: Path, served: ServerBundle, tmp_path: Path) ->
 
 
 def test_a_token_ends(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token, early = give_tokens(desk, ["sensor-1", "sensor-2"], hours=1)
+    token, early = issue_tokens(desk, ["sensor-1", "sensor-2"], hours=1)
     bundle = read_server_bundle(desk / "server")
     late = time.time() + 3601
     port, later = EnrolmentPort(bundle), EnrolmentPort(bundle, now=lambda: late)
@@ -193,7 +193,7 @@ def test_a_token_ends(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_token_is_of_one_name(desk: Path, tmp_path: Path) -> None:
-    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     stolen = Ask("sensor-2", one.door, b"request", bytes(32))
     assert port.answer(stolen).state == "unknown"
@@ -207,7 +207,7 @@ def test_a_token_is_of_one_name(desk: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_cannot_put_its_own_keys_in_the_place_of_a_devices(desk: Path, tmp_path: Path) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     assert (
         port.answer(question(token, tmp_path / "server", seal=bytes(32))).state == "waits"
@@ -240,7 +240,7 @@ def of_own_making(token: Token, folder: Path, **changed: str) -> Ask:
 def test_a_device_that_asks_for_nonsense_keeps_nobody_out(
     before: str, after: str, desk: Path, tmp_path: Path
 ) -> None:
-    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     pem = _request(make_keys(tmp_path / "keys"), "sensor-1")["tls"].splitlines()
     der = base64.b64decode("".join(pem[1:-1])).replace(bytes.fromhex(before), bytes.fromhex(after))
@@ -255,7 +255,7 @@ def test_a_device_without_a_second_key_keeps_nobody_out(
     provisioned: Callable[[str], Path], tmp_path: Path
 ) -> None:
     desk = provisioned(FEDERATION.replace("  - name: hub\n", "") + "post_quantum: true\n")
-    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     assert port.answer(of_own_making(one, tmp_path / "one", post_quantum="")).state == "waits"
     assert port.answer(question(other, tmp_path / "other")).state == "waits"
@@ -267,7 +267,7 @@ def test_under_post_quantum_signatures_an_admission_bears_both(
     provisioned: Callable[[str], Path], enrolling: Opens, tmp_path: Path
 ) -> None:
     desk = provisioned(FEDERATION.replace("  - name: hub\n", "") + "post_quantum: true\n")
-    token, later = give_tokens(desk, ["sensor-1", "sensor-2"])
+    token, later = issue_tokens(desk, ["sensor-1", "sensor-2"])
     with enrolling(desk) as server:
         assert not asked(token, tmp_path / "one") and not asked(later, tmp_path / "two")
         assert approve(desk).admitted == ("sensor-1", "sensor-2")
@@ -295,7 +295,7 @@ def test_under_post_quantum_signatures_an_admission_bears_both(
 def test_a_device_takes_nothing_that_its_authority_did_not_sign(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     asked(token, tmp_path / "device")
     approve(desk)
     place = place_of(served.folder, "sensor-1", lock_of(token.door))
@@ -312,7 +312,7 @@ def test_a_device_takes_nothing_that_its_authority_did_not_sign(
 def test_whoever_stands_in_between_is_not_shown_the_token(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     foreign = Token(token.address, token.name, token.end, bytes(32), token.secret)
     with pytest.raises(Refusal, match="is not of the authority that the token names"):
         asked(foreign, tmp_path / "device")
@@ -347,7 +347,7 @@ def test_a_stranger_learns_two_public_keys_and_costs_a_place_for_seconds(
         with socket.create_connection((host, int(number))) as stream, context.wrap_socket(stream) as sealed:
             sealed.sendall(sent)
             assert sealed.recv(1) == b""
-    (token,) = give_tokens(served.folder.parent, ["sensor-9"])
+    (token,) = issue_tokens(served.folder.parent, ["sensor-9"])
     assert authority_of(token) == (served.credentials.ca, served.authority)
     for each in silent:
         each.close()
@@ -359,7 +359,7 @@ def test_a_request_that_finds_no_room_is_told_to_the_operator(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     asked = question(token, tmp_path / "device")
     monkeypatch.setattr("fedveil.links.enrolment.server_end.replace_file", full)
     with pytest.raises(Refusal, match=r"sensor-1.*cannot be written \(No space left on device\)"):
@@ -371,7 +371,7 @@ def test_a_device_that_was_admitted_gets_new_keys_and_keeps_what_is_its_owners(
 ) -> None:
     device = tmp_path / "device"
     for _ in range(2):
-        (token,) = give_tokens(desk, ["sensor-1"])
+        (token,) = issue_tokens(desk, ["sensor-1"])
         asked(token, device)
         approve(desk)
         before = (device / "tls.key").read_bytes() if (device / "tls.key").exists() else b""
@@ -382,17 +382,17 @@ def test_a_device_that_was_admitted_gets_new_keys_and_keeps_what_is_its_owners(
     bundle = read_client_bundle(device)
     assert bundle.policy.target_epsilon == 1.0 and bundle.settings.node == 3
     with pytest.raises(Refusal, match="is for another client than"):
-        asked(give_tokens(desk, ["sensor-2"])[0], device)
+        asked(issue_tokens(desk, ["sensor-2"])[0], device)
     revoke(desk, ["sensor-1"])
     with pytest.raises(Refusal, match="was revoked"):
-        give_tokens(desk, ["sensor-1"])
+        issue_tokens(desk, ["sensor-1"])
 
 
 def test_names_and_patterns_are_changed_in_one_roster(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
     names = [f"sensor-{number}" for number in range(1, 6)]
-    for token in give_tokens(desk, names):
+    for token in issue_tokens(desk, names):
         asked(token, tmp_path / token.name)
     assert approve(desk).desk.register.version == 2
     with pytest.raises(Refusal, match=r"has its keys on the device; create a token .* token FOLDER sensor-1"):
@@ -416,7 +416,7 @@ def test_names_and_patterns_are_changed_in_one_roster(
 )
 def test_a_token_is_for_a_name_that_has_a_place(names: list[str], said: str, desk: Path) -> None:
     with pytest.raises(Refusal, match=said):
-        give_tokens(desk, names)
+        issue_tokens(desk, names)
     assert not (desk / "server" / "tokens.json").exists()
 
 
@@ -424,7 +424,10 @@ def test_a_name_that_is_given_twice_has_one_token(desk: Path) -> None:
     (desk / "server" / "enrolment" / "of nobody").mkdir(
         parents=True
     )  # whatever a server hands back stops no desk
-    assert [token.name for token in give_tokens(desk, ["sensor-1", "hub", "sensor-1"])] == ["sensor-1", "hub"]
+    assert [token.name for token in issue_tokens(desk, ["sensor-1", "hub", "sensor-1"])] == [
+        "sensor-1",
+        "hub",
+    ]
 
 
 def test_a_token_is_the_text_of_a_qr_code(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -381,7 +381,7 @@ def test_the_log_holds_the_manifest_of_a_run_that_ends_with_nobody_connected(
     for name, value in (("apply_answer", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
         monkeypatch.setattr(serving, name, lambda *_, value=value: value)
     grid = logged(made, Devices({}), lambda _: ())
-    link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(since={}))
+    link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(connected_since={}))
     nothing: Any = None
     farewell = serving.Farewell(link, nothing, read_server_bundle(made / "server"), nothing, "kept")
     rounds = {"rounds_completed": 1, "rounds_abandoned": 0}
