@@ -19,7 +19,7 @@ from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
 from ..configs.bundle_files import NAME, NAME_FORM, read_file
-from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, place_of
+from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, queue_stem
 from ..links.enrolment.token import SECRET_BYTES, Token, fingerprint_of, lock_of, seal_of
 from ..links.server_bundle import SERVER
 from ..privacy.secagg.suite import derive
@@ -96,7 +96,8 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
         end = int(time.time() + hours * 3600)
         tokens = [Token(port.address, name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
         issued = {name: each for name, each in _read_tokens(desk).items() if each.end >= time.time()}
-        issued |= {each.name: IssuedToken(lock_of(each.door), each.sealing.hex(), end) for each in tokens}
+        for each in tokens:
+            issued[each.name] = IssuedToken(lock_of(each.port_key), each.seal_key.hex(), end)
         _write_tokens(desk, issued)
         return tokens
 
@@ -164,7 +165,7 @@ def _request_under(desk: Desk, name: str, token: IssuedToken) -> Enrolment | Non
     Raises:
       Refusal: the token has expired, or its holder did not request these keys.
     """
-    path_stem = place_of(desk.folder / SERVER, name, token.lock)
+    path_stem = queue_stem(desk.folder / SERVER, name, token.lock)
     path = path_stem.with_name(f"{path_stem.name}.request")
     if not path.exists():
         return None
@@ -186,7 +187,7 @@ def _answer(desk: Desk, name: str, token: IssuedToken, enrolment: Enrolment) -> 
     issued = desk.register.find(name)
     assert issued is not None
     files = client_files(desk.federation, desk.authority, desk.register, issued, requirements_of(desk))
-    path_stem = place_of(desk.folder / SERVER, name, token.lock)
+    path_stem = queue_stem(desk.folder / SERVER, name, token.lock)
     doubly = desk.register.post_quantum
     answer = write_admission(desk.authority.signer, name, enrolment.identity, files, doubly=doubly)
     replace_file(path_stem.with_name(f"{path_stem.name}.answer"), answer)
@@ -210,7 +211,7 @@ def _write_tokens(desk: Desk, tokens: Mapping[str, IssuedToken]) -> None:
     replace_file(folder / AUTHORITY / ISSUED_TOKENS, (json.dumps(sealed, indent=1) + "\n").encode())
     open_tokens = {name: asdict(OpenToken(each.lock, each.end)) for name, each in tokens.items()}
     replace_file(folder / SERVER / TOKENS, (json.dumps(open_tokens, indent=1) + "\n").encode())
-    names = {place_of(folder / SERVER, name, each.lock).name for name, each in tokens.items()}
+    names = {queue_stem(folder / SERVER, name, each.lock).name for name, each in tokens.items()}
     queue = folder / SERVER / QUEUE
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():

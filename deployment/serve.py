@@ -382,7 +382,7 @@ def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 
 def _log_loss(later_heads: LaterHeads, link: Link) -> str | None:
-    return later_heads.behind(each.log for each in link.presence().devices.values())
+    return later_heads.log_loss(each.log for each in link.presence().devices.values())
 
 
 @dataclass

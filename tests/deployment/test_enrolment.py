@@ -27,7 +27,7 @@ from fedveil.deployment.device.enrolment import _CONTEXT, _body, _request, make_
 from fedveil.deployment.enrolment import approve, issue_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
 from fedveil.links.enrolment.messages import Ask, Reply
-from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place_of
+from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, queue_stem
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.privacy.secagg.double_signature import AUTHORITY_BYTES, BOTH_BYTES, ML_DSA_KEY_BYTES
@@ -69,7 +69,7 @@ def asked(token: Token, folder: Path) -> bool:
 def question(token: Token, folder: Path, name: str | None = None, seal: bytes | None = None) -> Ask:
     """What a device would ask, or one that lies."""
     request = write_request(folder, name or token.name).read_bytes()
-    return Ask(token.name, token.door, request, seal or seal_of(token.sealing, request))
+    return Ask(token.name, token.port_key, request, seal or seal_of(token.seal_key, request))
 
 
 def test_a_token_is_a_line_that_says_where_and_who() -> None:
@@ -94,14 +94,14 @@ def test_the_keys_that_seal_are_encrypted_at_the_desk(
     del served
     file = desk / "authority" / "tokens.json"
     (token,) = issue_tokens(desk, ["sensor-1"])
-    assert token.sealing.hex() not in file.read_text()
+    assert token.seal_key.hex() not in file.read_text()
     # An earlier release wrote them as they are: they are read, and encrypted at the next use.
     kept = json.loads(file.read_text())
-    kept["sensor-1"]["seal"] = token.sealing.hex()
+    kept["sensor-1"]["seal"] = token.seal_key.hex()
     file.write_text(json.dumps(kept))
     assert not asked(token, tmp_path / "device")
     assert approve(desk).admitted == ("sensor-1",)
-    assert token.sealing.hex() not in file.read_text()
+    assert token.seal_key.hex() not in file.read_text()
     # Under another token's lock a key opens nothing.
     kept = json.loads(file.read_text())
     kept["sensor-1"]["seal"] = kept["sensor-9"]["seal"]
@@ -153,7 +153,7 @@ def test_a_device_enrols_and_its_keys_never_leave_it(
     assert device.stat().st_mode & 0o777 == 0o700
     secret = (device / "tls.key").read_bytes().splitlines()[1]
     everything = b"".join(path.read_bytes() for path in desk.rglob("*") if path.is_file())
-    assert secret not in everything and token.secret not in everything and token.door not in everything
+    assert secret not in everything and token.secret not in everything and token.port_key not in everything
     # A second provisioning finds it in its place, and a second answer is the same.
     assert provision(tmp_path / "f.yaml", desk).register.find("sensor-1") is not None
     assert asked(token, device)  # the same command again
@@ -169,7 +169,7 @@ def test_a_token_opens_once(desk: Path, served: ServerBundle, tmp_path: Path) ->
     with pytest.raises(Refusal, match="was used by another device"):
         asked(token, tmp_path / "two")
     # The desk keeps to it though a server forgets, or works for the second.
-    place = place_of(served.folder, "sensor-1", lock_of(token.door))
+    place = queue_stem(served.folder, "sensor-1", lock_of(token.port_key))
     place.with_name(f"{place.name}.request").unlink()
     with pytest.raises(Refusal, match="is not signed by the authority for these keys"):
         asked(token, tmp_path / "two")
@@ -185,7 +185,7 @@ def test_a_token_ends(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     port, later = EnrolmentPort(bundle), EnrolmentPort(bundle, now=lambda: late)
     assert port.answer(question(early, tmp_path / "early")).state == "waits"
     assert later.answer(question(token, tmp_path / "late")).state == "ended"
-    assert not (desk / "server" / "enrolment" / f"sensor-1.{lock_of(token.door)[:16]}.request").exists()
+    assert not (desk / "server" / "enrolment" / f"sensor-1.{lock_of(token.port_key)[:16]}.request").exists()
     assert open_tokens(desk / "server", late) == {}
     monkeypatch.setattr(time, "time", lambda: late)
     done = approve(desk)  # what was asked in time and not answered in time
@@ -195,9 +195,9 @@ def test_a_token_ends(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_token_is_of_one_name(desk: Path, tmp_path: Path) -> None:
     one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
-    stolen = Ask("sensor-2", one.door, b"request", bytes(32))
+    stolen = Ask("sensor-2", one.port_key, b"request", bytes(32))
     assert port.answer(stolen).state == "unknown"
-    assert port.answer(Ask("hub", one.door, b"request", bytes(32))).state == "unknown"
+    assert port.answer(Ask("hub", one.port_key, b"request", bytes(32))).state == "unknown"
     # Asking for another name under the own one is refused at the desk.
     assert port.answer(question(one, tmp_path / "one", name="sensor-2")).state == "waits"
     assert port.answer(question(other, tmp_path / "other", name="hub")).state == "waits"
@@ -225,7 +225,7 @@ def of_own_making(token: Token, folder: Path, **changed: str) -> Ask:
         del asked["post_quantum"]
     signature = sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()
     request = tomli_w.dumps({**asked, "signature": signature}).encode()
-    return Ask(token.name, token.door, request, seal_of(token.sealing, request))
+    return Ask(token.name, token.port_key, request, seal_of(token.seal_key, request))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_under_post_quantum_signatures_an_admission_bears_both(
         assert [len(each.post_quantum) for each in bundle.identity.roster.members] == [ML_DSA_KEY_BYTES] * 2
 
         # Who has broken Ed25519 alone admits nobody: not with another's second half, not without one.
-        place = place_of(server.folder, "sensor-2", lock_of(later.door))
+        place = queue_stem(server.folder, "sensor-2", lock_of(later.port_key))
         answer = place.with_name(f"{place.name}.answer")
         sound = answer.read_bytes()
         first, body = sound[:SIGNATURE_BYTES], sound[AUTHORITY_BYTES:]
@@ -298,7 +298,7 @@ def test_a_device_takes_nothing_that_its_authority_did_not_sign(
     (token,) = issue_tokens(desk, ["sensor-1"])
     asked(token, tmp_path / "device")
     approve(desk)
-    place = place_of(served.folder, "sensor-1", lock_of(token.door))
+    place = queue_stem(served.folder, "sensor-1", lock_of(token.port_key))
     answer = place.with_name(f"{place.name}.answer")
     sound = answer.read_bytes()
     answer.write_bytes(sound.replace(b"target_epsilon = 2.0", b"target_epsilon = 9.0"))

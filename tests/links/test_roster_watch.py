@@ -67,7 +67,7 @@ def test_a_roster_that_the_authority_did_not_number_anew_is_not_taken(
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    before = rosters.held
+    before = rosters.value
     with caplog.at_level(logging.ERROR, "fedveil.server"):
         assert rosters() == before
     assert "going on as before" in caplog.text

@@ -50,7 +50,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], EnrolmentPort]:
         monkeypatch.setattr(
             enrolment,
             "ask",
-            lambda token, ca, request, seal: port.answer(Ask(token.name, token.door, request, seal)),
+            lambda token, ca, request, seal: port.answer(Ask(token.name, token.port_key, request, seal)),
         )
         return port
 
