@@ -109,7 +109,7 @@ class Played:
         self.here, self.answer, self.lost = here, answer, 0
         self.pushed: list[Message] = []
 
-    def on_line(self) -> dict[str, int]:
+    def online_nodes(self) -> dict[str, int]:
         return {f"key {node}": 1000 + node for node in self.here}
 
     def push(self, messages: list[Message]) -> list[str]:
