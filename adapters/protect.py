@@ -24,14 +24,14 @@ from ..messages.flower_adapter import report_in_sentences, start_checked
 from ..messages.grids import PassingGrid
 from ..messages.wire import WEIGHT, common_content
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
+from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
 from ..privacy.ledger.data_sets import (
-    alone_on,
     budgets_of_records,
+    exclusive_access,
     keep_head,
-    owed_by_population,
+    pending_for_population,
     population_ledger,
     settle,
 )
@@ -165,7 +165,7 @@ def protect(
         _require_use(plan, cohort, population, parameters)
     with refusing("ledger_dir", path.parent, "cannot be made"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with alone_on(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
+    with exclusive_access(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *other_events])
         for shared in ledger.shared:
@@ -181,7 +181,7 @@ def protect(
 
 @contextmanager
 def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
-    settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
+    settle(path.parent, data_id, pending_for_population(path.parent, data_id), budget, POPULATION)
     with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
         try:
@@ -293,7 +293,8 @@ def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
     if not re.fullmatch(DATA_ID, data_id):
         raise Refusal("data_id", data_id, NO_DATA_ID)
     return (
-        ledger_folder("ledger_dir", ledger_dir) / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+        ledger_folder("ledger_dir", ledger_dir)
+        / f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
     )
 
 
@@ -390,7 +391,7 @@ class ProtectedGrid(PassingGrid):
             file.write((json.dumps(counts) + "\n").encode())
         delta, adjacency = self.budget.target_delta, self.budget.adjacency
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-        spent = counted(events, delta, adjacency, order, GATE_INTERVAL)
+        spent = spent_epsilon(events, delta, adjacency, order, GATE_INTERVAL)
         planned = f"{self.grid.participants.expected:g} clients planned"
         promised = f"{self.budget.target_epsilon:g} at delta {delta:g}"
         logger.info("round %d: %s; epsilon %.4g of %s", round_.number, planned, spent, promised)

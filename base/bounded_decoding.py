@@ -164,6 +164,16 @@ def json_number(value: T) -> T | str:
     return INFINITY if isinstance(value, float) and math.isinf(value) else value
 
 
+def format_number(value: float | str, form: str) -> str:
+    """Return a number as text; `INFINITY` for one that is not finite.
+
+    Args:
+      value: as of `json_number`.
+      form: format of a finite number, such as `.2f`.
+    """
+    return format(float(value), form) if math.isfinite(float(value)) else INFINITY
+
+
 def check_fields(value: object, path: str = "") -> None:
     """Check the fields of a frozen dataclass that say more than their types, and store numbers and words in these types.
 
@@ -231,7 +241,7 @@ def _rare(kind: type) -> dict[str, Any]:
 
 
 def marks_of(hint: Any) -> tuple[Any, ...]:
-    """Return what an annotation says beside its type."""
+    """Return the marks of an annotation, without its type."""
     return getattr(hint, "__metadata__", ())
 
 
@@ -240,12 +250,12 @@ def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
     """Return whether None is allowed, and the check, of each field that says more than its type."""
     checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
     for name, hint in hints_of(kind).items():
-        for each in (options := options_of(hint)):
-            if isinstance(each, type) and issubclass(each, StrEnum):
-                checks[name] = type(None) in options, partial(word, each)
-            for mark in marks_of(each):
+        for option in (options := options_of(hint)):
+            if isinstance(option, type) and issubclass(option, StrEnum):
+                checks[name] = type(None) in options, partial(word, option)
+            for mark in marks_of(option):
                 if hasattr(mark, "check"):
-                    checks[name] = type(None) in options, partial(mark.check, get_args(each)[0])
+                    checks[name] = type(None) in options, partial(mark.check, get_args(option)[0])
     return checks
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from ..client.app import Workbench
 from ..client.training.cohort_training import sum_cohort
 from ..client.training.in_place import begin
+from ..client.workbench import Workbench
 from ..messages.flower_adapter import claim_identity, quiet_flower
 from ..messages.wire import instruct, memory_arrays
 from ..privacy.mechanisms.private_sum import CohortSum

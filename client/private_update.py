@@ -119,8 +119,8 @@ def answer_of(message: Message, compute_reply: Callable[[], Message]) -> Message
     """
     try:
         return compute_reply()
-    except NotTrained as said:
-        return Message(Error(said.code, "the client did not train"), reply_to=message)
+    except NotTrained as error:
+        return Message(Error(error.code, "the client did not train"), reply_to=message)
     except Exception:
         # The error may depend on the data: only the owner may read it.
         logger.exception("round failed at this client")

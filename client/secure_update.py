@@ -123,8 +123,8 @@ def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | in
     except Refused as refused:
         logger.warning("node %s stops: %s", node.node, refused)
         return declined(refused)
-    except NotTrained as said:
-        return said.code
+    except NotTrained as error:
+        return error.code
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
@@ -184,7 +184,7 @@ class TrainingJob:
         if outsiders >= terms.threshold:  # they open this vector alone, without the noise of its peers
             outsiders = len(others)
         sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
-        multiplier = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
+        multiplier = spec.single_noise(outsiders) if sigma < 0 else terms.noise_multiplier
         if multiplier < policy.minimum_noise_multiplier:
             reason = "minimum_noise_multiplier is not met without the noise of untrusted members"
             raise Refused(Reason.POLICY, reason)
@@ -232,7 +232,7 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
         "clipping_norm": spec.sum.clipping_norm == terms.clipping_norm,
         "most": attendance.most >= terms.cohort_size,
         "minimum_survivors": attendance.least <= terms.minimum_survivors,
-        "noise_multiplier": attendance.least > knowing and spec.least_noise(knowing) >= promised,
+        "noise_multiplier": attendance.least > knowing and spec.min_noise(knowing) >= promised,
     }
     for name, met in demands.items():
         if not met:

@@ -194,9 +194,9 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
 
 def issued_by(certificate: x509.Certificate, authorities: bytes) -> bool:
     """Return whether one of these authorities, certificates in PEM, has signed a certificate."""
-    for each in x509.load_pem_x509_certificates(authorities):
+    for authority in x509.load_pem_x509_certificates(authorities):
         with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-            certificate.verify_directly_issued_by(each)
+            certificate.verify_directly_issued_by(authority)
             return True
     return False
 

@@ -146,9 +146,7 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     # Without its name a group is as good as left out, and the table `tuned`, whose rows bear both names, can be read.
     overrides = [f"{each}.name" if each in ("~task", "~privacy") else each for each in args.overrides]
     parsed = lint.parse(overrides, loader)
-    files = [
-        mistake for directory in _directories(loader, overrides) for mistake in check_directory(directory)
-    ]
+    files = [each for directory in _directories(loader, overrides) for each in check_directory(directory)]
     if files:
         raise Mistakes(files)
     jobs = _split(loader, name, parsed) if is_sweep(args) else [overrides]
@@ -289,7 +287,7 @@ def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple
         config = _load(loader, name, groups).config
     except COMPOSITION_ERRORS:  # the primary configuration itself is broken: nothing to compare the keys with
         return mistakes, []
-    unplaced, placed = lint.unplaced(keys, config)
+    unplaced, placed = lint.place_keys(keys, config)
     return mistakes + unplaced, groups + placed
 
 

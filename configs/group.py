@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from ..base.extensions import extension, installed
 from ..base.refusal import Range, Refusal
 from ..messages.local_training import RULES
-from .strict import Mistakes, unknown, value_at, wrong
+from .strict import Mistakes, unknown_key, value_at, wrong
 
 Schema = Mapping[str, Any]
 BOUNDS = {
@@ -72,7 +72,7 @@ class Group(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Fields whose keys stand beside the others, and those keys."""
+    """Fields whose keys stand at the group's own level, and those keys."""
 
     if not TYPE_CHECKING:  # a type checker knows the keywords of each model, and would forget them
 
@@ -142,15 +142,15 @@ class Node:
 def schema_of(model: type[Group]) -> dict[str, Any]:
     """Return the JSON schema of a configuration: every key with type, range, default and meaning."""
     schema = model.model_json_schema()
-    models = {each.__name__: each for each in _models(Group)}
-    for title, each in {**schema.get("$defs", {}), model.__name__: schema}.items():
-        for key, value in each.get("properties", {}).items():
+    models = {group.__name__: group for group in _models(Group)}
+    for title, group in {**schema.get("$defs", {}), model.__name__: schema}.items():
+        for key, value in group.get("properties", {}).items():
             value.pop("title", None)
             if text := _meaning(models.get(title, model), key):
                 value["description"] = text
-        each.pop("title", None)
-        if "description" in each:
-            each["description"] = each["description"].partition("\n\nExample:")[0]
+        group.pop("title", None)
+        if "description" in group:
+            group["description"] = group["description"].partition("\n\nExample:")[0]
     for key, names in model.inline_groups.items():
         inner = schema["properties"].pop(key)["properties"]
         schema["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
@@ -204,10 +204,8 @@ def _meanings(module: str) -> dict[tuple[str, str], str]:
         if isinstance(group, ast.ClassDef):
             for field, text in zip(group.body, group.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    docstring = ast.literal_eval(text.value)
-                    meanings[group.name, ast.unparse(field.target)] = " ".join(
-                        docstring.replace("``", "").split()
-                    )
+                    doc = ast.literal_eval(text.value)
+                    meanings[group.name, ast.unparse(field.target)] = " ".join(doc.replace("``", "").split())
     return meanings
 
 
@@ -222,15 +220,15 @@ def mistakes_of(error: ValidationError, model: type[Group], config: Mapping[str,
     """Return pydantic's errors as refusals."""
     refusals: list[Refusal] = []
     schema = schema_of(model)
-    for each in error.errors():
-        node = node_at(schema, each["loc"])
-        context = each.get("ctx", {})
-        if each["type"] == "rules":
+    for details in error.errors():
+        node = node_at(schema, details["loc"])
+        context = details.get("ctx", {})
+        if details["type"] == "rules":
             paths = [(*node.path, *field.split(".")) for field, _ in context["broken"]]
             remedies = [remedy for _, remedy in context["broken"]]
         else:
-            tag = each["type"].startswith("union_tag")
-            paths, remedies = [(*node.path, "name") if tag else node.path], [_remedy(each, node)]
+            tag = details["type"].startswith("union_tag")
+            paths, remedies = [(*node.path, "name") if tag else node.path], [_remedy(details, node)]
         for path, remedy in zip(paths, remedies, strict=True):
             refusals.append(Refusal(".".join(path), value_at(config, path), remedy))
     return Mistakes(refusals)
@@ -242,7 +240,7 @@ def _remedy(error: ErrorDetails, node: Node) -> str:
     match kind:
         case "extra_forbidden":
             keys = [key for key in node.above.get("properties", {}) if key != "name"]
-            return unknown(node.path[-1], keys)
+            return unknown_key(node.path[-1], keys)
         case "missing":
             options = ", ".join(sorted(node.schema.get("discriminator", {}).get("mapping", {})))
             return "is missing; must be " + (f"one of {options}" if options else "given a value")

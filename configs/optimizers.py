@@ -13,7 +13,7 @@ from ..messages.local_training import Optimizer, Option
 from .strict import nearest
 
 # Keywords that are no options: the rate has a key of its own, and the others say how a class computes.
-EXECUTION_KEYS = ("lr", "maximize", "capturable", "differentiable")
+FIXED = ("lr", "maximize", "capturable", "differentiable")
 OF_ADAMBC = ("betas", "eps", "weight_decay")  # of Adam's; tasks.optimizers.AdamBC uses no other
 CLASSES: Mapping[str, type[Any]] = {
     key.lower(): each for key, each in vars(torch.optim).items() if isinstance(each, type)
@@ -26,11 +26,7 @@ def keywords_of(name: str) -> Mapping[str, Option]:
     """Return the keywords of a class that are numbers, switches or lists of numbers, with torch's own values."""
     defaults = {key: each.default for key, each in inspect.signature(CLASSES[name]).parameters.items()}
     used = OF_ADAMBC if name == "dp_adambc" else defaults
-    return {
-        key: defaults[key]
-        for key in used
-        if key not in EXECUTION_KEYS and isinstance(defaults[key], int | float | tuple)
-    }
+    return {k: defaults[k] for k in used if k not in FIXED and isinstance(defaults[k], int | float | tuple)}
 
 
 def mistakes_of_options(optimizer: Optimizer) -> Iterator[Refusal]:

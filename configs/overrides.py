@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal
 from .strict import TARGET, Mistakes, nearest
-from .training_settings import NO_PRIVATE_SELECTION, names_with
+from .training_settings import names_with
+from .tuning_settings import NO_PRIVATE_SELECTION
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
@@ -78,7 +79,7 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
     return groups, keys, mistakes
 
 
-def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
+def place_keys(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
     """Part overrides of keys into mistakes and those that have a place in ``config``."""
     config_keys = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
     mistakes: list[Refusal] = []
@@ -126,10 +127,8 @@ def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | N
     if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in config_keys:
         return None
     if others := _options_with(key):
-        remedy = (
-            f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
-        )
-        return Refusal(key, value, remedy if len(others) > 1 else remedy.replace(" have it", " has it"))
+        text = f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
+        return Refusal(key, value, text if len(others) > 1 else text.replace(" have it", " has it"))
     return Refusal(key, value, f"there is no such key; {_nearest_key(key, config_keys)}")
 
 
@@ -145,7 +144,7 @@ def _options_with(key: str) -> list[str]:
 
 
 def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
-    """Look beside the key first, then for the same last word anywhere."""
+    """Search the key's group first, then all groups for the same last word."""
     group, _, word = key.rpartition(".")
     paths = [path for path in config_keys if not path.endswith(".name")]
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}

@@ -110,7 +110,9 @@ class ClientDistributed(_ClientLevel):
             yield "adjacency", "the server sees how many clients there are; use zero-out or replace-one"
 
 
-class _RecordLevel(PrivacyLevel):
+class RecordLevel(PrivacyLevel):
+    """Budget of one record, whose gradients are clipped."""
+
     gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
     """Engine that computes clipped sums; only speed differs."""
     per_person: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -132,7 +134,7 @@ class _RecordLevel(PrivacyLevel):
             yield "per_person", "no accountant supports several replaced examples; use zero-out, or 1"
 
 
-class Record(_RecordLevel):
+class Record(RecordLevel):
     """Hides one example of one client from everyone else, including the server (DP-SGD at the client).
 
     Example:
@@ -147,7 +149,7 @@ class Record(_RecordLevel):
     """L2 norm of one example's gradient."""
 
 
-class RecordDistributed(_RecordLevel):
+class RecordDistributed(RecordLevel):
     """Hides one example of one client from everyone else, by noise that all clients share.
 
     A round is one step of DP-SGD on the records of all clients: each client adds up the clipped gradients of those that
@@ -242,6 +244,12 @@ class NoPrivacy(Group):
 ClientLevel = ClientCentral | ClientDistributed
 SumLevel = ClientLevel | RecordDistributed
 PrivacySettings = SumLevel | NoPrivacy | Record | RecordAndClient
+
+
+def levels_of(privacy: PrivacySettings) -> list[PrivacyLevel]:
+    """Return the levels that have a budget."""
+    parts = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
+    return [part for part in parts if isinstance(part, PrivacyLevel)]
 
 
 def sum_level(privacy: PrivacySettings) -> SumLevel | None:

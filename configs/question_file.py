@@ -1,4 +1,4 @@
-"""File of questions: YAML, read within its bounds; and what may be said of an inquiry beside it."""
+"""File of questions: YAML, read within its bounds; and the options of an inquiry outside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _option(metavar: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class InquiryOptions:
-    """What is said of an inquiry beside its questions, in the place of its file's keys; None where nothing is."""
+    """Options of an inquiry that replace its file's keys; None leaves a key as it is."""
 
     name: str | None = _option("NAME", "Name of the answer.")
     purpose: str | None = _option("WORD", "Purpose, which owners permit or refuse.")
@@ -42,7 +42,7 @@ class InquiryOptions:
 
 @dataclass(frozen=True)
 class QuestionOptions:
-    """What is said of one question that no file holds; None where nothing is."""
+    """Options of one question that is in no file; None where an option is not used."""
 
     low: float | None = _option("X", "Lower bound of a number.")
     high: float | None = _option("X", "Upper bound of a number.")

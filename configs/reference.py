@@ -33,7 +33,7 @@ def help_text(config: DictConfig, model: type[Group]) -> str:
         from .optimizers import keywords_of  # torch
 
         values["optimizer"] = {**keywords_of(name), **values["optimizer"]}
-    rows = rows_of(schema, values)
+    rows = reference_rows(schema, values)
     keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
     return "\n".join(
         ["\nGroups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
@@ -52,13 +52,13 @@ def options_of(schema: Schema) -> dict[str, list[str]]:
     return options
 
 
-def rows_of(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
+def reference_rows(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
     """Yield key, value and meaning of everything in a composed configuration."""
     for key, value in values.items():
         node = node_at(schema, (*location, str(key)))
         if isinstance(value, Mapping) and value:
             chosen = (str(value.get("name")),) if "discriminator" in node.schema else ()
-            yield from rows_of(schema, value, (*location, str(key), *chosen))
+            yield from reference_rows(schema, value, (*location, str(key), *chosen))
         else:
             yield ".".join(node.path), _render(value), meaning_of(node.schema)
 

@@ -158,6 +158,4 @@ def _plain(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Mistakes([Refusal(str(error.full_key), "${...}", f"cannot be resolved: {reason}")]) from None
     if not isinstance(values, dict) or not isinstance(unresolved, dict):
         raise Mistakes([Refusal("config", "a list", "must be a group of keys")])
-    return {str(key): each for key, each in unresolved.items()}, {
-        str(key): each for key, each in values.items()
-    }
+    return {str(k): each for k, each in unresolved.items()}, {str(k): each for k, each in values.items()}

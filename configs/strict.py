@@ -80,7 +80,7 @@ def wrong(kind: Any, value: object) -> str:
     return f"must be {EXPECTED[kind]}"
 
 
-def unknown(key: str, names: Iterable[str]) -> str:
+def unknown_key(key: str, names: Iterable[str]) -> str:
     """Return the remedy for a key that does not exist."""
     return f"there is no such key; {nearest(key, names)}"
 
@@ -125,7 +125,7 @@ def read_group(kind: type[T], values: object, path: str) -> T:
         if name not in optional
     }
     strangers = [
-        Refusal(f"{above}{key}", shortened(value), unknown(str(key), hints))
+        Refusal(f"{above}{key}", shortened(value), unknown_key(str(key), hints))
         for key, value in group.items()
         if key not in hints
     ]

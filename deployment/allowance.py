@@ -20,14 +20,14 @@ from ..modes.federation import Federation
 from ..modes.mode import Promise
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
-from ..privacy.accounting.exchanged import exchanged
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
-from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.accounting.record_events import record_event
+from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
-from ..privacy.ledger.book import book_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
-from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
+from ..privacy.ledger.ledger_state import state_at
+from ..privacy.plan import MIN_SHARE_LEFT, Plan, Unaffordable
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
@@ -86,7 +86,7 @@ def budget_line(
     federation: Federation,
     allowed: OwnersBudget | None,
     earlier: Iterable[tuple[str, ServerSettings]],
-    min_share_left: float = LEAST_SHARE_LEFT,
+    min_share_left: float = MIN_SHARE_LEFT,
 ) -> str:
     """Return one line of what was spent before a run or question, its target, and what owners allow.
 
@@ -109,7 +109,7 @@ def budget_line(
     spent, spender = _spent(federation, level), f"{unit} have spent"
     clients = _path(federation, Unit.CLIENT)
     sums = [] if level.unit == Unit.CLIENT else sums_of_records(clients, level.adjacency)
-    if (cost := counted(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
+    if (cost := spent_epsilon(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
         spent, spender = cost, "sums of whole clients have cost records"
     if budget is not None and budget.target_epsilon == target and spent > (1 - min_share_left) * target:
         clauses = (f"{spender} {spent:.4g}", owners, _remedy(spent, allowed))
@@ -146,7 +146,7 @@ def records_line(
     if allowed is None or not federation.mode.sums_cost_records:
         return ""
     level = federation.mode.promises[0]
-    clients, records = (book_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
+    clients, records = (state_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
     prior = tuple(clients.events(Adversary.MODEL))
     plan = sum_plan(federation, prior, None, clients.filter_order)
     assert plan is not None
@@ -154,7 +154,9 @@ def records_line(
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
 
     def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
-        return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
+        return [
+            event_from_json(record_event(event_to_json(each), adjacency, secret=False)) for each in events
+        ]
 
     sums = clients.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     spent = [*of_records(sums), *records.events(Adversary.MODEL)]
@@ -204,26 +206,26 @@ def _fitting_remedy(
     fitting = replace(plan, noise_multiplier=noise)
     earlier_events = question_events if runs > 1 else [*prior, *question_events]
     target = fitting.epsilon(level.target_delta, plan.num_rounds * runs, earlier_events)
-    spent = counted(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
-    if (target := 0.99 * target) * (1 - LEAST_SHARE_LEFT) <= spent:
+    spent = spent_epsilon(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
+    if (target := 0.99 * target) * (1 - MIN_SHARE_LEFT) <= spent:
         return EXHAUSTED
     return f"privacy.target_epsilon={target:.3g} pays for all"
 
 
 def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
-    if allowed is not None and spent > (1 - LEAST_SHARE_LEFT) * allowed.target_epsilon:
+    if allowed is not None and spent > (1 - MIN_SHARE_LEFT) * allowed.target_epsilon:
         return EXHAUSTED
     return f"give a target above {spent:.4g}"
 
 
 def _spent(federation: Federation, level: Promise) -> float:
     """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
-    book = book_at(_path(federation, level.unit))
+    book = state_at(_path(federation, level.unit))
     if book.identity.get("adjacency") != str(level.adjacency):
         return 0.0
     order, delta = book.filter_order, level.target_delta
     events = map(book.events, book.spent)
-    epsilons = (counted(each, delta, level.adjacency, order, GATE_INTERVAL) for each in events)
+    epsilons = (spent_epsilon(each, delta, level.adjacency, order, GATE_INTERVAL) for each in events)
     return max(epsilons, default=0.0)
 
 

@@ -18,7 +18,7 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import Tally
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.folder_lock import exclusive_lock
 from ..privacy.statistics.inquiry import Inquiry
 from ..questions.ask import ask, record_path
 from ..questions.question_plan import Spend
@@ -63,7 +63,7 @@ def ask_clients(
     raise_limit()
     quiet_flower()
     bundle = read_server_bundle(folder)
-    with alone(folder / RUNNING, "server"):
+    with exclusive_lock(folder / RUNNING, "server"):
         refuse_roster(bundle)
         settings = server_settings([*complete_overrides(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))

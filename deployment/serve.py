@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..base.core_dumps import without_core_dumps
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
-from ..client.app import check_engine
+from ..client.workbench import check_engine
 from ..configs.bundle_files import SCHEMA
 from ..configs.compose import SHIPPED_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
@@ -46,7 +46,7 @@ from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.folder_lock import exclusive_lock
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
@@ -58,9 +58,9 @@ from ..run.client_instructions import order_of
 from ..run.close import close_again
 from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..run.manifest import read_manifest
+from ..run.result import note_farewell
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
 from ..run.run_files import read_object
-from ..run.run_folder import note_farewell
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
 from ..tasks.arrays import agreement_of
@@ -109,7 +109,7 @@ def serve(
     without_core_dumps()
     raise_limit()
     bundle = read_server_bundle(folder)
-    with alone(folder / RUNNING, "server"):
+    with exclusive_lock(folder / RUNNING, "server"):
         refuse_roster(bundle)
         if not overrides:
             _close_finished(folder)

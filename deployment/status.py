@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..base.refusal import Refusal
 from ..privacy.budget import Unit
-from ..privacy.ledger.folder_lock import holder
+from ..privacy.ledger.folder_lock import lock_holder
 from ..run.display import console_for
 from ..server.round_terms import describe_fault
 from ..server.rounds import Status
@@ -68,7 +68,7 @@ def earlier_clients(folder: Path) -> dict[int, Mapping[str, Any]]:
 
 def running(folder: Path) -> bool:
     """Return whether a server runs on the folder."""
-    return holder(folder / RUNNING) is not None
+    return lock_holder(folder / RUNNING) is not None
 
 
 def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:

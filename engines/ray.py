@@ -29,7 +29,7 @@ from ..messages.grids import AskingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..simulations.clients import Clients
-from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
+from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, assign_nodes
 from .settings import Ray
 
 DIED = "worker died"  # why its clients' answers are missing
@@ -153,9 +153,9 @@ class RayGrid(AskingGrid):
         """Deliver one instruction to every node and return the sum of the replies."""
         sum_start = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
         shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
-        while shares.left and (here := self._live_actors()):
+        while shares.remaining and (here := self._live_actors()):
             self._train(here, sum_start, shares, total)
-        total.drop(DIED, shares.left)
+        total.drop(DIED, shares.remaining)
         return total
 
     def _train(self, here: list[int], sum_start: Any, shares: _Shares, total: CohortSum) -> None:
@@ -167,11 +167,11 @@ class RayGrid(AskingGrid):
         ahead = 1 if self._together else AHEAD
 
         def give(index: int) -> None:
-            first = not shares.given[index]
+            first = not shares.shares[index]
             if share := shares.next(index):
-                last = self._together > 0 or not shares.left
+                last = self._together > 0 or not shares.remaining
                 calls[self._actors[index].add.remote(share, sum_start if first else None, last)] = index
-            elif last := bool(shares.given[index]) and index not in fetches:
+            elif last := bool(shares.shares[index]) and index not in fetches:
                 calls[self._actors[index].fetch.remote()] = index
             if last:
                 fetches.add(index)
@@ -192,14 +192,14 @@ class RayGrid(AskingGrid):
         """Merge an actor's sum, and return whether the actor is alive; if it is lost, its clients are dropped."""
         if added is None:
             self._replace(index)
-            total.drop(DIED, len(shares.given[index]))
-            shares.given[index] = []
+            total.drop(DIED, len(shares.shares[index]))
+            shares.shares[index] = []
             return False
         part, stateful = added
         self._homes |= dict.fromkeys(stateful, index)
         if part is not None:
             total.merge(part)
-            shares.given[index] = []
+            shares.shares[index] = []
         return True
 
     def send_and_receive(
@@ -217,7 +217,7 @@ class RayGrid(AskingGrid):
             yield from (Message(Error(1, DIED), reply_to=message) for message in waiting.values())
             return
         homes = {node: here.index(self._homes[node]) for node in waiting if node in self._homes}
-        shares = dict(zip(here, dealt(list(waiting), homes, len(here)), strict=True))
+        shares = dict(zip(here, assign_nodes(list(waiting), homes, len(here)), strict=True))
         calls = {
             self._actors[index].answers.remote([waiting[node] for node in share]): index
             for index, share in shares.items()
@@ -285,7 +285,7 @@ class _Shares:
     def __init__(
         self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, together: int = 0
     ) -> None:
-        self.given: list[list[int]] = [[] for _ in range(actors)]
+        self.shares: list[list[int]] = [[] for _ in range(actors)]
         self.longest = 0
         self._by_home = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
         self._rest = [node for node in nodes if node not in homes]
@@ -293,7 +293,7 @@ class _Shares:
         self._first = math.ceil(len(self._rest) / parts)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Number of clients that are not dealt yet."""
         return len(self._rest) + sum(map(len, self._by_home))
 
@@ -302,10 +302,10 @@ class _Shares:
         share, self._by_home[index] = self._by_home[index], []
         if not share:
             size = (
-                self._first if not self.given[index] else math.ceil(len(self._rest) / (2 * len(self.given)))
+                self._first if not self.shares[index] else math.ceil(len(self._rest) / (2 * len(self.shares)))
             )
             share, self._rest = self._rest[:size], self._rest[size:]
-        self.given[index] = [*self.given[index], *share]
+        self.shares[index] = [*self.shares[index], *share]
         self.longest = max(self.longest, len(share))
         return share
 

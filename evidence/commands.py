@@ -19,14 +19,14 @@ def commands_of(run: RunFiles) -> list[str]:
     ]
     verb = ["fedveil", "server", "FOLDER"] if run.deployed else ["fedveil", "simulate"]
     words = [*groups, *([] if run.deployed else _differences(run, groups))]
-    found = [shlex.join([*verb, *words])]
+    commands = [shlex.join([*verb, *words])]
     if run.ledger is not None:
         head = run.result.get("ledger_head")
-        known = ["--head", *map(str, head)] if head else []
-        found.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *known]))
+        head_option = ["--head", *map(str, head)] if head else []
+        commands.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *head_option]))
     if run.audit:
-        found.append("fedveil audit RUN")
-    return [*found, "fedveil report RUN"]
+        commands.append("fedveil audit RUN")
+    return [*commands, "fedveil report RUN"]
 
 
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
@@ -41,6 +41,6 @@ def _differences(run: RunFiles, groups: list[str]) -> list[str]:
     keys = {name.partition("=")[0] + ".name" for name in groups}
     return [
         f"{key}={value}"
-        for key, value in flat(run.shown)
+        for key, value in flat(run.publishable)
         if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
     ]

@@ -1,8 +1,8 @@
 """Text of a report's values on the page, and the check of a page against its JSON.
 
-Every value of report.json is in an element with `data-ref`, a JSON pointer (RFC 6901), and its text is `shown(value,
-form)`, where the form is the element's `data-form`. This module needs only the standard library, so that a page can be
-checked without other packages.
+Every value of report.json is in an element with `data-ref`, a JSON pointer (RFC 6901). Its text is
+`text_of(value, form)`, where the form is the element's `data-form`. This module needs
+only the standard library, so that a page can be checked without other packages.
 """
 
 import math
@@ -32,7 +32,7 @@ _LOADING = re.compile(r"[\\&]|url\(|src\(|image|@import", re.IGNORECASE)
 _VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
 
 
-def shown(value: object, form: str = "plain") -> str:
+def text_of(value: object, form: str = "plain") -> str:
     """Return the text of a value of report.json.
 
     Args:
@@ -136,7 +136,7 @@ class Reference:
 
     Attributes:
       pointer: into report.json.
-      form: as in `shown`.
+      form: as in `text_of`.
       text: as the page has it.
     """
 
@@ -151,19 +151,19 @@ def active(html: str) -> list[str]:
     The text is matched and not parsed, since a browser may see an element where another parser sees none: each `<`
     must begin a tag of the few that pages have.
     """
-    page, found = html.removeprefix("<!DOCTYPE html>"), list[str]()
-    for start in (each.start() for each in re.finditer("<", page)):
-        tag = _TAG.match(page, start)
+    page, parts = html.removeprefix("<!DOCTYPE html>"), list[str]()
+    for offset in (each.start() for each in re.finditer("<", page)):
+        tag = _TAG.match(page, offset)
         if tag is None or not _NAMES.fullmatch(tag[1]):
-            found.append(page[start : start + PREFIX])
+            parts.append(page[offset : offset + PREFIX])
             continue
         for name, value in _ATTRIBUTE.findall(tag[2]):
             leaves = name == "href" and not value.startswith("#")
             acts = name == "http-equiv" and value != "Content-Security-Policy"
             if not _ATTRIBUTES.fullmatch(name) or leaves or acts:
-                found.append(f"{tag[1]} {name}")
+                parts.append(f"{tag[1]} {name}")
     styles = (each for pair in _STYLES.findall(page) for each in pair)
-    return found + [match[0] for match in map(_LOADING.search, styles) if match]
+    return parts + [match[0] for match in map(_LOADING.search, styles) if match]
 
 
 def references(html: str) -> list[Reference]:
@@ -171,7 +171,7 @@ def references(html: str) -> list[Reference]:
     reader = _Reader()
     reader.feed(html)
     reader.close()
-    return reader.found
+    return reader.references
 
 
 def differences(html: str, report: Any) -> list[str]:
@@ -181,16 +181,16 @@ def differences(html: str, report: Any) -> list[str]:
       html: of the page.
       report: report.json, as JSON.
     """
-    found: list[str] = []
+    sentences: list[str] = []
     for each in references(html):
         try:
-            expected = shown(pointed(report, each.pointer), each.form)
+            expected = text_of(pointed(report, each.pointer), each.form)
         except (LookupError, ValueError, TypeError):
-            found.append(f"{each.pointer}: the page refers to what the report does not hold")
+            sentences.append(f"{each.pointer}: the page refers to what the report does not hold")
             continue
         if each.text != expected:
-            found.append(f"{each.pointer}: the page says {each.text!r}, the report {expected!r}")
-    return found
+            sentences.append(f"{each.pointer}: the page says {each.text!r}, the report {expected!r}")
+    return sentences
 
 
 @dataclass
@@ -206,7 +206,7 @@ class _Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.found: list[Reference] = []
+        self.references: list[Reference] = []
         self._depth = 0
         self._open: _Open | None = None
 
@@ -214,11 +214,11 @@ class _Reader(HTMLParser):
         if tag in _VOID:
             return
         self._depth += 1
-        given = dict(attrs)
-        pointer = given.get("data-ref")
+        attributes = dict(attrs)
+        pointer = attributes.get("data-ref")
         if pointer is not None:
             self._end()
-            self._open = _Open(pointer, given.get("data-form") or "plain", self._depth)
+            self._open = _Open(pointer, attributes.get("data-form") or "plain", self._depth)
 
     def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         """Leave out an element without content, which shows nothing."""
@@ -240,5 +240,5 @@ class _Reader(HTMLParser):
 
     def _end(self) -> None:
         if self._open is not None:
-            self.found.append(Reference(self._open.pointer, self._open.form, "".join(self._open.text)))
+            self.references.append(Reference(self._open.pointer, self._open.form, "".join(self._open.text)))
         self._open = None

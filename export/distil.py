@@ -40,14 +40,11 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
         private, public_path = Path(folder).resolve(), public.resolve()
         if public_path.is_relative_to(private) or private.is_relative_to(public_path):
             raise Refusal("--public", str(public), f"is in the clients' data folder, {folder}; {PUBLIC}")
-    public_digests = set(_digests(inputs.numpy()))
+    rows = set(_digests(inputs.numpy()))
     clients = range(task.num_clients)
-    num_included = sum(
-        bool(client_digests := set(_client_digests(task, client))) and client_digests <= public_digests
-        for client in clients
-    )
-    if num_included:
-        remedy = f"holds all examples of {num_included} of the run's {len(clients)} clients; {PUBLIC}"
+    count = sum(bool(digests := set(_client_digests(task, client))) and digests <= rows for client in clients)
+    if count:
+        remedy = f"holds all examples of {count} of the run's {len(clients)} clients; {PUBLIC}"
         raise Refusal("--public", str(public), remedy)
 
 

@@ -40,12 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 AGREES = 1e-4  # largest difference from torch, in units of the largest output (at least 1)
-NUM_RANDOM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed
+NUM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed
 INT8 = 127  # the largest value; the range is symmetric about zero
 REPEATS = 50  # of one row, for its time
-PRIVACY_STATEMENT = (
-    "post-processing of the released model, on public inputs alone: epsilon is that of the run"
-)
+STATEMENT = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _write_export(folder: Path, model: nn.Module, parts: _Parts, order: Order) -
         "milliseconds_a_row": _milliseconds(runs, sample[:1].numpy()),
         **_measured(parts, runs),
         "privacy": parts.result["privacy"],
-        "privacy_said": PRIVACY_STATEMENT,
+        "privacy_said": STATEMENT,
     }
     if isinstance(parts.task, PredictingTask):
         for name, content in parts.task.beside_the_model().items():
@@ -307,10 +305,9 @@ def _comparison_rows(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
     yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
     if sample.is_floating_point():
         draw = torch.Generator().manual_seed(SEED)
-        rows = torch.randn(NUM_RANDOM_ROWS, *sample.shape[1:], generator=draw, dtype=sample.dtype)
+        rows = torch.randn(NUM_ROWS, *sample.shape[1:], generator=draw, dtype=sample.dtype)
         with torch.no_grad():
-            # Rows with other outputs are outside its domain.
-            finite = model(rows).reshape(NUM_RANDOM_ROWS, -1).isfinite().all(1)
+            finite = model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)  # others are outside its domain
         yield from (row[None] for row in rows[finite])
 
 

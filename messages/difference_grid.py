@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from .difference_wire import ModelStatement, read_model_statement, split_model_report, with_model
+from .difference_wire import ModelStatement, read_statement, split_report, with_model
 from .flower_adapter import delivered_message, records_of
 from .grids import PassingGrid
 from .model_difference import bytes_of, difference, hash_of
@@ -33,7 +33,7 @@ class ClientModels:
 
     def __init__(self) -> None:
         self._models = OrderedDict[str, Arrays]()
-        self._client_models = dict[int, str]()
+        self._by_node = dict[int, str]()
         self._pending_models = dict[int, str]()  # what a node had that was sent a model and has not answered
         self._differences = dict[tuple[str, str], bytes | None]()
         self._last: tuple[ArrayRecord, ModelStatement] | None = None
@@ -42,9 +42,9 @@ class ClientModels:
         """Record a node's held model; one that is no longer known counts as none."""
         self._pending_models.pop(node, None)
         if model in self._models:
-            self._client_models[node] = model
+            self._by_node[node] = model
         else:
-            self._client_models.pop(node, None)
+            self._by_node.pop(node, None)
 
     def take_back(self, node: int) -> None:
         """Record that a node did not begin an instruction, and still holds its earlier model."""
@@ -65,7 +65,7 @@ class ClientModels:
         """Return the messages as `encode` does, for nodes that hold the model of each from then on."""
         encoded = self.encode(messages)
         for message in encoded:
-            if (statement := read_model_statement(message.content)) is not None:
+            if (statement := read_statement(message.content)) is not None:
                 self.take(message.metadata.dst_node_id, statement.model)
         return encoded
 
@@ -77,7 +77,7 @@ class ClientModels:
             return message
         ((name, record),) = arrays.items()
         whole = self._state(name, record)
-        client_model = self._client_models.pop(head.dst_node_id, "")
+        client_model = self._by_node.pop(head.dst_node_id, "")
         base = self._pending_models[head.dst_node_id] = "" if again else client_model
         key = id(content), base
         if key not in written:
@@ -102,9 +102,7 @@ class ClientModels:
         capacity = min(MAX_MODELS, max(2, MAX_BYTES // max(1, bytes_of(arrays))))
         while len(self._models) > capacity:
             self._models.popitem(last=False)
-        self._client_models = {
-            node: model for node, model in self._client_models.items() if model in self._models
-        }
+        self._by_node = {node: model for node, model in self._by_node.items() if model in self._models}
         self._differences.clear()  # of an earlier model
 
     def _difference(self, base: str, model: str) -> bytes | None:
@@ -128,21 +126,17 @@ class DifferenceGrid(PassingGrid):
         Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        requests = {message.metadata.dst_node_id: message for message in messages}
+        orders = {message.metadata.dst_node_id: message for message in messages}
         again: list[Message] = []
-        for reply in self._grid.send_and_receive(
-            self._models.encode(list(requests.values())), timeout=timeout
-        ):
+        for reply in self._grid.send_and_receive(self._models.encode(list(orders.values())), timeout=timeout):
             node = reply.metadata.src_node_id
-            if reply.has_error() and reply.error.code == NO_BASE and node in requests:
-                again.append(requests[node])
+            if reply.has_error() and reply.error.code == NO_BASE and node in orders:
+                again.append(orders[node])
             else:
                 yield self._without_report(reply)
         if again:
-            remaining = None if end is None else max(0.0, end - time.monotonic())
-            for reply in self._grid.send_and_receive(
-                self._models.encode(again, again=True), timeout=remaining
-            ):
+            rest = None if end is None else max(0.0, end - time.monotonic())
+            for reply in self._grid.send_and_receive(self._models.encode(again, again=True), timeout=rest):
                 yield self._without_report(reply)
 
     def _without_report(self, reply: Message) -> Message:
@@ -150,7 +144,7 @@ class DifferenceGrid(PassingGrid):
         if reply.has_error():
             self._models.take_back(reply.metadata.src_node_id)
             return reply
-        content, client_model = split_model_report(reply.content)
+        content, client_model = split_report(reply.content)
         if content is reply.content:
             return reply
         self._models.take(reply.metadata.src_node_id, client_model)

@@ -57,7 +57,7 @@ def with_model(content: RecordDict, statement: ModelStatement) -> RecordDict:
     return RecordDict(records)
 
 
-def read_model_statement(content: RecordDict) -> ModelStatement | None:
+def read_statement(content: RecordDict) -> ModelStatement | None:
     """Return the encoding of an instruction's model; None if it does not state one.
 
     Raises:
@@ -101,12 +101,12 @@ def without_encoding(content: RecordDict) -> RecordDict:
     return RecordDict({**others, SPEC_RECORD: spec})
 
 
-def with_model_report(content: RecordDict, model: str) -> RecordDict:
+def with_report(content: RecordDict, model: str) -> RecordDict:
     """Return a reply's content with the hash of the model that its device now holds."""
     return RecordDict({**dict(content.items()), MODEL_REPORT: ConfigRecord({MODEL: model})})
 
 
-def split_model_report(content: RecordDict) -> tuple[RecordDict, str]:
+def split_report(content: RecordDict) -> tuple[RecordDict, str]:
     """Return a reply's content without the hash of its device's held model, and the hash; empty if it has none."""
     if MODEL_REPORT not in content:
         return content, ""

@@ -27,8 +27,8 @@ USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
 
 @dataclass(frozen=True)
-class ExchangeId:
-    """Place of an exchange in a run, for clients' ledgers and streams; the protocol has its own.
+class Position:
+    """Position of an exchange in a run, for clients' ledgers and streams; the protocol has its own.
 
     Attributes:
       run: name of the run.
@@ -43,10 +43,10 @@ class ExchangeId:
     exchange: Exchange
 
 
-def ask(messages: Sequence[bytes], spec: ShareSpec, exchange_id: ExchangeId) -> dict[str, ConfigRecord]:
+def ask(messages: Sequence[bytes], spec: ShareSpec, position: Position) -> dict[str, ConfigRecord]:
     """Return the records that carry an exchange's messages to one node."""
     return {
-        SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(exchange_id)}),
+        SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(position)}),
         SECURE_RECORD: ConfigRecord({"messages": list(messages)}),
     }
 
@@ -111,11 +111,11 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
     return build(ShareSpec, read_json(str(config_of(content, SPEC_RECORD)["spec"])))
 
 
-def read_exchange_id(content: RecordDict) -> ExchangeId:
-    """Return the place of an instruction."""
+def read_position(content: RecordDict) -> Position:
+    """Return the position of an instruction."""
     record = config_of(content, SPEC_RECORD)
     round_, attempt, exchange = (int(str(record[name])) for name in ("round", "attempt", "exchange"))
-    return ExchangeId(str(record["run"]), round_, attempt, Exchange(exchange))
+    return Position(str(record["run"]), round_, attempt, Exchange(exchange))
 
 
 def task_hash(spec: ShareSpec) -> bytes:

@@ -106,7 +106,7 @@ class Tally:
         """
         whole = sum(shares.values())
         with self._lock:
-            sizes: Any = self._bytes[direction]  # a fraction of a byte is kept until it is told
+            sizes: Any = self._bytes[direction]  # fractions of a byte are rounded only in a total
             for purpose, part in shares.items():
                 sizes[purpose] += size * part / whole
 

@@ -170,7 +170,7 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 # --- out: instruction to the clients ---------------------------------------------------------------------------
 
 
-def written(spec: SumSpec) -> dict[str, Any]:
+def fields_of(spec: SumSpec) -> dict[str, Any]:
     """Return the fields of a spec for sending: `unit_norm` at the record level, `compression` if there is any."""
     return plain_of(spec)
 
@@ -178,7 +178,7 @@ def written(spec: SumSpec) -> dict[str, Any]:
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
     """Return the strategy's records with the sum's public parameters."""
     out = RecordDict(dict(content.items()))
-    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(written(spec)), "run": run, "round": server_round})
+    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(fields_of(spec)), "run": run, "round": server_round})
     return out
 
 
@@ -213,7 +213,7 @@ def read_attempt(content: RecordDict) -> int:
     return int(str(config_of(content, SPEC_RECORD).get("attempt", 0)))
 
 
-def asks(content: RecordDict) -> bool:
+def is_query(content: RecordDict) -> bool:
     """Return whether an instruction asks for something else than training."""
     return any(values_under(content, key) for key in (QUESTION_KEY, EVALUATION_KEY))
 

@@ -51,8 +51,8 @@ class Federation(Parts):
 
     def __post_init__(self) -> None:
         if not self.identities:
-            drawn = self.randomness.stream("identities").bytes(32).hex()
-            object.__setattr__(self, "identities", drawn)
+            identities = self.randomness.stream("identities").bytes(32).hex()
+            object.__setattr__(self, "identities", identities)
 
     @property
     def held_out_public(self) -> bool:
@@ -62,7 +62,7 @@ class Federation(Parts):
 
     @cached_property
     def extra_clients(self) -> int:
-        """Number of an observer's clients beside the real ones."""
+        """Number of an observer's clients, in addition to the real ones."""
         return extra_of(self.settings).extra_clients(self.settings, self.task)
 
     @property
@@ -103,7 +103,7 @@ class Federation(Parts):
         """Refuse a cohort that is too small for an encrypted sum.
 
         Raises:
-          Refusal: one of the expected size cannot stand the stated dropout beside the stated collusion.
+          Refusal: one of the expected size cannot stand the stated dropout and the stated collusion together.
         """
         real = invited_size(self.cohort, self.num_clients)
         self.check_sum(round(real * self.num_nodes / self.num_clients))
@@ -112,18 +112,23 @@ class Federation(Parts):
         """Refuse an encrypted sum of too few clients.
 
         Raises:
-          Refusal: they cannot stand the stated dropout beside the stated collusion.
+          Refusal: they cannot stand the stated dropout and the stated collusion together.
         """
         if self.masking is not None:
             self.masking.shape(clients)
 
     @property
     def doubly_signed(self) -> bool:
-        """Whether the suite of the encrypted sums has ML-DSA beside Ed25519."""
+        """Whether the suite of the encrypted sums has ML-DSA in addition to Ed25519."""
         from ..privacy.secagg.suite import SUITES
 
         secagg = self.settings.secagg
         return secagg is not None and SUITES[secagg.suite].doubly_signed
+
+    @property
+    def needs_all_clients(self) -> bool:
+        """Whether a client whose data are refused cannot drop out: of an encrypted sum, or of a step on all records."""
+        return self.settings.secagg is not None or self.mode.sums_records
 
     @property
     def compression(self) -> CompressionPlan | None:

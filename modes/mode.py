@@ -283,7 +283,7 @@ class Mode:
     # --- questions -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_of_client(self) -> float | None:
+    def max_rows(self) -> float | None:
         """Bound on the rows of a client that answer an evaluation; None where a client answers as a whole."""
         return None
 
@@ -356,14 +356,14 @@ class Mode:
         """Return what an order says of records."""
         return None
 
-    def tells_units(self, promise: Promise) -> str | None:
+    def count_disclosure(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of a promise's units, with the remedy; None if none does."""
         return "a client's sampling rate reveals its number of records; use zero-out"
 
     def check_adjacencies(self) -> None:
         """Refuse a promise to hide the number of units where a public value reveals it."""
         for promise in reversed(self.promises):
-            check_adjacency("privacy.adjacency", promise.adjacency, self.tells_units(promise))
+            check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
 
     # --- words -----------------------------------------------------------------------------------------------------
 
@@ -380,8 +380,6 @@ class Mode:
         """
         return []
 
-    def persons(self, max_clients: int) -> str:
+    def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""
-        return (
-            f"At most {max_clients} clients train on one person: the losses at {max_clients} of them add up."
-        )
+        return f"At most {clients} clients train on one person: the losses at {clients} of them add up."

@@ -39,13 +39,11 @@ class Parts:
     @property
     def task_name(self) -> str:
         """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
-        settings = self.settings.task
-        if not isinstance(settings, CustomTask):
-            return settings.option
+        task = self.settings.task
+        if not isinstance(task, CustomTask):
+            return task.option
         name = getattr(self.task, "name", None)
-        return settings.label or (
-            name if isinstance(name, str) and name else settings.target.partition(":")[2]
-        )
+        return task.label or (name if isinstance(name, str) and name else task.target.partition(":")[2])
 
     @property
     def num_clients(self) -> int:

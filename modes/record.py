@@ -14,10 +14,10 @@ from ..configs.privacy_settings import Record
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta
-from ..privacy.ledger.book import identity_of, require_unit
-from ..privacy.ledger.caps import NAMED, CapEnded, capped
+from ..privacy.ledger.caps import NAME_LENGTH, CapEnded, capped
 from ..privacy.ledger.client_sums import read_records
-from ..privacy.ledger.data_sets import Owed
+from ..privacy.ledger.data_sets import PendingCharges
+from ..privacy.ledger.ledger_state import identity_of, require_unit
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan, Unaffordable
 from ..strategies.cohorts import likely_participations
@@ -113,7 +113,7 @@ class RecordMode(Mode):
         """Return the ledgers of the clients of this machine."""
         population = self.parts.population
         home = population.client_ledger_home(Path())
-        return [home / f"{name[:NAMED]}.ledger" for name in population.client_ledgers]
+        return [home / f"{name[:NAME_LENGTH]}.ledger" for name in population.client_ledgers]
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +272,9 @@ def _unless_all_refuse(
     return level
 
 
-def _within_ledger(level: RecordPrivacy, name: str, pending: Owed) -> tuple[RecordPrivacy, list[DpEvent]]:
+def _within_ledger(
+    level: RecordPrivacy, name: str, pending: PendingCharges
+) -> tuple[RecordPrivacy, list[DpEvent]]:
     """Return the level of records within a ledger's caps, and the events that the ledger holds or owes."""
     path = level.ledger_path(name)
     identity = identity_of(path)

@@ -112,9 +112,9 @@ class RecordDistributedMode(SumMode):
     def units(self) -> UnitsPerClient:
         """Number of records in a client's vector."""
         rate, max_records = self.step.sample_rate, self.max_records + self.extra_records
-        drawn = rate * max_records + OFTEN * math.sqrt(rate * (1 - rate) * max_records + 1)
+        max_drawn = rate * max_records + OFTEN * math.sqrt(rate * (1 - rate) * max_records + 1)
         expected = rate * self.records / self.parts.num_clients
-        return UnitsPerClient(max(1.0, min(float(max_records), drawn)), expected)
+        return UnitsPerClient(max(1.0, min(float(max_records), max_drawn)), expected)
 
     @property
     def expected_units(self) -> float:
@@ -132,7 +132,7 @@ class RecordDistributedMode(SumMode):
     # --- questions -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_of_client(self) -> float | None:
+    def max_rows(self) -> float | None:
         """Bound on the rows of a client that answer an evaluation."""
         return float(self.max_records)
 
@@ -196,9 +196,9 @@ class RecordDistributedMode(SumMode):
             sample_rate=step.sample_rate,
         )
 
-    def persons(self, max_clients: int) -> str:
+    def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""
-        return f"At most {max_clients} clients train on one person, and all of that is one unit."
+        return f"At most {clients} clients train on one person, and all of that is one unit."
 
 
 MODE = RecordDistributedMode

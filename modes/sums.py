@@ -11,7 +11,7 @@ from ..messages.training_order import ClientClaim
 from ..privacy.budget import Adversary, Budget
 from ..privacy.mechanisms.mechanism import Mechanism, mechanism_of
 from ..privacy.mechanisms.sizing import Attendance, size_shares
-from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec, least_share
+from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec, metrics_share
 from ..privacy.plan import Plan
 from ..privacy.preconditions import VACUOUS_CLIENTS, vacuity
 from ..strategies.cohorts import All
@@ -115,7 +115,7 @@ class SumMode(Mode):
             return share
         parts = self.parts
         expected = parts.cohort.expected_size(parts.declared_clients)
-        return least_share(plan.noise_std / plan.clipping_norm, expected, len(self.metrics))
+        return metrics_share(plan.noise_std / plan.clipping_norm, expected, len(self.metrics))
 
     def question_ledgers(self) -> list[Path]:
         """Return the ledger of all clients."""
@@ -203,7 +203,7 @@ class ClientMode(SumMode):
         assert plan.noise_multiplier is not None
         return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
 
-    def tells_units(self, promise: Promise) -> str | None:
+    def count_disclosure(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of clients, with the remedy; None if none does."""
         settings, population = self.parts.settings, self.parts.population
         if population.count_disclosure:

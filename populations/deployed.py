@@ -16,7 +16,7 @@ from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, unreadable
 from ..messages.training_order import NEW, people_call
 from ..privacy.budget import Adjacency, Budget
-from ..privacy.ledger.caps import NAMED, POPULATION, Cap, capped, caps_on
+from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, Cap, capped, caps_on
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
@@ -65,7 +65,7 @@ class Deployed(Population):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         signer = f"of the roster that the authority signed, version {self.roster.version}"
         again = "the same command with --despite-alarm"
         return Words(REAL, "real data", COUNTED, "run", "ledger.dir", signer, again)
@@ -131,7 +131,7 @@ class Deployed(Population):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        return self.ledgers / f"{prefix}{self.owner[:NAMED]}.ledger"
+        return self.ledgers / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return a folder that holds none of the clients' own ledgers, which lie with them."""

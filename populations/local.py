@@ -14,7 +14,7 @@ from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger import data_sets
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, Cap, capped, caps_on, ledger_folder
+from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, Cap, capped, caps_on, ledger_folder
 from ..privacy.ledger.client_sums import charge_records
 from ..tasks.data import Data, data_of
 from ..tasks.fingerprint import content_of
@@ -24,7 +24,7 @@ from .population import ESTIMATED, REAL, Words
 
 if TYPE_CHECKING:
     from ..messages.client_settings import RecordPrivacy
-    from ..privacy.ledger.data_sets import Owed
+    from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Ledger
 
 MOVED = (
@@ -38,7 +38,7 @@ class Local(OnThisMachine):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         return Words(REAL, "real data", ESTIMATED, "hydra.run.dir", "ledger.dir", ONE_MACHINE)
 
     @cached_property
@@ -62,7 +62,7 @@ class Local(OnThisMachine):
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data; of data whose content cannot be told, another one in each run."""
+        """The fingerprint of each client's data; of data whose content cannot be read, another one in each run."""
         if self.unscaled:
             return list(self.unscaled)
         clients = range(self.task.num_clients)
@@ -98,15 +98,15 @@ class Local(OnThisMachine):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"
+        return self.home / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return the folder of the clients' own ledgers."""
         return self.home
 
-    def pending_charges(self) -> Owed:
+    def pending_charges(self) -> PendingCharges:
         """Return earlier losses of the people that are not on the clients' ledgers yet."""
-        return data_sets.owed_by_clients(self.home, self.data_id, self.fingerprints)
+        return data_sets.pending_for_clients(self.home, self.data_id, self.fingerprints)
 
     def within_caps(self, path: Path, budget: Budget) -> Budget:
         """Return a ledger's budget within the owner's caps."""
@@ -125,7 +125,7 @@ class Local(OnThisMachine):
     def exclusive_lock(self) -> Generator[None]:
         """Prevent other runs and questions from charging the ledgers of these data meanwhile. Arguments as of `Population`."""
         make_folder("ledger.dir", self.home)
-        with data_sets.alone_on(self.home, self.data_id):
+        with data_sets.exclusive_access(self.home, self.data_id):
             yield
 
     def check_mode(self, mode: str) -> None:
@@ -153,8 +153,8 @@ class Local(OnThisMachine):
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Charge the population's ledger, before it is opened, with earlier losses of its people."""
-        prefix = path.stem.removesuffix(self.owner[:NAMED])
-        pending = data_sets.owed_by_population(path.parent, self.data_id, prefix)
+        prefix = path.stem.removesuffix(self.owner[:NAME_LENGTH])
+        pending = data_sets.pending_for_population(path.parent, self.data_id, prefix)
         data_sets.settle(path.parent, self.data_id, pending, budget, prefix)
 
     def share(self, ledger: Ledger, budget: Budget) -> None:
@@ -172,7 +172,7 @@ class Local(OnThisMachine):
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
         """Return the clients' own ledgers in a folder, which holds others as well."""
-        names = {f"{name[:NAMED]}.ledger" for name in self.client_ledgers}
+        names = {f"{name[:NAME_LENGTH]}.ledger" for name in self.client_ledgers}
         return sorted(path for name in names if (path := folder / name).exists())
 
     def opened_ledgers(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..configs.schema import SimulationSettings
-from ..privacy.ledger.book import RESERVE, read_entries
+from ..privacy.ledger.ledger_state import RESERVE, read_entries
 from ..server.round_terms import ALL_ANSWERS, Answers
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
 from ..tasks.fingerprint import fingerprint
@@ -84,9 +84,9 @@ class OnThisMachine(Population):
         examples = (data_of(task, client) for client in range(task.num_clients))
         return next(each for each in examples if len(each))
 
-    def scaled(self, settings: SimulationSettings, task: Task, keeps_names: bool) -> Self:
+    def scaled(self, settings: SimulationSettings, task: Task, keep_names: bool) -> Self:
         """Return the population with scaled inputs. Arguments as of `Population`."""
-        unscaled = tuple(self.fingerprints) if keeps_names else ()
+        unscaled = tuple(self.fingerprints) if keep_names else ()
         return replace(self, settings=settings, task=task, unscaled=unscaled)
 
     def fingerprint_of(self, client: int) -> str:
@@ -108,7 +108,7 @@ class Simulated(OnThisMachine):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         return Words(SIMULATION, "simulation", ESTIMATED, "hydra.run.dir", "hydra.run.dir", ONE_MACHINE)
 
     simulated = needs_held_out = True

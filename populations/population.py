@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..messages.client_settings import RecordPrivacy
     from ..privacy.budget import Adjacency, Budget
     from ..privacy.ledger.caps import Cap
-    from ..privacy.ledger.data_sets import Owed
+    from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Head, Ledger
     from ..privacy.secagg.roster import Roster
     from ..server.round_terms import Answers
@@ -32,7 +32,7 @@ ESTIMATED = "estimated: simulated, by the sizes that the encoders of link=grpc g
 
 @dataclass(frozen=True)
 class Words:
-    """Words in which a run of a population is told of.
+    """Words that describe a run of a population in results, titles and refusals.
 
     Attributes:
       data: SIMULATION or REAL, in results.
@@ -70,7 +70,7 @@ class Population:
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         raise NotImplementedError
 
     @property
@@ -200,17 +200,17 @@ class Population:
     def claim_mode(self, mode: str) -> None:
         """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
 
-    def scaled(self, settings: SimulationSettings, task: Task, keeps_names: bool) -> Population:
+    def scaled(self, settings: SimulationSettings, task: Task, keep_names: bool) -> Population:
         """Return the population with scaled inputs.
 
         Args:
           settings: that ask for no scaling any more.
           task: with it.
-          keeps_names: whether each client has a ledger, which keeps its name.
+          keep_names: whether each client has a ledger, which keeps its name.
         """
         return self
 
-    def pending_charges(self) -> Owed:
+    def pending_charges(self) -> PendingCharges:
         """Return earlier losses of people with real data here that are not on the clients' ledgers."""
         raise NotImplementedError
 

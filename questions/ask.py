@@ -21,7 +21,7 @@ from ..base.refusal import Refusal
 from ..messages.traffic import Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import Ledger, LedgerUnavailable
 from ..privacy.plan import Plan
@@ -29,7 +29,7 @@ from ..privacy.statistics.inquiry import Inquiry
 from ..run.acts import write_accepted
 from ..run.client_instructions import task_options
 from ..run.files import OF_RECORDS, OPERATOR
-from ..run.prepare import alone_on_records, close_ledger, open_ledger
+from ..run.opening import alone_on_records, close_ledger, open_ledger
 from ..run.queries import Reach
 from ..server.participants import Participants
 from .asking import Asking, Outcome, require_all_rounds
@@ -215,7 +215,7 @@ def answer_record(
         "adjacency": str(plan.adjacency),
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": counted(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon": spent_epsilon(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
         "epsilon_before": epsilon_before,
         "epsilon_after": ledger_epsilon(asking.ledger),
         "target_epsilon": budget.target_epsilon,

@@ -10,7 +10,7 @@ from dp_accounting.dp_event import SelfComposedDpEvent
 from ..messages.local_training import LocalTraining
 from ..messages.training_order import ORDER_KEY, ClientClaim, RecordTerms, TrainingOrder
 from ..modes.federation import Federation
-from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
@@ -95,7 +95,7 @@ class Asking:
                 clipped = _answers(self.federation, level, sums)[0].clipped
             cells = sums.cells[question.name] / rate_of(self.federation)
             sigma = sigma_of(self.federation, level, question, sums.noise)
-            final_counts, longer_prefixes = statistic.found(cells, sigma)
+            final_counts, longer_prefixes = statistic.select(cells, sigma)
             figures |= {word: count_of(word, count, sigma) for word, count in final_counts.items()}
             if not longer_prefixes:
                 break
@@ -142,14 +142,14 @@ def require_all_rounds(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
         return  # the ledger's own gate refuses it
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
     whole = Release(
-        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.asked, kind=QUESTION
+        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.purposes, kind=QUESTION
     )
-    ledger.require_asked(whole)
+    ledger.require_question(whole)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):
             budget = ledger.budget
-            epsilon = counted(events, budget.target_delta, budget.adjacency, ledger.filter_order)
+            epsilon = spent_epsilon(events, budget.target_delta, budget.adjacency, ledger.filter_order)
             raise BudgetExhausted(budget, adversary, epsilon)
     for each in ledger.shared:
         each.require(whole)

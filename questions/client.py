@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Error, Message, RecordDict
 
 from ..base.refusal import Refusal
-from ..client.app import Workbench, own_ledger
+from ..client.workbench import Workbench
 from ..messages import wire
 from ..privacy.accounting.events import gaussian_event
 from ..privacy.budget import Adversary, Release, Unit
@@ -101,11 +101,11 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
         f"{QUESTION} {client}",
         dict.fromkeys(Adversary, gaussian_event(noise)),
         randomness.kind,
-        segments=inquiry.asked,
+        segments=inquiry.purposes,
         kind=QUESTION,
     )
     try:
-        with own_ledger(bench, client, settings, settings.record) as ledger:
+        with bench.open_ledger(client, settings, settings.record) as ledger:
             ledger.purpose = inquiry.why or None
             ledger.reserve_new(release)
             reply = answer_inquiry(message, inquiry, table, stream)

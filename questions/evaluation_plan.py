@@ -18,8 +18,7 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
-from ..run.prepare import some_examples
+from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, MAX_NAME, METRIC, Evaluation
 from ..run.queries import EvaluationPlan
 from ..run.unit_plan import charges_questions, questions_of
 from ..tasks.data import held_out_of, run_on
@@ -131,11 +130,11 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
     evaluate = evaluate_of(federation.settings)
-    purpose = (federation.settings.purpose or "")[:MOST_NAME]
+    purpose = (federation.settings.purpose or "")[:MAX_NAME]
     inquiry = Evaluation(
         name, evaluate.share, evaluate.metric, evaluate.metric_bound, evaluate.figures, purpose
     )
-    if rows := federation.mode.rows_of_client:
+    if rows := federation.mode.max_rows:
         figures = tuple(each for each in evaluate.figures if each != HISTOGRAM)
         return replace(inquiry, figures=figures, records=rows)
     return inquiry
@@ -152,9 +151,9 @@ def check_evaluation(federation: Federation) -> None:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
-    per_record = federation.mode.rows_of_client is not None
+    per_record = federation.mode.max_rows is not None
     num_examples = 1 if per_record else SAMPLE_SIZE
-    examples = held_out if len(held_out) else some_examples(federation)
+    examples = held_out if len(held_out) else federation.population.sample_examples(federation.task)
     inputs, targets = examples.batch(torch.arange(min(len(examples), num_examples)))
     model = task.model().eval()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal, real
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import CLIENTS, FIGURES, RECORDS, Evaluation
 from ..privacy.statistics.figure import Figure
@@ -105,7 +105,7 @@ def epsilon_of(plan: Plan, delta: float) -> float:
       plan: of one.
       delta: in (0, 1).
     """
-    return counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
+    return spent_epsilon([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 
 def planned_half_width(
@@ -134,7 +134,7 @@ def planned_half_width(
         noise = plan.noise * resolution / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / resolution)} {evaluation.counted} would suffice, or "
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / resolution)} {evaluation.unit_name} would suffice, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
         raise Refusal("evaluate.resolution", resolution, remedy)
@@ -144,4 +144,4 @@ def planned_half_width(
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
     """Return the means of an evaluation that can be estimated, by name."""
     first_figures = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
-    return {name: each for name, each in first_figures.items() if each.name == name and each.said}
+    return {name: each for name, each in first_figures.items() if each.name == name and each.has_value}

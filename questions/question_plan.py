@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
-from ..privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
+from ..privacy.plan import MAX_PLAN_NOISE, MIN_PLAN_NOISE, Plan
 from ..privacy.statistics.figure import NORMAL_95
 from ..privacy.statistics.inquiry import Inquiry, Question
 from ..run.acts import unless_accepted
@@ -63,7 +63,7 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     )
     if spend.epsilon is not None:
         plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
-    if not LEAST_NOISE <= plan.noise <= MAX_QUESTION_NOISE:
+    if not MIN_PLAN_NOISE <= plan.noise <= MAX_QUESTION_NOISE:
         raise Refusal("noise_multiplier", plan.noise, "leaves only noise; give more epsilon")
     return plan
 
@@ -194,7 +194,7 @@ def smallest_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> 
       delta: in (0, 1).
       fits: whether a plan is sufficient.
     """
-    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
+    low, high = MIN_PLAN_NOISE, plan.noise_multiplier or MAX_PLAN_NOISE
     if not fits(replace(plan, noise_multiplier=low)):
         return None
     for _ in range(40):

@@ -30,7 +30,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
 from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
-from ..run.prepare import claim_records
+from ..run.opening import claim_records
 from ..run.prepared_run import Run
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW
@@ -130,7 +130,7 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
     scaled_population = population.scaled(
-        settings, loaded, keeps_names=federation.mode.client_budget is not None
+        settings, loaded, keep_names=federation.mode.client_budget is not None
     )
     scaled = replace(
         federation, settings=settings, task=loaded, moments=dict(moments), population=scaled_population

@@ -18,7 +18,7 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
+from ..privacy.statistics.inquiry import MAX_NAME, Inquiry, read_inquiry
 from ..run.queries import ScalingPlan, query_events, with_everybody
 from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
 from .evaluations import USUAL_NOISE, epsilon_of
@@ -43,9 +43,9 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
     from ..tasks.tables import tables_of  # torch, and plans know this question too
 
     name = f"{run} {PURPOSE}"
-    if len(name) > MOST_NAME:
+    if len(name) > MAX_NAME:
         remedy = (
-            f"the run's name on ledgers may have at most {MOST_NAME - len(name) + len(run)} characters with this "
+            f"the run's name on ledgers may have at most {MAX_NAME - len(name) + len(run)} characters with this "
             "question"
         )
         raise Refusal("run", run, f"{remedy}; shorten it")
@@ -54,7 +54,7 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
         "purpose": PURPOSE,
         "why": DESCRIPTION,
         "unit": str(Unit.RECORD if federation.mode.hides_records else Unit.CLIENT),
-        "records": federation.mode.rows_of_client or 1.0,
+        "records": federation.mode.max_rows or 1.0,
         "ask": scaling_questions(tables_of(federation.task).schema),
     }
     return read_inquiry(fields)

@@ -20,7 +20,7 @@ from ..modes.federation import Federation
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.client_instructions import question_settings
-from ..run.prepare import claim_records
+from ..run.opening import claim_records
 from ..run.queries import Reach
 from ..run.record_ledgers import client_ledgers_of
 from ..run.released import released_file

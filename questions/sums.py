@@ -102,7 +102,7 @@ class Charge:
             QUESTION,
             dict.fromkeys(self.plan.adversaries, self.plan.event()),
             self.randomness.kind,
-            segments=self.inquiry.asked,
+            segments=self.inquiry.purposes,
             kind=QUESTION,
             arm=self.arm,
         )

@@ -191,10 +191,8 @@ class Guarded:
             if not self.failed:
                 last = traceback.extract_tb(problem.__traceback__)[-1]
                 where = f"{Path(last.filename).name}:{last.lineno}"
-                message = (
-                    f"callback {self.name}: {type(problem).__name__}: {problem} ({where}); the run goes on"
-                )
-                print(f"warning: {message}", file=sys.stderr, flush=True)
+                text = f"callback {self.name}: {type(problem).__name__}: {problem} ({where}); the run goes on"
+                print(f"warning: {text}", file=sys.stderr, flush=True)
             self.failed = True
 
 

@@ -14,7 +14,7 @@ from ..messages.client_settings import ClientSettings, Encryption
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
-from ..privacy.plan import LEAST_NOISE
+from ..privacy.plan import MIN_PLAN_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
 from .queries import queries_of, query_events
@@ -112,7 +112,7 @@ def _encryption(federation: Federation) -> Encryption | None:
         collusion=secagg.collusion,
         dropout=secagg.dropout,
         maximum_clipping_norm=federation.mode.longest_norm,
-        minimum_noise_multiplier=LEAST_NOISE if federation.mode.distributed else 0.0,
+        minimum_noise_multiplier=MIN_PLAN_NOISE if federation.mode.distributed else 0.0,
         profile=secagg.profile,
         doubly=federation.doubly_signed,
     )

@@ -21,8 +21,8 @@ from rich.text import Text
 from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
 from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
-from .evaluation_figures import format_means
 from .files import CLIENTS_LOG
+from .round_lines import format_means
 
 MAX_ROWS = 8
 LINES = 10  # approximate number of lines of a plain log
@@ -106,12 +106,8 @@ class Display:
         notes += [line.row["cause"]] if "cause" in line.row else []
         notes += [f"the clients: {format_means(line.row['evaluation'])}"] if "evaluation" in line.row else []
         audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
-        lines = [
-            "  ".join(columns),
-            *(f"  {each}" for each in notes),
-            *(f"  audit: {each}" for each in audit),
-        ]
-        return "\n".join(lines)
+        rows = ["  ".join(columns), *(f"  {each}" for each in notes), *(f"  audit: {each}" for each in audit)]
+        return "\n".join(rows)
 
     def _epsilons(self, line: RoundEnd) -> list[tuple[str, str]]:
         rows: list[tuple[str, str]] = []
@@ -131,11 +127,10 @@ class Display:
             clients = _clients(line.row)
             values = [_number(value) for value in held_out(line).values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        evaluations = list[Text]()
-        if (last := self._evaluated) is not None:
-            evaluations = [Text(f"the clients, round {last.round}: {format_means(last.row['evaluation'])}")]
+        last = self._evaluated
+        text = last and Text(f"the clients, round {last.round}: {format_means(last.row['evaluation'])}")
         tables = [table] if self._lines else []
-        return Group(Text(self._run.title, style="bold"), *tables, *evaluations, *self._bars())
+        return Group(Text(self._run.title, style="bold"), *tables, *([text] if text else []), *self._bars())
 
     def _bars(self) -> list[RenderableType]:
         completed = (

@@ -70,12 +70,12 @@ def _counters(powercap: Path) -> dict[str, Counter]:
     """Return the counters of all processors; empty if one cannot be read, as is usual without root."""
     counters: dict[str, Counter] = {}
     try:
-        for each in sorted(powercap.iterdir()):
-            if PACKAGE.fullmatch(each.name):
+        for package in sorted(powercap.iterdir()):
+            if PACKAGE.fullmatch(package.name):
                 value, modulus = (
-                    int((each / name).read_text()) * MICRO for name in ("energy_uj", "max_energy_range_uj")
+                    int((package / name).read_text()) * MICRO for name in ("energy_uj", "max_energy_range_uj")
                 )
-                counters[each.name] = Counter(value, modulus)
+                counters[package.name] = Counter(value, modulus)
     except (OSError, ValueError):
         return {}
     return counters

@@ -35,7 +35,7 @@ FORMAT = "fedveil manifest 1"
 OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, BLAME, AUDIT_TERMS, AUDIT_ROWS, MODEL)
 # Files that may be made again after the run was closed; the bundle's signature binds them.
 LATER_FILES = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
-TASK_FILES = "beside"  # key of SAVED: names of the files that the task keeps beside its model
+TASK_FILES = "beside"  # key of SAVED: names of the task's files that lie with its model
 PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600
 # Salt of the hash of the audit's rows where these reveal the number of participants: a reader of the manifest could
 # guess the few numbers behind a plain hash. The file lies beside the rows and stays with the operator.

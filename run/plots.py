@@ -54,7 +54,7 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     for axes in delta_axes:
         _draw_deltas(axes, curves)
         axes.set_title("the guarantee at every delta", fontsize=10)
-        for unit, row in _of_model(privacy).items():
+        for unit, row in _rows_of_model(privacy).items():
             at = "epsilon {:.3g} at delta {:g}".format(row["epsilon"], row["delta"])
             axes.plot(row["delta"], row["epsilon"], "o", color="black", ms=4, label=f"one {unit}: {at}")
         axes.legend(frameon=False, fontsize=8)
@@ -62,13 +62,13 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     return figure
 
 
-def _of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _rows_of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return each unit's privacy loss against the model's adversary, if it has a curve."""
     return {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
 
 
 def _curves(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Pairs]:
-    curves = {unit: row["curve"]["epsilon"] for unit, row in _of_model(privacy).items()}
+    curves = {unit: row["curve"]["epsilon"] for unit, row in _rows_of_model(privacy).items()}
     return {unit: tuple((delta, float(each)) for delta, each in pairs) for unit, pairs in curves.items()}
 
 

@@ -18,14 +18,14 @@ from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 from ..base.durable_files import make_folder
 from ..base.notice import warn
 from ..privacy.accounting.curve import largest
+from ..privacy.accounting.custom_events import OpenlySampledDpEvent
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
-from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget
-from ..privacy.ledger.book import read_events
 from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import Chain, require_heads
 from ..privacy.ledger.ledger import Head
+from ..privacy.ledger.ledger_state import read_events
 from ..privacy.plan import Plan
 from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
 
@@ -174,7 +174,7 @@ class ClientLedgers(NoClientLedgers):
 
         @cache  # most clients share size and number of rounds with another
         def cost(events: tuple[DpEvent, ...]) -> float:
-            return counted(events, budget.target_delta, budget.adjacency, None)
+            return spent_epsilon(events, budget.target_delta, budget.adjacency, None)
 
         for number, name in federation.population.opened_ledgers(record, took_part, paths):
             path = record.ledger_path(name)
@@ -242,7 +242,7 @@ class NoMeter:
         """Numbers of all clients that were drawn."""
         return ()
 
-    def clients(self, participants: Participants, drawn: Sequence[int]) -> list[int]:
+    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
         """Return the numbers of those of the drawn nodes whose rounds are counted."""
         return []
 
@@ -284,23 +284,23 @@ class RecordMeter(NoMeter):
     budget: Budget
     limited: bool
     secret: bool = False
-    _drawn: set[int] = field(default_factory=set[int])
+    _participants: set[int] = field(default_factory=set[int])
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
     _epsilon_by_rounds: dict[int, float] = field(default_factory=dict[int, float])
     _affordable: list[int] = field(default_factory=list[int])
 
     @property
     def took_part(self) -> Collection[int]:
-        return self._drawn
+        return self._participants
 
-    def clients(self, participants: Participants, drawn: Sequence[int]) -> list[int]:
-        return participants.numbers(drawn)
+    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
+        return participants.numbers(nodes)
 
     def add_unfinished(self, clients: Sequence[int]) -> None:
-        self._drawn.update(clients)
+        self._participants.update(clients)
 
     def add(self, clients: Sequence[int]) -> None:
-        self._drawn.update(clients)
+        self._participants.update(clients)
         for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 

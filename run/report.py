@@ -32,8 +32,8 @@ from ..privacy.accounting.epsilon import (
 )
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
-from ..privacy.ledger.book import read_events
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.ledger.ledger_state import read_events
 from ..strategies.cohorts import invited_size
 from .run_files import OWN_LEDGERS
 
@@ -157,14 +157,14 @@ def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[
     name = accountant(delta, adjacency, order)
     for adversary in promise.adversaries:
         events = ledger.events(adversary)
-        cost, shape = _of_sums(federation, promise, events, order)
+        cost, shape = _loss_of_sums(federation, promise, events, order)
         groups = _groups(unit, [events], delta, adjacency)
         sampling = promise.sampling
         rows.append(Spent(unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups))
     return rows
 
 
-def _of_sums(
+def _loss_of_sums(
     federation: Federation, promise: Promise, events: Sequence[DpEvent], order: float | None
 ) -> Loss:
     if order is None:
@@ -226,9 +226,10 @@ def _record_rows(
     groups = _groups(unit, distinct, delta, adjacency)
     for_others = for_server
     if draws:
-        drawn = _lost([[each, *federation.simulated_cost] for each in draws], delta, adjacency, GATE_INTERVAL)
-        if drawn[0] < for_server[0][0]:
-            for_others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
+        units = [[each, *federation.simulated_cost] for each in draws]
+        open_loss = _lost(units, delta, adjacency, GATE_INTERVAL)
+        if open_loss[0] < for_server[0][0]:
+            for_others = open_loss, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
     by_adversary = {a: for_server if a is Adversary.SERVER else for_others for a in EVERYBODY}
     return [
         Spent(unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)

@@ -40,22 +40,23 @@ from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
 from ..tasks.protocol import GroupedTask
-from . import run_folder
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, read_only_model
 from .client_instructions import order_of
-from .evaluation_figures import metric_means
 from .files import CLIENTS_LOG
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, time_since
 from .observer import Demand
-from .prepare import alone_on_records, make_strategy_of, opened, prepare
-from .prepared_run import NEW_RUN, Run
+from .opening import alone_on_records, opened
+from .prepare import make_strategy_of, prepare
+from .prepared_run import Run
+from .progress import Progress, keep, read_progress, record_round
 from .queries import Reach, queries_of, with_everybody
-from .rosters_in_force import note_roster
+from .result import cannot_write, finish
+from .round_lines import Lines, metric_means
 from .run_files import MIXED
-from .run_folder import Progress
-from .tuning import require_arms, tuned_order
+from .saved import NEW_RUN, read_saved
+from .tuning import order_of_round, require_arms
 
 if TYPE_CHECKING:
     from .display import Display
@@ -143,7 +144,7 @@ def run_federation(
     begin = machine_time()
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
-    saved = run_folder.read_saved(folder) if resumed else NEW_RUN
+    saved = read_saved(folder) if resumed else NEW_RUN
     for query in queries_of(federation.settings) if resumed else ():
         federation = query.answered(federation, folder)
     callbacks = guarded(around.objects, federation.settings.callbacks)
@@ -153,7 +154,7 @@ def run_federation(
         from .display import Display
 
         display = (Display(),)
-    watching = (run_folder.Lines(folder), *display, *around.callbacks, *callbacks)
+    watching = (Lines(folder), *display, *around.callbacks, *callbacks)
     with (
         alone_on_records(federation),
         opened(prepared, partial(_ask_first, around)) as (run, observer),
@@ -164,7 +165,7 @@ def run_federation(
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(run.tuning.arms - 1))]
         meter = run.client_ledgers.meter()
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            progress = run_folder.begun(run, strategies, observer, meter, around.tally)
+            progress = read_progress(run, strategies, observer, meter, around.tally)
         give_back()  # memory of planning
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
@@ -174,7 +175,7 @@ def run_federation(
         title = title_of(progress.run.federation)
         confused = confusion(run.federation, state.model)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            result = run_folder.finish(progress, ending, time_since(begin), title, averaged, confused)
+            result = finish(progress, ending, time_since(begin), title, averaged, confused)
         model = read_only_model(state.model)
         run_end = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
@@ -183,7 +184,7 @@ def run_federation(
 
 
 def _ask_first(around: Environment, run: Run) -> Run:
-    """Ask what is asked before the first round, once clients are connected, and return the run as the answers change it."""
+    """Ask the queries due before the first round, once clients are connected; return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
     if run.resumed or not first:
         return run
@@ -248,9 +249,9 @@ def _run_on(
     if progress.meter.counts and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            drawn = progress.meter.clients(private.participants, private.draw(number))
+            cohort = progress.meter.clients(private.participants, private.draw(number))
             heard = progress.history[number - 1]["replies"] != 0
-            progress.meter.add(drawn if heard else run.client_ledgers.charged(run.name, number, drawn))
+            progress.meter.add(cohort if heard else run.client_ledgers.charged(run.name, number, cohort))
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -261,7 +262,7 @@ def _run_on(
         num_rounds=state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
-        train_config=partial(tuned_order, run, order),
+        train_config=partial(order_of_round, run, order),
         pace=replace(around.pace, ready=ready),
         average_after=average_after(run),
         tuning=run.tuning,
@@ -276,7 +277,7 @@ def _run_on(
     ending = _ended(progress, _rounds(progress, private, loop, watching))
     progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
-        return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
+        return replace(ending, reason=f"{federation.population.resumption(run.folder)} goes on from here")
     return ending
 
 
@@ -293,7 +294,7 @@ def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
 def _answer_after(
     progress: Progress, grid: PrivateGrid, deadline: float, state: State, last: bool = False
 ) -> dict[str, Any] | None:
-    """Ask what is asked after a round, and return the record of the answer; None if nothing is."""
+    """Ask the query due after a round, and return the record of the answer; None if none is due."""
     run = progress.run
     reach = _reach_of_all(run.federation, deadline)
     answers = (
@@ -345,7 +346,7 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
     except Mixing as problem:
         return Ending(Status.FAILED, f"{MIXED}; {problem}", progress.state)
     except OSError as problem:
-        return Ending(Status.FAILED, run_folder.cannot_write(progress, problem), progress.state)
+        return Ending(Status.FAILED, cannot_write(progress, problem), progress.state)
 
 
 def _participants(run: Run, grid: Grid) -> Participants:
@@ -375,6 +376,8 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
     if federation is not before:
         names = federation.population.names or {}
         for roster in federation.population.rosters:
+            from .rosters_in_force import note_roster  # of real clients alone
+
             note_roster(progress.run.folder, roster, progress.state.round + 1)
         progress.run = replace(progress.run, federation=federation)
         grid.renew(list(names), federation.masking, answers_of(federation), names)
@@ -419,14 +422,14 @@ def _after_round(
     observer.observe(state, grid.released)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
-    drawn = progress.meter.clients(grid.participants, grid.current_cohort)
-    if drawn and not round_.replies:
-        drawn = progress.run.client_ledgers.charged(progress.run.name, round_.number, drawn)
+    cohort = progress.meter.clients(grid.participants, grid.current_cohort)
+    if cohort and not round_.replies:
+        cohort = progress.run.client_ledgers.charged(progress.run.name, round_.number, cohort)
     evaluated = _answer_after(progress, grid, deadline, state)
-    round_end = run_folder.record_round(progress, state, round_, metrics, drawn, evaluated)
+    round_end = record_round(progress, state, round_, metrics, cohort, evaluated)
     lines, *others = watching
     lines.round(round_end)
-    run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
+    keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
     for each in others:
         each.round(round_end)
     if federation.population.reads_data and DROP_REASONS[MIXES] in round_.dropped:

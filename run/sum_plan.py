@@ -78,15 +78,12 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
         plan = Plan(client.unit, client.adjacency, cohort, 1.0, num_rounds, mechanism=law).calibrate(budget)
         return plan.noise_over_clip * law.error
 
-    max_groups = min(num_rounds, int(1 / rate))
+    limit = min(num_rounds, int(1 / rate))
     choices = sorted(
-        {max_groups, *(1 << power for power in range(max_groups.bit_length()))}
-        - set(range(client.bands or 1))
+        {limit, *(1 << power for power in range(limit.bit_length()))} - set(range(client.bands or 1))
     )
     if not choices:
-        raise Refusal(
-            "privacy.bands", client.bands, f"a client's turns are at most {max_groups} rounds apart"
-        )
+        raise Refusal("privacy.bands", client.bands, f"a client's turns are at most {limit} rounds apart")
     return min(choices, key=error)
 
 

@@ -54,9 +54,9 @@ class MetricsCsv:
         for row in run.rows:
             self._write(row)
 
-    def round(self, round_end: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Write the round's row."""
-        self._write(round_end.row)
+        self._write(end.row)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._rows.append({k: v for k, v in row.items() if not isinstance(v, Mapping | list | tuple)})
@@ -83,10 +83,10 @@ class TensorBoard:
         lines = "\n".join(f"    {key}={value}" for key, value in texts_of(run.config))
         self._writer.add_text("configuration", lines, len(run.rows))
 
-    def round(self, round_end: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Write the round's numbers."""
-        for name, value in numbers_of(round_end.row).items():
-            self._writer.add_scalar(name, value, round_end.round)
+        for name, value in numbers_of(end.row).items():
+            self._writer.add_scalar(name, value, end.round)
         self._writer.flush()
 
     def end(self, ending: RunEnd) -> None:
@@ -119,12 +119,10 @@ class MLflow:
         params = [self._mlflow.entities.Param(key, value[:500]) for key, value in texts_of(run.config)]
         self._client.log_batch(self._run, params=params)
 
-    def round(self, round_end: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Log the round's numbers."""
         now, metric = int(1000 * time.time()), self._mlflow.entities.Metric
-        metrics = [
-            metric(name, value, now, round_end.round) for name, value in numbers_of(round_end.row).items()
-        ]
+        metrics = [metric(name, value, now, end.round) for name, value in numbers_of(end.row).items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def end(self, ending: RunEnd) -> None:
@@ -151,9 +149,9 @@ class WandB:
             id=_id_of(run), name=run.name, dir=folder, config=config, resume="allow", reinit="create_new"
         )
 
-    def round(self, round_end: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Log the round's numbers."""
-        self._run.log(numbers_of(round_end.row), step=round_end.round)
+        self._run.log(numbers_of(end.row), step=end.round)
 
     def end(self, ending: RunEnd) -> None:
         """Write how the run ended."""

@@ -63,24 +63,24 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """
     totals = traffic(run)
     planned = sum(each for row in run.rounds if isinstance(each := row.get("invited"), int | float))
-    down, up = _of_one(run, parameters, "down", planned), _of_one(run, parameters, "up", planned)
+    down, up = (_per_client(run, parameters, way, planned) for way in ("down", "up"))
     rows = [
         figure("model to one client, one round", *down),
         figure("update from one client, one round", *up),
-        figure("all models down", *_of_all(totals, "down", *down, planned)),
-        figure("all updates up", *_of_all(totals, "up", *up, planned)),
+        figure("all models down", *_in_all(totals, "down", *down, planned)),
+        figure("all updates up", *_in_all(totals, "up", *up, planned)),
     ]
     if run.said("compress", "name") in (None, "none") or not parameters:
         return rows
-    whole, basis = update_bytes(run, parameters, compressed=False)
-    return [*rows, figure("the same update without compression", whole, basis)]
+    whole, note = update_bytes(run, parameters, compressed=False)
+    return [*rows, figure("the same update without compression", whole, note)]
 
 
-def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
+def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
     message = _last_message(run)
     if message is not None:
         return message[way], AT_MOST if _differs(run, way) else ENCODED
-    if masked(run):
+    if is_masked(run):
         trained = sum(row["bytes"][way].get("training", 0) for row in run.rounds if row.get("bytes"))
         return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
     if not parameters:
@@ -94,15 +94,13 @@ def _differs(run: RunFiles, way: str) -> bool:
     return way == "down" and run.said("compress", "down") is not None
 
 
-def _of_all(
-    totals: Fields, way: str, size: float | None, basis: str, planned: float
-) -> tuple[float | None, str]:
-    trained = next((each[way] for each in totals["purposes"] if each["purpose"] == "training"), None)
+def _in_all(sums: Fields, way: str, size: float | None, note: str, count: float) -> tuple[float | None, str]:
+    trained = next((each[way] for each in sums["purposes"] if each["purpose"] == "training"), None)
     if trained is not None:
-        return trained, totals["source"]
+        return trained, sums["source"]
     if not size:
         return None, MASKED
-    return size * planned if planned else None, AT_MOST if basis == AT_MOST else PLANNED
+    return size * count if count else None, AT_MOST if note == AT_MOST else PLANNED
 
 
 def _last_message(run: RunFiles) -> Fields | None:
@@ -119,19 +117,17 @@ def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tup
       compressed: False tells what it would be without compression.
     """
     kind, ratio, cells = (run.said("compress", key) for key in ("name", "ratio", "cells"))
-    num_values = parameters
+    size = parameters
     if not compressed:
         cells = None
     elif kind is not None and kind != "none":
-        num_values = CompressionPlan(kind, float(ratio)).of(parameters).kept
+        size = CompressionPlan(kind, float(ratio)).of(parameters).kept
     hides = run.said("privacy", "name") not in ("none", "record")
-    width = width_of(SumSpec(1.0, cells=cells or cells_for(num_values))) if hides else WEIGHED
-    return -(
-        -num_values * (width or 32) // 8
-    ), f"estimate: {width or 32} bits for each of {num_values} coordinates"
+    width = width_of(SumSpec(1.0, cells=cells or cells_for(size))) if hides else WEIGHED
+    return -(-size * (width or 32) // 8), f"estimate: {width or 32} bits for each of {size} coordinates"
 
 
-def masked(run: RunFiles) -> bool:
+def is_masked(run: RunFiles) -> bool:
     """Return whether sums are encrypted, by the result, or by the configuration of an unfinished run."""
     if run.result:
         return run.result.get("secagg") is not None

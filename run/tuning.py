@@ -101,7 +101,7 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
             raise Refusal("tune.values", list(tuning.values), remedy) from refusal
 
 
-def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
+def order_of_round(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
     """Return the training order of the round after a state.
 
     Args:
@@ -116,13 +116,11 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
     trained = settings.tune.in_training(settings.local_training, tuning.value_in(number, state.winner))
     # The schedule counts a client's rounds, and a sum's number those of all arms.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
-    training_order = replace(
-        TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number)
-    )
-    return {**order, ORDER_KEY: training_order.to_json()}
+    usual = TrainingOrder.from_json(order[ORDER_KEY])
+    return {**order, ORDER_KEY: replace(usual, training=training, arm=tuning.arm_of(number)).to_json()}
 
 
-def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def tuning_result(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the tried values and the winner; None without tuning."""
     tuning = run.tuning
     if not tuning.values:

@@ -13,7 +13,7 @@ from ..modes.federation import Federation
 from ..privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ..privacy.accounting.epsilon import epsilon
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import exchanged
+from ..privacy.accounting.record_events import record_event
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness
@@ -117,7 +117,7 @@ def record_epsilon(federation: Federation, plan: Plan, delta: float, rounds: int
         return None
     releases = -(-rounds // (plan.mechanism.rounds or 1))
     plain = [
-        exchanged(event_to_json(each), Adjacency.ZERO_OUT)
+        record_event(event_to_json(each), Adjacency.ZERO_OUT)
         for each in (plan.event(), *questions_of(federation, plan))
     ]
     round_, *questions = map(event_from_json, plain)

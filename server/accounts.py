@@ -19,7 +19,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.released import Drawn, Released
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
@@ -85,7 +85,7 @@ class Unprotected(Unnoised):
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve nothing: no ledger is charged here."""
 
-    def audit_view(self, number: int, row: int, mean: Mean, cohort: Drawn) -> None:
+    def audit_view(self, number: int, row: int, mean: Mean, cohort: RoundCohort) -> None:
         """Return None: no noise is claimed."""
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
@@ -202,7 +202,7 @@ class Protected:
         """Return the expected number of units in this many clients' vectors: the divisor of their sum."""
         return clients * self.privacy.units.expected
 
-    def audit_view(self, number: int, row: int, mean: Mean, cohort: Drawn) -> Released:
+    def audit_view(self, number: int, row: int, mean: Mean, cohort: RoundCohort) -> ReleasedSum:
         """Return the sum for an audit: in clipping norms, with the claimed noise.
 
         Args:
@@ -225,7 +225,7 @@ class Protected:
         else:
             rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
         step = mean.step / plan.clipping_norm
-        return Released(number, layers, noise, rate, charged, cohort, records, mean.sketch, step)
+        return ReleasedSum(number, layers, noise, rate, charged, cohort, records, mean.sketch, step)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""

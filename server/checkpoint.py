@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..base.bounded_decoding import build, plain_of
-from ..base.durable_files import sync_folder, write_beside
+from ..base.durable_files import sync_folder, write_aside
 from ..base.refusal import Range, Refusal
 from ..base.tensor_file import safetensors_parts
 from ..messages.training_order import RUN_NAME
@@ -168,7 +168,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(plain_of(fields))})
     target = folder / NAME
     # Readable by its owner only: heads of clients' ledgers reveal the cohorts.
-    temporary = write_beside(target, parts)
+    temporary = write_aside(target, parts)
     if target.exists():
         os.replace(target, folder / PREVIOUS)
     os.replace(temporary, target)

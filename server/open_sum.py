@@ -45,7 +45,7 @@ class OpenSums:
         spec, participants = request.spec, self._participants
         outgoing = instruct(request.content, spec, request.run, request.row)
         order = Message(outgoing, 0, request.message_type, group_id=str(request.number))
-        size = request.coordinates + spec.beside
+        size = request.coordinates + spec.segment_size
         cohort_sum, dummies = participants.sum(order, cohort, spec, size, timeout)
         total = self._account.noised(cohort_sum.total, request.row, spec)
         nodes, replies = participants.over_grid(cohort), cohort_sum.replies

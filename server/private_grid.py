@@ -25,7 +25,7 @@ from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import Drawn, Released
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, SumAccount, account_of
@@ -100,7 +100,7 @@ class PrivateGrid(PassingGrid):
         self._counts_are_public = privacy is None or masking is not None
         self.current_cohort: list[int] = []
         self.rounds: list[Round] = []
-        self.released: Released | None = None
+        self.released: ReleasedSum | None = None
         self.exhausted: BudgetExhausted | None = None
 
     # --- the grid interface of Flower's strategies ---------------------------------------------------------------
@@ -281,7 +281,9 @@ class PrivateGrid(PassingGrid):
         if spec.compression is not None:
             mean = expand_mean(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.current_cohort)
-        audited_cohort = Drawn(len(self.current_cohort) - len(dummies), dummies, self.participants.pool_size)
+        audited_cohort = RoundCohort(
+            len(self.current_cohort) - len(dummies), dummies, self.participants.pool_size
+        )
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
             self.released = self._account.audit_view(number, self._row, mean, audited_cohort)

@@ -11,11 +11,11 @@ from dp_accounting.dp_event import DpEvent
 from ..base.refusal import Refusal
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import exchanged
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.record_events import record_event
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped
-from ..privacy.plan import Plan, least_noise
+from ..privacy.plan import Plan, find_min_noise
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import SharedBudget
@@ -44,9 +44,9 @@ def within_records(
     prior = shared.book.events(Adversary.MODEL)
 
     def epsilon_with(run_events: Sequence[DpEvent]) -> float:
-        plain = [exchanged(event_to_json(each), allowed.adjacency, order is None) for each in run_events]
+        plain = [record_event(event_to_json(each), allowed.adjacency, order is None) for each in run_events]
         events = [*prior, *map(event_from_json, plain)]
-        return counted(events, delta, allowed.adjacency, order, GATE_INTERVAL)
+        return spent_epsilon(events, delta, allowed.adjacency, order, GATE_INTERVAL)
 
     def cost(noise: float) -> float:
         return epsilon_with([*[replace(plan, noise_multiplier=noise).event()] * releases, *other_events])
@@ -59,7 +59,7 @@ def within_records(
     if budget is not None:
         field, value = f"{group}.target_epsilon", budget.target_epsilon
     try:
-        min_noise = least_noise(cost, allowed.target_epsilon)
+        min_noise = find_min_noise(cost, allowed.target_epsilon)
     except Refusal:
         raise Refusal(field, value, f"{reason}; keep the model that you have") from None
     if budget is None:

@@ -23,20 +23,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..messages.secure_wire import (
-    ExchangeId,
-    ask,
-    failure_of,
-    messages_of,
-    model_hash,
-    task_hash,
-    with_roster,
-)
+from ..messages.secure_wire import Position, ask, failure_of, messages_of, model_hash, task_hash, with_roster
 from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE, Exchange
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
+from ..privacy.secagg.encrypted_shares import cut
 from ..privacy.secagg.evidence import AttemptEvidence
-from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
 from ..privacy.secagg.shamir import SECRET_BYTES
@@ -310,9 +302,9 @@ class Attempt:
         return self._server.due is Due.REVEALED
 
     @property
-    def position(self) -> ExchangeId:
-        """Place of the next exchange in the run."""
-        return ExchangeId(self.request.run, self.request.row, self.number, self.step)
+    def position(self) -> Position:
+        """Position of the next exchange in the run."""
+        return Position(self.request.run, self.request.row, self.number, self.step)
 
     @property
     def missing(self) -> int:

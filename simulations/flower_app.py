@@ -175,13 +175,11 @@ class FlowerGrid(PassingGrid):
 
     def _registered(self) -> list[int]:
         end = time.monotonic() + START_SECONDS
-        nodes, change_time = nodes_by_partition(self._grid), time.monotonic()
-        while time.monotonic() < min(end, change_time + SETTLE_SECONDS) or (
-            not nodes and time.monotonic() < end
-        ):
+        nodes, start = nodes_by_partition(self._grid), time.monotonic()
+        while time.monotonic() < min(end, start + SETTLE_SECONDS) or (not nodes and time.monotonic() < end):
             time.sleep(POLL_SECONDS)
             if len(current := nodes_by_partition(self._grid)) != len(nodes):
-                nodes, change_time = current, time.monotonic()
+                nodes, start = current, time.monotonic()
         if len(nodes) != self._num_clients:
             remedy = f"the task has {self._num_clients} clients: --federation-config num-supernodes={self._num_clients}"
             raise Refusal("num-supernodes", len(nodes), remedy)

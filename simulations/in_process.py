@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
-from ..messages.wire import LATE, add_reply, asks
+from ..messages.wire import LATE, add_reply, is_query
 from ..privacy.mechanisms.private_sum import CohortSum, add, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..tasks.memory import keep_memory
@@ -129,7 +129,7 @@ class InProcessGrid(AskingGrid):
           order: the instruction, and to whom.
           cohort_sum: changed in place.
         """
-        if asks(order.content):  # nobody trains for it
+        if is_query(order.content):  # nobody trains for it
             counts = None if self.counter is None else self.counter(order.content)
             if counts is not None:
                 return self._sum_values(counts, order, cohort_sum)
@@ -239,7 +239,7 @@ class InProcessGrid(AskingGrid):
         """
         if not self._pool:
             self._pool = [self._start(size, number) for number in range(self.workers)]
-        shares = dealt(nodes, self._homes, len(self._pool))
+        shares = assign_nodes(nodes, self._homes, len(self._pool))
         for worker, share in zip(self._pool, shares, strict=True):
             worker.give(order_to(share))
         for index, (worker, share) in enumerate(zip(list(self._pool), shares, strict=True)):
@@ -335,7 +335,7 @@ class _Worker:
             os.waitpid(self.process, 0)
 
 
-def dealt(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[list[int]]:
+def assign_nodes(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[list[int]]:
     """Return the nodes dealt evenly; a node with state goes to the worker that holds it.
 
     Args:

@@ -30,7 +30,7 @@ from ..configs.privacy_settings import (
 )
 from ..configs.schema import FaultSettings, Off, SimulationSettings
 from ..configs.task_settings import AllCohort, PoissonCohort
-from ..configs.training_settings import NoTuning
+from ..configs.tuning_settings import NoTuning
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.client_instructions import client_settings
@@ -127,9 +127,9 @@ def _noise(federation: Federation) -> float:
 
 def _clients_noise(federation: Federation) -> float:
     """Return the noise multiplier of a client of middling size."""
-    record = client_settings(federation, Path()).record
-    assert record is not None
-    return record.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
+    level = client_settings(federation, Path()).record
+    assert level is not None
+    return level.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
 
 
 def _with(federation: Federation, privacy: Any, rate: float) -> Federation:

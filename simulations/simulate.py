@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from ..client.app import Workbench, check_engine
 from ..client.training.in_place import check_apart
+from ..client.workbench import Workbench, check_engine
 from ..configs.schema import SimulationSettings
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import QUIET
@@ -24,7 +24,6 @@ from ..messages.traffic import Tally
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.callbacks import Callback
-from ..run.prepare import some_examples
 from ..run.run import Environment, RunResult, run_federation
 from .engines import counted_engine, require_one_machine
 
@@ -43,7 +42,7 @@ def simulate(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
-      callbacks: objects that watch the run beside those that the settings name.
+      callbacks: objects that watch the run, in addition to those that the settings name.
 
     Raises:
       Refusal: before anything is spent.
@@ -68,7 +67,11 @@ def run_simulation(
     with restoring_state():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         require_one_machine(federation)
-        check_engine(federation.mode.gradients, federation.task, partial(some_examples, federation))
+        check_engine(
+            federation.mode.gradients,
+            federation.task,
+            partial(federation.population.sample_examples, federation.task),
+        )
         _check_clients_apart(federation)
         tally = Tally()
         engine = partial(counted_engine, tally=tally, grid=grid)

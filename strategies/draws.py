@@ -58,8 +58,8 @@ def subset(count: int, size: int, stream: Stream, excluded: Collection[int] = ()
     positions, out = np.empty(0, np.int64), np.fromiter(excluded, np.int64, len(excluded))
     while len(positions) < size:
         words = stream.uint64(size - len(positions))
-        drawn = (words[words <= least_biased] % np.uint64(count)).astype(np.int64)
-        positions = np.setdiff1d(np.union1d(positions, drawn), out)
+        candidates = (words[words <= least_biased] % np.uint64(count)).astype(np.int64)
+        positions = np.setdiff1d(np.union1d(positions, candidates), out)
     return positions
 
 

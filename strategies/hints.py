@@ -6,7 +6,7 @@ from ..base.refusal import Refusal
 from ..configs.strict import Mistakes
 
 # Words of other tools: the key that is meant, or a sentence.
-SYNONYMS = {
+HINTS = {
     "aggregator": "strategy",
     "algorithm": "strategy",
     "alpha": "partition.alpha",
@@ -61,8 +61,8 @@ def hinted(refusal: Refusal) -> Refusal:
 
 def option_hint(option: str) -> str:
     """Return what was meant by an option, such as --epochs; empty if the table does not know it."""
-    key = SYNONYMS.get(option.lstrip("-").replace("-", "_"), "")
-    return f"did you mean {key}=...?" if key and _is_key(key) else key
+    hint = HINTS.get(option.lstrip("-").replace("-", "_"), "")
+    return f"did you mean {hint}=...?" if hint and _is_key(hint) else hint
 
 
 def _hinted(refusal: Refusal) -> Refusal:
@@ -71,12 +71,10 @@ def _hinted(refusal: Refusal) -> Refusal:
         from .registry import reason_against
 
         return Refusal(refusal.field, refusal.value, reason_against(str(refusal.value)) or refusal.remedy)
-    key = (
-        SYNONYMS.get(field.rpartition(".")[2]) if refusal.remedy.startswith("there is no such key") else None
-    )
-    if key is None or key == field:
+    hint = HINTS.get(field.rpartition(".")[2]) if refusal.remedy.startswith("there is no such key") else None
+    if hint is None or hint == field:
         return refusal
-    remedy = f"did you mean '{key}'?" if _is_key(key) else key
+    remedy = f"did you mean '{hint}'?" if _is_key(hint) else hint
     return Refusal(refusal.field, refusal.value, f"there is no such key; {remedy}")
 
 

@@ -51,10 +51,10 @@ class PoissonBatches:
         """Return the event of all steps of one round, given that of one step's mechanism, which adds Gaussian noise."""
         from dp_accounting.dp_event import GaussianDpEvent, SelfComposedDpEvent
 
-        from ..privacy.accounting.gaussian_mixture import records_event
+        from ..privacy.accounting.gaussian_mixture import group_event
 
         assert isinstance(mechanism, GaussianDpEvent)
-        step = records_event(mechanism.noise_multiplier, self.sample_rate, self.of_unit)
+        step = group_event(mechanism.noise_multiplier, self.sample_rate, self.of_unit)
         return step if self.steps == 1 else SelfComposedDpEvent(step, self.steps)
 
 

@@ -33,7 +33,7 @@ FAULTS = Path(__file__).parent / "faults"
 FORKS = FAULTS / "forked_commands.py"
 SELDOM = FAULTS / "seldom_alarms.py"
 free_port = runpy.run_path(str(FAULTS / "ports.py"))["free_port"]
-seldom_alarm = runpy.run_path(str(SELDOM))["seldom_alarm"]
+SELDOM_TERMS = runpy.run_path(str(SELDOM))["seldom_terms"]
 COMPOSED = runpy.run_path(str(FAULTS / "composed_once.py"))
 # What most commands import: here once, and not in each child.
 IMPORTED = (
@@ -45,12 +45,6 @@ SECONDS = 240.0
 # A PNG of one pixel, in the place of a run's picture.
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
-PICTURED = (
-    "test_face.py",
-    "end_to_end/test_preconditions.py",
-    "campaigns/test_preconditions.py",
-    "evidence/test_page.py",
 )
 # Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
 LONGEST = (
@@ -138,43 +132,39 @@ def _some_are_frozen() -> int:
     return 1
 
 
-@pytest.fixture(scope="session", autouse=True)
-def distributions_are_made_once() -> Iterator[None]:
-    """Keep what dp_accounting makes of the same numbers, which is most of the time in which a ledger is verified."""
-    from dp_accounting.pld import privacy_loss_distribution as module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "from_gaussian_mechanism", lru_cache(maxsize=64)(module.from_gaussian_mechanism)
-        )
-        yield
+@lru_cache
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lru_cache(maxsize=64)(function)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def configurations_are_composed_once() -> Iterator[None]:
-    """Keep what Hydra composes of the same choices."""
+@pytest.fixture(scope="module")
+def fast_runs() -> Iterator[None]:
+    """Run as users do, but compose the same choices and compute the same distributions once, and draw no picture.
+
+    Files with many short runs ask for it by name. The others, those of whole federations among them, run what users run.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as losses
+
+    from fedveil.run import plots
+
+    def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
+        path.write_bytes(PICTURE)
+
     with pytest.MonkeyPatch.context() as patch:
         COMPOSED["remember"](patch)
+        patch.setattr(losses, "from_gaussian_mechanism", _remembering(losses.from_gaussian_mechanism))
+        patch.setattr(plots, "draw_run", draw_nothing)
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def audits_seldom_alarm() -> None:
-    """Let no correct run end a test by a false alarm."""
-    if "fedveil.run.run" in sys.modules:  # or the module's tests run none in this process
-        seldom_alarm()
+@pytest.fixture(scope="module")
+def audits_seldom_alarm() -> Iterator[None]:
+    """Let no correct run on real data end a test by a false alarm; with a seed it alarms always or never."""
+    from fedveil.audit import observer
 
-
-@pytest.fixture(autouse=True)
-def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no run's picture, but where pictures are tested: each takes a third of the time of a short run."""
-    if _file_of(request.node) not in PICTURED:
-        from fedveil.run import plots
-
-        def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
-            path.write_bytes(PICTURE)
-
-        monkeypatch.setattr(plots, "draw_run", draw_nothing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observer, "_terms", SELDOM_TERMS(observer._terms))
+        yield
 
 
 def _nothing() -> None:
@@ -273,12 +263,10 @@ def made(five_devices: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Commands:
+def commands(tmp_path: Path, audits_seldom_alarm: None) -> Commands:
     """`fedveil`, as a user starts it, in an empty folder."""
     for name in IMPORTED:
         import_module(name)
-    COMPOSED["compose_usual"]()
-    seldom_alarm()
     return Commands(tmp_path)
 
 

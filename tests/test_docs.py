@@ -348,7 +348,7 @@ def _texts(tree: ast.AST) -> Iterator[str]:
             yield "".join(re.escape(each) if isinstance(each, str) else ".+" for each in fixed)
 
 
-def test_the_sentences_of_the_troubleshooting_page_are_printed_by_the_program() -> None:
+def test_sentences_of_the_troubleshooting_page_are_the_programs() -> None:
     page = ROOT / "docs" / "troubleshooting.md"
     quoted = [block.body.strip() for block in blocks_of(page) if block.language == "text"]
     patterns = said_by_the_program()

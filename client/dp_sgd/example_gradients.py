@@ -36,8 +36,7 @@ Rule = Callable[[Any, Tensor, Tensor], Share]
 
 CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
 VECTOR = 16  # float32 numbers that a processor multiplies at a time
-# Single gradients are stored up to this many times the size of inputs and output gradients.
-MAX_BUFFER_RATIO = 2
+BUFFER_RATIO = 2  # single gradients are held up to this many times the size of inputs and output gradients
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
 ADDED = 1 << 16  # squares summed at a time, so that their float32 sum is accurate to 0.1 %
@@ -135,7 +134,7 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 def _room(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
     """Return a buffer for each part's gradient, or None if it is large compared with inputs and gradients."""
-    few = math.prod(shape) <= MAX_BUFFER_RATIO * (inputs.numel() + gradients.numel())
+    few = math.prod(shape) <= BUFFER_RATIO * (inputs.numel() + gradients.numel())
     return gradients.new_empty(shape) if few else None
 
 

@@ -53,18 +53,17 @@ class SketchedOptimizer(DPOptimizer):
         for start in range(0, count, at_a_time):
             chunk = slice(start, min(start + at_a_time, count))
             whole = np.zeros((chunk.stop - start, coordinates), np.float32)
-            uncompressed = np.zeros(len(whole))
+            rest = np.zeros(len(whole))
             for offset, sample in zip(self.offsets, samples, strict=True):
                 values = sample[chunk].detach().unsqueeze(-1).flatten(1).cpu().numpy()
                 if offset is None:
-                    uncompressed += np.einsum("ij,ij->i", values, values, dtype=np.float64)
+                    rest += np.einsum("ij,ij->i", values, values, dtype=np.float64)
                 else:
                     whole[:, offset : offset + values.shape[1]] = values
             with np.errstate(invalid="ignore", over="ignore"):
                 compressed = self.sketch.of(whole)
                 compressed_squares, whole_squares = (
-                    np.einsum("ij,ij->i", each, each, dtype=np.float64) + uncompressed
-                    for each in (compressed, whole)
+                    np.einsum("ij,ij->i", each, each, dtype=np.float64) + rest for each in (compressed, whole)
                 )
                 squares[chunk] = np.maximum(compressed_squares, min_ratio * whole_squares)
         return torch.from_numpy(np.sqrt(squares)).to(samples[0].device)

@@ -35,7 +35,7 @@ _engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDic
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
-def drawn(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
+def draw_records(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
     """Return the records of a client that take part in a round, each drawn by its own secret coin.
 
     Args:

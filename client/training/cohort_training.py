@@ -27,17 +27,16 @@ from ...messages.client_settings import TRAIN_LOSS, CanaryClients, training_sett
 from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
-from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.data import Examples, drawn_data_of, in_tensors, joined, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
-from ..app import Workbench
 from ..extra import extra_clients
+from ..workbench import Workbench
 from .batches import stacked_batches
 from .in_place import begin
-from .sgd import steps_of
+from .sgd import key_of_round, steps_of
 
 logger = logging.getLogger("fedveil.client")
 
@@ -107,7 +106,7 @@ def sum_cohort(
     }
     cohort_sum = CohortSum(np.zeros(size))
     sketch = wire.sketch_for(content, spec)
-    key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
+    key = key_of_round(bench.settings.seed, number)
 
     def add(group: Group) -> None:
         try:
@@ -146,7 +145,9 @@ def _add_canaries(
     cohort_sum: CohortSum,
     sketch: Sketch | None,
 ) -> None:
-    dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
+    dimension = (
+        cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
+    )
     for first in range(0, len(clients), MAX_STACK):
         update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
@@ -171,20 +172,20 @@ def _records(one: LoadedClient) -> int:
 def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[Group]:
     """Return the clients in groups that are trained at once."""
     by_size = [list(group) for _, group in groupby(clients, _records)]
-    if len(by_size) < 2 or not bench.keeps_apart(lambda: joined([examples for _, examples in clients])):
+    if len(by_size) < 2 or not bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
         return by_size
     stacks: list[Group] = []
     rows = visits = 0  # of the last stack
     for one in clients:
-        own = min(_records(one), training.batch_size)
-        rows, visits = rows + own, visits + _records(one) * training.local_epochs
+        batch_size = min(_records(one), training.batch_size)
+        rows, visits = rows + batch_size, visits + _records(one) * training.local_epochs
         if stacks and visits <= MAX_VISITS:
             widest = min(_records(stacks[-1][0]), training.batch_size)
             if widest * (len(stacks[-1]) + 1) <= max(2 * rows, FREE_ROWS):
                 stacks[-1].append(one)
                 continue
         stacks.append([one])
-        rows, visits = own, _records(one) * training.local_epochs
+        rows, visits = batch_size, _records(one) * training.local_epochs
     return stacks
 
 
@@ -192,7 +193,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; at the client level each adds a zero update, which hides this."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
-    nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
+    nothing = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
     _add_rows(
         cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
     )

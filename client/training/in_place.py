@@ -20,18 +20,18 @@ from torch import Tensor
 
 from ...base.refusal import Refusal
 from ...messages import wire
+from ...messages.client_settings import TRAIN_LOSS, training_settings
 from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
-from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ...tasks.independence import LATE, check_reading
-from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from ..extra import extra_clients
-from .sgd import train
+from ..workbench import Workbench
+from .sgd import key_of_round, seed_layers, train
 
 logger = logging.getLogger("fedveil.client")
 
@@ -142,21 +142,19 @@ def check_apart(bench: Workbench) -> None:
     """
     start = read_arrays(bench.model)
     training = replace(bench.settings.training, local_epochs=1)
-    samples: list[Data] = []
+    pair: list[Data] = []
     for client in range(bench.task.num_clients):
         if len(data := data_of(bench.task, client)):
-            samples.append(data)
-        if len(samples) == 2:
+            pair.append(data)
+        if len(pair) == 2:
             break
     else:
-        return  # nobody stands beside another
-    first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in samples)
+        return  # there are no two clients
+    first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in pair)
     check_reading(first_batch, first_batch, second_batch)
     # Copies of a task's own batches, so that nothing random is read twice.
-    batches = training.batch_size, min(training.batch_size, max(1, len(samples[1]) // 2), FEW)
-    few = [
-        Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(samples, batches, strict=True)
-    ]
+    batches = training.batch_size, min(training.batch_size, max(1, len(pair[1]) // 2), FEW)
+    few = [Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(pair, batches, strict=True)]
 
     def trained(which: int) -> dict[str, NDArray[Any]]:
         bench.forget()
@@ -188,16 +186,16 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
     received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = wire.layout_of(arrays)
-    own_memory, moves = memory_alone(tensors, layout), list[Move]()
+    memory, moves = memory_alone(tensors, layout), list[Move]()
     for name in layout:
-        room = own_memory.get(name)
+        room = memory.get(name)
         if room is None or room.dtype != received[name].dtype:
             room = np.empty_like(received[name])
         moves.append((room, tensors[name], received[name]))
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),
-        int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0]),
+        key_of_round(bench.settings.seed, number),
         [moved(torch.from_numpy(value), bench.device) for value in received.values()],
         [tensors[name] for name in received],
         [np.ravel(part) for part, _, _ in moves],

@@ -5,20 +5,23 @@
 
 import copy
 import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...messages.local_training import LocalTraining
+from ...privacy.mechanisms.randomness import Randomness
 from ...tasks.arrays import base_check, sent_state
-from ...tasks.data import Data, laid_out, run_on
+from ...tasks.data import Data, Examples, laid_out, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Task, own_training
-from .batches import shuffled_batches
+from .batches import seeds_of, shuffled_batches
 
 Precision = Callable[[], AbstractContextManager[Any]]
 
@@ -170,3 +173,31 @@ def with_fast_kernels(model: nn.Module) -> nn.Module:
             # uses.
             kernel.data = kernel.data.to(memory_format=torch.channels_last)
     return model
+
+
+def key_of_round(seed: int | None, number: int) -> int:
+    """Return the key of a round's order of examples and of its layers' draws; without a seed a new one at each call."""
+    return int(Randomness(seed).stream("training", number).uint64(1)[0])
+
+
+def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:
+    """Seed torch's own generators, from which layers such as Dropout draw, for one client of a round.
+
+    For data that are read batch by batch, the generators of Python and NumPy, which transforms use, are seeded as well.
+
+    Args:
+      key: of the round.
+      client: number of the client.
+      data: of the client.
+      device: of the model, whose generator is seeded in addition to the CPU's.
+    """
+    seed = int(seeds_of(key, [client])[0])
+    # `torch.manual_seed` would also seed absent devices, and store a stack trace for each at every call.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    if not isinstance(data, Examples):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)

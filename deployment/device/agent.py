@@ -248,7 +248,7 @@ def exclusive_lock(state: Path) -> AbstractContextManager[None]:
       Refusal: on entry, if another process holds it.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder_lock.alone(state / RUNNING, "client")
+    return folder_lock.exclusive_lock(state / RUNNING, "client")
 
 
 def _wait_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
@@ -290,7 +290,7 @@ def read_health(state: Path) -> Health | None:
 
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
-    return folder_lock.holder(state / RUNNING)
+    return folder_lock.lock_holder(state / RUNNING)
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:

@@ -18,7 +18,7 @@ from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, read_rollovers
 from ...links.enrolment.token import fingerprint_of
 from ...privacy.secagg.refusal import Refused
-from ...privacy.secagg.rollover import DAY_SECONDS, MOST_DAYS, Rollover, read_chain, since
+from ...privacy.secagg.rollover import DAY_SECONDS, MAX_DAYS, Rollover, read_chain, rollovers_since
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
@@ -76,7 +76,7 @@ def current_authority(state: Path, policy: OwnerPolicy, ca: bytes, federation: s
     """
     pinned = bytes.fromhex(policy.authority)
     chain = _read_stored(state / ROLLOVERS, federation)
-    later = since(chain, pinned)
+    later = rollovers_since(chain, pinned)
     if not chain or later is None:  # the owner pinned another authority since
         return TrustedAuthority(pinned, ca)
     last, path = chain[-1], later or chain[-1:]
@@ -116,13 +116,13 @@ def adopt_rollovers(
         remedy = "contradicts the one in force here: the old key has signed two; ask the authority which is its own"
         logger.error("rollover %s %s", chain[-1].number, remedy)
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
-    later = since(chain, bytes.fromhex(policy.authority))
+    later = rollovers_since(chain, bytes.fromhex(policy.authority))
     if later is None:
         remedy = "does not lead from the authority in policy.toml; ask its holder for the whole chain"
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
     fresh = [each for each in later if each.number > len(stored)]
-    if any(each.until - time.time() > MOST_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):
-        remedy = f"has an overlap that ends in more than {MOST_DAYS} days: ask the authority, or set this device's clock"
+    if any(each.until - time.time() > MAX_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):
+        remedy = f"has an overlap that ends in more than {MAX_DAYS} days: ask the authority, or set this device's clock"
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
     if objection := _objection(fresh, chain[-1], policy, approved):
         if not approved:

@@ -21,7 +21,7 @@ from ...configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_
 from ...links.device_answers import PAID, UNPAID, Journal
 from ...messages.training_order import people_call
 from ...privacy.budget import Budget
-from ...privacy.ledger.question_caps import AskedQuestion
+from ...privacy.ledger.question_caps import LedgerQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
 from ...server.query_rows import FIRST_ROW
@@ -168,16 +168,16 @@ def roster(
     return 0
 
 
-def _question_line(question: AskedQuestion) -> str:
+def _question_line(question: LedgerQuestion) -> str:
     """Return one line with a question, its purpose and its cost."""
-    reason = f" ({question.why})" if question.why else ""
-    figures = ", ".join(each for each in question.asked if not each.endswith(f": {CLIPPED}"))
+    reason = f" ({question.reason})" if question.reason else ""
+    figures = ", ".join(each for each in question.segments if not each.endswith(f": {CLIPPED}"))
     cost = (
         "cost nothing: no answer was made"
         if question.state == "void"
         else f"cost epsilon {question.epsilon:.3g}"
     )
-    return f"{question.when}  question {question.name}, for {', '.join(question.purposes)}: {figures}{reason}; {cost}"
+    return f"{question.time}  question {question.name}, for {', '.join(question.purposes)}: {figures}{reason}; {cost}"
 
 
 def _model(state: Path, ended: LastRun) -> str | None:

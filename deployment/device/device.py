@@ -34,7 +34,7 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
-from ...messages.secure_wire import read_exchange_id, roster_of
+from ...messages.secure_wire import read_position, roster_of
 from ...messages.training_order import (
     ENCRYPTED_MODES,
     ModeName,
@@ -45,8 +45,8 @@ from ...messages.training_order import (
 )
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import BookedRelease, book_at, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
+from ...privacy.ledger.ledger_state import LedgerRelease, run_of, state_at
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
@@ -163,7 +163,7 @@ class Device:
         message, statement = self.last_model.with_whole_model(message)
         # New work, or a commitment to it: existing commitments are always kept.
         work = records_of(message.content, ArrayRecord)
-        if (work or read_exchange_id(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
+        if (work or read_position(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
             raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
         with _declining(wire.OWNERS_POLICY, level=logging.ERROR):
@@ -325,11 +325,11 @@ class Device:
         """
         from ...strategies.record_plan import calibrated_noise
 
-        def is_of_run(booked: BookedRelease) -> bool:
+        def is_of_run(booked: LedgerRelease) -> bool:
             return booked.source is None and people_call(run_of(booked.entry)) == run
 
         try:
-            book = book_at(record.ledger_path(settings.device or ""))
+            book = state_at(record.ledger_path(settings.device or ""))
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
             prior = book.events(Adversary.MODEL, lambda each: not is_of_run(each))
             questions = book.events(Adversary.MODEL, lambda each: is_of_run(each) and is_question(each))

@@ -19,22 +19,29 @@ from ...client.private_update import NotTrained
 from ...messages.wire import BUDGET_SPENT, NOT_READY
 from ...privacy.accounting.events import Gaussian, event_to_json
 from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
-from ...privacy.accounting.renyi_filter import counted
+from ...privacy.accounting.renyi_filter import spent_epsilon
 from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import Book, BookedRelease, book_at, identity_of, read_book, run_of
-from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
+from ...privacy.ledger.caps import CLIENT, NAME_LENGTH, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.client_sums import (
     RecordsBudget,
     as_records,
     charge_records,
-    owed,
+    pending_drafts,
     read_records,
     release_of,
 )
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
-from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
+from ...privacy.ledger.ledger_state import (
+    LedgerRelease,
+    LedgerState,
+    identity_of,
+    read_ledger,
+    run_of,
+    state_at,
+)
+from ...privacy.ledger.question_caps import QUESTION, LedgerQuestion, ledger_questions
 from .order_policy import Cost
 
 logger = logging.getLogger("fedveil.client")
@@ -61,12 +68,12 @@ class DeviceLedger:
     @property
     def path(self) -> Path:
         """File of the ledger of the device's releases as a client."""
-        return self.folder / f"{CLIENT}{self.device[:NAMED]}.ledger"
+        return self.folder / f"{CLIENT}{self.device[:NAME_LENGTH]}.ledger"
 
     @property
     def records(self) -> Path:
         """File of the ledger of its records, shared by all modes."""
-        return self.folder / f"{self.device[:NAMED]}.ledger"
+        return self.folder / f"{self.device[:NAME_LENGTH]}.ledger"
 
     @property
     def budget_of_records(self) -> Budget:
@@ -86,8 +93,8 @@ class DeviceLedger:
         """
         if not self.path.exists():
             return
-        records = book_at(self.records)
-        if owed(read_book(self.path), records, budget):
+        records = state_at(self.records)
+        if pending_drafts(read_ledger(self.path), records, budget):
             with Ledger.open(
                 self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
             ) as ledger:
@@ -110,7 +117,7 @@ class DeviceLedger:
         source = OF_RECORDS if cost.is_of_records else None
         release = Release(unit, run, number, mechanism, events, "system", source=source)
         if inquiry is not None:
-            release, purpose = replace(release, segments=inquiry.asked, kind=QUESTION), inquiry.why or None
+            release, purpose = replace(release, segments=inquiry.purposes, kind=QUESTION), inquiry.why or None
         with self._reserve_on_all(release, cost.budget, purpose) as ledgers:
             try:
                 yield
@@ -177,7 +184,7 @@ class DeviceLedger:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
-            records = book_at(self.records)
+            records = state_at(self.records)
             pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(records)}
             epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
             event = Gaussian(1 / gaussian_mu(epsilon, delta))
@@ -216,19 +223,19 @@ class DeviceLedger:
             raise _not_trained(error) from error
         return ledger
 
-    def _shared(self, clients: Book) -> RecordsBudget:
+    def _shared(self, clients: LedgerState) -> RecordsBudget:
         budget = self.budget_of_records
-        spent = as_records(clients, Book(), budget)
+        spent = as_records(clients, LedgerState(), budget)
         return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
 
 
-def _is_same(booked: BookedRelease, release: Release) -> bool:
+def _is_same(booked: LedgerRelease, release: Release) -> bool:
     """Return whether a charge on a ledger is one of a restore, with the same events."""
     events = {adversary: canonical(event_to_json(event)) for adversary, event in release.events.items()}
     return run_of(booked.entry) == MISSED and booked.events == events
 
 
-def _budgets(book: Book) -> Iterator[tuple[float, float]]:
+def _budgets(book: LedgerState) -> Iterator[tuple[float, float]]:
     """Yield target epsilon and delta of the budgets under which a ledger's releases were ever granted."""
     for booked in book.releases.values():
         budget = json.loads(booked.entry.payload)["budget"]
@@ -253,13 +260,13 @@ def _commit(ledger: Ledger, key: Key) -> None:
         logger.warning("%s", refusal)
 
 
-def questions_of(path: Path) -> list[AskedQuestion]:
+def questions_of(path: Path) -> list[LedgerQuestion]:
     """Return the questions on a ledger, in order, read without its lock.
 
     Raises:
       Refusal: the ledger is damaged.
     """
-    return asked_questions(read_book(path))
+    return ledger_questions(read_ledger(path))
 
 
 class Spending(NamedTuple):
@@ -282,7 +289,7 @@ def epsilon_of(path: Path) -> Spending | None:
     Raises:
       Refusal: the ledger is damaged.
     """
-    return spent_in(book_at(path))
+    return spent_in(state_at(path))
 
 
 def spent_on(folder: Path) -> dict[str, LedgerSpending]:
@@ -301,7 +308,7 @@ def spent_on(folder: Path) -> dict[str, LedgerSpending]:
     return spent
 
 
-def spent_in(book: Book) -> Spending | None:
+def spent_in(book: LedgerState) -> Spending | None:
     """Return what a book's releases have spent; None if nothing was."""
     if not book.granted:
         return None
@@ -309,7 +316,9 @@ def spent_in(book: Book) -> Spending | None:
     return Spending(max((_epsilon(book, adversary, delta) for adversary in book.spent), default=0.0), delta)
 
 
-def _epsilon(book: Book, adversary: Adversary, delta: float) -> float:
+def _epsilon(book: LedgerState, adversary: Adversary, delta: float) -> float:
     adjacency = Adjacency(book.identity["adjacency"])
     exact = exact_epsilon(book.spent[adversary], delta, adjacency) if book.filter_order is None else None
-    return counted(book.events(adversary), delta, adjacency, book.filter_order) if exact is None else exact
+    return (
+        spent_epsilon(book.events(adversary), delta, adjacency, book.filter_order) if exact is None else exact
+    )

@@ -12,12 +12,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...base.durable_files import replace_file
 from ...client.private_update import NotTrained
-from ...messages.difference_wire import (
-    ModelStatement,
-    read_model_statement,
-    with_arrays_again,
-    with_model_report,
-)
+from ...messages.difference_wire import ModelStatement, read_statement, with_arrays_again, with_report
 from ...messages.flower_adapter import delivered_message
 from ...messages.message_codec import MalformedMessage, pack_body, segments, unpack
 from ...messages.model_difference import apply, hash_of
@@ -42,7 +37,7 @@ class LastModel:
             whole model is not the named one.
         """
         try:
-            statement = read_model_statement(message.content)
+            statement = read_statement(message.content)
         except ValueError as error:
             logger.warning("an instruction's model cannot be read: %s", error)
             raise NotTrained(FAILED) from error
@@ -73,7 +68,7 @@ class LastModel:
         except (OSError, MalformedMessage) as error:
             logger.warning("the model is not stored, so the next one is sent whole: %s", error)
             return reply
-        return Message(with_model_report(reply.content, statement.model), reply_to=message)
+        return Message(with_report(reply.content, statement.model), reply_to=message)
 
     def _apply_difference(self, statement: ModelStatement) -> ArrayRecord:
         try:

@@ -12,8 +12,8 @@ from ...base.bounded_decoding import build, plain_of, read_json
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, refusing, unreadable
 from ...messages.message_codec import RUN_LABEL_LENGTH
-from ...privacy.ledger.book import RESERVE, read_entries
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
+from ...privacy.ledger.ledger_state import RESERVE, read_entries
 from ...privacy.ledger.receipt import read_opening
 from .receipts import LEDGERS, RECEIPTS
 

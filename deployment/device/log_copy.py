@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from ...base.durable_files import replace_file, write_behind
+from ...base.durable_files import replace_file, write_at
 from ...base.refusal import Refusal
 from ...links.log_wire import NO_ENTRY, LogStatement
 from ...links.server_log import final_entry, model_entry, roster_entry
@@ -175,7 +175,7 @@ class LogCopy:
 
     def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_behind(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(grown))
+        write_at(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(grown))
         replace_file(self._state / HEAD, head.to_json().encode())
         self.leaves += grown
         self._frontier.add(grown)

@@ -14,7 +14,7 @@ from ...links.cosigned_heads import FILE, read_cosignatures
 from ...links.log_export import covers
 from ...links.tree_head import TreeHead
 from ...privacy.merkle import root_of
-from ...privacy.witness import TWO_BRANCHES, HeadCosignature, kept_cosignatures, newest, read_cosignature
+from ...privacy.witness import TWO_BRANCHES, HeadCosignature, format_cosignatures, newest, read_cosignature
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
@@ -36,7 +36,7 @@ def store_cosignatures(state: Path, cosignatures: Sequence[HeadCosignature]) -> 
     stored = stored_cosignatures(state)
     newest_ones = newest((*stored, *cosignatures))
     if newest_ones != stored:
-        replace_file(state / FILE, kept_cosignatures(newest_ones))
+        replace_file(state / FILE, format_cosignatures(newest_ones))
 
 
 def require_witnesses(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from ...client.app import Workbench
+from ...client.workbench import Workbench
 from ...messages.client_settings import ClientSettings
 from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back

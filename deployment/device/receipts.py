@@ -17,7 +17,7 @@ from ...base.refusal import Refusal
 from ...base.tensor_file import safetensors_parts
 from ...messages.run_over import RunOver
 from ...messages.training_order import people_call
-from ...privacy.ledger.book import read_entries
+from ...privacy.ledger.ledger_state import read_entries
 from ...privacy.ledger.receipt import (
     SALT_BYTES,
     Receipt,

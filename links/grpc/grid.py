@@ -29,7 +29,7 @@ from ...base.durable_files import replace_file
 from ...base.open_files import MAX_CONNECTIONS, for_connections, listener
 from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
-from ...messages.difference_wire import read_model_statement
+from ...messages.difference_wire import read_statement
 from ...messages.flower_adapter import claim_identity, name_message, name_sender
 from ...messages.frames import MAX_FRAME_BYTES, METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
@@ -237,7 +237,7 @@ class LinkGrid(RosterGrid):
             body, cargo = packed
             name_message(message, self._name(message, body))
             head = message.metadata
-            statement = read_model_statement(message.content)
+            statement = read_statement(message.content)
             size = statement.size if statement is not None and statement.difference else 0
             letter = Letter(head.message_id, head.dst_node_id, segments(head, body), cargo, deliver, size)
             letters[letter.id] = (letter, message)

@@ -56,7 +56,7 @@ def test_the_stock_app_learns_without_privacy(folder: Path) -> None:
     assert not ledgers()
 
 
-def test_the_edited_app_spends_its_budget_and_a_second_run_no_more_than_that(folder: Path) -> None:
+def test_edited_app_spends_its_budget_once_over_two_runs(folder: Path) -> None:
     run(folder, EDITS, "first")
     (ledger,) = ledgers()
     report = verify(ledger)
@@ -69,7 +69,7 @@ def test_the_edited_app_spends_its_budget_and_a_second_run_no_more_than_that(fol
     assert verify(ledger).entries == report.entries
 
 
-def test_with_little_noise_the_edited_app_learns_what_the_stock_app_learns(
+def test_edited_app_with_little_noise_learns_like_the_stock_app(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.urandom", Random(0).randbytes)  # of the system's cohorts some learn little

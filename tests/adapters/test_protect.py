@@ -37,6 +37,8 @@ from fedveil.questions.private_evaluation import private_evaluation
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CLIENTS = 40
 BUDGET = Budget("client", target_epsilon=8.0, target_delta=1e-2)  # pyright: ignore[reportArgumentType]
 TERMS: dict[str, Any] = {
@@ -193,7 +195,7 @@ def budget(delta: float = 1e-2, **kinds: str) -> Budget:
         ({"ledger_dir": "ledgers"}, "ledger_dir='ledgers': give an absolute folder"),
     ],
 )
-def test_what_the_command_line_refuses_is_refused_before_anything_is_written(
+def test_protect_makes_the_refusals_of_the_command_line(
     home: Path, terms: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(Refusal, match=sentence):
@@ -223,9 +225,7 @@ def test_more_clients_than_were_declared_are_refused() -> None:
 # --- the ledger ---------------------------------------------------------------------------------------------------
 
 
-def test_a_server_started_in_another_folder_goes_on_with_the_same_ledger(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_restart_in_another_folder_uses_the_same_ledger(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(grid_of())
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home / "elsewhere")
@@ -327,7 +327,7 @@ def test_a_run_that_nobody_ever_answers_is_no_run(cohort: Cohort) -> None:
     assert len([entry for entry in entries if entry.kind == "reserve"]) == 1
 
 
-def test_a_run_that_nobody_answers_any_more_keeps_the_model_of_the_last_answers(
+def test_run_without_answers_keeps_the_last_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     result, protected = run(grid_of(lambda number: number < 2), rounds=3)
@@ -412,7 +412,7 @@ def test_evaluations_are_charged_and_the_budget_is_kept_with_them_in(home: Path)
     assert alone < 7.99
 
 
-def test_an_evaluation_that_tells_too_little_is_refused_before_anything_is_written(home: Path) -> None:
+def test_too_coarse_evaluation_is_refused_before_writing(home: Path) -> None:
     asked = ClientEvaluation("eval_acc", resolution=0.01)
     with pytest.raises(Refusal, match=r"resolution=0\.01: is planned to .* clients would suffice"):
         run(evaluating(lambda _: 0.5), evaluate=asked)

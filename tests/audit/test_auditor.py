@@ -10,21 +10,24 @@ import numpy as np
 import pytest
 
 from fedveil.audit.auditor import Auditor
-from fedveil.audit.line import AuditLine, in_words
+from fedveil.audit.line import AuditLine, format_alarm
 from fedveil.audit.result import as_json
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import round_rows, watching
+from fedveil.privacy.audit import round_rows
+from fedveil.privacy.audit import sum_audit as watching
 from fedveil.privacy.audit.alarms import Check
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.privacy.mechanisms.released import Drawn, Released
+from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
 from fedveil.run.run import RunResult, exit_code_of
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 noise_halved = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "halved_noise.py"))["noise_halved"]
 
@@ -63,7 +66,7 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("suspect", "rounds", "exit_code"), [({2}, ROUNDS, 4), ({2, 4}, 4, 5)])
-def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
+def test_chance_alarm_stops_the_run_when_it_comes_again(
     suspect: set[int], rounds: int, exit_code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of two hundred correct runs raises such an alarm; it is shown, written down, and left at that."""
@@ -87,7 +90,9 @@ def test_ten_numbers_without_noise_turn_red_though_no_round_shows_it(tmp_path: P
     auditor = Auditor(AuditTerms(100, 0.01, dimension=310, delta=1e-4), tmp_path / "rows")
     for number in range(1, 16):
         layers = [rng.standard_normal((30, 10)), 0.6 * rng.standard_normal(10)]
-        levels += [each.level for each in auditor.take(number, Released(number, layers, 1.0, 1.0, 1.0), {})]
+        levels += [
+            each.level for each in auditor.take(number, ReleasedSum(number, layers, 1.0, 1.0, 1.0), {})
+        ]
     assert levels[0] == "orange" and "red" in levels
 
 
@@ -156,9 +161,7 @@ def test_a_ledger_that_counts_less_than_was_released_is_seen(
 
 
 @pytest.mark.parametrize(("accounted", "exit_code"), [("invited", 0), ("planned", 5)])
-def test_the_draw_is_checked_where_more_are_invited_than_a_round_needs(
-    accounted: str, exit_code: int, tmp_path: Path
-) -> None:
+def test_draw_is_checked_under_over_selection(accounted: str, exit_code: int, tmp_path: Path) -> None:
     twice = ("cohort.rate=0.3", "cohort.over_selection=2")
     with patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)):
         outcome = run(tmp_path / "run", "task.num_clients=100", *twice)
@@ -178,8 +181,8 @@ def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
     shown: list[Any] = []
     for count in counts:
         auditor = Auditor(terms, tmp_path / f"{count}")
-        auditor.take(1, Released(1, layers, 1.0, 0.25, 1.0, Drawn(count, population=100)), {})
-        alarms = [(each.told, in_words(each.alarm), each.alarm) for each in auditor.raised]
+        auditor.take(1, ReleasedSum(1, layers, 1.0, 0.25, 1.0, RoundCohort(count, population=100)), {})
+        alarms = [(each.content, format_alarm(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
         summary = auditor.end(None, {})

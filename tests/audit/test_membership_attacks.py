@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured, membership
+from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measure_attack, membership
 from fedveil.base.refusal import Refusal
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
@@ -61,7 +61,7 @@ def attacked(epochs: int) -> Attacked:
 @pytest.mark.parametrize("attack", EACH)
 def test_a_model_that_overfits_is_found_out(attack: str) -> None:
     scores = ATTACKS[attack](attacked(40), 4)
-    found = measured(scores[:RECORDS], scores[RECORDS:])
+    found = measure_attack(scores[:RECORDS], scores[RECORDS:])
     assert found["AUC"].low > 0.8
     assert list(found) == ["AUC", "true positives at 0.1% false", "true positives at 1.0% false"]
 
@@ -69,7 +69,7 @@ def test_a_model_that_overfits_is_found_out(attack: str) -> None:
 @pytest.mark.parametrize("attack", EACH)
 def test_a_model_that_never_trained_tells_nothing(attack: str) -> None:
     scores = ATTACKS[attack](attacked(0), 4)
-    area = measured(scores[:RECORDS], scores[RECORDS:])["AUC"]
+    area = measure_attack(scores[:RECORDS], scores[RECORDS:])["AUC"]
     assert area.low < 0.55 and area.high > 0.45
 
 
@@ -116,7 +116,7 @@ def test_without_its_extra_the_toolbox_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not HAS_ART, reason="fedveil[mia]")
-def test_the_toolbox_attacks_classes_alone_and_the_same_way_every_time() -> None:
+def test_toolbox_attacks_classes_alone_and_deterministically() -> None:
     first, second = (ATTACKS["art"](attacked(40), 1) for _ in range(2))
     assert np.array_equal(first, second)
     characters = Examples(torch.zeros(4, 20), torch.zeros(4, 2, dtype=torch.int64))

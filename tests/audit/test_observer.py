@@ -18,6 +18,8 @@ from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 ROUNDS = 4
 SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
 NOISE = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.target_delta=0.01")
@@ -51,9 +53,7 @@ def test_claimed_stands_beside_measured(full: RunResult) -> None:
     assert found["verdict"] in ("consistent", "too weak to tell")
 
 
-def test_nothing_about_the_real_clients_changes_but_what_they_train_from(
-    full: RunResult, tmp_path: Path
-) -> None:
+def test_audit_changes_only_the_start_model_of_real_clients(full: RunResult, tmp_path: Path) -> None:
     """The same draw, the same charges: canaries are drawn after the real clients, and the mean divides by those."""
     plain = run(tmp_path / "off", "audit=off")
     with_canaries, without = (

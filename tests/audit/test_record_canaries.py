@@ -21,7 +21,7 @@ from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
-from fedveil.privacy.audit.kept_rows import append, gathered, step_ratio
+from fedveil.privacy.audit.client_rows import append, gathered, step_ratio
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -33,6 +33,8 @@ from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import Classification, classification
 from fedveil.tasks.mislabelled import Mislabelled, mislabelled
 from fedveil.tasks.partition import Partition
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 DELTA, CLIP, CANARIES = 1e-5, 0.5, 400
 
@@ -93,7 +95,7 @@ def test_canaries_show_what_is_claimed_and_no_more(gradients: str) -> None:
     assert refuted((members, others), budget(1.0))
 
 
-def test_a_secret_draw_of_batches_hides_a_canary_as_the_accountant_says() -> None:
+def test_secret_draw_of_batches_hides_a_canary_as_accounted() -> None:
     found = weighed(*scored(plan_of(4.0, rate=0.2, steps=25)), budget(4.0), 1)
     assert found is not None and min(found.p_values.values()) > 0.001
     assert 1.9 < found.epsilon < 4.4
@@ -211,9 +213,7 @@ def test_a_probe_weighs_all_clients_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rate", "noise", "steps"), [(0.01, 0.7, 1000), (0.1, 2.0, 100), (0.3, 1.0, 10), (1.0, 5.0, 100)]
 )
-def test_batches_drawn_in_secret_lie_below_the_gaussian_curve_through_their_epsilon(
-    rate: float, noise: float, steps: int
-) -> None:
+def test_secret_batches_lie_below_the_gaussian_curve(rate: float, noise: float, steps: int) -> None:
     accountant = PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(PoissonBatches(rate, steps).event(GaussianDpEvent(noise)))
     epsilon = accountant.get_epsilon(DELTA)
@@ -249,7 +249,7 @@ def test_odd_examples_train_where_their_coin_says_and_nowhere_else() -> None:
         mislabelled(real, 0)
 
 
-def test_odd_examples_that_are_learnt_by_heart_are_flagged_and_others_are_not() -> None:
+def test_only_memorised_odd_examples_are_flagged() -> None:
     task = odd_task()
     model = task.model()
     probe = OddProbe(task, None)
@@ -260,7 +260,7 @@ def test_odd_examples_that_are_learnt_by_heart_are_flagged_and_others_are_not() 
     )
     train(model, task, Examples(inputs, targets), LocalTraining(0.5, 40, 20), 0, key=1)
     (found,) = probe.look(read_arrays(model), 2)
-    assert found.p_value < 1e-6 and found.shown["at_least"] > 0.8 and found.shown["auc_low"] > 0.8
+    assert found.p_value < 1e-6 and found.figures["at_least"] > 0.8 and found.figures["auc_low"] > 0.8
     (against,) = OddProbe(task, budget(1.0)).look(read_arrays(model), 2)
     assert found.p_value < against.p_value < 0.01
 

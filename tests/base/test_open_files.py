@@ -22,6 +22,8 @@ from fedveil.deployment import prometheus
 from fedveil.links.flower.tls_proxy import open_tls_proxy
 from fedveil.links.grpc.event_loop import stream_loop
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
 HERE = Path(__file__).parents[1]
 ENDS = HERE / "faults" / "link_ends.py"
@@ -68,7 +70,7 @@ def rounds(folder: Path) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_strangers_leave_a_server_the_files_that_it_needs_and_it_lets_in_others_again(tmp_path: Path) -> None:
+def test_strangers_leave_a_server_its_files(tmp_path: Path) -> None:
     stream_loop()
     federation = federation_in(tmp_path, 2)
     with serving(federation, FEW) as (folder, process), ExitStack() as strangers:
@@ -155,7 +157,7 @@ class Nobody:
         """Nothing is open."""
 
 
-def test_flowers_front_closes_what_takes_a_file_that_is_not_for_connections(
+def test_flower_front_closes_a_file_beyond_its_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = federation_in(tmp_path, 2).server
@@ -170,7 +172,7 @@ def test_flowers_front_closes_what_takes_a_file_that_is_not_for_connections(
         assert httpx.post(f"https://127.0.0.1:{port}/", verify=False).status_code == 404
 
 
-def test_prometheus_text_closes_what_takes_a_file_that_is_not_for_connections(
+def test_prometheus_text_closes_a_file_beyond_its_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = made("link_ends")["free_port"]()
@@ -198,7 +200,7 @@ def test_a_process_takes_as_many_files_as_the_system_grants() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks prctl")
-def test_a_process_that_holds_keys_leaves_no_core_dump_in_a_file_or_a_pipe() -> None:
+def test_process_with_keys_leaves_no_core_dump() -> None:
     code = (
         "import ctypes, resource; from fedveil.base.core_dumps import without_core_dumps; without_core_dumps(); "
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"

@@ -41,9 +41,7 @@ def test_the_library_reads_every_type(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["c16", "g", "U2"])
-def test_an_array_that_no_reader_knows_is_refused_and_the_checkpoint_before_it_stays(
-    tmp_path: Path, kind: str
-) -> None:
+def test_unknown_array_is_refused_and_the_last_checkpoint_stays(tmp_path: Path, kind: str) -> None:
     model = {"w": np.ones(3, np.float32)}
     write(tmp_path, Checkpoint("run", State(1, model, {})))
     with pytest.raises(Refusal, match=rf"strategy/momenta='{np.dtype(kind)}': .*float64"):

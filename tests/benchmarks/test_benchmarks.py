@@ -203,7 +203,7 @@ def test_every_client_has_its_window_of_the_made_data() -> None:
     assert not torch.equal(inputs, examples_of("tiny-equal", 4)[0])
 
 
-def test_clients_have_unequally_many_examples_where_nothing_else_is_said() -> None:
+def test_clients_have_unequal_numbers_of_examples_by_default() -> None:
     counts = np.array([len(examples_of("tiny", client)[1]) for client in range(1000)])
     assert counts.min() == FEWEST and counts.max() == MOST and len(set(counts.tolist())) == MOST - FEWEST + 1
     counts = np.array([len(examples_of("cnn-1m-power", client)[1]) for client in range(1000)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.wire import memory_arrays
 from fedveil.privacy.mechanisms.private_sum import add_noise, decode_counts, encode

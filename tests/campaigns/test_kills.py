@@ -214,7 +214,7 @@ def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path, 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("world", LINKS, indirect=True)
-def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(world: World) -> None:
+def test_run_killed_at_stage_after_stage_has_the_model_of_a_calm_one(world: World) -> None:
     server = [("first reply: inbox", 1), ("within the checkpoint", 2)]
     found = lived(world, "killed", server, ("acknowledged: inbox", 2))
     assert not wrongs(world, found)
@@ -309,9 +309,7 @@ def last_deaths() -> Iterator[Death]:
 @pytest.mark.campaign
 @pytest.mark.parametrize("death", list(last_deaths()), ids=str)
 @pytest.mark.parametrize("world", LINKS, indirect=True)
-def test_killed_in_the_last_rounds_a_run_that_spends_its_budget_is_finished(
-    world: World, death: Death
-) -> None:
+def test_run_killed_in_the_last_rounds_is_finished(world: World, death: Death) -> None:
     run = f"last-{world.count}"
     argv = (*WHOLE, f"ledger.dir={world.hearts / run}")  # which the run has for itself
     assert world.server(run, ROUNDS, death, argv).wait() is None, f"{death} never came"

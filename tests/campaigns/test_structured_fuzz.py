@@ -15,7 +15,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import _both, _numbers
 from fedveil.deployment.device.linear import read_table
 from fedveil.privacy.audit import round_rows
-from fedveil.privacy.audit.kept_rows import arrays_of
+from fedveil.privacy.audit.client_rows import arrays_of
 from fedveil.privacy.secagg.client import Participant, read_state
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.suite import SUITES, seal

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from fedveil.base.refusal import Refusal
 from fedveil.configs.schema import SimulationSettings
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 main: Callable[[], int] = import_module("fedveil.__main__").main
 Simulator = Callable[[SimulationSettings, Path], tuple[int, dict[str, Any]]]
 

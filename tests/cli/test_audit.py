@@ -10,6 +10,8 @@ import pytest
 
 from fedveil.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 Claim = Callable[..., tuple[int, str, str]]
 
 

@@ -10,9 +10,11 @@ import pytest
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_records import records
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit.kept_rows import trace
+from fedveil.privacy.audit.client_rows import trace
 from fedveil.run.client_instructions import traces_of
 from fedveil.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 SMALL = ["task=digits", "task.num_clients=5", "cohort=all", "privacy=none", "audit=full", "audit.looks=1"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.compare import compare, over_seeds, rows_of, table_of, write_csv
+from fedveil.cli.compare import compare, format_table, over_seeds, read_rows, write_csv
 from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
@@ -53,17 +53,17 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_runs_are_named_by_what_differs_and_their_seed(runs: list[Path]) -> None:
-    rows = rows_of(runs)
+    rows = read_rows(runs)
     assert [dict(row.overrides) for row in rows] == [{"privacy.target_epsilon": value} for value in "113"]
     assert [(row.seed, row.epsilon["client"]) for row in rows] == [(0, 1.0), (1, 1.0), (0, math.inf)]
-    assert table_of(rows).splitlines()[:2] == [
+    assert format_table(rows).splitlines()[:2] == [
         "job                              accuracy  epsilon",
         "privacy.target_epsilon=1 seed=0  0.5       client 1",
     ]
 
 
 def test_an_interval_over_seeds_is_students(runs: list[Path]) -> None:
-    (low, high) = over_seeds(rows_of(runs))
+    (low, high) = over_seeds(read_rows(runs))
     found = low.metrics["accuracy"]
     # Two values: the 97.5 % point of Student's t with one degree of freedom is 12.706.
     assert (low.runs, found.mean) == (2, pytest.approx(0.6))
@@ -75,7 +75,7 @@ def test_an_interval_over_seeds_is_students(runs: list[Path]) -> None:
 
 def test_options_that_differ_are_named_by_their_group(tmp_path: Path) -> None:
     runs = [kept(tmp_path / name, 0.5, 0, f"privacy={name}") for name in ("record", "none")]
-    assert [dict(row.overrides) for row in rows_of(runs)] == [
+    assert [dict(row.overrides) for row in read_rows(runs)] == [
         {"learning_rate": "2", "local_epochs": "1", "privacy": "record"},
         {"learning_rate": "20", "local_epochs": "5", "privacy": "none"},
     ]
@@ -110,7 +110,7 @@ def test_a_table_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "privacy.clipping_norm=8",
     ]
     runs = [kept(tmp_path / "a", 0.5, 0, *long), kept(tmp_path / "b", 0.6, 0, *other)]
-    assert max(map(len, table_of(rows_of(runs, tmp_path), by_folder).splitlines())) <= 80
+    assert max(map(len, format_table(read_rows(runs, tmp_path), by_folder).splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
@@ -127,8 +127,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_diverged_metric_is_still_a_table(tmp_path: Path) -> None:
-    rows = rows_of([kept(tmp_path / "a", math.nan, 0), kept(tmp_path / "b", 0.5, 1)])
-    assert "nan" in table_of(rows)
+    rows = read_rows([kept(tmp_path / "a", math.nan, 0), kept(tmp_path / "b", 0.5, 1)])
+    assert "nan" in format_table(rows)
     write_csv(rows, tmp_path / "t.csv")
 
 
@@ -148,7 +148,7 @@ def test_a_spreadsheet_runs_no_cell_of_predictions_or_of_a_comparison(tmp_path: 
     assert rows[0][1] == "-0.5"
     draft, *_ = draft_schema([tmp_path / "p.csv"], "'=label")
     assert (f"'{FORMULA}",) in draft.columns[0].categories  # our own reader reads it
-    write_csv(rows_of([kept(tmp_path / FORMULA[:10], 0.5, 0)], tmp_path), tmp_path / "t.csv")
+    write_csv(read_rows([kept(tmp_path / FORMULA[:10], 0.5, 0)], tmp_path), tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("'=HYPERLINK")
 
 
@@ -243,7 +243,7 @@ def test_the_jobs_of_a_sweep_are_shown(tmp_path: Path) -> None:
 
 
 def test_figures_of_noised_training_are_no_columns_of_a_comparison(runs: list[Path], tmp_path: Path) -> None:
-    rows = rows_of(runs)
+    rows = read_rows(runs)
     assert all(set(row.metrics) == {"accuracy"} for row in rows)
     write_csv(rows, tmp_path / "all.csv")
     assert "train/" not in (tmp_path / "all.csv").read_text()

@@ -11,6 +11,8 @@ from fedveil.base import extras
 from fedveil.base.durable_files import make_folder
 from fedveil.cli import doctor
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def findings(
     capsys: pytest.CaptureFixture[str], *asked: str

@@ -13,6 +13,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.new import COMMANDS, TEMPLATES
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def test_every_template_has_a_command_and_a_test() -> None:
     assert {folder.name for folder in TEMPLATES.iterdir()} == set(COMMANDS)
@@ -56,7 +58,7 @@ def test_where_pytest_is_not_installed_its_command_installs_it(
     assert f"pip install pytest && cd '{tmp_path}/my shops' && python -m pytest" in capsys.readouterr().out
 
 
-def test_a_draft_says_which_sites_use_other_words_and_no_run_trains_on_them(
+def test_draft_names_sites_with_other_words_and_no_run_trains_on_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, draft = tmp_path / "data", tmp_path / "draft"

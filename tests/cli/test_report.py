@@ -88,7 +88,7 @@ def test_the_first_command_makes_the_same_configuration() -> None:
     words = shlex.split(commands_of(run)[0])
     assert words[:2] == ["fedveil", "simulate"] and len(words) < 20
     again = dict(flat(publishable_keys(compose_overrides(words[2:]).config)))
-    kept = dict(flat(run.shown))  # keys have been added since
+    kept = dict(flat(run.publishable))  # keys have been added since
     assert {key: again[key] for key in kept} == kept
 
 

@@ -25,9 +25,11 @@ from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.hints import SYNONYMS
+from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
 from fedveil.tasks.exported import FILES
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
 SHELLS = ("bash", "zsh")
@@ -118,7 +120,7 @@ def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], t
         (["simulate", "--cgf", "job"], "did you mean '--cfg'?"),
         (["simulate", "--epochs", "3"], "did you mean local_epochs=...?"),
         (["plan", "--lr=0.1"], "did you mean learning_rate=...?"),
-        (["simulate", "--device", "cuda"], SYNONYMS["device"]),
+        (["simulate", "--device", "cuda"], HINTS["device"]),
         (["provision", "rotat", "x", "y"], "did you mean 'fedveil provision rotate'?"),
         (["sim"], "did you mean 'fedveil simulate'?"),
         (["client", "stat", "x"], "did you mean 'fedveil client status'?"),
@@ -200,7 +202,7 @@ def test_the_keys_that_hints_name_exist() -> None:
         + settings_from_overrides(["partition=dirichlet", "strategy=fedprox"]).source
         + settings_from_overrides(["task=csv", "task.folder=tables"]).source
     )
-    for meant in SYNONYMS.values():
+    for meant in HINTS.values():
         for key in meant.split(" ")[:1] if "=" not in meant else ():
             word = key.rpartition(".")[2]
             assert f"{word}:" in known or word in ("dir", "run"), meant
@@ -288,7 +290,7 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
     assert "DAMAGED" in plain and "31m" not in plain
 
 
-def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_over(
+def test_ledgers_are_verified_by_a_pattern_without_their_neighbours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder, tmp_path = tmp_path, tmp_path / "client_ledgers"

@@ -14,7 +14,7 @@ from fedveil.client.app import make_client_app
 from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.wire import (
     BUDGET_SPENT,
     DROP_REASONS,
@@ -43,7 +43,7 @@ def at(exchange, change):
     """A wire that changes what node 3 is sent in one exchange."""
 
     def fault(message, client):
-        if client == VICTIM and read_exchange_id(message.content).exchange is exchange:
+        if client == VICTIM and read_position(message.content).exchange is exchange:
             change(message.content)
 
     return fault
@@ -71,7 +71,7 @@ def with_spec(**changed):
 @pytest.mark.parametrize(
     "changed", [{"sigma": 0}, {"sigma": 17}, {"clipping_norm": 11.0}, {"rotated": False}]
 )
-def test_a_spec_that_the_cohort_did_not_agree_on_is_refused_before_training(changed):
+def test_spec_without_the_cohorts_agreement_is_refused(changed):
     assert declined(with_spec(**changed), noise=3.0) == f"declined: {Reason.POLICY}"
 
 
@@ -111,7 +111,7 @@ def test_a_second_inbox_does_not_train_again():
     kept = {}
 
     def fault(message, client):
-        if client == VICTIM and read_exchange_id(message.content).exchange is Exchange.INBOX:
+        if client == VICTIM and read_position(message.content).exchange is Exchange.INBOX:
             kept["inbox"] = message.content
 
     grid = Clients(fault)
@@ -134,7 +134,7 @@ def test_a_client_that_did_not_train_says_so_by_code_alone(code, reason):
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(BUDGET_SPENT, 1), (OWNERS_POLICY, 1), (77, ATTEMPTS)])
-def test_a_round_that_too_many_refuse_for_good_costs_the_others_one_training(code, attempts):
+def test_too_many_final_refusals_cost_the_others_one_training(code, attempts):
     def training(message, client):
         return Message(Error(code, ""), reply_to=message) if client < 3 else None
 
@@ -156,7 +156,7 @@ def test_the_text_of_a_failure_stays_at_the_client():
     assert [reply.error.reason for _, reply in grid.seen if reply.has_error()] == ["the client did not train"]
 
 
-def test_a_node_forgets_its_secrets_with_the_attempt_and_remembers_that_it_was_asked():
+def test_node_forgets_its_secrets_with_the_attempt_but_not_its_use():
     grid = Clients()
     summed(grid, wanted())
     identity = simulated_identity(ASKED, VICTIM)
@@ -165,7 +165,7 @@ def test_a_node_forgets_its_secrets_with_the_attempt_and_remembers_that_it_was_a
     assert node.attempts == {} and list(node.newest_attempts.values()) == [{3: OVER}]
 
 
-def test_a_node_whose_memory_was_tampered_with_answers_nothing_and_keeps_it():
+def test_node_with_tampered_memory_answers_nothing_and_keeps_it():
     grid = Clients()
     summed(grid, wanted())
     state = grid._contexts[VICTIM + 2].state
@@ -177,7 +177,7 @@ def test_a_node_whose_memory_was_tampered_with_answers_nothing_and_keeps_it():
     assert state[STATE_RECORD][STATE] == bytes(sealed)
 
 
-def test_an_attempt_is_not_joined_twice_and_a_round_that_was_opened_not_again():
+def test_attempt_is_joined_once_and_an_opened_round_not_again():
     grid = Clients(gone(Exchange.INBOX, 1, 2, 3, attempts=1))
     assert summed(grid, wanted()).attempts == 2
     opened = summed(grid, wanted())  # as a server asks that was killed after the sum was open
@@ -189,7 +189,7 @@ def test_a_server_that_forgot_an_attempt_tries_another():
     stopped = []
 
     def fault(message, client):
-        if not stopped and read_exchange_id(message.content).exchange is Exchange.INBOX:
+        if not stopped and read_position(message.content).exchange is Exchange.INBOX:
             stopped.append(client)
             raise KeyboardInterrupt
 
@@ -200,7 +200,7 @@ def test_a_server_that_forgot_an_attempt_tries_another():
     assert (opened.survivors, opened.attempts) == (8, 2)
 
 
-def test_a_client_that_does_not_train_still_gives_its_keys_for_the_next_round():
+def test_client_without_training_gives_its_keys_for_the_next_round():
     failed = []
 
     def training(message, client):
@@ -225,7 +225,7 @@ def test_identities_are_distinct_and_every_process_makes_the_same():
     assert not keys & others
 
 
-def test_simulated_identities_are_made_where_simulations_are_and_nowhere_else():
+def test_simulated_identities_exist_in_simulations_alone():
     """A deployed client reads its own from its bundle: no path leads from there to keys that come from one secret."""
     package = Path(fedveil.__file__).parent
     rooms = (

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.configs.checks import check_cohort, check_delta, check_seed
 from fedveil.configs.preflight import preflight
 from fedveil.configs.privacy_settings import Record
 from fedveil.configs.settings import settings_from_overrides
@@ -16,6 +15,7 @@ from fedveil.configs.yaml_guard import MAX_BYTES, check_file
 from fedveil.privacy import budget
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.plan import Plan
+from fedveil.run.build import check_cohort, check_delta, check_seed
 from fedveil.run.released import config_of
 from fedveil.run.run_files import read_config
 from fedveil.strategies.cohorts import All

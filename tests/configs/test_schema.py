@@ -154,7 +154,7 @@ def test_what_python_gives_wrong_is_refused_in_the_same_sentences(make: Any, sen
     assert all(line.startswith(said) for line, said in zip(lines, sentences, strict=True))
 
 
-def test_rules_between_keys_are_told_all_at_once_when_the_fields_are_good() -> None:
+def test_rules_between_keys_are_reported_all_at_once() -> None:
     wrong = ["privacy.bands=3", "privacy.noise_schedule=adaptive", "privacy.metrics_share=0"]
     with pytest.raises(Refusal) as refused:
         settings_from_overrides(wrong)

@@ -20,7 +20,7 @@ from flwr.app import Message
 from safetensors.numpy import save
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.ask import table_of
+from fedveil.cli.ask import format_answer
 from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.commands import status
 from fedveil.deployment.device.device_ledger import questions_of
@@ -29,8 +29,8 @@ from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
@@ -82,11 +82,11 @@ def payloads(device: Any) -> list[dict[str, Any]]:
     )
 
 
-def test_a_question_is_answered_for_a_purpose_that_the_owner_allows_and_charged_as_one(clients: Path) -> None:
+def test_question_for_an_allowed_purpose_is_charged_as_one(clients: Path) -> None:
     device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
     reply = device.answer(in_the_clear(asked))
     (classes, bit), spec = asked.segments, SumSpec(1.0, asked.segments)
-    told = CohortSum(np.zeros(spec.beside))
+    told = CohortSum(np.zeros(spec.segment_size))
     add_reply(told, reply, spec)
     vector = told.total
     labels = np.load(clients / "c0" / "device.npz")["targets"]
@@ -147,7 +147,7 @@ def test_questions_spend_no_more_than_the_owner_lets_them(
     assert len(payloads(device)) == 2
 
 
-def test_the_same_question_twice_is_charged_once_and_not_answered_anew(clients: Path) -> None:
+def test_repeated_question_is_charged_once_and_not_answered_anew(clients: Path) -> None:
     device = device_of(clients / "c0", purposes=("statistics",))
     assert code_of(device, in_the_clear(inquiry())) == 0
     assert code_of(device, in_the_clear(inquiry())) != 0
@@ -184,7 +184,7 @@ def test_the_owner_reads_what_was_asked_why_and_what_it_cost(
     assert told["name"] == "labels" and told["purposes"] == ["statistics"] and told["epsilon"] > 0
 
 
-def test_a_device_without_a_model_says_nothing_of_one_and_is_not_charged(clients: Path) -> None:
+def test_device_without_a_model_is_silent_about_one_and_not_charged(clients: Path) -> None:
     device, file = device_of(clients / "c0", purposes=("statistics",)), b"a model"
     plain = {**json.loads(inquiry().text), "model": hashlib.sha256(file).hexdigest()}
     asked = read_inquiry(plain)
@@ -249,7 +249,7 @@ def test_a_servers_folder_asks_its_clients(hearts: Path, privacy: str) -> None:
         assert len(questions_of(device.ledger.path)) == 1
 
 
-def test_an_answer_that_a_full_disk_does_not_store_is_given_nevertheless(
+def test_answer_beyond_a_full_disk_is_sent_nevertheless(
     hearts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -284,7 +284,7 @@ def test_an_operator_reads_why_devices_did_not_answer(hearts: Path, mode: str) -
     given = (*COMMON, f"privacy={mode}", "cohort=all", *more)
     spend, reach = Spend(noise_multiplier=1.0), SERVED["reaching"](grid)
     record = ask_clients(hearts / "server", inquiry(), spend, given, reach=reach)
-    said = table_of(record)
+    said = format_answer(record)
     assert not record["released"] and "the reservation stays spent" in said
     if mode == "client_distributed":
         assert "each of the others sent its reason (budget spent 5)" in said and "unknown" not in said
@@ -321,7 +321,7 @@ def test_a_servers_ledger_that_lacks_a_question_is_refused(hearts: Path, answere
         ask_clients(hearts / "server", third, spend, given, reach=reach)
 
 
-def test_a_question_on_a_restored_server_is_refused_before_it_is_charged(hearts: Path) -> None:
+def test_question_on_a_restored_server_is_refused_before_a_charge(hearts: Path) -> None:
     """The devices report the later head only after the server has waited for it."""
     given = (*COMMON, "privacy=client_central", "cohort=all")
     later, calls = "a device holds a later head", list[bool]()
@@ -347,7 +347,7 @@ def test_a_question_on_a_restored_server_is_refused_before_it_is_charged(hearts:
     assert not [each for each in read_entries(ledger) if each.kind == RESERVE]
 
 
-def test_too_few_connected_clients_are_refused_before_anything_is_charged(hearts: Path) -> None:
+def test_too_few_connected_clients_are_refused_before_a_charge(hearts: Path) -> None:
     grid = SERVED["Devices"](hearts / "clients")
     given = (*COMMON, "privacy=client_central", "cohort=all", "link.wait=0.1")
     reach = SERVED["reaching"](grid, here=2)
@@ -359,9 +359,9 @@ def test_too_few_connected_clients_are_refused_before_anything_is_charged(hearts
 
 def test_a_question_while_a_server_runs_is_refused(hearts: Path) -> None:
     from fedveil.deployment.status import RUNNING
-    from fedveil.privacy.ledger.folder_lock import alone
+    from fedveil.privacy.ledger.folder_lock import exclusive_lock
 
-    with alone(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
+    with exclusive_lock(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
         ask_clients(hearts / "server", inquiry(), Spend(epsilon=1.0), COMMON)
     assert refused.value.field == "server"
 

@@ -33,6 +33,8 @@ from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.privacy.secagg.double_signature import AUTHORITY_BYTES, BOTH_BYTES, ML_DSA_KEY_BYTES
 from fedveil.privacy.secagg.suite import SIGNATURE_BYTES, sign
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FEDERATION = """\
 federation: sensors
 server: {{address: "localhost:{link}", listen: "127.0.0.1:{link}", enrolment: "localhost:{port}"}}
@@ -110,7 +112,7 @@ def test_the_keys_that_seal_are_encrypted_at_the_desk(
         approve(desk)
 
 
-def test_a_token_is_read_from_its_owners_file_and_shown_in_no_process_list(
+def test_token_is_read_from_its_file_and_in_no_process_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     token = Token("localhost:1", "sensor-1", 1_900_000_000, bytes(32), bytes(32))
@@ -326,7 +328,7 @@ def test_whoever_stands_in_between_is_not_shown_the_token(
         ask(token, other, b"request", bytes(32))
 
 
-def test_a_stranger_learns_two_public_keys_and_costs_a_place_for_seconds(
+def test_stranger_learns_two_public_keys_and_costs_seconds(
     served: ServerBundle,
 ) -> None:
     assert served.enrolment is not None
@@ -366,7 +368,7 @@ def test_a_request_that_finds_no_room_is_told_to_the_operator(
         EnrolmentPort(read_server_bundle(desk / "server")).answer(asked)
 
 
-def test_a_device_that_was_admitted_gets_new_keys_and_keeps_what_is_its_owners(
+def test_admitted_device_gets_new_keys_and_keeps_its_owners_files(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
     device = tmp_path / "device"

@@ -103,7 +103,7 @@ def served(desk: Path, stack: ExitStack) -> Link:
 
 
 @pytest.mark.parametrize("number", [5, pytest.param(300, marks=pytest.mark.campaign)])
-def test_a_fleet_is_enrolled_renewed_and_revoked_without_a_copied_file(
+def test_fleet_is_enrolled_renewed_and_revoked_without_copied_files(
     number: int, desk: Path, tmp_path: Path, opened: ExitStack
 ) -> None:
     bundles = enrolled(desk, tmp_path, number)
@@ -176,7 +176,7 @@ def test_what_a_device_says_of_itself_is_read_strictly(told: dict[str, object]) 
     assert read_facts(reply) is None
 
 
-def test_a_courier_asks_each_stream_once_and_again_for_a_later_certificate() -> None:
+def test_courier_asks_each_stream_once_per_certificate() -> None:
     asked: list[tuple[int, str]] = []
     since, certificates = {2: 1.0, 3: 1.0}, {"2": "first"}
 

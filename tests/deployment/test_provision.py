@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedveil.base.durable_files import replace_file
 from fedveil.base.refusal import Refusal
-from fedveil.cli.provision import _in_words
+from fedveil.cli.provision import _lines
 from fedveil.configs.passphrase import is_scrypt
 from fedveil.deployment import provision as provisioning
 from fedveil.deployment.authority import Authority
@@ -100,7 +100,7 @@ def complete(desk: Path, name: str = "switzerland") -> Path:
 # --- what is made -----------------------------------------------------------------------------------------------
 
 
-def test_the_bundles_hold_what_they_should_and_nobody_else_may_read_a_secret(made: Path) -> None:
+def test_bundles_hold_their_files_and_hide_their_secrets(made: Path) -> None:
     folder = made / "hearts"
     names = {path.name for path in (folder / "clients" / "cleveland").iterdir()}
     assert names == SHARED | SECRETS
@@ -162,7 +162,7 @@ def test_a_new_client_that_could_serve_no_run_is_refused(
     assert str(refused.value).startswith(sentence) and not (tmp_path / "hearts").exists()
     (tmp_path / "federation.yaml").write_text(text)
     desk = provision(tmp_path / "federation.yaml", tmp_path / "hearts", None)
-    assert "  minimum_cohort: 3 is above the 2 members; no encrypted sum will be opened" in [*_in_words(desk)]
+    assert "  minimum_cohort: 3 is above the 2 members; no encrypted sum will be opened" in [*_lines(desk)]
     (tmp_path / "federation.yaml").write_text(text.replace(before, after))
     provision(
         tmp_path / "federation.yaml", tmp_path / "hearts", None
@@ -281,7 +281,7 @@ def test_provisioning_again_changes_nothing(desk: Path) -> None:
     assert again.register.version == 1
 
 
-def test_a_client_more_leaves_the_others_keys_and_makes_a_newer_roster(desk: Path) -> None:
+def test_additional_client_leaves_other_keys_and_makes_a_newer_roster(desk: Path) -> None:
     before = contents(desk)
     (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
     done = fedveil("provision", "federation.yaml", folder=desk)
@@ -304,7 +304,7 @@ def test_a_client_more_leaves_the_others_keys_and_makes_a_newer_roster(desk: Pat
     assert newest.policy.minimum_roster_version == 2 and newest.settings.task.client == 3
 
 
-def test_a_device_takes_a_newer_roster_over_the_link_and_never_an_older(desk: Path) -> None:
+def test_device_takes_a_newer_roster_over_the_link_and_never_an_older(desk: Path) -> None:
     folder = desk / "hearts" / "clients" / "cleveland"
     old = read_client_bundle(folder)
     kept = shutil.copytree(folder, desk / "at-the-hospital")
@@ -319,7 +319,7 @@ def test_a_device_takes_a_newer_roster_over_the_link_and_never_an_older(desk: Pa
         renew_roster(old, newer[:-1] + bytes([newer[-1] ^ 1]))
 
 
-def test_rotation_replaces_keys_and_the_old_ones_are_admitted_no_longer(desk: Path) -> None:
+def test_rotation_replaces_keys_and_bars_the_old_ones(desk: Path) -> None:
     server, folder = desk / "hearts" / "server", desk / "hearts" / "clients" / "cleveland"
     old, before = read_register(desk / "hearts/authority/register.json").find("cleveland"), contents(desk)
     assert old is not None
@@ -341,7 +341,7 @@ def test_rotation_replaces_keys_and_the_old_ones_are_admitted_no_longer(desk: Pa
     )
 
 
-def test_an_old_bundle_of_a_rotated_client_is_refused_with_the_newer_roster(desk: Path) -> None:
+def test_old_bundle_of_a_rotated_client_is_refused_by_the_roster(desk: Path) -> None:
     kept = Path(shutil.copytree(desk / "hearts" / "clients" / "cleveland", desk / "stolen"))
     rotate(desk / "hearts", "cleveland", None)
     newer = read_server_bundle(desk / "hearts" / "server").signed_roster
@@ -447,7 +447,7 @@ def cut_at(step: int, patched: pytest.MonkeyPatch) -> list[str]:
     return put
 
 
-def test_a_command_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
+def test_repeating_completes_a_command_cut_short_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f.yaml").write_text(SMALL)
@@ -472,7 +472,7 @@ def test_a_command_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
     assert completed and step > 20
 
 
-def test_a_rotation_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
+def test_repeating_completes_a_rotation_cut_short_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f.yaml").write_text(SMALL)
@@ -520,7 +520,7 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
     assert revoke(tmp_path / "hearts", "hungary").register.version == 3
 
 
-def test_keys_that_an_earlier_release_encrypted_are_encrypted_by_scrypt_at_their_next_use(
+def test_keys_of_an_earlier_release_move_to_scrypt_at_their_next_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = b"correct horse battery staple"
@@ -584,7 +584,7 @@ def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path)
         ('{x: "\\ud800"}', "", "half of a character is no text"),
     ],
 )
-def test_what_contradicts_itself_or_no_bundle_can_hold_is_refused_before_there_is_one(
+def test_contradictions_are_refused_before_there_is_a_bundle(
     tmp_path: Path, options: str, line: str, said: str
 ) -> None:
     file = tmp_path / "federation.yaml"

@@ -60,7 +60,7 @@ def wheel(folder: Path, name: str, requires: list[str] = []) -> Path:  # noqa: B
 # --- requirements -----------------------------------------------------------------------------------------------
 
 
-def test_pins_are_what_is_installed_and_hold_no_cuda_and_no_simulation() -> None:
+def test_pins_are_the_installed_ones_without_cuda_and_simulation() -> None:
     lines = [line for line in installed_requirements().splitlines() if not line.startswith("#")]
     pins = {line.split("==")[0]: line for line in lines}
     assert pins["cryptography"] == f"cryptography=={metadata.version('cryptography')}"
@@ -231,7 +231,7 @@ def test_a_client_comes_back_for_ever_and_takes_its_children_along() -> None:
         assert line in lines
 
 
-def test_the_port_of_enrolments_has_the_user_and_the_folder_of_the_server() -> None:
+def test_port_of_enrolments_has_the_servers_user_and_folder() -> None:
     """The user of a unit with DynamicUser is named as the unit: two names would take the folder from each other."""
     lines = UNITS[ENROLMENT_UNIT].splitlines()
     assert "ExecStart=/opt/fedveil/bin/fedveil server enrol %S/fedveil-server" in lines
@@ -252,7 +252,7 @@ def test_the_containers_are_two() -> None:
 
 
 @pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)
-def test_a_container_runs_as_nobody_and_installs_from_its_own_folder_alone(path: Path) -> None:
+def test_container_runs_as_nobody_and_installs_from_its_folder_alone(path: Path) -> None:
     text = path.read_text()
     final = text.rpartition("\nFROM ")[2]
     assert re.search(r"^USER 65532:65532$", final, re.MULTILINE)

@@ -43,13 +43,15 @@ from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, renew
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.rollover import (
     DAY_SECONDS,
-    MOST_DAYS,
+    MAX_DAYS,
     Rollover,
     read_chain,
     sign_rollover,
     write_chain,
 )
 from fedveil.privacy.secagg.roster import Roster, read_roster, write_roster
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 FEDERATION = """\
 federation: hearts
@@ -185,9 +187,7 @@ def test_a_device_follows_and_takes_both_keys_until_the_overlap_ends(
     assert renew_roster(bundle, newer_roster(bundle, desk, new.signer)).identity.roster.version == 2
 
 
-def test_a_roster_under_the_old_key_alone_is_not_copied_into_a_bundle_after_the_overlap(
-    desk: Path, device: Path, clock: Clock
-) -> None:
+def test_roster_under_the_old_key_alone_ends_with_the_overlap(desk: Path, device: Path, clock: Clock) -> None:
     old = keys_of(desk)
     roll_over(desk, DAYS)
     follow(device, chain_of(desk))
@@ -197,9 +197,7 @@ def test_a_roster_under_the_old_key_alone_is_not_copied_into_a_bundle_after_the_
     assert read_client_bundle(device).identity.roster.version == 1
 
 
-def test_the_desk_signs_with_both_until_the_overlap_ends_and_keeps_the_old_keys_no_longer(
-    desk: Path, clock: Clock
-) -> None:
+def test_desk_signs_with_both_keys_until_the_overlap_ends(desk: Path, clock: Clock) -> None:
     old, both = keys_of(desk), doubly(desk)
     new = roll_over(desk, DAYS).authority
     signed = (desk / "server" / "roster.bin").read_bytes()
@@ -219,7 +217,7 @@ def test_the_desk_signs_with_both_until_the_overlap_ends_and_keeps_the_old_keys_
     assert not (desk / "clients" / "b" / "rollovers.json").exists()
 
 
-def test_a_server_shows_what_every_device_trusts_and_changes_by_itself(
+def test_server_shows_what_every_device_trusts_and_changes_by_itself(
     desk: Path, device: Path, clock: Clock
 ) -> None:
     old_ca = read_client_bundle(device).roots
@@ -248,7 +246,7 @@ def test_a_server_shows_what_every_device_trusts_and_changes_by_itself(
         check_head(sign_head("hearts", 0, bytes(32), running()), old_ca, "hearts")
 
 
-def test_a_device_that_is_admitted_during_the_overlap_trusts_the_server(desk: Path, clock: Clock) -> None:
+def test_device_admitted_during_the_overlap_trusts_the_server(desk: Path, clock: Clock) -> None:
     roll_over(desk, DAYS)
     shown = followed_credentials(read_server_bundle(desk / "server"))
     fresh = read_client_bundle(desk / "clients" / "b")
@@ -354,7 +352,7 @@ def test_a_device_that_comes_after_the_overlap_needs_its_owner(
     assert renew_roster(bundle, (desk / "server" / "roster.bin").read_bytes()).identity.roster.version == 2
 
 
-def test_a_rollover_that_was_cut_short_is_completed_by_the_next_command(
+def test_next_command_completes_a_rollover_cut_short(
     desk: Path, device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -394,7 +392,7 @@ def test_a_disk_that_fails_leaves_the_authority_in_force(
     assert follow(device, chain_of(desk))
 
 
-def test_tokens_of_before_end_and_a_new_one_names_the_authority_that_the_device_follows(
+def test_new_token_names_the_authority_of_the_device_and_old_ones_end(
     desk: Path, device: Path, clock: Clock
 ) -> None:
     issue_tokens(desk, ["a"])
@@ -455,9 +453,9 @@ def forged(kind: str, desk: Path, tmp_path: Path) -> tuple[str, str]:
             named = stated(own, far, both, federation="others")
             return write_chain([sign_rollover(named, own.signer, far.signer)]), "is not that of this device"
         case "the overlap has no end":
-            until = now + (MOST_DAYS + 1) * DAY_SECONDS
+            until = now + (MAX_DAYS + 1) * DAY_SECONDS
             endless = sign_rollover(replace(plain, until=until), own.signer, other.signer)
-            return write_chain([endless]), f"ends in more than {MOST_DAYS} days"
+            return write_chain([endless]), f"ends in more than {MAX_DAYS} days"
         case "a statement of the future":
             at = now + 1000 * DAY_SECONDS
             far_off = replace(plain, at=at, until=at + DAY_SECONDS)
@@ -548,7 +546,7 @@ def test_a_replaced_key_signs_no_other_rollover(desk: Path, device: Path, tmp_pa
     refuses(device, write_chain(chain), "contradicts", new_fingerprint(chain[-1]))
 
 
-def test_the_first_of_two_that_wait_stays_and_the_owner_may_name_the_other(
+def test_first_of_two_waiting_rollovers_stays_unless_owners_choose(
     desk: Path, device: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     demand(device, "approve_authority = true")
@@ -568,7 +566,7 @@ def test_the_first_of_two_that_wait_stays_and_the_owner_may_name_the_other(
     )
 
 
-@pytest.mark.parametrize("days", [0, -1.0, MOST_DAYS + 0.5, float("nan")])
+@pytest.mark.parametrize("days", [0, -1.0, MAX_DAYS + 0.5, float("nan")])
 def test_the_desk_refuses_an_overlap_that_is_none_or_too_long(desk: Path, days: float) -> None:
     with pytest.raises(Refusal, match="must be above 0 and at most 90"):
         roll_over(desk, days)

@@ -39,7 +39,7 @@ def out_there(made: Path) -> Devices:
     return Devices({2 + n: device_of(made / "clients" / f"c{n}") for n in range(5)})
 
 
-def test_devices_take_the_newer_roster_with_the_first_exchange_and_keep_it(made: Path) -> None:
+def test_devices_take_the_newer_roster_with_the_first_exchange(made: Path) -> None:
     devices = out_there(made)
     rotate(made, "c4", None)
     devices.devices[6] = device_of(made / "clients" / "c4")
@@ -57,7 +57,7 @@ def test_without_it_they_would_all_refuse(made: Path, monkeypatch: pytest.Monkey
     assert served(made, devices).total is None
 
 
-def test_a_device_whose_keys_were_replaced_is_out_and_the_others_go_on(made: Path) -> None:
+def test_device_with_replaced_keys_is_out_and_the_others_go_on(made: Path) -> None:
     devices = out_there(made)
     rotate(made, "c1", None)  # the device still has its old keys
     opened = served(made, devices)
@@ -65,7 +65,7 @@ def test_a_device_whose_keys_were_replaced_is_out_and_the_others_go_on(made: Pat
     assert devices.devices[3].bundle.identity.roster.version == 1
 
 
-def test_a_device_that_was_revoked_is_asked_no_more_and_would_not_answer(made: Path) -> None:
+def test_revoked_device_is_not_asked_and_would_not_answer(made: Path) -> None:
     devices = out_there(made)
     revoke(made, "c0")
     assert sorted(served(made, devices).nodes) == [3, 4, 5, 6]
@@ -74,7 +74,7 @@ def test_a_device_that_was_revoked_is_asked_no_more_and_would_not_answer(made: P
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_an_older_roster_is_refused_by_devices_that_started_again_and_even_forgot(
+def test_older_roster_is_refused_even_by_restarted_devices(
     forgotten: bool, made: Path, tmp_path: Path
 ) -> None:
     before = tmp_path / "before"

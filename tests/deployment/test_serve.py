@@ -53,18 +53,20 @@ from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import OF_RECORDS, Adversary
-from fedveil.privacy.ledger.book import read_book, read_events
-from fedveil.privacy.ledger.folder_lock import alone
+from fedveil.privacy.ledger.folder_lock import exclusive_lock
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.run import run_folder as recording
+from fedveil.run import result as results
 from fedveil.run.build import build
 from fedveil.run.callbacks import Callback, RunEnd
 from fedveil.run.files import ROSTERS
 from fedveil.run.manifest import read_manifest
 from fedveil.run.run_files import read_run
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "halved_noise.py"))["noise_halved"]
@@ -188,7 +190,7 @@ def ledger_of(hearts: Path) -> Path:
     return path
 
 
-def test_a_server_that_is_stopped_while_it_waits_for_receipts_keeps_those_it_has(
+def test_server_stopped_while_it_waits_keeps_its_receipts(
     spring: Spring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stops, kept = list[int](), list[int]()
@@ -249,7 +251,7 @@ def test_a_run_trains_on_devices_that_keep_their_own_ledgers(
         assert result["secagg"]["identities"] == "of the roster that the authority signed, version 1"
 
 
-def test_the_order_says_what_the_run_claims_under_a_name_that_owners_know(spring: Spring) -> None:
+def test_order_has_the_claims_of_the_run_by_their_usual_names(spring: Spring) -> None:
     orders = [read_order(message.content) for message in spring.sent]
     assert len(orders) == 15 and len({order.to_json() for order in orders if order}) == 1
     order = orders[0]
@@ -277,7 +279,7 @@ def test_the_ledger_is_named_after_the_federation(spring: Spring) -> None:
     assert len([e for e in read_entries(path) if e.kind == "reserve"]) == 3
 
 
-def test_the_same_command_goes_on_after_a_kill_and_leaves_a_finished_run_alone(
+def test_same_command_goes_on_after_a_kill_and_spares_a_finished_run(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Killed):
@@ -356,7 +358,7 @@ def test_a_target_that_a_command_leaves_out_is_what_owners_allow(hearts: Path) -
     assert isinstance(privacy, Record) and privacy.target_epsilon == 3.0
 
 
-def test_a_run_that_began_before_its_owners_changed_what_they_allow_goes_on(hearts: Path) -> None:
+def test_started_run_goes_on_after_its_owners_changed_their_allowance(hearts: Path) -> None:
     left_out = [each for each in CENTRAL if not each.startswith("privacy.target_epsilon")]
     with pytest.raises(Killed):
         served(hearts, *left_out, fault=killing(7))
@@ -366,7 +368,7 @@ def test_a_run_that_began_before_its_owners_changed_what_they_allow_goes_on(hear
     assert {row["target_epsilon"] for row in result_of(hearts)["privacy"]} == {None, 29.2}
 
 
-def test_a_second_run_says_before_any_exchange_what_is_spent_and_what_owners_allow(
+def test_second_run_reports_spending_before_any_exchange(
     hearts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = "privacy.target_epsilon=2"
@@ -394,7 +396,7 @@ def test_a_second_run_says_before_any_exchange_what_is_spent_and_what_owners_all
     assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
 
 
-def test_a_run_on_clients_ledgers_says_what_earlier_runs_let_them_spend(
+def test_run_on_clients_ledgers_reports_the_rest_of_earlier_runs(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = "privacy.target_epsilon=2"
@@ -410,7 +412,7 @@ def test_a_run_on_clients_ledgers_says_what_earlier_runs_let_them_spend(
     assert "this target_epsilon or its owner's budget is spent or over" in out
 
 
-def test_sums_of_clients_are_refused_or_counted_by_what_owners_allow_for_records(
+def test_sums_of_clients_are_refused_or_counted_by_the_allowance(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     owners = hearts / "server" / "owners.toml"
@@ -430,7 +432,7 @@ def test_sums_of_clients_are_refused_or_counted_by_what_owners_allow_for_records
         served(hearts, *CENTRAL, "run=again")
 
 
-def test_sums_of_clients_that_owners_allow_in_part_say_for_how_many_rounds(
+def test_partly_allowed_sums_of_clients_report_their_rounds(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     owners = hearts / "server" / "owners.toml"
@@ -445,7 +447,7 @@ def test_sums_of_clients_that_owners_allow_in_part_say_for_how_many_rounds(
     assert "half its noise" not in capsys.readouterr().out
 
 
-def test_one_sum_of_records_is_planned_beside_what_sums_of_clients_cost_them(hearts: Path) -> None:
+def test_sum_of_records_is_planned_with_the_costs_of_client_sums(hearts: Path) -> None:
     assert served(hearts, *CENTRAL, "run=sums")[0] == 0
     with pytest.raises(
         Refusal, match=r"sums of whole clients have cost records 19\.\d+; .*give a target above"
@@ -457,13 +459,13 @@ def test_one_sum_of_records_is_planned_beside_what_sums_of_clients_cost_them(hea
         assert 23 < max(spent) <= 25
 
 
-def test_a_sum_of_what_records_paid_for_costs_them_nothing_more_at_server_and_device(
+def test_sum_of_paid_releases_costs_records_nothing_more_at_both_ends(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     levels = ("record.target_epsilon=4", "client.target_epsilon=20", "client.clipping_norm=1")
     both = [f"privacy.{each}" for each in levels]
     code, _ = served(hearts, *RECORD, "privacy=record_and_client", *both, "accept_vacuous=true", "run=both")
-    sums = read_book(ledger_of(hearts)).releases.values()
+    sums = read_ledger(ledger_of(hearts)).releases.values()
     assert code == 0 and len(sums) == 3 and {each.source for each in sums} == {OF_RECORDS}
     # Were sums at 20 a cost of records, nothing would be left of 9.
     served(hearts, *TOGETHER, "privacy.target_epsilon=9", "run=together")
@@ -494,7 +496,7 @@ def test_a_run_of_records_says_what_earlier_sums_of_clients_cost_them(
     assert "give a target above" not in capsys.readouterr().out
 
 
-def test_a_run_does_not_go_on_from_the_checkpoint_of_another_on_its_ledger(hearts: Path) -> None:
+def test_checkpoint_of_another_run_on_the_ledger_is_not_used(hearts: Path) -> None:
     runs = hearts / "server" / "runs"
     for name in ("run-1", "run-2"):
         with pytest.raises(Killed):
@@ -528,7 +530,7 @@ def test_a_ledger_of_a_server_that_is_older_than_its_runs_is_refused(
     assert served(hearts, *more, "privacy.target_epsilon=16", "num_rounds=1", "run=three")[0] == 0
 
 
-def test_a_restored_server_ends_after_one_charge_and_then_refuses_before_any(
+def test_restored_server_ends_after_one_charge_and_then_before_any(
     hearts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(serving, "HEADS_SECONDS", 0.0)
@@ -597,7 +599,7 @@ def test_each_folder_of_a_servers_ledgers_is_held_to_its_own_runs(hearts: Path, 
         served(hearts, *more, other, "privacy.target_epsilon=16", "run=there-3")
 
 
-def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(hearts: Path) -> None:
+def test_impossible_folder_is_refused_by_the_name_of_its_setting(hearts: Path) -> None:
     (hearts / "server" / "runs").write_text("")
     with pytest.raises(Refusal) as refused:
         served(hearts, *CENTRAL, "run=spring")
@@ -605,7 +607,7 @@ def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(he
 
 
 def test_a_second_server_is_refused(hearts: Path) -> None:
-    with alone(hearts / "server" / RUNNING, "server"):
+    with exclusive_lock(hearts / "server" / RUNNING, "server"):
         assert running(hearts / "server")
         with pytest.raises(Refusal, match=r"server=.*in use by process"):
             served(hearts, *CENTRAL)
@@ -626,7 +628,7 @@ def test_no_round_is_paid_for_before_enough_clients_are_there(
     assert capsys.readouterr().out.count("2 of 5 clients are not connected yet") == 1
 
 
-def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_needs(
+def test_encrypted_round_is_paid_for_once_all_members_are_there(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _ = served(hearts, *MASKED, here=3)
@@ -636,7 +638,7 @@ def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_ne
     assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
 
 
-def test_rounds_below_the_quorum_release_nothing_and_too_many_of_them_end_the_run(hearts: Path) -> None:
+def test_rounds_below_the_quorum_release_nothing_and_end_the_run(hearts: Path) -> None:
     def down(message: Message, count: int) -> Message | None:
         node = message.metadata.dst_node_id
         return Message(Error(1, "down"), reply_to=message) if node > 3 else None
@@ -667,7 +669,7 @@ def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> Non
 # --- the audit --------------------------------------------------------------------------------------------------
 
 
-def test_an_alarm_stops_a_server_for_good_and_is_told_wherever_one_looks(
+def test_alarm_stops_a_server_for_good_and_is_reported_everywhere(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = hearts / "server"
@@ -702,7 +704,7 @@ def test_a_paused_server_stays_so_however_often_a_unit_starts_it(hearts: Path) -
     assert {each["round"] for each in result_of(hearts)["audit"]["alarms"]} == {2}
 
 
-def test_an_alarm_whose_server_was_killed_before_it_ended_still_ends_the_run(hearts: Path) -> None:
+def test_alarm_ends_the_run_of_a_killed_server(hearts: Path) -> None:
     with noise_halved(1), patch.object(RunAudit, "demand", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL, "audit.on_alarm=rollback")
     assert served(hearts)[0] == 5
@@ -746,7 +748,7 @@ def commitments(hearts: Path) -> list[str]:
     return [note["commitment"] for note in notes if "commitment" in note]
 
 
-def test_canaries_of_a_server_answer_beside_its_clients_and_are_counted_nowhere(hearts: Path) -> None:
+def test_canaries_of_a_server_answer_and_are_counted_nowhere(hearts: Path) -> None:
     with no_noise():
         code, grid = served(hearts, *CENTRAL, *FULL)
     result = result_of(hearts)
@@ -778,7 +780,7 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
     key = hearts / "server" / "runs" / "run-1" / "audit.key"
     seed = key.read_bytes()
     assert key.stat().st_mode & 0o777 == 0o600
-    with patch.object(recording, "_write_results", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "write_results", side_effect=Killed), pytest.raises(Killed):
         served(hearts)
     assert served(hearts)[0] == 0 and not key.exists()
     rows, coins = canaries_of(hearts)
@@ -786,10 +788,10 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
     assert commitments(hearts) == [commitment(seed, coins)] * 3
 
 
-def test_a_run_whose_server_was_killed_before_it_was_closed_is_closed_by_the_folder_alone(
+def test_killed_servers_run_is_closed_by_the_folder_alone(
     hearts: Path,
 ) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL)
     run = hearts / "server" / "runs" / "run-1"
     with pytest.raises(Refusal, match="say what is to be learned"):
@@ -798,17 +800,17 @@ def test_a_run_whose_server_was_killed_before_it_was_closed_is_closed_by_the_fol
 
 
 def test_a_run_that_only_owners_charge_has_its_manifest_after_a_kill(hearts: Path) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *RECORD)
     with pytest.raises(Refusal, match="say what is to be learned"):
         served(hearts)
     assert read_manifest(hearts / "server" / "runs" / "run-1").status == "completed"
 
 
-def test_a_run_whose_server_was_killed_before_it_was_closed_is_closed_by_the_same_command(
+def test_killed_servers_run_is_closed_by_the_same_command(
     hearts: Path,
 ) -> None:
-    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+    with patch.object(results, "close_run", side_effect=Killed), pytest.raises(Killed):
         served(hearts, *CENTRAL, *FULL)
     run = hearts / "server" / "runs" / "run-1"
     ledger = json.loads((run / "result.json").read_text())["ledger"]
@@ -891,9 +893,7 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
     assert (hearts / "server" / "runs" / "run-1" / ROSTERS).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_roster_of_too_few_ends_the_run_in_order_and_it_goes_on_with_more(
-    hearts: Path, tmp_path: Path
-) -> None:
+def test_too_small_roster_ends_the_run_until_there_are_more(hearts: Path, tmp_path: Path) -> None:
     asked = (*CENTRAL, "cohort=fixed", "cohort.size=5")
     code, _ = served(hearts, *asked, fault=changing(6, lambda: revoke(hearts, "boston")))
     result = result_of(hearts)
@@ -923,7 +923,7 @@ def test_an_older_roster_than_was_served_is_refused_at_the_start(hearts: Path, t
         served(hearts, *CENTRAL, "run=again")
 
 
-def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_and_after(
+def test_status_names_clients_and_spending_during_and_after_a_run(
     spring: Spring, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, then = spring.hearts / "server", spring.status
@@ -943,7 +943,7 @@ def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_an
     assert json.loads(capsys.readouterr().out)["running"] is False
 
 
-def test_the_status_names_the_unit_and_the_epsilon_of_records_that_one_sum_protects(
+def test_status_names_unit_and_epsilon_of_records_of_one_sum(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     statuses: list[dict[str, Any]] = []
@@ -987,7 +987,7 @@ def test_a_server_that_was_killed_is_said_to_be(
     )
 
 
-def test_the_status_tells_of_sums_that_cannot_be_true_and_of_who_is_suspected(
+def test_status_names_untrue_sums_and_suspects(
     spring: Spring, hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = {"untrue": 2, "suspected": {"boston": ["is suspected of spoiling sums: no other member is"]}}
@@ -1000,7 +1000,7 @@ def test_the_status_tells_of_sums_that_cannot_be_true_and_of_who_is_suspected(
     assert "fedveil_rounds_untrue_total 2" in text_of({**spring.status, **told})
 
 
-def test_the_log_has_a_line_of_json_for_each_event_and_no_value_of_a_client(spring: Spring) -> None:
+def test_log_has_a_json_line_per_event_and_no_value_of_a_client(spring: Spring) -> None:
     text = (spring.hearts / "server" / "server.log").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     events = [line["event"] for line in lines]
@@ -1011,7 +1011,7 @@ def test_the_log_has_a_line_of_json_for_each_event_and_no_value_of_a_client(spri
     assert {key for line in rounds for key in line} == told | {"epsilon_client", "epsilon_record"}
 
 
-def test_clients_are_told_that_a_run_is_over_with_its_model_and_trackers_follow_it(hearts: Path) -> None:
+def test_clients_and_trackers_get_the_end_of_a_run_with_its_model(hearts: Path) -> None:
     code, grid = served(hearts, *CENTRAL, "run=over", "callbacks=[csv]", here=4)
     assert (
         code == 0
@@ -1023,7 +1023,7 @@ def test_clients_are_told_that_a_run_is_over_with_its_model_and_trackers_follow_
     assert len((folder / "metrics.csv").read_text().splitlines()) == 4
 
 
-def test_clients_are_not_told_of_a_run_that_the_same_command_goes_on_with(hearts: Path) -> None:
+def test_clients_get_no_end_of_a_run_that_goes_on(hearts: Path) -> None:
     code, grid = served(hearts, *CENTRAL, "link.clients=1", here=4)  # nobody waits for the fifth
     assert code == 1 and not grid.told
 
@@ -1068,7 +1068,7 @@ def test_a_status_shows_brackets_of_a_reason_as_they_are(
 
 
 @pytest.mark.parametrize(("left", "said"), [(0.0004, ", nothing left"), (0.0006, ", 0.001 left")])
-def test_a_status_says_that_nothing_is_left_and_that_nobody_is_enrolled(
+def test_status_reports_an_empty_budget_and_no_enrolment(
     left: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"unit": "client", "target": 3.0, "spent": 3.0 - left, "left": left, "delta": 1e-4}
@@ -1080,7 +1080,7 @@ def test_a_status_says_that_nothing_is_left_and_that_nobody_is_enrolled(
     assert f"of 3 spent at delta 0.0001{said}\n" in out and "no client is on the roster" in out
 
 
-def test_prometheus_is_answered_before_the_first_round_of_a_trusted_server() -> None:
+def test_prometheus_answers_before_the_first_round() -> None:
     """Nobody has replied yet, which is no secret; bytes already are the operator's."""
     status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
     text = text_of({**status, "bytes": None, "turned_away": {}})
@@ -1120,7 +1120,7 @@ def test_rounds_wait_for_certificates_that_have_not_ended() -> None:
     assert pace.ready(stop) is None
 
 
-def test_an_encrypted_round_waits_for_no_more_than_a_sum_of_those_who_may_be_in_it_takes(
+def test_encrypted_round_waits_for_the_members_of_its_sum_alone(
     hearts: Path,
 ) -> None:
     """Of five, one may be missing; of four and of three, none. Two hide nobody, and wait until others are renewed."""

@@ -31,6 +31,8 @@ from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SCHEMA = "label: y\ncolumns:\n  x: {low: 0, high: 4}\n  y: {categories: [no, yes]}\n"
 ROWS = "x,y\n" + "".join(f"{row % 5},{'no' if row % 5 < 2 else 'yes'}\n" for row in range(40))
 FEDERATION: dict[str, Any] = {
@@ -52,7 +54,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "shops"
 
 
-def test_every_bundle_has_the_one_schema_and_a_device_reads_its_own_tables(desk: Path) -> None:
+def test_every_bundle_has_the_one_schema_and_a_device_its_own_tables(desk: Path) -> None:
     wanted = read_schema(desk.parent / "common" / "s.yaml")
     for place in ("server", "clients/a", "clients/b", "clients/c", "authority"):
         assert read_schema(desk / place / "schema.yaml") == wanted
@@ -125,7 +127,7 @@ def test_new_keys_need_no_schema_but_the_desks_own(desk: Path) -> None:
     assert read_schema(desk / "clients" / "a" / "schema.yaml").label == "y"
 
 
-def test_a_device_without_its_table_or_with_a_wrong_one_says_so_before_it_connects(desk: Path) -> None:
+def test_device_without_its_table_says_so_before_it_connects(desk: Path) -> None:
     bundle = read_client_bundle(desk / "clients" / "a")
     with pytest.raises(Refusal, match="does not exist"):
         read_device(bundle)
@@ -208,7 +210,7 @@ def test_predictions_are_words_with_their_probability(desk: Path, tmp_path: Path
     assert list(found) == ["y", "probability"] and found["probability"].tolist() == [0.5, 0.5]
 
 
-def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_was_made_by(
+def test_device_predicts_by_its_final_model_and_that_models_schema(
     desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = desk / "clients" / "a"

@@ -105,7 +105,7 @@ def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) 
     SERVED["begins"](SERVED["make_federation"](tmp_path, more=MORE), ARGV)
 
 
-def test_a_process_under_the_clock_of_the_campaign_is_off_by_what_its_file_says(tmp_path: Path) -> None:
+def test_process_under_the_campaigns_clock_is_off_as_its_file_says(tmp_path: Path) -> None:
     (tmp_path / "start").write_bytes(DAY.to_bytes(8, sys.byteorder))
     environment = {"LD_PRELOAD": str(compiled(tmp_path)), "CLOCKS": str(tmp_path)}
     asked = [sys.executable, "-c", "import time; print(time.time())"]
@@ -142,7 +142,7 @@ def state(world: World) -> str:
 
 
 @pytest.mark.campaign
-def test_certificates_that_end_under_running_streams_cost_nobody_a_charge(tmp_path: Path) -> None:
+def test_certificates_expiring_under_streams_cost_nobody_a_charge(tmp_path: Path) -> None:
     """Rounds wait for the server's own to be renewed, and one device's is left out; neither ends a stream."""
     past = (CERTIFICATE_DAYS + 1) * DAY
     with world_in(tmp_path) as world:

@@ -22,8 +22,8 @@ from fedveil.links.grpc.grid import LinkGrid, ServerEndpoint, open_link
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.local_training import LocalTraining
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.secagg.refusal import Fault
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum

@@ -130,7 +130,7 @@ def test_encrypted_sums_survive_the_server_and_a_client_being_killed(world: Worl
         assert {number for _, number in reservations(ledger, "masked")} <= set(range(1, ROUNDS + 1))
 
 
-def test_sigterm_ends_a_run_in_order_and_the_folder_alone_goes_on_with_it(world: World) -> None:
+def test_sigterm_ends_a_run_in_order_and_the_folder_continues_it(world: World) -> None:
     server = world.server("privacy=client_central", *CENTRAL, f"num_rounds={ROUNDS}", "run=central")
     world.reached("central", 1, server)
     assert server.kill(signal.SIGTERM) == 130
@@ -246,7 +246,7 @@ def test_records_of_all_clients_are_hidden_in_one_masked_sum(world: World) -> No
         assert events[-1]["server"]["sampling_probability"] == 0.1
 
 
-def test_after_a_run_each_client_has_its_model_and_says_that_it_is_over(world: World) -> None:
+def test_each_client_has_its_model_after_a_run(world: World) -> None:
     world.clients["longbeach"].kill(signal.SIGTERM)
     world.clients["longbeach"] = world.start(
         "client", "start", "--once", world.hearts / "clients" / "longbeach"
@@ -270,7 +270,7 @@ def test_after_a_run_each_client_has_its_model_and_says_that_it_is_over(world: W
         world.client(name)
 
 
-def test_a_running_server_takes_who_is_revoked_who_is_new_and_its_own_new_certificate(world: World) -> None:
+def test_running_server_takes_revocations_newcomers_and_certificates(world: World) -> None:
     asked = ("privacy=client_central", LOOSE, "privacy.target_epsilon=14", "num_rounds=2000", "run=changing")
     server = world.server(*asked)
     world.reached("changing", 1, server)
@@ -315,9 +315,7 @@ def test_over_flowers_link_a_client_is_told_of_the_end_as_well(tmp_path: Path) -
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("link", ["grpc", "flower"])
-def test_each_device_trains_in_one_arm_also_after_the_server_was_killed_there(
-    tmp_path: Path, link: str
-) -> None:
+def test_device_trains_in_one_arm_also_after_a_kill_of_the_server(tmp_path: Path, link: str) -> None:
     with SERVED["serving"](World, tmp_path, link) as world:
         tune = ("tune=learning_rate", "tune.values=[0.1,1]", "tune.rounds=3", "num_rounds=5", "run=arms")
         asked = ("privacy=client_central", LOOSE, "privacy.target_epsilon=8", "link.clients=1", *tune)

@@ -24,8 +24,8 @@ from fedveil.links.flower.grid import SuperNodeGrid
 from fedveil.links.flower.superlink import open_flower_link
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums
@@ -87,7 +87,7 @@ def children(process: int) -> str:
 
 
 @pytest.mark.campaign
-def test_secure_aggregation_over_flowers_link_survives_its_superlink_and_a_client(
+def test_secure_aggregation_survives_its_superlink_and_a_client(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     links: list[superlink.SuperLink] = []
@@ -155,7 +155,7 @@ def test_the_federations_of_the_campaign_are_provisioned_and_begin(made: Path, t
 
 
 @pytest.mark.campaign
-def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path: Path) -> None:
+def test_records_of_all_clients_are_hidden_in_one_sum_over_flower(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text(TOGETHER.format(port=free_port()))
     provision(tmp_path / "f.yaml", tmp_path / "made", None)
     server = [sys.executable, "-P", str(SELDOM), "server", str(tmp_path / "made" / "server"), *ASKED]
@@ -177,7 +177,7 @@ def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path
 
 
 @pytest.mark.campaign
-def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
+def test_flower_supernode_enters_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
     bundle = read_server_bundle(made / "server")
     client = made / "clients" / "c1"
     port = str(free_port())
@@ -243,9 +243,7 @@ def main(grid, context):
 
 
 @pytest.mark.campaign
-def test_an_app_of_flwr_run_is_answered_with_errors_and_loaded_on_no_device(
-    made: Path, tmp_path: Path
-) -> None:
+def test_app_of_flwr_run_gets_errors_and_is_loaded_on_no_device(made: Path, tmp_path: Path) -> None:
     out, loaded = tmp_path / "out", tmp_path / "loaded"
     for name, text in APP.items():
         path = tmp_path / "app" / name

@@ -32,6 +32,8 @@ from fedveil.run.manifest import read_manifest
 from fedveil.run.run_files import read_object
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 failing = runpy.run_path(str(FAULTS / "failing_files.py"))["failing"]
 MADE = runpy.run_path(str(FAULTS / "devices.py"))
@@ -187,7 +189,7 @@ def a_device_goes_on(clients: Path, folder: Path, full: range) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_device_whose_disk_is_full_loses_a_round_at_most_and_says_so_in_a_sentence(
+def test_device_with_a_full_disk_loses_a_round_at_most_and_says_so(
     tmp_path: Path, provisioned: Path, share: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Path(shutil.copytree(provisioned, tmp_path / "counted"))
@@ -199,7 +201,7 @@ def test_a_device_whose_disk_is_full_loses_a_round_at_most_and_says_so_in_a_sent
     assert said and not any(each.exc_info for each in said)
 
 
-def test_a_command_that_meets_a_full_disk_fails_in_a_sentence_and_is_not_refused_for_good(
+def test_command_on_a_full_disk_fails_in_a_sentence_and_not_for_good(
     tmp_path: Path, provisioned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A unit starts what has failed again, and leaves alone what was refused."""
@@ -327,7 +329,7 @@ def test_a_ledger_that_another_program_holds_is_not_called_damaged(
         assert "wait for the program" in told_of(open_record_ledger, path)
 
 
-def test_a_log_on_a_full_disk_loses_its_lines_and_says_nothing_of_them(
+def test_log_on_a_full_disk_loses_its_lines_silently(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = LogFile(tmp_path / "log")
@@ -341,7 +343,7 @@ def test_a_log_on_a_full_disk_loses_its_lines_and_says_nothing_of_them(
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("lasts", [1, 1000])
-def test_a_device_whose_disk_is_full_at_any_write_loses_a_round_at_most(
+def test_device_with_a_disk_full_at_any_write_loses_a_round_at_most(
     tmp_path: Path, provisioned: Path, lasts: int
 ) -> None:
     made = Path(shutil.copytree(provisioned, tmp_path / "counted"))

@@ -27,6 +27,8 @@ from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.server.checkpoint import read
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
 DEVICES = runpy.run_path(str(FAULTS / "devices.py"))
@@ -216,7 +218,7 @@ def test_a_device_whose_disk_takes_no_file_is_missed_and_comes_back(
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_command_on_a_disk_that_takes_no_file_fails_and_is_not_refused_for_good(
+def test_command_on_a_disk_without_room_fails_and_not_for_good(
     tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = DEVICES["make_federation"](tmp_path) / "clients" / "c0"
@@ -237,9 +239,7 @@ def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("left", [0, 1, 3])
-def test_a_server_that_starts_on_a_full_disk_says_so_and_starts_once_there_is_room(
-    tmp_path: Path, left: int
-) -> None:
+def test_server_on_a_full_disk_says_so_and_starts_once_there_is_room(tmp_path: Path, left: int) -> None:
     with disks() as mount, SERVED["serving"](World, tmp_path) as world:
         disk = server_disk(world, mount)
         disk.fill(left)
@@ -253,7 +253,7 @@ def test_a_server_that_starts_on_a_full_disk_says_so_and_starts_once_there_is_ro
 
 
 @pytest.mark.campaign
-def test_a_server_whose_disk_fills_up_ends_in_a_sentence_and_goes_on_once_there_is_room(
+def test_server_with_a_filling_disk_ends_and_goes_on_with_room(
     tmp_path: Path,
 ) -> None:
     told: list[tuple[int, int, str]] = []
@@ -280,7 +280,7 @@ def test_a_server_whose_disk_fills_up_ends_in_a_sentence_and_goes_on_once_there_
 
 
 @pytest.mark.campaign
-def test_a_device_whose_disk_fills_up_is_missed_and_comes_back_once_there_is_room(tmp_path: Path) -> None:
+def test_device_with_a_filling_disk_is_missed_and_comes_back(tmp_path: Path) -> None:
     with disks() as mount:
 
         def kind(*given: Any) -> World:
@@ -364,9 +364,7 @@ def test_a_device_whose_disk_is_gone_is_missed_until_it_is_mended(tmp_path: Path
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("how", ["files", *CALLS])
-def test_a_server_whose_disk_is_gone_ends_in_a_sentence_and_goes_on_once_it_is_mended(
-    tmp_path: Path, how: str
-) -> None:
+def test_server_with_a_gone_disk_ends_and_goes_on_once_mended(tmp_path: Path, how: str) -> None:
     with world_on_a_sick_disk(tmp_path, "server") as world:
         folder = world.hearts / "server"
         server = world.server("run", ROUNDS)

@@ -86,7 +86,7 @@ def test_a_client_killed_at_work_comes_back_and_does_not_do_it_twice(federation:
             assert view(reply.content["arrays"]["x"])[0] == 1.0
 
 
-def test_a_client_killed_while_it_receives_does_the_work_when_it_is_back(federation: Any) -> None:
+def test_client_killed_during_receipt_does_the_work_later(federation: Any) -> None:
     """40 MB are on their way: what it never had whole, it never began."""
     with open_link(federation.door()) as grid:
         raw = RawClient(federation.endpoint(2, grid.port))
@@ -122,7 +122,7 @@ def test_a_client_killed_while_it_replies_leaves_nothing_behind(federation: Any)
         assert view(got[0].content["arrays"]["x"])[0] == 1.0
 
 
-def test_a_server_killed_again_and_again_gets_every_round_and_nobody_works_twice(federation: Any) -> None:
+def test_repeatedly_killed_server_gets_every_round_once(federation: Any) -> None:
     """Each of its lives asks rounds 0 to 3 anew, as one that resumes from its checkpoint asks the round it was in."""
     port = free_port()
     handled: dict[int, list[str]] = {2: [], 3: []}

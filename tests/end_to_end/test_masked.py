@@ -24,6 +24,8 @@ from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.identity import FIRST_NODE, Identity
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CHEATING = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "cheating_device.py"))["cheating"]
 ROUNDS = 3
 COMMON = ("task=digits", "task.num_clients=12", "cohort=all", f"num_rounds={ROUNDS}", "local_epochs=1")
@@ -127,7 +129,7 @@ def _blame(run: Path) -> tuple[bool | None, str]:
     return line.ok, line.finding
 
 
-def test_a_round_abandoned_after_charges_says_whether_somebody_is_named(
+def test_round_abandoned_after_charges_says_whether_it_names_anybody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true, lost = Attempt.hear, range(FIRST_NODE, FIRST_NODE + 6)
@@ -178,9 +180,7 @@ def test_encryption_alone_sums_as_in_the_clear(tmp_path: Path, privacy: tuple[st
 
 
 @pytest.mark.parametrize("how", ["secagg.suite=2", "secagg.suite=3", "secagg.suite=4", "engine.workers=2"])
-def test_other_suites_and_workers_that_keep_their_nodes_state_give_the_same_model(
-    calm: Path, tmp_path: Path, how: str
-) -> None:
+def test_other_suites_and_stateful_workers_give_the_same_model(calm: Path, tmp_path: Path, how: str) -> None:
     run(tmp_path / "run", *MASKED, how)
     assert model(tmp_path / "run") == model(calm)
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import fedveil.client.dp_sgd.train
 import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench, train_round
+from fedveil.client.app import train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.settings import Ray
 from fedveil.messages.client_settings import ClientSettings
@@ -441,7 +442,7 @@ def drawing(mode: str, case: str) -> Any:
     def arrange() -> None:
         import os
 
-        import fedveil.client.dp_sgd.train as dp_sgd
+        from fedveil.client.dp_sgd import rounds as dp_sgd
         from fedveil.strategies.cohorts import Poisson
 
         fixed_names()
@@ -596,7 +597,7 @@ def test_a_hidden_number_of_clients_is_not_the_divisor(
 
 
 @pytest.mark.parametrize("cohort", ["poisson", "all"])
-def test_a_client_more_changes_nothing_that_others_read_where_a_population_is_declared(
+def test_additional_client_of_a_declared_population_changes_no_output(
     cohort: str, tmp_path: Path, commands: Any
 ) -> None:
     """The clients' updates are zero: what is left is noise, whose scale told how many there were."""
@@ -629,7 +630,7 @@ def record_run(commands: Any, tmp_path: Path, name: str, *given: str) -> tuple[i
     return code, command, folder
 
 
-def test_real_records_do_not_train_where_each_machine_keeps_ledgers_of_its_own() -> None:
+def test_real_records_need_one_ledger_for_all_machines() -> None:
     """On a cluster a client trains on another machine each time, whose folder of ledgers knows nothing of the others."""
     here = settings_from_overrides(["task=heart", "privacy=record"])
     cluster = here.model_copy(update={"engine": Ray(address="ray://head:10001")})
@@ -730,12 +731,10 @@ def test_the_same_people_have_one_budget_whatever_their_bytes(
     assert all(1.28 < spent <= 1.3 for spent in sorted(after.values())[empty:])
 
 
-def test_a_client_that_lost_less_is_charged_what_the_others_lost_once_the_data_change(
-    tmp_path: Path, commands: Any
-) -> None:
+def test_client_is_charged_the_others_loss_after_a_data_change(tmp_path: Path, commands: Any) -> None:
     prints, budget = ["a", "b"], Budget(Unit.RECORD, 100.0, 1e-5)
     events = [GaussianDpEvent(5.0), GaussianDpEvent(7.0)]
-    data_sets.settle(tmp_path, "clinics", data_sets.owed_by_clients(tmp_path, "clinics", prints), budget)
+    data_sets.settle(tmp_path, "clinics", data_sets.pending_for_clients(tmp_path, "clinics", prints), budget)
     names = data_sets.client_ledgers("clinics", prints)
     for name, event, times in zip(names, events, (3, 2), strict=True):
         charge(tmp_path / f"{name[:32]}.ledger", name, event, times, budget)
@@ -744,7 +743,7 @@ def test_a_client_that_lost_less_is_charged_what_the_others_lost_once_the_data_c
     assert code == 0 and "clinics: the next run is charged the entries" in command.out, command.err
     assert commands.run("budget", "adopt", "none", "clinics", f"--ledger-dir={tmp_path}")[0] == 2
     for _ in range(2):  # a second time nothing is owed
-        owed = data_sets.owed_by_clients(tmp_path, "clinics", ["c", "a", "b"])
+        owed = data_sets.pending_for_clients(tmp_path, "clinics", ["c", "a", "b"])
         data_sets.settle(tmp_path, "clinics", owed, budget)
     whole = [GaussianDpEvent(5.0)] * 3 + [GaussianDpEvent(7.0)] * 2 + [GaussianDpEvent(9.0)]
     expected = epsilon(whole, 1e-5)
@@ -765,7 +764,7 @@ def charge(path: Path, owner: str, event: Any, times: int, budget: Budget) -> No
             ledger.reserve_new(Release(Unit.RECORD, "run", number, "dp_sgd", events, "system"))
 
 
-def test_nobody_reads_whose_task_failed_in_an_encrypted_sum_with_noise(tmp_path: Path, commands: Any) -> None:
+def test_failing_task_in_an_encrypted_sum_is_anonymous(tmp_path: Path, commands: Any) -> None:
     """Epsilon hides what each client holds: whether a client answers may not hang on that."""
     source = CROWD.replace("CLIENTS", "12").replace(
         "return Examples(torch.zeros(5, 100)", "return Examples(torch.eye(5, 100) * (client == 3)"

@@ -53,7 +53,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield made
 
 
-def test_clients_of_a_real_federation_answer_in_both_modes_and_are_charged_once_each(world: Any) -> None:
+def test_clients_of_a_real_federation_answer_and_are_charged_once(world: Any) -> None:
     for mode in MODES:
         asked = ask(world, mode, f"privacy={mode}")
         assert asked.wait() == 0, asked.said
@@ -74,7 +74,7 @@ def test_clients_of_a_real_federation_answer_in_both_modes_and_are_charged_once_
         assert [each.name for each in questions_of(ledger)] == list(MODES) and verify(ledger).ok
 
 
-def test_two_operators_cannot_ask_at_once_and_the_second_is_charged_nothing(world: Any) -> None:
+def test_second_of_two_operators_asking_at_once_is_not_charged(world: Any) -> None:
     one, two = ask(world, "first", "privacy=client_central"), ask(world, "second", "privacy=client_central")
     codes = {one.wait(), two.wait()}
     assert codes <= {0, 2} and 0 in codes, one.said + two.said
@@ -87,7 +87,7 @@ def test_two_operators_cannot_ask_at_once_and_the_second_is_charged_nothing(worl
     assert len(asked & {"first", "second"}) == 2 - len(refused)
 
 
-def test_devices_tell_what_a_released_model_says_of_their_rows_and_refuse_another_tasks(world: Any) -> None:
+def test_devices_describe_a_released_model_on_their_rows(world: Any) -> None:
     run = world.start(
         "server", world.hearts / "server", "task=digits", "run=first", "num_rounds=1", "privacy=client_central",
         "privacy.noise_multiplier=1", "privacy.target_epsilon=null", "accept_vacuous=true", *LOOSE[::2],

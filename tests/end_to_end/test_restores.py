@@ -75,9 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
-def test_a_device_whose_ledger_is_older_than_its_last_answer_says_so_to_its_owner(
-    world: World, harm: str
-) -> None:
+def test_device_with_an_older_ledger_says_so_to_its_owner(world: World, harm: str) -> None:
     hungary = world.device("hungary")
     (ledger,) = (hungary / "state" / "ledgers").glob("client-*.ledger")
     world.clients["hungary"].kill(signal.SIGTERM)
@@ -105,7 +103,7 @@ def test_a_server_whose_ledger_is_older_than_its_runs_is_refused(world: World, h
     ledger.write_bytes(newest)
 
 
-def test_a_restored_device_is_named_and_refuses_until_its_owner_pays_for_what_it_missed(world: World) -> None:
+def test_restored_device_refuses_until_its_owner_pays(world: World) -> None:
     boston = world.device("boston")
     world.clients["boston"].kill(signal.SIGTERM)
     shutil.rmtree(boston)
@@ -131,7 +129,7 @@ def test_a_restored_device_is_named_and_refuses_until_its_owner_pays_for_what_it
     assert "restored" not in world.said("server", "status", world.folder)
 
 
-def test_a_restored_server_ends_with_the_reason_before_a_second_charge(world: World) -> None:
+def test_restored_server_ends_with_the_reason_before_a_second_charge(world: World) -> None:
     newest = world.hearts / "newest"
     shutil.move(world.folder, newest)
     shutil.copytree(world.hearts / "kept" / "server", world.folder)

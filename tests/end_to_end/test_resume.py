@@ -19,13 +19,17 @@ from safetensors.numpy import load_file, save_file
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.run import progress
+from fedveil.run import result as results
 from fedveil.run import run as run_of_rounds
-from fedveil.run import run_folder
+from fedveil.run import run as running
 from fedveil.run.run import RunResult
 from fedveil.server import checkpoint
 from fedveil.server.accounts import Protected, Unprotected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
 from fedveil.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
 ROUNDS = 4
@@ -409,7 +413,7 @@ def test_a_damaged_run_file_is_refused(stopped: Path, text: str) -> None:
         resume(stopped)
 
 
-def test_a_damaged_result_is_refused_since_an_alarm_may_have_ended_the_run(stopped: Path) -> None:
+def test_damaged_result_is_refused_because_of_possible_alarms(stopped: Path) -> None:
     (stopped / "result.json").write_text('{"status": ')
     with pytest.raises(Refusal, match="restore it"):
         resume(stopped)
@@ -553,14 +557,14 @@ WHOLE_BUDGETS: dict[str, tuple[str, ...]] = {
 }
 SLOWER = {"tuned by clients": 1}  # rounds of the second arm
 LAST_MOMENTS: dict[str, tuple[Callable[[int], Callable[[], None]], int]] = {
-    "before the last line": (lambda rounds: dying(run_folder, "record_round", rounds), 1),
-    "before the result": (lambda _: dying(run_folder, "finish", 1), 0),
-    "before the last line but one": (lambda rounds: dying(run_folder, "record_round", rounds - 1), 0),
-    "before the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds), 1),
-    "within the last checkpoint": (lambda rounds: dying(checkpoint, "write_beside", rounds, after=True), 1),
-    "after the last checkpoint": (lambda rounds: dying(run_folder, "save", rounds, after=True), 0),
-    "between model and result": (lambda _: dying(run_folder, "replace_file", 5), 0),
-    "before the close": (lambda _: dying(run_folder, "close", 1), 0),
+    "before the last line": (lambda rounds: dying(running, "record_round", rounds), 1),
+    "before the result": (lambda _: dying(running, "finish", 1), 0),
+    "before the last line but one": (lambda rounds: dying(running, "record_round", rounds - 1), 0),
+    "before the last checkpoint": (lambda rounds: dying(progress, "save", rounds), 1),
+    "within the last checkpoint": (lambda rounds: dying(checkpoint, "write_aside", rounds, after=True), 1),
+    "after the last checkpoint": (lambda rounds: dying(progress, "save", rounds, after=True), 0),
+    "between model and result": (lambda _: dying(results, "replace_file", 2), 0),
+    "before the close": (lambda _: dying(results, "close", 1), 0),
     "at no moment": (lambda _: lambda: None, 0),
 }
 AT_ONCE = (
@@ -615,7 +619,7 @@ def killed_and_finished(commands: Any, mode: str, arrange: Callable[[], None]) -
         for moment in LAST_MOMENTS
     ],
 )
-def test_a_run_on_real_data_that_is_killed_near_its_end_is_finished_within_its_budget(
+def test_real_run_killed_near_its_end_is_finished_within_its_budget(
     commands: Any, mode: str, moment: str
 ) -> None:
     arrange, lost = LAST_MOMENTS[moment]
@@ -627,7 +631,7 @@ def test_a_run_on_real_data_that_is_killed_near_its_end_is_finished_within_its_b
         assert ("reason" in result["evaluations"][0]) == (lost > 0)
 
 
-def test_an_evaluation_that_a_kill_left_to_be_made_has_its_planned_budget(commands: Any) -> None:
+def test_evaluation_after_a_kill_has_its_planned_budget(commands: Any) -> None:
     result = killed_and_finished(commands, "evaluated", dying(run_of_rounds, "_answer_after", ROUNDS))
     (evaluation,) = result["evaluations"]
     assert result["rounds_completed"] == evaluation["round"] == ROUNDS - 1

@@ -93,7 +93,7 @@ def world_in(folder: Path) -> Generator[World]:
         yield world
 
 
-def test_the_federation_of_the_campaign_is_provisioned_rolls_over_and_begins(tmp_path: Path) -> None:
+def test_campaigns_federation_is_provisioned_rolls_over_and_begins(tmp_path: Path) -> None:
     """Devices of before and of after the rollover are read, and the server prepares its run."""
     names = NAMES[:5]
     hearts = make_federation(tmp_path, names)
@@ -105,7 +105,7 @@ def test_the_federation_of_the_campaign_is_provisioned_rolls_over_and_begins(tmp
 
 
 @pytest.mark.campaign
-def test_twenty_devices_follow_a_rollover_and_who_comes_too_late_needs_its_owner(tmp_path: Path) -> None:
+def test_twenty_devices_follow_a_rollover_and_late_ones_wait(tmp_path: Path) -> None:
     with world_in(tmp_path) as world:
         server = world.start("server", world.hearts / "server", *ARGV)
         world.come(ONLINE)

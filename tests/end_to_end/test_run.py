@@ -23,9 +23,11 @@ from fedveil.cli.plan import show_plan
 from fedveil.cli.simulate import plan as plan_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.run import run_folder as recording
+from fedveil.run import progress
 from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 ROUNDS = 3
 COMMON = ("task=digits", "task.num_clients=10", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
@@ -249,9 +251,7 @@ def test_a_refusal_is_one_sentence_and_leaves_nothing(commands: Any) -> None:
 
 
 @pytest.mark.parametrize("privacy", ["client_central", "record"])
-def test_a_budget_that_does_not_afford_one_round_is_refused_before_training(
-    commands: Any, privacy: str
-) -> None:
+def test_budget_for_less_than_one_round_is_refused_before_training(commands: Any, privacy: str) -> None:
     small = (f"privacy={privacy}", "privacy.noise_multiplier=0.5", "privacy.target_epsilon=0.1")
     code, command = commands.run("simulate", *COMMON, *small, "hydra.run.dir=out")
     assert code == 2
@@ -271,7 +271,7 @@ def test_a_run_that_nobody_answers_fails(commands: Any) -> None:
 
 def test_ctrl_c_before_the_first_round(commands: Any) -> None:
     def interrupt() -> None:
-        from fedveil.run import run_folder as recording
+        from fedveil.run import opening
 
         # A suite that a shell runs in the background has inherited that Ctrl-C is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -279,7 +279,7 @@ def test_ctrl_c_before_the_first_round(commands: Any) -> None:
         def stop(*args: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
-        recording.write_start = stop
+        opening.write_start = stop
 
     code, command = commands.run("simulate", *COMMON, *PRIVATE, "hydra.run.dir=out", first=interrupt)
     assert code == 130
@@ -338,7 +338,7 @@ def test_every_privacy_says_against_whom_it_holds(
         assert lines[-1]["epsilon_record"] == pytest.approx(record, rel=0.01)
 
 
-def test_a_client_that_its_ledger_refuses_shows_no_more_than_the_target(tmp_path: Path) -> None:
+def test_client_refused_by_its_ledger_shows_no_more_than_the_target(tmp_path: Path) -> None:
     target = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=8", "cohort=all")
     result = run(tmp_path, *target, "num_rounds=6").result
     shown = [row["epsilon_record"] for row in rows_of(tmp_path)]
@@ -492,7 +492,7 @@ def test_noise_on_real_data_takes_no_seed(tmp_path: Path, hospitals: list[str]) 
     assert not (tmp_path / "ledgers").exists() and not (tmp_path / "run").exists()
 
 
-def test_a_second_run_on_real_data_is_planned_on_what_is_left_and_a_third_is_refused(
+def test_second_real_run_plans_on_the_rest_and_a_third_is_refused(
     tmp_path: Path, hospitals: list[str]
 ) -> None:
     first = really(tmp_path / "1", [*hospitals, "privacy.target_epsilon=2"]).result
@@ -521,7 +521,7 @@ def test_a_second_run_on_real_data_is_planned_on_what_is_left_and_a_third_is_ref
         (["task.held_out=private"], True, False),
     ],
 )
-def test_beside_real_data_only_held_out_data_that_are_declared_public_are_evaluated(
+def test_beside_real_data_only_public_held_out_data_are_evaluated(
     tmp_path: Path,
     hospitals: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -582,9 +582,7 @@ def test_two_runs_on_real_data_share_no_noise(tmp_path: Path, hospitals: list[st
     assert not np.array_equal(*models)
 
 
-def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
-    commands: Any, hospitals: list[str]
-) -> None:
+def test_resumed_real_run_is_charged_anew_and_repeats_no_noise(commands: Any, hospitals: list[str]) -> None:
     from fedveil.server.accounts import Protected
 
     run_folder = commands.folder / "run"
@@ -636,7 +634,7 @@ def test_a_ledger_with_adaptive_noise_goes_by_its_filter_for_good(
     first = tmp_path / "1"
     with monkeypatch.context() as patch:
         patch.setattr("fedveil.server.rounds._ending", None)  # fails after its last round
-        patch.setattr("fedveil.run.run_folder.save", _only_before(ROUNDS, recording.save))
+        patch.setattr("fedveil.run.progress.save", _only_before(ROUNDS, progress.save))
         with pytest.raises(TypeError):
             really(first, adaptive)
     clips = [row["clipping_norm"] for row in rows_of(first)]
@@ -724,7 +722,7 @@ def test_a_plan_draws_and_lists_its_whole_curve(tmp_path: Path, capsys: pytest.C
         plan_of(["-m", "num_rounds=1,2"], plot=tmp_path / "curve.png")
 
 
-def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twice(
+def test_correlated_noise_on_real_data_resumes_without_repeated_rows(
     commands: Any, hospitals: list[str]
 ) -> None:
     from fedveil.server.accounts import Protected
@@ -767,7 +765,7 @@ def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twic
     assert verify(outcome.result["ledger"]).ok
 
 
-def test_a_draw_of_clients_is_worth_to_a_record_what_it_is_worth_when_it_shows(tmp_path: Path) -> None:
+def test_draw_of_clients_counts_for_a_record_as_it_shows(tmp_path: Path) -> None:
     target = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null")
     poisson = run(tmp_path / "a", *target, "num_rounds=12", "cohort.rate=0.2", "engine.workers=1").result
     rows = {row["adversary"]: row for row in poisson["privacy"]}
@@ -780,7 +778,7 @@ def test_a_draw_of_clients_is_worth_to_a_record_what_it_is_worth_when_it_shows(t
     assert len({row["epsilon"] for row in everybody["privacy"]}) == 1
 
 
-def test_records_of_real_data_are_charged_on_each_clients_own_ledger_over_runs(
+def test_records_of_real_data_are_charged_on_each_clients_ledger(
     tmp_path: Path, hospitals: list[str]
 ) -> None:
     own = [each for each in hospitals if not each.startswith(("privacy", "num_rounds", "cohort"))]
@@ -805,9 +803,7 @@ def test_the_populations_ledger_is_no_clients_ledger(tmp_path: Path, hospitals: 
     assert by_unit["record"] < by_unit["client"]
 
 
-def test_a_ledger_folder_that_cannot_be_made_is_refused_before_training(
-    commands: Any, hospitals: list[str]
-) -> None:
+def test_impossible_ledger_folder_is_refused_before_training(commands: Any, hospitals: list[str]) -> None:
     (commands.folder / "file").write_text("")
     for privacy in ("privacy=client_central", "privacy=record"):
         own = [each for each in hospitals if not each.startswith(("ledger.dir", "privacy"))] + [privacy]

@@ -30,7 +30,7 @@ from fedveil.client.private_update import private_update
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.engines.settings import Ray
-from fedveil.messages.secure_wire import USUAL, read_exchange_id
+from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import FAILED, LATE, SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
@@ -104,7 +104,7 @@ def model_of(folder: Path, *overrides: str) -> tuple[bytes, dict[str, Any]]:
     return (folder / "model.safetensors").read_bytes(), outcome.result
 
 
-def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path: Path) -> None:
+def test_ray_and_the_in_process_engine_train_the_same_bits(tmp_path: Path) -> None:
     """Faults keep the in-process engine from training the cohort at once, which is equal to tolerance only."""
     here, expected = model_of(tmp_path / "here")
     ray, result = model_of(tmp_path / "ray", *TWO)
@@ -129,7 +129,7 @@ def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch
         self._together = 1
 
     def noted(self: RayGrid, added: Any, index: int, shares: _Shares, total: CohortSum) -> bool:
-        taken.append([list(given) for given in shares.given])
+        taken.append([list(given) for given in shares.shares])
         return take(self, added, index, shares, total)
 
     monkeypatch.setattr(RayGrid, "_take", noted)
@@ -209,7 +209,7 @@ def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_is_heard() -> None:
+def test_late_and_failing_clients_answer_with_an_error() -> None:
     app = ClientApp()
 
     @app.train()
@@ -237,7 +237,7 @@ def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_i
 
 
 @pytest.mark.campaign
-def test_an_actor_that_dies_costs_the_clients_that_it_was_given_and_is_replaced(tmp_path: Path) -> None:
+def test_dying_actor_costs_its_clients_and_is_replaced(tmp_path: Path) -> None:
     """Its part of the sum is lost with it; what others added counts."""
     app, note, spec = ClientApp(), tmp_path / "killed", SumSpec(100.0)
 
@@ -267,7 +267,7 @@ def test_shares_are_dealt_until_none_is_left_and_state_stays_at_home() -> None:
     while share := shares.next(len(sizes) % 2):
         sizes.append(len(share))
     assert sizes == sorted(sizes, reverse=True) and sizes[:2] == [7, 3] and sum(sizes) == 18
-    assert sorted(shares.given[0] + shares.given[1]) == list(range(2, 22))
+    assert sorted(shares.shares[0] + shares.shares[1]) == list(range(2, 22))
 
 
 def test_stacked_clients_are_dealt_in_even_shares_of_which_each_pays() -> None:
@@ -291,7 +291,7 @@ def test_an_actor_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> N
     def die(message: Message, client: int) -> None:
         if SECURE_RECORD not in message.content:  # of `answered`
             return
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         note = tmp_path / f"{place.round}"
         if client == 2 and place.exchange == place.round - asked.row and not note.exists():
             note.touch()
@@ -329,9 +329,7 @@ sys.exit(code)
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("fate", ["keep", "lose"])
-def test_a_cluster_of_two_nodes_trains_the_same_model_and_outlives_one_of_them(
-    tmp_path: Path, fate: str
-) -> None:
+def test_cluster_of_two_nodes_outlives_one_and_trains_the_same_model(tmp_path: Path, fate: str) -> None:
     """Each node has one CPU, and so one of two actors. Faults keep clients from being stacked."""
     folder, rounds = tmp_path / "ray", 6 if fate == "keep" else 40
     job = ["task=digits", "task.num_clients=20", f"num_rounds={rounds}", "faults.corrupt=0.1", "cohort=all"]
@@ -356,7 +354,7 @@ def test_a_cluster_of_two_nodes_trains_the_same_model_and_outlives_one_of_them(
     ).read_bytes()
 
 
-def test_clients_that_no_actor_can_make_are_told_and_not_taken_for_a_lack_of_cpus() -> None:
+def test_clients_beyond_any_actor_are_named_and_are_no_lack_of_cpus() -> None:
     def grid() -> InProcessGrid:
         raise ImportError("no module named wards")
 

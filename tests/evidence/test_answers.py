@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
-from fedveil.evidence.answers import read_answers, report_of_answers, told_answers
+from fedveil.evidence.answers import describe_answers, read_answers, report_of_answers
 from fedveil.evidence.charts import bar
 from fedveil.evidence.content import receipts_of, report_of, to_json
 from fedveil.evidence.coverage import not_covered
-from fedveil.evidence.page import MOST_FIGURES, PAGE, page_of
+from fedveil.evidence.page import MAX_FIGURES, PAGE, page_of
 from fedveil.evidence.page_text import differences, references
-from fedveil.evidence.pictures import MOST_SHAPES
+from fedveil.evidence.pictures import MAX_SHAPES
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release
@@ -92,7 +92,7 @@ def told(page: str) -> dict[str, str]:
 # --- a folder of answers ---
 
 
-def test_a_folder_of_answers_is_of_its_schema_which_shares_its_parts_with_the_runs(asked: Path) -> None:
+def test_folder_of_answers_has_its_schema_with_the_runs_parts(asked: Path) -> None:
     report = validated(json.loads(to_json(report_of_answers(asked))), "answers")
     assert [each["name"] for each in report["answers"]] == [
         "treated-alike",
@@ -134,7 +134,7 @@ def test_figures_of_several_units_have_no_bars(asked: Path) -> None:
     }
 
 
-def test_attributions_are_drawn_with_intervals_and_the_rows_beside_them_are_not(asked: Path) -> None:
+def test_attributions_are_drawn_with_intervals_and_without_rows(asked: Path) -> None:
     path = asked / "intake-2026.json"
     record = json.loads(path.read_text())
     names = ("rows", "attribution age", "attribution sex")
@@ -211,7 +211,7 @@ def test_a_long_answer_is_cut_on_the_page_and_whole_in_the_json(asked: Path) -> 
     edited(asked / "treated-alike.json", answers=answers)
     report = report_of_answers(asked)
     page = page_of(report)
-    assert f"word {MOST_FIGURES - 1}<" in page and f"word {MOST_FIGURES}<" not in page
+    assert f"word {MAX_FIGURES - 1}<" in page and f"word {MAX_FIGURES}<" not in page
     assert "More figures are omitted" in page and len(report["answers"][0]["answers"][0]["figures"]) == 200
 
 
@@ -228,9 +228,7 @@ def test_a_bar_stays_within_its_axis(values: Sequence[float], ends: list[float])
 # --- the report of a run ---
 
 
-def test_the_report_of_a_run_shows_answers_and_whether_its_ledger_charged_them(
-    kept: Path, asked: Path
-) -> None:
+def test_report_of_a_run_shows_answers_and_their_ledger_charge(kept: Path, asked: Path) -> None:
     report = validated(report_of(read_run(kept, questions=asked)))
     assert [each["on_this_ledger"] for each in report["answers"]] == [False, False]
     page = page_of(report)
@@ -391,7 +389,7 @@ def test_many_shapes_are_left_to_the_json(kept: Path) -> None:
     many = {**SHAPES, "shapes": [{**SHAPES["shapes"][0], "column": f"column {at}"} for at in range(40)]}
     report = report_of(read_run(kept), shapes=many)
     page = page_of(report)
-    assert len(report["shapes"]["shapes"]) == 80 and page.count('id="shape-') == MOST_SHAPES
+    assert len(report["shapes"]["shapes"]) == 80 and page.count('id="shape-') == MAX_SHAPES
     assert "has all of them" in page and len(page.encode()) < 300_000
     flat = {**SHAPES, "shapes": [{**each, "values": [[0, 0], [0, 0]]} for each in SHAPES["shapes"]]}
     assert "shape-0" in page_of(report_of(read_run(kept), shapes=flat))
@@ -503,7 +501,7 @@ def test_a_report_that_is_none_fails_its_check(asked: Path, text: str, capsys: A
     assert verify(asked, ()) == 2 and "failed: page" in capsys.readouterr().out
 
 
-def test_the_page_of_answers_holds_nothing_that_its_report_does_not_make(asked: Path, capsys: Any) -> None:
+def test_page_of_answers_holds_nothing_beyond_its_report(asked: Path, capsys: Any) -> None:
     assert make_report(asked) == 0 and verify(asked, ()) == 0
     page = asked / "report" / "report.html"
     page.write_text(page.read_text().replace("</body>", "<div>epsilon 0.01, approved</div></body>"))
@@ -527,4 +525,4 @@ def test_records_are_told_in_the_order_of_the_ledger(asked: Path) -> None:
             *charged,
             *(name for name in ("intake-2026", "treated-alike") if name not in charged),
         ]
-    assert told_answers([]) == []
+    assert describe_answers([]) == []

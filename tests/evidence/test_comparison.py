@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.evidence.comparison import compared
+from fedveil.evidence.comparison import compare_reports
 from fedveil.evidence.content import report_of
 from fedveil.run.run_files import read_run
 
@@ -30,14 +30,14 @@ def other(tmp_path: Path) -> Path:
 
 def test_a_run_does_not_differ_from_itself() -> None:
     report = report_of(read_run(KEPT))
-    assert compared(report, report) == []
-    whole = compared(report, report, everything=True)
+    assert compare_reports(report, report) == []
+    whole = compare_reports(report, report, everything=True)
     assert len(whole) > 60 and all(each.first == each.second for each in whole)
     assert len({(each.part, each.name) for each in whole}) == len(whole)
 
 
 def test_what_differs_is_what_was_changed(other: Path) -> None:
-    rows = compared(report_of(read_run(KEPT)), report_of(read_run(other)))
+    rows = compare_reports(report_of(read_run(KEPT)), report_of(read_run(other)))
     told = {(each.part, each.name): (each.first, each.second) for each in rows}
     assert told["how", "privacy.target_epsilon"] == ("3.0", "8.0")
     assert told["quality", "accuracy"] == ("0.6444", "0.9")
@@ -50,7 +50,7 @@ def test_what_differs_is_what_was_changed(other: Path) -> None:
 
 def test_a_run_that_goes_on_is_compared_as_well(other: Path) -> None:
     (other / "result.json").unlink()
-    rows = compared(report_of(read_run(KEPT)), report_of(read_run(other)))
+    rows = compare_reports(report_of(read_run(KEPT)), report_of(read_run(other)))
     told = {(each.part, each.name): each.second for each in rows}
     assert told["run", "status"] == "not ended" and told["how", "seed that was used"] == "not recorded"
 

@@ -31,7 +31,7 @@ from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
-from fedveil.run.promise import in_words, promise_rows, recognised
+from fedveil.run.promise import promise_rows, recognised, sentences
 from fedveil.run.run_files import Assessment, read_run
 from fedveil.tasks.shapes import read_shapes
 
@@ -347,7 +347,7 @@ def test_a_promise_is_two_sentences_without_symbols(golden: dict[str, Any]) -> N
 
 def test_a_weak_promise_is_not_called_almost_nothing(golden: dict[str, Any]) -> None:
     rows = [{**row, "recognised": 0.97} for row in golden["privacy"]]
-    first, second = in_words(rows, True)
+    first, second = sentences(rows, True)
     assert "does not prevent" in first and "97 of 100" in second
 
 
@@ -464,7 +464,7 @@ def test_bytes_that_a_link_counted_stand_by_purpose_and_are_priced(kept: Path) -
     )  # 5 epochs
 
 
-def test_an_assessment_goes_before_the_configuration_and_what_is_not_set_is_said(kept: Path) -> None:
+def test_assessment_precedes_the_configuration_and_names_gaps(kept: Path) -> None:
     counted(kept)
     run = read_run(kept, Assessment(prices={"watts_of_core": 10.0}))
     run = replace(run, config={**run.config, "cost": {"watts_of_core": 5.0, "price_of_kwh": None}})
@@ -510,7 +510,7 @@ def test_bytes_of_an_update_are_those_of_its_compression_and_grid(
     )
 
 
-def test_with_a_trusted_server_of_real_clients_the_operator_alone_is_told_the_time(kept: Path) -> None:
+def test_only_the_operator_of_a_trusted_server_reads_the_time(kept: Path) -> None:
     rows = [{"round": number, "invited": 7, "replies": 6, "bytes": None} for number in range(1, 7)]
     (kept / "operator.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"seconds": 4.5}]))
     edited(kept, "result.json", lambda result: result.update(data="real"))

@@ -27,7 +27,7 @@ from fedveil.evidence.live import listener
 from fedveil.evidence.live_page import serving
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import references
-from fedveil.run import run_folder
+from fedveil.run import run as running
 from fedveil.run.run_files import read_run
 
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
@@ -231,13 +231,13 @@ def port_said(said: str) -> int | None:
 
 def slowed() -> None:
     """Let each round of this process take a while, in which somebody may look."""
-    true = run_folder.keep
+    true = running.keep
 
     def slow(*given: Any) -> None:
         true(*given)
         time.sleep(0.5)
 
-    run_folder.keep = slow
+    running.keep = slow
 
 
 def test_a_simulation_shows_its_page_until_it_ends(tmp_path: Path, commands: Any) -> None:
@@ -280,7 +280,7 @@ def test_a_sweep_has_no_page(tmp_path: Path, commands: Any) -> None:
 
 
 @pytest.mark.campaign
-def test_a_server_of_real_devices_shows_its_page_and_what_they_have_signed(tmp_path: Path) -> None:
+def test_server_of_real_devices_shows_its_page_and_their_signatures(tmp_path: Path) -> None:
     served_by = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
     with served_by["serving"](served_by["Served"], tmp_path) as world:
         bundle = world.hearts / "server"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.evidence.page_text import Reference, active, differences, pointed, references, shown, step
+from fedveil.evidence.page_text import Reference, active, differences, pointed, references, step, text_of
 
 REPORT: dict[str, Any] = {"privacy": [{"epsilon": 2.99983, "who": "a<b & c"}], "a/b": {"~": 7}, "no": None}
 PAGE = (
@@ -43,13 +43,13 @@ PAGE = (
     ],
 )
 def test_a_value_has_one_text(value: object, form: str, text: str) -> None:
-    assert shown(value, form) == text
+    assert text_of(value, form) == text
 
 
 @given(st.floats(0, 1e6))
 def test_an_epsilon_is_never_shown_smaller_than_it_is(value: float) -> None:
-    assert float(shown(value, "epsilon")) >= value - 1e-7
-    assert float(shown(value, "epsilon")) <= value + 0.01 + 1e-7
+    assert float(text_of(value, "epsilon")) >= value - 1e-7
+    assert float(text_of(value, "epsilon")) <= value + 0.01 + 1e-7
 
 
 def test_a_page_that_shows_its_report_has_no_differences() -> None:
@@ -126,6 +126,6 @@ def test_pages_of_this_and_earlier_releases_do_nothing(page: Path) -> None:
         "a < b",
     ],
 )
-def test_a_page_with_a_part_that_may_act_is_refused_whatever_a_parser_sees(part: str) -> None:
+def test_page_with_an_active_part_is_refused(part: str) -> None:
     page = PAGES[0].read_text(encoding="utf-8")
     assert active(page.replace("</main>", part + "</main>", 1)) and active(part + page)

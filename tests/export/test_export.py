@@ -26,6 +26,8 @@ from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 # A Python in which nothing can be imported but NumPy and the standard library; and one without the heavy packages.
 NUMPY_ALONE = """
 import sys
@@ -325,7 +327,7 @@ class Tenth(nn.Sequential):
 
 
 @pytest.mark.campaign
-def test_a_student_of_an_eighth_loses_a_point_at_most_and_int8_a_fifth_of_one(tmp_path: Path) -> None:
+def test_student_of_an_eighth_and_int8_lose_little(tmp_path: Path) -> None:
     np.save(tmp_path / "public.npy", digits()[0][3000:4000])
     names, run = [__name__], tmp_path / "run"
     fv.simulate(
@@ -358,7 +360,7 @@ def test_private_held_out_data_are_measured_on_by_no_export(tmp_path: Path) -> N
     assert [card[key] for key in ("measured_on", "agreement", "metrics")] == [None] * 3
 
 
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Path, tmp_path: Path) -> None:
+def test_impossible_export_is_refused_before_writing(first: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "public.npy", np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32))
     np.save(tmp_path / "unknown.npy", np.full((3, 64), np.nan, np.float32))
     (tmp_path / "there").mkdir()
@@ -380,7 +382,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Pa
     assert not [*(first / "export").glob("*")]
 
 
-def test_a_model_that_numpy_does_not_know_is_refused_with_a_format_that_does() -> None:
+def test_model_unknown_to_numpy_is_refused_with_a_fitting_format() -> None:
     with pytest.raises(
         Refusal,
         match="has the operation zeros, which the interpreter in NumPy does not support; use --to onnx",
@@ -410,14 +412,14 @@ DIFFERENT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_a_format_that_would_say_other_than_the_released_model_is_refused(name: str, tmp_path: Path) -> None:
+def test_format_with_other_outputs_than_the_model_is_refused(name: str, tmp_path: Path) -> None:
     made, formats, said = DIFFERENT[name]
     for to in formats:
         with pytest.raises(Refusal, match=said):
             write_model(tmp_path, made().eval(), to, torch.zeros(2, 16))
 
 
-def test_rows_that_a_model_does_not_take_are_not_held_against_a_format(tmp_path: Path) -> None:
+def test_rows_unfit_for_a_model_do_not_count_against_a_format(tmp_path: Path) -> None:
     write_model(tmp_path, Forward(lambda x: 1 + x.clamp(0) / x.exp()), "int8", torch.zeros(2, 16))
     write_model(tmp_path, Forward(torch.sqrt), "torchscript", torch.zeros(2, 16))
 
@@ -477,7 +479,7 @@ def told(nodes: list[Any]) -> bytes:
     ],
     ids=["empty", "no program of torch", "a sum of all rows", "words", "a row for all"],
 )
-def test_a_foreign_folder_that_gives_no_row_for_each_is_refused_in_a_sentence(
+def test_foreign_folder_without_a_row_for_each_is_refused(
     kind: str, content: bytes, said: str, tmp_path: Path
 ) -> None:
     """Its card fits its file: whoever made the one made the other."""

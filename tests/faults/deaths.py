@@ -21,12 +21,14 @@ from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
-from fedveil.messages.secure_wire import USUAL, read_exchange_id
+from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.run import close as closing
-from fedveil.run import run_folder as recording
+from fedveil.run import progress as recording
+from fedveil.run import result as results
+from fedveil.run import run as running
 from fedveil.run.files import RESULT
 from fedveil.server import checkpoint, masked_sums, private_grid
 from fedveil.server.secure_sum import Attempt, SecureSums
@@ -126,7 +128,7 @@ def _of_the_result(path: Path, *given: Any, **named: Any) -> bool:
 def _within_the_checkpoint(number: int) -> None:
     def dies(_: Any, state: Any, *given: Any) -> bool:
         if state.round == number:
-            _wrap(checkpoint, "write_beside", lambda *_: True, after=True)
+            _wrap(checkpoint, "write_aside", lambda *_: True, after=True)
         return False
 
     _wrap(recording, "save", dies)
@@ -141,13 +143,13 @@ SERVER: dict[str, Callable[[int], None]] = {
     "after the sum": after(SecureSums, "sum", lambda number: lambda *given: given[2].row == number),
     "before the commit": before(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
     "after the commit": after(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
-    "before the line": before(recording, "record_round", _of_state),
+    "before the line": before(running, "record_round", _of_state),
     "before the checkpoint": before(recording, "save", _of_state),
     "within the checkpoint": _within_the_checkpoint,
     "after the checkpoint": after(recording, "save", _of_state),
-    "before the result": before(recording, "finish", lambda _: lambda *__: True),
-    "between model and result": before(recording, "replace_file", lambda _: _of_the_result),
-    "before the close": before(recording, "close", lambda _: lambda *__: True),
+    "before the result": before(running, "finish", lambda _: lambda *__: True),
+    "between model and result": before(results, "replace_file", lambda _: _of_the_result),
+    "before the close": before(results, "close", lambda _: lambda *__: True),
     "within the close": before(closing, "write_manifest", lambda _: lambda *__: True),
 }
 
@@ -158,7 +160,7 @@ _hand: list[tuple[int, str]] = [(0, "")]  # round and exchange of the message in
 
 
 def _place(message: Message) -> tuple[int, str]:
-    place = read_exchange_id(message.content)
+    place = read_position(message.content)
     return place.round, place.exchange.name.lower()
 
 

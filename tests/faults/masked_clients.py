@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.secure_update import secure_update
 from fedveil.messages.client_settings import Encryption
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -115,7 +115,7 @@ def rounds_of(
 
 def gone(since: Exchange, *clients: int, attempts: int = ATTEMPTS) -> Fault:
     def fault(message: Message, client: int) -> Message | None:
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         absent = client in clients and place.exchange >= since and place.attempt < attempts
         return Message(Error(1, "gone"), reply_to=message) if absent else None
 

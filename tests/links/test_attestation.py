@@ -21,7 +21,7 @@ from fedveil.links.attestation import (
 )
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.message_codec import pack_body, question_id
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.wire import QUOTE_RECORD, Exchange
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "devices.py"))
@@ -64,7 +64,7 @@ def opened(grid: Any, number: int = 1) -> Any:
 def exchanges(devices: Any, node: int) -> list[Exchange]:
     """Return the exchanges in which a node has answered."""
     pairs = [(message, reply) for message, reply in devices.seen if message.metadata.dst_node_id == node]
-    return [read_exchange_id(message.content).exchange for message, reply in pairs if not reply.has_error()]
+    return [read_position(message.content).exchange for message, reply in pairs if not reply.has_error()]
 
 
 def test_shares_leave_once_the_owners_command_accepts_the_quote(
@@ -76,7 +76,7 @@ def test_shares_leave_once_the_owners_command_accepts_the_quote(
         assert [opened(grid, number).survivors for number in (1, 2)] == [5, 5]
     assert caplog.text.count("the server's quote is accepted by") == 1  # for the hours that it counts
     brought = [message for message, _ in devices.seen if QUOTE_RECORD in message.content]
-    assert [(each.metadata.dst_node_id, read_exchange_id(each.content).exchange) for each in brought] == [
+    assert [(each.metadata.dst_node_id, read_position(each.content).exchange) for each in brought] == [
         (2, Exchange.COHORT)
     ]
     sent = [nonce_of(reply.content) for _, reply in devices.seen if not reply.has_error()]
@@ -125,7 +125,7 @@ def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
         next(
             each
             for each in asked
-            if read_exchange_id(each.content).exchange is kind and each.metadata.dst_node_id == 2
+            if read_position(each.content).exchange is kind and each.metadata.dst_node_id == 2
         )
         for kind in (Exchange.PROPOSAL, Exchange.COHORT)
     )
@@ -152,7 +152,7 @@ def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
     assert not quotes.nonce(proposal.content)
 
 
-def test_another_quote_is_asked_for_in_time_and_an_old_one_does_not_count(
+def test_another_quote_comes_in_time_and_an_old_one_does_not_count(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]

@@ -29,7 +29,7 @@ from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.frames import METHOD, Ack, Hello, frames_of, read
 from fedveil.messages.message_codec import pack, unpack
-from fedveil.messages.secure_wire import messages_of, read_exchange_id
+from fedveil.messages.secure_wire import messages_of, read_position
 from fedveil.messages.wire import (
     DROP_REASONS,
     OWNERS_POLICY,
@@ -40,8 +40,8 @@ from fedveil.messages.wire import (
     sum_of,
     view,
 )
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 
 HERE = Path(__file__).parents[1]
 MADE = runpy.run_path(str(HERE / "faults" / "link_ends.py"))
@@ -179,9 +179,7 @@ def test_replies_shuffled_doubled_and_replayed_count_once_each(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_instructions_replayed_and_doubled_change_no_round_and_cost_nothing(
-    tmp_path: Path, seed: int
-) -> None:
+def test_repeated_instructions_change_no_round_and_cost_nothing(tmp_path: Path, seed: int) -> None:
     """Before each instruction a device is told some of what it was told before, and after it the same once more."""
     draw = random.Random(seed)
     clients = DEVICES["make_federation"](tmp_path) / "clients"
@@ -196,7 +194,7 @@ def test_instructions_replayed_and_doubled_change_no_round_and_cost_nothing(
         reply = devices[node].answer(message)
         again = devices[node].answer(message)
         seen[node].append(message)
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         if place.exchange is Exchange.INBOX:
             assert b"out_of_order" in messages_of(again.content)[0]
             vectors[node, place.round, place.attempt] += not reply.has_error()
@@ -242,7 +240,7 @@ def test_every_bad_update_is_dropped_by_name_on_its_way_over_the_link(
             assert summed.dropped in ({BAD["BAD"][name][1]: 1}, {DROP_REASONS[UNREADABLE]: 1}), name
 
 
-def test_a_server_that_asks_for_more_than_the_owner_allows_is_refused_over_the_link_and_in_the_log(
+def test_demand_above_the_owners_allowance_is_refused_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = DEVICES["make_federation"](tmp_path, free_port())

@@ -73,7 +73,7 @@ def test_a_roster_that_the_authority_did_not_number_anew_is_not_taken(
     assert "going on as before" in caplog.text
 
 
-def test_who_is_not_in_the_roster_is_not_admitted_whatever_the_list_says(made: Path) -> None:
+def test_client_outside_the_roster_is_not_admitted_by_the_list(made: Path) -> None:
     bundle = read_server_bundle(made / "server")
     rosters = followed_roster(bundle)
     admitted = admitted_in(bundle.admitted, nodes_of(rosters))

@@ -105,7 +105,7 @@ def test_every_device_holds_the_log_of_all_that_was_told(made: Path) -> None:
     assert len(read_entries(made / "server" / LOG)) == len(seen(made).leaves) == 4
 
 
-def test_a_node_that_answers_is_sent_what_is_new_and_one_that_was_away_all_that_it_lacks(made: Path) -> None:
+def test_answering_node_gets_new_entries_and_an_absent_one_its_gap(made: Path) -> None:
     away = [False]
     devices = Devices(
         {2: client(made)}, lambda message: Message(MADE_ERROR, reply_to=message) if away[0] else None
@@ -179,7 +179,7 @@ def test_a_log_goes_on_behind_its_last_whole_entry(tmp_path: Path) -> None:
 # --- a server that lies ---------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_tells_two_stories_is_refused_and_has_signed_the_evidence(
+def test_server_with_two_stories_is_refused_and_signed_the_evidence(
     made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = client(made)
@@ -221,7 +221,7 @@ def test_a_final_model_is_not_told_as_one_that_a_round_begins_with(made: Path) -
         devices.devices[2].check_log(kept[0].content)
 
 
-def test_a_log_with_another_past_is_a_fork_even_where_it_holds_what_was_sent(made: Path) -> None:
+def test_log_with_another_past_is_a_fork_even_with_the_sent_entry(made: Path) -> None:
     bundle, own = client(made).bundle, read_server_bundle(made / "server").credentials
     log = LogCopy(bundle.state, "made", own.ca)
 
@@ -456,7 +456,7 @@ def heads(made: Path) -> LaterHeads:
     return LaterHeads(server.folder, ServerLog(server.folder / LOG), server.credentials.ca, server.federation)
 
 
-def test_a_head_that_a_device_has_seen_shows_that_the_server_was_restored(made: Path) -> None:
+def test_head_on_a_device_shows_a_restored_server(made: Path) -> None:
     devices = Devices({2: client(made)})
     assert asked(logged(made, devices), 1)
     earlier = (made / "server" / LOG).read_bytes()

@@ -44,9 +44,7 @@ def served(grid: LinkGrid, node: int = 2) -> bool:
     return bool(view(reply.content["arrays"]["x"])[0] == 1.0)
 
 
-def test_a_reply_that_trickles_holds_up_its_round_to_the_deadline_and_no_longer(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_trickling_reply_holds_up_its_round_to_the_deadline(grid: LinkGrid, federation: Any) -> None:
     slow = RawClient(federation.endpoint(3, grid.port))
     assert isinstance(slow.next(), Hello)
     with ThreadPoolExecutor(1) as pool, federation.following(federation.endpoint(2, grid.port), moved):
@@ -102,7 +100,7 @@ def test_renegotiation_ends_that_connection(grid: LinkGrid, federation: Any, tmp
         assert served(grid)
 
 
-def test_a_certificate_that_expires_under_a_stream_ends_with_the_stream(federation: Any) -> None:
+def test_certificate_expiring_under_a_stream_ends_with_the_stream(federation: Any) -> None:
     """TLS looks at a certificate once, in the handshake; whoever is to go at once is revoked."""
     seconds = 6
     short = federation.authority.client(3, days=(seconds + 1) / DAY)
@@ -141,9 +139,7 @@ def test_a_clock_that_jumps_by_a_day_loses_no_round(
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY])
-def test_an_encrypted_sum_whose_clocks_jump_by_a_day_between_exchanges_is_opened(
-    jump: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encrypted_sum_opens_under_clock_jumps_of_a_day(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
     true, calls = time.time, [0]
 
     def jumping() -> float:

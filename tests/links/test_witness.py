@@ -72,7 +72,7 @@ def known(made: Path) -> int:
 # --- an owner who demands witnesses ---------------------------------------------------------------------------------
 
 
-def test_an_instruction_is_followed_once_enough_witnesses_have_co_signed_its_head(
+def test_instruction_is_followed_with_enough_co_signatures(
     made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     signers = ["north"]
@@ -122,7 +122,7 @@ def test_what_is_no_co_signature_of_this_head_counts_for_nothing(made: Path, how
     assert not asked(grid, 2) and known(made) == 2
 
 
-def test_a_log_that_no_witness_could_sign_is_refused_where_none_is_sent(made: Path) -> None:
+def test_log_beyond_any_witness_is_refused_where_none_is_sent(made: Path) -> None:
     assert not asked(Devices({2: client(made)}))  # require_log is off here
     assert not asked(logged(made, Devices({2: client(made)}), lambda _: ()), 2)
     assert asked(logged(made, Devices({2: client(made, 0)}), lambda _: ()), 3)
@@ -204,7 +204,7 @@ def cosigns(made: Path, key: Path, log: Path) -> int:
     return run(["client", "witness", str(log), "--key", str(key), "--ca", str(made / "server" / "ca.pem")])
 
 
-def test_a_witness_signs_what_extends_its_last_head_and_refuses_a_fork_with_both_heads(
+def test_witness_signs_extensions_of_its_head_and_refuses_a_fork(
     made: Path, witness: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cosigns(made, witness, exported(made, b"a", b"b")) == 0
@@ -294,7 +294,7 @@ def test_a_server_has_each_new_head_co_signed_before_it_sends_it(
 @pytest.mark.parametrize(
     ("command", "why"), [("/none", "cannot be run"), ("false", "exit code 1: silent"), ("true", "not one of")]
 )
-def test_a_witness_that_fails_is_named_and_costs_no_more_than_its_co_signature(
+def test_failing_witness_is_named_and_costs_only_its_co_signature(
     made: Path, caplog: pytest.LogCaptureFixture, command: str, why: str
 ) -> None:
     server = read_server_bundle(made / "server")
@@ -375,7 +375,7 @@ def test_two_owners_find_a_witness_of_both_branches(made: Path, capsys: pytest.C
     assert run(["client", "log", str(made / "clients" / "c0"), "--against", str(made / "other.json")]) == 2
 
 
-def test_the_log_holds_the_manifest_of_a_run_that_ends_with_nobody_connected(
+def test_log_holds_the_manifest_of_a_run_ending_without_connections(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("apply_answer", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):

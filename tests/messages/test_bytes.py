@@ -23,9 +23,9 @@ from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.training_order import TrainingOrder
 from fedveil.privacy.ledger import receipt
 from fedveil.privacy.statistics.evaluation import evaluation_from_json
-from fedveil.privacy.witness import kept_cosignatures, read_cosignature, read_kept_cosignatures
+from fedveil.privacy.witness import format_cosignatures, read_cosignature, read_stored_cosignatures
 from fedveil.run.files import SAVED
-from fedveil.run.run_folder import Saved, read_saved
+from fedveil.run.saved import Saved, read_saved
 from fedveil.server import checkpoint
 
 claim_identity(1)
@@ -86,11 +86,11 @@ def heads(text: str, folder: Path) -> str:
 TEXTS: dict[str, Callable[[str], str]] = {
     "order": lambda text: TrainingOrder.from_json(text).to_json(),
     "settings": lambda text: ClientSettings.from_json(text).to_json(),
-    "sum": lambda text: json.dumps(wire.written(wire.read_spec(spec(text)))),
+    "sum": lambda text: json.dumps(wire.fields_of(wire.read_spec(spec(text)))),
     "shares": lambda text: secure_wire.write_share_spec(secure_wire.read_share_spec(spec(text))),
     "head": lambda text: read_head(text).to_json(),
     "cosignature": lambda text: read_cosignature(text).to_json(),
-    "cosignatures": lambda text: kept_cosignatures(read_kept_cosignatures(text.encode())).decode(),
+    "cosignatures": lambda text: format_cosignatures(read_stored_cosignatures(text.encode())).decode(),
     "log": log,
     "inclusion": log,
     "consistency": log,
@@ -109,7 +109,7 @@ RECORDS: dict[str, Callable[[RecordDict, Message], RecordDict]] = {
             secure_wire.ask(
                 secure_wire.messages_of(content),
                 secure_wire.read_share_spec(content),
-                secure_wire.read_exchange_id(content),
+                secure_wire.read_position(content),
             )
         )
     ),
@@ -145,7 +145,7 @@ def test_a_message_is_read_and_written_as_before(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "difference"), [("m difference", b"diff"), ("m model", b"")])
 def test_a_model_statement_is_read_as_before(name: str, difference: bytes) -> None:
-    told = difference_wire.read_model_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
+    told = difference_wire.read_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
     assert told == difference_wire.ModelStatement("a" * 64, "arrays", 32, difference, bool(difference))
 
 

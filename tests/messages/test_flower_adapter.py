@@ -48,7 +48,7 @@ def test_messages_can_be_made_once_the_identity_is_claimed() -> None:
     assert {"primary_task_id", "federation_id"} <= Run.__dataclass_fields__.keys()
 
 
-def test_a_message_takes_the_id_that_is_written_into_it_and_its_reply_names_it() -> None:
+def test_message_takes_its_written_id_and_its_reply_names_it() -> None:
     claim_identity(1)
     message = Message(RecordDict(), 5, "train")
     name_message(message, "42")
@@ -86,7 +86,7 @@ def test_flower_asks_an_array_for_these_fields_only() -> None:
     assert set(Array.__annotations__) == {"dtype", "shape", "stype", "data"}
 
 
-def test_a_memory_array_keeps_its_values_through_record_copy_and_pickle() -> None:
+def test_memory_array_keeps_its_values_through_copy_and_pickle() -> None:
     record = memory_arrays({"w": VALUES})
     assert isinstance(record, ArrayRecord)
     for each in (record["w"], record.copy()["w"], pickle.loads(pickle.dumps(record["w"]))):  # noqa: S301

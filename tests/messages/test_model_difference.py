@@ -28,9 +28,9 @@ from fedveil.messages.difference_wire import (
     DIFFERENCE,
     KEYS,
     MODEL,
-    read_model_statement,
-    split_model_report,
-    with_model_report,
+    read_statement,
+    split_report,
+    with_report,
 )
 from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
 from fedveil.messages.grids import AskingGrid
@@ -59,6 +59,8 @@ from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.shared_model import shared, steps_after
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 Arrays = dict[str, NDArray[Any]]
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "masked_clients.py"))
@@ -137,9 +139,7 @@ def test_a_difference_gives_the_very_bits_whatever_the_numbers_are(
 
 @given(st.integers(2, 16), st.integers(1, 40), st.integers(0, 1000))
 @settings(max_examples=30)
-def test_models_on_a_grid_differ_by_few_bytes_however_far_apart_they_are(
-    bits: int, apart: int, seed: int
-) -> None:
+def test_models_on_a_grid_differ_by_few_bytes_however_far_apart(bits: int, apart: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     sent: list[Arrays] = [{"w": np.zeros(4000, np.float32)}]
     steps: dict[str, int] = {}
@@ -175,7 +175,7 @@ def test_whatever_comes_instead_of_a_difference_is_refused(told: bytes) -> None:
         assert apply(held, told)["w"].shape == (30,)
 
 
-def test_a_difference_that_unpacks_to_more_than_the_model_is_refused_before_it_does() -> None:
+def test_too_large_difference_is_refused_before_it_unpacks() -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = packer.compress(bytes(1 << 26)) + packer.flush()
     payload = len(bomb).to_bytes(4, "little") + bomb
@@ -189,7 +189,7 @@ def test_a_difference_that_unpacks_to_more_than_the_model_is_refused_before_it_d
     assert most < 1 << 20
 
 
-def test_a_difference_is_made_and_applied_without_arrays_in_double_precision() -> None:
+def test_difference_needs_no_arrays_in_double_precision() -> None:
     draw = np.random.default_rng(0)
     old: Arrays = {"w": draw.integers(-9999, 9999, 1 << 20).astype(np.float32)}
     new: Arrays = {"w": old["w"] + draw.integers(-9, 9, 1 << 20).astype(np.float32)}
@@ -248,7 +248,7 @@ patterns = st.lists(st.sets(st.integers(0, 4)), min_size=2, max_size=8)
 
 @given(pattern=patterns, bits=st.sampled_from([None, 2, 4, 8]), seed=st.integers(0, 100), data=st.data())
 @settings(max_examples=25)
-def test_every_device_starts_from_the_servers_very_bits_whoever_took_part_when(
+def test_every_device_starts_from_the_servers_very_bits(
     pattern: list[set[int]],
     bits: int | None,
     seed: int,
@@ -275,12 +275,12 @@ def test_every_device_starts_from_the_servers_very_bits_whoever_took_part_when(
             assert not any(key in records_of(content, ConfigRecord)[SPEC_RECORD] for key in KEYS)
 
 
-def test_who_was_there_is_sent_the_difference_and_who_was_not_the_whole(tmp_path: Path) -> None:
+def test_present_device_gets_the_difference_and_an_absent_one_all(tmp_path: Path) -> None:
     devices = Holders(tmp_path, 2)
     grid, models = DifferenceGrid(devices), [sent for _, sent in walk(1, 5, 4)]
     for number, cohort in enumerate([[0], [0], [0, 1], [1], [0]]):
         list(grid.send_and_receive([instruction(models[number], node, number) for node in cohort]))
-    told = [read_model_statement(message.content) for message in devices.sent]
+    told = [read_statement(message.content) for message in devices.sent]
     assert [bool(each and each.difference) for each in told] == [False, True, True, False, True, True]
     assert all(
         DIFFERENCE in records_of(m.content, ConfigRecord)[SPEC_RECORD] or records_of(m.content, ArrayRecord)
@@ -288,7 +288,7 @@ def test_who_was_there_is_sent_the_difference_and_who_was_not_the_whole(tmp_path
     )
 
 
-def test_who_was_asked_and_has_not_answered_is_sent_the_whole_and_who_declined_a_difference(
+def test_silent_device_gets_all_and_a_declining_one_a_difference(
     tmp_path: Path,
 ) -> None:
     """A device whose answer was late holds a newer model: told a difference from the older, it would miss this round, too."""
@@ -300,7 +300,7 @@ def test_who_was_asked_and_has_not_answered_is_sent_the_whole_and_who_declined_a
             devices.held[0].path.rename(tmp_path / "away")
         replies = grid.send_and_receive([instruction(models[number], node, number) for node in (0, 1)])
         assert not any(reply.has_error() for reply in replies)
-    told = [(each.metadata.dst_node_id, read_model_statement(each.content)) for each in devices.sent]
+    told = [(each.metadata.dst_node_id, read_statement(each.content)) for each in devices.sent]
     assert [bool(each and each.difference) for node, each in told if node == 1] == [False, True, False, True]
     assert [bool(each and each.difference) for node, each in told if node == 0] == [
         False,
@@ -310,10 +310,10 @@ def test_who_was_asked_and_has_not_answered_is_sent_the_whole_and_who_declined_a
         True,
     ]
     (message,) = (models_of := ClientModels()).encode([instruction(models[0])])
-    models_of.take(7, (read_model_statement(message.content) or pytest.fail("no model")).model)
+    models_of.take(7, (read_statement(message.content) or pytest.fail("no model")).model)
     for _ in range(2):  # it declines
         (message,) = models_of.encode([instruction(models[1])])
-        assert (read_model_statement(message.content) or pytest.fail("no model")).difference
+        assert (read_statement(message.content) or pytest.fail("no model")).difference
         models_of.take_back(7)
 
 
@@ -328,9 +328,9 @@ def test_a_device_takes_no_difference_from_another_model_than_its_own(tmp_path: 
     whole, told = held.with_whole_model(sent(1))
     assert told is not None
     reply = held.keep(whole, told, Message(RecordDict(), reply_to=whole))
-    server.take(7, split_model_report(reply.content)[1])
+    server.take(7, split_report(reply.content)[1])
     changed = sent(2)
-    said = read_model_statement(changed.content)
+    said = read_statement(changed.content)
     assert said is not None and said.difference
     assert hash_of(model_of(held.with_whole_model(changed)[0].content)) == hash_of(models[2])
     # The same bytes on another model of the same shapes.
@@ -380,22 +380,22 @@ def test_a_model_is_named_by_its_record(tmp_path: Path, named: str) -> None:
 def test_a_server_keeps_the_last_models_alone(tmp_path: Path) -> None:
     server = ClientModels()
     (first,) = server.encode([instruction({"w": np.zeros(3, np.float32)})])
-    told = read_model_statement(first.content)
+    told = read_statement(first.content)
     assert told is not None
     server.take(7, told.model)
     message = first
     for number in range(MAX_MODELS):
         (message,) = server.encode([instruction({"w": np.full(3, number + 1, np.float32)}, number=number)])
-    again = read_model_statement(message.content)
+    again = read_statement(message.content)
     assert again is not None and not again.difference
     server.take(7, "0" * 64)  # what it never told
 
 
-def test_a_question_has_one_id_however_its_model_is_told_and_another_if_it_is_told_again() -> None:
+def test_question_has_one_id_for_any_form_of_its_model() -> None:
     models = [sent for _, sent in walk(1, 3, 4)]
     server, restarted = ClientModels(), ClientModels()
     (first,) = server.encode([instruction(models[1])])
-    told = read_model_statement(first.content)
+    told = read_statement(first.content)
     assert told is not None
     server.take(7, told.model)
     (changed,), (whole,) = (each.encode([instruction(models[2], number=2)]) for each in (server, restarted))
@@ -414,7 +414,7 @@ def test_a_difference_that_a_device_could_not_use_is_not_begun(tmp_path: Path) -
     begun.close()
 
 
-def test_an_older_server_hears_nothing_of_models_and_an_older_device_gets_the_whole(tmp_path: Path) -> None:
+def test_older_servers_hear_nothing_and_older_devices_get_the_whole(tmp_path: Path) -> None:
     plain = instruction({"w": np.ones(3, np.float32)})
     message, told = LastModel(tmp_path / "model").with_whole_model(plain)
     assert message is plain and told is None and not (tmp_path / "model").exists()
@@ -424,8 +424,8 @@ def test_an_older_server_hears_nothing_of_models_and_an_older_device_gets_the_wh
         assert (
             MODEL in records_of(sent.content, ConfigRecord)[SPEC_RECORD] and len(model_of(sent.content)) == 1
         )
-    assert split_model_report(RecordDict({"v": ConfigRecord({})}))[1] == ""
-    assert split_model_report(with_model_report(RecordDict(), "a"))[1] == "a"
+    assert split_report(RecordDict({"v": ConfigRecord({})}))[1] == ""
+    assert split_report(with_report(RecordDict(), "a"))[1] == "a"
 
 
 def test_questions_and_evaluations_bring_no_model_that_is_kept() -> None:
@@ -464,7 +464,7 @@ def moved(grid: PrivateGrid, steps: dict[str, int]) -> Arrays:
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["open", "masked"])
-def test_clients_start_from_the_rounded_model_and_their_mean_moves_the_model_itself(masked: bool) -> None:
+def test_clients_start_from_the_rounded_model_and_move_the_exact_one(masked: bool) -> None:
     """What rounding leaves out stays with the server: no move is too small to add up."""
     mean = {name: np.mean([update_of(c)[name] for c in range(CLIENTS)], axis=0) for name in LAYOUT}
     started: list[Arrays] = []
@@ -496,7 +496,7 @@ def test_a_simulation_counts_what_a_link_would_carry(sums: bool) -> None:
             grid.sum_replies(asked[0], nodes, SPEC, 1)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             list(grid.send_and_receive(asked))
-        said = read_model_statement(told[0].content)
+        said = read_statement(told[0].content)
         assert said is not None
         for node in nodes:
             server.take(node, said.model)
@@ -522,7 +522,7 @@ def test_a_model_is_as_many_bytes_as_its_arrays() -> None:
 
 
 @pytest.mark.parametrize("mode", [CENTRAL, MASKED], ids=["central", "masked"])
-def test_devices_are_sent_differences_and_those_that_lost_their_model_the_whole(
+def test_devices_are_sent_differences_or_the_whole_after_a_loss(
     mode: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Whatever becomes of what devices hold, all of them answer in every round."""
@@ -530,7 +530,7 @@ def test_devices_are_sent_differences_and_those_that_lost_their_model_the_whole(
     hearts = make_federation(tmp_path)
 
     def looking(message: Message, count: int) -> None:
-        told = read_model_statement(message.content)
+        told = read_statement(message.content)
         if told is None:
             return
         number = read_round(message.content)[1]

@@ -16,7 +16,7 @@ from fedveil.links.grpc.grid import open_link
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
-from fedveil.messages.secure_wire import ExchangeId, ask, with_roster
+from fedveil.messages.secure_wire import Position, ask, with_roster
 from fedveil.messages.sizes import carried_bytes, update_bytes
 from fedveil.messages.traffic import Cargo, Carried, Tally, TrafficPurpose, cargo_of
 from fedveil.messages.wire import (
@@ -30,6 +30,8 @@ from fedveil.messages.wire import (
 )
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 FAULTS = Path(__file__).parents[1] / "faults"
 ENDS = runpy.run_path(str(FAULTS / "link_ends.py"))
@@ -57,7 +59,7 @@ def order(content: Mapping[str, Any]) -> Message:
 
 def secure(exchange: Exchange, content: Mapping[str, Any] = {}) -> Message:
     spec = size_shares(SumSpec(1.0), 1000, Attendance(10, 6), 1.0, 16, layered=True)
-    asked = with_roster(ask([b"s" * 500], spec, ExchangeId("run", 1, 0, exchange)), b"r" * 700)
+    asked = with_roster(ask([b"s" * 500], spec, Position("run", 1, 0, exchange)), b"r" * 700)
     return Message(RecordDict({**content, **asked}), 2, "train")
 
 
@@ -94,7 +96,7 @@ def test_what_is_neither_is_control() -> None:
     assert cargo_of(Message(logged, 2, "train")).down[CONTROL] > 320
 
 
-def test_arrays_that_this_link_does_not_carry_have_a_size_all_the_same() -> None:
+def test_arrays_beyond_this_link_have_a_size_all_the_same() -> None:
     arrays = memory_arrays({"w": np.zeros(1000, np.complex64)})
     assert 8000 < carried_bytes(order({"arrays": arrays})) < 8500
 
@@ -114,7 +116,7 @@ def test_a_tally_divides_and_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "client_central"])
-def test_a_simulation_says_what_a_link_would_carry_where_that_may_be_told(tmp_path: Path, mode: str) -> None:
+def test_simulation_reports_the_traffic_of_a_link_where_allowed(tmp_path: Path, mode: str) -> None:
     privacy = {"none": fv.NoPrivacy(), "client_central": fv.ClientCentral()}[mode]
     folder = tmp_path / "run"
     run = fv.simulate("digits", num_rounds=2, quiet=True, privacy=privacy, folder=folder)

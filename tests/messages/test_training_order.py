@@ -53,7 +53,7 @@ def test_an_order_is_read_back_as_it_was_written(order):
     assert read_order(RecordDict({"config": ConfigRecord({ORDER_KEY: text, "lr": 1.0})})) == order
 
 
-def test_an_order_of_an_earlier_release_holds_equal_records_out_together():
+def test_order_of_an_earlier_release_holds_equal_records_out_together():
     order = replace(ORDERS[3], held_out=0.2)
     plain = json.loads(order.to_json())
     assert plain.pop("singly") is True
@@ -146,7 +146,7 @@ def test_a_key_that_is_missing_is_refused():
             TrainingOrder.from_json(json.dumps(plain))
 
 
-def test_an_instruction_without_an_order_has_none_and_one_with_two_is_refused():
+def test_instruction_has_one_order_or_none_and_two_are_refused():
     assert read_order(RecordDict({"config": ConfigRecord({"lr": 1.0})})) is None
     record = ConfigRecord({ORDER_KEY: BOTH.to_json()})
     with pytest.raises(Refusal):

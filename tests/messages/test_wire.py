@@ -208,9 +208,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit(width: int, data: st.DataObject)
 
 
 @pytest.mark.parametrize("width", [3, 8, 18, 31])
-def test_numbers_that_are_packed_in_several_blocks_have_the_same_bytes(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packing_in_several_blocks_gives_the_same_bytes(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = np.random.default_rng(width).integers(-(1 << width - 1), 1 << width - 1, 27, dtype=np.int32)
     whole = pack(numbers, width)
     monkeypatch.setattr(packing, "BLOCK", 8)
@@ -222,7 +220,7 @@ def test_numbers_that_are_packed_in_several_blocks_have_the_same_bytes(
     assert np.array_equal(total.total, numbers) or (total.clipped_again and width == 31)
 
 
-def test_packed_bytes_that_are_too_few_or_too_long_are_no_contribution() -> None:
+def test_packed_bytes_of_a_wrong_length_are_no_contribution() -> None:
     total = CohortSum(np.zeros(SIZE))
     size = packed_size(SIZE, 18)
     for number, values in enumerate((np.zeros(size - 1, np.uint8), np.zeros(size + 1, np.uint8))):

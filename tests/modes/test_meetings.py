@@ -39,6 +39,8 @@ from fedveil.questions.simulated import ask_here
 from fedveil.run.build import build
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 SERVED = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
 
 

@@ -26,10 +26,11 @@ import fedveil as fv
 from fedveil.audit.record_canaries import coins_of_step
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
-from fedveil.client.app import Workbench, train_round
+from fedveil.client.app import train_round
+from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
 from fedveil.client.dp_sgd.together import drawn, step
-from fedveil.client.dp_sgd.union import sum_of_union, union_of
 from fedveil.client.private_update import RECORD_SUM
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import CanaryRecords, ClientSettings, StepTerms
 from fedveil.messages.flower_adapter import claim_identity

@@ -17,12 +17,14 @@ from fedveil.cli.report import report
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.exchanged import exchanged
+from fedveil.privacy.accounting.record_events import record_event
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger import data_sets
-from fedveil.privacy.ledger.book import read_book, read_events
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import verify
+from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 DELTA = 1e-3
 DISTRIBUTED = fv.RecordDistributed(
@@ -89,11 +91,11 @@ def ledgers(folder: Path) -> list[Path]:
 def of_clients(folder: Path) -> list[Any]:
     """Return the events of the sums of whole clients, as a record pays for them."""
     events = read_events(data_sets.population_path(folder / "ledgers", "wards"), Adversary.MODEL)
-    return [event_from_json(exchanged(event_to_json(each), Adjacency.ZERO_OUT)) for each in events]
+    return [event_from_json(record_event(event_to_json(each), Adjacency.ZERO_OUT)) for each in events]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_plan_for_records_begins_from_what_sums_of_clients_have_spent(
+def test_plan_for_records_begins_from_the_spending_of_client_sums(
     ran: Any, tmp_path: Path, level: str
 ) -> None:
     ran(whole(), "whole")
@@ -103,16 +105,14 @@ def test_a_plan_for_records_begins_from_what_sums_of_clients_have_spent(
     assert result["status"] == "completed"
     for path in ledgers(tmp_path):
         assert verify(path).ok and 5.5 < (verify(path).epsilon or 0) <= 6.0
-        mine = [each for each in read_book(path).releases.values() if each.source == "client"]
+        mine = [each for each in read_ledger(path).releases.values() if each.source == "client"]
         assert len(mine) == 2
     with pytest.raises(Refusal, match="target_epsilon"):
         ran(LEVELS[level], "again")
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_sums_of_clients_after_records_are_refused_or_within_what_records_have_left(
-    ran: Any, tmp_path: Path, level: str
-) -> None:
+def test_sums_of_clients_stay_within_the_rest_of_their_records(ran: Any, tmp_path: Path, level: str) -> None:
     noise = {"target_epsilon": 6.0, "noise_multiplier": 8.0}
     ran(LEVELS[level].model_copy(update=noise), "records", num_rounds=1)
     paths = ledgers(tmp_path)
@@ -130,9 +130,7 @@ def test_sums_of_clients_after_records_are_refused_or_within_what_records_have_l
         assert verify(path).ok and 5 < (verify(path).epsilon or 0) <= 6.0
 
 
-def test_a_result_its_page_and_its_card_say_what_sums_of_clients_cost_a_record(
-    ran: Any, tmp_path: Path
-) -> None:
+def test_result_page_and_card_state_the_cost_of_client_sums(ran: Any, tmp_path: Path) -> None:
     ran(whole(), "first")
     result = ran(whole(2.0), "second").result
     lost = result["record_by_sums"]
@@ -159,7 +157,7 @@ def test_verify_recomputes_what_sums_of_clients_cost_a_record(ran: Any, tmp_path
     assert not lines["epsilon"].ok and "a record has lost" in lines["epsilon"].finding
 
 
-def test_a_cap_of_the_owner_holds_for_records_before_they_have_a_ledger(ran: Any, tmp_path: Path) -> None:
+def test_cap_holds_for_records_before_they_have_a_ledger(ran: Any, tmp_path: Path) -> None:
     set_cap(tmp_path / "ledgers", Cap("all", 2.0, DELTA))
     planned = ran(whole(2.0), "planned", num_rounds=1).result
     assert planned["status"] == "completed" and planned["privacy"][1]["epsilon"] < 1.0
@@ -172,16 +170,16 @@ def test_a_cap_of_the_owner_holds_for_records_before_they_have_a_ledger(ran: Any
 def test_a_run_that_hides_both_units_is_charged_to_its_records_once(ran: Any, tmp_path: Path) -> None:
     both = fv.RecordAndClient(record=LEVELS["record"], client=whole(3.0))
     assert ran(both, "both").result["status"] == "completed"
-    population = read_book(data_sets.population_path(tmp_path / "ledgers", "wards"))
+    population = read_ledger(data_sets.population_path(tmp_path / "ledgers", "wards"))
     assert {each.source for each in population.releases.values()} == {"records"}
-    before = [len(read_book(path).releases) for path in ledgers(tmp_path)]
+    before = [len(read_ledger(path).releases) for path in ledgers(tmp_path)]
     with pytest.raises(Refusal, match="target_epsilon"):
         ran(LEVELS["record"], "again")
     for path in ledgers(tmp_path):
         data_sets.charge_client_sums(
             path, path.stem, data_sets.population_path(tmp_path / "ledgers", "wards"), LEVELS_BUDGET
         )
-    assert [len(read_book(path).releases) for path in ledgers(tmp_path)] == before == [2, 2, 2]
+    assert [len(read_ledger(path).releases) for path in ledgers(tmp_path)] == before == [2, 2, 2]
 
 
 LEVELS_BUDGET = fv.Budget("record", 6.0, DELTA)
@@ -195,7 +193,7 @@ def test_a_question_to_whole_clients_is_charged_to_their_records(ran: Any, tmp_p
     ran(whole(2.0), "whole", num_rounds=1, evaluate={"clients": "final", "noise_multiplier": 8.0})
     with pytest.raises(Refusal, match="of whole clients"):
         ran(whole(50.0), "over")
-    kinds = [json.loads(each.entry.payload).get("kind") for each in read_book(path).releases.values()]
+    kinds = [json.loads(each.entry.payload).get("kind") for each in read_ledger(path).releases.values()]
     assert kinds.count("question") == 1 and (verify(path).epsilon or 0) > before
 
 
@@ -221,7 +219,7 @@ def test_the_owner_reads_what_sums_of_clients_took_from_records(
 
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
 @pytest.mark.parametrize("level", [*LEVELS, "client_central"])
-def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
+def test_real_ledger_older_than_the_last_run_is_refused(
     ran: Any, tmp_path: Path, level: str, harm: str
 ) -> None:
     privacy = LEVELS.get(level, whole(2.0))
@@ -243,9 +241,7 @@ def test_a_ledger_of_real_data_that_is_older_than_the_last_run_is_refused(
 
 
 @pytest.mark.parametrize("level", ["record_distributed", "client_central"])
-def test_a_ledger_that_is_replaced_by_its_copy_of_before_a_run_is_refused_after_it(
-    ran: Any, tmp_path: Path, level: str
-) -> None:
+def test_ledger_replaced_by_an_older_copy_is_refused(ran: Any, tmp_path: Path, level: str) -> None:
     privacy = LEVELS.get(level, whole(2.0))
     ran(privacy, "first", num_rounds=1)
     (path,) = (tmp_path / "ledgers").glob("*.ledger")
@@ -269,7 +265,7 @@ def test_a_ledger_that_is_replaced_by_its_copy_of_before_a_run_is_refused_after_
         ran(more.model_copy(update={"target_epsilon": 14.0}), "third", num_rounds=1)
 
 
-def test_data_sets_of_an_earlier_release_go_on_and_keep_heads_from_then_on(ran: Any, tmp_path: Path) -> None:
+def test_data_sets_of_an_earlier_release_go_on_and_keep_heads(ran: Any, tmp_path: Path) -> None:
     ran(whole(2.0), "first", num_rounds=1)
     file = tmp_path / "ledgers" / "data_sets.json"
     told = json.loads(file.read_text())

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.arms import Arm, ArmDeal
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.book import Book, read_book, run_of
 from fedveil.privacy.ledger.hash_chain import START, Draft, canonical, linked
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import LedgerState, read_ledger, run_of
 
 RECOMPUTE = runpy.run_path(str(Path(__file__).parents[2] / "evidence" / "binding" / "recompute_ledger.py"))[
     "main"
@@ -60,7 +60,7 @@ def test_a_deal_is_a_partition_that_nobody_who_joins_moves(
     assert {name: again[name] for name in there} == dealt
 
 
-def test_arms_are_as_large_as_a_hash_makes_them_and_another_key_deals_anew() -> None:
+def test_arms_have_a_hashs_sizes_and_another_key_deals_anew() -> None:
     names = [f"clinic-{number}" for number in range(4000)]
     sizes = Counter(map(DEAL.arm_of, names))
     assert all(abs(size - 1000) < 5 * 28 for size in sizes.values())  # five times the binomial deviation
@@ -106,15 +106,16 @@ def test_the_arm_that_released_most_is_charged_and_deals_add_up(tmp_path: Path) 
         release(7, again.arm(1)),
     ]
     path = ledger_of(tmp_path / "a.ledger", releases)
-    counts = sorted(read_book(path).spent[Adversary.MODEL].values())
+    counts = sorted(read_ledger(path).spent[Adversary.MODEL].values())
     assert counts == [1, 4]  # three of arm 1, one of the other deal; the other event of arm 2
     assert (
         sorted(
-            event.count if hasattr(event, "count") else 1 for event in read_book(path).events(Adversary.MODEL)
+            event.count if hasattr(event, "count") else 1
+            for event in read_ledger(path).events(Adversary.MODEL)
         )
         == counts
     )
-    only = read_book(path).events(Adversary.MODEL, lambda each: run_of(each.entry) == "run")
+    only = read_ledger(path).events(Adversary.MODEL, lambda each: run_of(each.entry) == "run")
     assert sorted(getattr(event, "count", 1) for event in only) == counts
     found = verify(path)
     assert found.epsilon == pytest.approx(RECOMPUTE(str(path))["model"]["epsilon"], rel=1e-3)
@@ -148,7 +149,7 @@ def test_what_an_arm_released_is_free_for_the_others_and_no_more(tmp_path: Path)
 
 def test_a_deal_with_another_number_of_arms_makes_no_sense() -> None:
     identity = {"version": 1, "unit": "client", "adjacency": "zero-out", "owner": "all", "simulated": False}
-    book, head = Book(), START
+    book, head = LedgerState(), START
     for number, arms in enumerate((0, 4, 3)):
         event = {"kind": "Gaussian", "noise_multiplier": 2.0}
         arm = {"deal": "5e" * 16, "arms": arms, "arm": 1}

@@ -19,7 +19,7 @@ from fedveil import Examples
 from fedveil.__main__ import run as command
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.values import MAX_ROUNDS
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
@@ -47,6 +47,8 @@ from fedveil.simulations.simulate import run_simulation
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.tasks.data import data_of, data_of_all
 from fedveil.tasks.held_back import held_back, held_back_of
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 Coins = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "coins.py"))["Coins"]
 CLIENTS = 40
@@ -79,7 +81,7 @@ def ran(folder: Path, *overrides: str, task: object | None = None) -> dict[str, 
     return run_simulation(federation(*overrides, task=task), folder, quiet=True).result
 
 
-def test_the_order_of_an_evaluation_names_arm_scaling_and_rule_of_held_out_rows() -> None:
+def test_order_of_an_evaluation_names_arm_scaling_and_held_out_rule() -> None:
     parts = federation("privacy=client_central", "evaluate.clients=final", *FREE)
     arm, moments = ArmDeal("5e" * 16, 3).arm(2), {"age": (40.0, 9.5)}
     parts = replace(parts, moments=moments)
@@ -149,7 +151,7 @@ def test_clients_evaluate_the_model_that_is_released(
     assert "Round 4, question: " in capsys.readouterr().out
 
 
-def test_one_that_spoils_evaluations_alone_is_found_and_the_others_evaluate(
+def test_spoiler_of_evaluations_alone_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     true, honest = secure_update.TrainingJob._vector, secure_update.encode_share
@@ -300,7 +302,7 @@ def test_who_drops_out_counts_in_no_figure(tmp_path: Path) -> None:
     assert abs(told["accuracy"] - np.mean(metrics)) < 0.12
 
 
-def test_a_masked_evaluation_is_bit_for_bit_that_of_the_same_vectors_unmasked(
+def test_masked_evaluation_has_the_bits_of_the_same_vectors_unmasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -337,7 +339,7 @@ def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
 
     given = ("evaluate.clients=every:2", "privacy.target_epsilon=3")
     whole = ran(tmp_path / "whole", *given)
-    parts, keep = federation(*given), running.run_folder.keep
+    parts, keep = federation(*given), running.keep
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
 
         def killed(progress: Any, state: Any) -> None:
@@ -345,7 +347,7 @@ def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
                 raise Killed
             keep(progress, state)
 
-        patch.setattr(running.run_folder, "keep", killed)
+        patch.setattr(running, "keep", killed)
         run_simulation(parts, tmp_path / "killed", quiet=True)
     settings = parts.settings.model_copy(update={"resume": str(tmp_path / "killed")})
     again = run_simulation(
@@ -372,7 +374,7 @@ def test_an_evaluation_has_noise_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert len(rows) == 2 and not {*rows} & {*range(MAX_ROUNDS + 1)}
 
 
-def test_nobody_tells_from_figures_whether_a_client_was_there_better_than_claimed() -> None:
+def test_figures_reveal_a_clients_presence_no_better_than_claimed() -> None:
     """Of all clients the one whose vector is longest, by the best threshold along it: half a Gaussian's sensitivity."""
     asked, noise, draws = evaluation_of(federation("evaluate.clients=final"), "e"), 1.0, 4000
     spec = SumSpec(1.0, asked.segments, cells=CELLS)

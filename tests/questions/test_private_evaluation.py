@@ -41,7 +41,7 @@ from fedveil.privacy.statistics.evaluation import (
     HeldOutRows,
     evaluation_from_json,
 )
-from fedveil.privacy.statistics.held_rows import held_rows
+from fedveil.privacy.statistics.holdout import holdout_mask
 from fedveil.questions.evaluation_plan import evaluation_plan
 from fedveil.questions.wire import CLIENT_NOISE_KEY, evaluation_content, question_of
 from fedveil.run.build import RunObjects, build
@@ -58,7 +58,10 @@ CLIENTS, ROWS = 30, COINS["ROWS"]
 FIGURES = ("metric", "loss", "clients")
 ASKED = Evaluation("e", 0.2, figures=FIGURES, records=50.0)
 FREE = ("privacy.target_epsilon=100000", "evaluate.noise_multiplier=0.02")
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs"),
+]
 
 
 class Points(COINS["Coins"]):
@@ -120,7 +123,7 @@ def test_the_figures_are_means_over_the_records_that_are_held_out(
     assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
 
 
-def test_no_record_that_is_held_out_is_trained_on_and_no_count_tells_how_many_are() -> None:
+def test_held_out_records_are_not_trained_on_and_not_counted_openly() -> None:
     narrow, wide = (federation(f"evaluate.share={share}") for share in (0.2, 0.5))
     for client in range(CLIENTS):
         held, trained = held_back_of(narrow.task, client), data_of(narrow.task, client)
@@ -129,7 +132,7 @@ def test_no_record_that_is_held_out_is_trained_on_and_no_count_tells_how_many_ar
         seen = {row.numpy().tobytes() for row in trained.inputs}
         assert not seen & {row.numpy().tobytes() for row in held.inputs}
     for parts in (narrow, wide):
-        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.rows_of_client == ROWS
+        assert parts.mode.records == (CLIENTS - 1) * ROWS + 1 and parts.mode.max_rows == ROWS
     assert narrow.mode.units == wide.mode.units and narrow.mode.num_units == wide.mode.num_units
 
 
@@ -191,7 +194,7 @@ def test_both_trainings_and_evaluations_are_in_what_one_record_loses(tmp_path: P
     assert [each for _, each in told.groups] == pytest.approx([each for _, each in spent["groups"]], rel=2e-3)
 
 
-def test_a_coarse_evaluation_is_refused_and_told_how_many_records_would_do() -> None:
+def test_coarse_evaluation_is_refused_with_a_sufficient_number() -> None:
     with pytest.raises(Refusal, match="held-out records would suffice") as refused:
         evaluation_plan(federation("privacy.target_epsilon=3", "evaluate.resolution=0.02"))
     assert refused.value.field == "evaluate.resolution"
@@ -243,15 +246,13 @@ def test_the_plan_says_what_it_costs_and_over_how_many_records_it_is(
 )
 def test_a_record_that_is_not_there_moves_no_other(hashes: list[int], share: float, data: Any) -> None:
     gone = data.draw(st.integers(0, len(hashes) - 1))
-    all_of_them = held_rows(np.array(hashes, np.uint64), share, alone=True)
-    others = held_rows(np.delete(np.array(hashes, np.uint64), gone), share, alone=True)
+    all_of_them = holdout_mask(np.array(hashes, np.uint64), share, independent=True)
+    others = holdout_mask(np.delete(np.array(hashes, np.uint64), gone), share, independent=True)
     np.testing.assert_array_equal(np.delete(all_of_them, gone), others)
 
 
 @given(st.floats(), st.floats())
-def test_a_records_part_is_no_longer_than_its_norm_whatever_the_model_does(
-    metric: float, loss: float
-) -> None:
+def test_part_of_a_record_is_no_longer_than_its_norm(metric: float, loss: float) -> None:
     part = ASKED.contribution_of_records(HeldOutRows(np.array([metric]), np.array([loss])), 0.25)
     assert np.linalg.norm(np.concatenate([*part.values()])) <= 0.25 * (1 + 1e-12)
     assert ASKED.spec_of_records(0.25).sensitivity(3) < 1.001 * ASKED.spec_of_records(0.25).cells / 50
@@ -276,7 +277,7 @@ def test_the_intervals_of_means_over_records_hold_in_95_of_100() -> None:
     assert all(0.935 <= count / draws <= 0.965 for count in held.values()), held
 
 
-def test_only_an_evaluation_of_records_travels_with_more_keys_and_with_its_model_beside_zeros() -> None:
+def test_only_an_evaluation_of_records_has_more_keys_and_its_model() -> None:
     of_clients = Evaluation("e", 0.2)
     assert "records" not in of_clients.text and evaluation_from_json(of_clients.text) == of_clients
     assert evaluation_from_json(ASKED.text) == ASKED
@@ -293,7 +294,7 @@ def test_only_an_evaluation_of_records_travels_with_more_keys_and_with_its_model
 # --- devices ------------------------------------------------------------------------------------------------------
 
 
-def test_a_device_evaluates_its_records_in_no_sum_where_each_adds_noise_by_itself(made: Path) -> None:
+def test_device_evaluates_records_in_no_sum_of_local_noise(made: Path) -> None:
     device = MADE["device_of"](made / "clients" / "c0", purposes=("evaluation",))
     budget = RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT)
     order = replace(MADE["CENTRAL"], run="e", privacy=ModeName.RECORD, client=None, record=budget)

@@ -27,10 +27,10 @@ from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.modes.federation import Federation
 from fedveil.privacy.ledger.acts import VACUOUS
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.data_sets import adopt, population_ledger
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -106,7 +106,7 @@ def reservations(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(each.payload) for each in read_entries(folder / "ledger") if each.kind == "reserve"]
 
 
-def test_an_answer_is_right_within_its_interval_and_is_one_entry_of_the_ledger(tmp_path: Path) -> None:
+def test_answer_is_right_within_its_interval_and_one_ledger_entry(tmp_path: Path) -> None:
     record = ask_here(federation(), inquiry(), FREE, tmp_path)
     mean = figure(record, "mean")
     assert mean["low"] <= MEAN <= mean["high"] and mean["high"] - mean["low"] < 0.5
@@ -137,7 +137,7 @@ def test_epsilon_is_dp_accountings_of_the_same_event(tmp_path: Path, cohort: str
     )
 
 
-def test_a_budget_makes_the_noise_and_two_questions_add_up_as_dp_accounting_has_it(tmp_path: Path) -> None:
+def test_budget_makes_the_noise_and_two_questions_compose(tmp_path: Path) -> None:
     parts = federation()
     one = ask_here(parts, inquiry("one"), Spend(epsilon=0.2), tmp_path)
     two = ask_here(parts, inquiry("two"), Spend(epsilon=0.2), tmp_path)
@@ -157,7 +157,7 @@ def test_clients_count_alike_by_messages_and_without(tmp_path: Path, kind: type[
     assert one["answers"] == two["answers"] != []
 
 
-def test_a_question_repeated_is_answered_from_the_record_and_another_takes_a_new_name(tmp_path: Path) -> None:
+def test_repeated_question_is_answered_from_the_record(tmp_path: Path) -> None:
     parts = federation()
     first = ask_here(parts, inquiry(), FREE, tmp_path)
     again = ask_here(parts, inquiry(), FREE, tmp_path)
@@ -194,7 +194,7 @@ def test_a_real_answer_whose_record_is_lost_is_not_given_again(tmp_path: Path) -
         ask_here(parts, inquiry(), FREE, tmp_path)
 
 
-def test_a_question_wider_than_its_resolution_is_refused_before_it_is_charged(tmp_path: Path) -> None:
+def test_too_wide_question_is_refused_before_a_charge(tmp_path: Path) -> None:
     parts, spend = federation(), Spend(epsilon=0.2)
     with pytest.raises(Refusal, match=r"epsilon [\d.]+ would suffice, or \d+ rows") as refused:
         ask_here(parts, inquiry(resolution=2, at_least=400), spend, tmp_path)
@@ -214,9 +214,7 @@ class Few(Ages):
 
 
 @pytest.mark.parametrize("kind", ["count", "mean", "quantiles"])
-def test_a_question_that_the_noise_drowns_is_refused_on_real_data_until_it_is_accepted(
-    kind: str, tmp_path: Path
-) -> None:
+def test_drowned_question_is_refused_on_real_data_until_accepted(kind: str, tmp_path: Path) -> None:
     of = {} if kind == "count" else {"of": "age", "low": 0, "high": 100}
     asked = read_inquiry({"name": "q", "records": ROWS, "ask": [{"kind": kind, **of}]})
     given = f"ledger.dir={tmp_path / 'ledgers'}", "task.held_out=public"
@@ -236,7 +234,7 @@ def test_a_question_that_the_noise_drowns_is_refused_on_real_data_until_it_is_ac
     assert len(acts) == 1
 
 
-def test_a_question_that_another_process_answers_meanwhile_is_not_charged_again(
+def test_question_answered_by_another_process_is_not_charged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = f"ledger.dir={tmp_path / 'ledgers'}", "task.held_out=public", "accept_vacuous=true"
@@ -260,7 +258,7 @@ def test_a_simulated_question_that_the_noise_drowns_is_warned_of(
     assert capsys.readouterr().err.startswith("warning: epsilon=0.005: leaves only noise")
 
 
-def test_a_question_to_tables_hides_a_row_unless_something_says_a_client(tmp_path: Path) -> None:
+def test_question_to_tables_hides_a_row_by_default(tmp_path: Path) -> None:
     for name in ("one", "two"):
         rows = "".join(f"{20 + each},{each % 2}\n" for each in range(40))
         (tmp_path / "tables" / f"{name}.csv").parent.mkdir(exist_ok=True)
@@ -287,7 +285,7 @@ def test_a_question_to_tables_hides_a_row_unless_something_says_a_client(tmp_pat
     assert "unit" not in read_inquiry({**count, "name": "digits"}).text
 
 
-def test_a_question_that_the_budget_does_not_afford_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
+def test_question_beyond_the_budget_is_refused_and_not_sent(tmp_path: Path) -> None:
     parts = federation("privacy.target_epsilon=1")
     with pytest.raises(BudgetExhausted):
         ask_here(parts, inquiry(), FREE, tmp_path)
@@ -335,7 +333,7 @@ def test_faults_and_workers_go_the_same_way(tmp_path: Path) -> None:
 SHARES = ("privacy=client_distributed", "secagg.dropout=0.2", "secagg.collusion=0")
 
 
-def test_a_question_to_too_few_for_an_encrypted_sum_is_refused_before_it_is_charged(tmp_path: Path) -> None:
+def test_question_to_too_few_for_an_encrypted_sum_is_refused(tmp_path: Path) -> None:
     parts = federation("privacy=client_distributed", "secagg.collusion=0.99")
     with pytest.raises(Refusal, match=r"secagg\.collusion=0\.99: leaves no two of"):
         ask_here(parts, inquiry(), FREE, tmp_path)
@@ -354,7 +352,7 @@ def test_shares_of_noise_are_enough_for_what_is_stated(tmp_path: Path) -> None:
     assert 1 <= (rows["high"] - rows["low"]) / (central["high"] - central["low"]) < 1.2
 
 
-def test_a_masked_answer_is_bit_for_bit_that_of_the_same_vectors_unmasked(
+def test_masked_answer_has_the_bits_of_the_same_vectors_unmasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedveil.server import masked_sums
@@ -388,7 +386,7 @@ def test_a_masked_answer_is_bit_for_bit_that_of_the_same_vectors_unmasked(
     )
 
 
-def test_nobody_tells_from_answers_whether_a_client_was_there_better_than_claimed(tmp_path: Path) -> None:
+def test_answers_reveal_a_clients_presence_no_better_than_claimed(tmp_path: Path) -> None:
     """Half the epsilon of a Gaussian of this noise, by the best threshold along the client's own vector."""
     from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 
@@ -421,7 +419,7 @@ def command(what: str, *given: str, into: Path, as_json: bool = False, **asked: 
     return ask_command(what=what, given=[*given, *DIGITS], into=into, as_json=as_json, **options)
 
 
-def test_the_command_prints_each_figure_with_its_interval_in_80_columns(
+def test_command_prints_each_figure_with_its_interval_in_80_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: dict[str, Any] = {"name": "mix", "records": 5.0, "epsilon": 1.0, "categories": "0,1"}
@@ -530,7 +528,7 @@ def test_columns_of_tables_are_as_they_stand_there(tmp_path: Path) -> None:
     assert list(one["ill"]) == ["1", "0"]
 
 
-def test_a_word_that_no_schema_declares_is_told_as_clipped_and_fails_no_client(tmp_path: Path) -> None:
+def test_word_outside_the_schema_is_clipped_and_fails_no_client(tmp_path: Path) -> None:
     for name, rows in (("a", "30,f,1\n40,x,0\n"), ("b", "70,m,1\n50,,1\n")):
         (tmp_path / f"{name}.csv").write_text(f"age,sex,ill\n{rows}")
     (tmp_path / "schema.yaml").write_text(

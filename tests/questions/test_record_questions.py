@@ -146,9 +146,7 @@ def test_intervals_are_as_wide_as_planned_and_hold(tmp_path: Path, mode: str) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_records_that_tell_too_little_are_refused_with_the_epsilon_that_would_do(
-    tmp_path: Path, mode: str
-) -> None:
+def test_too_coarse_records_are_refused_with_a_sufficient_epsilon(tmp_path: Path, mode: str) -> None:
     histogram = {"kind": "histogram", "name": "h", "of": "age", "edges": [30, 50, 70], "resolution": 5}
     with pytest.raises(Refusal, match=r"resolution=5.0: h is planned to .*epsilon [\d.]+ would suffice"):
         ask_here(federation(mode), inquiry("q", histogram), Spend(noise_multiplier=9.0), tmp_path)
@@ -262,7 +260,7 @@ def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -
     (entry,) = payloads(device.ledger.records)
     assert entry["kind"] == "question" and not device.ledger.path.exists()
     (told,) = questions_of(device.ledger.records)
-    assert told.why == "How many are ill?" and told.epsilon > 0
+    assert told.reason == "How many are ill?" and told.epsilon > 0
 
 
 @pytest.mark.parametrize(

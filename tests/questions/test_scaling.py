@@ -34,6 +34,8 @@ from fedveil.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.table_schema import read_schema
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 FAULTS = Path(__file__).parents[1] / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
 failing = runpy.run_path(str(FAULTS / "failing_files.py"))["failing"]
@@ -134,9 +136,7 @@ def test_a_run_asks_once_and_scales_by_the_answer(wards: Path, tmp_path: Path, m
     assert all(each.ok is not False for each in verify_folder(tmp_path / "run", Knowledge()))
 
 
-def test_the_question_is_in_the_runs_epsilon_as_dp_accounting_composes_it(
-    wards: Path, tmp_path: Path
-) -> None:
+def test_question_is_in_the_runs_epsilon_as_dp_accounting_composes_it(wards: Path, tmp_path: Path) -> None:
     (planned,) = unit_plans(build(settings(wards, "privacy=client_central", *HIDDEN)))
     assert planned.scaling is not None and planned.scaling.columns == ("age", "pressure")
     assert planned.scaling.epsilon == pytest.approx(20, rel=1e-3)
@@ -180,7 +180,7 @@ def test_a_run_that_goes_on_asks_no_second_time(wards: Path, tmp_path: Path) -> 
     assert result["metrics"] == whole["metrics"]
 
 
-def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_path: Path) -> None:
+def test_uncertain_number_stays_scaled_by_its_bounds(tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     for number in range(CLIENTS):
         same = re.sub(r"weak,[^,]*", "weak,120", table(number))
@@ -211,7 +211,7 @@ def test_a_number_of_which_too_little_is_told_stays_scaled_by_its_bounds(tmp_pat
         ([*RECORDS, "task.model=gam"], "a gam uses their bins"),
     ],
 )
-def test_what_cannot_be_told_well_enough_is_refused_before_anything_is_written(
+def test_too_coarse_scaling_is_refused_before_anything_is_written(
     wards: Path, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
     with pytest.raises(Refusal, match=said):
@@ -228,7 +228,7 @@ def test_what_cannot_be_told_well_enough_is_refused_before_anything_is_written(
         (SCHEMA.replace("high: 100", "high: 100, required: true"), "row 2"),
     ],
 )
-def test_a_column_without_bounds_or_values_is_refused_before_it_is_charged(
+def test_column_without_bounds_or_values_is_refused_before_a_charge(
     few: Path, tmp_path: Path, schema: str | None, said: str
 ) -> None:
     tables = tmp_path / "tables"
@@ -298,7 +298,7 @@ def composed(ledger: Path, question: float, rounds: int, noise: float) -> float:
         pytest.param(["engine=ray"], marks=ON_RAY),
     ],
 )
-def test_each_clients_ledger_has_one_question_and_with_the_rounds_its_target(
+def test_clients_ledger_has_one_question_within_its_target(
     few: Path, tmp_path: Path, more: list[str]
 ) -> None:
     told = tmp_path / "run"
@@ -447,22 +447,20 @@ def test_real_clients_are_asked_and_scale_by_the_answer(desk: Path) -> None:
     assert json.loads(over)["age"] == pytest.approx(told["age"])
 
 
-def test_a_start_is_charged_only_where_its_answer_can_be_stored_and_a_killed_one_is_begun_again(
-    desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_is_charged_only_with_room_for_its_answer(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reach = SERVED["reaching"](SERVED["Devices"](desk / "clients"))
     with failing(desk / "server" / "runs", range(1000)), pytest.raises(Refusal, match="No space left"):
         serve(desk / "server", SERVE, reach=reach)
     (ledger,) = (desk / "server" / "ledgers").glob("*.ledger")
     assert not questions(ledger)
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
-        killed.setattr("fedveil.run.run_folder.note_roster", lambda *_: 1 / 0)
+        killed.setattr("fedveil.run.rosters_in_force.note_roster", lambda *_: 1 / 0)
         serve(desk / "server", SERVE, reach=reach)
     assert serve(desk / "server", SERVE, reach=reach) == 0
     assert len(questions(ledger)) == 2
 
 
-def test_owners_who_do_not_allow_it_leave_inputs_scaled_by_their_bounds(desk: Path) -> None:
+def test_without_the_owners_leave_inputs_stay_scaled_by_their_bounds(desk: Path) -> None:
     for each in ("a", "b", "c", "d"):
         forbid(desk / "clients" / each)
     devices = SERVED["Devices"](desk / "clients")
@@ -486,7 +484,7 @@ def forbid(device: Path) -> None:
     (device / "policy.toml").write_text(text)
 
 
-def test_devices_noise_their_own_answers_and_plan_their_rounds_with_the_question(desk: Path) -> None:
+def test_devices_noise_their_answers_and_plan_their_rounds_with_it(desk: Path) -> None:
     forbid(desk / "clients" / "a")
     devices = SERVED["Devices"](desk / "clients")
     asked = [*OWN, "privacy.target_epsilon=8", "task.scaling_epsilon=4"]

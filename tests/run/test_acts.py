@@ -17,6 +17,8 @@ from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 QUICK = ("task=digits", "task.num_clients=20", "batch_size=40", "cohort.rate=0.4", "audit=off")
 NOISY = ("privacy.noise_multiplier=1", "privacy.allow_large_delta=true")
 

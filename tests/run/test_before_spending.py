@@ -25,6 +25,8 @@ from fedveil.run.record_ledgers import read_events
 from fedveil.server.accounts import Protected
 from fedveil.tasks.classification import softmax_regression
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 CLINICS = """
 from tests_clinics import Clinics
 
@@ -80,7 +82,7 @@ def of_real_data(folder: Path, clients: int = 3, **keys: Any) -> fv.FinishedRun:
     ],
     ids=["few clients", "much noise", "empty cohorts"],
 )
-def test_what_is_of_no_use_is_refused_on_real_data_until_it_is_accepted(
+def test_useless_run_on_real_data_is_refused_until_accepted(
     clients: int, keys: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(fv.Refusal, match=sentence) as refused:
@@ -132,7 +134,7 @@ def test_the_flag_of_the_command_line(
 # --- one of several runs ------------------------------------------------------------------------------------------
 
 
-def test_twelve_runs_of_real_data_compose_to_the_budget_and_none_is_left(tmp_path: Path) -> None:
+def test_twelve_runs_of_real_data_compose_to_the_whole_budget(tmp_path: Path) -> None:
     keys: dict[str, Any] = {
         "privacy": fv.ClientCentral(target_delta=1e-3),
         "cohort": fv.Poisson(0.5),
@@ -203,7 +205,7 @@ def test_an_order_says_how_many_runs_there_are() -> None:
         RecordTerms(3.0, 1e-5, 1.0, "zero-out", 20, runs=0)
 
 
-def test_of_a_large_made_up_population_clients_spread_evenly_are_looked_at(tmp_path: Path) -> None:
+def test_clients_of_a_large_population_are_sampled_evenly(tmp_path: Path) -> None:
     asked = set[int]()
 
     class Watched(Clinics):
@@ -257,7 +259,7 @@ def test_an_audit_takes_no_earlier_run_for_what_this_one_was_charged(goes_on: bo
     assert [(each["test"], each["round"]) for each in said] == [("books", 1 + 2 * goes_on)]
 
 
-def test_the_books_of_a_run_that_goes_on_beside_earlier_ones_are_right(tmp_path: Path) -> None:
+def test_books_of_a_resumed_run_are_right_after_earlier_runs(tmp_path: Path) -> None:
     level = fv.ClientCentral(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
     keys: dict[str, Any] = {"privacy": level, "cohort": fv.Poisson(0.5), "audit": "light", "num_rounds": 4}
     keys["ledger"] = {"dir": str(tmp_path / "ledgers")}

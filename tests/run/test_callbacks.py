@@ -21,6 +21,8 @@ from fedveil.privacy.audit.summary import Raised
 from fedveil.run.average import early_of
 from fedveil.run.trackers import MetricsCsv
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
+
 OTHERS = pytest.mark.filterwarnings("ignore")  # of other people's code
 TWO = {"num_rounds": 2, "quiet": True}
 PLAIN = (str, bytes, int, float, bool, type(None), type(Path()))
@@ -82,7 +84,7 @@ def test_a_callback_is_told_of_start_rounds_and_end(tmp_path: Path) -> None:
     assert any((first.model[name] != second.model[name]).any() for name in second.model)
 
 
-def test_an_average_is_of_the_last_released_models_and_is_longer_under_more_noise() -> None:
+def test_average_is_of_the_last_models_and_longer_under_more_noise() -> None:
     lengths: list[int] = []
     for noise in (3.0, 9.0):
         seen = Seen()
@@ -108,7 +110,7 @@ def test_without_noise_there_is_no_average_to_take() -> None:
 
 
 @pytest.mark.parametrize("privacy", ["client_central", "record", "none"])
-def test_nothing_is_reachable_from_what_a_callback_is_told_but_what_is_released(privacy: str) -> None:
+def test_callback_reaches_nothing_beyond_released_values(privacy: str) -> None:
     seen = Seen()
     fv.simulate(
         "digits",

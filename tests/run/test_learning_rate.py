@@ -15,6 +15,8 @@ from fedveil.run.build import build
 from fedveil.run.learning_rate import rise_of
 from fedveil.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 COLUMNS, ROWS = 5, 240
 TABLES = ("task=csv", "task.simulated=true", "audit=off")
 
@@ -76,7 +78,7 @@ def least_squares(where: Path) -> float:
     return float(1 - (residual**2).sum() / ((public[:, -1] - public[:, -1].mean()) ** 2).sum())
 
 
-def test_without_privacy_a_table_with_a_number_reaches_the_least_squares_fit(number: Path) -> None:
+def test_table_without_privacy_reaches_the_least_squares_fit(number: Path) -> None:
     found = result(number, "privacy=none")
     assert found["strategy"] == "fedavgm" and found["learning_rate"] == pytest.approx(1.9 / (2 * 6), rel=5e-3)
     assert found["metrics"]["r2"] == pytest.approx(least_squares(number), abs=2e-3)
@@ -115,9 +117,7 @@ def test_updates_of_classes_that_are_clipped_take_longer_steps(shops: list[str])
 
 
 @pytest.mark.parametrize("rounds", [3, 20])
-def test_momentum_suits_the_rounds_so_that_a_short_run_does_not_end_while_it_swings(
-    tmp_path: Path, shops: list[str], rounds: int
-) -> None:
+def test_momentum_suits_the_number_of_rounds(tmp_path: Path, shops: list[str], rounds: int) -> None:
     run = tmp_path / "run"
     simulate(settings_from_overrides([*shops, "privacy=none", f"num_rounds={rounds}"]), run, quiet=True)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -172,7 +172,7 @@ def test_half_of_the_rounds_decide_whether_a_loss_rises(
     assert said is None if above is None else f"in {above} of {len(losses)} rounds" in str(said)
 
 
-def test_a_loss_of_training_counts_only_in_the_clear_and_noise_of_clients_has_its_own_remedy() -> None:
+def test_training_loss_counts_only_in_the_clear() -> None:
     rows, clear = [{"train/train_loss": each} for each in (1.0, 2.0, 3.0)], ["task=digits", "privacy=none"]
     assert "learning_rate" in str(rise_of(rows, settings_from_overrides(clear)))
     hidden = settings_from_overrides(["task=digits"])
@@ -181,6 +181,6 @@ def test_a_loss_of_training_counts_only_in_the_clear_and_noise_of_clients_has_it
 
 
 @pytest.mark.parametrize(("mode", "norm"), [("record", 1), ("record_distributed", 0.5)])
-def test_a_loss_that_rises_under_clipped_records_names_the_clip_as_the_remedy(mode: str, norm: float) -> None:
+def test_rising_loss_under_clipped_records_names_the_clip_as_remedy(mode: str, norm: float) -> None:
     rows, run = [{"loss": each} for each in (1.0, 2.0, 3.0)], settings_from_overrides([f"privacy={mode}"])
     assert f"try a privacy.max_grad_norm above {norm:g}, or fewer rounds" in str(rise_of(rows, run))

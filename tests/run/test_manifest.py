@@ -26,11 +26,15 @@ from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.evidence.content import to_json
 from fedveil.evidence.page import page_of
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.run import run_folder
+from fedveil.run import progress as recording
+from fedveil.run import result as results
+from fedveil.run import run as running
 from fedveil.run.close import close_again
 from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_manifest
 from fedveil.run.run import RunResult
 from fedveil.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
 QUICK = ("task=digits", "task.num_clients=20", "num_rounds=2", "batch_size=40", "cohort.rate=0.4", *NOISY)
@@ -104,7 +108,7 @@ def test_an_exhausted_run_closes_once_however_often_it_is_resumed(tmp_path: Path
 def test_a_run_that_failed_closes_and_closes_again_when_it_went_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, true = tmp_path / "run", run_folder.keep
+    run, true = tmp_path / "run", running.keep
 
     def full(progress: Any, state: Any) -> None:
         if state.round == 2:
@@ -112,7 +116,7 @@ def test_a_run_that_failed_closes_and_closes_again_when_it_went_on(
         true(progress, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "keep", full)
+        patch.setattr(running, "keep", full)
         assert begin(run, "audit=off").result["status"] == "failed"
     assert bound(run).status == "failed"
     assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 0
@@ -131,28 +135,30 @@ def test_an_alarmed_run_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # --- interrupted, killed ------------------------------------------------------------------------------------------
 
 
-def dying(name: str, after: bool) -> Callable[[], None]:
+def dying(module: Any, name: str, after: bool) -> Callable[[], None]:
     """Return what kills this process as it writes the result or closes the run, before or after that."""
 
     def arrange() -> None:
-        true = getattr(run_folder, name)
+        true = getattr(module, name)
 
         def deadly(*given: Any) -> None:
             if after:
                 true(*given)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        setattr(run_folder, name, deadly)
+        setattr(module, name, deadly)
 
     return arrange
 
 
-@pytest.mark.parametrize(("name", "after"), [("_write_results", True), ("_close", True), ("save", True)])
-def test_a_run_that_was_killed_and_resumed_closes_once(commands: Any, name: str, after: bool) -> None:
+@pytest.mark.parametrize(
+    ("module", "name"), [(results, "write_results"), (results, "close_run"), (recording, "save")]
+)
+def test_a_run_that_was_killed_and_resumed_closes_once(commands: Any, module: Any, name: str) -> None:
     run = commands.folder / "run"
-    code, _ = commands.run("simulate", *QUICK, f"hydra.run.dir={run}", first=dying(name, after))
+    code, _ = commands.run("simulate", *QUICK, f"hydra.run.dir={run}", first=dying(module, name, after=True))
     assert code == -signal.SIGKILL
-    assert len(closes(run)) == (name == "_close")
+    assert len(closes(run)) == (name == "close_run")
     code, command = commands.run("simulate", f"resume={run}")
     assert code == 0, command.err
     assert bound(run).status == "completed"
@@ -160,14 +166,14 @@ def test_a_run_that_was_killed_and_resumed_closes_once(commands: Any, name: str,
 
 
 def test_an_interrupted_run_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, true = tmp_path / "run", run_folder.keep
+    run, true = tmp_path / "run", running.keep
 
     def interrupt(progress: Any, state: Any) -> None:
         true(progress, state)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "keep", interrupt)
+        patch.setattr(running, "keep", interrupt)
         assert begin(run).result["status"] == "interrupted"
     assert closes(run) == [] and not (run / "manifest.json").exists()
     assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 0
@@ -231,7 +237,7 @@ def test_a_manifest_names_nothing_outside_its_folder(finished: Path, tmp_path: P
 # --- what binds a run, told by `fedveil verify` -------------------------------------------------------------------------
 
 
-def test_a_run_that_only_its_own_files_speak_for_is_not_called_verified(
+def test_run_vouched_for_by_its_own_files_is_not_called_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, records = tmp_path / "run", ("privacy=record", "privacy.target_epsilon=8", "num_rounds=1")

@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 
 import fedveil as fv
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 TEXT = "the words of own code"
 
 

@@ -20,7 +20,7 @@ from fedveil.populations import machine
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.renyi_filter import admits
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger.book import read_events
+from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.run import record_ledgers
 from fedveil.run.build import RunObjects, build
 from fedveil.run.client_instructions import client_settings
@@ -28,6 +28,8 @@ from fedveil.strategies.record_plan import record_plan
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import MOST_LOOKED_AT
 from fedveil.tasks.fingerprint import fingerprint
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 MANY = 20_000
 
@@ -129,7 +131,7 @@ def test_a_run_makes_and_names_the_data_of_who_takes_part(tmp_path: Path, named:
     assert [lost[each] for each in drawn] == [lost_by(task, tmp_path / "run", each) for each in drawn]
 
 
-def test_where_cohorts_are_secret_the_costliest_kind_of_client_is_what_is_stated(tmp_path: Path) -> None:
+def test_secret_cohorts_are_stated_by_the_costliest_kind_of_client(tmp_path: Path) -> None:
     """One record more than a batch is a step more, so that clients with the fewest records lose less than others."""
     record = fv.Record(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
     both = fv.RecordAndClient(record=record, client=fv.ClientCentral(target_epsilon=40.0))
@@ -144,7 +146,7 @@ def test_where_cohorts_are_secret_the_costliest_kind_of_client_is_what_is_stated
     assert planned.epsilon[-1][1] == pytest.approx(max(lost), rel=1e-3)
 
 
-def test_where_nobody_tells_how_many_records_there_are_they_are_made_once_to_be_counted(
+def test_unknown_numbers_of_records_are_counted_once(
     tmp_path: Path,
 ) -> None:
     task = Crowd()
@@ -152,7 +154,7 @@ def test_where_nobody_tells_how_many_records_there_are_they_are_made_once_to_be_
     assert task.made.total() < MANY + 2 * MOST_LOOKED_AT
 
 
-def test_ledgers_of_clients_that_the_run_did_not_note_are_found_by_their_data(
+def test_unlisted_client_ledgers_are_found_by_their_data(
     tmp_path: Path, named: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, add = SizedCrowd(1200), record_ledgers.RecordMeter.add
@@ -166,7 +168,7 @@ def test_ledgers_of_clients_that_the_run_did_not_note_are_found_by_their_data(
     assert len(named) >= 1200
 
 
-def test_a_client_that_shares_its_data_stands_with_what_they_have_lost(tmp_path: Path) -> None:
+def test_client_with_shared_data_stands_with_their_loss(tmp_path: Path) -> None:
     class Twins(Crowd):
         def client_data(self, client: int) -> fv.Examples:
             return super().client_data(client // 2 * 2)
@@ -223,9 +225,7 @@ class Flawed(SizedCrowd):
 
 @pytest.mark.parametrize("flaw", ["size", "value", "inputs"])
 @pytest.mark.parametrize("real", [True, False], ids=["real", "in one step"])
-def test_where_data_are_real_or_all_take_part_each_client_is_looked_at(
-    real: bool, flaw: str, tmp_path: Path
-) -> None:
+def test_each_client_of_real_or_complete_cohorts_is_looked_at(real: bool, flaw: str, tmp_path: Path) -> None:
     task, keys = Flawed(flaw, real), {"ledger": {"dir": str(tmp_path / "ledgers")}}
     if not real:
         step = fv.RecordDistributed(target_epsilon=4.0, target_delta=1e-6)
@@ -236,9 +236,7 @@ def test_where_data_are_real_or_all_take_part_each_client_is_looked_at(
 
 
 @pytest.mark.parametrize("flaw", ["size", "value", "inputs", "unreadable"])
-def test_a_drawn_client_of_whose_data_something_does_not_hold_drops_out_uncharged(
-    flaw: str, tmp_path: Path
-) -> None:
+def test_drawn_client_with_flawed_data_drops_out_uncharged(flaw: str, tmp_path: Path) -> None:
     lost = ran(Flawed(flaw), tmp_path / "run")["records"]["epsilon"]
     assert any(lost[::2]) and not any(lost[1::2])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -248,7 +246,7 @@ def test_a_drawn_client_of_whose_data_something_does_not_hold_drops_out_uncharge
 
 
 @pytest.mark.parametrize("hidden", [10, 10_000], ids=["stacked", "in place"])
-def test_a_client_of_whose_data_something_does_not_hold_moves_no_other(hidden: int, tmp_path: Path) -> None:
+def test_client_with_flawed_data_moves_no_other(hidden: int, tmp_path: Path) -> None:
     """Examples of a stack lie one behind the other: one too many would give each client one of the client before."""
     models: list[dict[str, Tensor]] = []
     for flaw in ("unreadable", "inputs"):
@@ -260,7 +258,7 @@ def test_a_client_of_whose_data_something_does_not_hold_moves_no_other(hidden: i
 
 
 @pytest.mark.parametrize(("fault", "charged"), [("dropout", False), ("failure", True)])
-def test_a_round_that_nobody_answered_costs_in_its_line_what_ledgers_hold_of_it(
+def test_round_that_nobody_answered_costs_its_ledger_entries(
     tmp_path: Path, fault: str, charged: bool
 ) -> None:
     """Who drops out has reserved nothing; who fails after its training has."""

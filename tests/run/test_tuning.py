@@ -45,6 +45,8 @@ from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 DEAL = ArmDeal("5e" * 16, 3)
 TUNING = Tuning("learning_rate", (0.1, 1.0, 5.0), 2, 5, DEAL)
 SMALL = ("task=digits", "task.num_clients=30", "num_rounds=3")
@@ -101,7 +103,7 @@ def test_the_cohorts_of_arms_are_of_their_clients_alone(cohort: Any) -> None:
     assert everybody.expected == cohort.expected_size(60)
 
 
-def test_names_of_a_roster_decide_the_arm_and_a_roster_that_grows_moves_nobody() -> None:
+def test_names_decide_the_arm_and_a_growing_roster_moves_nobody() -> None:
     names = {node: f"clinic-{node}" for node in range(2, 62)}
     everybody = Participants(Nodes(50), All(), 50, names=names)  # type: ignore[arg-type]
     before = [everybody.members(DEAL.arm(number)) for number in (1, 2, 3)]
@@ -212,7 +214,7 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
         assert [row["clipping_norm"] for row in rows[:2]] == [0.02, 0.5]
 
 
-def test_encrypted_sums_of_arms_and_evaluations_have_the_same_bits_for_a_seed(tmp_path: Path) -> None:
+def test_encrypted_arms_and_evaluations_have_the_same_bits_for_a_seed(tmp_path: Path) -> None:
     asked = [*SMALL, *MODES["distributed"], "task.num_clients=8", *TUNE[:2], "tune.rounds=1"]
     runs = [
         simulate(settings_from_overrides([*asked, "evaluate.clients=final"]), tmp_path / name, quiet=True)
@@ -311,7 +313,7 @@ def test_a_sweep_on_real_data_says_what_it_comes_to_and_stops(
 ASK = ("tune.score=clients", "evaluate.noise_multiplier=0.5", "tune.resolution=0.5")
 
 
-def test_scores_of_clients_are_charged_once_to_the_clients_of_each_arm(tmp_path: Path) -> None:
+def test_scores_are_charged_once_to_the_clients_of_each_arm(tmp_path: Path) -> None:
     run = tmp_path / "run"
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK]
     result = simulate(settings_from_overrides(asked), run, quiet=True).result
@@ -344,7 +346,7 @@ def test_scores_of_clients_are_charged_once_to_the_clients_of_each_arm(tmp_path:
 
 
 @pytest.mark.parametrize("other, apart", [(0.77, True), (0.79, False), (None, False), ("silent", False)])
-def test_a_winner_is_told_apart_where_it_leads_by_more_than_both_noises(other: Any, apart: bool) -> None:
+def test_winner_needs_a_lead_beyond_both_noises(other: Any, apart: bool) -> None:
     def record(arm: int, value: float | None) -> dict[str, Any]:
         ends = {"low": None, "high": None} if value is None else {"low": value - 0.05, "high": value + 0.05}
         return {"arm": arm, "epsilon": 0.1, "answers": [{"figures": [{"value": value, **ends}]}]}
@@ -392,7 +394,7 @@ def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
     assert result["status"] == "completed" and result["tuning"]["epsilon"] is not None
 
 
-def test_scores_that_noise_leaves_together_are_refused_before_anything_is_spent(tmp_path: Path) -> None:
+def test_indistinguishable_scores_are_refused_before_spending(tmp_path: Path) -> None:
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, "tune.score=clients", "evaluate.noise_multiplier=5"]
     with pytest.raises(Refusal, match=r"tune.resolution=0.1.* evaluate.noise_multiplier=1\.") as refused:
         simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)

@@ -176,7 +176,7 @@ def test_a_grid_of_256_cells_gives_the_same_mean_up_to_its_rounding(ledger: Ledg
     assert fine.keys() == found.keys()
 
 
-def test_a_mask_leaves_what_it_does_not_keep_and_masks_differ_from_round_to_round() -> None:
+def test_mask_drops_coordinates_and_masks_differ_between_rounds() -> None:
     kept: list[frozenset[int]] = []
     grid = grid_of(open_clients(), CompressionPlan("mask", RATIO))
     for number in (1, 2, 3):
@@ -190,7 +190,7 @@ def test_a_mask_leaves_what_it_does_not_keep_and_masks_differ_from_round_to_roun
     assert frozenset(np.flatnonzero(again).tolist()) == kept[2]
 
 
-def test_a_servers_masks_follow_from_its_runs_name_and_a_simulations_from_its_seed() -> None:
+def test_masks_follow_from_a_runs_name_or_a_simulations_seed() -> None:
     def kept(run: str, seed: int | None) -> bytes:
         everybody = Participants(open_clients(), All(), CLIENTS)
         plan = CompressionPlan("mask", RATIO)
@@ -292,7 +292,7 @@ class Signs:
 @KINDS
 @pytest.mark.parametrize("engine", ["hooks", "one_by_one"])
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_a_record_that_compression_takes_to_nothing_does_not_drown_the_others(kind: str, engine: str) -> None:
+def test_record_compressed_to_nothing_does_not_drown_the_others(kind: str, engine: str) -> None:
     """The matrix is public: a record can be a row that is not kept, as long as float32 goes."""
     size = 64
     sketch = sketch_of(Compression(kind, size, 16), 3)
@@ -374,7 +374,7 @@ def test_what_would_break_the_guarantee_is_refused_by_name(
     assert field in str(refused.value)
 
 
-def test_a_grid_that_would_round_an_update_to_nothing_is_refused_before_anything_is_spent(
+def test_grid_that_would_round_an_update_to_nothing_is_refused(
     tmp_path: Path,
 ) -> None:
     kept = CompressionPlan("project", 0.5, 256).of(2 * 256**2).kept

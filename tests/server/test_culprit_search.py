@@ -116,13 +116,13 @@ def test_one_that_spoils_whole_cohorts_alone_spoils_few(rounds: int) -> None:
     ) and not search.suspected
 
 
-def test_nobody_is_suspected_and_cohorts_are_whole_without_untrue_sums() -> None:
+def test_nobody_is_suspected_without_untrue_sums() -> None:
     search, seen = searched(8, {1}, 3, 10, lambda _, row, __: row <= SPLIT_AFTER)
     assert not search.suspected and search.calm == 0
     assert [len(parts) for parts in seen] == [1] * SPLIT_AFTER + [2] * CALM + [1] * (10 - SPLIT_AFTER - CALM)
 
 
-def test_a_suspicion_ends_where_cohorts_are_whole_again_and_comes_back_with_the_next_untrue_sum() -> None:
+def test_suspicion_ends_with_whole_cohorts_and_may_return() -> None:
     named = SPLIT_AFTER + 3
     for calm, suspected in ((0, {35}), (CALM - 1, {35}), (CALM, set()), (CALM + 1, {35})):
         search, _ = searched(8, {5}, 1, named + calm, lambda _, row, __: not named < row <= named + CALM)
@@ -136,7 +136,7 @@ def test_a_suspicion_ends_with_a_true_sum_where_others_spoil_another() -> None:
     assert search.next_state(4, sums[:1], in_parts=True).suspected.keys() == {1}
 
 
-def test_all_who_are_alone_in_untrue_sums_of_one_round_are_suspected_at_once() -> None:
+def test_all_lone_members_of_untrue_sums_are_suspected_at_once() -> None:
     search = Search(untrue=SPLIT_AFTER, cleared=frozenset({2, 3, 5, 6}))
     sums = [WeighedSum((1, 2, 3), 9.0, 1.0, "too long"), WeighedSum((4, 5, 6), 9.0, 1.0, "too long")]
     assert search.next_state(3, [*sums, WeighedSum((7, 8), 1.0, 1.0)], in_parts=True).suspected.keys() == {
@@ -194,7 +194,7 @@ def rounds_of(
 
 
 @pytest.mark.parametrize(("clients", "noise"), [(8, 0.0), (8, 1.0), (20, 0.0)])
-def test_a_node_that_spoils_every_sum_is_suspected_and_the_others_go_on(
+def test_spoiling_node_is_suspected_and_the_others_go_on(
     clients: int, noise: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     culprit = clients - 3
@@ -245,7 +245,7 @@ def test_one_member_that_declines_does_not_end_the_search(monkeypatch: pytest.Mo
     assert all(mean is not None for _, mean in told[SPLIT_AFTER:])
 
 
-def test_a_sum_that_is_lost_in_its_owners_noise_draws_suspicion_on_nobody(
+def test_sum_lost_in_its_owners_noise_draws_no_suspicion(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(masked_sums, "is_too_noisy", lambda *_: True)

@@ -84,7 +84,7 @@ def kept(cohorts: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("seed", [None, 4])
-def test_the_whole_run_is_one_release_and_the_ledger_knows_who_took_part(
+def test_whole_run_is_one_release_and_the_ledger_knows_its_clients(
     open_ledger: Any, seed: int | None
 ) -> None:
     with open_ledger(seed is not None) as ledger:

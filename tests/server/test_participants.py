@@ -51,9 +51,7 @@ def draws(cohort: Cohort, canaries: int, here: bool = True) -> tuple[Participant
 @pytest.mark.parametrize(
     "cohort", [Poisson(0.3), Fixed(8), All(), OverSelected(Fixed(12), Fixed(8))], ids=lambda each: each.name
 )
-def test_real_clients_are_drawn_as_without_canaries_who_are_drawn_as_often(
-    cohort: Cohort, here: bool
-) -> None:
+def test_real_clients_are_drawn_as_without_canaries(cohort: Cohort, here: bool) -> None:
     _, plain = draws(cohort, 0)
     made, drawn = draws(cohort, 80, here)
     assert [made.real(each) for each in drawn] == plain
@@ -76,7 +74,7 @@ def test_canaries_stay_who_they_are_when_clients_come_and_go() -> None:
     assert set(made.real(after)) <= set(REAL[:16]) and made.first_nodes(3) == REAL[:3]
 
 
-def test_canaries_are_there_though_clients_changed_before_the_first_draw() -> None:
+def test_canaries_stay_though_clients_changed_before_the_first_draw() -> None:
     made = participants(Fixed(8), 80, here=True)
     made.renew(REAL[:20], ALL_ANSWERS)
     assert (
@@ -95,7 +93,7 @@ def still_app() -> ClientApp:
     return app
 
 
-def test_canaries_that_answer_here_are_in_what_is_weighed_and_not_in_the_model(tmp_path: Path) -> None:
+def test_answering_canaries_are_weighed_and_not_in_the_model(tmp_path: Path) -> None:
     told = CanaryClients(5, 30, "07" * 32, 200, 10.0, False, {})
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10, 0.1)
     start, strategy = memory_arrays({"w": np.full(200, 0.3, np.float32)}), make_strategy("fedavg", {})

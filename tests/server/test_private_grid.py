@@ -133,7 +133,7 @@ def test_flowers_strategies_see_one_client_that_replied_with_the_mean(name: str)
 
 
 @pytest.mark.parametrize("kind", NEEDS_SINGLE_CLIENTS)
-def test_strategies_that_must_see_single_clients_are_refused_with_the_reason(
+def test_strategies_of_single_clients_are_refused_with_the_reason(
     kind: type[flower.Strategy],
 ) -> None:
     strategy = kind.__new__(kind)

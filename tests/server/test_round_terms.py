@@ -111,9 +111,7 @@ def test_choices_of_an_earlier_process_go_on(ledger: Ledger) -> None:
     assert [released(second, number).tobytes() for number in (2, 3)] == [w.tobytes() for w in wanted[1:]]
 
 
-def test_noise_chosen_from_losses_goes_through_the_filter_to_the_last_round(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+def test_noise_from_losses_passes_the_filter_to_the_last_round(ledger: Ledger, tmp_path: Path) -> None:
     budget = Budget(Unit.CLIENT, 12.0, 1e-5)
     plan = plan_of(noise=None).calibrate_for_filter(budget)
     noise = AdaptiveNoise(plan, budget, "loss")

@@ -40,7 +40,7 @@ from fedveil.strategies.cohorts import (
     Poisson,
     invited_size,
     likely_participations,
-    over_selected,
+    over_select,
 )
 from fedveil.strategies.registry import make_strategy
 
@@ -104,7 +104,7 @@ def rounds(grid: PrivateGrid, number: int, pace: Pace | None = None) -> Any:
 
 
 @pytest.mark.parametrize(("down", "abandoned"), [(5, False), (6, True)])
-def test_below_the_quorum_nothing_is_released_and_what_was_reserved_stays_spent(
+def test_below_the_quorum_nothing_is_released_and_reservations_stay(
     down: int, abandoned: bool, ledger: Ledger
 ) -> None:
     grid = private(AskedOnly(shifting(set(range(down))), CLIENTS, {}), All(), ledger, Answers(quorum=5))
@@ -118,7 +118,7 @@ def test_below_the_quorum_nothing_is_released_and_what_was_reserved_stays_spent(
     assert str(ledger.state(("run", 1, "private_sum"))) == expected
 
 
-def test_rounds_go_on_after_an_abandoned_one_and_the_run_fails_after_too_many_in_a_row() -> None:
+def test_rounds_survive_one_failure_and_the_run_ends_after_many() -> None:
     inner = AskedOnly(shifting(set(range(CLIENTS))), CLIENTS, {})
     grid = private(inner, All(), None, Answers(quorum=1))
     ending = rounds(grid, 9, Pace(patience=3))
@@ -136,7 +136,7 @@ def test_an_exchange_ends_when_enough_have_answered() -> None:
     assert grid.rounds[0].dropped == {"failed": 2, "not needed": 4} and grid.rounds[0].replies == 4
 
 
-def test_an_encrypted_exchange_ends_when_enough_have_answered_but_not_before_the_sum_can_be_opened() -> None:
+def test_encrypted_exchange_ends_with_enough_answers_to_open_the_sum() -> None:
     for enough, survivors in ((1, 6), (7, 7), (None, 8)):
         grid = MASKED["Clients"]()
         nodes = list(range(FIRST_NODE, FIRST_NODE + 8))
@@ -146,7 +146,7 @@ def test_an_encrypted_exchange_ends_when_enough_have_answered_but_not_before_the
 
 
 @pytest.mark.parametrize("arm", [None, ArmDeal(f"{5:032x}", 2).arm(1)], ids=["parts", "arm"])
-def test_a_part_or_arm_waits_for_its_share_of_the_answers_that_are_enough(arm: Arm | None) -> None:
+def test_part_or_arm_waits_for_its_share_of_sufficient_answers(arm: Arm | None) -> None:
     """Else one member that says nothing holds each of its sums up to the deadline."""
     participants = Participants(MASKED["Clients"](clients=16), All(), 16, Answers(enough=12), arm=arm)
     sums = MaskedSums(participants, Unprotected(()), MASKED["masking"](16), Randomness(1))
@@ -179,7 +179,7 @@ def test_a_wait_that_is_interrupted_ends_the_run_in_order(ledger: Ledger) -> Non
 
 
 def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger) -> None:
-    cohort = over_selected(Poisson(0.25), 2.0, CLIENTS)
+    cohort = over_select(Poisson(0.25), 2.0, CLIENTS)
     assert cohort == OverSelected(Poisson(0.5), Poisson(0.25))
     assert cohort.expected_size(100) == 25
     assert cohort.event(GaussianDpEvent(2.0)) == PoissonSampledDpEvent(0.5, GaussianDpEvent(2.0))
@@ -197,19 +197,19 @@ def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, Any]) -
     population = Deployed("run-1", "", Roster(1, ()), b"", Path(), **changed)
     seen = population.visible(Poisson(0.4))
     assert isinstance(seen, Poisson)
-    for cohort in (seen, over_selected(seen, 2.0, CLIENTS)):
+    for cohort in (seen, over_select(seen, 2.0, CLIENTS)):
         assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
         assert cohort.expected_size(100) == pytest.approx(40)
     assert Deployed("run-1", "", Roster(1, ()), b"", Path()).visible(Poisson(0.4)) == Poisson(0.4)
 
 
 def test_no_more_are_invited_than_there_are() -> None:
-    assert over_selected(Fixed(5), 3.0, CLIENTS) == OverSelected(Fixed(CLIENTS), Fixed(5))
-    assert invited_size(over_selected(Poisson(0.4), 3.0, CLIENTS), CLIENTS) == CLIENTS
+    assert over_select(Fixed(5), 3.0, CLIENTS) == OverSelected(Fixed(CLIENTS), Fixed(5))
+    assert invited_size(over_select(Poisson(0.4), 3.0, CLIENTS), CLIENTS) == CLIENTS
 
 
 def test_all_are_invited_where_clients_have_left() -> None:
-    cohort, left = over_selected(Fixed(5), 1.6, CLIENTS), range(6)
+    cohort, left = over_select(Fixed(5), 1.6, CLIENTS), range(6)
     assert cohort.draw(left, Randomness(1).stream("cohort", 1)) == list(left)
     assert invited_size(cohort, 6) == 6 and cohort.expected_size(6) == 5
 

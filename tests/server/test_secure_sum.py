@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from fedveil.base.refusal import Refusal
 from fedveil.client import secure_update
 from fedveil.client.private_update import RECORD_SUM
-from fedveil.messages.secure_wire import USUAL, messages_of, read_exchange_id
+from fedveil.messages.secure_wire import USUAL, messages_of, read_position
 from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
@@ -78,7 +78,7 @@ def test_a_member_whose_key_has_ended_is_left_out_and_stops_nobody(ending: dict[
     assert 3 not in grid.trained
 
 
-def test_a_key_that_ends_while_a_sum_begins_is_counted_beside_one_that_had_ended(
+def test_key_ending_as_a_sum_begins_is_counted_with_ended_ones(
     ending: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soon = 2**33
@@ -101,7 +101,7 @@ def test_the_sum_is_the_weighted_mean_of_everybody(profile: Profile) -> None:
         assert mean[name] == pytest.approx(expected, abs=2e-4)
     assert scalars["loss"] == pytest.approx(1.0, abs=1e-4)
     assert set(grid.trained.values()) == {1}
-    exchanges = {read_exchange_id(asked.content).exchange for asked, _ in grid.seen}
+    exchanges = {read_position(asked.content).exchange for asked, _ in grid.seen}
     assert len(exchanges) == (6 if profile is Profile.MALICIOUS else 5)
 
 
@@ -121,7 +121,7 @@ def test_too_few_release_nothing_and_nobody_is_asked_to_open(since: Exchange) ->
     opened = summed(grid, wanted(noise=3.0))
     assert opened.total is None and opened.attempts == ATTEMPTS
     assert sum(opened.dropped.values()) == CLIENTS and opened.dropped["failed"] == 3
-    assert {read_exchange_id(asked.content).exchange for asked, _ in grid.seen} <= {
+    assert {read_position(asked.content).exchange for asked, _ in grid.seen} <= {
         Exchange.PROPOSAL,
         Exchange.COHORT,
         Exchange.PARCELS,
@@ -134,7 +134,7 @@ def test_a_retry_has_fresh_keys_and_succeeds_once_enough_are_back() -> None:
     opened = summed(grid, wanted())
     assert (opened.survivors, opened.attempts) == (CLIENTS, 2)
     sent = [tuple(messages_of(asked.content) or []) for asked, _ in grid.seen]
-    proposals = {sent[i] for i, (m, _) in enumerate(grid.seen) if not read_exchange_id(m.content).exchange}
+    proposals = {sent[i] for i, (m, _) in enumerate(grid.seen) if not read_position(m.content).exchange}
     assert len(proposals) == 2
 
 
@@ -150,7 +150,7 @@ def test_noise_is_the_survivors_and_is_no_less_than_planned() -> None:
     assert opened.spec is not None and opened.survivors == 7
     attendance = opened.spec.attendance
     assert attendance.least >= 6 and attendance.colluders == 1
-    assert opened.spec.least_noise(1) >= 3.0
+    assert opened.spec.min_noise(1) >= 3.0
     mean, _ = mean_of(opened)
     assert np.std(mean["w"]) > 1.0  # alone the updates' mean deviates by 0.4
 
@@ -161,7 +161,7 @@ def test_nothing_of_a_client_travels_in_the_clear() -> None:
     for _, reply in grid.seen:
         assert list(reply.content.keys()) == ["fedveil.secagg"]
         assert list(reply.content["fedveil.secagg"].keys()) == ["messages"]
-    vectors = [r for m, r in grid.seen if read_exchange_id(m.content).exchange is Exchange.INBOX]
+    vectors = [r for m, r in grid.seen if read_position(m.content).exchange is Exchange.INBOX]
     words = [np.frombuffer((messages_of(r.content) or [b""])[0][: 4 * 21], "<u4") for r in vectors]
     # Masked words are uniform: their top bits are not all those of a small number.
     assert min(np.unique(each >> 24).size for each in words) > 8
@@ -169,7 +169,7 @@ def test_nothing_of_a_client_travels_in_the_clear() -> None:
 
 def test_a_reply_of_noise_or_of_nothing_is_dropped_by_name() -> None:
     def nonsense(message: Message, client: int) -> Message | None:
-        if client not in (0, 5) or read_exchange_id(message.content).exchange is not Exchange.INBOX:
+        if client not in (0, 5) or read_position(message.content).exchange is not Exchange.INBOX:
             return None
         sent = [b"\x07" * 200] if client else []
         return Message(RecordDict({"fedveil.secagg": ConfigRecord({"messages": sent})}), reply_to=message)
@@ -181,7 +181,7 @@ def test_a_reply_of_noise_or_of_nothing_is_dropped_by_name() -> None:
 
 def test_an_array_in_place_of_masked_bytes_is_dropped() -> None:
     def plain(message: Message, client: int) -> Message | None:
-        if client != 3 or read_exchange_id(message.content).exchange is not Exchange.INBOX:
+        if client != 3 or read_position(message.content).exchange is not Exchange.INBOX:
             return None
         return Message(RecordDict({"v": ArrayRecord([np.ones(21, np.int32)])}), reply_to=message)
 
@@ -239,9 +239,9 @@ def test_a_newcomer_gets_its_keys_and_shares_in_the_round_before() -> None:
     assert grid.trained == {client: 3 - (client in (0, 3, 7)) for client in range(CLIENTS)}
 
 
-def test_whoever_is_lost_in_a_round_costs_the_next_one_three_exchanges_and_no_client() -> None:
+def test_lost_client_costs_the_next_round_three_exchanges() -> None:
     def since_the_model(message: Message, client: int) -> Message | None:
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         lost = client == 2 and place.round == 3 and place.exchange >= Exchange.INBOX
         return Message(Error(1, "gone"), reply_to=message) if lost else None
 
@@ -252,7 +252,7 @@ def test_whoever_is_lost_in_a_round_costs_the_next_one_three_exchanges_and_no_cl
 
 def test_keys_of_a_round_that_comes_to_nothing_serve_the_next_one() -> None:
     def before_the_shares(message: Message, client: int) -> Message | None:
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         lost = client in (1, 2, 3, 4) and place.round == 3 and place.exchange >= Exchange.SURVIVORS
         return Message(Error(1, "gone"), reply_to=message) if lost else None
 
@@ -272,13 +272,13 @@ def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
     grid = Clients()
     rounds_of(grid, wanted(), 3)
     for message, _ in grid.seen:
-        place, sent = read_exchange_id(message.content), messages_of(message.content) or []
+        place, sent = read_position(message.content), messages_of(message.content) or []
         kinds = [type(read_any(each)).__name__ for each in sent]
         assert ("Inbox" in kinds) == (place.exchange is Exchange.INBOX) == ("arrays" in message.content)
         ahead = {
             Exchange.INBOX: "Proposal",
             Exchange.SURVIVORS: "CohortAdverts",
-            Exchange.CONFIRMED: "Parcels",
+            Exchange.CONFIRMED: "NeighbourShares",
         }
         assert kinds[1:] == [ahead[place.exchange]] if place.exchange in ahead else not kinds[1:]
 
@@ -307,14 +307,14 @@ def test_what_was_prepared_under_another_roster_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("stage", USUAL)
-def test_a_client_process_killed_at_any_stage_is_left_out_or_already_in(
+def test_client_process_killed_at_any_stage_is_left_out_or_already_in(
     stage: Exchange, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of an exchange; the process that takes its place knows nothing of the attempt."""
     note = tmp_path / "killed"
 
     def die(message: Message, client: int) -> Message | None:
-        if client == 2 and read_exchange_id(message.content).exchange is stage and not note.exists():
+        if client == 2 and read_position(message.content).exchange is stage and not note.exists():
             note.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         return None

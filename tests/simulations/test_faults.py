@@ -18,8 +18,10 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.simulations import faults as injected
 from fedveil.simulations.deadline import PastDeadline, limited_to
-from fedveil.simulations.faults import picked
+from fedveil.simulations.faults import pick_fault
 from fedveil.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 ROUNDS = 3
 COMMON = (
@@ -78,7 +80,7 @@ def test_each_fault_is_counted_under_its_reason(tmp_path: Path, fault: str, reas
     assert reserved(tmp_path) == ROUNDS
 
 
-def test_the_same_seed_draws_the_same_faults_on_one_and_on_two_workers(
+def test_same_seed_draws_the_same_faults_on_one_and_on_two_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late_at_once(seconds: float) -> None:
@@ -99,7 +101,7 @@ def test_another_seed_draws_other_faults(tmp_path: Path) -> None:
     assert [row["dropped"] for row in results[0][1]] != [row["dropped"] for row in results[1][1]]
 
 
-def test_a_round_in_which_nobody_answers_is_charged_and_releases_noise(tmp_path: Path) -> None:
+def test_round_in_which_nobody_answers_is_charged_and_releases_noise(tmp_path: Path) -> None:
     result, rows = run(tmp_path, "faults.failure=1")
     assert (result["status"], result["rounds_completed"]) == ("failed", ROUNDS)
     assert result["reason"] == "no client ever replied (failed)"
@@ -108,7 +110,7 @@ def test_a_round_in_which_nobody_answers_is_charged_and_releases_noise(tmp_path:
     assert reserved(tmp_path) == ROUNDS
 
 
-def test_without_client_privacy_what_cannot_be_believed_stays_out_of_the_mean(tmp_path: Path) -> None:
+def test_incredible_values_stay_out_of_the_mean(tmp_path: Path) -> None:
     overrides = [*COMMON[:6], "privacy=none", "faults.corrupt=0.6"]
     outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
     assert {"shape", "not finite", "dtype"} <= set(outcome.result["dropped"])
@@ -132,7 +134,7 @@ def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
 
 def test_probabilities_share_one_uniform_number() -> None:
     faults = FaultSettings(dropout=0.1, failure=0.2, straggler=0.3, corrupt=0.2)
-    picks = [picked(faults, (k + 0.5) / 1000) for k in range(1000)]
+    picks = [pick_fault(faults, (k + 0.5) / 1000) for k in range(1000)]
     assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
 
 
@@ -140,7 +142,7 @@ def test_who_fails_is_independent_of_round_and_client() -> None:
     faults, randomness = FaultSettings(dropout=0.5), Randomness(0)
     picks = [
         [
-            picked(faults, randomness.stream("faults", number, client).generator().random())
+            pick_fault(faults, randomness.stream("faults", number, client).generator().random())
             for client in range(64)
         ]
         for number in range(8)
@@ -173,7 +175,7 @@ def test_a_deadline_holds_in_a_program_that_is_itself_imported(
         import_module("imported_program")
 
 
-def test_what_a_training_needs_is_imported_before_the_first_clock_starts(tmp_path: Path) -> None:
+def test_imports_of_a_training_precede_the_first_clock(tmp_path: Path) -> None:
     """In a process of its own, which has imported nothing yet."""
     program = (
         "import sys\nfrom fedveil.configs.settings import settings_from_overrides\n"

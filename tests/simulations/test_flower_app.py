@@ -136,7 +136,7 @@ class Registered:
         return [SimpleNamespace(node_id=node) for node in self.nodes]
 
 
-def test_another_number_of_supernodes_than_clients_is_refused_with_the_flag() -> None:
+def test_wrong_number_of_supernodes_is_refused_with_the_flag() -> None:
     grid: Any = SimpleNamespace(state=Registered(77, 5, 900))
     with pytest.raises(Refusal, match="num-supernodes=10"):
         FlowerGrid(grid, 10).get_node_ids()

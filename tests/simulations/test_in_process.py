@@ -9,8 +9,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.app import Workbench
 from fedveil.client.private_update import private_update
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
@@ -105,7 +105,7 @@ def test_a_client_that_raises_is_dropped(workers: int) -> None:
     assert (result.replies, result.dropped) == (7, {"failed": 1})
 
 
-def test_a_worker_that_dies_takes_only_its_share_along_and_is_replaced() -> None:
+def test_dying_worker_takes_only_its_share_and_is_replaced() -> None:
     def deadly(client: int, message: Message, context: Context) -> np.ndarray:
         if client == 3:
             os.kill(os.getpid(), 9)
@@ -163,6 +163,6 @@ def test_as_many_workers_are_taken_as_pay(
 
 def test_whatever_trains_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
-    monkeypatch.setattr("fedveil.client.app.keep_freed", lambda: kept.append(1))
+    monkeypatch.setattr("fedveil.client.workbench.keep_freed", lambda: kept.append(1))
     settings = ClientSettings("digits", LocalTraining(), {"num_clients": 10})
     assert Workbench(settings).model is not None and kept == [1]

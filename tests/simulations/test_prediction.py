@@ -16,6 +16,8 @@ from fedveil.run.sum_plan import sum_plan
 from fedveil.simulations import prediction
 from fedveil.simulations.prediction import predict, public_federation
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SHORT = ("task=digits", "num_rounds=3", "privacy.allow_large_delta=true")
 
 
@@ -56,7 +58,7 @@ def test_a_smaller_draw_has_as_much_noise_on_its_mean(mode: str, monkeypatch: py
         assert small.cohort.expected_size(100) == pytest.approx(max(12, whole.cohort.expected_size(100) / 8))
 
 
-def test_masked_sums_are_played_in_the_open_with_the_noise_of_colluders(
+def test_masked_sums_are_played_openly_with_the_noise_of_colluders(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, small = played(monkeypatch, *SHORT, "privacy=client_distributed")

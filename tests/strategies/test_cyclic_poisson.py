@@ -60,7 +60,7 @@ def drawn(cohort: CyclicPoisson, clients: list[int], rounds: int) -> list[list[i
     return cohorts
 
 
-def test_a_client_takes_part_in_its_turns_alone_by_a_coin_of_the_right_rate() -> None:
+def test_client_takes_part_in_its_turns_by_a_coin_of_the_right_rate() -> None:
     cohorts = drawn(CyclicPoisson(0.1, 5), list(range(400)), 200)
     turns = {
         client: {number % 5 for number, who in enumerate(cohorts) if client in who} for client in range(400)
@@ -207,7 +207,7 @@ def test_what_cannot_be_planned_is_refused(said: list[str], remedy: str) -> None
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_pays_once_a_cycle_and_its_ledger_tells_nobody_who_took_part(tmp_path: Path) -> None:
+def test_run_pays_once_a_cycle_and_its_ledger_names_no_participant(tmp_path: Path) -> None:
     run = fv.simulate(
         "digits",
         privacy=fv.ClientCentral(noise="correlated", target_epsilon=8.0),

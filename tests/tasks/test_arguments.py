@@ -17,6 +17,8 @@ from fedveil.deployment.device.client_bundle import TaskChoice
 from fedveil.tasks import DEALT, load_task
 from fedveil.tasks.flwr_partition import flwr_shares
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 MODULE = '''\
 """A task with arguments."""
 
@@ -296,7 +298,7 @@ def test_a_partitioner_of_flwr_datasets_deals_a_pool(how: str, clients: int) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_partitioner_sees_labels_and_the_seed_and_deals_each_example_once() -> None:
+def test_partitioner_sees_labels_and_seed_and_deals_each_example_once() -> None:
     pytest.importorskip("flwr_datasets")
     how = {"target": f"{FLWR.split('=')[-1]}DirichletPartitioner", "args": {"alpha": 0.1}, "num_clients": 4}
     labels = np.arange(400) % 4
@@ -341,7 +343,7 @@ def test_what_a_partitioner_cannot_deal_is_refused(
     assert not Path("run").exists()
 
 
-def test_only_partitioners_are_named_and_only_where_examples_are_dealt(
+def test_only_partitioners_are_named_where_examples_are_dealt(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("wards.py").write_text(MODULE + POOL)

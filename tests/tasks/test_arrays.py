@@ -13,12 +13,15 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import ClientSettings, Workbench
 from fedveil.client.training.in_place import check_apart
 from fedveil.client.training.sgd import train
+from fedveil.client.workbench import Workbench
+from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.server import checkpoint
 from fedveil.tasks.arrays import base_of, check_base, dimension_of, holds_arrays, read_arrays
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 WIDTH, CLIENTS = 64, 40
 
@@ -150,7 +153,7 @@ def test_a_base_is_the_same_to_the_bit_after_three_rounds(
     assert kept is not None and sum(each.size for each in kept.state.arrays.values()) == TRAINED
 
 
-def test_a_checkpoint_and_a_file_of_an_earlier_version_hold_the_base_as_well() -> None:
+def test_old_checkpoints_and_model_files_hold_the_base_as_well() -> None:
     model = Made(Packed).model()
     sent = read_arrays(model)
     whole = {name: value.numpy() for name, value in model.state_dict().items()}

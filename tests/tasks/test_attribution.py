@@ -17,6 +17,8 @@ from fedveil.tasks.exported import told_by_schema
 from fedveil.tasks.shapes import shapes
 from fedveil.tasks.table_schema import Column, Schema
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def network() -> nn.Module:
     torch.manual_seed(4)
@@ -86,7 +88,7 @@ def test_a_number_is_explained_in_its_own_unit() -> None:
 
 
 @pytest.mark.parametrize("name", [*CARRIES, "Kernel-SHAP"])
-def test_an_explainer_that_carries_others_rows_is_refused_with_the_reason(name: str) -> None:
+def test_explainer_with_others_rows_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(
         Refusal,
         match=r"needs .*training data.*that is a release without a ledger entry; use integrated_gradients",

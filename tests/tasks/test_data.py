@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fedveil as fv
-from fedveil.client.app import Workbench
 from fedveil.client.training.in_place import check_apart
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.populations.local import Local
@@ -25,6 +25,8 @@ from fedveil.populations.machine import OnThisMachine, Simulated
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
 from fedveil.tasks.independence import check_independence, check_order, check_reading
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
 FEATURES, CLIENTS, EACH = 4, 6, 24
 
@@ -275,9 +277,7 @@ BAD = {
 
 @pytest.mark.parametrize("privacy", ["none", "record"])
 @pytest.mark.parametrize("case", BAD)
-def test_data_that_make_no_batch_are_refused_before_anything_is_written(
-    case: str, privacy: str, tmp_path: Path
-) -> None:
+def test_data_without_a_batch_are_refused_before_writing(case: str, privacy: str, tmp_path: Path) -> None:
     give, sentence = BAD[case]
     with pytest.raises(fv.Refusal) as refused:
         fv.simulate(Made(give), privacy=privacy, num_rounds=2, folder=tmp_path / "run", quiet=True)
@@ -316,7 +316,7 @@ class Summed(nn.Module):
         return self.last(inputs.mean(1, keepdim=True) if self.mean else inputs.sum(1, keepdim=True))
 
 
-def test_a_collate_that_mixes_examples_is_refused_and_one_that_pads_is_not() -> None:
+def test_mixing_collate_is_refused_and_a_padding_one_is_not() -> None:
     with pytest.raises(fv.Refusal, match="one example's loss changes"):
         fv.simulate(
             Made(lambda seed: fv.LazyExamples(Rows(seed), collate=mixed)), privacy="record", quiet=True
@@ -343,7 +343,7 @@ class Blending:
 BLENDING = Blending()
 
 
-def test_a_reading_that_goes_by_earlier_ones_is_refused_and_a_random_one_is_not() -> None:
+def test_history_dependent_reading_is_refused_and_a_random_one_is_not() -> None:
     own, given = np.random.default_rng(1), Made(lambda seed: fv.LazyExamples(Rows(seed), transform=BLENDING))
     bench = Workbench(ClientSettings("made", LocalTraining()), given)
     records = partial(check_independence, given.model(), given, given.client_data(0))
@@ -472,7 +472,7 @@ def test_random_transforms_do_not_change_a_fingerprint() -> None:
     assert fingerprint(as_data(Flipped(1))) != fingerprint(as_data(Flipped(1, EACH + 1)))
 
 
-def test_real_data_whose_content_cannot_be_told_are_taken_for_others_in_each_run() -> None:
+def test_real_data_of_unknown_content_count_as_new_in_each_run() -> None:
     """Whether they were dealt anew since the last run, nobody could tell: the ledgers go on from the most."""
 
     def prints(data: type[Rows], kind: type[OnThisMachine]) -> set[str]:
@@ -520,7 +520,7 @@ class Counted:
         (lambda x, y: (x[:, :-1], y), "client 1: inputs"),
     ],
 )
-def test_what_model_or_loss_does_not_take_is_refused_before_anybody_pays(
+def test_unfit_data_for_model_or_loss_are_refused_before_a_charge(
     changed: Callable[..., Any], refused: str, tmp_path: Path
 ) -> None:
     task = Made(lambda n: fv.Examples(*(changed(*made(n)) if n == 1 else made(n))))

@@ -18,6 +18,8 @@ from fedveil.tasks.shapes import shapes
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 COLUMNS = {
     "age": {"low": 0, "high": 80, "edges": [20, 40, 60]},
     "hours": {"low": 0, "high": 8},

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import fedveil as fv
-from fedveil.cli.compare import rows_of, table_of
+from fedveil.cli.compare import format_table, read_rows
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.tasks.data import group_figures
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 WORDS = {"sex": ("f", "m"), "town": ("north", "south", "east")}
 
@@ -50,7 +52,7 @@ def test_figures_by_group_are_metric_frames() -> None:
             assert found[f"groups/sex={word}/{name}"] == pytest.approx(frame.by_group[name][code], abs=1e-9)
 
 
-def test_a_group_without_rows_and_a_label_that_is_a_number_have_no_figure() -> None:
+def test_empty_group_and_numeric_label_have_no_figure() -> None:
     outputs, targets, groups = people()
     found = group_figures(outputs, targets, groups, WORDS)
     assert not any("east" in name for name in found) and len(found) == 4 * 4
@@ -90,7 +92,7 @@ def test_a_run_measures_its_model_by_group(tmp_path: Path) -> None:
     assert run.status == "completed" and min(rates) <= told["accuracy"] <= max(rates)
 
 
-def test_what_privacy_costs_each_group_stands_beside_the_run_without_it(tmp_path: Path) -> None:
+def test_cost_of_privacy_by_group_stands_with_the_run_without_it(tmp_path: Path) -> None:
     for privacy, rate in (("client_central", 0.6), ("none", 0.75)):
         folder = tmp_path / privacy
         folder.mkdir()
@@ -98,6 +100,6 @@ def test_what_privacy_costs_each_group_stands_beside_the_run_without_it(tmp_path
         metrics = {"accuracy": 0.9, "groups/sex=f/true positive rate": rate}
         told = {"status": "completed", "seed": 0, "metrics": metrics, "privacy": []}
         (folder / "result.json").write_text(json.dumps(told))
-    said = table_of(rows_of([tmp_path / "client_central", tmp_path / "none"]))
+    said = format_table(read_rows([tmp_path / "client_central", tmp_path / "none"]))
     line = next(each for each in said.splitlines() if each.startswith("sex=f/true positive rate"))
     assert line.split()[-3:] == ["0.75", "0.6", "(-0.1500)"]

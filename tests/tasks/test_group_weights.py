@@ -18,6 +18,8 @@ from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SCHEMA = """
 label: ill
 columns:
@@ -63,7 +65,7 @@ def weights_of(groups: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return table[groups, labels]  # -1, an unknown group, is the last row
 
 
-def test_a_clients_loss_is_that_of_plain_pytorch_with_each_examples_weight(clinics: Path) -> None:
+def test_loss_of_a_client_is_plain_pytorchs_with_example_weights(clinics: Path) -> None:
     task, plain = made(clinics), made(clinics, group_weights=None)
     outputs = torch.randn(len(plain.client_data(0)), 2)
     for client in range(2):

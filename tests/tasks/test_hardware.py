@@ -14,10 +14,11 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
+from fedveil.client.app import SETTINGS_KEY, make_client_app
 from fedveil.client.dp_sgd.train import ENGINES
 from fedveil.client.training.cohort_training import sum_cohort
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings, RecordPrivacy
 from fedveil.messages.flower_adapter import claim_identity, client_context
@@ -31,6 +32,8 @@ from fedveil.tasks import hardware
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples, LazyExamples
 from fedveil.tasks.hardware import check_device, device_of, placed
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 HERE = Path(__file__).parents[1]
 OTHER = runpy.run_path(str(HERE / "faults" / "other_device.py"))
@@ -95,7 +98,7 @@ def test_a_stack_is_moved_once_and_comes_back_once(
     assert copies.back == 2 * groups  # updates and losses
 
 
-def test_a_client_in_place_is_moved_once_and_its_update_comes_back_once(copies: Any) -> None:
+def test_client_in_place_is_moved_once_and_its_update_returns_once(copies: Any) -> None:
     settings = replace(settings_with("sgd"), accelerator="meta")
     summed("in place", settings)
     parameters = 4
@@ -116,7 +119,7 @@ def test_data_that_are_read_lazily_are_moved_batch_by_batch(copies: Any) -> None
 
 @pytest.mark.parametrize("canaries", [0, 3])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_dp_sgd_on_another_device_takes_the_same_noise_to_the_same_model(
+def test_dp_sgd_on_another_device_has_the_same_noise_and_model(
     engine: str, canaries: int, copies: Any, tmp_path: Path
 ) -> None:
     found: list[np.ndarray] = []
@@ -175,9 +178,7 @@ class Elsewhere(Made):
 
 
 @pytest.mark.parametrize("privacy", ["client_central", "record"])
-def test_a_model_that_is_made_elsewhere_is_refused_before_anything_is_written(
-    privacy: str, tmp_path: Path
-) -> None:
+def test_model_on_a_wrong_device_is_refused_before_writing(privacy: str, tmp_path: Path) -> None:
     said = "model='.*weight on meta': a task must create its model on the CPU"
     with pytest.raises(Refusal, match=said):
         fv.simulate(Elsewhere(), privacy=privacy, folder=tmp_path / "run", num_rounds=1, quiet=True)

@@ -18,13 +18,15 @@ from scipy.stats import binom
 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device import linear
-from fedveil.privacy.statistics.held_rows import hashes_of_rows, held_rows
+from fedveil.privacy.statistics.holdout import hashes_of_rows, holdout_mask
 from fedveil.run.build import build
 from fedveil.run.files import SAVED, SINGLY
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.data import Examples, LazyExamples, data_of
 from fedveil.tasks.held_back import held_back, held_back_of
 from fedveil.tasks.tables import load, row_hashes
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 TABLES, SHARE, FRESH = 200, 0.2, 20_000
 MOST_OUTSIDE = 4  # of TABLES, of intervals that hold in 99 %: 2 %
@@ -81,8 +83,8 @@ def test_held_out_rows_of_made_tables_are_a_fair_sample() -> None:
         inputs, targets = table.draw(table.rows, stream)
         fresh = table.draw(FRESH, stream)
         rows = Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
-        of_tables = held_rows(row_hashes(rows), SHARE, alone=True)
-        at_clients = held_rows(hashes_of_rows([inputs, targets]), SHARE, alone=True)
+        of_tables = holdout_mask(row_hashes(rows), SHARE, independent=True)
+        at_clients = holdout_mask(hashes_of_rows([inputs, targets]), SHARE, independent=True)
         often = np.bincount(targets).argmax()
         for name, held in (("tables", of_tables), ("clients", at_clients)):
             count = int(held.sum())
@@ -155,7 +157,7 @@ def test_the_printed_accuracies_of_200_tables_are_those_on_fresh_rows(tmp_path: 
     assert len(wrong) <= MOST_OUTSIDE, wrong
 
 
-def test_many_small_clients_with_few_different_rows_do_not_hold_out_the_same(tmp_path: Path) -> None:
+def test_small_clients_of_similar_rows_hold_out_different_ones(tmp_path: Path) -> None:
     wrong = Counter[str]()
     for number in range(20):
         stream = np.random.default_rng(number)
@@ -178,7 +180,7 @@ def test_a_missing_row_leaves_one_of_the_two_parts_and_no_other_moves(
 ) -> None:
     def parts(of: list[int]) -> tuple[Counter[int], Counter[int]]:
         hashes = hashes_of_rows([np.array(of, np.int64)])
-        held = held_rows(hashes, share, alone=True)
+        held = holdout_mask(hashes, share, independent=True)
         kept, out = (Counter(row for row, at in zip(of, held, strict=True) if at == part) for part in (0, 1))
         return kept, out
 
@@ -208,7 +210,7 @@ class Cells:
 
 
 @pytest.mark.parametrize("group_equal_rows", [False, True])
-def test_a_device_without_torch_holds_out_the_same_rows_as_one_with_it(group_equal_rows: bool) -> None:
+def test_device_without_torch_holds_out_the_same_rows(group_equal_rows: bool) -> None:
     task = held_back(Cells(), SHARE, group_equal_rows=group_equal_rows)
     table = linear.Table(task.inputs, task.targets)
     parts = linear.parts_of(table, SHARE, group_equal_rows)
@@ -248,7 +250,7 @@ def kinds(data: Examples) -> set[tuple[float, ...]]:
     return {(*row, target) for row, target in zip(data.inputs.tolist(), data.targets.tolist(), strict=True)}
 
 
-def test_a_run_folder_of_an_earlier_release_goes_on_under_its_own_rule(tmp_path: Path) -> None:
+def test_run_folder_of_an_earlier_release_goes_on_under_its_rule(tmp_path: Path) -> None:
     folder, run = words(tmp_path / "words"), tmp_path / "run"
     told = [f"task.folder={folder}", "task=csv", "task.label=y", "task.simulated=true", "privacy=none"]
     settings = settings_from_overrides([*told, "num_rounds=2", "audit=off"])

@@ -300,7 +300,7 @@ def test_class_weights_are_refused_with_the_way_to_write_them() -> None:
         check_independence(around(), Objective(weighted_mean), examples())
 
 
-def test_class_weights_are_refused_though_the_examples_are_of_one_class() -> None:
+def test_class_weights_are_refused_though_examples_are_of_one_class() -> None:
     few = examples()
     few = Examples(few.inputs, torch.zeros_like(few.targets))
     check_independence(around(), Objective(), few)

@@ -17,7 +17,7 @@ from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.statistics.inquiry import read_inquiry
@@ -28,6 +28,8 @@ from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import FEW
 from fedveil.tasks.model_columns import columns_with, model_columns, read_released
 from fedveil.tasks.tables import Tables
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 HIDE_LITTLE: dict[str, Any] = {
     "noise_multiplier": 0.02,
@@ -100,7 +102,7 @@ class Mixed(Tables):
         return nn.Sequential(super().model(), nn.BatchNorm1d(2, track_running_stats=False))
 
 
-def test_a_model_that_mixes_rows_answers_nothing_where_rows_are_hidden(shops: Path) -> None:
+def test_mixing_model_answers_nothing_where_rows_are_hidden(shops: Path) -> None:
     task: Any = load_task("csv", options(shops))
     task = Mixed(**{each.name: getattr(task, each.name) for each in fields(task)})
     file = save(read_arrays(task.model()))
@@ -117,9 +119,7 @@ def test_a_model_that_mixes_rows_answers_nothing_where_rows_are_hidden(shops: Pa
             table_of(bench, 0, question_content(inquiry, {}, released=file), inquiry)
 
 
-def test_few_rows_go_through_a_model_with_so_many_that_none_changes_anothers_rounding(
-    shops: Path, tmp_path: Path
-) -> None:
+def test_few_rows_are_padded_so_that_none_changes_anothers_rounding(shops: Path, tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text((shops / "schema.yaml").read_text())
     (tmp_path / "0.csv").write_text("\n".join((shops / "0.csv").read_text().splitlines()[:4]) + "\n")
     task: Any = load_task("csv", {**options(tmp_path), "held_out_file": str(shops / "1.csv")})
@@ -223,7 +223,7 @@ def test_only_a_hash_names_a_model_that_travels() -> None:
         read_inquiry({"name": "q", "model": "runs/first", "records": 5, "ask": [{"kind": "count"}]})
 
 
-def test_a_model_of_another_task_and_bytes_that_are_none_are_refused_unread(shops: Path, run: Path) -> None:
+def test_foreign_model_and_invalid_bytes_are_refused_unread(shops: Path, run: Path) -> None:
     model = load_task("csv", options(shops)).model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     file = (run / "model.safetensors").read_bytes()

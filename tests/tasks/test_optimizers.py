@@ -18,11 +18,12 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.audit import record_canaries
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
+from fedveil.client.app import SETTINGS_KEY, make_client_app
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
+from fedveil.client.workbench import Workbench
 from fedveil.configs.compose import compose_overrides
 from fedveil.configs.optimizers import CLASSES, keywords_of
 from fedveil.configs.reference import help_text
@@ -288,7 +289,7 @@ def test_the_keywords_and_the_usual_rate_are_those_of_torch(name: str) -> None:
     assert OPTIMIZERS[name] == (None if name == "sgd" else taken["lr"].default)
 
 
-def test_adam_without_the_bias_of_the_noise_has_the_keywords_that_its_step_reads() -> None:
+def test_adam_without_the_bias_of_noise_has_its_steps_keywords() -> None:
     read = set(re.findall(r'group\["(\w+)"\]', inspect.getsource(AdamBC.step))) - {"params", "lr"}
     assert read == set(keywords_of("dp_adambc")) < set(keywords_of("adam"))
 

@@ -78,7 +78,7 @@ def test_students_have_an_eighth_of_the_parameters_and_start_at_zero() -> None:
     assert not any(value.any() for value in student().state_dict().values())
 
 
-def test_low_frequencies_are_those_of_a_two_dimensional_cosine_transform() -> None:
+def test_low_frequencies_are_those_of_a_2d_cosine_transform() -> None:
     rows = cosines(8, 8)
     torch.testing.assert_close(rows @ rows.T, torch.eye(8))
     model, inputs = student(), torch.rand(3, 256)

@@ -15,6 +15,8 @@ from fedveil.tasks import TASKS, load_task
 from fedveil.tasks.data import Examples, data_of_all
 from fedveil.tasks.own_scale import BOUNDED, STANDARD, own_scale
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 CLIENTS, EACH = 4, 60
 
 

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.sgd import train
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.tasks import as_task, load_task
 from fedveil.tasks.mislabelled import mislabelled
 from fedveil.tasks.optimizers import check_optimizer
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
 
 SEEN: list[Any] = []
 

@@ -9,21 +9,23 @@ import torch
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
+from fedveil.client.dp_sgd.rounds import union_of
 from fedveil.client.dp_sgd.together import step
-from fedveil.client.dp_sgd.union import union_of
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings, StepTerms
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
-from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.persons import Owners, kept
 from fedveil.tasks.pool import Dealt
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 VISITS = 5  # examples of each person
 
@@ -61,7 +63,7 @@ def rows_of(data):
     return sorted(tuple(row) for row in data.inputs.tolist())
 
 
-def test_at_most_so_many_examples_of_a_person_are_kept_whatever_their_order():
+def test_at_most_so_many_examples_of_a_person_stay_in_any_order():
     data = Visits().client_data(0)
     few = kept(data, 2)
     assert len(few) == 80 and all(few.persons.count(each) == 2 for each in set(data.persons))
@@ -127,7 +129,7 @@ class Loud(Visits):
 
 
 @pytest.mark.parametrize("per_person", [1, 3])
-def test_a_person_moves_a_sum_by_at_most_the_clips_of_the_kept_examples(per_person):
+def test_person_moves_a_sum_by_at_most_the_clips_of_its_examples(per_person):
     terms = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, per_person=per_person, sample_rate=1.0))
     bench = Workbench(ClientSettings("loud", LocalTraining(), step=terms), Loud())
     data = bench.data_of(0, bench.settings)
@@ -141,13 +143,13 @@ def test_a_person_moves_a_sum_by_at_most_the_clips_of_the_kept_examples(per_pers
     assert moved == pytest.approx(per_person * 0.5, rel=1e-4)
 
 
-def test_a_test_by_a_persons_examples_stays_below_the_claim_and_above_that_of_one_example():
+def test_attack_on_a_person_stays_below_its_claim_above_one_example():
     records, rate, noise, tests, delta = 5, 0.5, 2.0, 200_000, 1e-5
     sampling, stream = PoissonBatches(rate, tests, of_unit=records), Randomness(3).stream("coins")
     drawn = np.array([len(batch) for batch in sampling.draw(records, stream)])
     normal = np.random.default_rng(0).standard_normal((2, tests)) * noise
     seen, without = drawn + normal[0], normal[1]
-    claims = [epsilon([records_event(noise, rate, n)], delta) for n in (records, 1)]
+    claims = [epsilon([group_event(noise, rate, n)], delta) for n in (records, 1)]
     threshold = 4.0
     found, alarm = (seen > threshold).mean(), (without > threshold).mean()
     slack = 5 * np.sqrt(found / tests)
@@ -177,7 +179,7 @@ def test_as_many_clients_train_on_a_person_as_the_clients_that_may():
     assert min(chosen) > 450 and max(chosen) < 700
 
 
-def test_among_many_clients_few_are_hashed_to_see_that_one_may_not_train_on_a_person(monkeypatch):
+def test_among_many_clients_few_are_hashed_for_their_persons(monkeypatch):
     asked, weight = [], Owners._weight
     monkeypatch.setattr(Owners, "_weight", lambda *given: asked.append(given) or weight(*given))
     persons = [str(n) for n in range(200)]
@@ -186,7 +188,7 @@ def test_among_many_clients_few_are_hashed_to_see_that_one_may_not_train_on_a_pe
 
 
 @pytest.mark.parametrize(("clients", "moved"), [(None, 4), (2, 2), (1, 1)])
-def test_a_person_at_several_clients_moves_their_sum_by_the_clips_of_those_clients_that_may(clients, moved):
+def test_person_at_several_clients_moves_their_sum_by_their_clips(clients, moved):
     terms = StepTerms(
         RecordTerms(
             8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, per_person=2, clients_per_person=clients, sample_rate=1.0
@@ -278,7 +280,7 @@ def test_exchanged_persons_with_several_examples_are_refused(tmp_path):
         simulated(tmp_path, name="record", per_person=2, adjacency="replace-one")
 
 
-def test_what_was_counted_by_record_is_not_counted_by_person_and_the_other_way_round(tmp_path):
+def test_records_and_persons_are_not_counted_on_one_ledger(tmp_path):
     for number, units in enumerate(permutations(("record", "person", "person_everywhere"), 2)):
         first, other = (fv.Budget(unit, 1.0, 1e-6) for unit in units)
         path = tmp_path / f"{number}.ledger"
@@ -302,7 +304,7 @@ def test_a_person_at_two_clients_is_one_unit_of_a_sum_of_both():
     )
 
 
-def test_what_a_person_loses_at_two_clients_is_what_both_ledgers_hold_together(tmp_path):
+def test_loss_of_a_person_at_two_clients_is_that_of_both_ledgers(tmp_path):
     run = simulated(tmp_path, name="record", per_person=2, clients_per_person=2, target_epsilon=2.0)
     found = result_of(run)["records"]
     ledgers = sorted(run.folder.glob("client_ledgers/*.ledger"))
@@ -317,7 +319,7 @@ class RosteredVisits(Everywhere):
     simulated, data_id, held_out_public = False, "visits", True
 
 
-def test_real_data_on_one_machine_go_on_with_the_bound_on_clients_that_their_ledger_began_with(tmp_path):
+def test_real_data_keep_the_client_bound_of_their_ledger(tmp_path):
     """A ledger that counted a person at one client says nothing of one who is at several."""
     asked = {"name": "record_distributed", "target_epsilon": 4.0, "per_person": 2, "records": 52}
     given = {"cohort": "all", "num_rounds": 1, "quiet": True, "ledger": {"dir": str(tmp_path / "ledgers")}}

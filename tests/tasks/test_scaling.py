@@ -14,6 +14,8 @@ from fedveil.tasks import load_task
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SCHEMA = """
 label: ill
 columns:

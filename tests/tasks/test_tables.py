@@ -61,9 +61,7 @@ def test_columns_are_scaled_by_declared_bounds_and_words_are_one_hot(hospitals: 
         "age,sex,diagnosis\r\n20, female ,healthy\r\n500,male,very ill\r\n\r\nNaN,,healthy\r\n",
     ],
 )
-def test_separators_orders_and_spellings_of_other_hospitals_give_the_same_rows(
-    hospitals: Path, text: str
-) -> None:
+def test_separators_orders_and_spellings_give_the_same_rows(hospitals: Path, text: str) -> None:
     (hospitals / "south.csv").write_bytes(text.encode())
     task = load(str(hospitals))
     north, south = (task.client_data(client) for client in range(2))
@@ -288,7 +286,7 @@ def sites(folder: Path, **words: str) -> Path:
     return folder
 
 
-def test_other_words_of_the_label_at_other_sites_are_not_trained_on_as_further_classes(
+def test_other_label_words_at_sites_are_no_further_classes(
     tmp_path: Path,
 ) -> None:
     folder = sites(tmp_path / "sites", east="M B", north="b", south="malignant benign", west="1 0")

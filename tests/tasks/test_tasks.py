@@ -66,9 +66,7 @@ def test_the_held_out_examples_do_not_depend_on_the_seed(tasks: dict[str, Task])
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_models_take_the_inputs_and_leave_the_global_random_state_alone(
-    tasks: dict[str, Task], name: str
-) -> None:
+def test_models_take_the_inputs_and_leave_the_random_state_alone(tasks: dict[str, Task], name: str) -> None:
     before = torch.random.get_rng_state()
     model = tasks[name].model()
     assert torch.equal(before, torch.random.get_rng_state())
@@ -157,7 +155,7 @@ def test_heart_hospitals_are_the_clients(tasks: dict[str, Task]) -> None:
     assert load_task("heart", {"num_clients": 5, "partition": "iid"}).num_clients == 5
 
 
-def test_missing_values_of_a_patient_are_zero_whatever_the_others_have() -> None:
+def test_missing_values_of_a_patient_are_zero_whatever_others_have() -> None:
     names = (
         "age",
         "trestbps",
@@ -325,7 +323,7 @@ def clothes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_fashion_mnist_reads_the_files_it_finds_and_keeps_their_features(
+def test_fashion_mnist_reads_its_files_and_stores_their_features(
     clothes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fashion, "DEBIAN_FOLDER", clothes)

@@ -48,6 +48,8 @@ from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import Mixing, check_independence
 from fedveil.tasks.protocol import check_trainable
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 NAMES = tuple(ENGINES)
 RECORDS = 12
 
@@ -584,7 +586,7 @@ def test_mixing_that_begins_in_the_run_ends_it(
         fv.simulate(task, resume=tmp_path / "run", quiet=True)
 
 
-def test_a_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(
+def test_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a rare coin one look in many shows something; nobody trains on after it."""
@@ -747,9 +749,7 @@ def test_no_block_repeats_anothers_noise() -> None:
 @pytest.mark.parametrize(
     ("records", "noise"), [(40, 3.0), (50, 3.0), (51, 3.0), (199, 2.0), (200, 1.5), (9000, 1.5)]
 )
-def test_a_client_takes_the_noise_that_was_planned_for_no_more_records_than_it_has(
-    records: int, noise: float, tmp_path: Path
-) -> None:
+def test_client_takes_the_noise_planned_for_its_records(records: int, noise: float, tmp_path: Path) -> None:
     planned = ((50, 3.0), (100, 2.0), (200, 1.5))
     level = RecordPrivacy(RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT), planned, str(tmp_path))
     assert level.noise_multiplier(records) == noise

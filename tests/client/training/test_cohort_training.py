@@ -18,12 +18,14 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
+from fedveil.client.app import SETTINGS_KEY, make_client_app
+from fedveil.client.dp_sgd import rounds as dp_sgd_rounds
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training import cohort_training
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.client.training.sgd import train
+from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import (
     TRAIN_LOSS,
     CanaryClients,
@@ -392,7 +394,7 @@ def test_clients_whose_data_cannot_be_stacked_train_beside_the_stack() -> None:
     np.testing.assert_allclose(beside.total * PRIVATE.step, stacked.total * PRIVATE.step, atol=1e-5)
 
 
-def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(
+def test_failing_client_alone_is_dropped_from_the_vectorised_cohort(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "fedveil.client")
@@ -810,7 +812,9 @@ def test_no_two_clients_or_rounds_draw_the_same_noise(
 ) -> None:
     drawn: list[bytes] = []
     monkeypatch.setattr(
-        dp_sgd, "train_privately", lambda *a: drawn.extend(s.bytes(16) for s in (a[4].draws, a[4].noise))
+        dp_sgd_rounds,
+        "train_privately",
+        lambda *a: drawn.extend(s.bytes(16) for s in (a[4].draws, a[4].noise)),
     )
     task = Made((12,) * 6, simulated=seed is not None)
     client = Client(bench_of(task, private_settings(tmp_path, seed=seed)), monkeypatch)
@@ -830,7 +834,7 @@ def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path, monkeypatch: p
 
     settings: Any = private_settings(tmp_path)
     monkeypatch.setattr("fedveil.privacy.ledger.ledger.Ledger.reserve", spent)
-    monkeypatch.setattr(dp_sgd, "train_privately", forbidden)
+    monkeypatch.setattr(dp_sgd_rounds, "train_privately", forbidden)
     assert Client(bench_of(Made(), settings), monkeypatch)(1, 1) == BUDGET_SPENT
 
 

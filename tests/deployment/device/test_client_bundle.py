@@ -145,7 +145,7 @@ def test_a_client_refuses_a_bundle_that_is_not_whole(
     assert any(said in each for each in told) and len(told) <= 2
 
 
-def test_a_client_refuses_the_whole_bundle_of_another_under_its_own_settings(desk: Path) -> None:
+def test_client_refuses_the_whole_bundle_of_another(desk: Path) -> None:
     folder, other = desk / "hearts/clients/cleveland", desk / "lungs/clients/cleveland"
     for name in ("client.toml", "policy.toml"):
         shutil.copy(folder / name, other / name)
@@ -175,7 +175,7 @@ def bundle_files(made: Path) -> dict[str, bytes]:
 )  # of what was changed
 @settings(max_examples=150)
 @given(data=st.data())
-def test_a_bundle_with_a_few_bytes_changed_is_refused_or_means_the_same(
+def test_bundle_with_changed_bytes_is_refused_or_means_the_same(
     data: st.DataObject, bundle_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     trusted = ("ca.pem", "tls.pem", "tls.key", "identity.key", "roster.bin")

@@ -33,7 +33,7 @@ from fedveil.links.device_answers import PAID, UNPAID, Journal, describe_loss
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
-from fedveil.messages.secure_wire import read_exchange_id
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (
     BUDGET_SPENT,
@@ -55,9 +55,9 @@ from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.acts import acting_user
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import Ledger, ReleaseState, read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -102,7 +102,7 @@ def reservations(path: Path) -> list[list]:
 # --- what is charged ---------------------------------------------------------------------------------------------
 
 
-def test_a_masked_sum_is_charged_by_the_signed_terms_and_against_everybody(clients):
+def test_masked_sum_is_charged_by_the_signed_terms(clients):
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
     opened = masked_sum(Devices(devices))
     assert opened.survivors == 5, opened
@@ -124,7 +124,7 @@ def diverged(message: Message, settings: object) -> Message:
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({WEIGHT: 40})}), reply_to=message)
 
 
-def test_a_device_whose_training_diverges_answers_that_nothing_changed_and_pays(clients):
+def test_device_with_diverging_training_answers_no_change_and_pays(clients):
     """What a server sends may let training diverge, or fail, by one record alone: a failure would tell it, uncharged."""
     device = device_of(clients / "c0")
     device.train = diverged
@@ -159,7 +159,7 @@ def test_a_second_attempt_at_a_round_is_charged_again(clients):
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
 
     def fault(message):  # too many vectors are lost of the first attempt, before anything is opened
-        place = read_exchange_id(message.content)
+        place = read_position(message.content)
         lost = message.metadata.dst_node_id > 3 and place.attempt == 0 and place.exchange is Exchange.INBOX
         return devices[2].answer(Message(content(), 2, "query")) if lost else None
 
@@ -169,7 +169,7 @@ def test_a_second_attempt_at_a_round_is_charged_again(clients):
     assert reservations(devices[2].ledger.path) == keys
 
 
-def test_a_sum_in_the_clear_is_charged_by_the_claim_and_not_against_the_server(clients):
+def test_clear_sum_is_charged_by_the_claim_and_not_against_the_server(clients):
     device = device_of(clients / "c0")
     reply = device.answer(in_the_clear())
     packed, width = reply.content[VECTOR_RECORD][VECTOR].numpy(), packing.width_of(SPEC)
@@ -226,7 +226,7 @@ def test_what_was_reserved_is_given_back_where_no_vector_was_made(clients):
     assert epsilon_of(device.ledger.path)[0] == 0
 
 
-def test_a_ledger_that_cannot_be_written_holds_everything_back_until_it_can(clients):
+def test_unwritable_ledger_holds_everything_back_until_it_can(clients):
     device = device_of(clients / "c0")
     device.ledgers.mkdir(parents=True)
     blocked = device.ledger.path
@@ -261,7 +261,7 @@ def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, c
     assert code_of(device, in_the_clear(number=3)) == 0
 
 
-def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_then_on(clients, tmp_path):
+def test_ledger_replaced_during_an_answer_does_not_count(clients, tmp_path):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     path, older = device.ledger.path, tmp_path / "older"
@@ -281,7 +281,7 @@ def test_a_ledger_that_is_replaced_while_a_device_answers_does_not_count_from_th
     assert code_of(device, in_the_clear(number=4)) == RESTORED
 
 
-def test_a_device_of_an_earlier_release_keeps_heads_from_its_next_answer_on(clients):
+def test_device_of_an_earlier_release_keeps_heads_afterwards(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     (device.bundle.state / ledger_heads.FILE).unlink()
@@ -326,7 +326,7 @@ def uncharged(name: str) -> bool:
 
 
 @pytest.mark.parametrize("greeting", [["missed"], [], ["known"], ["charged"], None])
-def test_one_greeting_or_instruction_uses_up_what_an_owner_has_paid_for_a_restore(
+def test_one_greeting_or_instruction_uses_up_a_paid_restore(
     tmp_path: Path, greeting: list[str] | None
 ) -> None:
     """A backup of the device from then on has no line that lets it adopt an answer."""
@@ -354,7 +354,7 @@ class Kill(BaseException):
 @pytest.mark.parametrize(
     "step", ["before the charge", "after it", "before the heads", "before the end", "never"]
 )
-def test_a_restore_is_charged_once_however_often_the_command_ends_early(
+def test_restore_is_charged_once_however_often_the_command_ends_early(
     clients, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def kill(*_: object) -> None:
@@ -384,7 +384,7 @@ def test_a_restore_is_charged_once_however_often_the_command_ends_early(
 
 
 @pytest.mark.parametrize("book", ["records", "client"])
-def test_a_restored_device_pays_with_the_largest_budget_that_it_ever_had(clients, book: str) -> None:
+def test_restored_device_pays_with_its_largest_budget_ever(clients, book: str) -> None:
     """Its owner lowered the budget since, or the policy came back with the backup."""
     device = device_of(clients / "c0", target_epsilon=2.0)
     own = device.ledger
@@ -429,7 +429,7 @@ def test_the_link_asks_the_ledgers_for_what_the_journal_forgot(clients, monkeypa
     assert asked == [True, False]
 
 
-def test_a_charge_is_known_of_an_instruction_that_the_journal_has_lost(clients):
+def test_charge_of_an_instruction_outlives_the_journal(clients):
     device = device_of(clients / "c0")
     message = in_the_clear(number=7)
     assert code_of(device, message) == 0
@@ -475,7 +475,7 @@ RECORD = RecordTerms(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
         ),  # not in NumPy
     ],
 )
-def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(clients, order, policy, spec):
+def test_order_against_the_policy_is_refused_and_costs_nothing(clients, order, policy, spec):
     device = device_of(clients / "c0", **policy)
     trained = []
     device.train = lambda *asked: trained.append(asked)
@@ -501,7 +501,7 @@ def test_of_a_sum_of_records_the_policy_bounds_the_norm_of_one(clients):
                 accept_order(asked, terms, policy, True)
 
 
-def test_how_many_records_there_are_is_public_and_cannot_be_what_is_hidden(clients):
+def test_public_number_of_records_cannot_be_hidden(clients):
     policy = device_of(clients / "c0").bundle.policy
     order = TrainingOrder("spring", ModeName.RECORD, LocalTraining(0.1, 1, 10), record=RECORD)
     allowed, _ = accept_order(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
@@ -561,9 +561,7 @@ POINTS = ("after the reservation", "while training", "before the memory is kept"
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_point_a_device_neither_under_counts_nor_answers_twice(
-    clients, tmp_path, caplog, point
-):
+def test_device_killed_at_any_point_neither_under_counts_nor_repeats(clients, tmp_path, caplog, point):
     """The round's vector is lost; what it cost is on the ledger, once, and no second vector of it is ever made."""
     bundle = clients / "c0"
     message, reply = tmp_path / "message", tmp_path / "reply"
@@ -674,7 +672,7 @@ def test_hours_of_the_day_and_across_midnight():
     assert not obstacle(Eligibility(hours="09-17"), NOON)
 
 
-def test_a_device_that_may_not_train_says_so_at_once_and_sees_through_what_it_promised(clients, tmp_path):
+def test_barred_device_says_so_at_once_and_keeps_its_promise(clients, tmp_path):
     hot = system(tmp_path / "hot", **{HEAT.format(0): "90000"})
     cool = system(tmp_path / "cool", **{HEAT.format(0): "40000"})
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
@@ -687,7 +685,7 @@ def test_a_device_that_may_not_train_says_so_at_once_and_sees_through_what_it_pr
     def heats_up(message):
         if (
             message.metadata.dst_node_id == 4
-            and read_exchange_id(message.content).exchange is Exchange.SURVIVORS
+            and read_position(message.content).exchange is Exchange.SURVIVORS
         ):
             devices[4].root = hot
 
@@ -746,7 +744,7 @@ def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
     )
 
 
-def test_once_a_run_is_over_a_device_says_once_that_it_looks_for_another(clients, caplog):
+def test_device_says_once_that_it_looks_for_another_run(clients, caplog):
     device = device_of(clients / "c0")
     keeper = agent.Agent(device.bundle)
     keeper.device = device
@@ -808,7 +806,7 @@ def test_an_end_that_cannot_be_read_is_kept_nowhere(clients, said):
     assert reply.error.code == FAILED and read_ended(device.bundle.state) is None
 
 
-def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):
+def test_device_before_its_certificate_knows_its_wrong_clock(clients, monkeypatch):
     device = device_of(clients / "c0")
     monkeypatch.setattr("fedveil.deployment.device.device.time.time", lambda: 0.0)
     assert "the clock says" in device.ineligibility()

@@ -77,7 +77,7 @@ def test_twenty_six_sums_of_two_units_end_at_the_owners_budget(own: DeviceLedger
         assert verify(own.records).ok and epsilon_of(own.records)[0] == pytest.approx(spent(own))
 
 
-def test_a_sum_of_clients_is_charged_as_its_vector_exchanged_against_the_same_adversaries(
+def test_sum_of_clients_is_charged_as_its_exchanged_vector(
     own: DeviceLedger,
 ) -> None:
     assert released(own, 1, RECORDS) == 0
@@ -91,7 +91,7 @@ def test_a_sum_of_clients_is_charged_as_its_vector_exchanged_against_the_same_ad
     assert [e.kind for e in read_entries(own.records)][-1] == "commit"
 
 
-def test_a_ledger_of_records_under_replace_one_reads_the_distance_itself(own: DeviceLedger) -> None:
+def test_record_ledger_under_replace_one_reads_the_distance_itself(own: DeviceLedger) -> None:
     replaced = replace(RECORDS, adjacency=Adjacency.REPLACE_ONE)
     assert released(own, 1, None) == 0
     assert released(own, 1, replaced) == 0
@@ -99,7 +99,7 @@ def test_a_ledger_of_records_under_replace_one_reads_the_distance_itself(own: De
     assert spent(own) == pytest.approx(gaussian_epsilon(2 * math.sqrt(2) / NOISE, DELTA))
 
 
-def test_a_question_before_the_first_training_leaves_the_records_unit_open(own: DeviceLedger) -> None:
+def test_question_before_the_first_training_leaves_the_unit_open(own: DeviceLedger) -> None:
     assert released(own, 1, None) == 0
     assert not own.records.exists() and spent(own) == pytest.approx(lost(0, 1))
     person = replace(RECORDS, unit=Unit.PERSON)
@@ -108,7 +108,7 @@ def test_a_question_before_the_first_training_leaves_the_records_unit_open(own: 
     assert spent(own) == pytest.approx(lost(1, 1))
 
 
-def test_a_sum_of_what_records_were_charged_for_is_not_charged_to_them_again(own: DeviceLedger) -> None:
+def test_sum_of_charged_releases_costs_records_nothing_more(own: DeviceLedger) -> None:
     assert released(own, 1, RECORDS) == 0
     assert released(own, 1, None, is_of_records=True) == 0
     assert spent(own) == pytest.approx(lost(1, 0)) and len(read_entries(own.path)) == 3
@@ -116,7 +116,7 @@ def test_a_sum_of_what_records_were_charged_for_is_not_charged_to_them_again(own
     assert spent(own) == pytest.approx(lost(1, 0))
 
 
-def test_what_an_older_release_left_on_the_clients_ledger_is_charged_at_first_use(own: DeviceLedger) -> None:
+def test_charges_of_an_older_release_are_taken_over_at_first_use(own: DeviceLedger) -> None:
     """Until now a device charged each unit on a ledger of its own."""
     for path, unit in ((own.path, Unit.CLIENT), (own.records, Unit.RECORD)):
         budget = Budget(unit, TARGET, DELTA)

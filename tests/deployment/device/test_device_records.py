@@ -32,8 +32,8 @@ from fedveil.messages.wire import (
 )
 from fedveil.privacy.accounting.events import Gaussian
 from fedveil.privacy.budget import Adjacency, Adversary
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile, run_number
 from fedveil.strategies.record_plan import calibrated_noise
@@ -80,7 +80,7 @@ def only_ledger(device: Device, pattern: str) -> Path:
     return path
 
 
-def test_noise_is_planned_from_the_devices_own_records_and_the_smaller_budget(device):
+def test_noise_is_planned_from_own_records_and_the_smaller_budget(device):
     merged = device.merged(ORDER)
     record = merged.record
     assert record is not None and device.count is not None
@@ -104,7 +104,7 @@ def test_an_owner_has_at_least_the_noise_that_the_policy_names(device):
         assert strict.merged(order).record.noise_multiplier(100) == least
 
 
-def test_an_order_that_the_task_cannot_follow_is_refused_before_anything_is_charged(device):
+def test_order_beyond_the_task_is_refused_before_a_charge(device):
     for optimizer, code in (
         (Optimizer("muon"), FAILED),  # which trains matrices, and the model has a bias
         (Optimizer("adam", (("maximize", True),)), FAILED),
@@ -138,7 +138,7 @@ def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, mo
         read_device(replace(read, settings=replace(read.settings, task=task)))
 
 
-def test_a_person_is_trained_on_by_clients_of_the_roster_that_the_attempt_names(device):
+def test_person_is_trained_on_by_clients_of_the_attempts_roster(device):
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     step = device.merged(replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)).step
     roster = device.bundle.identity.roster
@@ -146,7 +146,7 @@ def test_a_person_is_trained_on_by_clients_of_the_roster_that_the_attempt_names(
     assert step.node == device.bundle.identity.node and len(step.nodes) > 2
 
 
-def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_at_all(device):
+def test_person_is_trained_on_under_the_cohorts_roster_alone(device):
     """A roster that came between the terms and the vector names other clients here than at the others."""
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     order = replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)
@@ -173,7 +173,7 @@ def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_a
     assert moved and not any(part.any() for part in moved.values())
 
 
-def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(device):
+def test_planned_rounds_are_paid_from_one_ledger_of_real_data(device):
     replies = [device.answer(asked(device, ORDER, number)) for number in (1, 2, 3, 4)]
     codes = [reply.error.code if reply.has_error() else 0 for reply in replies]
     assert codes == [0, 0, 0, BUDGET_SPENT]
@@ -205,7 +205,7 @@ def test_both_units_are_charged_each_on_its_ledger(device):
     assert sorted(units) == ["client", "record"]
 
 
-def test_a_record_ledger_that_cannot_be_used_is_named_and_the_clients_is_given_back(device):
+def test_unusable_record_ledger_is_named_and_the_clients_returned(device):
     device.ledgers.mkdir(parents=True)
     (device.ledgers / f"{(device.settings.device or '')[:32]}.ledger").mkdir()
     claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
@@ -216,7 +216,7 @@ def test_a_record_ledger_that_cannot_be_used_is_named_and_the_clients_is_given_b
     assert kinds == ["open", "reserve", "void"]
 
 
-def test_records_are_planned_from_what_sums_of_the_whole_client_left_so_that_all_rounds_fit(device):
+def test_records_are_planned_from_the_rest_after_client_sums(device):
     fresh = device.merged(ORDER).record
     device._noise.clear()  # as when another run begins
     claim = ClientClaim(12.0, Adjacency.ZERO_OUT)  # to a trusted server, which is charged nothing
@@ -228,7 +228,7 @@ def test_records_are_planned_from_what_sums_of_the_whole_client_left_so_that_all
     assert not any(reply.has_error() for reply in answers)
 
 
-def test_a_second_run_plans_from_what_the_first_left_and_so_does_a_device_that_restarts(device):
+def test_second_run_and_restarted_device_plan_from_the_rest(device):
     first = replace(ORDER, record=replace(RECORD, target_epsilon=1.0))
     answers = [device.answer(asked(device, first, number)) for number in (1, 2, 3)]
     second = replace(ORDER, run="summer")
@@ -244,7 +244,7 @@ def test_a_second_run_plans_from_what_the_first_left_and_so_does_a_device_that_r
     assert third.error.code == BUDGET_SPENT
 
 
-def test_an_order_per_person_is_refused_where_nobody_says_whose_the_examples_are(device, caplog):
+def test_order_per_person_is_refused_without_owners_of_examples(device, caplog):
     order = replace(ORDER, record=replace(RECORD, per_person=2))
     assert TrainingOrder.from_json(order.to_json()) == order
     assert device.answer(asked(device, order)).error.code == FAILED

@@ -25,6 +25,8 @@ from fedveil.links.enrolment.server_end import EnrolmentPort
 from fedveil.links.enrolment.token import Token
 from fedveil.links.server_bundle import read_server_bundle
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FEDERATION = """\
 federation: sensors
 server: {{address: "localhost:{link}", listen: "127.0.0.1:{link}", enrolment: "localhost:{port}"}}
@@ -131,9 +133,7 @@ def test_an_enrolment_brings_no_members_that_the_owner_does_not_allow(
     assert waiting is not None and {each.split()[0] for each in waiting.added} > {"sensor-8", "sensor-9"}
 
 
-def test_a_device_enrols_again_with_its_own_new_keys_alone_whatever_its_owner_demands(
-    desk: Path, device: Path
-) -> None:
+def test_device_enrols_again_with_its_new_keys_alone(desk: Path, device: Path) -> None:
     peer = fingerprint(device, "sensor-2")
     for line in (
         "approve_rosters = true",
@@ -259,7 +259,7 @@ def test_a_bundle_copied_by_hand_is_held_to_the_same_demands(
     assert read_client_bundle(device).identity.roster.version == 2
 
 
-def test_a_replacement_that_another_reader_completes_meanwhile_is_no_fault(
+def test_replacement_completed_by_another_reader_is_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = tmp_path / REPLACING

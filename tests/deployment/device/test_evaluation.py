@@ -21,8 +21,8 @@ from fedveil.deployment.serve import serve
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY
 from fedveil.messages.wire import OWNERS_POLICY, add_reply, instruct, memory_arrays
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import EVALUATION, Evaluation
@@ -35,7 +35,10 @@ FAULTS = Path(__file__).parents[2] / "faults"
 MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
 CENTRAL, code_of, device_of = (MADE[name] for name in ("CENTRAL", "code_of", "device_of"))
 ASKED = Evaluation("spring evaluation", 0.3)
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("audits_seldom_alarm"),
+]
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_what_is_not_the_evaluations_own_is_refused(clients: Path) -> None:
 
 
 @pytest.mark.parametrize("targets", [[0, 0, 0], [0, 1, 0], [1]])
-def test_no_record_makes_an_evaluation_fail_whose_metric_it_does_not_have(targets: list[int]) -> None:
+def test_record_without_a_metric_makes_no_evaluation_fail(targets: list[int]) -> None:
     """Records of one class have no area under a curve: a failure would tell of the records that are held out."""
     held = Examples(torch.arange(len(targets), dtype=torch.float32)[:, None], torch.tensor(targets))
     task, line = Classes(), torch.nn.Linear(1, 2)
@@ -126,7 +129,7 @@ def test_no_record_makes_an_evaluation_fail_whose_metric_it_does_not_have(target
     assert np.isnan(of_each.metrics).all() and np.isfinite(of_each.losses).all()
 
 
-def test_a_held_out_record_on_which_the_task_fails_takes_no_other_along() -> None:
+def test_failing_held_out_record_takes_no_other_along() -> None:
     """One record moves a sum of records by its own part, whatever it holds."""
     held = Examples(torch.arange(9.0)[:, None], torch.tensor([0, 1, 0, 1, 7, 0, 1, 0, 1]))
     task, line, asked = Classes(), torch.nn.Linear(1, 2), Evaluation("spring evaluation", 0.3)

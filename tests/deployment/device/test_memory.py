@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.app import Workbench
+from fedveil.client.workbench import Workbench
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.provision import provision

@@ -27,12 +27,12 @@ from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
-from fedveil.messages.secure_wire import messages_of, read_exchange_id
+from fedveil.messages.secure_wire import messages_of, read_position
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import SECURE_RECORD, Exchange, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.secagg import messages as wire
 from fedveil.privacy.secagg.refusal import Refused
@@ -306,7 +306,7 @@ def masked(
     def fault(message: Message) -> Message | None:
         if (
             message.metadata.dst_node_id != 2
-            or read_exchange_id(message.content).exchange is not exchange
+            or read_position(message.content).exchange is not exchange
             or refused
         ):
             return None

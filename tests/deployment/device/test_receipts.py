@@ -30,6 +30,8 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.ledger.receipt import RunDescription, commitment_of, holds, read_opening
 from fedveil.run.manifest import Manifest
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
@@ -121,9 +123,7 @@ def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp
     assert line(tmp_path / "with", receipts=4).ok
 
 
-def test_a_name_that_is_run_again_gets_no_receipts_and_its_server_says_so(
-    world: World, tmp_path: Path
-) -> None:
+def test_repeated_name_gets_no_receipts_and_its_server_says_so(world: World, tmp_path: Path) -> None:
     hearts = Path(shutil.copytree(world.hearts, tmp_path / "hearts"))
     run = hearts / "server" / "runs" / "central"
     shutil.rmtree(run)
@@ -202,7 +202,7 @@ def test_a_device_signs_nothing_that_contradicts_what_it_received(
     assert says in caplog.text
 
 
-def test_a_device_signs_the_manifest_of_an_alarmed_run_whose_model_it_does_not_get(world: World) -> None:
+def test_device_signs_an_alarmed_runs_manifest_without_its_model(world: World) -> None:
     over = replace(
         with_manifest(run="alarmed@1", status="alarmed"), run="alarmed", status="alarmed", model={}
     )

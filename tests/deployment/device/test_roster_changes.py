@@ -26,8 +26,8 @@ from fedveil.deployment.register import read_register
 from fedveil.links.roster_watch import followed_roster
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.acts import acting_user
-from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.refusal import Refused
@@ -44,6 +44,8 @@ from fedveil.privacy.secagg.suite import public_of, sign
 from fedveil.privacy.secagg.transcript import Profile, Purpose, digest
 from fedveil.server.masking import Masking
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 MADE = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "devices.py"))
 Devices, device_of, make_federation, masked_sum = (
     MADE[name] for name in ("Devices", "device_of", "make_federation", "masked_sum")
@@ -59,7 +61,7 @@ def grown(old: Roster, *members: Member) -> Roster:
     return Roster(old.version + 1, members, (*old.earlier, old.hash))
 
 
-def test_a_roster_follows_from_every_version_of_its_chain_and_from_no_other() -> None:
+def test_roster_follows_from_every_version_of_its_chain_alone() -> None:
     first = Roster(1, PEOPLE[:2])
     second = grown(first, *PEOPLE[:3])
     third, fork = grown(second, *PEOPLE), grown(first, *PEOPLE[1:])
@@ -77,7 +79,7 @@ def test_a_roster_follows_from_every_version_of_its_chain_and_from_no_other() ->
             replace(third, earlier=wrong)
 
 
-def test_what_was_signed_before_there_were_chains_is_followed_by_the_next_version(tmp_path: Path) -> None:
+def test_roster_of_before_chains_is_followed_by_the_next_version(tmp_path: Path) -> None:
     """The register of version 3 did not know the rosters before, and neither did its roster."""
     body = msgpack.packb((1, 3, [(m.node, m.name, m.public, m.not_after) for m in PEOPLE]))
     old = read_roster(msgpack.packb((body, sign(KEY, digest(Purpose.ROSTER), body))), public_of(KEY))
@@ -118,7 +120,7 @@ def desk(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "desk"))
 
 
-def test_whoever_surrounds_a_device_is_on_its_log_in_its_status_and_in_its_file(
+def test_peers_of_a_device_are_in_its_log_status_and_file(
     desk: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = desk / "made" / "clients" / "c0"
@@ -156,7 +158,7 @@ def test_a_roster_that_the_owner_copies_is_noted_as_well(desk: Path) -> None:
         assert [each.version for each in roster_changes.changes(kept / "state")] == [6]
 
 
-def test_two_rosters_of_one_version_are_found_out_by_devices_and_servers(desk: Path, tmp_path: Path) -> None:
+def test_two_rosters_of_one_version_are_detected(desk: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(desk, tmp_path / "other"))
     victim = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
     server = read_server_bundle(desk / "made" / "server")
@@ -207,7 +209,7 @@ def test_changed_members_wait_for_their_owner_who_asked_for_it(
     assert [each.version for each in roster_changes.changes(bundle.state)] == [2]
 
 
-def test_what_an_owner_has_looked_at_is_not_exchanged_before_it_is_approved_of(
+def test_pending_roster_is_not_exchanged_before_approval(
     desk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Path(shutil.copytree(desk, tmp_path / "other"))
@@ -276,7 +278,7 @@ def test_a_roster_that_too_few_members_signed_is_refused_by_name(
     assert not (bundle.state / roster_changes.PENDING_ROSTER).exists()
 
 
-def test_signatures_of_who_came_with_the_roster_or_of_another_one_do_not_count(desk: Path) -> None:
+def test_signatures_of_newcomers_or_other_rosters_do_not_count(desk: Path) -> None:
     shutil.copytree(desk / "made" / "clients", desk / "devices")
     victim = read_client_bundle(desk / "devices" / "c0")
     victim = replace(victim, policy=replace(victim.policy, cosigned_by_at_least=1))
@@ -293,7 +295,7 @@ def test_signatures_of_who_came_with_the_roster_or_of_another_one_do_not_count(d
     )
 
 
-def test_a_desk_takes_no_signature_of_a_stranger_or_under_another_roster(desk: Path) -> None:
+def test_desk_takes_no_strange_signature_of_a_roster(desk: Path) -> None:
     shutil.copytree(desk / "made" / "clients", desk / "devices")
     first = Path(shutil.copy(desk / "made" / "server" / "roster.bin", desk / "first.bin"))
     assert run(["client", "roster", "--sign", str(first), str(desk / "devices" / "c1")]) == 0
@@ -395,7 +397,7 @@ def test_members_that_nobody_vouches_for_know_their_noise(
     assert opened.further == (dict.fromkeys([2], missing) if missing else {})  # the server is told how much
 
 
-def test_where_the_grid_has_no_room_the_device_is_charged_for_the_noise_that_there_is(
+def test_device_is_charged_for_the_noise_within_the_grids_room(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ShareSpec, "missing_sigma", lambda *_: -1)
@@ -425,7 +427,7 @@ def test_a_floor_of_noise_that_outsiders_leave_unmet_is_refused(
         ({"suites": (1, 2)}, False),
     ],
 )
-def test_too_few_peers_or_another_suite_than_the_owner_demands_are_refused(
+def test_too_few_peers_or_another_suite_are_refused(
     desk: Path, policy: dict[str, Any], refused: bool
 ) -> None:
     peers = pinned(federation(desk).devices[2], 1, 2)
@@ -445,12 +447,10 @@ OWN_SHARE = {3: 0.71, 5: 0.50, 11: 0.33, 20: 0.24, 100: 0.11}
 
 @pytest.mark.parametrize("clients", OWN_SHARE)
 @pytest.mark.parametrize("bits", [16, 32])
-def test_a_device_among_strangers_is_sure_of_all_of_the_noise_that_it_is_charged_for(
-    clients: int, bits: int
-) -> None:
+def test_device_among_strangers_has_all_the_noise_of_its_charge(clients: int, bits: int) -> None:
     masking = Masking(Roster(1, ()), 0.4, 0.1, Profile.MALICIOUS)
     spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, bits, layered=True)
-    assert spec.own_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
+    assert spec.single_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
     for outsiders in range(clients):
         sigma = spec.missing_sigma(outsiders, 1.0)
         assert sigma >= 0
@@ -462,10 +462,10 @@ def test_a_device_among_strangers_is_sure_of_all_of_the_noise_that_it_is_charged
 
 
 @pytest.mark.parametrize("allies", [1, 2, 4, 10, 30])
-def test_a_minimum_cohort_is_worth_the_noise_against_a_server_that_picks_its_allies(allies: int) -> None:
+def test_minimum_cohort_is_worth_its_noise_against_allies_of_a_server(allies: int) -> None:
     """The threat model's rule: from cohorts of 10 (B - 1) + 1 on, B allies are no more than are assumed to collude."""
     masking, enough = Masking(Roster(1, ()), 0.4, 0.1, Profile.MALICIOUS), 10 * (allies - 1) + 1
     for clients, worth in ((max(enough, 3), True), (enough - 1, False)):
         if clients > allies + 1:
             spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, 32, layered=True)
-            assert (spec.own_noise(allies) >= 1.0 - 1e-9) == worth
+            assert (spec.single_noise(allies) >= 1.0 - 1e-9) == worth

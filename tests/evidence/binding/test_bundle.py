@@ -42,12 +42,12 @@ from fedveil.evidence.binding.signatures import (
     signatures_text,
 )
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.evidence.page_text import differences, pointed, shown
+from fedveil.evidence.page_text import differences, pointed, text_of
 from fedveil.privacy.budget import Budget, Release
-from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
+from fedveil.privacy.ledger.ledger_state import verify_entries
 from fedveil.run.files import MANIFEST, RESULT
 from fedveil.run.manifest import hashes, read_manifest, reveals_counts
 from fedveil.simulations.simulate import simulate
@@ -216,7 +216,7 @@ def test_another_run_on_the_ledger_may_have_had_another_adversary(made: Signed, 
     assert line.ok, line.finding
 
 
-def test_ledgers_and_folders_of_ledgers_are_checked_without_their_locks(
+def test_ledgers_and_their_folders_are_checked_without_locks(
     made: Signed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(made.run / "ledger", tmp_path / "a.ledger")
@@ -234,7 +234,7 @@ def test_ledgers_and_folders_of_ledgers_are_checked_without_their_locks(
 
 
 @pytest.mark.campaign
-def test_records_of_a_simulation_are_recomputed_from_the_clients_ledgers(tmp_path: Path) -> None:
+def test_records_of_a_simulation_are_recomputed_from_its_ledgers(tmp_path: Path) -> None:
     given = (
         "task=digits",
         "task.num_clients=4",
@@ -602,7 +602,9 @@ def shown_otherwise(pointer: str, value: Any) -> Callable[[Path], None]:
         place[int(name) if isinstance(place, list) else name] = value
         path.write_text(json.dumps(whole))
         form = rf'(data-ref="{pointer}"(?: data-form="(\w+)")?>)[^<]*<'
-        text = re.sub(form, lambda found: f"{found[1]}{shown(value, found[2] or 'plain')}<", page.read_text())
+        text = re.sub(
+            form, lambda found: f"{found[1]}{text_of(value, found[2] or 'plain')}<", page.read_text()
+        )
         page.write_text(text)
         assert differences(text, whole) == []
 

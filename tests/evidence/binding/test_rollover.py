@@ -15,6 +15,8 @@ from fedveil.deployment.serve import serve
 from fedveil.evidence.binding.receipts import Receipts, read_receipts, write_receipts
 from fedveil.privacy.secagg.rollover import DAY_SECONDS, Rollover
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 SERVED = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "served.py"))
 ASKED = (
     *("task=digits", "num_rounds=1", "batch_size=40", "privacy.allow_large_delta=true", "link.wait=0.3"),

@@ -27,6 +27,8 @@ from fedveil.privacy.secagg.roster import Roster, read_roster, write_roster
 from fedveil.run.files import PAGE, RECEIPTS
 from fedveil.run.manifest import read_manifest
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 FAULTS = Path(__file__).parents[2] / "faults"
 SERVED, FORGER = (runpy.run_path(str(FAULTS / name)) for name in ("served.py", "forged_runs.py"))
 forged, signed_by, write = FORGER["forged"], FORGER["signed_by"], FORGER["write"]

@@ -30,6 +30,8 @@ from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.run.files import MANIFEST, TIME_STAMP, WITNESSES
 from fedveil.run.manifest import read_manifest
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 KEPT = Path(__file__).parents[2] / "fixtures" / "signed_run" / "run"
 SERVED = runpy.run_path(str(Path(__file__).parents[2] / "faults" / "served.py"))
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("north", "south")}
@@ -70,7 +72,7 @@ def witnesses(folder: Path, *names: str) -> CheckLine:
 # --- witnesses ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_how_many_witnesses_it_has_and_a_verifier_can_require_them(kept: Path) -> None:
+def test_run_counts_its_witnesses_and_a_verifier_can_require_them(kept: Path) -> None:
     assert line(kept, "witnesses", Knowledge()) is None
     assert witnesses(kept, "north").ok is False
     leaves = log_with(entry_of(kept))
@@ -314,7 +316,7 @@ def test_a_run_without_a_stamp_is_told_in_a_sentence(kept: Path, tsa: Tsa, path:
         stamp(kept, "file:///etc/passwd")
 
 
-def test_a_server_notes_its_witnesses_and_loses_no_run_without_a_stamp(
+def test_server_notes_its_witnesses_and_loses_no_run_without_a_stamp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("rfc3161_client")

@@ -49,7 +49,7 @@ def arriving(name: str, attempt: int = 0) -> Message:
     return message
 
 
-def test_a_question_that_comes_again_is_answered_from_memory_to_the_one_who_asks_now(
+def test_repeated_question_is_answered_from_memory_to_its_asker(
     journal: Journal,
 ) -> None:
     handler = Handler()
@@ -79,7 +79,7 @@ def test_what_fails_leaves_as_a_code_without_words(journal: Journal) -> None:
     assert "17" not in str(reply.error)
 
 
-def test_an_instruction_that_cannot_be_noted_is_not_begun_and_has_a_sentence(
+def test_instruction_beyond_the_journal_is_not_begun(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = Handler()
@@ -108,7 +108,7 @@ class Connection:
         self.sent.append(reply)
 
 
-def test_a_reply_that_does_not_arrive_is_owed_and_one_that_nobody_wants_is_not(journal: Journal) -> None:
+def test_undelivered_reply_is_owed_and_an_unwanted_one_is_not(journal: Journal) -> None:
     answers = ReplyMemory(2, Handler(), journal)
     answers.unsent = answers.reply_to(arriving("a"))
     connection: Any = Connection(httpx.ConnectError("gone"))

@@ -56,7 +56,7 @@ def link(made: Path, folder: Path) -> SuperLink:
     return SuperLink(folder, "127.0.0.1:4711", folder / "socket", dict, made / "server" / "supernodes")
 
 
-def test_the_command_line_is_one_that_flower_takes_and_means_what_it_should(
+def test_command_line_is_one_that_flower_takes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = link(made, tmp_path).command()[5:]
@@ -150,7 +150,7 @@ def exchange(grid: SuperNodeGrid, timeout: float = 5.0) -> list[int]:
     return sorted(reply.metadata.src_node_id for reply in replies)
 
 
-def test_nodes_have_the_numbers_of_the_roster_and_flowers_ids_on_the_way() -> None:
+def test_nodes_have_the_rosters_numbers_and_flowers_ids_on_the_way() -> None:
     played = Played(NODES, echo)
     with grid_on(played) as grid:
         assert list(grid.get_node_ids()) == [2, 3, 4]
@@ -205,7 +205,7 @@ def test_a_reply_that_never_comes_holds_up_nobody_beyond_the_timeout() -> None:
         assert exchange(grid) == [2, 4]
 
 
-def test_a_run_that_is_lost_ends_the_exchange_and_the_next_has_another_run() -> None:
+def test_lost_run_ends_the_exchange_and_the_next_has_another() -> None:
     first, second = Played(NODES, echo), Played(NODES, echo)
     first.lost = 1
     with grid_on(first, second) as grid:
@@ -243,9 +243,7 @@ def test_single_clients_cannot_be_reached() -> None:
 # --- the real thing ---------------------------------------------------------------------------------------------
 
 
-def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_its_superlink(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_link_with_a_closed_door_survives_its_superlink(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One SuperLink for all of it: it takes seconds to start."""
     MADE["hasten"]()
     monkeypatch.setattr("fedveil.links.flower.superlink.WATCH_SECONDS", 0.1)

@@ -30,6 +30,8 @@ from fedveil.links.flower.tls_proxy import MAX_BODY_BYTES, TlsProxy, open_tls_pr
 from fedveil.links.roster_watch import Nodes, admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 ENDS = Path(__file__).parents[2] / "faults" / "flower_ends.py"
 MADE = runpy.run_path(str(ENDS))
 make, node_key, signed = (MADE[name] for name in ("make", "node_key", "signed"))
@@ -133,7 +135,7 @@ def head(path: str, headers: dict[str, str], **more: str) -> bytes:
 # --- which calls ------------------------------------------------------------------------------------------------
 
 
-def test_the_calls_that_pass_are_those_of_a_supernode_and_flower_knows_them_all() -> None:
+def test_passing_calls_are_those_of_a_supernode() -> None:
     calls = [name for name in vars(FleetHttpClient) if name[0].isupper()]
     assert len(FLEET_PATHS) == len(calls) - 2  # not RegisterNode and UnregisterNode
     assert {("POST", path) for path in FLEET_PATHS} <= PROTOBUF_REQUEST_TYPES.keys()
@@ -197,7 +199,7 @@ def test_an_admitted_node_is_passed_on_word_for_word(
     assert answer.headers["flwr-told"] == "yes" and "set-cookie" not in answer.headers
 
 
-def test_a_key_that_is_not_admitted_is_turned_away_and_one_that_no_longer_is_too(
+def test_unadmitted_and_revoked_keys_are_turned_away(
     client: httpx.Client, upstream: Upstream, made: Path, headers: dict[str, str]
 ) -> None:
     assert client.post(PULL).status_code == 401
@@ -230,7 +232,7 @@ def test_a_signature_is_of_the_time_it_stands_beside(
         assert signed_by(headers) is None
 
 
-def test_a_node_whose_clock_is_wrong_is_told_and_goes_on_until_it_is_right(
+def test_node_with_a_wrong_clock_is_informed_and_goes_on_once_right(
     monkeypatch: pytest.MonkeyPatch, port: int, made: Path, upstream: Upstream
 ) -> None:
     from datetime import timedelta
@@ -253,7 +255,7 @@ def test_a_node_whose_clock_is_wrong_is_told_and_goes_on_until_it_is_right(
 # --- how much -----------------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_is_too_large_is_refused_by_its_length_or_when_it_has_come(
+def test_too_large_body_is_refused_by_its_length_or_when_it_has_come(
     client: httpx.Client, upstream: Upstream, headers: dict[str, str]
 ) -> None:
     body = bytes(MAX_BODY_BYTES)
@@ -356,7 +358,7 @@ def peak(process: int) -> int:
 # --- where ------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_that_is_taken_and_a_certificate_that_is_none_are_refused(made: Path) -> None:
+def test_used_address_and_invalid_certificate_are_refused(made: Path) -> None:
     server = made / "server"
     front = TlsProxy("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -373,9 +375,7 @@ def test_an_address_that_is_taken_and_a_certificate_that_is_none_are_refused(mad
         pass
 
 
-def test_whoever_connects_after_the_certificate_was_replaced_is_shown_the_new_one(
-    made: Path, tmp_path: Path
-) -> None:
+def test_connection_after_a_renewal_sees_the_new_certificate(made: Path, tmp_path: Path) -> None:
     server = Path(shutil.copytree(made, tmp_path / "made")) / "server"
     front = TlsProxy("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     trust = ssl.create_default_context(cafile=str(server / "ca.pem"))

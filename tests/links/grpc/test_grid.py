@@ -80,9 +80,7 @@ def test_replies_come_as_they_are_ready_under_the_node_that_was_asked(
         assert list(replies) == []
 
 
-def test_a_node_that_comes_within_the_timeout_is_asked_and_one_that_does_not_is_left_out(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_node_within_the_timeout_is_asked_and_a_later_one_left_out(grid: LinkGrid, federation: Any) -> None:
     replies = grid.send_and_receive([asking(2), asking(3)], timeout=20)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, replies)
@@ -127,9 +125,7 @@ def test_the_same_question_has_the_same_id_and_another_one_has_not(grid: LinkGri
     assert handled[0].startswith("a/3/0/0/2/") and handled[3].startswith("a/3/1/0/2/")
 
 
-def test_a_caller_that_has_enough_may_stop_and_what_comes_later_is_counted(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_caller_with_enough_answers_may_stop_and_later_ones_count(grid: LinkGrid, federation: Any) -> None:
     begun, free = threading.Event(), threading.Event()
 
     def slow(message: Message) -> Message:
@@ -164,9 +160,7 @@ def turned_away(endpoint: Any, **options: Any) -> tuple[str, str]:
         client.close()
 
 
-def test_a_client_of_another_authority_or_without_a_certificate_or_expired_does_not_get_in(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_client_without_a_valid_certificate_is_barred(grid: LinkGrid, federation: Any) -> None:
     mine = federation.pairs[2]
     other = replace(Authority().client(2), ca=mine.ca)
     strangers = [other, federation.authority.client(2, days=0), Credentials(mine.ca, b"", b"")]
@@ -201,9 +195,7 @@ def test_one_key_on_two_devices_the_second_is_refused(grid: LinkGrid, federation
         assert len(list(grid.send_and_receive([asking(2)], timeout=20))) == 1
 
 
-def test_who_is_revoked_is_disconnected_and_may_come_back_when_admitted(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_revoked_client_is_disconnected_and_may_be_admitted_again(grid: LinkGrid, federation: Any) -> None:
     said: list[str] = []
     with federation.following(federation.endpoint(2, grid.port), moved, said):
         until(lambda: 2 in grid.connected)
@@ -215,7 +207,7 @@ def test_who_is_revoked_is_disconnected_and_may_come_back_when_admitted(
         until(lambda: 2 in grid.connected)
 
 
-def test_who_leaves_the_roster_within_an_exchange_is_waited_for_no_more(federation: Any) -> None:
+def test_leaver_of_the_roster_is_not_waited_for_within_an_exchange(federation: Any) -> None:
     nodes = list(NODES)
     door = replace(federation.door(), nodes=lambda: nodes)
     with open_link(door) as grid, federation.following(federation.endpoint(2, grid.port), moved):
@@ -254,7 +246,7 @@ def test_grpc_is_given_a_certificate_again_only_where_it_is_another(
         assert fetch() is None
 
 
-def test_a_new_certificate_of_the_server_is_shown_to_whoever_comes_and_nobody_is_cut_off(
+def test_new_server_certificate_is_used_and_nobody_is_cut_off(
     federation: Any,
 ) -> None:
     held, said = [federation.server], list[str]()
@@ -324,9 +316,7 @@ def test_a_frame_beyond_the_limit_is_not_read(grid: LinkGrid, federation: Any) -
     client.close()
 
 
-def test_replies_without_end_whose_acknowledgements_nobody_reads_end_the_stream(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_endless_replies_without_acknowledgements_end_the_stream(grid: LinkGrid, federation: Any) -> None:
     client = RawClient(federation.endpoint(2, grid.port))
     frames, before = list(frames_of("x" * 250, [b"y"])), grid.counts.get("invalid_argument", 0)
     for _ in range(4000):

@@ -94,7 +94,7 @@ def _other_side(rate: float, noise: float, false_positive: float) -> float:
     return 1 - normal.cdf(float(grid[called.searchsorted(false_positive) - 1]) / noise)
 
 
-def test_a_filter_promises_its_budget_and_at_other_deltas_what_its_order_gives() -> None:
+def test_filter_promises_its_budget_and_its_orders_curve() -> None:
     budget = Budget(Unit.CLIENT, 3.0, 1e-4)
     found = filter_curve(budget, 4.0)
     assert dict(found.epsilon)[1e-4] == pytest.approx(3.0)

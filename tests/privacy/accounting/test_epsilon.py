@@ -462,7 +462,7 @@ def test_the_gate_composes_seldom_over_thousands_of_equal_rounds(composed: list[
     assert len(composed) < 130
 
 
-def test_what_the_gate_has_looked_ahead_for_is_not_given_to_less_noise() -> None:
+def test_gate_gives_nothing_to_less_noise_than_it_looked_ahead_for() -> None:
     budget, event, gate = Budget(Unit.RECORD, 2.0, 1e-5), sampled(0.01, 1.3), Gate()
     loud, wide = sampled(0.01, 0.2), sampled(1.0, 1.3)
     assert epsilon([loud], 1e-5) > 2 and epsilon([wide], 1e-5) > 2
@@ -491,7 +491,7 @@ def test_the_gate_composes_only_what_is_new_of_rounds_of_many_noises(composed: l
     assert epsilon({**spent, event: spent[event] + 1}, 1e-5, interval=GATE_INTERVAL) > 1.5
 
 
-def test_many_kinds_of_noise_cost_no_less_and_little_more_than_each_alone(
+def test_many_kinds_of_noise_cost_little_more_than_each_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events = {sampled(0.1, float(noise)): 3 for noise in np.linspace(2, 2.5, 24)}
@@ -577,7 +577,7 @@ def test_a_class_that_borrows_a_known_name_is_refused() -> None:
         event_to_json(impostor)
 
 
-def test_many_rounds_of_little_loss_are_refined_although_their_sum_is_large() -> None:
+def test_many_rounds_of_little_loss_are_refined() -> None:
     rounds = SelfComposedDpEvent(PoissonSampledDpEvent(1e-3, GaussianDpEvent(0.888)), 20_000)
     coarse = epsilon([rounds], 1e-6, interval=GATE_INTERVAL)
     fine = epsilon([rounds], 1e-6, interval=PUBLISH_INTERVAL)

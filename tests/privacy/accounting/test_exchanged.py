@@ -15,11 +15,11 @@ from scipy.stats import norm
 
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.curve import privacy_curve
+from fedveil.privacy.accounting.custom_events import ExchangedDpEvent
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.exchanged import exchanged
 from fedveil.privacy.accounting.gate import Gate
-from fedveil.privacy.accounting.openly_sampled import ExchangedDpEvent
+from fedveil.privacy.accounting.record_events import record_event
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, verify
@@ -31,7 +31,7 @@ DELTA = 1e-5
 def of_records(
     event: dp.DpEvent, adjacency: Adjacency = Adjacency.ZERO_OUT, secret: bool = True
 ) -> dp.DpEvent:
-    return event_from_json(exchanged(event_to_json(event), adjacency, secret))
+    return event_from_json(record_event(event_to_json(event), adjacency, secret))
 
 
 def best_attack(noise: float, delta: float) -> float:
@@ -51,7 +51,7 @@ def best_attack(noise: float, delta: float) -> float:
 
 
 @pytest.mark.parametrize("noise", [0.8, 2.0, 6.0])
-def test_a_record_that_turns_its_clients_vector_around_is_told_at_half_the_noise(noise: float) -> None:
+def test_record_turning_its_clients_vector_shows_at_half_the_noise(noise: float) -> None:
     found = best_attack(noise, DELTA)
     whole, half = (epsilon([dp.GaussianDpEvent(each)], DELTA) for each in (noise, noise / 2))
     assert found > 1.5 * whole  # so the client's own event would be too little
@@ -124,9 +124,7 @@ def test_the_event_of_an_exchange_counts_beside_those_of_records() -> None:
 
 
 @pytest.mark.parametrize("adjacency", list(Adjacency))
-def test_the_auditors_own_script_recomputes_exchanges_beside_steps_of_records(
-    tmp_path: Path, adjacency: Adjacency
-) -> None:
+def test_auditors_script_recomputes_exchanges_and_record_steps(tmp_path: Path, adjacency: Adjacency) -> None:
     budget = Budget(Unit.RECORD, 1e6, DELTA, adjacency)
     swapped = of_records(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(2.0)), adjacency)
     step = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.0)), 10)
@@ -161,7 +159,7 @@ def test_a_ledger_with_exchanges_verifies(tmp_path, adjacency: Adjacency) -> Non
     assert found.ok and found.epsilon == pytest.approx(epsilon({event: 3}, DELTA, adjacency), rel=1e-6)
 
 
-def test_compositions_are_exchanged_part_by_part_and_what_is_unknown_has_no_privacy() -> None:
+def test_compositions_are_exchanged_by_part_and_unknown_ones_infinite() -> None:
     gaussian, nothing = dp.GaussianDpEvent(2.0), dp.NonPrivateDpEvent()
     half = dp.GaussianDpEvent(1.0)
     assert of_records(dp.SelfComposedDpEvent(gaussian, 3)) == dp.SelfComposedDpEvent(half, 3)

@@ -21,7 +21,7 @@ from fedveil.privacy.accounting.curve import privacy_curve
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.accounting.gate import Gate
-from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.accounting.gaussian_mixture import group_event
 from fedveil.privacy.accounting.loss_distributions import ROUNDED
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.strategies.record_plan import PoissonBatches
@@ -46,7 +46,7 @@ def test_without_coins_the_records_move_the_sum_by_all_their_clips():
     [(2, 0.01, 1.0, 300), (2, 0.3, 3.0, 20), (5, 0.01, 2.0, 300), (5, 0.1, 4.0, 50), (5, 0.3, 10.0, 100)],
 )
 def test_epsilon_is_that_of_dp_accounting(records, rate, noise, rounds):
-    event = records_event(noise, rate, records)
+    event = group_event(noise, rate, records)
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, GATE_INTERVAL)
     expected = accountant.compose(event, rounds).get_epsilon(DELTA)
     most = accountant.get_epsilon(DELTA - 2 * ROUNDED * rounds)
@@ -56,7 +56,7 @@ def test_epsilon_is_that_of_dp_accounting(records, rate, noise, rounds):
 
 
 def test_every_loss_is_that_of_dp_accounting():
-    event = records_event(2.0, 0.2, 3)
+    event = group_event(2.0, 0.2, 3)
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, GATE_INTERVAL).compose(event)
     ours = gaussian_mixture.distribution(2.0, event.sensitivities, event.sampling_probs, GATE_INTERVAL)
     for size in np.linspace(0.0, 8.0, 33):
@@ -66,7 +66,7 @@ def test_every_loss_is_that_of_dp_accounting():
 
 
 def test_rdp_is_the_integral_that_defines_it():
-    event = records_event(1.5, 0.2, 3)
+    event = group_event(1.5, 0.2, 3)
 
     def ratio(x):
         return sum(
@@ -86,19 +86,19 @@ def test_rdp_is_the_integral_that_defines_it():
 
 
 def test_more_records_cost_more_and_less_than_group_privacy():
-    costs = [epsilon({records_event(4.0, 0.1, records): 100}, DELTA) for records in (1, 2, 5)]
+    costs = [epsilon({group_event(4.0, 0.1, records): 100}, DELTA) for records in (1, 2, 5)]
     assert costs[0] < costs[1] < costs[2]
     # By the general rule k records at delta (e^(k eps) - 1) / (e^eps - 1) delta' cost k times epsilon at delta'.
     for records, cost in ((2, costs[1]), (5, costs[2])):
         share = DELTA
         for _ in range(50):
-            size = epsilon({records_event(4.0, 0.1, 1): 100}, share)
+            size = epsilon({group_event(4.0, 0.1, 1): 100}, share)
             share = DELTA * math.expm1(size) / math.expm1(records * size)
         assert cost < records * size
 
 
 def test_the_event_is_kept_and_read_back():
-    event = records_event(2.0, 0.2, 3)
+    event = group_event(2.0, 0.2, 3)
     text = event_to_json(event)
     assert text["kind"] == "MixtureOfGaussians" and event_to_json(event_from_json(text)) == text
     for wrong in (
@@ -112,7 +112,7 @@ def test_the_event_is_kept_and_read_back():
 
 
 def test_the_gate_admits_what_the_budget_affords_and_no_round_more():
-    event, budget = records_event(6.0, 0.1, 4), Budget(Unit.RECORD, 2.0, DELTA)
+    event, budget = group_event(6.0, 0.1, 4), Budget(Unit.RECORD, 2.0, DELTA)
     gate, spent = Gate(), 0
     while gate.fits({event: spent}, event, budget):
         spent += 1
@@ -122,15 +122,15 @@ def test_the_gate_admits_what_the_budget_affords_and_no_round_more():
 
 def test_no_accountant_covers_drawn_records_that_are_replaced():
     with pytest.raises(Refusal, match="no accountant covers it under replace-one"):
-        epsilon([records_event(2.0, 0.2, 3)], DELTA, Adjacency.REPLACE_ONE)
+        epsilon([group_event(2.0, 0.2, 3)], DELTA, Adjacency.REPLACE_ONE)
 
 
-def test_a_sum_that_a_person_cannot_move_costs_nothing_and_one_without_noise_everything():
+def test_immovable_sum_costs_nothing_and_a_noiseless_one_everything():
     assert epsilon([MixtureOfGaussiansDpEvent(1.0, [0.0, 1.0], [1.0, 0.0])], DELTA) == 0
     assert epsilon([MixtureOfGaussiansDpEvent(0.0, [0.0, 1.0], [0.5, 0.5])], DELTA) == math.inf
 
 
 def test_the_curve_is_drawn_for_persons():
-    curve = privacy_curve({records_event(4.0, 0.1, 3): 50}, Adjacency.ZERO_OUT, GATE_INTERVAL)
+    curve = privacy_curve({group_event(4.0, 0.1, 3): 50}, Adjacency.ZERO_OUT, GATE_INTERVAL)
     sizes = [size for _, size in curve.epsilon]
     assert curve.mu is None and sizes == sorted(sizes)

@@ -99,7 +99,7 @@ def test_what_rounding_takes_of_many_rounds_is_counted(
     assert delta < found < delta + 8 * loss_distributions.ROUNDED * times
 
 
-def test_a_round_more_of_a_small_rate_transforms_no_distribution_again(
+def test_round_of_a_small_rate_transforms_no_distribution_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     round_of = PoissonSampledDpEvent(1e-4, GaussianDpEvent(0.5))
@@ -132,7 +132,7 @@ def test_a_fine_grid_takes_few_arrays_at_once() -> None:
     forget_distributions()
     made: Any = sampled(rate, noise, interval)
     size = made._pmf_remove.size
-    assert size > loss_distributions.MOST_KEPT
+    assert size > loss_distributions.MAX_CACHED
     assert arrays_at_once(lambda: sampled(rate, noise, interval), size) < 5.5
     leaf, relation = PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), relation_of(Adjacency.ZERO_OUT)
     composed: Any = loss_distributions.distribution(((leaf, 203),), relation, interval)

@@ -22,13 +22,13 @@ from scipy.special import comb, logsumexp
 
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting import loss_distributions
+from fedveil.privacy.accounting.custom_events import OpenlySampledDpEvent
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
     epsilon,
     grouped,
 )
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
-from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.accounting.renyi import relation_of
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify
@@ -81,7 +81,7 @@ def test_one_step_on_one_draw_is_one_draw_at_the_product() -> None:
 
 @settings(max_examples=8)
 @given(p=st.floats(0.02, 0.9), q=st.floats(0.02, 0.95), noise=st.floats(0.5, 4.0), rounds=st.integers(1, 50))
-def test_the_dominating_pair_of_one_step_gives_what_dp_accounting_gives(
+def test_dominating_pair_of_one_step_is_that_of_dp_accounting(
     p: float, q: float, noise: float, rounds: int
 ) -> None:
     """`grouped` would multiply the rates; here the pair itself is sampled and must come to the same."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedveil.privacy import Adversary, Budget, BudgetExhausted, Ledger, Plan, Refusal, Release, Unit, epsilon
 from fedveil.privacy.accounting.epsilon import within
-from fedveil.privacy.accounting.renyi_filter import accountant, admits, best_order, counted
+from fedveil.privacy.accounting.renyi_filter import accountant, admits, best_order, spent_epsilon
 from fedveil.privacy.adaptation import LATEST, SAVING, WINDOW, AdaptiveNoise, stalled
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -56,21 +56,21 @@ def test_what_the_filter_counts_is_never_below_epsilon(
 ) -> None:
     """At one order it counts more than RDP at the best one, which is more than the smaller of RDP and PLD."""
     events = times(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), count)
-    assert counted(events, 1e-5, Adjacency.ZERO_OUT, order) >= epsilon(events, 1e-5, interval=1e-3) * (
+    assert spent_epsilon(events, 1e-5, Adjacency.ZERO_OUT, order) >= epsilon(events, 1e-5, interval=1e-3) * (
         1 - 1e-9
     )
 
 
 def test_nothing_counts_nothing_and_non_private_counts_everything() -> None:
-    assert counted([], 1e-5, Adjacency.ZERO_OUT, 3.4) == 0.0
-    assert counted([ROUND, NonPrivateDpEvent()], 1e-5, Adjacency.ZERO_OUT, 3.4) == float("inf")
+    assert spent_epsilon([], 1e-5, Adjacency.ZERO_OUT, 3.4) == 0.0
+    assert spent_epsilon([ROUND, NonPrivateDpEvent()], 1e-5, Adjacency.ZERO_OUT, 3.4) == float("inf")
 
 
 def test_what_it_cannot_cover_is_refused() -> None:
     with pytest.raises(Refusal, match="does not cover"):
-        counted([ROUND], 1e-5, Adjacency.REPLACE_ONE, 3.4)
+        spent_epsilon([ROUND], 1e-5, Adjacency.REPLACE_ONE, 3.4)
     with pytest.raises(Refusal, match="orders"):
-        counted([ROUND], 1e-5, Adjacency.ZERO_OUT, 1.0)
+        spent_epsilon([ROUND], 1e-5, Adjacency.ZERO_OUT, 1.0)
     with pytest.raises(Refusal, match="no RDP filter"):
         best_order(GaussianDpEvent(0.01), BUDGET)
 
@@ -90,7 +90,7 @@ def test_a_plan_for_the_filter_costs_more_noise_and_keeps_its_rounds() -> None:
     assert fixed.noise_multiplier and adaptive.noise_multiplier and adaptive.filter_order
     assert fixed.noise_multiplier < adaptive.noise_multiplier < 1.3 * fixed.noise_multiplier
     assert adaptive.affordable_rounds(BUDGET) == 40
-    assert counted(times(adaptive.event(), 40), 1e-5, Adjacency.ZERO_OUT, adaptive.filter_order) <= 8.0
+    assert spent_epsilon(times(adaptive.event(), 40), 1e-5, Adjacency.ZERO_OUT, adaptive.filter_order) <= 8.0
 
 
 def noise_of(losses: list[float], plan: Plan) -> list[float]:
@@ -113,7 +113,7 @@ def test_noise_is_saved_until_the_loss_stalls_and_then_spent(losses: list[float]
     assert noise[:saving] == [SAVING * plan.noise_multiplier] * saving  # type: ignore[operator]
     assert len(set(noise[saving:])) == 1 and noise[-1] < plan.noise_multiplier  # type: ignore[operator]
     events = [replace(plan, noise_multiplier=each).event() for each in noise]
-    spent = counted(events, 1e-5, Adjacency.ZERO_OUT, plan.filter_order)
+    spent = spent_epsilon(events, 1e-5, Adjacency.ZERO_OUT, plan.filter_order)
     assert 0.99 * BUDGET.target_epsilon < spent <= BUDGET.target_epsilon
 
 
@@ -150,7 +150,7 @@ def test_the_gate_of_an_adaptive_release_is_the_filters(tmp_path: Path) -> None:
         most = next(n for n in range(1, 200) if not admits(times(COSTLY, n + 1), BUDGET, order))
         assert fitting(adaptive, [order]) == most < fitting(fixed, [None])
         assert adaptive.filter_order == order and fixed.filter_order is None
-        assert adaptive.epsilon() == counted(times(COSTLY, most), 1e-5, Adjacency.ZERO_OUT, order)
+        assert adaptive.epsilon() == spent_epsilon(times(COSTLY, most), 1e-5, Adjacency.ZERO_OUT, order)
 
 
 def test_one_adaptive_release_puts_the_whole_ledger_under_the_filter(tmp_path: Path) -> None:

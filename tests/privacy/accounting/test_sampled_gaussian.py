@@ -119,6 +119,6 @@ def test_renyi_at_every_order_is_that_of_dp_accounting(rate: float, noise: float
     assert np.allclose(ours[known], theirs[known], rtol=1e-9, atol=1e-12)
 
 
-def test_an_order_whose_series_has_no_end_among_a_thousand_terms_is_left_out() -> None:
+def test_order_with_an_endless_series_is_left_out() -> None:
     assert math.isinf(sampled_gaussian.renyi(0.5, 200.0, np.array([1.5]))[0])
     assert math.isinf(by_dp_accounting(0.5, 200.0)[4])

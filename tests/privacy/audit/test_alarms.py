@@ -79,7 +79,7 @@ def test_lira_is_the_ratio_of_two_gaussians() -> None:
         lira(target, shadows, np.ones_like(inside))
 
 
-def test_attacks_with_references_beat_the_loss_where_records_differ_in_difficulty() -> None:
+def test_attacks_with_references_beat_the_loss_on_uneven_records() -> None:
     """Records differ more from each other than membership changes one: the case that the references are for."""
     rng = np.random.default_rng(3)
     records, gain = 1500, 1.0
@@ -146,7 +146,7 @@ def test_the_false_positive_rate_is_kept() -> None:
     assert tpr_at(0.01, np.full(10, 989.0), others).value == 0.0
 
 
-def test_a_record_that_is_learnt_late_stands_out_and_one_that_never_is_does_not() -> None:
+def test_late_learnt_record_stands_out_and_an_unlearnt_one_does_not() -> None:
     known_at_once, by_heart, never = [2.0, 0.1, 0.1, 0.1], [2.0, 4.0, 3.0, 0.1], [2.0, 4.0, 5.0, 6.0]
     scores = late_fall(np.array([known_at_once, by_heart, never]).T)
     assert scores == pytest.approx([0.475, 2.175, -1.75])
@@ -195,8 +195,8 @@ def test_all_looks_together_spend_alpha_and_no_more(planned: dict[Check, int]) -
 def test_levels(p_values: dict[Check, float], levels: list[Level]) -> None:
     state, alarms = look_at(OF_RECORDS, Look(p_values))
     assert [alarm.level for alarm in alarms] == levels
-    assert state.made == dict.fromkeys(p_values, 1)
-    assert OF_RECORDS.made == {}
+    assert state.looks == dict.fromkeys(p_values, 1)
+    assert OF_RECORDS.looks == {}
 
 
 def levels_of_norm(*p_values: float) -> list[Level]:

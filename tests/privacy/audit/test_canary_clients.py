@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedveil.base.refusal import Refusal
+from fedveil.privacy.accounting.custom_events import OpenlySampledDpEvent
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
-from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.audit.canary_clients import (
     Directions,
     KnownRounds,
@@ -29,9 +29,9 @@ from fedveil.privacy.audit.free_checks import (
 from fedveil.privacy.audit.interference import Interference
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.round_rows import LAYERS, stacked
-from fedveil.privacy.audit.watching import NO_MEMORY, noise_p, watch
+from fedveil.privacy.audit.sum_audit import NO_MEMORY, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.released import Released
+from fedveil.privacy.mechanisms.released_sum import ReleasedSum
 
 DELTA, DIMENSION, CANARIES = 1e-5, 20_000, 600
 FULL = dp.GaussianDpEvent(1.0)
@@ -79,7 +79,7 @@ def test_known_rounds_show_the_gaussian_mechanism(drawn: Directions, noise: floa
     assert found.high < 2 * true
 
 
-def test_a_participation_aware_statistic_is_refused_under_amplification() -> None:
+def test_participation_aware_statistic_is_refused_under_amplification() -> None:
     """The accountant charges the secret draw; a statistic that knows it would refute a true claim."""
     taken = np.ones((3, 5), bool)
     for event in (
@@ -93,7 +93,7 @@ def test_a_participation_aware_statistic_is_refused_under_amplification() -> Non
     assert KnownRounds(taken, dp.PoissonSampledDpEvent(1.0, FULL)).included is taken
 
 
-def test_a_round_without_noise_and_a_canary_without_rounds_are_refused() -> None:
+def test_round_without_noise_and_canary_without_rounds_are_refused() -> None:
     with pytest.raises(Refusal, match="not noised"):
         round_scores(np.ones((1, 2)), np.zeros(1), 10)
     with pytest.raises(Refusal, match="without a single round"):
@@ -162,7 +162,7 @@ def test_the_ceiling_foretells_what_a_run_without_noise_shows(noise: float) -> N
     assert 0.6 * measured < ceiling < 1.25 * measured
 
 
-def test_the_ceiling_of_a_run_that_is_all_noise_is_far_above_its_claim() -> None:
+def test_ceiling_of_a_run_of_noise_is_far_above_its_claim() -> None:
     released = np.random.default_rng(0).standard_normal(DIMENSION)
     assert ceiling_mu(released, 1, 1.0) > 3
 
@@ -222,7 +222,7 @@ def pooled(noise: float, seed: int, rounds: int = 100, size: int = 1000) -> tupl
     return np.array(energies), np.array(dimensions)
 
 
-def test_rounds_together_show_two_percent_of_noise_missing_behind_updates_that_persist() -> None:
+def test_rounds_show_two_percent_of_missing_noise_behind_updates() -> None:
     right, wrong = pooled(1.0, 6), pooled(0.98, 6)
     assert run_p(*right) > 0.01 and run_p(*wrong) < 1e-4
     assert right[1].tolist() == [1000, *[999] * 99]
@@ -246,7 +246,7 @@ def watched_rounds(of_biases: float, seed: int, persists: float = 0.0, rounds: i
     memory, rows, update = NO_MEMORY, [], persists * rng.standard_normal(10)
     for number in range(1, rounds + 1):
         layers = [rng.standard_normal((30, 10)), update + of_biases * rng.standard_normal(10)]
-        row, memory = watch(Released(number, layers, 1.0, 1.0, 1.0), memory, None, 0, 0)
+        row, memory = watch(ReleasedSum(number, layers, 1.0, 1.0, 1.0), memory, None, 0, 0)
         rows.append(row)
     return stacked(rows, 0)
 
@@ -256,16 +256,16 @@ def test_rounds_together_show_a_small_layer_without_noise() -> None:
     assert rows["norm_p"].min() > 1e-3 and run_p(rows["energy"], rows["dimensions"]) > 1e-3
     assert noise_p(rows) < 1e-9
     assert noise_p(watched_rounds(of_biases=0.6, seed=11, persists=2.0)) < 1e-4
-    with patch("fedveil.privacy.audit.watching.WATCHED", 100):  # the model is larger than what is kept of it
+    with patch("fedveil.privacy.audit.sum_audit.WATCHED", 100):  # the model is larger than what is kept of it
         assert noise_p(watched_rounds(of_biases=0.6, seed=10)) < 1e-9
         assert noise_p(watched_rounds(of_biases=0.6, seed=11, persists=2.0)) > 1e-3
 
 
-def test_the_mean_of_a_layer_shows_its_missing_noise_behind_updates_that_add_up_to_zero() -> None:
+def test_layer_mean_shows_its_missing_noise_behind_zero_sum_updates() -> None:
     rng, memory, rows = np.random.default_rng(12), NO_MEMORY, []
     for number in range(1, 11):
         weights, update = 2 * rng.standard_normal((30, 10)), 2 * rng.standard_normal(10)
-        released = Released(number, [weights, update - update.mean()], 1.0, 1.0, 1.0)
+        released = ReleasedSum(number, [weights, update - update.mean()], 1.0, 1.0, 1.0)
         row, memory = watch(released, memory, None, 0, 0)
         rows.append(row)
     found = stacked(rows, 0)
@@ -285,11 +285,11 @@ def test_small_layers_keep_the_level(persists: float, least: int) -> None:
     assert least <= sum(found) <= 60 + 21
 
 
-def test_the_smallest_of_many_layers_are_kept_and_a_single_number_has_all_its_energy() -> None:
+def test_smallest_of_many_layers_stay_and_one_number_has_all_energy() -> None:
     layers = [np.full(1000, 2.0), *[np.ones(5)] * LAYERS, np.array(3.0)]
-    row, memory = watch(Released(1, layers, 1.0, 1.0, 1.0), NO_MEMORY, None, 0, 0)
+    row, memory = watch(ReleasedSum(1, layers, 1.0, 1.0, 1.0), NO_MEMORY, None, 0, 0)
     assert row["layer_dimensions"].tolist() == [1, *[5] * (LAYERS - 1)]
-    row, _ = watch(Released(2, layers, 2.0, 1.0, 1.0), memory, None, 0, 0)
+    row, _ = watch(ReleasedSum(2, layers, 2.0, 1.0, 1.0), memory, None, 0, 0)
     assert row["layer_dimensions"].tolist() == [1, *[4] * (LAYERS - 1)]
     assert row["layer_energies"].tolist() == [9 / 4, *[0.0] * (LAYERS - 1)]
     assert row["layer_means"].tolist() == [9 / 4, *[5 / 4] * (LAYERS - 1)]

@@ -69,7 +69,7 @@ def test_the_smaller_of_each_number_counts_and_a_cap_never_adds(tmp_path):
     assert capped(tmp_path / "population-ff.ledger", WIDE) == Budget(Unit.CLIENT, 8.0, 1e-5)
 
 
-def test_a_cap_lowered_while_a_ledger_is_open_holds_from_the_next_release_on(tmp_path):
+def test_lowered_cap_holds_from_the_next_release_on(tmp_path):
     with opened(tmp_path) as ledger:
         ledger.reserve(release(0))
         set_cap(tmp_path, Cap(ALL, 0.01, 1e-5))

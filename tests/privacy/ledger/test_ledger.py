@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fedveil.base.refusal import Refusal
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import book, data_sets
+from fedveil.privacy.ledger import data_sets
+from fedveil.privacy.ledger import ledger_state as book
 from fedveil.privacy.ledger.hash_chain import (
     SCHEMA,
     Draft,
@@ -199,7 +200,7 @@ def test_the_budget_is_spent_to_the_last_round_and_not_beyond(tmp_path, event):
     assert len(read_entries(path)) == affordable + 3
 
 
-def test_a_release_that_does_not_fit_writes_nothing_of_the_transaction(tmp_path):
+def test_too_large_release_writes_nothing_of_the_transaction(tmp_path):
     path = tmp_path / "ledger"
     with opened(path) as ledger:
         ledger.commit(reserved(ledger, release(1)), durable=False)
@@ -526,34 +527,34 @@ def test_another_identity_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
 def test_a_data_set_knows_the_heads_that_were_left_on_its_ledgers(tmp_path, harm):
     path, owner = data_sets.population_path(tmp_path, "wards"), data_sets.population_ledger("wards")
-    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+    with data_sets.exclusive_access(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(1))
     earlier = path.read_bytes()
-    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+    with data_sets.exclusive_access(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(2))
     newest, known = path.read_bytes(), (tmp_path / data_sets.FILE).read_bytes()
     path.unlink() if harm == "deleted" else path.write_bytes(earlier)
     with pytest.raises(Refusal, match=r"missing, though entry 3|known entry 3: cut short, rolled back"):
-        data_sets.alone_on(tmp_path, "wards").__enter__()
-    with data_sets.alone_on(tmp_path, "others"):  # another data set of the folder
+        data_sets.exclusive_access(tmp_path, "wards").__enter__()
+    with data_sets.exclusive_access(tmp_path, "others"):  # another data set of the folder
         pass
     assert path.exists() == (harm != "deleted") and (tmp_path / data_sets.FILE).read_bytes() == known
     path.write_bytes(newest)
-    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+    with data_sets.exclusive_access(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(3))
     assert data_sets.read_data_sets(tmp_path)["wards"].heads[path.name].seq == 4
 
 
 @pytest.mark.parametrize("kept", ["before this run", "within this run"])
-def test_a_ledger_that_is_replaced_within_a_run_does_not_count_from_then_on(tmp_path, kept):
+def test_ledger_replaced_within_a_run_does_not_count_afterwards(tmp_path, kept):
     path, owner = data_sets.population_path(tmp_path, "wards"), data_sets.population_ledger("wards")
-    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+    with data_sets.exclusive_access(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(1))
     older, newest = tmp_path / "older", tmp_path / "newest"
     shutil.copy(path, older)
-    with data_sets.alone_on(tmp_path, "wards"), opened(path, owner=owner) as ledger:
+    with data_sets.exclusive_access(tmp_path, "wards"), opened(path, owner=owner) as ledger:
         ledger.reserve(release(2))
-    with data_sets.alone_on(tmp_path, "wards"):
+    with data_sets.exclusive_access(tmp_path, "wards"):
         with opened(path, owner=owner) as ledger:
             ledger.reserve(release(3))
         if kept == "within this run":
@@ -564,9 +565,9 @@ def test_a_ledger_that_is_replaced_within_a_run_does_not_count_from_then_on(tmp_
         shutil.copy(path, newest)
         os.replace(older, path)
     with pytest.raises(Refusal, match="rolled back"):
-        data_sets.alone_on(tmp_path, "wards").__enter__()
+        data_sets.exclusive_access(tmp_path, "wards").__enter__()
     os.replace(newest, path)
-    with data_sets.alone_on(tmp_path, "wards"):
+    with data_sets.exclusive_access(tmp_path, "wards"):
         pass
 
 
@@ -606,7 +607,7 @@ def log_removed(path, other):
 
 
 @pytest.mark.parametrize("harm", [moved, replaced, folder_moved, log_removed])
-def test_a_ledger_that_was_moved_or_replaced_while_it_is_open_takes_no_charge(tmp_path, harm):
+def test_moved_or_replaced_open_ledger_takes_no_charge(tmp_path, harm):
     (tmp_path / "home").mkdir()
     path, other = tmp_path / "home" / "ledger", tmp_path / "older"
     filled(path, 1)

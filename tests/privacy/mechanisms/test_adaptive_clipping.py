@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.mechanisms.adaptive_clipping import LEAST_NORM, MOST_NORM, MOST_SHARE, AdaptiveClipping
+from fedveil.privacy.mechanisms.adaptive_clipping import MAX_NORM, MAX_SHARE, MIN_NORM, AdaptiveClipping
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED, add_noise, decode, encode, encode_rows
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -51,7 +51,7 @@ def test_the_step_is_that_of_the_paper() -> None:
     assert rule.next_norm(2.0, 1.0) == 2.0 * math.exp(-0.2 * 0.5)
     assert rule.next_norm(2.0, 0.0) == 2.0 * math.exp(0.2 * 0.5)
     assert rule.next_norm(2.0, 0.5) == 2.0
-    assert rule.next_norm(LEAST_NORM, 1.0) == LEAST_NORM and rule.next_norm(MOST_NORM, 0.0) == MOST_NORM
+    assert rule.next_norm(MIN_NORM, 1.0) == MIN_NORM and rule.next_norm(MAX_NORM, 0.0) == MAX_NORM
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(1.0, 100.0), (3.2, 250.0), (0.5, 40.0)])
@@ -71,7 +71,7 @@ def test_the_published_example() -> None:
 
 
 def test_a_small_cohort_leaves_the_update_its_norm() -> None:
-    assert AdaptiveClipping().bit(8.0, 10.0).share == MOST_SHARE
+    assert AdaptiveClipping().bit(8.0, 10.0).share == MAX_SHARE
 
 
 @given(st.floats(1e-3, 1e3), st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4), st.floats(0, 10))
@@ -85,7 +85,7 @@ def test_with_its_bit_a_contribution_never_exceeds_the_norm(
     assert (vector[-1] > 0) != clipped
 
 
-def test_both_ways_to_encode_agree_on_the_bit_and_nobody_reports_it_himself() -> None:
+def test_both_encodings_agree_on_the_clipping_bit() -> None:
     spec = spec_of(1.0, 1.0, AdaptiveClipping())
     edge = np.nextafter(spec.aim(COORDINATES), 2)
     rows = updates(np.array([0.0, 0.5, 0.9, edge + 1e-9, 1.1, 40.0]))

@@ -57,7 +57,7 @@ def test_the_rows_of_a_round_are_orthonormal(kind: str, size: int, data: Any) ->
 
 
 @KINDS
-def test_each_round_of_each_run_has_its_own_matrix_and_all_clients_the_same(kind: str) -> None:
+def test_each_round_has_its_matrix_and_all_clients_the_same(kind: str) -> None:
     vector = np.arange(1.0, SIZE + 1)
     one, again = drawn(kind).of(vector), drawn(kind).of(vector)
     assert np.array_equal(one, again)
@@ -65,7 +65,7 @@ def test_each_round_of_each_run_has_its_own_matrix_and_all_clients_the_same(kind
         assert not np.array_equal(one, other.of(vector))
 
 
-def test_the_coordinates_of_a_round_are_the_same_with_every_release_of_numpy() -> None:
+def test_coordinates_of_a_round_are_the_same_with_every_numpy() -> None:
     """A device draws them by itself: they follow from AES and SHA-256 alone."""
     sketch = sketch_of(Compression("mask", 20, 5, "run-1"), 3)
     assert sketch.of(np.arange(20)).tolist() == [0, 4, 8, 12, 15]
@@ -106,9 +106,7 @@ def test_arrays_behind_the_update_travel_as_they_are(kind: str) -> None:
 @KINDS
 @given(st.integers(0, 1 << 30), st.sampled_from([1e-3, 1.0, 1e6]))
 @settings(max_examples=40)
-def test_one_client_moves_the_sum_by_no_more_than_the_norm_of_what_is_kept(
-    kind: str, seed: int, scale: float
-) -> None:
+def test_client_moves_the_sum_by_no_more_than_the_projected_norm(kind: str, seed: int, scale: float) -> None:
     clip, compression = 2.0, Compression(kind, SIZE, KEPT)
     spec = compressed_spec(SumSpec(clip, (Segment("loss", 5.0),), 0.02), compression)
     assert spec.clipping_norm == clip * math.sqrt(KEPT / SIZE)

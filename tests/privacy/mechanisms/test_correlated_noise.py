@@ -94,7 +94,7 @@ def test_no_client_moves_the_protected_rows_further(n: int, b: int, k: int, band
         )
 
 
-def test_bands_within_the_separation_cost_the_root_of_the_participations() -> None:
+def test_bands_within_the_separation_cost_the_root_of_participations() -> None:
     correlation = Correlation(500, 100, 5, 100)
     column = np.linalg.norm(correlation.coefficients) / 2**SCALE_BITS
     assert correlation.sensitivity == pytest.approx(math.sqrt(5) * column)
@@ -119,7 +119,7 @@ def test_what_is_released_is_computed_from_the_protected_rows_alone() -> None:
         assert got.tolist() == wanted.tolist()
 
 
-def test_the_protected_noise_has_the_claimed_scale_and_its_rows_are_independent() -> None:
+def test_protected_noise_has_the_claimed_scale_and_independent_rows() -> None:
     correlation = Correlation(6, 2, 3, 4)
     rows = NoiseRows(correlation, stream_of)
     sums = np.zeros(40_000)

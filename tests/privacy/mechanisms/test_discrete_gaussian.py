@@ -71,7 +71,7 @@ def check_law(table: discrete_gaussian._Table, sigma: int) -> None:
     reach = discrete_gaussian.largest(sigma)
     weights = {x: (Decimal(-x * x) / (2 * sigma**2)).exp() for x in range(-reach, reach)}
     kept: dict[int, Decimal] = {}
-    for near, chance, given in zip(table.near.tolist(), chances, table.acceptance_exact, strict=True):
+    for near, chance, given in zip(table.peak.tolist(), chances, table.acceptance_exact, strict=True):
         start = near if near >= 0 else near - table.stride + 1
         for x in range(start, start + table.stride):
             part = (weights[x] / weights[near] - given) / (1 - given) if table.stride > 1 else Decimal(1)
@@ -142,12 +142,14 @@ def test_a_word_on_a_boundary_is_decided_by_more_bits() -> None:
 
 def test_the_keeping_chance_is_decided_by_more_bits() -> None:
     table = discrete_gaussian._table(1000)
-    blocks = np.array([len(table.near) // 2 + 40])
-    near, given = int(table.near[blocks[0]]), table.acceptance_exact[blocks[0]]
+    blocks = np.array([len(table.peak) // 2 + 40])
+    near, given = int(table.peak[blocks[0]]), table.acceptance_exact[blocks[0]]
     chance = (Decimal(-7 * (2 * near + 7)) / (2 * 1000**2)).exp()
     leading = int((chance - given) / (1 - given) * 2**53)
     verdicts = [
-        bool(discrete_gaussian._keep(table, blocks, np.array([near + 7]), Scripted([leading << 11], rest))[0])
+        bool(
+            discrete_gaussian._accept(table, blocks, np.array([near + 7]), Scripted([leading << 11], rest))[0]
+        )
         for rest in (bytes(32), b"\xff" * 32)
     ]
     assert verdicts == [True, False]

@@ -14,7 +14,7 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
-from fedveil.client.dp_sgd.together import drawn, step
+from fedveil.client.dp_sgd.together import draw_records, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.messages.client_settings import StepTerms
 from fedveil.messages.local_training import LocalTraining
@@ -166,7 +166,7 @@ def records_together() -> Attacked:
             model = nn.Linear(2, 2, bias=False)
             nn.init.zeros_(model.weight)
             coins = stream("together coins", member, number, client)
-            rows = drawn(3, terms, coins)
+            rows = draw_records(3, terms, coins)
             update = step(model, Line(), Examples(inputs, targets), rows, terms, 1.0, {"weight": shape})
             noise = stream("together", member, number, client)
             total += encode_share(update, {}, shares, noise, seed)[0]
@@ -212,7 +212,7 @@ def proven(attacked: Attacked, factor: float, runs: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_an_attack_proves_less_than_was_claimed_and_more_once_the_noise_is_halved(name: str) -> None:
+def test_attack_proves_less_than_claimed_until_the_noise_is_halved(name: str) -> None:
     attacked = MECHANISMS[name]()
     lower, claimed = proven(attacked, 1.0, RUNS)
     assert 0 < lower <= claimed

@@ -240,7 +240,7 @@ def test_the_opened_sum_is_a_discrete_gaussian_of_what_stays_closed(
 
 @given(st.integers(0, 40), st.integers(0, 2**32))
 @settings(max_examples=15)
-def test_whoever_drops_the_sum_keeps_the_planned_noise_and_little_more(dropped: int, key: int) -> None:
+def test_any_dropouts_leave_the_sum_its_planned_noise(dropped: int, key: int) -> None:
     """100 clients of whom 40 may drop: the variance over what the plan needs, with 10 colluders not counted."""
     spec = size_shares(replace(SUM, segments=()), 4000, Attendance(100, 60, 10), 1.0, layered=True)
     survivors = 100 - dropped
@@ -284,7 +284,7 @@ def test_what_is_decoded_is_the_mean_of_the_clipped_updates(n: int, d: int, key:
     assert abs(scalars[UNCLIPPED] - (norms <= SUM.update_norm).mean()) < 7 * noise / SUM.clip(BIT) / 2
 
 
-def test_a_rotated_sum_at_full_size_does_not_overflow_when_all_clients_agree() -> None:
+def test_rotated_sum_of_agreeing_clients_does_not_overflow() -> None:
     spec = size_shares(SUM, 30_000, Attendance(40, 40), 0.3, bits=16)
     spike = np.zeros((40, 30_000))
     spike[:, 7] = 1e6
@@ -296,7 +296,7 @@ def test_a_rotated_sum_at_full_size_does_not_overflow_when_all_clients_agree() -
 
 @pytest.mark.parametrize(("most", "sigma", "cells"), [(32, 0, 1000), (100, 16, 100)])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_worst_sum_of_the_most_clients_is_decoded_and_one_client_more_wraps(
+def test_worst_sum_of_the_most_clients_is_decoded_and_one_more_wraps(
     most: int, sigma: int, cells: int, sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every client has all of its norm in one coordinate, and the most noise that there is, of the same sign."""

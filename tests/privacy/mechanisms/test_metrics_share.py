@@ -5,14 +5,14 @@ import pytest
 
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add_noise, decode
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import ERROR, MOST_SHARE, ROUNDS, Segment, SumSpec, least_share
+from fedveil.privacy.mechanisms.sum_spec import ERROR, MAX_SHARE, ROUNDS, Segment, SumSpec, metrics_share
 
 METRICS = (Segment("loss", 5.0), Segment("num-examples", 100.0))
 
 
-def test_a_mean_over_the_rounds_is_known_to_the_promised_part_of_its_range() -> None:
+def test_mean_over_the_rounds_is_as_exact_as_promised() -> None:
     noise, expected = 3.0, 100.0
-    spec = SumSpec(1.0, METRICS, least_share(noise, expected, len(METRICS)))
+    spec = SumSpec(1.0, METRICS, metrics_share(noise, expected, len(METRICS)))
     middle = np.zeros(len(METRICS))  # every client reports half of the bound, that is 0 on the grid
     means = []
     for repeat in range(600):
@@ -33,6 +33,6 @@ def test_a_mean_over_the_rounds_is_known_to_the_promised_part_of_its_range() -> 
 
 
 def test_small_cohorts_and_much_noise_do_not_take_the_norm_away() -> None:
-    assert least_share(8.0, 4.0, 2) == MOST_SHARE
-    assert 0 < least_share(1.0, 1000.0, 2) < 1e-3
-    assert least_share(1.0, 1000.0, 0) == 0.0
+    assert metrics_share(8.0, 4.0, 2) == MAX_SHARE
+    assert 0 < metrics_share(1.0, 1000.0, 2) < 1e-3
+    assert metrics_share(1.0, 1000.0, 0) == 0.0

@@ -17,7 +17,7 @@ from fedveil.privacy.mechanisms.private_sum import (
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import LEAST_NORM, MIN_CELLS, SMOOTHING, Segment, SumSpec, cells_for
+from fedveil.privacy.mechanisms.sum_spec import MIN_CELLS, MIN_NORM, SMOOTHING, Segment, SumSpec, cells_for
 
 LOSS = Segment("loss", 5.0)
 COUNT = Segment("num-examples", 100.0)
@@ -49,7 +49,7 @@ def test_zeroing_a_client_changes_the_sum_by_at_most_the_norm(numbers: list[floa
     assert np.linalg.norm((with_client.total - without.total) * SPEC.step) <= 2.0 * (1 + 1e-12)
 
 
-def test_a_short_update_survives_to_grid_precision_and_a_long_one_keeps_its_direction() -> None:
+def test_short_update_survives_and_a_long_one_keeps_its_direction() -> None:
     short = update_of([0.1, -0.2, 0.3, 0, 0.5, -0.1, 0.2])
     vector, clipped = encode(short, {}, SumSpec(2.0))
     assert not clipped
@@ -63,7 +63,7 @@ def test_a_short_update_survives_to_grid_precision_and_a_long_one_keeps_its_dire
     assert math.isclose(np.linalg.norm(flat), 2.0, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize("norm", [1.0, LEAST_NORM])
+@pytest.mark.parametrize("norm", [1.0, MIN_NORM])
 def test_zero_update_is_zero(norm: float) -> None:
     vector, clipped = encode(update_of([0.0] * 7), {}, SumSpec(norm))
     assert not clipped
@@ -134,7 +134,7 @@ def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[f
 
 
 @pytest.mark.parametrize("kinds", ["f2", "f2 f4", "f4 f8"])
-def test_a_weighed_update_of_any_precision_is_the_same_by_message_and_at_once(kinds: str) -> None:
+def test_weighed_update_is_the_same_by_message_and_at_once(kinds: str) -> None:
     draw, spec = np.random.default_rng(0), SumSpec(None, (Segment("num-examples", 1e6),))
     update = {kind: draw.normal(size=40).astype(kind) for kind in kinds.split()}
     values, size = {"num-examples": 70_000.0}, 40 * len(update)  # a count that float16 does not hold
@@ -184,7 +184,7 @@ def test_without_a_clipping_norm_there_is_no_noise_to_claim() -> None:
         add_noise(np.zeros(3), 1.0, SumSpec(None), Randomness(1).stream("noise"))
 
 
-def test_the_denominator_is_fixed_under_privacy_and_the_examples_otherwise() -> None:
+def test_denominator_is_fixed_under_privacy_and_examples_otherwise() -> None:
     one, _ = encode({"w": np.ones(1)}, {"num-examples": 30}, SumSpec(None, (Segment("num-examples", 1e9),)))
     two, _ = encode({"w": np.zeros(1)}, {"num-examples": 10}, SumSpec(None, (Segment("num-examples", 1e9),)))
     arrays, _ = decode(one + two, {"w": (1,)}, SumSpec(None, (Segment("num-examples", 1e9),)), 7.0)
@@ -204,7 +204,7 @@ def test_the_grid_is_fine_enough(coordinates: int) -> None:
 
 @pytest.mark.parametrize("cells", [256, 1 << 12, MIN_CELLS])
 @pytest.mark.parametrize("multiplier", [0.02, 1.0, 3.2])
-def test_a_coarse_grid_has_the_variance_that_rounding_takes_from_its_noise(
+def test_coarse_grid_has_the_variance_of_its_rounding(
     cells: int, multiplier: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a continuous Gaussian rounded to whole numbers, the noise is worth `SMOOTHING` squared less than its variance."""

@@ -19,7 +19,7 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.distributed import sum_event
 from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
-from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, Attendance, Layer, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sizing import MAX_EXCESS, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 from fedveil.privacy.secagg.graph import colluders
 from fedveil.run.build import build
@@ -124,7 +124,7 @@ def test_the_largest_cohort_is_refused_one_client_more() -> None:
 
 @pytest.mark.parametrize("noise", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("most", [10, 100, 1000])
-def test_a_rotated_sum_overflows_less_often_than_promised_and_not_much_less(most: int, noise: float) -> None:
+def test_rotated_sum_overflows_less_often_than_promised(most: int, noise: float) -> None:
     spec = size_shares(PLAIN, 100_000, Attendance(most, most), noise, bits=16)
 
     def chance(spec: ShareSpec) -> float:
@@ -138,7 +138,7 @@ def test_a_rotated_sum_overflows_less_often_than_promised_and_not_much_less(most
         replace(spec, sum=finer, sigma=math.ceil(1.03 * spec.sigma))
 
 
-def test_sixteen_bits_where_they_cost_little_and_refused_where_nothing_fits() -> None:
+def test_sixteen_bits_are_used_where_cheap_and_refused_without_room() -> None:
     assert size_shares(PLAIN, MILLION, Attendance(100, 70), 1.0).bits == 16
     assert size_shares(PLAIN, MILLION, Attendance(1000, 700), 1.0).bits == 16
     assert size_shares(PLAIN, 2**24, Attendance(100, 70), 1.0).bits == 32
@@ -150,7 +150,7 @@ def test_sixteen_bits_where_they_cost_little_and_refused_where_nothing_fits() ->
 # --- what the noise is worth
 
 
-def test_the_least_honest_survivors_carry_the_planned_noise_and_more_carry_more() -> None:
+def test_least_honest_survivors_carry_the_planned_noise() -> None:
     spec = size_shares(PLAIN, 10_000, Attendance(100, 70, 10), 1.0)
     costs = [sum_event(spec, survivors).noise_multiplier for survivors in range(70, 101)]
     assert 1.0 <= costs[0] < 1.01
@@ -160,9 +160,7 @@ def test_the_least_honest_survivors_carry_the_planned_noise_and_more_carry_more(
 
 @pytest.mark.parametrize("shift", [5, 16, 40])
 @pytest.mark.parametrize("shares", [1, 2, 7])
-def test_the_exact_loss_of_summed_shares_is_within_that_of_the_gaussian_event(
-    shares: int, shift: int
-) -> None:
+def test_exact_loss_of_summed_shares_is_within_the_gaussian_event(shares: int, shift: int) -> None:
     spec = ShareSpec(replace(PLAIN, cells=shift), 1, Attendance(7, 1), 16, 32, False)
     assert math.isqrt(spec.limit) == shift
     one = np.exp(-(np.arange(-224, 225) ** 2) / (2 * spec.sigma**2))
@@ -179,17 +177,17 @@ def test_the_exact_loss_of_summed_shares_is_within_that_of_the_gaussian_event(
 
 @given(st.integers(2, 300), st.integers(0, 100), st.integers(0, 100), st.floats(0.3, 20))
 @settings(max_examples=60)
-def test_layers_leave_every_attendance_the_planned_noise_and_not_much_more(
+def test_layers_leave_every_attendance_the_planned_noise(
     most: int, dropped: int, bad: int, noise: float
 ) -> None:
     least = max(most - dropped, 1)
     attendance = Attendance(most, least, min(bad, least - 1))
     spec = size_shares(PLAIN, 1000, attendance, noise, 32, layered=True)
     costs = [sum_event(spec, survivors).noise_multiplier for survivors in range(least, most + 1)]
-    assert min(costs) == spec.least_noise(attendance.colluders) >= noise * (1 - 1e-9)
+    assert min(costs) == spec.min_noise(attendance.colluders) >= noise * (1 - 1e-9)
     assert costs[-1] <= 1.01 * noise
     honest = least - attendance.colluders
-    assert max(costs) <= 1.01 * noise * math.sqrt(MOST_EXCESS * (1 + 1 / honest) ** 2)
+    assert max(costs) <= 1.01 * noise * math.sqrt(MAX_EXCESS * (1 + 1 / honest) ** 2)
     levels = [layer.survivors for layer in spec.layers]
     assert levels == sorted(set(levels), reverse=True) and all(least < level <= most for level in levels)
 
@@ -250,7 +248,7 @@ def test_an_attendance_that_cannot_be_is_refused(counts: tuple[int, int, int]) -
 
 
 @pytest.mark.parametrize(("mode", "clients"), [("record_distributed", 6), ("client_distributed", 30)])
-def test_a_plan_says_by_how_much_the_noise_of_a_sum_is_above_that_of_epsilon(mode: str, clients: int) -> None:
+def test_plan_states_the_noise_of_a_sum_above_that_of_epsilon(mode: str, clients: int) -> None:
     asked = ["task=digits", f"task.num_clients={clients}", f"privacy={mode}", "secagg=masked", "num_rounds=3"]
     (plan,) = unit_plans(build(settings_from_overrides(asked)))
     told = next(

@@ -121,7 +121,7 @@ def test_owners_who_vouch_for_nobody_raise_no_alarm(clients: int, bits: int) -> 
     assert not is_too_noisy(spec, SummedNoise(clients, clients, tuple(told), noise))
 
 
-def test_what_owners_do_not_say_is_not_allowed_for_and_a_lie_is_counted_once() -> None:
+def test_unsaid_attendance_has_no_allowance_and_a_lie_counts_once() -> None:
     spec, noise = spec_of(CLIENTS, 400, 20, 1.0), 1.0
     most = max(spec.missing_sigma(others, noise) for others in range(20))
     without, one, lie, all_ = (
@@ -143,7 +143,7 @@ def test_how_far_one_member_without_noise_can_move_the_mean(size: int, further: 
     assert room / 20 == pytest.approx(norms, rel=0.03)
 
 
-def test_a_sum_that_is_lost_in_noise_that_owners_told_of_is_known_as_one() -> None:
+def test_sum_lost_in_declared_noise_is_recognised() -> None:
     spec, noise = spec_of(CLIENTS, 100_000, 100, 1.0, 16), 1.0
     most = max(spec.missing_sigma(others, noise) for others in range(100))
     assert most > 0

@@ -85,9 +85,7 @@ def test_clips_add_up_in_squares_to_the_norm() -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=8, max_size=8), st.floats(0, 1))
-def test_whatever_a_client_holds_its_vector_keeps_the_norm_and_each_segment_its_clip(
-    cells: list[float], bit: float
-) -> None:
+def test_any_vector_keeps_the_norm_and_each_segment_its_clip(cells: list[float], bit: float) -> None:
     vector, _ = encode({}, {"ages": np.reshape(cells, (4, 2)), "bit": bit}, ASKED)
     assert np.dot(vector.astype(float), vector) <= ASKED.cells**2
     assert np.linalg.norm(vector[:8]) <= ASKED.clip(ASKED.segments[0]) / ASKED.step + math.sqrt(8)
@@ -103,7 +101,7 @@ def test_counts_come_back_as_their_sum_and_a_long_part_is_shortened() -> None:
     np.testing.assert_allclose(found, short + shortened, atol=1e-4)
 
 
-def test_a_part_that_is_missing_is_zero_and_one_of_another_shape_or_not_finite_is_refused() -> None:
+def test_missing_part_is_zero_and_a_wrong_one_is_refused() -> None:
     assert not encode({}, {"bit": 0.5}, ASKED)[0].any()
     for wrong in (np.zeros(8), np.full((4, 2), math.nan)):
         with pytest.raises(ValueError, match="segment ages"):
@@ -120,7 +118,7 @@ def test_a_question_sums_in_shares_without_an_update() -> None:
     np.testing.assert_allclose(decode_counts_of(total, spec, SEED)["ages"], np.eye(4)[:, :2] * 6, atol=0.5)
 
 
-def test_an_entry_of_the_ledger_lists_the_segments_with_their_purposes(tmp_path: Path) -> None:
+def test_ledger_entry_lists_the_segments_with_their_purposes(tmp_path: Path) -> None:
     from dp_accounting.dp_event import GaussianDpEvent
 
     segments = {"ages": "statistics", "bit": "statistics"}
@@ -134,7 +132,7 @@ def test_an_entry_of_the_ledger_lists_the_segments_with_their_purposes(tmp_path:
     assert '"segments":{"ages":"statistics","bit":"statistics"}' in entry.payload
 
 
-def test_segments_that_leave_more_than_the_norm_or_have_no_bound_are_refused() -> None:
+def test_segments_beyond_the_norm_or_unbounded_are_refused() -> None:
     with pytest.raises(ValueError, match="share"):
         SumSpec(1.0, (Segment("a", 1.0, 0.6), Segment("b", 1.0, 0.6)))
     with pytest.raises(ValueError, match="bound"):

@@ -149,7 +149,7 @@ def test_a_split_view_is_refused():
 
 def spoiled(agreed, node, message, dealers):
     """Return a node's parcels, of which those of some dealers do not open."""
-    said = read(message, messages.Parcels)
+    said = read(message, messages.NeighbourShares)
     sealed = bytearray(said.sealed)
     for place, peer in enumerate(agreed.neighbours(node, set(said.sharers))):
         sealed[place * messages.SEALED_BYTES] ^= peer in dealers
@@ -459,7 +459,7 @@ def test_a_round_that_a_node_opened_is_over_for_it(profile):
     assert refusal(cohort, victim, again) is Reason.REPLAY
 
 
-def test_a_round_is_tried_again_after_the_next_ones_keys_and_each_attempt_once():
+def test_round_is_tried_again_and_each_attempt_once():
     cohort = Cohort(4, 3)
     victim = next(iter(cohort.nodes))
     for place in ((4, 0), (5, 0), (4, 1), (4, 2)):
@@ -608,7 +608,7 @@ def test_a_node_joins_no_cohort_without_enough_of_its_owners_peers():
     ("stage", "kind"),
     [("share", messages.CohortAdverts), ("mask", messages.Inbox), ("confirm", messages.Survivors)],
 )
-def test_a_node_is_not_summed_once_too_few_of_its_owners_peers_are_left(stage, kind):
+def test_node_is_not_summed_with_too_few_of_its_owners_peers(stage, kind):
     for least, reason in ((2, Reason.POLICY), (1, None)):
         cohort = Cohort(7, 4)
         victim, peers = demanding(cohort, least, count=2)
@@ -689,13 +689,13 @@ def test_shares_for_another_pair_do_not_open(source):
     attempt, out = play(cohort, "check")
     victim, other, *_ = cohort.nodes
     size = messages.SEALED_BYTES
-    mine, theirs = (read(out[node], messages.Parcels).sealed for node in (victim, other))
+    mine, theirs = (read(out[node], messages.NeighbourShares).sealed for node in (victim, other))
     sealed = {
         "another holder": theirs,
         "another dealer": mine[size : 2 * size] + mine[:size] + mine[2 * size :],
         "the holder itself": theirs[:size] + mine[size:],
     }[source]
-    reply = cohort.nodes[victim].handle(edited(out[victim], messages.Parcels, sealed=sealed), NOW)
+    reply = cohort.nodes[victim].handle(edited(out[victim], messages.NeighbourShares, sealed=sealed), NOW)
     accused = read(reply[:-28], messages.Checked).accused
     wrong = {"another holder": 4, "another dealer": 2, "the holder itself": 1}[source]
     assert len(accused) == wrong and accused[0] == other
@@ -705,7 +705,7 @@ def test_shares_for_another_pair_do_not_open(source):
 
 def test_the_keys_of_two_rounds_have_nothing_in_common():
     one, two = bytes(32), bytes(31) + b"1"
-    assert bindings.own_mask_key(b"s" * 32, one) != bindings.own_mask_key(b"s" * 32, two)
+    assert bindings.private_mask_key(b"s" * 32, one) != bindings.private_mask_key(b"s" * 32, two)
     assert bindings.pair_mask_info(one) != bindings.pair_mask_info(two)
     assert bindings.reply_info(one) != bindings.reply_info(two)
     assert label_of(one, 1) != label_of(two, 1)

@@ -30,10 +30,10 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
 )
+from fedveil.privacy.secagg.encrypted_shares import cut
 from fedveil.privacy.secagg.evidence import convictions, evidence_from
 from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
-from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
@@ -211,7 +211,7 @@ def test_a_false_claim_about_a_mask_that_no_seed_gives_opens_no_sum(suite):
     assert cohort.blamed == {dealer: Fault.WRONG_SEED, liar: Fault.WRONG_MASK}
 
 
-def test_shares_of_two_mask_seeds_convict_their_dealer_whichever_are_combined():
+def test_shares_of_two_mask_seeds_convict_their_dealer():
     """Right shares to those who come first, and others to the rest, each as its commitment says."""
     cohort = cohort_of(20)
     node = list(cohort.nodes)[-1]
@@ -271,7 +271,7 @@ def test_a_reveal_that_its_node_did_not_sign_is_none(suite):
     )
 
 
-def test_who_revealed_wrong_shares_may_not_again_whatever_else_is_found():
+def test_revealer_of_wrong_shares_may_not_reveal_again():
     """The committed seed of one that reveals wrong shares is found to be another one whenever reveals are weighed."""
     cohort = cohort_of(20)
     (cheat,) = corrupt(cohort, ["wrong reveal"])
@@ -387,14 +387,14 @@ def test_nobody_is_charged_before_shares_are_checked():
         cohort.nodes[victim].handle(early, NOW, Work(MODEL, lambda terms: pytest.fail("charged")))
 
 
-def test_a_secret_is_not_disclosed_for_a_deal_that_its_dealer_did_not_sign():
+def test_secret_is_not_disclosed_for_an_unsigned_deal():
     """A server that spoils seals, to have a holder complain of an honest dealer, learns no secret of the two."""
     cohort = Cohort(5, 3)
     attempt, vectors = cohort.attempt(DIMENSION), cohort.vectors(DIMENSION)
     cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
     cohort.exchange(attempt, "share", attempt.advance(), vectors)
     victim, dealer, *_ = cohort.nodes
-    parcels = read(attempt.advance()[victim], messages.Parcels)
+    parcels = read(attempt.advance()[victim], messages.NeighbourShares)
     spoiled = replace(parcels, sealed=bytes(len(parcels.sealed)))
     checked = read(cohort.nodes[victim].handle(write(spoiled), NOW)[:-28], messages.Checked)
     assert dealer in checked.accused
@@ -688,7 +688,7 @@ def test_nothing_of_a_share_can_be_changed(field, place, bit):
     ),
     st.data(),
 )
-def test_the_parity_of_values_tells_their_degree_whichever_point_is_left_out(points, data):
+def test_parity_of_values_tells_their_degree_without_any_one_point(points, data):
     points = sorted(points)
     threshold = data.draw(st.integers(1, len(points) - 2))
     missing = data.draw(st.sampled_from(points))
@@ -706,7 +706,7 @@ def test_the_parity_of_values_tells_their_degree_whichever_point_is_left_out(poi
     assert combine({point: shares[point] for point in dealt}, threshold) == row[0].to_bytes(32, "big")
 
 
-def test_a_complaint_discloses_the_secret_of_the_pair_and_no_other_can_be_shown():
+def test_complaint_discloses_the_secret_of_its_pair_alone():
     for _ in range(8):
         own, peer = new_key(), new_key()
         keys = public_of(own), public_of(peer)

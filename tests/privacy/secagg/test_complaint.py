@@ -106,7 +106,7 @@ def test_a_key_is_a_point_of_the_curve_where_its_equation_holds(key: bytes) -> N
     assert on_curve(key) == (root and (u + 1) % PRIME != 0)
 
 
-def test_what_is_blinded_is_the_same_multiple_by_scalars_of_one_length() -> None:
+def test_blinded_product_is_the_same_by_scalars_of_one_length() -> None:
     base = complaint._times(8, complaint._BASE)
     scalars = [complaint._blinded(7) for _ in range(50)]
     assert len(set(scalars)) == 50 and len({each.bit_length() for each in scalars}) == 1

@@ -66,7 +66,7 @@ def test_both_signatures_are_over_the_same_bytes_and_both_must_hold() -> None:
     verify_by(SUITES[2], *KEYS, bytes(32), b"body", signature[:SIGNATURE_BYTES])
 
 
-def test_a_sum_by_suite_3_is_that_of_the_vectors_and_every_signature_is_double(
+def test_sum_by_suite_3_is_exact_and_every_signature_is_double(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked: list[tuple[int, int]] = []
@@ -115,7 +115,7 @@ def test_a_policy_whose_authority_signs_once_takes_no_suite_3() -> None:
     check(replace(policy, authority=policy.authority[:32]), replace(terms, suite=2))
 
 
-def test_a_roster_counts_with_both_signatures_where_the_policy_knows_both_keys() -> None:
+def test_roster_needs_both_signatures_under_a_policy_of_both_keys() -> None:
     members = (
         Member(2, "a", KEYS[0], 2_000_000_000, KEYS[1]),
         Member(3, "b", public_of(OTHER), 2_000_000_000),
@@ -142,7 +142,7 @@ def test_a_roster_counts_with_both_signatures_where_the_policy_knows_both_keys()
 # --- provisioned ---------------------------------------------------------------------------------------------------
 
 
-def test_a_federation_becomes_post_quantum_and_its_devices_sum_by_suite_3(tmp_path: Path) -> None:
+def test_federation_becomes_post_quantum_and_sums_by_suite_3(tmp_path: Path) -> None:
     made = DEVICES["make_federation"](tmp_path)
     devices = Path(shutil.copytree(made / "clients", tmp_path / "devices"))
     before = read_server_bundle(made / "server")

@@ -98,7 +98,7 @@ def test_one_silent_node_costs_its_vector_at_most(stage):
     assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
 
 
-def test_a_vector_that_comes_after_the_survivors_were_named_stays_masked():
+def test_vector_after_the_survivors_were_named_stays_masked():
     """The server opened its pairwise masks by then; the private mask, which only its own seed gives, is left."""
     cohort = Cohort(6, 4)
     vectors, late = {node: np.zeros(8000, np.uint32) for node in cohort.nodes}, {}
@@ -129,7 +129,7 @@ def test_a_vector_that_comes_after_the_survivors_were_named_stays_masked():
 
 def without_pairwise_masks(cohort, attempt, victim, mask_seed, frame, own_seed=None):
     """Return what the server can compute of a late vector, from all that the survivors revealed."""
-    from fedveil.privacy.secagg.bindings import mask_sign, own_mask_key, pair_mask_info
+    from fedveil.privacy.secagg.bindings import mask_sign, pair_mask_info, private_mask_key
     from fedveil.privacy.secagg.masks import add_masks
     from fedveil.privacy.secagg.suite import SUITES, agree, key_from_seed
 
@@ -141,7 +141,7 @@ def without_pairwise_masks(cohort, attempt, victim, mask_seed, frame, own_seed=N
         (agree(secret, held.agreed.by_node[peer].mask_key, info), -mask_sign(victim, peer))
         for peer in held.agreed.neighbours(victim)
     ]
-    masks += [] if own_seed is None else [(own_mask_key(own_seed, context), -1)]
+    masks += [] if own_seed is None else [(private_mask_key(own_seed, context), -1)]
     add_masks(bare, masks, SUITES[1])
     return bare
 

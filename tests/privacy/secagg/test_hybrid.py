@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
 from fedveil.privacy.secagg import hybrid, messages
-from fedveil.privacy.secagg.bindings import own_mask_key, pair_mask_info
+from fedveil.privacy.secagg.bindings import pair_mask_info, private_mask_key
 from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import FURTHER_BYTES, SEAL_BYTES, read, write
 from fedveil.privacy.secagg.refusal import Refused
@@ -103,7 +103,7 @@ def test_who_has_every_x25519_secret_has_no_mask() -> None:
     def bared(keys: dict[int, bytes]) -> np.ndarray:
         words = np.frombuffer(frame[: -HASH_BYTES - FURTHER_BYTES - SEAL_BYTES], np.uint32).copy()
         masks = [(keys[peer], 1 if peer < victim else -1) for peer in peers]
-        add_masks(words, [*masks, (own_mask_key(held["seeds"][1], context), -1)], SUITES[2])
+        add_masks(words, [*masks, (private_mask_key(held["seeds"][1], context), -1)], SUITES[2])
         return words
 
     left = bared(bare_keys)
@@ -141,7 +141,7 @@ def test_a_block_changed_on_the_way_opens_nothing(at: int) -> None:
     def change(stage, node, message):
         if (stage, node) != ("check", victim):
             return message
-        parcels = read(message, messages.Parcels)
+        parcels = read(message, messages.NeighbourShares)
         kem = bytearray(parcels.kem)
         kem[at] ^= 1
         return write(replace(parcels, kem=bytes(kem)))
@@ -156,7 +156,7 @@ def test_a_block_changed_on_the_way_opens_nothing(at: int) -> None:
 
 
 @pytest.mark.parametrize("suite", [1, 2])
-def test_keys_of_another_suite_are_dropped_by_the_server_and_refused_by_nodes(suite: int) -> None:
+def test_keys_of_another_suite_are_dropped_and_refused(suite: int) -> None:
     cohort = Cohort(5, 3, suite=suite)
     attempt, victim = cohort.attempt(3), next(iter(cohort.nodes))
     out = attempt.proposal()

@@ -88,7 +88,7 @@ def test_a_name_that_deceives_an_owner_is_in_no_roster(name: str) -> None:
 
 
 def test_a_change_shows_digits_that_nobody_finds_another_key_with() -> None:
-    shown = re.findall(r"(\S+) \(([0-9a-f]+)\)", change_between(None, ROSTER).who)
+    shown = re.findall(r"(\S+) \(([0-9a-f]+)\)", change_between(None, ROSTER).summary)
     assert shown == [(each.name, each.fingerprint[:32]) for each in MEMBERS]
 
 
@@ -235,7 +235,7 @@ def test_a_sum_of_one_honest_client_is_refused_whatever_the_policy() -> None:
 
 
 @pytest.mark.parametrize("clients", [30, 60, 200])
-def test_computed_parameters_pass_the_policy_and_a_lower_threshold_does_not(clients: int) -> None:
+def test_computed_parameters_pass_and_a_lower_threshold_does_not(clients: int) -> None:
     neighbours, threshold = parameters(clients, POLICY.dropout, POLICY.collusion, Profile.MALICIOUS)
     terms = replace(
         TERMS, cohort_size=clients, minimum_survivors=30, neighbours=neighbours, threshold=threshold

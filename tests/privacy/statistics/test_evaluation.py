@@ -21,7 +21,7 @@ from fedveil.privacy.statistics.evaluation import (
     HeldOutMeans,
     evaluation_from_json,
 )
-from fedveil.privacy.statistics.held_rows import hashes_of_rows, held_rows
+from fedveil.privacy.statistics.holdout import hashes_of_rows, holdout_mask
 
 ASKED = Evaluation("run evaluation", 0.2)
 ALONE = replace(ASKED, figures=(METRIC,))
@@ -138,23 +138,25 @@ def test_what_one_evaluation_costs_is_the_exact_gaussians() -> None:
 def test_rows_are_held_out_by_what_they_are_and_not_by_where_they_lie() -> None:
     draw = np.random.default_rng(0)
     rows, labels = draw.normal(size=(2000, 3)).astype(np.float32), draw.integers(0, 2, 2000)
-    held = held_rows(hashes_of_rows([rows, labels]), 0.2)
+    held = holdout_mask(hashes_of_rows([rows, labels]), 0.2)
     order = draw.permutation(2000)
-    again = held_rows(hashes_of_rows([rows[order], labels[order]]), 0.2)
+    again = holdout_mask(hashes_of_rows([rows[order], labels[order]]), 0.2)
     np.testing.assert_array_equal(held[order], again)
     assert 0.17 < held.mean() < 0.23
-    wider = held_rows(hashes_of_rows([rows, labels]), 0.3)
+    wider = holdout_mask(hashes_of_rows([rows, labels]), 0.3)
     assert wider[held].all()
-    part = held_rows(hashes_of_rows([rows[:500], labels[:500]]), 0.2)  # another client that has some of them
+    part = holdout_mask(
+        hashes_of_rows([rows[:500], labels[:500]]), 0.2
+    )  # another client that has some of them
     np.testing.assert_array_equal(part, held[:500])
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=6), st.floats(0.01, 0.99))
 def test_a_client_with_two_rows_holds_one_out_and_trains_on_one(hashes: list[int], share: float) -> None:
-    held = held_rows(np.array(hashes, np.uint64), share)
+    held = holdout_mask(np.array(hashes, np.uint64), share)
     assert held.shape == (len(hashes),)
     assert (held.any() and not held.all()) == (len(hashes) > 1)
-    whole = held_rows(np.array(hashes, np.uint64), share, group_equal_rows=True)
+    whole = holdout_mask(np.array(hashes, np.uint64), share, group_equal_rows=True)
     assert (whole.any() and not whole.all()) == (len({*hashes}) > 1)
     for value in {*hashes}:  # as those of a person
         assert len({bool(each) for each, here in zip(whole, hashes, strict=True) if here == value}) == 1

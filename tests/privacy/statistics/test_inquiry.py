@@ -167,8 +167,8 @@ def test_a_client_without_rows_or_with_none_that_count_answers_zeros() -> None:
 
 
 def test_a_ratio_whose_rows_are_lost_in_the_noise_cannot_be_said() -> None:
-    assert not ratio_of("mean", 1.0, 2.0, 5.0).said
-    assert not figures(inquiry(), 500.0)["spread", "variance"].said
+    assert not ratio_of("mean", 1.0, 2.0, 5.0).has_value
+    assert not figures(inquiry(), 500.0)["spread", "variance"].has_value
     found = ratio_of("mean", 30.0, 100.0, 1e-9)
     assert found.low == pytest.approx(0.3) == found.high
 
@@ -181,7 +181,7 @@ def test_an_inquiry_travels_as_it_was_read() -> None:
     assert math.fsum(each.share or 0.0 for each in again.segments) == pytest.approx(1)
 
 
-def test_columns_are_read_in_one_order_on_both_sides_whatever_order_they_were_given_in() -> None:
+def test_columns_are_read_in_one_order_on_both_sides() -> None:
     asked = inquiry({"kind": "correlation", "of": {"weight": [40, 140], "age": [20, 100]}})
     again = from_json(asked.text)
     statistic: Any = again.questions[0].statistic

@@ -117,7 +117,7 @@ def test_noise_makes_up_a_prefix_as_seldom_as_is_claimed() -> None:
     asked = Prefixes("word", tuple(LETTERS), 5, beta=0.1, prefixes=tuple(LETTERS))
     draws, made_up = np.random.default_rng(0), 0
     for _ in range(DRAWS):
-        ended, longer = asked.found(draws.normal(0, 7.0, asked.shape), 7.0)
+        ended, longer = asked.select(draws.normal(0, 7.0, asked.shape), 7.0)
         made_up += bool(ended or longer)
     assert made_up / DRAWS <= 0.1
     assert asked.threshold(7.0) == pytest.approx(7 * math.sqrt(2 * math.log(2 * 72 / 0.1)))
@@ -129,7 +129,7 @@ def test_a_count_is_off_by_what_its_formula_says() -> None:
     assert asked.sigma(question, 2.0) == pytest.approx(2 * 4 / math.sqrt(0.98))
 
 
-def test_rows_that_are_no_words_of_the_alphabet_are_told_and_clients_are_clipped() -> None:
+def test_rows_outside_the_alphabet_are_counted_and_clients_clipped() -> None:
     asked = inquiry(longest=3)
     rows = {"word": np.array(["bad", "badge", "Bad", "", "b"], dtype=object)}
     cells, outside = asked.questions[0].statistic.count(rows)
@@ -141,7 +141,7 @@ def test_rows_that_are_no_words_of_the_alphabet_are_told_and_clients_are_clipped
     assert values["top: clipped"] == pytest.approx(0.75)
 
 
-def test_a_search_that_the_budget_does_not_afford_is_refused_before_its_first_level(tmp_path: Path) -> None:
+def test_search_beyond_the_budget_is_refused_before_its_first_level(tmp_path: Path) -> None:
     parts, noise = federation("privacy.target_epsilon=6"), 1.0
     with pytest.raises(BudgetExhausted):
         ask_here(parts, inquiry(), Spend(noise_multiplier=noise), tmp_path)
@@ -149,7 +149,7 @@ def test_a_search_that_the_budget_does_not_afford_is_refused_before_its_first_le
     assert ask_here(parts, inquiry("one", longest=1), Spend(noise_multiplier=noise), tmp_path)["released"]
 
 
-def test_a_search_above_the_owners_cap_on_questions_is_refused_before_its_first_level(
+def test_search_above_a_cap_is_refused_before_its_first_level(
     tmp_path: Path,
 ) -> None:
     class Real(Notes):
@@ -168,7 +168,7 @@ def test_a_search_above_the_owners_cap_on_questions_is_refused_before_its_first_
     assert ask_here(parts, inquiry("one"), Spend(epsilon=10.0), tmp_path)["released"]
 
 
-def test_a_search_that_the_records_budget_does_not_afford_is_refused_before_its_first_level(
+def test_search_beyond_the_records_budget_is_refused_at_once(
     tmp_path: Path,
 ) -> None:
     class Real(Notes):

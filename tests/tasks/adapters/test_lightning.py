@@ -10,6 +10,8 @@ from torch.utils.data import TensorDataset
 
 import fedveil as fv
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 L = pytest.importorskip("pytorch_lightning")
 
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
@@ -93,7 +95,7 @@ def test_a_lightning_training_is_that_of_a_loop_with_the_same_steps() -> None:
     assert torch.equal(model.module.out.weight, plain.out.weight)
 
 
-def test_groups_and_states_of_an_optimizer_belong_to_the_model_that_trains() -> None:
+def test_groups_and_states_of_an_optimizer_belong_to_its_model() -> None:
     def configure(self: Any) -> Any:
         groups = [{"params": [self.out.weight]}, {"params": [self.out.bias], "lr": 0.5}]
         return torch.optim.Adagrad(groups, lr=0.1)  # its state is made at once
@@ -162,7 +164,7 @@ def test_a_schedule_by_epochs_falls_after_each_pass(monkeypatch: pytest.MonkeyPa
     assert rates_of(task, monkeypatch, plain) == pytest.approx([1] * 3 + [0.1] * 3 + [0.01] * 3)
 
 
-def test_a_schedule_by_epochs_falls_after_each_expected_pass_of_poisson_batches(
+def test_schedule_by_epochs_falls_after_expected_poisson_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task, training = (
@@ -268,13 +270,13 @@ def after_a_threshold(self: Any, batch: Any) -> Tensor:
         (after_a_threshold, "once an example is replaced"),
     ],
 )
-def test_a_training_step_that_mixes_examples_is_refused_at_record_level(step: Any, said: str) -> None:
+def test_mixing_training_step_is_refused_at_record_level(step: Any, said: str) -> None:
     task = task_of(with_methods(training_step=step))
     with pytest.raises(fv.Refusal, match=said):
         check_independence(task.model(), task, task.client_data(0))
 
 
-def test_a_module_whose_batches_are_dictionaries_gets_all_their_fields() -> None:
+def test_module_of_dictionary_batches_gets_all_their_fields() -> None:
     def step(self: Any, batch: dict[str, Tensor]) -> Tensor:
         assert set(batch) == {"pixels", "label"}
         return nn.functional.cross_entropy(self(batch["pixels"]), batch["label"])

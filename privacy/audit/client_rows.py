@@ -31,14 +31,14 @@ def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
         np.save(file, np.concatenate([[number], values]), allow_pickle=False)
 
 
-def rows_of(path: Path) -> dict[int, Scores]:
+def read_rows(path: Path) -> dict[int, Scores]:
     """Return the rows by round: the last row of a repeated round, and no truncated row."""
     return {int(row[0]): row[1:] for row in arrays_of(path)}
 
 
 def trace(path: Path) -> Scores:
     """Return the rows as a matrix, shape (rounds, n), without rounds before n last changed."""
-    rows = list(rows_of(path).values())
+    rows = list(read_rows(path).values())
     same = [row for row in rows if len(row) == len(rows[-1])]
     return np.stack(same) if same else np.empty((0, 0))
 
@@ -83,8 +83,8 @@ def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False)
       replaced: whether a canary that is out has the opposite gradient instead of none.
     """
 
-    def drawn(sums: Scores) -> Scores:  # against a record without a gradient
+    def ratio(sums: Scores) -> Scores:  # against a record without a gradient
         there = (sums - 0.5) / noise**2
         return there if rate == 1 else np.logaddexp(np.log1p(-rate), np.log(rate) + there)
 
-    return drawn(moved) - drawn(-moved) if replaced else drawn(moved)
+    return ratio(moved) - ratio(-moved) if replaced else ratio(moved)

@@ -1,4 +1,4 @@
-"""Parcel: one dealer's shares for one holder, with their verification by the holder and in a dispute."""
+"""Encrypted shares of one dealer for one holder, with their verification by the holder and in a dispute."""
 
 import hashlib
 from bisect import bisect_left
@@ -13,14 +13,14 @@ from .suite import unseal
 
 
 @dataclass(frozen=True)
-class Parcel:
+class EncryptedShares:
     """Sealed shares of a dealer for a holder, and the values to verify them.
 
     Attributes:
       dealer: of the shares.
       holder: that may open them.
       sealed: of `SEALED_BYTES`.
-      evidence: of `EVIDENCE_BYTES`, as `Parcels` says.
+      evidence: of `EVIDENCE_BYTES`, as `NeighbourShares` says.
       block: hybrid block that travels beside them; empty for none.
     """
 
@@ -63,18 +63,18 @@ def acceptance(evidence: bytes, block: bytes) -> bytes:
     return hashlib.sha256(evidence + block).digest()
 
 
-def parcel_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> Parcel:
-    """Return a holder's parcel from the whole deal.
+def encrypted_shares_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> EncryptedShares:
+    """Return a holder's encrypted shares from the whole deal.
 
     Raises:
       Refused: MALFORMED, where the deal is not of one share for each neighbour.
     """
     check_lengths(agreed, dealer, signed)
-    place = place_of(agreed, dealer, holder)
+    index = index_of(agreed, dealer, holder)
     block = blocks_of(agreed, dealer, signed.kem).get(holder, b"")
-    commitments = cut(signed.commitments, COMMITMENT_BYTES)[place]
-    row = b"".join((commitments, cut(signed.proof, SHARE_BYTES)[place], digest_of(signed.commitments)))
-    return Parcel(dealer, holder, cut(signed.sealed, SEALED_BYTES)[place], row, block)
+    commitments = cut(signed.commitments, COMMITMENT_BYTES)[index]
+    row = b"".join((commitments, cut(signed.proof, SHARE_BYTES)[index], digest_of(signed.commitments)))
+    return EncryptedShares(dealer, holder, cut(signed.sealed, SEALED_BYTES)[index], row, block)
 
 
 def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
@@ -84,22 +84,22 @@ def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
       Refused: MALFORMED.
     """
     count, lengths = len(agreed.neighbours(dealer)), (SEALED_BYTES, COMMITMENT_BYTES, SHARE_BYTES)
-    found = len(signed.sealed), len(signed.commitments), len(signed.proof)
-    if found != tuple(count * length for length in lengths):
+    sizes = len(signed.sealed), len(signed.commitments), len(signed.proof)
+    if sizes != tuple(count * length for length in lengths):
         raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour, with its proof")
 
 
-def place_of(agreed: Agreement, dealer: int, holder: int) -> int:
+def index_of(agreed: Agreement, dealer: int, holder: int) -> int:
     """Return the place of a holder among a dealer's neighbours.
 
     Raises:
       Refused: MALFORMED, where it is none of them.
     """
     peers = agreed.neighbours(dealer)
-    place = bisect_left(peers, holder)
-    if peers[place : place + 1] != (holder,):
+    index = bisect_left(peers, holder)
+    if peers[index : index + 1] != (holder,):
         raise Refused(Reason.MALFORMED, "a holder that the dealer deals nothing to")
-    return place
+    return index
 
 
 def cut(data: bytes, size: int) -> list[bytes]:

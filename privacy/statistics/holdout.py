@@ -23,26 +23,26 @@ KEY = b"fedveil: held out to evaluate"
 BITS = 64  # of a hash
 
 
-def held_rows(
-    hashes: NDArray[np.uint64], share: float, alone: bool = False, group_equal_rows: bool = False
+def holdout_mask(
+    hashes: NDArray[np.uint64], share: float, independent: bool = False, group_equal_rows: bool = False
 ) -> NDArray[np.bool_]:
     """Return which of a client's rows are held out, shape (n,).
 
     Args:
       hashes: of the rows, or of their persons, shape (n,).
       share: of all rows of the world that are held out, in (0, 1).
-      alone: whether each row is selected independently of the others, so that a client may hold out none, or all.
+      independent: whether each row is selected independently of the others, so that a client may hold out none, or all.
       group_equal_rows: whether equal hashes go together, as those of a person do, or of a run that an earlier release began.
     """
     if not len(hashes):
         return np.zeros(0, np.bool_)
     hashes = hashes if group_equal_rows else _numbered(hashes)
-    held = hashes < np.uint64(int(share * 2**BITS))
-    if alone:
-        return held
-    if not held.any():
-        held = hashes == hashes.min()
-    return hashes != hashes.max() if held.all() else held
+    mask = hashes < np.uint64(int(share * 2**BITS))
+    if independent:
+        return mask
+    if not mask.any():
+        mask = hashes == hashes.min()
+    return hashes != hashes.max() if mask.all() else mask
 
 
 def _numbered(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -63,8 +63,8 @@ def _numbered(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def hashes_of_rows(arrays: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
     """Return the keyed hash of each row, shape (n,)."""
     columns = [np.ascontiguousarray(each) for each in arrays]
-    made = (b"".join(each[row].tobytes() for each in columns) for row in range(len(columns[0])))
-    return np.fromiter((hashed(lambda digest, text=text: digest.update(text)) for text in made), np.uint64)
+    texts = (b"".join(each[row].tobytes() for each in columns) for row in range(len(columns[0])))
+    return np.fromiter((hashed(lambda digest, text=text: digest.update(text)) for text in texts), np.uint64)
 
 
 def hashed(add: Callable[[Any], None]) -> int:

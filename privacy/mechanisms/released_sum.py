@@ -12,7 +12,7 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RoundCohort:
     """Cohort of a round, as an audit may see it.
 
     Attributes:
@@ -26,11 +26,11 @@ class Drawn:
     population: int = 0
 
 
-NOBODY = Drawn()
+NO_COHORT = RoundCohort()
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedSum:
     """Released private sum; all of it is public.
 
     Attributes:
@@ -39,7 +39,7 @@ class Released:
       noise: the claimed std of the new noise in each coordinate, in clipping norms.
       rate: the sampling rate that was charged to the ledger.
       charged: the noise over clip that was charged; 0 without a charge.
-      drawn: the cohort.
+      cohort: of the round.
       records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
       sketch: compression of all updates, including the canaries'; the layers are then of the compressed sum.
       step: of the sum's lattice, in clipping norms; 0 without a lattice.
@@ -50,7 +50,7 @@ class Released:
     noise: float
     rate: float
     charged: float
-    drawn: Drawn = NOBODY
+    cohort: RoundCohort = NO_COHORT
     records: Vector = field(default_factory=lambda: np.zeros(0))
     sketch: Sketch | None = None
     step: float = 0.0

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..mechanisms.compression import Sketch
-from ..mechanisms.released import Released
+from ..mechanisms.released_sum import ReleasedSum
 from .canary_clients import Directions
 from .free_checks import cosine, norm_p, outside, reuse_p, run_p
 from .round_rows import BLOCKS, LAYERS, Rows, row_type
@@ -17,7 +17,7 @@ Vector = NDArray[np.float64]
 
 # Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
 WATCHED = 1 << 17
-CANARIES_AT_A_TIME = 64  # that are compressed together, so that memory does not grow with them
+BATCH = 64  # that are compressed together, so that memory does not grow with them
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def watched_coordinates(dimension: int) -> int:
 
 
 def watch(
-    released: Released, memory: Memory, directions: Directions | None, canaries: int, block: int
+    released: ReleasedSum, memory: Memory, directions: Directions | None, canaries: int, block: int
 ) -> tuple[Rows, Memory]:
     """Return the round's row, shape (), and the memory for the next round.
 
@@ -60,7 +60,7 @@ def watch(
     row = unwatched(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
     row["rate"], row["charged"] = released.rate, released.charged
-    row["clients"], row["population"] = released.drawn.clients, released.drawn.population
+    row["clients"], row["population"] = released.cohort.clients, released.cohort.population
     row["norm_p"] = norm_p(released.layers, released.noise, released.step)
     energy, row["dimensions"] = outside(watched, memory.total)
     row["energy"] = energy / released.noise**2
@@ -81,7 +81,7 @@ def watch(
     row["norm"], row["along"] = np.linalg.norm(spread), directions.along(spread)
     if released.sketch is not None:
         row["along"] /= _lengths(directions, released.sketch)
-    row["taken"][list(released.drawn.canaries)] = True
+    row["taken"][list(released.cohort.canaries)] = True
     return row, Memory(watched, total, blocks)
 
 
@@ -90,9 +90,9 @@ def joined(layers: Sequence[Vector]) -> Vector:
     size = sum(layer.size for layer in layers)
     base = layers[0].base
     if isinstance(base, np.ndarray) and base.dtype == np.float64 and base.strides == (8,):
-        places = np.cumsum([0, *(layer.nbytes for layer in layers)]) + base.__array_interface__["data"][0]
-        found = [(layer.__array_interface__["data"][0], layer.flags.c_contiguous) for layer in layers]
-        if base.size >= size and found == [(place, True) for place in places[:-1]]:
+        addresses = np.cumsum([0, *(layer.nbytes for layer in layers)]) + base.__array_interface__["data"][0]
+        actual = [(layer.__array_interface__["data"][0], layer.flags.c_contiguous) for layer in layers]
+        if base.size >= size and actual == [(address, True) for address in addresses[:-1]]:
             return base[:size]
     return np.concatenate([np.ravel(layer) for layer in layers])
 
@@ -102,25 +102,25 @@ def _lengths(directions: Directions, sketch: Sketch) -> Vector:
 
     A canary is clipped after compression, so its part of the sum has the clipping norm again.
     """
-    every, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
-    for start in range(0, len(every), CANARIES_AT_A_TIME):
-        some = every[start : start + CANARIES_AT_A_TIME]
-        rows = sketch.of(directions.updates(some, np.ones(len(some))))
-        lengths[start : start + len(some)] = np.linalg.norm(rows, axis=1)
+    numbers, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
+    for start in range(0, len(numbers), BATCH):
+        batch = numbers[start : start + BATCH]
+        rows = sketch.of(directions.updates(batch, np.ones(len(batch))))
+        lengths[start : start + len(batch)] = np.linalg.norm(rows, axis=1)
     lengths[lengths == 0] = 1.0  # nothing of it is left, and nothing lies along it
     return lengths / sketch.compression.clip_factor
 
 
-def _add_layers(row: Rows, released: Released, total: Vector) -> None:
+def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
     """Write each small layer's energy outside of its own sum so far; all of it where the sum is not kept."""
     sizes = [layer.size for layer in released.layers]
     whole = total.size == sum(sizes)
     before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
-    for place, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
+    for index, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
         layer = np.ravel(released.layers[which])
-        energy, row["layer_dimensions"][place] = outside(layer, before[which])
-        row["layer_energies"][place] = energy / released.noise**2
-        row["layer_means"][place] = layer.sum() ** 2 / layer.size / released.noise**2
+        energy, row["layer_dimensions"][index] = outside(layer, before[which])
+        row["layer_energies"][index] = energy / released.noise**2
+        row["layer_means"][index] = layer.sum() ** 2 / layer.size / released.noise**2
 
 
 def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Book of a ledger's entries: the state of each release, each adversary's events, and their verification.
+"""State of a ledger, replayed from its entries: the state of each release, each adversary's events, and their verification.
 
 Reading needs no lock, so an auditor can do it on a copy.
 """
@@ -29,7 +29,7 @@ from ..accounting.epsilon import (
 from ..accounting.events import event_from_json, is_mixture
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi import quiet_orders, relation_of
-from ..accounting.renyi_filter import admits, counted, filter_order
+from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
 from .acts import ACTS
@@ -47,8 +47,8 @@ BOUNDS = {  # what a ledger was counted with, so that another may go on with it
     Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
     Unit.PERSON_EVERYWHERE.value: "set privacy.clients_per_person",
 }
-BUDGETED = re.compile(r'"budget":{[^}]*}')
-TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
+BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')
+WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
@@ -66,7 +66,7 @@ class ReleaseState(StrEnum):
 
 
 @dataclass
-class BookedRelease:
+class LedgerRelease:
     """Release as recorded by its entries: the reservation, its events as canonical JSON, its state, arm and source."""
 
     entry: Entry
@@ -96,7 +96,7 @@ def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
 
 
 @dataclass
-class Book:
+class LedgerState:
     """Ledger's content, replayed from its entries in their order.
 
     Attributes:
@@ -113,7 +113,7 @@ class Book:
     """
 
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
-    releases: dict[str, BookedRelease] = field(default_factory=dict[str, BookedRelease])
+    releases: dict[str, LedgerRelease] = field(default_factory=dict[str, LedgerRelease])
     spent: dict[Adversary, Counter[str]] = field(default_factory=dict[Adversary, Counter[str]])
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
     filter_order: float | None = None
@@ -178,11 +178,11 @@ class Book:
         if self.closes:
             self.closes.pop(run_of(entry), None)  # whatever was closed goes on
         # Releases of one run differ only in their time, so each charge is parsed once.
-        timed = TIMED.fullmatch(entry.payload)
-        said = timed[1] if timed else entry.payload
-        if said not in self._charges:
-            self._charges[said] = _charge_of(json.loads(entry.payload), self.identity)
-        charge = self._charges[said]
+        match = WITH_TIME.fullmatch(entry.payload)
+        terms = match[1] if match else entry.payload
+        if terms not in self._charges:
+            self._charges[terms] = _charge_of(json.loads(entry.payload), self.identity)
+        charge = self._charges[terms]
         if charge.filter_order is not None:
             if self.filter_order not in (None, charge.filter_order):
                 raise ValueError(
@@ -196,16 +196,16 @@ class Book:
         for adversary, text in charge.events.items():
             self._charge(charge.arm, adversary, text, 1)
             self.granted[adversary] = charge.budget
-        self.releases[entry.key] = BookedRelease(entry, charge.events, arm=charge.arm, source=charge.source)
+        self.releases[entry.key] = LedgerRelease(entry, charge.events, arm=charge.arm, source=charge.source)
 
     def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
         """Increment or decrement the count of an event; an arm with fewer of it than another arm changes nothing."""
         spent = self.spent.setdefault(adversary, Counter())
         if arm is not None:
             counts = self._in_arms.setdefault((arm.deal.key, adversary, text), Counter())
-            most = max(counts.values(), default=0)
+            previous_max = max(counts.values(), default=0)
             counts[arm.number] += times
-            times = max(counts.values()) - most
+            times = max(counts.values()) - previous_max
         spent[text] += times
         if not spent[text]:
             del spent[text]
@@ -215,7 +215,7 @@ class Book:
         counts = self._in_arms.get((arm.deal.key, adversary, text), Counter[int]())
         return counts[arm.number] < max(counts.values(), default=0)
 
-    def _settle(self, booked: BookedRelease, kind: str) -> None:
+    def _settle(self, booked: LedgerRelease, kind: str) -> None:
         if booked.state is not ReleaseState.RESERVED:
             raise ValueError(f"a {kind} of a {booked.state} release")
         booked.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
@@ -224,7 +224,7 @@ class Book:
                 self._charge(booked.arm, adversary, text, -1)
 
     def events(
-        self, adversary: Adversary, counts: Callable[[BookedRelease], bool] | None = None
+        self, adversary: Adversary, counts: Callable[[LedgerRelease], bool] | None = None
     ) -> "list[DpEvent]":
         """Return an adversary's events, with counts of equal ones.
 
@@ -232,12 +232,12 @@ class Book:
           adversary: that saw them.
           counts: whether a release counts; None counts all.
         """
-        seen = self.spent.get(adversary, Counter[str]())
+        event_counts = self.spent.get(adversary, Counter[str]())
         if counts is not None:
-            told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
-            mine = [booked for booked in told if counts(booked)]
-            seen = charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
-        return [repeated(event_of(text), count) for text, count in seen.items()]
+            spent = (each for each in self.releases.values() if each.state is not ReleaseState.VOID)
+            mine = [each for each in spent if counts(each) and adversary in each.events]
+            event_counts = charged((each.events[adversary], each.arm) for each in mine)
+        return [repeated(event_of(text), count) for text, count in event_counts.items()]
 
 
 def run_of(entry: Entry) -> str:
@@ -288,21 +288,21 @@ class Verification:
     by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
 
 
-def read_book(path: Path) -> Book:
+def read_ledger(path: Path) -> LedgerState:
     """Return the book of a ledger, read without its lock.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    book = Book()
+    book = LedgerState()
     with contextlib.closing(Chain.for_reading(path)) as chain:
         book.replay(chain)
     return book
 
 
-def book_at(path: Path) -> Book:
-    """Return the book of a ledger as `read_book` does, and an empty one where there is no ledger."""
-    return read_book(path) if path.exists() else Book()
+def state_at(path: Path) -> LedgerState:
+    """Return the book of a ledger as `read_ledger` does, and an empty one where there is no ledger."""
+    return read_ledger(path) if path.exists() else LedgerState()
 
 
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
@@ -311,7 +311,7 @@ def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    return book_at(path).events(adversary)
+    return state_at(path).events(adversary)
 
 
 def identity_of(path: Path) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def identity_of(path: Path) -> dict[str, Any]:
         return next((json.loads(entry.payload) for entry in chain.after(START)), {})
 
 
-def require_unit(path: Path, found: str | None, wanted: str) -> None:
+def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
     """Refuse a change of a ledger's unit between record, person at one client and person at all clients.
 
     The loss of a record does not bound the loss of a person with several, and a further record would break the promise
@@ -334,14 +334,14 @@ def require_unit(path: Path, found: str | None, wanted: str) -> None:
 
     Args:
       path: of the ledger.
-      found: the ledger's unit; None if there is no ledger.
-      wanted: the unit of the run.
+      ledger_unit: the ledger's unit; None if there is no ledger.
+      run_unit: the unit of the run.
 
     Raises:
       Refusal: both hide records, and differ.
     """
-    if found in BOUNDS and wanted in BOUNDS and found != wanted:
-        remedy = f"counts what one {found} has lost, from which nobody knows what one {wanted} has; {BOUNDS[found]} as before"
+    if ledger_unit in BOUNDS and run_unit in BOUNDS and ledger_unit != run_unit:
+        remedy = f"counts what one {ledger_unit} has lost, from which nobody knows what one {run_unit} has; {BOUNDS[ledger_unit]} as before"
         raise Refusal("ledger", str(path), remedy)
 
 
@@ -384,13 +384,13 @@ def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = 
       source: of the entries, to name in a problem.
       delta: in (0, 1); by default that of the latest reservation.
     """
-    book, granted = Book(), None
+    book, granted = LedgerState(), None
     try:
         for entry in entries:
-            asked = _budget_in(entry)
-            if granted is not None and asked not in (None, granted) and (problem := _overspent(book)):
+            budget_text = _budget_in(entry)
+            if granted is not None and budget_text not in (None, granted) and (problem := _overspent(book)):
                 raise Refusal("ledger", source, f"before entry {entry.seq} {problem}")
-            granted = asked or granted
+            granted = budget_text or granted
             book.take(entry, source)
         if book.head == START:
             raise Refusal("ledger", source, "holds no entry, not even its first; restore a true copy")
@@ -403,11 +403,11 @@ def _budget_in(entry: Entry) -> str | None:
     """Return the budget in a reservation's text; None for any other entry."""
     if entry.kind != RESERVE:
         return None
-    found = BUDGETED.search(entry.payload)
-    return found[0] if found else ""
+    match = BUDGET_TEXT.search(entry.payload)
+    return match[0] if match else ""
 
 
-def _adds_up(book: Book, delta: float | None) -> Verification:
+def _adds_up(book: LedgerState, delta: float | None) -> Verification:
     if delta is None:
         delta = next((budget.target_delta for budget in reversed(book.granted.values())), None)
     if delta is None:
@@ -416,10 +416,10 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
     sizes = {
         each: _sizes(tuple(book.events(each)), delta, adjacency, book.filter_order) for each in book.spent
     }
-    most = max(sizes.values(), key=lambda size: size[0])
+    largest = max(sizes.values(), key=lambda size: size[0])
     problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), "")
     return Verification(
-        not problem, book.head.seq, book.head, problem or None, delta, *most, book.filter_order, sizes
+        not problem, book.head.seq, book.head, problem or None, delta, *largest, book.filter_order, sizes
     )
 
 
@@ -429,11 +429,11 @@ def _sizes(events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, or
     from dp_accounting.rdp import RdpAccountant
 
     relation = relation_of(adjacency)
-    ours = counted(events, delta, adjacency, order)
+    ours = spent_epsilon(events, delta, adjacency, order)
     by_pld = by_rdp = None
     if order is None and delta >= MIN_PLD_DELTA:
-        least = GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
-        by_pld = _composed(PLDAccountant(relation, max(least, ours * COARSEST)), events, delta)
+        grid = GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
+        by_pld = _composed(PLDAccountant(relation, max(grid, ours * COARSEST)), events, delta)
     # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
     if adjacency is not Adjacency.REPLACE_ONE:
         by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)
@@ -451,7 +451,7 @@ def _composed(accountant: "PrivacyAccountant", events: "tuple[DpEvent, ...]", de
     return float(accountant.get_epsilon(delta))
 
 
-def _overspent(book: Book) -> str:
+def _overspent(book: LedgerState) -> str:
     for adversary, budget in book.granted.items():
         exact = exact_epsilon(book.spent[adversary], budget.target_delta, budget.adjacency)
         if book.filter_order is None and exact is not None and exact <= budget.target_epsilon:

@@ -16,7 +16,7 @@ from ..budget import Adjacency
 WITHOUT_SAMPLING = ("PoissonSampled", "OpenlySampled")
 
 
-def exchanged(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
+def record_event(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
     """Return the event of each of a client's records, as JSON, given the client's event as JSON.
 
     What is not known to be covered becomes an event without privacy.
@@ -32,19 +32,20 @@ def exchanged(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = Tru
     if kind in ("NoOp", "NonPrivate"):
         return dict(event)
     if kind == "SelfComposed":
-        return {**event, "event": exchanged(event["event"], adjacency, secret)}
+        return {**event, "event": record_event(event["event"], adjacency, secret)}
     if kind == "Composed":
         parts = cast(list[Mapping[str, Any]], event["events"])
-        return {**event, "events": [exchanged(part, adjacency, secret) for part in parts]}
+        return {**event, "events": [record_event(part, adjacency, secret) for part in parts]}
     if kind == "PoissonSampled" and secret and event["event"]["kind"] == "Gaussian":
-        whole = event["sampling_probability"] == 1
-        return exchanged(event["event"], adjacency) if whole else {"kind": "Exchanged", "event": dict(event)}
+        if event["sampling_probability"] == 1:
+            return record_event(event["event"], adjacency)
+        return {"kind": "Exchanged", "event": dict(event)}
     if kind in WITHOUT_SAMPLING:  # the same draw on both sides: no divergence is larger than without it
-        return exchanged(event["event"], adjacency, secret)
+        return record_event(event["event"], adjacency, secret)
     return {"kind": "NonPrivate"}
 
 
 @lru_cache(maxsize=1 << 12)
-def exchanged_text(text: str, adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
+def record_event_of(text: str, adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
     """Return `exchanged` of an event's canonical JSON; the result is shared, and not to be changed."""
-    return exchanged(loads(text), adjacency, secret)
+    return record_event(loads(text), adjacency, secret)
