@@ -107,7 +107,9 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
         remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
     export = LogExport(
-        seen_log.head, tuple(each.hex() for each in seen_log.leaves), cosignatures=stored_cosignatures(bundle.state)
+        seen_log.head,
+        tuple(each.hex() for each in seen_log.leaves),
+        cosignatures=stored_cosignatures(bundle.state),
     )
     fork = bundle.state / FORK
     if against is not None:
