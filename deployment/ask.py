@@ -104,7 +104,7 @@ def _open_grid(
         if away := describe_absent(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
             _say(away)
         yield link.grid, link.tally
-        link.log_loss()  # what devices know is kept, so that the same command refuses before it charges
+        link.log_loss()  # stores a later head of a device, so that the same command refuses before it charges
 
 
 def _say(text: str) -> None:

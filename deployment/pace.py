@@ -17,7 +17,7 @@ from .open_link import Link
 from .settings import LinkSettings
 
 POLL_SECONDS = 0.1
-HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another
+HEADS_SECONDS = 10.0  # for devices to report a later head of the server's log
 SERVER_CERTIFICATE = "the server's own certificate"
 Rosters = Callable[[], SignedRoster]
 

@@ -231,7 +231,7 @@ def requirements_of(desk: Desk) -> str:
     """Return the current content of the bundles' requirements; empty for none."""
     current = _read_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
     if desk.federation.requirements == HASHED and unverified(current):
-        return ""  # an older desk's; a bundle without any names nothing that a stranger could own
+        return ""  # of an older desk; a bundle without requirements names no package that others may own
     return current
 
 

@@ -153,7 +153,7 @@ def _show(argv: Sequence[str]) -> int:
     sys.argv = ["fedveil server", *argv]
     try:
         hydra.main(config_path=SHIPPED_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
-    except SystemExit as stop:  # how Hydra ends when it has shown something, or could not
+    except SystemExit as stop:  # Hydra's end after it has printed something, or failed to
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return 0
 
@@ -201,7 +201,7 @@ def _lasting(settings: ServerSettings) -> dict[str, Any]:
     read = settings.model_dump(
         by_alias=True, exclude={"reason": True, "metrics_port": True, "link": set(WAITS)}
     )
-    return {**read, **read.pop("training")}  # whose keys stand beside the others
+    return {**read, **read.pop("training")}  # its keys are on the same level as the others
 
 
 def _close_finished(folder: Path) -> None:
@@ -326,7 +326,7 @@ def _run(
         )
         outcome = run_federation(federation, where, around, quiet)
         end = time.monotonic() + HEADS_SECONDS
-        # What devices know is kept, so that the same command refuses before it charges.
+        # A later head of a device is stored, so that the same command refuses before it charges.
         while link.log_loss() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:

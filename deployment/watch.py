@@ -123,7 +123,7 @@ class Watch:
     def _set_state(self, state: str, reason: str) -> None:
         self._state, self._reason = state, reason
 
-    # --- what is said -------------------------------------------------------------------------------------------
+    # --- the status ---------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Return the current status, as plain data."""

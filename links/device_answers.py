@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 30  # of an instruction
 JOURNAL_IDS = 1024  # ids; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MAX_DOUBLINGS = 16
-AWAY = "not connected"  # how a device says that it has lost its connection
+AWAY = "not connected"  # start of a device's state without a connection
 # Lines of a journal until the next greeting: its owner has paid, or begun to, for the answers that it names and the device
 # lacks. No backup of a device that went on has one.
 PAID, UNPAID = "restored", "restoring"

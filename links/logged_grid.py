@@ -49,7 +49,7 @@ class LoggedGrid(PassingGrid):
         self._log, self._cosigned = log, cosigned
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
         self._cosignatures: tuple[str, ...] = ()
-        self._sizes = dict[int, int]()  # by node, how many leaves it has shown to know
+        self._sizes = dict[int, int]()  # by node, the number of leaves that it has acknowledged
         self._head: TreeHead | None = None
 
     def send_and_receive(

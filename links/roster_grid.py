@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from ..messages.grids import AskingGrid
 from .roster_watch import Nodes
 
-PRESENCE_SECONDS = 1.0  # between two looks at who is connected, and at which nodes are still in the roster
+PRESENCE_SECONDS = 1.0  # between two checks of the connected nodes and of the roster
 
 
 class RosterGrid(AskingGrid):

@@ -415,13 +415,13 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     bench, context_for, agreement = create_contexts(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
-    bench.require_base()  # of the model, which is made here: one that cannot be is refused now
+    bench.require_base()  # creates the model, or refuses it now
 
     def train(message: Message, settings: ClientSettings) -> Message:
         per_record, scaling = settings.step is not None, key_of(settings.task_options)
         context = context_for(settings.held_out, per_record, settings.group_equal_rows, scaling)
         reply = train_round(message, choice.client, context, settings)
-        give_back()  # the gradients, before a vector is made
+        give_back()  # frees the gradients before the vector is computed
         return reply
 
     def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:

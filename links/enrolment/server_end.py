@@ -32,7 +32,7 @@ TOKENS, QUEUE = "tokens.json", "enrolment"
 MAX_CONNECTIONS = 32  # connections at one time
 SECONDS = 10.0  # of one connection
 PAUSE_SECONDS = 0.01  # between two connections: a flood costs at most a tenth of a second of TLS each second
-POLL_SECONDS = 1.0  # between two looks at which tokens are open
+POLL_SECONDS = 1.0  # between two reads of the open tokens
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class EnrolmentPort:
     def _hear(self, stream: socket.socket) -> None:
         end = time.monotonic() + SECONDS
         try:
-            with suppress(OSError, Undecodable), stream:  # a stranger's connection ends as it likes
+            with suppress(OSError, Undecodable), stream:  # an unverified connection may end at any time
                 stream.settimeout(SECONDS)
                 with self._context().wrap_socket(stream, server_side=True) as sealed:
                     send(sealed, self.answer(receive(sealed, Ask, MAX_ASK, end)), end)

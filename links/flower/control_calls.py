@@ -77,7 +77,7 @@ BEAT_SECONDS = 10.0  # Flower gives a task up after 60
 OUTAGE_SECONDS = 60.0  # how long a call waits for a SuperLink that restarts
 POLL_SECONDS = 0.1
 CLAIM_SECONDS = 20.0
-RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # raised by calls of a grid whose run is over
+RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # errors of a grid's calls after the end of its run
 
 
 def admit(address: str, keys: Collection[bytes]) -> None:

@@ -43,7 +43,7 @@ from .fleet_calls import (
 
 logger = logging.getLogger("fedveil.client")
 
-# Flower's own SuperNode looks every 3 s; a round of several exchanges should not wait so long for each.
+# Flower's own SuperNode polls every 3 s, too slow for a round of several exchanges.
 SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS, SLOWER = 0.2, 3.0, 1.1
 BEAT_SECONDS = 0.8 * HEARTBEAT_SECONDS
 
@@ -98,7 +98,7 @@ class ReplyMemory:
             content = reply.error if reply.has_error() else reply.content
             return Message(content, reply_to=message)
         except Exception:
-            # What failed may depend on the data: nobody but the owner may read it.
+            # The error may depend on the data: only the owner's log has it.
             logger.exception("an instruction failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
 

@@ -75,7 +75,7 @@ PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
 PULL_OBJECT = "/v1/fleet/pull-object"
 # Flower's own is 30. It counts a node as present for twice as long, and a device that lost power waits that long.
 HEARTBEAT_SECONDS = 15
-# Flower looks for a part that is not there yet after 1 s, then 2, 4 ...
+# Flower itself retries a missing part after 1 s, then 2, 4 ...
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 2.0
 UNKNOWN_NODE, RUN_OVER, TOO_LARGE = 401, 403, 413  # HTTP status codes
 PULL_SECONDS = 180.0  # after which a SuperLink gives up an end that announced a message and does not send it

@@ -245,7 +245,7 @@ def open_proxy(path: Path) -> Generator[str]:
 
 async def _pass_on(path: Path, caller: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
     theirs, ours = (back.get_extra_info(end) for end in ("peername", "sockname"))
-    with suppress(OSError):  # nobody is behind the door yet, or one of the two has gone
+    with suppress(OSError):  # the SuperLink does not listen yet, or one end has closed
         try:
             if (user := owner_of(theirs, ours)) != os.geteuid():
                 logger.warning("a call of the operator's by user %s was turned away", user)

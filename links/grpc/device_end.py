@@ -54,7 +54,7 @@ logger = logging.getLogger("fedveil.client")
 
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
-POLL_SECONDS = 0.5  # between two looks at whether it is to stop
+POLL_SECONDS = 0.5  # between two checks of the stop event
 NO_CHARGES = frozenset[str]()
 
 OPTIONS = (
@@ -177,7 +177,7 @@ def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Jour
         reply = handle_once(name, message, handle, journal)
         return segments(reply.metadata, pack_body(reply))
     except Exception:
-        # What failed may depend on the data: nobody but the owner may read it.
+        # The error may depend on the data: only the owner's log has it.
         logger.exception("an instruction failed at this client")
     reply = Message(Error(FAILED, "the client failed"), reply_to=message)
     return segments(reply.metadata, pack_body(reply))

@@ -89,7 +89,7 @@ def open_link(endpoint: ServerEndpoint) -> Generator[LinkGrid]:
       Refusal: the address cannot be listened on, certificate and key do not go together, or a file cannot be read.
     """
     acknowledged = read_acknowledged(endpoint.acknowledged)
-    listener("listen", endpoint.listen).close()  # gRPC says of a taken address no reason
+    listener("listen", endpoint.listen).close()  # gRPC gives no reason for an address in use
     loop = stream_loop()
     board = Switchboard(endpoint.admitted, MAX_REPLY_BYTES, acknowledged)
     try:
@@ -208,7 +208,7 @@ class LinkGrid(RosterGrid):
                 reply = self._read(outgoing[letter.id][1], data)
                 if not reply.has_error() and SPEC_RECORD in outgoing[letter.id][1].content:
                     self._board.acknowledge(letter.node, letter.id)
-                del data  # or it is held until the next one is there
+                del data  # or its memory is held until the next reply
                 yield reply
                 del reply
         finally:
@@ -245,7 +245,7 @@ class LinkGrid(RosterGrid):
 
     def _name(self, message: Message, body: Body) -> str:
         node = message.metadata.dst_node_id
-        # A message of no run gets a fresh id: nothing says that the same question wants the same answer.
+        # A message outside a run gets a fresh id: an equal question may need another answer.
         return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
 
     def _read(self, request: Message, data: bytearray) -> Message:

@@ -36,13 +36,11 @@ from ..roster_watch import Admitted, fingerprint
 from .event_loop import next_frame, until_one_ends
 
 HELLO_SECONDS = 10.0  # for the first frame
-CHECK_SECONDS = (
-    1.0  # between two looks at who is admitted; a device that was restored or copied refuses in less
-)
+CHECK_SECONDS = 1.0  # between two reads of the admission list; a restored or copied device refuses sooner
 REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
 REPLY_ROOM = 1 << 20
 MAX_UNREAD = 1000  # of what waits to be sent to a client
-REMEMBERED = 4096  # answered ids, to tell a reply that comes twice from one that comes late
+REMEMBERED = 4096  # answered ids, to distinguish a duplicate reply from a late one
 # Bytes that a relay measured beside frames: a stream's beginning and end (handshake of TLS 1.3, settings and headers
 # of HTTP/2), without certificates, of which each end sends one and the server's two tickets hold the client's; the window
 # updates that answer a message; and pings with their answers on a quiet stream.
@@ -201,9 +199,9 @@ class Switchboard:
             await self._refuse(context, Code.PERMISSION_DENIED, f"the key {key} is not admitted")
         hello = await self._greet(context, node)
         peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
-        self._peers[node] = peer  # nothing is awaited between the look at who is here and this
+        self._peers[node] = peer  # no await between the check of connected nodes and this
         self._keys[node] = key
-        if node not in self.restored:  # whose stream counts once it lasts: see `watch`
+        if node not in self.restored:  # of a restored node the stream counts later: see `watch`
             peer.traffic.connected_since = time.time()
         peer.traffic.streams += 1
         last_ids = [self.acknowledged[key]] if key in self.acknowledged else []
@@ -314,7 +312,7 @@ class Switchboard:
         if letter is not None:
             self._answered.append(letter.id)
             letter.deliver(letter, gathering.data)
-        elif gathering.data:  # it was wanted when it began, and nobody waits for it any more
+        elif gathering.data:  # the exchange ended after the reply began
             self._counts["late"] += 1
         if peer.outbox.qsize() > MAX_UNREAD:
             raise BadFrame("too many replies while acknowledgements are unread")

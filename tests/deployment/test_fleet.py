@@ -188,12 +188,12 @@ def test_courier_asks_each_stream_once_per_certificate() -> None:
                 if node == 2:  # the other one trains
                     yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), node)
 
-    courier = CertificateDelivery(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
-    assert courier.deliver() == 1 and set(courier.facts) == {2}
-    assert courier.deliver() == 0
+    delivery = CertificateDelivery(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
+    assert delivery.deliver() == 1 and set(delivery.facts) == {2}
+    assert delivery.deliver() == 0
     assert asked == [(2, "first"), (3, ""), (3, "")]
     certificates["2"] = "second"
-    courier.deliver()
+    delivery.deliver()
     since[2] = 2.0  # it came again
-    courier.deliver()
+    delivery.deliver()
     assert [each for each in asked if each[0] == 2] == [(2, "first"), (2, "second"), (2, "second")]

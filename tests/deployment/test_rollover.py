@@ -285,10 +285,10 @@ def test_a_courier_carries_the_rollovers_to_each_device_once(desk: Path) -> None
                 yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), 2)
 
     rollovers = followed_rollovers(read_server_bundle(desk / "server"))
-    courier = CertificateDelivery(Grid(), lambda: {2: 1.0}, dict, rollovers)  # type: ignore[arg-type]
-    assert [courier.deliver() for _ in range(2)] == [1, 0]
+    delivery = CertificateDelivery(Grid(), lambda: {2: 1.0}, dict, rollovers)  # type: ignore[arg-type]
+    assert [delivery.deliver() for _ in range(2)] == [1, 0]
     roll_over(desk, DAYS)
-    assert [courier.deliver() for _ in range(2)] == [1, 0]
+    assert [delivery.deliver() for _ in range(2)] == [1, 0]
     assert sent == ["", chain_of(desk).decode()]
 
 
