@@ -19,7 +19,7 @@ import pytest
 from fedveil.base import open_files
 from fedveil.cli import client, server
 from fedveil.deployment import prometheus
-from fedveil.links.flower.tls_proxy import open_front
+from fedveil.links.flower.tls_proxy import open_tls_proxy
 from fedveil.links.grpc.event_loop import stream_loop
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
@@ -164,7 +164,7 @@ def test_flower_front_closes_a_file_beyond_its_connections(
     (tmp_path / "tls.pem").write_bytes(pair.certificate)
     (tmp_path / "tls.key").write_bytes(pair.key)
     front: Any = Nobody()
-    with open_front(front, "127.0.0.1:0", tmp_path / "tls.pem", tmp_path / "tls.key") as port:
+    with open_tls_proxy(front, "127.0.0.1:0", tmp_path / "tls.pem", tmp_path / "tls.key") as port:
         monkeypatch.setattr(open_files, "for_connections", lambda: 0)
         with pytest.raises(httpx.TransportError):
             httpx.post(f"https://127.0.0.1:{port}/", verify=False)

@@ -335,7 +335,7 @@ def test_question_on_a_restored_server_is_refused_before_a_charge(hearts: Path) 
             yield replace(link, presence=presence)
 
     def logged(link: Any, *_: Any) -> Any:
-        return replace(link, behind=lambda: later if calls[-1] else None)
+        return replace(link, log_loss=lambda: later if calls[-1] else None)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Refusal, match=later) as refused:
         patch.setattr("fedveil.deployment.ask.logged", logged)

@@ -34,7 +34,7 @@ from fedveil.deployment.device.device import read_device
 from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import fewest, pace_of
+from fedveil.deployment.pace import min_clients, pace_of
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
@@ -215,7 +215,7 @@ def test_server_stopped_while_it_waits_keeps_its_receipts(
     )
     presence = Presence(dict.fromkeys((2, 3, 4), 0.0))
     link = Link(SimpleNamespace(send_and_receive=replies), lambda: presence)
-    monkeypatch.setattr(serving.Farewell, "_keep", keep)
+    monkeypatch.setattr(serving.Farewell, "_write_receipts", keep)
     farewell = serving.Farewell(link, federation, bundle, None, "spring")
     before = signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
     try:
@@ -392,7 +392,7 @@ def test_second_run_reports_spending_before_any_exchange(
         served(hearts, *CENTRAL, "run=third", f"ledger.dir={tmp_path}")
     owners.write_text(before.replace("80.0", "2.0"))
     anew = ("run=third", "num_rounds=100", f"ledger.dir={tmp_path}")
-    with pytest.raises(Killed), patch.object(serving, "heads_left", lambda *_: {}):  # an earlier release
+    with pytest.raises(Killed), patch.object(serving, "newest_heads", lambda *_: {}):  # an earlier release
         served(hearts, *CENTRAL, *anew, fault=killing(0))
     assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
 
@@ -589,7 +589,7 @@ def test_each_ledger_folder_of_a_server_must_match_its_own_runs(hearts: Path, tm
     assert served(hearts, *one, "run=here")[0] == 0
     with pytest.raises(Refusal, match="which run here left"):  # an empty folder would start at zero
         served(hearts, *one, other, "run=there")
-    with patch.object(serving, "heads_left", lambda *_: {}):  # an earlier release
+    with patch.object(serving, "newest_heads", lambda *_: {}):  # an earlier release
         assert served(hearts, *one, other, "run=there")[0] == 0
     more = (*one, "privacy.target_epsilon=12")
     assert served(hearts, *more, "run=here-2")[0] == 0
@@ -1128,4 +1128,4 @@ def test_encrypted_round_waits_for_the_members_of_its_sum_alone(
     bundle = read_server_bundle(hearts / "server")
     settings = settings_for(bundle, [*MASKED, "secagg.dropout=0.2"])
     federation = build(settings.federation, deployed_in(bundle, settings))
-    assert [fewest(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
+    assert [min_clients(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]

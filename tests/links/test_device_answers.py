@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.links import device_answers
 from fedveil.links.device_answers import COPIED, Journal
-from fedveil.links.grpc.device_end import answered
+from fedveil.links.grpc.device_end import answer_instruction
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.server_end import Traffic
 from fedveil.messages.flower_adapter import claim_identity, name_message
@@ -76,7 +76,7 @@ def test_a_line_cut_short_by_a_power_cut_spoils_no_other(
 
 
 def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_answers, "KEPT", 3)
+    monkeypatch.setattr(device_answers, "JOURNAL_IDS", 3)
     journal = Journal(tmp_path / "journal")
     for number in range(5):
         journal.note(str(number))
@@ -90,7 +90,7 @@ def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.
 def test_a_journal_stays_short_as_long_as_its_device_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_answers, "KEPT", 3)
+    monkeypatch.setattr(device_answers, "JOURNAL_IDS", 3)
     journal = Journal(tmp_path / "journal")
     for number in range(40):
         journal.note(str(number))
@@ -120,7 +120,7 @@ def instruction() -> bytearray:
 
 
 def reply_to(data: bytearray, handle: Any, begun: Journal) -> Message:
-    return unpack(b"".join(answered("id", data, handle, begun)))
+    return unpack(b"".join(answer_instruction("id", data, handle, begun)))
 
 
 def test_an_instruction_is_written_down_before_it_is_handled(begun: Journal) -> None:
@@ -175,7 +175,7 @@ def test_a_failure_leaves_as_a_code_and_a_full_disk_trains_nothing(
 
 
 def test_an_instruction_that_cannot_be_read_has_no_reply(begun: Journal) -> None:
-    assert answered("id", bytearray(b"garbage"), moved, begun) == ()
+    assert answer_instruction("id", bytearray(b"garbage"), moved, begun) == ()
 
 
 # --- the stream ---------------------------------------------------------------------------------------------------

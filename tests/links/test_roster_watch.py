@@ -67,7 +67,7 @@ def test_roster_without_a_new_number_is_not_used(
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    before = rosters.held
+    before = rosters.value
     with caplog.at_level(logging.ERROR, "fedveil.server"):
         assert rosters() == before
     assert "going on as before" in caplog.text

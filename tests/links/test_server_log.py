@@ -28,11 +28,11 @@ from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.links.server_log import (
     LOG,
     ServerLog,
+    contradicting_entries,
     final_entry,
     model_entry,
     read_entries,
     roster_entry,
-    told_again,
 )
 from fedveil.links.tree_head import check_head, read_head, sign_head
 from fedveil.messages.message_codec import pack_body, question_id
@@ -165,11 +165,11 @@ def test_the_log_is_no_part_of_what_a_question_asks(made: Path) -> None:
 
 def test_a_log_goes_on_behind_its_last_whole_entry(tmp_path: Path) -> None:
     log = ServerLog(tmp_path / LOG)
-    assert [log.place_of(entry) for entry in (b"a", b"b", b"a")] == [0, 1, 0]
+    assert [log.index_of(entry) for entry in (b"a", b"b", b"a")] == [0, 1, 0]
     with open(tmp_path / LOG, "ab") as file:
         file.write(b'{"kind":"cut')
     again = ServerLog(tmp_path / LOG)
-    assert (again.place_of(b"b"), again.place_of(b"c")) == (1, 2) and read_entries(tmp_path / LOG) == [
+    assert (again.index_of(b"b"), again.index_of(b"c")) == (1, 2) and read_entries(tmp_path / LOG) == [
         b"a",
         b"b",
         b"c",
@@ -358,7 +358,7 @@ def test_two_clients_and_the_server_compare_what_they_have(
         assert code == 0 and f"the logs agree on their first {known} entries" in said
     forked = ServerLog(made / "forked.jsonl")
     for entry in (*read_entries(made / "server" / LOG)[:2], b"another", b"more"):
-        forked.place_of(entry)
+        forked.index_of(entry)
     own = read_server_bundle(made / "server").credentials
     leaves = tuple(each.hex() for each in forked.leaves)
     files["other"].write_text(
@@ -379,12 +379,12 @@ def test_two_stories_in_one_log_show_in_its_entries(made: Path, capsys: pytest.C
         canonical({"kind": "roster", "version": 1, "hash": "0" * 64}).encode(),
         final_entry("spring", digest[:8] + bytes(24)),
     ]
-    log.place_of(final_entry("spring", digest))
+    log.index_of(final_entry("spring", digest))
     mine, server = str(made / "clients" / "c0"), made / "server.json"
-    log.place_of(model_entry("\x1b[8mautumn", 1, digest))  # would hide the rest of what a terminal shows
+    log.index_of(model_entry("\x1b[8mautumn", 1, digest))  # would hide the rest of what a terminal shows
     for number, entry in enumerate((None, *others)):
         if entry is not None:
-            log.place_of(entry)
+            log.index_of(entry)
         assert asked(logged(made, devices), number + 1)
         server.write_text(told(capsys, "server", "log", str(made / "server"), "--json")[1])
         code, said = told(capsys, "client", "log", mine, "--against", str(server))
@@ -404,7 +404,7 @@ def test_two_stories_under_two_names_of_one_run_show() -> None:
                     name, rounds[name], hashlib.sha256(f"{name} {rounds[name]}".encode()).digest()
                 ).decode()
             )
-        return sorted(told_again(entries))
+        return sorted(contradicting_entries(entries))
 
     assert told("run-1@x", "run-1@y", "run-1@x", "run-1@y", "run-1@x") == [2, 4]
     assert told("run-1@x", "run-1@x y", "run-1@x") == [2]
@@ -461,19 +461,19 @@ def test_head_on_a_device_shows_a_restored_server(made: Path) -> None:
     assert asked(logged(made, devices), 2)
     newest = (made / "server" / LOG).read_bytes()
     told = text_of_head(client(made).bundle.state)
-    assert heads(made).behind([told, "", "no head"]) is None
+    assert heads(made).log_loss([told, "", "no head"]) is None
     (made / "server" / LOG).write_bytes(earlier)
     [reply] = logged(made, devices).send_and_receive([in_the_clear(number=3)])
     assert reply.has_error() and reply.error.code == FORKED
 
     (made / "server" / LOG).write_bytes(earlier)
     forged = replace(read_head(told), size=9).to_json()  # a device cannot sign for the server
-    assert heads(made).behind([forged]) is None
-    assert "restored from an older copy" in (heads(made).behind([forged, told]) or "")
+    assert heads(made).log_loss([forged]) is None
+    assert "restored from an older copy" in (heads(made).log_loss([forged, told]) or "")
     with pytest.raises(Refusal, match="restored from an older copy"):
         heads(made).refuse()
     shutil.copy(made / "server" / "log.later.json", made / "server" / "log.lost.json")  # its operator's word
-    assert heads(made).behind([told]) is None
+    assert heads(made).log_loss([told]) is None
     (made / "server" / "log.lost.json").unlink()
     (made / "server" / LOG).write_bytes(newest)
     heads(made).refuse()

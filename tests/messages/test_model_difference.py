@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedveil.client.private_update import NotTrained, private_update
 from fedveil.deployment.device.last_model import LastModel
 from fedveil.deployment.serve import serve
-from fedveil.links.device_answers import Journal, handled_once
+from fedveil.links.device_answers import Journal, handle_once
 from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, DifferenceGrid
 from fedveil.messages.difference_wire import (
     ARRAYS,
@@ -409,8 +409,8 @@ def test_unusable_difference_is_not_started(tmp_path: Path) -> None:
     begun = Journal(tmp_path / "journal")
     message = instruction({"w": np.ones(3, np.float32)})
     answers = iter([Message(Error(NO_BASE, ""), reply_to=message), Message(RecordDict(), reply_to=message)])
-    assert handled_once("a", message, lambda _: next(answers), begun).has_error()
-    assert not handled_once("a", message, lambda _: next(answers), begun).has_error()
+    assert handle_once("a", message, lambda _: next(answers), begun).has_error()
+    assert not handle_once("a", message, lambda _: next(answers), begun).has_error()
     begun.close()
 
 

@@ -98,7 +98,7 @@ def test_forty_megabytes_go_out_and_come_back(grid: LinkGrid, federation: Any) -
         [reply] = grid.send_and_receive([asking(2, 10_000_000, 3.0)], timeout=60)
         assert values(reply).shape == (10_000_000,) and values(reply).min() == values(reply).max() == 4.0
         assert sum(grid.tally.total().down.values()) - before == pytest.approx(40e6, rel=1e-2)
-        until(lambda: grid.connected.get(2) == grid.traffic[2].since)
+        until(lambda: grid.connected.get(2) == grid.traffic[2].connected_since)
 
 
 def test_the_same_question_has_the_same_id_and_another_one_has_not(grid: LinkGrid, federation: Any) -> None:
