@@ -113,8 +113,8 @@ def __getattr__(name: str) -> Any:
         from .base.extras import require_extra
 
         require_extra(extra, f"fedveil.{name}")
-    found = globals()[name] = getattr(import_module(module, __name__), name)
-    return found
+    value = globals()[name] = getattr(import_module(module, __name__), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
 
     from .base.refusal import Refusal, disk_failed
     from .cli.app import app
-    from .cli.verbs import told
+    from .cli.verbs import describe_error
 
     command = get_command(app)
     words = [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]
@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
     except NoArgsIsHelpError as error:
         return _refuse(error.format_message(), argv)
     except click.UsageError as error:
-        return _refuse(told(error), argv)
+        return _refuse(describe_error(error), argv)
     except Refusal as refusal:
         from .strategies.hints import hinted
 

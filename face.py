@@ -21,7 +21,7 @@ from .base.bounded_decoding import INFINITY
 from .base.extras import require_extra
 from .base.refusal import Refusal
 from .configs.round_line import TRAIN
-from .run.files import CONFIG, METRICS, RESULT, lies_now
+from .run.files import CONFIG, METRICS, RESULT, locate_ledger
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .configs.schema import SimulationSettings
-    from .run.build import Given
+    from .run.build import RunObjects
     from .run.callbacks import Callback
     from .run.unit_plan import UnitPlan
     from .tasks import Task
@@ -124,8 +124,8 @@ class FinishedRun:
     @property
     def ledger(self) -> Path | None:
         """Ledger of the population, or folder of the clients' own ledgers; None if there is none."""
-        found = self.result["ledger"]
-        return None if found is None else lies_now(self.folder, found)
+        path = self.result["ledger"]
+        return None if path is None else locate_ledger(self.folder, path)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -173,9 +173,9 @@ class FinishedRun:
         from .run.plots import curve
         from .run.released import config_of
 
-        asked = config_of(self.folder)
-        task = self.result.get("task", asked["task"]["name"])
-        title = f"{task}, privacy={asked['privacy']['name']}: {self.status}"
+        config = config_of(self.folder)
+        task = self.result.get("task", config["task"]["name"])
+        title = f"{task}, privacy={config['privacy']['name']}: {self.status}"
         return curve(self.history, self.result["privacy"], title)
 
 
@@ -207,8 +207,8 @@ def load(
 
     folder = Path(folder).absolute()
     require_ended(folder)
-    made = (lambda: task_of(folder, tuple(allow_modules))) if task is None else (lambda: task)
-    return FinishedRun(folder, made, TEMPORARY.get(folder))
+    make_task = (lambda: task_of(folder, tuple(allow_modules))) if task is None else (lambda: task)
+    return FinishedRun(folder, make_task, TEMPORARY.get(folder))
 
 
 # --- a run, and its plan ------------------------------------------------------------------------------------------
@@ -282,19 +282,19 @@ def simulate(
 
     names = [each for each in callbacks if isinstance(each, str)]
     objects = [each for each in callbacks if not isinstance(each, str)]
-    named = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
-    named |= {"callbacks": names} if names else {}
+    options = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
+    options |= {"callbacks": names} if names else {}
     if resume is not None and folder is not None:
         raise Refusal("folder", str(folder), "a resumed run uses its own folder; omit folder or resume")
-    settings, given = _settings(task, strategy, named, allow_modules, resume, args)
+    settings, run_objects = _settings(task, strategy, options, allow_modules, resume, args)
     if folder is not None and (Path(folder) / CONFIG).exists():
         remedy = "holds a run: fedveil.load(folder) reads it, resume=folder resumes it, or choose another"
         raise Refusal("folder", str(folder), remedy)
-    federation = build(settings, given=given)
+    federation = build(settings, objects=run_objects)
     chosen = folder if resume is None else resume
     where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen).absolute()
-    own = Temporary(where) if chosen is None else TEMPORARY.get(where)
-    run = FinishedRun(where, lambda: federation.task, own)
+    temporary = Temporary(where) if chosen is None else TEMPORARY.get(where)
+    run = FinishedRun(where, lambda: federation.task, temporary)
     outcome = run_simulation(federation, where, quiet=quiet, callbacks=objects)
     if outcome.signal == signal.SIGTERM:
         signal.raise_signal(signal.SIGTERM)  # the whole program was asked to end, and not one run of several
@@ -334,8 +334,8 @@ def plan(
     from .run.build import build
     from .run.unit_plan import unit_plans
 
-    settings, given = _settings(task, strategy, keys, allow_modules, args=args)
-    return unit_plans(build(settings, given=given))
+    settings, objects = _settings(task, strategy, keys, allow_modules, args=args)
+    return unit_plans(build(settings, objects=objects))
 
 
 def ask(
@@ -391,18 +391,18 @@ def ask(
     from .questions.question_plan import Spend
     from .questions.simulated import ask_here
     from .run.build import build
-    from .run.released import named_model
+    from .run.released import model_run_of
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
-    said = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
-    plain = InquiryOptions(**said).over(plain)
+    inquiry_options = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
+    plain = InquiryOptions(**inquiry_options).over(plain)
     plain = with_unit(plain, _option(task), _option(privacy))
     cost = {key: plain.pop(key, None) for key in COSTS}
-    run = named_model(plain)
+    run = model_run_of(plain)
     inquiry = read_inquiry(plain)
     hides = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort}
     settings, objects = _settings(task, None, {**hides, **keys}, allow_modules, args=args)
-    return ask_here(build(settings, given=objects), inquiry, Spend(**cost), Path(folder), run)
+    return ask_here(build(settings, objects=objects), inquiry, Spend(**cost), Path(folder), run)
 
 
 # --- values of Python as overrides of the configuration -----------------------------------------------------------
@@ -415,7 +415,7 @@ def _settings(
     allow: Sequence[str],
     resume: object = None,
     args: Mapping[str, Any] | None = None,
-) -> tuple[SimulationSettings, Given]:
+) -> tuple[SimulationSettings, RunObjects]:
     """Return the settings that these values describe, and the objects that stand in the place of names in them.
 
     All goes through the reader of the command line, so that ranges, defaults and sentences are the same.
@@ -423,30 +423,30 @@ def _settings(
     from flwr.serverapp.strategy import Strategy
 
     from .configs.settings import settings_from_overrides
-    from .run.build import OBJECT, Given
+    from .run.build import OBJECT, RunObjects
     from .strategies.hints import hinted
     from .tasks import PooledTask, Task, as_task, lacking
 
     if isinstance(task, type):
         raise Refusal("task", task.__name__, f"is a class; give an object of it, as {task.__name__}()")
-    own = as_task(task)
-    no_name = own is not None and not isinstance(own, str) and _fields(own) is None
-    if (no_name or hasattr(own, "client_data")) and not isinstance(own, Task | PooledTask):
-        raise Refusal("task", type(own).__name__, f"it lacks {', '.join(lacking(own))}")
-    given = Given(
-        own if isinstance(own, Task | PooledTask) else None,
+    instance = as_task(task)
+    no_name = instance is not None and not isinstance(instance, str) and _fields(instance) is None
+    if (no_name or hasattr(instance, "client_data")) and not isinstance(instance, Task | PooledTask):
+        raise Refusal("task", type(instance).__name__, f"it lacks {', '.join(lacking(instance))}")
+    objects = RunObjects(
+        instance if isinstance(instance, Task | PooledTask) else None,
         strategy if isinstance(strategy, Strategy) else None,
     )
     modules, overrides = list(allow), list[str]()
-    for group, own, value in (("task", given.task, task), ("strategy", given.strategy, strategy)):
-        if own is not None:
+    for group, instance, value in (("task", objects.task, task), ("strategy", objects.strategy, strategy)):
+        if instance is not None:
             value = f"{OBJECT}:{type(value).__name__}"
             modules.append(OBJECT)
-        if resume is None or own is None:
+        if resume is None or instance is None:
             overrides += _overrides(group, value)
     for key, value in keys.items():
         overrides += _overrides(key, value)
-    if args and given.task is not None:
+    if args and objects.task is not None:
         remedy = "the task is an object already; make it with them, or give module:Class"
         raise Refusal("args", dict(args), remedy)
     overrides += [
@@ -457,7 +457,7 @@ def _settings(
     elif modules:
         overrides.append(f"allow_modules={_text('allow_modules', modules)}")
     try:
-        return settings_from_overrides(overrides), given
+        return settings_from_overrides(overrides), objects
     except Refusal as refusal:
         raise hinted(refusal) from None
 
@@ -484,9 +484,9 @@ def _overrides(path: str, value: object) -> Iterator[str]:
 
 def _option(value: object) -> str | None:
     """Return the option that a value of a group names; None of an object that is none of the configuration."""
-    given = value if isinstance(value, str) or _fields(value) is not None else None
+    option = value if isinstance(value, str) or _fields(value) is not None else None
     return next(
-        (each.partition("=")[2] for each in _overrides("option", given) if each.startswith("option=")), None
+        (each.partition("=")[2] for each in _overrides("option", option) if each.startswith("option=")), None
     )
 
 

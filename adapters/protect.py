@@ -24,14 +24,14 @@ from ..messages.flower_adapter import report_in_sentences, start_checked
 from ..messages.grids import PassingGrid
 from ..messages.wire import WEIGHT, common_content
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
+from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
 from ..privacy.ledger.data_sets import (
-    alone_on,
     budgets_of_records,
+    exclusive_access,
     keep_head,
-    owed_by_population,
+    pending_for_population,
     population_ledger,
     settle,
 )
@@ -42,7 +42,7 @@ from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.statistics.evaluation import EVALUATION
 from ..questions.evaluations import ClientEvaluation, events_of, means_of, noise_of, planned_half_width
-from ..questions.sums import Charge, put
+from ..questions.sums import Charge, ask_cohort
 from ..questions.wire import with_evaluation
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
@@ -159,17 +159,17 @@ def protect(
         require_purposes([EVALUATION], cap)
     plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
     evaluating = None if evaluate is None else _terms_of(evaluate, plan, population, budget)
-    beside = [] if evaluating is None else events_of(evaluating.plan, len(evaluating.rounds))
-    plan = plan.calibrate(budget, beside)
+    other_events = [] if evaluating is None else events_of(evaluating.plan, len(evaluating.rounds))
+    plan = plan.calibrate(budget, other_events)
     if not accept_vacuous:
         _require_use(plan, cohort, population, parameters)
     with refusing("ledger_dir", path.parent, "cannot be made"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with alone_on(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
+    with exclusive_access(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
-            plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
+            plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *other_events])
         for shared in ledger.shared:
-            plan = within_records(plan, shared, budget, "budget", beside)
+            plan = within_records(plan, shared, budget, "budget", other_events)
         if not accept_vacuous:
             _require_use(plan, cohort, population, parameters)
         privacy = SumPrivacy(plan, ledger)
@@ -181,7 +181,7 @@ def protect(
 
 @contextmanager
 def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
-    settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
+    settle(path.parent, data_id, pending_for_population(path.parent, data_id), budget, POPULATION)
     with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
         try:
@@ -223,28 +223,28 @@ def _evaluated(
 ) -> list[Message]:
     """Return the clients' means as one reply, with the ends of their intervals; nothing if there is no valid mean."""
     number = grid.rounds[-1].number
-    asked = evaluating.terms.asked(evaluating.name)
-    charge = Charge(evaluating.plan, ledger, asked, Randomness(), row_after(number))
+    evaluation = evaluating.terms.asked(evaluating.name)
+    charge = Charge(evaluating.plan, ledger, evaluation, Randomness(), row_after(number))
     try:
         charge.reserve()
     except BudgetExhausted as spent:
         logger.error("clients do not evaluate: %s", spent)
         return []
-    content = with_evaluation(common_content(messages), asked)
+    content = with_evaluation(common_content(messages), evaluation)
     everybody = replace(grid.participants, cohort=All())
-    _, mean = put(everybody, charge, content, None, timeout, messages[0].metadata.message_type)
+    _, mean = ask_cohort(everybody, charge, content, None, timeout, messages[0].metadata.message_type)
     if mean is None:
         return []
     charge.settle()
-    told = means_of(dict(asked.answers(mean.counts, mean.noise, everybody.clients)))
-    said = ", ".join(
-        f"{name} {each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in told.items()
+    means = means_of(dict(evaluation.answers(mean.counts, mean.noise, everybody.clients)))
+    summary = ", ".join(
+        f"{name} {each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in means.items()
     )
-    logger.info("the clients after round %d: %s", number, said or "no mean can be estimated")
-    if not told:
+    logger.info("the clients after round %d: %s", number, summary or "no mean can be estimated")
+    if not means:
         return []
-    ends = {f"{name}/{end}": getattr(each, end) for name, each in told.items() for end in ("low", "high")}
-    metrics = {name: each.value for name, each in told.items()} | ends
+    ends = {f"{name}/{end}": getattr(each, end) for name, each in means.items() for end in ("low", "high")}
+    metrics = {name: each.value for name, each in means.items()} | ends
     return [Message(RecordDict({"metrics": MetricRecord({**metrics, WEIGHT: 1})}), reply_to=messages[0])]
 
 
@@ -260,8 +260,8 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
     if cohort.turns is not None:
         remedy = "here each round is its own release, which is costly with turns; use Poisson, Fixed or All"
         raise Refusal("cohort", cohort.name, remedy)
-    told = "the population makes the number of clients public; use zero-out"
-    check_adjacency("budget.adjacency", budget.adjacency, told)
+    public_count = "the population makes the number of clients public; use zero-out"
+    check_adjacency("budget.adjacency", budget.adjacency, public_count)
     check_cohort_size(math.ceil(cohort.expected_size(population)), population)
     return check_delta("", budget.target_delta, population, "clients", allow_large_delta)
 
@@ -273,7 +273,7 @@ def _check_start(
     if grid is not protected:
         return
     check_averages(strategy)
-    protected.begun = len(protected.grid.rounds)
+    protected.start_round = len(protected.grid.rounds)
     if evaluate_fn is not None and held_out == "private":
         remedy = 'the held-out data count as private; if they are public, pass held_out="public" to protect, otherwise leave it out'
         raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
@@ -293,7 +293,8 @@ def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
     if not re.fullmatch(DATA_ID, data_id):
         raise Refusal("data_id", data_id, NO_DATA_ID)
     return (
-        ledger_folder("ledger_dir", ledger_dir) / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+        ledger_folder("ledger_dir", ledger_dir)
+        / f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
     )
 
 
@@ -310,7 +311,7 @@ class ProtectedGrid(PassingGrid):
       budget: of the ledger, within its owner's caps.
       evaluating: terms of the evaluations; None without evaluations.
       ended: why the run has ended; None while it continues.
-      begun: rounds before the strategy that runs.
+      start_round: rounds before the strategy that runs.
     """
 
     grid: PrivateGrid
@@ -318,21 +319,21 @@ class ProtectedGrid(PassingGrid):
     budget: Budget
     evaluating: EvaluationTerms | None = None
     ended: str | None = None
-    begun: int = 0
-    _told_of_evaluation: bool = False
+    start_round: int = 0
+    _warned_of_evaluation: bool = False
 
     def __post_init__(self) -> None:
         super().__init__(self.grid)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return stand-in nodes; see `PrivateGrid`."""
-        shown, everybody = self.grid.get_node_ids(), self.grid.participants
-        connected = len(everybody.some(everybody.clients))
+        nodes, everybody = self.grid.get_node_ids(), self.grid.participants
+        connected = len(everybody.first_nodes(everybody.clients))
         if connected < everybody.clients and not self.grid.rounds:
             logger.warning(
                 "%d of %d clients are connected: later ones take no part", connected, everybody.clients
             )
-        return shown
+        return nodes
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -351,64 +352,64 @@ class ProtectedGrid(PassingGrid):
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
             return self._evaluate(messages, timeout)
         if self.ended is not None:
-            return [] if before > self.begun else self._end(self.ended)
+            return [] if before > self.start_round else self._end(self.ended)
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))
         if self.grid.exhausted is not None:
             return self._end(str(self.grid.exhausted))
         if len(self.grid.rounds) == before:
             return replies
-        self._tell(self.grid.rounds[-1])
-        why = self._why_silent()
-        if why is None:
+        self._log_round(self.grid.rounds[-1])
+        reason = self._silence()
+        if reason is None:
             return replies
-        if not any(done.replies for done in self.grid.rounds):
-            raise NobodyAnswered(why)
-        return self._end(why)
+        if not any(each.replies for each in self.grid.rounds):
+            raise NobodyAnswered(reason)
+        return self._end(reason)
 
     def _evaluate(self, messages: list[Message], timeout: float | None) -> list[Message]:
         if self.evaluating is None:
-            self._tell_of_evaluation()
+            self._warn_of_evaluation()
             return []
-        done = self.grid.rounds
-        if self.ended is not None or not done or done[-1].number not in self.evaluating.rounds:
+        rounds = self.grid.rounds
+        if self.ended is not None or not rounds or rounds[-1].number not in self.evaluating.rounds:
             return []
         return _evaluated(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
 
-    def _end(self, why: str) -> list[Message]:
-        self.ended = why
-        if len(self.grid.rounds) == self.begun:  # Flower would return an empty model
-            raise Refusal("num_rounds", "none is left for this strategy", why)
-        logger.error("the run ends here: %s; the model stays unchanged", why)
+    def _end(self, reason: str) -> list[Message]:
+        self.ended = reason
+        if len(self.grid.rounds) == self.start_round:  # Flower would return an empty model
+            raise Refusal("num_rounds", "none is left for this strategy", reason)
+        logger.error("the run ends here: %s; the model stays unchanged", reason)
         return []
 
-    def _tell(self, done: Round) -> None:
+    def _log_round(self, round_: Round) -> None:
         """Log a round's result; exact counts, which may depend on a client's data, go to the operator's file."""
         ledger = self.privacy.ledger
-        counts: dict[str, object] = {"round": done.number, "invited": done.invited}
-        counts |= {"replies": done.replies, "dropped": done.dropped}
+        counts: dict[str, object] = {"round": round_.number, "invited": round_.invited}
+        counts |= {"replies": round_.replies, "dropped": round_.dropped}
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
             file.write((json.dumps(counts) + "\n").encode())
         delta, adjacency = self.budget.target_delta, self.budget.adjacency
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-        spent = counted(events, delta, adjacency, order, GATE_INTERVAL)
+        spent = spent_epsilon(events, delta, adjacency, order, GATE_INTERVAL)
         planned = f"{self.grid.participants.expected:g} clients planned"
         promised = f"{self.budget.target_epsilon:g} at delta {delta:g}"
-        logger.info("round %d: %s; epsilon %.4g of %s", done.number, planned, spent, promised)
+        logger.info("round %d: %s; epsilon %.4g of %s", round_.number, planned, spent, promised)
 
-    def _tell_of_evaluation(self) -> None:
-        if not self._told_of_evaluation:
+    def _warn_of_evaluation(self) -> None:
+        if not self._warned_of_evaluation:
             logger.warning(
                 "clients do not evaluate, since no budget covers their metrics: pass evaluate=ClientEvaluation(...) "
                 "to protect, or give the strategy an evaluate_fn, and fraction_evaluate=0"
             )
-        self._told_of_evaluation = True
+        self._warned_of_evaluation = True
 
-    def _why_silent(self) -> str | None:
+    def _silence(self) -> str | None:
         """Return a message if no client answered for more rounds than empty draws explain, or None."""
         last = self.grid.rounds[-self._patience() :]
-        if len(last) < self._patience() or any(done.replies for done in last):
+        if len(last) < self._patience() or any(each.replies for each in last):
             return None
-        reasons = sorted({reason for done in last for reason in done.dropped})
+        reasons = sorted({reason for each in last for reason in each.dropped})
         first, end = last[0].number, last[-1].number
         rounds = f"round {end}" if first == end else f"rounds {first} to {end}"
         return (

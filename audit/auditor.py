@@ -22,12 +22,12 @@ from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, loo
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.free_checks import NORM_TESTS, draw_p
 from ..privacy.audit.interference import block_of
-from ..privacy.audit.memorisation import MemorisationProbe, Memorised, pooled_p
+from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.watching import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -52,7 +52,7 @@ class Auditor:
       probes: of planted data.
       record_probe: measures canary records after a round; None without them.
       booked: returns the ledger's epsilon at the claim's delta; None without one.
-      prior, since: events on that ledger before the first row after round `since`; none if clients are in arms.
+      prior, start_round: events on that ledger before the first row after `start_round`; none if clients are in arms.
       memory: from the last round.
       looks, record_looks: measurements by canaries and by canary records.
       raised, memorised: the alarms, and the last finding of the probe.
@@ -66,12 +66,12 @@ class Auditor:
     record_probe: Callable[[int], Measured | None] | None = None
     booked: Callable[[], float] | None = None
     prior: Sequence[DpEvent] = ()
-    since: int = 0
+    start_round: int = 0
     memory: Memory = NO_MEMORY
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
-    memorised: Sequence[Memorised] = ()
+    memorised: Sequence[MemorisationResult] = ()
     _room: Rows = field(init=False, repr=False)
     _count: int = 0
     _layers: dict[int, tuple[int, NDArray[np.float64]]] = field(
@@ -108,7 +108,7 @@ class Auditor:
         for row in rows:
             self._judge(np.asarray(row))
 
-    def take(self, number: int, released: Released | None, arrays: Arrays) -> list[Alarm]:
+    def take(self, number: int, released: ReleasedSum | None, arrays: Arrays) -> list[Alarm]:
         """Check the sum of round `number` and the resulting model; return the alarms that this raises.
 
         A round whose claimed sum was abandoned released nothing, and is skipped.
@@ -135,36 +135,36 @@ class Auditor:
         return self._judge(row)
 
     def _probe(self, number: int, arrays: Arrays, row: Rows) -> None:
-        self.memorised = [found for probe in self.probes for found in probe.look(arrays, number)]
-        for name, asked, refutes in (
+        self.memorised = [memorised for probe in self.probes for memorised in probe.look(arrays, number)]
+        for name, is_tested, refutes in (
             ("probe_p", self.terms.probed, False),
             ("losses_p", self.terms.losses, True),
         ):
-            if asked:
+            if is_tested:
                 row[name] = pooled_p([each for each in self.memorised if each.refutes is refutes])
         if self.record_probe is not None and (records := self.record_probe(number)) is not None:
             record_claim.write(row, records)
 
-    def _since_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
+    def _rows_after_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
         """All rows since the last alarm of this test at these `levels`, including the new one: small effects add up."""
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
-        since = max((each.round for each in alarms), default=0)
+        alarm_round = max((each.round for each in alarms), default=0)
         rows = self._and(row)
-        return rows[bisect_right(rows["round"], since) :] if since else rows
+        return rows[bisect_right(rows["round"], alarm_round) :] if alarm_round else rows
 
     def _noise_p(self, rows: Rows) -> float:
         """Return `noise_p` of the last rows, with sums of layers that are kept from round to round."""
-        first = self._count + 1 - len(rows)
-        counted, sums = self._layers.get(first, (first, np.zeros((4, LAYERS))))
-        for each in self._room[counted : self._count]:
+        begin = self._count + 1 - len(rows)
+        start, sums = self._layers.get(begin, (begin, np.zeros((4, LAYERS))))
+        for each in self._room[start : self._count]:
             sums = sums + layers_of(each[None])
-        self._layers[first] = self._count, sums
+        self._layers[begin] = self._count, sums
         return noise_p(rows, sums + layers_of(rows[-1:]))
 
     def _draw_p(self, row: Rows) -> float:
         if not self.terms.clients:
             return 1.0
-        rows = self._since_alarm(Check.DRAW, row)
+        rows = self._rows_after_alarm(Check.DRAW, row)
         return draw_p(rows["clients"], rows["population"], float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
@@ -173,18 +173,18 @@ class Auditor:
         A confirmation needs new evidence, so rows since the last alarm count; all rows since the last red alarm count
         if they are conclusive.
         """
-        rows, every = (
-            self._since_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
+        rows, red_rows = (
+            self._rows_after_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
         )
         p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), self._noise_p(rows)))
-        whole = NORM_TESTS * self._noise_p(every)
+        whole = NORM_TESTS * self._noise_p(red_rows)
         certain = whole < CERTAIN * self.terms.alarms().threshold(Check.NORM)
         return min(p_value, whole) if certain else p_value
 
     def _books_p(self, row: Rows, booked: float) -> float:
         """1 if the ledger's epsilon covers the separately computed cost of the sums and of its earlier entries; else 0."""
         rows = self._and(row)
-        rows = rows[rows["round"] > self.since]
+        rows = rows[rows["round"] > self.start_round]
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
 
     @property
@@ -252,23 +252,23 @@ class Auditor:
     @property
     def p_values(self) -> Mapping[Check, float]:
         """P-values of the free checks of the last round; none before the first. The one of a secret draw reveals its size."""
-        said = look_of(self.terms, self.rows[-1], None).p_values if self._count else {}
-        return {check: p for check, p in said.items() if check is not Check.DRAW}
+        p_values = look_of(self.terms, self.rows[-1], None).p_values if self._count else {}
+        return {check: p for check, p in p_values.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
         """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
         if self._before != number:
             return {}
         row = self.rows[-1]
-        shown: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
         if self.terms.delta:
-            shown |= {f"{AUDIT}{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
+            columns |= {f"{AUDIT}{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
         for kind, looks in ((AUDIT, self.looks), (f"{AUDIT}records/", self.record_looks)):
             if looks and looks[-1].round == int(row["round"]):
                 names = ("claimed", "epsilon", "low", "high", "ceiling")
-                shown |= {f"{kind}{name}": getattr(looks[-1], name) for name in names}
+                columns |= {f"{kind}{name}": getattr(looks[-1], name) for name in names}
         if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
-            for each in self.memorised:
-                shown[f"{AUDIT}{each.name}_p"] = each.p_value
-                shown |= {f"{AUDIT}{each.name}/{name}": value for name, value in each.shown.items()}
-        return shown
+            for finding in self.memorised:
+                columns[f"{AUDIT}{finding.name}_p"] = finding.p_value
+                columns |= {f"{AUDIT}{finding.name}/{name}": value for name, value in finding.figures.items()}
+        return columns

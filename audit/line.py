@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..base.bounded_decoding import format_number
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.summary import Raised
@@ -50,13 +50,13 @@ class AuditLine:
     def words(self) -> list[str]:
         """Return the lines of a plain log."""
         clients = [_numbers(self.measured)] if self.measured else []
-        return [*clients, *self.of_records(), *self.memorisation, *self.said()]
+        return [*clients, *self.of_records(), *self.memorisation, *self.alarm_lines()]
 
     def of_records(self) -> list[str]:
         """Return the measurement by canary records, one line or none."""
         return [f"records: {_numbers(self.records)}"] if self.records else []
 
-    def said(self) -> list[str]:
+    def alarm_lines(self) -> list[str]:
         """Return the alarms, one line each."""
         return [
             f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, {each.alarm.evidence}"
@@ -72,19 +72,19 @@ class AuditLine:
             rows.append((f"{self.canaries} canary clients, not measured yet", "dim"))
         rows += [(text, "") for text in (*self.of_records(), *self.memorisation)]
         if self.alarms:
-            rows += [(text, "bold red") for text in self.said()]
+            rows += [(text, "bold red") for text in self.alarm_lines()]
         elif self.checked:
             size = (
                 "noise too small beside updates to be checked"
                 if self.visible == 1
-                else f"noise as claimed ({seen(self.visible)})"
+                else f"noise as claimed ({visibility(self.visible)})"
             )
             rows.append((f"{size}, new each round", "green"))
         return rows or [(self.untested, "dim")]
 
     def alarms_in_words(self) -> list[tuple[int, str]]:
         """Return the rounds and texts of the alarms."""
-        return [(each.round, in_words(each.alarm)) for each in self.alarms]
+        return [(each.round, format_alarm(each.alarm)) for each in self.alarms]
 
     def status(self) -> dict[str, Any]:
         """Return what the audit of the released sums says so far.
@@ -94,30 +94,25 @@ class AuditLine:
         return {
             "on_alarm": self.on_alarm,
             "said": [text for text, _ in self.rows()],
-            "alarms": [each.told for each in self.alarms],
+            "alarms": [each.content for each in self.alarms],
             "p_values": dict(self.p_values),
         }
 
 
-def in_words(alarm: Alarm) -> str:
+def format_alarm(alarm: Alarm) -> str:
     """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
     return f"{alarm.level}: {alarm.test}, {alarm.evidence}"
 
 
-def seen(visible: float) -> str:
+def visibility(visible: float) -> str:
     """Return a clause with the smallest shortfall of noise that its check detects."""
     if visible == 1:
         return "updates hide even missing noise"
     return f"{100 * visible:.1f} % less would be detected"
 
 
-def _numbers(found: Measured) -> str:
-    weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
-    return (
-        f"claimed {_two_digits(found.claimed)}, measured {_two_digits(found.epsilon)} "
-        f"({_two_digits(found.low)} to {_two_digits(found.high)}), could have shown {_two_digits(found.ceiling)}{weak}"
-    )
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "infinity"
+def _numbers(measurement: Measured) -> str:
+    weak = ": too weak to tell" if measurement.ceiling <= measurement.claimed else ""
+    sizes = (measurement.claimed, measurement.epsilon, measurement.low, measurement.high, measurement.ceiling)
+    claimed, epsilon, low, high, ceiling = (format_number(size, ".2f") for size in sizes)
+    return f"claimed {claimed}, measured {epsilon} ({low} to {high}), could have shown {ceiling}{weak}"

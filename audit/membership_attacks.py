@@ -35,7 +35,7 @@ from ..tasks.protocol import Task
 from ..tasks.tables import Tables
 
 FALSE_POSITIVES = (0.001, 0.01)
-MOST = 2000  # records attacked of each kind, and so many for a reference model
+MAX_RECORDS = 2000  # records attacked of each kind, and so many for a reference model
 SEED = 20
 BATCH = 32
 
@@ -98,7 +98,7 @@ def by_lira(attacked: Attacked, shadows: int) -> Scores:
     for _ in range(-(-shadows // 2)):
         half = generator.permutation(count) < count // 2
         inside += [half, ~half]
-    halves = (only(attacked.records, np.flatnonzero(held)) for held in inside)
+    halves = (only(attacked.records, np.flatnonzero(mask)) for mask in inside)
     models = (attacked.reference(half, n) for n, half in enumerate(halves))
     logits = [logit(attacked.likelihoods(model, attacked.records)) for model in models]
     target = logit(attacked.likelihoods(attacked.model, attacked.records))
@@ -129,13 +129,15 @@ def by_art(attacked: Attacked, shadows: int) -> Scores:
     reference = attacked.reference(attacked.spare, 0)
     members, others = (_classes(reference, each) for each in (attacked.spare, attacked.population))
     count = members.shape[1]
-    answers = estimators.BlackBoxClassifier(np.zeros, (1,), count)  # never asked: its answers are given below
+    answers = estimators.BlackBoxClassifier(np.zeros, (1,), count)  # never called: `infer` gets its answers
     forest = inference.MembershipInferenceBlackBox(answers, attack_model_type="rf")
     forest.attack_model.set_params(random_state=SEED)
     labels = [each.targets.numpy() for each in (attacked.spare, attacked.population, attacked.records)]
     forest.fit(pred=members, y=labels[0], test_pred=others, test_y=labels[1])
-    found = forest.infer(None, labels[2], pred=_classes(attacked.model, attacked.records), probabilities=True)
-    return np.asarray(found, np.float64)[:, 0]
+    scores = forest.infer(
+        None, labels[2], pred=_classes(attacked.model, attacked.records), probabilities=True
+    )
+    return np.asarray(scores, np.float64)[:, 0]
 
 
 @torch.no_grad()
@@ -176,12 +178,12 @@ def membership(folder: Path, attack: str, shadows: int, epochs: int, *, as_json:
             raise Refusal(name, value, "give a whole number of at least 1")
     attacked = attack_on(folder, epochs)
     scores = ATTACKS[attack](attacked, shadows)
-    found = measured(scores[: attacked.members], scores[attacked.members :])
-    print(_as_json(attack, attacked, found) if as_json else _in_words(attack, attacked, found))
+    figures = measure_attack(scores[: attacked.members], scores[attacked.members :])
+    print(_as_json(attack, attacked, figures) if as_json else _format(attack, attacked, figures))
     return 0
 
 
-def measured(members: Scores, others: Scores) -> dict[str, Interval]:
+def measure_attack(members: Scores, others: Scores) -> dict[str, Interval]:
     """Return the area under the curve, and the true positive rate at each of FALSE_POSITIVES, with intervals at 95 %.
 
     Args:
@@ -214,11 +216,12 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
         raise Refusal("audit", str(folder), remedy)
     generator = np.random.default_rng(SEED)
     remedy = "nothing else is attacked yet; give such a task"
-    held = [
+    client_examples = [
         in_tensors(data_of(task, client), "membership", str(folder), remedy)
         for client in range(task.num_clients)
     ]
-    inputs, targets = torch.cat([each.inputs for each in held]), torch.cat([each.targets for each in held])
+    inputs = torch.cat([each.inputs for each in client_examples])
+    targets = torch.cat([each.targets for each in client_examples])
     tables = getattr(task, "task", task)  # of one with planted examples
     if isinstance(tables, Tables):  # members must not show by the weights of their groups
         targets = tables.labels(targets)
@@ -227,33 +230,33 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     records = joined([inside, outside])
     model = task.model()
     load_arrays(model, arrays)
-    asked = settings.local_training
-    optimizer = asked.optimizer
+    training = settings.local_training
+    optimizer = training.optimizer
     if optimizer.name == "dp_adambc":  # it takes noise out, and a reference model is trained in the clear
         optimizer = replace(optimizer, name="adam")
-    size = max(BATCH, asked.batch_size)
-    training = replace(asked, local_epochs=epochs, batch_size=size, optimizer=optimizer)
+    size = max(BATCH, training.batch_size)
+    training = replace(training, local_epochs=epochs, batch_size=size, optimizer=optimizer)
     return Attacked(task, training, model, records, len(inside), spare, population)
 
 
 def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:
-    order = generator.permutation(len(examples))[: 2 * MOST]
+    order = generator.permutation(len(examples))[: 2 * MAX_RECORDS]
     return only(examples, order[: len(order) // 2]), only(examples, order[len(order) // 2 :])
 
 
-def _in_words(attack: str, attacked: Attacked, found: Mapping[str, Interval]) -> str:
+def _format(attack: str, attacked: Attacked, figures: Mapping[str, Interval]) -> str:
     others = len(attacked.records) - attacked.members
     lines = [f"membership by {attack}: {attacked.members} records that trained, {others} that did not"]
-    width = max(map(len, found))
+    width = max(map(len, figures))
     lines += [
-        f"{name.ljust(width)}  {i.value:.3f}  ({i.low:.3f} to {i.high:.3f})" for name, i in found.items()
+        f"{name.ljust(width)}  {i.value:.3f}  ({i.low:.3f} to {i.high:.3f})" for name, i in figures.items()
     ]
     return "\n".join(
         [*lines, "by chance 0.5 and the rate of false positives; an attack that fails proves no privacy"]
     )
 
 
-def _as_json(attack: str, attacked: Attacked, found: Mapping[str, Interval]) -> str:
+def _as_json(attack: str, attacked: Attacked, figures: Mapping[str, Interval]) -> str:
     others = len(attacked.records) - attacked.members
-    shown = {name: asdict(interval) for name, interval in found.items()}
-    return json.dumps({"attack": attack, "members": attacked.members, "others": others, "measured": shown})
+    fields = {name: asdict(interval) for name, interval in figures.items()}
+    return json.dumps({"attack": attack, "members": attacked.members, "others": others, "measured": fields})

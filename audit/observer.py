@@ -17,14 +17,14 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.audit import watching
+from ..privacy.audit import sum_audit as watching
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
 from ..privacy.audit.summary import untested, visible_in
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import KEY_BYTES
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..run.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ..run.observer import NO_DEMAND, Demand, Memory, Observer
 from ..run.prepared_run import Run
@@ -35,9 +35,9 @@ from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
 from ..tasks.data import held_out_of, placeholder, run_on
 from .auditor import ACTING, Auditor
-from .line import AuditLine, in_words
-from .participants import audited, canary_clients, is_full, support_of
-from .probes import Planted, StepScores, planted, step_scores
+from .line import AuditLine, format_alarm
+from .participants import canary_audit, canary_clients, is_full, support_of
+from .probes import PlantedProbes, StepScores, planted_probes, step_scores
 from .result import as_json
 from .settings import audit_of
 
@@ -80,8 +80,9 @@ class RunAudit:
     def line(self) -> AuditLine:
         """The displayed state."""
         auditor, rows = self.auditor, self.auditor.rows
-        found = tuple(
-            f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+        memorisation = tuple(
+            f"{each.name}: p = {each.p_value:.2g}"
+            + "".join(f", {k} {v:.3g}" for k, v in each.figures.items())
             for each in auditor.memorised
         )
         names = ("probe_p", "losses_p")
@@ -90,7 +91,7 @@ class RunAudit:
             auditor.terms.canaries,
             auditor.looks[-1] if auditor.looks else None,
             tuple(auditor.raised),
-            found,
+            memorisation,
             len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in names),
             visible_in(auditor.terms, rows),
             auditor.record_looks[-1] if auditor.record_looks else None,
@@ -101,23 +102,23 @@ class RunAudit:
 
     def resume(self, state: State, /) -> Demand:
         """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
-        kept = self.run.checkpoint.audit
-        self.auditor.go_on(state.round, watching.Memory(**kept) if kept else watching.NO_MEMORY)
+        memory = self.run.checkpoint.audit
+        self.auditor.go_on(state.round, watching.Memory(**memory) if memory else watching.NO_MEMORY)
         alarms = [each.alarm for each in self.auditor.acting]
         if not alarms or self.on_alarm in ("note", "pause"):
             return NO_DEMAND
         return self._demand(state, alarms)
 
-    def observe(self, state: State, released: Released | None, /) -> None:
+    def observe(self, state: State, released: ReleasedSum | None, /) -> None:
         """Audit the round that has just ended, and write its alarms to the ledger."""
         if self.scores is not None and released is not None:
             self.scores.keep(released)
         alarms, ledger = self.auditor.take(state.round, released, state.arrays), self.run.ledger
         for alarm in alarms:
             if ledger is not None:
-                said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
+                fields = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
                 key = (self.run.name, state.round, f"{MECHANISM} {alarm.test}")
-                ledger.note(key, {**said, "action": self.on_alarm if alarm.level in ACTING else "note"})
+                ledger.note(key, {**fields, "action": self.on_alarm if alarm.level in ACTING else "note"})
         self.alarms[:] = [alarm for alarm in alarms if alarm.level in ACTING]
 
     def columns(self, number: int, /) -> dict[str, Any]:
@@ -133,7 +134,9 @@ class RunAudit:
             _keep_clean(self.run, state)
         if not alarms:
             return NO_DEMAND
-        reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
+        reason = (
+            f"an audit raised an alarm after round {state.round} ({', '.join(map(format_alarm, alarms))})"
+        )
         match self.on_alarm:
             case "raise_noise":
                 return Demand(noise=MORE_NOISE)
@@ -201,33 +204,33 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     federation, settings = run.federation, audit_of(run.federation.settings)
     assert settings is not None
     seed, canaries = b"", None
-    asked = audited(federation.settings)
-    if asked is not None and federation.extra_clients:
+    full_audit = canary_audit(federation.settings)
+    if full_audit is not None and federation.extra_clients:
         assert isinstance(federation.mode, ClientMode)
         seed = _seed(run, fresh)
-        told = canary_clients(
-            asked,
+        clients = canary_clients(
+            full_audit,
             federation.mode.clients,
             federation.task,
             federation.extra_clients,
             seed,
             federation.mode.metrics,
         )
-        run = replace(run, client=replace(run.client, canaries=told))
-        canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
-    found, scores = planted(run), step_scores(run)
-    terms = _terms(federation, canaries, found)
+        run = replace(run, client=replace(run.client, canaries=clients))
+        canaries = canaries_of(seed, clients.count, dimension_of(federation.task), clients.support)
+    plants, scores = planted_probes(run), step_scores(run)
+    terms = _terms(federation, canaries, plants)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
     terms = replace(terms, arms=run.tuning.arms, in_arms=run.tuning.last)
-    auditor = Auditor(terms, run.folder / AUDIT_ROWS, probes=found.probes, record_probe=found.records)
+    auditor = Auditor(terms, run.folder / AUDIT_ROWS, probes=plants.probes, record_probe=plants.records)
     ledger = run.ledger
     if ledger is not None and terms.delta:
         # On the same grid as the account that it is compared with and the round's metrics line.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
         # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
         if (fresh or run.checkpoint.run not in ("", run.name)) and terms.arms == 1:
-            auditor.prior, auditor.since = ledger.events(Adversary.MODEL), run.checkpoint.state.round
+            auditor.prior, auditor.start_round = ledger.events(Adversary.MODEL), run.checkpoint.state.round
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
@@ -248,7 +251,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
     return noise_key.make(run.folder, AUDIT_KEY) if fresh else noise_key.read(run.folder, AUDIT_KEY)
 
 
-def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
+def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedProbes) -> AuditTerms:
     settings, audit, mode = federation.settings, audit_of(federation.settings), federation.mode
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.declared_clients
@@ -256,11 +259,11 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         settings.steps,
         audit.alpha,
         dimension=dimension,
-        probed=found.probed,
-        records=found.records is not None,
-        losses=found.losses,
-        record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
-        own_noise="" if mode.own_budget is None else str(mode.own_budget.unit),
+        probed=plants.probed,
+        records=plants.records is not None,
+        losses=plants.losses,
+        record_epsilon=plants.budget.target_epsilon if plants.budget else 0.0,
+        own_noise="" if mode.client_budget is None else str(mode.client_budget.unit),
     )
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
@@ -301,8 +304,8 @@ def _commit(audit: RunAudit) -> None:
     run, auditor = audit.run, audit.auditor
     if not audit.seed or run.ledger is None:
         return
-    said = {"commitment": commitment(audit.seed, auditor.coins), "canaries": len(auditor.coins)}
-    run.ledger.note((run.name, 0, MECHANISM), said)
+    fields = {"commitment": commitment(audit.seed, auditor.coins), "canaries": len(auditor.coins)}
+    run.ledger.note((run.name, 0, MECHANISM), fields)
 
 
 # --- the clean model ---------------------------------------------------------------------------------------------
@@ -323,12 +326,12 @@ def _moved_by_canaries(federation: Federation) -> Arrays | None:
 
 
 def _last_clean(run: Run, state: State) -> State:
-    found = checkpoint.read(run.folder / CLEAN)
-    if found is None:
+    clean = checkpoint.read(run.folder / CLEAN)
+    if clean is None:
         first = read_arrays(run.federation.task.model())
         return State(0, first, state.strategy, state.choices)
-    model = {name: found.state.arrays[name] for name in state.arrays}
-    return State(found.state.round, model, state.strategy, state.choices)
+    model = {name: clean.state.arrays[name] for name in state.arrays}
+    return State(clean.state.round, model, state.strategy, state.choices)
 
 
 CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
@@ -353,10 +356,10 @@ def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
     )
     claimed = [each.claimed for each in looks]
     axes.plot(rounds, claimed, color=CLAIMED, marker="o", ms=3, label="claimed, at most")
-    shown = [min(each.epsilon, top) for each in looks]
+    epsilons = [min(each.epsilon, top) for each in looks]
     errors = [
-        [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
-        [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
+        [value - min(each.low, top) for value, each in zip(epsilons, looks, strict=True)],
+        [min(each.high, top) - value for value, each in zip(epsilons, looks, strict=True)],
     ]
     style: dict[str, Any] = {
         "color": MEASURED,
@@ -366,7 +369,7 @@ def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
         "elinewidth": 1.2,
         "capsize": 3,
     }
-    axes.errorbar(rounds, shown, errors, label="measured by canaries, 95 %", **style)
+    axes.errorbar(rounds, epsilons, errors, label="measured by canaries, 95 %", **style)
     ceiling = [min(each.ceiling, 2 * top) for each in looks]
     axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
     blind = [each.ceiling <= each.claimed for each in looks]

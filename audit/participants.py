@@ -13,11 +13,11 @@ from ..privacy.mechanisms.sum_spec import Segment
 from ..tasks.protocol import Task
 from .settings import AuditSettings, FullAudit, audit_of
 
-MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
+MAX_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
 COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
 SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, with the power of dense ones
 TOO_LONG = 10.0  # clipping norms that a canary sends, to test the clip
-MOST_RECORDS = 1000  # canary records of all clients together; more cost time and add little power
+MAX_CANARY_RECORDS = 1000  # canary records of all clients together; more cost time and add little power
 SHARE = 0.25  # of the smallest client's records, at most, so that its own records still train the model
 
 
@@ -26,7 +26,7 @@ def is_full(settings: SimulationSettings) -> bool:
     return isinstance(settings.audit_group, FullAudit)
 
 
-def audited(settings: SimulationSettings) -> FullAudit | None:
+def canary_audit(settings: SimulationSettings) -> FullAudit | None:
     """Return the audit's settings if it tests a client-level claim with canaries."""
     audit = audit_of(settings)
     clients = isinstance(sum_level(settings.privacy), ClientLevel)
@@ -39,21 +39,21 @@ def extra_clients(settings: SimulationSettings, task: Task) -> int:
     Raises:
       Refusal: there are more than an encrypted sum with these clients allows.
     """
-    audit = audited(settings)
+    audit = canary_audit(settings)
     if audit is None:
         return 0
     from ..tasks.arrays import dimension_of
 
-    bearable = min(MOST_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
+    default = min(MAX_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
     canaries = audit.canaries
     if settings.secagg is None:
-        return bearable if canaries is None else canaries
+        return default if canaries is None else canaries
     # The party that runs canaries knows their shares of the noise and masks, so canaries count as colluders.
-    most = int(settings.secagg.collusion * task.num_clients)
+    maximum = int(settings.secagg.collusion * task.num_clients)
     if canaries is None:
-        return min(bearable, most // 2)
-    if canaries > most:
-        remedy = f"canaries count as colluding: use at most {most} with {task.num_clients} clients, or raise secagg.collusion"
+        return min(default, maximum // 2)
+    if canaries > maximum:
+        remedy = f"canaries count as colluding: use at most {maximum} with {task.num_clients} clients, or raise secagg.collusion"
         raise Refusal("audit.canaries", canaries, remedy)
     return canaries
 
@@ -68,7 +68,7 @@ def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callab
     """
     if not is_full(settings) or isinstance(settings.privacy, ClientLevel | NoPrivacy):
         return 0
-    return max(1, min(-(-MOST_RECORDS // num_clients), int(SHARE * fewest())))
+    return max(1, min(-(-MAX_CANARY_RECORDS // num_clients), int(SHARE * fewest())))
 
 
 def plants_examples(settings: SimulationSettings) -> bool:

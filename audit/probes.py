@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import kept_rows
-from ..privacy.audit.kept_rows import SUFFIX, gathered, step_ratio
+from ..privacy.audit import client_rows
+from ..privacy.audit.client_rows import SUFFIX, gathered, step_ratio
 from ..privacy.audit.membership import auc
-from ..privacy.audit.memorisation import MemorisationProbe, Memorised
+from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult
 from ..privacy.audit.one_run import Scores
 from ..privacy.audit.record_claim import weighed
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..run.prepared_run import Run
 from ..tasks.protocol import ProbedTask
 from .participants import is_full
@@ -64,7 +64,7 @@ class OddProbe:
 
         return losses_of(self.task, self.task.model(), self.task.odd)
 
-    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
+    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
         """Return one test: the p-value of the guesses under the budget, valid for any mechanism and attack."""
         from ..tasks.arrays import load_arrays
         from ..tasks.mislabelled import losses_of
@@ -75,20 +75,20 @@ class OddProbe:
         fell = np.nan_to_num(self.before - losses_of(self.task, model, self.task.odd))
         members, others = fell[self.task.coins], fell[~self.task.coins]
         epsilon, delta = (self.budget.target_epsilon, self.budget.target_delta) if self.budget else (0.0, 0.0)
-        found = judge(by_one_run(members, others, delta), epsilon, ALPHA).findings[0]
+        finding = judge(by_one_run(members, others, delta), epsilon, ALPHA).findings[0]
         area = auc(members, others)
-        shown = {"at_least": found.lower, "auc": area.value, "auc_low": area.low, "auc_high": area.high}
-        return [Memorised(ODD, found.p_value, shown, refutes=self.budget is not None)]
+        figures = {"at_least": finding.lower, "auc": area.value, "auc_low": area.low, "auc_high": area.high}
+        return [MemorisationResult(ODD, finding.p_value, figures, refutes=self.budget is not None)]
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedProbes:
     """All data planted in a run, by their probes.
 
     ``own``: the task's probe; ``odd``: that of odd examples; ``records``: of canary records.
     """
 
-    own: MemorisationProbe | None = None
+    task_probe: MemorisationProbe | None = None
     odd: OddProbe | None = None
     records: RecordProbe | None = None
 
@@ -105,12 +105,12 @@ class Planted:
     @property
     def probed(self) -> bool:
         """Whether a probe looks for data that only memorisation reveals."""
-        return self.own is not None or (self.odd is not None and not self.losses)
+        return self.task_probe is not None or (self.odd is not None and not self.losses)
 
     @property
     def probes(self) -> list[MemorisationProbe]:
         """The probes that look for memorised data."""
-        return [probe for probe in (self.own, self.odd) if probe]
+        return [probe for probe in (self.task_probe, self.odd) if probe]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StepScores:
     """Scores of the canary records of a step on all clients' records, computed from released sums.
 
     Attributes:
-      path: of their file, as `kept_rows.gathered` reads it.
+      path: of their file, as `client_rows.gathered` reads it.
       canaries: their settings at the clients.
     """
 
@@ -128,36 +128,36 @@ class StepScores:
     def begin(self) -> None:
         """Rewrite the file with the coins."""
         self.path.unlink(missing_ok=True)
-        kept_rows.begin(self.path, coins_of_step(self.canaries))
+        client_rows.begin(self.path, coins_of_step(self.canaries))
 
-    def keep(self, released: Released) -> None:
+    def keep(self, released: ReleasedSum) -> None:
         """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""
         ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
-        kept_rows.append(self.path, released.number, ratio)
+        client_rows.append(self.path, released.number, ratio)
 
 
 def step_scores(run: Run) -> StepScores | None:
     """Return the scores of the canary records of this run's steps; None without them."""
-    asked = run.client.canaries_of_step
-    return StepScores(run.folder / f"records{kept_rows.SUFFIX}", asked) if asked.count else None
+    canaries = run.client.canaries_of_step
+    return StepScores(run.folder / f"records{client_rows.SUFFIX}", canaries) if canaries.count else None
 
 
-def planted(run: Run) -> Planted:
+def planted_probes(run: Run) -> PlantedProbes:
     """Return the probes of this run's planted data; real data have none."""
     federation, client = run.federation, run.client
     task = federation.task
     if not is_full(federation.settings) or not federation.population.reads_data:
-        return Planted()
+        return PlantedProbes()
     from ..tasks.mislabelled import Mislabelled
 
-    own = task.memorisation_probe() if isinstance(task, ProbedTask) else None
+    task_probe = task.memorisation_probe() if isinstance(task, ProbedTask) else None
     if client.canaries_of_step.count:
-        return Planted(own, records=RecordProbe(run.folder, _claim(run)))
-    record, budget = client.record, federation.mode.own_budget
-    found = Planted(own, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
+        return PlantedProbes(task_probe, records=RecordProbe(run.folder, _claim(run)))
+    record, budget = client.record, federation.mode.client_budget
+    plants = PlantedProbes(task_probe, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
     if record is None or budget is None or not record.canaries:
-        return found
-    return replace(found, records=RecordProbe(Path(record.ledger_dir), budget))
+        return plants
+    return replace(plants, records=RecordProbe(Path(record.ledger_dir), budget))
 
 
 def _claim(run: Run) -> Budget:

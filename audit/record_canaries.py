@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..messages.client_settings import CanaryRecords
-from ..privacy.audit import kept_rows
+from ..privacy.audit import client_rows
 from ..privacy.audit.canary_clients import coins_of as coins_from
-from ..privacy.audit.kept_rows import arrays_of, step_ratio
-from ..privacy.audit.kept_rows import begin as begin_file
+from ..privacy.audit.client_rows import arrays_of, step_ratio
+from ..privacy.audit.client_rows import begin as begin_file
 from ..privacy.audit.one_run import Scores
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.randomness import Randomness, Stream
@@ -55,14 +55,14 @@ class Watched(nn.Module):
         nn.init.zeros_(self.block.weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        whose = inputs[:, 0]
-        numbers = torch.arange(1, self.block.in_features + 1, dtype=whose.dtype, device=whose.device)
-        marks = (whose[:, None] == numbers).to(self.block.weight.dtype)
+        owners = inputs[:, 0]
+        numbers = torch.arange(1, self.block.in_features + 1, dtype=owners.dtype, device=owners.device)
+        marks = (owners[:, None] == numbers).to(self.block.weight.dtype)
         if self.replaced:
-            marks = marks - (whose[:, None] == -numbers).to(marks.dtype)
+            marks = marks - (owners[:, None] == -numbers).to(marks.dtype)
         canary = self.block(marks)
         outputs = self.model(inputs[:, 1:].unflatten(1, self.shape)).flatten(1)
-        return torch.cat([outputs, canary, whose[:, None].to(outputs.dtype)], 1)
+        return torch.cat([outputs, canary, owners[:, None].to(outputs.dtype)], 1)
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class WatchedLoss:
           outputs: of `Watched`, shape (n, outputs + 2).
           targets: shape (n,); those of canaries are ignored.
         """
-        own = outputs[:, -1] == 0
+        is_client = outputs[:, -1] == 0
         total = self.slope * outputs[:, -2].sum()
-        if bool(own.any()):
-            own_outputs = outputs[own][:, :-2].unflatten(1, self.shape)
-            total = total + self.task.loss(own_outputs, targets[own]) * own.sum()
+        if bool(is_client.any()):
+            client_outputs = outputs[is_client][:, :-2].unflatten(1, self.shape)
+            total = total + self.task.loss(client_outputs, targets[is_client]) * is_client.sum()
         return total / len(outputs)
 
 
@@ -131,14 +131,14 @@ class CanariedRound:
 
     def keep(self, number: int) -> None:
         """Append the scores of round `number` to the file."""
-        kept_rows.append(self.path, number, self.scores)
+        client_rows.append(self.path, number, self.scores)
 
 
 def begin_round(
     model: nn.Module, task: Task, data: Data, plan: Plan, count: int, randomness: Randomness, ledger: Path
 ) -> CanariedRound:
     """Return a client's round with canaries whose coins and scores lie beside its ledger; arguments as of `begin`."""
-    path = ledger.with_suffix(kept_rows.SUFFIX)
+    path = ledger.with_suffix(client_rows.SUFFIX)
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
     coins = coins_of(path, count, randomness.stream("record canaries", number))
     return replace(begin(model, task, data, coins, plan), path=path)
@@ -156,7 +156,7 @@ def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], pl
     """
     count, replaced = len(coins), plan.adjacency is Adjacency.REPLACE_ONE
     model, loss = watch(model, task, data, count, replaced, plan.clipping_norm)
-    return CanariedRound(model, loss, beside(data, coins), plan, np.zeros(count))
+    return CanariedRound(model, loss, with_canary_rows(data, coins), plan, np.zeros(count))
 
 
 def watch(
@@ -180,7 +180,7 @@ def watch(
     return watched, WatchedLoss(task, outputs.shape[1:] or torch.Size([1]), TOO_LONG * norm)
 
 
-def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
+def with_canary_rows(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
     """Return a client's examples as inputs of `Watched`, canaries last; none without an example of the client.
 
     Args:
@@ -191,23 +191,23 @@ def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
     examples = _tensors(data)
     inputs, count = examples.inputs, len(coins) if len(examples) else 0
     numbers = (first + np.arange(count)) * np.where(coins[:count], 1, -1)
-    whose = torch.from_numpy(np.concatenate([np.zeros(len(examples)), numbers])).to(inputs)
+    owners = torch.from_numpy(np.concatenate([np.zeros(len(examples)), numbers])).to(inputs)
     rows = inputs.flatten(1)
     if count:
         rows = torch.cat([rows, inputs.new_zeros(count, inputs[0].numel())])
     targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
-    return Examples(torch.cat([whose[:, None], rows], 1), targets)
+    return Examples(torch.cat([owners[:, None], rows], 1), targets)
 
 
-def coins_of_step(asked: CanaryRecords) -> NDArray[np.bool_]:
+def coins_of_step(canaries: CanaryRecords) -> NDArray[np.bool_]:
     """Return whether each canary of a step is included, shape (count,), in the clients' order."""
-    return coins_from(bytes.fromhex(asked.seed), asked.count)
+    return coins_from(bytes.fromhex(canaries.seed), canaries.count)
 
 
-def with_canaries(data: Data, asked: CanaryRecords, client: int) -> Examples:
+def with_canaries(data: Data, canaries: CanaryRecords, client: int) -> Examples:
     """Return the records of one client in a step on all clients' records: its data and its canaries."""
-    first = client * asked.each
-    return beside(data, coins_of_step(asked)[first : first + asked.each], first + 1)
+    first = client * canaries.each
+    return with_canary_rows(data, coins_of_step(canaries)[first : first + canaries.each], first + 1)
 
 
 def _tensors(data: Data) -> Examples:

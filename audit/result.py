@@ -24,7 +24,7 @@ from .auditor import ACTING, Auditor
 
 
 @dataclass(frozen=True)
-class Weighed:
+class RecomputedAudit:
     """A run's audit, recomputed.
 
     Attributes:
@@ -46,7 +46,7 @@ class Weighed:
         return as_json(self.terms, self.summary, self.raised, self.on_alarm)
 
 
-def weigh(folder: Path) -> Weighed:
+def recompute_audit(folder: Path) -> RecomputedAudit:
     """Recompute the audit of a finished run from its auditor's files.
 
     Raises:
@@ -64,7 +64,7 @@ def weigh(folder: Path) -> Weighed:
     auditor.replay(rows)
     final = np.asarray(whole[-1]) if len(whole) else None
     summary = summarise(Evidence(terms, coins, rows), auditor.raised, final)
-    return Weighed(terms, summary, auditor.raised, str(fields["on_alarm"]), len(rows))
+    return RecomputedAudit(terms, summary, auditor.raised, str(fields["on_alarm"]), len(rows))
 
 
 def audit_fields(folder: Path) -> dict[str, Any]:
@@ -116,28 +116,28 @@ def as_json(
     """
     alarms = [
         {
-            **each.told,
+            **each.content,
             "threshold": each.alarm.threshold,
             "action": on_alarm if each.alarm.level in ACTING else "note",
             "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,
         }
         for each in raised
     ]
-    shown: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "alpha": terms.alpha,
         "canaries": terms.canaries,
         "alarms": alarms,
         "on_alarm": on_alarm,
     }
     if summary is None:
-        return shown | {"verdict": None, "said": "no round was released"}
-    found, records = summary.measured, summary.records
-    return shown | {
+        return fields | {"verdict": None, "said": "no round was released"}
+    measurement, records = summary.measured, summary.records
+    return fields | {
         "verdict": None if summary.verdict is None else str(summary.verdict),
         "said": summary.sentence,
-        "claimed": found and json_number(found.claimed),
-        "measured": found and _measured(found),
-        "ceiling": found and json_number(found.ceiling),
+        "claimed": measurement and json_number(measurement.claimed),
+        "measured": measurement and _measured(measurement),
+        "ceiling": measurement and json_number(measurement.ceiling),
         "lower_bounds": {each.method: json_number(each.lower) for each in summary.findings},
         "final_model": summary.final and {k: json_number(v) for k, v in asdict(summary.final).items()},
         "norm_p": summary.norm_p if terms.delta else None,
@@ -147,19 +147,19 @@ def as_json(
     }
 
 
-def _of_records(found: Measured) -> dict[str, Any]:
-    bounds = {name: json_number(value) for name, value in found.lower.items()}
+def _of_records(measurement: Measured) -> dict[str, Any]:
+    bounds = {name: json_number(value) for name, value in measurement.lower.items()}
     numbers = {
-        "claimed": json_number(found.claimed),
-        "ceiling": json_number(found.ceiling),
+        "claimed": json_number(measurement.claimed),
+        "ceiling": json_number(measurement.ceiling),
         "lower_bounds": bounds,
     }
-    return {**numbers, "measured": _measured(found), "p_values": dict(found.p_values)}
+    return {**numbers, "measured": _measured(measurement), "p_values": dict(measurement.p_values)}
 
 
-def _measured(found: Measured) -> dict[str, Any]:
+def _measured(measurement: Measured) -> dict[str, Any]:
     return {
-        "epsilon": json_number(found.epsilon),
-        "low": json_number(found.low),
-        "high": json_number(found.high),
+        "epsilon": json_number(measurement.epsilon),
+        "low": json_number(measurement.low),
+        "high": json_number(measurement.high),
     }

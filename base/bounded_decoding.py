@@ -26,7 +26,7 @@ from .refusal import Refusal, word
 
 JSON_DEPTH = 8  # an order has 2, a spec of shares 3
 INFINITY = "infinity"  # the number, in JSON
-MOST_DIGITS = 20  # of a whole number: 64 bits
+MAX_DIGITS = 20  # of a whole number: 64 bits
 RARE = "rare"  # in the annotation of a field that is left out where it has its default, so that earlier releases read the rest
 # MessagePack's first bytes (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
 # the length of a text or byte string, and bytes that hold the count of a list or a map. Extensions stand in none.
@@ -117,9 +117,9 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
         name: _typed(f"{kind.__name__}.{name}", hints[name], each, whole) for name, each in entries.items()
     }
     try:
-        made = kind(**values)
-        check_fields(made)
-        return made
+        instance = kind(**values)
+        check_fields(instance)
+        return instance
     except (TypeError, ArithmeticError) as error:
         raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
 
@@ -140,9 +140,9 @@ def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T
       record: which may have more, from another release.
       others: fields that come from elsewhere.
     """
-    own = {name: value for name, value in record.items() if name in hints_of(kind)}
+    fields = {name: value for name, value in record.items() if name in hints_of(kind)}
     try:
-        return build(kind, {**own, **others})
+        return build(kind, {**fields, **others})
     except (ValueError, Refusal):
         return None
 
@@ -164,6 +164,16 @@ def json_number(value: T) -> T | str:
     return INFINITY if isinstance(value, float) and math.isinf(value) else value
 
 
+def format_number(value: float | str, form: str) -> str:
+    """Return a number as text; `INFINITY` for one that is not finite.
+
+    Args:
+      value: as of `json_number`.
+      form: format of a finite number, such as `.2f`.
+    """
+    return format(float(value), form) if math.isfinite(float(value)) else INFINITY
+
+
 def check_fields(value: object, path: str = "") -> None:
     """Check the fields of a frozen dataclass that say more than their types, and store numbers and words in these types.
 
@@ -179,7 +189,7 @@ def check_fields(value: object, path: str = "") -> None:
             object.__setattr__(value, name, check(f"{path}{name}", each))
 
 
-def read_kept(kind: type[T], path: Path) -> T | None:
+def read_json_file(kind: type[T], path: Path) -> T | None:
     """Return the dataclass in a JSON file that this program wrote; None if there is no readable one.
 
     Args:
@@ -195,13 +205,13 @@ def read_kept(kind: type[T], path: Path) -> T | None:
 def read_lines(kind: type[T], path: Path) -> list[T]:
     """Return the dataclasses of a file's lines; none without a file, and none for a truncated line.
 
-    Arguments as of `read_kept`.
+    Arguments as of `read_json_file`.
     """
-    found: list[T] = []
+    values: list[T] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with suppress(Undecodable):
-            found.append(build(kind, read_json(line)))
-    return found
+            values.append(build(kind, read_json(line)))
+    return values
 
 
 @cache
@@ -231,7 +241,7 @@ def _rare(kind: type) -> dict[str, Any]:
 
 
 def marks_of(hint: Any) -> tuple[Any, ...]:
-    """Return what an annotation says beside its type."""
+    """Return the marks of an annotation, without its type."""
     return getattr(hint, "__metadata__", ())
 
 
@@ -240,12 +250,12 @@ def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
     """Return whether None is allowed, and the check, of each field that says more than its type."""
     checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
     for name, hint in hints_of(kind).items():
-        for each in (options := options_of(hint)):
-            if isinstance(each, type) and issubclass(each, StrEnum):
-                checks[name] = type(None) in options, partial(word, each)
-            for mark in marks_of(each):
+        for option in (options := options_of(hint)):
+            if isinstance(option, type) and issubclass(option, StrEnum):
+                checks[name] = type(None) in options, partial(word, option)
+            for mark in marks_of(option):
                 if hasattr(mark, "check"):
-                    checks[name] = type(None) in options, partial(mark.check, get_args(each)[0])
+                    checks[name] = type(None) in options, partial(mark.check, get_args(option)[0])
     return checks
 
 
@@ -289,24 +299,24 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for found in _MARKS.finditer(text):
-        mark = found[0]
+    for match in _MARKS.finditer(text):
+        mark = match[0]
         depth += (mark in "[{") - (mark in "]}")
         if depth > JSON_DEPTH:
             raise Undecodable(f"groups deeper than {JSON_DEPTH}")
 
 
 def _unique(pairs: Any) -> dict[Any, Any]:
-    found = list(cast(Iterator[tuple[Any, Any]], pairs))
-    named = dict(found)
-    if len(named) != len(found):
+    items = list(cast(Iterator[tuple[Any, Any]], pairs))
+    unique = dict(items)
+    if len(unique) != len(items):
         raise Undecodable("a key stands twice")
-    return named
+    return unique
 
 
 def _whole(digits: str) -> int:
-    if len(digits.removeprefix("-")) > MOST_DIGITS:
-        raise Undecodable(f"a whole number of more than {MOST_DIGITS} digits")
+    if len(digits.removeprefix("-")) > MAX_DIGITS:
+        raise Undecodable(f"a whole number of more than {MAX_DIGITS} digits")
     return int(digits)
 
 

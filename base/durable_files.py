@@ -47,12 +47,12 @@ def replace_files(
     """
     for name, data in files.items():
         parts = [data] if isinstance(data, bytes) else data
-        os.replace(write_beside(folder / name, parts, mode, flush=flush), folder / name)
+        os.replace(write_aside(folder / name, parts, mode, flush=flush), folder / name)
     if flush:
         sync_folder(folder)
 
 
-def write_beside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, flush: bool = True) -> Path:
+def write_aside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, flush: bool = True) -> Path:
     """Write a file's new content, part by part, to a temporary file beside it, and return its path.
 
     A temporary file that cannot be written completely is removed, to free the disk. Arguments as of `replace_file`.
@@ -99,7 +99,7 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def write_behind(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
+def write_at(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
     """Write after the first `size` bytes of a file, over any remains of a crash or a full disk.
 
     Args:

@@ -12,10 +12,10 @@ from typing import Any
 
 from .refusal import Refusal
 
-KEPT = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
+RESERVED = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
 # A connection of the gRPC link takes 21 KiB before its first message; all take 340 MiB.
-MOST_CONNECTIONS = 1 << 14
-MOST_TLS = 1024  # where Python speaks TLS, each takes 256 KiB
+MAX_CONNECTIONS = 1 << 14
+MAX_TLS = 1024  # where Python speaks TLS, each takes 256 KiB
 
 
 def raise_limit() -> None:
@@ -27,7 +27,7 @@ def raise_limit() -> None:
 def for_connections() -> int:
     """Return the number of open files available for connections; the others are reserved for the process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft - min(KEPT, soft // 2)
+    return soft - min(RESERVED, soft // 2)
 
 
 class Listener(socket.socket):
@@ -40,7 +40,7 @@ class Listener(socket.socket):
           ConnectionAbortedError: too many files are open; asyncio and socketserver go on with the next one.
         """
         connection, address = super().accept()
-        if connection.fileno() >= min(for_connections(), MOST_TLS):  # the lowest number that was free
+        if connection.fileno() >= min(for_connections(), MAX_TLS):  # the lowest number that was free
             connection.close()
             raise ConnectionAbortedError("no file descriptor is left for it")
         return connection, address

@@ -54,13 +54,13 @@ class Refusal(Exception):
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field}={_shown(value)}: {remedy}")
+        super().__init__(f"{field}={_render(value)}: {remedy}")
         self.field = field
         self.value = value
         self.remedy = remedy
 
 
-def _shown(value: object) -> str:
+def _render(value: object) -> str:
     try:
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}... ({len(text)} characters)"
@@ -93,8 +93,8 @@ def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read")
       remedy: for the file itself.
       fault: of the file itself.
     """
-    mend, why = disk_remedy(error), getattr(error, "strerror", None) or error
-    return f"{fault} ({why}); {remedy}" if mend is None else f"cannot be used now ({why}); {mend}"
+    mend, reason = disk_remedy(error), getattr(error, "strerror", None) or error
+    return f"{fault} ({reason}); {remedy}" if mend is None else f"cannot be used now ({reason}); {mend}"
 
 
 @contextmanager
@@ -143,10 +143,10 @@ def positive(field: str, value: object) -> float:
     Raises:
       Refusal: it is not.
     """
-    found = real(field, value)
-    if found <= 0:
-        raise Refusal(field, found, "give a number above 0")
-    return found
+    number = real(field, value)
+    if number <= 0:
+        raise Refusal(field, number, "give a number above 0")
+    return number
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,10 @@ class Form:
 class OneOf:
     """Words of which a text must be one, in the annotation of a field."""
 
-    known: tuple[str, ...]
+    words: tuple[str, ...]
 
     def check(self, kind: type, field: str, value: object) -> str:
         """Return the text; Refusal when it is none of the words."""
-        if isinstance(value, str) and value in self.known:
+        if isinstance(value, str) and value in self.words:
             return value
-        raise Refusal(field, value, f"must be one of {', '.join(self.known)}")
+        raise Refusal(field, value, f"must be one of {', '.join(self.words)}")

@@ -44,10 +44,10 @@ def safetensors_parts(
 def _type_of(name: str, array: NDArray[np.generic]) -> str:
     """Return the name of an array's type in a safetensors file."""
     kind = {"f": "F", "i": "I", "u": "U", "c": "C", "b": "BOOL"}.get(array.dtype.kind, "")
-    found = kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
-    if found not in _TYPES:
+    type_name = kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}"
+    if type_name not in _TYPES:
         raise Refusal(name, str(array.dtype), "no safetensors file holds such an array; keep it as float64")
-    return found
+    return type_name
 
 
 def read_npy(file: BinaryIO) -> NDArray[Any]:

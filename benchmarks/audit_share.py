@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..audit.canary_updates import add_canary, canaries_for
-from ..audit.participants import MOST_CANARIES, SUPPORT, TOO_LONG
+from ..audit.participants import MAX_CANARIES, SUPPORT, TOO_LONG
 from ..messages.client_settings import CanaryClients
 from ..privacy.audit.canary_clients import Canaries
-from ..privacy.audit.watching import NO_MEMORY, Memory, watch
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import Drawn, Released
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from .engines import Options
 from .privacy_share import milliseconds
@@ -27,7 +27,7 @@ def run_audit(options: Options) -> Row:
     """Measure what watching a released sum and adding a canary take, for models of two sizes."""
     before = conditions()
     rows = [_of_size(dimension, options.size.cohort) for dimension in _SIZES]
-    kept = f"{MOST_CANARIES} canaries, each within {SUPPORT} coordinates"
+    kept = f"{MAX_CANARIES} canaries, each within {SUPPORT} coordinates"
     notes = [
         f"{kept}; a round adds those that are drawn, and watches once",
         f"share: of clip, lattice and sum of {options.size.cohort} clients, noise and decoding, without any training",
@@ -36,7 +36,7 @@ def run_audit(options: Options) -> Row:
 
 
 def _of_size(dimension: int, cohort: int) -> Row:
-    told = CanaryClients(0, MOST_CANARIES, _SEED.hex(), SUPPORT, TOO_LONG * CLIPPING_NORM, True, {})
+    told = CanaryClients(0, MAX_CANARIES, _SEED.hex(), SUPPORT, TOO_LONG * CLIPPING_NORM, True, {})
     canaries = canaries_for(told, dimension)
     spec = SumSpec(CLIPPING_NORM, cells=cells_for(dimension))
     total, start = CohortSum(np.zeros(dimension)), np.zeros(dimension, np.float32)
@@ -49,7 +49,7 @@ def _of_size(dimension: int, cohort: int) -> Row:
         lambda: decode(add_noise(total.total, NOISE_MULTIPLIER, spec, noise)[0], layout, spec, 1.0)
     )
     privacy = cohort * client + server
-    rounds = {rate: watched + rate * MOST_CANARIES * added for rate in _RATES}
+    rounds = {rate: watched + rate * MAX_CANARIES * added for rate in _RATES}
     return {
         "parameters": dimension,
         "watch": watched,
@@ -62,12 +62,12 @@ def _of_size(dimension: int, cohort: int) -> Row:
 
 def _watched(canaries: Canaries, dimension: int) -> float:
     rng = np.random.default_rng(2)
-    released = Released(
-        1, [rng.standard_normal(dimension)], 1.0, 0.1, 1.0, Drawn(100, range(0, MOST_CANARIES, 10))
+    released = ReleasedSum(
+        1, [rng.standard_normal(dimension)], 1.0, 0.1, 1.0, RoundCohort(100, range(0, MAX_CANARIES, 10))
     )
     memory: list[Memory] = [NO_MEMORY]
 
     def once() -> None:
-        memory[0] = watch(released, memory[0], canaries.directions, MOST_CANARIES, 0)[1]
+        memory[0] = watch(released, memory[0], canaries.directions, MAX_CANARIES, 0)[1]
 
     return milliseconds(once)

@@ -23,7 +23,7 @@ from ..privacy.mechanisms import discrete_gaussian
 from ..privacy.mechanisms.discrete_gaussian import add_on_lattice
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..strategies.record_plan import PoissonBatches
 from ..tasks.data import Examples
 from ..tasks.memory import keep_memory
@@ -125,7 +125,7 @@ PRIVATE: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, int] | None]] = 
 def run_dp_sgd(options: Options) -> Row:
     """Measure each engine on each model and batch, in turns."""
     before, turns = conditions(), options.size.rounds * options.repeats
-    with state_kept():
+    with restoring_state():
         torch.set_num_threads(1)
         keep_memory()  # as the engine's processes do
         measured = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]

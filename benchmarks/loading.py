@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..client.training.sgd import train, with_fast_kernels
 from ..messages.local_training import LocalTraining
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..tasks.data import LazyExamples
 from .engines import Options
 from .made_task import Made
@@ -40,7 +40,7 @@ class Flipped(Dataset[tuple[Tensor, Tensor]]):
 def run_loading(options: Options) -> Row:
     """Measure an epoch of each workload both ways, in turns."""
     before = conditions()
-    with state_kept():
+    with restoring_state():
         torch.set_num_threads(1)
         rows = [_measure(name, options.size.rounds * options.repeats) for name in options.workloads]
     notes = [f"the fastest turn of each; batches of {BATCH}; items are mirrored by a coin as they are read"]

@@ -8,7 +8,7 @@ import torch
 
 from ..client.training.sgd import train, with_fast_kernels
 from ..messages.local_training import LocalTraining
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..tasks.data import Examples
 from ..tasks.hardware import CPU, precision
 from ..tasks.memory import keep_memory
@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16")
 def run_precision(options: Options) -> Row:
     """Measure each workload and batch in both precisions, in turns."""
     before, turns = conditions(), options.size.rounds * options.repeats
-    with state_kept():
+    with restoring_state():
         torch.set_num_threads(1)
         keep_memory()  # as the engine's processes do
         rows = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..configs.settings import settings_from_overrides
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.events import gaussian_event
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.private_sum import add_noise, decode_counts, encode, on_grid
 from ..privacy.mechanisms.randomness import Randomness
@@ -161,7 +161,7 @@ def price() -> float:
     training = SelfComposedDpEvent(PoissonSampledDpEvent(rate, gaussian_event(noise)), rounds)
 
     def epsilon(*events: Any) -> float:
-        return counted(list(events), DELTA, Adjacency.ZERO_OUT, None, PUBLISH_INTERVAL)
+        return spent_epsilon(list(events), DELTA, Adjacency.ZERO_OUT, None, PUBLISH_INTERVAL)
 
     return epsilon(training, gaussian_event(Z)) - epsilon(training)
 
@@ -177,7 +177,7 @@ def errors(tables: Sequence[Columns], draws: int) -> list[str]:
             covered: list[float] = []
             for place, value in enumerate(truth_of(inquiry, tables)):
                 own = [each[place] for each in found]
-                if not all(each.said for each in own):
+                if not all(each.has_value for each in own):
                     continue
                 stated = np.mean([(each.high - each.low) / 2 for each in own]) / NORMAL_95
                 ratios.append(float(np.std([each.value for each in own]) / stated))

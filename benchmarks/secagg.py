@@ -21,8 +21,8 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg import masks
 from ..privacy.secagg.attempt import Openings, Work
 from ..privacy.secagg.client import Participant
+from ..privacy.secagg.encrypted_shares import cut
 from ..privacy.secagg.masks import Vector, add_masks, compiled
-from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.policy import Policy
 from ..privacy.secagg.roster import Member, Roster
 from ..privacy.secagg.server import OpenedSum, Outgoing, ServerAttempt

@@ -22,8 +22,8 @@ from ..privacy.secagg.bindings import (
     confirmation_body,
     deal_body,
     mask_sign,
-    own_mask_key,
     pair_mask_info,
+    private_mask_key,
     reveal_body,
 )
 from ..privacy.secagg.client import Participant
@@ -32,7 +32,7 @@ from ..privacy.secagg.deal import (
     digest_of,
     label_of,
     mask_commitment,
-    own_commitment,
+    private_commitment,
     seed_commitment,
 )
 from ..privacy.secagg.messages import (
@@ -139,7 +139,7 @@ class _Made:
         held, peers = _held(node), agreed.neighbours(node.node)
         label, blinding = label_of(agreed.cohort, node.node), bytes(SHARE_BYTES)
         pairs = [
-            own_commitment(label, agreed.points[peer], held.own_seed, blinding)
+            private_commitment(label, agreed.points[peer], held.own_seed, blinding)
             + mask_commitment(label, agreed.points[peer], held.mask_seed)
             for peer in peers
         ]
@@ -158,7 +158,7 @@ class _Made:
     def vector(self, node: Participant) -> bytes:
         held, agreed, context = _held(node), self.attempt._agreed, self.attempt._round
         secret, info = key_from_seed(held.mask_seed), pair_mask_info(context)
-        masks = [(own_mask_key(held.own_seed, context), 1)]
+        masks = [(private_mask_key(held.own_seed, context), 1)]
         for peer in agreed.neighbours(node.node):
             if peer not in self.alive:
                 key = agree(secret, agreed.by_node[peer].mask_key, info)

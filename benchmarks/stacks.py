@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from ..client.app import Workbench
 from ..client.training.cohort_training import sum_cohort
 from ..client.training.in_place import begin
+from ..client.workbench import Workbench
 from ..messages.flower_adapter import claim_identity, quiet_flower
 from ..messages.wire import instruct, memory_arrays
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..tasks.arrays import read_arrays
 from ..tasks.memory import keep_memory
 from .engines import Options
@@ -32,7 +32,7 @@ _SPEC = SumSpec(CLIPPING_NORM)
 def run_stacks(options: Options) -> Row:
     """Measure one cohort of each workload both ways."""
     before, turns = conditions(), options.size.rounds * options.repeats
-    with state_kept():
+    with restoring_state():
         torch.set_num_threads(1)
         quiet_flower()
         claim_identity(run_id=1)

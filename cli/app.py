@@ -21,10 +21,10 @@ from .grammar import (
     PagePort,
     Reason,
     acts,
+    allow_local_modules,
     app,
     argument,
     option,
-    own_modules,
     port_of,
     verb,
 )
@@ -68,22 +68,24 @@ def _installed() -> str:
 def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
     """Return an option that prints its answer and ends the command."""
 
-    def callback(ctx: typer.Context, asked: bool) -> None:
-        if asked and not ctx.resilient_parsing:
+    def callback(ctx: typer.Context, is_set: bool) -> None:
+        if is_set and not ctx.resilient_parsing:
             typer.echo(answer())
             raise typer.Exit
 
     return Option(name, is_eager=True, callback=callback, help=text)
 
 
-INSTALLS, SHOWS = "Install completion for this shell: bash, zsh or fish.", "Print the completion script."
+INSTALL_HELP = "Install completion for this shell: bash, zsh or fish."
 
 
 @app.callback()
 def root(
     version: Annotated[bool, _answer("--version", _version, "Print the version.")] = False,
-    install_completion: Annotated[bool, _answer("--install-completion", _installed, INSTALLS)] = False,
-    show_completion: Annotated[bool, _answer("--show-completion", _script, SHOWS)] = False,
+    install_completion: Annotated[bool, _answer("--install-completion", _installed, INSTALL_HELP)] = False,
+    show_completion: Annotated[
+        bool, _answer("--show-completion", _script, "Print the completion script.")
+    ] = False,
 ) -> None:
     """Take what stands before a verb; each option ends the command by itself."""
 
@@ -116,7 +118,7 @@ def simulate(
     """
     from .simulate import simulate as body
 
-    own_modules()
+    allow_local_modules()
     return body([*ctx.args, *acts(accept_vacuous, reason)], as_json, port_of(page, page_port), accept_sweep)
 
 
@@ -133,7 +135,7 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
     """
     from .simulate import plan as body
 
-    own_modules()
+    allow_local_modules()
     return body(ctx.args, as_json, plot, accuracy)
 
 
@@ -160,7 +162,7 @@ def compare(
 
 @verb(app, "doctor", "Check this machine's installation.")
 def doctor(
-    asked: Annotated[
+    choices: Annotated[
         list[str] | None, argument("GROUP=OPTION", "What to try on this machine: task=, engine= or link=.")
     ] = None,
     as_json: Json = False,
@@ -173,7 +175,7 @@ def doctor(
     """
     from .doctor import doctor as body
 
-    return body(asked or [], as_json)
+    return body(choices or [], as_json)
 
 
 # In the order of the list of verbs.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
-from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
-from .grammar import Json, app, argument, option, options_of, own_modules, read, verb
+from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
+from .grammar import Json, allow_local_modules, app, argument, option, options_of, read, verb
 
 if TYPE_CHECKING:
     from ..privacy.statistics.inquiry import Inquiry
@@ -30,7 +30,7 @@ def ask(
     what: Annotated[str, argument("FILE|KIND", "YAML file of questions; or, with a column, ", words=COMMON)],
     inquiry: InquiryOptions,
     question: QuestionOptions,
-    given: Annotated[
+    words: Annotated[
         list[str] | None, argument("KEY=VALUE", "Column to ask about; keys of the run, such as task=csv.")
     ] = None,
     into: Annotated[Path | None, option("FOLDER", "Folder for the answers; questions by default.")] = None,
@@ -52,31 +52,31 @@ def ask(
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
-    from ..run.released import named_model
+    from ..run.released import model_run_of
 
-    own_modules()
-    overrides = [each for each in given or () if "=" in each]
-    columns = [each for each in given or () if "=" not in each]
-    asked = said_in(question)
-    plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
-    plain = inquiry.over(plain)
+    allow_local_modules()
+    overrides = [each for each in words or () if "=" in each]
+    columns = [each for each in words or () if "=" not in each]
+    keys = options_in(question)
+    fields = _of_kind(what, columns, keys) if what in KINDS else _of_file(Path(what), columns, keys)
+    fields = inquiry.over(fields)
     groups = dict(each.split("=", 1) for each in overrides)
-    plain = with_unit(plain, groups.get("task"), groups.get("privacy"))
-    cost = {key: plain.pop(key, None) for key in COSTS}
-    run = named_model(plain)
-    request = read_inquiry(plain)
+    fields = with_unit(fields, groups.get("task"), groups.get("privacy"))
+    cost = {key: fields.pop(key, None) for key in COSTS}
+    run = model_run_of(fields)
+    request = read_inquiry(fields)
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
     try:
-        record = _asked(request, run, cost, overrides, into, server)
+        record = _ask_clients(request, run, cost, overrides, into, server)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)
         return EXHAUSTED
-    print(json.dumps(record) if as_json else table_of(record))
+    print(json.dumps(record) if as_json else format_answer(record))
     return 0 if record["released"] else UNANSWERED
 
 
-def _asked(
+def _ask_clients(
     inquiry: Inquiry,
     run: Path | None,
     cost: dict[str, Any],
@@ -110,29 +110,31 @@ def _of_file(path: Path, columns: Sequence[str], keys: Mapping[str, Any]) -> dic
         raise Refusal(
             "FILE", str(path), f"is neither a file nor a kind of question; name one of {', '.join(KINDS)}"
         )
-    found = read_question_file(path)
+    fields = read_question_file(path)
     for key, value in keys.items():
         raise Refusal(f"--{key}", value, "belongs to one question; write it into the file")
-    return found
+    return fields
 
 
 def _of_kind(kind: str, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return one question of the arguments as a file would hold it."""
-    told = dict(keys)
+    question = dict(keys)
     for key in ("edges", "categories"):
-        if key in told:
-            words = str(told[key]).split(",")
+        if key in question:
+            values = str(question[key]).split(",")
             remedy = "give numbers separated by commas"
-            told[key] = words if key == "categories" else [read(float, key, each, remedy) for each in words]
+            question[key] = (
+                values if key == "categories" else [read(float, key, each, remedy) for each in values]
+            )
     if len(columns) != (kind != "count"):
         raise Refusal(
             "COLUMN", " ".join(columns), "name one column; write questions about several into a file"
         )
     of = {"of": columns[0]} if columns else {}
-    return {"ask": [{"kind": kind, **of, **told}]}
+    return {"ask": [{"kind": kind, **of, **question}]}
 
 
-def table_of(record: Mapping[str, Any]) -> str:
+def format_answer(record: Mapping[str, Any]) -> str:
     """Return an answer in lines of at most 80 characters: each figure with its interval, and what it cost."""
     from ..privacy.budget import UNLIMITED_EPSILON
 
@@ -141,11 +143,11 @@ def table_of(record: Mapping[str, Any]) -> str:
         cost = "from the stored answer, at no cost"
     lines = [f"{record['name']}, for {record['purpose']}: {cost}"]
     if not record["released"]:
-        whose = "what clients reserved" if record["epsilon_after"] is None else "the reservation"
-        return "\n".join([*lines, f"no answer: {record['reason']}; {whose} stays spent"])
-    told = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
-    wide = min(max(len(each["name"]) for figures in told for each in figures), 30)
-    for answer, figures in zip(record["answers"], told, strict=True):
+        owner = "what clients reserved" if record["epsilon_after"] is None else "the reservation"
+        return "\n".join([*lines, f"no answer: {record['reason']}; {owner} stays spent"])
+    figures_of_answers = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
+    wide = min(max(len(each["name"]) for figures in figures_of_answers for each in figures), 30)
+    for answer, figures in zip(record["answers"], figures_of_answers, strict=True):
         lines += ["", _cut(answer["name"], WIDTH), *(_line(each, wide) for each in figures)]
     against = ", ".join(record["adversaries"])
     lines += ["", *_bytes(record)]
@@ -160,12 +162,14 @@ def table_of(record: Mapping[str, Any]) -> str:
 
 def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line of what went over the link; nothing of a record that does not say it."""
-    from ..evidence.shown import shown
+    from ..evidence.page_text import text_of
 
-    one, told = record.get("message_bytes"), record.get("bytes")
-    parts = [f"{shown(one['down'], 'bytes')} to a client, {shown(one['up'], 'bytes')} back"] if one else []
-    if told:
-        down, up = (shown(sum(told[way].values()), "bytes") for way in ("down", "up"))
+    one, totals = record.get("message_bytes"), record.get("bytes")
+    parts = (
+        [f"{text_of(one['down'], 'bytes')} to a client, {text_of(one['up'], 'bytes')} back"] if one else []
+    )
+    if totals:
+        down, up = (text_of(sum(totals[way].values()), "bytes") for way in ("down", "up"))
         parts.append(f"{down} down, {up} up in total")
     if parts:
         yield f"bytes: {'; '.join(parts)}"

@@ -13,12 +13,12 @@ import click
 import typer
 from typer import Option
 
-from ..base.bounded_decoding import json_number
+from ..base.bounded_decoding import format_number, json_number
 from ..base.refusal import Refusal
 from .grammar import GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
-    from ..audit.result import Weighed
+    from ..audit.result import RecomputedAudit
     from ..privacy.audit.one_run import Scores
     from ..privacy.audit.run_audit import Measured
     from ..privacy.audit.verdict import Judgement
@@ -58,65 +58,66 @@ def audit_run(
         from ..audit.membership_attacks import membership as of_membership
 
         return of_membership(run, membership, shadows, epochs, as_json=as_json)
-    from ..audit.result import weigh
+    from ..audit.result import recompute_audit
     from ..run.run_files import as_a_run_wrote
 
     with as_a_run_wrote(run):
-        found = weigh(run)
-    print(
-        json.dumps(found.to_json(), allow_nan=False) if as_json else "\n".join(_weighed_in_words(run, found))
-    )
-    return EXIT_CODES[found.summary.verdict]
+        audit = recompute_audit(run)
+    print(json.dumps(audit.to_json(), allow_nan=False) if as_json else "\n".join(_audit_lines(run, audit)))
+    return EXIT_CODES[audit.summary.verdict]
 
 
-def _weighed_in_words(folder: Path, weighed: Weighed) -> list[str]:
-    from ..audit.line import in_words, seen
+def _audit_lines(folder: Path, audit: RecomputedAudit) -> list[str]:
+    from ..audit.line import format_alarm, visibility
 
-    terms, summary = weighed.terms, weighed.summary
+    terms, summary = audit.terms, audit.summary
     clients = f", {terms.canaries} canary clients" if terms.canaries else ""
     claim = f"; epsilon at delta {terms.delta:g}" if terms.delta else ""
-    lines = [f"{folder}: {weighed.rounds} rounds{clients}{claim}"]
-    found = summary.measured
-    if found is not None:
-        lines.append(_line("claimed, at most", _number(found.claimed)))
-        span = f"({_number(found.low)} to {_number(found.high)} at 95 %)"
-        lines.append(_line("measured", f"{_number(found.epsilon)} {span}"))
+    lines = [f"{folder}: {audit.rounds} rounds{clients}{claim}"]
+    measurement = summary.measured
+    if measurement is not None:
+        lines.append(_line("claimed, at most", _number(measurement.claimed)))
+        span = f"({_number(measurement.low)} to {_number(measurement.high)} at 95 %)"
+        lines.append(_line("measured", f"{_number(measurement.epsilon)} {span}"))
     lines += [_line(f"at least, {each.method}", _number(each.lower)) for each in summary.findings]
     if summary.final is not None:
         final = summary.final
         span = f"({_number(final.low)} to {_number(final.high)})"
         lines.append(_line("first and last model alone", f"{_number(final.epsilon)} {span}"))
-    if found is not None:
-        lines.append(_line("could have been shown", _number(found.ceiling)))
+    if measurement is not None:
+        lines.append(_line("could have been shown", _number(measurement.ceiling)))
     if terms.delta:
         lines.append(
-            _line("noise as claimed", f"p = {summary.norm_p:.2g}; {seen(summary.visible_shortfall)}")
+            _line(
+                "noise as claimed",
+                f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}",
+            )
         )
         lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
     if terms.clients:
         lines.append(_line("drawn as accounted", f"p = {summary.draw_p:.2g}"))
     if summary.records is not None:
         lines += _of_records(summary.records)
-    lines += [_line("alarm", f"round {each.round}, {in_words(each.alarm)}") for each in weighed.raised]
+    lines += [_line("alarm", f"round {each.round}, {format_alarm(each.alarm)}") for each in audit.raised]
     return [*lines, f"{summary.verdict or 'no verdict'}: {summary.sentence}"]
 
 
-def _of_records(found: Measured) -> list[str]:
-    span = f"({_number(found.low)} to {_number(found.high)} at 95 %)"
+def _of_records(measurement: Measured) -> list[str]:
+    span = f"({_number(measurement.low)} to {_number(measurement.high)} at 95 %)"
     return [
-        _line("claimed of records, at most", _number(found.claimed)),
-        _line("measured of records", f"{_number(found.epsilon)} {span}"),
-        *(_line(f"at least, {name}", _number(value)) for name, value in found.lower.items()),
-        _line("could have been shown of records", _number(found.ceiling)),
+        _line("claimed of records, at most", _number(measurement.claimed)),
+        _line("measured of records", f"{_number(measurement.epsilon)} {span}"),
+        *(_line(f"at least, {name}", _number(value)) for name, value in measurement.lower.items()),
+        _line("could have been shown of records", _number(measurement.ceiling)),
     ]
+
+
+def _number(value: float) -> str:
+    return format_number(value, ".3f")
 
 
 def _line(name: str, value: str) -> str:
     return f"{name:<40}  {value}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "infinity"
 
 
 @verb(group, "claim", "Test a privacy claim against evidence.")
@@ -163,21 +164,21 @@ def claim(
     by_scores = by_many_runs if many_runs else by_one_run
     match guesses, correct, canaries, scores, in_scores, out_scores:
         case str(), str(), _, None, None, None if not many_runs:
-            made, count = _whole("guesses", guesses), _whole("canaries", canaries or guesses)
-            methods = by_guesses(Guesses(count, made, _whole("correct", correct)), at, gaussian)
+            num_guesses, count = _whole("guesses", guesses), _whole("canaries", canaries or guesses)
+            methods = by_guesses(Guesses(count, num_guesses, _whole("correct", correct)), at, gaussian)
         case None, None, None, Path(), None, None:
             methods = by_scores(*_both(scores), at, gaussian)
         case None, None, None, None, Path(), Path():
             methods = by_scores(_numbers(in_scores), _numbers(out_scores), at, gaussian)
         case evidence:
             names = ("guesses", "correct", "canaries", "scores", "in-scores", "out-scores")
-            given = sorted(
+            options = sorted(
                 f"--{name}" for name, each in zip(names, evidence, strict=True) if each is not None
             )
             remedy = "give it in one of the forms that fedveil audit claim --help lists"
-            raise Refusal("evidence", ", ".join(given) or "none", remedy)
+            raise Refusal("evidence", ", ".join(options) or "none", remedy)
     judgement = judge(methods, claimed, alpha)
-    print(_as_json(judgement) if as_json else _in_words(judgement, claimed, at, alpha))
+    print(_as_json(judgement) if as_json else _format_judgement(judgement, claimed, at, alpha))
     return EXIT_CODES[judgement.verdict]
 
 
@@ -244,7 +245,7 @@ def _checked(path: Path, scores: Any) -> Scores:
     return array
 
 
-def _in_words(judgement: Judgement, epsilon: float, delta: float, alpha: float) -> str:
+def _format_judgement(judgement: Judgement, epsilon: float, delta: float, alpha: float) -> str:
     from ..privacy.audit.verdict import Verdict
 
     lines = [f"claim: epsilon {epsilon:g} at delta {delta:g}; confidence {1 - alpha:g}"]
@@ -257,12 +258,12 @@ def _in_words(judgement: Judgement, epsilon: float, delta: float, alpha: float) 
     first = judgement.findings[0]
     match judgement.verdict:
         case Verdict.VIOLATED:
-            said = f"epsilon is at least {first.lower:.3g}, and {epsilon:g} is claimed"
+            conclusion = f"epsilon is at least {first.lower:.3g}, and {epsilon:g} is claimed"
         case Verdict.CONSISTENT:
-            said = "this evidence does not refute the claim, and proves no privacy"
+            conclusion = "this evidence does not refute the claim, and proves no privacy"
         case Verdict.TOO_WEAK:
-            said = f"not even perfect guesses could have shown more than epsilon {first.ceiling:.3g}"
-    return "\n".join([*lines, f"{judgement.verdict}: {said}"])
+            conclusion = f"not even perfect guesses could have shown more than epsilon {first.ceiling:.3g}"
+    return "\n".join([*lines, f"{judgement.verdict}: {conclusion}"])
 
 
 def _as_json(judgement: Judgement) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
 from ..configs.settings import settings_from_overrides
-from ..privacy.audit.kept_rows import LOSSES, trace
+from ..privacy.audit.client_rows import LOSSES, trace
 from ..privacy.audit.membership import auc, late_fall
 from ..privacy.audit.one_run import Scores
 from ..run.build import build
@@ -23,11 +23,11 @@ from ..run.client_instructions import TRACES
 from ..tasks.mislabelled import Mislabelled
 
 FEWEST = 3  # rounds of which a trace can be scored
-SHOWN = 5  # of the most exposed records of a client
+NUM_LISTED = 5  # of the most exposed records of a client
 
 
 @dataclass(frozen=True)
-class Owned:
+class ClientRecords:
     """One client's records: the score of each, and which were planted with random labels, (records,)."""
 
     client: int
@@ -35,9 +35,9 @@ class Owned:
     planted: NDArray[np.bool_]
 
     @property
-    def most(self) -> list[int]:
+    def top(self) -> list[int]:
         """The records that stand out most, by their number, the first one first."""
-        return np.argsort(-self.scores, kind="stable")[:SHOWN].tolist()
+        return np.argsort(-self.scores, kind="stable")[:NUM_LISTED].tolist()
 
 
 def records(folder: Path, *, as_json: bool = False) -> int:
@@ -46,31 +46,31 @@ def records(folder: Path, *, as_json: bool = False) -> int:
     Raises:
       Refusal: a folder without traces.
     """
-    owned = owned_in(folder)
-    print(json.dumps(plain(owned)) if as_json else "\n".join(_in_words(owned)))
+    owned = client_records_in(folder)
+    print(json.dumps(plain(owned)) if as_json else "\n".join(_format_records(owned)))
     return 0
 
 
-def owned_in(folder: Path) -> list[Owned]:
+def client_records_in(folder: Path) -> list[ClientRecords]:
     """Every client's scores, of those who took part in enough rounds."""
     paths = sorted((folder / TRACES).glob(f"*{LOSSES}"), key=lambda path: int(path.stem))
     if not paths:
         remedy = "holds no traces of losses; give the folder of a simulation with audit=full audit.loss_traces=true"
         raise Refusal("audit", str(folder), remedy)
     task = build(settings_from_overrides([f"resume='{folder}'"])).task
-    found: list[Owned] = []
+    clients: list[ClientRecords] = []
     for path in paths:
         client, losses = int(path.stem), trace(path)
         if len(losses) < FEWEST:
             continue
-        own = losses.shape[1] - task.planted_at(client) if isinstance(task, Mislabelled) else losses.shape[1]
-        found.append(Owned(client, late_fall(losses), np.arange(losses.shape[1]) >= own))
-    if not found:
+        real = losses.shape[1] - task.planted_at(client) if isinstance(task, Mislabelled) else losses.shape[1]
+        clients.append(ClientRecords(client, late_fall(losses), np.arange(losses.shape[1]) >= real))
+    if not clients:
         raise Refusal("audit", str(folder), f"no client took part in {FEWEST} rounds; run more rounds")
-    return found
+    return clients
 
 
-def planted_auc(owned: Sequence[Owned]) -> Mapping[str, float] | None:
+def planted_auc(owned: Sequence[ClientRecords]) -> Mapping[str, float] | None:
     """How often a planted record stands above one of its client's own; None without two of each."""
     scores, planted = (
         np.concatenate([getattr(each, name) for each in owned]) for name in ("scores", "planted")
@@ -81,20 +81,20 @@ def planted_auc(owned: Sequence[Owned]) -> Mapping[str, float] | None:
     return {"value": area.value, "low": area.low, "high": area.high}
 
 
-def plain(owned: Sequence[Owned]) -> Mapping[str, object]:
+def plain(owned: Sequence[ClientRecords]) -> Mapping[str, object]:
     """Return the same as plain data: every score, by client and record."""
-    clients = [{"client": each.client, "scores": each.scores.tolist(), "most": each.most} for each in owned]
+    clients = [{"client": each.client, "scores": each.scores.tolist(), "most": each.top} for each in owned]
     return {"planted_auc": planted_auc(owned), "clients": clients}
 
 
-def _in_words(owned: Sequence[Owned]) -> list[str]:
+def _format_records(owned: Sequence[ClientRecords]) -> list[str]:
     lines = [f"{'client':>6}  {'records':>7}  {'median':>10}  {'q 0.95':>9}  most exposed (record: score)"]
     for each in owned:
         middle, high = np.quantile(each.scores, (0.5, 0.95))
-        most = ", ".join(
-            f"{row}{'*' if each.planted[row] else ''}: {each.scores[row]:.2f}" for row in each.most
+        exposed = ", ".join(
+            f"{row}{'*' if each.planted[row] else ''}: {each.scores[row]:.2f}" for row in each.top
         )
-        lines.append(f"{each.client:>6}  {len(each.scores):>7}  {middle:>10.2f}  {high:>9.2f}  {most}")
+        lines.append(f"{each.client:>6}  {len(each.scores):>7}  {middle:>10.2f}  {high:>9.2f}  {exposed}")
     area = planted_auc(owned)
     if area is not None:
         span = f"({area['low']:.3f} to {area['high']:.3f})"

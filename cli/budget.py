@@ -13,8 +13,8 @@ import typer
 from .grammar import DAY, GROUP, Json, argument, option, read, verb
 
 if TYPE_CHECKING:
-    from ..privacy.ledger.book import Book
     from ..privacy.ledger.caps import Cap
+    from ..privacy.ledger.ledger_state import LedgerState
 
 group = typer.Typer(**GROUP)
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
@@ -55,7 +55,7 @@ def set_budget(
         purposes=None if purposes is None else tuple(each for each in purposes.split(",") if each),
     )
     set_cap(ledger_dir or default_folder(), cap)
-    print(json.dumps(_plain(cap)) if as_json else f"{cap.data}: {_in_words(cap)}")
+    print(json.dumps(_plain(cap)) if as_json else f"{cap.data}: {_format_cap(cap)}")
     return 0
 
 
@@ -77,14 +77,14 @@ def show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
     paths = dict.fromkeys([*sorted(folder.glob("*.ledger")), *sorted(clients)])
     rows = [_row(path, clients.get(path)) for path in paths]
     rows = [(*row[:-1], names.get(row[0], ""), row[-1]) for row in rows]
-    rows.sort(key=lambda row: _place(row[-2]))
+    rows.sort(key=lambda row: _sort_key(row[-2]))
     if as_json:
         ledgers = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
         print(json.dumps({"caps": [_plain(cap) for cap in decisions], "ledgers": ledgers}))
         return 0
     console = console_for(120)
     for cap in decisions:
-        console.print(f"{cap.decided}  {cap.data}: {_in_words(cap)}", markup=False, highlight=False)
+        console.print(f"{cap.decided}  {cap.data}: {_format_cap(cap)}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in COLUMNS:
         table.add_column(column, no_wrap=column in ("unit", "spent", "delta"), overflow="fold")
@@ -119,19 +119,20 @@ def adopt(
 def _names(folder: Path) -> dict[str, str]:
     """Return what people call the data of each ledger that goes by a name."""
     from ..privacy.ledger import data_sets
-    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.caps import NAME_LENGTH
 
     names: dict[str, str] = {}
-    for data_id, known in data_sets.read_data_sets(folder).items():
-        names[data_sets.population_ledger(data_id)[:NAMED]] = data_id
-        ledgers = data_sets.client_ledgers(data_id, known.fingerprints)
+    for data_id, data_set in data_sets.read_data_sets(folder).items():
+        names[data_sets.population_ledger(data_id)[:NAME_LENGTH]] = data_id
+        ledgers = data_sets.client_ledgers(data_id, data_set.fingerprints)
         names |= {
-            name[:NAMED]: f"{data_id}, client {number}" for number, name in reversed(list(enumerate(ledgers)))
+            name[:NAME_LENGTH]: f"{data_id}, client {number}"
+            for number, name in reversed(list(enumerate(ledgers)))
         }
     return names
 
 
-def _place(name: str) -> tuple[bool, str, int]:
+def _sort_key(name: str) -> tuple[bool, str, int]:
     """Return what ledgers are sorted by: data sets by their names, of each the clients by their numbers; others last."""
     data_id, _, client = name.partition(", client ")
     return not name, data_id, int(client) if client else -1
@@ -141,12 +142,12 @@ def _clients_of(folder: Path) -> dict[Path, Path]:
     """Return the ledgers of records that pay for sums of whole clients, each with the ledger of these."""
     from ..privacy.ledger import data_sets
 
-    found: dict[Path, Path] = {}
+    clients_of: dict[Path, Path] = {}
     for data_id in data_sets.read_data_sets(folder):
         clients = data_sets.population_path(folder, data_id)
-        held = data_sets.record_paths(folder, data_id) or [data_sets.together_path(folder, data_id)]
-        found |= dict.fromkeys(held, clients) if clients.exists() else {}
-    return found
+        paths = data_sets.record_paths(folder, data_id) or [data_sets.together_path(folder, data_id)]
+        clients_of |= dict.fromkeys(paths, clients) if clients.exists() else {}
+    return clients_of
 
 
 def _plain(cap: Cap) -> dict[str, object]:
@@ -154,34 +155,34 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
-    from ..privacy.ledger.book import Book, read_book
-    from ..privacy.ledger.caps import NAMED, POPULATION, RECORDS, caps_on
+    from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
+    from ..privacy.ledger.ledger_state import LedgerState, read_ledger
 
-    book, alone = (read_book(path), Book()) if clients is None else read_records(clients, path)
-    cap = " and ".join(map(_in_words, caps_on(path))) or "none"
+    book, sums = (read_ledger(path), LedgerState()) if clients is None else read_records(clients, path)
+    cap = " and ".join(map(_format_cap, caps_on(path))) or "none"
     owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
-    named = (str(owner)[:NAMED], str(book.identity["unit"]))
+    prefix = (str(owner)[:NAME_LENGTH], str(book.identity["unit"]))
     if not book.granted:
-        return (*named, "0", "", cap, "")
+        return (*prefix, "0", "", cap, "")
     delta = list(book.granted.values())[-1].target_delta
-    part = f"{_spent(alone, delta):.4g}" if alone.releases else ""
-    return (*named, f"{_spent(book, delta):.4g}", f"{delta:g}", cap, part)
+    part = f"{_spent(sums, delta):.4g}" if sums.releases else ""
+    return (*prefix, f"{_spent(book, delta):.4g}", f"{delta:g}", cap, part)
 
 
-def _spent(book: Book, delta: float) -> float:
+def _spent(book: LedgerState, delta: float) -> float:
     from ..privacy.accounting.epsilon import GATE_INTERVAL
-    from ..privacy.accounting.renyi_filter import counted
+    from ..privacy.accounting.renyi_filter import spent_epsilon
     from ..privacy.budget import Adjacency
 
     adjacency, order = Adjacency(book.identity["adjacency"]), book.filter_order
     return max(
-        (counted(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
+        (spent_epsilon(book.events(each), delta, adjacency, order, GATE_INTERVAL) for each in book.spent),
         default=0.0,
     )
 
 
-def _in_words(cap: Cap) -> str:
+def _format_cap(cap: Cap) -> str:
     until = f" until {cap.until}" if cap.until else ""
     questions = "" if cap.questions is None else f", of which questions {cap.questions:g}"
     purposes = "" if cap.purposes is None else f", questions for {', '.join(cap.purposes) or 'nothing'}"

@@ -15,14 +15,14 @@ import typer
 from typer import Option
 
 from ..base.refusal import Refusal, refusing
-from .grammar import GROUP, Bundle, Json, Reason, argument, option, own_modules, verb
+from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, option, verb
 
 if TYPE_CHECKING:
     from ..deployment.device.authority import TrustedAuthority
 
 group = typer.Typer(**GROUP)
 APPROVALS = "authorities.jsonl"  # in the state folder: who approved what authority, and why
-LEAST = 5e-5  # of an addition that is shown, in the unit of the score
+MIN_SHOWN = 5e-5  # of an addition that is shown, in the unit of the score
 FORKED = NOT_YET = 1
 STANDARD_INPUT = Path("-")
 Ledgers = Annotated[
@@ -93,9 +93,9 @@ def request(
     """
     from ..deployment.device.enrolment import write_request
 
-    written = write_request(folder, name)
-    told = f"send {written} to the operator; the keys stay on the device"
-    print(json.dumps({"request": str(written)}) if as_json else told)
+    path = write_request(folder, name)
+    message = f"send {path} to the operator; the keys stay on the device"
+    print(json.dumps({"request": str(path)}) if as_json else message)
     return 0
 
 
@@ -166,52 +166,52 @@ def authority(
       fedveil client authority hearts/clients/cleveland --rollover rollovers.json
     """
     from ..base.durable_files import append_line
-    from ..deployment.device.authority import offered
+    from ..deployment.device.authority import adopt_rollovers
     from ..deployment.device.client_bundle import read_pinned
     from ..privacy.ledger.acts import acting_user
 
-    own, policy, before = read_pinned(folder)
-    state = folder / own.state
+    device, policy, before = read_pinned(folder)
+    state = folder / device.state
     if rollover is not None or approve is not None:
-        text = _rollover(state, rollover, own.federation)
-        offered(state, policy, text, own.federation, (approve or "").strip().lower())
-        _, _, held = read_pinned(folder)
+        text = _rollover(state, rollover, device.federation)
+        adopt_rollovers(state, policy, text, device.federation, (approve or "").strip().lower())
+        _, _, trusted = read_pinned(folder)
         if approve is not None:
-            said = {"authority": held.fingerprint, "who": acting_user(), "reason": reason}
-            append_line(state / APPROVALS, {"at": datetime.now(UTC).isoformat(timespec="seconds"), **said})
+            act = {"authority": trusted.fingerprint, "who": acting_user(), "reason": reason}
+            append_line(state / APPROVALS, {"at": datetime.now(UTC).isoformat(timespec="seconds"), **act})
         if not as_json:
-            print("already in force" if held == before else "the authority was replaced")
-    _show_authority(read_pinned(folder)[2], state, own.federation, as_json)
+            print("already in force" if trusted == before else "the authority was replaced")
+    _show_authority(read_pinned(folder)[2], state, device.federation, as_json)
     return 0
 
 
 def _rollover(state: Path, rollover: Path | None, federation: str) -> bytes:
     from ..configs.bundle_files import read_file
-    from ..deployment.device.authority import WAITING, waiting
+    from ..deployment.device.authority import WAITING, pending_rollovers
 
     if rollover is not None:
         return read_file(rollover)
-    if not waiting(state, federation):
+    if not pending_rollovers(state, federation):
         remedy = "no rollover waits; ask the authority's holder for rollovers.json, and give --rollover rollovers.json"
         raise Refusal("approve", str(state), remedy)
     return read_file(state / WAITING)
 
 
-def _show_authority(held: TrustedAuthority, state: Path, federation: str, as_json: bool) -> None:
-    from ..deployment.device.authority import in_words, new_fingerprint, waiting
+def _show_authority(trusted: TrustedAuthority, state: Path, federation: str, as_json: bool) -> None:
+    from ..deployment.device.authority import describe_rollover, new_fingerprint, pending_rollovers
 
-    waits = waiting(state, federation)
-    until = held.last.until if held.last is not None and time.time() < held.last.until else None
+    waits = pending_rollovers(state, federation)
+    until = trusted.last.until if trusted.last is not None and time.time() < trusted.last.until else None
     if as_json:
-        shown = None if not waits else {**asdict(waits[-1]), "fingerprint": new_fingerprint(waits[-1])}
-        plain = {"authority": held.key.hex(), "fingerprint": held.fingerprint, "former_until": until}
-        print(json.dumps({**plain, "rollovers": len(held.earlier), "waiting": shown}))
+        pending = None if not waits else {**asdict(waits[-1]), "fingerprint": new_fingerprint(waits[-1])}
+        fields = {"authority": trusted.key.hex(), "fingerprint": trusted.fingerprint, "former_until": until}
+        print(json.dumps({**fields, "rollovers": len(trusted.earlier), "waiting": pending}))
         return
-    print(f"authority {held.key.hex()}, fingerprint {held.fingerprint}")
+    print(f"authority {trusted.key.hex()}, fingerprint {trusted.fingerprint}")
     if until is not None:
         print(f"the one before it counts until {datetime.fromtimestamp(until, UTC).isoformat()}")
     if waits:
-        print(f"waits (--approve FINGERPRINT): {in_words(waits[-1])}")
+        print(f"waits (--approve FINGERPRINT): {describe_rollover(waits[-1])}")
 
 
 @verb(group, "log", "Show the server's log.", needs="client")
@@ -256,23 +256,23 @@ def witness(
     from ..evidence.binding.signatures import read_key
     from ..links.log_export import log_in
     from ..links.witness import contradiction, cosign_log, heads_of_key
-    from ..privacy.ledger.folder_lock import alone
+    from ..privacy.ledger.folder_lock import exclusive_lock
 
     signer = read_key(key).key
     if not isinstance(signer, Ed25519PrivateKey):
         raise Refusal("--key", str(key), "is not of Ed25519; make one with fedveil report key")
     text = sys.stdin.buffer.read(LARGEST_FILE) if log == STANDARD_INPUT else read_file(log)
-    told = log_in(text, str(log), read_file(ca))
-    with refusing("--key", key, "has a folder that cannot be written"), alone(key, "witness"):
-        last = heads_of_key(key).get(told.head.federation)
-        fault = "" if last is None else contradiction(last.head, told)
+    document = log_in(text, str(log), read_file(ca))
+    with refusing("--key", key, "has a folder that cannot be written"), exclusive_lock(key, "witness"):
+        last = heads_of_key(key).get(document.head.federation)
+        fault = "" if last is None else contradiction(last.head, document)
         if fault:
             print(f"REFUSED: {fault}; nothing is signed. Keep this log and {key}.heads.json", file=sys.stderr)
             return FORKED
         if last is None:
-            said = f"the first head of {told.head.federation} that this key co-signs: nothing earlier is compared"
-            print(said, file=sys.stderr)
-        print(cosign_log(told, signer, key).to_json())
+            message = f"the first head of {document.head.federation} that this key co-signs: nothing earlier is compared"
+            print(message, file=sys.stderr)
+        print(cosign_log(document, signer, key).to_json())
     return 0
 
 
@@ -293,29 +293,29 @@ def explain(
     """
     from .predict import explanation
 
-    own_modules()
+    allow_local_modules()
     if not data.exists():
         raise Refusal("DATA", str(data), "does not exist; name a table or a .npy file")
     columns = explanation(folder, data, (), explain)
     count = len(columns["score"])
     if not 1 <= row <= count:
         raise Refusal("--row", row, f"{data} has rows 1 to {count}")
-    found = {name: each[row - 1].item() for name, each in columns.items()}
+    values = {name: each[row - 1].item() for name, each in columns.items()}
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(values))
         return 0
-    names = [*found]
-    said, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
-    print(f"row {row}: {', '.join(f'{name} {_shown(found[name])}' for name in said)}")
-    print(f"  {found['at_baseline']:+8.4f}  baseline: midpoint of each number, no bin, no category")
-    for name in sorted(parts, key=lambda each: -abs(found[each])):
-        if abs(found[name]) >= LEAST:
-            print(f"  {found[name]:+8.4f}  {name}")
-    print(f"  {found['score']:+8.4f}  score. Nothing was sent from this device, and nothing was charged.")
+    names = [*values]
+    outputs, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
+    print(f"row {row}: {', '.join(f'{name} {_format(values[name])}' for name in outputs)}")
+    print(f"  {values['at_baseline']:+8.4f}  baseline: midpoint of each number, no bin, no category")
+    for name in sorted(parts, key=lambda each: -abs(values[each])):
+        if abs(values[name]) >= MIN_SHOWN:
+            print(f"  {values[name]:+8.4f}  {name}")
+    print(f"  {values['score']:+8.4f}  score. Nothing was sent from this device, and nothing was charged.")
     return 0
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.refusal import Refusal
 from ..configs.round_line import GROUPS, TRAIN
 from ..configs.strict import leaves
-from ..evidence.shown import shown
+from ..evidence.page_text import text_of
 from ..run.run_files import read_object
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def compare(
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
-    named = [each for each in runs if not each.is_file()] or runs  # sweep/* names its summaries too
-    folders = [folder for each in named for folder in _folders(each)]
-    rows = rows_of(folders)
+    sources = [each for each in runs if not each.is_file()] or runs  # sweep/* names its summaries too
+    folders = [folder for each in sources for folder in _folders(each)]
+    rows = read_rows(folders)
     try:
         if csv is not None:
             write_csv(rows, csv)
@@ -93,7 +93,9 @@ def compare(
             draw(rows, plot)
     except (OSError, ValueError) as error:
         raise Refusal("compare", str(plot or csv), f"cannot be written ({error})") from None
-    print(json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else table_of(rows, len(runs) > 1))
+    print(
+        json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else format_table(rows, len(runs) > 1)
+    )
     return 0
 
 
@@ -101,10 +103,10 @@ def _folders(path: Path) -> list[Path]:
     """Return the folders of runs: the path itself, or those of the jobs of a sweep."""
     if (path / RESULT).is_file() or (path / JOB).is_file():
         return [path]
-    found = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=_natural)
-    if not found:
+    folders = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=_natural)
+    if not folders:
         raise Refusal("RUN", str(path), "holds no run that has ended; name the folder of a run or of a sweep")
-    return found
+    return folders
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -114,7 +116,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def rows_of(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
+def read_rows(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
     """Return one row for each folder of a run.
 
     Args:
@@ -122,19 +124,19 @@ def rows_of(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
         base: what the folders are shown relative to.
     """
     jobs = [read_object(folder / JOB) for folder in folders]
-    told = [_overrides(job) for job in jobs] if all(jobs) else [_flat(folder) for folder in folders]
+    settings = [_overrides(job) for job in jobs] if all(jobs) else [_flat(folder) for folder in folders]
     keys = [
         key
-        for key in dict.fromkeys(key for each in told for key in each)
+        for key in dict.fromkeys(key for each in settings for key in each)
         if key not in (SEED, *NO_DIFFERENCE)
         and not key.startswith(PRICES)
-        and len({each.get(key) for each in told}) > 1
-        if all(jobs) or all(key in each for each in told)
+        and len({each.get(key) for each in settings}) > 1
+        if all(jobs) or all(key in each for each in settings)
     ]
-    shown = [str(each if base is None else each.relative_to(base)) for each in folders]
+    names = [str(each if base is None else each.relative_to(base)) for each in folders]
     return [
         _row(run, {key: each[key] for key in keys if key in each}, _result(folder, job))
-        for run, each, folder, job in zip(shown, told, folders, jobs, strict=True)
+        for run, each, folder, job in zip(names, settings, folders, jobs, strict=True)
     ]
 
 
@@ -156,8 +158,8 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
     )
 
 
-def _bytes(told: Mapping[str, Any] | None) -> dict[str, int] | None:
-    return None if told is None else {way: sum(told[way].values()) for way in ("down", "up")}
+def _bytes(carried: Mapping[str, Any] | None) -> dict[str, int] | None:
+    return None if carried is None else {way: sum(carried[way].values()) for way in ("down", "up")}
 
 
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,8 +187,8 @@ def _flat(folder: Path) -> dict[str, str]:
         return {}
     from ..run.run_files import read_config
 
-    found = leaves(read_config(folder / CONFIG)[1])
-    return {key.removesuffix(".name"): _text(value) for key, value in found}
+    pairs = leaves(read_config(folder / CONFIG)[1])
+    return {key.removesuffix(".name"): _text(value) for key, value in pairs}
 
 
 def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
@@ -217,46 +219,46 @@ def _interval(values: Sequence[float]) -> MeanInterval:
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def table_of(rows: Sequence[Row], by_folder: bool = False) -> str:
+def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
     """Return the rows as a table for a terminal, and a second one over seeds where there are several.
 
     Args:
         rows: of the runs.
-        by_folder: whether a row is named by the folder of its run, and has what it was told in the line below.
+        by_folder: whether a row is named by the folder of its run, with its overrides in the line below.
     """
-    names, counted = _names(rows), any(row.bytes for row in rows)
-    ended = any(row.status != "completed" for row in rows)
+    names, has_bytes = _names(rows), any(row.bytes for row in rows)
+    has_status = any(row.status != "completed" for row in rows)
     lines = [
         (
             row.run if by_folder else _label(row),
-            *((row.status,) if ended else ()),
+            *((row.status,) if has_status else ()),
             *(_number(row.metrics.get(n)) for n in names),
             _epsilons(row.epsilon),
-            *(_carried(row.bytes) if counted else ()),
+            *(_carried(row.bytes) if has_bytes else ()),
         )
         for row in rows
     ]
     header = (
         "run" if by_folder else "job",
-        *(("status",) if ended else ()),
+        *(("status",) if has_status else ()),
         *names,
         "epsilon",
-        *(("down", "up") if counted else ()),
+        *(("down", "up") if has_bytes else ()),
     )
-    told = _aligned([header, *lines], ["", *map(_label, rows)] if by_folder else ())
+    table = _aligned([header, *lines], ["", *map(_label, rows)] if by_folder else ())
     if by_group := _by_group(over_seeds(rows)):
-        told += "\n\n" + by_group
+        table += "\n\n" + by_group
     from ..run.display import visible
 
-    told = visible(told)  # run folders may be somebody else's
+    table = visible(table)  # run folders may be somebody else's
     groups = [each for each in over_seeds(rows) if each.runs > 1]
     if not groups:
-        return told
+        return table
     means = [
-        (_named(each.overrides) or "all", str(each.runs), *(_spread(each.metrics.get(n)) for n in names))
+        (_describe(each.overrides) or "all", str(each.runs), *(_spread(each.metrics.get(n)) for n in names))
         for each in groups
     ]
-    return told + "\n\n" + _aligned([("mean over seeds, 95 % interval", "runs", *names), *means])
+    return table + "\n\n" + _aligned([("mean over seeds, 95 % interval", "runs", *names), *means])
 
 
 def _by_group(runs: Sequence[OverSeeds]) -> str:
@@ -267,7 +269,7 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
     plain = [each for each in runs if each.overrides.get("privacy") == "none"]
     base = plain[0].metrics if plain else {}
     ordered = [*plain, *(each for each in runs if each not in plain)]
-    lines = [("by group", *(_named(each.overrides) or "all" for each in ordered))]
+    lines = [("by group", *(_describe(each.overrides) or "all" for each in ordered))]
     for name in names:
         cells: list[str] = []
         for each in ordered:
@@ -281,16 +283,16 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
 
 def _names(rows: Sequence[Row]) -> list[str]:
     """Return the held-out metrics that fit into a table."""
-    found = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
-    return sorted(found, key=lambda name: name != "accuracy")[:2]
+    names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
+    return sorted(names, key=lambda name: name != "accuracy")[:2]
 
 
 def _label(row: Row) -> str:
     seeds = {} if row.seed is None else {SEED: str(row.seed)}
-    return _named({**row.overrides, **seeds}) or row.run
+    return _describe({**row.overrides, **seeds}) or row.run
 
 
-def _named(overrides: Mapping[str, str]) -> str:
+def _describe(overrides: Mapping[str, str]) -> str:
     numbers = {key: _real(value) for key, value in overrides.items()}
     return " ".join(
         f"{key}={value}" if numbers[key] is None else f"{key}={numbers[key]:.4g}"
@@ -298,12 +300,12 @@ def _named(overrides: Mapping[str, str]) -> str:
     )
 
 
-def _aligned(lines: Sequence[Sequence[str]], below: Sequence[str] = ()) -> str:
+def _aligned(lines: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """Return the cells in columns; what is longer than its column goes on in the line below.
 
     Args:
         lines: of cells.
-        below: what stands under each line; nothing where it is empty.
+        notes: text under each line; empty for none.
     """
     import shutil
     import textwrap
@@ -312,24 +314,24 @@ def _aligned(lines: Sequence[Sequence[str]], below: Sequence[str] = ()) -> str:
     others = sum(2 + width for width in widths[1:])
     room = shutil.get_terminal_size((WIDEST + others, 1)).columns
     widths[0] = min(widths[0], WIDEST, max(NARROWEST, room - others))
-    told: list[str] = []
+    output: list[str] = []
     for number, line in enumerate(lines):
         first = textwrap.wrap(line[0], widths[0], break_on_hyphens=False, subsequent_indent="  ") or [""]
         cells = zip((first[0], *line[1:]), widths, strict=True)
-        told += ["  ".join(cell.ljust(width) for cell, width in cells).rstrip(), *first[1:]]
-        if number < len(below):
-            told += textwrap.wrap(below[number], room - 2, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join(told)
+        output += ["  ".join(cell.ljust(width) for cell, width in cells).rstrip(), *first[1:]]
+        if number < len(notes):
+            output += textwrap.wrap(notes[number], room - 2, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(output)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _spread(found: MeanInterval | None) -> str:
-    if found is None or found.high is None:
+def _spread(interval: MeanInterval | None) -> str:
+    if interval is None or interval.high is None:
         return "-"
-    return f"{found.mean:.4g} ± {found.high - found.mean:.2g}"
+    return f"{interval.mean:.4g} ± {interval.high - interval.mean:.2g}"
 
 
 def _epsilons(epsilon: Mapping[str, float]) -> str:
@@ -340,7 +342,7 @@ def _carried(sizes: Mapping[str, int] | None) -> tuple[str, str]:
     """Return the bytes down and up in words."""
     if sizes is None:
         return "-", "-"
-    return shown(sizes["down"], "bytes"), shown(sizes["up"], "bytes")
+    return text_of(sizes["down"], "bytes"), text_of(sizes["up"], "bytes")
 
 
 def _plain(rows: Sequence[Row]) -> dict[str, Any]:
@@ -379,15 +381,15 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     out.writerow(map(cell, head))
     for row in rows:
         group = means.get(tuple(row.overrides.items()))
-        found = [group.metrics.get(name) if group else None for name in metrics]
+        stats = [group.metrics.get(name) if group else None for name in metrics]
         cells = [
-            part for each in found for part in ((each.mean, each.low, each.high) if each else ("", "", ""))
+            part for each in stats for part in ((each.mean, each.low, each.high) if each else ("", "", ""))
         ]
-        given = [row.overrides.get(key, "") for key in keys]
+        settings = [row.overrides.get(key, "") for key in keys]
         values = [row.metrics.get(name, "") for name in metrics] + [
             row.epsilon.get(unit, "") for unit in units
         ]
-        out.writerow(map(cell, [row.run, *given, row.seed, row.status, *values, *cells]))
+        out.writerow(map(cell, [row.run, *settings, row.seed, row.status, *values, *cells]))
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
@@ -429,12 +431,12 @@ def _draw_curve(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], 
 
 
 def _draw_lines(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], name: str) -> None:
-    labels = [_named(each.overrides) or "all runs" for each in groups]
+    labels = [_describe(each.overrides) or "all runs" for each in groups]
     means = [each.metrics[name] for each in groups]
     heights = list(range(len(groups)))[::-1]
     for row in rows:
         if name in row.metrics:
-            height = heights[labels.index(_named(row.overrides) or "all runs")]
+            height = heights[labels.index(_describe(row.overrides) or "all runs")]
             axes.plot(row.metrics[name], height, ".", color="0.6", zorder=1)
     axes.errorbar([each.mean for each in means], heights, xerr=_bars(means), fmt="o", capsize=3)
     axes.set_yticks(heights, labels)

@@ -99,12 +99,12 @@ SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "
 
 def complete(command: click.Command, instruction: str) -> int:
     """Answer a shell: print its script, or the words that may stand at the cursor; return the exit code."""
-    shell, _, wanted = instruction.partition("_")
-    found = SHELLS.get(shell)
-    if found is None:
+    shell, _, request = instruction.partition("_")
+    shell_class = SHELLS.get(shell)
+    if shell_class is None:
         return 1
-    answer = found(command, {}, "fedveil", VARIABLE)
-    print(answer.source() if wanted == "source" else answer.complete())
+    answer = shell_class(command, {}, "fedveil", VARIABLE)
+    print(answer.source() if request == "source" else answer.complete())
     return 0
 
 
@@ -118,18 +118,18 @@ def install_script() -> str:
     """Write the script where this shell finds it; return what to tell the user."""
     shell, home = _shell(), Path.home()
     if shell == "fish":
-        place = home / ".config" / "fish" / "completions" / "fedveil.fish"
-        _write(place, script())
-        return f"{place} is written; start a new shell"
-    place = home / ".local" / "share" / "fedveil" / f"completion.{shell}"
-    _write(place, script())
+        path = home / ".config" / "fish" / "completions" / "fedveil.fish"
+        _write(path, script())
+        return f"{path} is written; start a new shell"
+    path = home / ".local" / "share" / "fedveil" / f"completion.{shell}"
+    _write(path, script())
     start = home / (".bashrc" if shell == "bash" else ".zshrc")
-    line = f'source "{place}"'
+    line = f'source "{path}"'
     text = start.read_text() if start.exists() else ""
     if line not in text:
         loaded = f"autoload -Uz compinit && compinit\n{line}" if shell == "zsh" else line
         _write(start, f"{text.rstrip()}\n\n# completion of fedveil\n{loaded}\n".lstrip())
-    return f"{place} is written, and {start} reads it; start a new shell"
+    return f"{path} is written, and {start} reads it; start a new shell"
 
 
 def _write(path: Path, text: str) -> None:
@@ -145,12 +145,12 @@ def _shell() -> str:
     return shell
 
 
-def hydra_words(config_name: str, given: Sequence[str], incomplete: str) -> list[CompletionItem]:
+def hydra_words(config_name: str, prior: Sequence[str], incomplete: str) -> list[CompletionItem]:
     """Return the overrides that begin as the word that is being typed does.
 
     Args:
       config_name: of the primary configuration, as the verb has it.
-      given: the words before, which choose groups and may name a folder of options.
+      prior: the words before, which choose groups and may name a folder of options.
       incomplete: the word.
 
     Returns:
@@ -160,20 +160,20 @@ def hydra_words(config_name: str, given: Sequence[str], incomplete: str) -> list
     added = incomplete[:1] == "+"
     try:
         with redirect_stderr(StringIO()):  # a parser tells there what is wrong with half a line
-            words = [f"+{word}" if added else word for word in _words(config_name, given, incomplete, added)]
+            words = [f"+{word}" if added else word for word in _words(config_name, prior, incomplete, added)]
         return [CompletionItem(word) for word in dict.fromkeys(words) if word.startswith(incomplete)]
     except Exception:  # noqa: BLE001 (a shell shows what a completion prints: it prints nothing)
         return []
 
 
-def _words(config_name: str, given: Sequence[str], incomplete: str, added: bool) -> Iterator[str]:
+def _words(config_name: str, prior: Sequence[str], incomplete: str, added: bool) -> Iterator[str]:
     from omegaconf import OmegaConf
 
     from ..configs.compose import arguments, compose_jobs
     from ..configs.strict import leaves
 
     try:
-        args = arguments([*given, "--config-name", config_name])
+        args = arguments([*prior, "--config-name", config_name])
         (job,) = compose_jobs(args)
     except (Refusal, ValueError, SystemExit):  # what was typed so far is no whole command line
         args = arguments(["--config-name", config_name])
@@ -186,8 +186,8 @@ def _words(config_name: str, given: Sequence[str], incomplete: str, added: bool)
     values = dict(leaves(OmegaConf.to_container(job.config, resolve=False)))
     if equals:
         value = values.get(name)
-        shown = ("true", "false") if isinstance(value, bool) else () if value is None else (value,)
-        yield from (f"{name}={each}" for each in shown)
+        choices = ("true", "false") if isinstance(value, bool) else () if value is None else (value,)
+        yield from (f"{name}={each}" for each in choices)
         return
     if "." not in incomplete:
         yield from (f"{group}=" for group in sorted(groups) if (group in job.config) != added)
@@ -196,9 +196,9 @@ def _words(config_name: str, given: Sequence[str], incomplete: str, added: bool)
 
 def _groups(folders: Sequence[object]) -> dict[str, set[str]]:
     """Return every group's options, of the shipped folder and of the user's own."""
-    found: dict[str, set[str]] = {}
+    groups: dict[str, set[str]] = {}
     for folder in folders:
         if folder is not None and Path(str(folder)).is_dir():
             for file in Path(str(folder)).glob("*/*.yaml"):
-                found.setdefault(file.parent.name, set()).add(file.stem)
-    return found
+                groups.setdefault(file.parent.name, set()).add(file.stem)
+    return groups

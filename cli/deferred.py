@@ -17,7 +17,7 @@ from typing import Any
 
 HEAVY = "dp_accounting", "httpx", "scipy.signal", "scipy.stats"
 _running = threading.RLock()  # held by the thread that runs one; what it runs may ask for another
-_begun: list[ModuleType] = []
+_started: list[ModuleType] = []
 
 
 class _Deferred(ModuleType):
@@ -27,8 +27,8 @@ class _Deferred(ModuleType):
         if find_spec(f"{self.__name__}.{name}"):
             return import_module(f"{self.__name__}.{name}")
         with _running:
-            if self not in _begun:
-                _begun.append(self)
+            if self not in _started:
+                _started.append(self)
                 assert self.__spec__ is not None and self.__spec__.loader is not None
                 self.__spec__.loader.exec_module(self)
                 module: Any = self

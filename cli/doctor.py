@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -39,28 +39,28 @@ class Diagnosis:
     Attributes:
       subject: of the check.
       ok: whether it passed; None for information.
-      said: in words, with the remedy if it failed.
+      finding: clause, with the remedy if the check failed.
     """
 
     subject: str
     ok: bool | None
-    said: str
+    finding: str
 
 
-def doctor(asked: Sequence[str], as_json: bool) -> int:
+def doctor(choices: Sequence[str], as_json: bool) -> int:
     """Print what this machine has and lacks.
 
     Args:
-      asked: what shall run here, such as ``task=heart``, ``engine=ray``, ``link=flower``.
+      choices: options to try here, such as ``task=heart``, ``engine=ray``, ``link=flower``.
       as_json: print a list of findings as JSON.
 
     Returns:
-      The exit code: 0, or 1 if something is wrong or what was asked for cannot run.
+      The exit code: 0, or 1 if something is wrong or a choice cannot run.
 
     Raises:
       Refusal: a word is none of these groups' options.
     """
-    trials = [_trial(word) for word in asked]
+    trials = [_trial(word) for word in choices]
     findings = [
         *_python(),
         *_extras(),
@@ -72,12 +72,13 @@ def doctor(asked: Sequence[str], as_json: bool) -> int:
     ]
     wrong = sum(each.ok is False for each in findings)
     if as_json:
-        print(json.dumps([asdict(each) for each in findings], indent=1))
+        fields = [{"subject": each.subject, "ok": each.ok, "said": each.finding} for each in findings]
+        print(json.dumps(fields, indent=1))
         return WRONG if wrong else 0
     width = max(len(each.subject) for each in findings)
     marks = {True: "ok", False: "WRONG", None: ""}
     for each in findings:
-        print(hanging(f"{marks[each.ok]:<5}  {each.subject:<{width}}  ", each.said))
+        print(hanging(f"{marks[each.ok]:<5}  {each.subject:<{width}}  ", each.finding))
     print(f"{wrong} wrong" if wrong else "nothing is wrong")
     return WRONG if wrong else 0
 
@@ -88,8 +89,8 @@ def _python() -> Iterator[Diagnosis]:
     for line in requires("fedveil") or []:
         if "extra ==" not in line:
             name = re.split(r"[<>=!~;\[ ]", line)[0]
-            found = _version(name)
-            yield Diagnosis(name, found is not None, found or f"is not installed: pip install '{name}'")
+            release = _version(name)
+            yield Diagnosis(name, release is not None, release or f"is not installed: pip install '{name}'")
 
 
 def _extras() -> Iterator[Diagnosis]:
@@ -139,16 +140,16 @@ def _machine() -> Iterator[Diagnosis]:
     flags = _flags()
     faster = {"avx512bw", "avx512vl", "vaes"} <= flags
     remedy = "; pip install ./compiled in a checkout: twice as fast" if faster else ""
-    made = "from fedveil-compiled" if masks.compiled() else "from cryptography" + remedy
-    yield Diagnosis("masks", None, made)
-    drawn = "from fedveil-compiled" if discrete_gaussian.compiled() else "from NumPy" + remedy
-    yield Diagnosis("noise", None, drawn)
+    masks_source = "from fedveil-compiled" if masks.compiled() else "from cryptography" + remedy
+    yield Diagnosis("masks", None, masks_source)
+    noise_source = "from fedveil-compiled" if discrete_gaussian.compiled() else "from NumPy" + remedy
+    yield Diagnosis("noise", None, noise_source)
     if not flags:
         return
-    found = [name for name, names in FEATURES.items() if flags.intersection(names)]
-    yield Diagnosis("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
+    features = [name for name, names in FEATURES.items() if flags.intersection(names)]
+    yield Diagnosis("instructions", None, ", ".join(features) or "none of AES, AVX2, AVX-512, NEON")
     remedy = "no AES instructions: secure aggregation is slow; use secagg.suite=4"
-    yield Diagnosis("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
+    yield Diagnosis("AES", "AES" in features, "in the processor" if "AES" in features else remedy)
 
 
 def _flags() -> set[str]:
@@ -156,31 +157,31 @@ def _flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    named = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return set(named[0].partition(":")[2].split()) if named else set()
+    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    return set(flags[0].partition(":")[2].split()) if flags else set()
 
 
 def _clock() -> Diagnosis:
     """Compare the clock with the newest of fedveil's own files, which cannot be of the future."""
     now = time.time()
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
-    shown = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    clock = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if now < newest - FUTURE_SECONDS:
         return Diagnosis(
-            "clock", False, f"{shown} is before fedveil was installed; set the clock, which certificates need"
+            "clock", False, f"{clock} is before fedveil was installed; set the clock, which certificates need"
         )
     synchronized = Path("/run/systemd/timesync/synchronized").exists()
-    return Diagnosis("clock", True, f"{shown}{', synchronized' if synchronized else ''}")
+    return Diagnosis("clock", True, f"{clock}{', synchronized' if synchronized else ''}")
 
 
 def _ledgers() -> Iterator[Diagnosis]:
     folder = default_folder()
     if not os.path.exists(folder):  # of a home that may not be entered nothing exists; Path.exists raises
         above = next(each for each in folder.parents if os.path.exists(each))
-        told = "does not exist yet; the first run on real data creates it"
-        mine = os.access(above, os.W_OK)
+        state = "does not exist yet; the first run on real data creates it"
+        writable = os.access(above, os.W_OK)
         refused = f"cannot be created because {above} is not writable: set HOME or ledger.dir"
-        yield Diagnosis("ledgers", None if mine else False, f"{folder}: {told if mine else refused}")
+        yield Diagnosis("ledgers", None if writable else False, f"{folder}: {state if writable else refused}")
         return
     count = len(list(folder.glob("*.ledger")))
     mode, others = folder.stat().st_mode, stat.S_IRWXG | stat.S_IRWXO
@@ -188,8 +189,8 @@ def _ledgers() -> Iterator[Diagnosis]:
         path.stat().st_mode & others for path in folder.iterdir()
     )
     if entered or mode & (stat.S_IWGRP | stat.S_IWOTH):
-        told = f"other users may read or replace them: chmod -R go= {folder}"
-        yield Diagnosis("ledgers", False, f"{count} in {folder}; {told}")
+        state = f"other users may read or replace them: chmod -R go= {folder}"
+        yield Diagnosis("ledgers", False, f"{count} in {folder}; {state}")
     else:
         yield Diagnosis("ledgers", True, f"{count} in {folder}; only their owner may read them")
     kind = _file_system(folder)
@@ -206,7 +207,7 @@ def _file_system(folder: Path) -> str:
     except OSError:
         return ""
     path = str(folder.resolve())
-    around = [(len(place), kind) for place, kind in mounts if path.startswith(place)]
+    around = [(len(mount), kind) for mount, kind in mounts if path.startswith(mount)]
     return max(around)[1] if around else ""
 
 

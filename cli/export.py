@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from .grammar import Json, app, argument, option, own_modules, verb
+from ..base.bounded_decoding import format_number
+from .grammar import Json, allow_local_modules, app, argument, option, verb
 
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
@@ -34,7 +35,7 @@ def export(
     """
     from ..export import export as exports
 
-    own_modules()
+    allow_local_modules()
     order = exports.Order(to, student, public, out, tuple(allow_module or ()))
     folder, card = exports.export(run, order)
     print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *_lines(card)]))
@@ -45,7 +46,7 @@ def _lines(card: Mapping[str, Any]) -> list[str]:
     """Return the lines of a card."""
     facts = list(_facts(card))
     width = max(len(name) for name, _ in facts)
-    return [f"  {name:{width}}  {said}" for name, said in facts]
+    return [f"  {name:{width}}  {value}" for name, value in facts]
 
 
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -63,9 +64,5 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"{now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
     for row in card["privacy"]:
         if row["adversary"] == "model":
-            spent = f"{_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}"
+            spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"
             yield "epsilon", f"{spent}, that of the run"
-
-
-def _number(epsilon: Any) -> str:
-    return f"{epsilon:.4g}" if isinstance(epsilon, float | int) else str(epsilon)

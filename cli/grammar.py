@@ -47,8 +47,8 @@ def argument(metavar: str, text: str, **more: Any) -> Any:
 def _with_words(text: str, words: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     if not words:
         return {"help": text, **more}
-    told = f"{text}{', '.join(words[:-1])} or {words[-1]}."
-    return {"help": told, "autocompletion": lambda: [*words], **more}
+    help_text = f"{text}{', '.join(words[:-1])} or {words[-1]}."
+    return {"help": help_text, "autocompletion": lambda: [*words], **more}
 
 
 AcceptVacuous = Annotated[
@@ -110,25 +110,25 @@ def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..
       **kinds: by parameter its dataclass, whose fields have `metavar` and `help` in their metadata.
     """
 
-    def shown(body: Callable[..., int]) -> Callable[..., int]:
-        own = inspect.signature(body, eval_str=True).parameters
+    def decorate(body: Callable[..., int]) -> Callable[..., int]:
+        parameters = inspect.signature(body, eval_str=True).parameters
         names = {name: [each.name for each in fields(kind)] for name, kind in kinds.items()}
         options: list[inspect.Parameter] = []
-        for name, each in own.items():
+        for name, each in parameters.items():
             options += _options(kinds[name]) if name in kinds else [each.replace(kind=each.KEYWORD_ONLY)]
 
         @wraps(body)
-        def call(**given: Any) -> int:
+        def call(**values: Any) -> int:
             grouped = {
-                name: kind(**{each: given.pop(each) for each in names[name]}) for name, kind in kinds.items()
+                name: kind(**{each: values.pop(each) for each in names[name]}) for name, kind in kinds.items()
             }
-            return body(**given, **grouped)
+            return body(**values, **grouped)
 
         call.__annotations__ = {}
         call.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
         return call
 
-    return shown
+    return decorate
 
 
 def _options(kind: type[Any]) -> list[inspect.Parameter]:
@@ -173,6 +173,6 @@ def read(kind: Callable[[str], T], field: str, text: str, remedy: str = "give a 
         raise Refusal(field, text, remedy) from None
 
 
-def own_modules() -> None:
+def allow_local_modules() -> None:
     """Let a user's own task or strategy lie in the folder of the command; last, so that it shadows nothing."""
     sys.path.append(os.getcwd())

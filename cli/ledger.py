@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Head as EntryHead
 
 DAMAGED = 1
-BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
+COMPANIONS = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
 group = typer.Typer(**GROUP)
 
 
@@ -46,27 +46,27 @@ def show(
     Example:
       fedveil ledger show first/ledger
     """
-    from ..privacy.ledger.caps import NAMED
+    from ..privacy.ledger.caps import NAME_LENGTH
     from ..privacy.ledger.ledger import read_entries
     from ..run.display import hanging
 
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for ledger in ledgers_in(path):
         entries = read_entries(ledger)
         identity = json.loads(entries[0].payload)
         if unit not in (None, identity["unit"]):
             continue
-        told = [entry for entry in entries if _is_wanted(entry, run, purpose)]
-        found += [entry._asdict() for entry in told]
+        selection = [entry for entry in entries if _matches(entry, run, purpose)]
+        rows += [entry._asdict() for entry in selection]
         if as_json:
             continue
-        said = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAMED]}"
+        title = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAME_LENGTH]}"
         head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
-        print(hanging("", f"{said}; {head}"))
-        for lead, line in _by_run(told):
+        print(hanging("", f"{title}; {head}"))
+        for lead, line in _by_run(selection):
             print(hanging(lead, line))
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(rows, indent=1))
     return 0
 
 
@@ -78,21 +78,21 @@ def ledgers_in(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
-    found += [each for each in [path / OF_RECORDS / "ledger"] if each.is_file()]
-    for own in (
+    paths = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
+    paths += [each for each in [path / OF_RECORDS / "ledger"] if each.is_file()]
+    for folder in (
         "ledgers",
         "state/ledgers",
         "client_ledgers",
     ):  # of a server, a device, a simulation's clients
-        found += sorted((path / own).glob("*.ledger"))
-    if not found:
+        paths += sorted((path / folder).glob("*.ledger"))
+    if not paths:
         raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
-    return found
+    return paths
 
 
-def _is_wanted(entry: Entry, run: str | None, purpose: str | None) -> bool:
-    from ..privacy.ledger.book import run_of
+def _matches(entry: Entry, run: str | None, purpose: str | None) -> bool:
+    from ..privacy.ledger.ledger_state import run_of
 
     if run is not None and not run_of(entry).startswith(run):
         return False
@@ -105,19 +105,19 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     A commit is told with its release.
     """
     from ..privacy.ledger.acts import CAPS, ROSTERS
-    from ..privacy.ledger.book import COMMIT, VOID, run_of
+    from ..privacy.ledger.ledger_state import COMMIT, VOID, run_of
 
     runs: dict[str, list[Entry]] = {}
     for entry in entries:
         runs.setdefault(run_of(entry), []).append(entry)
     settled = {entry.key: entry for entry in entries if entry.kind in (COMMIT, VOID)}
-    for run, own in sorted(runs.items(), key=lambda item: -item[1][-1].seq):
-        payloads = [json.loads(entry.payload) for entry in own]
+    for run, run_entries in sorted(runs.items(), key=lambda item: -item[1][-1].seq):
+        payloads = [json.loads(entry.payload) for entry in run_entries]
         purposes = sorted({str(each["purpose"]) for each in payloads if "purpose" in each})
         if run:
             what = f"run {run}" if run not in (CAPS, ROSTERS) else "decisions of the data's owner"
             yield "", what + (f", for {', '.join(purposes)}" if purposes else "")
-        for entry, payload in zip(own, payloads, strict=True):
+        for entry, payload in zip(run_entries, payloads, strict=True):
             if entry.kind not in (COMMIT, VOID):
                 lead = f"  {entry.seq:>5}  {payload.get('time', '')[:19]}  "
                 yield lead, _sentence(entry, payload, settled)
@@ -125,7 +125,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
     from ..privacy.ledger.acts import ACTS, REFUSAL
-    from ..privacy.ledger.book import CLOSE, OPEN, RESERVE
+    from ..privacy.ledger.ledger_state import CLOSE, OPEN, RESERVE
     from ..server.query_rows import FIRST_ROW
 
     _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
@@ -140,16 +140,16 @@ def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry
         return f"Round {number} was refused at no cost: {payload['reason']}."
     if entry.kind in ACTS:
         return f"{entry.kind.capitalize()} by {payload['who'] or 'an unknown person'}{_detail(payload)}: {payload['reason'] or 'no reason given'}."
-    told = ", ".join(f"{name} {value}" for name, value in payload.items() if name != "time")
-    return f"Noted in round {number}, {mechanism}: {told}."
+    fields = ", ".join(f"{name} {value}" for name, value in payload.items() if name != "time")
+    return f"Noted in round {number}, {mechanism}: {fields}."
 
 
 def _charged(payload: dict[str, Any]) -> str:
     """Return what a reservation charges, against whom, and how it was chosen."""
-    seen_by: dict[str, list[str]] = {}
+    by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
-        seen_by.setdefault(in_words(event), []).append(adversary)
-    costs = "; ".join(f"{event} against the {' and the '.join(who)}" for event, who in seen_by.items())
+        by_event.setdefault(format_event(event), []).append(adversary)
+    costs = "; ".join(f"{event} against the {' and the '.join(names)}" for event, names in by_event.items())
     order, arm = payload.get("filter_order"), payload.get("arm")
     costs += f"; arm {arm['arm']} of {arm['arms']}" if arm else ""
     return f"{costs}; rng {payload['rng']}" + (
@@ -158,7 +158,7 @@ def _charged(payload: dict[str, Any]) -> str:
 
 
 def _outcome(settled: Entry | None) -> str:
-    from ..privacy.ledger.book import COMMIT
+    from ..privacy.ledger.ledger_state import COMMIT
 
     if settled is None:
         return "reserved, and spent whether or not it was released"
@@ -174,11 +174,11 @@ def _detail(payload: dict[str, Any]) -> str:
     return f" to epsilon {payload['target_epsilon']:g} at delta {payload['target_delta']:g}{until}, {payload['decided']}"
 
 
-def in_words(event: dict[str, Any]) -> str:
+def format_event(event: dict[str, Any]) -> str:
     """Return an event of a ledger as short text, such as ``Poisson(0.25, Gaussian(3.2192))``."""
     kind, inner = str(event["kind"]), event.get("event")
     numbers = [f"{v:.5g}" for v in event.values() if isinstance(v, int | float) and not isinstance(v, bool)]
-    parts = numbers + ([in_words(inner)] if isinstance(inner, dict) else [])
+    parts = numbers + ([format_event(inner)] if isinstance(inner, dict) else [])
     return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
 
 
@@ -195,7 +195,7 @@ def verify(
     Example:
       fedveil ledger verify first/ledger
     """
-    ledgers = [each for path in paths if not path.name.endswith(BESIDE) for each in ledgers_in(path)]
+    ledgers = [each for path in paths if not path.name.endswith(COMPANIONS) for each in ledgers_in(path)]
     if not ledgers:
         raise Refusal(
             "ledger", str(paths[0]), "is a lock or journal of a ledger; give the path of the ledger"
@@ -208,23 +208,26 @@ def verify(
 def _verify(path: Path, head: Sequence[str], *, as_json: bool) -> int:
     from ..run.display import console_for, visible
 
-    found = verified(path, known_head(*head) if head else None)
+    verification = verify_ledger(path, head_of(*head) if head else None)
     console = console_for(120)
     if as_json:
-        print(json.dumps(_as_json(found), allow_nan=False))
-        return 0 if found.ok else DAMAGED
-    if not found.ok:
-        console.print(f"{path}: DAMAGED: {visible(str(found.problem))}", style="bold red", markup=False)
+        print(json.dumps(_as_json(verification), allow_nan=False))
+        return 0 if verification.ok else DAMAGED
+    if not verification.ok:
+        console.print(
+            f"{path}: DAMAGED: {visible(str(verification.problem))}", style="bold red", markup=False
+        )
         return DAMAGED
-    last = f"head {found.head.seq} {found.head.hash[:16]}"
-    console.print(f"{path}: {found.entries} entries, every hash is correct; {last}", markup=False)
-    if found.delta is None:
+    last = f"head {verification.head.seq} {verification.head.hash[:16]}"
+    console.print(f"{path}: {verification.entries} entries, every hash is correct; {last}", markup=False)
+    if verification.delta is None:
         console.print("nothing was released")
         return 0
-    rdp = "RDP" if found.filter_order is None else f"the RDP filter at order {found.filter_order:g}"
-    for name, value in (("PLD", found.epsilon_pld), (rdp, found.epsilon_rdp)):
+    order = verification.filter_order
+    rdp = "RDP" if order is None else f"the RDP filter at order {order:g}"
+    for name, value in (("PLD", verification.epsilon_pld), (rdp, verification.epsilon_rdp)):
         if value is not None:
-            console.print(f"epsilon by {name}: {value:.4f} at delta {found.delta:g}")
+            console.print(f"epsilon by {name}: {value:.4f} at delta {verification.delta:g}")
     return 0
 
 
@@ -246,10 +249,10 @@ def export(
     from ..privacy.ledger.export import export_text
     from ..privacy.ledger.ledger import read_entries
 
-    found = verified(path)
-    if found.problem is not None:
-        print(f"{path}: DAMAGED: {found.problem}", file=sys.stderr)
-    entries, spent = read_entries(path), _spent(found)
+    verification = verify_ledger(path)
+    if verification.problem is not None:
+        print(f"{path}: DAMAGED: {verification.problem}", file=sys.stderr)
+    entries, spent = read_entries(path), _spent(verification)
     if as_csv:
         import csv
 
@@ -259,21 +262,21 @@ def export(
         rows.writerows(entries)
         rows.writerows(("", "epsilon", row["adversary"], json.dumps(row), "", "") for row in spent)
     else:
-        print(export_text(entries, _as_json(found)))
-    return 0 if found.ok else DAMAGED
+        print(export_text(entries, _as_json(verification)))
+    return 0 if verification.ok else DAMAGED
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def _as_json(verification: Verification) -> dict[str, Any]:
     return {
-        "ok": found.ok,
-        "problem": found.problem,
-        "entries": found.entries,
-        "head": found.head._asdict(),
-        "spent": _spent(found),
+        "ok": verification.ok,
+        "problem": verification.problem,
+        "entries": verification.entries,
+        "head": verification.head._asdict(),
+        "spent": _spent(verification),
     }
 
 
-def known_head(seq: str, digest: str) -> EntryHead:
+def head_of(seq: str, digest: str) -> EntryHead:
     """Return an entry's number and hash from typed text.
 
     Raises:
@@ -285,16 +288,16 @@ def known_head(seq: str, digest: str) -> EntryHead:
     return EntryHead(read(int, "head", seq, remedy), digest)
 
 
-def _spent(found: Verification) -> list[dict[str, Any]]:
+def _spent(verification: Verification) -> list[dict[str, Any]]:
     names = ("epsilon", "epsilon_pld", "epsilon_rdp")
     return [
-        {"adversary": str(adversary), "delta": found.delta, "filter_order": found.filter_order}
+        {"adversary": str(adversary), "delta": verification.delta, "filter_order": verification.filter_order}
         | {name: json_number(size) for name, size in zip(names, sizes, strict=True)}
-        for adversary, sizes in sorted(found.by_adversary.items())
+        for adversary, sizes in sorted(verification.by_adversary.items())
     ]
 
 
-def verified(path: Path, head: EntryHead | None = None) -> Verification:
+def verify_ledger(path: Path, head: EntryHead | None = None) -> Verification:
     """Check a ledger.
 
     Args:
@@ -313,11 +316,11 @@ def verified(path: Path, head: EntryHead | None = None) -> Verification:
         raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
     # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    found = verify(path)
-    if found.ok and head is not None:
+    verification = verify(path)
+    if verification.ok and head is not None:
         with closing(Chain.for_reading(path)) as chain:
             try:
                 chain.require(head)
             except Refusal as refusal:
-                return replace(found, ok=False, problem=str(refusal))
-    return found
+                return replace(verification, ok=False, problem=str(refusal))
+    return verification

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import read_file
 from ..deployment.device.client_bundle import read_client_bundle
-from ..deployment.device.log_witnesses import cosigned_seen
-from ..deployment.device.seen_log import FORK, SeenLog
+from ..deployment.device.log_copy import FORK, LogCopy
+from ..deployment.device.log_witnesses import stored_cosignatures
 from ..deployment.serve import RUNS
 from ..evidence.binding.witnesses import note_witnesses
 from ..links.cosigned_heads import CosignedHeads, read_cosigned
@@ -33,7 +33,7 @@ from ..privacy.witness import TWO_BRANCHES, HeadCosignature, read_cosignature
 from ..run.display import visible
 
 FORKED = 1
-SHOWN = 16  # hexadecimal digits of a hash
+SHORT = 16  # hexadecimal digits of a hash
 
 
 def of_server(
@@ -68,23 +68,23 @@ def of_server(
             print(to_text(ConsistencyProof(head, consistency, root, proof)))
             return 0
     except ValueError:
-        asked = inclusion if inclusion is not None else consistency
-        raise Refusal("log", asked, f"the log has {len(leaves)} entries, counted from 0") from None
+        requested = inclusion if inclusion is not None else consistency
+        raise Refusal("log", requested, f"the log has {len(leaves)} entries, counted from 0") from None
     if as_json:
-        hashes, given = tuple(each.hex() for each in leaves), read_cosigned(folder)
-        print(to_text(LogExport(head, hashes, tuple(texts), cosignatures=given)))
+        hashes, cosignatures = tuple(each.hex() for each in leaves), read_cosigned(folder)
+        print(to_text(LogExport(head, hashes, tuple(texts), cosignatures=cosignatures)))
     else:
-        print("\n".join([_in_words(head), *map(_cosigned, read_cosigned(folder)), *_listed(texts)]))
+        print("\n".join([_format_head(head), *map(_cosigned, read_cosigned(folder)), *_listed(texts)]))
     return 0
 
 
 def _take(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
-    given = [read_cosignature(read_file(each)) for each in cosigned]
+    cosignatures = [read_cosignature(read_file(each)) for each in cosigned]
     with refusing("file", bundle.folder / LOG, "cannot be read, or its co-signatures cannot be stored"):
         log = ServerLog(bundle.folder / LOG)
-        CosignedHeads(bundle.folder, bundle.federation, log).add(*given)
+        CosignedHeads(bundle.folder, bundle.federation, log).add(*cosignatures)
         runs = note_witnesses(bundle.folder / RUNS, log.leaves, read_cosigned(bundle.folder))
-    for each in given:
+    for each in cosignatures:
         print(_cosigned(each))
     for run in runs:
         print(f"{run}: its files are in a log that witnesses have co-signed")
@@ -100,22 +100,22 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
       Refusal: the bundle or the file cannot be used, or the device has seen no log.
     """
     bundle = read_client_bundle(folder)
-    known = bundle.authority  # a head may stand under an authority that was replaced since
-    federation, ca = bundle.settings.federation, known.ca + b"\n" + known.earlier_ca
-    seen = SeenLog(bundle.state, federation, ca)
-    if seen.head is None:
+    authority = bundle.authority  # a head may stand under an authority that was replaced since
+    federation, ca = bundle.settings.federation, authority.ca + b"\n" + authority.earlier_ca
+    seen_log = LogCopy(bundle.state, federation, ca)
+    if seen_log.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
-    mine = LogExport(
-        seen.head, tuple(each.hex() for each in seen.leaves), cosignatures=cosigned_seen(bundle.state)
+    export = LogExport(
+        seen_log.head, tuple(each.hex() for each in seen_log.leaves), cosignatures=stored_cosignatures(bundle.state)
     )
     fork = bundle.state / FORK
     if against is not None:
-        return _compared(mine, against, ca, federation)
+        return _compared(export, against, ca, federation)
     if as_json:
-        print(to_text(mine))
+        print(to_text(export))
     else:
-        print("\n".join([_in_words(seen.head), *map(_cosigned, mine.cosignatures)]))
+        print("\n".join([_format_head(seen_log.head), *map(_cosigned, export.cosignatures)]))
         if fork.exists():
             print(f"FORKED: the server later signed a head that contradicts this one: {fork}")
     return FORKED if fork.exists() else 0
@@ -131,15 +131,15 @@ def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int
     texts = other.entries if isinstance(other, LogExport) else ()
     for line in _listed(texts):
         print(line)
-    known = min(mine.head.size, other.head.size)
-    print(f"the logs agree on their first {known} entries")
+    common_size = min(mine.head.size, other.head.size)
+    print(f"the logs agree on their first {common_size} entries")
     if again := told_again(texts):
         print(f"CONFLICT in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
         return FORKED
     return 0
 
 
-def _in_words(head: TreeHead) -> str:
+def _format_head(head: TreeHead) -> str:
     at = datetime.fromtimestamp(head.at, UTC).isoformat(timespec="seconds")
     return f"{head.federation}: {head.size} entries, root {head.root}, signed by the server at {at}"
 
@@ -152,19 +152,19 @@ def _cosigned(each: HeadCosignature) -> str:
 def _listed(texts: Sequence[str]) -> Iterator[str]:
     """Yield a line for each entry; one that contradicts an earlier one is said to do so."""
     again = told_again(texts)
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         entry = fields_of(text)
-        name, new, drawn = entry.get("run", "").partition(NEW)
-        run, digits = f"{name}{new}{drawn[:8]}", entry.get("model", entry.get("hash", ""))[:SHOWN]
+        name, new, suffix = entry.get("run", "").partition(NEW)
+        run, digits = f"{name}{new}{suffix[:8]}", entry.get("model", entry.get("hash", ""))[:SHORT]
         match entry.get("kind"):
             case "roster":
-                said = f"roster version {entry.get('version')}  {digits}"
+                description = f"roster version {entry.get('version')}  {digits}"
             case "model":
-                said = f"model of round {entry.get('round', '')} of {run}  {digits}"
+                description = f"model of round {entry.get('round', '')} of {run}  {digits}"
             case "final":
-                said = f"final model of {run}  {digits}"
+                description = f"final model of {run}  {digits}"
             case "manifest":
-                said = f"manifest of {run}  {digits}"
+                description = f"manifest of {run}  {digits}"
             case _:
-                said = "an entry of an unknown kind"
-        yield visible(f"{place:6}  {said}{'  CONFLICT' if place in again else ''}")
+                description = "an entry of an unknown kind"
+        yield visible(f"{index:6}  {description}{'  CONFLICT' if index in again else ''}")

@@ -64,7 +64,7 @@ def new(
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
         _name_data(folder)
         if draft is not None:
-            _write_own(folder, data or (), draft)
+            _write_project(folder, data or (), draft)
         elif source == "csv":
             _write_tables(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -105,23 +105,23 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
     if len({each.parent.resolve() for each in data}) > 1:
         remedy = "are in several folders; put them into one"
         raise Refusal("DATA", ", ".join(map(str, data)), remedy)
-    schema, left_out, others = draft_schema(data, label)
+    schema, omissions, others = draft_schema(data, label)
     text, doubts = schema.text(), list[str]()
     for name, other in others.items():
-        line, said = column_line(other.column), f"{name} has other words in other tables ({other})."
-        lines = [f"  # {said} If they mean the same, list them as spellings:"]
+        line, sentence = column_line(other.column), f"{name} has other words in other tables ({other})."
+        lines = [f"  # {sentence} If they mean the same, list them as spellings:"]
         lines += [] if other.guess is None else [f"#{column_line(other.guess)}  # a guess, check it"]
         if choose := name == schema.label and other.doubtful:
             lines.append("  # Else they are classes of their own. Choose one line, and delete its first #:")
-            said += f" Choose its line in {SCHEMA}: before that, every run is refused."
+            sentence += f" Choose its line in {SCHEMA}: before that, every run is refused."
         text = text.replace(line, "\n".join([*lines, f"#{line}" if choose else line]))
-        doubts.append(said)
+        doubts.append(sentence)
     lines = [DRAFT_HEAD.format(", ".join(map(str, data))), text]
-    lines += [f"# left out: {name} ({why})\n" for name, why in left_out.items()]
+    lines += [f"# left out: {name} ({reason})\n" for name, reason in omissions.items()]
     return "".join(lines), doubts
 
 
-def _write_own(folder: Path, data: Sequence[Path], draft: str) -> None:
+def _write_project(folder: Path, data: Sequence[Path], draft: str) -> None:
     """Turn the template into the project of somebody's own tables, which stay where they are."""
     (folder / SCHEMA).write_text(draft, encoding="utf-8")
     (folder / "test_project.py").unlink()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 ACCEPTED = "--accept-sweep"
 EPSILONS, USUAL = (1.0, 3.0, 8.0), 3.0
 ROUNDS, CLIENTS = (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)  # times what was asked for
-NEAR = 0.01  # of the best: more epsilon, rounds or clients than at the knee gain no more than that
+KNEE_MARGIN = 0.01  # of the best: more epsilon, rounds or clients than at the knee gain no more than that
 BETTER = 0.03  # a mode that is predicted to be this much better is named
 BEST = ModeName.RECORD_DISTRIBUTED  # the mode that other modes are compared with: its noise is the least
 
@@ -108,7 +108,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {over}), clip {plan.clipping_norm:g}, "
         f"sampling: {plan.sampling.name}"
     )
-    console.print(_how_counted(federation, plan, budget))
+    console.print(_accounting(federation, plan, budget))
     if plan.mechanism.described:
         console.print(plan.mechanism.described)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -116,10 +116,10 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
     for mark, value in curve(plan, budget.target_delta, rounds):
-        told = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
-        table.add_row(str(mark), *told)
+        cells = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
+        table.add_row(str(mark), *cells)
     console.print(table)
-    if federation.mode.own_budget and plan.unit == federation.mode.own_budget.unit:
+    if federation.mode.client_budget and plan.unit == federation.mode.client_budget.unit:
         console.print(
             f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
             f"{federation.settings.num_rounds}."
@@ -129,9 +129,9 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         ends = "; the run ends there" if affordable < rounds else ""
         console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
     if (runs := federation.settings.budget.runs) > 1:
-        beside = questions_of(federation, plan)
+        num_questions = questions_of(federation, plan)
         once, all_of_them = (
-            plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
+            plan.epsilon(budget.target_delta, rounds * each, num_questions * each) for each in (1, runs)
         )
         console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
     if federation.settings.tried:
@@ -159,7 +159,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         console.print(sentence, style="yellow")
 
 
-def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:
+def _accounting(federation: Federation, plan: Plan, budget: Budget) -> str:
     accountant = plan.accountant(budget.target_delta)
     if plan.filter_order is not None:
         return f"Noise is chosen adaptively: {accountant}. The guarantee is the whole budget."
@@ -211,14 +211,14 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
         for plan, budget, rounds in plans_of(federation):
             releases = 1 if plan.mechanism.rounds else rounds
             events.setdefault(budget, Counter())[plan.event()] += releases
-    told: list[str] = []
+    costs: list[str] = []
     for budget, counts in events.items():
         together = epsilon(dict(counts), budget.target_delta, budget.adjacency, GATE_INTERVAL)
-        told.append(
+        costs.append(
             f"epsilon {together:.3g} for one {budget.unit.replace('_', ' ')} at delta {budget.target_delta:g}"
         )
     remedy = (
-        f"on real data each run is charged to the same people: as planned they cost {' and '.join(told)}, and the ledger "
+        f"on real data each run is charged to the same people: as planned they cost {' and '.join(costs)}, and the ledger "
         f"stops them at its budget; tune=learning_rate tune.values=[...] tries values on arms of the clients at the cost "
         f"of one run; budget.runs={len(real)} plans all of them within one budget; {ACCEPTED} runs them"
     )
@@ -241,7 +241,7 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
     if not isinstance(settings.privacy, PrivacyLevel):
         raise Refusal("privacy", settings.privacy.name, "has no epsilon to vary; choose another mode")
     rows: list[Point] = []
-    mode, beside = settings.privacy.name, _beside(job, settings)
+    mode, alternative = settings.privacy.name, _alternative(job, settings)
     for row in _rows(settings):
         rows.append(row)
         if as_json:
@@ -249,10 +249,10 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
                 json.dumps({"axis": row.axis, "value": row.value, "values": row.prediction.values}),
                 flush=True,
             )
-    other = None if beside is None else predict(public_federation(beside))
+    other = None if alternative is None else predict(public_federation(alternative))
     if as_json:
-        if other is not None and beside is not None:
-            print(json.dumps({"axis": "mode", "value": beside.privacy.name, "values": other.values}))
+        if other is not None and alternative is not None:
+            print(json.dumps({"axis": "mode", "value": alternative.privacy.name, "values": other.values}))
         return 0
     console = console_for(100)
     task = settings.task.option
@@ -262,12 +262,12 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
     )
     for axis in ("epsilon", "rounds", "clients"):
         console.print(_table([row for row in rows if row.axis == axis]))
-    asked = next(
+    accuracy = next(
         row.prediction.mean for row in rows if row.axis == "rounds" and row.value == settings.num_rounds
     )
-    if other is not None and beside is not None and other.mean > asked + BETTER:
+    if other is not None and alternative is not None and other.mean > accuracy + BETTER:
         console.print(
-            f"{beside.privacy.name}: {other.mean:.0%}, {mode}: {asked:.0%}. Use privacy={beside.privacy.name}.",
+            f"{alternative.privacy.name}: {other.mean:.0%}, {mode}: {accuracy:.0%}. Use privacy={alternative.privacy.name}.",
             style="yellow",
         )
     return 0
@@ -288,8 +288,8 @@ def _rows(settings: SimulationSettings) -> Iterator[Point]:
 
 
 def _epsilon(settings: SimulationSettings) -> float:
-    asked = settings.privacy.target_epsilon if isinstance(settings.privacy, PrivacyLevel) else None
-    return USUAL if asked is None else asked
+    target = settings.privacy.target_epsilon if isinstance(settings.privacy, PrivacyLevel) else None
+    return USUAL if target is None else target
 
 
 def _changed(settings: SimulationSettings, **update: object) -> SimulationSettings:
@@ -299,7 +299,7 @@ def _changed(settings: SimulationSettings, **update: object) -> SimulationSettin
 def _table(rows: Sequence[Point]) -> Table:
     axis, metric = rows[0].axis, rows[0].prediction.metric
     best = max(row.prediction.mean for row in rows)
-    knee = next(row for row in rows if row.prediction.mean >= best - NEAR)
+    knee = next(row for row in rows if row.prediction.mean >= best - KNEE_MARGIN)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (axis, metric, "lowest to highest", ""):
         table.add_column(column, justify="right" if column else "left", min_width=9)
@@ -310,9 +310,9 @@ def _table(rows: Sequence[Point]) -> Table:
     return table
 
 
-def _beside(job: Job, settings: SimulationSettings) -> SimulationSettings | None:
+def _alternative(job: Job, settings: SimulationSettings) -> SimulationSettings | None:
     """Return the settings of the mode that may do better, at its defaults and the same budget; None where there is none."""
     if settings.privacy.name == BEST:
         return None
-    kept = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
-    return settings_from_overrides([*kept, f"privacy={BEST}", f"privacy.target_epsilon={_epsilon(settings)}"])
+    data = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
+    return settings_from_overrides([*data, f"privacy={BEST}", f"privacy.target_epsilon={_epsilon(settings)}"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..run.files import MODEL, RESULT
-from .grammar import app, argument, option, own_modules, verb
+from .grammar import allow_local_modules, app, argument, option, verb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def predict(
     """
     from ..tasks.exported import read_export
 
-    own_modules()
+    allow_local_modules()
     if not data.exists():
         raise Refusal("DATA", str(data), "does not exist; name a table, a folder of them or a .npy file")
     exported, modules = read_export(run), tuple(allow_module or ())
@@ -62,8 +62,8 @@ def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
     parts = names[names.index("at_baseline") + 1 :]
     means = {name: float(abs(columns[name]).mean()) for name in parts}
     lines = [f"  {means[name]:8.4f}  {name}" for name in sorted(means, key=lambda each: -means[each])]
-    said = "mean contribution of each input, without sign; the rows were not sent, and nothing was charged"
-    return "\n".join([said, *lines])
+    title = "mean contribution of each input, without sign; the rows were not sent, and nothing was charged"
+    return "\n".join([title, *lines])
 
 
 def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -101,10 +101,10 @@ def explanation(
         raise Refusal("--explain", str(run), remedy)
     model, task, classifies = model_and_task(run, allow_modules)
     schema = getattr(task, "schema", None)
-    said = predictions(model, task, data, classifies)
+    outputs = predictions(model, task, data, classifies)
     inputs = from_numpy(read_array(data) if schema is None else schema_inputs(schema, data))
     classifies = bool(task.classes) if schema is not None else classifies
-    return said | explained(model, inputs, schema, classifies)
+    return outputs | explained(model, inputs, schema, classifies)
 
 
 def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
@@ -118,12 +118,12 @@ def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
     from .compare import cell
 
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    shown = ([f"{each:.6g}" if isinstance(each, float) else cell(each) for each in row] for row in rows)
+    cells = ([f"{each:.6g}" if isinstance(each, float) else cell(each) for each in row] for row in rows)
     try:
         with open(out, "w", newline="", encoding="utf-8") if out else nullcontext(sys.stdout) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(map(cell, columns))
-            writer.writerows(shown)
+            writer.writerows(cells)
     except OSError as error:
         if out is None:
             raise
@@ -194,19 +194,19 @@ def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module,
     if not (state / MODEL).is_file():
         raise Refusal("folder", str(bundle), "holds no model; a completed run saves one")
     with safe_open(state / MODEL, "numpy") as file:
-        told: dict[str, str] = file.metadata() or {}
+        metadata: dict[str, str] = file.metadata() or {}
         if choice.kind is not None:
-            kept = load_file(state / MODEL)
-            model = nn.Linear(*kept["weight"].shape[::-1])
-            load_arrays(model, kept)
+            arrays = load_file(state / MODEL)
+            model = nn.Linear(*arrays["weight"].shape[::-1])
+            load_arrays(model, arrays)
             return model.eval(), None, True
     options = {**choice.options, **choice.args}
     if choice.name == TABLES:
         options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
-        options |= {"moments": read_json(told["moments"])} if told.get("moments") else {}
+        options |= {"moments": read_json(metadata["moments"])} if metadata.get("moments") else {}
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
-    if told.get("agreement") and told["agreement"] != agreement_of(task):
-        remedy = f"is not the schema or model of run {told.get('run')}, whose model is saved; restore it"
+    if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
+        remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"
         raise Refusal("schema", str(options.get("schema")), remedy)
     classifies = (
         choice.name != TABLES

@@ -137,11 +137,11 @@ def tokens(
 
     if qr:
         require_extra("qr", "fedveil provision token --qr")
-    given = give_tokens(folder, names, hours)
+    token_list = give_tokens(folder, names, hours)
     if as_json:
-        print(json.dumps({each.name: each.text() for each in given}))
+        print(json.dumps({each.name: each.text() for each in token_list}))
         return 0
-    for each in given:
+    for each in token_list:
         print(each.text())
         if qr:
             from importlib import import_module
@@ -164,21 +164,22 @@ def approve(
     from ..deployment import enrolment
     from ..links.server_bundle import SERVER
 
-    done = enrolment.approve(folder, names or [])
+    approval = enrolment.approve(folder, names or [])
+    desk = approval.desk
     if as_json:
-        told = {"admitted": done.admitted, "refused": dict(done.refused), "waiting": done.silent}
-        print(json.dumps({"roster": done.desk.register.version, **told}))
-        return 1 if done.refused else 0
-    for name in done.admitted:
-        issued = done.desk.register.find(name)
+        fields = {"roster": desk.register.version, "admitted": approval.admitted}
+        print(json.dumps({**fields, "refused": dict(approval.refused), "waiting": approval.silent}))
+        return 1 if approval.refused else 0
+    for name in approval.admitted:
+        issued = desk.register.find(name)
         assert issued is not None
         print(f"  node {issued.node}  {name}  admitted by its token; key {issued.fingerprint}")
-    for name, why in done.refused.items():
-        print(f"  {name}  refused: {why}")
-    if done.silent:
-        print(f"  no request yet: {', '.join(done.silent)}")
-    print(f"roster version {done.desk.register.version}: copy {done.desk.folder / SERVER} to the server")
-    return 1 if done.refused else 0
+    for name, reason in approval.refused.items():
+        print(f"  {name}  refused: {reason}")
+    if approval.silent:
+        print(f"  no request yet: {', '.join(approval.silent)}")
+    print(f"roster version {desk.register.version}: copy {desk.folder / SERVER} to the server")
+    return 1 if approval.refused else 0
 
 
 @verb(group, "revoke", "Revoke a client.", needs="server")
@@ -215,7 +216,7 @@ def cosign(
 
 def _show(desk: Desk, *, as_json: bool) -> int:
     """Print what a command has changed of a federation; return the exit code."""
-    print(json.dumps(_as_json(desk)) if as_json else "\n".join(_in_words(desk)))
+    print(json.dumps(_as_json(desk)) if as_json else "\n".join(_lines(desk)))
     return 0
 
 
@@ -233,16 +234,16 @@ def _as_json(desk: Desk) -> dict[str, object]:
     }
 
 
-def _in_words(desk: Desk) -> Iterator[str]:
+def _lines(desk: Desk) -> Iterator[str]:
     from ..deployment.provision import AUTHORITY, CLIENTS
     from ..links.server_bundle import SERVER
 
     register = desk.register
     members = len(register.admitted)
     yield f"{desk.federation.name}: {members} clients, roster version {register.version}"
-    least = max((each.policy["minimum_cohort"] for each in desk.federation.clients), default=0)
-    if least > members and not desk.federation.many:
-        yield f"  minimum_cohort: {least} is above the {members} members; no encrypted sum will be opened"
+    minimum = max((each.policy["minimum_cohort"] for each in desk.federation.clients), default=0)
+    if minimum > members and not desk.federation.many:
+        yield f"  minimum_cohort: {minimum} is above the {members} members; no encrypted sum will be opened"
     if register.cosigners:
         yield f"  signed by {', '.join(register.cosigners)}"
     outcomes = {each: _outcome(each, desk.before) for each in register.clients}
@@ -255,8 +256,8 @@ def _in_words(desk: Desk) -> Iterator[str]:
         elif outcome != "kept" or remark:
             where = "by its token" if each.enrolled else desk.folder / CLIENTS / each.name
             yield f"  node {each.node:<{digits}}  {each.name:{width}}  {outcome:8}  {where}{remark}"
-    if kept := list(outcomes.values()).count("kept"):
-        yield f"  unchanged: {kept}"
+    if unchanged := list(outcomes.values()).count("kept"):
+        yield f"  unchanged: {unchanged}"
     certificate = " (a new certificate)" if register.server != desk.before.server else ""
     copy = ": copy it to the server" if register != desk.before else ""
     yield f"  server  {desk.folder / SERVER}{certificate}{copy}"
@@ -268,14 +269,14 @@ def _in_words(desk: Desk) -> Iterator[str]:
 
 
 def _outcome(issued: Issued, before: Register) -> str:
-    known = before.find(issued.name)
+    previous = before.find(issued.name)
     if issued.revoked:
         return "revoked"
-    if known is None:
+    if previous is None:
         return "admitted"
-    if known == issued:
+    if previous == issued:
         return "kept"
-    return "renewed" if known.keys == issued.keys else "rotated"
+    return "renewed" if previous.keys == issued.keys else "rotated"
 
 
 def _remark(issued: Issued, outcome: str) -> str:

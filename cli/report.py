@@ -110,9 +110,9 @@ def _of_run(
 
     with as_a_run_wrote(folder):
         run = read_run(folder, read_assessment(assessment), answers, operator)
-        made = report_of(run, commands_of(run), _shapes(folder))
-        text = to_json(made)
-        files = {REPORT: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
+        report = report_of(run, commands_of(run), _shapes(folder))
+        text = to_json(report)
+        files = {REPORT: text, PAGE: page_of(report), CARD: card_of(report), MATERIALS: materials_of(report)}
     status = run.result.get("status", "not ended")
     if as_json:
         print(text, end="")
@@ -125,7 +125,7 @@ def _of_run(
         if assessment == folder / ASSESSMENT and not assessment.is_file():
             files[ASSESSMENT] = empty_assessment()
         _write(target, files)
-        empty = made["forms_counted"]["empty"]
+        empty = report["forms_counted"]["empty"]
         print(f"{target / PAGE}: {status}; {empty} fields of {ASSESSMENT} are empty")
     return 0
 
@@ -146,14 +146,14 @@ def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
     from ..evidence.content import to_json
     from ..evidence.page import page_of
 
-    made = report_of_answers(folder)
-    text = to_json(made)
+    report = report_of_answers(folder)
+    text = to_json(report)
     if as_json:
         print(text, end="")
         return 0
     target = folder / OF_ANSWERS if out is None else out
-    _write(target, {REPORT: text, PAGE: page_of(made)})
-    print(f"{target / PAGE}: {made['answered']} answer{'' if made['answered'] == 1 else 's'}")
+    _write(target, {REPORT: text, PAGE: page_of(report)})
+    print(f"{target / PAGE}: {report['answered']} answer{'' if report['answered'] == 1 else 's'}")
     return 0
 
 
@@ -181,13 +181,13 @@ def compare(
     Example:
       fedveil report compare runs/2026-01-31/12-00-00 runs/2026-01-31/12-05-00
     """
-    from ..evidence.comparison import compared
+    from ..evidence.comparison import compare_reports
     from ..run.display import console_for
 
-    rows = compared(_report(first), _report(second), everything=everything)
+    rows = compare_reports(_report(first), _report(second), everything=everything)
     if as_json:
-        shown = {"first": str(first), "second": str(second), "values": [asdict(each) for each in rows]}
-        print(json.dumps(shown))
+        fields = {"first": str(first), "second": str(second), "values": [asdict(each) for each in rows]}
+        print(json.dumps(fields))
     elif not rows:
         print("the reports of both runs are the same")
     else:
@@ -244,12 +244,12 @@ def bundle(
     from ..evidence.binding.bundle import add_signature, make_bundle
     from ..evidence.binding.signatures import FEDERATION, read_key
     from ..evidence.binding.verify import contents_of
-    from ..run.manifest import tells_counts
+    from ..run.manifest import reveals_counts
 
     signers = [read_key(each) for each in keys or ()]
     contents, lines = contents_of(run)
     target = run / BUNDLE if out is None else out
-    names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not tells_counts(run))
+    names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not reveals_counts(run))
     if signers:
         add_signature(target, FEDERATION, _day(None), signers)
     if as_json:
@@ -275,17 +275,17 @@ def sign(
       fedveil report sign bundle --role "data protection officer" --key officer.key
     """
     from ..evidence.binding.bundle import add_signature
-    from ..evidence.binding.signatures import SHOWN, read_key
+    from ..evidence.binding.signatures import SHORT, read_key
     from ..evidence.binding.verify import Knowledge, verify_folder
 
-    dated = _day(day)
+    date = _day(day)
     for line in verify_folder(folder, Knowledge()):
         if line.ok is False:
             remedy = f"check {line.name} failed: {line.finding}; do not sign it"
             raise Refusal("bundle", str(folder), remedy)
-    made = add_signature(folder, role, dated, [read_key(each) for each in keys])
-    signers = ", ".join(f"{name} {public[:SHOWN]}" for name, public in made.keys.items())
-    print(f"{folder}: signed by {made.role}, {made.date}, {signers}")
+    signature = add_signature(folder, role, date, [read_key(each) for each in keys])
+    signers = ", ".join(f"{name} {public[:SHORT]}" for name, public in signature.keys.items())
+    print(f"{folder}: signed by {signature.role}, {signature.date}, {signers}")
     return 0
 
 
@@ -326,10 +326,10 @@ def key(
     Example:
       fedveil report key officer.key
     """
-    from ..evidence.binding.signatures import SHOWN, make_key, passphrase_for
+    from ..evidence.binding.signatures import SHORT, make_key, passphrase_for
 
     public = make_key(path, ml_dsa, None if unlocked else passphrase_for(path, again=True))
-    print(f"{path}.pub: {public if not ml_dsa else public[:SHOWN] + '...'}")
+    print(f"{path}.pub: {public if not ml_dsa else public[:SHORT] + '...'}")
     return 0
 
 

@@ -18,8 +18,8 @@ from .grammar import (
     PagePort,
     Reason,
     acts,
+    allow_local_modules,
     option,
-    own_modules,
     port_of,
     verb,
 )
@@ -52,10 +52,10 @@ def serve(
     from ..deployment.serve import serve as body
     from ..evidence.live_page import live_page
 
-    own_modules()
-    given = [*ctx.args, *acts(accept_vacuous, reason)]
+    allow_local_modules()
+    overrides = [*ctx.args, *acts(accept_vacuous, reason)]
     with live_page(port_of(page, page_port)) as callbacks:
-        return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
+        return body(folder, overrides, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
 @verb(group, "status", "Show connections and spent epsilon.", needs="server")

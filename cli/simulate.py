@@ -20,11 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal, refusing
-from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened, run_composed
+from ..configs.compose import PRIMARY, SHIPPED_CONFIGS, VERSION_BASE, Job, compose_jobs, opened, run_composed
 from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
-from .compare import JOB, rows_of, table_of, write_csv, write_json
+from .compare import JOB, format_table, read_rows, write_csv, write_json
 from .deferred import HEAVY, defer, importing
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def simulate(
     """
     argv = opened(argv)
     checked = preflight(argv, writes=True)
-    if _shows(checked):
+    if _print_flags(checked):
         return 0
     if not checked.jobs:
         return _hydra(checked, argv, _job)
@@ -92,7 +92,7 @@ def simulate(
     ((job, _),) = checked.jobs
     with live_page(page_port) as watching:
         run_into = partial(_run_into, ended, as_json, watching)
-        code = run_composed(job, checked.arguments, _made(checked.folder), run_into)
+        code = run_composed(job, checked.arguments, _make_folder(checked.folder), run_into)
     if ended and ended[0].status == "refused":
         _remove_empty(new)
     if as_json:
@@ -105,7 +105,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
     checked = preflight(argv, writes=False)
     if plot is not None and checked.sweep:
         raise Refusal("--plot", str(plot), "one picture shows one plan; give one value to each key")
-    if _shows(checked):
+    if _print_flags(checked):
         return 0
     if not checked.jobs:
         return _hydra(checked, argv, _job)
@@ -124,7 +124,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
     return max(codes)
 
 
-def _shows(checked: CheckedJobs) -> bool:
+def _print_flags(checked: CheckedJobs) -> bool:
     """Print the output of Hydra's flags that Hydra lacks: keys and their meaning, a sweep's jobs."""
     args = checked.arguments
     if args.help:
@@ -134,7 +134,7 @@ def _shows(checked: CheckedJobs) -> bool:
         print(help_text(compose_jobs(args)[0].config, SimulationSettings))
         return True
     if args.cfg == "job" and checked.sweep:
-        for job in checked.shown:
+        for job in checked.config_jobs:
             print(f"# {' '.join(job.overrides)}\n{OmegaConf.to_yaml(job.config, resolve=args.resolve)}")
         return True
     return False
@@ -159,20 +159,20 @@ def _quiet_job(config: DictConfig) -> float | None:
 def _swept(config: DictConfig, quiet: bool) -> float | None:
     folder = _folder()
     ended = _run(_this(config), folder, quiet)
-    said = {"overrides": ended.overrides, "exit_code": ended.exit_code, "result": _finite(ended.result)}
+    fields = {"overrides": ended.overrides, "exit_code": ended.exit_code, "result": _finite(ended.result)}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    (folder / JOB).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     if ended.status == "interrupted":
         raise KeyboardInterrupt
     metrics = ended.result.get("metrics") or {}
-    wanted = config.get("optimize")
-    if wanted is None:
+    objective = config.get("optimize")
+    if objective is None:
         return None
-    if ended.exit_code not in (0, 3) or wanted not in metrics:
-        known = ", ".join(sorted(metrics)) or "nothing: it did not complete"
-        print(Refusal("optimize", wanted, f"the run reports {known}"), file=sys.stderr)
+    if ended.exit_code not in (0, 3) or objective not in metrics:
+        names = ", ".join(sorted(metrics)) or "nothing: it did not complete"
+        print(Refusal("optimize", objective, f"the run reports {names}"), file=sys.stderr)
         sys.exit(REFUSED)  # Hydra shows an exception of a job as a traceback
-    return float(metrics[wanted])
+    return float(metrics[objective])
 
 
 def _this(config: DictConfig) -> Job:
@@ -217,10 +217,10 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
     if checked.arguments.config_path is not None:
         flags += ["--config-path", checked.arguments.config_path]
     if checked.folder is not None:
-        flags.append(f"hydra.sweep.dir={quoted(str(_made(checked.folder)))}")
+        flags.append(f"hydra.sweep.dir={quoted(str(_make_folder(checked.folder)))}")
     sys.argv = ["fedveil", *flags]
     try:
-        hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
+        hydra.main(config_path=SHIPPED_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:  # how Hydra ends when it has shown something, or could not go on
@@ -228,7 +228,7 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
     return 0
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     with refusing("hydra.run.dir", folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -250,7 +250,7 @@ def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_js
     code = _hydra(checked, argv, _quiet_job if as_json else _job)
     folders = sorted((path.parent for path in sweep.rglob(JOB)), key=_order)
     ended = [_read(folder) for folder in folders]
-    rows = rows_of(folders, sweep)
+    rows = read_rows(folders, sweep)
     with contextlib.suppress(OSError):  # a full disk loses no more than the summary
         if ended and all(each.status == "refused" for each in ended):
             _forget(folders, sweep)
@@ -261,11 +261,11 @@ def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_js
     if as_json:
         _print_json(ended)
     else:
-        print(table_of(rows))
+        print(format_table(rows))
     worst = max(ended, key=_badness).exit_code if ended else 0
     if code == INTERRUPTED or any(each.status == "interrupted" for each in ended):
         return INTERRUPTED
-    if checked.every and len(ended) < len(checked.jobs):
+    if checked.all_jobs and len(ended) < len(checked.jobs):
         print(f"fedveil: only {len(ended)} of {len(checked.jobs)} jobs reported a result", file=sys.stderr)
         return FAILED
     return worst or code
@@ -280,8 +280,8 @@ def _forget(folders: Sequence[Path], sweep: Path) -> None:
 
 
 def _read(folder: Path) -> Ended:
-    said = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    return Ended(tuple(said["overrides"]), said["exit_code"], said["result"])
+    fields = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    return Ended(tuple(fields["overrides"]), fields["exit_code"], fields["result"])
 
 
 def _order(folder: Path) -> tuple[int, str]:

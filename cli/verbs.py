@@ -34,7 +34,7 @@ HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("-sc", "--shell-completion"), "", "Hydra's own completion; prefer --install-completion."),
     (("--experimental-rerun",), "FILE", "Refused: it reads a pickle."),
 )
-SHOWN_FLAGS = 9
+NUM_FLAGS = 9
 HELP = ("-h", "--help")
 CONTEXT: dict[str, Any] = {"help_option_names": list(HELP), "max_content_width": 100}
 VOLUME = (
@@ -80,11 +80,11 @@ class Verb(TyperCommand):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the arguments and options as two lists."""
         arguments = [each for each in self.params if isinstance(each, click.Argument)]
-        _write_rows(formatter, "Arguments", [(_metavar(each), self._told(each)) for each in arguments])
+        _write_rows(formatter, "Arguments", [(_metavar(each), self._help(each)) for each in arguments])
         records = [each.get_help_record(ctx) for each in self.get_params(ctx) if each not in arguments]
         _write_rows(formatter, "Options", [record for record in records if record is not None])
 
-    def _told(self, argument: click.Argument) -> str:
+    def _help(self, argument: click.Argument) -> str:
         """Return an argument's help. typer hands it to click's class, which since 8.5 loses it again."""
         assert self.callback is not None
         declared = get_type_hints(inspect.unwrap(self.callback), include_extras=True)[str(argument.name)]
@@ -100,11 +100,11 @@ class HydraVerb(Verb):
         """Take the verb's own options; leave Hydra's words in `ctx.args`, --help among them."""
         asks_help = not ctx.resilient_parsing and bool(set(args) & set(HELP))
         super().parse_args(ctx, [each for each in args if each not in HELP])
-        own = [name for each in self.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
-        known = [*(name for names, _, _ in HYDRA_FLAGS for name in names), *HELP, *own]
+        opts = [name for each in self.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
+        flags = [*(name for names, _, _ in HYDRA_FLAGS for name in names), *HELP, *opts]
         for word in ctx.args:
-            if word.startswith("-") and word.partition("=")[0] not in known and not ctx.resilient_parsing:
-                raise click.NoSuchOption(word.partition("=")[0], possibilities=known, ctx=ctx)
+            if word.startswith("-") and word.partition("=")[0] not in flags and not ctx.resilient_parsing:
+                raise click.NoSuchOption(word.partition("=")[0], possibilities=flags, ctx=ctx)
         if asks_help:
             click.echo(ctx.get_help())
             if find_spec("hydra") is None:
@@ -117,15 +117,15 @@ class HydraVerb(Verb):
         """Write the verb's own options and Hydra's flags."""
         super().format_options(ctx, formatter)
         rows = [(f"{', '.join(names)} {value}".strip(), text) for names, value, text in HYDRA_FLAGS]
-        _write_rows(formatter, "Flags of Hydra", rows[:SHOWN_FLAGS])
+        _write_rows(formatter, "Flags of Hydra", rows[:NUM_FLAGS])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete options, Hydra's flags and what stands behind one, groups, options of groups and keys."""
         if incomplete.startswith("-"):
             flags = [CompletionItem(n, help=text) for names, _, text in HYDRA_FLAGS for n in names[-1:]]
             return [*super().shell_complete(ctx, incomplete), *_beginning(flags, incomplete)]
-        behind = {name: value for names, value, _ in HYDRA_FLAGS for name in names}
-        if value := behind.get(ctx.args[-1] if ctx.args else ""):
+        flag_values = {name: value for names, value, _ in HYDRA_FLAGS for name in names}
+        if value := flag_values.get(ctx.args[-1] if ctx.args else ""):
             words = [CompletionItem(each) for each in value.split("|") if not each.isupper()]
             return (
                 [CompletionItem(incomplete, type="dir")] if value == "DIR" else _beginning(words, incomplete)
@@ -146,30 +146,30 @@ class Verbs(TyperGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the hidden verb's name before what is none of the others' names."""
-        own = {*(name for name, each in self.commands.items() if not each.hidden), *HELP}
+        names = {*(name for name, each in self.commands.items() if not each.hidden), *HELP}
         default = self._default()
-        if default is not None and args and args[0] not in own:
-            self._refuse_near(ctx, args, own)
+        if default is not None and args and args[0] not in names:
+            self._refuse_misspelling(ctx, args, names)
             args = [str(default.name), *args]
         return super().parse_args(ctx, args)
 
     def _default(self) -> click.Command | None:
         return next((each for each in self.commands.values() if each.hidden), None)
 
-    def _refuse_near(self, ctx: click.Context, args: Sequence[str], own: set[str]) -> None:
+    def _refuse_misspelling(self, ctx: click.Context, args: Sequence[str], names: set[str]) -> None:
         """Refuse what is nearly the name of a verb and of no file."""
-        near = difflib.get_close_matches(args[0], own, n=1, cutoff=0.75)
-        if near and not os.path.exists(args[0]) and not ctx.resilient_parsing:
-            raise _no_such_verb(ctx, args[0], near)
+        matches = difflib.get_close_matches(args[0], names, n=1, cutoff=0.75)
+        if matches and not os.path.exists(args[0]) and not ctx.resilient_parsing:
+            raise _no_such_verb(ctx, args[0], matches)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, or refuse with the nearest."""
         if args[0] not in self.commands and not ctx.resilient_parsing and not args[0].startswith("-"):
-            shown = [name for name, each in self.commands.items() if not each.hidden]
-            near = [name for name in shown if name.startswith(args[0])]
-            raise _no_such_verb(ctx, args[0], near[:1] or difflib.get_close_matches(args[0], shown, n=1))
+            names = [name for name, each in self.commands.items() if not each.hidden]
+            matches = [name for name in names if name.startswith(args[0])]
+            raise _no_such_verb(ctx, args[0], matches[:1] or difflib.get_close_matches(args[0], names, n=1))
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -188,23 +188,23 @@ class Verbs(TyperGroup):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the verbs, and what the hidden verb takes first."""
-        found = super().shell_complete(ctx, incomplete)
+        items = super().shell_complete(ctx, incomplete)
         default = self._default()
         if default is not None:
             arguments = [each for each in default.params if isinstance(each, click.Argument)]
-            found += arguments[0].shell_complete(ctx, incomplete) if arguments else []
-        return found
+            items += arguments[0].shell_complete(ctx, incomplete) if arguments else []
+        return items
 
 
 def leaves(ctx: click.Context) -> list[click.Context]:
     """Return the contexts of the verbs below this one that do something, in the order in which they are listed."""
-    found: list[click.Context] = []
+    contexts: list[click.Context] = []
     command = ctx.command
     if not isinstance(command, click.Group):
         return [ctx]
     for name, each in sorted(command.commands.items(), key=lambda item: isinstance(item[1], click.Group)):
-        found += leaves(click.Context(each, parent=ctx, info_name=name, **CONTEXT))
-    return found
+        contexts += leaves(click.Context(each, parent=ctx, info_name=name, **CONTEXT))
+    return contexts
 
 
 def usage(ctx: click.Context) -> str:
@@ -226,13 +226,13 @@ def _listed(ctx: click.Context) -> str:
     return " ".join([_path(ctx), *arguments])
 
 
-def told(error: click.UsageError) -> str:
+def describe_error(error: click.UsageError) -> str:
     """Return what a usage error says: the mistake, the nearest name, and how the verb is called."""
     message = error.format_message().rstrip(".")
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.NoSuchOption):
-        near = f"did you mean {error.possibilities[0]!r}?" if error.possibilities else ""
-        hint = option_hint(error.option_name) or near
+        suggestion = f"did you mean {error.possibilities[0]!r}?" if error.possibilities else ""
+        hint = option_hint(error.option_name) or suggestion
         message = f"there is no option {error.option_name!r}" + (f"; {hint}" if hint else "")
     if error.ctx is None:
         return f"fedveil: {message}"
@@ -240,10 +240,10 @@ def told(error: click.UsageError) -> str:
     return f"{path}: {message}\nusage: {usage(error.ctx)}\n{path} --help shows the details"
 
 
-def _no_such_verb(ctx: click.Context, word: str, near: Sequence[str]) -> Refusal:
+def _no_such_verb(ctx: click.Context, word: str, matches: Sequence[str]) -> Refusal:
     path = _path(ctx)
-    near = ["--version"] if word == "version" else near
-    nearest = f"did you mean '{path} {near[0]}'?" if near else f"{path} --help lists them"
+    matches = ["--version"] if word == "version" else matches
+    nearest = f"did you mean '{path} {matches[0]}'?" if matches else f"{path} --help lists them"
     return Refusal("verb", word, f"there is no such verb; {nearest}")
 
 

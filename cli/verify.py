@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from ..base.refusal import Refusal
 from ..run.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
 from .grammar import Head, Json, app, argument, option, verb
-from .ledger import known_head, ledgers_in, verified
+from .ledger import head_of, ledgers_in, verify_ledger
 
 if TYPE_CHECKING:
     from ..evidence.binding.verify import CheckLine
@@ -69,7 +69,7 @@ def verify(
     """
     from ..evidence.binding.bundle import LIST
     from ..evidence.binding.signatures import FILE as SIGNATURES
-    from ..evidence.binding.signatures import read_named_chain, read_public
+    from ..evidence.binding.signatures import read_public, read_rollovers
     from ..evidence.binding.verify import Knowledge, is_bound, verify_folder
     from ..run.display import hanging
 
@@ -81,15 +81,15 @@ def verify(
         raise Refusal(
             "--roster", roster, "is not 64 hexadecimal digits, as fedveil client roster prints them"
         )
-    chains = [read_named_chain(each) for each in keys or ()]
+    chains = [read_rollovers(each) for each in keys or ()]
     public = tuple(
         chain[-1].new if chain else read_public(each) for each, chain in zip(keys or (), chains, strict=True)
     )
-    rollovers, named = tuple(filter(None, chains)), tuple(map(read_public, witnesses or ()))
-    known = known_head(*head) if head else None
-    asked = Knowledge(public, known, device, roster, receipts, rollovers, named, tsa)
+    rollovers, witness_keys = tuple(filter(None, chains)), tuple(map(read_public, witnesses or ()))
+    ledger_head = head_of(*head) if head else None
+    knowledge = Knowledge(public, ledger_head, device, roster, receipts, rollovers, witness_keys, tsa)
     if path.is_dir() and any((path / name).exists() for name in (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)):
-        lines = verify_folder(path, asked)
+        lines = verify_folder(path, knowledge)
         bound = is_bound(lines)
     else:
         if keys:
@@ -100,7 +100,7 @@ def verify(
                 raise Refusal(
                     option, str(value), "is of a run, and not of a ledger; give the folder of a run"
                 )
-        lines = [*_answers(path), *(_ledger(each, path, known) for each in ledgers_in(path))]
+        lines = [*_answers(path), *(_ledger(each, path, ledger_head) for each in ledgers_in(path))]
         bound = True  # a ledger is what binds
     ok = all(line.ok is not False for line in lines)
     code = WRONG if not ok else 0 if bound else UNBOUND
@@ -110,13 +110,13 @@ def verify(
         return code
     for line in lines:
         print(hanging(f"{_mark(line.ok)} ", f"{line.name}: {line.finding}"))
-    print(hanging(f"{path}: ", _counted(lines)))
+    print(hanging(f"{path}: ", _count_checks(lines)))
     if code == UNBOUND:
         print(hanging(f"{path}: ", UNBOUND_WORDS))
     return code
 
 
-def _counted(lines: Sequence[CheckLine]) -> str:
+def _count_checks(lines: Sequence[CheckLine]) -> str:
     """Return how many checks passed, failed and could not be made, with the names of the last two."""
     names = {ok: [line.name for line in lines if line.ok is ok] for ok in (True, False, None)}
     failed, open_ = (", ".join(names[ok]) for ok in (False, None))
@@ -152,19 +152,20 @@ def _answers(folder: Path) -> Iterator[CheckLine]:
         if again not in (html, None):
             raise ValueError(ANOTHER)
         ok = None if again is None else True
-        said = f"{count} values match the answers{'' if ok else f'; {UNMADE}'}"
+        finding = f"{count} values match the answers{'' if ok else f'; {UNMADE}'}"
     except FAULTS as problem:
-        ok, said = False, str(problem) or type(problem).__name__
-    yield CheckLine("page", ok, said)
+        ok, finding = False, str(problem) or type(problem).__name__
+    yield CheckLine("page", ok, finding)
 
 
 def _ledger(path: Path, among: Path, head: EntryHead | None) -> CheckLine:
     from ..evidence.binding.verify import CheckLine
 
-    found, name = verified(path, head), path.name if path == among else str(path.relative_to(among))
-    if found.problem is not None:
-        return CheckLine(name, False, found.problem)
+    verification = verify_ledger(path, head)
+    name = path.name if path == among else str(path.relative_to(among))
+    if verification.problem is not None:
+        return CheckLine(name, False, verification.problem)
     spent = "nothing was released"
-    if found.delta is not None and found.epsilon is not None:
-        spent = f"epsilon {found.epsilon:.4g} at delta {found.delta:.3g}"
-    return CheckLine(name, True, f"{found.entries} entries, every hash is correct; {spent}")
+    if verification.delta is not None and verification.epsilon is not None:
+        spent = f"epsilon {verification.epsilon:.4g} at delta {verification.delta:.3g}"
+    return CheckLine(name, True, f"{verification.entries} entries, every hash is correct; {spent}")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ADDS = "full"  # audit that adds clients and records
 # Names in a model with the block of extra records: prefix of the client's own parameters, and that of the block.
-OWN, BLOCK = "model.", "block.weight"
+MODEL_PREFIX, BLOCK = "model.", "block.weight"
 
 
 class ExtraClients(Protocol):

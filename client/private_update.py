@@ -23,7 +23,7 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 if TYPE_CHECKING:
     from ..privacy.secagg.transcript import AttemptTerms
 
-SUMMED_RECORD = "fedveil.summed"  # of an app's reply: its part of a sum of records
+RECORD_SUM = "fedveil.summed"  # of an app's reply: its part of a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
 
 T = TypeVar("T")
@@ -94,45 +94,45 @@ def _encoded(
 ) -> Contribution:
     """Return the vector of an app's reply, and release the reply's arrays."""
     update, values = update_of(reply, received, content, spec), values_of(reply)
-    return or_of_zeros(lambda given: encode(given, values, spec)[0], update)
+    return or_of_zeros(lambda arrays: encode(arrays, values, spec)[0], update)
 
 
-def or_of_zeros(made: Callable[[Arrays], T], update: Arrays) -> T:
+def or_of_zeros(encode_update: Callable[[Arrays], T], update: Arrays) -> T:
     """Return the vector of an update or, if it is not finite, of zeros.
 
     Divergence of training may depend on one record and on the server's message. A failure would reveal it, uncharged,
     to everyone who sees which clients answer; so the client answers with zeros, like one without examples.
     """
     try:
-        return made(update)
+        return encode_update(update)
     except NotFinite as error:
         logger.warning("%s; this client answers with a zero update", error)
-        return made({name: np.zeros_like(value) for name, value in update.items()})
+        return encode_update({name: np.zeros_like(value) for name, value in update.items()})
 
 
-def answer_of(message: Message, made: Callable[[], Message]) -> Message:
+def answer_of(message: Message, compute_reply: Callable[[], Message]) -> Message:
     """Return a client's reply, or an error with a code and no detail.
 
     Args:
       message: the instruction.
-      made: computes the reply; raises NotTrained if there is none.
+      compute_reply: computes the reply; raises NotTrained if there is none.
     """
     try:
-        return made()
-    except NotTrained as said:
-        return Message(Error(said.code, "the client did not train"), reply_to=message)
+        return compute_reply()
+    except NotTrained as error:
+        return Message(Error(error.code, "the client did not train"), reply_to=message)
     except Exception:
         # The error may depend on the data: only the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
 
-def or_unchanged(message: Message, made: Callable[[], Message], hidden: bool) -> Message:
+def or_unchanged(message: Message, compute_reply: Callable[[], Message], must_hide: bool) -> Message:
     """Return a client's reply or, if its task fails and an encrypted sum with noise must hide this, a zero update."""
     try:
-        return made()
+        return compute_reply()
     except Exception as error:
-        if not hidden or isinstance(error, NotTrained | Refusal):
+        if not must_hide or isinstance(error, NotTrained | Refusal):
             raise
         logger.exception("this client answers with a zero update, since its task failed")
         return unchanged(message)
@@ -142,15 +142,15 @@ def unchanged(message: Message) -> Message:
     """Return the reply with a zero update, because a different or missing reply would reveal something about the records."""
     arrays = wire.views(wire.only_arrays(message.content))
     if wire.sum_spec_of(message.content).unit_norm is not None:
-        return summed_reply(message, {name: np.zeros_like(value) for name, value in arrays.items()})
+        return record_sum_reply(message, {name: np.zeros_like(value) for name, value in arrays.items()})
     metrics = MetricRecord({wire.WEIGHT: 0, TRAIN_LOSS: 0.0})
     content = RecordDict({"arrays": wire.memory_arrays(arrays), "metrics": metrics})
     return Message(content, reply_to=message)
 
 
-def summed_reply(message: Message, parts: Mapping[str, NDArray[np.generic]]) -> Message:
+def record_sum_reply(message: Message, parts: Mapping[str, NDArray[np.generic]]) -> Message:
     """Return an app's reply with its records' contribution to a sum of records, by name."""
-    content = RecordDict({SUMMED_RECORD: wire.memory_arrays(parts), "metrics": MetricRecord({})})
+    content = RecordDict({RECORD_SUM: wire.memory_arrays(parts), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 
 
@@ -178,9 +178,9 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
         update: Arrays = difference(wire.only_arrays(arrays), received)
     else:
-        summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
+        sums = cast(ArrayRecord, reply.content[RECORD_SUM])
         update = {
-            name: cast(NDArray[np.floating], wire.view(summed[name])) for name in wire.layout_of(received)
+            name: cast(NDArray[np.floating], wire.view(sums[name])) for name in wire.layout_of(received)
         }
     return compressed(update, content, spec)
 
@@ -208,8 +208,8 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
         value, start = wire.view(trained[name]), wire.view(received[name])
         if value.shape != shape:
             raise ValueError(f"array {name} has shape {value.shape}, expected {shape}")
-        given = wire.is_lent(trained[name]) and value.dtype == start.dtype
-        update[name] = np.subtract(value, start, out=value if given else None)
+        writable = wire.is_lent(trained[name]) and value.dtype == start.dtype
+        update[name] = np.subtract(value, start, out=value if writable else None)
     return update
 
 

@@ -67,27 +67,27 @@ def secure_update(
     Returns:
       The reply: the protocol's messages, or an error with a code and no detail.
     """
-    asked = messages_of(message.content)
-    if asked is None:
+    requests = messages_of(message.content)
+    if requests is None:
         return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
     job = TrainingJob(identity, randomness, message, context, call_next, charge)
-    return answer_of(message, lambda: _answered(job, asked))
+    return answer_of(message, lambda: _answered(job, requests))
 
 
-def _answered(job: TrainingJob, asked: Sequence[bytes]) -> Message:
+def _answered(job: TrainingJob, requests: Sequence[bytes]) -> Message:
     """Return the reply to the protocol's messages of an instruction."""
     identity, message, context = job.identity, job.message, job.context
     node = _remembered(context, _for_vectors(identity, message.content))
     try:
         work = job.work(node) if records_of(message.content, ArrayRecord) else None
-        replies = [_handled(node, each, work) for each in asked]
+        replies = [_handled(node, each, work) for each in requests]
     finally:
         context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
     codes = [reply for reply in replies if isinstance(reply, int)]
-    if codes and len(asked) == 1:
+    if codes and len(requests) == 1:
         return Message(Error(codes[0], "the client did not train"), reply_to=message)
-    sent = [b"" if isinstance(reply, int) else reply for reply in replies]
-    return Message(answer(sent, *codes[:1]), reply_to=message)
+    messages = [b"" if isinstance(reply, int) else reply for reply in replies]
+    return Message(answer(messages, *codes[:1]), reply_to=message)
 
 
 def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
@@ -103,8 +103,8 @@ def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
     if spec.unit_norm is None or spec.clipping_norm is None:
         return identity
     # In this order the norm of a part that is exactly the policy's largest is not rounded above it.
-    most = spec.clipping_norm * (identity.policy.maximum_clipping_norm / spec.unit_norm)
-    return replace(identity, policy=replace(identity.policy, maximum_clipping_norm=most))
+    max_norm = spec.clipping_norm * (identity.policy.maximum_clipping_norm / spec.unit_norm)
+    return replace(identity, policy=replace(identity.policy, maximum_clipping_norm=max_norm))
 
 
 def _remembered(context: Context, identity: Identity) -> Participant:
@@ -123,8 +123,8 @@ def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | in
     except Refused as refused:
         logger.warning("node %s stops: %s", node.node, refused)
         return declined(refused)
-    except NotTrained as said:
-        return said.code
+    except NotTrained as error:
+        return error.code
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
@@ -184,10 +184,10 @@ class TrainingJob:
         if outsiders >= terms.threshold:  # they open this vector alone, without the noise of its peers
             outsiders = len(others)
         sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
-        multiplier = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
+        multiplier = spec.single_noise(outsiders) if sigma < 0 else terms.noise_multiplier
         if multiplier < policy.minimum_noise_multiplier:
-            why = "minimum_noise_multiplier is not met without the noise of untrusted members"
-            raise Refused(Reason.POLICY, why)
+            reason = "minimum_noise_multiplier is not met without the noise of untrusted members"
+            raise Refused(Reason.POLICY, reason)
         return OwnNoise(max(sigma, 0), multiplier)
 
     def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:
@@ -203,7 +203,7 @@ class TrainingJob:
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
             words = or_of_zeros(
-                lambda given: encode_share(given, values, spec, stream, seed, layers)[0], update
+                lambda arrays: encode_share(arrays, values, spec, stream, seed, layers)[0], update
             )
             del reply, update
             if noise.sigma:
@@ -232,7 +232,7 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
         "clipping_norm": spec.sum.clipping_norm == terms.clipping_norm,
         "most": attendance.most >= terms.cohort_size,
         "minimum_survivors": attendance.least <= terms.minimum_survivors,
-        "noise_multiplier": attendance.least > knowing and spec.least_noise(knowing) >= promised,
+        "noise_multiplier": attendance.least > knowing and spec.min_noise(knowing) >= promised,
     }
     for name, met in demands.items():
         if not met:

@@ -103,8 +103,8 @@ def _read(path: Path, forbidden: int) -> bytes:
                 raise Refusal("file", str(path), remedy)
             return file.read()
     except OSError as error:
-        told = unreadable(error, "see whether it is there and whose it is")
-        raise Refusal("file", str(path), told) from None
+        remedy = unreadable(error, "see whether it is there and whose it is")
+        raise Refusal("file", str(path), remedy) from None
 
 
 def refuse_writable(folder: Path, *names: str) -> None:
@@ -159,9 +159,9 @@ def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = 
     """
     path = folder / CERTIFICATE
     key = read_secret(folder / "tls.key")
-    held = Credentials(read_file(folder / "ca.pem"), read_file(path), key, earlier)
-    check_certificate(path, held.certificate, held, federation, name)
-    return held
+    credentials = Credentials(read_file(folder / "ca.pem"), read_file(path), key, earlier)
+    check_certificate(path, credentials.certificate, credentials, federation, name)
+    return credentials
 
 
 def check_certificate(path: Path, pem: bytes, credentials: Credentials, federation: str, name: str) -> None:
@@ -178,25 +178,25 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
       Refusal: of the first fault.
     """
     load_certificate(path.with_name("ca.pem"), credentials.ca)
-    own = load_certificate(path, pem)
-    if not issued_by(own, credentials.ca + b"\n" + credentials.earlier):
+    certificate = load_certificate(path, pem)
+    if not issued_by(certificate, credentials.ca + b"\n" + credentials.earlier):
         raise Refusal("file", str(path), "was not signed by the authority in ca.pem")
     key = path.with_name("tls.key")
-    if spki(_private(key, credentials.key).public_key()) != spki(own.public_key()):
+    if spki(_private(key, credentials.key).public_key()) != spki(certificate.public_key()):
         raise Refusal("file", str(key), "is not the key of the certificate beside it")
     for attribute, expected in ((NameOID.ORGANIZATION_NAME, federation), (NameOID.COMMON_NAME, name)):
-        if [each.value for each in own.subject.get_attributes_for_oid(attribute)] != [expected]:
+        if [each.value for each in certificate.subject.get_attributes_for_oid(attribute)] != [expected]:
             raise Refusal("file", str(path), f"was not made for {name!r} of the federation {federation!r}")
-    if own.not_valid_after_utc.timestamp() < time.time():
-        ended = f"ended on {own.not_valid_after_utc:%Y-%m-%d}"
+    if certificate.not_valid_after_utc.timestamp() < time.time():
+        ended = f"ended on {certificate.not_valid_after_utc:%Y-%m-%d}"
         raise Refusal("file", str(path), f"{ended}; ask for new ones (fedveil provision rotate, or a token)")
 
 
 def issued_by(certificate: x509.Certificate, authorities: bytes) -> bool:
     """Return whether one of these authorities, certificates in PEM, has signed a certificate."""
-    for each in x509.load_pem_x509_certificates(authorities):
+    for authority in x509.load_pem_x509_certificates(authorities):
         with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-            certificate.verify_directly_issued_by(each)
+            certificate.verify_directly_issued_by(authority)
             return True
     return False
 

@@ -45,7 +45,7 @@ from .yaml_guard import check_directory, yaml_sentence
 Settings = TypeVar("Settings")
 Reader = Callable[[DictConfig], object]
 
-OWN_CONFIGS = "pkg://fedveil.configs"
+SHIPPED_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
 ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
@@ -69,7 +69,7 @@ class OwnConfigs(SearchPathPlugin):
     """Puts this package's options last in the search path, so that a user's own tree may leave them out."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("fedveil", OWN_CONFIGS)
+        search_path.append("fedveil", SHIPPED_CONFIGS)
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,12 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     loader = _loader(args)
     name = args.config_name or PRIMARY
     # Without its name a group is as good as left out, and the table `tuned`, whose rows bear both names, can be read.
-    given = [f"{each}.name" if each in ("~task", "~privacy") else each for each in args.overrides]
-    parsed = lint.parse(given, loader)
-    files = [mistake for directory in _directories(loader, given) for mistake in check_directory(directory)]
+    overrides = [f"{each}.name" if each in ("~task", "~privacy") else each for each in args.overrides]
+    parsed = lint.parse(overrides, loader)
+    files = [each for directory in _directories(loader, overrides) for each in check_directory(directory)]
     if files:
         raise Mistakes(files)
-    jobs = _split(loader, name, parsed) if is_sweep(args) else [given]
+    jobs = _split(loader, name, parsed) if is_sweep(args) else [overrides]
     composed: list[Job] = []
     mistakes: list[Refusal] = []
     for job in jobs:
@@ -173,11 +173,11 @@ def _split(loader: ConfigLoader, name: str, parsed: list[Override]) -> list[list
         sweeper = _load(loader, name, fixed).hydra.sweeper
     except COMPOSITION_ERRORS:
         return BasicSweeper.split_arguments(parsed, None)[0]  # composing the jobs tells what is wrong
-    asked = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    every = [*lint.parse(asked, loader), *parsed]
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    overrides = [*lint.parse(params, loader), *parsed]
     if sweeper.get("_target_") == BASIC_SWEEPER:
-        return BasicSweeper.split_arguments(every, None)[0]
-    return [[lint.end_of(each, end) for each in every] for end in (0, -1)]
+        return BasicSweeper.split_arguments(overrides, None)[0]
+    return [[lint.end_of(each, end) for each in overrides] for end in (0, -1)]
 
 
 def is_sweep(args: argparse.Namespace) -> bool:
@@ -218,11 +218,11 @@ def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callabl
     Returns:
         0 unless Hydra itself could not go on.
     """
-    own: Any = job.hydra
-    own.run.dir, own.mode = str(folder), RunMode.RUN
+    hydra: Any = job.hydra
+    hydra.run.dir, hydra.mode = str(folder), RunMode.RUN
 
     def whole(**_: object) -> DictConfig:
-        return own._get_parent()
+        return hydra._get_parent()
 
     loader = _loader(args)
     vars(loader)["load_configuration"] = whole
@@ -240,7 +240,7 @@ def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callabl
 def _loader(args: argparse.Namespace) -> ConfigLoader:
     if OwnConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(OwnConfigs)
-    search_path = create_config_search_path(args.config_path or OWN_CONFIGS)
+    search_path = create_config_search_path(args.config_path or SHIPPED_CONFIGS)
     if args.config_dir is not None:
         directory = os.path.abspath(args.config_dir)
         if not os.path.isdir(directory):
@@ -255,11 +255,11 @@ def _loader(args: argparse.Namespace) -> ConfigLoader:
 
 def _directories(loader: ConfigLoader, overrides: Sequence[str]) -> list[Path]:
     """Return the user's own directories in the search path."""
-    found = [element.path for element in loader.get_search_path().get_path()]
+    paths = [element.path for element in loader.get_search_path().get_path()]
     for override in overrides:
         if override.startswith("hydra.searchpath="):
-            found += override.partition("=")[2].strip("[]'\"").split(",")
-    return [Path(path.removeprefix("file://")) for path in found if path.startswith("file://")]
+            paths += override.partition("=")[2].strip("[]'\"").split(",")
+    return [Path(path.removeprefix("file://")) for path in paths if path.startswith("file://")]
 
 
 def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Reader | None) -> Job:
@@ -284,10 +284,10 @@ def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Re
 def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple[list[Refusal], list[str]]:
     groups, keys, mistakes = lint.split(loader, overrides)
     try:
-        known = _load(loader, name, groups).config
+        config = _load(loader, name, groups).config
     except COMPOSITION_ERRORS:  # the primary configuration itself is broken: nothing to compare the keys with
         return mistakes, []
-    unplaced, placed = lint.unplaced(keys, known)
+    unplaced, placed = lint.place_keys(keys, config)
     return mistakes + unplaced, groups + placed
 
 

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from ..base.extensions import extension, installed
 from ..base.refusal import Range, Refusal
 from ..messages.local_training import RULES
-from .strict import Mistakes, unknown, value_at, wrong
+from .strict import Mistakes, unknown_key, value_at, wrong
 
 Schema = Mapping[str, Any]
 BOUNDS = {
@@ -45,11 +45,11 @@ class OfKeys:
             if name in RULES
         }
         keys = core_schema.no_info_before_validator_function(
-            lambda given: vars(given) if is_dataclass(given) else given,
+            lambda value: vars(value) if is_dataclass(value) else value,
             core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False}),
         )
         return core_schema.no_info_after_validator_function(
-            lambda found: source(**found),
+            lambda fields: source(**fields),
             keys,
             serialization=core_schema.plain_serializer_function_ser_schema(vars),
         )
@@ -71,8 +71,8 @@ class Group(BaseModel):
     """Group of keys. Its values are checked like those of the command line, and refused in the same sentences."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Fields whose keys stand beside the others, and those keys."""
+    inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Fields whose keys stand at the group's own level, and those keys."""
 
     if not TYPE_CHECKING:  # a type checker knows the keywords of each model, and would forget them
 
@@ -115,15 +115,15 @@ class Group(BaseModel):
     def _gather(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        for field, names in cls.beside.items():
+        for field, names in cls.inline_groups.items():
             if field not in values:
-                found = {name: value for name, value in values.items() if name in names}
+                inner = {name: value for name, value in values.items() if name in names}
                 rest = {name: value for name, value in values.items() if name not in names}
-                values = {**rest, field: found}
+                values = {**rest, field: inner}
         return values
 
     @model_validator(mode="after")
-    def _keeps_rules(self) -> Any:
+    def _check_rules(self) -> Any:
         if broken := tuple(self.rules()):
             raise PydanticCustomError("rules", "rules are broken", {"broken": broken})
         return self
@@ -141,23 +141,23 @@ class Node:
 @cache
 def schema_of(model: type[Group]) -> dict[str, Any]:
     """Return the JSON schema of a configuration: every key with type, range, default and meaning."""
-    found = model.model_json_schema()
-    models = {each.__name__: each for each in _models(Group)}
-    for title, each in {**found.get("$defs", {}), model.__name__: found}.items():
-        for key, value in each.get("properties", {}).items():
+    schema = model.model_json_schema()
+    models = {group.__name__: group for group in _models(Group)}
+    for title, group in {**schema.get("$defs", {}), model.__name__: schema}.items():
+        for key, value in group.get("properties", {}).items():
             value.pop("title", None)
             if text := _meaning(models.get(title, model), key):
                 value["description"] = text
-        each.pop("title", None)
-        if "description" in each:
-            each["description"] = each["description"].partition("\n\nExample:")[0]
-    for key, names in model.beside.items():
-        inner = found["properties"].pop(key)["properties"]
-        found["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
+        group.pop("title", None)
+        if "description" in group:
+            group["description"] = group["description"].partition("\n\nExample:")[0]
+    for key, names in model.inline_groups.items():
+        inner = schema["properties"].pop(key)["properties"]
+        schema["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
     for key, field in model.model_fields.items():
         if field.exclude:
-            del found["properties"][key]
-    return found
+            del schema["properties"][key]
+    return schema
 
 
 def node_at(schema: Schema, location: Sequence[str | int]) -> Node:
@@ -199,14 +199,14 @@ def _models(model: type[Group]) -> Iterator[type[Group]]:
 @cache
 def _meanings(module: str) -> dict[tuple[str, str], str]:
     """Return the docstring below each field of each model of a module."""
-    found: dict[tuple[str, str], str] = {}
+    meanings: dict[tuple[str, str], str] = {}
     for group in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(group, ast.ClassDef):
             for field, text in zip(group.body, group.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    said = ast.literal_eval(text.value)
-                    found[group.name, ast.unparse(field.target)] = " ".join(said.replace("``", "").split())
-    return found
+                    doc = ast.literal_eval(text.value)
+                    meanings[group.name, ast.unparse(field.target)] = " ".join(doc.replace("``", "").split())
+    return meanings
 
 
 def _meaning(model: type[Group], key: str) -> str | None:
@@ -216,40 +216,40 @@ def _meaning(model: type[Group], key: str) -> str | None:
     return next((text for text in texts if text), None)
 
 
-def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, Any]) -> Mistakes:
+def mistakes_of(error: ValidationError, model: type[Group], config: Mapping[str, Any]) -> Mistakes:
     """Return pydantic's errors as refusals."""
-    found: list[Refusal] = []
+    refusals: list[Refusal] = []
     schema = schema_of(model)
-    for each in error.errors():
-        place = node_at(schema, each["loc"])
-        context = each.get("ctx", {})
-        if each["type"] == "rules":
-            paths = [(*place.path, *field.split(".")) for field, _ in context["broken"]]
-            remedies = [said for _, said in context["broken"]]
+    for details in error.errors():
+        node = node_at(schema, details["loc"])
+        context = details.get("ctx", {})
+        if details["type"] == "rules":
+            paths = [(*node.path, *field.split(".")) for field, _ in context["broken"]]
+            remedies = [remedy for _, remedy in context["broken"]]
         else:
-            tag = each["type"].startswith("union_tag")
-            paths, remedies = [(*place.path, "name") if tag else place.path], [_remedy(each, place)]
+            tag = details["type"].startswith("union_tag")
+            paths, remedies = [(*node.path, "name") if tag else node.path], [_remedy(details, node)]
         for path, remedy in zip(paths, remedies, strict=True):
-            found.append(Refusal(".".join(path), value_at(shown, path), remedy))
-    return Mistakes(found)
+            refusals.append(Refusal(".".join(path), value_at(config, path), remedy))
+    return Mistakes(refusals)
 
 
-def _remedy(error: ErrorDetails, place: Node) -> str:
-    kind, value, more = error["type"], error["input"], place.schema.get("remedy", "")
-    beside = f"; {more}" if more else ""
+def _remedy(error: ErrorDetails, node: Node) -> str:
+    kind, value, more = error["type"], error["input"], node.schema.get("remedy", "")
+    suffix = f"; {more}" if more else ""
     match kind:
         case "extra_forbidden":
-            keys = [key for key in place.above.get("properties", {}) if key != "name"]
-            return unknown(place.path[-1], keys)
+            keys = [key for key in node.above.get("properties", {}) if key != "name"]
+            return unknown_key(node.path[-1], keys)
         case "missing":
-            options = ", ".join(sorted(place.schema.get("discriminator", {}).get("mapping", {})))
+            options = ", ".join(sorted(node.schema.get("discriminator", {}).get("mapping", {})))
             return "is missing; must be " + (f"one of {options}" if options else "given a value")
         case "union_tag_invalid" | "union_tag_not_found":
-            return f"must be one of {', '.join(sorted(place.schema['discriminator']['mapping']))}"
+            return f"must be one of {', '.join(sorted(node.schema['discriminator']['mapping']))}"
         case "literal_error" | "enum":
-            return f"must be one of {', '.join(map(str, place.schema.get('enum', ())))}{beside}"
+            return f"must be one of {', '.join(map(str, node.schema.get('enum', ())))}{suffix}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"must be {range_of(place.schema)}{beside}"
+            return f"must be {range_of(node.schema)}{suffix}"
         case "finite_number":
             return "must be finite"
         case "float_type" | "float_parsing":

@@ -13,7 +13,7 @@ from ..messages.local_training import Optimizer, Option
 from .strict import nearest
 
 # Keywords that are no options: the rate has a key of its own, and the others say how a class computes.
-HOW = ("lr", "maximize", "capturable", "differentiable")
+FIXED = ("lr", "maximize", "capturable", "differentiable")
 OF_ADAMBC = ("betas", "eps", "weight_decay")  # of Adam's; tasks.optimizers.AdamBC uses no other
 CLASSES: Mapping[str, type[Any]] = {
     key.lower(): each for key, each in vars(torch.optim).items() if isinstance(each, type)
@@ -24,21 +24,21 @@ CLASSES: Mapping[str, type[Any]] = {
 @cache
 def keywords_of(name: str) -> Mapping[str, Option]:
     """Return the keywords of a class that are numbers, switches or lists of numbers, with torch's own values."""
-    own = {key: each.default for key, each in inspect.signature(CLASSES[name]).parameters.items()}
-    used = OF_ADAMBC if name == "dp_adambc" else own
-    return {key: own[key] for key in used if key not in HOW and isinstance(own[key], int | float | tuple)}
+    defaults = {key: each.default for key, each in inspect.signature(CLASSES[name]).parameters.items()}
+    used = OF_ADAMBC if name == "dp_adambc" else defaults
+    return {k: defaults[k] for k in used if k not in FIXED and isinstance(defaults[k], int | float | tuple)}
 
 
 def mistakes_of_options(optimizer: Optimizer) -> Iterator[Refusal]:
     """Yield a refusal of each option that the class does not take, or else of the value that its constructor refuses."""
     name, options = optimizer.name, dict(optimizer.options)
     for key, value in optimizer.options:
-        own = keywords_of(name)
-        if key not in own:
-            remedy = f"{name} has no such keyword; {nearest(key, [*own, 'lr'])}"
-        elif len({(isinstance(each, bool), np.shape(each)) for each in (value, own[key])}) == 2:
-            remedy = f"give a value of the kind of torch's own, which is {own[key]}"
-        elif (error := _error(name, options)) and error != _error(name, {**options, key: own[key]}):
+        keywords = keywords_of(name)
+        if key not in keywords:
+            remedy = f"{name} has no such keyword; {nearest(key, [*keywords, 'lr'])}"
+        elif len({(isinstance(each, bool), np.shape(each)) for each in (value, keywords[key])}) == 2:
+            remedy = f"give a value of the kind of torch's own, which is {keywords[key]}"
+        elif (error := _error(name, options)) and error != _error(name, {**options, key: keywords[key]}):
             remedy = f"torch refuses it ({error}); give another value, or leave it out"
         else:
             continue

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal
 from .strict import TARGET, Mistakes, nearest
-from .training_settings import NO_PRIVATE_SELECTION, names_with
+from .training_settings import names_with
+from .tuning_settings import NO_PRIVATE_SELECTION
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
@@ -40,23 +41,23 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
     parser = OverridesParser.create(config_loader=loader)
     parsed: list[Override] = []
     mistakes: list[Refusal] = []
-    for place, override in enumerate(overrides):
-        if place and overrides[place - 1].isidentifier() and "=" not in override:
+    for index, override in enumerate(overrides):
+        if index and overrides[index - 1].isidentifier() and "=" not in override:
             continue  # the value of a key without its sign, which was named
         try:
             parsed += parser.parse_overrides([override])
         except OverrideParseException as error:
             reason = str(error).splitlines()[0]
             key, equals, value = override.partition("=")
-            told = f"cannot be read as key=value ({reason})"
+            remedy = f"cannot be read as key=value ({reason})"
             if equals and not set(value) & set("'\"[]{}()$"):
-                told = f"cannot be read; put its value in quotes, for the shell too: \"{key}='{value}'\""
-            following = [*overrides[place + 1 : place + 2], "="][0]
+                remedy = f"cannot be read; put its value in quotes, for the shell too: \"{key}='{value}'\""
+            following = [*overrides[index + 1 : index + 2], "="][0]
             if override.isidentifier() and "=" not in following:
-                told = f"write {override}={following}"
-            if found := TUNED.fullmatch(override):
-                told = f"write tune={found[1]} tune.values=[{found[2]}]"
-            mistakes.append(Refusal("override", override, told))
+                remedy = f"write {override}={following}"
+            if match := TUNED.fullmatch(override):
+                remedy = f"write tune={match[1]} tune.values=[{match[2]}]"
+            mistakes.append(Refusal("override", override, remedy))
     if mistakes:
         raise Mistakes(mistakes)
     return parsed
@@ -78,13 +79,13 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
     return groups, keys, mistakes
 
 
-def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
+def place_keys(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
     """Part overrides of keys into mistakes and those that have a place in ``config``."""
-    known = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
+    config_keys = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
     mistakes: list[Refusal] = []
     placed: list[str] = []
     for override in keys:
-        mistake = _unplaced(override, known)
+        mistake = _unplaced(override, config_keys)
         if mistake is None:
             placed.append(text_of(override))
         else:
@@ -118,17 +119,17 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
     return Refusal(key, value, f"there is no such option; {nearest(value, options)}")
 
 
-def _unplaced(override: Override, known: Mapping[str, Any]) -> Refusal | None:
+def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | None:
     key = override.key_or_group
     value = text_of(override).partition("=")[2]
     if override.is_sweep_override():
         return Refusal(key, value, "holds several values; add -m to run one job for each")
-    if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in known:
+    if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in config_keys:
         return None
     if others := _options_with(key):
-        told = f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
-        return Refusal(key, value, told if len(others) > 1 else told.replace(" have it", " has it"))
-    return Refusal(key, value, f"there is no such key; {_nearest_key(key, known)}")
+        text = f"there is no such key with this {others[0].partition('=')[0]}; {' and '.join(others)} have it"
+        return Refusal(key, value, text if len(others) > 1 else text.replace(" have it", " has it"))
+    return Refusal(key, value, f"there is no such key; {_nearest_key(key, config_keys)}")
 
 
 def _options_with(key: str) -> list[str]:
@@ -142,17 +143,17 @@ def _options_with(key: str) -> list[str]:
     return [f"{group}={name}" for name in names]
 
 
-def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
-    """Look beside the key first, then for the same last word anywhere."""
+def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
+    """Search the key's group first, then all groups for the same last word."""
     group, _, word = key.rpartition(".")
-    paths = [path for path in known if not path.endswith(".name")]
-    beside = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}
+    paths = [path for path in config_keys if not path.endswith(".name")]
+    siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}
     anywhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.85 if group and beside else 0.6)):
-        if near := difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff):
-            return f"did you mean '{candidates[near[0]]}'?"
-    if group and beside:
-        return f"known: {', '.join(sorted(beside.values()))}"
+    for candidates, cutoff in ((siblings, 0.6), (anywhere, 0.85 if group and siblings else 0.6)):
+        if matches := difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff):
+            return f"did you mean '{candidates[matches[0]]}'?"
+    if group and siblings:
+        return f"known: {', '.join(sorted(siblings.values()))}"
     return "fedveil simulate --help lists them all"
 
 
@@ -177,9 +178,9 @@ def end_of(override: Override, end: int) -> str:
     """
     if not override.is_sweep_override():
         return text_of(override)
-    found = override.value()
-    if isinstance(found, IntervalSweep):
-        return f"{override.get_key_element()}={(found.start, found.end)[end]}"
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        return f"{override.get_key_element()}={(sweep.start, sweep.end)[end]}"
     return f"{override.get_key_element()}={list(override.sweep_string_iterator())[end]}"
 
 

@@ -27,7 +27,7 @@ class CheckedJobs:
     """Empty where the command line only asks Hydra to show something."""
     folder: Path | None = None
     """Of the run, or of the whole sweep; absolute."""
-    shown: tuple[Job, ...] = ()
+    config_jobs: tuple[Job, ...] = ()
     """Jobs of which ``--cfg`` only shows the configuration."""
 
     @property
@@ -36,7 +36,7 @@ class CheckedJobs:
         return is_sweep(self.arguments)
 
     @property
-    def every(self) -> bool:
+    def all_jobs(self) -> bool:
         """Whether these are all jobs that will run; another sweeper than Hydra's own chooses as it goes."""
         return all(job.hydra.sweeper.get("_target_") == BASIC_SWEEPER for job, _ in self.jobs)
 
@@ -57,15 +57,15 @@ def preflight(argv: Sequence[str], *, writes: bool) -> CheckedJobs:
     jobs = compose_jobs(args, from_config)
     folder: Path | None = None
     if args.cfg is not None:
-        return CheckedJobs(args, shown=tuple(jobs))
+        return CheckedJobs(args, config_jobs=tuple(jobs))
     checked: list[tuple[Job, SimulationSettings]] = []
     mistakes: list[Refusal] = []
     for job in jobs:
         try:
             settings = settings_of(job)
             if writes:
-                found = check_folder(job, settings, sweep=is_sweep(args))
-                folder = folder or found  # the first job's: the clock may move on between two jobs
+                job_folder = check_folder(job, settings, sweep=is_sweep(args))
+                folder = folder or job_folder  # the first job's: the clock may move on between two jobs
             checked.append((job, settings))
         except Mistakes as several:
             mistakes += several.each

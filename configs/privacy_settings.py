@@ -15,7 +15,7 @@ from .values import Adjacent, FixedOrAdaptive, GradNorm, Positive, Records, Shar
 if TYPE_CHECKING:
     from .schema import FederationSettings
 
-MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
+MAX_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 
 
 class PrivacyLevel(Group):
@@ -76,8 +76,8 @@ class ClientCentral(_ClientLevel):
         yield from super().rules()
         if self.bands is not None and self.noise != "correlated":
             yield "bands", "belongs to privacy.noise=correlated; leave it null"
-        if self.clipping == "adaptive" and (self.metrics_share or 0) >= MOST_METRICS_SHARE:
-            yield "metrics_share", f"must be below {MOST_METRICS_SHARE:g} beside privacy.clipping=adaptive"
+        if self.clipping == "adaptive" and (self.metrics_share or 0) >= MAX_METRICS_SHARE:
+            yield "metrics_share", f"must be below {MAX_METRICS_SHARE:g} beside privacy.clipping=adaptive"
         if self.noise_schedule != "adaptive":
             return
         if self.target_epsilon is None:
@@ -110,7 +110,9 @@ class ClientDistributed(_ClientLevel):
             yield "adjacency", "the server sees how many clients there are; use zero-out or replace-one"
 
 
-class _RecordLevel(PrivacyLevel):
+class RecordLevel(PrivacyLevel):
+    """Budget of one record, whose gradients are clipped."""
+
     gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
     """Engine that computes clipped sums; only speed differs."""
     per_person: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -132,7 +134,7 @@ class _RecordLevel(PrivacyLevel):
             yield "per_person", "no accountant supports several replaced examples; use zero-out, or 1"
 
 
-class Record(_RecordLevel):
+class Record(RecordLevel):
     """Hides one example of one client from everyone else, including the server (DP-SGD at the client).
 
     Example:
@@ -147,7 +149,7 @@ class Record(_RecordLevel):
     """L2 norm of one example's gradient."""
 
 
-class RecordDistributed(_RecordLevel):
+class RecordDistributed(RecordLevel):
     """Hides one example of one client from everyone else, by noise that all clients share.
 
     A round is one step of DP-SGD on the records of all clients: each client adds up the clipped gradients of those that
@@ -242,6 +244,12 @@ class NoPrivacy(Group):
 ClientLevel = ClientCentral | ClientDistributed
 SumLevel = ClientLevel | RecordDistributed
 PrivacySettings = SumLevel | NoPrivacy | Record | RecordAndClient
+
+
+def levels_of(privacy: PrivacySettings) -> list[PrivacyLevel]:
+    """Return the levels that have a budget."""
+    parts = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
+    return [part for part in parts if isinstance(part, PrivacyLevel)]
 
 
 def sum_level(privacy: PrivacySettings) -> SumLevel | None:

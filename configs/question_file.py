@@ -1,4 +1,4 @@
-"""File of questions: YAML, read within its bounds; and what may be said of an inquiry beside it."""
+"""File of questions: YAML, read within its bounds; and the options of an inquiry outside it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..base.refusal import Refusal
 COSTS = ("epsilon", "noise_multiplier")  # keys that clients do not see
 
 
-def _said(metavar: str, text: str) -> Any:
+def _option(metavar: str, text: str) -> Any:
     """Return a field that says nothing by default; a command line shows the word and the sentence."""
     return field(default=None, metadata={"metavar": metavar, "help": text})
 
 
 @dataclass(frozen=True)
 class InquiryOptions:
-    """What is said of an inquiry beside its questions, in the place of its file's keys; None where nothing is."""
+    """Options of an inquiry that replace its file's keys; None leaves a key as it is."""
 
-    name: str | None = _said("NAME", "Name of the answer.")
-    purpose: str | None = _said("WORD", "Purpose, which owners permit or refuse.")
-    why: str | None = _said("TEXT", "Explanation of the purpose for the owners.")
-    unit: str | None = _said(
+    name: str | None = _option("NAME", "Name of the answer.")
+    purpose: str | None = _option("WORD", "Purpose, which owners permit or refuse.")
+    why: str | None = _option("TEXT", "Explanation of the purpose for the owners.")
+    unit: str | None = _option(
         "client|record", "Unit of privacy: a whole client, or one row, the default of tables."
     )
-    records: float | None = _said("N", "Bound on the rows of a client that count in full.")
-    epsilon: float | None = _said("E", "Epsilon that the answer may cost.")
-    noise_multiplier: float | None = _said("Z", "Noise multiplier, instead of an epsilon.")
+    records: float | None = _option("N", "Bound on the rows of a client that count in full.")
+    epsilon: float | None = _option("E", "Epsilon that the answer may cost.")
+    noise_multiplier: float | None = _option("Z", "Noise multiplier, instead of an epsilon.")
 
     def over(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """Return an inquiry's keys with these in the place of theirs.
@@ -37,25 +37,25 @@ class InquiryOptions:
         Args:
           plain: the keys of a file, or of a dictionary that stands for one.
         """
-        return {**plain, **said_in(self)}
+        return {**plain, **options_in(self)}
 
 
 @dataclass(frozen=True)
 class QuestionOptions:
-    """What is said of one question that no file holds; None where nothing is."""
+    """Options of one question that is in no file; None where an option is not used."""
 
-    low: float | None = _said("X", "Lower bound of a number.")
-    high: float | None = _said("X", "Upper bound of a number.")
-    edges: str | None = _said("X,X,..", "Edges of a histogram's bins.")
-    categories: str | None = _said("A,B,..", "Categories of a histogram.")
-    resolution: float | None = _said("X", "Largest half-width of an interval.")
-    at_least: float | None = _said("N", "Lower bound on the number of rows, to plan an interval.")
+    low: float | None = _option("X", "Lower bound of a number.")
+    high: float | None = _option("X", "Upper bound of a number.")
+    edges: str | None = _option("X,X,..", "Edges of a histogram's bins.")
+    categories: str | None = _option("A,B,..", "Categories of a histogram.")
+    resolution: float | None = _option("X", "Largest half-width of an interval.")
+    at_least: float | None = _option("N", "Lower bound on the number of rows, to plan an interval.")
 
 
-def said_in(options: InquiryOptions | QuestionOptions) -> dict[str, Any]:
+def options_in(options: InquiryOptions | QuestionOptions) -> dict[str, Any]:
     """Return the options that say something, by name."""
-    named = {each.name: getattr(options, each.name) for each in fields(options)}
-    return {name: value for name, value in named.items() if value is not None}
+    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def read_question_file(path: Path) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def read_question_file(path: Path) -> dict[str, Any]:
 
     try:
         check_file(path)
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise Refusal("questions", str(path), f"cannot be read as YAML: {why}") from None
-    if not isinstance(found, dict):
+        reason = " ".join(str(error).split())
+        raise Refusal("questions", str(path), f"cannot be read as YAML: {reason}") from None
+    if not isinstance(keys, dict):
         raise Refusal("questions", str(path), "is no group of keys: name, records and ask")
-    return {str(key): value for key, value in cast(dict[Any, Any], found).items()}
+    return {str(key): value for key, value in cast(dict[Any, Any], keys).items()}

@@ -33,7 +33,7 @@ def help_text(config: DictConfig, model: type[Group]) -> str:
         from .optimizers import keywords_of  # torch
 
         values["optimizer"] = {**keywords_of(name), **values["optimizer"]}
-    rows = rows_of(schema, values)
+    rows = reference_rows(schema, values)
     keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
     return "\n".join(
         ["\nGroups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
@@ -42,25 +42,25 @@ def help_text(config: DictConfig, model: type[Group]) -> str:
 
 def options_of(schema: Schema) -> dict[str, list[str]]:
     """Return the options of each group that Hydra chooses."""
-    found = {
+    options = {
         group: list(each["discriminator"]["mapping"])
         for group, each in schema["properties"].items()
         if "discriminator" in each
     }
     if "link" in schema["properties"]:
-        found["link"] = node_at(schema, ["link", "name"]).schema["enum"]
-    return found
+        options["link"] = node_at(schema, ["link", "name"]).schema["enum"]
+    return options
 
 
-def rows_of(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
+def reference_rows(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
     """Yield key, value and meaning of everything in a composed configuration."""
     for key, value in values.items():
-        place = node_at(schema, (*location, str(key)))
+        node = node_at(schema, (*location, str(key)))
         if isinstance(value, Mapping) and value:
-            chosen = (str(value.get("name")),) if "discriminator" in place.schema else ()
-            yield from rows_of(schema, value, (*location, str(key), *chosen))
+            chosen = (str(value.get("name")),) if "discriminator" in node.schema else ()
+            yield from reference_rows(schema, value, (*location, str(key), *chosen))
         else:
-            yield ".".join(place.path), _shown(value), meaning_of(place.schema)
+            yield ".".join(node.path), _render(value), meaning_of(node.schema)
 
 
 def meaning_of(schema: Schema) -> str:
@@ -71,7 +71,7 @@ def meaning_of(schema: Schema) -> str:
     return f"{text} {may[:1].upper()}{may[1:]}.".strip() if may else text
 
 
-def _shown(value: Any) -> str:
+def _render(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool | tuple) else str(value)
 
 

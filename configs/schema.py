@@ -11,18 +11,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..messages.local_training import TOLD, LocalTraining, Optimizer, Schedule
+from ..messages.local_training import ORDER_KEYS, LocalTraining, Optimizer, Schedule
 from .engine_settings import Engine, InProcess
 from .group import Group, OfExtension, OfKeys, remedy
 from .privacy_settings import (
+    ClientCentral,
     ClientDistributed,
     NoSecagg,
-    PrivacyLevel,
     PrivacySettings,
-    Record,
-    RecordAndClient,
-    RecordDistributed,
+    RecordLevel,
     SecaggSettings,
+    levels_of,
     sum_level,
 )
 from .task_settings import (
@@ -42,14 +41,13 @@ from .training_settings import (
     CompressionSettings,
     ConstantSchedule,
     NoCompression,
-    NoTuning,
     OptimizerSettings,
     ScheduleSettings,
     StrategySettings,
-    TuningSettings,
 )
+from .tuning_settings import NoTuning, TuningSettings
 from .values import (
-    MOST_ROUNDS,
+    MAX_ROUNDS,
     TRACKERS,
     By,
     CallbackName,
@@ -96,17 +94,15 @@ class BudgetSettings(Group):
         """Refuse noise that is not planned from the budget, and runs that are one release."""
         if self.runs == 1:
             return
-        privacy, client = whole.privacy, sum_level(whole.privacy)
-        record = privacy.record if isinstance(privacy, RecordAndClient) else privacy
-        levels = [each for each in (record, client) if isinstance(each, PrivacyLevel)]
-        if not levels or any(each.noise_multiplier is not None for each in levels):
+        client, levels = sum_level(whole.privacy), levels_of(whole.privacy)
+        if not levels or any(level.noise_multiplier for level in levels):
             yield "budget.runs", "plans the noise from a budget; give none by noise_multiplier, or leave it 1"
         if client and client.noise_schedule == "adaptive":
             yield "budget.runs", "needs noise that is fixed in advance; use privacy.noise_schedule=fixed"
         if whole.cohort.by_turns:
             yield "budget.runs", "needs rounds that are a release each; choose another cohort, or leave it 1"
-        if self.runs * whole.num_rounds > MOST_ROUNDS:
-            yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
+        if self.runs * whole.num_rounds > MAX_ROUNDS:
+            yield "budget.runs", f"together the runs may have at most {MAX_ROUNDS} rounds"
 
 
 def _missing(room: str) -> Any:
@@ -134,7 +130,7 @@ class _Unasked(_Ignored):
 class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": TOLD}
+    inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
     task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]
@@ -207,7 +203,7 @@ class FederationSettings(Group):
     @property
     def tried(self) -> tuple[float, ...]:
         """Values of the arms; empty without tuning."""
-        return self.tune.tried(self)
+        return self.tune.values or self.tune.usual(self)
 
     @property
     def scored_at_clients(self) -> bool:
@@ -251,10 +247,10 @@ class FederationSettings(Group):
     @property
     def secagg(self) -> SecaggSettings | None:
         """Settings of masks; None: vectors are sent in the clear."""
-        asked = self.secagg_group
-        if isinstance(asked, NoSecagg):
+        group = self.secagg_group
+        if isinstance(group, NoSecagg):
             return None
-        return asked if asked.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
+        return group if group.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
 
     @property
     def observer(self) -> str:
@@ -266,11 +262,11 @@ class FederationSettings(Group):
         """Yield conflicts between groups."""
         own = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
         model: object = getattr(self.task, "model", None)  # of tables a word
-        named = model if isinstance(model, str) and ":" in model else None
+        own_model = model if isinstance(model, str) and ":" in model else None
         targets = [
             ("task.target", self.task.own),
             ("strategy.target", self.strategy.target),
-            ("task.model", named),
+            ("task.model", own_model),
             *own,
         ]
         for key, target in targets:
@@ -306,17 +302,16 @@ class SimulationSettings(FederationSettings):
                 "partition",
                 "partitions your own task's pool or simulated tables; use iid, dirichlet or shards",
             )
-        if isinstance(self.privacy, Record | RecordAndClient | RecordDistributed):
+        if any(isinstance(level, RecordLevel) for level in levels_of(self.privacy)):
             if self.engine.dtype != "float32":
-                text = "the norms of examples need full precision; use float32"
-                yield "engine.dtype", text
+                yield "engine.dtype", "the norms of examples need full precision; use float32"
             if self.engine.device == "mps":
                 yield "engine.device", "has no double precision, which norms need; use cpu"
         if self.population is not None:
             yield from self._rules_of_population()
 
     def _rules_of_population(self) -> Iterator[tuple[str, str]]:
-        if sum_level(self.privacy) is None or isinstance(self.privacy, ClientDistributed | RecordDistributed):
+        if not isinstance(sum_level(self.privacy), ClientCentral):
             yield "population", "divides the mean of client_central or record_and_client; leave it null"
         if not isinstance(self.cohort, PoissonCohort | CyclicCohort | AllCohort):
             yield "population", f"cohort={self.cohort.name} divides by its size; leave it null"

@@ -65,24 +65,24 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
     return validated(SimulationSettings, cfg)
 
 
-def shown_keys(source: str | DictConfig) -> dict[str, Any]:
+def publishable_keys(source: str | DictConfig) -> dict[str, Any]:
     """Return a configuration with its references to other keys resolved, and no others, which may hide a secret."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(source), resolve=False)
 
-    def shown(value: Any) -> Any:
+    def resolve(value: Any) -> Any:
         if isinstance(value, dict):
-            return {str(key): shown(each) for key, each in value.items()}
+            return {str(key): resolve(each) for key, each in value.items()}
         if isinstance(value, list):
-            return [shown(each) for each in value]
-        found = REFERENCE.fullmatch(value) if isinstance(value, str) else None
-        if found is None:
+            return [resolve(each) for each in value]
+        reference = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if reference is None:
             return value
         try:
-            return shown(reduce(getitem, found[1].split("."), plain))
+            return resolve(reduce(getitem, reference[1].split("."), plain))
         except (LookupError, TypeError, RecursionError):  # an older release named other keys
-            return value if found[2] is None else yaml.safe_load(found[2])
+            return value if reference[2] is None else yaml.safe_load(reference[2])
 
-    return shown(plain)
+    return resolve(plain)
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object], path: str = "") -> str | None:
@@ -90,14 +90,14 @@ def differing(before: Mapping[str, object], now: Mapping[str, object], path: str
     for key in sorted({*before, *now}):
         old, new, here = before.get(key), now.get(key), f"{path}.{key}" if path else key
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if (found := differing(old, new, here)) is not None:
-                return found
+            if (key_path := differing(old, new, here)) is not None:
+                return key_path
         elif old != new:
             return here
     return None
 
 
-def _with_own_task(cfg: DictConfig) -> DictConfig:
+def _with_custom_task(cfg: DictConfig) -> DictConfig:
     """Return the configuration with a file of a user's own task, such as task/hosp.yaml, as the custom task it is.
 
     Such a file need hold only `target` and `args`. Its own name, else the file's, is what the run is called.
@@ -106,16 +106,16 @@ def _with_own_task(cfg: DictConfig) -> DictConfig:
     assert isinstance(task, dict)
     if not task.get("target") or task.get("name") == CUSTOM:
         return cfg
-    told: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
-    choice = OmegaConf.select(told, "runtime.choices.task")
+    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
+    choice = OmegaConf.select(hydra, "runtime.choices.task")
     defaults: Any = OmegaConf.load(Path(__file__).parent / "task" / f"{CUSTOM}.yaml")
     del defaults["defaults"]
     whole: Any = OmegaConf.merge(cfg)
     OmegaConf.set_struct(whole, False)
-    own = {"name": CUSTOM, "label": task.get("label") or task.get("name") or choice}
-    whole["task"] = OmegaConf.merge(defaults, task, own)
-    given = OmegaConf.select(told, "overrides.task") or []
-    if "partition" in whole and not any(str(each).startswith("partition") for each in given):
+    custom = {"name": CUSTOM, "label": task.get("label") or task.get("name") or choice}
+    whole["task"] = OmegaConf.merge(defaults, task, custom)
+    overrides = OmegaConf.select(hydra, "overrides.task") or []
+    if "partition" in whole and not any(str(each).startswith("partition") for each in overrides):
         whole["partition"] = {"name": "natural"}
     return whole
 
@@ -126,8 +126,8 @@ def validated(model: type[Model], cfg: DictConfig) -> Model:
     Raises:
         Mistakes: a Refusal that holds one sentence for each mistake.
     """
-    cfg = _with_own_task(cfg)
-    shown, values = _plain(cfg)
+    cfg = _with_custom_task(cfg)
+    unresolved, values = _plain(cfg)
     mistakes = [
         Refusal(
             path, "...", "classes are not named here; use a registered name, or name=custom with 'target'"
@@ -138,8 +138,8 @@ def validated(model: type[Model], cfg: DictConfig) -> Model:
     try:
         settings = model.model_validate({**values, "source": source})
     except ValidationError as error:
-        found = mistakes_of(error, model, shown).each
-        others = [each for each in found if not (mistakes and each.field.endswith("_target_"))]
+        refusals = mistakes_of(error, model, unresolved).each
+        others = [each for each in refusals if not (mistakes and each.field.endswith("_target_"))]
         raise Mistakes([*mistakes, *others]) from None
     if mistakes:
         raise Mistakes(mistakes)
@@ -148,7 +148,7 @@ def validated(model: type[Model], cfg: DictConfig) -> Model:
 
 def _plain(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the configuration as plain values, unresolved (an interpolation can hide a secret) and resolved."""
-    shown = OmegaConf.to_container(cfg, resolve=False)
+    unresolved = OmegaConf.to_container(cfg, resolve=False)
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise Mistakes([Refusal(key, "???", "must be given a value") for key in missing])
@@ -156,6 +156,6 @@ def _plain(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     except OmegaConfBaseException as error:
         reason = str(error.msg).splitlines()[0]
         raise Mistakes([Refusal(str(error.full_key), "${...}", f"cannot be resolved: {reason}")]) from None
-    if not isinstance(values, dict) or not isinstance(shown, dict):
+    if not isinstance(values, dict) or not isinstance(unresolved, dict):
         raise Mistakes([Refusal("config", "a list", "must be a group of keys")])
-    return {str(key): each for key, each in shown.items()}, {str(key): each for key, each in values.items()}
+    return {str(k): each for k, each in unresolved.items()}, {str(k): each for k, each in values.items()}

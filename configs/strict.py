@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from ..base.bounded_decoding import defaults_of, hints_of, marks_of, options_of
 from ..base.refusal import OneOf, Refusal
 
-LONGEST_SHOWN = 60
-MOST_KNOWN = 60
+MAX_SHOWN = 60
+MAX_NAMES = 60
 TYPES = {
     "NoneType": "null",
     "str": "text",
@@ -46,19 +46,19 @@ class Mistakes(Refusal):
         return "\n".join(str(mistake) for mistake in self.each)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, names: Iterable[str]) -> str:
     """``; did you mean 'x'?`` or, when nothing is near, ``; known: a, b``."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""  # of a table's columns
-    return f"known: {', '.join(names[:MOST_KNOWN])}{more}" if names else "there is nothing to set here"
+    ordered = sorted(names)
+    matches = difflib.get_close_matches(word, ordered, n=1, cutoff=0.6)
+    if matches:
+        return f"did you mean '{matches[0]}'?"
+    more = f" and {len(ordered) - MAX_NAMES} more" if len(ordered) > MAX_NAMES else ""  # of a table's columns
+    return f"known: {', '.join(ordered[:MAX_NAMES])}{more}" if ordered else "there is nothing to set here"
 
 
 def shortened(value: object) -> object:
     """Return a value for a message: of a long text only the beginning."""
-    return f"{value[:LONGEST_SHOWN]}..." if isinstance(value, str) and len(value) > LONGEST_SHOWN else value
+    return f"{value[:MAX_SHOWN]}..." if isinstance(value, str) and len(value) > MAX_SHOWN else value
 
 
 def value_at(values: Any, path: Iterable[str]) -> object:
@@ -80,9 +80,9 @@ def wrong(kind: Any, value: object) -> str:
     return f"must be {EXPECTED[kind]}"
 
 
-def unknown(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, names: Iterable[str]) -> str:
     """Return the remedy for a key that does not exist."""
-    return f"there is no such key; {nearest(key, known)}"
+    return f"there is no such key; {nearest(key, names)}"
 
 
 def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,7 +125,7 @@ def read_group(kind: type[T], values: object, path: str) -> T:
         if name not in optional
     }
     strangers = [
-        Refusal(f"{above}{key}", shortened(value), unknown(str(key), hints))
+        Refusal(f"{above}{key}", shortened(value), unknown_key(str(key), hints))
         for key, value in group.items()
         if key not in hints
     ]
@@ -206,8 +206,8 @@ def _items(item: Any, value: object, where: str) -> tuple[Any, ...]:
         raise refusal
     items = cast(list[Any], value)
     if is_dataclass(item) and all(isinstance(each, Mapping) for each in items):
-        places = enumerate(items)
-        return tuple(_each({place: (item, each, f"{where}[{place}]") for place, each in places}).values())
+        entries = enumerate(items)
+        return tuple(_each({index: (item, each, f"{where}[{index}]") for index, each in entries}).values())
     try:
         return tuple(_value(item, each, where) for each in items)
     except Refusal:

@@ -143,8 +143,8 @@ class CustomTask(TaskGroup):
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of the class."""
-        given = {"num_clients": self.num_clients, "model": self.model}
-        return {name: value for name, value in given.items() if value is not None} | self.args
+        arguments = {"num_clients": self.num_clients, "model": self.model}
+        return {name: value for name, value in arguments.items() if value is not None} | self.args
 
 
 class PlainPartition(Group):

@@ -1,44 +1,25 @@
-"""Models of the groups strategy, optimizer, schedule, compress and tune: how a model is learned."""
+"""Models of the groups strategy, optimizer, schedule and compress: how a model is learned."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
 from ..base.refusal import Refusal
-from ..messages.local_training import OPTIMIZERS, LocalTraining, Optimizer, Option
-from ..privacy.arms import MOST_ARMS
+from ..messages.local_training import OPTIMIZERS, Optimizer, Option
 from .group import Group, remedy
-from .privacy_settings import ClientLevel, NoPrivacy, Record, RecordAndClient, RecordDistributed, sum_level
+from .privacy_settings import Record, RecordAndClient, RecordDistributed, sum_level
 from .values import (
-    HIDDEN_CLIENTS,
-    MOST_ROUNDS,
-    Epochs,
     Parameter,
     Positive,
     Probability,
     Rounds,
     Share,
     Target,
-    Text,
 )
 
 if TYPE_CHECKING:
     from .schema import FederationSettings
-
-USUAL_FACTORS = (0.25, 1.0, 4.0)  # of a value that is tuned
-TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
-SEVERAL = Field(
-    strict=False,
-    min_length=2,
-    max_length=MOST_ARMS,
-    json_schema_extra=remedy(f"must be a list of 2 to {MOST_ARMS} values, such as [5,20,80]"),
-)
-NO_PRIVATE_SELECTION = (
-    "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
-    "against an adversary that sees only the winner: against clients whole runs compose, and arms cost as much as one run"
-)
 
 if TYPE_CHECKING:
     OptimizerName = str
@@ -261,154 +242,12 @@ class CompressionSettings(_Compression):
             yield "compress.cells", "without client-level privacy vectors are on no grid; leave it null"
 
 
-class NoTuning(Group):
-    """No tuning: each key has one value."""
-
-    name: Literal["none"] = "none"
-    metric: ClassVar[None] = None
-    score: ClassVar[Literal["public"]] = "public"
-    resolution: ClassVar[float] = 0.1
-
-    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return no values: there are no arms."""
-        del whole
-        return ()
-
-    def rounds_of_arm(self, num_rounds: int) -> int:
-        """Return 0."""
-        del num_rounds
-        return 0
-
-    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return the training itself."""
-        del value
-        return training
-
-
-class _Tuning(Group):
-    rounds: Rounds | None = None
-    """Rounds of each arm, before the best value continues with all clients; null: a fifth of num_rounds."""
-    metric: Text | None = None
-    """Metric that compares the values. Null: accuracy if the task has it, else loss; with score=clients evaluate.metric."""
-    score: Literal["public", "clients"] = "public"
-    """Where the arms' models are compared: on public held-out data, or by a charged evaluation at each arm's clients."""
-    resolution: Positive = 0.1
-    """With score=clients: least difference of two scores that the noise must resolve; more noise is refused."""
-    by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
-    """Trials are separated by arms: disjoint sets of clients."""
-
-    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return the values of the arms."""
-        raise NotImplementedError
-
-    def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
-        """Return the evaluation of arms at their clients, if they compare them."""
-        if not whole.scored_at_clients:
-            return {}
-        return {"evaluation": ("tune.score", self.score)}
-
-    def rounds_of_arm(self, num_rounds: int) -> int:
-        """Return the rounds of each arm, before the best value continues for the rest of `num_rounds`."""
-        return self.rounds or max(1, round(num_rounds * TUNING_SHARE))
-
-    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train under one of the values."""
-        del value
-        return training
-
-    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse settings that depend on all clients, and values that would change the charge."""
-        client = sum_level(whole.privacy)
-        if len(set(whole.tried)) < len(whole.tried):
-            yield "tune.values", "try each value once"
-        if whole.tuning_rounds >= whole.num_rounds:
-            yield (
-                "tune.rounds",
-                f"leaves none of num_rounds={whole.num_rounds} for the best value; give fewer",
-            )
-        if whole.steps > MOST_ROUNDS:
-            text = f"the arms' rounds and the others are {whole.steps}; at most {MOST_ROUNDS} may be"
-            yield "tune.rounds", text
-        if whole.cohort.by_turns:
-            yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"
-        if client and "adaptive" in (client.clipping, client.noise_schedule):
-            text = "an adaptive clip or noise depends on the releases of all clients; use fixed, or tune=none"
-            yield "tune.name", text
-        if isinstance(whole.privacy, RecordDistributed) and whole.privacy.clients_per_person is not None:
-            text = "clients of one person may be in several arms, whose charges then add up; leave "
-            yield "tune.name", text + "privacy.clients_per_person null, or use tune=none"
-        if self.score == "clients" and not isinstance(whole.privacy, ClientLevel):
-            yield "tune.score", f"{HIDDEN_CLIENTS}, or public"
-        if self.score == "clients" and self.metric == "loss":
-            yield "tune.metric", "has no bound, which the noise needs; name a metric of the task"
-
-
-class LearningRates(_Tuning):
-    """Learning rates to try, one in each arm of clients; the best continues with all clients."""
-
-    name: Literal["learning_rate"] = "learning_rate"
-    values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
-    """Values to try; null: a quarter of the configured value, that value, and four times it."""
-
-    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return the values of the arms."""
-        return self.values or tuple(factor * whole.local_training.learning_rate for factor in USUAL_FACTORS)
-
-    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train at this rate."""
-        return replace(training, learning_rate=value)
-
-
-class EpochCounts(_Tuning):
-    """Numbers of local epochs to try, one in each arm of clients; the best continues with all clients."""
-
-    name: Literal["local_epochs"] = "local_epochs"
-    values: Annotated[tuple[Epochs, ...] | None, SEVERAL] = None
-    """Values to try; null: a quarter of the configured value, that value, and four times it."""
-
-    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return the values of the arms."""
-        epochs = whole.training.local_epochs
-        return self.values or tuple(sorted({max(1, epochs // 4), epochs, 4 * epochs}))
-
-    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return the training with this number of epochs."""
-        return replace(training, local_epochs=int(value))
-
-    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse steps that records are charged for."""
-        yield from super().conflicts(whole)
-        if not isinstance(whole.privacy, ClientLevel | NoPrivacy):
-            yield "tune.name", "a record is charged for each local step; tune learning_rate"
-
-
-class ClippingNorms(_Tuning):
-    """Clipping norms to try, one in each arm of clients; the best continues with all clients."""
-
-    name: Literal["clipping_norm"] = "clipping_norm"
-    values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
-    """Values to try; null: a quarter of the configured value, that value, and four times it."""
-
-    def tried(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return the values of the arms."""
-        client = sum_level(whole.privacy)
-        usual = client.clipping_norm if isinstance(client, ClientLevel) else 1.0
-        return self.values or tuple(factor * usual for factor in USUAL_FACTORS)
-
-    def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse a norm that nothing is clipped to."""
-        yield from super().conflicts(whole)
-        if not isinstance(sum_level(whole.privacy), ClientLevel):
-            yield "tune.name", "no whole client is clipped here; tune learning_rate"
-
-
 StrategySettings = AutoStrategy | FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
 STRATEGIES: Mapping[str, type[Group]] = {
     each.model_fields["name"].default: each for each in get_args(StrategySettings)
 }
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
-TuningSettings = NoTuning | LearningRates | EpochCounts | ClippingNorms
 
 
 def names_with(group: str, key: str) -> list[str]:

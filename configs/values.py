@@ -16,8 +16,8 @@ OF_ARGUMENTS = Field(
 )
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 # Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
-MOST_ROUNDS = 100_000
-Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
+MAX_ROUNDS = 100_000
+Rounds = Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
 Clients = Annotated[int, Field(ge=1, le=10_000_000)]
 Records = Annotated[int, Field(ge=1, le=10**12)]
 Positive = Annotated[float, Field(gt=0)]

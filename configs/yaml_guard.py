@@ -31,24 +31,24 @@ def check_file(path: Path) -> None:
     Raises:
         Refusal: naming the file and, where there is one, the line.
     """
-    shown = str(path)
+    name = str(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise Refusal("file", shown, f"is larger than {MAX_BYTES} bytes; a configuration never is")
+            raise Refusal("file", name, f"is larger than {MAX_BYTES} bytes; a configuration never is")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise Refusal("file", shown, f"cannot be read ({error.strerror})") from None
+        raise Refusal("file", name, f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise Refusal("file", shown, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise Refusal("file", name, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         count = _expanded(root, {}, ()) if root is not None else 0
     except yaml.MarkedYAMLError as error:
-        raise Refusal("file", shown, yaml_sentence(error)) from None
+        raise Refusal("file", name, yaml_sentence(error)) from None
     except (yaml.YAMLError, RecursionError):
-        raise Refusal("file", shown, "cannot be read as YAML") from None
+        raise Refusal("file", name, "cannot be read as YAML") from None
     if count > MAX_NODES:
-        raise Refusal("file", shown, f"its aliases expand to more than {MAX_NODES} values")
+        raise Refusal("file", name, f"its aliases expand to more than {MAX_NODES} values")
 
 
 def yaml_sentence(error: yaml.MarkedYAMLError) -> str:
@@ -58,11 +58,11 @@ def yaml_sentence(error: yaml.MarkedYAMLError) -> str:
 
 
 def _require_once(keys: Sequence[yaml.ScalarNode]) -> None:
-    known = set[tuple[str, str]]()
+    previous = set[tuple[str, str]]()
     for key in keys:
-        if (key.tag, key.value) in known and key.value != "<<":
+        if (key.tag, key.value) in previous and key.value != "<<":
             raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value}", problem_mark=key.start_mark)
-        known.add((key.tag, key.value))
+        previous.add((key.tag, key.value))
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:

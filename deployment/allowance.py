@@ -20,14 +20,14 @@ from ..modes.federation import Federation
 from ..modes.mode import Promise
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json, gaussian_event
-from ..privacy.accounting.exchanged import exchanged
 from ..privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
-from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.accounting.record_events import record_event
+from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.budget import OF_RECORDS, Adjacency, Adversary, Budget, Unit
-from ..privacy.ledger.book import book_at
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
-from ..privacy.plan import LEAST_SHARE_LEFT, Plan, Unaffordable
+from ..privacy.ledger.ledger_state import state_at
+from ..privacy.plan import MIN_SHARE_LEFT, Plan, Unaffordable
 from ..run.sum_plan import sum_plan
 from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 # Groups of targets; the modes that are not here have one, without a name.
 LEVELS: Mapping[str, tuple[str, ...]] = {ModeName.NONE: (), ModeName.RECORD_AND_CLIENT: ("record", "client")}
 WHOLE = (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED)  # whose sums cost records too
-NOTHING_LEFT = "nothing is left unless owners raise target_epsilon in their policy.toml"
+EXHAUSTED = "nothing is left unless owners raise target_epsilon in their policy.toml"
 
 
 def allowed_targets(
-    bundle: ServerBundle, overrides: Sequence[str], begun: ServerSettings | None = None
+    bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None = None
 ) -> list[str]:
     """Return overrides that set the targets which a command leaves out: to what owners allow, or as the run began.
 
@@ -53,40 +53,40 @@ def allowed_targets(
     Args:
       bundle: the server's; one of an earlier release does not say what owners allow, and sets nothing.
       overrides: Hydra's flags and overrides; a configuration file of the user's own is left alone.
-      begun: settings of a run that is to be resumed.
+      resumed: settings of a run that is to be resumed.
     """
     if any(each.startswith("--config") for each in overrides):
         return []
-    named = {each.partition("=")[0].lstrip("+~"): each.partition("=")[2] for each in overrides}
-    mode = named.get("privacy", str(ModeName.RECORD))
-    found: list[str] = []
+    explicit = {each.partition("=")[0].lstrip("+~"): each.partition("=")[2] for each in overrides}
+    mode = explicit.get("privacy", str(ModeName.RECORD))
+    targets: list[str] = []
     for level in LEVELS.get(mode, ("",)):
         source = _for_clients(bundle.allowed) if mode in WHOLE else bundle.allowed
-        if begun is not None:
-            if begun.privacy.name != mode:
+        if resumed is not None:
+            if resumed.privacy.name != mode:
                 return []
-            source = getattr(begun.privacy, level) if level else begun.privacy
+            source = getattr(resumed.privacy, level) if level else resumed.privacy
         for key in ("target_epsilon", "target_delta") if source is not None else ():
             path, value = ".".join(filter(None, ("privacy", level, key))), getattr(source, key)
-            if path not in named:
-                found.append(f"{path}={'null' if value is None else value}")
-    return found
+            if path not in explicit:
+                targets.append(f"{path}={'null' if value is None else value}")
+    return targets
 
 
 def _for_clients(allowed: OwnersBudget | None) -> OwnersBudget | None:
     if allowed is None:
         return None
     delta = allowed.target_delta
-    most = gaussian_epsilon(gaussian_mu(allowed.target_epsilon, delta) / 2, delta)
-    digit = 10.0 ** (math.floor(math.log10(most)) - 2) if most else 1.0
-    return replace(allowed, target_epsilon=float(f"{math.floor(most / digit) * digit:.3g}"))
+    epsilon = gaussian_epsilon(gaussian_mu(allowed.target_epsilon, delta) / 2, delta)
+    digit = 10.0 ** (math.floor(math.log10(epsilon)) - 2) if epsilon else 1.0
+    return replace(allowed, target_epsilon=float(f"{math.floor(epsilon / digit) * digit:.3g}"))
 
 
-def begins_from(
+def budget_line(
     federation: Federation,
     allowed: OwnersBudget | None,
     earlier: Iterable[tuple[str, ServerSettings]],
-    least: float = LEAST_SHARE_LEFT,
+    min_share_left: float = MIN_SHARE_LEFT,
 ) -> str:
     """Return one line of what was spent before a run or question, its target, and what owners allow.
 
@@ -96,7 +96,7 @@ def begins_from(
       federation: whose ledger is looked at.
       allowed: by the owners; None if unknown.
       earlier: names and settings of the finished runs on this server.
-      least: share of the target that must be left.
+      min_share_left: share of the target that must be left.
 
     Raises:
       Refusal: no more than that is left of the target.
@@ -106,25 +106,25 @@ def begins_from(
         return ""
     unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.mode.budget
     owners = "" if allowed is None else f"owners allow {allowed.target_epsilon:g}"
-    spent, what = _spent(federation, level), f"{unit} have spent"
+    spent, spender = _spent(federation, level), f"{unit} have spent"
     clients = _path(federation, Unit.CLIENT)
     sums = [] if level.unit == Unit.CLIENT else sums_of_records(clients, level.adjacency)
-    if (cost := counted(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
-        spent, what = cost, "sums of whole clients have cost records"
-    if budget is not None and budget.target_epsilon == target and spent > (1 - least) * target:
-        told = (f"{what} {spent:.4g}", owners, _remedy(spent, allowed))
-        raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, told)))
-    before = f"{what} epsilon {spent:.4g} before; " if spent else ""
-    asked = {name: size for name, each in earlier if (size := _of_own_ledgers(each)) is not None}
-    run = max(asked, key=asked.__getitem__, default="")
-    if run and level.unit != Unit.CLIENT and asked[run] > spent:
-        spent = asked[run]
-        before = f"run {run} let each client spend epsilon {spent:g} on its records before; "
-    if not before and (allowed is None or target <= allowed.target_epsilon):
+    if (cost := spent_epsilon(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
+        spent, spender = cost, "sums of whole clients have cost records"
+    if budget is not None and budget.target_epsilon == target and spent > (1 - min_share_left) * target:
+        clauses = (f"{spender} {spent:.4g}", owners, _remedy(spent, allowed))
+        raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, clauses)))
+    history = f"{spender} epsilon {spent:.4g} before; " if spent else ""
+    run_targets = {name: size for name, each in earlier if (size := _record_target(each)) is not None}
+    run = max(run_targets, key=run_targets.__getitem__, default="")
+    if run and level.unit != Unit.CLIENT and run_targets[run] > spent:
+        spent = run_targets[run]
+        history = f"run {run} let each client spend epsilon {spent:g} on its records before; "
+    if not history and (allowed is None or target <= allowed.target_epsilon):
         return ""
-    line = before + ", ".join(filter(None, (f"the target is {target:g}", owners)))
-    over = budget is None and spent > (1 - least) * target
-    return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if over else line
+    line = history + ", ".join(filter(None, (f"the target is {target:g}", owners)))
+    is_exhausted = budget is None and spent > (1 - min_share_left) * target
+    return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if is_exhausted else line
 
 
 def records_line(
@@ -146,7 +146,7 @@ def records_line(
     if allowed is None or not federation.mode.sums_cost_records:
         return ""
     level = federation.mode.promises[0]
-    clients, records = (book_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
+    clients, records = (state_at(_path(federation, unit)) for unit in (Unit.CLIENT, Unit.RECORD))
     prior = tuple(clients.events(Adversary.MODEL))
     plan = sum_plan(federation, prior, None, clients.filter_order)
     assert plan is not None
@@ -154,75 +154,79 @@ def records_line(
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
 
     def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
-        return [event_from_json(exchanged(event_to_json(each), adjacency, secret=False)) for each in events]
+        return [
+            event_from_json(record_event(event_to_json(each), adjacency, secret=False)) for each in events
+        ]
 
     sums = clients.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     spent = [*of_records(sums), *records.events(Adversary.MODEL)]
     rounds = likely_participations(federation.cohort, federation.num_clients, plan.num_rounds)
     noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2
-    mine = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
-    every = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
-    own = max((_of_own_ledgers(each) or 0.0 for _, each in earlier), default=0.0)
-    known = [gaussian_event(1 / gaussian_mu(own, budget.target_delta))] if own else []
-    beside = [*spent, *known, *of_records(questions_of(federation, plan))]
-    affordable = mine.affordable_rounds(budget, beside)
+    record_plan = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
+    all_take_part = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
+    record_target = max((_record_target(each) or 0.0 for _, each in earlier), default=0.0)
+    other_events = [*spent, *of_records(questions_of(federation, plan))]
+    if record_target:
+        other_events.append(gaussian_event(1 / gaussian_mu(record_target, budget.target_delta)))
+    affordable = record_plan.affordable_rounds(budget, other_events)
     if affordable >= rounds:
         return ""
-    of = f"of epsilon {budget.target_epsilon:g} at delta {budget.target_delta:g}, which owners allow,"
-    why = "a device charges its records for a sum of whole clients as for half its noise"
-    remedy = _fitting(federation, plan, mine, budget, beside, prior)
-    if not admits([*(spent if every else []), mine.event()], budget, None):
-        raise Refusal(*_named(level), f"{why}: {of} records cannot pay for one round; {remedy}")
-    return f"{why}: {of} records pay for {affordable} of {rounds} rounds; {remedy}"
+    allowance = f"of epsilon {budget.target_epsilon:g} at delta {budget.target_delta:g}, which owners allow,"
+    reason = "a device charges its records for a sum of whole clients as for half its noise"
+    remedy = _fitting_remedy(federation, plan, record_plan, budget, other_events, prior)
+    if not admits([*(spent if all_take_part else []), record_plan.event()], budget, None):
+        field, value = _noise_field(level)
+        raise Refusal(field, value, f"{reason}: {allowance} records cannot pay for one round; {remedy}")
+    return f"{reason}: {allowance} records pay for {affordable} of {rounds} rounds; {remedy}"
 
 
-def _named(level: Promise) -> tuple[str, float | None]:
+def _noise_field(level: Promise) -> tuple[str, float | None]:
     field = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
     return f"privacy.{field}", getattr(level, field)
 
 
-def _fitting(
+def _fitting_remedy(
     federation: Federation,
     plan: Plan,
-    mine: Plan,
+    record_plan: Plan,
     budget: Budget,
-    beside: Sequence[DpEvent],
+    other_events: Sequence[DpEvent],
     prior: Sequence[DpEvent],
 ) -> str:
     """Return the target, or the noise, that pays for all rounds."""
     level, runs = federation.mode.promises[0], federation.settings.budget.runs
     try:
-        least = mine.calibrate(budget, beside).noise
+        sufficient_noise = record_plan.calibrate(budget, other_events).noise
     except Unaffordable:
-        return NOTHING_LEFT
-    enough = plan.noise * least / mine.noise
+        return EXHAUSTED
+    noise = plan.noise * sufficient_noise / record_plan.noise
     if level.noise_multiplier is not None:
-        return f"privacy.noise_multiplier={enough:.4g} pays for all"
-    asked = questions_of(federation, plan) * runs
-    fitting = replace(plan, noise_multiplier=enough)
-    target = fitting.epsilon(
-        level.target_delta, plan.num_rounds * runs, asked if runs > 1 else [*prior, *asked]
-    )
-    spent = counted(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
-    if (target := 0.99 * target) * (1 - LEAST_SHARE_LEFT) <= spent:
-        return NOTHING_LEFT
+        return f"privacy.noise_multiplier={noise:.4g} pays for all"
+    question_events = questions_of(federation, plan) * runs
+    fitting = replace(plan, noise_multiplier=noise)
+    earlier_events = question_events if runs > 1 else [*prior, *question_events]
+    target = fitting.epsilon(level.target_delta, plan.num_rounds * runs, earlier_events)
+    spent = spent_epsilon(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
+    if (target := 0.99 * target) * (1 - MIN_SHARE_LEFT) <= spent:
+        return EXHAUSTED
     return f"privacy.target_epsilon={target:.3g} pays for all"
 
 
 def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
-    if allowed is not None and spent > (1 - LEAST_SHARE_LEFT) * allowed.target_epsilon:
-        return NOTHING_LEFT
+    if allowed is not None and spent > (1 - MIN_SHARE_LEFT) * allowed.target_epsilon:
+        return EXHAUSTED
     return f"give a target above {spent:.4g}"
 
 
 def _spent(federation: Federation, level: Promise) -> float:
     """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
-    book = book_at(_path(federation, level.unit))
+    book = state_at(_path(federation, level.unit))
     if book.identity.get("adjacency") != str(level.adjacency):
         return 0.0
     order, delta = book.filter_order, level.target_delta
-    found = (counted(book.events(who), delta, level.adjacency, order, GATE_INTERVAL) for who in book.spent)
-    return max(found, default=0.0)
+    events = map(book.events, book.spent)
+    epsilons = (spent_epsilon(each, delta, level.adjacency, order, GATE_INTERVAL) for each in events)
+    return max(epsilons, default=0.0)
 
 
 def _path(federation: Federation, unit: Unit | str) -> Path:
@@ -231,7 +235,7 @@ def _path(federation: Federation, unit: Unit | str) -> Path:
     return federation.population.ledger_path(prefix, Path())
 
 
-def _of_own_ledgers(settings: ServerSettings) -> float | None:
+def _record_target(settings: ServerSettings) -> float | None:
     """Return what a run let each client spend on its own ledger of records; None if the server's ledger holds it."""
     privacy = settings.privacy.record if isinstance(settings.privacy, RecordAndClient) else settings.privacy
     return privacy.target_epsilon if isinstance(privacy, Record) else None

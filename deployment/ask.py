@@ -18,7 +18,7 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import Tally
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.folder_lock import exclusive_lock
 from ..privacy.statistics.inquiry import Inquiry
 from ..questions.ask import ask, record_path
 from ..questions.question_plan import Spend
@@ -27,7 +27,7 @@ from ..run.files import QUESTIONS
 from ..run.queries import Reach
 from ..run.released import released_file
 from ..run.run import answers_of
-from .allowance import begins_from
+from .allowance import budget_line
 from .open_link import open_link
 from .pace import Rosters, ending_of, fewest, pace_of
 from .serve import Open, completed, deployed_in, earlier_runs, logged, refuse_roster
@@ -52,7 +52,7 @@ def ask_clients(
       inquiry: what is asked.
       spend: what it may cost.
       overrides: Hydra's overrides, as of `fedveil server`.
-      run: whose model the question is about, as `named_model` returns it.
+      run: whose model the question is about, as `model_run_of` returns it.
       reach: opens the link.
 
     Raises:
@@ -63,45 +63,45 @@ def ask_clients(
     raise_limit()
     quiet_flower()
     bundle = read_server_bundle(folder)
-    with alone(folder / RUNNING, "server"):
+    with exclusive_lock(folder / RUNNING, "server"):
         refuse_roster(bundle)
         settings = server_settings([*completed(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
         if not record_path(folder / QUESTIONS, inquiry).exists():
-            begins = begins_from(federation, bundle.allowed, earlier_runs(folder), least=0.0)
-            if begins:
-                _say(begins)
+            line = budget_line(federation, bundle.allowed, earlier_runs(folder), min_share_left=0.0)
+            if line:
+                _say(line)
         released = released_file(run, inquiry.model, federation.task)
         grid = partial(
-            _connected, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)
+            _open_grid, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)
         )
-        how = Reach(answers_of(federation), settings.link.deadline, released=released)
-        return ask(federation, inquiry, spend, folder / QUESTIONS, grid, how)
+        query_reach = Reach(answers_of(federation), settings.link.deadline, released=released)
+        return ask(federation, inquiry, spend, folder / QUESTIONS, grid, query_reach)
 
 
 @contextmanager
-def _connected(
+def _open_grid(
     bundle: ServerBundle,
     settings: LinkSettings,
     rosters: Rosters,
     reach: Open,
-    least_of: Callable[[int, int], int],
+    min_clients: Callable[[int, int], int],
 ) -> Generator[tuple[Grid, Tally]]:
-    told = set[int]()
+    announced = set[int]()
 
     def wait_for(clients: int) -> None:
-        if clients and clients not in told:
-            told.add(clients)
+        if clients and clients not in announced:
+            announced.add(clients)
             _say(f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect")
 
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)
-        pace = pace_of(rosters, settings, link, wait_for, least_of, ending_of(bundle))
-        why = pace.ready(threading.Event())
-        if why is not None and why == link.behind():
-            raise Refusal("file", str(bundle.folder / LOG), why)
-        if why is not None:
-            raise Refusal("link.clients", settings.clients, why)
+        pace = pace_of(rosters, settings, link, wait_for, min_clients, ending_of(bundle))
+        reason = pace.ready(threading.Event())
+        if reason is not None and reason == link.behind():
+            raise Refusal("file", str(bundle.folder / LOG), reason)
+        if reason is not None:
+            raise Refusal("link.clients", settings.clients, reason)
         if away := away_of(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
             _say(away)
         yield link.grid, link.tally

@@ -100,15 +100,15 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     if not (folder / CA).exists() and not (folder / ROLLOVERS).exists():  # the certificate is written last
         make_keys(folder, federation, care, 1)
     chain = read_rollovers(folder / ROLLOVERS, federation) if _names(folder) == [federation] else ()
-    own = _keys(folder, federation, care, len(chain) + 1)
-    if chain and public_of(own.signer) != bytes.fromhex(chain[-1].new)[:KEY_BYTES]:
+    current = _keys(folder, federation, care, len(chain) + 1)
+    if chain and public_of(current.signer) != bytes.fromhex(chain[-1].new)[:KEY_BYTES]:
         raise Refusal("file", str(folder), WITHOUT_KEYS)
     overlaps = bool(chain) and time.time() < chain[-1].until
     for generation in range(1, len(chain) + (not overlaps)):
         for name in (SIGNER, CA_KEY):
-            (_place(folder, generation) / name).unlink(missing_ok=True)
+            (_keys_folder(folder, generation) / name).unlink(missing_ok=True)
     former = _keys(folder, federation, care, len(chain)) if overlaps else None
-    return replace(own, rollovers=chain, former=former)
+    return replace(current, rollovers=chain, former=former)
 
 
 def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
@@ -120,17 +120,17 @@ def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> 
       care: how the keys are kept.
       generation: counts from 1, one more with each rollover.
     """
-    place = _place(folder, generation)
-    place.mkdir(mode=0o700, exist_ok=True)
+    keys_folder = _keys_folder(folder, generation)
+    keys_folder.mkdir(mode=0o700, exist_ok=True)
     if care.token is not None:
         _, ca_key = token_keys(care.token, _label(federation, generation), make=True)
-        _keep(place, {CA: _certificate(ca_key, federation)})
+        _keep(keys_folder, {CA: _certificate(ca_key, federation)})
     else:
-        _make(place, federation, care)
+        _make(keys_folder, federation, care)
     return _keys(folder, federation, care, generation)
 
 
-def _place(folder: Path, generation: int) -> Path:
+def _keys_folder(folder: Path, generation: int) -> Path:
     """Return the folder of an authority's keys; those that it began with lie in its own."""
     return folder if generation == 1 else folder / f"keys-{generation}"
 
@@ -150,19 +150,19 @@ def _keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Auth
     Raises:
       Refusal: they are another federation's, not whole, or not kept so.
     """
-    place = _place(folder, generation)
+    keys_folder = _keys_folder(folder, generation)
     if care.token is not None:
         signer, ca_key = token_keys(care.token, _label(federation, generation), make=False)
     else:
-        signer, ca_key = _read_keys(place, care)
-    named = _names(place)
-    if named != [federation]:
-        remedy = f"{folder} is the authority of {named[0]}; give another --out"
+        signer, ca_key = _read_keys(keys_folder, care)
+    federations = _names(keys_folder)
+    if federations != [federation]:
+        remedy = f"{folder} is the authority of {federations[0]}; give another --out"
         raise Refusal("federation", federation, remedy)
-    ca = load_certificate(place / CA, read_file(place / CA))
+    ca = load_certificate(keys_folder / CA, read_file(keys_folder / CA))
     sound = isinstance(signer, Ed25519PrivateKey) and isinstance(ca_key, EllipticCurvePrivateKey)
     if not sound or ca_key.public_key() != ca.public_key():
-        raise Refusal("file", str(place), WITHOUT_KEYS)
+        raise Refusal("file", str(keys_folder), WITHOUT_KEYS)
     return Authority(signer, ca_key, ca)
 
 
@@ -181,7 +181,7 @@ def issue(
     usage = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
     names = x509.SubjectAlternativeName([_address(each) for each in addresses or [name]])
     (federation,) = authority.ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    own_key = authority.ca_key.public_key()
+    authority_key = authority.ca_key.public_key()
     builder = (
         _builder(_name(str(federation.value), name), public, timedelta(days=days))
         .issuer_name(authority.ca.subject)
@@ -189,15 +189,15 @@ def issue(
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(names, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(own_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False)
     )
     return builder.sign(authority.ca_key, SHA256()).public_bytes(Encoding.PEM)
 
 
 def _make(folder: Path, federation: str, care: KeyCare) -> None:
     signer, ca_key = Ed25519PrivateKey.generate(), new_tls_key()
-    secret = _given() or (_asked_twice(folder) if care.passphrase else None)
-    keys = {SIGNER: _sealed(signer, secret), CA_KEY: _sealed(ca_key, secret)}
+    secret = _passphrase_from_environment() or (_prompt_twice(folder) if care.passphrase else None)
+    keys = {SIGNER: _pem_of_new_key(signer, secret), CA_KEY: _pem_of_new_key(ca_key, secret)}
     _keep(folder, keys | {CA: _certificate(ca_key, federation)})
 
 
@@ -229,15 +229,15 @@ def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
             raise Refusal("authority.passphrase", str(path), remedy)
     secret = None
     if any(ENCRYPTED in pem for pem in pems.values()):
-        secret = _given() or _asked(folder, f"passphrase of {folder}: ")
-    keys = {path: _opened(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items()}
+        secret = _passphrase_from_environment() or _prompt(folder, f"passphrase of {folder}: ")
+    keys = {path: _load_key(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items()}
     if secret is not None:
         old = [path for path, pem in pems.items() if ENCRYPTED in pem and not is_scrypt(pem)]
         replace_files(folder, {path.name: encrypted(keys[path], secret) for path in old})
     return keys[folder / SIGNER], keys[folder / CA_KEY]
 
 
-def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
+def _load_key(path: Path, pem: bytes, secret: bytes | None) -> Any:
     try:
         return load_pem_private_key(pem, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -245,30 +245,30 @@ def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
         raise Refusal("file", str(path), fault) from None
 
 
-def _given() -> bytes | None:
+def _passphrase_from_environment() -> bytes | None:
     """Return the passphrase from the environment, or from the file named there; None without either."""
-    if given := os.environ.get(PASSPHRASE):
-        return given.encode()
-    if named := os.environ.get(PASSPHRASE_FILE):
-        return read_secret(Path(named)).rstrip(b"\r\n")
+    if passphrase := os.environ.get(PASSPHRASE):
+        return passphrase.encode()
+    if path := os.environ.get(PASSPHRASE_FILE):
+        return read_secret(Path(path)).rstrip(b"\r\n")
     return None
 
 
-def _asked_twice(folder: Path) -> bytes:
-    first = _asked(folder, f"new passphrase of {folder}: ")
-    if _asked(folder, "again: ") != first:
+def _prompt_twice(folder: Path) -> bytes:
+    first = _prompt(folder, f"new passphrase of {folder}: ")
+    if _prompt(folder, "again: ") != first:
         raise Refusal("passphrase", str(folder), "the two passphrases differ; repeat the command")
     return first
 
 
-def _asked(folder: Path, prompt: str) -> bytes:
+def _prompt(folder: Path, prompt: str) -> bytes:
     if not sys.stdin.isatty():
         remedy = f"its keys are encrypted; set {PASSPHRASE} or {PASSPHRASE_FILE}, or type the passphrase at a terminal"
         raise Refusal("folder", str(folder), remedy)
     return getpass(prompt).encode()
 
 
-def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | None) -> bytes:
+def _pem_of_new_key(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | None) -> bytes:
     """Return a new key in PEM, encrypted if there is a passphrase."""
     if secret is None:
         return pem_of(key)

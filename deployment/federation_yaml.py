@@ -28,7 +28,7 @@ from .device.owner_policy import OwnerPolicy
 from .token_keys import TokenChoice
 
 DAYS = 365
-MOST_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
+MAX_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
 POLICY_DEFAULTS = {
     **plain_of(defaults_of(OwnerPolicy)),
     "runs": [],
@@ -151,7 +151,7 @@ class _File(_Groups):
     server: _Server
     authority: _Authority = _Authority()
     link: Link = "grpc"
-    certificate_days: Annotated[int, Range(ge=1, le=MOST_DAYS)] = DAYS
+    certificate_days: Annotated[int, Range(ge=1, le=MAX_DAYS)] = DAYS
     requirements: Annotated[str, OneOf(REQUIREMENTS)] = HASHED
     post_quantum: bool = False
     clients: tuple[_Client, ...]

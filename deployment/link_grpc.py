@@ -22,12 +22,12 @@ def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     """Open the server's end within the context. Refusal if it cannot be opened."""
     from ..links.grpc.grid import Door, open_link
     from ..links.roster_watch import admitted_in, followed_credentials
-    from .courier import carrying
+    from .certificate_delivery import delivering
     from .open_link import Link, Presence
 
     admitted = admitted_in(bundle.admitted, nodes)
     door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted, bundle.folder / ACKNOWLEDGED)
-    with open_link(door) as grid, carrying(bundle, grid, lambda: grid.connected) as courier:
+    with open_link(door) as grid, delivering(bundle, grid, lambda: grid.connected) as delivery:
 
         def presence() -> Presence:
             return Presence(
@@ -35,9 +35,9 @@ def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
                 grid.tally.total(),
                 grid.counts,
                 {node: each.last_seen for node, each in grid.traffic.items() if each.last_seen},
-                dict(courier.facts),
+                dict(delivery.facts),
                 grid.restored,
-                courier.settled,
+                delivery.is_settled,
             )
 
         yield Link(grid, presence, grid.tally)
@@ -48,8 +48,8 @@ def follow(bundle: ClientBundle) -> Follow:
     from ..links.grpc.device_end import Endpoint
     from ..links.grpc.device_end import follow as follow_stream
     from .device.agent import newest_credentials
-    from .device.known_heads import charged
+    from .device.ledger_heads import is_charged
 
     own = bundle.settings
     endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))
-    return partial(follow_stream, endpoint, charged=partial(charged, bundle.state))
+    return partial(follow_stream, endpoint, charged=partial(is_charged, bundle.state))

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from ..base.open_files import Listener
 from ..base.refusal import Refusal
-from ..evidence.live import LOOPBACK, asked_by_own_name
+from ..evidence.live import LOOPBACK, is_local_request
 
 PATH = "/metrics"
 ANSWER_SECONDS = 5.0
@@ -108,7 +108,7 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
         timeout = ANSWER_SECONDS
 
         def do_GET(self) -> None:
-            if not asked_by_own_name(self.headers):
+            if not is_local_request(self.headers):
                 self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
                 return
             if self.path != PATH:

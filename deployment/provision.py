@@ -26,7 +26,7 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA, issued_by, read_file
 from ..configs.strict import nearest
 from ..links.server_bundle import SERVER
-from ..privacy.secagg.rollover import MOST_DAYS
+from ..privacy.secagg.rollover import MAX_DAYS
 from ..tasks import TASKS
 from .authority import Authority, issue, open_authority
 from .device.cosignature import read_cosignature
@@ -382,7 +382,7 @@ def _under_authority(desk: Desk) -> Register:
     if authority.former is None:
         return replace(register, former_server="")
     if not register.former_server or register.server != desk.before.server:
-        days = max(days, MOST_DAYS + 1)
+        days = max(days, MAX_DAYS + 1)
         former = issue(authority.former, SERVER, public, addresses=hosts, days=days).decode()
         register = replace(register, former_server=former)
     return register

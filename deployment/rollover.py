@@ -9,8 +9,8 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import ROLLOVERS
 from ..privacy.secagg.rollover import (
     DAY_SECONDS,
-    MOST_DAYS,
-    MOST_ROLLOVERS,
+    MAX_DAYS,
+    MAX_ROLLOVERS,
     Rollover,
     sign_rollover,
     write_chain,
@@ -35,13 +35,13 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
     Raises:
       Refusal: the overlap is none, or too long.
     """
-    if not 0 < days <= MOST_DAYS:
-        raise Refusal("days", days, f"must be above 0 and at most {MOST_DAYS}: as long, the old keys count")
+    if not 0 < days <= MAX_DAYS:
+        raise Refusal("days", days, f"must be above 0 and at most {MAX_DAYS}: as long, the old keys count")
     with opened(folder) as desk:
         old, federation, place = desk.authority, desk.federation, desk.folder / AUTHORITY
         number, now = len(old.rollovers) + 1, int(time.time())
-        if number > MOST_ROLLOVERS:
-            remedy = f"has had {MOST_ROLLOVERS} rollovers, the most; make a new federation"
+        if number > MAX_ROLLOVERS:
+            remedy = f"has had {MAX_ROLLOVERS} rollovers, the most; make a new federation"
             raise Refusal("federation", federation.name, remedy)
         new = make_keys(place, federation.name, federation.care, number + 1)
         before, after = (each.public(federation.post_quantum).hex() for each in (old, new))

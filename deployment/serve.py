@@ -23,9 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from ..base.core_dumps import without_core_dumps
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
-from ..client.app import check_engine
+from ..client.workbench import check_engine
 from ..configs.bundle_files import SCHEMA
-from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
+from ..configs.compose import SHIPPED_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
 from ..configs.settings import differing
@@ -46,26 +46,26 @@ from ..messages.grids import PassingGrid
 from ..messages.run_over import RunOver, message_to, read_receipt
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.folder_lock import exclusive_lock
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.ledger.receipt import COMPARED, UNCOMPARED, Receipt, RunDescription, holds
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.suite import KEY_BYTES
-from ..questions.scaling import as_answered
+from ..questions.scaling import apply_answer
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
 from ..run.close import close_again
 from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..run.manifest import read_manifest
+from ..run.result import note_farewell
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
 from ..run.run_files import read_object
-from ..run.run_folder import note_farewell
 from ..server.checkpoint import head_in
 from ..server.rounds import FORKED, Status
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
-from .allowance import allowed_targets, begins_from, records_line
+from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
 from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
@@ -109,7 +109,7 @@ def serve(
     without_core_dumps()
     raise_limit()
     bundle = read_server_bundle(folder)
-    with alone(folder / RUNNING, "server"):
+    with exclusive_lock(folder / RUNNING, "server"):
         refuse_roster(bundle)
         if not overrides:
             _close_finished(folder)
@@ -152,7 +152,7 @@ def _show(argv: Sequence[str]) -> int:
         return 0
     sys.argv = ["fedveil server", *argv]
     try:
-        hydra.main(config_path=OWN_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
+        hydra.main(config_path=SHIPPED_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
     except SystemExit as stop:  # how Hydra ends when it has shown something, or could not
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return 0
@@ -301,7 +301,7 @@ def _run(
 ) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     earlier = () if settings.resume else tuple(earlier_runs(bundle.folder))
-    lines = (f(federation, bundle.allowed, earlier) for f in (begins_from, records_line))
+    lines = (f(federation, bundle.allowed, earlier) for f in (budget_line, records_line))
     begins = [] if settings.resume else [each for each in lines if each]
     check_engine(federation.mode.gradients, federation.task, partial(held_out_of, federation.task))
     with (
@@ -328,7 +328,7 @@ def _run(
         while link.behind() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
-        carried = link.tally.total().since(outcome.carried)
+        carried = link.tally.total().minus(outcome.carried)
         note_farewell(where, carried, secret=federation.mode.hides_counts)
         note_outside(bundle, where)
     return outcome
@@ -415,7 +415,7 @@ class Farewell:
         if closed := (ending.folder / MANIFEST).exists():
             read = read_manifest(ending.folder)
             manifest, listed = read.hash, read.text
-        had = as_answered(self.federation, ending.folder)
+        had = apply_answer(self.federation, ending.folder)
         moments = json.dumps(had.moments) if had.moments else ""
         agreement = agreement_of(had.task) or ""
         over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from ..base.refusal import Refusal
 from ..privacy.budget import Unit
-from ..privacy.ledger.folder_lock import holder
+from ..privacy.ledger.folder_lock import lock_holder
 from ..run.display import console_for
-from ..server.round_terms import sentence
+from ..server.round_terms import describe_fault
 from ..server.rounds import Status
 
 STATUS = "status.json"
@@ -68,7 +68,7 @@ def clients_before(folder: Path) -> dict[int, Mapping[str, Any]]:
 
 def running(folder: Path) -> bool:
     """Return whether a server runs on the folder."""
-    return holder(folder / RUNNING) is not None
+    return lock_holder(folder / RUNNING) is not None
 
 
 def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
@@ -91,7 +91,7 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
         counts = f"{status['invited']:g} invitations planned; the run's operator.jsonl has the counts"
     console.print(f"{counts}, not added: {dropped}" if dropped else counts, markup=False, highlight=False)
     for name, faults in status.get("blamed", {}).items():
-        console.print(sentence(name, faults[-1], len(faults)), markup=False, highlight=False)
+        console.print(describe_fault(name, faults[-1], len(faults)), markup=False, highlight=False)
     for name, said in status.get("suspected", {}).items():
         console.print(f"{name} {said[-1]}", markup=False, highlight=False)
     for line in authorities(clients):

@@ -28,7 +28,7 @@ from ..privacy.budget import Unit
 from ..privacy.secagg.roster import Member
 from ..run.callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
 from ..run.log_file import LogFile, written_by
-from ..run.run_folder import named_in, summed_drops
+from ..run.round_lines import drops_in, members_in
 from .open_link import Presence
 from .prometheus import serving
 from .settings import ServerSettings
@@ -233,10 +233,10 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "abandoned": sum(bool(row["abandoned"]) for row in history),
         "invited": sum(row["invited"] for row in history),
         "replies": sum(row["replies"] for row in history) if told else None,
-        "dropped": summed_drops(history),
+        "dropped": drops_in(history),
         "untrue": sum(bool(row.get("untrue")) for row in history),
-        "blamed": named_in(history, "blamed"),
-        "suspected": named_in(history, "suspected"),
+        "blamed": members_in(history, "blamed"),
+        "suspected": members_in(history, "suspected"),
         "epsilon_client": last.get("epsilon_client"),
         "epsilon_record": last.get("epsilon_record"),
         "budgets_spent": (last.get("dropped") or {}).get(DROP_REASONS[BUDGET_SPENT], 0),
@@ -256,7 +256,7 @@ def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str,
         if target is not None and isinstance(spent, float | int):
             left = max(0.0, target - spent)
         row = {"unit": str(unit), "spent": spent, "target": target, "left": left}
-        rows.append({**row, "delta": promise.target_delta, "own_ledgers": promise.own_ledgers})
+        rows.append({**row, "delta": promise.target_delta, "own_ledgers": promise.per_client})
     return rows
 
 

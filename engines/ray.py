@@ -29,7 +29,7 @@ from ..messages.grids import AskingGrid
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..simulations.clients import Clients
-from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
+from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, assign_nodes
 from .settings import Ray
 
 DIED = "worker died"  # why its clients' answers are missing
@@ -37,7 +37,7 @@ AHEAD = 2  # shares that an actor holds, so that none waits for a message
 INLINE_BYTES = 80_000  # of arrays: Ray carries arguments of up to 100 KiB in the call, in a fifth of the time
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
 
-Begun = tuple[CohortOrder, int]  # an instruction to nobody yet, and the coordinates of its sum
+SumStart = tuple[CohortOrder, int]  # an instruction to nobody yet, and the coordinates of its sum
 # A partial sum, if it was fetched, and the nodes that keep state there.
 Added = tuple[CohortSum | None, list[int]]
 
@@ -95,16 +95,16 @@ class Trainer:
         """Return, once this actor has started, how many clients it should train at once; 0 for one at a time."""
         return self._grid.together
 
-    def add(self, nodes: Sequence[int], begun: Begun | None, last: bool) -> Added:
+    def add(self, nodes: Sequence[int], sum_start: SumStart | None, last: bool) -> Added:
         """Add the replies of these nodes.
 
         Args:
           nodes: of clients.
-          begun: of a sum that begins; None goes on with the one before.
+          sum_start: of a sum that begins; None goes on with the one before.
           last: whether the sum is fetched at the same time.
         """
-        if begun is not None:
-            self._order, size = begun
+        if sum_start is not None:
+            self._order, size = sum_start
             self._sum = CohortSum(np.zeros(size))
         self._sum = self._grid.add(replace(self._order, nodes=nodes), self._sum)
         return self.fetch() if last else (None, self._grid.stateful)
@@ -141,7 +141,7 @@ class RayGrid(AskingGrid):
         self._recipe = ray.put(self.clients)
         for number in range(self.actors):
             self._start(number)
-        if len(here := self._here(self.actors)) < self.actors:
+        if len(here := self._live_actors(self.actors)) < self.actors:
             remedy = f"Ray had CPUs for {len(here)} actors; ask for fewer"
             raise Refusal("engine.num_cpus", self.actors, remedy)
 
@@ -151,39 +151,39 @@ class RayGrid(AskingGrid):
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver one instruction to every node and return the sum of the replies."""
-        begun = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
+        sum_start = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
         shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
-        while shares.left and (here := self._here()):
-            self._train(here, begun, shares, total)
-        total.drop(DIED, shares.left)
+        while shares.remaining and (here := self._live_actors()):
+            self._train(here, sum_start, shares, total)
+        total.drop(DIED, shares.remaining)
         return total
 
-    def _train(self, here: list[int], begun: Any, shares: _Shares, total: CohortSum) -> None:
+    def _train(self, here: list[int], sum_start: Any, shares: _Shares, total: CohortSum) -> None:
         """Deal shares to these actors until no share or no actor is left; each then returns its sum."""
         import ray
 
         calls: dict[Any, int] = {}
-        asked: set[int] = set()  # for their sums
+        fetches: set[int] = set()  # for their sums
         ahead = 1 if self._together else AHEAD
 
         def give(index: int) -> None:
-            first = not shares.given[index]
+            first = not shares.shares[index]
             if share := shares.next(index):
-                last = self._together > 0 or not shares.left
-                calls[self._actors[index].add.remote(share, begun if first else None, last)] = index
-            elif last := bool(shares.given[index]) and index not in asked:
+                last = self._together > 0 or not shares.remaining
+                calls[self._actors[index].add.remote(share, sum_start if first else None, last)] = index
+            elif last := bool(shares.shares[index]) and index not in fetches:
                 calls[self._actors[index].fetch.remote()] = index
             if last:
-                asked.add(index)
+                fetches.add(index)
 
         for index in here * ahead:
             give(index)
         while calls:
-            done, late = ray.wait(list(calls), timeout=self._patience(ahead * shares.longest))
-            for call in done or late:
+            ready, late = ray.wait(list(calls), timeout=self._patience(ahead * shares.longest))
+            for call in ready or late:
                 if (index := calls.pop(call, None)) is None:
                     continue  # its actor is lost already
-                if self._take(_result(call) if done else None, index, shares, total):
+                if self._take(_result(call) if ready else None, index, shares, total):
                     give(index)
                 else:
                     calls = {other: at for other, at in calls.items() if at != index}
@@ -192,14 +192,14 @@ class RayGrid(AskingGrid):
         """Merge an actor's sum, and return whether the actor is alive; if it is lost, its clients are dropped."""
         if added is None:
             self._replace(index)
-            total.drop(DIED, len(shares.given[index]))
-            shares.given[index] = []
+            total.drop(DIED, len(shares.shares[index]))
+            shares.shares[index] = []
             return False
         part, stateful = added
         self._homes |= dict.fromkeys(stateful, index)
         if part is not None:
             total.merge(part)
-            shares.given[index] = []
+            shares.shares[index] = []
         return True
 
     def send_and_receive(
@@ -213,21 +213,21 @@ class RayGrid(AskingGrid):
 
         del timeout
         waiting = {message.metadata.dst_node_id: message for message in messages}
-        if not (here := self._here()):
+        if not (here := self._live_actors()):
             yield from (Message(Error(1, DIED), reply_to=message) for message in waiting.values())
             return
         homes = {node: here.index(self._homes[node]) for node in waiting if node in self._homes}
-        shares = dict(zip(here, dealt(list(waiting), homes, len(here)), strict=True))
+        shares = dict(zip(here, assign_nodes(list(waiting), homes, len(here)), strict=True))
         calls = {
             self._actors[index].answers.remote([waiting[node] for node in share]): index
             for index, share in shares.items()
             if share
         }
         while calls:
-            done, late = ray.wait(list(calls), timeout=self._patience(max(map(len, shares.values()))))
-            for call in done or late:
+            ready, late = ray.wait(list(calls), timeout=self._patience(max(map(len, shares.values()))))
+            for call in ready or late:
                 index = calls.pop(call)
-                answer = _result(call) if done else None
+                answer = _result(call) if ready else None
                 if answer is None:
                     self._replace(index)
                     yield from (Message(Error(1, DIED), reply_to=waiting[node]) for node in shares[index])
@@ -239,15 +239,15 @@ class RayGrid(AskingGrid):
     def _patience(self, clients: int) -> float:
         return self.clients.deadline * clients + GRACE_SECONDS
 
-    def _here(self, wanted: int = 1) -> list[int]:
+    def _live_actors(self, required: int = 1) -> list[int]:
         """Return the live actors; if they are fewer than wanted, wait for those that are starting."""
         import ray
 
         if self._starting:
-            missing = wanted - (self.actors - len(self._starting))
+            missing = required - (self.actors - len(self._starting))
             seconds = START_SECONDS if missing > 0 else 0
-            done, _ = ray.wait(list(self._starting), num_returns=max(1, missing), timeout=seconds)
-            for call in done:
+            ready, _ = ray.wait(list(self._starting), num_returns=max(1, missing), timeout=seconds)
+            for call in ready:
                 index = self._starting.pop(call)
                 if (together := _result(call)) is None:
                     self._replace(index)
@@ -258,8 +258,8 @@ class RayGrid(AskingGrid):
     def _start(self, number: int) -> None:
         import ray
 
-        made: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Trainer)
-        actor = made.remote(self._recipe, number)
+        actor_type: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Trainer)
+        actor = actor_type.remote(self._recipe, number)
         self._actors[number] = actor
         self._starting[actor.ready.remote()] = number
 
@@ -285,32 +285,32 @@ class _Shares:
     def __init__(
         self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, together: int = 0
     ) -> None:
-        self.given: list[list[int]] = [[] for _ in range(actors)]
+        self.shares: list[list[int]] = [[] for _ in range(actors)]
         self.longest = 0
-        self._own = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
+        self._by_home = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
         self._rest = [node for node in nodes if node not in homes]
         parts = max(1, min(actors, len(self._rest) // together)) if together else actors * 4 / 3
         self._first = math.ceil(len(self._rest) / parts)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Number of clients that are not dealt yet."""
-        return len(self._rest) + sum(map(len, self._own))
+        return len(self._rest) + sum(map(len, self._by_home))
 
     def next(self, index: int) -> list[int]:
         """Return the next share of an actor; empty when there is none."""
-        share, self._own[index] = self._own[index], []
+        share, self._by_home[index] = self._by_home[index], []
         if not share:
             size = (
-                self._first if not self.given[index] else math.ceil(len(self._rest) / (2 * len(self.given)))
+                self._first if not self.shares[index] else math.ceil(len(self._rest) / (2 * len(self.shares)))
             )
             share, self._rest = self._rest[:size], self._rest[size:]
-        self.given[index] = [*self.given[index], *share]
+        self.shares[index] = [*self.shares[index], *share]
         self.longest = max(self.longest, len(share))
         return share
 
 
-def _travelling(instruction: Begun) -> Any:
+def _travelling(instruction: SumStart) -> Any:
     """Return an instruction for actors: itself if it is small, otherwise a reference to the object store."""
     import ray
 

@@ -4,17 +4,17 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from ..base.refusal import Refusal
 from ..privacy.budget import UNLIMITED_EPSILON
-from ..privacy.ledger.book import read_entries, verify
+from ..privacy.ledger.ledger_state import read_entries, verify
 from ..privacy.statistics.inquiry import ATTRIBUTION
 from ..run.files import OF_RECORDS
 from ..run.run_files import LEDGER, Fields
-from .ledger_history import questions_on, verified
+from .ledger_history import describe_verification, questions_on
 
 BINS = "histogram"
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
@@ -51,39 +51,39 @@ def read_answers(folder: Path, charged: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
       Refusal: a record cannot be read.
     """
-    known = {name: place for place, name in enumerate(charged)}
-    found = [_told(record, known) for path in sorted(folder.glob("*.json")) for record in _record(path)]
-    return sorted(found, key=lambda each: (known.get(each["name"], len(known)), each["name"]))
+    ranks = {name: rank for rank, name in enumerate(charged)}
+    answers = [_describe(record, ranks) for path in sorted(folder.glob("*.json")) for record in _record(path)]
+    return sorted(answers, key=lambda each: (ranks.get(each["name"], len(ranks)), each["name"]))
 
 
-def told_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()) -> list[dict[str, Any]]:
+def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()) -> list[dict[str, Any]]:
     """Return answers in a report's form, each with the scale of its charts.
 
     Args:
       answers: of a record.
       questions: the questions, in the same order; empty where the record is of no inquiry.
     """
-    found: list[dict[str, Any]] = []
-    for place, each in enumerate(answers):
-        question = questions[place] if place < len(questions) else {}
-        kind = question.get("kind") or (BINS if each["name"].startswith("clients by ") else None)
+    rows: list[dict[str, Any]] = []
+    for index, answer in enumerate(answers):
+        question = questions[index] if index < len(questions) else {}
+        kind = question.get("kind") or (BINS if answer["name"].startswith("clients by ") else None)
         figures = [
             {name: figure.get(name) for name in ("name", "value", "low", "high")}
-            for figure in each["figures"]
+            for figure in answer["figures"]
         ]
-        found.append(
+        rows.append(
             {
-                "name": each["name"],
+                "name": answer["name"],
                 "kind": kind and kind.replace("_", " "),
                 "criterion": question.get("criterion") and question["criterion"].replace("_", " "),
                 "of": _columns(question),
                 "figures": figures,
-                "clipped": each.get("clipped"),
+                "clipped": answer.get("clipped"),
                 "scale": scale_of(kind, figures),
                 "form": "share" if kind in OF_SHARES else "figure",
             }
         )
-    return found
+    return rows
 
 
 def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
@@ -97,20 +97,20 @@ def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
         return [-1.0, 1.0]
     if kind in OF_SHARES:
         return [0.0, 1.0]
-    drawn = [each for each in figures if kind != OF_COLUMNS or each["name"].startswith(ATTRIBUTION)]
-    highest = max((each["high"] for each in drawn if each["value"] is not None), default=0.0)
+    bar_figures = [each for each in figures if kind != OF_COLUMNS or each["name"].startswith(ATTRIBUTION)]
+    highest = max((each["high"] for each in bar_figures if each["value"] is not None), default=0.0)
     return [0.0, highest] if kind in (*OF_COUNTS, OF_COLUMNS) and highest > 0 else None
 
 
-def told_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
+def describe_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
     """Return clients' evaluations on their own records in a report's form, a row for each round."""
     return [
-        {**{name: each.get(name) for name in EVALUATED}, "answers": told_answers(each["answers"])}
+        {**{name: each.get(name) for name in EVALUATED}, "answers": describe_answers(each["answers"])}
         for each in evaluations
     ]
 
 
-def _told(record: Fields, known: Mapping[str, int]) -> dict[str, Any]:
+def _describe(record: Fields, charged: Collection[str]) -> dict[str, Any]:
     question: Fields = record["question"]
     target, carried = record.get("target_epsilon"), record.get("bytes")
     return {
@@ -120,30 +120,30 @@ def _told(record: Fields, known: Mapping[str, int]) -> dict[str, Any]:
         "bytes": carried and {**carried, **{way: sum(carried[way].values()) for way in ("down", "up")}},
         "against": ", ".join(record["adversaries"]),
         "target_epsilon": target if target is not None and target < UNLIMITED_EPSILON else None,
-        "on_this_ledger": record["name"] in known,
-        "answers": told_answers(record["answers"], question["ask"]),
+        "on_this_ledger": record["name"] in charged,
+        "answers": describe_answers(record["answers"], question["ask"]),
     }
 
 
 def _record(path: Path) -> list[Fields]:
-    """Return the record in a file; None for any other file."""
+    """Return the record in a file; empty for any other file."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "question" not in found:
+        fields: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict) or "question" not in fields:
             return []
-        _told(cast("Fields", found), {})
+        _describe(cast("Fields", fields), ())
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         remedy = f"cannot be read as an answer ({type(problem).__name__}: {problem}); restore it"
         raise Refusal("file", str(path), remedy) from None
-    return [cast("Fields", found)]
+    return [cast("Fields", fields)]
 
 
 def _columns(question: Fields) -> str | None:
     """Return the columns of a question."""
     of = question.get("of")
     columns = list(cast("Mapping[str, Any]", of)) if isinstance(of, Mapping) else [of]
-    named = [*columns, question.get("by"), question.get("label"), question.get("said")]
-    return ", ".join(str(each) for each in named if each is not None) or None
+    names = [*columns, question.get("by"), question.get("label"), question.get("said")]
+    return ", ".join(str(each) for each in names if each is not None) or None
 
 
 def report_of_answers(folder: Path) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _ledger(path: Path) -> dict[str, Any]:
         "simulated": identity.get("simulated"),
         "entries": len(entries),
         "head": {"seq": entries[-1].seq, "hash": entries[-1].hash},
-        "verified": verified(verify(path)),
+        "verified": describe_verification(verify(path)),
         "releases": sum(each["times"] for each in questions),
         "questions": questions,
     }
@@ -192,12 +192,14 @@ def _missing(answers: Sequence[Fields], ledgers: Sequence[Fields]) -> list[str]:
         return [
             "No ledger lies in this folder. What the answers cost is charged where the clients' ledger is kept."
         ]
-    told = {each["name"] for each in answers}
+    answer_names = {each["name"] for each in answers}
     elsewhere = [each["name"] for each in answers if not each["on_this_ledger"]]
-    lost = [each["name"] for ledger in ledgers for each in ledger["questions"] if each["name"] not in told]
-    found: list[str] = []
+    lost = [
+        each["name"] for ledger in ledgers for each in ledger["questions"] if each["name"] not in answer_names
+    ]
+    sentences: list[str] = []
     if elsewhere:
-        found.append(f"Charged elsewhere: {', '.join(elsewhere)}.")
+        sentences.append(f"Charged elsewhere: {', '.join(elsewhere)}.")
     if lost:
-        found.append(f"Charged, and without an answer here: {', '.join(lost)}.")
-    return found
+        sentences.append(f"Charged, and without an answer here: {', '.join(lost)}.")
+    return sentences

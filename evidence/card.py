@@ -7,7 +7,7 @@ from typing import Any
 from ..run.files import ASSESSMENT, CARD
 from ..run.run_files import Fields
 from .model import INTENDED
-from .shown import shown
+from .page_text import text_of
 
 TAGS = ("federated-learning", "differential-privacy", "fedveil")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")
@@ -24,12 +24,12 @@ def card_of(report: Fields) -> str:
 
 def _front_matter(report: Fields) -> dict[str, Any]:
     run, metrics = report["run"], report["metrics"]
-    found: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
+    fields: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
     carbon = next(each for each in report["cost"]["work"] if each["unit"] == "g")
     if carbon["value"] is not None:
-        found["co2_eq_emissions"] = {"emissions": carbon["value"], "source": carbon["source"]}
+        fields["co2_eq_emissions"] = {"emissions": carbon["value"], "source": carbon["source"]}
     if not metrics:
-        return found
+        return fields
     task = str(report["model"]["title"])
     result = {
         "task": {"type": "other", "name": task},
@@ -37,7 +37,7 @@ def _front_matter(report: Fields) -> dict[str, Any]:
         "metrics": [{"type": each["name"], "name": each["name"], "value": each["value"]} for each in metrics],
     }
     return {
-        **found,
+        **fields,
         "metrics": [each["name"] for each in metrics],
         "model-index": [{"name": f"{task} by fedveil", "results": [result]}],
     }
@@ -70,11 +70,11 @@ def _body(report: Fields) -> list[str]:
         ),
     ]
     if report["metrics"]:
-        said = (
-            f"{plain(shown(each['name'], 'word'))} {shown(each['value'], 'metric')}"
+        metrics = (
+            f"{plain(text_of(each['name'], 'word'))} {text_of(each['value'], 'metric')}"
             for each in report["metrics"]
         )
-        lines += ["", "## Held-out metrics", "", f"{', '.join(said)}."]
+        lines += ["", "## Held-out metrics", "", f"{', '.join(metrics)}."]
     if rows := report["model"]["confusion"]:
         names = " | ".join(plain(row["class"]) for row in rows)
         lines += ["", "Held-out examples of each class, by the class that the model gives them:", ""]
@@ -118,8 +118,8 @@ def _row(row: Fields) -> str:
         cells = (
             row["whom"],
             row["hides"],
-            shown(row["epsilon"], "epsilon"),
-            shown(row["delta"]),
+            text_of(row["epsilon"], "epsilon"),
+            text_of(row["delta"]),
             row["relies_on"],
         )
     return "| " + " | ".join(map(plain, cells)) + " |"
@@ -128,14 +128,14 @@ def _row(row: Fields) -> str:
 def _measured(stamps: Fields) -> str:
     if stamps["measured"] is None:
         return f"Not measured: {plain(stamps['said'])}."
-    size, low, high = (shown(stamps["measured"][name], "decimal") for name in ("epsilon", "low", "high"))
-    most = shown(stamps["ceiling"], "decimal")
+    size, low, high = (text_of(stamps["measured"][name], "decimal") for name in ("epsilon", "low", "high"))
+    ceiling = text_of(stamps["ceiling"], "decimal")
     return (
         f"Canaries measured epsilon {size}, between {low} and {high} with 95 % confidence. They could have shown "
-        f"{most} at most. Verdict: {plain(stamps['verdict'])}."
+        f"{ceiling} at most. Verdict: {plain(stamps['verdict'])}."
     )
 
 
 def plain(text: object) -> str:
     """Return a text escaped for Markdown, in one line."""
-    return MARKDOWN.sub(r"\\\1", ODD.sub(" ", shown(text)))
+    return MARKDOWN.sub(r"\\\1", ODD.sub(" ", text_of(text)))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-from .shown import shown
+from .page_text import text_of
 
 WIDTH, HEIGHT = 380.0, 236.0
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0
-MOST_POINTS = 160  # of a line; more would not be seen
+MAX_POINTS = 160  # of a line; more would not be seen
 TICKS = 5
 HEADROOM = 1.12
 Points = Sequence[tuple[float, float]]
@@ -45,7 +45,7 @@ class Mark:
       pointer: of its label; None for a point without one.
       form: of its label.
       cross: whether it is a cross, as what was refused is.
-      place: of the label: `left` above the point, `right` above it, or `beside` it.
+      position: of the label: `left` above the point, `right` above it, or `beside` it.
     """
 
     x: float
@@ -54,7 +54,7 @@ class Mark:
     pointer: str | None = None
     form: str = "plain"
     cross: bool = False
-    place: Literal["left", "right", "beside"] = "left"
+    position: Literal["left", "right", "beside"] = "left"
 
 
 @dataclass(frozen=True)
@@ -125,20 +125,20 @@ def _whole(name: str, title: str, height: float, body: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    left: float
-    right: float
-    bottom: float
-    top: float
+    x_min: float
+    x_max: float
+    y_min: float
+    y_max: float
     logarithmic: bool
 
     def x(self, value: float) -> float:
-        ends = (value, self.left, self.right)
+        ends = (value, self.x_min, self.x_max)
         at, low, high = map(math.log10, ends) if self.logarithmic else ends
         share = 0.5 if high == low else (at - low) / (high - low)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        share = (min(value, self.top) - self.bottom) / (self.top - self.bottom)
+        share = (min(value, self.y_max) - self.y_min) / (self.y_max - self.y_min)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
@@ -149,33 +149,33 @@ def _frame(chart: Chart) -> _Frame:
     ys += [mark.y for mark in chart.marks] + [each.high for each in chart.intervals]
     highest = max([y for y in ys if math.isfinite(y)], default=1.0) or 1.0
     top = chart.top if chart.top is not None else highest * HEADROOM
-    left = min([0.0, *xs]) if chart.from_zero and not chart.logarithmic else min(xs)
-    return _Frame(left, max(xs), chart.bottom, max(top, chart.bottom + 1e-9), chart.logarithmic)
+    x_min = min([0.0, *xs]) if chart.from_zero and not chart.logarithmic else min(xs)
+    return _Frame(x_min, max(xs), chart.bottom, max(top, chart.bottom + 1e-9), chart.logarithmic)
 
 
 def _scale(chart: Chart, frame: _Frame) -> list[str]:
     right, base = WIDTH - RIGHT, HEIGHT - BOTTOM
-    found = []
-    for value in _ticks(frame.bottom, frame.top):
+    parts = []
+    for value in _ticks(frame.y_min, frame.y_max):
         y = frame.y(value)
-        found.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{right:g}"/>')
-        found.append(_text(LEFT - 6, y + 4, _number(value, chart.shares), "tick end"))
+        parts.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{right:g}"/>')
+        parts.append(_text(LEFT - 6, y + 4, _number(value, chart.shares), "tick end"))
     for value in _across(chart, frame):
         text = f"1e{round(math.log10(value))}" if chart.logarithmic else _number(value, chart.shares)
-        found.append(_text(frame.x(value), base + 15, text, "tick middle"))
-    found.append(f'<path class="axis" d="M{LEFT:g} {base:g}H{right:g}"/>')
-    found.append(_text((LEFT + right) / 2, HEIGHT - 6, chart.across, "label middle"))
+        parts.append(_text(frame.x(value), base + 15, text, "tick middle"))
+    parts.append(f'<path class="axis" d="M{LEFT:g} {base:g}H{right:g}"/>')
+    parts.append(_text((LEFT + right) / 2, HEIGHT - 6, chart.across, "label middle"))
     middle = (TOP + base) / 2
     turned = f'transform="rotate(-90 11 {middle:g})"'
-    found.append(f'<text class="label middle" x="11" y="{middle:g}" {turned}>{escape(chart.up)}</text>')
-    return found
+    parts.append(f'<text class="label middle" x="11" y="{middle:g}" {turned}>{escape(chart.up)}</text>')
+    return parts
 
 
 def _across(chart: Chart, frame: _Frame) -> list[float]:
     if chart.logarithmic:
-        low, high = round(math.log10(frame.left)), round(math.log10(frame.right))
+        low, high = round(math.log10(frame.x_min)), round(math.log10(frame.x_max))
         return [10.0**power for power in range(low, high + 1)]
-    ticks = _ticks(frame.left, frame.right)
+    ticks = _ticks(frame.x_min, frame.x_max)
     return [each for each in ticks if each == int(each)] if chart.whole else ticks
 
 
@@ -195,7 +195,7 @@ def _number(value: float, share: bool) -> str:
 
 
 def _line(line: Line, frame: _Frame) -> str:
-    points = [(x, y) for x, y in thinned(line.points) if math.isfinite(y)]
+    points = [(x, y) for x, y in thin(line.points) if math.isfinite(y)]
     parts: list[str] = []
     for at, (x, y) in enumerate(points):
         if at and line.step:
@@ -205,15 +205,15 @@ def _line(line: Line, frame: _Frame) -> str:
     return f'<path class="line {line.look}" d="{"".join(parts)}"/>'
 
 
-def thinned(points: Points, most: int = MOST_POINTS) -> Points:
+def thin(points: Points, max_points: int = MAX_POINTS) -> Points:
     """Return a bounded number of the points, evenly spaced, including the first and the last."""
-    if len(points) <= most:
+    if len(points) <= max_points:
         return points
-    return [points[round(at * (len(points) - 1) / (most - 1))] for at in range(most)]
+    return [points[round(at * (len(points) - 1) / (max_points - 1))] for at in range(max_points)]
 
 
 def _interval(each: Whisker, frame: _Frame) -> str:
-    x, low, high = frame.x(each.x), frame.y(max(each.low, frame.bottom)), frame.y(each.high)
+    x, low, high = frame.x(each.x), frame.y(max(each.low, frame.y_min)), frame.y(each.high)
     ends = "".join(f"M{x - 4:.1f} {y:.1f}h8" for y in (low, high))
     return f'<path class="interval {each.look}" d="M{x:.1f} {low:.1f}V{high:.1f}{ends}"/>'
 
@@ -221,21 +221,21 @@ def _interval(each: Whisker, frame: _Frame) -> str:
 def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
     x, y = frame.x(mark.x), frame.y(mark.y)
     if mark.cross:
-        drawn = f'<path class="cross {mark.look}" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
+        symbol = f'<path class="cross {mark.look}" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
     else:
-        drawn = f'<circle class="point {mark.look}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+        symbol = f'<circle class="point {mark.look}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
     if mark.pointer is None:
-        return [drawn]
-    left = mark.place == "left" and x > WIDTH / 3
-    text = escape(shown(chart.values[mark.pointer], mark.form))
-    up = -4.0 if mark.place == "beside" else 8.0
-    at = f'x="{x - 8 if left else x + 9:.1f}" y="{max(y - up, TOP - 2):.1f}"'
+        return [symbol]
+    is_left = mark.position == "left" and x > WIDTH / 3
+    text = escape(text_of(chart.values[mark.pointer], mark.form))
+    up = -4.0 if mark.position == "beside" else 8.0
+    at = f'x="{x - 8 if is_left else x + 9:.1f}" y="{max(y - up, TOP - 2):.1f}"'
     refers = f'data-ref="{escape(mark.pointer)}" data-form="{mark.form}"'
-    return [drawn, f'<text class="value{" end" if left else ""}" {at} {refers}>{text}</text>']
+    return [symbol, f'<text class="value{" end" if is_left else ""}" {at} {refers}>{text}</text>']
 
 
 BAR, THICK = 180.0, 15.0
-NAMED, LONGEST = 150.0, 24  # width of the names beside bars, and their characters
+NAME_WIDTH, LONGEST = 150.0, 24  # width of the names beside bars, and their characters
 
 
 def bar(value: float, low: float, high: float, ends: Sequence[float]) -> str:
@@ -253,11 +253,11 @@ def bar(value: float, low: float, high: float, ends: Sequence[float]) -> str:
         share = (min(max(at, first), last) - first) / (last - first)
         return 2 + share * (BAR - 4)
 
-    middle, (left, right) = THICK / 2, sorted((x(0.0), x(value)))
+    middle, (start, end) = THICK / 2, sorted((x(0.0), x(value)))
     ends_of = "".join(f"M{x(each):.1f} {middle - 4:g}v8" for each in (low, high))
     return (
         f'<svg class="bar" viewBox="0 0 {BAR:g} {THICK:g}" width="{BAR:g}" height="{THICK:g}" aria-hidden="true">'
-        f'<rect class="full" x="{left:.1f}" y="3" width="{right - left:.1f}" height="{THICK - 6:g}"/>'
+        f'<rect class="full" x="{start:.1f}" y="3" width="{end - start:.1f}" height="{THICK - 6:g}"/>'
         f'<path class="axis" d="M{x(0.0):.1f} 0v{THICK:g}"/>'
         f'<path class="interval" d="M{x(low):.1f} {middle:g}H{x(high):.1f}{ends_of}"/></svg>'
     )
@@ -276,16 +276,16 @@ def bars(name: str, title: str, rows: Sequence[tuple[str, float]], ends: tuple[f
     lowest, highest = ends
 
     def x(at: float) -> float:
-        return NAMED + (at - lowest) / (highest - lowest) * (WIDTH - NAMED - RIGHT)
+        return NAME_WIDTH + (at - lowest) / (highest - lowest) * (WIDTH - NAME_WIDTH - RIGHT)
 
     parts: list[str] = []
-    for place, (label, value) in enumerate(rows):
-        y = THICK * place + 4
-        left, right = sorted((x(0.0), x(value)))
+    for index, (label, value) in enumerate(rows):
+        y = THICK * index + 4
+        start, end = sorted((x(0.0), x(value)))
         cut = label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}\u2026"
-        parts.append(_text(NAMED - 8, y + 11, cut, "tick end"))
+        parts.append(_text(NAME_WIDTH - 8, y + 11, cut, "tick end"))
         parts.append(
-            f'<rect class="full" x="{left:.1f}" y="{y + 2:g}" width="{right - left:.1f}" height="{THICK - 4:g}"/>'
+            f'<rect class="full" x="{start:.1f}" y="{y + 2:g}" width="{end - start:.1f}" height="{THICK - 4:g}"/>'
         )
     parts.append(f'<path class="axis" d="M{x(0.0):.1f} 0V{height:g}"/>')
     return _whole(name, title, height, parts)

@@ -19,28 +19,28 @@ def commands_of(run: RunFiles) -> list[str]:
     ]
     verb = ["fedveil", "server", "FOLDER"] if run.deployed else ["fedveil", "simulate"]
     words = [*groups, *([] if run.deployed else _differences(run, groups))]
-    found = [shlex.join([*verb, *words])]
+    commands = [shlex.join([*verb, *words])]
     if run.ledger is not None:
         head = run.result.get("ledger_head")
-        known = ["--head", *map(str, head)] if head else []
-        found.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *known]))
+        head_option = ["--head", *map(str, head)] if head else []
+        commands.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *head_option]))
     if run.audit:
-        found.append("fedveil audit RUN")
-    return [*found, "fedveil report RUN"]
+        commands.append("fedveil audit RUN")
+    return [*commands, "fedveil report RUN"]
 
 
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
     """Return the overrides that these groups need to give the configuration; none if they give none."""
     from ..configs.compose import compose_overrides
-    from ..configs.settings import shown_keys
+    from ..configs.settings import publishable_keys
 
     try:
-        usual: dict[str, Any] = dict(flat(shown_keys(compose_overrides(groups).config)))
+        usual: dict[str, Any] = dict(flat(publishable_keys(compose_overrides(groups).config)))
     except Refusal:  # groups of an older release, or of somebody's own folder
         usual = {}
     keys = {name.partition("=")[0] + ".name" for name in groups}
     return [
         f"{key}={value}"
-        for key, value in flat(run.shown)
+        for key, value in flat(run.publishable)
         if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
     ]

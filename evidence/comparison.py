@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..run.run_files import Fields
-from .shown import shown
+from .page_text import text_of
 
 ABOUT = (
     "task",
@@ -31,7 +31,7 @@ class ComparedValue:
     Attributes:
       part: of the report that it belongs to.
       name: of the value.
-      first, second: its text in each; of what a report does not have, `shown` says so.
+      first, second: its text in each report, as by `text_of`; "not recorded" where a report lacks it.
     """
 
     part: str
@@ -40,7 +40,7 @@ class ComparedValue:
     second: str
 
 
-def compared(first: Fields, second: Fields, *, everything: bool = False) -> list[ComparedValue]:
+def compare_reports(first: Fields, second: Fields, *, everything: bool = False) -> list[ComparedValue]:
     """Return the values of two reports that differ, in the order of the page.
 
     Args:
@@ -50,7 +50,7 @@ def compared(first: Fields, second: Fields, *, everything: bool = False) -> list
     """
     one, other = (dict(_values(each)) for each in (first, second))
     rows = [
-        ComparedValue(*key, one.get(key, shown(None)), other.get(key, shown(None)))
+        ComparedValue(*key, one.get(key, text_of(None)), other.get(key, text_of(None)))
         for key in {**one, **other}
     ]
     return [row for row in rows if everything or row.first != row.second]
@@ -58,39 +58,39 @@ def compared(first: Fields, second: Fields, *, everything: bool = False) -> list
 
 def _values(report: Fields) -> Iterator[tuple[tuple[str, str], str]]:
     for name in ABOUT:
-        yield ("run", name.replace("_", " ")), shown(report["run"][name])
+        yield ("run", name.replace("_", " ")), text_of(report["run"][name])
     for row in report["privacy"]:
-        who = f"of one {row['unit']}, against {row['whom']}"
-        yield ("promise", f"epsilon {who}"), shown(row["epsilon"], "epsilon")
-        yield ("promise", f"delta {who}"), shown(row["delta"])
-        yield ("promise", f"mechanism {who}"), shown(row["mechanism"])
+        subject = f"of one {row['unit']}, against {row['whom']}"
+        yield ("promise", f"epsilon {subject}"), text_of(row["epsilon"], "epsilon")
+        yield ("promise", f"delta {subject}"), text_of(row["delta"])
+        yield ("promise", f"mechanism {subject}"), text_of(row["mechanism"])
     yield from _measured(report["stamps"])
     for each in report["metrics"]:
-        yield ("quality", each["name"]), shown(each["value"])
+        yield ("quality", each["name"]), text_of(each["value"])
     tail = report["tail"]
     if tail is not None:
-        mean = f"{shown(tail['mean'])}, from {shown(tail['low'])} to {shown(tail['high'])}"
+        mean = f"{text_of(tail['mean'])}, from {text_of(tail['low'])} to {text_of(tail['high'])}"
         yield ("quality", f"{report['metric']}, mean of the last {tail['rounds']} rounds"), mean
     for each in (*report["cost"]["bytes"], *report["cost"]["work"]):
         if each["value"] is not None:
-            size = shown(each["value"], "plain" if each.get("unit") else "bytes")
+            size = text_of(each["value"], "plain" if each.get("unit") else "bytes")
             yield ("cost", each["what"]), f"{size} {each['unit']}".strip()
     for each in report["cost"]["traffic"]["purposes"]:
-        both = f"{shown(each['down'], 'bytes')} down, {shown(each['up'], 'bytes')} up"
+        both = f"{text_of(each['down'], 'bytes')} down, {text_of(each['up'], 'bytes')} up"
         yield ("cost", f"bytes, {each['purpose']}"), both
-    yield ("how", "noise over sensitivity"), shown(report["noise_multiplier"])
-    yield ("how", "seed that was used"), shown(report["seed"])
+    yield ("how", "noise over sensitivity"), text_of(report["noise_multiplier"])
+    yield ("how", "seed that was used"), text_of(report["seed"])
     for each in report["config"]:
         if each["key"] not in OF_NO_PROMISE:
-            yield ("how", each["key"]), shown(each["value"])
+            yield ("how", each["key"]), text_of(each["value"])
     for name, version in report["versions"].items():
         yield ("how", f"version of {name}"), version
 
 
 def _measured(stamps: Fields) -> Iterator[tuple[tuple[str, str], str]]:
-    found: dict[str, Any] | None = stamps["measured"]
-    yield ("measured", "verdict"), shown(stamps["verdict"])
-    if found is not None:
-        size, low, high = (shown(found[name], "decimal") for name in ("epsilon", "low", "high"))
+    measurement: dict[str, Any] | None = stamps["measured"]
+    yield ("measured", "verdict"), text_of(stamps["verdict"])
+    if measurement is not None:
+        size, low, high = (text_of(measurement[name], "decimal") for name in ("epsilon", "low", "high"))
         yield ("measured", "epsilon"), f"{size}, from {low} to {high}"
-        yield ("measured", "could have shown"), shown(stamps["ceiling"], "decimal")
+        yield ("measured", "could have shown"), text_of(stamps["ceiling"], "decimal")

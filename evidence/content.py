@@ -15,18 +15,18 @@ from ..configs.round_line import AUDIT, GROUPS, is_metric, main_metric
 from ..privacy.audit.run_audit import AuditTerms
 from ..privacy.audit.summary import UNCLAIMED, untested
 from ..run.files import RECEIPTS
-from ..run.promise import FALSE_POSITIVE, REFUTED, VIOLATED, in_words, main_row, promise_rows, row_by_sums
+from ..run.promise import FALSE_POSITIVE, REFUTED, VIOLATED, main_row, promise_rows, row_by_sums, sentences
 from ..run.run_files import MIXED, Fields, RunFiles, flat
-from .answers import read_answers, told_evaluations
+from .answers import describe_evaluations, read_answers
 from .cost import cost
 from .coverage import not_covered
-from .forms import counted_items, forms, known_to_the_run, nist_blocks
+from .forms import count_items, facts_of_run, forms, nist_blocks
 from .ledger_history import ledger_history, plan_curve
 from .model import model_of
 
 FORMAT = "fedveil report 1"
 NOT_ENDED, RUNNING = "not ended", "running"
-TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
+TAIL, MIN_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
 DIGITS = 6  # of a shape's value; float32 has no more
 
@@ -44,13 +44,13 @@ def report_of(
     """
     rows, ledger = promise_rows(run), ledger_history(run)
     rounds = [_round(row) for row in run.rounds]
-    spent, stamps = cost(run), _stamps(run, rows)
+    run_cost, stamps = cost(run), _stamps(run, rows)
     report: dict[str, Any] = {
         "format": FORMAT,
-        "run": {**_about(run, ledger, as_of), "parameters": spent["parameters"]},
+        "run": {**_about(run, ledger, as_of), "parameters": run_cost["parameters"]},
         "model": model_of(run),
         "stamps": stamps,
-        "promise": in_words(rows, bool(run.result), _refuted(run, stamps)),
+        "promise": sentences(rows, bool(run.result), _refuted(run, stamps)),
         "false_positive": FALSE_POSITIVE,
         "privacy": rows,
         "not_covered": not_covered(run, rows, ledger),
@@ -66,11 +66,11 @@ def report_of(
         "audit": _audit(run, stamps),
         "answers": _answers(run, ledger),
         "groups": _groups(run),
-        "evaluations": told_evaluations(_evaluations(run)),
-        "shapes": told_shapes(shapes),
+        "evaluations": describe_evaluations(_evaluations(run)),
+        "shapes": describe_shapes(shapes),
         "receipts": receipts_of(run),
-        "cost": spent,
-        "config": [{"key": key, "value": value} for key, value in flat(run.shown)],
+        "cost": run_cost,
+        "config": [{"key": key, "value": value} for key, value in flat(run.publishable)],
         "seed": run.result.get("seed"),
         "noise_multiplier": run.result.get("noise_multiplier"),
         "versions": dict(run.result.get("versions", {})),
@@ -80,8 +80,8 @@ def report_of(
     if (lost := row_by_sums(run)) is not None:
         report["record_by_sums"] = lost
     report["nist"] = nist_blocks(report)
-    report["forms"] = forms(run.assessment.answers, known_to_the_run(report) if run.result else {})
-    report["forms_counted"] = counted_items(report["forms"])
+    report["forms"] = forms(run.assessment.answers, facts_of_run(report) if run.result else {})
+    report["forms_counted"] = count_items(report["forms"])
     report["bibtex"] = _bibtex(report)
     return report
 
@@ -146,11 +146,11 @@ def _clients(run: RunFiles) -> int | None:
 
 def _tuning(result: Fields) -> dict[str, Any] | None:
     """Return the values that arms tried, and the winner; None without tuning."""
-    found = result.get("tuning")
-    if not found:
+    tuning = result.get("tuning")
+    if not tuning:
         return None
     names = ("key", "rounds", "metric", "arms", "winner", "value", "scored_by", "apart")
-    return {name: found.get(name) for name in names}
+    return {name: tuning.get(name) for name in names}
 
 
 def _rosters(result: Fields) -> list[dict[str, Any]]:
@@ -165,34 +165,34 @@ def _rosters(result: Fields) -> list[dict[str, Any]]:
 
 
 def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
-    place = main_row(rows)
-    row = None if place is None else rows[place]
-    found = run.result.get("audit") or _last_look(run, rows)
-    of_records = found.get("records") if _hides_records(rows) else None
-    measured = (of_records or found).get("measured")
+    index = main_row(rows)
+    row = None if index is None else rows[index]
+    audit = run.result.get("audit") or _last_look(run, rows)
+    of_records = audit.get("records") if _hides_records(rows) else None
+    measured = (of_records or audit).get("measured")
     return {
-        "row": place,
+        "row": index,
         "unit": row and row["unit"],
         "whom": row and row["whom"],
         "claimed": None if row is None else {"epsilon": row["epsilon"], "delta": row["delta"]},
         "measured": measured and {**measured, "confidence": 0.95},
-        "ceiling": (of_records or found).get("ceiling"),
-        "canaries": None if of_records else found.get("canaries"),
-        "verdict": found.get("verdict"),
-        "said": _said(found, row) or _unmeasured(run),
+        "ceiling": (of_records or audit).get("ceiling"),
+        "canaries": None if of_records else audit.get("canaries"),
+        "verdict": audit.get("verdict"),
+        "said": _audit_sentence(audit, row) or _unmeasured(run),
     }
 
 
 def _hides_records(rows: Sequence[Fields]) -> bool:
     """Return whether the first guarantee's unit is no whole client."""
-    place = main_row(rows)
-    return place is not None and rows[place]["unit"] != "client"
+    index = main_row(rows)
+    return index is not None and rows[index]["unit"] != "client"
 
 
-def _said(found: Fields, row: Fields | None) -> str | None:
+def _audit_sentence(audit: Fields, row: Fields | None) -> str | None:
     """Return an audit's sentence; that of an older release on a promise that it did not look at is put anew."""
-    if found.get("said") != UNCLAIMED:
-        return found.get("said")
+    if audit.get("said") != UNCLAIMED:
+        return audit.get("said")
     return untested(AuditTerms(1, 1.0, own_noise="" if row is None else row["unit"]))
 
 
@@ -231,22 +231,22 @@ def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
 
 
 def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
-    found = run.result.get("audit")
-    if not found:
+    audit = run.result.get("audit")
+    if not audit:
         return None
-    records: Fields = found.get("records") or {}
+    records: Fields = audit.get("records") or {}
     names = ("verdict", "norm_p", "visible_shortfall", "reuse_p", "draw_p", "final_model")
-    bounds: Fields = found.get("lower_bounds") or records.get("lower_bounds") or {}
+    bounds: Fields = audit.get("lower_bounds") or records.get("lower_bounds") or {}
     return {
-        **{name: found.get(name) for name in names},
+        **{name: audit.get(name) for name in names},
         "said": stamps["said"],
         "lower_bounds": [{"method": method, "epsilon": size} for method, size in bounds.items()],
         "by_heart": [
-            {"name": each["name"], "p_value": each["p_value"]} for each in found.get("memorisation") or ()
+            {"name": each["name"], "p_value": each["p_value"]} for each in audit.get("memorisation") or ()
         ],
         "alarms": [
             {name: each.get(name) for name in ("round", "level", "test", "p_value", "action")}
-            for each in found.get("alarms", ())
+            for each in audit.get("alarms", ())
         ],
         "commitment": run.audit.get("commitment"),
         "opened": run.audit.get("opened") is not None,
@@ -258,11 +258,11 @@ def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
 
 def _round(row: Fields) -> dict[str, Any]:
     sizes = [row.get("epsilon_client"), row.get("epsilon_record")]
-    known = [size for size in sizes if size is not None]
+    epsilons = [size for size in sizes if size is not None]
     return {
         "round": row["round"],
-        "epsilon": known[0] if known else None,
-        "epsilon_record": sizes[1] if len(known) > 1 else None,
+        "epsilon": epsilons[0] if epsilons else None,
+        "epsilon_record": sizes[1] if len(epsilons) > 1 else None,
         "invited": row.get("invited"),
         "replies": row.get("replies"),
         "abandoned": bool(row.get("abandoned")),
@@ -272,20 +272,20 @@ def _round(row: Fields) -> dict[str, Any]:
 
 
 def _final(run: RunFiles) -> Mapping[str, float]:
-    found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
-    return {name: value for name, value in found.items() if is_metric(name, value)}
+    metrics = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    return {name: value for name, value in metrics.items() if is_metric(name, value)}
 
 
 def _groups(run: RunFiles) -> dict[str, Any] | None:
     """Return the figures of each group on public held-out data, a row for each group; None without groups."""
-    found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
-    named = [name.removeprefix(GROUPS).rpartition("/") for name in found if name.startswith(GROUPS)]
-    if not named:
+    metrics = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    names = [name.removeprefix(GROUPS).rpartition("/") for name in metrics if name.startswith(GROUPS)]
+    if not names:
         return None
-    figures = list(dict.fromkeys(figure for _, _, figure in named))
+    figures = list(dict.fromkeys(figure for _, _, figure in names))
     rows = [
-        {"group": group, "values": [found.get(f"{GROUPS}{group}/{figure}") for figure in figures]}
-        for group in dict.fromkeys(group for group, _, _ in named)
+        {"group": group, "values": [metrics.get(f"{GROUPS}{group}/{figure}") for figure in figures]}
+        for group in dict.fromkeys(group for group, _, _ in names)
     ]
     return {"figures": figures, "rows": rows}
 
@@ -295,8 +295,8 @@ def _tail(run: RunFiles) -> dict[str, Any] | None:
     name, mine = main_metric(run.rounds), (None, (run.result.get("tuning") or {}).get("winner"))
     rows = [row for row in run.rounds if row.get("arm") in mine]
     values = [row[name] for row in rows if name is not None and is_metric(name, row.get(name))]
-    last = values[-max(LEAST_TAIL, round(TAIL * len(values))) :]
-    if len(last) < LEAST_TAIL:
+    last = values[-max(MIN_TAIL, round(TAIL * len(values))) :]
+    if len(last) < MIN_TAIL:
         return None
     return {
         "rounds": len(last),
@@ -313,11 +313,11 @@ def _tail(run: RunFiles) -> dict[str, Any] | None:
 def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     """Return what this folder cannot show, a sentence each."""
     result, history = run.result, ledger or {}
-    known, close = history.get("known_head"), history.get("close")
+    head, close = history.get("known_head"), history.get("close")
     curves = all(row["epsilon"] == "infinity" or "curve" in row for row in result.get("privacy", ()))
     where = f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
     private, audited = run.said("privacy", "name") != "none", run.said("audit", "name") not in (None, "none")
-    whole, unchanged = (not each or each["held"] for each in (known, close))
+    whole, unchanged = (not each or each["held"] for each in (head, close))
     bound, changed = close or not (history and result), ", ".join(close["changed"] if close else ())
     sized = run.shapes or run.saved.get("parameters")
     holds = {
@@ -365,43 +365,43 @@ def receipts_of(run: RunFiles) -> dict[str, Any] | None:
         return None
     # Where a trusted server draws in secret, only its operator may read the membership.
     public = bool(run.result) and run.result.get("seconds") is not None
-    given, of_this_run = _given(run) if public else (None, None)
+    count, of_this_run = _count_receipts(run) if public else (None, None)
     rosters = run.result.get("rosters") or [{}]
     return {
         "public": public,
         "ended": bool(run.result),
-        "given": given,
+        "given": count,
         "members": rosters[-1].get("members") if public else None,
         "of_this_run": of_this_run,
     }
 
 
-def _given(run: RunFiles) -> tuple[int, bool | None]:
+def _count_receipts(run: RunFiles) -> tuple[int, bool | None]:
     """Return the number of receipts in the folder, and whether they match its manifest."""
     try:
-        found: Any = json.loads((run.folder / RECEIPTS).read_bytes())
-        return len(found["receipts"]), found["manifest"] == run.manifest
+        receipts: Any = json.loads((run.folder / RECEIPTS).read_bytes())
+        return len(receipts["receipts"]), receipts["manifest"] == run.manifest
     except FileNotFoundError:
         return 0, None
     except (OSError, ValueError, LookupError, TypeError):
         return 0, False
 
 
-def told_shapes(shapes: Fields | None) -> dict[str, Any] | None:
+def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
     """Return the shapes of a model, one for each column and score, those that reach furthest first; None without any."""
     if shapes is None:
         return None
-    found = [
-        _shape(shape, score, place)
+    rows = [
+        _shape(shape, score, index)
         for shape in shapes["shapes"]
-        for place, score in enumerate(shapes["scores"])
+        for index, score in enumerate(shapes["scores"])
     ]
-    found.sort(key=lambda each: each["lowest"] - each["highest"])
-    return {"intercept": [_rounded(each) for each in shapes["intercept"]], "shapes": found}
+    rows.sort(key=lambda each: each["lowest"] - each["highest"])
+    return {"intercept": [_rounded(each) for each in shapes["intercept"]], "shapes": rows}
 
 
-def _shape(shape: Fields, score: str, place: int) -> dict[str, Any]:
-    values = [_rounded(each) for each in shape["values"][place]]
+def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
+    values = [_rounded(each) for each in shape["values"][index]]
     return {
         "column": shape["column"],
         "score": score,
@@ -410,7 +410,7 @@ def _shape(shape: Fields, score: str, place: int) -> dict[str, Any]:
         "values": values,
         "lowest": min(values),
         "highest": max(values),
-        "missing": _rounded(shape["missing"][place]) if "missing" in shape else None,
+        "missing": _rounded(shape["missing"][index]) if "missing" in shape else None,
     }
 
 

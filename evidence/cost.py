@@ -22,16 +22,16 @@ SIX = "estimate: 6 a parameter"
 # of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
 USUAL_WATTS = 4.0
 USUAL = "4 W, CodeCarbon's value for a thread of an unknown processor"
-COUNTED = "counted by the processors (RAPL), including other processes of the machine"
+BY_COUNTERS = "counted by the processors (RAPL), including other processes of the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
 NOT_YET = "not known before the run has ended"
-NOT_TOLD = "not public: with a trusted server it would reveal the number of participants; fedveil report --operator tells it"
-NOT_KEPT = f"not known: the folder has no {OPERATOR}"
+NOT_PUBLIC = "not public: with a trusted server it would reveal the number of participants; fedveil report --operator tells it"
+NO_RECORD = f"not known: the folder has no {OPERATOR}"
 CONFIGURATION = "the configuration"
 
 
 @dataclass(frozen=True)
-class Priced:
+class Prices:
     """Configured prices and powers, by the key of the group `cost`.
 
     Attributes:
@@ -42,31 +42,31 @@ class Priced:
     values: Mapping[str, float]
     sources: Mapping[str, str]
 
-    def said(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """Return a key in words, with its origin."""
         return f"{name} of {self.sources[name]}" if name in self.sources else f"cost.{name}, which is not set"
 
 
-def priced(run: RunFiles) -> Priced:
+def priced(run: RunFiles) -> Prices:
     """Return the prices of a run."""
     configured = {name: run.said("cost", name) for name in PRICES}
     values = {name: float(value) for name, value in configured.items() if value is not None}
     sources = dict.fromkeys(values, CONFIGURATION) | dict.fromkeys(run.assessment.prices, ASSESSMENT)
-    return Priced(values | dict(run.assessment.prices), sources)
+    return Prices(values | dict(run.assessment.prices), sources)
 
 
 def cost(run: RunFiles) -> dict[str, Any]:
     """Return a run's cost in bytes and time, each with its source, and its public counts of answers."""
     parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
-    found, told = sizes(run, parameters), traffic(run)
-    parts = [each["value"] for each in found[2:4]]
-    if told["purposes"]:
-        parts = [told["purposes"][-1][way] for way in ("down", "up")]
-    gigabytes = _of_known(lambda each: sum(each) / BYTES, *parts)
+    figures, transfers = sizes(run, parameters), traffic(run)
+    parts = [each["value"] for each in figures[2:4]]
+    if transfers["purposes"]:
+        parts = [transfers["purposes"][-1][way] for way in ("down", "up")]
+    gigabytes = _combined(lambda each: sum(each) / BYTES, *parts)
     return {
         "parameters": parameters or None,
-        "bytes": found,
-        "traffic": told,
+        "bytes": figures,
+        "traffic": transfers,
         "work": _work(run, parameters, gigabytes),
         "rounds": len(run.rounds),
         "answers": _answers(run),
@@ -78,14 +78,14 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
     """Return time, energy, carbon and money; values without a known price are unknown."""
     prices, public = priced(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
-    whose = "the server" if run.deployed else "the server and all simulated clients"
-    unknown = NOT_YET if not run.result else NOT_KEPT if run.result.get("data") == SIMULATION else NOT_TOLD
-    told = (
+    owner = "the server" if run.deployed else "the server and all simulated clients"
+    unknown = NOT_YET if not run.result else NO_RECORD if run.result.get("data") == SIMULATION else NOT_PUBLIC
+    source = (
         "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
     )
     return [
         figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
-        figure(f"CPU of {whose}", cpu, told, "s"),
+        figure(f"CPU of {owner}", cpu, source, "s"),
         *_of_a_client(run, parameters),
         *_energies(run, prices, gigabytes),
     ]
@@ -94,67 +94,68 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
 def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
     one = FLOPS * parameters or None
-    found = [figure("a client's training, for each example", one, SIX, "FLOP")]
+    figures = [figure("a client's training, for each example", one, SIX, "FLOP")]
     examples, speed = (run.said("cost", key) for key in ("examples_of_client", "flops_of_client"))
     if examples is None or one is None:
-        return found
+        return figures
     passes = run.said("local_epochs") or 1
-    most = one * examples * passes
-    how = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
-    found.append(figure("a client's training, one round at most", most, how, "FLOP"))
+    maximum = one * examples * passes
+    source = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
+    figures.append(figure("a client's training, one round at most", maximum, source, "FLOP"))
     if speed is not None:
-        how = f"estimate: that, over flops_of_client of {CONFIGURATION}"
-        found.append(figure("CPU of a client, one round at most", most / speed, how, "s"))
-    return found
+        source = f"estimate: that, over flops_of_client of {CONFIGURATION}"
+        figures.append(figure("CPU of a client, one round at most", maximum / speed, source, "s"))
+    return figures
 
 
-def _energies(run: RunFiles, prices: Priced, gigabytes: float | None) -> list[dict[str, Any]]:
+def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[dict[str, Any]]:
     """Return energy, the carbon dioxide of it, and money."""
-    energy, which, how = _energy(run, prices)
-    values = prices.values
-    network = _of_known(math.prod, gigabytes, values.get(NETWORK), 1 / JOULES)
-    whole = _of_known(sum, energy, network or 0.0)
-    found = [figure(which, energy, how, "Wh")]
+    energy, values = _energy(run, prices), prices.values
+    network = _combined(math.prod, gigabytes, values.get(NETWORK), 1 / JOULES)
+    whole = _combined(sum, energy["value"], network or 0.0)
+    figures = [energy]
     if NETWORK in values:
-        how = f"estimate: bytes times {prices.said(NETWORK)}"
-        found.append(figure("energy of the network for these bytes", network, how, "Wh"))
-    power = _of_known(math.prod, whole, values.get(KWH), 1 / 1000)
-    money = _of_known(sum, power, _of_known(math.prod, gigabytes, values.get(GIGABYTE)))
-    carbon = _of_known(math.prod, whole, values.get(CARBON), 1 / 1000)
-    both = f"estimate: energy times {prices.said(KWH)}, and bytes times {prices.said(GIGABYTE)}"
+        source = f"estimate: bytes times {prices.describe(NETWORK)}"
+        figures.append(figure("energy of the network for these bytes", network, source, "Wh"))
+    power = _combined(math.prod, whole, values.get(KWH), 1 / 1000)
+    money = _combined(sum, power, _combined(math.prod, gigabytes, values.get(GIGABYTE)))
+    carbon = _combined(math.prod, whole, values.get(CARBON), 1 / 1000)
+    both = f"estimate: energy times {prices.describe(KWH)}, and bytes times {prices.describe(GIGABYTE)}"
     return [
-        *found,
-        figure("carbon dioxide of that energy", carbon, f"estimate: energy times {prices.said(CARBON)}", "g"),
+        *figures,
+        figure(
+            "carbon dioxide of that energy", carbon, f"estimate: energy times {prices.describe(CARBON)}", "g"
+        ),
         figure("money", money, both, run.said("cost", "currency") or ""),
     ]
 
 
-def _energy(run: RunFiles, prices: Priced) -> tuple[float | None, str, str]:
-    """Return energy in watt hours, whose it is, and its source: the machine's counters, else CPU seconds times watts."""
+def _energy(run: RunFiles, prices: Prices) -> dict[str, Any]:
+    """Return the figure of the energy: by the machine's counters, else by CPU seconds times watts."""
     joules, watts = run.result.get("joules"), prices.values.get(WATTS)
     if joules is not None:
-        return joules / JOULES, "energy of the machine's processors", COUNTED
-    power, said = (USUAL_WATTS, USUAL) if watts is None else (watts, prices.said(WATTS))
-    estimated = _of_known(math.prod, run.result.get("cpu_seconds"), power, 1 / JOULES)
-    return estimated, "energy of that CPU", f"estimate: CPU seconds times {said}"
+        return figure("energy of the machine's processors", joules / JOULES, BY_COUNTERS, "Wh")
+    power, origin = (USUAL_WATTS, USUAL) if watts is None else (watts, prices.describe(WATTS))
+    estimated = _combined(math.prod, run.result.get("cpu_seconds"), power, 1 / JOULES)
+    return figure("energy of that CPU", estimated, f"estimate: CPU seconds times {origin}", "Wh")
 
 
-def _of_known(combine: Callable[[Sequence[float]], float], *values: float | None) -> float | None:
+def _combined(combine: Callable[[Sequence[float]], float], *values: float | None) -> float | None:
     """Return what values combine to; None where one of them is not known."""
-    known = [each for each in values if each is not None]
-    return combine(known) if len(known) == len(values) else None
+    numbers = [each for each in values if each is not None]
+    return combine(numbers) if len(numbers) == len(values) else None
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:
     """Return sums over the rounds; None if they are not public, or missing in an older release."""
-    found: dict[str, Any] = {}
+    sums: dict[str, Any] = {}
     for name in ("invited", "replies", "clipped_again"):
         values = [row.get(name) for row in run.rounds]
         whole = all(isinstance(each, int | float) for each in values)
-        found[name] = round(sum(each for each in values if each is not None)) if values and whole else None
-    found["abandoned"] = sum(bool(row.get("abandoned")) for row in run.rounds)
-    found["public"] = found["replies"] is not None
-    return found
+        sums[name] = round(sum(each for each in values if each is not None)) if values and whole else None
+    sums["abandoned"] = sum(bool(row.get("abandoned")) for row in run.rounds)
+    sums["public"] = sums["replies"] is not None
+    return sums
 
 
 def _drops(run: RunFiles) -> list[dict[str, Any]] | None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base.bounded_decoding import format_number
 from ..base.refusal import Refusal, real
 from ..run.files import ASSESSMENT
 from ..run.run_files import Assessment, Fields
-from .shown import shown
+from .page_text import text_of
 
-MOST_ANSWER = 4000  # characters of one answer, so that the page stays a page
+MAX_ANSWER = 4000  # characters of one answer, so that the page stays a page
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Item:
 
 
 GDPR, ANNEX, RIGHTS = "GDPR, article 35(7)", "EU AI Act, annex IV", "EU AI Act, article 27(1)"
-ASKED = {  # by form, and how the names of its fields begin
+QUESTIONS = {  # by form, and how the names of its fields begin
     (GDPR, "gdpr_35_7"): {
         "a": "Description of the processing, its purposes, and the legitimate interest if any",
         "b": "Necessity and proportionality of the processing in relation to the purposes",
@@ -58,9 +59,9 @@ ASKED = {  # by form, and how the names of its fields begin
     },
 }
 ITEMS = tuple(
-    Item(f"{begins}_{place}", form, place if place.isdigit() else f"({place})", asks)
-    for (form, begins), items in ASKED.items()
-    for place, asks in items.items()
+    Item(f"{begins}_{number}", form, number if number.isdigit() else f"({number})", asks)
+    for (form, begins), items in QUESTIONS.items()
+    for number, asks in items.items()
 )
 FIELDS = tuple(each.field for each in ITEMS)
 WATTS, CARBON, KWH, GIGABYTE, NETWORK = PRICES = (
@@ -106,13 +107,13 @@ def read_assessment(path: Path) -> Assessment:
     from ..configs.yaml_guard import check_file
 
     check_file(path)
-    found: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    if not isinstance(found, dict):
+    fields: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    if not isinstance(fields, dict):
         remedy = "holds no fields; start from the file that fedveil report writes"
         raise Refusal(ASSESSMENT, str(path), remedy)
-    given = {name: value for name, value in found.items() if value is not None}
-    answers = {name: _answer(name, value) for name, value in given.items() if name not in PRICES}
-    prices = {name: _price(name, given[name]) for name in PRICES if name in given}
+    values = {name: value for name, value in fields.items() if value is not None}
+    answers = {name: _answer(name, value) for name, value in values.items() if name not in PRICES}
+    prices = {name: _price(name, values[name]) for name in PRICES if name in values}
     return Assessment({name: answer for name, answer in answers.items() if answer}, prices)
 
 
@@ -121,8 +122,8 @@ def _answer(name: str, value: object) -> str:
         raise Refusal(ASSESSMENT, name, f"is not a field; use {', '.join((*FIELDS, *PRICES))}")
     if not isinstance(value, str):
         raise Refusal(f"{ASSESSMENT} {name}", value, "give text, in quotes")
-    if len(value) > MOST_ANSWER:
-        raise Refusal(f"{ASSESSMENT} {name}", f"{value[:20]}...", f"give at most {MOST_ANSWER} characters")
+    if len(value) > MAX_ANSWER:
+        raise Refusal(f"{ASSESSMENT} {name}", f"{value[:20]}...", f"give at most {MAX_ANSWER} characters")
     return value.strip()
 
 
@@ -133,12 +134,12 @@ def _price(name: str, value: object) -> float:
     return price
 
 
-def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str, Any]]:
+def forms(answers: Mapping[str, str], run_facts: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the forms, each with its items: facts of the run, and answers of the organisation.
 
     Args:
       answers: of the organisation, by field.
-      known: to the run, by field.
+      run_facts: the run's, by field.
     """
     return [
         {
@@ -148,7 +149,7 @@ def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str
                     "number": each.number,
                     "asks": each.asks,
                     "field": each.field,
-                    "run": known.get(each.field),
+                    "run": run_facts.get(each.field),
                     "organisation": answers.get(each.field),
                 }
                 for each in ITEMS
@@ -159,7 +160,7 @@ def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str
     ]
 
 
-def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
+def count_items(filled: Sequence[Fields]) -> dict[str, int]:
     """Return the number of items, and how many are filled by the run, by the organisation, and not at all."""
     items = [item for form in filled for item in form["items"]]
     answered = sum(item["organisation"] is not None for item in items)
@@ -171,7 +172,7 @@ def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
     }
 
 
-def known_to_the_run(report: Fields) -> dict[str, str]:
+def facts_of_run(report: Fields) -> dict[str, str]:
     """Return a run's facts for the forms' items, a few sentences each, by field."""
     run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
@@ -190,14 +191,14 @@ def known_to_the_run(report: Fields) -> dict[str, str]:
         each["limit"].lower() for each in report["not_covered"] if each["state"] == "not covered"
     )
     metrics = ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"])
-    found = f"On held-out data: {metrics}." if metrics else "No metric was computed on held-out data."
+    quality = f"On held-out data: {metrics}." if metrics else "No metric was computed on held-out data."
     return {
         "gdpr_35_7_a": what,
         "gdpr_35_7_c": f"{promise} {measured} Not covered: {limits}.",
         "gdpr_35_7_d": f"{_mechanism(report)} {_bounded(report)}",
         "ai_annex_iv_1": f"Task {run['task']}, model of {run['parameters'] or 'unknown'} parameters. Software: {software}.",
-        "ai_annex_iv_2": f"{_mechanism(report)} The configuration, the seeds and the commands are in the last part. {found}",
-        "ai_annex_iv_3": f"{found} {_groups(report)} Noise tends to cost small groups most (arXiv:1905.12101).",
+        "ai_annex_iv_2": f"{_mechanism(report)} The configuration, the seeds and the commands are in the last part. {quality}",
+        "ai_annex_iv_3": f"{quality} {_groups(report)} Noise tends to cost small groups most (arXiv:1905.12101).",
         "ai_annex_iv_4": "Metrics that were computed: "
         + (", ".join(each["name"] for each in report["metrics"]) or "none")
         + ".",
@@ -207,15 +208,11 @@ def known_to_the_run(report: Fields) -> dict[str, str]:
 
 
 def _measured(stamps: Fields) -> str:
-    found: Fields | None = stamps["measured"]
-    if found is None:
+    measurement: Fields | None = stamps["measured"]
+    if measurement is None:
         return f"No leak was measured: {stamps['said']}."
-    size, low, high = (_text(found[name]) for name in ("epsilon", "low", "high"))
+    size, low, high = (format_number(measurement[name], ".2f") for name in ("epsilon", "low", "high"))
     return f"An attack with canaries measured epsilon {size}, between {low} and {high}: {stamps['verdict']}."
-
-
-def _text(size: float | str) -> str:
-    return size if isinstance(size, str) else f"{size:.2f}"
 
 
 def _mechanism(report: Fields) -> str:
@@ -239,17 +236,17 @@ def _changes(report: Fields) -> str:
     if ledger is None:
         return "Earlier runs on the same data are on ledgers that are not in this folder."
     runs = sum(not each["question"] for each in ledger["runs"])
-    told, questions = f"{runs} run{'' if runs == 1 else 's'}", len(ledger["runs"]) - runs
-    told += f" and {questions} question{'' if questions == 1 else 's'}" if questions else ""
-    return f"The ledger holds {told} on these data, with their times and their costs."
+    contents, questions = f"{runs} run{'' if runs == 1 else 's'}", len(ledger["runs"]) - runs
+    contents += f" and {questions} question{'' if questions == 1 else 's'}" if questions else ""
+    return f"The ledger holds {contents} on these data, with their times and their costs."
 
 
 def _groups(report: Fields) -> str:
     """Return a sentence about the availability of figures by group."""
-    found = ["by a figure of each on public held-out data"] if report["groups"] else []
+    sources = ["by a figure of each on public held-out data"] if report["groups"] else []
     kinds = {answer["kind"] for each in report["answers"] for answer in each["answers"]}
-    found += ["by questions to the clients"] if "fairness" in kinds else []
-    return f"Groups were measured {' and '.join(found)}." if found else "Groups were not measured."
+    sources += ["by questions to the clients"] if "fairness" in kinds else []
+    return f"Groups were measured {' and '.join(sources)}." if sources else "Groups were not measured."
 
 
 def _checked(ledger: Fields | None) -> str:
@@ -267,11 +264,13 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
         if row["epsilon"] != "infinity":
             first.setdefault(row["unit"], row)
     nothing = "There is no guarantee." if report["privacy"] else "Known after the first round."
-    sizes = [f"{shown(row['epsilon'], 'epsilon')} at delta {shown(row['delta'])}" for row in first.values()]
+    sizes = [
+        f"{text_of(row['epsilon'], 'epsilon')} at delta {text_of(row['delta'])}" for row in first.values()
+    ]
     if len(first) > 1:
-        sizes = [f"{size} for one {shown(unit, 'unit')}" for size, unit in zip(sizes, first, strict=True)]
+        sizes = [f"{size} for one {text_of(unit, 'unit')}" for size, unit in zip(sizes, first, strict=True)]
     units = [
-        f"One {shown(unit, 'unit')}: {row['hides']}; neighbours by {row['adjacency']}."
+        f"One {text_of(unit, 'unit')}: {row['hides']}; neighbours by {row['adjacency']}."
         for unit, row in first.items()
     ]
     stamps, checked = report["stamps"], _checked(report["ledger"])
@@ -288,8 +287,8 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     )
     mine, yours = "this run", "the organisation"
     return [
-        {"block": block, "says": says, "who": who, "where": where}
-        for block, says, who, where in (
+        {"block": block, "says": sentence, "who": author, "where": where}
+        for block, sentence, author, where in (
             ("Epsilon", f"At most {', and '.join(sizes)}." if sizes else nothing, mine, "stamps"),
             ("Unit of privacy", " ".join(units) or nothing, mine, "promise"),
             ("Algorithms", f"{_mechanism(report)} {checked}", mine, "ledger"),

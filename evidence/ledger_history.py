@@ -9,20 +9,30 @@ from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.arms import Arm, charged
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import REFUSAL
-from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
-from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
-from ..privacy.ledger.question_caps import QUESTION, asked_questions
+from ..privacy.ledger.ledger_state import (
+    CLOSE,
+    COMMIT,
+    NOTE,
+    OPEN,
+    RESERVE,
+    VOID,
+    LedgerState,
+    Verification,
+    run_of,
+)
+from ..privacy.ledger.ledger_state import verify as verify_ledger
+from ..privacy.ledger.question_caps import QUESTION, ledger_questions
 from ..run.run_files import Fields, RunFiles
 
 TRAINING = "private_sum"
 EVALUATION = " evaluation"  # behind a run's name, of what its clients measured of its models
 DECIMALS = 4  # of epsilons that are composed again; rounded up
-MOST_RUNS = 40  # of which it is composed what was spent after each; beyond, the first ones are left out
+MAX_RUNS = 40  # of which it is composed what was spent after each; beyond, the first ones are left out
 MARKS = 12  # points of a plan's curve
 
 
@@ -31,7 +41,7 @@ def ledger_history(run: RunFiles) -> dict[str, Any] | None:
     if run.ledger is None or not run.entries:
         return None
     identity = json.loads(run.entries[0].payload)
-    found = verify_ledger(run.ledger)
+    verification = verify_ledger(run.ledger)
     return {
         "unit": identity.get("unit"),
         "adjacency": identity.get("adjacency"),
@@ -40,8 +50,8 @@ def ledger_history(run: RunFiles) -> dict[str, Any] | None:
         "entries": len(run.entries),
         "head": {"seq": run.entries[-1].seq, "hash": run.entries[-1].hash},
         "known_head": _known_head(run),
-        "verified": verified(found),
-        "runs": _runs(run, found.delta),
+        "verified": describe_verification(verification),
+        "runs": _runs(run, verification.delta),
         "refusals": _refusals(run),
         "releases": _releases(run.entries),
         "acts": _acts(run.entries),
@@ -56,24 +66,24 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
 
     Args:
       entries: of the ledger.
-      run: name of the run that is reported, whose evaluations need not be told by its name.
+      run: name of the reported run, which its evaluations' names leave out.
     """
-    book = Book()
-    for each in entries:
-        book.apply(each)
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for each in asked_questions(book):
-        told = {
-            "name": each.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
-            "purposes": ", ".join(each.purposes),
-            "why": each.why or None,
-            "epsilon": rounded_up(each.epsilon),
-            "time": each.when,
-            "state": each.state,
+    book = LedgerState()
+    for entry in entries:
+        book.apply(entry)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for question in ledger_questions(book):
+        row = {
+            "name": question.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
+            "purposes": ", ".join(question.purposes),
+            "why": question.reason or None,
+            "epsilon": rounded_up(question.epsilon),
+            "time": question.time,
+            "state": question.state,
         }
-        same = told["name"], told["why"], told["epsilon"], told["state"]
-        found.setdefault(same, {**told, "times": 0})["times"] += 1
-    return list(found.values())
+        same = row["name"], row["why"], row["epsilon"], row["state"]
+        rows.setdefault(same, {**row, "times": 0})["times"] += 1
+    return list(rows.values())
 
 
 def plan_curve(run: RunFiles) -> list[list[Any]]:
@@ -81,24 +91,26 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
 
     It is empty where the rounds are of arms or release several events, and before the first of planned evaluations.
     """
-    charges = [json.loads(each.payload) for each in _reserved(run.entries) if _whose(each) == run.name]
-    rounds, asked = ([each for each in charges if (each.get("kind") == QUESTION) is q] for q in (False, True))
-    planned, when = run.said("num_rounds"), run.said("evaluate", "clients") or "none"
+    charges = [json.loads(each.payload) for each in _reserved(run.entries) if _source(each) == run.name]
+    rounds, evaluations = (
+        [each for each in charges if (each.get("kind") == QUESTION) is q] for q in (False, True)
+    )
+    planned, schedule = run.said("num_rounds"), run.said("evaluate", "clients") or "none"
     plain = isinstance(planned, int) and not any({"filter_order", "arm"} & set(each) for each in charges)
     if not plain or not rounds or len(rounds) < len(run.rounds):  # several rounds may be one release
         return []
-    kinds = [rounds] if when == "none" else [rounds, asked]
+    kinds = [rounds] if schedule == "none" else [rounds, evaluations]
     texts = [{json.dumps(each["events"].get(str(Adversary.MODEL))) for each in kind} for kind in kinds]
     if any(len(each) != 1 or "null" in each for each in texts):
         return []
     one, *evaluation = (event_from_json(json.loads(text)) for (text,) in texts)
-    at, between = rounds[0]["budget"]["target_delta"], int(when.partition(":")[2] or planned)
+    at, between = rounds[0]["budget"]["target_delta"], int(schedule.partition(":")[2] or planned)
     adjacency = Adjacency(json.loads(run.entries[0].payload)["adjacency"])
-    found: list[list[Any]] = []
+    curve: list[list[Any]] = []
     for mark in sorted({max(1, round(planned * part / MARKS)) for part in range(MARKS + 1)}):
         events = [one] * mark + evaluation * (mark // between + (mark == planned and planned % between > 0))
-        found.append([mark, rounded_up(counted(events, at, adjacency, None, GATE_INTERVAL))])
-    return found
+        curve.append([mark, rounded_up(spent_epsilon(events, at, adjacency, None, GATE_INTERVAL))])
+    return curve
 
 
 def rounded_up(value: float | None) -> float | str | None:
@@ -123,25 +135,25 @@ def _close(run: RunFiles) -> dict[str, Any] | None:
     if not closes:
         return None
     payload = json.loads(closes[-1].payload)
-    held = payload["manifest"] == run.manifest
+    is_same = payload["manifest"] == run.manifest
     return {
         "seq": closes[-1].seq,
         "time": payload.get("time"),
         "manifest": payload["manifest"],
-        "held": held and not run.changed,
-        "changed": list(run.changed) if held else ["manifest.json"],
+        "held": is_same and not run.changed,
+        "changed": list(run.changed) if is_same else ["manifest.json"],
     }
 
 
-def verified(found: Verification) -> dict[str, Any]:
-    """Return the findings on a ledger, for a report."""
+def describe_verification(verification: Verification) -> dict[str, Any]:
+    """Return the verification of a ledger in a report's form."""
     return {
-        "ok": found.ok,
-        "problem": found.problem,
-        "delta": found.delta,
-        "epsilon": rounded_up(found.epsilon),
-        "epsilon_pld": rounded_up(found.epsilon_pld),
-        "epsilon_rdp": rounded_up(found.epsilon_rdp),
+        "ok": verification.ok,
+        "problem": verification.problem,
+        "delta": verification.delta,
+        "epsilon": rounded_up(verification.epsilon),
+        "epsilon_pld": rounded_up(verification.epsilon_pld),
+        "epsilon_rdp": rounded_up(verification.epsilon_rdp),
     }
 
 
@@ -151,27 +163,29 @@ def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
     """Return the runs and questions in the order of their first releases, and what all of them had cost when each had ended."""
-    last: dict[str, int] = {_whose(each): each.seq for each in _reserved(run.entries)}
+    last: dict[str, int] = {_source(each): each.seq for each in _reserved(run.entries)}
     first: dict[str, Fields] = {}
     releases: dict[str, int] = {}
-    book, found = Book(), []
-    composed = set(sorted(last.values())[-MOST_RUNS:])
+    book, runs = LedgerState(), []
+    composed = set(sorted(last.values())[-MAX_RUNS:])
     for entry in run.entries:
         book.apply(entry)
         if entry.kind != RESERVE:
             continue
-        name, payload = _whose(entry), json.loads(entry.payload)
+        name, payload = _source(entry), json.loads(entry.payload)
         first.setdefault(name, payload)
         releases[name] = releases.get(name, 0) + 1
         if last[name] != entry.seq:
             continue
         adjacency = Adjacency(book.identity["adjacency"])
-        seen = book.events(Adversary.MODEL)
+        events = book.events(Adversary.MODEL)
         at = delta or payload["budget"]["target_delta"]
         after = (
-            counted(seen, at, adjacency, book.filter_order, GATE_INTERVAL) if entry.seq in composed else None
+            spent_epsilon(events, at, adjacency, book.filter_order, GATE_INTERVAL)
+            if entry.seq in composed
+            else None
         )
-        found.append(
+        runs.append(
             {
                 "run": name,
                 "this": name == run.name,
@@ -183,17 +197,17 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
                 "target_epsilon": payload["budget"]["target_epsilon"],
             }
         )
-    return found
+    return runs
 
 
-def _whose(entry: Entry) -> str:
+def _source(entry: Entry) -> str:
     """Return the run or question of a release; an evaluation belongs to its run."""
     return run_of(entry).removesuffix(EVALUATION)
 
 
 def _refusals(run: RunFiles) -> list[dict[str, Any]]:
     """Return the refused releases: entries of the ledger, and the one that ended this run."""
-    found = [
+    refusals = [
         {
             "run": run_of(each),
             "round": json.loads(each.key)[1] if run_of(each) == run.name else None,
@@ -203,11 +217,11 @@ def _refusals(run: RunFiles) -> list[dict[str, Any]]:
         for each in run.entries
         if each.kind == REFUSAL
     ]
-    if run.result.get("status") == "exhausted" and not found:
+    if run.result.get("status") == "exhausted" and not refusals:
         after = run.result.get("rounds_completed")
         number = after + 1 if isinstance(after, int) else None
-        found.append({"run": run.name, "round": number, "said": run.result.get("reason"), "seq": None})
-    return found
+        refusals.append({"run": run.name, "round": number, "said": run.result.get("reason"), "seq": None})
+    return refusals
 
 
 def _text(payload: Fields) -> str:
@@ -216,12 +230,12 @@ def _text(payload: Fields) -> str:
 
 def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return how many releases of each kind the ledger holds, for what purpose, and what a client's part of each held."""
-    found: dict[tuple[str, str | None, str | None], int] = {}
+    counts: dict[tuple[str, str | None, str | None], int] = {}
     for each in _reserved(entries):
         payload = json.loads(each.payload)
         parts = [f"{name} ({what})" for name, what in (payload.get("segments") or {}).items()]
         key = json.loads(each.key)[2], payload.get("purpose"), ", ".join(parts) or None
-        found[key] = found.get(key, 0) + 1
+        counts[key] = counts.get(key, 0) + 1
     return [
         {
             "mechanism": mechanism,
@@ -230,29 +244,29 @@ def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "parts": parts,
             "releases": count,
         }
-        for (mechanism, purpose, parts), count in found.items()
+        for (mechanism, purpose, parts), count in counts.items()
     ]
 
 
 def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return the acts of people on the ledger: who, when and why."""
     usual = (OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE)
-    found: list[dict[str, Any]] = []
+    acts: list[dict[str, Any]] = []
     for each in entries:
         payload = json.loads(each.payload)
         if each.kind not in usual and each.kind != REFUSAL:
-            who, why = payload.get("who"), payload.get("reason")
-            found.append(
-                {"seq": each.seq, "kind": each.kind, "time": payload.get("time"), "who": who, "why": why}
+            actor, reason = payload.get("who"), payload.get("reason")
+            acts.append(
+                {"seq": each.seq, "kind": each.kind, "time": payload.get("time"), "who": actor, "why": reason}
             )
-    return found
+    return acts
 
 
 def _events(run: RunFiles) -> list[dict[str, Any]]:
     """Return the distinct events of this run's rounds and evaluations, as the ledger has them, each with how often it is charged."""
     releases: list[tuple[str, Arm | None]] = []
     for each in _reserved(run.entries):
-        if _whose(each) == run.name:
+        if _source(each) == run.name:
             payload = json.loads(each.payload)
             arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
             releases += [

@@ -25,14 +25,14 @@ from ..base.refusal import Refusal
 from ..run.files import ASSESSMENT, REPORT
 
 LOOPBACK = "127.0.0.1"
-OWN_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # any other name may be a rebound one
+LOCAL_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # any other name may be a rebound one
 HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "application/json", "text/plain"))
 KINDS = {"/": HTML, f"/{REPORT}": JSON}
 ANSWER_SECONDS = 5.0
 LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
 # A page is kept for so many times the CPU time of its making, that it takes a twentieth of a core; but for so many
 # seconds at most, after which the rounds of a long run would be old news.
-LEISURE, MOST_KEPT = 20, 15.0
+LEISURE, MAX_SECONDS = 20, 15.0
 POLITE = 19  # niceness, so that the run's own work comes first
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -46,13 +46,13 @@ HEADERS = {
 }
 
 
-def asked_by_own_name(headers: Message) -> bool:
+def is_local_request(headers: Message) -> bool:
     """Return whether a request's host is this machine's own name, at any port, because a tunnel may use another.
 
     This stops a page of another site whose name resolves to this machine (DNS rebinding).
     """
     hosts = headers.get_all("Host", [])
-    return len(hosts) == 1 and bool(OWN_NAME.fullmatch(hosts[0].lower()))
+    return len(hosts) == 1 and bool(LOCAL_NAME.fullmatch(hosts[0].lower()))
 
 
 def listener(port: int) -> socket.socket:
@@ -76,25 +76,25 @@ class FolderPage:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
-        self._made: Mapping[str, bytes] | str = {}
-        self._old = 0.0
+        self._texts: Mapping[str, bytes] | str = {}
+        self._expiry = 0.0
 
     def texts(self) -> Mapping[str, bytes] | str:
         """Return the served texts by path, or why there is no page: no run yet, or a file that is being written."""
         with self._lock:
-            if time.monotonic() >= self._old:
+            if time.monotonic() >= self._expiry:
                 begin = time.thread_time()
-                self._made = self._tried()
-                kept = min(LEISURE * (time.thread_time() - begin), MOST_KEPT)
-                self._old = time.monotonic() + kept
-            return self._made
+                self._texts = self._make_or_explain()
+                lifetime = min(LEISURE * (time.thread_time() - begin), MAX_SECONDS)
+                self._expiry = time.monotonic() + lifetime
+            return self._texts
 
-    def _tried(self) -> Mapping[str, bytes] | str:
+    def _make_or_explain(self) -> Mapping[str, bytes] | str:
         try:
             return self._make()
-        except Exception as problem:  # noqa: BLE001 (files that change while they are read fail in any way)
-            said = str(problem) if isinstance(problem, Refusal) else type(problem).__name__
-            return f"the page is not available: {said}"
+        except Exception as error:  # noqa: BLE001 (files that change while they are read fail in any way)
+            reason = str(error) if isinstance(error, Refusal) else type(error).__name__
+            return f"the page is not available: {reason}"
 
     def _make(self) -> dict[str, bytes]:
         from ..run.run_files import read_run
@@ -136,7 +136,7 @@ class PageAnswer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
-        if not asked_by_own_name(self.headers):
+        if not is_local_request(self.headers):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
         elif self.path not in KINDS:
             self.send_error(HTTPStatus.NOT_FOUND)

@@ -32,7 +32,7 @@ class LivePage:
         self._process = serving(self.listens, run.folder, os.getpid())
         self.listens.close()  # later forks of the run must not inherit it
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, round_end: RoundEnd) -> None:
         """Do nothing: the serving process reads the folder."""
 
     def end(self, ending: RunEnd) -> None:
@@ -60,10 +60,10 @@ def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes
     """
     number = listens.fileno()
     # FEDVEIL_ variables may hold a passphrase of keys.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FEDVEIL_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDVEIL_")}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", SERVES, *map(str, (number, owner, folder.resolve()))],
-        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         pass_fds=[number],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

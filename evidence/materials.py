@@ -32,8 +32,8 @@ def materials_of(report: Fields) -> str:
 def _package(name: str, version: str) -> dict[str, Any]:
     if name == PYTHON:
         return {"type": "platform", "bom-ref": PYTHON, "name": PYTHON, "version": version}
-    known = f"pkg:pypi/{quote(name, safe='')}@{quote(version, safe='')}"
-    return {"type": "library", "bom-ref": known, "name": name, "version": version, "purl": known}
+    purl = f"pkg:pypi/{quote(name, safe='')}@{quote(version, safe='')}"
+    return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 
 def _model(report: Fields) -> dict[str, Any]:
@@ -75,18 +75,18 @@ def _leak(report: Fields) -> dict[str, str]:
 def _properties(report: Fields) -> list[dict[str, str]]:
     """Return the guarantee under the registry's names, and its measurement."""
     names = ("epsilon", "delta", "adjacency", "mechanism", "accountant")
-    found = [
+    properties = [
         {"name": f"fedveil:{row['unit']}:{row['adversary']}:{name}", "value": str(row[name])}
         for row in report["privacy"]
         for name in names
     ]
     measured = report["stamps"]["measured"] or {}
-    found += [
+    properties += [
         {"name": f"fedveil:measured:{name}", "value": str(measured[name])}
         for name in ("epsilon", "low", "high")
         if name in measured
     ]
-    found += [
+    properties += [
         {
             "name": f"fedveil:cost:{each['what']}",
             "value": f"{each['value']} {each['unit']} ({each['source']})",
@@ -95,5 +95,5 @@ def _properties(report: Fields) -> list[dict[str, str]]:
         if each["value"] is not None
     ]
     if report["ledger"]:
-        found.append({"name": "fedveil:ledger:head", "value": report["ledger"]["head"]["hash"]})
-    return found
+        properties.append({"name": "fedveil:ledger:head", "value": report["ledger"]["head"]["hash"]})
+    return properties

@@ -9,7 +9,7 @@ from ..configs.bundle_files import SCHEMA
 from ..run.run_files import Fields, RunFiles
 
 INTENDED = "ai_annex_iv_1"  # item of the forms whose answer states the intended purpose
-MOST_LAYERS, MOST_WORDS = 24, 12
+MAX_LAYERS, MAX_WORDS = 24, 12
 
 
 def model_of(run: RunFiles) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def model_of(run: RunFiles) -> dict[str, Any]:
         "architecture": _architecture(run),
         "layers": [
             {"name": name, "shape": " x ".join(map(str, shape)) or "1"}
-            for name, shape in list(run.shapes.items())[:MOST_LAYERS]
+            for name, shape in list(run.shapes.items())[:MAX_LAYERS]
         ],
         "inputs": [
             {"column": str(name), "values": _domain(column)}
@@ -48,10 +48,10 @@ def _schema(run: RunFiles) -> Fields:
     from ..configs.yaml_guard import check_file
 
     check_file(path)
-    found: Any = yaml.load(
+    schema: Any = yaml.load(
         path.read_text(encoding="utf-8"), yaml.BaseLoader
     )  # words stay as they are spelled
-    return cast("Fields", found)
+    return cast("Fields", schema)
 
 
 def _title(run: RunFiles, label: str | None) -> str:
@@ -65,12 +65,10 @@ def _title(run: RunFiles, label: str | None) -> str:
 
 
 def _architecture(run: RunFiles) -> str | None:
-    kind, hidden = run.said("task", "model"), run.said("task", "hidden")
+    kind, sizes = run.said("task", "model"), run.said("task", "hidden")
     if kind is None or run.said("task", "target"):
         return None
-    return (
-        f"{kind}, hidden layers of {', '.join(map(str, hidden))}" if hidden and kind == "mlp" else str(kind)
-    )
+    return f"{kind}, hidden layers of {', '.join(map(str, sizes))}" if sizes and kind == "mlp" else str(kind)
 
 
 def _words(column: Fields) -> list[str]:
@@ -82,8 +80,8 @@ def _domain(column: Fields) -> str:
     words = _words(column)
     if not words:
         return f"{column.get('low', -1)} to {column.get('high', 1)}"
-    more = f" and {len(words) - MOST_WORDS} more" if len(words) > MOST_WORDS else ""
-    return ", ".join(words[:MOST_WORDS]) + more
+    more = f" and {len(words) - MAX_WORDS} more" if len(words) > MAX_WORDS else ""
+    return ", ".join(words[:MAX_WORDS]) + more
 
 
 def _confusion(run: RunFiles, classes: list[str]) -> list[dict[str, Any]] | None:

@@ -13,37 +13,37 @@ from typing import TYPE_CHECKING, Any
 
 from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
-from .charts import bar, thinned
+from .charts import bar, thin
 from .content import finite
-from .pictures import MOST_SHAPES, pictures
-from .shown import pointed, shown, step
+from .page_text import pointed, step, text_of
+from .pictures import MAX_SHAPES, pictures
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 PAGE = Path(__file__).parent / "page"
 STYLE = "report.css"
-MOST_FIGURES = 64  # of one answer, on the page
-MOST_ROWS = 30  # of the table of rounds; the JSON has all of them
+MAX_FIGURES = 64  # of one answer, on the page
+MAX_ROWS = 30  # of the table of rounds; the JSON has all of them
 BEYOND = 1.08  # the strip under the stamps ends a little behind the largest of its numbers
 
 
 def page_of(report: Fields) -> str:
     """Return the page of a report; the same report gives the same bytes."""
     if report["format"] == ANSWERS:
-        return _rendered("questions.html.jinja", report)
+        return _render("questions.html.jinja", report)
     rounds = [(float(at), 0.0) for at in range(len(report["rounds"]))]
-    return _rendered(
+    return _render(
         "report.html.jinja",
         report,
-        drawn=pictures(report),
+        svgs=pictures(report),
         strip=_strip(report["stamps"]),
-        rows=[round(at) for at, _ in thinned(rounds, MOST_ROWS)],
+        rows=[round(at) for at, _ in thin(rounds, MAX_ROWS)],
     )
 
 
-def _rendered(
-    template: str, report: Fields, drawn: Mapping[str, str] = MappingProxyType({}), **more: object
+def _render(
+    template: str, report: Fields, svgs: Mapping[str, str] = MappingProxyType({}), **more: object
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -61,10 +61,10 @@ def _rendered(
         ref=_references(report),
         bar=_bar,
         step=step,
-        charts={name: Markup(each) for name, each in drawn.items()},
+        charts={name: Markup(each) for name, each in svgs.items()},
         style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
-        most_figures=MOST_FIGURES,
-        most_shapes=MOST_SHAPES,
+        max_figures=MAX_FIGURES,
+        max_shapes=MAX_SHAPES,
         **more,
     )
 
@@ -87,7 +87,7 @@ def _references(report: Fields) -> Any:
             look=Markup(' class="{}"').format(look) if look else "",
             pointer=pointer,
             form="" if form == "plain" else Markup(' data-form="{}"').format(form),
-            text=shown(pointed(report, pointer), form),
+            text=text_of(pointed(report, pointer), form),
         )
 
     return ref
@@ -104,8 +104,8 @@ def _strip(stamps: Fields) -> Mapping[str, float] | None:
         "high": measured.get("high"),
         "ceiling": stamps["ceiling"],
     }
-    known = {name: float(value) for name, value in numbers.items() if finite(value) and value is not None}
-    if not {"claimed", "epsilon", "low", "high"} <= set(known):
+    epsilons = {name: float(value) for name, value in numbers.items() if finite(value) and value is not None}
+    if not {"claimed", "epsilon", "low", "high"} <= set(epsilons):
         return None
-    end = BEYOND * max(known.values()) or 1.0
-    return {name: round(100 * max(value, 0.0) / end, 2) for name, value in known.items()}
+    end = BEYOND * max(epsilons.values()) or 1.0
+    return {name: round(100 * max(value, 0.0) / end, 2) for name, value in epsilons.items()}

@@ -8,17 +8,17 @@ from typing import Any
 from ..run.run_files import Fields
 from .charts import Chart, Line, Mark, Whisker, bars, svg
 from .content import finite
-from .shown import step
+from .page_text import step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))
-MOST_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
-MOST_WORDS = 24  # of one shape
+MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
+MAX_WORDS = 24  # of one shape
 ROOM = 1.1  # above and below shapes
 
 
 def pictures(report: Fields) -> dict[str, str]:
     """Return the charts of a report as SVG, by name, without empty charts."""
-    drawn = {
+    charts = {
         "rounds": _rounds(report),
         "runs": _runs(report),
         "deltas": _deltas(report),
@@ -27,8 +27,8 @@ def pictures(report: Fields) -> dict[str, str]:
         "looks": _looks(report),
         "evaluations": _evaluations(report),
     }
-    found = {name: svg(chart) for name, chart in drawn.items() if chart is not None}
-    return found | _shapes(report)
+    svgs = {name: svg(chart) for name, chart in charts.items() if chart is not None}
+    return svgs | _shapes(report)
 
 
 def _rounds(report: Fields) -> Chart | None:
@@ -44,8 +44,8 @@ def _rounds(report: Fields) -> Chart | None:
     marks = [Mark(*rows[-1], "epsilon", pointer, "epsilon")]
     refusals = (report["ledger"] or {}).get("refusals", [])
     marks += [Mark(each["round"], rows[-1][1], "refused", cross=True) for each in refusals if each["round"]]
-    place = report["stamps"]["row"]
-    target = None if place is None else report["privacy"][place]["target_epsilon"]
+    index = report["stamps"]["row"]
+    target = None if index is None else report["privacy"][index]["target_epsilon"]
     if target is not None and target <= 2 * rows[-1][1]:
         end = max(rows[-1][0], plan[-1][0] if plan else 0)
         lines.append(Line([(0, target), (end, target)], "budget"))
@@ -66,9 +66,9 @@ def _runs(report: Fields) -> Chart | None:
         if finite(row["epsilon_after"]):
             pointer = f"/ledger/runs/{at}/epsilon_after"
             values[pointer] = row["epsilon_after"]
-            told = pointer if row["this"] or at == len(rows) - 1 else None
+            label = pointer if row["this"] or at == len(rows) - 1 else None
             marks.append(
-                Mark(at + 1, row["epsilon_after"], "epsilon" if row["this"] else "other", told, "epsilon")
+                Mark(at + 1, row["epsilon_after"], "epsilon" if row["this"] else "other", label, "epsilon")
             )
     begin = (sizes[0][0] - 1, 0.0) if sizes[0][0] == 1 else sizes[0]
     lines = [Line([begin, *sizes], "epsilon", step=True)]
@@ -80,21 +80,21 @@ def _runs(report: Fields) -> Chart | None:
 
 
 def _curve(report: Fields) -> tuple[str, Fields] | None:
-    place = report["stamps"]["row"]
-    if place is None or not report["privacy"][place]["curve"]:
+    index = report["stamps"]["row"]
+    if index is None or not report["privacy"][index]["curve"]:
         return None
-    return f"/privacy/{place}", report["privacy"][place]
+    return f"/privacy/{index}", report["privacy"][index]
 
 
 def _deltas(report: Fields) -> Chart | None:
-    found = _curve(report)
-    if found is None:
+    curve = _curve(report)
+    if curve is None:
         return None
-    pointer, row = found
+    pointer, row = curve
     points = [(delta, size) for delta, size in row["curve"]["epsilon"] if finite(size)]
     if not points:
         return None
-    mark = Mark(row["delta"], row["epsilon"], "epsilon", f"{pointer}/epsilon", "epsilon", place="right")
+    mark = Mark(row["delta"], row["epsilon"], "epsilon", f"{pointer}/epsilon", "epsilon", position="right")
     values: dict[str, Any] = {f"{pointer}/epsilon": row["epsilon"]}
     title = "Epsilon of the same guarantee at every delta"
     lines = [Line(points, "epsilon")]
@@ -102,14 +102,14 @@ def _deltas(report: Fields) -> Chart | None:
 
 
 def _tests(report: Fields) -> Chart | None:
-    found = _curve(report)
-    if found is None:
+    curve = _curve(report)
+    if curve is None:
         return None
-    pointer, row = found
+    pointer, row = curve
     points = [(0.0, 0.0), *((rate, 1 - miss) for rate, miss in row["curve"]["trade_off"]), (1.0, 1.0)]
-    told = f"{pointer}/recognised"
-    mark = Mark(report["false_positive"], row["recognised"], "epsilon", told, "percent", place="beside")
-    values: dict[str, Any] = {told: row["recognised"]}
+    ref = f"{pointer}/recognised"
+    mark = Mark(report["false_positive"], row["recognised"], "epsilon", ref, "percent", position="beside")
+    values: dict[str, Any] = {ref: row["recognised"]}
     lines = [Line(GUESSING, "plan"), Line(points, "epsilon")]
     title = "Largest true positive rate of a membership test, by false positive rate"
     across, up = "false positive rate", "true positive rate, at most"
@@ -129,12 +129,12 @@ def _accuracy(report: Fields) -> Chart | None:
         across = "round"
     if not rows:
         return None
-    place = len(report["rounds"]) - 1
+    last = len(report["rounds"]) - 1
     values: dict[str, Any] = {}
     marks = [Mark(*rows[-1], "accuracy")]
-    if name in report["rounds"][place]["metrics"]:
-        pointer = f"/rounds/{place}/metrics/{step(str(name))}"
-        values[pointer] = report["rounds"][place]["metrics"][name]
+    if name in report["rounds"][last]["metrics"]:
+        pointer = f"/rounds/{last}/metrics/{step(str(name))}"
+        values[pointer] = report["rounds"][last]["metrics"][name]
         marks = [Mark(*rows[-1], "accuracy", pointer)]
     lowest, highest = (pick(y for _, y in rows) for pick in (min, max))
     share = lowest >= 0 and highest <= 1
@@ -180,37 +180,37 @@ def _evaluations(report: Fields) -> Chart | None:
         for each in report["evaluations"]
         if each["answers"] and each["answers"][0]["figures"]
     ]
-    said = [(number, figure) for number, figure in rows if figure["value"] is not None]
-    if len(said) < 2:
+    figures = [(number, figure) for number, figure in rows if figure["value"] is not None]
+    if len(figures) < 2:
         return None
     name = report["evaluations"][0]["answers"][0]["name"]
-    place = next(at for at in reversed(range(len(rows))) if rows[at] == said[-1])
-    pointer = f"/evaluations/{place}/answers/0/figures/0/value"
-    last = said[-1][1]["value"]
+    index = next(at for at in reversed(range(len(rows))) if rows[at] == figures[-1])
+    pointer = f"/evaluations/{index}/answers/0/figures/0/value"
+    last = figures[-1][1]["value"]
     return Chart(
         "chart-evaluations",
         f"{name} on the clients' own records, by round",
         "round",
         f"{name}, at clients",
-        [Line([(number, figure["value"]) for number, figure in said], "accuracy")],
-        [Whisker(number, figure["low"], figure["high"], "measured") for number, figure in said],
-        [Mark(said[-1][0], last, "accuracy", pointer, "figure")],
+        [Line([(number, figure["value"]) for number, figure in figures], "accuracy")],
+        [Whisker(number, figure["low"], figure["high"], "measured") for number, figure in figures],
+        [Mark(figures[-1][0], last, "accuracy", pointer, "figure")],
         {pointer: last},
-        top=1.0 if all(0 <= figure["value"] <= 1 for _, figure in said) else None,
+        top=1.0 if all(0 <= figure["value"] <= 1 for _, figure in figures) else None,
         whole=True,
     )
 
 
 def _shapes(report: Fields) -> dict[str, str]:
     """Return each column's contribution to the score by name, all on one scale."""
-    shown = report["shapes"]["shapes"][:MOST_SHAPES] if report["shapes"] else []
+    shapes = report["shapes"]["shapes"][:MAX_SHAPES] if report["shapes"] else []
     ends = (
-        min((each["lowest"] for each in shown), default=0.0),
-        max((each["highest"] for each in shown), default=0.0),
+        min((each["lowest"] for each in shapes), default=0.0),
+        max((each["highest"] for each in shapes), default=0.0),
     )
     if ends[0] == ends[1]:  # a model that has learned nothing
         ends = -1.0, 1.0
-    return {f"shape-{place}": _shape(f"shape-{place}", each, ends) for place, each in enumerate(shown)}
+    return {f"shape-{index}": _shape(f"shape-{index}", each, ends) for index, each in enumerate(shapes)}
 
 
 def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
@@ -218,7 +218,7 @@ def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
     title = f"What {shape['column']} adds to the score of {shape['score']}"
     values = shape["values"]
     if shape["words"] is not None:
-        furthest = sorted(range(len(values)), key=lambda at: -abs(values[at]))[:MOST_WORDS]
+        furthest = sorted(range(len(values)), key=lambda at: -abs(values[at]))[:MAX_WORDS]
         return bars(name, title, [(shape["words"][at], values[at]) for at in sorted(furthest)], ends)
     edges = shape["edges"]
     straight = len(values) == len(edges)  # of a number without bins

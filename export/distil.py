@@ -37,15 +37,15 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
     """
     folder = config["task"].get("folder")
     if folder is not None:
-        private, given = Path(folder).resolve(), public.resolve()
-        if given.is_relative_to(private) or private.is_relative_to(given):
+        private, public_path = Path(folder).resolve(), public.resolve()
+        if public_path.is_relative_to(private) or private.is_relative_to(public_path):
             raise Refusal("--public", str(public), f"is in the clients' data folder, {folder}; {PUBLIC}")
-    known = set(_digests(inputs.numpy()))
+    rows = set(_digests(inputs.numpy()))
     clients = range(task.num_clients)
-    found = sum(bool(own := set(_client_digests(task, client))) and own <= known for client in clients)
-    if found:
-        said = f"holds all examples of {found} of the run's {len(clients)} clients; {PUBLIC}"
-        raise Refusal("--public", str(public), said)
+    count = sum(bool(digests := set(_client_digests(task, client))) and digests <= rows for client in clients)
+    if count:
+        remedy = f"holds all examples of {count} of the run's {len(clients)} clients; {PUBLIC}"
+        raise Refusal("--public", str(public), remedy)
 
 
 PUBLIC = "name public data, or data of people who have agreed: learning from clients' data must be charged to a ledger"
@@ -88,9 +88,9 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
             part = torch.rand(ROWS, *[1] * (inputs.dim() - 1), generator=draw)
             first = part * first + (1 - part) * second
         with torch.no_grad():
-            said = teacher(first)
+            targets = teacher(first)
         optimizer.zero_grad()
-        away(student(first), said).backward()
+        away(student(first), targets).backward()
         optimizer.step()
         schedule.step()
     student.eval()
@@ -100,14 +100,14 @@ def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> to
     """Return the shape of the models' outputs for two rows; refuse a student with another output shape."""
     try:
         with torch.no_grad():
-            wanted, found = (model.eval()(inputs[:2]).shape for model in (teacher, student))
+            teacher_shape, student_shape = (model.eval()(inputs[:2]).shape for model in (teacher, student))
     except (RuntimeError, IndexError, TypeError) as error:
         remedy = f"does not take the run's inputs, shape (n, {tuple(inputs.shape[1:])}): {str(error).splitlines()[0]}"
         raise Refusal("--student", type(student).__name__, remedy) from None
-    if wanted != found:
-        remedy = f"has outputs of shape {tuple(found)} for two rows; the released model has {tuple(wanted)}"
+    if teacher_shape != student_shape:
+        remedy = f"has outputs of shape {tuple(student_shape)} for two rows; the released model has {tuple(teacher_shape)}"
         raise Refusal("--student", type(student).__name__, remedy)
-    return wanted
+    return teacher_shape
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

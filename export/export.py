@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 AGREES = 1e-4  # largest difference from torch, in units of the largest output (at least 1)
-DRAWN, SEED = 8, 0  # random rows for the comparison, and their seed
+NUM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed
 INT8 = 127  # the largest value; the range is symmetric about zero
 REPEATS = 50  # of one row, for its time
-SAID = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
+STATEMENT = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
 
 
 @dataclass(frozen=True)
@@ -72,25 +72,25 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
       Refusal: the run or format does not exist, the public data are clients', the model does not suit the format, or
         the folder exists.
     """
-    folder = _checked(run, order)
+    folder = _target_folder(run, order)
     config = config_of(run)
     task = _with_data(run, config, order.allow_modules)
     public = None if order.public is None else _public(task, config, order.public)
-    released, told = model_of(run, task), read_object(run / RESULT)
-    parts = _Parts(run, task, released, public, told, _classifies(task, told["metrics"]))
+    released, result = model_of(run, task), read_object(run / RESULT)
+    parts = _Parts(run, task, released, public, result, _classifies(task, result["metrics"]))
     model = released
     if order.student is not None:
         assert public is not None
         model = model_named(order.student, "--student")
         distil(released, model, public, parts.classifies)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
     try:
-        card = _filled(made, model, parts, order)
-        made.chmod(0o755)
-        os.replace(made, folder)
+        card = _write_export(temporary, model, parts, order)
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder, card
 
 
@@ -106,7 +106,7 @@ class _Parts:
     classifies: bool
 
 
-def _checked(run: Path, order: Order) -> Path:
+def _target_folder(run: Path, order: Order) -> Path:
     """Return the folder to create; check everything that can be checked before files are read."""
     check_kind(order.to)
     if order.to == "onnx":
@@ -115,17 +115,17 @@ def _checked(run: Path, order: Order) -> Path:
         remedy = "a student learns from the model's outputs on public inputs; name them with --public"
         raise Refusal("--student", order.student, remedy)
     require_ended(run)
-    named = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
-    folder = order.out or run / "export" / named
+    default_name = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
+    folder = order.out or run / "export" / default_name
     if folder.exists():
         raise Refusal("--out", str(folder), "exists; remove it, or name another folder")
     return folder
 
 
-def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict[str, Any]:
+def _write_export(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict[str, Any]:
     """Write the model, its preprocessing and its card into an empty folder; return the card."""
     sample = _sample(parts.task, parts.public)
-    runs = written(folder, model, order.to, sample)
+    runs = write_model(folder, model, order.to, sample)
     file = folder / FILES[order.to]
     card = {
         "format": FORMAT,
@@ -141,15 +141,15 @@ def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict
         "milliseconds_a_row": _milliseconds(runs, sample[:1].numpy()),
         **_measured(parts, runs),
         "privacy": parts.result["privacy"],
-        "privacy_said": SAID,
+        "privacy_said": STATEMENT,
     }
     if isinstance(parts.task, PredictingTask):
         for name, content in parts.task.beside_the_model().items():
             (folder / name).write_bytes(content)
     if (schema := additive(parts.task)) is not None and order.student is None:
-        kept = {name: each.detach().numpy() for name, each in model.named_parameters()}
-        told = json.dumps(shapes(schema, kept["weight"], kept["bias"]), indent=1)
-        (folder / SHAPES).write_text(told + "\n", encoding="utf-8")
+        parameters = {name: each.detach().numpy() for name, each in model.named_parameters()}
+        text = json.dumps(shapes(schema, parameters["weight"], parameters["bias"]), indent=1)
+        (folder / SHAPES).write_text(text + "\n", encoding="utf-8")
     if file.name == numpy_model.MODEL:
         shutil.copyfile(numpy_model.__file__, folder / "predict.py")
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -161,20 +161,20 @@ def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict
 
 def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
     """Return the run's task; for tables with their rows, if they are on this machine."""
-    asked = config["task"]
-    if asked["name"] == "custom":
+    task = config["task"]
+    if task["name"] == "custom":
         return task_of(run, allow_modules)
-    if asked["name"] != "csv":
-        dealt = {
-            "num_clients": asked["num_clients"],
+    if task["name"] != "csv":
+        partition = {
+            "num_clients": task["num_clients"],
             "seed": config.get("seed"),
             **(config.get("partition") or {}),
         }
-        options = {"partition": dealt.pop("name", None), **dealt}
-        options |= {name: asked.get(name) for name in ("folder", "model", "hidden", "secrets")}
-        return load_task(asked["name"], {name: each for name, each in options.items() if each is not None})
+        options = {"partition": partition.pop("name", None), **partition}
+        options |= {name: task.get(name) for name in ("folder", "model", "hidden", "secrets")}
+        return load_task(task["name"], {name: each for name, each in options.items() if each is not None})
     names = ("folder", "model", "hidden", "bins", "simulated", "held_out_share", "held_out_file", "person")
-    options = {name: asked[name] for name in names if asked.get(name) is not None}
+    options = {name: task[name] for name in names if task.get(name) is not None}
     for name in {"folder", "held_out_file"} & options.keys():
         if not Path(options[name]).exists():
             del options[name]
@@ -208,11 +208,11 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
         return public[:2]
     if (schema := getattr(task, "schema", None)) is not None:
         return torch.zeros(2, schema.width)
-    found = placeholder(as_data(task.held_out()), 2)
-    if not isinstance(found, Tensor):
+    sample = placeholder(as_data(task.held_out()), 2)
+    if not isinstance(sample, Tensor):
         remedy = "has several or named inputs; an export needs one tensor"
         raise Refusal("model", type(task).__name__, remedy)
-    return found
+    return sample
 
 
 def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
@@ -226,20 +226,20 @@ def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
     if inputs is None:
         return dict.fromkeys(("measured_on", "rows", "agreement", "largest_difference", "metrics"))
     with torch.no_grad():
-        was = parts.released(inputs)
+        before = parts.released(inputs)
     now = torch.from_numpy(np.asarray(runs(inputs.numpy())))
     same, metrics = None, None
-    if parts.classifies and was.dim() == 2 and was.shape[1] > 1:
-        same = float((was.argmax(1) == now.argmax(1)).double().mean())
+    if parts.classifies and before.dim() == 2 and before.shape[1] > 1:
+        same = float((before.argmax(1) == now.argmax(1)).double().mean())
     if targets is not None:
-        both = {"released": was, "exported": now}
+        both = {"released": before, "exported": now}
         task = parts.task
         metrics = {name: derived(task, figures_of(task, out, targets)) for name, out in both.items()}
     return {
         "measured_on": where,
         "rows": len(inputs),
         "agreement": same,
-        "largest_difference": float((was - now).abs().max()),
+        "largest_difference": float((before - now).abs().max()),
         "metrics": metrics,
     }
 
@@ -249,16 +249,16 @@ def _milliseconds(runs: Model, row: NDArray[Any]) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        taken = timeit.repeat(lambda: runs(row), number=1, repeat=REPEATS)
+        seconds = timeit.repeat(lambda: runs(row), number=1, repeat=REPEATS)
     finally:
         torch.set_num_threads(threads)
-    return round(1000 * float(np.median(taken)), 4)
+    return round(1000 * float(np.median(seconds)), 4)
 
 
 # --- the formats ---------------------------------------------------------------------------------------------------
 
 
-def written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
+def write_model(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
     """Write the model in a format, and return it as loaded by the format's runtime.
 
     Args:
@@ -280,35 +280,35 @@ def written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
     except Refusal:
         raise
     except Exception as error:  # noqa: BLE001 (exporters and runtimes document no closed set)
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refusal("--to", to, f"cannot hold this model: {said}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refusal("--to", to, f"cannot hold this model: {reason}") from None
     return runs
 
 
 def _check_same(model: nn.Module, runs: Model, sample: Tensor, to: str) -> None:
     """Refuse a format whose runtime differs from torch."""
-    for rows in _compared(model, sample):
+    for rows in _comparison_rows(model, sample):
         with torch.no_grad():
-            said = model(rows)
-        if not isinstance(said, Tensor):
+            outputs = model(rows)
+        if not isinstance(outputs, Tensor):
             remedy = "has several or named outputs; an export needs one tensor"
             raise Refusal("model", type(model).__name__, remedy)
-        wanted, found = said.numpy(), np.asarray(runs(rows.numpy()))
-        away = AGREES * max(1.0, float(np.abs(wanted).max()))
-        if wanted.shape != found.shape or not np.abs(wanted - found).max() <= away:
+        expected, actual = outputs.numpy(), np.asarray(runs(rows.numpy()))
+        away = AGREES * max(1.0, float(np.abs(expected).max()))
+        if expected.shape != actual.shape or not np.abs(expected - actual).max() <= away:
             remedy = f"gives other outputs than torch for {len(rows)} rows; use another format"
             raise Refusal("--to", to, remedy)
 
 
-def _compared(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
+def _comparison_rows(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
     """Yield one, two and three rows, and random single rows, since a trace keeps only the branch of its sample."""
     yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
     if sample.is_floating_point():
         draw = torch.Generator().manual_seed(SEED)
-        rows = torch.randn(DRAWN, *sample.shape[1:], generator=draw, dtype=sample.dtype)
+        rows = torch.randn(NUM_ROWS, *sample.shape[1:], generator=draw, dtype=sample.dtype)
         with torch.no_grad():
-            known = model(rows).reshape(DRAWN, -1).isfinite().all(1)  # others are outside its domain
-        yield from (row[None] for row in rows[known])
+            finite = model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)  # others are outside its domain
+        yield from (row[None] for row in rows[finite])
 
 
 @contextmanager
@@ -328,21 +328,21 @@ def _quiet() -> Generator[None]:
 
 
 def _save_float(path: Path, model: nn.Module, sample: Tensor) -> None:
-    program, arrays = traced(model, sample)
+    program, arrays = trace(model, sample)
     save_file(arrays, path, {"program": program})
 
 
 def _save_int8(path: Path, model: nn.Module, sample: Tensor) -> None:
-    program, arrays = traced(model, sample)
-    told = numpy_model.program_of(program)
-    _check_same(model, lambda inputs: numpy_model.run(told, arrays, inputs), sample, "int8")
-    made: dict[str, NDArray[Any]] = {}
+    program, arrays = trace(model, sample)
+    operations = numpy_model.program_of(program)
+    _check_same(model, lambda inputs: numpy_model.run(operations, arrays, inputs), sample, "int8")
+    tensors: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         if array.dtype.kind != "f" or array.ndim < 2:
-            made[name] = array
+            tensors[name] = array
         else:
-            made[name], made[name + numpy_model.SCALE] = rounded(array)
-    save_file(made, path, {"program": program})
+            tensors[name], tensors[name + numpy_model.SCALE] = rounded(array)
+    save_file(tensors, path, {"program": program})
 
 
 def rounded(array: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -379,7 +379,7 @@ _WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
 }
 
 
-def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
+def trace(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
     """Return the operations of a model as a program of `numpy_model`, in JSON, and its arrays.
 
     Takes the arguments of `written`.
@@ -392,7 +392,7 @@ def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any
             model, (sample,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=False
         )
     signature: Any = exported.graph_signature
-    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = dict(signature.inputs_to_lifted_tensor_constants)
     nodes: list[list[Any]] = []
     for node in cast(Any, exported.graph.nodes):
@@ -401,22 +401,22 @@ def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any
             if name not in numpy_model.OPERATIONS:
                 remedy = f"has the operation {name}, which the interpreter in NumPy does not support; use --to onnx"
                 raise Refusal("model", type(model).__name__, remedy)
-            named = {key: _told(each) for key, each in node.kwargs.items()}
-            nodes.append([node.name, name, [_told(each) for each in node.args], named])
+            keywords = {key: _argument_json(each) for key, each in node.kwargs.items()}
+            nodes.append([node.name, name, [_argument_json(each) for each in node.args], keywords])
     states: dict[str, Any] = {**exported.state_dict, **exported.constants}
-    names = {**held, **constants}
+    names = {**parameters, **constants}
     inputs, outputs = str(signature.user_inputs[0]), str(signature.user_outputs[0])
-    told = {"inputs": inputs, "arrays": names, "nodes": nodes, "outputs": outputs}
+    fields = {"inputs": inputs, "arrays": names, "nodes": nodes, "outputs": outputs}
     arrays = {name: states[name].detach().cpu().contiguous().numpy() for name in {*names.values()}}
-    return json.dumps(told), {name: arrays[name] for name in sorted(arrays)}
+    return json.dumps(fields), {name: arrays[name] for name in sorted(arrays)}
 
 
-def _told(given: Any) -> Any:
+def _argument_json(argument: Any) -> Any:
     """Return an argument of an operation as JSON."""
-    if isinstance(given, torch.fx.Node):
-        return {"node": given.name}
-    if isinstance(given, list | tuple):
-        return [_told(each) for each in cast("list[Any]", given)]
-    if given is None or isinstance(given, bool | int | float | str):
-        return given
-    return str(given)
+    if isinstance(argument, torch.fx.Node):
+        return {"node": argument.name}
+    if isinstance(argument, list | tuple):
+        return [_argument_json(each) for each in cast("list[Any]", argument)]
+    if argument is None or isinstance(argument, bool | int | float | str):
+        return argument
+    return str(argument)

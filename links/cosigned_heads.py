@@ -19,10 +19,10 @@ from ..privacy.merkle import root_of
 from ..privacy.witness import (
     TWO_BRANCHES,
     HeadCosignature,
-    kept_cosignatures,
+    format_cosignatures,
     newest,
     read_cosignature,
-    read_kept_cosignatures,
+    read_stored_cosignatures,
 )
 from .log_export import LogExport, covers, to_text
 from .server_log import ServerLog
@@ -50,7 +50,7 @@ def cosigned_in(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
     if not path.exists():
         return ()
     try:
-        return read_kept_cosignatures(read_file(path))
+        return read_stored_cosignatures(read_file(path))
     except Undecodable as error:
         raise Refusal("file", str(path), f"cannot be read ({error}); {remedy}") from None
 
@@ -102,7 +102,7 @@ class CosignedHeads:
             if not covers(each, self._federation, self._log.leaves):
                 raise Refusal("witness", each.public, self._another(each))
         kept = newest((*read_cosigned(self._folder), *cosignatures))
-        replace_file(self._folder / FILE, kept_cosignatures(kept), PUBLIC)
+        replace_file(self._folder / FILE, format_cosignatures(kept), PUBLIC)
 
     def of(self, head: TreeHead) -> tuple[HeadCosignature, ...]:
         """Return the co-signatures under a head: from the file, and from each witness that has a command.

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..base.bounded_decoding import Undecodable, read_json
-from ..base.durable_files import PUBLIC, sync_folder, write_behind
+from ..base.durable_files import PUBLIC, sync_folder, write_at
 from ..messages.training_order import NEW, people_call
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
@@ -127,7 +127,7 @@ class ServerLog:
           OSError: it cannot be written.
         """
         if entry not in self._places:
-            write_behind(self._path, self._size, entry + b"\n", PUBLIC)
+            write_at(self._path, self._size, entry + b"\n", PUBLIC)
             sync_folder(self._path.parent)
             self._note(entry)
         return self._places[entry]

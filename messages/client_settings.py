@@ -50,12 +50,12 @@ class RecordPrivacy:
 
     def of_ledger(self, name: str) -> RecordPrivacy:
         """Return the level with the noise of the client whose ledger has this name."""
-        own = dict(self.noise_by_ledger).get(name)
-        return self if own is None else replace(self, noise_by_records=((0, own),))
+        noise = dict(self.noise_by_ledger).get(name)
+        return self if noise is None else replace(self, noise_by_records=((0, noise),))
 
     def noise_multiplier(self, records: int) -> float:
         """Return the noise for a client with this many records."""
-        fitting = [noise for least, noise in self.noise_by_records if least <= records]
+        fitting = [noise for min_records, noise in self.noise_by_records if min_records <= records]
         return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
 
     def ledger_path(self, fingerprint: str) -> Path:

@@ -16,8 +16,8 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from .difference_wire import ModelStatement, parted, told_model, with_model
-from .flower_adapter import arrived, records_of
+from .difference_wire import ModelStatement, read_statement, split_report, with_model
+from .flower_adapter import delivered_message, records_of
 from .grids import PassingGrid
 from .model_difference import bytes_of, difference, hash_of
 from .traffic import TrafficPurpose, purpose_of
@@ -25,16 +25,16 @@ from .wire import NO_BASE, SPEC_RECORD, views
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-MOST_MODELS, MOST_BYTES = 32, 1 << 29  # of earlier rounds; a client with an older one gets the whole
+MAX_MODELS, MAX_BYTES = 32, 1 << 29  # of earlier rounds; a client with an older one gets the whole
 
 
-class HeldModels:
+class ClientModels:
     """Models of the last rounds, and which of them each node holds."""
 
     def __init__(self) -> None:
         self._models = OrderedDict[str, Arrays]()
-        self._known_models = dict[int, str]()
-        self._pending_models = dict[int, str]()  # what a node held that was told a model and has not answered
+        self._by_node = dict[int, str]()
+        self._pending_models = dict[int, str]()  # what a node had that was sent a model and has not answered
         self._differences = dict[tuple[str, str], bytes | None]()
         self._last: tuple[ArrayRecord, ModelStatement] | None = None
 
@@ -42,16 +42,16 @@ class HeldModels:
         """Record a node's held model; one that is no longer known counts as none."""
         self._pending_models.pop(node, None)
         if model in self._models:
-            self._known_models[node] = model
+            self._by_node[node] = model
         else:
-            self._known_models.pop(node, None)
+            self._by_node.pop(node, None)
 
     def take_back(self, node: int) -> None:
         """Record that a node did not begin an instruction, and still holds its earlier model."""
         if node in self._pending_models:
             self.take(node, self._pending_models[node])
 
-    def told(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
+    def encode(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
         """Return the messages to send, each as short as its node's held model allows; shared content stays shared.
 
         Args:
@@ -61,13 +61,13 @@ class HeldModels:
         written = dict[tuple[int, str], RecordDict]()
         return [self._message(each, again, written) for each in messages]
 
-    def taken(self, messages: Sequence[Message]) -> list[Message]:
-        """Return the messages as `told` does, for nodes that hold the model of each from then on."""
-        sent = self.told(messages)
-        for message in sent:
-            if (statement := told_model(message.content)) is not None:
+    def encode_for_storing(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages as `encode` does, for nodes that hold the model of each from then on."""
+        encoded = self.encode(messages)
+        for message in encoded:
+            if (statement := read_statement(message.content)) is not None:
                 self.take(message.metadata.dst_node_id, statement.model)
-        return sent
+        return encoded
 
     def _message(self, message: Message, again: bool, written: dict[tuple[int, str], RecordDict]) -> Message:
         content, head = message.content, message.metadata
@@ -76,9 +76,9 @@ class HeldModels:
         if len(arrays) != 1 or SPEC_RECORD not in content or not trains:
             return message
         ((name, record),) = arrays.items()
-        whole = self._named(name, record)
-        held = self._known_models.pop(head.dst_node_id, "")
-        base = self._pending_models[head.dst_node_id] = "" if again else held
+        whole = self._state(name, record)
+        client_model = self._by_node.pop(head.dst_node_id, "")
+        base = self._pending_models[head.dst_node_id] = "" if again else client_model
         key = id(content), base
         if key not in written:
             change = self._difference(base, whole.model) if base else None
@@ -87,22 +87,22 @@ class HeldModels:
             written[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id
         )
 
-    def _named(self, name: str, record: ArrayRecord) -> ModelStatement:
+    def _state(self, name: str, record: ArrayRecord) -> ModelStatement:
         """Return a model by its hash, and store it."""
         if self._last is None or self._last[0] is not record:
             arrays = views(record)
-            told = ModelStatement(hash_of(arrays), name, bytes_of(arrays))
-            self._last = record, told
-            self._keep(told.model, arrays)
+            statement = ModelStatement(hash_of(arrays), name, bytes_of(arrays))
+            self._last = record, statement
+            self._store(statement.model, arrays)
         return self._last[1]
 
-    def _keep(self, model: str, arrays: Arrays) -> None:
+    def _store(self, model: str, arrays: Arrays) -> None:
         self._models[model] = arrays
         self._models.move_to_end(model)
-        most = min(MOST_MODELS, max(2, MOST_BYTES // max(1, bytes_of(arrays))))
-        while len(self._models) > most:
+        capacity = min(MAX_MODELS, max(2, MAX_BYTES // max(1, bytes_of(arrays))))
+        while len(self._models) > capacity:
             self._models.popitem(last=False)
-        self._known_models = {node: held for node, held in self._known_models.items() if held in self._models}
+        self._by_node = {node: model for node, model in self._by_node.items() if model in self._models}
         self._differences.clear()  # of an earlier model
 
     def _difference(self, base: str, model: str) -> bytes | None:
@@ -116,7 +116,7 @@ class DifferenceGrid(PassingGrid):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
-        self._models = HeldModels()
+        self._models = ClientModels()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -126,26 +126,26 @@ class DifferenceGrid(PassingGrid):
         Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        asked = {message.metadata.dst_node_id: message for message in messages}
+        orders = {message.metadata.dst_node_id: message for message in messages}
         again: list[Message] = []
-        for reply in self._grid.send_and_receive(self._models.told(list(asked.values())), timeout=timeout):
+        for reply in self._grid.send_and_receive(self._models.encode(list(orders.values())), timeout=timeout):
             node = reply.metadata.src_node_id
-            if reply.has_error() and reply.error.code == NO_BASE and node in asked:
-                again.append(asked[node])
+            if reply.has_error() and reply.error.code == NO_BASE and node in orders:
+                again.append(orders[node])
             else:
-                yield self._heard(reply)
+                yield self._without_report(reply)
         if again:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            for reply in self._grid.send_and_receive(self._models.told(again, again=True), timeout=left):
-                yield self._heard(reply)
+            rest = None if end is None else max(0.0, end - time.monotonic())
+            for reply in self._grid.send_and_receive(self._models.encode(again, again=True), timeout=rest):
+                yield self._without_report(reply)
 
-    def _heard(self, reply: Message) -> Message:
+    def _without_report(self, reply: Message) -> Message:
         """Return a reply without the report of its node's held model."""
         if reply.has_error():
             self._models.take_back(reply.metadata.src_node_id)
             return reply
-        content, held = parted(reply.content)
+        content, client_model = split_report(reply.content)
         if content is reply.content:
             return reply
-        self._models.take(reply.metadata.src_node_id, held)
-        return arrived(content, reply.metadata)
+        self._models.take(reply.metadata.src_node_id, client_model)
+        return delivered_message(content, reply.metadata)

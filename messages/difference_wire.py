@@ -16,7 +16,7 @@ from .wire import SPEC_RECORD
 
 MODEL, ARRAYS, DIFFERENCE, SIZE, AGAIN = "model", "arrays", "difference", "size", "again"
 KEYS = (MODEL, ARRAYS, DIFFERENCE, SIZE, AGAIN)  # in addition to the keys of a sum
-HELD_RECORD = "fedveil.held"
+MODEL_REPORT = "fedveil.held"
 HASH_LENGTH = 64  # characters
 
 
@@ -46,18 +46,18 @@ def with_model(content: RecordDict, statement: ModelStatement) -> RecordDict:
       content: with the arrays.
       statement: of its model.
     """
-    said = ConfigRecord(dict(config_of(content, SPEC_RECORD).items()))
-    said[MODEL], said[ARRAYS], said[SIZE] = statement.model, statement.arrays, statement.size
+    spec = ConfigRecord(dict(config_of(content, SPEC_RECORD).items()))
+    spec[MODEL], spec[ARRAYS], spec[SIZE] = statement.model, statement.arrays, statement.size
     if statement.again:
-        said[AGAIN] = 1
-    records = {**dict(content.items()), SPEC_RECORD: said}
+        spec[AGAIN] = 1
+    records = {**dict(content.items()), SPEC_RECORD: spec}
     if statement.difference:
-        said[DIFFERENCE] = statement.difference
+        spec[DIFFERENCE] = statement.difference
         del records[statement.arrays]
     return RecordDict(records)
 
 
-def told_model(content: RecordDict) -> ModelStatement | None:
+def read_statement(content: RecordDict) -> ModelStatement | None:
     """Return the encoding of an instruction's model; None if it does not state one.
 
     Raises:
@@ -86,30 +86,30 @@ def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: Ar
       statement: of its model.
       arrays: of that model.
     """
-    said = config_of(content, SPEC_RECORD)
-    plain = ConfigRecord({name: value for name, value in said.items() if name not in KEYS})
+    spec = config_of(content, SPEC_RECORD)
+    plain = ConfigRecord({name: value for name, value in spec.items() if name not in KEYS})
     return RecordDict({statement.arrays: arrays, **dict(content.items()), SPEC_RECORD: plain})
 
 
-def asked_alike(content: RecordDict) -> RecordDict:
+def without_encoding(content: RecordDict) -> RecordDict:
     """Return an instruction's content independent of the model's encoding, with the hash in place of the arrays."""
     record = config_of(content, SPEC_RECORD)
     if MODEL not in record:
         return content
-    said = ConfigRecord({k: value for k, value in record.items() if k != DIFFERENCE})
+    spec = ConfigRecord({k: value for k, value in record.items() if k != DIFFERENCE})
     others = {k: each for k, each in content.items() if not isinstance(each, ArrayRecord)}
-    return RecordDict({**others, SPEC_RECORD: said})
+    return RecordDict({**others, SPEC_RECORD: spec})
 
 
-def with_held(content: RecordDict, model: str) -> RecordDict:
+def with_report(content: RecordDict, model: str) -> RecordDict:
     """Return a reply's content with the hash of the model that its device now holds."""
-    return RecordDict({**dict(content.items()), HELD_RECORD: ConfigRecord({MODEL: model})})
+    return RecordDict({**dict(content.items()), MODEL_REPORT: ConfigRecord({MODEL: model})})
 
 
-def parted(content: RecordDict) -> tuple[RecordDict, str]:
+def split_report(content: RecordDict) -> tuple[RecordDict, str]:
     """Return a reply's content without the hash of its device's held model, and the hash; empty if it has none."""
-    if HELD_RECORD not in content:
+    if MODEL_REPORT not in content:
         return content, ""
-    said = config_of(content, HELD_RECORD).get(MODEL)
-    others = RecordDict({name: each for name, each in content.items() if name != HELD_RECORD})
-    return others, said if isinstance(said, str) else ""
+    model = config_of(content, MODEL_REPORT).get(MODEL)
+    others = RecordDict({name: each for name, each in content.items() if name != MODEL_REPORT})
+    return others, model if isinstance(model, str) else ""

@@ -47,10 +47,10 @@ def name_sender(reply: Message, node: int) -> Message:
     return reply
 
 
-def arrived(payload: RecordDict | Error, metadata: Metadata) -> Message:
+def delivered_message(payload: RecordDict | Error, metadata: Metadata) -> Message:
     """Return a message as a link delivers it, with the metadata that came with it."""
-    made: Any = Message  # its published overloads leave out the metadata
-    return made(payload, metadata=metadata)
+    message_type: Any = Message  # its published overloads leave out the metadata
+    return message_type(payload, metadata=metadata)
 
 
 def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
@@ -101,8 +101,8 @@ def start_checked(check: Callable[[Strategy, object, object], None]) -> Generato
 
     @wraps(start)
     def checked(*args: Any, **kwargs: Any) -> Result:
-        given = signature(start).bind(*args, **kwargs).arguments
-        check(given["self"], given["grid"], given.get("evaluate_fn"))
+        arguments = signature(start).bind(*args, **kwargs).arguments
+        check(arguments["self"], arguments["grid"], arguments.get("evaluate_fn"))
         return start(*args, **kwargs)
 
     Strategy.start = checked

@@ -23,14 +23,14 @@ CHUNK_BYTES = 1 << 18  # most that waits for the network, for each client
 MAX_FRAME_BYTES = CHUNK_BYTES + 1024
 MAX_ID_LENGTH = 256
 ID = Form(f".{{1,{MAX_ID_LENGTH}}}", "must have 1 to 256 printable characters")
-MAX_KNOWN = 8
-MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
-HEAD = Bounds(depth=2, width=MAX_KNOWN, items=2 * MAX_KNOWN)  # of a hello, which has most
+MAX_IDS = 8
+MAX_HEAD_BYTES = MAX_IDS * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
+HEAD = Bounds(depth=2, width=MAX_IDS, items=2 * MAX_IDS)  # of a hello, which has most
 # Bytes that carry a frame beside its own: the prefix of gRPC ("gRPC over HTTP2", length-prefixed message), the header of
 # HTTP/2's DATA frame (RFC 9113, sections 4.1 and 4.2), and of a record of TLS 1.3 its header, type and tag (RFC 8446,
 # section 5.2; RFC 5116).
 GRPC_PREFIX, DATA_HEADER, TLS_RECORD = 5, 9, 5 + 1 + 16
-MOST_PAYLOAD = 1 << 14  # of a DATA frame, and of a record
+MAX_PAYLOAD = 1 << 14  # of a DATA frame, and of a record
 
 
 class BadFrame(ValueError):
@@ -46,7 +46,7 @@ class Hello:
 
     version: Annotated[int, Range(ge=0)]
     node: Annotated[int, Range(ge=0)]
-    known: list[str]
+    instruction_ids: list[str]
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def read(data: bytes) -> Frame:
         raise BadFrame("the frame is of an unknown kind")
     try:
         frame = build_listed(kind, unpack(data[1:], HEAD))
-        for each in frame.known if isinstance(frame, Hello) else ():
+        for each in frame.instruction_ids if isinstance(frame, Hello) else ():
             ID.check(str, "known", each)
         return frame
     except (Undecodable, Refusal) as error:
-        why = (
+        reason = (
             f"{error.field} {error.remedy}" if isinstance(error, Refusal) else str(error)
         )  # without the value
-        raise BadFrame(f"the frame has no readable fields: {why}") from error
+        raise BadFrame(f"the frame has no readable fields: {reason}") from error
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
@@ -137,7 +137,7 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
 def wire_bytes(frame: int) -> int:
     """Return the approximate bytes on a connection of a frame of this size."""
     message = GRPC_PREFIX + frame
-    return message + -(-message // MOST_PAYLOAD) * (DATA_HEADER + TLS_RECORD)
+    return message + -(-message // MAX_PAYLOAD) * (DATA_HEADER + TLS_RECORD)
 
 
 def message_bytes(name: str, size: int) -> int:
@@ -152,22 +152,22 @@ def message_bytes(name: str, size: int) -> int:
     return wire_bytes(len(write(Begin(name, size)))) + chunks
 
 
-class Gathering:
+class MessageBuffer:
     """Bytes of one message as they arrive; memory grows with what has arrived, not with what was announced.
 
     Args:
       begin: announces the message.
-      most_bytes: largest size that is accepted.
-      wanted: False discards the bytes as they arrive.
+      max_bytes: largest size that is accepted.
+      keep_bytes: False discards the bytes as they arrive.
 
     Raises:
       BadFrame: the message is announced empty or too large, or grows beyond its announced size.
     """
 
-    def __init__(self, begin: Begin, most_bytes: int, wanted: bool = True) -> None:
-        if not 0 < begin.size <= most_bytes:
-            raise BadFrame(f"a message of {begin.size} bytes; at most {most_bytes} are taken")
-        self.id, self._missing, self._wanted = begin.id, begin.size, wanted
+    def __init__(self, begin: Begin, max_bytes: int, keep_bytes: bool = True) -> None:
+        if not 0 < begin.size <= max_bytes:
+            raise BadFrame(f"a message of {begin.size} bytes; at most {max_bytes} are taken")
+        self.id, self._missing, self._keeps_bytes = begin.id, begin.size, keep_bytes
         self.data = bytearray()
 
     def add(self, chunk: Chunk) -> bool:
@@ -175,6 +175,6 @@ class Gathering:
         if not 0 < len(chunk.data) <= self._missing:
             raise BadFrame("a chunk is empty, or exceeds the message")
         self._missing -= len(chunk.data)
-        if self._wanted:
+        if self._keeps_bytes:
             self.data += chunk.data
         return not self._missing

@@ -32,7 +32,7 @@ OPTIMIZERS: Mapping[str, float | None] = {
 """Names of a client's optimizer, which are torch's in small letters apart from `auto` and `dp_adambc`, each with its usual
 rate, torch's own; None is the task's. LBFGS needs a closure and SparseAdam sparse gradients: a client has neither."""
 WHOLE = {"ns_steps": int}  # of torch's keywords; other numbers are fractions
-MOST_ROUNDS = 100_000  # as many as the configuration allows
+MAX_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
 Option = float | int | bool | tuple[float, ...]
 
@@ -88,10 +88,10 @@ class Schedule:
     """
 
     name: Annotated[str, OneOf(SCHEDULES)] = "constant"
-    rounds: Annotated[int, Range(ge=1, le=MOST_ROUNDS)] = 1
-    warmup: Annotated[int, Range(ge=0, le=MOST_ROUNDS)] = 0
+    rounds: Annotated[int, Range(ge=1, le=MAX_ROUNDS)] = 1
+    warmup: Annotated[int, Range(ge=0, le=MAX_ROUNDS)] = 0
     floor: Annotated[float, Range(ge=0, le=1)] = 0.0
-    every: Annotated[int, Range(ge=1, le=MOST_ROUNDS)] = 1
+    every: Annotated[int, Range(ge=1, le=MAX_ROUNDS)] = 1
     gamma: Annotated[float, Range(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
@@ -104,17 +104,17 @@ class Schedule:
 
     def factor(self, number: int) -> float:
         """Return the factor of the learning rate in a round, above 0; rounds count from 1."""
-        place = min(number, self.rounds) - 1
-        if place < self.warmup:
-            return (place + 1) / (self.warmup + 1)
-        done = (place - self.warmup) / (self.rounds - self.warmup)
+        step = min(number, self.rounds) - 1
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        progress = (step - self.warmup) / (self.rounds - self.warmup)
         match self.name:
             case "linear":
-                return 1 - (1 - self.floor) * done
+                return 1 - (1 - self.floor) * progress
             case "cosine":
-                return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+                return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
             case "step":
-                return self.gamma ** ((place - self.warmup) // self.every)
+                return self.gamma ** ((step - self.warmup) // self.every)
             case _:
                 return 1.0
 
@@ -151,8 +151,8 @@ RULES: dict[str, tuple[type, Range, str]] = {
 }
 """Type, range and meaning of each number."""
 
-TOLD = tuple(name for name in RULES if name != "proximal_mu")
+ORDER_KEYS = tuple(name for name in RULES if name != "proximal_mu")
 """Numbers that the configuration sets and an order tells; a strategy tells proximal_mu in each round."""
 
-ORDERED = (*TOLD, "optimizer", "schedule")
+ORDERED = (*ORDER_KEYS, "optimizer", "schedule")
 """All that an order tells of training."""

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from ..base import bounded_decoding
 from ..base.bounded_decoding import Bounds
-from .difference_wire import asked_alike
-from .flower_adapter import arrived, records_of
+from .difference_wire import without_encoding
+from .flower_adapter import delivered_message, records_of
 from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
@@ -49,7 +49,7 @@ HEADER = Bounds(depth=7, width=MAX_ITEMS, items=16 * MAX_ITEMS)
 DTYPES = frozenset(("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"))
 _THREE = b"\x93"  # msgpack: a list of three follows
 BYTES = "bytes"  # key of a header's entry for a byte string that lies among the blobs
-SHOWN_RUN = 64  # characters of a run's name in an id; the digest covers all of it
+RUN_LABEL_LENGTH = 64  # characters of a run's name in an id; the digest covers all of it
 KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": ConfigRecord}
 
 
@@ -99,10 +99,10 @@ def pack_body(message: Message) -> Body:
     if message.has_error():
         return Body(_packed(message.error.code), ())
     bare = RecordDict({name: each for name, each in message.content.items() if name not in VOUCHING})
-    asked = asked_alike(bare)
-    if asked is bare and len(bare) == len(message.content):
+    stable = without_encoding(bare)
+    if stable is bare and len(bare) == len(message.content):
         return _body(message.content)
-    return replace(_body(message.content), stable=_body(asked))
+    return replace(_body(message.content), stable=_body(stable))
 
 
 def _body(content: RecordDict) -> Body:
@@ -120,9 +120,9 @@ def segments(head: Metadata, body: Body) -> list[Buffer]:
     Raises:
       MalformedMessage: names and settings take more than `MAX_HEADER_BYTES`.
     """
-    named = [head.run_id, head.message_id, head.reply_to_message_id, head.src_node_id, head.dst_node_id]
-    named += [head.group_id, head.message_type]
-    header = _THREE + _packed(FORMAT) + _packed(named) + body.header
+    addresses = [head.run_id, head.message_id, head.reply_to_message_id, head.src_node_id, head.dst_node_id]
+    addresses += [head.group_id, head.message_type]
+    header = _THREE + _packed(FORMAT) + _packed(addresses) + body.header
     if len(header) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"names and settings take {len(header)} bytes, over {MAX_HEADER_BYTES}")
     return list(_padded([len(header).to_bytes(PREFIX_BYTES, "little") + header, *body.blobs]))
@@ -135,8 +135,8 @@ def _packed(value: Any) -> bytes:
 def _padded(parts: list[Buffer]) -> Iterator[Buffer]:
     for part in parts:
         yield part
-        if (left := len(part) % ALIGNMENT) > 0:
-            yield bytes(ALIGNMENT - left)
+        if (excess := len(part) % ALIGNMENT) > 0:
+            yield bytes(ALIGNMENT - excess)
 
 
 def _packed_records(content: RecordDict, blobs: list[Buffer]) -> list[Any]:
@@ -181,11 +181,11 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
     record = records_of(message.content, ConfigRecord).get(SPEC_RECORD)
     if record is None:
         return None
-    run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
-    asked = (body.stable or body).digest
-    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{asked}".encode())
-    shown = run[:SHOWN_RUN] if run.isprintable() else "run"
-    return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])
+    run, *position = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
+    content_digest = (body.stable or body).digest
+    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{content_digest}".encode())
+    label = run[:RUN_LABEL_LENGTH] if run.isprintable() else "run"
+    return "/".join([label, *position, str(node), digest.hexdigest()[:32]])
 
 
 def unpack(data: Buffer) -> Message:
@@ -209,14 +209,14 @@ def _unpacked(data: memoryview) -> Message:
     end = PREFIX_BYTES + length
     if length > MAX_HEADER_BYTES or end > len(data):
         raise MalformedMessage("the header is longer than the message or the limit")
-    number, named, body = bounded_decoding.unpack(data[PREFIX_BYTES:end], HEADER)
+    number, addresses, body = bounded_decoding.unpack(data[PREFIX_BYTES:end], HEADER)
     if number != FORMAT:
         raise MalformedMessage(f"format {number!r} is unknown; this side reads {FORMAT}")
     blobs = _Blobs(data, end + -end % ALIGNMENT)
     payload = Error(body) if type(body) is int else _records(body, blobs)
     if blobs.at != len(data):
         raise MalformedMessage("bytes are left over")
-    return arrived(payload, _metadata(*named))
+    return delivered_message(payload, _metadata(*addresses))
 
 
 def _metadata(run: Any, message: Any, reply_to: Any, source: Any, destination: Any, *labels: Any) -> Metadata:
@@ -248,10 +248,10 @@ def _text(key: Any) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    named = dict(pairs)
-    if len(named) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise MalformedMessage("a name occurs twice")
-    return named
+    return values
 
 
 def _value(value: Any, blobs: _Blobs) -> Any:
@@ -272,9 +272,9 @@ class _Blobs:
         """Return the next `length` bytes, in place."""
         if type(length) is not int or not 0 <= length <= len(self._data) - self.at:
             raise MalformedMessage("an array is longer than the message")
-        taken = self._data[self.at : self.at + length]
+        blob = self._data[self.at : self.at + length]
         self.at += length + -length % ALIGNMENT
-        return taken
+        return blob
 
     def array(self, dtype: Any, shape: Any) -> NDArray[Any]:
         """Return the next array, in place."""

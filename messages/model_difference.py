@@ -60,26 +60,26 @@ def difference(old: Arrays, new: Arrays) -> bytes | None:
     layouts = [{name: (value.dtype, value.shape) for name, value in each.items()} for each in (old, new)]
     if layouts[0] != layouts[1] or list(old) != list(new):
         return None
-    told = b"".join(_told(old[name], value) for name, value in new.items())
-    return told if len(told) < bytes_of(new) else None
+    encoded = b"".join(_encode_array(old[name], value) for name, value in new.items())
+    return encoded if len(encoded) < bytes_of(new) else None
 
 
-def _told(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
-    before, after = _words(old), _words(new)
+def _encode_array(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
+    before, after = _bytes(old), _bytes(new)
     differs = np.empty(new.size, np.bool_)
     for part in _blocks(new.size):
         np.any(before[part] != after[part], axis=1, out=differs[part])
     if not differs.any():
         return _HEAD.pack(_SAME, 0, 0)
-    moved = _moved(old, new) if new.dtype.kind == "f" else None
+    moved = _encode_steps(old, new) if new.dtype.kind == "f" else None
     if moved is not None and np.count_nonzero(differs) * new.dtype.itemsize >= len(moved):
         return moved
-    changed = _packed(np.packbits(differs)) + _packed(after[differs].reshape(-1))
-    told = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
-    return told if moved is None or len(moved) >= len(told) else moved
+    changed = _compress(np.packbits(differs)) + _compress(after[differs].reshape(-1))
+    encoded = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
+    return encoded if moved is None or len(moved) >= len(encoded) else moved
 
 
-def _words(value: NDArray[np.generic]) -> Bytes:
+def _bytes(value: NDArray[np.generic]) -> Bytes:
     """Return the bytes of an array, a row for each coordinate."""
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8).reshape(value.size, value.dtype.itemsize)
 
@@ -88,7 +88,7 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
-def _moved(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
+def _encode_steps(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
     """Return an array's difference in whole steps; None without a step, or if the result is not bit-identical."""
     before, after = np.ravel(old), np.ravel(new)
     step = _step_between(before, after)
@@ -96,17 +96,17 @@ def _moved(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
         return None
     zigzag = np.empty(after.size, "<u4")  # small numbers, whatever their signs
     for part in _blocks(after.size):
-        numbers = np.ldexp(_far(before[part], after[part]), -step).astype(np.int64)
-        if not np.array_equal(_words(_stepped(before[part], numbers, step)), _words(after[part])):
+        numbers = np.ldexp(_differences(before[part], after[part]), -step).astype(np.int64)
+        if not np.array_equal(_bytes(_moved(before[part], numbers, step)), _bytes(after[part])):
             return None
         zigzag[part] = (numbers << 1) ^ (numbers >> 63)
     width = max(1, (int(zigzag.max()).bit_length() + 7) // 8)
     planes = zigzag.view(np.uint8).reshape(-1, _WIDEST)[:, :width].T
-    packed = b"".join(_packed(np.ascontiguousarray(plane)) for plane in planes)
+    packed = b"".join(_compress(np.ascontiguousarray(plane)) for plane in planes)
     return _HEAD.pack(_MOVED + width, step, len(packed)) + packed
 
 
-def _far(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.float64]:
+def _differences(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         return np.subtract(new, old, dtype=np.float64)
 
@@ -114,9 +114,9 @@ def _far(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.float
 def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | None:
     """Return the exponent of the longest power of two that divides all differences, if these are small multiples of it."""
     step: int | None = None
-    most = 0.0
+    largest = 0.0
     for part in _blocks(new.size):
-        moved = _far(old[part], new[part])
+        moved = _differences(old[part], new[part])
         nonzero = moved[moved != 0]
         if not np.isfinite(nonzero).all():
             return None
@@ -125,21 +125,21 @@ def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | N
         digits, exponents = np.frexp(nonzero)
         whole = np.abs(np.ldexp(digits, _EXACT)).astype(np.int64)
         lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
-        found = int(np.min(exponents - _EXACT + lowest))
-        step = found if step is None else min(step, found)
-        most = max(most, float(np.max(np.abs(nonzero))))
-        if most >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
+        divisor = int(np.min(exponents - _EXACT + lowest))
+        step = divisor if step is None else min(step, divisor)
+        largest = max(largest, float(np.max(np.abs(nonzero))))
+        if largest >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
             return None
     return step
 
 
-def _packed(values: Bytes) -> bytes:
+def _compress(values: Bytes) -> bytes:
     """Return compressed bytes after their length, by Huffman codes with or without repetitions, whichever is shorter."""
-    found: list[bytes] = []
+    candidates: list[bytes] = []
     for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
         packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
-        found.append(packer.compress(values.data) + packer.flush())
-    shortest = min(found, key=len)
+        candidates.append(packer.compress(values.data) + packer.flush())
+    shortest = min(candidates, key=len)
     return _LENGTH.pack(len(shortest)) + shortest
 
 
@@ -159,7 +159,7 @@ def apply(old: Arrays, difference: bytes) -> dict[str, NDArray[np.generic]]:
     try:
         reader, new = _Reader(difference), dict[str, NDArray[np.generic]]()
         for name, value in old.items():
-            new[name] = _applied(value, reader)
+            new[name] = _decode_array(value, reader)
         reader.end()
         return new
     except NoDifference:
@@ -178,17 +178,17 @@ class _Reader:
         """Return the next `count` bytes."""
         if count > len(self._remaining):
             raise NoDifference("it ends too early")
-        taken, self._remaining = self._remaining[:count], self._remaining[count:]
-        return taken
+        data, self._remaining = self._remaining[:count], self._remaining[count:]
+        return data
 
-    def unpacked(self, count: int) -> Bytes:
+    def decompress(self, count: int) -> Bytes:
         """Return `count` bytes that `_packed` compressed."""
         (length,) = _LENGTH.unpack(self.take(_LENGTH.size))
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        found = unpacker.decompress(self.take(length), count + 1)
-        if len(found) != count or not unpacker.eof or unpacker.unused_data:
+        values = unpacker.decompress(self.take(length), count + 1)
+        if len(values) != count or not unpacker.eof or unpacker.unused_data:
             raise NoDifference("an array has another size")
-        return np.frombuffer(found, np.uint8)
+        return np.frombuffer(values, np.uint8)
 
     def end(self) -> None:
         """Refuse trailing bytes."""
@@ -196,43 +196,43 @@ class _Reader:
             raise NoDifference("it has trailing bytes")
 
 
-def _applied(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
-    how, step, length = _HEAD.unpack(reader.take(_HEAD.size))
+def _decode_array(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
+    kind, step, length = _HEAD.unpack(reader.take(_HEAD.size))
     part = _Reader(reader.take(length))
-    if how == _SAME:
+    if kind == _SAME:
         new = old.copy()
-    elif how == _CHANGED:
-        new = _changed(old, part)
-    elif _MOVED < how <= _MOVED + _WIDEST and old.dtype.kind == "f":
-        new = _moved_by(old, [part.unpacked(old.size) for _ in range(how - _MOVED)], step)
+    elif kind == _CHANGED:
+        new = _decode_changes(old, part)
+    elif _MOVED < kind <= _MOVED + _WIDEST and old.dtype.kind == "f":
+        new = _add_steps(old, [part.decompress(old.size) for _ in range(kind - _MOVED)], step)
     else:
-        raise NoDifference(f"an array has an unknown encoding ({how})")
+        raise NoDifference(f"an array has an unknown encoding ({kind})")
     part.end()
     return new
 
 
-def _changed(old: NDArray[np.generic], part: _Reader) -> NDArray[np.generic]:
-    bits = part.unpacked((old.size + 7) // 8)
+def _decode_changes(old: NDArray[np.generic], part: _Reader) -> NDArray[np.generic]:
+    bits = part.decompress((old.size + 7) // 8)
     differs = np.unpackbits(bits, count=old.size).astype(bool)
-    words = _words(old).copy()
-    words[differs] = part.unpacked(int(differs.sum()) * old.dtype.itemsize).reshape(-1, old.dtype.itemsize)
+    words = _bytes(old).copy()
+    words[differs] = part.decompress(int(differs.sum()) * old.dtype.itemsize).reshape(-1, old.dtype.itemsize)
     return words.reshape(-1).view(old.dtype).reshape(old.shape)
 
 
-def _moved_by(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> NDArray[np.generic]:
+def _add_steps(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> NDArray[np.generic]:
     """Return an array moved by whole steps, whose counts are stored as byte planes."""
     before, new = np.ravel(old), np.empty(old.size, old.dtype)
     for part in _blocks(old.size):
         words = np.zeros((part.stop - part.start, 8), np.uint8)
-        for place, plane in enumerate(planes):
-            words[:, place] = plane[part]
+        for index, plane in enumerate(planes):
+            words[:, index] = plane[part]
         zigzag = words.reshape(-1).view("<u8")
         numbers = (zigzag >> np.uint64(1)).astype(np.int64) ^ -(zigzag & np.uint64(1)).astype(np.int64)
-        new[part] = _stepped(before[part], numbers, step)
+        new[part] = _moved(before[part], numbers, step)
     return new.reshape(old.shape)
 
 
-def _stepped(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
+def _moved(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
     """Return values moved by whole steps."""
     far = np.ldexp(numbers.astype(np.float64), step)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -15,7 +15,7 @@ from .wire import RENEWAL
 
 DEVICE, CERTIFICATE, ROLLOVERS = "device", "certificate", "rollovers"
 LONGEST_CERTIFICATE = 1 << 14
-MOST_SUITES = 64
+MAX_SUITES = 64
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
 
 
@@ -48,22 +48,22 @@ def renewal_to(node: int, certificate: str, rollovers: str = "") -> Message:
       certificate: in PEM; empty for none.
       rollovers: of the authority, as text; empty for none.
     """
-    told = {CERTIFICATE: certificate, **({ROLLOVERS: rollovers} if rollovers else {})}
-    return Message(RecordDict({RENEWAL: ConfigRecord({**told})}), node, MESSAGE_TYPE)
+    fields = {CERTIFICATE: certificate, **({ROLLOVERS: rollovers} if rollovers else {})}
+    return Message(RecordDict({RENEWAL: ConfigRecord({**fields})}), node, MESSAGE_TYPE)
 
 
 def read_renewal(message: Message) -> str | None:
     """Return the certificate in a message, empty for none; None if it is another message."""
     if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
         return None
-    found = config_of(message.content, RENEWAL).get(CERTIFICATE)
-    return found if isinstance(found, str) and len(found) <= LONGEST_CERTIFICATE else None
+    certificate = config_of(message.content, RENEWAL).get(CERTIFICATE)
+    return certificate if isinstance(certificate, str) and len(certificate) <= LONGEST_CERTIFICATE else None
 
 
 def rollovers_in(message: Message) -> str:
     """Return the rollovers in a renewal, as text; empty for none."""
-    found = config_of(message.content, RENEWAL).get(ROLLOVERS)
-    return found if isinstance(found, str) else ""
+    rollovers = config_of(message.content, RENEWAL).get(ROLLOVERS)
+    return rollovers if isinstance(rollovers, str) else ""
 
 
 def facts_reply(message: Message, facts: DeviceFacts) -> Message:
@@ -77,4 +77,4 @@ def read_facts(reply: Message) -> DeviceFacts | None:
     if reply.has_error():
         return None
     facts = read_record(DeviceFacts, config_of(reply.content, DEVICE))
-    return facts if facts and len(facts.suites) <= MOST_SUITES else None
+    return facts if facts and len(facts.suites) <= MAX_SUITES else None

@@ -23,8 +23,8 @@ from .wire import OVER, memory_arrays, views
 MODEL, MESSAGE_TYPE = "model", "query"
 RECEIPT = "receipt"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
-MOST_MANIFEST = 1 << 20  # characters
-LISTED = Form(f".{{,{MOST_MANIFEST}}}", printable=False)
+MAX_MANIFEST = 1 << 20  # characters
+LISTED = Form(f".{{,{MAX_MANIFEST}}}", printable=False)
 
 
 @dataclass(frozen=True)

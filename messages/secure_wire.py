@@ -27,8 +27,8 @@ USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Place of an exchange in a run, for clients' ledgers and streams; the protocol has its own.
+class Position:
+    """Position of an exchange in a run, for clients' ledgers and streams; the protocol has its own.
 
     Attributes:
       run: name of the run.
@@ -43,10 +43,10 @@ class Place:
     exchange: Exchange
 
 
-def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, ConfigRecord]:
+def ask(messages: Sequence[bytes], spec: ShareSpec, position: Position) -> dict[str, ConfigRecord]:
     """Return the records that carry an exchange's messages to one node."""
     return {
-        SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(place)}),
+        SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(position)}),
         SECURE_RECORD: ConfigRecord({"messages": list(messages)}),
     }
 
@@ -63,8 +63,8 @@ def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, Co
 
 def roster_of(content: RecordDict) -> bytes | None:
     """Return the signed roster in an instruction, or None."""
-    found = config_of(content, ROSTER_RECORD).get("signed")
-    return found if isinstance(found, bytes) else None
+    roster = config_of(content, ROSTER_RECORD).get("signed")
+    return roster if isinstance(roster, bytes) else None
 
 
 def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
@@ -82,16 +82,16 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
 
 def failure_of(content: RecordDict) -> int | None:
     """Return a reply's code for an empty message, or None."""
-    found = config_of(content, SECURE_RECORD).get("failure")
-    return found if isinstance(found, int) else None
+    failure = config_of(content, SECURE_RECORD).get("failure")
+    return failure if isinstance(failure, int) else None
 
 
 def messages_of(content: RecordDict) -> list[bytes] | None:
     """Return the protocol's messages in an instruction or a reply; None if it has none, or an invalid value."""
-    found = config_of(content, SECURE_RECORD).get("messages")
-    if not isinstance(found, list) or not all(isinstance(each, bytes) for each in found):
+    messages = config_of(content, SECURE_RECORD).get("messages")
+    if not isinstance(messages, list) or not all(isinstance(each, bytes) for each in messages):
         return None
-    return cast(list[bytes], found)
+    return cast(list[bytes], messages)
 
 
 @lru_cache(maxsize=16)  # all messages of a round have the same spec
@@ -111,11 +111,11 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
     return build(ShareSpec, read_json(str(config_of(content, SPEC_RECORD)["spec"])))
 
 
-def read_place(content: RecordDict) -> Place:
-    """Return the place of an instruction."""
+def read_position(content: RecordDict) -> Position:
+    """Return the position of an instruction."""
     record = config_of(content, SPEC_RECORD)
     round_, attempt, exchange = (int(str(record[name])) for name in ("round", "attempt", "exchange"))
-    return Place(str(record["run"]), round_, attempt, Exchange(exchange))
+    return Position(str(record["run"]), round_, attempt, Exchange(exchange))
 
 
 def task_hash(spec: ShareSpec) -> bytes:

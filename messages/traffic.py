@@ -69,7 +69,7 @@ class Carried:
     down: Mapping[str, int] = field(default_factory=dict[str, int])
     up: Mapping[str, int] = field(default_factory=dict[str, int])
 
-    def since(self, earlier: Carried) -> Carried:
+    def minus(self, earlier: Carried) -> Carried:
         """Return the traffic since an earlier count."""
         return Carried(
             dict(Counter(self.down) - Counter(earlier.down)), dict(Counter(self.up) - Counter(earlier.up))
@@ -106,16 +106,16 @@ class Tally:
         """
         whole = sum(shares.values())
         with self._lock:
-            found: Any = self._bytes[direction]  # a fraction of a byte is kept until it is told
+            sizes: Any = self._bytes[direction]  # fractions of a byte are rounded only in a total
             for purpose, part in shares.items():
-                found[purpose] += size * part / whole
+                sizes[purpose] += size * part / whole
 
     def total(self) -> Carried:
         """Return the total so far."""
         with self._lock:
             down, up = (
-                {str(each): round(found[each]) for each in TrafficPurpose if round(found[each])}
-                for found in (self._bytes["down"], self._bytes["up"])
+                {str(each): round(sizes[each]) for each in TrafficPurpose if round(sizes[each])}
+                for sizes in (self._bytes["down"], self._bytes["up"])
             )
         return Carried(down, up)
 

@@ -30,7 +30,7 @@ DIGEST = Form("[0-9a-f]{64}", "give 64 hexadecimal digits")
 NEW = "@"  # between a run's display name and the part that makes it unique
 MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
-MOST_PER_PERSON = 100  # as many examples as the configuration allows
+MAX_PER_PERSON = 100  # as many examples as the configuration allows
 ABOVE_0 = Range(gt=0)
 DELTA = Range(gt=0, lt=1)
 RUN_NAME = Form(f".{{1,{MAX_RUN}}}", f"give a name of 1 to {MAX_RUN} printable characters")  # on ledgers
@@ -104,8 +104,8 @@ class RecordTerms:
     participations: Annotated[int, Range(ge=1, le=MAX_PARTICIPATIONS)] = 1
     gradients: Annotated[str, OneOf(GRADIENTS)] = "auto"
     runs: Annotated[int, Range(ge=1, le=MAX_RUNS)] = 1
-    per_person: Annotated[int, Range(ge=1, le=MOST_PER_PERSON)] | None = None
-    clients_per_person: Annotated[int, Range(ge=1, le=MOST_PER_PERSON)] | None = None
+    per_person: Annotated[int, Range(ge=1, le=MAX_PER_PERSON)] | None = None
+    clients_per_person: Annotated[int, Range(ge=1, le=MAX_PER_PERSON)] | None = None
     sample_rate: Annotated[float, Range(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
@@ -171,13 +171,13 @@ class TrainingOrder:
             remedy = "the number of training records would reveal which they are"
             raise Refusal("held_out", self.held_out, f"is incompatible with privacy={self.privacy}: {remedy}")
         object.__setattr__(self, "moments", _moments(self.moments) if self.moments else None)
-        for name, given, modes in (
+        for name, value, modes in (
             ("client", self.client, CLIENT_MODES),
             ("record", self.record, RECORD_MODES),
             ("sample_rate", self.sample_rate, STEP_MODES),
         ):
-            if (given is not None) != (self.privacy in modes):
-                raise Refusal(name, given, f"is incompatible with privacy={self.privacy}")
+            if (value is not None) != (self.privacy in modes):
+                raise Refusal(name, value, f"is incompatible with privacy={self.privacy}")
 
     @property
     def sample_rate(self) -> float | None:
@@ -185,7 +185,7 @@ class TrainingOrder:
         return self.record and self.record.sample_rate
 
     @property
-    def told_to_task(self) -> dict[str, object]:
+    def task_options(self) -> dict[str, object]:
         """The options of the owner's task from the order: the scaling of tables' inputs."""
         return {"moments": self.moments} if self.moments else {}
 
@@ -240,12 +240,12 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
     """
     from .flower_adapter import values_under  # Flower is slow to import, and plans use orders
 
-    found = values_under(content, ORDER_KEY)
-    if not found:
+    orders = values_under(content, ORDER_KEY)
+    if not orders:
         return None
-    if len(found) > 1 or not isinstance(found[0], str):
-        raise Refusal(ORDER_KEY, f"{len(found)} values", "an instruction must have one order, as text")
-    return TrainingOrder.from_json(found[0])
+    if len(orders) > 1 or not isinstance(orders[0], str):
+        raise Refusal(ORDER_KEY, f"{len(orders)} values", "an instruction must have one order, as text")
+    return TrainingOrder.from_json(orders[0])
 
 
 def _moments(plain: object) -> dict[str, tuple[float, float]]:
@@ -256,12 +256,12 @@ def _moments(plain: object) -> dict[str, tuple[float, float]]:
     """
     if not isinstance(plain, Mapping) or not len(plain) <= MAX_SCALED:
         raise Refusal("moments", str(plain)[:40], f"must be a group of at most {MAX_SCALED} columns")
-    found: dict[str, tuple[float, float]] = {}
+    moments: dict[str, tuple[float, float]] = {}
     for name, pair in plain.items():
         if not isinstance(name, str) or not isinstance(pair, list | tuple) or len(pair) != 2:
             raise Refusal("moments", str(name)[:40], "must be a column with its mean and deviation")
-        found[name] = real("moments", pair[0]), ABOVE_0.check(float, "moments", pair[1])
-    return found
+        moments[name] = real("moments", pair[0]), ABOVE_0.check(float, "moments", pair[1])
+    return moments
 
 
 def people_call(run: str) -> str:

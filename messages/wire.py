@@ -170,7 +170,7 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 # --- out: instruction to the clients ---------------------------------------------------------------------------
 
 
-def written(spec: SumSpec) -> dict[str, Any]:
+def fields_of(spec: SumSpec) -> dict[str, Any]:
     """Return the fields of a spec for sending: `unit_norm` at the record level, `compression` if there is any."""
     return plain_of(spec)
 
@@ -178,7 +178,7 @@ def written(spec: SumSpec) -> dict[str, Any]:
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
     """Return the strategy's records with the sum's public parameters."""
     out = RecordDict(dict(content.items()))
-    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(written(spec)), "run": run, "round": server_round})
+    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(fields_of(spec)), "run": run, "round": server_round})
     return out
 
 
@@ -213,7 +213,7 @@ def read_attempt(content: RecordDict) -> int:
     return int(str(config_of(content, SPEC_RECORD).get("attempt", 0)))
 
 
-def asks(content: RecordDict) -> bool:
+def is_query(content: RecordDict) -> bool:
     """Return whether an instruction asks for something else than training."""
     return any(values_under(content, key) for key in (QUESTION_KEY, EVALUATION_KEY))
 
@@ -256,8 +256,8 @@ def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message
       message: the instruction that it answers.
     """
     width = width_of(spec)
-    sent = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
-    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)
+    payload = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
+    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: payload})}), reply_to=message)
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
@@ -376,16 +376,16 @@ def sum_of(
     """
     cohort_sum = CohortSum(np.zeros(size))
     missing = NO_REPLY
-    seen: set[str] = set()
+    answered: set[str] = set()
     for reply in replies:
         key = reply.metadata.reply_to_message_id or str(reply.metadata.src_node_id)
-        if key in seen:
+        if key in answered:
             continue
-        seen.add(key)
+        answered.add(key)
         add_reply(cohort_sum, reply, spec)
         del reply  # otherwise it is held until the next one arrives
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED
             break
-    cohort_sum.drop(missing, invited - len(seen))
+    cohort_sum.drop(missing, invited - len(answered))
     return cohort_sum

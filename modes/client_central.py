@@ -42,11 +42,11 @@ class ClientCentralMode(ClientMode):
         """Whether the clipping norm is chosen as the run goes."""
         return self.central.clipping == "adaptive"
 
-    def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], begun: int) -> Adaptation:
+    def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], start_round: int) -> Adaptation:
         """Return how clip and noise follow earlier releases. Arguments as of `Mode`."""
         level = self.central
         clip = AdaptiveClipping(level.clipping_quantile, level.clipping_learning_rate)
-        noise = AdaptiveNoise(plan, self.budget, TRAIN_LOSS, prior, begun)
+        noise = AdaptiveNoise(plan, self.budget, TRAIN_LOSS, prior, start_round)
         return Adaptation(clip if self.adapts_clip else None, noise if self.adapts_noise else None)
 
 

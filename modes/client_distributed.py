@@ -8,7 +8,7 @@ class ClientDistributedMode(ClientMode):
 
     distributed = True
     usual_over_selection = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
-    seen_draw = "none: the server sees who takes part"
+    public_draw = "none: the server sees who takes part"
 
 
 MODE = ClientDistributedMode

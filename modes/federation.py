@@ -51,18 +51,18 @@ class Federation(Parts):
 
     def __post_init__(self) -> None:
         if not self.identities:
-            drawn = self.randomness.stream("identities").bytes(32).hex()
-            object.__setattr__(self, "identities", drawn)
+            identities = self.randomness.stream("identities").bytes(32).hex()
+            object.__setattr__(self, "identities", identities)
 
     @property
     def held_out_public(self) -> bool:
         """Whether what is measured on the held-out data may be shown: the settings say it, else the task, else its data."""
-        asked, task = self.settings.task.held_out, self.task
-        return getattr(task, "held_out_public", task.simulated) if asked is None else asked == "public"
+        setting, task = self.settings.task.held_out, self.task
+        return getattr(task, "held_out_public", task.simulated) if setting is None else setting == "public"
 
     @cached_property
     def extra_clients(self) -> int:
-        """Number of an observer's clients beside the real ones."""
+        """Number of an observer's clients, in addition to the real ones."""
         return extra_of(self.settings).extra_clients(self.settings, self.task)
 
     @property
@@ -78,8 +78,8 @@ class Federation(Parts):
     @cached_property
     def masking(self) -> Masking | None:
         """Encryption of the sums, if any."""
-        asked = self.settings.secagg
-        if asked is None:
+        secagg = self.settings.secagg
+        if secagg is None:
             return None
         from ..privacy.secagg.transcript import Profile  # sums in the clear need no protocol
         from ..server.masking import Masking
@@ -87,15 +87,15 @@ class Federation(Parts):
         roster, signed = self.population.sign(self.identities, self.num_nodes, self.doubly_signed)
         return Masking(
             roster,
-            asked.dropout,
-            asked.collusion,
-            Profile(asked.profile),
-            asked.bits,
-            asked.clipping_norm,
-            self.population.most_examples(
+            secagg.dropout,
+            secagg.collusion,
+            Profile(secagg.profile),
+            secagg.bits,
+            secagg.clipping_norm,
+            self.population.max_examples(
                 COUNT_BOUND_BATCHES * self.settings.training.batch_size, lambda: self.mode.sizes[-1]
             ),
-            asked.suite,
+            secagg.suite,
             signed_roster=signed,
         )
 
@@ -103,7 +103,7 @@ class Federation(Parts):
         """Refuse a cohort that is too small for an encrypted sum.
 
         Raises:
-          Refusal: one of the expected size cannot stand the stated dropout beside the stated collusion.
+          Refusal: one of the expected size cannot stand the stated dropout and the stated collusion together.
         """
         real = invited_size(self.cohort, self.num_clients)
         self.check_sum(round(real * self.num_nodes / self.num_clients))
@@ -112,26 +112,31 @@ class Federation(Parts):
         """Refuse an encrypted sum of too few clients.
 
         Raises:
-          Refusal: they cannot stand the stated dropout beside the stated collusion.
+          Refusal: they cannot stand the stated dropout and the stated collusion together.
         """
         if self.masking is not None:
             self.masking.shape(clients)
 
     @property
     def doubly_signed(self) -> bool:
-        """Whether the suite of the encrypted sums has ML-DSA beside Ed25519."""
+        """Whether the suite of the encrypted sums has ML-DSA in addition to Ed25519."""
         from ..privacy.secagg.suite import SUITES
 
-        asked = self.settings.secagg
-        return asked is not None and SUITES[asked.suite].doubly_signed
+        secagg = self.settings.secagg
+        return secagg is not None and SUITES[secagg.suite].doubly_signed
+
+    @property
+    def needs_all_clients(self) -> bool:
+        """Whether a client whose data are refused cannot drop out: of an encrypted sum, or of a step on all records."""
+        return self.settings.secagg is not None or self.mode.sums_records
 
     @property
     def compression(self) -> CompressionPlan | None:
         """Compression of updates before clipping, if any."""
-        asked = self.settings.compress
-        if isinstance(asked, NoCompression):
+        settings = self.settings.compress
+        if isinstance(settings, NoCompression):
             return None
-        return CompressionPlan(asked.name, asked.ratio, asked.cells)
+        return CompressionPlan(settings.name, settings.ratio, settings.cells)
 
     @property
     def sends_differences(self) -> bool:

@@ -22,7 +22,7 @@ from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency
-from ..server.round_terms import UnitsOfClient
+from ..server.round_terms import UnitsPerClient
 from ..tasks.data import Data, data_of, size_of
 from ..tasks.persons import Owners, kept
 from .parts import Parts
@@ -52,7 +52,7 @@ class Promise:
       noise_multiplier: as the settings give it; None where it is planned from the budget.
       adversaries: from whom it is hidden.
       sampling: in words of a result.
-      own_ledgers: whether each client's own ledger is charged, in place of the one of all clients.
+      per_client: whether each client's own ledger is charged, in place of the one of all clients.
     """
 
     unit: Unit
@@ -62,7 +62,7 @@ class Promise:
     noise_multiplier: float | None
     adversaries: tuple[Adversary, ...]
     sampling: str
-    own_ledgers: bool = False
+    per_client: bool = False
 
     @property
     def budget(self) -> Budget:
@@ -85,7 +85,7 @@ class Mode:
       sum_source: `Release.source` of the sums on a ledger of real clients.
       spends: whether a run charges anybody.
       usual_over_selection: ratio of the invited to the planned cohort, above 1 where that costs no privacy.
-      seen_draw: why the draw of a cohort is public; empty where it may be secret.
+      public_draw: why the draw of a cohort is public; empty where it may be secret.
       hides_clients: whether the sums hide whole clients.
       sums_cost_records: whether a sum of whole clients costs their records something in addition.
       sums_records: whether a sum is of clipped records, in which every client takes part.
@@ -100,7 +100,7 @@ class Mode:
     sum_source: ClassVar[str | None] = None
     spends = True
     usual_over_selection = 1.0
-    seen_draw = ""
+    public_draw = ""
     hides_clients = False
     sums_cost_records = False
     sums_records = False
@@ -122,7 +122,7 @@ class Mode:
         return None
 
     @property
-    def own_budget(self) -> Budget | None:
+    def client_budget(self) -> Budget | None:
         """The budget of each client's own ledger, if there is one."""
         return None
 
@@ -181,8 +181,8 @@ class Mode:
 
     def data_of(self, client: int) -> Data:
         """Return a client's training data, without a person's examples beyond the limit."""
-        most = self.clients_per_person
-        owners = None if most is None else Owners(client, range(self.parts.num_clients), most)
+        max_clients = self.clients_per_person
+        owners = None if max_clients is None else Owners(client, range(self.parts.num_clients), max_clients)
         return kept(data_of(self.parts.task, client), self.per_person, owners)
 
     @cached_property
@@ -206,9 +206,9 @@ class Mode:
         return self.parts.declared_clients
 
     @cached_property
-    def units(self) -> UnitsOfClient:
+    def units(self) -> UnitsPerClient:
         """Number of privacy units in a client's vector."""
-        return UnitsOfClient()
+        return UnitsPerClient()
 
     @property
     def expected_units(self) -> float:
@@ -230,9 +230,9 @@ class Mode:
     @property
     def longest_norm(self) -> float:
         """Largest norm of a unit in an encrypted sum, under all values that are tried."""
-        asked = self.parts.settings.secagg
-        assert asked is not None
-        return asked.clipping_norm
+        secagg = self.parts.settings.secagg
+        assert secagg is not None
+        return secagg.clipping_norm
 
     @property
     def adapts_noise(self) -> bool:
@@ -262,13 +262,13 @@ class Mode:
         """Return the settings with this noise on the sums."""
         return self.parts.settings.privacy
 
-    def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], begun: int) -> Adaptation:
+    def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], start_round: int) -> Adaptation:
         """Return how clip and noise follow earlier releases.
 
         Args:
           plan: of the remaining rounds.
           prior: events that the ledger already holds.
-          begun: the round after which `plan` applies.
+          start_round: the round after which `plan` applies.
         """
         return NOTHING_ADAPTS
 
@@ -283,7 +283,7 @@ class Mode:
     # --- questions -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_of_client(self) -> float | None:
+    def max_rows(self) -> float | None:
         """Bound on the rows of a client that answer an evaluation; None where a client answers as a whole."""
         return None
 
@@ -356,14 +356,14 @@ class Mode:
         """Return what an order says of records."""
         return None
 
-    def tells_units(self, promise: Promise) -> str | None:
+    def count_disclosure(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of a promise's units, with the remedy; None if none does."""
         return "a client's sampling rate reveals its number of records; use zero-out"
 
     def check_adjacencies(self) -> None:
         """Refuse a promise to hide the number of units where a public value reveals it."""
         for promise in reversed(self.promises):
-            check_adjacency("privacy.adjacency", promise.adjacency, self.tells_units(promise))
+            check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
 
     # --- words -----------------------------------------------------------------------------------------------------
 
@@ -380,6 +380,6 @@ class Mode:
         """
         return []
 
-    def persons(self, most: int) -> str:
+    def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""
-        return f"At most {most} clients train on one person: the losses at {most} of them add up."
+        return f"At most {clients} clients train on one person: the losses at {clients} of them add up."

@@ -39,11 +39,11 @@ class Parts:
     @property
     def task_name(self) -> str:
         """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
-        asked = self.settings.task
-        if not isinstance(asked, CustomTask):
-            return asked.option
-        own = getattr(self.task, "name", None)
-        return asked.label or (own if isinstance(own, str) and own else asked.target.partition(":")[2])
+        task = self.settings.task
+        if not isinstance(task, CustomTask):
+            return task.option
+        name = getattr(self.task, "name", None)
+        return task.label or (name if isinstance(name, str) and name else task.target.partition(":")[2])
 
     @property
     def num_clients(self) -> int:

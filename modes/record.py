@@ -14,10 +14,10 @@ from ..configs.privacy_settings import Record
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta
-from ..privacy.ledger.book import identity_of, require_unit
-from ..privacy.ledger.caps import NAMED, CapEnded, capped
+from ..privacy.ledger.caps import NAME_LENGTH, CapEnded, capped
 from ..privacy.ledger.client_sums import read_records
-from ..privacy.ledger.data_sets import Owed
+from ..privacy.ledger.data_sets import PendingCharges
+from ..privacy.ledger.ledger_state import identity_of, require_unit
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan, Unaffordable
 from ..strategies.cohorts import likely_participations
@@ -54,7 +54,7 @@ class RecordMode(Mode):
     def promises(self) -> tuple[Promise, ...]:
         """The promises of the sums, and that of each client."""
         level = self.level_of_records
-        own = Promise(
+        promise = Promise(
             level.unit,
             level.target_epsilon,
             level.target_delta,
@@ -62,12 +62,12 @@ class RecordMode(Mode):
             level.noise_multiplier,
             EVERYBODY,
             "poisson batches, in the rounds taken part in",
-            own_ledgers=True,
+            per_client=True,
         )
-        return (*super().promises, own)
+        return (*super().promises, promise)
 
     @property
-    def own_budget(self) -> Budget:
+    def client_budget(self) -> Budget:
         """The budget of each client's own ledger."""
         return self.promises[-1].budget
 
@@ -91,7 +91,7 @@ class RecordMode(Mode):
     @property
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a bound."""
-        return self.parts.population.most_clients(self.level_of_records.clients_per_person)
+        return self.parts.population.max_clients(self.level_of_records.clients_per_person)
 
     @property
     def gradients(self) -> str:
@@ -113,7 +113,7 @@ class RecordMode(Mode):
         """Return the ledgers of the clients of this machine."""
         population = self.parts.population
         home = population.client_ledger_home(Path())
-        return [home / f"{name[:NAMED]}.ledger" for name in population.client_ledgers]
+        return [home / f"{name[:NAME_LENGTH]}.ledger" for name in population.client_ledgers]
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
@@ -126,8 +126,8 @@ class RecordMode(Mode):
         if self.parts.simulated or not rounds:
             return replace(client, record=level)
         if self.level_of_records.noise_multiplier:
-            return replace(client, record=self._with_a_round_left(level, client, events()))
-        return replace(client, record=self._within_what_is_left(level, client, rounds, resumed, events()))
+            return replace(client, record=self._with_noise_for_one_round(level, client, events()))
+        return replace(client, record=self._with_noise_by_ledger(level, client, rounds, resumed, events()))
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
         """Return the settings of clients of this machine that answer a question, without noise for training. Arguments as of `Mode`."""
@@ -169,11 +169,11 @@ class RecordMode(Mode):
         noise: list[tuple[int, float]] = []
         for first in range(0, len(sizes), each):
             neediest = _neediest(sizes[first : first + each], client)
-            needed = (calibrated_noise(level, n, client, rounds, beside=events) for n in neediest)
+            needed = (calibrated_noise(level, n, client, rounds, other_events=events) for n in neediest)
             noise.append((sizes[first], max(needed)))
         return tuple(noise)
 
-    def _within_what_is_left(
+    def _with_noise_by_ledger(
         self,
         level: RecordPrivacy,
         client: ClientSettings,
@@ -189,26 +189,26 @@ class RecordMode(Mode):
         Raises:
           Refusal: no client has enough left.
         """
-        left, whole = map(self._participations, (rounds, self.parts.settings.num_rounds))
+        rounds_left, whole = map(self._participations, (rounds, self.parts.settings.num_rounds))
         planned: dict[str, float] = {}
         refusals: list[Refusal] = []
-        owed = self.parts.population.owed()
+        pending = self.parts.population.pending_charges()
         for name, records in self._ledgers().items():
             try:
-                own, prior = _left(level, name, owed)
+                capped_level, prior = _within_ledger(level, name, pending)
                 count = records + level.canaries
                 planned[name] = (
-                    calibrated_noise(own, count, client, left, prior, whole, events)
-                    if prior or own != level
+                    calibrated_noise(capped_level, count, client, rounds_left, prior, whole, events)
+                    if prior or capped_level != level
                     else level.noise_multiplier(count)
                 )
             except Refusal as refusal:
                 refusals.append(refusal)
         if resumed and not planned:  # a hundredth of a budget may be many of its rounds
-            return self._with_a_round_left(level, client, events)
+            return self._with_noise_for_one_round(level, client, events)
         return _unless_all_refuse(replace(level, noise_by_ledger=tuple(planned.items())), planned, refusals)
 
-    def _with_a_round_left(
+    def _with_noise_for_one_round(
         self, level: RecordPrivacy, client: ClientSettings, events: Sequence[DpEvent]
     ) -> RecordPrivacy:
         """Return the level of records unchanged if some ledger affords a round with its noise.
@@ -217,12 +217,12 @@ class RecordMode(Mode):
           Refusal: none does.
         """
         refusals: list[Refusal] = []
-        owed = self.parts.population.owed()
+        pending = self.parts.population.pending_charges()
         for name, records in self._ledgers().items():
             try:
-                own, prior = _left(level, name, owed)
-                plan = record_plan(own, records + level.canaries, client)
-                plan.require_one_round(own.terms.budget, [*prior, *events])
+                capped_level, prior = _within_ledger(level, name, pending)
+                plan = record_plan(capped_level, records + level.canaries, client)
+                plan.require_one_round(capped_level.terms.budget, [*prior, *events])
                 return level
             except Refusal as refusal:
                 refusals.append(refusal)
@@ -272,20 +272,22 @@ def _unless_all_refuse(
     return level
 
 
-def _left(level: RecordPrivacy, name: str, owed: Owed) -> tuple[RecordPrivacy, list[DpEvent]]:
+def _within_ledger(
+    level: RecordPrivacy, name: str, pending: PendingCharges
+) -> tuple[RecordPrivacy, list[DpEvent]]:
     """Return the level of records within a ledger's caps, and the events that the ledger holds or owes."""
     path = level.ledger_path(name)
-    kept = identity_of(path)
-    require_unit(path, kept.get("unit"), str(level.terms.budget.unit))
+    identity = identity_of(path)
+    require_unit(path, identity.get("unit"), str(level.terms.budget.unit))
     adjacency = level.terms.adjacency
-    if kept.get("adjacency", adjacency) != adjacency:
-        remedy = f"ledgers of these records are kept for {kept['adjacency']}; use that adjacency"
+    if identity.get("adjacency", adjacency) != adjacency:
+        remedy = f"ledgers of these records are kept for {identity['adjacency']}; use that adjacency"
         raise Refusal("privacy.adjacency", str(adjacency), remedy)
     budget = capped(path, level.terms.budget)
     limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     within = replace(level, terms=replace(level.terms, **limits))
-    whole, _ = read_records(owed.clients, path, budget.adjacency)
-    return within, [*whole.events(Adversary.MODEL), *owed.events(name, Adversary.MODEL)]
+    whole, _ = read_records(pending.clients, path, budget.adjacency)
+    return within, [*whole.events(Adversary.MODEL), *pending.events(name, Adversary.MODEL)]
 
 
 def _neediest(sizes: Sequence[int], client: ClientSettings) -> set[int]:

@@ -31,10 +31,10 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
         client = self.central.model_copy(update={"noise_multiplier": noise_multiplier})
         return self.both.model_copy(update={"client": client})
 
-    def tells_units(self, promise: Promise) -> str:
+    def count_disclosure(self, promise: Promise) -> str:
         """Return which public value reveals the number of a promise's units, with the remedy."""
-        if promise.own_ledgers:
-            return str(Mode.tells_units(self, promise))
+        if promise.per_client:
+            return str(Mode.count_disclosure(self, promise))
         return "record-level noise depends on a client's number of records; use zero-out, or client_central"
 
     def evaluation(self, noise_multiplier: float) -> Plan:

@@ -16,7 +16,7 @@ from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
-from ..server.round_terms import UnitsOfClient
+from ..server.round_terms import UnitsPerClient
 from ..strategies.record_plan import PoissonBatches
 from .mode import Events, Mode
 from .sums import SumMode
@@ -81,7 +81,7 @@ class RecordDistributedMode(SumMode):
     @property
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a bound."""
-        return self.parts.population.most_clients(self.step.clients_per_person)
+        return self.parts.population.max_clients(self.step.clients_per_person)
 
     @property
     def records_of_unit(self) -> int:
@@ -99,7 +99,7 @@ class RecordDistributedMode(SumMode):
         return self.step.records or super().records
 
     @property
-    def most_records(self) -> int:
+    def max_records(self) -> int:
         """Bound on the records of one client, declared or, in a simulation, counted."""
         return self.step.most_records or self.sizes[-1]
 
@@ -109,12 +109,12 @@ class RecordDistributedMode(SumMode):
         return self.records
 
     @cached_property
-    def units(self) -> UnitsOfClient:
+    def units(self) -> UnitsPerClient:
         """Number of records in a client's vector."""
-        rate, most = self.step.sample_rate, self.most_records + self.extra_records
-        drawn = rate * most + OFTEN * math.sqrt(rate * (1 - rate) * most + 1)
+        rate, max_records = self.step.sample_rate, self.max_records + self.extra_records
+        max_drawn = rate * max_records + OFTEN * math.sqrt(rate * (1 - rate) * max_records + 1)
         expected = rate * self.records / self.parts.num_clients
-        return UnitsOfClient(max(1.0, min(float(most), drawn)), expected)
+        return UnitsPerClient(max(1.0, min(float(max_records), max_drawn)), expected)
 
     @property
     def expected_units(self) -> float:
@@ -123,7 +123,7 @@ class RecordDistributedMode(SumMode):
 
     def sum_spec(self, plan: Plan) -> SumSpec:
         """Return the lattice of a sum of updates alone."""
-        return SumSpec(plan.clipping_norm * self.units.most, unit_norm=plan.clipping_norm)
+        return SumSpec(plan.clipping_norm * self.units.maximum, unit_norm=plan.clipping_norm)
 
     def sums_before(self) -> Sequence[DpEvent]:
         """Return a record's events by earlier sums of clients that the ledger of all records does not hold."""
@@ -132,9 +132,9 @@ class RecordDistributedMode(SumMode):
     # --- questions -------------------------------------------------------------------------------------------------
 
     @property
-    def rows_of_client(self) -> float | None:
+    def max_rows(self) -> float | None:
         """Bound on the rows of a client that answer an evaluation."""
-        return float(self.most_records)
+        return float(self.max_records)
 
     @property
     def question_sampling(self) -> Sampling:
@@ -196,9 +196,9 @@ class RecordDistributedMode(SumMode):
             sample_rate=step.sample_rate,
         )
 
-    def persons(self, most: int) -> str:
+    def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""
-        return f"At most {most} clients train on one person, and all of that is one unit."
+        return f"At most {clients} clients train on one person, and all of that is one unit."
 
 
 MODE = RecordDistributedMode

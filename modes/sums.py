@@ -11,7 +11,7 @@ from ..messages.training_order import ClientClaim
 from ..privacy.budget import Adversary, Budget
 from ..privacy.mechanisms.mechanism import Mechanism, mechanism_of
 from ..privacy.mechanisms.sizing import Attendance, size_shares
-from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec, least_share
+from ..privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec, metrics_share
 from ..privacy.plan import Plan
 from ..privacy.preconditions import VACUOUS_CLIENTS, vacuity
 from ..strategies.cohorts import All
@@ -110,12 +110,12 @@ class SumMode(Mode):
 
     def metrics_share(self, plan: Plan) -> float:
         """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
-        given = self.level.metrics_share
-        if given is not None:
-            return given
+        share = self.level.metrics_share
+        if share is not None:
+            return share
         parts = self.parts
         expected = parts.cohort.expected_size(parts.declared_clients)
-        return least_share(plan.noise_std / plan.clipping_norm, expected, len(self.metrics))
+        return metrics_share(plan.noise_std / plan.clipping_norm, expected, len(self.metrics))
 
     def question_ledgers(self) -> list[Path]:
         """Return the ledger of all clients."""
@@ -203,11 +203,11 @@ class ClientMode(SumMode):
         assert plan.noise_multiplier is not None
         return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
 
-    def tells_units(self, promise: Promise) -> str | None:
+    def count_disclosure(self, promise: Promise) -> str | None:
         """Return which public value reveals the number of clients, with the remedy; None if none does."""
         settings, population = self.parts.settings, self.parts.population
-        if population.tells_clients:
-            return population.tells_clients
+        if population.count_disclosure:
+            return population.count_disclosure
         if self.parts.cohort.replaces:
             return "such a cohort replaces a client that leaves; use cohort=poisson, or zero-out"
         if settings.task.own and settings.task.num_clients is not None:

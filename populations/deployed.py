@@ -16,12 +16,12 @@ from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, unreadable
 from ..messages.training_order import NEW, people_call
 from ..privacy.budget import Adjacency, Budget
-from ..privacy.ledger.caps import NAMED, POPULATION, Cap, capped, caps_on
+from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, Cap, capped, caps_on
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
 from ..server.round_terms import Answers
-from ..strategies.cohorts import Cohort, seen
+from ..strategies.cohorts import Cohort, with_label
 from ..tasks.data import Data, held_out_of
 from ..tasks.protocol import Task
 from .population import COUNTED, REAL, Population, Words
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..privacy.secagg.roster import Roster
 
-SEEN_ANSWERS = "none: how a round ends tells how many took part"
+PUBLIC_ANSWERS = "none: how a round ends tells how many took part"
 HEADS = "ledger.heads"  # beside answers: what the last question left on each ledger of a server
 
 
@@ -61,11 +61,11 @@ class Deployed(Population):
     ledger_dir: str | None = None
 
     needs_held_out = True
-    tells_clients = "the roster reveals the number of clients; use zero-out"
+    count_disclosure = "the roster reveals the number of clients; use zero-out"
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         signer = f"of the roster that the authority signed, version {self.roster.version}"
         again = "the same command with --despite-alarm"
         return Words(REAL, "real data", COUNTED, "run", "ledger.dir", signer, again)
@@ -116,7 +116,7 @@ class Deployed(Population):
             raise Refusal("secagg.suite", 3, remedy)
         return self.roster, self.signed_roster
 
-    def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
+    def max_examples(self, bound: int, count: Callable[[], int]) -> float:
         """Return the bound on the examples of one client, who alone knows them."""
         return float(bound)
 
@@ -127,11 +127,11 @@ class Deployed(Population):
 
     def visible(self, cohort: Cohort) -> Cohort:
         """Return the cohort with a public draw if the number of answers ends a round."""
-        return seen(cohort, SEEN_ANSWERS) if self.quorum or self.enough is not None else cohort
+        return with_label(cohort, PUBLIC_ANSWERS) if self.quorum or self.enough is not None else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        return self.ledgers / f"{prefix}{self.owner[:NAMED]}.ledger"
+        return self.ledgers / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return a folder that holds none of the clients' own ledgers, which lie with them."""
@@ -145,11 +145,11 @@ class Deployed(Population):
         """Return the owner's caps on a ledger."""
         return caps_on(path)
 
-    def check_identity(self, asked: str | None, spends: bool) -> None:
+    def check_identity(self, data_id: str | None, spends: bool) -> None:
         """Refuse a data set's name: the federation's names its ledger."""
-        if asked is not None:
+        if data_id is not None:
             remedy = "the federation's name names a server's ledger; leave it out"
-            raise Refusal("task.data_id", asked, remedy)
+            raise Refusal("task.data_id", data_id, remedy)
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Refuse ledgers that are older than the server's runs: one of them holds the newest head that each run left."""
@@ -172,11 +172,11 @@ class Deployed(Population):
         """Return a record's events by the server's earlier sums of clients, which devices charge to their records."""
         return sums_of_records(self.ledger_path(POPULATION, Path()), adjacency)
 
-    def looked_at(self, task: Task, every: bool) -> range:
+    def clients_to_check(self, task: Task, all_clients: bool) -> range:
         """Return none: clients keep their data."""
         return range(0)
 
-    def some_examples(self, task: Task) -> Data:
+    def sample_examples(self, task: Task) -> Data:
         """Return public examples, since clients keep theirs."""
         return held_out_of(task)
 
@@ -192,8 +192,8 @@ def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
     """
     path = folder / HEADS
     try:
-        found = read_json(path.read_bytes()).items()
-        return {str(key): (str(name), Head(int(seq), str(digest))) for key, (name, (seq, digest)) in found}
+        entries = read_json(path.read_bytes()).items()
+        return {str(key): (str(name), Head(int(seq), str(digest))) for key, (name, (seq, digest)) in entries}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -14,7 +14,7 @@ from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger import data_sets
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, Cap, capped, caps_on, ledger_folder
+from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, Cap, capped, caps_on, ledger_folder
 from ..privacy.ledger.client_sums import charge_records
 from ..tasks.data import Data, data_of
 from ..tasks.fingerprint import content_of
@@ -24,7 +24,7 @@ from .population import ESTIMATED, REAL, Words
 
 if TYPE_CHECKING:
     from ..messages.client_settings import RecordPrivacy
-    from ..privacy.ledger.data_sets import Owed
+    from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Ledger
 
 MOVED = (
@@ -38,7 +38,7 @@ class Local(OnThisMachine):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         return Words(REAL, "real data", ESTIMATED, "hydra.run.dir", "ledger.dir", ONE_MACHINE)
 
     @cached_property
@@ -52,17 +52,17 @@ class Local(OnThisMachine):
         Raises:
           Refusal: they have no name.
         """
-        found = self.settings.task.data_id or getattr(self.task, "data_id", None)
-        if found is None:
+        data_id = self.settings.task.data_id or getattr(self.task, "data_id", None)
+        if data_id is None:
             remedy = "name these real data, the same in every run, since it identifies their budget, as in task.data_id=wards-2026"
             raise Refusal("task.data_id", None, remedy)
-        if not re.fullmatch(DATA_ID, str(found)):
-            raise Refusal("task.data_id", found, NO_DATA_ID)
-        return str(found)
+        if not re.fullmatch(DATA_ID, str(data_id)):
+            raise Refusal("task.data_id", data_id, NO_DATA_ID)
+        return str(data_id)
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data; of data whose content cannot be told, another one in each run."""
+        """The fingerprint of each client's data; of data whose content cannot be read, another one in each run."""
         if self.unscaled:
             return list(self.unscaled)
         clients = range(self.task.num_clients)
@@ -98,15 +98,15 @@ class Local(OnThisMachine):
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
         """Return the population's ledger; the prefix says what it is of."""
-        return self.home / f"{prefix}{self.owner[:NAMED]}.ledger"
+        return self.home / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return the folder of the clients' own ledgers."""
         return self.home
 
-    def owed(self) -> Owed:
+    def pending_charges(self) -> PendingCharges:
         """Return earlier losses of the people that are not on the clients' ledgers yet."""
-        return data_sets.owed_by_clients(self.home, self.data_id, self.fingerprints)
+        return data_sets.pending_for_clients(self.home, self.data_id, self.fingerprints)
 
     def within_caps(self, path: Path, budget: Budget) -> Budget:
         """Return a ledger's budget within the owner's caps."""
@@ -116,16 +116,16 @@ class Local(OnThisMachine):
         """Return the owner's caps on a ledger."""
         return caps_on(path)
 
-    def check_identity(self, asked: str | None, spends: bool) -> None:
+    def check_identity(self, data_id: str | None, spends: bool) -> None:
         """Refuse to spend on data without a name."""
         if spends:
             self.require_name()
 
     @contextmanager
-    def alone(self) -> Generator[None]:
+    def exclusive_lock(self) -> Generator[None]:
         """Prevent other runs and questions from charging the ledgers of these data meanwhile. Arguments as of `Population`."""
         make_folder("ledger.dir", self.home)
-        with data_sets.alone_on(self.home, self.data_id):
+        with data_sets.exclusive_access(self.home, self.data_id):
             yield
 
     def check_mode(self, mode: str) -> None:
@@ -134,8 +134,8 @@ class Local(OnThisMachine):
         On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
         same people would be spent one after the other. A device has one ledger of records for both.
         """
-        known = data_sets.read_data_sets(self.home).get(self.data_id, data_sets.DataSet())
-        data_sets.require_records(known, mode)
+        data_set = data_sets.read_data_sets(self.home).get(self.data_id, data_sets.DataSet())
+        data_sets.require_records(data_set, mode)
 
     def claim_mode(self, mode: str) -> None:
         """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
@@ -144,18 +144,18 @@ class Local(OnThisMachine):
 
     def settle(self, record: RecordPrivacy) -> str:
         """Charge the clients' ledgers with earlier losses of their people, and return a warning; it may be empty."""
-        owed, folder, budget = self.owed(), Path(record.ledger_dir), record.terms.budget
-        data_sets.settle(folder, self.data_id, owed, budget)
+        pending, folder, budget = self.pending_charges(), Path(record.ledger_dir), record.terms.budget
+        data_sets.settle(folder, self.data_id, pending, budget)
         clients = data_sets.population_path(folder, self.data_id)
         for name in dict.fromkeys(self.client_ledgers):
             data_sets.charge_client_sums(record.ledger_path(name), name, clients, budget)
-        return MOVED.format(self.data_id) if owed.changed else ""
+        return MOVED.format(self.data_id) if pending.changed else ""
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Charge the population's ledger, before it is opened, with earlier losses of its people."""
-        prefix = path.stem.removesuffix(self.owner[:NAMED])
-        owed = data_sets.owed_by_population(path.parent, self.data_id, prefix)
-        data_sets.settle(path.parent, self.data_id, owed, budget, prefix)
+        prefix = path.stem.removesuffix(self.owner[:NAME_LENGTH])
+        pending = data_sets.pending_for_population(path.parent, self.data_id, prefix)
+        data_sets.settle(path.parent, self.data_id, pending, budget, prefix)
 
     def share(self, ledger: Ledger, budget: Budget) -> None:
         """Let the open ledger of clients know the budgets of their records, and charge that of records with clients' sums."""
@@ -172,7 +172,7 @@ class Local(OnThisMachine):
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
         """Return the clients' own ledgers in a folder, which holds others as well."""
-        names = {f"{name[:NAMED]}.ledger" for name in self.client_ledgers}
+        names = {f"{name[:NAME_LENGTH]}.ledger" for name in self.client_ledgers}
         return sorted(path for name in names if (path := folder / name).exists())
 
     def opened_ledgers(
@@ -181,11 +181,11 @@ class Local(OnThisMachine):
         """Return numbers and ledgers' names of all clients, in their order."""
         return enumerate(self.client_ledgers)
 
-    def looked_at(self, task: Task, every: bool) -> range:
+    def clients_to_check(self, task: Task, all_clients: bool) -> range:
         """Return all clients."""
         return range(task.num_clients)
 
-    def own_clients(self, task: Task) -> range:
+    def local_clients(self, task: Task) -> range:
         """Return all clients."""
         return range(task.num_clients)
 

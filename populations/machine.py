@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..configs.schema import SimulationSettings
-from ..privacy.ledger.book import RESERVE, read_entries
+from ..privacy.ledger.ledger_state import RESERVE, read_entries
 from ..server.round_terms import ALL_ANSWERS, Answers
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
 from ..tasks.fingerprint import fingerprint
@@ -67,26 +67,26 @@ class OnThisMachine(Population):
 
         return simulated_roster(identities, nodes, doubly)[0], b""
 
-    def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
+    def max_examples(self, bound: int, count: Callable[[], int]) -> float:
         """Return the most examples of one client, which are counted."""
-        return float(counted())
+        return float(count())
 
-    def most_clients(self, asked: int | None) -> int | None:
+    def max_clients(self, requested: int | None) -> int | None:
         """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
-        return asked and min(asked, self.num_clients)
+        return requested and min(requested, self.num_clients)
 
     def answers(self, invited: float) -> Answers:
         """Return the answers that a round needs: all of them."""
         return ALL_ANSWERS
 
-    def some_examples(self, task: Task) -> Data:
+    def sample_examples(self, task: Task) -> Data:
         """Return a client's examples."""
-        every = (data_of(task, client) for client in range(task.num_clients))
-        return next(each for each in every if len(each))
+        examples = (data_of(task, client) for client in range(task.num_clients))
+        return next(each for each in examples if len(each))
 
-    def scaled(self, settings: SimulationSettings, task: Task, keeps_names: bool) -> Self:
+    def scaled(self, settings: SimulationSettings, task: Task, keep_names: bool) -> Self:
         """Return the population with scaled inputs. Arguments as of `Population`."""
-        unscaled = tuple(self.fingerprints) if keeps_names else ()
+        unscaled = tuple(self.fingerprints) if keep_names else ()
         return replace(self, settings=settings, task=task, unscaled=unscaled)
 
     def fingerprint_of(self, client: int) -> str:
@@ -98,7 +98,7 @@ class OnThisMachine(Population):
         """The fingerprint of each client's data."""
         return [self.fingerprint_of(client) for client in range(self.task.num_clients)]
 
-    def places_under(self, key: bytes | None) -> str | None:
+    def position_digest(self, key: bytes | None) -> str | None:
         """Return what shows, to who has a secret key, whether clients are where they were; None without one."""
         return hmac.digest(key, "".join(self.fingerprints).encode(), "sha256").hex() if key else None
 
@@ -108,7 +108,7 @@ class Simulated(OnThisMachine):
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         return Words(SIMULATION, "simulation", ESTIMATED, "hydra.run.dir", "hydra.run.dir", ONE_MACHINE)
 
     simulated = needs_held_out = True
@@ -160,16 +160,16 @@ class Simulated(OnThisMachine):
 
     def charged(self, record: RecordPrivacy, run: str, number: int, clients: Sequence[int]) -> list[int]:
         """Return those of the clients whose ledgers hold a round. Arguments as of `Population`."""
-        found: list[int] = []
+        charged_clients: list[int] = []
         for client in clients:
             path = Path()
             with suppress(Exception):  # of a client whose data cannot be made, and that has no ledger
                 path = record.ledger_path(self.fingerprint_of(client))
             entries = read_entries(path) if path.is_file() else []
             if [run, number] in [json.loads(each.key)[:2] for each in entries if each.kind == RESERVE]:
-                found.append(client)
-        return found
+                charged_clients.append(client)
+        return charged_clients
 
-    def looked_at(self, task: Task, every: bool) -> range:
+    def clients_to_check(self, task: Task, all_clients: bool) -> range:
         """Return clients that are spread evenly. Arguments as of `Population`."""
-        return range(0, task.num_clients, 1 if every else -(-task.num_clients // MOST_LOOKED_AT))
+        return range(0, task.num_clients, 1 if all_clients else -(-task.num_clients // MOST_LOOKED_AT))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..messages.client_settings import RecordPrivacy
     from ..privacy.budget import Adjacency, Budget
     from ..privacy.ledger.caps import Cap
-    from ..privacy.ledger.data_sets import Owed
+    from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Head, Ledger
     from ..privacy.secagg.roster import Roster
     from ..server.round_terms import Answers
@@ -32,7 +32,7 @@ ESTIMATED = "estimated: simulated, by the sizes that the encoders of link=grpc g
 
 @dataclass(frozen=True)
 class Words:
-    """Words in which a run of a population is told of.
+    """Words that describe a run of a population in results, titles and refusals.
 
     Attributes:
       data: SIMULATION or REAL, in results.
@@ -60,17 +60,17 @@ class Population:
       simulated: whether the data are public or synthetic.
       reads_data: whether this machine reads the clients' data; other clients keep theirs, and plan with them.
       needs_held_out: whether a run needs held-out examples.
-      tells_clients: what public value reveals the number of clients, with the remedy; empty if none does.
+      count_disclosure: what public value reveals the number of clients, with the remedy; empty if none does.
     """
 
     simulated = False
     reads_data = False
     needs_held_out = False
-    tells_clients = ""
+    count_disclosure = ""
 
     @property
     def words(self) -> Words:
-        """The words in which a run of these clients is told of."""
+        """The words that describe a run of these clients."""
         raise NotImplementedError
 
     @property
@@ -156,13 +156,13 @@ class Population:
         """
         raise NotImplementedError
 
-    def most_examples(self, bound: int, counted: Callable[[], int]) -> float:
+    def max_examples(self, bound: int, count: Callable[[], int]) -> float:
         """Return the most examples of one client: counted, or the bound where only the client knows."""
         raise NotImplementedError
 
-    def most_clients(self, asked: int | None) -> int | None:
+    def max_clients(self, requested: int | None) -> int | None:
         """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
-        return asked
+        return requested
 
     def within_caps(self, path: Path, budget: Budget) -> Budget:
         """Return a ledger's budget within the caps of the data's owner."""
@@ -172,18 +172,18 @@ class Population:
         """Return the caps of the data's owner on a ledger."""
         return ()
 
-    def check_identity(self, asked: str | None, spends: bool) -> None:
+    def check_identity(self, data_id: str | None, spends: bool) -> None:
         """Refuse a data set's name that does not suit, or none.
 
         Args:
-          asked: the setting `task.data_id`.
+          data_id: the setting `task.data_id`.
           spends: whether the run charges anybody.
 
         Raises:
           Refusal: it names the setting.
         """
 
-    def alone(self) -> AbstractContextManager[None]:
+    def exclusive_lock(self) -> AbstractContextManager[None]:
         """Prevent other runs and questions from charging the ledgers of these data meanwhile.
 
         Of two with different clients' data, neither would carry over the other's pending charges; nor would a run that hides
@@ -200,17 +200,17 @@ class Population:
     def claim_mode(self, mode: str) -> None:
         """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
 
-    def scaled(self, settings: SimulationSettings, task: Task, keeps_names: bool) -> Population:
+    def scaled(self, settings: SimulationSettings, task: Task, keep_names: bool) -> Population:
         """Return the population with scaled inputs.
 
         Args:
           settings: that ask for no scaling any more.
           task: with it.
-          keeps_names: whether each client has a ledger, which keeps its name.
+          keep_names: whether each client has a ledger, which keeps its name.
         """
         return self
 
-    def owed(self) -> Owed:
+    def pending_charges(self) -> PendingCharges:
         """Return earlier losses of people with real data here that are not on the clients' ledgers."""
         raise NotImplementedError
 
@@ -265,28 +265,28 @@ class Population:
         """
         return list(clients)
 
-    def looked_at(self, task: Task, every: bool) -> range:
+    def clients_to_check(self, task: Task, all_clients: bool) -> range:
         """Return the clients whose data are checked before anything is spent.
 
         Args:
           task: of the run.
-          every: whether all are; of many simulated ones a few are enough, since a refused one drops out of its round.
+          all_clients: whether all are; of many simulated ones a few are enough, since a refused one drops out of its round.
         """
         raise NotImplementedError
 
-    def own_clients(self, task: Task) -> range:
+    def local_clients(self, task: Task) -> range:
         """Return the clients whose real data this machine has."""
         return range(0)
 
     def to_measure(self, task: Task) -> Iterable[Data]:
         """Return examples to measure independence on."""
-        return [self.some_examples(task)]
+        return [self.sample_examples(task)]
 
-    def some_examples(self, task: Task) -> Data:
+    def sample_examples(self, task: Task) -> Data:
         """Return examples of the clients' shapes."""
         raise NotImplementedError
 
-    def places_under(self, key: bytes | None) -> str | None:
+    def position_digest(self, key: bytes | None) -> str | None:
         """Return what shows, to who has a secret key, whether clients are where they were; None where nothing can."""
         return None
 

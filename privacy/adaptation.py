@@ -56,14 +56,14 @@ class AdaptiveNoise:
       budget: of the filter.
       loss: the scalar of the private sum that is the mean loss.
       prior: events on the ledger when the rounds were planned.
-      begun: rounds completed before.
+      start_round: rounds completed before.
     """
 
     plan: Plan
     budget: Budget
     loss: str
     prior: tuple[DpEvent, ...] = ()
-    begun: int = 0
+    start_round: int = 0
 
     @property
     def first(self) -> float:
@@ -80,12 +80,16 @@ class AdaptiveNoise:
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
-        done = number - self.begun
-        left = self.plan.num_rounds - done
-        if noise != self.first or left < 1 or not (stalled(losses) or done >= LATEST * self.plan.num_rounds):
+        rounds = number - self.start_round
+        rest = self.plan.num_rounds - rounds
+        if (
+            noise != self.first
+            or rest < 1
+            or not (stalled(losses) or rounds >= LATEST * self.plan.num_rounds)
+        ):
             return noise
-        saved = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), done)
-        return replace(self.plan, num_rounds=left).calibrate(self.budget, (*self.prior, saved)).noise
+        saved = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), rounds)
+        return replace(self.plan, num_rounds=rest).calibrate(self.budget, (*self.prior, saved)).noise
 
 
 def stalled(losses: Sequence[float]) -> bool:

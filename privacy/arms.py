@@ -18,7 +18,7 @@ from typing import Any
 from ..base.refusal import Refusal
 
 KEY = re.compile("[0-9a-f]{32}")
-MOST_ARMS = 32  # each has that share of the clients
+MAX_ARMS = 32  # each has that share of the clients
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ArmDeal:
 
     Attributes:
       key: 32 hexadecimal digits, public, new in every run.
-      arms: how many there are, from 2 to `MOST_ARMS`.
+      arms: how many there are, from 2 to `MAX_ARMS`.
 
     Raises:
       Refusal: a value is out of range.
@@ -39,8 +39,8 @@ class ArmDeal:
     def __post_init__(self) -> None:
         if not KEY.fullmatch(str(self.key)):
             raise Refusal("deal", self.key, "give 32 hexadecimal digits")
-        if type(self.arms) is not int or not 2 <= self.arms <= MOST_ARMS:
-            raise Refusal("arms", self.arms, f"give a whole number from 2 to {MOST_ARMS}")
+        if type(self.arms) is not int or not 2 <= self.arms <= MAX_ARMS:
+            raise Refusal("arms", self.arms, f"give a whole number from 2 to {MAX_ARMS}")
 
     def arm_of(self, name: str) -> int:
         """Return the arm of a client by its name, from 1 to `arms`."""

@@ -179,9 +179,9 @@ class Release:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
-        seen = {word(Adversary, "adversary", who): event for who, event in self.events.items()}
-        object.__setattr__(self, "events", seen)
-        if not seen:
+        events = {word(Adversary, "adversary", adversary): event for adversary, event in self.events.items()}
+        object.__setattr__(self, "events", events)
+        if not events:
             raise Refusal("events", self.events, "name what the release costs against at least one adversary")
         if self.rng not in ("system", "seeded"):
             raise Refusal("rng", self.rng, "choose system or seeded")

@@ -56,10 +56,10 @@ class Frontier:
         """The hash of the whole tree, 32 bytes."""
         if not self.peaks:
             return EMPTY_ROOT
-        found = self.peaks[-1]
+        root = self.peaks[-1]
         for peak in reversed(self.peaks[:-1]):
-            found = _node_hash(peak, found)
-        return found
+            root = _node_hash(peak, root)
+        return root
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
@@ -69,29 +69,29 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
     return frontier.root
 
 
-def inclusion_proof(leaves: Sequence[bytes], place: int) -> list[bytes]:
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     """Return PATH(place, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
 
     Args:
       leaves: hashes of all leaves.
-      place: of the leaf, from 0.
+      index: of the leaf, from 0.
 
     Raises:
       ValueError: there is no such leaf.
     """
-    if not 0 <= place < len(leaves):
-        raise ValueError(f"place {place} of {len(leaves)} leaves")
-    found: list[bytes] = []
+    if not 0 <= index < len(leaves):
+        raise ValueError(f"place {index} of {len(leaves)} leaves")
+    proof: list[bytes] = []
     while len(leaves) > 1:
         split = _split(len(leaves))
         left, right = leaves[:split], leaves[split:]
-        if place < split:
-            found.append(root_of(right))
+        if index < split:
+            proof.append(root_of(right))
             leaves = left
         else:
-            found.append(root_of(left))
-            leaves, place = right, place - split
-    return found[::-1]
+            proof.append(root_of(left))
+            leaves, index = right, index - split
+    return proof[::-1]
 
 
 def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
@@ -106,44 +106,44 @@ def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
     """
     if not 0 < size <= len(leaves):
         raise ValueError(f"size {size} of {len(leaves)} leaves")
-    found: list[bytes] = []
+    proof: list[bytes] = []
     whole = True  # whether what is left of the smaller tree is all of it, whose root the auditor has
     while size < len(leaves):
         split = _split(len(leaves))
         left, right = leaves[:split], leaves[split:]
         if size <= split:
-            found.append(root_of(right))
+            proof.append(root_of(right))
             leaves = left
         else:
-            found.append(root_of(left))
+            proof.append(root_of(left))
             leaves, size, whole = right, size - split, False
-    return [*([] if whole else [root_of(leaves)]), *found[::-1]]
+    return [*([] if whole else [root_of(leaves)]), *proof[::-1]]
 
 
-def includes(root: bytes, size: int, leaf: bytes, place: int, proof: Sequence[bytes]) -> bool:
+def includes(root: bytes, size: int, leaf: bytes, index: int, proof: Sequence[bytes]) -> bool:
     """Return whether a proof shows a leaf in a tree: RFC 9162, section 2.1.3.2.
 
     Args:
       root: of the tree.
       size: of the tree.
       leaf: hash of the leaf.
-      place: of the leaf, from 0.
+      index: of the leaf, from 0.
       proof: as `inclusion_proof` returns it.
     """
-    if not 0 <= place < size:
+    if not 0 <= index < size:
         return False
-    number, last, found = place, size - 1, leaf
+    number, last, node_hash = index, size - 1, leaf
     for each in proof:
         if last == 0:
             return False
         if number & 1 or number == last:
-            found = _node_hash(each, found)
+            node_hash = _node_hash(each, node_hash)
             while not number & 1 and number:
                 number, last = number >> 1, last >> 1
         else:
-            found = _node_hash(found, each)
+            node_hash = _node_hash(node_hash, each)
         number, last = number >> 1, last >> 1
-    return last == 0 and found == root
+    return last == 0 and node_hash == root
 
 
 def extends(first: bytes, first_size: int, second: bytes, second_size: int, proof: Sequence[bytes]) -> bool:

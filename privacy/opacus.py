@@ -174,8 +174,8 @@ class LedgerAccountant(IAccountant):
         Raises:
             Refusal: the budget is spent, or no noise fits.
         """
-        budget, seen = self.ledger.budget, self.ledger.events(Adversary.MODEL)
-        plan = Plan(budget.unit, budget.adjacency, _Batches(sample_rate), 1.0, steps).calibrate(budget, seen)
+        budget, prior = self.ledger.budget, self.ledger.events(Adversary.MODEL)
+        plan = Plan(budget.unit, budget.adjacency, _Batches(sample_rate), 1.0, steps).calibrate(budget, prior)
         return plan.noise_over_clip
 
     @property
@@ -194,9 +194,9 @@ class LedgerAccountant(IAccountant):
         Args:
             destination: a mapping to add it to; None creates one.
         """
-        kept = {} if destination is None else destination
-        kept |= {"history": self.history, "mechanism": self.mechanism(), "head": tuple(self.ledger.head)}
-        return kept
+        state = {} if destination is None else destination
+        state |= {"history": self.history, "mechanism": self.mechanism(), "head": tuple(self.ledger.head)}
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Check that the ledger still contains the checkpoint's head; the ledger itself is not reset.
@@ -209,8 +209,8 @@ class LedgerAccountant(IAccountant):
             Refusal: the ledger was truncated or rolled back since.
         """
         if state_dict.get("mechanism") != self.mechanism():
-            why = f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
-            raise ValueError(why)
+            text = f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
+            raise ValueError(text)
         self.ledger.require(Head(*state_dict["head"]))
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..base.refusal import Refusal, positive, word
 from .accounting.curve import PrivacyCurve, filter_curve, privacy_curve
 from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, forget_distributions
-from .accounting.renyi_filter import accountant, admits, best_order, counted
+from .accounting.renyi_filter import accountant, admits, best_order, spent_epsilon
 from .budget import Adjacency, Adversary, Budget, Unit
 from .mechanisms.mechanism import CENTRAL, Mechanism
 from .sampling import Sampling
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 # Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
-LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
+MIN_PLAN_NOISE, MAX_PLAN_NOISE = 2.0**-6, 2.0**24
 NOISE_TOLERANCE = 1e-4
-LEAST_SHARE_LEFT = 0.01  # of a budget: with less, only noise that drowns everything fits; better to say so
-MOST_ROUNDS = 1 << 20  # more than anybody runs: affordable rounds are not counted beyond
+MIN_SHARE_LEFT = 0.01  # of a budget: with less, only noise that drowns everything fits; better to say so
+MAX_ROUNDS = 1 << 20  # more than anybody runs: affordable rounds are not counted beyond
 
 
 class Unaffordable(Refusal):
@@ -97,7 +97,7 @@ class Plan:
           prior: events of the same unit before them.
         """
         events = self._after(rounds, prior)
-        return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
+        return spent_epsilon(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
     def curve(
         self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
@@ -114,7 +114,7 @@ class Plan:
         return privacy_curve(self._after(rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
-        """Return how many rounds a gate lets through at this noise, at most `MOST_ROUNDS`.
+        """Return how many rounds a gate lets through at this noise, at most `MAX_ROUNDS`.
 
         Args:
           budget: of the plan's unit and adjacency.
@@ -125,14 +125,14 @@ class Plan:
         def affordable(rounds: int) -> bool:
             return admits(self._after(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
 
-        most = self.mechanism.rows or MOST_ROUNDS
-        least, step = 0, self.num_rounds  # a calibrated plan affords little more than it has
-        while least < most and affordable(least + step):
-            least, step = least + step, 1 if not least else 2 * step
+        max_rounds = self.mechanism.rows or MAX_ROUNDS
+        count, step = 0, self.num_rounds  # a calibrated plan affords little more than it has
+        while count < max_rounds and affordable(count + step):
+            count, step = count + step, 1 if not count else 2 * step
         while step > 1:
             step, half = step - step // 2, step // 2
-            least, step = (least + half, step) if affordable(least + half) else (least, half)
-        return min(least, most)
+            count, step = (count + half, step) if affordable(count + half) else (count, half)
+        return min(count, max_rounds)
 
     def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> None:
         """Refuse noise so small that a budget does not cover a single round.
@@ -161,8 +161,10 @@ class Plan:
           prior: events of the same unit before them.
         """
         self._check(budget)
-        spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
-        if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
+        spent = spent_epsilon(
+            prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL
+        )
+        if spent > (1 - MIN_SHARE_LEFT) * budget.target_epsilon:
             remedy = f"already spent ({spent:.4g}): raise it, or keep the model that you have"
             raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
@@ -170,9 +172,11 @@ class Plan:
             if not prior:
                 forget_distributions()
             planned = replace(self, noise_multiplier=noise)._after(None, prior)
-            return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
+            return spent_epsilon(
+                planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL
+            )
 
-        noise = least_noise(cost, budget.target_epsilon)
+        noise = find_min_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
         while not admits(calibrated._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
             noise *= 1 + NOISE_TOLERANCE
@@ -185,7 +189,7 @@ class Plan:
         budget: Budget,
         prior: "Sequence[DpEvent]" = (),
         num_rounds: int | None = None,
-        beside: "Sequence[DpEvent]" = (),
+        other_events: "Sequence[DpEvent]" = (),
     ) -> "Plan":
         """Return this plan with the noise of one of `runs` identical runs that fit the budget together.
 
@@ -196,15 +200,15 @@ class Plan:
           budget: of the plan's unit and adjacency.
           prior: events of the same unit before the plan's rounds.
           num_rounds: of one run; None for the plan's.
-          beside: further events of one run, besides the plan's rounds.
+          other_events: further events of one run, besides the plan's rounds.
         """
         self._check(budget)
-        if beside:
-            self._check_beside(budget, prior, beside)
-        prior = [*prior, *beside]
+        if other_events:
+            self._check_other_events(budget, prior, other_events)
+        prior = [*prior, *other_events]
         if runs > 1:
-            every = replace(self, num_rounds=runs * (num_rounds or self.num_rounds))
-            together = every.calibrate(budget, [each for each in beside for _ in range(runs)])
+            all_runs = replace(self, num_rounds=runs * (num_rounds or self.num_rounds))
+            together = all_runs.calibrate(budget, [each for each in other_events for _ in range(runs)])
             share = replace(together, num_rounds=self.num_rounds)
             if admits(share._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
                 return share
@@ -227,13 +231,15 @@ class Plan:
         """Return how the plan's epsilon is computed, for reports."""
         return accountant(delta, self.adjacency, self.filter_order)
 
-    def _check_beside(self, budget: Budget, prior: "Sequence[DpEvent]", beside: "Sequence[DpEvent]") -> None:
+    def _check_other_events(
+        self, budget: Budget, prior: "Sequence[DpEvent]", other_events: "Sequence[DpEvent]"
+    ) -> None:
         """Refuse questions that leave nothing for the rounds, if what was spent before leaves something."""
         before, after = (
-            counted(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
-            for each in (prior, [*prior, *beside])
+            spent_epsilon(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
+            for each in (prior, [*prior, *other_events])
         )
-        if before <= (1 - LEAST_SHARE_LEFT) * budget.target_epsilon < after:
+        if before <= (1 - MIN_SHARE_LEFT) * budget.target_epsilon < after:
             remedy = f"the run's planned evaluations and questions alone bring {before:.4g} to {after:.4g}: raise it, or ask less"
             raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
@@ -253,7 +259,7 @@ class Plan:
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
 
 
-def least_noise(cost: Callable[[float], float], target: float) -> float:
+def find_min_noise(cost: Callable[[float], float], target: float) -> float:
     """Return the least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
 
     Bracketing throughout, so ``cost`` need only fall with noise; the end that is returned was itself evaluated.
@@ -261,26 +267,26 @@ def least_noise(cost: Callable[[float], float], target: float) -> float:
     high = 1.0
     while (high_cost := cost(high)) > target:
         high *= 2
-        if high > MOST_NOISE:
+        if high > MAX_PLAN_NOISE:
             remedy = "no noise keeps the planned rounds within what is left of it"
             raise Unaffordable("target_epsilon", target, remedy)
     low = high / 2
     while (low_cost := cost(low)) <= target:
-        if low < LEAST_NOISE:
+        if low < MIN_PLAN_NOISE:
             return low
         high, high_cost, low = low, low_cost, low / 2
     above, below = _distance(low_cost, target), _distance(high_cost, target)
-    kept = 0
+    side = 0
     while high > low * (1 + NOISE_TOLERANCE) and high_cost < target * (1 - NOISE_TOLERANCE):
         share = min(max(above / (above - below), 0.01), 0.99)
         middle = low * (high / low) ** share
         middle_cost = cost(middle)
         if middle_cost > target:
             low, above = middle, _distance(middle_cost, target)
-            below, kept = (below / 2, 1) if kept == 1 else (below, 1)
+            below, side = (below / 2, 1) if side == 1 else (below, 1)
         else:
             high, high_cost, below = middle, middle_cost, _distance(middle_cost, target)
-            above, kept = (above / 2, -1) if kept == -1 else (above, -1)
+            above, side = (above / 2, -1) if side == -1 else (above, -1)
     return high
 
 

@@ -11,7 +11,7 @@ VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean ca
 # models of 42 and 62 parameters then reached 86 to 100 % with 5 to 30 clients, and 86 to 95 % without noise (docs/budgets.md).
 FEW_NOISE = 0.25
 VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
-MOST_EMPTY = 0.5  # share of empty cohorts, above which most of a run's charges buy nothing
+MAX_EMPTY_SHARE = 0.5  # share of empty cohorts, above which most of a run's charges buy nothing
 
 
 def check_cohort_size(size: int | None, clients: int) -> None:
@@ -75,6 +75,6 @@ def emptiness(coin: float | None, clients: int) -> str | None:
       clients: number of all clients.
     """
     empty = 0.0 if coin is None else (1 - float(coin)) ** clients
-    if empty <= MOST_EMPTY:
+    if empty <= MAX_EMPTY_SHARE:
         return None
     return f"leaves {empty:.0%} of the rounds without any of the {clients} clients"

@@ -33,6 +33,6 @@ class Turns:
     max_participations: int | None
 
 
-def least_participations(size: int, population: int, num_rounds: int) -> int:
+def min_participations(size: int, population: int, num_rounds: int) -> int:
     """Return how often the busiest client takes part where `size` of `population` do in every round."""
     return -(-num_rounds * size // population)

@@ -18,7 +18,7 @@ from .secagg.suite import public_of
 
 TAG = b"fedveil log witness 1\0"  # no co-signature is a signature of anything else
 TWO_BRANCHES = "has co-signed two branches"  # and so is no witness
-MOST_BYTES = 1 << 11  # of one in JSON; 400 are usual
+MAX_BYTES = 1 << 11  # of one in JSON; 400 are usual
 
 
 @dataclass(frozen=True)
@@ -87,37 +87,37 @@ def read_cosignature(text: str | bytes) -> HeadCosignature:
       Refusal: it is none.
     """
     try:
-        if len(text) > MOST_BYTES:
+        if len(text) > MAX_BYTES:
             raise Undecodable("it is too long")
-        found = build(HeadCosignature, read_json(text))
-        if found.public != found.public.lower() or found.size < 1:
+        cosignature = build(HeadCosignature, read_json(text))
+        if cosignature.public != cosignature.public.lower() or cosignature.size < 1:
             raise Undecodable("no key in lower case, or no entry")
     except Undecodable as error:
         raise Refusal("witness", "co-signature", f"is not one of a log's head ({error})") from None
-    return found
+    return cosignature
 
 
-def read_kept_cosignatures(text: bytes) -> tuple[HeadCosignature, ...]:
+def read_stored_cosignatures(text: bytes) -> tuple[HeadCosignature, ...]:
     """Return the co-signatures in a file that this program wrote.
 
     Raises:
       Undecodable: it holds others.
     """
-    found = read_json(text)
-    if not isinstance(found, list):
+    entries = read_json(text)
+    if not isinstance(entries, list):
         raise Undecodable("no list")
-    return tuple(build(HeadCosignature, each) for each in cast(list[object], found))
+    return tuple(build(HeadCosignature, each) for each in cast(list[object], entries))
 
 
-def kept_cosignatures(cosignatures: Iterable[HeadCosignature]) -> bytes:
+def format_cosignatures(cosignatures: Iterable[HeadCosignature]) -> bytes:
     """Return co-signatures as the bytes of a file."""
     return (json.dumps([asdict(each) for each in cosignatures], indent=1) + "\n").encode()
 
 
 def newest(cosignatures: Iterable[HeadCosignature]) -> tuple[HeadCosignature, ...]:
     """Return the co-signature of the most entries of each key, by the keys' order."""
-    found = dict[str, HeadCosignature]()
+    by_key = dict[str, HeadCosignature]()
     for each in cosignatures:
-        if each.public not in found or each.size > found[each.public].size:
-            found[each.public] = each
-    return tuple(found[public] for public in sorted(found))
+        if each.public not in by_key or each.size > by_key[each.public].size:
+            by_key[each.public] = each
+    return tuple(by_key[public] for public in sorted(by_key))

@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..client.private_update import SEGMENTS_RECORD, summed_reply
+from ..client.private_update import SEGMENTS_RECORD, record_sum_reply
 from ..messages.wire import WEIGHT, memory_arrays, sum_spec_of
 from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import add_noise, on_grid
@@ -16,12 +16,12 @@ from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRow
 from ..privacy.statistics.inquiry import Inquiry
 from ..tasks.columns import columns_of
 from ..tasks.protocol import Task
-from .wire import own_noise_of, question_of
+from .wire import client_noise_of, question_of
 
 Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the record level
 
 
-def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
+def answer_inquiry(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
     """Return the reply of a client's app, which the private sum clips, rounds and noises.
 
     Args:
@@ -54,13 +54,13 @@ def counts_of(
       content: of an instruction that asks. A client answers from its own rows alone where the sum hides it, and no model
         is asked about.
     """
-    asked = question_of(content)
-    if not isinstance(asked, Inquiry) or asked.unit is not Unit.CLIENT or asked.model is not None:
+    inquiry = question_of(content)
+    if not isinstance(inquiry, Inquiry) or inquiry.unit is not Unit.CLIENT or inquiry.model is not None:
         return None
-    return lambda client: asked.contribution(columns_of(task, client))
+    return lambda client: inquiry.contribution(columns_of(task, client))
 
 
-def evaluated(message: Message, evaluation: Evaluation, measured: Measured | None) -> Message:
+def answer_evaluation(message: Message, evaluation: Evaluation, measured: Measured | None) -> Message:
     """Return the reply of a client's app to an evaluation.
 
     Args:
@@ -70,17 +70,17 @@ def evaluated(message: Message, evaluation: Evaluation, measured: Measured | Non
     """
     if evaluation.unit is Unit.RECORD:
         assert not isinstance(measured, HeldOutMeans)
-        return summed_reply(message, evaluation.contribution_of_records(measured, _unit_norm(message)))
+        return record_sum_reply(message, evaluation.contribution_of_records(measured, _unit_norm(message)))
     assert not isinstance(measured, HeldOutRows)
     parts = memory_arrays(dict(evaluation.contribution(measured)))
     return Message(RecordDict({SEGMENTS_RECORD: parts}), reply_to=message)
 
 
 def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
-    noise = own_noise_of(message.content)
+    noise = client_noise_of(message.content)
     if noise is None:
-        return summed_reply(message, inquiry.contribution_of_records(table, _unit_norm(message)))
-    noised = memory_arrays(dict(with_own_noise(inquiry, table, noise, stream)))
+        return record_sum_reply(message, inquiry.contribution_of_records(table, _unit_norm(message)))
+    noised = memory_arrays(dict(noised_counts(inquiry, table, noise, stream)))
     content = RecordDict({"arrays": noised, "metrics": MetricRecord({WEIGHT: 1})})
     return Message(content, reply_to=message)
 
@@ -92,7 +92,7 @@ def _unit_norm(message: Message) -> float:
     return unit
 
 
-def with_own_noise(
+def noised_counts(
     inquiry: Inquiry, table: Table, noise: float, stream: Stream
 ) -> dict[str, NDArray[np.float64]]:
     """Return the sum of the parts of a client's records, each of a norm of at most 1, with exact noise on the grid.
@@ -106,8 +106,8 @@ def with_own_noise(
     spec, parts = inquiry.spec_of_records(1.0), inquiry.contribution_of_records(table, 1.0)
     total, _ = add_noise(on_grid(parts, spec), noise, spec, stream)
     answer: dict[str, NDArray[np.float64]] = {}
-    place = 0
+    offset = 0
     for name, part in parts.items():
-        answer[name] = total[place : place + part.size].reshape(part.shape) * spec.step
-        place += part.size
+        answer[name] = total[offset : offset + part.size].reshape(part.shape) * spec.step
+        offset += part.size
     return answer

@@ -21,7 +21,7 @@ from ..base.refusal import Refusal
 from ..messages.traffic import Tally
 from ..modes.federation import Federation
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import Ledger, LedgerUnavailable
 from ..privacy.plan import Plan
@@ -29,10 +29,10 @@ from ..privacy.statistics.inquiry import Inquiry
 from ..run.acts import write_accepted
 from ..run.client_instructions import task_options
 from ..run.files import OF_RECORDS, OPERATOR
-from ..run.prepare import alone_on_records, close_ledger, open_ledger
+from ..run.opening import alone_on_records, close_ledger, open_ledger
 from ..run.queries import Reach
 from ..server.participants import Participants
-from .asking import Asking, Outcome, require_all
+from .asking import Asking, Outcome, require_all_rounds
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 
 # Default by privacy unit.
@@ -58,7 +58,7 @@ def ask(
     inquiry: Inquiry,
     spend: Spend,
     folder: Path,
-    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
     """Ask a federation's clients, and return the record of the answer, which is stored in `folder`.
@@ -68,25 +68,25 @@ def ask(
       inquiry: of the question.
       spend: limit of its cost.
       folder: of records; in a simulation its ledger lies there too.
-      grid: context manager that opens the grid and the tally of its bytes.
+      open_grid: context manager that opens the grid and the tally of its bytes.
       reach: how the clients answer.
 
     Raises:
       Refusal: nothing was charged.
       BudgetExhausted: it does not fit; nothing was charged.
     """
-    kept = record_path(folder, inquiry)
-    if kept.exists():
-        return _from_record(kept, federation, inquiry)
+    path = record_path(folder, inquiry)
+    if path.exists():
+        return _stored_record(path, federation, inquiry)
     plan = question_plan(federation, inquiry, spend)
     check_resolution(federation, inquiry, plan)
     require_answer(federation, inquiry, spend, plan)
     federation.check_cohort()
     make_folder("into", folder)
     with alone_on_records(federation):
-        if kept.exists():  # by another process, until now
-            return _from_record(kept, federation, inquiry)
-        return _ask(federation, inquiry, plan, folder, grid, reach)
+        if path.exists():  # by another process, until now
+            return _stored_record(path, federation, inquiry)
+        return _ask(federation, inquiry, plan, folder, open_grid, reach)
 
 
 def _ask(
@@ -94,40 +94,45 @@ def _ask(
     inquiry: Inquiry,
     plan: Plan,
     folder: Path,
-    grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
+    open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
-    kept = record_path(folder, inquiry)
-    with _charged(federation, inquiry, plan, folder) as ledger:
-        before = epsilon_on(ledger)
-        with grid() as (opened, tally):
+    path = record_path(folder, inquiry)
+    with _open_ledger(federation, inquiry, plan, folder) as ledger:
+        epsilon_before = ledger_epsilon(ledger)
+        with open_grid() as (grid, tally):
             participants = Participants(
-                opened,
+                grid,
                 federation.cohort,
                 federation.num_clients,
                 reach.answers,
                 population=federation.declared_clients,
             )
-            participants.some(1)  # waits until clients are connected
+            participants.first_nodes(1)  # waits until clients are connected
             asking = Asking(federation, plan, ledger, participants, reach)
-            ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
+            outcome = asking.search(inquiry) if inquiry.levels > 1 else asking.ask_once(inquiry)
         carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
         secret = federation.mode.hides_counts  # bytes count messages
-        record = {**record_of(asking, inquiry, before, ended), "bytes": None if secret else carried}
+        record = {
+            **answer_record(asking, inquiry, epsilon_before, outcome),
+            "bytes": None if secret else carried,
+        }
         try:
-            if ended.answers:
-                replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-                ended.charge.settle()
+            if outcome.answers:
+                replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+                outcome.charge.settle()
             if secret:
-                counts = {"question": inquiry.name, "bytes": carried, "dropped": dict(ended.dropped)}
+                counts = {"question": inquiry.name, "bytes": carried, "dropped": dict(outcome.dropped)}
                 append_line(folder / OPERATOR, counts)
         except (OSError, LedgerUnavailable) as problem:
-            warn(f"{kept}: {problem}; the answer is charged and not stored: keep what is printed")
+            warn(f"{path}: {problem}; the answer is charged and not stored: keep what is printed")
         return record
 
 
 @contextmanager
-def _charged(federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path) -> Generator[Ledger | None]:
+def _open_ledger(
+    federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path
+) -> Generator[Ledger | None]:
     """Open the ledger that pays for a question, and keep its head; None where each client charges its own."""
     budget = federation.mode.budget
     if budget is None:
@@ -137,7 +142,7 @@ def _charged(federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path)
     ledger = open_ledger(federation, home, budget)
     try:
         ledger.purpose = inquiry.why or None
-        require_all(ledger, plan, inquiry)
+        require_all_rounds(ledger, plan, inquiry)
         write_accepted(federation, inquiry.name, ledger)
         yield ledger
     finally:
@@ -145,7 +150,7 @@ def _charged(federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path)
         federation.population.keep_answer(folder, inquiry.name, ledger.head)
 
 
-def epsilon_on(ledger: Ledger | None) -> float | None:
+def ledger_epsilon(ledger: Ledger | None) -> float | None:
     """Return the epsilon of the ledger that pays for a question; None where each client charges its own."""
     return None if ledger is None else ledger.epsilon()
 
@@ -163,18 +168,18 @@ def record_path(folder: Path, inquiry: Inquiry) -> Path:
     return folder / f"{inquiry.name}.json"
 
 
-def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[str, Any]:
+def _stored_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        others = found["owner"] != _owner(federation)
-        same = found["question"] == json.loads(inquiry.text)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        other_owner = record["owner"] != _owner(federation)
+        same_question = record["question"] == json.loads(inquiry.text)
     except (OSError, ValueError, LookupError, TypeError) as problem:
         raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
-    if not same:
+    if not same_question:
         raise Refusal("name", inquiry.name, f"belongs to another question ({path}); use a new name")
-    if others:
+    if other_owner:
         raise Refusal("name", inquiry.name, f"was asked of other clients ({path}); use a new name or folder")
-    return {**found, "from_record": True}
+    return {**record, "from_record": True}
 
 
 def _owner(federation: Federation) -> str:
@@ -182,49 +187,52 @@ def _owner(federation: Federation) -> str:
     if not federation.simulated:
         return federation.population.owner
     task = federation.settings.task
-    made = [task.option, task.own or None, task_options(federation.settings, federation.seed)]
-    return hashlib.sha256(json.dumps(made, sort_keys=True, default=repr).encode()).hexdigest()
+    data_parameters = [task.option, task.own or None, task_options(federation.settings, federation.seed)]
+    return hashlib.sha256(json.dumps(data_parameters, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def record_of(asking: Asking, inquiry: Inquiry, before: float | None, ended: Outcome) -> dict[str, Any]:
+def answer_record(
+    asking: Asking, inquiry: Inquiry, epsilon_before: float | None, outcome: Outcome
+) -> dict[str, Any]:
     """Return the record of an answer in the form of its file.
 
     Args:
       asking: the question.
       inquiry: what was asked.
-      before: epsilon of the ledger before it; None where each client charged its own.
-      ended: its outcome.
+      epsilon_before: epsilon of the ledger before it; None where each client charged its own.
+      outcome: its outcome.
     """
     federation, plan = asking.federation, asking.plan
-    events = [plan.event()] * ended.rounds
+    events = [plan.event()] * outcome.rounds
     budget = budget_of(federation, inquiry)
-    asked = {
+    fields = {
         "name": inquiry.name,
         "question": json.loads(inquiry.text),
         "purpose": inquiry.purpose,
         "from_record": False,
-        "released": bool(ended.answers),
+        "released": bool(outcome.answers),
         "unit": str(plan.unit),
         "adjacency": str(plan.adjacency),
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": counted(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
-        "epsilon_before": before,
-        "epsilon_after": epsilon_on(asking.ledger),
+        "epsilon": spent_epsilon(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon_before": epsilon_before,
+        "epsilon_after": ledger_epsilon(asking.ledger),
         "target_epsilon": budget.target_epsilon,
         "delta": budget.target_delta,
-        "rounds": ended.rounds,
+        "rounds": outcome.rounds,
         "rng": asking.reach.randomness.kind,
         "cohort": federation.cohort.name,
         "owner": _owner(federation),
         "clients": federation.declared_clients,
         "confidence": 0.95,
-        "message_bytes": ended.message_bytes and dict(zip(("down", "up"), ended.message_bytes, strict=True)),
+        "message_bytes": outcome.message_bytes
+        and dict(zip(("down", "up"), outcome.message_bytes, strict=True)),
     }
-    if not ended.answers:
-        return {**asked, "reason": ended.cause, "answers": []}
-    told = [
+    if not outcome.answers:
+        return {**fields, "reason": outcome.cause, "answers": []}
+    answers = [
         {"name": each.name, "clipped": each.clipped.plain, "figures": [one.plain for one in each.figures]}
-        for each in ended.answers
+        for each in outcome.answers
     ]
-    return {**asked, "answers": told}
+    return {**fields, "answers": answers}

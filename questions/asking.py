@@ -10,7 +10,7 @@ from dp_accounting.dp_event import SelfComposedDpEvent
 from ..messages.local_training import LocalTraining
 from ..messages.training_order import ORDER_KEY, ClientClaim, RecordTerms, TrainingOrder
 from ..modes.federation import Federation
-from ..privacy.accounting.renyi_filter import admits, counted
+from ..privacy.accounting.renyi_filter import admits, spent_epsilon
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
@@ -23,10 +23,10 @@ from ..privacy.statistics.prefixes import Prefixes
 from ..run.files import OPERATOR
 from ..run.queries import Reach
 from ..server.participants import Participants
-from ..server.round_terms import Round, unanswered
+from ..server.round_terms import Round, describe_failure
 from .question_plan import budget_of, rate_of, sigma_of
-from .sums import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
-from .wire import Asked, question_content
+from .sums import ROW, Charge, ClientCharges, QuestionAccount, Sums, ask_cohort, sums_of
+from .wire import Request, question_content
 
 
 @dataclass(frozen=True)
@@ -61,72 +61,78 @@ class Asking:
     participants: Participants
     reach: Reach
 
-    def once(self, inquiry: Inquiry, row: int = ROW, sent: Inquiry | None = None) -> Outcome:
+    def ask_once(self, inquiry: Inquiry, row: int = ROW, sent_inquiry: Inquiry | None = None) -> Outcome:
         """Ask in one round.
 
         Args:
           inquiry: what is asked.
           row: of the release under its name; it selects the streams of draws and noise.
-          sent: what the clients are sent, under another name; None for the inquiry.
+          sent_inquiry: what the clients are sent, under another name; None for the inquiry.
         """
-        outcome, sums = self._round(inquiry, row, sent)
+        outcome, sums = self._round(inquiry, row, sent_inquiry)
         if sums is None:
             return outcome
         return replace(outcome, answers=_answers(self.federation, inquiry, sums))
 
     def search(self, inquiry: Inquiry) -> Outcome:
         """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise."""
-        (asked,) = inquiry.questions
-        told: dict[str, Figure] = {}
-        level, row, clipped, sizes = inquiry, 1, unsaid(CLIPPED), (0, 0)
+        (question,) = inquiry.questions
+        figures: dict[str, Figure] = {}
+        level, row, clipped = inquiry, 1, unsaid(CLIPPED)
+        total_bytes: tuple[int, int] | None = (0, 0)
         while True:
             outcome, sums = self._round(level, row)
-            one = outcome.message_bytes
-            sizes = sizes and one and (sizes[0] + one[0], sizes[1] + one[1])
-            outcome = replace(outcome, rounds=row, message_bytes=sizes)
+            if total_bytes and (sizes := outcome.message_bytes):
+                total_bytes = (total_bytes[0] + sizes[0], total_bytes[1] + sizes[1])
+            else:
+                total_bytes = None
+            outcome = replace(outcome, rounds=row, message_bytes=total_bytes)
             if sums is None:
                 return outcome
             statistic = level.questions[0].statistic
             assert isinstance(statistic, Prefixes)
             if row == 1:
                 clipped = _answers(self.federation, level, sums)[0].clipped
-            cells = sums.cells[asked.name] / rate_of(self.federation)
-            sigma = sigma_of(self.federation, level, asked, sums.noise)
-            ended, longer = statistic.found(cells, sigma)
-            told |= {word: count_of(word, count, sigma) for word, count in ended.items()}
-            if not longer:
+            cells = sums.cells[question.name] / rate_of(self.federation)
+            sigma = sigma_of(self.federation, level, question, sums.noise)
+            final_counts, longer_prefixes = statistic.select(cells, sigma)
+            figures |= {word: count_of(word, count, sigma) for word, count in final_counts.items()}
+            if not longer_prefixes:
                 break
             outcome.charge.settle()
-            level, row = inquiry.following(longer), row + 1
-        best = sorted(told.values(), key=lambda each: -each.value)[: statistic.most]
-        return replace(outcome, answers=(Answer(asked.name, tuple(best), clipped),))
+            level, row = inquiry.following(longer_prefixes), row + 1
+        best = sorted(figures.values(), key=lambda each: -each.value)[: statistic.most]
+        return replace(outcome, answers=(Answer(question.name, tuple(best), clipped),))
 
-    def _cause(self, done: Round) -> str:
+    def _cause(self, result: Round) -> str:
         if self.federation.mode.hides_counts:
-            return f"{unanswered(done, False)}; {OPERATOR} has the clients' reasons"
-        return unanswered(done, True)
+            return f"{describe_failure(result, False)}; {OPERATOR} has the clients' reasons"
+        return describe_failure(result, True)
 
-    def _round(self, inquiry: Inquiry, row: int, sent: Inquiry | None = None) -> tuple[Outcome, Sums | None]:
+    def _round(
+        self, inquiry: Inquiry, row: int, sent_inquiry: Inquiry | None = None
+    ) -> tuple[Outcome, Sums | None]:
         """Return the outcome of a round without its answers, and the sums that they are read from, if it has any."""
-        randomness, own_noise = self.reach.randomness, None
+        randomness, client_noise = self.reach.randomness, None
         charge: QuestionAccount
         if self.ledger is None:
-            charge, own_noise = OwnCharges(self.plan, inquiry, randomness, row), self.plan.noise_over_clip
+            charge = ClientCharges(self.plan, inquiry, randomness, row)
+            client_noise = self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
-        sent = sent or inquiry
-        order = question_order(self.federation, sent, self.plan)
+        sent_inquiry = sent_inquiry or inquiry
+        order = question_order(self.federation, sent_inquiry, self.plan)
         charge.reserve()
-        content = question_content(sent, order, own_noise, self.reach.released)
+        content = question_content(sent_inquiry, order, client_noise, self.reach.released)
         masking = self.federation.masking
-        done, mean = put(self.participants, charge, content, masking, self.reach.timeout)
-        outcome = Outcome(charge, message_bytes=done.message_bytes)
+        result, mean = ask_cohort(self.participants, charge, content, masking, self.reach.timeout)
+        outcome = Outcome(charge, message_bytes=result.message_bytes)
         if mean is None:
-            return replace(outcome, cause=self._cause(done), dropped=done.dropped), None
-        return outcome, sums_of(charge, done, mean, masking is not None)
+            return replace(outcome, cause=self._cause(result), dropped=result.dropped), None
+        return outcome, sums_of(charge, result, mean, masking is not None)
 
 
-def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
+def require_all_rounds(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
     """Refuse a question of several rounds before the first one if a budget, of records too, or a cap does not cover all.
 
     Raises:
@@ -136,47 +142,47 @@ def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
         return  # the ledger's own gate refuses it
     rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
     whole = Release(
-        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.asked, kind=QUESTION
+        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.purposes, kind=QUESTION
     )
-    ledger.require_asked(whole)
+    ledger.require_question(whole)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):
             budget = ledger.budget
-            would = counted(events, budget.target_delta, budget.adjacency, ledger.filter_order)
-            raise BudgetExhausted(budget, adversary, would)
+            epsilon = spent_epsilon(events, budget.target_delta, budget.adjacency, ledger.filter_order)
+            raise BudgetExhausted(budget, adversary, epsilon)
     for each in ledger.shared:
         each.require(whole)
 
 
 def question_order(
-    federation: Federation, asked: Asked, plan: Plan, arm: Arm | None = None
+    federation: Federation, request: Request, plan: Plan, arm: Arm | None = None
 ) -> dict[str, str]:
     """Return the order that travels with a question: it trains nothing and states the answer's cost.
 
     Args:
       federation: whose clients are asked.
-      asked: the question.
+      request: the question.
       plan: calibrated, of one round.
       arm: the only arm whose clients are asked; None asks all.
     """
     from ..tasks.arrays import agreement_of  # torch, and plans know evaluations too
 
     client, record = None, None
-    if asked.unit is Unit.CLIENT:
+    if request.unit is Unit.CLIENT:
         client = ClientClaim(plan.noise, plan.adjacency)
     else:
-        budget, rate = budget_of(federation, asked), federation.mode.question_rate
+        budget, rate = budget_of(federation, request), federation.mode.question_rate
         epsilon, delta = budget.target_epsilon, budget.target_delta
         record = RecordTerms(epsilon, delta, plan.clipping_norm, plan.adjacency, sample_rate=rate)
-    agreement, share = agreement_of(federation.task), asked.share if isinstance(asked, Evaluation) else None
+    share = request.share if isinstance(request, Evaluation) else None
     order = TrainingOrder(
-        run=asked.name,
+        run=request.name,
         privacy=federation.mode.name,
         training=LocalTraining(),
         client=client,
         record=record,
-        agreement=agreement,
+        agreement=agreement_of(federation.task),
         held_out=share,
         group_equal_rows=federation.settings.group_equal_rows and share is not None,
         arm=arm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Error, Message, RecordDict
 
 from ..base.refusal import Refusal
-from ..client.app import Workbench, own_ledger
+from ..client.workbench import Workbench
 from ..messages import wire
 from ..privacy.accounting.events import gaussian_event
 from ..privacy.budget import Adversary, Release, Unit
@@ -20,9 +20,9 @@ from ..tasks.columns import columns_of
 from ..tasks.data import data_of
 from ..tasks.hardware import on_cpu, placed
 from ..tasks.held_back import held_back_of
-from .answers import Measured, answered, evaluated
-from .measurements import means_over, rows_measured
-from .wire import own_noise_of, question_of, released_of
+from .answers import Measured, answer_evaluation, answer_inquiry
+from .measurements import measure_means, measure_rows
+from .wire import client_noise_of, question_of, released_of
 
 
 def answer(message: Message, client: int, bench: Workbench) -> Message:
@@ -36,11 +36,11 @@ def answer(message: Message, client: int, bench: Workbench) -> Message:
     Raises:
       Refusal: the question cannot be read or answered.
     """
-    asked = question_of(message.content)
-    if isinstance(asked, Evaluation):
-        return evaluated(message, asked, measured_at(bench, client, message.content, asked))
-    assert asked is not None
-    return _question_round(message, client, bench, asked)
+    request = question_of(message.content)
+    if isinstance(request, Evaluation):
+        return answer_evaluation(message, request, measured_at(bench, client, message.content, request))
+    assert request is not None
+    return _question_round(message, client, bench, request)
 
 
 def measured_at(
@@ -51,20 +51,20 @@ def measured_at(
     Raises:
       Refusal: the client trains on all of its records or, at the record level, the model mixes examples.
     """
-    held = held_back_of(bench.task, client)
-    if held is None:
+    held_out = held_back_of(bench.task, client)
+    if held_out is None:
         raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")
-    if not len(held):
+    if not len(held_out):
         return None
     bench.forget()
-    near = placed(held, bench.device)
+    device_data = placed(held_out, bench.device)
     if (released := released_of(content)) is None:
         load_arrays(bench.model, wire.views(wire.only_arrays(content)))
-        return means_over(near, bench.task, bench.model, bench.precision, evaluation)
+        return measure_means(device_data, bench.task, bench.model, bench.precision, evaluation)
     from ..tasks.model_columns import read_released  # tables, not needed for training
 
-    read_released(bench.private_model(held, evaluated=True), released)
-    return rows_measured(near, bench.task, bench.model, bench.precision, evaluation)
+    read_released(bench.private_model(held_out, evaluated=True), released)
+    return measure_rows(device_data, bench.task, bench.model, bench.precision, evaluation)
 
 
 def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
@@ -86,13 +86,13 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
 
 def _question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
     """Return one client's answer to a question, or an error if its ledger does not allow it."""
-    settings, noise = bench.settings, own_noise_of(message.content)
+    settings, noise = bench.settings, client_noise_of(message.content)
     table = table_of(bench, client, message.content, inquiry)
     run, number = wire.read_round(message.content)
     randomness = Randomness(settings.seed)
     stream = randomness.stream("question noise", number, client)
     if noise is None:
-        return answered(message, inquiry, table, stream)
+        return answer_inquiry(message, inquiry, table, stream)
     assert settings.record is not None
     release = Release(
         settings.record.terms.budget.unit,
@@ -101,14 +101,14 @@ def _question_round(message: Message, client: int, bench: Workbench, inquiry: In
         f"{QUESTION} {client}",
         dict.fromkeys(Adversary, gaussian_event(noise)),
         randomness.kind,
-        segments=inquiry.asked,
+        segments=inquiry.purposes,
         kind=QUESTION,
     )
     try:
-        with own_ledger(bench, client, settings, settings.record) as ledger:
+        with bench.open_ledger(client, settings, settings.record) as ledger:
             ledger.purpose = inquiry.why or None
             ledger.reserve_new(release)
-            reply = answered(message, inquiry, table, stream)
+            reply = answer_inquiry(message, inquiry, table, stream)
             ledger.commit(release.key)
     except BudgetExhausted:
         return Message(Error(wire.BUDGET_SPENT, "this client's budget is spent"), reply_to=message)

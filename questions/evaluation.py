@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from ..base.durable_files import append_line
 from ..messages.wire import memory_arrays
 from ..modes.federation import Federation
 from ..privacy.arms import Arm
@@ -20,10 +21,10 @@ from ..privacy.budget import Unit
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import Evaluation
+from ..run.files import BLAME
 from ..run.prepared_run import Run
 from ..run.queries import Query, Reach
-from ..run.run_folder import note_evidence
-from ..run.unit_plan import is_asked
+from ..run.unit_plan import charges_questions
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW, name_of, row_after
@@ -128,7 +129,8 @@ def _evaluated(
     participants.search = everybody.search
     if mean is not None:
         charge.settle()
-    note_evidence(run.folder, done.evidence)
+    for evidence in done.evidence:
+        append_line(run.folder / BLAME, evidence)
     named = {"blamed": done.blamed, "suspected": done.suspected}
     told = _told(federation, charge, done, mean, everybody.expected)
     return {**record, **told, **{kind: said for kind, said in named.items() if said}}
@@ -158,7 +160,7 @@ def _plans(federation: Federation, run: str) -> Sequence[Plan]:
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
     return {
-        "evaluation": evaluation_plan(federation) if is_asked(federation, plan) else None,
+        "evaluation": evaluation_plan(federation) if charges_questions(federation, plan) else None,
         "scoring": scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
     }
 

@@ -18,19 +18,18 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, METRIC, MOST_NAME, Evaluation
-from ..run.prepare import some_examples
+from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, MAX_NAME, METRIC, Evaluation
 from ..run.queries import EvaluationPlan
-from ..run.unit_plan import is_asked, questions_of
+from ..run.unit_plan import charges_questions, questions_of
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
-from .evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
+from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
 from .settings import evaluate_of, scored_metric
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-SEVERAL = 256  # held-out examples
+SAMPLE_SIZE = 256  # held-out examples
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
 
 
@@ -39,7 +38,7 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     word, last = evaluate_of(settings).clients, settings.steps
     if word == "none":
         return ()
-    return rounds_every(int(word.partition(":")[2] or last), last)
+    return multiples_and_last(int(word.partition(":")[2] or last), last)
 
 
 def one_evaluation(federation: Federation) -> Plan:
@@ -49,8 +48,8 @@ def one_evaluation(federation: Federation) -> Plan:
       Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
     """
     settings = federation.settings
-    many = len(evaluated_rounds(settings)) + settings.scored_at_clients
-    return federation.mode.evaluation(noise_of(evaluate_of(settings).noise_multiplier, many))
+    num_evaluations = len(evaluated_rounds(settings)) + settings.scored_at_clients
+    return federation.mode.evaluation(noise_of(evaluate_of(settings).noise_multiplier, num_evaluations))
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
@@ -61,12 +60,12 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
       num_rounds: remaining; None stands for all.
     """
     plan, settings = one_evaluation(federation), federation.settings
-    done = 0 if num_rounds is None else settings.steps - num_rounds
-    many = sum(each > done for each in evaluated_rounds(settings))
+    finished_rounds = 0 if num_rounds is None else settings.steps - num_rounds
+    num_evaluations = sum(each > finished_rounds for each in evaluated_rounds(settings))
     # Arms are compared in their last round, each by its own clients: one evaluation of each client.
-    behind = settings.num_rounds - settings.tuning_rounds
-    many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)
-    return events_of(plan, many)
+    rounds_after_tuning = settings.num_rounds - settings.tuning_rounds
+    num_evaluations += settings.scored_at_clients and (num_rounds is None or num_rounds > rounds_after_tuning)
+    return events_of(plan, num_evaluations)
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
@@ -80,10 +79,10 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
         return None
     delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
     evaluate = evaluate_of(federation.settings)
-    asked, wanted, rows = evaluation_of(federation, "plan"), evaluate.resolution, clients
-    if asked.unit is Unit.RECORD:
+    evaluation, resolution, rows = evaluation_of(federation, "plan"), evaluate.resolution, clients
+    if evaluation.unit is Unit.RECORD:
         rows = max(1, round(evaluate.share * federation.mode.records))
-    half = planned_half_width(asked, plan, rows, wanted, delta)
+    half = planned_half_width(evaluation, plan, rows, resolution, delta)
     return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half)
 
 
@@ -130,11 +129,13 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
-    asked = evaluate_of(federation.settings)
-    why = (federation.settings.purpose or "")[:MOST_NAME]
-    inquiry = Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)
-    if rows := federation.mode.rows_of_client:
-        figures = tuple(each for each in asked.figures if each != HISTOGRAM)
+    evaluate = evaluate_of(federation.settings)
+    purpose = (federation.settings.purpose or "")[:MAX_NAME]
+    inquiry = Evaluation(
+        name, evaluate.share, evaluate.metric, evaluate.metric_bound, evaluate.figures, purpose
+    )
+    if rows := federation.mode.max_rows:
+        figures = tuple(each for each in evaluate.figures if each != HISTOGRAM)
         return replace(inquiry, figures=figures, records=rows)
     return inquiry
 
@@ -150,51 +151,51 @@ def check_evaluation(federation: Federation) -> None:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
-    alone = federation.mode.rows_of_client is not None
-    some = 1 if alone else SEVERAL
-    looked_at = held_out if len(held_out) else some_examples(federation)
-    inputs, targets = looked_at.batch(torch.arange(min(len(looked_at), some)))
+    per_record = federation.mode.max_rows is not None
+    num_examples = 1 if per_record else SAMPLE_SIZE
+    examples = held_out if len(held_out) else federation.population.sample_examples(federation.task)
+    inputs, targets = examples.batch(torch.arange(min(len(examples), num_examples)))
     model = task.model().eval()
     with torch.no_grad():
         outputs = run_on(model, inputs)
-        known = task.metrics(outputs, targets)
+        metrics = task.metrics(outputs, targets)
     check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
     fields = {"evaluate.metric": evaluate_of(settings).metric} if evaluated else {}
     fields |= {"tune.metric": scored_metric(settings)} if scored else {}
-    for field, wanted in fields.items():
-        if wanted not in known:
-            of = " of one record" if alone else ""
-            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}{of}")
+    for field, metric in fields.items():
+        if metric not in metrics:
+            scope = " of one record" if per_record else ""
+            raise Refusal(field, metric, f"the task has {', '.join(sorted(metrics)) or 'none'}{scope}")
 
 
-def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
+def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
-        yield _scoring(federation, plan, budget, scores)
-    if is_asked(federation, plan) and (evaluations := evaluation_plan(federation)):
-        yield _evaluation(federation, plan, budget, evaluations)
+        yield _scoring_line(federation, plan, budget, scores)
+    if charges_questions(federation, plan) and (evaluations := evaluation_plan(federation)):
+        yield _evaluation_line(federation, plan, budget, evaluations)
 
 
-def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
+def _scoring_line(federation: Federation, plan: Plan, budget: Budget, scores: EvaluationPlan) -> str:
     whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    metric, half = scored_metric(federation.settings), asked.half_width or 0.0
+    metric, half = scored_metric(federation.settings), scores.half_width or 0.0
     return (
-        f"The clients of each arm, about {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
-        f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
+        f"The clients of each arm, about {scores.clients}, evaluate its model at noise multiplier {scores.noise_multiplier:.4g}, for "
+        f"epsilon {scores.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
         f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
     )
 
 
-def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
+def _evaluation_line(federation: Federation, plan: Plan, budget: Budget, evaluations: EvaluationPlan) -> str:
     without = plan.epsilon(budget.target_delta)
     whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    many = len(asked.rounds)
-    often = f"after {many} of the rounds" if many > 1 else "in the end"
-    said = (
-        f"{asked.clients} clients evaluate the model {often}, at noise multiplier {asked.noise_multiplier:.4g}: this adds epsilon "
+    num_evaluations = len(evaluations.rounds)
+    schedule = f"after {num_evaluations} of the rounds" if num_evaluations > 1 else "in the end"
+    cost = (
+        f"{evaluations.clients} clients evaluate the model {schedule}, at noise multiplier {evaluations.noise_multiplier:.4g}: this adds epsilon "
         f"{whole - without:.3f} to the rounds' {without:.3f}, and makes {whole:.3f}."
     )
-    if asked.half_width is None:
-        return said
-    of = "" if plan.unit == "client" else f" over about {asked.rows} held-out records"
-    return f"{said} Their mean {evaluate_of(federation.settings).metric}{of} will be known to +-{asked.half_width:.4f} (95 %)."
+    if evaluations.half_width is None:
+        return cost
+    population = "" if plan.unit == "client" else f" over about {evaluations.rows} held-out records"
+    return f"{cost} Their mean {evaluate_of(federation.settings).metric}{population} will be known to +-{evaluations.half_width:.4f} (95 %)."

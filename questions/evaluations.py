@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..base.refusal import Refusal, real
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import CLIENTS, FIGURES, RECORDS, Evaluation
 from ..privacy.statistics.figure import Figure
@@ -49,9 +49,9 @@ class ClientEvaluation:
         if self.every is not None and self.every < 1:
             raise Refusal("evaluate.every", self.every, "give at least 1, or None")
         for name in ("noise_multiplier", "resolution"):
-            given: float | None = getattr(self, name)
-            if given is not None and real(f"evaluate.{name}", given) <= 0:
-                raise Refusal(f"evaluate.{name}", given, "give a number above 0, or None")
+            value: float | None = getattr(self, name)
+            if value is not None and real(f"evaluate.{name}", value) <= 0:
+                raise Refusal(f"evaluate.{name}", value, "give a number above 0, or None")
         _ = self.asked("evaluation")  # refuses the rest
 
     def rounds(self, num_rounds: int) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class ClientEvaluation:
         Args:
           num_rounds: of the run.
         """
-        return rounds_every(self.every or num_rounds, num_rounds)
+        return multiples_and_last(self.every or num_rounds, num_rounds)
 
     def asked(self, name: str) -> Evaluation:
         """Return the evaluation; the clients' app chooses the records.
@@ -71,24 +71,24 @@ class ClientEvaluation:
         return Evaluation(name, None, self.metric, self.bound, self.figures)
 
 
-def rounds_every(every: int, last: int) -> tuple[int, ...]:
-    """Return the multiples of `every` up to the last round, and the last round.
+def multiples_and_last(interval: int, last: int) -> tuple[int, ...]:
+    """Return the multiples of `interval` up to the last round, and the last round.
 
     Args:
-      every: at least 1.
+      interval: at least 1.
       last: number of the last round.
     """
-    return tuple(sorted({*range(every, last + 1, every), last}))
+    return tuple(sorted({*range(interval, last + 1, interval), last}))
 
 
-def noise_of(given: float | None, evaluations: int) -> float:
+def noise_of(noise_multiplier: float | None, evaluations: int) -> float:
     """Return the noise multiplier of each evaluation: as given, or such that all together cost as much as one by default.
 
     Args:
-      given: by the user, or None.
+      noise_multiplier: by the user, or None.
       evaluations: of a run.
     """
-    return USUAL_NOISE * math.sqrt(max(evaluations, 1)) if given is None else given
+    return USUAL_NOISE * math.sqrt(max(evaluations, 1)) if noise_multiplier is None else noise_multiplier
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
@@ -105,11 +105,11 @@ def epsilon_of(plan: Plan, delta: float) -> float:
       plan: of one.
       delta: in (0, 1).
     """
-    return counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
+    return spent_epsilon([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 
 def planned_half_width(
-    evaluation: Evaluation, plan: Plan, clients: int, wanted: float | None, delta: float
+    evaluation: Evaluation, plan: Plan, clients: int, resolution: float | None, delta: float
 ) -> float | None:
     """Return the largest half-width of the mean metric's interval; None if it is not measured.
 
@@ -117,29 +117,31 @@ def planned_half_width(
       evaluation: of the question.
       plan: of one evaluation.
       clients: number of clients or, at the record level, of held-out records.
-      wanted: largest allowed half-width; None allows any.
+      resolution: largest allowed half-width; None allows any.
       delta: in (0, 1).
 
     Raises:
       Refusal: it is larger; the remedy names sufficient clients, or a sufficient noise and its epsilon.
     """
     half = evaluation.half_width(plan.noise_over_clip, clients)
-    if wanted is None:
+    if resolution is None:
         return half
     if half is None:
-        raise Refusal("evaluate.resolution", wanted, "needs the mean metric; add metric to evaluate.figures")
-    if half > wanted:
-        noise = plan.noise * wanted / half
+        raise Refusal(
+            "evaluate.resolution", resolution, "needs the mean metric; add metric to evaluate.figures"
+        )
+    if half > resolution:
+        noise = plan.noise * resolution / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} {evaluation.counted} would suffice, or "
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / resolution)} {evaluation.unit_name} would suffice, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
-        raise Refusal("evaluate.resolution", wanted, remedy)
+        raise Refusal("evaluate.resolution", resolution, remedy)
     return half
 
 
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
     """Return the means of an evaluation that can be estimated, by name."""
-    found = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
-    return {name: each for name, each in found.items() if each.name == name and each.said}
+    first_figures = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
+    return {name: each for name, each in first_figures.items() if each.name == name and each.has_value}

@@ -18,7 +18,7 @@ logger = logging.getLogger("fedveil.client")
 
 
 @torch.no_grad()
-def means_over(
+def measure_means(
     data: Data,
     task: Task,
     model: nn.Module,
@@ -43,15 +43,15 @@ def means_over(
         with precision():
             outputs = run_on(model, inputs)
             loss += len(targets) * float(task.loss(outputs, targets))
-        found = task.metrics(outputs, targets)
-        if evaluation.metric in found:
-            metric += len(targets) * float(found[evaluation.metric])
+        metrics = task.metrics(outputs, targets)
+        if evaluation.metric in metrics:
+            metric += len(targets) * float(metrics[evaluation.metric])
             measured += len(targets)
     return HeldOutMeans(metric / measured, loss / len(data)) if measured else None
 
 
 @torch.no_grad()
-def rows_measured(
+def measure_rows(
     data: Data,
     task: Task,
     model: nn.Module,
@@ -64,20 +64,20 @@ def rows_measured(
     so is all of a record on which the task's code fails: without an answer of the client, all its records would be missing.
     """
 
-    def measured(rows: torch.Tensor) -> list[tuple[float, float]]:
+    def measure(rows: torch.Tensor) -> list[tuple[float, float]]:
         try:
             inputs, targets = data.batch(rows)
             with precision():
                 outputs = run_on(model, padded(inputs, padded_size(len(targets))))
-            alone = [(rows_of(outputs, slice(at, at + 1)), targets[at : at + 1]) for at in range(len(rows))]
-            metrics = [float(task.metrics(*each).get(evaluation.metric, math.nan)) for each in alone]
-            return list(zip(metrics, [float(task.loss(*each)) for each in alone], strict=True))
+            records = [(rows_of(outputs, slice(at, at + 1)), targets[at : at + 1]) for at in range(len(rows))]
+            metrics = [float(task.metrics(*each).get(evaluation.metric, math.nan)) for each in records]
+            return list(zip(metrics, [float(task.loss(*each)) for each in records], strict=True))
         except Exception:
             if len(rows) > 1:
-                return [each for row in rows.split(1) for each in measured(row)]
+                return [each for row in rows.split(1) for each in measure(row)]
             logger.exception("a held-out record has no value because the task fails on it")
             return [(math.nan, math.nan)]
 
     model.eval()
-    found = [each for rows in torch.arange(len(data)).split(BATCH) for each in measured(rows)]
-    return HeldOutRows(*np.array(found).reshape(-1, 2).T)
+    values = [each for rows in torch.arange(len(data)).split(BATCH) for each in measure(rows)]
+    return HeldOutRows(*np.array(values).reshape(-1, 2).T)

@@ -36,20 +36,20 @@ def private_evaluation(message: Message, context: Context, call_next: ClientAppC
       ...     ...
     """
 
-    def measured() -> Message:
-        spec, asked = read_spec(message.content), question_of(message.content)
-        if spec is None or not isinstance(asked, Evaluation) or spec.segments != asked.segments:
+    def private_reply() -> Message:
+        spec, evaluation = read_spec(message.content), question_of(message.content)
+        if spec is None or not isinstance(evaluation, Evaluation) or spec.segments != evaluation.segments:
             return Message(Error(FAILED, "this client answers private evaluations only"), reply_to=message)
         reply = without_error(call_next(message, context))
-        vector, _ = encode({}, asked.contribution(_said(reply, asked)), spec)
+        vector, _ = encode({}, evaluation.contribution(_reported_means(reply, evaluation)), spec)
         return reply_with(vector, spec, message)
 
-    return answer_of(message, measured)
+    return answer_of(message, private_reply)
 
 
-def _said(reply: Message, evaluation: Evaluation) -> HeldOutMeans | None:
-    said = values_of(reply)
-    if said.get(WEIGHT) == 0:
+def _reported_means(reply: Message, evaluation: Evaluation) -> HeldOutMeans | None:
+    metrics = values_of(reply)
+    if metrics.get(WEIGHT) == 0:
         return None
-    loss = next((said[name] for name in LOSSES if name in said), NO_LOSS)
-    return HeldOutMeans(float(said[evaluation.metric]), float(loss))
+    loss = next((metrics[name] for name in LOSSES if name in metrics), NO_LOSS)
+    return HeldOutMeans(float(metrics[evaluation.metric]), float(loss))

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
-from ..privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
+from ..privacy.plan import MAX_PLAN_NOISE, MIN_PLAN_NOISE, Plan
 from ..privacy.statistics.figure import NORMAL_95
 from ..privacy.statistics.inquiry import Inquiry, Question
 from ..run.acts import unless_accepted
 from ..strategies.cohorts import All, Poisson
 
 if TYPE_CHECKING:
-    from .wire import Asked  # flwr, and plans know questions too
+    from .wire import Request  # flwr, and plans know questions too
 
-MOST_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
+MAX_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     Raises:
       Refusal: the federation hides something else, or its cohort is not one that a question has.
     """
-    budget, mode = carried_by(federation, inquiry), federation.mode
+    budget, mode = require_budget(federation, inquiry), federation.mode
     plan = Plan(
         budget.unit,
         budget.adjacency,
@@ -63,12 +63,12 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
     )
     if spend.epsilon is not None:
         plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
-    if not LEAST_NOISE <= plan.noise <= MOST_QUESTION_NOISE:
+    if not MIN_PLAN_NOISE <= plan.noise <= MAX_QUESTION_NOISE:
         raise Refusal("noise_multiplier", plan.noise, "leaves only noise; give more epsilon")
     return plan
 
 
-def carried_by(federation: Federation, inquiry: Inquiry) -> Budget:
+def require_budget(federation: Federation, inquiry: Inquiry) -> Budget:
     """Return the budget that a question is charged to, if the federation supports the question.
 
     Raises:
@@ -81,28 +81,28 @@ def carried_by(federation: Federation, inquiry: Inquiry) -> Budget:
     return budget
 
 
-def budget_of(federation: Federation, inquiry: Asked) -> Budget:
+def budget_of(federation: Federation, inquiry: Request) -> Budget:
     """Return the budget that a question is charged to.
 
     Raises:
       Refusal: the federation's privacy unit is not the question's.
     """
     settings, mode = federation.settings, federation.mode
-    found = mode.budget or mode.own_budget
-    if found is None or len(mode.promises) != 1:
+    budget = mode.budget or mode.client_budget
+    if budget is None or len(mode.promises) != 1:
         remedy = "hides no unit, or two at once, and a question is charged to one: choose client_central, "
         remedy = f"{remedy}client_distributed, record or record_distributed"
         raise Refusal("privacy", settings.privacy.name, remedy)
-    if found.unit is not inquiry.unit:
-        if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
+    if budget.unit is not inquiry.unit:
+        if budget.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
             remedy = "a question counts rows, and a person may have several; leave it out"
             raise Refusal("privacy.per_person", mode.per_person, remedy)
-        remedy = f"privacy={settings.privacy.name} protects a {found.unit}: ask with unit={found.unit}, or choose another"
+        remedy = f"privacy={settings.privacy.name} protects a {budget.unit}: ask with unit={budget.unit}, or choose another"
         raise Refusal("unit", str(inquiry.unit), remedy)
-    if mode.own_budget and settings.secagg:
+    if mode.client_budget and settings.secagg:
         remedy = "already noises each answer, and they are summed in the clear; leave it out, or use record_distributed"
         raise Refusal("secagg", "on", f"privacy=record {remedy}")
-    return found
+    return budget
 
 
 def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
@@ -120,7 +120,7 @@ def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> No
             raise Refusal("at_least", None, remedy)
         if planned > each.resolution:
             raise Refusal(
-                "resolution", each.resolution, _what_would_do(federation, inquiry, each, plan, planned)
+                "resolution", each.resolution, _resolution_remedy(federation, inquiry, each, plan, planned)
             )
 
 
@@ -130,26 +130,26 @@ def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan:
     Raises:
       Refusal: the noise on a question's count of rows exceeds all rows that count in full, and this was not accepted.
     """
-    most = federation.declared_clients * inquiry.records
+    max_rows = federation.declared_clients * inquiry.records
 
-    def answers(tried: Plan) -> bool:
-        noise = noise_of_sum(federation, tried)
+    def answers(candidate: Plan) -> bool:
+        noise = noise_of_sum(federation, candidate)
         return all(
-            NORMAL_95 * sigma_of(federation, inquiry, each, noise) < most for each in inquiry.questions
+            NORMAL_95 * sigma_of(federation, inquiry, each, noise) < max_rows for each in inquiry.questions
         )
 
     if answers(plan):
         return
-    drowned = max(
+    sigma = max(
         sigma_of(federation, inquiry, each, noise_of_sum(federation, plan)) for each in inquiry.questions
     )
     clients = f"{federation.declared_clients} clients of {inquiry.records:g} rows that count"
-    said = f"leaves only noise, +-{NORMAL_95 * drowned:.0f} rows, on the counts of {clients}"
-    enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
-    said += "; no epsilon suffices" if enough is None else f"; give more than {enough:.2g}"
-    said += ", hide one row by unit=record" if inquiry.unit is Unit.CLIENT else ""
+    reason = f"leaves only noise, +-{NORMAL_95 * sigma:.0f} rows, on the counts of {clients}"
+    epsilon = smallest_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
+    reason += "; no epsilon suffices" if epsilon is None else f"; give more than {epsilon:.2g}"
+    reason += ", hide one row by unit=record" if inquiry.unit is Unit.CLIENT else ""
     field = "noise_multiplier" if spend.epsilon is None else "epsilon"
-    refusal = Refusal(field, spend.epsilon or spend.noise_multiplier, said)
+    refusal = Refusal(field, spend.epsilon or spend.noise_multiplier, reason)
     unless_accepted(federation, refusal, "accept_vacuous=true")
 
 
@@ -165,28 +165,28 @@ def planned_half_width(
     return question.statistic.planned(sigma, rows)
 
 
-def _what_would_do(
+def _resolution_remedy(
     federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
 ) -> str:
     """Return a clause with the epsilon and the rows at which the interval meets the resolution."""
-    wanted, said = question.resolution, f"{question.name} is planned to +-{planned:.3g}"
-    assert wanted is not None
+    resolution, clause = question.resolution, f"{question.name} is planned to +-{planned:.3g}"
+    assert resolution is not None
 
-    def fits(tried: Plan) -> bool:
-        half = planned_half_width(federation, inquiry, question, tried)
-        return half is not None and half <= wanted
+    def fits(candidate: Plan) -> bool:
+        half = planned_half_width(federation, inquiry, question, candidate)
+        return half is not None and half <= resolution
 
-    enough = least_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
-    if enough is None:
-        return f"{said}, and no epsilon suffices; ask for less, or ask more clients"
-    said = f"{said}; epsilon {enough:.3g} would suffice"
+    epsilon = smallest_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
+    if epsilon is None:
+        return f"{clause}, and no epsilon suffices; ask for less, or ask more clients"
+    clause = f"{clause}; epsilon {epsilon:.3g} would suffice"
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
     rows = () if question.at_least is None else (question.at_least * 1.05**step for step in range(500))
-    many = next((each for each in rows if question.statistic.planned(sigma, each) <= wanted), None)
-    return said if many is None else f"{said}, or {math.ceil(many)} rows"
+    enough = next((each for each in rows if question.statistic.planned(sigma, each) <= resolution), None)
+    return clause if enough is None else f"{clause}, or {math.ceil(enough)} rows"
 
 
-def least_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
+def smallest_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
     """Return the least epsilon at which an insufficient plan becomes sufficient; None if there is none.
 
     Args:
@@ -194,7 +194,7 @@ def least_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> flo
       delta: in (0, 1).
       fits: whether a plan is sufficient.
     """
-    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
+    low, high = MIN_PLAN_NOISE, plan.noise_multiplier or MAX_PLAN_NOISE
     if not fits(replace(plan, noise_multiplier=low)):
         return None
     for _ in range(40):
@@ -213,8 +213,8 @@ def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise
     if inquiry.unit is Unit.RECORD:
         return sigma
     bound = inquiry.records * question.statistic.row_norm
-    drawn = federation.declared_clients * (1 - rate) / rate * bound**2
-    return math.sqrt((sigma / rate) ** 2 + drawn)
+    undrawn_variance = federation.declared_clients * (1 - rate) / rate * bound**2
+    return math.sqrt((sigma / rate) ** 2 + undrawn_variance)
 
 
 def noise_of_sum(federation: Federation, plan: Plan) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..run.queries import Query, Reach, with_everybody
-from .scaling_plan import check_scaling, lines_of, scaling_plan
+from .scaling_plan import check_scaling, scaling_lines, scaling_plan
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -30,7 +30,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import read_inquiry
 from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
-from ..run.prepare import claim_records
+from ..run.opening import claim_records
 from ..run.prepared_run import Run
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW
@@ -38,71 +38,71 @@ from ..tasks import load_task
 from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
-from .ask import epsilon_on, record_of
+from .ask import answer_record, ledger_epsilon
 from .asking import Asking
 from .question_plan import Spend, question_plan
 from .scaling_plan import one_scaling, scaling_inquiry
 
 
-def ask_scaling(run: Run, grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
+def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
     """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
     A column whose answer is too noisy stays scaled by its bounds.
 
     Args:
       run: with the open ledger, before its first round.
-      grid: opens the grid to the run's clients.
+      open_grid: opens the grid to the run's clients.
       reach: answers that the question needs, and its timeout.
 
     Raises:
       Refusal: no client is connected, or the ledger does not afford the question.
     """
     federation, ledger = run.federation, run.ledger
-    (inquiry, plan), before = one_scaling(federation, run.name), epsilon_on(ledger)
+    (inquiry, plan), epsilon_before = one_scaling(federation, run.name), ledger_epsilon(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
-    asked = with_everybody(federation)
-    run.own_ledgers.settle()
+    everybody = with_everybody(federation)
+    run.client_ledgers.settle()
     claim_records(federation)
-    with grid(run) as opened:
+    with open_grid(run) as grid:
         participants = Participants(
-            opened,
-            asked.cohort,
-            asked.num_clients,
+            grid,
+            everybody.cohort,
+            everybody.num_clients,
             reach.answers,
             canaries,
-            population=asked.declared_clients,
+            population=everybody.declared_clients,
         )
         if ledger is not None:
             ledger.purpose = inquiry.why
-        asking = Asking(asked, plan, ledger, participants, reach)
+        asking = Asking(everybody, plan, ledger, participants, reach)
         try:
             # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
             unnamed = ledger is not None and federation.population.reads_data
-            sent = scaling_inquiry(federation, "simulation") if unnamed else None
+            sent_inquiry = scaling_inquiry(federation, "simulation") if unnamed else None
             # A stream of the run, beyond those of its rounds.
-            ended = asking.once(inquiry, FIRST_ROW, sent)
+            outcome = asking.ask_once(inquiry, FIRST_ROW, sent_inquiry)
         except BudgetExhausted as spent:
             raise Refusal(FIELD, ASKED, str(spent)) from spent
         finally:
             if ledger is not None:
                 ledger.purpose = federation.settings.purpose
-    record = record_of(asking, inquiry, before, ended)
-    moments = moments_of({each.name: each.figures for each in ended.answers})
-    kept = run.folder / SCALING
-    with refusing("hydra.run.dir", kept, "the answer, which is charged, cannot be stored"):
-        replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(), mode=None)
-    if ended.answers:
-        ended.charge.settle()
+    record = answer_record(asking, inquiry, epsilon_before, outcome)
+    moments = moments_of({each.name: each.figures for each in outcome.answers})
+    path = run.folder / SCALING
+    with refusing("hydra.run.dir", path, "the answer, which is charged, cannot be stored"):
+        replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(), mode=None)
+    if outcome.answers:
+        outcome.charge.settle()
     for each in inquiry.questions:
         if each.name not in moments:
             warn(
-                f"{FIELD}: {each.name} stays scaled by its bounds: {ended.cause or 'its deviation is below the noise'}"
+                f"{FIELD}: {each.name} stays scaled by its bounds: {outcome.cause or 'its deviation is below the noise'}"
             )
-    scaled = _scaled(federation, moments, plan)
+    scaled = _with_scaling(federation, moments, plan)
     return replace(run, federation=scaled, client=with_task_of(scaled, run.client))
 
 
-def as_answered(federation: Federation, folder: Path) -> Federation:
+def apply_answer(federation: Federation, folder: Path) -> Federation:
     """Return the federation scaled by its clients' answer, which the run folder stores.
 
     Args:
@@ -111,27 +111,31 @@ def as_answered(federation: Federation, folder: Path) -> Federation:
     """
     if not "scaling" in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
-    before = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
-    kept = read_schema(folder / SCHEMA).columns
-    told = {each.name: each.standard for each in kept if each.standard is not None}
-    moments = {name: each for name, each in told.items() if before.get(name) is None}
+    configured = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
+    columns = read_schema(folder / SCHEMA).columns
+    stored_moments = {each.name: each.standard for each in columns if each.standard is not None}
+    moments = {name: each for name, each in stored_moments.items() if configured.get(name) is None}
     if not federation.simulated:
-        return _scaled(federation, moments)
+        return _with_scaling(federation, moments)
     record = json.loads((folder / SCALING).read_text(encoding="utf-8"))
     inquiry, spend = read_inquiry(record["question"]), Spend(noise_multiplier=record["noise_multiplier"])
-    return _scaled(federation, moments, question_plan(with_everybody(federation), inquiry, spend))
+    return _with_scaling(federation, moments, question_plan(with_everybody(federation), inquiry, spend))
 
 
-def _scaled(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
+def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
     population = federation.population
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
-    named = population.scaled(settings, loaded, keeps_names=federation.mode.own_budget is not None)
-    parts = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=named)
-    return replace(parts, simulated_cost=(plan.event(),)) if federation.simulated and plan else parts
+    scaled_population = population.scaled(
+        settings, loaded, keep_names=federation.mode.client_budget is not None
+    )
+    scaled = replace(
+        federation, settings=settings, task=loaded, moments=dict(moments), population=scaled_population
+    )
+    return replace(scaled, simulated_cost=(plan.event(),)) if federation.simulated and plan else scaled
 
 
 def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]:
@@ -154,8 +158,8 @@ SCALING_QUERY = Query(
     events=_events,
     plans=_plans,
     fields=_fields,
-    lines=lines_of,
+    lines=scaling_lines,
     check=check_scaling,
-    answered=as_answered,
+    answered=apply_answer,
     before=ask_scaling,
 )

@@ -18,16 +18,17 @@ from ..modes.federation import Federation
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
-from ..privacy.statistics.inquiry import MOST_NAME, Inquiry, read_inquiry
+from ..privacy.statistics.inquiry import MAX_NAME, Inquiry, read_inquiry
 from ..run.queries import ScalingPlan, query_events, with_everybody
 from ..tasks.scaling import ASKED, FIELD, moments_of, scaling_questions
 from .evaluations import USUAL_NOISE, epsilon_of
-from .question_plan import Spend, budget_of, least_epsilon, noise_of_sum, question_plan, sigma_of
+from .question_plan import Spend, budget_of, noise_of_sum, question_plan, sigma_of, smallest_epsilon
 
 PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
-WHY = "Mean and deviation by which the inputs of this run's model are scaled."
-PART, MOST = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
-EVENLY = (1.0, 0.0, 1 / 3 - 0.5)  # average contribution of a row of a column that is uniform over its bounds
+DESCRIPTION = "Mean and deviation by which the inputs of this run's model are scaled."
+MAX_SHARE, MAX_EPSILON = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
+# Average contribution of a row of a column that is uniform over its bounds.
+UNIFORM_MOMENTS = (1.0, 0.0, 1 / 3 - 0.5)
 
 
 def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
@@ -42,21 +43,21 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
     from ..tasks.tables import tables_of  # torch, and plans know this question too
 
     name = f"{run} {PURPOSE}"
-    if len(name) > MOST_NAME:
+    if len(name) > MAX_NAME:
         remedy = (
-            f"the run's name on ledgers may have at most {MOST_NAME - len(name) + len(run)} characters with this "
+            f"the run's name on ledgers may have at most {MAX_NAME - len(name) + len(run)} characters with this "
             "question"
         )
         raise Refusal("run", run, f"{remedy}; shorten it")
-    asked = {
+    fields = {
         "name": name,
         "purpose": PURPOSE,
-        "why": WHY,
+        "why": DESCRIPTION,
         "unit": str(Unit.RECORD if federation.mode.hides_records else Unit.CLIENT),
-        "records": federation.mode.rows_of_client or 1.0,
+        "records": federation.mode.max_rows or 1.0,
         "ask": scaling_questions(tables_of(federation.task).schema),
     }
-    return read_inquiry(asked)
+    return read_inquiry(fields)
 
 
 def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan]:
@@ -76,7 +77,7 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
         raise Refusal(FIELD, ASKED, "does not go with noise_schedule=adaptive; leave one of them out")
     inquiry = scaling_inquiry(federation, run)
     plan = question_plan(with_everybody(federation), inquiry, _price(settings, promises[0].target_epsilon))
-    _require_answer(federation, inquiry, plan)
+    _require_scalable(federation, inquiry, plan)
     return inquiry, plan
 
 
@@ -84,32 +85,34 @@ def _price(settings: SimulationSettings, target: float | None) -> Spend:
     assert isinstance(settings.task, CsvTask)
     if settings.task.scaling_epsilon is not None:
         return Spend(settings.task.scaling_epsilon)
-    return Spend(noise_multiplier=USUAL_NOISE) if target is None else Spend(min(PART * target, MOST))
+    if target is None:
+        return Spend(noise_multiplier=USUAL_NOISE)
+    return Spend(min(MAX_SHARE * target, MAX_EPSILON))
 
 
-def _require_answer(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
+def _require_scalable(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
     """Refuse noise with which even a column that is uniform over its bounds could not be scaled.
 
     Raises:
       Refusal: the noise is too large; the sentence names the epsilon that suffices.
     """
-    secret = federation.mode.promises[0].own_ledgers and not federation.population.reads_data
-    if secret or _tells(federation, inquiry, plan):
+    secret = federation.mode.promises[0].per_client and not federation.population.reads_data
+    if secret or _can_scale(federation, inquiry, plan):
         return  # only its owner knows the number of records of a device
     delta = budget_of(federation, inquiry).target_delta
-    enough = least_epsilon(plan, delta, partial(_tells, federation, inquiry))
-    would = "no epsilon suffices" if enough is None else f"task.scaling_epsilon={enough:.3g} suffices"
-    whom = "records" if inquiry.unit is Unit.RECORD else "clients"
-    remedy = f"too few {whom} to determine the scaling under this noise; {would}, or leave it out"
+    epsilon = smallest_epsilon(plan, delta, partial(_can_scale, federation, inquiry))
+    cost = "no epsilon suffices" if epsilon is None else f"task.scaling_epsilon={epsilon:.3g} suffices"
+    units = "records" if inquiry.unit is Unit.RECORD else "clients"
+    remedy = f"too few {units} to determine the scaling under this noise; {cost}, or leave it out"
     raise Refusal(FIELD, ASKED, remedy)
 
 
-def _tells(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
+def _can_scale(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     """Return whether a column that is uniform over its bounds at every client can be scaled under this noise."""
     rows = float(federation.mode.records if inquiry.unit is Unit.RECORD else federation.declared_clients)
     first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
     sigma = sigma_of(with_everybody(federation), inquiry, first, noise)
-    figures = first.statistic.answer(np.array(EVENLY) * rows, sigma)
+    figures = first.statistic.answer(np.array(UNIFORM_MOMENTS) * rows, sigma)
     return first.name in moments_of({first.name: figures})
 
 
@@ -139,7 +142,7 @@ def check_scaling(federation: Federation) -> None:
         raise Refusal("partition", federation.settings.partition.name, f"with {FIELD}={ASKED} it {remedy}")
 
 
-def lines_of(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
+def scaling_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
     """Yield the line about the question, beside the plan of a promise."""
     scaling = scaling_plan(federation)
     columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"

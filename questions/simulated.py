@@ -20,17 +20,17 @@ from ..modes.federation import Federation
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.statistics.inquiry import Inquiry
 from ..run.client_instructions import question_settings
-from ..run.prepare import claim_records
+from ..run.opening import claim_records
 from ..run.queries import Reach
-from ..run.record_ledgers import own_ledgers
+from ..run.record_ledgers import client_ledgers_of
 from ..run.released import released_file
 from ..simulations.engines import asking_engine, require_one_machine
-from ..simulations.simulate import state_kept
+from ..simulations.simulate import restoring_state
 from ..tasks import Task
 from ..tasks.columns import columns_of
 from ..tasks.model_columns import columns_with, read_released
 from .ask import ask, record_path
-from .question_plan import Spend, carried_by
+from .question_plan import Spend, require_budget
 
 
 def ask_here(
@@ -38,7 +38,7 @@ def ask_here(
 ) -> dict[str, Any]:
     """Ask clients on this machine, and return the record of the answer.
 
-    Arguments as of `ask`; `run` is whose model the question is about, as `named_model` returns it.
+    Arguments as of `ask`; `run` is the folder of the run whose model the question is about, or None.
 
     Raises:
       Refusal: nothing was charged.
@@ -49,15 +49,15 @@ def ask_here(
     if federation.extra_clients:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
     if not record_path(folder, inquiry).exists():
-        carried_by(federation, inquiry)
+        require_budget(federation, inquiry)
         require_columns(federation.task, inquiry, released)
     quiet_flower()
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
-    told = replace(question_settings(federation, folder), seed=seed)
-    grid = partial(_engine, federation, told)
+    settings = replace(question_settings(federation, folder), seed=seed)
+    grid = partial(_engine, federation, settings)
     reach = Reach(randomness=Randomness(seed), released=released)
-    with state_kept():
+    with restoring_state():
         return ask(federation, inquiry, spend, folder, grid, reach)
 
 
@@ -80,7 +80,7 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 @contextmanager
 def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    own_ledgers(federation, settings).settle()
+    client_ledgers_of(federation, settings).settle()
     claim_records(federation)
     with asking_engine(federation, settings) as opened:
         yield opened

@@ -28,7 +28,7 @@ from ..server.masking import Masking
 from ..server.participants import Participants
 from ..server.private_grid import sums_over
 from ..server.round_terms import Mean, Round, Sum
-from .wire import Asked
+from .wire import Request
 
 ROW = 1  # most inquiries are one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
@@ -50,7 +50,7 @@ class Charge:
 
     plan: Plan
     ledger: Ledger
-    inquiry: Asked
+    inquiry: Request
     randomness: Randomness
     row: int = ROW
     arm: Arm | None = None
@@ -102,14 +102,14 @@ class Charge:
             QUESTION,
             dict.fromkeys(self.plan.adversaries, self.plan.event()),
             self.randomness.kind,
-            segments=self.inquiry.asked,
+            segments=self.inquiry.purposes,
             kind=QUESTION,
             arm=self.arm,
         )
 
 
 @dataclass(frozen=True)
-class OwnCharges(Unnoised):
+class ClientCharges(Unnoised):
     """Account of one question for which each client adds its own noise and charges its own ledger; interface of `Charge`."""
 
     plan: Plan
@@ -129,7 +129,7 @@ class OwnCharges(Unnoised):
         return SumSpec(None, (Segment(WEIGHT, 1.0),))
 
 
-QuestionAccount = Charge | OwnCharges
+QuestionAccount = Charge | ClientCharges
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ class Sums:
     clients: float
 
 
-def sums_of(charge: QuestionAccount, finished: Round, mean: Mean, masked: bool) -> Sums:
+def sums_of(charge: QuestionAccount, result: Round, mean: Mean, masked: bool) -> Sums:
     """Return the content of a question's sum, for any unit and link.
 
     Args:
       charge: of the question.
-      finished: the round's result.
+      result: the round's result.
       mean: released by the round.
       masked: whether the sum was encrypted, so that its noise is relative to the range of a vector.
     """
@@ -166,8 +166,8 @@ def sums_of(charge: QuestionAccount, finished: Round, mean: Mean, masked: bool) 
     if unit is None:  # each client's own noise, and a mean over those who answered
         unit, noise, answered = (
             1.0,
-            charge.plan.noise_over_clip * math.sqrt(finished.replies),
-            float(finished.replies),
+            charge.plan.noise_over_clip * math.sqrt(result.replies),
+            float(result.replies),
         )
     elif masked:
         assert spec.clipping_norm is not None
@@ -176,7 +176,7 @@ def sums_of(charge: QuestionAccount, finished: Round, mean: Mean, masked: bool) 
     return Sums(cells, {}, noise, answered)
 
 
-def put(
+def ask_cohort(
     participants: Participants,
     charge: QuestionAccount,
     content: RecordDict,
@@ -197,16 +197,16 @@ def put(
     sums = sums_over(participants, charge, masking, charge.randomness)
     # Canaries get no questions: they audit the claims of training.
     stream = charge.randomness.stream("cohort", charge.row)
-    drawn = participants.real(participants.draw(stream, arm=participants.arm))
-    asked = charge.inquiry
-    wanted = Sum(
+    cohort = participants.real(participants.draw(stream, arm=participants.arm))
+    inquiry = charge.inquiry
+    request = Sum(
         charge.inquiry.name,
         charge.row,
         content,
         message_type,
         charge.spec,
-        {} if asked.unit is Unit.CLIENT else asked.layout,
+        {} if inquiry.unit is Unit.CLIENT else inquiry.layout,
         noise_multiplier=charge.plan.noise_over_clip,
         number=charge.row,
     )
-    return sums.sum(drawn, wanted, timeout, lambda: ())
+    return sums.sum(cohort, request, timeout, lambda: ())

@@ -23,27 +23,30 @@ from ..privacy.budget import Unit
 from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
 
-OWN_NOISE_KEY = "fedveil-question-noise"
+CLIENT_NOISE_KEY = "fedveil-question-noise"
 RELEASED_KEY = "fedveil-question-model"
 NO_MODEL = MODEL = "arrays"  # names that Flower's strategies give these records
 CONFIG = "config"
-Asked = Inquiry | Evaluation
+Request = Inquiry | Evaluation
 
 
 def question_content(
-    inquiry: Inquiry, order: Mapping[str, str], own_noise: float | None = None, released: bytes | None = None
+    inquiry: Inquiry,
+    order: Mapping[str, str],
+    client_noise: float | None = None,
+    released: bytes | None = None,
 ) -> RecordDict:
     """Return the records of a question.
 
     Args:
       inquiry: what is asked.
-      order: sent with it, as `order_of` returns it.
-      own_noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
+      order: sent with it, as `question_order` returns it.
+      client_noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
       released: file of the model that the question is about; None if it is about the clients' own columns.
     """
     config = ConfigRecord({**order, QUESTION_KEY: inquiry.text})
-    if own_noise is not None:
-        config[OWN_NOISE_KEY] = own_noise
+    if client_noise is not None:
+        config[CLIENT_NOISE_KEY] = client_noise
     if released is not None:
         config[RELEASED_KEY] = released
     return RecordDict({NO_MODEL: _zeros(inquiry), CONFIG: config})
@@ -67,7 +70,7 @@ def evaluation_content(
     return RecordDict({NO_MODEL: _zeros(evaluation), CONFIG: config})
 
 
-def _zeros(request: Asked) -> ArrayRecord:
+def _zeros(request: Request) -> ArrayRecord:
     """Return zeros in the shapes of an answer at the record level; empty at the client level."""
     layout = {} if request.unit is Unit.CLIENT else request.layout
     return memory_arrays({name: np.zeros(shape) for name, shape in layout.items()})
@@ -85,7 +88,7 @@ def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
     return out
 
 
-def question_of(content: RecordDict) -> Asked | None:
+def question_of(content: RecordDict) -> Request | None:
     """Return the question in an instruction, or None.
 
     Raises:
@@ -93,26 +96,26 @@ def question_of(content: RecordDict) -> Asked | None:
         names, or an evaluation without a model.
     """
     keys = (QUESTION_KEY, EVALUATION_KEY)
-    found = [(key, value) for key in keys for value in values_under(content, key)]
-    if not found:
+    values = [(key, value) for key in keys for value in values_under(content, key)]
+    if not values:
         return None
-    key, text = found[0]
-    if len(found) > 1 or not isinstance(text, str):
-        raise Refusal(key, f"{len(found)} values", "an instruction must have one question")
-    asked = evaluation_from_json(text) if key == EVALUATION_KEY else from_json(text)
+    key, text = values[0]
+    if len(values) > 1 or not isinstance(text, str):
+        raise Refusal(key, f"{len(values)} values", "an instruction must have one question")
+    request = evaluation_from_json(text) if key == EVALUATION_KEY else from_json(text)
     layouts = [layout_of(dict(each.items())) for each in records_of(content, ArrayRecord).values()]
     released = released_of(content)
-    if isinstance(asked, Evaluation):
-        of_records = asked.unit is Unit.RECORD
-        known = released is not None and layouts == [asked.layout] if of_records else any(layouts)
-        if not known or (released is not None) != of_records:
+    if isinstance(request, Evaluation):
+        of_records = request.unit is Unit.RECORD
+        has_model = released is not None and layouts == [request.layout] if of_records else any(layouts)
+        if not has_model or (released is not None) != of_records:
             raise Refusal(key, None, "needs exactly the model to evaluate")
-        return asked
-    if any(layout != ({} if asked.unit is Unit.CLIENT else asked.layout) for layout in layouts):
-        raise Refusal(QUESTION_KEY, asked.name, "has a model; a question must have none")
-    if (None if released is None else hashlib.sha256(released).hexdigest()) != asked.model:
-        raise Refusal("model", asked.model, "is not the SHA-256 of the question's model")
-    return asked
+        return request
+    if any(layout != ({} if request.unit is Unit.CLIENT else request.layout) for layout in layouts):
+        raise Refusal(QUESTION_KEY, request.name, "has a model; a question must have none")
+    if (None if released is None else hashlib.sha256(released).hexdigest()) != request.model:
+        raise Refusal("model", request.model, "is not the SHA-256 of the question's model")
+    return request
 
 
 def released_of(content: RecordDict) -> bytes | None:
@@ -121,24 +124,24 @@ def released_of(content: RecordDict) -> bytes | None:
     Raises:
       Refusal: there are two, or the value is not a file.
     """
-    found = values_under(content, RELEASED_KEY)
-    if not found:
+    values = values_under(content, RELEASED_KEY)
+    if not values:
         return None
-    if len(found) > 1 or not isinstance(found[0], bytes):
-        raise Refusal(RELEASED_KEY, f"{len(found)} values", "a question must be about one model")
-    return found[0]
+    if len(values) > 1 or not isinstance(values[0], bytes):
+        raise Refusal(RELEASED_KEY, f"{len(values)} values", "a question must be about one model")
+    return values[0]
 
 
-def own_noise_of(content: RecordDict) -> float | None:
+def client_noise_of(content: RecordDict) -> float | None:
     """Return the noise that each client adds separately, over the norm of a record's part; None without it.
 
     Raises:
       Refusal: it is not a positive number.
     """
-    found = values_under(content, OWN_NOISE_KEY)
-    if not found:
+    values = values_under(content, CLIENT_NOISE_KEY)
+    if not values:
         return None
-    noise = real(OWN_NOISE_KEY, found[0])
-    if len(found) > 1 or noise <= 0:
-        raise Refusal(OWN_NOISE_KEY, noise, "give one number above 0")
+    noise = real(CLIENT_NOISE_KEY, values[0])
+    if len(values) > 1 or noise <= 0:
+        raise Refusal(CLIENT_NOISE_KEY, noise, "give one number above 0")
     return noise

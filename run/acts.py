@@ -30,8 +30,8 @@ def write_acts(run: Run, ledger: Ledger) -> None:
     """
     settings = run.federation.settings
     act = {"who": acting_user(), "reason": settings.reason}
-    for key, said in cap_acts(ledger.path):
-        ledger.act(CAP, key, said)
+    for key, cap in cap_acts(ledger.path):
+        ledger.act(CAP, key, cap)
     write_accepted(run.federation, run.name, ledger)
     if run.checkpoint.run:
         earlier, number = run.saved.name, run.checkpoint.state.round
@@ -40,7 +40,7 @@ def write_acts(run: Run, ledger: Ledger) -> None:
 
 
 def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
-    """Record that a person accepted what is of no use, for a run or a question of this name on real data.
+    """Record that a person accepted a useless guarantee, for a run or a question of this name on real data.
 
     Raises:
       LedgerUnavailable: it could not be written.
@@ -67,7 +67,7 @@ def unless_accepted(federation: Federation, refusal: Refusal, accept: str = "--a
 
     Args:
       federation: whose budget it is.
-      refusal: says why it is of no use.
+      refusal: says why it is useless.
       accept: how a person accepts it.
 
     Raises:

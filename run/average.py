@@ -15,7 +15,7 @@ from .learning_rate import RISE
 from .prepared_run import Run
 
 # Shares of the rounds. Both were found on digits and mnist5k: docs/evidence/accuracy.md.
-SHARE_PER_RATIO, MOST = 1 / 8, 1 / 2
+SHARE_PER_RATIO, MAX_SHARE = 1 / 8, 1 / 2
 
 
 def average_after(run: Run) -> int | None:
@@ -33,7 +33,7 @@ def average_after(run: Run) -> int | None:
 def _share(run: Run) -> float:
     if run.privacy is None:
         return run.federation.mode.share_of_models
-    return min(MOST, SHARE_PER_RATIO * noise_ratio(run))
+    return min(MAX_SHARE, SHARE_PER_RATIO * noise_ratio(run))
 
 
 def noise_ratio(run: Run) -> float:

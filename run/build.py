@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.notice import warn
 from ..base.refusal import Refusal
-from ..configs.checks import check_cohort, check_delta, check_seed
+from ..configs.privacy_settings import RecordAndClient, sum_level
 from ..configs.schema import SimulationSettings
-from ..configs.task_settings import CsvTask, CyclicCohort
+from ..configs.task_settings import CsvTask, CyclicCohort, SeparatedCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
-from ..strategies.cohorts import Cohort, cohort_of, over_selected, seen
+from ..privacy import budget
+from ..privacy.preconditions import check_cohort_size
+from ..privacy.sampling import least_participations
+from ..strategies.cohorts import Cohort, cohort_of, over_select, with_label
 from ..tasks import DEALT, TASKS, AnnouncedTask, PooledTask, Task, as_run, load_task
 from .client_instructions import task_options
 from .files import SAVED, SINGLY
@@ -35,20 +38,20 @@ OBJECT = "object"  # placeholder in settings for the name of a task or strategy 
 
 
 @dataclass(frozen=True)
-class Given:
-    """Objects given in place of names in the settings; None where the settings give the name."""
+class RunObjects:
+    """Objects in place of names in the settings; None where the settings name the part."""
 
     task: Task | PooledTask | None = None
     strategy: Strategy | None = None
 
 
-NOTHING_GIVEN = Given()
+NO_OBJECTS = RunObjects()
 
 
 def build(
     settings: SimulationSettings,
     deployed: Deployed | None = None,
-    given: Given = NOTHING_GIVEN,
+    objects: RunObjects = NO_OBJECTS,
     *,
     announced: bool = False,
 ) -> Federation:
@@ -57,7 +60,7 @@ def build(
     Args:
       settings: validated.
       deployed: real clients, if any. Then only the task's model and held-out examples are used.
-      given: objects in place of the settings' names, in a simulation.
+      objects: objects in place of the settings' names, in a simulation.
       announced: load a shipped task's data only on use, if the settings give its number of clients, and read no client's.
 
     Raises:
@@ -69,19 +72,19 @@ def build(
             group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
             settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
     options = settings.task.options if deployed else task_options(settings, seed)
-    task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
-    task = task or _task(settings, options, given.task)
+    task = _announced(settings, options) if announced and objects is NO_OBJECTS else None
+    task = task or _task(settings, options, objects.task)
     num_clients, mode = (deployed or task).num_clients, mode_of(settings)
     check_cohort(settings, num_clients)
     settings = suited(settings, task, num_clients)
     population = deployed or _on_this_machine(settings, task)
     cohort = population.visible(_cohort(settings, mode, num_clients))
-    cohort = over_selected(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
+    cohort = over_select(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
     seeded = population.simulated or (population.reads_data and not mode.spends)
-    strategy = _strategy(settings, given.strategy)
+    strategy = _strategy(settings, objects.strategy)
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
     federation.mode.check_adjacencies()
-    if mode.spends and not announced and population.own_clients(task) and settings.task.own:
+    if mode.spends and not announced and population.local_clients(task) and settings.task.own:
         from ..tasks.independence import check_order  # torch, which a plan does without
 
         check_order(task)
@@ -116,8 +119,8 @@ def _check_training(settings: SimulationSettings, mode: type[Mode], task: Task, 
             "the strategy takes the step, and the task brings an optimizer of its own; use privacy=record"
         )
         raise Refusal("privacy", settings.privacy.name, remedy)
-    own = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
-    if training.optimizer.plain and not own:
+    custom_training = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
+    if training.optimizer.plain and not custom_training:
         return
     from ..tasks.optimizers import check_optimizer
 
@@ -133,10 +136,10 @@ def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task
     return AnnouncedTask(settings.task.num_clients, load)
 
 
-def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | PooledTask | None) -> Task:
+def _task(settings: SimulationSettings, options: Mapping[str, Any], task: Task | PooledTask | None) -> Task:
     name = settings.task.own or settings.task.option
-    if given is None:
-        _require_named("task", name)
+    if task is None:
+        _refuse_placeholder("task", name)
         return load_task(name, options, settings.allow_modules)
     if settings.engine.elsewhere:
         remedy = (
@@ -145,28 +148,28 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
         raise Refusal("engine", "ray", remedy)
     from ..tasks.pool import dealt
 
-    own = dealt(given, options.get(DEALT))
-    if settings.task.num_clients is not None and own is given:
+    instance = dealt(task, options.get(DEALT))
+    if settings.task.num_clients is not None and instance is task:
         remedy = "the task was given as an object and defines its number of clients; leave it null"
         raise Refusal("task.num_clients", settings.task.num_clients, remedy)
-    assert isinstance(own, Task)
-    return as_run(own, options)
+    assert isinstance(instance, Task)
+    return as_run(instance, options)
 
 
-def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy | None:
-    if given is None:
-        _require_named("strategy", settings.strategy.target or settings.strategy.name)
+def _strategy(settings: SimulationSettings, instance: Strategy | None) -> Strategy | None:
+    if instance is None:
+        _refuse_placeholder("strategy", settings.strategy.target or settings.strategy.name)
         return None
     from ..strategies.registry import check_averages
 
-    check_averages(given)
-    return deepcopy(given)
+    check_averages(instance)
+    return deepcopy(instance)
 
 
-def _require_named(field: str, name: str) -> None:
-    if name.startswith(f"{OBJECT}:"):
+def _refuse_placeholder(field: str, label: str) -> None:
+    if label.startswith(f"{OBJECT}:"):
         remedy = f"the run was given an object; resume it by fedveil.simulate({field}=..., resume=folder)"
-        raise Refusal(field, name, remedy)
+        raise Refusal(field, label, remedy)
 
 
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
@@ -183,8 +186,66 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
 
 
 def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) -> Cohort:
-    asked = settings.cohort.model_dump()
+    options = settings.cohort.model_dump()
     if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
-        asked["groups"] = best_groups(settings, settings.cohort.rate)
-    cohort = cohort_of(settings.cohort.name, asked, num_clients, settings.num_rounds)
-    return seen(cohort, mode.seen_draw) if mode.seen_draw else cohort
+        options["groups"] = best_groups(settings, settings.cohort.rate)
+    cohort = cohort_of(settings.cohort.name, options, num_clients, settings.num_rounds)
+    return with_label(cohort, mode.public_draw) if mode.public_draw else cohort
+
+
+def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
+    """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
+    cohort, client = settings.cohort, sum_level(settings.privacy)
+    check_cohort_size(cohort.size, num_clients)
+    if settings.secagg is not None and cohort.by_turns:
+        raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
+    if cohort.by_turns:
+        _check_turns(settings)
+    elif client is not None and client.noise == "correlated":
+        remedy = f"cohort={cohort.name} promises no separation; use cohort=cyclic_poisson or min_separation"
+        raise Refusal("privacy.noise", "correlated", remedy)
+    if isinstance(cohort, SeparatedCohort):
+        _check_separation(settings, cohort, num_clients)
+
+
+def _check_turns(settings: SimulationSettings) -> None:
+    cohort, client = settings.cohort, sum_level(settings.privacy)
+    if client is None:
+        remedy = "its rounds are releases on the population's ledger; protect clients as well, or use another cohort"
+        raise Refusal("cohort", cohort.name, remedy)
+    for choice in ("clipping", "noise_schedule"):
+        if getattr(client, choice) == "adaptive":
+            remedy = f"with cohort={cohort.name} rounds are one release, fixed in advance; use fixed"
+            raise Refusal(f"privacy.{choice}", "adaptive", remedy)
+    if isinstance(cohort, CyclicCohort) and client.noise != "correlated":
+        remedy = (
+            "independent noise gains nothing by turns; add privacy.noise=correlated, or use cohort=poisson"
+        )
+        raise Refusal("cohort", cohort.name, remedy)
+
+
+def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:
+    size = cohort.size
+    if (cohort.separation or 1) * size > num_clients:
+        remedy = f"with {size} of {num_clients} clients a round give at most {num_clients // size}"
+        raise Refusal("cohort.separation", cohort.separation, remedy)
+    needed = least_participations(size, num_clients, settings.num_rounds)
+    if (cohort.max_participations or needed) < needed:
+        remedy = f"{settings.num_rounds} rounds of {size} clients need at least {needed}"
+        raise Refusal("cohort.max_participations", cohort.max_participations, remedy)
+
+
+def check_delta(settings: SimulationSettings, units: int) -> str | None:
+    """Refuse a delta above one over the units that a sum hides unless it is allowed; return the warning where it is."""
+    level = sum_level(settings.privacy)
+    if level is None:
+        return None
+    path = "privacy.client" if isinstance(settings.privacy, RecordAndClient) else "privacy"
+    return budget.check_delta(path, level.target_delta, units, f"{level.unit}s", level.allow_large_delta)
+
+
+def check_seed(settings: SimulationSettings, simulated: bool) -> None:
+    """Refuse a seed on real data: noise that can be repeated can be subtracted."""
+    if settings.seed is not None and not simulated:
+        remedy = "on real data noise and draws come from the system's generator; use seed=null"
+        raise Refusal("seed", settings.seed, remedy)

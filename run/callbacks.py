@@ -140,7 +140,7 @@ class Callback(Protocol):
         """Handle the start of a run, or its resumption."""
         ...
 
-    def round(self, done: RoundEnd, /) -> None:
+    def round(self, round_end: RoundEnd, /) -> None:
         """Handle the end of a round."""
         ...
 
@@ -156,7 +156,7 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def shown_model(arrays: Arrays) -> Arrays:
+def read_only_model(arrays: Arrays) -> Arrays:
     """Return the released arrays as views that cannot be written."""
     views = {name: array.view() for name, array in arrays.items()}
     for view in views.values():
@@ -176,23 +176,23 @@ class Guarded:
         """Pass it on."""
         self._call(self.callback.start, run)
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, round_end: RoundEnd) -> None:
         """Pass it on."""
-        self._call(self.callback.round, done)
+        self._call(self.callback.round, round_end)
 
     def end(self, ending: RunEnd) -> None:
         """Pass it on."""
         self._call(self.callback.end, ending)
 
-    def _call(self, told: Callable[[Any], None], value: RunStart | RoundEnd | RunEnd) -> None:
+    def _call(self, handler: Callable[[Any], None], value: RunStart | RoundEnd | RunEnd) -> None:
         try:
-            told(value)
+            handler(value)
         except Exception as problem:  # noqa: BLE001 (an observer's error must not cost paid rounds)
             if not self.failed:
                 last = traceback.extract_tb(problem.__traceback__)[-1]
                 where = f"{Path(last.filename).name}:{last.lineno}"
-                said = f"callback {self.name}: {type(problem).__name__}: {problem} ({where}); the run goes on"
-                print(f"warning: {said}", file=sys.stderr, flush=True)
+                text = f"callback {self.name}: {type(problem).__name__}: {problem} ({where}); the run goes on"
+                print(f"warning: {text}", file=sys.stderr, flush=True)
             self.failed = True
 
 
@@ -209,24 +209,24 @@ def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Gua
     """
     for each in objects:
         _require_callback(each, type(each).__name__)
-    made = [Guarded(_named(name), name) for name in names]
-    return (*made, *(Guarded(each, type(each).__name__) for each in objects))
+    configured = [Guarded(_load_callback(name), name) for name in names]
+    return (*configured, *(Guarded(each, type(each).__name__) for each in objects))
 
 
-def _named(name: str) -> Callback:
+def _load_callback(name: str) -> Callback:
     if name in names("callback"):
         if name in MODULES:
             require_extra(name, f"callbacks=[{name}]")
         return extension("callback", name, "callbacks", name)()
     module, _, attribute = name.partition(":")
     try:
-        made = getattr(import_module(module), attribute)()
+        callback = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError) as problem:
         raise Refusal("callbacks", name, f"creating it failed ({problem})") from problem
-    return _require_callback(made, name)
+    return _require_callback(callback, name)
 
 
-def _require_callback(found: object, name: str) -> Callback:
-    if isinstance(found, type) or not isinstance(found, Callback):
+def _require_callback(candidate: object, name: str) -> Callback:
+    if isinstance(candidate, type) or not isinstance(candidate, Callback):
         raise Refusal("callbacks", name, "must be an object with the functions start, round and end")
-    return found
+    return candidate

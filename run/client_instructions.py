@@ -14,7 +14,7 @@ from ..messages.client_settings import ClientSettings, Encryption
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
-from ..privacy.plan import LEAST_NOISE
+from ..privacy.plan import MIN_PLAN_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
 from .queries import queries_of, query_events
@@ -72,10 +72,10 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
-    s, told = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
+    s, scaling = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
     return ClientSettings(
         task=s.task.own or s.task.option,
-        task_options=task_options(s, federation.seed) | told if federation.population.reads_data else {},
+        task_options=task_options(s, federation.seed) | scaling if federation.population.reads_data else {},
         training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
@@ -102,18 +102,18 @@ def traces_of(federation: Federation, folder: Path) -> str:
 
 def _encryption(federation: Federation) -> Encryption | None:
     """Return the encryption that a simulated owner requires: that of the settings."""
-    asked = federation.settings.secagg
-    if asked is None or not federation.population.reads_data:
+    secagg = federation.settings.secagg
+    if secagg is None or not federation.population.reads_data:
         return None
     return Encryption(
         identities=federation.identities,
         clients=federation.num_nodes,
         minimum_cohort=2,
-        collusion=asked.collusion,
-        dropout=asked.dropout,
+        collusion=secagg.collusion,
+        dropout=secagg.dropout,
         maximum_clipping_norm=federation.mode.longest_norm,
-        minimum_noise_multiplier=LEAST_NOISE if federation.mode.distributed else 0.0,
-        profile=asked.profile,
+        minimum_noise_multiplier=MIN_PLAN_NOISE if federation.mode.distributed else 0.0,
+        profile=secagg.profile,
         doubly=federation.doubly_signed,
     )
 
@@ -126,16 +126,16 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
       seed: of the simulation; None stands for 0.
     """
     share = held_out_share(settings)
-    held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
-    if held and mode_of(settings).sums_records:
-        held[HELD_ALONE] = True
+    holdout: dict[str, Any] = {} if share is None else {HELD_BACK: share}
+    if holdout and mode_of(settings).sums_records:
+        holdout[HELD_ALONE] = True
     if settings.group_equal_rows:
-        held[GROUP_EQUAL_ROWS] = True
+        holdout[GROUP_EQUAL_ROWS] = True
     if settings.task.own:
-        how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
-        partition = settings.partition.model_dump() | how
+        counts = {"num_clients": settings.task.num_clients, "seed": seed or 0}
+        partition = settings.partition.model_dump() | counts
         planted = {PLANTED: seed or 0} if extra_of(settings).plants_examples(settings) else {}
-        return settings.task.options | planted | {DEALT: partition} | held
+        return settings.task.options | planted | {DEALT: partition} | holdout
     options: dict[str, Any] = {
         "num_clients": settings.task.num_clients,
         "partition": settings.partition.name,
@@ -145,7 +145,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         **settings.task.options,
         PLANTED: (seed or 0) if extra_of(settings).plants_examples(settings) else None,
         "group_equal_rows": (isinstance(settings.task, CsvTask) and settings.group_equal_rows) or None,
-        **held,
+        **holdout,
     }
     return {key: value for key, value in options.items() if value is not None}
 

@@ -11,8 +11,8 @@ from ..privacy.budget import Budget
 from ..privacy.ledger.ledger import Head, Ledger, read_entries
 from ..server import noise_key
 from ..server.rounds import Status
-from .files import AUDIT_KEY, MANIFEST, RESULT, SAVED, lies_now
-from .manifest import BESIDE, manifest_of, write_manifest
+from .files import AUDIT_KEY, MANIFEST, RESULT, SAVED, locate_ledger
+from .manifest import TASK_FILES, manifest_of, write_manifest
 
 # An interrupted or paused run is resumed. A failed one may be resumed, and is then closed again.
 CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)
@@ -55,8 +55,8 @@ def close_again(folder: Path) -> None:
       Refusal: its ledger cannot be read or written.
     """
     saved, result = (json.loads((folder / name).read_bytes()) for name in (SAVED, RESULT))
-    path = None if result["ledger"] is None else lies_now(folder, result["ledger"])
-    if BESIDE not in saved or Status(result["status"]) not in CLOSED:
+    path = None if result["ledger"] is None else locate_ledger(folder, result["ledger"])
+    if TASK_FILES not in saved or Status(result["status"]) not in CLOSED:
         return  # made before runs were closed, or paused
     noise_key.erase(folder)
     noise_key.erase(folder, AUDIT_KEY)

@@ -21,10 +21,10 @@ from rich.text import Text
 from ..base.notice import say
 from ..configs.round_line import AT_CLIENTS, GROUPS
 from .callbacks import ObserverLine, RoundEnd, RunEnd, RunStart
-from .evaluation_figures import said_of
 from .files import CLIENTS_LOG
+from .round_lines import format_means
 
-SHOWN_ROUNDS = 8
+MAX_ROWS = 8
 LINES = 10  # approximate number of lines of a plain log
 
 
@@ -33,7 +33,7 @@ class Display:
     """Callback that shows a run: a live table in a terminal, plain lines elsewhere."""
 
     _run: RunStart = field(init=False)
-    _lines: deque[RoundEnd] = field(default_factory=lambda: deque[RoundEnd](maxlen=SHOWN_ROUNDS))
+    _lines: deque[RoundEnd] = field(default_factory=lambda: deque[RoundEnd](maxlen=MAX_ROWS))
     _evaluated: RoundEnd | None = None  # the last round with an evaluation at the clients
     _live: Live | None = None
     _start: float = field(default_factory=time.monotonic)
@@ -47,25 +47,26 @@ class Display:
         else:
             say(run.title)
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, round_end: RoundEnd) -> None:
         """Show one more round."""
-        self._lines.append(kept := replace(done, model={}))  # a run of large models would not fit in memory
-        self._evaluated = kept if "evaluation" in done.row else self._evaluated
-        every, last = max(1, self._run.num_rounds // LINES), self._run.num_rounds
+        line = replace(round_end, model={})  # a run of large models would not fit in memory
+        self._lines.append(line)
+        self._evaluated = line if "evaluation" in round_end.row else self._evaluated
+        interval, last = max(1, self._run.num_rounds // LINES), self._run.num_rounds
         if self._live is not None:
             self._live.update(self._table())
-        elif done.round % every == 0 or done.round in (1, last):
-            say(self._plain(done))
+        elif round_end.round % interval == 0 or round_end.round in (1, last):
+            say(self._plain(round_end))
 
     def end(self, ending: RunEnd) -> None:
         """Show the ending and the folder of the results."""
         self.close()
         models, metrics = ending.result["models_averaged"], ending.result["metrics"]
         names = held_out(self._lines[-1]) if self._lines and models > 1 else ()
-        if shown := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
-            say(f"mean of the last {models} models: {shown}")
-        if told := tuned_line(ending.result.get("tuning")):
-            say(told)
+        if means := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
+            say(f"mean of the last {models} models: {means}")
+        if tuning := tuned_line(ending.result.get("tuning")):
+            say(tuning)
         for hint in filter(None, map(ending.result.get, ("rise", "early"))):
             say(hint)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
@@ -76,9 +77,9 @@ class Display:
         )
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
         # Of a run that goes on, or of real data, it would show whether a client was drawn that fails.
-        shows = failed and ending.result["rng"] == "seeded"
-        if shows and (said := _last_line(ending.folder / CLIENTS_LOG)):
-            say(f"{CLIENTS_LOG} ends with: {said}", True)
+        show_log = failed and ending.result["rng"] == "seeded"
+        if show_log and (last_line := _last_line(ending.folder / CLIENTS_LOG)):
+            say(f"{CLIENTS_LOG} ends with: {last_line}", True)
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -88,29 +89,29 @@ class Display:
                 self._live.stop()
             self._live = None
 
-    def _plain(self, done: RoundEnd) -> str:
-        shown = [f"round {done.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
-        shown += [f"{name} {_number(value)}" for name, value in held_out(done).items()]
-        shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(done)]
-        counts = f"{done.row['replies']} of {done.row['invited']} clients"
-        shown.append(
-            counts if done.row["replies"] is not None else f"{done.row['invited']:g} clients planned"
+    def _plain(self, line: RoundEnd) -> str:
+        columns = [f"round {line.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
+        columns += [f"{name} {_number(value)}" for name, value in held_out(line).items()]
+        columns += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
+        counts = f"{line.row['replies']} of {line.row['invited']} clients"
+        columns.append(
+            counts if line.row["replies"] is not None else f"{line.row['invited']:g} clients planned"
         )
-        if done.row["abandoned"]:
-            dropped = sorted((done.row["dropped"] or {}).items())
+        if line.row["abandoned"]:
+            dropped = sorted((line.row["dropped"] or {}).items())
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped)
-            shown.append("abandoned: nothing was released" + (f" ({reasons})" if reasons else ""))
-        named = [*done.row.get("blamed", {}).items(), *done.row.get("suspected", {}).items()]
-        told = [f"{name} {said}" for name, said in named]
-        told += [done.row["cause"]] if "cause" in done.row else []
-        told += [f"the clients: {said_of(done.row['evaluation'])}"] if "evaluation" in done.row else []
-        audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
-        said = ["  ".join(shown), *(f"  {each}" for each in told), *(f"  audit: {each}" for each in audit)]
-        return "\n".join(said)
+            columns.append("abandoned: nothing was released" + (f" ({reasons})" if reasons else ""))
+        suspicions = [*line.row.get("blamed", {}).items(), *line.row.get("suspected", {}).items()]
+        notes = [f"{name} {reason}" for name, reason in suspicions]
+        notes += [line.row["cause"]] if "cause" in line.row else []
+        notes += [f"the clients: {format_means(line.row['evaluation'])}"] if "evaluation" in line.row else []
+        audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
+        rows = ["  ".join(columns), *(f"  {each}" for each in notes), *(f"  audit: {each}" for each in audit)]
+        return "\n".join(rows)
 
-    def _epsilons(self, done: RoundEnd) -> list[tuple[str, str]]:
+    def _epsilons(self, line: RoundEnd) -> list[tuple[str, str]]:
         rows: list[tuple[str, str]] = []
-        for unit, value in done.epsilon.items():
+        for unit, value in line.epsilon.items():
             budget = self._run.budgets.get(unit)
             spent = "infinite" if math.isinf(value) else f"{value:.3f}"
             rows.append((unit, spent if budget is None else f"{spent} of {budget:g}"))
@@ -126,25 +127,25 @@ class Display:
             clients = _clients(line.row)
             values = [_number(value) for value in held_out(line).values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        said = [] if self._evaluated is None else [self._evaluated]
-        asked = [Text(f"the clients, round {each.round}: {said_of(each.row['evaluation'])}") for each in said]
-        shown = [table] if self._lines else []
-        return Group(Text(self._run.title, style="bold"), *shown, *asked, *self._bars())
+        last = self._evaluated
+        text = last and Text(f"the clients, round {last.round}: {format_means(last.row['evaluation'])}")
+        tables = [table] if self._lines else []
+        return Group(Text(self._run.title, style="bold"), *tables, *([text] if text else []), *self._bars())
 
     def _bars(self) -> list[RenderableType]:
-        done = (
+        completed = (
             self._lines[-1].round if self._lines else max((row["round"] for row in self._run.rows), default=0)
         )
         seconds = time.monotonic() - self._start
         total = self._run.num_rounds
-        bars = [_bar("rounds", done, total, f"{done}/{total}  {seconds:.0f} s")]
+        bars = [_bar("rounds", completed, total, f"{completed}/{total}  {seconds:.0f} s")]
         if self._lines:
             last = self._lines[-1]
             for unit, value in last.epsilon.items():
                 budget = self._run.budgets.get(unit)
                 if budget is not None:
-                    left = f"{value:.2f} of {budget:g} spent, {max(0.0, budget - value):.2f} left"
-                    bars.append(_bar(f"epsilon ({unit})", value, budget, left))
+                    text = f"{value:.2f} of {budget:g} spent, {max(0.0, budget - value):.2f} left"
+                    bars.append(_bar(f"epsilon ({unit})", value, budget, text))
                 elif math.isinf(value):
                     bars.append(Text(f"epsilon ({unit}) is infinite: no guarantee", style="bold red"))
             if last.audit is not None:
@@ -160,18 +161,18 @@ def _clients(row: Mapping[str, Any]) -> str:
     return counts + (" abandoned" if row["abandoned"] else "")
 
 
-def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
+def _bar(name: str, completed: float, total: float, text: str) -> RenderableType:
     row = Table.grid(padding=(0, 1))
     row.add_column(width=17)
     row.add_column(width=30)
     row.add_column()
-    row.add_row(name, ProgressBar(total=total, completed=min(done, total), width=30), text)
+    row.add_row(name, ProgressBar(total=total, completed=min(completed, total), width=30), text)
     return row
 
 
-def held_out(done: RoundEnd) -> dict[str, float]:
+def held_out(line: RoundEnd) -> dict[str, float]:
     """Return the held-out metrics of a round's model, without those by group, of which there may be dozens."""
-    return {name: value for name, value in done.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
+    return {name: value for name, value in line.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
 
 
 def tuned_line(tuning: Mapping[str, Any] | None) -> str:

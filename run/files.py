@@ -31,7 +31,7 @@ OF_RECORDS = "records"  # folder, in one of answers, of the ledger of questions 
 OF_ANSWERS = "report"  # folder of REPORT and PAGE in one of answers, whose names are the askers'
 
 
-def lies_now(folder: Path, path: str) -> Path:
+def locate_ledger(folder: Path, path: str) -> Path:
     """Return where a ledger that a run's result names lies: in the run's folder, which may have moved, or at its path."""
-    beside = folder / Path(path).name
-    return beside if beside.exists() else Path(path)
+    in_folder = folder / Path(path).name
+    return in_folder if in_folder.exists() else Path(path)

@@ -98,8 +98,8 @@ def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) ->
     if isinstance(level, Record):
         records = settings.training.batch_size * math.sqrt(num_clients)  # whose noise is one draw
     else:
-        own = range(task.num_clients)
-        records = float(level.records or sum(size_of(task, client, False) for client in own))
+        clients = range(task.num_clients)
+        records = float(level.records or sum(size_of(task, client, False) for client in clients))
     if not records:  # of real clients nobody may count them
         return math.inf
     noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
@@ -130,5 +130,5 @@ def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> 
         remedy = f"a privacy.max_grad_norm above {level.max_grad_norm:g}"
     elif isinstance(sum_level(level), ClientLevel):  # the noise is that of the clip, whatever the rate
         remedy = "a smaller clipping_norm or more clients"
-    said = f"the loss was at least a tenth above its lowest in {above} of {len(losses)} rounds"
-    return f"{said}: try {remedy}, or fewer rounds"
+    finding = f"the loss was at least a tenth above its lowest in {above} of {len(losses)} rounds"
+    return f"{finding}: try {remedy}, or fewer rounds"

@@ -11,7 +11,7 @@ from pathlib import Path
 # Linux's counters of energy (RAPL): one of each processor, and parts of it.
 POWERCAP = Path("/sys/class/powercap")
 PACKAGE = re.compile(r"intel-rapl:\d+")  # AMD's processors use the same name
-MOST_WATTS = 1000.0  # of one processor: a counter that could have wrapped at this power is ignored
+MAX_WATTS = 1000.0  # of one processor: a counter that could have wrapped at this power is ignored
 MICRO = 1e-6
 
 
@@ -19,8 +19,8 @@ MICRO = 1e-6
 class Counter:
     """Counter of a processor's energy, in joules: its value, and where it wraps."""
 
-    shown: float
-    turns: float
+    value: float
+    modulus: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def machine_time(powercap: Path = POWERCAP) -> Moment:
     return Moment(now.elapsed, cpu, _counters(powercap))
 
 
-def since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
+def time_since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
     """Return the time and the energy since an earlier moment of this process.
 
     Args:
@@ -68,22 +68,22 @@ def since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
 
 def _counters(powercap: Path) -> dict[str, Counter]:
     """Return the counters of all processors; empty if one cannot be read, as is usual without root."""
-    found: dict[str, Counter] = {}
+    counters: dict[str, Counter] = {}
     try:
-        for each in sorted(powercap.iterdir()):
-            if PACKAGE.fullmatch(each.name):
-                shown, turns = (
-                    int((each / name).read_text()) * MICRO for name in ("energy_uj", "max_energy_range_uj")
+        for package in sorted(powercap.iterdir()):
+            if PACKAGE.fullmatch(package.name):
+                value, modulus = (
+                    int((package / name).read_text()) * MICRO for name in ("energy_uj", "max_energy_range_uj")
                 )
-                found[each.name] = Counter(shown, turns)
+                counters[package.name] = Counter(value, modulus)
     except (OSError, ValueError):
         return {}
-    return found
+    return counters
 
 
 def _joules(before: Mapping[str, Counter], now: Mapping[str, Counter], seconds: float) -> float | None:
     if not now or set(before) != set(now):
         return None
-    if any(seconds * MOST_WATTS >= each.turns for each in now.values()):
+    if any(seconds * MAX_WATTS >= each.modulus for each in now.values()):
         return None
-    return sum((each.shown - before[name].shown) % each.turns for name, each in now.items())
+    return sum((each.value - before[name].value) % each.modulus for name, each in now.items())

@@ -34,8 +34,8 @@ FORMAT = "fedveil manifest 1"
 # Files that a run leaves, without OPERATOR: the hash of a short secret reveals it.
 OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, BLAME, AUDIT_TERMS, AUDIT_ROWS, MODEL)
 # Files that may be made again after the run was closed; the bundle's signature binds them.
-MADE_LATER = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
-BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model
+LATER_FILES = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
+TASK_FILES = "beside"  # key of SAVED: names of the task's files that lie with its model
 PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600
 # Salt of the hash of the audit's rows where these reveal the number of participants: a reader of the manifest could
 # guess the few numbers behind a plain hash. The file lies beside the rows and stays with the operator.
@@ -90,16 +90,16 @@ def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manife
     """
     saved = json.loads((folder / SAVED).read_bytes())
     status = json.loads((folder / RESULT).read_bytes())["status"]
-    names = (*OF_THE_RUN, *saved.get(BESIDE, ()), *MADE_LATER)
+    names = (*OF_THE_RUN, *saved.get(TASK_FILES, ()), *LATER_FILES)
     files = hashes(folder, names)
-    if AUDIT_ROWS in files and tells_counts(folder):
+    if AUDIT_ROWS in files and reveals_counts(folder):
         if not (folder / SALT).exists():
             noise_key.make(folder, SALT)
         files[AUDIT_ROWS] = audit_hash(folder)
     return Manifest(saved["run"], status, files, heads or {})
 
 
-def tells_counts(run: Path) -> bool:
+def reveals_counts(run: Path) -> bool:
     """Return whether only the operator may read the rows of a run's audit, which reveal how many clients took part."""
     result = json.loads((run / RESULT).read_bytes())
     return result["data"] == "real" and _secret_draw(result)
@@ -161,12 +161,12 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         text = path.read_bytes()
-        found: dict[str, Any] = json.loads(text)
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}")
-        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in found["heads"].items()}
-        files = in_the_folder({str(name): str(digest) for name, digest in found["files"].items()})
-        manifest = Manifest(str(found["run"]), str(found["status"]), files, heads)
+        fields: dict[str, Any] = json.loads(text)
+        if fields["format"] != FORMAT:
+            raise ValueError(f"format {fields['format']!r}")
+        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in fields["heads"].items()}
+        files = in_the_folder({str(name): str(digest) for name, digest in fields["files"].items()})
+        manifest = Manifest(str(fields["run"]), str(fields["status"]), files, heads)
         if manifest.text.encode() != text:
             raise ValueError("it is not in canonical form")
     except FileNotFoundError:

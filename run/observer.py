@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..base.extensions import extension
 from ..modes.federation import Federation
-from ..privacy.mechanisms.released import Released
+from ..privacy.mechanisms.released_sum import ReleasedSum
 from ..server.checkpoint import State
 from ..server.rounds import Ending
 from .callbacks import ObserverLine
@@ -56,7 +56,7 @@ class Observer(Protocol):
         """Continue after a round that an earlier process finished, or at the start; repeat what is still demanded."""
         return NO_DEMAND
 
-    def observe(self, state: State, released: Released | None, /) -> None:
+    def observe(self, state: State, released: ReleasedSum | None, /) -> None:
         """Look at the round that has just ended: the state after it, and its sum if it released one with a claim."""
 
     def columns(self, number: int, /) -> dict[str, Any]:
@@ -99,5 +99,5 @@ def begin(run: Run) -> tuple[Run, Observer]:
     return _observation(name).begin(run, not run.resumed) if name else (run, Unobserved())
 
 
-def _observation(asked: str) -> Observation:
-    return extension("audit", "Observation", "audit", asked)
+def _observation(name: str) -> Observation:
+    return extension("audit", "Observation", "audit", name)

@@ -39,22 +39,22 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     rounds = [row["round"] for row in history]
     curves = _curves(privacy)
     figure = Figure(figsize=(11, 4) if curves else (7, 4), dpi=120)
-    left, *beside = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
+    main_axes, *delta_axes = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
     held_out = main_metric(history)
     name = held_out or next((key for row in history for key in row if key.startswith(AT_CLIENTS)), None)
     if name is not None:
         values = [math.nan if row.get(name) is None else row[name] for row in history]
-        left.plot(rounds, values, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
-        left.set_ylabel(f"held-out {name}" if held_out else name, color=ACCURACY)
-    left.locator_params("x", integer=True, min_n_ticks=1)
-    left.set_xlabel("round")
-    left.grid(alpha=0.25)
-    left.set_title(title, fontsize=10)
-    _draw_epsilon(left, rounds, history)
-    for axes in beside:
+        main_axes.plot(rounds, values, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
+        main_axes.set_ylabel(f"held-out {name}" if held_out else name, color=ACCURACY)
+    main_axes.locator_params("x", integer=True, min_n_ticks=1)
+    main_axes.set_xlabel("round")
+    main_axes.grid(alpha=0.25)
+    main_axes.set_title(title, fontsize=10)
+    _draw_epsilon(main_axes, rounds, history)
+    for axes in delta_axes:
         _draw_deltas(axes, curves)
         axes.set_title("the guarantee at every delta", fontsize=10)
-        for unit, row in _of_model(privacy).items():
+        for unit, row in _rows_of_model(privacy).items():
             at = "epsilon {:.3g} at delta {:g}".format(row["epsilon"], row["delta"])
             axes.plot(row["delta"], row["epsilon"], "o", color="black", ms=4, label=f"one {unit}: {at}")
         axes.legend(frameon=False, fontsize=8)
@@ -62,13 +62,13 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     return figure
 
 
-def _of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _rows_of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return each unit's privacy loss against the model's adversary, if it has a curve."""
     return {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
 
 
 def _curves(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Pairs]:
-    curves = {unit: row["curve"]["epsilon"] for unit, row in _of_model(privacy).items()}
+    curves = {unit: row["curve"]["epsilon"] for unit, row in _rows_of_model(privacy).items()}
     return {unit: tuple((delta, float(each)) for delta, each in pairs) for unit, pairs in curves.items()}
 
 
@@ -79,7 +79,7 @@ def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
     axes.grid(alpha=0.25)
 
 
-def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
+def _draw_epsilon(axes: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
     units = ("client", "record")
     finite: dict[str, list[float]] = {
         unit: [row[f"epsilon_{unit}"] for row in history]
@@ -88,14 +88,14 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
     }
     if not finite:
         return
-    right = left.twinx()
+    epsilon_axes = axes.twinx()
     for (unit, values), style in zip(finite.items(), ("-", "--"), strict=False):
-        right.plot(rounds, values, style, color=EPSILON, marker="o", ms=2, label=f"{unit} level")
+        epsilon_axes.plot(rounds, values, style, color=EPSILON, marker="o", ms=2, label=f"{unit} level")
     only = f" ({next(iter(finite))} level)" if len(finite) == 1 else ""
-    right.set_ylabel(f"epsilon spent{only}", color=EPSILON)
-    right.set_ylim(bottom=0)
+    epsilon_axes.set_ylabel(f"epsilon spent{only}", color=EPSILON)
+    epsilon_axes.set_ylim(bottom=0)
     if len(finite) > 1:
-        right.legend(loc="lower right", frameon=False)
+        epsilon_axes.legend(loc="lower right", frameon=False)
 
 
 def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
@@ -108,14 +108,14 @@ def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), dpi=120)
-    left, right = figure.subplots(1, 2)
-    _draw_deltas(left, {unit: each.epsilon for unit, each in curves.items()})
+    epsilon_axes, error_axes = figure.subplots(1, 2)
+    _draw_deltas(epsilon_axes, {unit: each.epsilon for unit, each in curves.items()})
     for each in curves.values():
-        right.plot(*zip((0.0, 1.0), *each.trade_off, (1.0, 0.0), strict=True), marker="o", ms=3)
-    right.plot((0, 1), (1, 0), color=GUESSING, linestyle="--", label="guessing")
-    right.set(xlabel="false positive rate of any test", ylabel="least false negative rate")
-    right.grid(alpha=0.25)
-    for axes in (left, right):
+        error_axes.plot(*zip((0.0, 1.0), *each.trade_off, (1.0, 0.0), strict=True), marker="o", ms=3)
+    error_axes.plot((0, 1), (1, 0), color=GUESSING, linestyle="--", label="guessing")
+    error_axes.set(xlabel="false positive rate of any test", ylabel="least false negative rate")
+    error_axes.grid(alpha=0.25)
+    for axes in (epsilon_axes, error_axes):
         axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from ..messages.training_order import RUN_NAME
 from ..server.tuning import NO_TUNING, Tuning
-from .record_ledgers import NoOwnLedgers, own_ledgers
+from .record_ledgers import NoClientLedgers, client_ledgers_of
 
 if TYPE_CHECKING:
     from ..messages.client_settings import ClientSettings
@@ -17,30 +16,7 @@ if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Ledger
     from ..server.checkpoint import Checkpoint
     from ..server.round_terms import SumPrivacy
-
-
-@dataclass(frozen=True)
-class Saved:
-    """State that a later process of the run needs in addition to its configuration.
-
-    Attributes:
-      name: the run's name on the ledgers; empty for a new run.
-      noise: the run's noise multiplier; None without client-level privacy.
-      filter_order: of its plan's RDP filter; None without one.
-      turns: the cohort's name, which gives the distance of a client's turns; None without turns.
-      deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.places_under` gives them under the noise's key.
-    """
-
-    name: Annotated[str, RUN_NAME]
-    noise: float | None = None
-    filter_order: float | None = None
-    turns: str | None = None
-    deal: str | None = None
-    places: str | None = None
-
-
-NEW_RUN = Saved("")
+    from .saved import Saved
 
 
 @dataclass(frozen=True)
@@ -80,6 +56,6 @@ class Run:
         return None if self.privacy is None else self.privacy.ledger
 
     @cached_property
-    def own_ledgers(self) -> NoOwnLedgers:
+    def client_ledgers(self) -> NoClientLedgers:
         """The clients' own ledgers on this machine."""
-        return own_ledgers(self.federation, self.client)
+        return client_ledgers_of(self.federation, self.client)

@@ -1,18 +1,22 @@
-"""Promise of a run: its rows under the names of the registry of DP deployments, and two sentences without symbols."""
+"""Promise of a run, ended or not: rows under the names of the registry of DP deployments, and two sentences."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .run_files import Fields, RunFiles
-from .so_far import privacy_so_far
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.accounting.renyi_filter import accountant, counted
+from ..privacy.budget import Adjacency, Adversary
+from ..privacy.ledger.book import RESERVE, Book, run_of
+from .run_files import OWN_LEDGERS, Fields, RunFiles
 
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
 # share of those who took part that such a test may find, above which nobody calls it almost the same
 WEAK = 0.5
-WHOM = {"model": "recipients of the model", "clients": "the other clients", "server": "the server's operator"}
+ROLE = {"model": "recipients of the model", "clients": "the other clients", "server": "the server's operator"}
 HIDES = {
     "client": "everything that one client contributes",
     "record": "one example of one client",
@@ -24,8 +28,9 @@ VIOLATED = "The audit of this run found that this does not hold."
 REFUTED = "This run found that this does not hold: its task mixed the examples of a step."
 OF_RECORDS = ("record", "person", "person_everywhere")
 UNITS = ("client", *reversed(OF_RECORDS))
-OWN_SOFTWARE = "the clients' own software"
+CLIENT_SOFTWARE = "the clients' own software"
 FEW_COLLUDE = "the clients' own software, and that few clients work for the server"
+TRUSTED = "trusted: it sees single updates"  # accountant of a row
 CENTRAL = "a server that adds the noise and does not disclose single updates"
 DP_SGD = "DP-SGD: Gaussian noise on the sum of a batch's clipped gradients, added at each client"
 ON_THE_SUM = "exact discrete Gaussian noise on the sum of the clients' clipped updates, added at the server"
@@ -62,17 +67,17 @@ def _trusts_server(rows: Sequence[Fields]) -> bool:
     )
 
 
-def _words(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
+def _basis_and_mechanism(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
     """Return what a promise relies on, and its mechanism."""
     if unit == "client":
         return (CENTRAL, ON_THE_SUM) if trusted else (FEW_COLLUDE, SHARES)
-    return (FEW_COLLUDE, SHARES_OF_STEPS) if mode == "record_distributed" else (OWN_SOFTWARE, DP_SGD)
+    return (FEW_COLLUDE, SHARES_OF_STEPS) if mode == "record_distributed" else (CLIENT_SOFTWARE, DP_SGD)
 
 
 def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
     unit, adversary = str(row["unit"]), str(row["adversary"])
     promised = row["epsilon"] != "infinity"
-    relies, mechanism = _words(mode, unit, trusted)
+    relies, mechanism = _basis_and_mechanism(mode, unit, trusted)
     if row.get("sampling") in ("poisson", "cyclic_poisson") and unit == "client":
         relies += ", and a draw of the clients that stays secret"
     return {
@@ -86,7 +91,7 @@ def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
         "accountant": row["accountant"],
         "sampling": row["sampling"],
         "hides": HIDES.get(unit, unit),
-        "whom": WHOM.get(adversary, adversary),
+        "whom": ROLE.get(adversary, adversary),
         "relies_on": relies if promised else None,
         "recognised": recognised(row),
         "curve": row.get("curve"),
@@ -101,9 +106,9 @@ def recognised(row: Fields) -> float:
       row: of the privacy of a result, with the curve that newer releases keep or without it.
     """
     curve = row.get("curve")
-    found: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}
-    if FALSE_POSITIVE in found:
-        return 1 - found[FALSE_POSITIVE]
+    miss_rates: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}
+    if FALSE_POSITIVE in miss_rates:
+        return 1 - miss_rates[FALSE_POSITIVE]
     if row["epsilon"] == "infinity":
         return 1.0
     # Dong et al. 2019, arXiv:1905.02383, proposition 2.12.
@@ -116,14 +121,14 @@ def recognised(row: Fields) -> float:
 def main_row(rows: Sequence[Fields]) -> int | None:
     """Return the place of the first guarantee: the largest unit's, against the model's adversary; None without any."""
     for unit in UNITS:
-        for adversary in WHOM:
-            for place, row in enumerate(rows):
+        for adversary in ROLE:
+            for index, row in enumerate(rows):
                 if (row["unit"], row["adversary"]) == (unit, adversary) and row["epsilon"] != "infinity":
-                    return place
+                    return index
     return None
 
 
-def in_words(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
+def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -> list[str]:
     """Return the promise in two sentences without symbols, and the findings against it.
 
     Args:
@@ -136,28 +141,97 @@ def in_words(rows: Sequence[Fields], ended: bool, refuted: str | None = None) ->
             "This run has not ended and has released nothing yet.",
             "Its guarantee is shown here after the first round.",
         ]
-    place = main_row(rows)
-    if place is None:
+    index = main_row(rows)
+    if index is None:
         return [
             "This run gives no guarantee.",
             "Every recipient of its model may learn any client's contribution.",
         ]
-    row = rows[place]
+    row = rows[index]
     more = [] if ended else [GOES_ON]
     more += [refuted] if refuted else []
     others = [
         each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
     ]
-    whom = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+    recipients = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
     percent = math.ceil(round(100 * row["recognised"], 6))
-    subject = f"{whom[0].upper()}{whom[1:]}"
+    subject = f"{recipients[0].upper()}{recipients[1:]}"
     first = f"{subject} can learn almost the same whether or not {row['hides']} was in the training."
     if row["recognised"] > WEAK:
-        kept = f"{whom} from finding out whether {row['hides']} was in the training"
-        first = f"The guarantee does not prevent {kept}."
+        inference = f"{recipients} from finding out whether {row['hides']} was in the training"
+        first = f"The guarantee does not prevent {inference}."
     units = {"client": "clients", "record": "records"}.get(row["unit"], "persons")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
         f"{percent} of 100 that were, whatever else the tester knows."
     )
     return [first, second, *more]
+
+
+def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the rows that the result will have, by the ledger and the configuration; empty before the first release."""
+    mode = run.said("privacy", "name")
+    if mode == "none":
+        return [_row_so_far("client", adversary, Adjacency.ZERO_OUT, 0.0, None) for adversary in Adversary]
+    records = _records_so_far(run) if mode in ("record", "record_and_client") and run.rounds else []
+    return [*records, *_sums_so_far(run)]
+
+
+def _records_so_far(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the bound that clients' ledgers enforce, independent of the run so far."""
+    level: Fields = run.said("privacy", "record") or run.said("privacy") or {}
+    unit = "person" if level.get("per_person") else "record"
+    target = level.get("target_epsilon")
+    row = _row_so_far(
+        unit, Adversary.SERVER, Adjacency(level["adjacency"]), float(level["target_delta"]), target
+    )
+    bound = {"epsilon": target or "infinity", "accountant": OWN_LEDGERS, "sampling": "poisson batches"}
+    return [{**row, **bound, "adversary": str(adversary)} for adversary in Adversary]
+
+
+def _sums_so_far(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the ledger's loss over all its runs, after this run's first release."""
+    reserved = [each for each in run.entries if each.kind == RESERVE]
+    mine = [each for each in reserved if run_of(each) == run.name]
+    if not mine and run.rounds:  # resumed, under a name that the ledger does not know yet
+        mine = reserved
+    if not mine:
+        return []
+    # A trusted server is not among them.
+    events = json.loads(mine[-1].payload)["events"]
+    level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
+    target = level.get("target_epsilon")
+    book = Book()
+    for each in run.entries:
+        book.apply(each)
+    unit, adjacency = str(book.identity["unit"]), Adjacency(book.identity["adjacency"])
+    rows: list[dict[str, Any]] = []
+    for adversary in Adversary:
+        if adversary not in events:
+            delta = next(iter(book.granted.values())).target_delta
+            rows.append({**_row_so_far(unit, adversary, adjacency, delta, None), "accountant": TRUSTED})
+            continue
+        budget, order = book.granted[adversary], book.filter_order
+        # A filter's count promises nothing by itself: its budget does.
+        size = target or "infinity"
+        if order is None:
+            size = counted(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
+        row = _row_so_far(unit, adversary, adjacency, budget.target_delta, target)
+        name = accountant(budget.target_delta, adjacency, order)
+        rows.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})
+    return rows
+
+
+def _row_so_far(
+    unit: str, adversary: Adversary, adjacency: Adjacency, delta: float, target: float | None
+) -> dict[str, Any]:
+    return {
+        "unit": unit,
+        "adversary": str(adversary),
+        "adjacency": str(adjacency),
+        "epsilon": "infinity",
+        "delta": delta,
+        "target_epsilon": target,
+        "accountant": "not accounted",
+        "sampling": "none",
+    }

@@ -99,7 +99,7 @@ class Query:
       events: returns what it costs a unit in so many remaining rounds, None for all.
       plans: returns the plan of one request, of a run that has this name on ledgers.
       fields: returns fields of the `UnitPlan` of a promise with this plan.
-      lines: yields lines for a person about cost and precision, beside the plan of a promise and its budget.
+      lines: yields lines for a person about cost and precision, for the plan of a promise and its budget.
       check: refuses a query that cannot be answered, or that owners do not allow, before anything is spent.
       check_records: refuses a model that does not answer for each of a client's records alone, where those are hidden.
       answered: returns the federation of a run that is resumed, as the answer in its folder changed it.

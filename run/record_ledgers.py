@@ -18,14 +18,14 @@ from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 from ..base.durable_files import make_folder
 from ..base.notice import warn
 from ..privacy.accounting.curve import largest
+from ..privacy.accounting.custom_events import OpenlySampledDpEvent
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
-from ..privacy.accounting.openly_sampled import OpenlySampledDpEvent
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import Adversary, Budget
-from ..privacy.ledger.book import read_events
 from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import Chain, require_heads
 from ..privacy.ledger.ledger import Head
+from ..privacy.ledger.ledger_state import read_events
 from ..privacy.plan import Plan
 from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from ..server.participants import Participants
 
 OUTSIDE = "a record that occurs at two clients: its losses at both add up"
-MOST_COMPOSED = 20  # combinations of clients of one person
-Kind = tuple[tuple[DpEvent, ...], Plan]
+MAX_COMPOSED = 20  # combinations of clients of one person
+ClientKind = tuple[tuple[DpEvent, ...], Plan]
 TWO_UNITS = "a person at m clients is m units: the losses at all of them add up"
 
 
-class NoOwnLedgers:
+class NoClientLedgers:
     """Clients' own ledgers on this machine where there are none: records are not protected, or their owners keep them."""
 
     @property
@@ -106,8 +106,8 @@ class NoOwnLedgers:
 
 
 @dataclass(frozen=True)
-class OwnLedgers(NoOwnLedgers):
-    """Clients' own ledgers on this machine; methods as of `NoOwnLedgers`.
+class ClientLedgers(NoClientLedgers):
+    """Clients' own ledgers on this machine; methods as of `NoClientLedgers`.
 
     Attributes:
       federation: of the clients.
@@ -174,7 +174,7 @@ class OwnLedgers(NoOwnLedgers):
 
         @cache  # most clients share size and number of rounds with another
         def cost(events: tuple[DpEvent, ...]) -> float:
-            return counted(events, budget.target_delta, budget.adjacency, None)
+            return spent_epsilon(events, budget.target_delta, budget.adjacency, None)
 
         for number, name in federation.population.opened_ledgers(record, took_part, paths):
             path = record.ledger_path(name)
@@ -183,15 +183,13 @@ class OwnLedgers(NoOwnLedgers):
             events = read_events(path, Adversary.MODEL)
             lost[number] = cost(tuple(events))
             exhausted += self._is_exhausted(name, len(federation.mode.data_of(number)), events)
-        most, outside = federation.mode.clients_per_person, TWO_UNITS
+        max_clients, outside = federation.mode.clients_per_person, TWO_UNITS
         if record.terms.per_person is None:
             outside = OUTSIDE
         across: dict[str, Any] = {}
-        if most is not None:
-            outside = (
-                f"nobody: at most {most} clients train on one person; `person` is the loss at all of them"
-            )
-            across = {"person": _across(paths, most, budget)}
+        if max_clients is not None:
+            outside = f"nobody: at most {max_clients} clients train on one person; `person` is the loss at all of them"
+            across = {"person": _across(paths, max_clients, budget)}
         measured = {"epsilon": lost, "delta": budget.target_delta, "exhausted": exhausted}
         return {**across, **measured, "outside": outside}
 
@@ -216,18 +214,18 @@ class OwnLedgers(NoOwnLedgers):
         names = enumerate(federation.population.client_ledgers)
         sizes = sorted(((len(mode.data_of(each)), name) for each, name in names), reverse=True)
         # Of clients that spent equally, and take equally many steps of equal noise, the one with the fewest records.
-        held: dict[tuple[Any, ...], Kind] = {}
+        distinct: dict[tuple[Any, ...], ClientKind] = {}
         for records, name in sizes:
             if records:
                 prior = tuple(read_events(record.ledger_path(name), Adversary.MODEL))
                 plan = self._round(name, records)
-                held[prior, steps_of(plan), plan.noise_multiplier] = prior, plan
-        return RecordMeter(tuple(held.values()), record.terms.budget, limited, mode.hides_counts)
+                distinct[prior, steps_of(plan), plan.noise_multiplier] = prior, plan
+        return RecordMeter(tuple(distinct.values()), record.terms.budget, limited, mode.hides_counts)
 
 
-def own_ledgers(federation: Federation, client: ClientSettings) -> NoOwnLedgers:
+def client_ledgers_of(federation: Federation, client: ClientSettings) -> NoClientLedgers:
     """Return the own ledgers of clients with these settings."""
-    return OwnLedgers(federation, client, client.record) if client.record else NoOwnLedgers()
+    return ClientLedgers(federation, client, client.record) if client.record else NoClientLedgers()
 
 
 class NoMeter:
@@ -244,7 +242,7 @@ class NoMeter:
         """Numbers of all clients that were drawn."""
         return ()
 
-    def clients(self, participants: Participants, drawn: Sequence[int]) -> list[int]:
+    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
         """Return the numbers of those of the drawn nodes whose rounds are counted."""
         return []
 
@@ -282,35 +280,35 @@ class RecordMeter(NoMeter):
 
     counts = True
 
-    kinds: Sequence[Kind]
+    kinds: Sequence[ClientKind]
     budget: Budget
     limited: bool
     secret: bool = False
-    _drawn: set[int] = field(default_factory=set[int])
+    _participants: set[int] = field(default_factory=set[int])
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
-    _known: dict[int, float] = field(default_factory=dict[int, float])
+    _epsilon_by_rounds: dict[int, float] = field(default_factory=dict[int, float])
     _affordable: list[int] = field(default_factory=list[int])
 
     @property
     def took_part(self) -> Collection[int]:
-        return self._drawn
+        return self._participants
 
-    def clients(self, participants: Participants, drawn: Sequence[int]) -> list[int]:
-        return participants.numbers(drawn)
+    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
+        return participants.numbers(nodes)
 
     def add_unfinished(self, clients: Sequence[int]) -> None:
-        self._drawn.update(clients)
+        self._participants.update(clients)
 
     def add(self, clients: Sequence[int]) -> None:
-        self._drawn.update(clients)
+        self._participants.update(clients)
         for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 
     def epsilons(self) -> dict[str, float]:
-        most = max(self._rounds.values(), default=0)
-        if most not in self._known:
-            self._known[most] = max(map(self._cost, self._possible()))
-        return {str(self.budget.unit): self._known[most]}
+        max_rounds = max(self._rounds.values(), default=0)
+        if max_rounds not in self._epsilon_by_rounds:
+            self._epsilon_by_rounds[max_rounds] = max(map(self._cost, self._possible()))
+        return {str(self.budget.unit): self._epsilon_by_rounds[max_rounds]}
 
     def secret_events(self, whole: bool) -> list[DpEvent] | None:
         if not self.secret:
@@ -324,10 +322,10 @@ class RecordMeter(NoMeter):
 
     def _possible(self) -> list[list[DpEvent]]:
         """Return the events at a client of each kind with the most rounds that its budget affords."""
-        most = max(self._rounds.values(), default=0)
+        max_rounds = max(self._rounds.values(), default=0)
         if self.limited and not self._affordable:
             self._affordable = [plan.affordable_rounds(self.budget, prior) for prior, plan in self.kinds]
-        rounds = [min(most, each) for each in self._affordable] or [most] * len(self.kinds)
+        rounds = [min(max_rounds, each) for each in self._affordable] or [max_rounds] * len(self.kinds)
         return [[*prior, *[plan.event()] * n] for (prior, plan), n in zip(self.kinds, rounds, strict=True)]
 
 
@@ -343,7 +341,7 @@ def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | No
       None where there are too many kinds of clients to compose.
     """
     kinds = largest([[], *(read_events(path, Adversary.MODEL) for path in paths)])
-    if math.comb(len(kinds) + clients - 1, clients) > MOST_COMPOSED:
+    if math.comb(len(kinds) + clients - 1, clients) > MAX_COMPOSED:
         return None
     sums = [
         sum(map(Counter[Any], map(dict, each)), Counter[Any]())

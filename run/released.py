@@ -30,7 +30,7 @@ def require_ended(folder: Path) -> None:
         raise Refusal("folder", str(folder), "its run has not ended; resume it with simulate(resume=...)")
 
 
-def named_model(plain: dict[str, Any]) -> Path | None:
+def model_run_of(plain: dict[str, Any]) -> Path | None:
     """Return the run whose model a question names, and replace it by the model's hash; None if it names none.
 
     Args:
@@ -52,7 +52,7 @@ def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | N
     """Return the file of the model that a question is about; None without one.
 
     Args:
-      run: as `named_model` returns it.
+      run: as `model_run_of` returns it.
       digest: of the file, as the question has it.
       task: of the clients that are asked.
 
@@ -94,28 +94,28 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
     from ..tasks import DEALT, load_task
 
     config = config_of(folder)
-    asked, partition = config["task"], config.get("partition")
-    if lost := next((pair for pair in leaves(asked) if str(pair[1]).startswith("${")), None):
+    task, partition = config["task"], config.get("partition")
+    if lost := next((pair for pair in leaves(task) if str(pair[1]).startswith("${")), None):
         raise Refusal(
             f"task.{lost[0]}", lost[1], "cannot be resolved; set what it takes from the environment"
         )
-    if asked["name"] in TABLES:
-        kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"]}
+    if task["name"] in TABLES:
+        table_options = {"schema": str(folder / "schema.yaml"), "model": task["model"]}
         return load_task(
-            "csv", kept | {name: asked[name] for name in ("hidden", "groups", "bins") if name in asked}
+            "csv", table_options | {name: task[name] for name in ("hidden", "groups", "bins") if name in task}
         )
-    options = {"folder": asked["folder"]} if asked.get("folder") else dict(asked.get("args") or {})
-    if asked.get("model") is not None:
-        options["model"] = asked["model"]
-    if asked.get("target") and asked.get("num_clients") is not None:
-        options["num_clients"] = asked["num_clients"]
-    if asked.get("target") and partition is not None:
+    options = {"folder": task["folder"]} if task.get("folder") else dict(task.get("args") or {})
+    if task.get("model") is not None:
+        options["model"] = task["model"]
+    if task.get("target") and task.get("num_clients") is not None:
+        options["num_clients"] = task["num_clients"]
+    if task.get("target") and partition is not None:
         options[DEALT] = {
             **partition,
-            "num_clients": asked.get("num_clients"),
+            "num_clients": task.get("num_clients"),
             "seed": config.get("seed") or 0,
         }
-    return load_task(asked.get("target") or asked["name"], options, allow_modules)
+    return load_task(task.get("target") or task["name"], options, allow_modules)
 
 
 def model_of(folder: Path, task: Task) -> nn.Module:
@@ -158,7 +158,7 @@ def predictions(
             outputs = model(inputs)
     except (RuntimeError, IndexError) as error:
         remedy = f"does not suit the model: {_row_of(task) or str(error).splitlines()[0]}"
-        raise Refusal("data", _told(inputs), remedy) from None
+        raise Refusal("data", _describe_tensor(inputs), remedy) from None
     if outputs.shape[:1] != inputs.shape[:1]:
         raise Refusal("data", f"shape {tuple(inputs.shape)}", "must be a list of rows, shape (n, ...)")
     return task.decode(outputs) if isinstance(task, PredictingTask) else columns(outputs.numpy(), classifies)
@@ -170,9 +170,9 @@ def _row_of(task: Task) -> str:
 
     with suppress(Exception):
         rows: Any = placeholder(as_data(task.held_out()), 1)
-        return f"a row is {_told(rows.squeeze(0))}"
+        return f"a row is {_describe_tensor(rows.squeeze(0))}"
     return ""
 
 
-def _told(inputs: Any) -> str:
+def _describe_tensor(inputs: Any) -> str:
     return f"shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}"

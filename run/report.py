@@ -32,8 +32,8 @@ from ..privacy.accounting.epsilon import (
 )
 from ..privacy.accounting.renyi_filter import accountant
 from ..privacy.budget import Adjacency, Adversary, Unit
-from ..privacy.ledger.book import read_events
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.ledger.ledger_state import read_events
 from ..strategies.cohorts import invited_size
 from .run_files import OWN_LEDGERS
 
@@ -41,8 +41,8 @@ PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 BY_SUMS = "by sums of whole clients"
-MOST_KINDS = 8  # of clients, for which the loss of several records is computed
-Known = tuple[float, PrivacyCurve | None]
+MAX_KINDS = 8  # of clients, for which the loss of several records is computed
+Loss = tuple[float, PrivacyCurve | None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def spent(
     ledger: Ledger | None,
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent] = (),
-    most: Sequence[DpEvent] | None = None,
+    largest_loss: Sequence[DpEvent] | None = None,
 ) -> list[Spent]:
     """Return the loss of every unit against every adversary, at the accountant's finest setting.
 
@@ -92,21 +92,21 @@ def spent(
       federation: its parts.
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
-      draws: `NoOwnLedgers.open_draws` of the rounds so far.
-      most: largest possible loss of a record, if cohorts are secret.
+      draws: `NoClientLedgers.open_draws` of the rounds so far.
+      largest_loss: largest possible loss of a record, if cohorts are secret.
     """
     rows: list[Spent] = []
     for promise in reversed(federation.mode.promises):
-        if promise.own_ledgers:
-            rows += _record_rows(federation, promise, client_ledgers, draws, most)
+        if promise.per_client:
+            rows += _record_rows(federation, promise, client_ledgers, draws, largest_loss)
         else:
             assert ledger is not None
             rows += _sum_rows(federation, promise, ledger)
     if rows:
         forget_distributions()  # the finest ones are not needed again
         return rows
-    why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
-    return [_unprotected(adversary, 0.0, why) for adversary in EVERYBODY]
+    reason = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
+    return [_unprotected(adversary, 0.0, reason) for adversary in EVERYBODY]
 
 
 def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
@@ -137,10 +137,10 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
         return None
     expected = round(invited_size(federation.cohort, federation.num_clients))
     attendance = masking.attendance(expected)
-    alone = "; the sum itself is exact and has no epsilon: it can reveal much about one client"
+    caveat = "; the sum itself is exact and has no epsilon: it can reveal much about one client"
     return {
         "promise": "the server sees a cohort's sum and no single vector"
-        + ("" if federation.mode.distributed else alone),
+        + ("" if federation.mode.distributed else caveat),
         "profile": str(masking.profile),
         "cohort": expected,
         "minimum_survivors": attendance.least,
@@ -157,16 +157,16 @@ def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[
     name = accountant(delta, adjacency, order)
     for adversary in promise.adversaries:
         events = ledger.events(adversary)
-        cost, shape = _of_sums(federation, promise, events, order)
+        cost, shape = _loss_of_sums(federation, promise, events, order)
         groups = _groups(unit, [events], delta, adjacency)
         sampling = promise.sampling
         rows.append(Spent(unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups))
     return rows
 
 
-def _of_sums(
+def _loss_of_sums(
     federation: Federation, promise: Promise, events: Sequence[DpEvent], order: float | None
-) -> Known:
+) -> Loss:
     if order is None:
         return _lost([events], promise.target_delta, promise.adjacency, PUBLISH_INTERVAL)
     budget = federation.mode.budget  # a filter guarantees exactly its whole budget
@@ -175,13 +175,13 @@ def _of_sums(
     return budget.target_epsilon, filter_curve(budget, order)
 
 
-def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Known:
+def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Loss:
     """Return epsilon and curve that bound the separate losses of several units."""
-    found = [dict(each) for each in largest(units)] or [{}]
-    cost = max(epsilon(each, delta, adjacency, interval) for each in found)
+    kinds = [dict(each) for each in largest(units)] or [{}]
+    cost = max(epsilon(each, delta, adjacency, interval) for each in kinds)
     if math.isinf(cost):
         return cost, None
-    return cost, worst(privacy_curve(each, adjacency, interval) for each in found)
+    return cost, worst(privacy_curve(each, adjacency, interval) for each in kinds)
 
 
 def _groups(
@@ -192,10 +192,10 @@ def _groups(
     It is also empty if there are too many kinds of clients to compose again.
     """
     kinds = largest(units) if unit is Unit.RECORD else []
-    if not kinds or len(kinds) > MOST_KINDS:
+    if not kinds or len(kinds) > MAX_KINDS:
         return ()
-    found = [group_epsilons(dict(each), delta, adjacency) for each in kinds]
-    return [max(each) for each in zip(*found, strict=True)] if all(found) else ()
+    bounds = [group_epsilons(dict(each), delta, adjacency) for each in kinds]
+    return [max(each) for each in zip(*bounds, strict=True)] if all(bounds) else ()
 
 
 def _record_rows(
@@ -203,7 +203,7 @@ def _record_rows(
     promise: Promise,
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent],
-    most: Sequence[DpEvent] | None,
+    largest_loss: Sequence[DpEvent] | None,
 ) -> list[Spent]:
     """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
 
@@ -214,32 +214,33 @@ def _record_rows(
     target = promise.target_epsilon
     distinct: Collection[Sequence[DpEvent]] = ()
     if not federation.population.reads_data:
-        known = (math.inf if target is None else target, None), OWN_LEDGERS, promise.sampling
-    elif most is not None:
-        distinct = [most]
+        for_server = (math.inf if target is None else target, None), OWN_LEDGERS, promise.sampling
+    elif largest_loss is not None:
+        distinct = [largest_loss]
         lost = _lost(distinct, delta, adjacency, GATE_INTERVAL)
-        known = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
+        for_server = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
     else:
         distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
         lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
-        known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), promise.sampling
+        for_server = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), promise.sampling
     groups = _groups(unit, distinct, delta, adjacency)
-    others = known
+    for_others = for_server
     if draws:
-        drawn = _lost([[each, *federation.simulated_cost] for each in draws], delta, adjacency, GATE_INTERVAL)
-        if drawn[0] < known[0][0]:
-            others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
-    shown = {a: known if a is Adversary.SERVER else others for a in EVERYBODY}
+        units = [[each, *federation.simulated_cost] for each in draws]
+        open_loss = _lost(units, delta, adjacency, GATE_INTERVAL)
+        if open_loss[0] < for_server[0][0]:
+            for_others = open_loss, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
+    by_adversary = {a: for_server if a is Adversary.SERVER else for_others for a in EVERYBODY}
     return [
         Spent(unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
-        for a, ((cost, shape), name, sampling) in shown.items()
+        for a, ((cost, shape), name, sampling) in by_adversary.items()
     ]
 
 
 def _unprotected(
-    adversary: Adversary, delta: float, why: str, adjacency: Adjacency = Adjacency.ZERO_OUT
+    adversary: Adversary, delta: float, reason: str, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> Spent:
-    return Spent(Unit.CLIENT, adversary, adjacency, math.inf, delta, None, why, "none")
+    return Spent(Unit.CLIENT, adversary, adjacency, math.inf, delta, None, reason, "none")
 
 
 def versions() -> dict[str, str]:

@@ -29,13 +29,13 @@ def note_roster(folder: Path, roster: Roster, number: int) -> None:
     Raises:
       OSError: the folder cannot be written.
     """
-    known = rosters_in(folder)
-    if known and known[-1].change.hash == roster.hash.hex():
+    rosters = rosters_in(folder)
+    if rosters and rosters[-1].change.hash == roster.hash.hex():
         return
     members = frozenset[str]()
-    for each in known:
+    for each in rosters:
         members = (members - set(each.change.removed)) | set(each.change.added)
-    change = change_from(members, known[-1].change.version if known else 0, roster)
+    change = change_from(members, rosters[-1].change.version if rosters else 0, roster)
     append_line(folder / ROSTERS, asdict(InForce(number, change)))
 
 
@@ -44,7 +44,7 @@ def rosters_in(folder: Path) -> list[InForce]:
     return read_lines(InForce, folder / ROSTERS)
 
 
-def told_rosters(folder: Path, names: bool) -> list[dict[str, Any]]:
+def roster_rows(folder: Path, names: bool) -> list[dict[str, Any]]:
     """Return the rosters of a run in the form of its result.
 
     Args:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
 from ..client.extra import extra_clients
-from ..configs.settings import shown_keys
+from ..configs.settings import publishable_keys
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..messages.wire import DROP_REASONS, MIXES
@@ -40,29 +40,30 @@ from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
 from ..tasks.protocol import GroupedTask
-from . import run_folder
 from .average import average_after
-from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
+from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, read_only_model
 from .client_instructions import order_of
-from .evaluation_figures import shown_metrics
 from .files import CLIENTS_LOG
 from .log_file import LogFile, written_by
-from .machine_time import machine_time, since
+from .machine_time import machine_time, time_since
 from .observer import Demand
-from .prepare import alone_on_records, make_strategy_of, opened, prepare
-from .prepared_run import NEW_RUN, Run
+from .opening import alone_on_records, opened
+from .prepare import make_strategy_of, prepare
+from .prepared_run import Run
+from .progress import Progress, keep, read_progress, record_round
 from .queries import Reach, queries_of, with_everybody
-from .rosters_in_force import note_roster
+from .result import cannot_write, finish
+from .round_lines import Lines, metric_means
 from .run_files import MIXED
-from .run_folder import Progress
-from .tuning import require_arms, tuned_order
+from .saved import NEW_RUN, read_saved
+from .tuning import order_of_round, require_arms
 
 if TYPE_CHECKING:
     from .display import Display
 
 Arrays = dict[str, NDArray[np.generic]]
 
-MOST_CLASSES = 32  # of a confusion matrix
+MAX_CLASSES = 32  # of a confusion matrix
 EXIT_CODES = {
     Status.COMPLETED: 0,
     Status.FAILED: 1,
@@ -143,17 +144,17 @@ def run_federation(
     begin = machine_time()
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
-    saved = run_folder.read_saved(folder) if resumed else NEW_RUN
+    saved = read_saved(folder) if resumed else NEW_RUN
     for query in queries_of(federation.settings) if resumed else ():
         federation = query.answered(federation, folder)
-    own = guarded(around.objects, federation.settings.callbacks)
+    callbacks = guarded(around.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
     display: tuple[Display, ...] = ()
     if not quiet:
         from .display import Display
 
         display = (Display(),)
-    watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
+    watching = (Lines(folder), *display, *around.callbacks, *callbacks)
     with (
         alone_on_records(federation),
         opened(prepared, partial(_ask_first, around)) as (run, observer),
@@ -162,9 +163,9 @@ def run_federation(
     ):
         strategy = make_strategy_of(federation)
         strategies = [strategy, *(make_strategy_of(federation) for _ in range(run.tuning.arms - 1))]
-        meter = run.own_ledgers.meter()
+        meter = run.client_ledgers.meter()
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            progress = run_folder.begun(run, strategies, observer, meter, around.tally)
+            progress = read_progress(run, strategies, observer, meter, around.tally)
         give_back()  # memory of planning
         with around.grid(run) as grid:
             ending = _run_on(progress, strategies, around, grid, watching)
@@ -174,22 +175,22 @@ def run_federation(
         title = title_of(progress.run.federation)
         confused = confusion(run.federation, state.model)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            result = run_folder.finish(progress, ending, since(begin), title, averaged, confused)
-        model = shown_model(state.model)
-        told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
+            result = finish(progress, ending, time_since(begin), title, averaged, confused)
+        model = read_only_model(state.model)
+        run_end = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
-            each.end(told)
+            each.end(run_end)
     return RunResult(exit_code_of(result), result, folder, progress.reported_bytes, ending.signal)
 
 
 def _ask_first(around: Environment, run: Run) -> Run:
-    """Ask what is asked before the first round, once clients are connected, and return the run as the answers change it."""
+    """Ask the queries due before the first round, once clients are connected; return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
     if run.resumed or not first:
         return run
-    why = around.pace.ready(threading.Event())
-    if why is not None:
-        raise Refusal("link.clients", None, why)
+    reason = around.pace.ready(threading.Event())
+    if reason is not None:
+        raise Refusal("link.clients", None, reason)
     for query in first:
         run = query.before(run, around.grid, _reach_of_all(run.federation, around.pace.deadline))
     return run
@@ -248,9 +249,9 @@ def _run_on(
     if progress.meter.counts and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            drawn = progress.meter.clients(private.participants, private.draw(number))
+            cohort = progress.meter.clients(private.participants, private.draw(number))
             heard = progress.history[number - 1]["replies"] != 0
-            progress.meter.add(drawn if heard else run.own_ledgers.charged(run.name, number, drawn))
+            progress.meter.add(cohort if heard else run.client_ledgers.charged(run.name, number, cohort))
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -261,7 +262,7 @@ def _run_on(
         num_rounds=state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
-        train_config=partial(tuned_order, run, order),
+        train_config=partial(order_of_round, run, order),
         pace=replace(around.pace, ready=ready),
         average_after=average_after(run),
         tuning=run.tuning,
@@ -274,44 +275,44 @@ def _run_on(
     )
     del state  # frees the first model
     ending = _ended(progress, _rounds(progress, private, loop, watching))
-    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.drawn))
+    progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
-        return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
+        return replace(ending, reason=f"{federation.population.resumption(run.folder)} goes on from here")
     return ending
 
 
 def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
     """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
     last, federation = progress.history[-1:], progress.run.federation
-    owed = last and "evaluation" not in last[0] and federation.settings.query_fields
-    if not owed or pace.ready(threading.Event()) is not None:
+    is_due = last and "evaluation" not in last[0] and federation.settings.query_fields
+    if not is_due or pace.ready(threading.Event()) is not None:
         return
     if (answer := _answer_after(progress, grid, pace.deadline, progress.state, last=True)) is not None:
-        last[0].update({**shown_metrics(answer), "evaluation": answer})
+        last[0].update({**metric_means(answer), "evaluation": answer})
 
 
 def _answer_after(
     progress: Progress, grid: PrivateGrid, deadline: float, state: State, last: bool = False
 ) -> dict[str, Any] | None:
-    """Ask what is asked after a round, and return the record of the answer; None if nothing is."""
+    """Ask the query due after a round, and return the record of the answer; None if none is due."""
     run = progress.run
     reach = _reach_of_all(run.federation, deadline)
-    asked = (
+    answers = (
         query.after(run, grid.participants, reach, state, last)
         for query in queries_of(run.federation.settings)
     )
-    return next((answer for answer in asked if answer is not None), None)
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def _ended(progress: Progress, ending: Ending) -> Ending:
     """Return the ending; a resumed run that lacks only rounds that were paid for and lost in a crash is completed."""
-    run, settings, done = progress.run, progress.run.federation.settings, ending.state.round
+    run, settings, rounds = progress.run, progress.run.federation.settings, ending.state.round
     if run.spent and ending.status is Status.COMPLETED:
         ending = replace(ending, status=Status.EXHAUSTED, reason=run.spent)
-    lost = run.checkpoint.run and settings.steps - done <= settings.checkpoint_every
+    lost = run.checkpoint.run and settings.steps - rounds <= settings.checkpoint_every
     if ending.status is not Status.EXHAUSTED or not lost:
         return ending
-    reason = f"{done} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
+    reason = f"{rounds} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
     return replace(ending, status=Status.COMPLETED, reason=reason)
 
 
@@ -323,7 +324,7 @@ def _start_of(progress: Progress) -> RunStart:
         progress.run.folder,
         federation.settings.steps,
         frozen(budgets_of(federation)),
-        frozen(shown_keys(federation.settings.source)),
+        frozen(publishable_keys(federation.settings.source)),
         frozen(progress.history),
         progress.observer.line,
     )
@@ -345,7 +346,7 @@ def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequenc
     except Mixing as problem:
         return Ending(Status.FAILED, f"{MIXED}; {problem}", progress.state)
     except OSError as problem:
-        return Ending(Status.FAILED, run_folder.cannot_write(progress, problem), progress.state)
+        return Ending(Status.FAILED, cannot_write(progress, problem), progress.state)
 
 
 def _participants(run: Run, grid: Grid) -> Participants:
@@ -375,6 +376,8 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
     if federation is not before:
         names = federation.population.names or {}
         for roster in federation.population.rosters:
+            from .rosters_in_force import note_roster  # of real clients alone
+
             note_roster(progress.run.folder, roster, progress.state.round + 1)
         progress.run = replace(progress.run, federation=federation)
         grid.renew(list(names), federation.masking, answers_of(federation), names)
@@ -395,15 +398,15 @@ def _scored(
     records = [
         each for query in queries for each in query.scores(run, grid.participants, reach, models, number)
     ]
-    found = [
-        said[0]["value"] if (said := each["answers"] and each["answers"][0]["figures"]) else None
+    scores = [
+        figures[0]["value"] if (figures := each["answers"] and each["answers"][0]["figures"]) else None
         for each in records
     ]
-    if all(value is None for value in found):
+    if all(value is None for value in scores):
         reasons = sorted({str(each.get("reason", "it cannot be said")) for each in records})
         raise Unscored(f"no arm could be scored by its clients: {'; '.join(reasons)}")
     progress.scores = records
-    return tuple(-math.inf if value is None else value for value in found)
+    return tuple(-math.inf if value is None else value for value in scores)
 
 
 def _after_round(
@@ -412,24 +415,24 @@ def _after_round(
     watching: Sequence[Callback],
     deadline: float,
     state: State,
-    done: Round,
+    round_: Round,
     measure: Callable[[], dict[str, float]],
 ) -> Ending | None:
     observer, federation = progress.observer, progress.run.federation
     observer.observe(state, grid.released)
     grid.released = None  # it takes as much room as two models
     metrics = measure()
-    drawn = progress.meter.clients(grid.participants, grid.drawn)
-    if drawn and not done.replies:
-        drawn = progress.run.own_ledgers.charged(progress.run.name, done.number, drawn)
+    cohort = progress.meter.clients(grid.participants, grid.current_cohort)
+    if cohort and not round_.replies:
+        cohort = progress.run.client_ledgers.charged(progress.run.name, round_.number, cohort)
     evaluated = _answer_after(progress, grid, deadline, state)
-    told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
+    round_end = record_round(progress, state, round_, metrics, cohort, evaluated)
     lines, *others = watching
-    lines.round(told)
-    run_folder.keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
+    lines.round(round_end)
+    keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
     for each in others:
-        each.round(told)
-    if federation.population.reads_data and DROP_REASONS[MIXES] in done.dropped:
+        each.round(round_end)
+    if federation.population.reads_data and DROP_REASONS[MIXES] in round_.dropped:
         return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
     return _obey(grid, observer.demand(state))
 
@@ -483,10 +486,10 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
                 with precision(device, engine.dtype):
                     outputs = run_on(model, inputs)
                     loss = float(task.loss(outputs, targets))
-                found = {**figures_of(task, outputs, targets), "loss": loss}
+                figures = {**figures_of(task, outputs, targets), "loss": loss}
                 if groups and isinstance(task, GroupedTask):
-                    found |= group_figures(outputs, targets, groups, task.group_words)
-                for name, value in found.items():
+                    figures |= group_figures(outputs, targets, groups, task.group_words)
+                for name, value in figures.items():
                     means[name] += value * len(targets) / len(held_out)
             return derived(task, means)
 
@@ -497,8 +500,8 @@ def _evaluated_on(federation: Federation) -> tuple[torch.device, torch.nn.Module
     """Return the device of evaluations, and a model on it without values."""
     engine = federation.settings.engine
     # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
-    alone = getattr(engine, "workers", 1) == 1
-    device = device_of(engine.device if alone else "cpu")
+    single = getattr(engine, "workers", 1) == 1
+    device = device_of(engine.device if single else "cpu")
     return device, emptied(federation.task.model().to(device))
 
 
@@ -516,10 +519,10 @@ def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
             if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
                 return None
             classes = outputs.shape[1]
-            if targets.is_floating_point() or not 2 <= classes <= MOST_CLASSES or (targets < 0).any():
+            if targets.is_floating_point() or not 2 <= classes <= MAX_CLASSES or (targets < 0).any():
                 return None
             # Targets of tables may say a group as well.
             cells = targets.long() % classes * classes + outputs.argmax(1)
-            found = torch.bincount(cells, minlength=classes**2).cpu()
-            counts = found + counts if len(counts) else found
+            cell_counts = torch.bincount(cells, minlength=classes**2).cpu()
+            counts = cell_counts + counts if len(counts) else cell_counts
     return counts.reshape(classes, classes).tolist() if len(counts) else None

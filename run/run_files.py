@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..base.refusal import Refusal, unreadable
-from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
+from ..privacy.ledger.ledger_state import read_entries
 from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
+from .round_lines import read_rows
 
 OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"  # the accountant of a row
 MIXED = "the task mixed the examples of a step: no epsilon holds"  # begins the reason of a run that ended so
@@ -50,7 +51,7 @@ class RunFiles:
     Attributes:
       folder: of the run.
       config: that ran, references resolved.
-      shown: the same as it may be published, without values of the environment.
+      publishable: the same as it may be published, without values of the environment.
       result: of a run that has ended; empty for one that has not.
       rounds: the finished rounds, as metrics.jsonl has them.
       audit: terms of the audit; empty without one.
@@ -69,7 +70,7 @@ class RunFiles:
 
     folder: Path
     config: Fields
-    shown: Fields
+    publishable: Fields
     result: Fields
     rounds: Sequence[Fields]
     audit: Fields
@@ -125,34 +126,34 @@ def read_run(
     result = read_object(folder / RESULT)
     saved = read_object(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
-    config, shown = read_config(folder / CONFIG)
-    rounds = rows_of(folder / METRICS)
+    config, publishable = read_config(folder / CONFIG)
+    rounds = read_rows(folder / METRICS)
     if operator or result.get("data") == SIMULATION:
         result, rounds = _with_counts(folder, result, rounds)
     return RunFiles(
-        folder,
-        config,
-        shown,
-        result,
-        rounds,
-        read_object(folder / AUDIT_TERMS),
-        saved,
-        ledger,
-        () if ledger is None else read_entries(ledger),
-        sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
-        _shapes(folder / MODEL),
-        _hash(folder / MODEL),
-        _hash(folder / MANIFEST),
-        _changed(folder),
-        assessment or Assessment(),
-        questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
-        read_object(folder / FAREWELL),
+        folder=folder,
+        config=config,
+        publishable=publishable,
+        result=result,
+        rounds=rounds,
+        audit=read_object(folder / AUDIT_TERMS),
+        saved=saved,
+        ledger=ledger,
+        entries=() if ledger is None else read_entries(ledger),
+        client_ledgers=sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
+        shapes=_shapes(folder / MODEL),
+        model=_hash(folder / MODEL),
+        manifest=_hash(folder / MANIFEST),
+        changed=_changed(folder),
+        assessment=assessment or Assessment(),
+        questions=questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
+        farewell=read_object(folder / FAREWELL),
     )
 
 
 def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tuple[Fields, list[Fields]]:
     """Return a result and rounds with the times, bytes and counts of the operator's file, where there is one."""
-    counts = {row["round"]: row for row in rows_of(folder / OPERATOR)}
+    counts = {row["round"]: row for row in read_rows(folder / OPERATOR)}
     path, last = folder / OPERATOR, "{}"
     if path.is_file():
         last = path.read_text(encoding="utf-8").splitlines()[-1]
@@ -187,8 +188,8 @@ def _hash(path: Path) -> str | None:
 
 def _changed(folder: Path) -> list[str]:
     """Return the files that differ from the manifest; none for a run without one."""
-    named = read_object(folder / MANIFEST).get("files", {})
-    return [name for name in READ if name in named and _hash(folder / name) != named[name]]
+    hashes = read_object(folder / MANIFEST).get("files", {})
+    return [name for name in READ if name in hashes and _hash(folder / name) != hashes[name]]
 
 
 def read_config(path: Path) -> tuple[Fields, Fields]:
@@ -196,18 +197,18 @@ def read_config(path: Path) -> tuple[Fields, Fields]:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from ..configs.settings import shown_keys
+    from ..configs.settings import publishable_keys
     from ..configs.yaml_guard import check_file
 
     check_file(path)
-    found = OmegaConf.load(path)
-    if not isinstance(found, DictConfig):
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
         raise Refusal("file", str(path), "holds no configuration; restore it")
     try:
-        whole: Any = OmegaConf.to_container(found, resolve=True)
+        whole: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException:  # an older release named other keys
-        whole = OmegaConf.to_container(found, resolve=False)
-    return whole, shown_keys(found)
+        whole = OmegaConf.to_container(config, resolve=False)
+    return whole, publishable_keys(config)
 
 
 def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:
@@ -229,37 +230,20 @@ def read_object(path: Path) -> Fields:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise Refusal("file", str(path), unreadable(problem, "restore it")) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refusal("file", str(path), "holds no JSON object; restore it")
-    return cast("Fields", found)
+    return cast("Fields", content)
 
 
-def rows_of(path: Path) -> list[Fields]:
-    """Return the rounds in a file, up to the first line truncated by a crash; none without a file."""
-    found: list[Fields] = []
-    if not path.is_file():
-        return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not isinstance(cast("Fields", row).get("round"), int):
-            break
-        found.append(cast("Fields", row))
-    return found
-
-
-def _ledger(folder: Path, said: str | None) -> Path | None:
+def _ledger(folder: Path, path: str | None) -> Path | None:
     """Return the ledger of all clients: in the folder, or at the path that the run gives."""
-    found = [folder / LEDGER]
-    if said:
-        named = Path(said)
-        found += [named, folder.parent.parent / "ledgers" / named.name]  # of a server's bundle that was moved
-    return next((path for path in found if path.is_file()), None)
+    paths = [folder / LEDGER]
+    if path:  # of a server's bundle that was moved, in its folder
+        paths += [Path(path), folder.parent.parent / "ledgers" / Path(path).name]
+    return next((candidate for candidate in paths if candidate.is_file()), None)
 
 
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:

@@ -41,14 +41,14 @@ def sum_plan(
     Raises:
       Refusal: with no noise do these rounds fit the remaining budget.
     """
-    mode, asked = federation.mode, federation.settings
-    plan, budget = mode.round_plan(num_rounds or asked.num_rounds, filter_order), mode.budget
+    mode, settings = federation.mode, federation.settings
+    plan, budget = mode.round_plan(num_rounds or settings.num_rounds, filter_order), mode.budget
     if plan is None or budget is None or plan.noise_multiplier is not None:
         return plan
     if mode.adapts_noise:
         return plan.calibrate_for_filter(budget, prior)
-    beside = query_events(federation, num_rounds)
-    return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds, beside)
+    other_events = query_events(federation, num_rounds)
+    return plan.calibrate_as_one_of(settings.budget.runs, budget, prior, settings.num_rounds, other_events)
 
 
 def best_groups(settings: SimulationSettings, rate: float) -> int:
@@ -78,12 +78,12 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
         plan = Plan(client.unit, client.adjacency, cohort, 1.0, num_rounds, mechanism=law).calibrate(budget)
         return plan.noise_over_clip * law.error
 
-    most = min(num_rounds, int(1 / rate))
+    limit = min(num_rounds, int(1 / rate))
     choices = sorted(
-        {most, *(1 << power for power in range(most.bit_length()))} - set(range(client.bands or 1))
+        {limit, *(1 << power for power in range(limit.bit_length()))} - set(range(client.bands or 1))
     )
     if not choices:
-        raise Refusal("privacy.bands", client.bands, f"a client's turns are at most {most} rounds apart")
+        raise Refusal("privacy.bands", client.bands, f"a client's turns are at most {limit} rounds apart")
     return min(choices, key=error)
 
 
@@ -102,19 +102,19 @@ def sum_plan_with(
     return sum_plan(noised, filter_order=filter_order)
 
 
-def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...], left: int) -> Plan | None:
+def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...], rounds: int) -> Plan | None:
     """Return the plan of a resumed run's remaining rounds near the end of its budget; None where they do not fit.
 
     Args:
       federation: its parts.
       saved: the plan that the run began with.
       prior: events that the ledger already holds.
-      left: rounds, at least 1.
+      rounds: rounds, at least 1.
     """
-    budget, events = federation.mode.budget, [*prior, *later_events(federation, left)]
+    budget, events = federation.mode.budget, [*prior, *later_events(federation, rounds)]
     assert budget is not None and saved.noise_multiplier is not None
     for factor in RAISED:
-        plan = replace(saved, num_rounds=left, noise_multiplier=factor * saved.noise_multiplier)
-        if admits([*events, *[plan.event()] * left], budget, plan.filter_order):
+        plan = replace(saved, num_rounds=rounds, noise_multiplier=factor * saved.noise_multiplier)
+        if admits([*events, *[plan.event()] * rounds], budget, plan.filter_order):
             return plan
     return None

@@ -23,13 +23,13 @@ def numbers_of(row: Mapping[str, Any], above: str = "") -> dict[str, float]:
       row: a line of metrics.jsonl.
       above: prefix of each name.
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            found |= numbers_of(value, f"{above}{name}/")
+            numbers |= numbers_of(value, f"{above}{name}/")
         elif isinstance(value, int | float) and value - value == 0:  # neither infinite nor NaN
-            found[above + name] = float(value)
-    return found
+            numbers[above + name] = float(value)
+    return numbers
 
 
 def texts_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -54,9 +54,9 @@ class MetricsCsv:
         for row in run.rows:
             self._write(row)
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Write the round's row."""
-        self._write(done.row)
+        self._write(end.row)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._rows.append({k: v for k, v in row.items() if not isinstance(v, Mapping | list | tuple)})
@@ -83,10 +83,10 @@ class TensorBoard:
         lines = "\n".join(f"    {key}={value}" for key, value in texts_of(run.config))
         self._writer.add_text("configuration", lines, len(run.rows))
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Write the round's numbers."""
-        for name, value in numbers_of(done.row).items():
-            self._writer.add_scalar(name, value, done.round)
+        for name, value in numbers_of(end.row).items():
+            self._writer.add_scalar(name, value, end.round)
         self._writer.flush()
 
     def end(self, ending: RunEnd) -> None:
@@ -108,21 +108,21 @@ class MLflow:
         self._mlflow: Any = import_module("mlflow")
         self._client = self._mlflow.MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedveil")
-        known = self._client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self._client.create_experiment(name)
-        found = self._client.search_runs([experiment], f"tags.`{ONE_RUN}` = '{_id_of(run)}'")
-        if found:
-            self._run = found[0].info.run_id
+        existing = self._client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(name)
+        runs = self._client.search_runs([experiment], f"tags.`{ONE_RUN}` = '{_id_of(run)}'")
+        if runs:
+            self._run = runs[0].info.run_id
             return
-        made = self._client.create_run(experiment, tags={ONE_RUN: _id_of(run)}, run_name=run.name)
-        self._run = made.info.run_id
+        created = self._client.create_run(experiment, tags={ONE_RUN: _id_of(run)}, run_name=run.name)
+        self._run = created.info.run_id
         params = [self._mlflow.entities.Param(key, value[:500]) for key, value in texts_of(run.config)]
         self._client.log_batch(self._run, params=params)
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Log the round's numbers."""
         now, metric = int(1000 * time.time()), self._mlflow.entities.Metric
-        metrics = [metric(name, value, now, done.round) for name, value in numbers_of(done.row).items()]
+        metrics = [metric(name, value, now, end.round) for name, value in numbers_of(end.row).items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def end(self, ending: RunEnd) -> None:
@@ -149,9 +149,9 @@ class WandB:
             id=_id_of(run), name=run.name, dir=folder, config=config, resume="allow", reinit="create_new"
         )
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Log the round's numbers."""
-        self._run.log(numbers_of(done.row), step=done.round)
+        self._run.log(numbers_of(end.row), step=end.round)
 
     def end(self, ending: RunEnd) -> None:
         """Write how the run ended."""

@@ -22,22 +22,22 @@ PLANNED = "estimate: that of one client, times planned clients, times rounds"
 ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
 ON_AVERAGE = "of clients that were asked, on average"
-NOT_TOLD = "not public: with a trusted server the bytes of a round would reveal the number of participants"
+NOT_PUBLIC = "not public: with a trusted server the bytes of a round would reveal the number of participants"
 NOT_COUNTED = "not counted by the release of fedveil that made this run"
 
 
 def traffic(run: RunFiles) -> dict[str, Any]:
     """Return the bytes of a run by purpose, to and from clients, in all and per round; null where not public."""
-    sums = {way: _summed(run, way) for way in ("down", "up")}
+    sums = {way: _sum_bytes(run, way) for way in ("down", "up")}
     rounds = len(run.rounds)
     if not rounds or not sums["down"]:
-        counted = any("bytes" in row for row in run.rounds)
-        return {"source": NOT_TOLD if counted else NOT_COUNTED, "purposes": []}
+        has_bytes = any("bytes" in row for row in run.rounds)
+        return {"source": NOT_PUBLIC if has_bytes else NOT_COUNTED, "purposes": []}
     purposes = list({**sums["down"], **sums["up"]})
-    found = [{"purpose": each, **_both(sums, [each], rounds)} for each in purposes]
+    rows = [{"purpose": each, **_both(sums, [each], rounds)} for each in purposes]
     whole = _both(sums, purposes, rounds)
     source = run.result.get("bytes", {}).get("source") or (COUNTED if run.deployed else SIMULATED)
-    return {"source": source, "purposes": [*found, {"purpose": "all", **whole}]}
+    return {"source": source, "purposes": [*rows, {"purpose": "all", **whole}]}
 
 
 def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds
     return {"down": down, "up": up, "down_round": down / rounds, "up_round": up / rounds}
 
 
-def _summed(run: RunFiles, way: str) -> dict[str, int]:
+def _sum_bytes(run: RunFiles, way: str) -> dict[str, int]:
     """Return all bytes of one direction by purpose: until the result or the last round, and after the close."""
     total: Counter[str] = Counter()
     so_far = [row.get("bytes") or {} for row in run.rounds]
@@ -61,26 +61,26 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
       run: its files.
       parameters: of the model; 0 where that is not known.
     """
-    told = traffic(run)
+    totals = traffic(run)
     planned = sum(each for row in run.rounds if isinstance(each := row.get("invited"), int | float))
-    down, up = _of_one(run, parameters, "down", planned), _of_one(run, parameters, "up", planned)
-    found = [
+    down, up = (_per_client(run, parameters, way, planned) for way in ("down", "up"))
+    rows = [
         figure("model to one client, one round", *down),
         figure("update from one client, one round", *up),
-        figure("all models down", *_of_all(told, "down", *down, planned)),
-        figure("all updates up", *_of_all(told, "up", *up, planned)),
+        figure("all models down", *_in_all(totals, "down", *down, planned)),
+        figure("all updates up", *_in_all(totals, "up", *up, planned)),
     ]
     if run.said("compress", "name") in (None, "none") or not parameters:
-        return found
-    whole, how = update_bytes(run, parameters, compressed=False)
-    return [*found, figure("the same update without compression", whole, how)]
+        return rows
+    whole, note = update_bytes(run, parameters, compressed=False)
+    return [*rows, figure("the same update without compression", whole, note)]
 
 
-def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
+def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
     message = _last_message(run)
     if message is not None:
         return message[way], AT_MOST if _differs(run, way) else ENCODED
-    if masked(run):
+    if is_masked(run):
         trained = sum(row["bytes"][way].get("training", 0) for row in run.rounds if row.get("bytes"))
         return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
     if not parameters:
@@ -94,13 +94,13 @@ def _differs(run: RunFiles, way: str) -> bool:
     return way == "down" and run.said("compress", "down") is not None
 
 
-def _of_all(told: Fields, way: str, size: float | None, how: str, planned: float) -> tuple[float | None, str]:
-    trained = next((each[way] for each in told["purposes"] if each["purpose"] == "training"), None)
+def _in_all(sums: Fields, way: str, size: float | None, note: str, count: float) -> tuple[float | None, str]:
+    trained = next((each[way] for each in sums["purposes"] if each["purpose"] == "training"), None)
     if trained is not None:
-        return trained, told["source"]
+        return trained, sums["source"]
     if not size:
         return None, MASKED
-    return size * planned if planned else None, AT_MOST if how == AT_MOST else PLANNED
+    return size * count if count else None, AT_MOST if note == AT_MOST else PLANNED
 
 
 def _last_message(run: RunFiles) -> Fields | None:
@@ -117,17 +117,17 @@ def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tup
       compressed: False tells what it would be without compression.
     """
     kind, ratio, cells = (run.said("compress", key) for key in ("name", "ratio", "cells"))
-    sent = parameters
+    size = parameters
     if not compressed:
         cells = None
     elif kind is not None and kind != "none":
-        sent = CompressionPlan(kind, float(ratio)).of(parameters).kept
+        size = CompressionPlan(kind, float(ratio)).of(parameters).kept
     hides = run.said("privacy", "name") not in ("none", "record")
-    width = width_of(SumSpec(1.0, cells=cells or cells_for(sent))) if hides else WEIGHED
-    return -(-sent * (width or 32) // 8), f"estimate: {width or 32} bits for each of {sent} coordinates"
+    width = width_of(SumSpec(1.0, cells=cells or cells_for(size))) if hides else WEIGHED
+    return -(-size * (width or 32) // 8), f"estimate: {width or 32} bits for each of {size} coordinates"
 
 
-def masked(run: RunFiles) -> bool:
+def is_masked(run: RunFiles) -> bool:
     """Return whether sums are encrypted, by the result, or by the configuration of an unfinished run."""
     if run.result:
         return run.result.get("secagg") is not None

@@ -85,8 +85,8 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
     if not tuning.values:
         return
     names = federation.population.names
-    every = map(str, range(federation.num_clients)) if names is None else names.values()
-    sizes = Counter(tuning.deal.arm_of(name) for name in every)
+    clients = map(str, range(federation.num_clients)) if names is None else names.values()
+    sizes = Counter(tuning.deal.arm_of(name) for name in clients)
     cohort = in_arm(federation.cohort, tuning.deal.arms)
     for number in range(1, len(tuning.values) + 1):
         invited = round(invited_size(cohort, sizes[number])) if sizes[number] else 0
@@ -101,7 +101,7 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
             raise Refusal("tune.values", list(tuning.values), remedy) from refusal
 
 
-def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
+def order_of_round(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
     """Return the training order of the round after a state.
 
     Args:
@@ -116,17 +116,17 @@ def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str
     trained = settings.tune.in_training(settings.local_training, tuning.value_in(number, state.winner))
     # The schedule counts a client's rounds, and a sum's number those of all arms.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
-    told = replace(TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number))
-    return {**order, ORDER_KEY: told.to_json()}
+    usual = TrainingOrder.from_json(order[ORDER_KEY])
+    return {**order, ORDER_KEY: replace(usual, training=training, arm=tuning.arm_of(number)).to_json()}
 
 
-def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def tuning_result(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the tried values and the winner; None without tuning."""
     tuning = run.tuning
     if not tuning.values:
         return None
     scores = state.scores or (None,) * len(tuning.values)
-    asked = next((row["scores"] for row in history if "scores" in row), None)
+    records = next((row["scores"] for row in history if "scores" in row), None)
     return {
         "key": tuning.setting,
         "rounds": tuning.rounds,
@@ -134,12 +134,12 @@ def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[
         "deal": tuning.deal.key,
         "arms": [
             {"arm": number, "value": value, "score": None if score is None or math.isinf(score) else score}
-            | ({} if asked is None else _interval(asked[number - 1]))
+            | ({} if records is None else _interval(records[number - 1]))
             for number, (value, score) in enumerate(zip(tuning.values, scores, strict=True), 1)
         ],
         "winner": state.winner,
         "value": None if state.winner is None else tuning.values[state.winner - 1],
-        **({} if asked is None else charged_scores(asked, state.winner)),
+        **({} if records is None else charged_scores(records, state.winner)),
     }
 
 

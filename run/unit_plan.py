@@ -13,7 +13,7 @@ from ..modes.federation import Federation
 from ..privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ..privacy.accounting.epsilon import epsilon
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import exchanged
+from ..privacy.accounting.record_events import record_event
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Budget, Unit
 from ..privacy.plan import Plan
 from ..privacy.preconditions import emptiness
@@ -88,7 +88,7 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
 
 
 def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> UnitPlan:
-    runs, beside = federation.settings.budget.runs, questions_of(federation, plan)
+    runs, questions = federation.settings.budget.runs, questions_of(federation, plan)
     tries, tries_epsilon = tries_of(federation, plan, budget, rounds)
     fields: dict[str, Any] = {}
     for query in queries_of(federation.settings):
@@ -97,13 +97,13 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         str(plan.unit),
         float(plan.noise_multiplier or 0),
         curve(plan, budget.target_delta, rounds),
-        plan.affordable_rounds(budget, beside),
+        plan.affordable_rounds(budget, questions),
         runs,
-        plan.epsilon(budget.target_delta, rounds * runs, [each for each in beside for _ in range(runs)]),
+        plan.epsilon(budget.target_delta, rounds * runs, [each for each in questions for _ in range(runs)]),
         plan.accountant(budget.target_delta),
         warnings_for(federation, plan, budget),
-        plan.curve(budget, rounds, beside),
-        groups_of(plan, budget, rounds, beside),
+        plan.curve(budget, rounds, questions),
+        groups_of(plan, budget, rounds, questions),
         tries=tries,
         tries_epsilon=tries_epsilon,
         record_epsilon=record_epsilon(federation, plan, budget.target_delta, rounds),
@@ -117,7 +117,7 @@ def record_epsilon(federation: Federation, plan: Plan, delta: float, rounds: int
         return None
     releases = -(-rounds // (plan.mechanism.rounds or 1))
     plain = [
-        exchanged(event_to_json(each), Adjacency.ZERO_OUT)
+        record_event(event_to_json(each), Adjacency.ZERO_OUT)
         for each in (plan.event(), *questions_of(federation, plan))
     ]
     round_, *questions = map(event_from_json, plain)
@@ -126,12 +126,12 @@ def record_epsilon(federation: Federation, plan: Plan, delta: float, rounds: int
 
 def questions_of(federation: Federation, plan: Plan) -> list[DpEvent]:
     """Return the events of a run's evaluations and scaling question; empty for a unit that is not charged for them."""
-    if not is_asked(federation, plan):
+    if not charges_questions(federation, plan):
         return []
     return query_events(federation)
 
 
-def is_asked(federation: Federation, plan: Plan) -> bool:
+def charges_questions(federation: Federation, plan: Plan) -> bool:
     """Return whether a run's questions are charged to the plan's unit: the unit of the sum, or the only one."""
     return plan.unit is federation.mode.promises[0].unit
 
@@ -148,19 +148,19 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
     mode = federation.mode
     if (sums := sum_plan(federation)) and mode.budget:
         yield sums, mode.budget, num_rounds
-    if budget := mode.own_budget:
+    if budget := mode.client_budget:
         client = client_settings(federation, Path())
         assert client.record
-        most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
+        participations = likely_participations(federation.cohort, federation.num_clients, num_rounds)
         plan = record_plan(client.record, mode.sizes[0], client)
         if mode.promises[-1].noise_multiplier is not None:  # noise that is planned suits each size
             plans = plans_of_sizes(mode.sizes, client.record, client)
-            plan = max(plans, key=lambda each: each.epsilon(budget.target_delta, most))
-        yield replace(plan, num_rounds=most), budget, most
+            plan = max(plans, key=lambda each: each.epsilon(budget.target_delta, participations))
+        yield replace(plan, num_rounds=participations), budget, participations
 
 
 def groups_of(
-    plan: Plan, budget: Budget, rounds: int, beside: Sequence[DpEvent] = ()
+    plan: Plan, budget: Budget, rounds: int, other_events: Sequence[DpEvent] = ()
 ) -> list[tuple[int, float]]:
     """Return (records, epsilon) of several records of one person together; empty where the unit is no record.
 
@@ -168,11 +168,11 @@ def groups_of(
       plan: calibrated.
       budget: gives delta.
       rounds: that a record takes part in.
-      beside: a record's events outside the rounds.
+      other_events: a record's events outside the rounds.
     """
     if plan.unit is not Unit.RECORD:
         return []
-    events = [*[plan.event()] * rounds, *beside]
+    events = [*[plan.event()] * rounds, *other_events]
     return group_epsilons(events, budget.target_delta, plan.adjacency)
 
 
@@ -186,17 +186,17 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     """Return sentences on limits that the numbers do not show."""
     sentences = federation.mode.limits(plan, federation.masking)
     if plan.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
-        most = federation.mode.per_person
-        of_each = "one example" if most == 1 else f"{most} examples"
+        max_examples = federation.mode.per_person
+        of_each = "one example" if max_examples == 1 else f"{max_examples} examples"
         sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
     elif plan.unit == "record":
         sentences.append(OUTSIDE)
         groups = groups_of(plan, budget, plan.num_rounds, questions_of(federation, plan))
         sizes = ((n, f"{each:.3g}" if math.isfinite(each) else "infinite") for n, each in groups)
-        told = ", ".join(f"{n} of them {size}" for n, size in sizes)
-        if told:
+        losses = ", ".join(f"{n} of them {size}" for n, size in sizes)
+        if losses:
             sentences.append(
-                f"Several records of one person lose more, epsilon together: {told}; see per_person."
+                f"Several records of one person lose more, epsilon together: {losses}; see per_person."
             )
     if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
         odds = math.exp(min(budget.target_epsilon, 700))
@@ -207,8 +207,8 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
 
 
 def _at_clients(federation: Federation) -> str:
-    most = federation.mode.clients_per_person
-    return TWO_UNITS if most is None else federation.mode.persons(most)
+    max_clients = federation.mode.clients_per_person
+    return TWO_UNITS if max_clients is None else federation.mode.persons(max_clients)
 
 
 def require_use(federation: Federation, plan: Plan | None) -> None:

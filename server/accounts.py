@@ -19,7 +19,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.released import Drawn, Released
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
@@ -67,7 +67,7 @@ class Unprotected(Unnoised):
     """Account of sums without client-level privacy, weighted by examples; methods as of `Protected`."""
 
     choices: Choices | None = None
-    now: Choices | None = None
+    round_choices: Choices | None = None
     noise = 0.0
     norm_factor = 1.0
 
@@ -85,7 +85,7 @@ class Unprotected(Unnoised):
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve nothing: no ledger is charged here."""
 
-    def seen(self, number: int, row: int, mean: Mean, drawn: Drawn) -> None:
+    def audit_view(self, number: int, row: int, mean: Mean, cohort: RoundCohort) -> None:
         """Return None: no noise is claimed."""
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
@@ -102,7 +102,7 @@ class Protected:
       rows: of the run.
       run: its name on the ledger.
       rng: source of its noise, as the ledger records it.
-      more_noise: noise over the planned noise, and charged.
+      noise_factor: noise over the planned noise, and charged.
       norm_factor: norm of a contribution over the planned norm; the noise is a multiple of it, so the charge is
         unchanged.
     """
@@ -112,7 +112,7 @@ class Protected:
     rows: Rows
     run: str
     rng: str
-    more_noise: float = 1.0
+    noise_factor: float = 1.0
     norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -120,26 +120,26 @@ class Protected:
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
 
     @property
-    def now(self) -> Choices:
+    def round_choices(self) -> Choices:
         """Choices for the next round, at its norm."""
         return replace(self.choices, clipping_norm=self.choices.clipping_norm * self.norm_factor)
 
     @property
     def plan(self) -> Plan:
         """Plan with the choices for the next round: the noise follows the clients' clipping norm."""
-        now = self.now
+        choices = self.round_choices
         return replace(
-            self.privacy.plan, clipping_norm=now.clipping_norm, noise_multiplier=now.noise_multiplier
+            self.privacy.plan, clipping_norm=choices.clipping_norm, noise_multiplier=choices.noise_multiplier
         )
 
     @property
     def noise(self) -> float:
         """Planned noise, times the factor by which it was raised."""
-        return self.plan.noise_over_clip * self.more_noise
+        return self.plan.noise_over_clip * self.noise_factor
 
     def raise_noise(self, factor: float) -> None:
         """Raise the noise. A choice that depends on releases may not lower a charge, except under a filter."""
-        self.more_noise = factor
+        self.noise_factor = factor
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
         """Return the plan's norm, and the segments: metrics, and those that the next choice needs.
@@ -148,7 +148,7 @@ class Protected:
           layout: shapes of the update's arrays by name.
           expected: clients of a round, the fixed denominator.
         """
-        coordinates, units = sum(int(np.prod(shape)) for shape in layout.values()), self.privacy.units.most
+        coordinates, units = sum(int(np.prod(shape)) for shape in layout.values()), self.privacy.units.maximum
         cells, plan = cells_for(coordinates, units), self.plan
         if plan.unit is not Unit.CLIENT:
             return SumSpec(plan.clipping_norm * units, cells=cells, unit_norm=plan.clipping_norm)
@@ -157,10 +157,10 @@ class Protected:
 
     def _segments(self, plan: Plan) -> dict[str, str]:
         """Return the names of the segments of a round's vectors, with their purposes."""
-        beside: tuple[Segment, ...] = ()
+        segments: tuple[Segment, ...] = ()
         if plan.unit is Unit.CLIENT:
-            beside = (*self.segments, *self.privacy.adaptation.segments(plan, 1.0))  # their names alone
-        return {UPDATE: TRAINING} | {each.name: each.purpose for each in beside}
+            segments = (*self.segments, *self.privacy.adaptation.segments(plan, 1.0))  # their names alone
+        return {UPDATE: TRAINING} | {each.name: each.purpose for each in segments}
 
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve the row's release.
@@ -202,14 +202,14 @@ class Protected:
         """Return the expected number of units in this many clients' vectors: the divisor of their sum."""
         return clients * self.privacy.units.expected
 
-    def seen(self, number: int, row: int, mean: Mean, drawn: Drawn) -> Released:
+    def audit_view(self, number: int, row: int, mean: Mean, cohort: RoundCohort) -> ReleasedSum:
         """Return the sum for an audit: in clipping norms, with the claimed noise.
 
         Args:
           number: of the round.
           row: of its release.
           mean: of the round; its `seen` is overwritten and returned.
-          drawn: the cohort.
+          cohort: the cohort.
         """
         plan = self.plan
         to_clips = mean.denominator / plan.clipping_norm
@@ -219,13 +219,13 @@ class Protected:
             if name != CANARY_RECORDS
         ]
         records = mean.audited.get(CANARY_RECORDS, np.zeros(0)) * to_clips
-        noise = plan.noise_std / plan.clipping_norm * self.more_noise
+        noise = plan.noise_std / plan.clipping_norm * self.noise_factor
         if isinstance(plan.sampling, PoissonBatches):
             rate, charged = plan.sampling.sample_rate, plan.noise_over_clip
         else:
             rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
         step = mean.step / plan.clipping_norm
-        return Released(number, layers, noise, rate, charged, drawn, records, mean.sketch, step)
+        return ReleasedSum(number, layers, noise, rate, charged, cohort, records, mean.sketch, step)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit the row's charge, and make the next choices. The commit may be written with the next reservation."""
@@ -243,7 +243,7 @@ class Protected:
             MECHANISM,
             events,
             self.rng,
-            cohort=self.rows.told(cohort),
+            cohort=self.rows.ledger_cohort(cohort),
             filter_order=order,
             segments=self._segments(plan),
             source=self.privacy.source,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..base.bounded_decoding import build, plain_of
-from ..base.durable_files import sync_folder, write_beside
+from ..base.durable_files import sync_folder, write_aside
 from ..base.refusal import Range, Refusal
 from ..base.tensor_file import safetensors_parts
 from ..messages.training_order import RUN_NAME
@@ -55,11 +55,11 @@ class Average:
     total: Annotated[Mapping[str, NDArray[np.float64]], "tensors"]
     models: Annotated[int, Range(ge=1)]
 
-    def mean(self, last: Arrays) -> Arrays:
+    def mean(self, last_model: Arrays) -> Arrays:
         """Return the mean in the types of the last model; integer arrays are those of the last model."""
         return {
             name: (self.total[name] / self.models).astype(value.dtype) if name in self.total else value
-            for name, value in last.items()
+            for name, value in last_model.items()
         }
 
 
@@ -147,13 +147,13 @@ NO_CHECKPOINT = Checkpoint("", State(0, {}, {}))  # of a run that has not finish
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; after a crash at any moment this one or the previous one is complete."""
     state = checkpoint.state
-    tensors, told = _kept("", state)
+    tensors, state_fields = _tensors_and_fields("", state)
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
     trials: list[dict[str, Any]] = []
-    for place, trial in enumerate(state.trials):
-        arrays, others = _kept(f"{_ARM}{place}/", trial)
+    for index, trial in enumerate(state.trials):
+        arrays, trial_fields = _tensors_and_fields(f"{_ARM}{index}/", trial)
         tensors |= arrays
-        trials.append(others)
+        trials.append(trial_fields)
     fields = {
         "run": checkpoint.run,
         "round": state.round,
@@ -163,30 +163,31 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "trials": trials,
         "scores": state.scores,
         "winner": state.winner,
-        **told,
+        **state_fields,
     }
     parts = safetensors_parts(tensors, {"format": FORMAT, "state": json.dumps(plain_of(fields))})
     target = folder / NAME
     # Readable by its owner only: heads of clients' ledgers reveal the cohorts.
-    temporary = write_beside(target, parts)
+    temporary = write_aside(target, parts)
     if target.exists():
         os.replace(target, folder / PREVIOUS)
     os.replace(temporary, target)
     sync_folder(folder)
 
 
-def _kept(start: str, of: State | Trial) -> tuple[Arrays, dict[str, Any]]:
+def _tensors_and_fields(prefix: str, part: State | Trial) -> tuple[Arrays, dict[str, Any]]:
     """Return a model, its strategy's state and its average as named arrays, and their other values."""
-    remembered = {name: value for name, value in of.strategy.items() if isinstance(value, np.ndarray)}
-    groups = {_MODEL: of.arrays, _STRATEGY: remembered, _AVERAGE: of.average.total if of.average else {}}
+    strategy_arrays = {name: value for name, value in part.strategy.items() if isinstance(value, np.ndarray)}
+    total = part.average.total if part.average else {}
+    groups = {_MODEL: part.arrays, _STRATEGY: strategy_arrays, _AVERAGE: total}
     arrays = {
-        start + kind + name: np.asarray(value, order="C")  # a scalar stays one
+        prefix + kind + name: np.asarray(value, order="C")  # a scalar stays one
         for kind, group in groups.items()
         for name, value in group.items()
     }
-    others = {name: value for name, value in of.strategy.items() if name not in remembered}
-    averaged = of.average.models if of.average else 0
-    return arrays, {"strategy": others, "averaged": averaged, "steps": of.steps}
+    strategy_values = {name: value for name, value in part.strategy.items() if name not in strategy_arrays}
+    num_models = part.average.models if part.average else 0
+    return arrays, {"strategy": strategy_values, "averaged": num_models, "steps": part.steps}
 
 
 def read(folder: Path) -> Checkpoint | None:
@@ -232,20 +233,20 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"not a {FORMAT} file")
         fields = json.loads(metadata["state"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    own = {name: fields.pop(name) for name in ("run", "head", "client_heads") if name in fields}
+    checkpoint_fields = {name: fields.pop(name) for name in ("run", "head", "client_heads") if name in fields}
     trials = [
-        _whole(Trial, tensors, f"{_ARM}{at}/", each) for at, each in enumerate(fields.pop("trials", []))
+        _build_part(Trial, tensors, f"{_ARM}{at}/", each) for at, each in enumerate(fields.pop("trials", []))
     ]
-    state = _whole(State, tensors, "", {**fields, "trials": trials})
+    state = _build_part(State, tensors, "", {**fields, "trials": trials})
     for name, value in state.arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all() and not trials:
             raise ValueError(f"array {name} has a value that is not finite")
-    return build(Checkpoint, {**own, "state": state, "audit": _under(tensors, _AUDIT)})
+    return build(Checkpoint, {**checkpoint_fields, "state": state, "audit": _under(tensors, _AUDIT)})
 
 
-def _whole(kind: type[Part], tensors: Arrays, start: str, fields: Mapping[str, Any]) -> Part:
+def _build_part(kind: type[Part], tensors: Arrays, prefix: str, fields: Mapping[str, Any]) -> Part:
     """Return a part of the run's state of its JSON and of the tensors whose names have this start."""
-    model, arrays, total = (_under(tensors, start + kind) for kind in (_MODEL, _STRATEGY, _AVERAGE))
+    model, arrays, total = (_under(tensors, prefix + kind) for kind in (_MODEL, _STRATEGY, _AVERAGE))
     others = {name: value for name, value in fields.items() if name != "averaged"}
     models = fields.get("averaged", 0)
     average = build(Average, {"total": total, "models": models}) if models else None
@@ -253,8 +254,8 @@ def _whole(kind: type[Part], tensors: Arrays, start: str, fields: Mapping[str, A
     return build(kind, {**others, "arrays": model, "strategy": strategy, "average": average})
 
 
-def _under(tensors: Mapping[str, NDArray[Any]], start: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+def _under(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def strategy_state(strategy: Strategy) -> dict[str, Any]:

@@ -24,11 +24,11 @@ import numpy as np
 
 from .query_rows import FIRST_ROW
 
-FIRST = 2  # untrue sums from which on cohorts are split
+SPLIT_AFTER = 2  # untrue sums from which on cohorts are split
 SUSPECTED = "is suspected of spoiling sums"
 CALM = 3  # rounds in parts without an untrue sum after which cohorts are whole again, the first time
-TOGETHER = 3  # who take turns are searched for up to so many, all of whom but one are from at most
-TRIED = 10_000  # combinations of members
+MAX_ATTACKERS = 3  # that take turns; more are not searched for
+MAX_COMBINATIONS = 10_000  # of members, all of the attackers but one
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class WeighedSum:
     Attributes:
       nodes: of the vectors in it, ascending.
       norm: in clipping norms.
-      most: the bound, in clipping norms.
-      why: it is untrue or lost, in words; empty if it may be true.
-      lost: whether its members' own noise drowns it, so that the norm shows nothing.
+      bound: of the norm of a true sum, in clipping norms.
+      violation: in words, why the sum is untrue or lost; empty if it may be true.
+      is_lost: whether its members' own noise drowns it, so that the norm shows nothing.
     """
 
     nodes: tuple[int, ...]
     norm: float
-    most: float
-    why: str = ""
-    lost: bool = False
+    bound: float
+    violation: str = ""
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Culprits:
 
     possible: frozenset[int] = frozenset()
     certain: frozenset[int] = frozenset()
-    together: int = 1
+    min_attackers: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Search:
 
     Attributes:
       untrue: rounds with an untrue sum; those before cohorts were whole again count as one.
-      spoilt: row and nodes of each untrue sum that no suspect explained.
+      untrue_sums: row and nodes of each untrue sum that no suspect explained.
       cleared: nodes that were in a true sum.
       suspected: by node, the reason.
       calm: consecutive rounds in parts without an untrue sum.
@@ -74,7 +74,7 @@ class Search:
     """
 
     untrue: int = 0
-    spoilt: tuple[tuple[int, frozenset[int]], ...] = ()
+    untrue_sums: tuple[tuple[int, frozenset[int]], ...] = ()
     cleared: frozenset[int] = frozenset()
     suspected: Mapping[int, str] = field(default_factory=dict[int, str])
     calm: int = 0
@@ -82,19 +82,20 @@ class Search:
     declined: int = 0
 
     @property
-    def sought(self) -> Culprits:
+    def culprits(self) -> Culprits:
         """Candidates for the untrue sums that no suspect explains."""
-        left = [each for each in self.spoilt if self.suspected.keys().isdisjoint(each[1])]
-        sums, at_once = [nodes for _, nodes in left], max(Counter(row for row, _ in left).values(), default=1)
-        if (alone := _explained(sums, 1) if sums else Culprits()) is not None:
-            return alone
-        several = Culprits(together=max(at_once, 2))
-        spoiling = [nodes - self.cleared for nodes in sums]
-        if all(spoiling):  # as if they always did
-            certain = frozenset.union(frozenset(), *(nodes for nodes in spoiling if len(nodes) == 1))
-            return replace(several, possible=frozenset.union(*spoiling), certain=certain)
-        found = (_explained(sums, size) for size in range(2, TOGETHER + 1))
-        return next((each for each in found if each is not None), several)
+        unexplained = [each for each in self.untrue_sums if self.suspected.keys().isdisjoint(each[1])]
+        sums = [nodes for _, nodes in unexplained]
+        per_round = Counter(row for row, _ in unexplained)
+        if (single := _explain(sums, 1) if sums else Culprits()) is not None:
+            return single
+        several = Culprits(min_attackers=max(2, *per_round.values()))
+        uncleared = [nodes - self.cleared for nodes in sums]
+        if all(uncleared):  # as if they always did
+            certain = frozenset.union(frozenset(), *(nodes for nodes in uncleared if len(nodes) == 1))
+            return replace(several, possible=frozenset.union(*uncleared), certain=certain)
+        explanations = (_explain(sums, size) for size in range(2, MAX_ATTACKERS + 1))
+        return next((each for each in explanations if each is not None), several)
 
     def parts(
         self, cohort: Sequence[int], possible: Callable[[int], bool], draw: np.random.Generator
@@ -106,71 +107,74 @@ class Search:
           possible: whether this many nodes can form a sum.
           draw: an unpredictable random source.
         """
-        if self.untrue < FIRST:
+        if self.untrue < SPLIT_AFTER:
             return [list(cohort)], ""
-        least = next((size for size in range(2, len(cohort)) if size > self.declined and possible(size)), 0)
-        known = [node for node in cohort if node in self.suspected]
-        drawn = [cohort[at] for at in draw.permutation(len(cohort)) if cohort[at] not in self.suspected]
-        sought = self.sought
-        rest = [node for node in drawn if node not in sought.possible]
-        rest += [node for node in drawn if node in sought.possible]
-        aside = max(least - len(known), 0) if known else 0
-        if not least or len(rest) - aside < least or (not known and len(rest) < 2 * least):
+        sizes = range(max(2, self.declined + 1), len(cohort))
+        min_size = next((size for size in sizes if possible(size)), 0)
+        suspects = [node for node in cohort if node in self.suspected]
+        others = [cohort[at] for at in draw.permutation(len(cohort)) if cohort[at] not in self.suspected]
+        culprits = self.culprits
+        rest = [node for node in others if node not in culprits.possible]
+        rest += [node for node in others if node in culprits.possible]
+        companions = max(min_size - len(suspects), 0) if suspects else 0
+        if not min_size or len(rest) - companions < min_size or (not suspects and len(rest) < 2 * min_size):
             limit = (
                 f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
             )
-            why = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small"
-            return [list(cohort)], f"{why} ({limit}); enlarge the cohort"
-        apart, rest = [sorted([*known, *rest[:aside]])] if known else [], rest[aside:]
-        count = 2 * sought.together if sought.possible or not known else 1
-        return [*apart, *_divided(rest, min(count, len(rest) // least))], ""
+            reason = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small ({limit})"
+            return [list(cohort)], f"{reason}; enlarge the cohort"
+        first_part, rest = [sorted([*suspects, *rest[:companions]])] if suspects else [], rest[companions:]
+        count = 2 * culprits.min_attackers if culprits.possible or not suspects else 1
+        return [*first_part, *_divide(rest, min(count, len(rest) // min_size))], ""
 
-    def after(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
+    def next_state(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
         """Return the state after a round."""
-        if not self.untrue and not any(each.why for each in sums):
+        if not self.untrue and not any(each.violation for each in sums):
             return self
-        true = frozenset(node for each in sums if not each.why for node in each.nodes)
-        now = replace(self, cleared=self.cleared | true)
-        untrue = [frozenset(each.nodes) for each in sums if each.why]
+        true = frozenset(node for each in sums if not each.violation for node in each.nodes)
+        state = replace(self, cleared=self.cleared | true)
+        untrue = [frozenset(each.nodes) for each in sums if each.violation]
         if not untrue:
-            now = replace(now, calm=self.calm + (in_parts and bool(sums)))
-            whole = Search(FIRST - 1, self.spoilt, patience=2 * self.patience, declined=self.declined)
-            return now if now.calm < self.patience else whole
-        now = replace(now, untrue=self.untrue + 1, calm=0)
-        new = tuple((row, nodes) for nodes in untrue if self.suspected.keys().isdisjoint(nodes))
-        if not new:
-            return now
-        suspected = {node: why for node, why in self.suspected.items() if node not in true}
-        now = replace(now, spoilt=self.spoilt + new, suspected=suspected)
-        if not now.sought.possible:  # too many take turns
-            explained = (each for each in self.spoilt if not suspected.keys().isdisjoint(each[1]))
-            now = replace(now, spoilt=(*explained, *new), cleared=true)
-        told = ", ".join(dict.fromkeys(str(row % FIRST_ROW) for row, _ in now.spoilt))
-        why = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {told}"
-        suspected |= dict.fromkeys(now.sought.certain, why)
-        explaining = [nodes & suspected.keys() for _, nodes in now.spoilt]
+            state = replace(state, calm=self.calm + (in_parts and bool(sums)))
+            if state.calm < self.patience:
+                return state
+            patience = 2 * self.patience
+            return Search(SPLIT_AFTER - 1, self.untrue_sums, patience=patience, declined=self.declined)
+        state = replace(state, untrue=self.untrue + 1, calm=0)
+        new_sums = tuple((row, nodes) for nodes in untrue if self.suspected.keys().isdisjoint(nodes))
+        if not new_sums:
+            return state
+        suspected = {node: reason for node, reason in self.suspected.items() if node not in true}
+        state = replace(state, untrue_sums=self.untrue_sums + new_sums, suspected=suspected)
+        if not state.culprits.possible:  # too many take turns
+            explained = (each for each in self.untrue_sums if not suspected.keys().isdisjoint(each[1]))
+            state = replace(state, untrue_sums=(*explained, *new_sums), cleared=true)
+        rounds = ", ".join(dict.fromkeys(str(row % FIRST_ROW) for row, _ in state.untrue_sums))
+        reason = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {rounds}"
+        suspected |= dict.fromkeys(state.culprits.certain, reason)
+        explaining = [nodes & suspected.keys() for _, nodes in state.untrue_sums]
         needed = frozenset(node for nodes in explaining if len(nodes) == 1 for node in nodes)
-        return replace(now, suspected={node: suspected[node] for node in suspected if node in needed})
+        return replace(state, suspected={node: suspected[node] for node in suspected if node in needed})
 
-    def of(self, members: frozenset[int]) -> Search:
+    def for_members(self, members: frozenset[int]) -> Search:
         """Return the state for the remaining members: without sums that a removed member may have corrupted."""
-        suspected = {node: why for node, why in self.suspected.items() if node in members}
-        spoilt = tuple(each for each in self.spoilt if each[1] <= members)
-        return replace(self, suspected=suspected, spoilt=spoilt, declined=0)
+        suspected = {node: reason for node, reason in self.suspected.items() if node in members}
+        untrue_sums = tuple(each for each in self.untrue_sums if each[1] <= members)
+        return replace(self, suspected=suspected, untrue_sums=untrue_sums, declined=0)
 
 
-def _explained(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
+def _explain(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
     """Return the members of all sets of this size that hit each of these sums; None if there is no such set.
 
     Args:
       sums: at least one, of which no smaller set explains all.
       size: at least 1.
     """
-    tried = len(min(sums, key=len)) ** (size - 1)
-    if tried > TRIED or not (found := list(_explanations(sums, size))):
+    combinations = len(min(sums, key=len)) ** (size - 1)
+    if combinations > MAX_COMBINATIONS or not (sets := list(_explanations(sums, size))):
         return None
-    certain = (those | (last if len(last) == 1 else frozenset()) for those, last in found)
-    possible = frozenset.union(*(those | last for those, last in found))
+    certain = (node_set | (last if len(last) == 1 else frozenset()) for node_set, last in sets)
+    possible = frozenset.union(*(node_set | last for node_set, last in sets))
     return Culprits(possible, frozenset.intersection(*certain), size)
 
 
@@ -183,13 +187,13 @@ def _explanations(
             yield frozenset(), common
         return
     for node in min(sums, key=len):
-        for those, last in _explanations([nodes for nodes in sums if node not in nodes], size - 1):
-            yield those | {node}, last
+        for node_set, last in _explanations([nodes for nodes in sums if node not in nodes], size - 1):
+            yield node_set | {node}, last
 
 
-def _divided(nodes: Sequence[int], count: int) -> list[list[int]]:
+def _divide(nodes: Sequence[int], count: int) -> list[list[int]]:
     """Return `count` parts of nodes in random order, of nearly equal size, each with an equal share of the last ones."""
     parts: list[list[int]] = [[] for _ in range(count)]
-    for place, node in enumerate(reversed(nodes)):
-        parts[place % count].append(node)
+    for index, node in enumerate(reversed(nodes)):
+        parts[index % count].append(node)
     return [sorted(part) for part in parts]

@@ -26,13 +26,13 @@ from .culprit_search import WeighedSum
 from .masking import Masking, masked_spec
 from .participants import Participants
 from .query_rows import FIRST_ROW
-from .round_terms import Mean, Round, Sum, joined, sentence
+from .round_terms import Mean, Round, Sum, describe_fault, join_means
 from .secure_sum import Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")
 
 UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
-LOST = "own_noise"  # why members were dropped whose sum is lost in the noise that some of them added
+LOST_IN_NOISE = "own_noise"  # why members were dropped whose sum is lost in the noise that some of them added
 
 
 class MaskedSums:
@@ -50,32 +50,36 @@ class MaskedSums:
         if masking is not None:
             self._sums.masking = masking
             members = frozenset(each.node for each in masking.roster.members)
-            self._participants.search = self._participants.search.of(members)
+            self._participants.search = self._participants.search.for_members(members)
 
     def sum(
-        self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
+        self,
+        cohort: Sequence[int],
+        request: Sum,
+        timeout: float | None,
+        next_cohort: Callable[[], Sequence[int]],
     ) -> tuple[Round, Mean | None]:
         """Return the round's result, and the mean of the opened sums within their bounds; None if there is none.
 
         Args:
-          drawn: the round's cohort, canaries last.
-          wanted: the sum to compute.
+          cohort: the round's cohort, canaries last.
+          request: the sum to compute.
           timeout: seconds for the replies of one exchange; None waits for all.
-          coming: draws the cohort of the next row, whose keys are exchanged a round ahead.
+          next_cohort: draws the cohort of the next row, whose keys are exchanged a round ahead.
         """
-        wanted = replace(wanted, spec=masked_spec(wanted.spec, self._sums.masking))
-        parts, why_whole = self._parts(drawn, wanted)
-        ahead = coming() if len(parts) == 1 else ()
+        request = replace(request, spec=masked_spec(request.spec, self._sums.masking))
+        parts, whole_reason = self._parts(cohort, request)
+        ahead = next_cohort() if len(parts) == 1 else ()
         enough = self._participants.due.enough
-        done = Round(wanted.number, len(drawn), 0, {})
-        weighed: list[WeighedSum] = []
+        result = Round(request.number, len(cohort), 0, {})
+        weighed_sums: list[WeighedSum] = []
         means: list[Mean] = []
         for part in parts:
-            of_part = None if enough is None else math.ceil(enough * len(part) / len(drawn))
-            opened = self._sums.sum(part, wanted, timeout, ahead, of_part)
-            done = _with(done, opened, self._named(opened.blamed))
-            evidence = _evidence_rows(opened.evidence, wanted.run, wanted.number, self._sums.masking)
-            done = replace(done, evidence=(*done.evidence, *evidence))
+            enough_of_part = None if enough is None else math.ceil(enough * len(part) / len(cohort))
+            opened = self._sums.sum(part, request, timeout, ahead, enough_of_part)
+            result = _add_attempt(result, opened, self._log_faults(opened.blamed))
+            evidence = _evidence_rows(opened.evidence, request.run, request.number, self._sums.masking)
+            result = replace(result, evidence=(*result.evidence, *evidence))
             if opened.total is None:
                 # Fewer may do so in order to end the search.
                 colluders = self._sums.masking.attendance(len(part)).colluders
@@ -84,116 +88,118 @@ class MaskedSums:
                     declined = max(search.declined, len(part))
                     self._participants.search = replace(search, declined=declined)
                 continue
-            mean, found = self._weigh(opened, wanted)
-            weighed.append(found)
-            if found.why:
-                done = _turned_away(done, found)
+            mean, weighed_sum = self._weigh(opened, request)
+            weighed_sums.append(weighed_sum)
+            if weighed_sum.violation:
+                result = _reject(result, weighed_sum)
             else:
-                done = replace(done, replies=done.replies + opened.survivors)
+                result = replace(result, replies=result.replies + opened.survivors)
                 means.append(mean)
-        done = self._searched(done, wanted.row, weighed, len(parts) > 1, why_whole)
+        result = self._advance_search(result, request.row, weighed_sums, len(parts) > 1, whole_reason)
         if not means:
-            return replace(done, abandoned=True), None
-        mean = replace(joined(means), part=len(parts) > 1)
-        return replace(done, scalars=mean.scalars), mean
+            return replace(result, abandoned=True), None
+        mean = replace(join_means(means), part=len(parts) > 1)
+        return replace(result, scalars=mean.scalars), mean
 
-    def _parts(self, drawn: Sequence[int], wanted: Sum) -> tuple[list[list[int]], str]:
+    def _parts(self, cohort: Sequence[int], request: Sum) -> tuple[list[list[int]], str]:
         def possible(size: int) -> bool:
             try:
-                share_spec(wanted, self._sums.masking, size)
+                share_spec(request, self._sums.masking, size)
             except Refusal:
                 return False
             return True
 
-        draw = self._randomness.stream("parts", wanted.row).generator()
-        return self._participants.search.parts(drawn, possible, draw)
+        draw = self._randomness.stream("parts", request.row).generator()
+        return self._participants.search.parts(cohort, possible, draw)
 
-    def _searched(
-        self, done: Round, row: int, weighed: Sequence[WeighedSum], in_parts: bool, why_whole: str
+    def _advance_search(
+        self, result: Round, row: int, weighed_sums: Sequence[WeighedSum], in_parts: bool, whole_reason: str
     ) -> Round:
         """Return the round with the suspects that its sums imply, and log them."""
-        search, told = self._participants.search, [each for each in weighed if not each.lost]
-        self._participants.search = after = search.after(row, told, in_parts)
-        before, now = search.suspected, after.suspected
-        suspected = {self._name(node): why for node, why in now.items() if node not in before}
-        for name, why in suspected.items():
-            logger.warning("%s %s", name, why)
-        for node in before.keys() - now.keys():
+        search, readable = self._participants.search, [each for each in weighed_sums if not each.is_lost]
+        self._participants.search = next_search = search.next_state(row, readable, in_parts)
+        old_suspects, suspects = search.suspected, next_search.suspected
+        new_suspects = suspects.keys() - old_suspects.keys()
+        suspected = {self._name(node): suspects[node] for node in suspects if node in new_suspects}
+        for name, reason in suspected.items():
+            logger.warning("%s %s", name, reason)
+        for node in old_suspects.keys() - suspects.keys():
             logger.warning("%s is suspected no more: sums with it can be true", self._name(node))
-        if why_whole and done.untrue:
-            done = replace(done, cause=f"{done.cause}; {why_whole}")
-        if any(each.why for each in weighed):
-            logger.warning("round %d: %s", done.number % FIRST_ROW, done.cause)
-        evidence = tuple(self._evidence(each) for each in weighed) if in_parts or done.untrue else ()
-        return replace(done, suspected=suspected, weighed=evidence)
+        if whole_reason and result.untrue:
+            result = replace(result, cause=f"{result.cause}; {whole_reason}")
+        if any(each.violation for each in weighed_sums):
+            logger.warning("round %d: %s", result.number % FIRST_ROW, result.cause)
+        evidence = tuple(self._evidence(each) for each in weighed_sums) if in_parts or result.untrue else ()
+        return replace(result, suspected=suspected, weighed=evidence)
 
-    def _evidence(self, found: WeighedSum) -> dict[str, object]:
+    def _evidence(self, weighed: WeighedSum) -> dict[str, object]:
         return {
-            "members": [self._name(node) for node in found.nodes],
-            "norm": round(found.norm, 4),
-            "most": round(found.most, 4),
-            "untrue": bool(found.why) and not found.lost,
+            "members": [self._name(node) for node in weighed.nodes],
+            "norm": round(weighed.norm, 4),
+            "most": round(weighed.bound, 4),
+            "untrue": bool(weighed.violation) and not weighed.is_lost,
         }
 
-    def _weigh(self, opened: Opened, wanted: Sum) -> tuple[Mean, WeighedSum]:
+    def _weigh(self, opened: Opened, request: Sum) -> tuple[Mean, WeighedSum]:
         assert opened.total is not None and opened.spec is not None
         spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
         self._account.check(sum_event(spec, survivors))
-        seed = rotation_seed(opened.model, wanted.row)
+        seed = rotation_seed(opened.model, request.row)
         real = self._participants.real(opened.nodes)
         units = self._account.units(max(1.0, float(len(real))))
-        arrays, scalars = decode_sum(opened.total, wanted.layout, spec, survivors, units, seed)
+        arrays, scalars = decode_sum(opened.total, request.layout, spec, survivors, units, seed)
         norm = norm_of(opened.total, spec) / cells
         further = tuple(opened.further.values())
-        noise = SummedNoise(survivors, opened.unopened, further, wanted.noise_multiplier)
-        most = longest_sum(spec, noise) / cells
-        why, noisy = "", is_too_noisy(spec, noise)
+        noise = SummedNoise(survivors, opened.unopened, further, request.noise_multiplier)
+        bound = longest_sum(spec, noise) / cells
+        violation, noisy = "", is_too_noisy(spec, noise)
         if noisy:
-            told = ", ".join(self._name(node) for node in sorted(opened.further))
-            why = f"is lost in the noise that {told} added of their own; widen it with secagg.bits=32, or pin more peers"
-        elif norm > most:
-            why = f"has a norm of {norm:.4g} clipping norms, and a true one at most {most:.4g}"
+            members = ", ".join(self._name(node) for node in sorted(opened.further))
+            violation = f"is lost in the noise that {members} added of their own; widen it with secagg.bits=32, or pin more peers"
+        elif norm > bound:
+            violation = f"has a norm of {norm:.4g} clipping norms, and a true one at most {bound:.4g}"
         elif is_mean_too_long(arrays, scalars, spec, survivors):
-            why = "has a mean that is longer than any update may be"
+            violation = "has a mean that is longer than any update may be"
         weight = scalars[WEIGHT] * survivors if spec.weighted else units
         counts = decode_counts_of(opened.total, spec, seed)
-        there = math.sqrt(noise.variance(spec)) / cells
+        noise_std = math.sqrt(noise.variance(spec)) / cells
         mean = Mean(
-            arrays, scalars, arrays, units, counts, survivors, weight, noise=there, step=spec.sum.step
+            arrays, scalars, arrays, units, counts, survivors, weight, noise=noise_std, step=spec.sum.step
         )
-        return mean, WeighedSum(tuple(opened.nodes), norm, most, why, noisy)
+        return mean, WeighedSum(tuple(opened.nodes), norm, bound, violation, noisy)
 
     def _name(self, node: int) -> str:
         return self._sums.masking.roster.name_of(node)
 
-    def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
+    def _log_faults(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
         """Return the members' faults by name, and log them."""
-        found = {self._name(node): str(fault) for node, fault in blamed.items()}
-        for name, fault in found.items():
+        faults = {self._name(node): str(fault) for node, fault in blamed.items()}
+        for name, fault in faults.items():
             self._faults[name] += 1
-            logger.warning("%s", sentence(name, fault, self._faults[name]))
-        return found
+            logger.warning("%s", describe_fault(name, fault, self._faults[name]))
+        return faults
 
 
-def _with(done: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:
+def _add_attempt(result: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:
     """Return the round with one more requested sum."""
     return replace(
-        done,
-        dropped=dict(Counter(done.dropped) + Counter(opened.dropped)),
-        exchanges=done.exchanges + opened.exchanges,
-        blamed={**done.blamed, **blamed},
-        cause="; ".join(each for each in (done.cause, opened.cause) if each),
+        result,
+        dropped=dict(Counter(result.dropped) + Counter(opened.dropped)),
+        exchanges=result.exchanges + opened.exchanges,
+        blamed={**result.blamed, **blamed},
+        cause="; ".join(each for each in (result.cause, opened.cause) if each),
     )
 
 
-def _turned_away(done: Round, found: WeighedSum) -> Round:
-    reason = LOST if found.lost else UNTRUE
-    said = f"{reason}: the sum of {len(found.nodes)} members {found.why}; nothing of it is released"
+def _reject(result: Round, weighed: WeighedSum) -> Round:
+    reason = LOST_IN_NOISE if weighed.is_lost else UNTRUE
+    members = f"the sum of {len(weighed.nodes)} members"
+    cause = f"{reason}: {members} {weighed.violation}; nothing of it is released"
     return replace(
-        done,
-        dropped=dict(Counter(done.dropped) + Counter({reason: len(found.nodes)})),
-        untrue=done.untrue or not found.lost,
-        cause="; ".join(each for each in (done.cause, said) if each),
+        result,
+        dropped=dict(Counter(result.dropped) + Counter({reason: len(weighed.nodes)})),
+        untrue=result.untrue or not weighed.is_lost,
+        cause="; ".join(each for each in (result.cause, cause) if each),
     )
 
 

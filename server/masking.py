@@ -13,7 +13,7 @@ from ..privacy.secagg.graph import colluders, parameters
 from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.transcript import Profile
 
-COUNTED_SHARE = 0.02  # of the squared norm of a sum without privacy, for its weight
+WEIGHT_SHARE = 0.02  # of the squared norm of a sum without privacy, for its weight
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Masking:
       profile: of trust in the server.
       bits: of a coordinate; None takes 16 if that is fine enough.
       clipping_norm: L2 norm of a vector without client-level privacy: the range of the words.
-      most_examples: largest weight of one client, if examples weigh.
+      max_examples: largest weight of one client, if examples weigh.
       suite: of primitives.
       signed_roster: the roster as its authority signed it, for nodes with an older one; empty if none has.
     """
@@ -38,7 +38,7 @@ class Masking:
     profile: Profile = Profile.MALICIOUS
     bits: int | None = None
     clipping_norm: float = 100.0
-    most_examples: float = 1000.0
+    max_examples: float = 1000.0
     suite: int = 1
     signed_roster: bytes = b""
 
@@ -59,24 +59,24 @@ class Masking:
 def _attendance(clients: int, dropout: float, collusion: float, profile: Profile) -> Attendance:
     if clients < 2:
         raise Refusal("cohort", clients, "is too small: a sum hides each client among the others; draw more")
-    bad = colluders(clients, collusion)
+    num_colluders = colluders(clients, collusion)
     # Where the server may lie about the survivors, as many clients as `quorum` requires must sign one set of them.
-    signers = (clients + bad) // 2 + 1 if profile is Profile.MALICIOUS else 0
-    least = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), bad + 2, signers))
-    if bad + 2 > clients:
+    signers = (clients + num_colluders) // 2 + 1 if profile is Profile.MALICIOUS else 0
+    min_survivors = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), num_colluders + 2, signers))
+    if num_colluders + 2 > clients:
         remedy = f"leaves no two of {clients} clients to hide behind each other"
         raise Refusal("secagg.collusion", collusion, remedy)
     # A small cohort cannot tolerate the whole dropout share: then more must answer.
-    above = clients
-    _shape(Attendance(clients, above, bad), collusion, profile)
-    while least < above:
-        middle = (least + above) // 2
+    upper = clients
+    _shape(Attendance(clients, upper, num_colluders), collusion, profile)
+    while min_survivors < upper:
+        middle = (min_survivors + upper) // 2
         try:
-            _shape(Attendance(clients, middle, bad), collusion, profile)
-            above = middle
+            _shape(Attendance(clients, middle, num_colluders), collusion, profile)
+            upper = middle
         except Refusal:
-            least = middle + 1
-    return Attendance(clients, above, bad)
+            min_survivors = middle + 1
+    return Attendance(clients, upper, num_colluders)
 
 
 def _shape(attendance: Attendance, collusion: float, profile: Profile) -> tuple[int, int]:
@@ -94,6 +94,6 @@ def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
     if spec.private:
         return spec
     segments = tuple(
-        replace(each, bound=masking.most_examples) if each.name == WEIGHT else each for each in spec.segments
+        replace(each, bound=masking.max_examples) if each.name == WEIGHT else each for each in spec.segments
     )
-    return replace(spec, clipping_norm=masking.clipping_norm, segments=segments, metrics_share=COUNTED_SHARE)
+    return replace(spec, clipping_norm=masking.clipping_norm, segments=segments, metrics_share=WEIGHT_SHARE)

@@ -38,7 +38,7 @@ class RoundRows:
     def take(self, cohort: Sequence[int]) -> None:
         """Keep nothing."""
 
-    def told(self, cohort: Sequence[int]) -> None:
+    def ledger_cohort(self, cohort: Sequence[int]) -> None:
         """Return None: the cohort is not recorded."""
 
     def stream_of(self, row: int) -> Stream:
@@ -46,7 +46,7 @@ class RoundRows:
         return self.randomness.stream("noise", row)
 
 
-class NoRowLeft(BudgetExhausted):
+class RowsExhausted(BudgetExhausted):
     """Every row of the run's noise is used, some by rounds that a crash lost."""
 
     def __init__(self, rows: int) -> None:
@@ -88,11 +88,11 @@ class RunRows:
 
     def skip_to(self, number: int) -> None:
         """Continue after round `number`, which an earlier process finished."""
-        paid = self.ledger.cohorts(self.run, self.mechanism)
-        if len(paid) < number:
-            remedy = f"the ledger knows only {len(paid)} rounds of this run; restore it"
+        cohorts = self.ledger.cohorts(self.run, self.mechanism)
+        if len(cohorts) < number:
+            remedy = f"the ledger knows only {len(cohorts)} rounds of this run; restore it"
             raise Refusal("resume", number, remedy)
-        self.cohorts = paid[:number] if self.randomness.seeded else paid
+        self.cohorts = cohorts[:number] if self.randomness.seeded else cohorts
 
     def next(self, number: int) -> int:
         """Return the next unused row, whatever the round.
@@ -102,14 +102,14 @@ class RunRows:
         """
         del number
         if len(self.cohorts) >= self.count:
-            raise NoRowLeft(self.count)
+            raise RowsExhausted(self.count)
         return len(self.cohorts) + 1
 
     def take(self, cohort: Sequence[int]) -> None:
         """Record the cohort of the next row."""
         self.cohorts.append(list(cohort))
 
-    def told(self, cohort: Sequence[int]) -> tuple[int, ...]:
+    def ledger_cohort(self, cohort: Sequence[int]) -> tuple[int, ...]:
         """Return the cohort, which later draws need; for a secret draw, only that it took place."""
         return () if self.secret else tuple(cohort)
 
@@ -117,7 +117,7 @@ class RunRows:
 Rows = RoundRows | RunRows
 
 
-def rows_of(
+def create_rows(
     run: str, mechanism: str, cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
 ) -> Rows:
     """Return the rows of a run.

@@ -31,42 +31,46 @@ class OpenSums:
         """Do nothing: the participants hold the required number of answers."""
 
     def sum(
-        self, drawn: Sequence[int], wanted: Sum, timeout: float | None, coming: Callable[[], Sequence[int]]
+        self,
+        cohort: Sequence[int],
+        request: Sum,
+        timeout: float | None,
+        next_cohort: Callable[[], Sequence[int]],
     ) -> tuple[Round, Mean | None]:
         """Return the round's result, and the noisy mean; None below the quorum.
 
         Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort in advance.
         """
-        del coming
-        spec, participants = wanted.spec, self._participants
-        outgoing = instruct(wanted.content, spec, wanted.run, wanted.row)
-        order = Message(outgoing, 0, wanted.message_type, group_id=str(wanted.number))
-        size = wanted.coordinates + spec.beside
-        cohort_sum, dummies = participants.sum(order, drawn, spec, size, timeout)
-        total = self._account.noised(cohort_sum.total, wanted.row, spec)
-        asked, replies = participants.asked(drawn), cohort_sum.replies
-        done = Round(
-            wanted.number,
-            len(asked),
+        del next_cohort
+        spec, participants = request.spec, self._participants
+        outgoing = instruct(request.content, spec, request.run, request.row)
+        order = Message(outgoing, 0, request.message_type, group_id=str(request.number))
+        size = request.coordinates + spec.segment_size
+        cohort_sum, dummies = participants.sum(order, cohort, spec, size, timeout)
+        total = self._account.noised(cohort_sum.total, request.row, spec)
+        nodes, replies = participants.over_grid(cohort), cohort_sum.replies
+        result = Round(
+            request.number,
+            len(nodes),
             replies,
             cohort_sum.dropped,
             message_bytes=(carried_bytes(order), update_bytes(spec, size)),
         )
         if replies < participants.due.quorum:
-            return replace(done, abandoned=True), None
+            return replace(result, abandoned=True), None
         expected = self._account.units(participants.expected)
-        true = total if dummies is None else total - dummies  # integers: the canaries cancel exactly
-        counts = decode_counts(true, wanted.coordinates, spec)
-        mean, scalars = seen, _ = _decoded(total, wanted.layout, spec, expected, replies)
+        true_total = total if dummies is None else total - dummies  # integers: the canaries cancel exactly
+        counts = decode_counts(true_total, request.coordinates, spec)
+        mean, scalars = audited, _ = _decode(total, request.layout, spec, expected, replies)
         if dummies is not None:
-            mean, scalars = _decoded(true, wanted.layout, spec, expected, replies)
-        done = replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars)
-        return done, Mean(
-            mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier, step=spec.step
+            mean, scalars = _decode(true_total, request.layout, spec, expected, replies)
+        result = replace(result, clipped_again=cohort_sum.clipped_again, scalars=scalars)
+        return result, Mean(
+            mean, scalars, audited, expected, counts, noise=request.noise_multiplier, step=spec.step
         )
 
 
-def _decoded(
+def _decode(
     total: Vector, layout: Layout, spec: SumSpec, expected: float, replies: int
 ) -> tuple[dict[str, Vector], dict[str, float]]:
     if not spec.private and replies == 0:

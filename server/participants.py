@@ -24,7 +24,7 @@ from ..privacy.arms import Arm
 from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
+from ..strategies.cohorts import Cohort, Earlier, canary_cohort, in_arm
 from .culprit_search import Search
 from .round_terms import ALL_ANSWERS, Answers
 
@@ -72,14 +72,14 @@ class Participants:
         if self.add_canaries is not None:
             self._dummies = list(range(FIRST_CANARY, FIRST_CANARY + self.canaries))
 
-    def some(self, most: int) -> list[int]:
-        """Return the first `most` nodes; the first call waits until clients are connected.
+    def first_nodes(self, limit: int) -> list[int]:
+        """Return the first `limit` nodes; the first call waits until clients are connected.
 
         Raises:
           Refusal: no client is connected.
         """
         self._find()
-        return [*self._real[:most], *self._dummies][:most]
+        return [*self._real[:limit], *self._dummies][:limit]
 
     @property
     def _arms(self) -> int:
@@ -89,11 +89,11 @@ class Participants:
     @property
     def expected(self) -> float:
         """Expected number of real clients of a round: the divisor of the mean."""
-        clients = round(self.population / self._arms) if self.population else self.drawn_from
+        clients = round(self.population / self._arms) if self.population else self.pool_size
         return in_arm(self.cohort, self._arms).expected_size(clients)
 
     @property
-    def drawn_from(self) -> int:
+    def pool_size(self) -> int:
         """Number of real clients that a round's cohort is drawn from."""
         return len(self.members(self.arm)) if self.arm else self.clients
 
@@ -107,8 +107,8 @@ class Participants:
         """Return the nodes of an arm's clients, in order."""
         self._find()
         if arm not in self._members:
-            named = enumerate(self._real) if self.names is None else ((self.names[n], n) for n in self._real)
-            self._members[arm] = [node for name, node in named if arm.holds(str(name))]
+            pairs = enumerate(self._real) if self.names is None else ((self.names[n], n) for n in self._real)
+            self._members[arm] = [node for name, node in pairs if arm.holds(str(name))]
         return self._members[arm]
 
     def renew(self, nodes: Sequence[int], answers: Answers, names: Mapping[int, str] | None = None) -> None:
@@ -129,66 +129,66 @@ class Participants:
         """
         self._find()
         if arm is not None:
-            return self._of_arm(arm, stream, earlier)
-        drawn = self.cohort.draw(self._real, stream, earlier)
+            return self._draw_from_arm(arm, stream, earlier)
+        nodes = self.cohort.draw(self._real, stream, earlier)
         if not self._dummies:
-            return drawn
-        rule = beside(self.cohort, self.clients, len(self._dummies))
-        return drawn + rule.draw(self._dummies, stream, earlier)
+            return nodes
+        rule = canary_cohort(self.cohort, self.clients, len(self._dummies))
+        return nodes + rule.draw(self._dummies, stream, earlier)
 
-    def _of_arm(self, arm: Arm, stream: Stream, earlier: Earlier) -> list[int]:
+    def _draw_from_arm(self, arm: Arm, stream: Stream, earlier: Earlier) -> list[int]:
         members = self.members(arm)
         if not members:
             remedy = f"arm {arm.number} has no client; try fewer values"
             raise Refusal("tune.values", arm.deal.arms, remedy)
-        drawn = in_arm(self.cohort, arm.deal.arms).draw(members, stream, earlier)
-        if not set(drawn) <= set(members):
+        nodes = in_arm(self.cohort, arm.deal.arms).draw(members, stream, earlier)
+        if not set(nodes) <= set(members):
             raise AssertionError("a client of another arm was drawn")
-        return drawn
+        return nodes
 
-    def real(self, drawn: Sequence[int]) -> list[int]:
+    def real(self, nodes: Sequence[int]) -> list[int]:
         """Return the real clients of a cohort, without canaries."""
         dummies = set(self._dummies)
-        return [node for node in drawn if node not in dummies]
+        return [node for node in nodes if node not in dummies]
 
-    def numbers(self, drawn: Sequence[int]) -> list[int]:
+    def numbers(self, nodes: Sequence[int]) -> list[int]:
         """Return the numbers, from 0, of the real clients among the drawn nodes: their positions in the population."""
-        real = self.real(drawn)
+        real = self.real(nodes)
         if isinstance(self._real, range):
             return [self._real.index(node) for node in real]
-        places = {node: place for place, node in enumerate(self._real)}
-        return [places[node] for node in real]
+        indices = {node: index for index, node in enumerate(self._real)}
+        return [indices[node] for node in real]
 
     def all_among(self, nodes: Collection[int]) -> bool:
         """Return whether every real client is among these nodes."""
         return 0 < len(self._real) <= len(nodes) and set(self._real) <= set(nodes)
 
-    def dummies(self, drawn: Sequence[int]) -> list[int]:
+    def dummies(self, nodes: Sequence[int]) -> list[int]:
         """Return the numbers, from 0, of the canaries among the drawn nodes."""
         numbers = {node: number for number, node in enumerate(self._dummies)}
-        return [numbers[node] for node in drawn if node in numbers]
+        return [numbers[node] for node in nodes if node in numbers]
 
-    def asked(self, drawn: Sequence[int]) -> list[int]:
+    def over_grid(self, nodes: Sequence[int]) -> list[int]:
         """Return the members of a cohort that are reached over the grid."""
-        return list(drawn) if self.add_canaries is None else self.real(drawn)
+        return list(nodes) if self.add_canaries is None else self.real(nodes)
 
     def sum(
-        self, order: Message, drawn: Sequence[int], spec: SumSpec, size: int, timeout: float | None
+        self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int, timeout: float | None
     ) -> tuple[CohortSum, Vector | None]:
         """Return the sum over a cohort, shape (size,), and the canaries' part to subtract after the norm check.
 
         Args:
           order: the instruction to all.
-          drawn: from `draw`.
+          nodes: from `draw`.
           spec: the sum's public parameters.
           size: coordinates of the sum, all segments included.
           timeout: seconds to wait for answers; None waits for all.
         """
-        cohort_sum = self._exchange(order, self.asked(drawn), spec, size, timeout)
+        cohort_sum = self._exchange(order, self.over_grid(nodes), spec, size, timeout)
         if self.add_canaries is None:
             return cohort_sum, None
         dummies = CohortSum(np.zeros(size))
-        self.add_canaries(order.content, self.dummies(drawn), spec, dummies)
+        self.add_canaries(order.content, self.dummies(nodes), spec, dummies)
         cohort_sum.total += dummies.total
         return cohort_sum, dummies.total
 
@@ -201,30 +201,32 @@ class Participants:
             return CohortSum(np.zeros(size))
         if isinstance(self.grid, SummingGrid):
             return self.grid.sum_replies(order, nodes, spec, size)
-        sent = order.metadata
-        messages = [Message(order.content, node, sent.message_type, group_id=sent.group_id) for node in nodes]
+        metadata = order.metadata
+        kind, group = metadata.message_type, metadata.group_id
+        messages = [Message(order.content, node, kind, group_id=group) for node in nodes]
         replies = self.grid.send_and_receive(messages, timeout=timeout)
         return sum_of(replies, spec, size, len(messages), self.due.enough)
 
     def _find(self) -> None:
         if self._real:
             return
-        last = self.canaries if self.add_canaries is None else 0
-        nodes = self._connected(self.clients + last)
+        num_canaries = self.canaries if self.add_canaries is None else 0
+        nodes = self._wait_for_nodes(self.clients + num_canaries)
         if not nodes:
             raise Refusal("population", self.clients, "no client connected; start the clients first")
-        if self.declared and len(nodes) > self.clients + last:  # the plan and its delta hold for this many
-            remedy = f"{len(nodes) - last} clients are connected; set it to that number"
+        # The plan and its delta hold for this many.
+        if self.declared and len(nodes) > self.clients + num_canaries:
+            remedy = f"{len(nodes) - num_canaries} clients are connected; set it to that number"
             raise Refusal("population", self.clients, remedy)
         if self.add_canaries is None:
             self._real, self._dummies = nodes[: self.clients], list(nodes[self.clients :])
         else:
             self._real = nodes
 
-    def _connected(self, wanted: int) -> Sequence[int]:
+    def _wait_for_nodes(self, expected: int) -> Sequence[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS
         while (
-            len(nodes := cast("Sequence[int]", self.grid.get_node_ids())) < wanted
+            len(nodes := cast("Sequence[int]", self.grid.get_node_ids())) < expected
             and time.monotonic() < deadline
         ):
             time.sleep(0.1)

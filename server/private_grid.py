@@ -25,20 +25,20 @@ from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.released import Drawn, Released
+from ..privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from ..privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from ..strategies.shared_model import Steps, shared
 from .accounts import MECHANISM, SumAccount, account_of
-from .noise_rows import rows_of
+from .noise_rows import create_rows
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import EVERY_UPDATE, Answers, Round, Sum, SumPrivacy, SumTerms, expanded
+from .round_terms import DEFAULT_TERMS, Answers, Round, Sum, SumPrivacy, SumTerms, expand_mean
 
 if TYPE_CHECKING:
     from .masked_sums import MaskedSums
     from .masking import Masking
 
-SHOWN_NODES = 100  # nodes that a strategy sees at most; its own minimum of nodes may be as high
+MAX_NODES = 100  # nodes that a strategy sees at most; its own minimum of nodes may be as high
 BUDGET_REASON, FORKED_REASON = wire.DROP_REASONS[wire.BUDGET_SPENT], wire.DROP_REASONS[wire.FORKED]
 PATIENCE = 30  # requests for the nodes in one round; Flower's strategies poll once a second while they wait
 
@@ -77,7 +77,7 @@ class PrivateGrid(PassingGrid):
         randomness: Randomness | None = None,
         run: str | None = None,
         masking: Masking | None = None,
-        terms: SumTerms = EVERY_UPDATE,
+        terms: SumTerms = DEFAULT_TERMS,
     ) -> None:
         super().__init__(participants.grid)
         self._terms = terms
@@ -85,7 +85,7 @@ class PrivateGrid(PassingGrid):
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
         cohort, source = participants.cohort, self._randomness
-        self._rows = rows_of(self._run_name, MECHANISM, cohort, privacy, source)
+        self._rows = create_rows(self._run_name, MECHANISM, cohort, privacy, source)
         self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
         self._sums = sums_over(participants, self._account, masking, source)
         self._early: dict[int, list[int]] = {}
@@ -97,10 +97,10 @@ class PrivateGrid(PassingGrid):
         self._spent: set[int] = set()
         self._declined: set[int] = set()
         self.steps: Steps = {}
-        self._tells = privacy is None or masking is not None
-        self.drawn: list[int] = []
+        self._counts_are_public = privacy is None or masking is not None
+        self.current_cohort: list[int] = []
         self.rounds: list[Round] = []
-        self.released: Released | None = None
+        self.released: ReleasedSum | None = None
         self.exhausted: BudgetExhausted | None = None
 
     # --- the grid interface of Flower's strategies ---------------------------------------------------------------
@@ -116,10 +116,10 @@ class PrivateGrid(PassingGrid):
         """
         self._exchanges += 1
         if self._exchanges > PATIENCE:
-            most = min(SHOWN_NODES, self.participants.clients)
-            remedy = f"set it to at most {most}: the cohort draws the clients"
+            limit = min(MAX_NODES, self.participants.clients)
+            remedy = f"set it to at most {limit}: the cohort draws the clients"
             raise Refusal("min_available_nodes", "more than a private sum shows", remedy)
-        return self.participants.some(SHOWN_NODES)
+        return self.participants.first_nodes(MAX_NODES)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -170,7 +170,7 @@ class PrivateGrid(PassingGrid):
     @property
     def all_spent(self) -> bool:
         """Whether every client was asked and its own ledger refused; always False if the draw is secret."""
-        return self._tells and self.participants.all_among(self._spent)
+        return self._counts_are_public and self.participants.all_among(self._spent)
 
     @property
     def all_declined(self) -> bool:
@@ -178,8 +178,8 @@ class PrivateGrid(PassingGrid):
 
         With a secret draw this is revealed only if no client ever answered: then no round contains any data.
         """
-        told = self._tells or not any(done.replies for done in self.rounds)
-        return told and self.participants.all_among(self._declined)
+        is_public = self._counts_are_public or not any(result.replies for result in self.rounds)
+        return is_public and self.participants.all_among(self._declined)
 
     @property
     def forked(self) -> bool:
@@ -187,8 +187,8 @@ class PrivateGrid(PassingGrid):
 
         Fewer, such as owners who have not yet accepted a lost log, or one client that lies, end no run.
         """
-        count = sum(done.dropped.get(FORKED_REASON, 0) for done in self.rounds[-1:])
-        return 2 * count > len(self.drawn) and not any(done.replies for done in self.rounds)
+        count = sum(result.dropped.get(FORKED_REASON, 0) for result in self.rounds[-1:])
+        return 2 * count > len(self.current_cohort) and not any(result.replies for result in self.rounds)
 
     def raise_noise(self, factor: float) -> None:
         """Multiply the noise of later rounds; the charge stays that of the planned noise."""
@@ -235,10 +235,10 @@ class PrivateGrid(PassingGrid):
           Refusal: another run of this name has released the round with noise that cannot be repeated.
         """
         self._row = self._rows.next(number)
-        self.drawn = self.draw(self._row)
+        self.current_cohort = self.draw(self._row)
         self.participants.arm = arm = self._arm_of(self._row)
-        self._account.reserve(self._row, self.drawn, arm)
-        self._rows.take(self.drawn)
+        self._account.reserve(self._row, self.current_cohort, arm)
+        self._rows.take(self.current_cohort)
         self._reserved = number
 
     def _reserve_next(self) -> bool:
@@ -254,37 +254,40 @@ class PrivateGrid(PassingGrid):
         """Return the mean as one reply; nothing without a release, in which case the reservation stays spent."""
         arrays = wire.only_arrays(content)
         content = wire.with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)
-        layout, sent, spec = self._spec(content)
-        wanted = Sum(
+        layout, sent_layout, spec = self._spec(content)
+        sum_request = Sum(
             self._run_name,
             self._row,
             content,
             request.metadata.message_type,
             spec,
-            sent,
+            sent_layout,
             self._account.noise,
             number,
         )
-        done, mean = self._sums.sum(self.drawn, wanted, timeout, self._draw_ahead)
+        result, mean = self._sums.sum(self.current_cohort, sum_request, timeout, self._draw_ahead)
         arm = self.participants.arm
-        self.rounds.append(replace(done, choices=self._account.now, arm=arm.number if arm else None))
-        if set(done.dropped) == {BUDGET_REASON} and not done.replies:
-            self._spent.update(self.drawn)
+        choices = self._account.round_choices
+        self.rounds.append(replace(result, choices=choices, arm=arm.number if arm else None))
+        if set(result.dropped) == {BUDGET_REASON} and not result.replies:
+            self._spent.update(self.current_cohort)
         # Members decline subsets of a cohort that are too small for their policies; a search then takes larger ones.
         searches = any(each.untrue for each in self.rounds)
-        if done.dropped and done.dropped.keys() <= POLICY_REASONS and not done.replies and not searches:
-            self._declined.update(self.drawn)
+        if result.dropped and result.dropped.keys() <= POLICY_REASONS and not result.replies and not searches:
+            self._declined.update(self.current_cohort)
         self._finished = number
         if mean is None:
             return []
         if spec.compression is not None:
-            mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
-        dummies = self.participants.dummies(self.drawn)
-        drawn = Drawn(len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
+            mean = expand_mean(mean, layout, sketch_of(spec.compression, self._row))
+        dummies = self.participants.dummies(self.current_cohort)
+        audited_cohort = RoundCohort(
+            len(self.current_cohort) - len(dummies), dummies, self.participants.pool_size
+        )
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
-            self.released = self._account.seen(number, self._row, mean, drawn)
-        self._account.settle(number, self._row, self.drawn, mean)
+            self.released = self._account.audit_view(number, self._row, mean, audited_cohort)
+        self._account.settle(number, self._row, self.current_cohort, mean)
         return [reply]
 
     def _with_whole_numbers(self, content: RecordDict) -> RecordDict:
@@ -304,9 +307,9 @@ class PrivateGrid(PassingGrid):
             int(np.prod(shape)) for name, shape in layout.items() if name != wire.CANARY_RECORDS
         )
         compression = self._terms.compress.of(coordinates, self._public_seed)
-        sent = compressed_layout(layout, compression)
-        spec = compressed_spec(self._account.spec(sent, expected), compression, self._terms.compress.cells)
-        return layout, sent, spec
+        sent_layout = compressed_layout(layout, compression)
+        whole_spec = self._account.spec(sent_layout, expected)
+        return layout, sent_layout, compressed_spec(whole_spec, compression, self._terms.compress.cells)
 
     @property
     def _public_seed(self) -> str:

@@ -11,18 +11,18 @@ from dp_accounting.dp_event import DpEvent
 from ..base.refusal import Refusal
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json, event_to_json
-from ..privacy.accounting.exchanged import exchanged
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.record_events import record_event
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.ledger.caps import capped
-from ..privacy.plan import Plan, least_noise
+from ..privacy.plan import Plan, find_min_noise
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import SharedBudget
 
 
 def within_records(
-    plan: Plan, shared: SharedBudget, budget: Budget | None, group: str, beside: Sequence[DpEvent]
+    plan: Plan, shared: SharedBudget, budget: Budget | None, group: str, other_events: Sequence[DpEvent]
 ) -> Plan:
     """Return a plan whose sums of whole clients cost the records of these data no more than they may still lose.
 
@@ -33,7 +33,7 @@ def within_records(
       shared: budget of records that the sums spend too.
       budget: of the whole clients; None if noise is given instead.
       group: of the fields that a refusal names, such as `privacy`.
-      beside: events of the run's evaluations.
+      other_events: events of the run's evaluations.
 
     Raises:
       Refusal: it does not cover the run or, if noise is given, its first round; the sentence gives what it covers.
@@ -43,29 +43,29 @@ def within_records(
     delta, order = allowed.target_delta, shared.book.filter_order or plan.filter_order
     prior = shared.book.events(Adversary.MODEL)
 
-    def spent_with(mine: Sequence[DpEvent]) -> float:
-        plain = [exchanged(event_to_json(each), allowed.adjacency, order is None) for each in mine]
+    def epsilon_with(run_events: Sequence[DpEvent]) -> float:
+        plain = [record_event(event_to_json(each), allowed.adjacency, order is None) for each in run_events]
         events = [*prior, *map(event_from_json, plain)]
-        return counted(events, delta, allowed.adjacency, order, GATE_INTERVAL)
+        return spent_epsilon(events, delta, allowed.adjacency, order, GATE_INTERVAL)
 
     def cost(noise: float) -> float:
-        return spent_with([*[replace(plan, noise_multiplier=noise).event()] * releases, *beside])
+        return epsilon_with([*[replace(plan, noise_multiplier=noise).event()] * releases, *other_events])
 
     if cost(plan.noise) <= allowed.target_epsilon:
         return plan
-    of = f"{spent_with([]):.4g} of epsilon {allowed.target_epsilon:g} at delta {delta:g}"
-    why = f"records of these data have spent {of}, and pay for a sum of whole clients as for half its noise"
+    spending = f"{epsilon_with([]):.4g} of epsilon {allowed.target_epsilon:g} at delta {delta:g}"
+    reason = f"records of these data have spent {spending}, and pay for a sum of whole clients as for half its noise"
     field, value = f"{group}.noise_multiplier", plan.noise
     if budget is not None:
         field, value = f"{group}.target_epsilon", budget.target_epsilon
     try:
-        least = least_noise(cost, allowed.target_epsilon)
+        min_noise = find_min_noise(cost, allowed.target_epsilon)
     except Refusal:
-        raise Refusal(field, value, f"{why}; keep the model that you have") from None
+        raise Refusal(field, value, f"{reason}; keep the model that you have") from None
     if budget is None:
-        raise Refusal(field, value, f"{why}; give at least {least:.4g}")
-    fitting = replace(plan, noise_multiplier=least)
+        raise Refusal(field, value, f"{reason}; give at least {min_noise:.4g}")
+    fitting = replace(plan, noise_multiplier=min_noise)
     if shared.budget.target_epsilon >= UNLIMITED_EPSILON:
         return fitting
-    enough = fitting.epsilon(budget.target_delta, prior=beside)
-    raise Refusal(field, value, f"{why}; give at most {0.99 * enough:.3g}")
+    enough = fitting.epsilon(budget.target_delta, prior=other_events)
+    raise Refusal(field, value, f"{reason}; give at most {0.99 * enough:.3g}")

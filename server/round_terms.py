@@ -24,15 +24,15 @@ Average = TypeVar("Average", Vector, float)
 
 
 @dataclass(frozen=True)
-class UnitsOfClient:
+class UnitsPerClient:
     """Number of hidden units in one client's vector; public.
 
     Attributes:
-      most: that fit the range of a vector without clipping; more are shortened, which costs no privacy.
+      maximum: that fit the range of a vector without clipping; more are shortened, which costs no privacy.
       expected: per client, averaged over the federation, for the divisor of the mean.
     """
 
-    most: float = 1.0
+    maximum: float = 1.0
     expected: float = 1.0
 
 
@@ -55,7 +55,7 @@ class SumPrivacy:
     metrics_share: float = 0.0
     adaptation: Adaptation = NOTHING_ADAPTS
     noise_key: bytes | None = field(default=None, repr=False)
-    units: UnitsOfClient = UnitsOfClient()
+    units: UnitsPerClient = UnitsPerClient()
     source: str | None = None
 
 
@@ -76,7 +76,7 @@ class SumTerms:
     tuning: Tuning = NO_TUNING
 
 
-EVERY_UPDATE = SumTerms()
+DEFAULT_TERMS = SumTerms()
 
 
 @dataclass(frozen=True)
@@ -111,19 +111,19 @@ class Round:
     arm: int | None = None
 
 
-def unanswered(done: Round, shown: bool) -> str:
+def describe_failure(result: Round, with_counts: bool) -> str:
     """Return why a round released nothing, and the reasons that clients sent.
 
     Args:
-      done: the round.
-      shown: whether counts of a cohort may be shown; where they are secret, they are the operator's alone.
+      result: the round.
+      with_counts: whether counts of a cohort may be shown; where they are secret, they are the operator's alone.
     """
-    cause = done.cause or "too few clients answered"
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(done.dropped.items()))
-    return f"{cause} ({reasons})" if shown and reasons else cause
+    cause = result.cause or "too few clients answered"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(result.dropped.items()))
+    return f"{cause} ({reasons})" if with_counts and reasons else cause
 
 
-def sentence(name: str, fault: str, times: int) -> str:
+def describe_fault(name: str, fault: str, times: int) -> str:
     """Return the sentence about a member that broke the protocol."""
     again = f" ({times} rounds): revoke it with fedveil provision revoke {name}"
     return f"{name} {fault}{again if times > 1 else ''}"
@@ -173,7 +173,7 @@ class Sum:
         """Coordinates of the update."""
         return sum(map(math.prod, self.layout.values()))
 
-    def asks_as(self, other: Sum) -> bool:
+    def has_terms_of(self, other: Sum) -> bool:
         """Return whether at most the clients' initial arrays differ, which are not part of an attempt's terms."""
         return replace(self, content=other.content) == other
 
@@ -209,7 +209,7 @@ class Mean:
     step: float = 0.0
 
 
-def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
+def expand_mean(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
     """Return a mean of compressed updates as one of whole updates; the audit's view stays compressed.
 
     Args:
@@ -222,7 +222,7 @@ def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
     return replace(mean, arrays=expand(mean.arrays, layout, sketch), audited=audited, sketch=sketch)
 
 
-def joined(parts: Sequence[Mean]) -> Mean:
+def join_means(parts: Sequence[Mean]) -> Mean:
     """Return the mean over several parts of a cohort, at least one, with the same names."""
     if len(parts) == 1:
         return parts[0]

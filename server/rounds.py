@@ -35,7 +35,7 @@ FORKED = (
     "most devices of the round have seen another log of this server, which was restored from an older copy or keeps two logs; "
     "restore its newest copy (docs/deploy.md, Backups and restores)"
 )
-LEAST_VARIANCE = 0.1  # of batch normalisation after a round, as a part of that before it
+MIN_VARIANCE_RATIO = 0.1  # of batch normalisation after a round, as a part of that before it
 SPENT = "no invited client's ledger affords another round: this target_epsilon or its owner's budget is spent or over"
 
 
@@ -129,11 +129,11 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
     grid.skip_to(state.round, state.choices)
     with interruption() as interrupted:
         while state.round < loop.num_rounds:
-            why_not = _given_up(grid, loop.pace) or loop.pace.ready(interrupted)
+            failure = _abandonment(grid, loop.pace) or loop.pace.ready(interrupted)
             if interrupted.is_set():
                 return Ending(Status.INTERRUPTED, "interrupted", state, interrupted.number)
-            if why_not is not None:
-                return Ending(Status.FAILED, why_not, state)
+            if failure is not None:
+                return Ending(Status.FAILED, failure, state)
             grid.scale_norm(loop.tuning.norm_factor(state.round + 1, state.winner))
             try:
                 grid.reserve(state.round + 1)
@@ -141,8 +141,8 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 return Ending(Status.EXHAUSTED, str(spent), state)
             try:
                 state, ending = _run_round(grid, loop, state)
-            except Unscored as why:
-                return Ending(Status.FAILED, str(why), state)
+            except Unscored as unscored:
+                return Ending(Status.FAILED, str(unscored), state)
             if ending := ending or _without_clients(grid, state):
                 return ending
     return _ending(grid, state)
@@ -157,26 +157,26 @@ def _without_clients(grid: PrivateGrid, state: State) -> Ending | None:
     return Ending(Status.FAILED, FORKED, state) if grid.forked else None
 
 
-def _given_up(grid: PrivateGrid, pace: Pace) -> str | None:
+def _abandonment(grid: PrivateGrid, pace: Pace) -> str | None:
     """Return why the run fails if too many rounds in a row were abandoned, or None."""
     last = grid.rounds[-pace.patience :] if pace.patience else []
-    if len(last) < (pace.patience or 1) or not all(done.abandoned for done in last):
+    if len(last) < (pace.patience or 1) or not all(result.abandoned for result in last):
         return None
-    reasons = sorted({reason for done in last for reason in done.dropped})
+    reasons = sorted({reason for result in last for reason in result.dropped})
     return f"{len(last)} rounds in a row were abandoned ({', '.join(reasons) or 'nobody was drawn'})"
 
 
 def _ending(grid: PrivateGrid, state: State) -> Ending:
     """Return the ending of a run that was not stopped: failed if clients were invited and none replied."""
-    reasons = {reason for done in grid.rounds for reason in done.dropped}
-    if not reasons or any(done.replies for done in grid.rounds):
+    reasons = {reason for result in grid.rounds for reason in result.dropped}
+    if not reasons or any(result.replies for result in grid.rounds):
         return Ending(Status.COMPLETED, f"{state.round} rounds", state)
     if reasons == {BUDGET_REASON}:
         return Ending(Status.EXHAUSTED, SPENT, state)
-    told = ", ".join(sorted(reasons))
-    if any(done.untrue for done in grid.rounds):
-        return Ending(Status.FAILED, f"no sum was valid ({told})", state)
-    return Ending(Status.FAILED, f"no client ever replied ({told})", state)
+    listed = ", ".join(sorted(reasons))
+    if any(result.untrue for result in grid.rounds):
+        return Ending(Status.FAILED, f"no sum was valid ({listed})", state)
+    return Ending(Status.FAILED, f"no client ever replied ({listed})", state)
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:
@@ -184,31 +184,31 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     arm = loop.tuning.arm_of(number)
     strategy = loop.strategy_of(arm.number if arm else state.winner)
     config = ConfigRecord(dict(loop.train_config(state)))
-    begun = state.trials[arm.number - 1] if arm else state
-    before, grid.steps = begun.arrays, begun.steps
+    start = state.trials[arm.number - 1] if arm else state
+    before, grid.steps = start.arrays, start.steps
     messages = strategy.configure_train(number, memory_arrays(before), config, grid)
     replies = list(grid.send_and_receive(messages, timeout=loop.pace.deadline))
     del messages
     reply = views(only_arrays(replies[0].content)) if replies and loop.buffers else {}
-    merged = _merged(before, aggregated(strategy, number, replies), reply, loop.buffers)
+    merged = _merge(before, aggregated(strategy, number, replies), reply, loop.buffers)
     del replies
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
-        average = _with(average, merged)
-    kept, bits = strategy_state(strategy), loop.difference_bits
-    steps = {} if bits is None else steps_after(before, merged, bits, begun.steps)
-    state = replace(state, round=number, arrays=merged, strategy=kept, choices=grid.choices, average=average)
-    state = replace(state, steps=steps)
+        average = _add_to_average(average, merged)
+    bits, values = loop.difference_bits, strategy_state(strategy)
+    steps = {} if bits is None else steps_after(before, merged, bits, start.steps)
+    state = replace(state, round=number, arrays=merged, steps=steps, strategy=values)
+    state = replace(state, choices=grid.choices, average=average)
     if arm is not None:
-        state = _tried(state, arm.number, loop)
+        state = _record_trial(state, arm.number, loop)
     return state, loop.after_round(state, grid.rounds[-1], partial(loop.evaluate, merged, number))
 
 
-def _tried(state: State, arm: int, loop: Loop) -> State:
+def _record_trial(state: State, arm: int, loop: Loop) -> State:
     """Return the state after one more round of an arm; after the arms' last round, with the winner's model."""
     tuning = loop.tuning
     trials, before = list(state.trials), state.trials[arm - 1].average
-    average = _with(before, state.arrays) if tuning.counts(state.round) else before
+    average = _add_to_average(before, state.arrays) if tuning.counts(state.round) else before
     trials[arm - 1] = Trial(state.arrays, state.strategy, average, state.steps)
     if state.round < tuning.last:
         return replace(state, trials=tuple(trials))
@@ -218,20 +218,20 @@ def _tried(state: State, arm: int, loop: Loop) -> State:
     else:
         scores = tuple(tuning.score(loop.evaluate(model, state.round)) for model in models)
     winner = tuning.winner(scores)
-    won = trials[winner - 1]
-    state = replace(state, arrays=won.model, strategy=won.strategy, steps=won.steps)
+    best = trials[winner - 1]
+    state = replace(state, arrays=best.model, strategy=best.strategy, steps=best.steps)
     return replace(state, trials=(), scores=scores, winner=winner)
 
 
-def _with(average: Average | None, arrays: Arrays) -> Average:
+def _add_to_average(average: Average | None, arrays: Arrays) -> Average:
     """Return the average with one more model."""
-    found = {name: value.astype(np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
+    floats = {name: value.astype(np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
     if average is None:
-        return Average(found, 1)
-    return Average({name: average.total[name] + value for name, value in found.items()}, average.models + 1)
+        return Average(floats, 1)
+    return Average({name: average.total[name] + value for name, value in floats.items()}, average.models + 1)
 
 
-def _merged(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozenset[str]) -> Arrays:
+def _merge(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozenset[str]) -> Arrays:
     """Return the new arrays in the model's own types, which are not FedAdam's, with the clients' mean of the buffers.
 
     A strategy's momentum belongs to parameters. It would take a variance below 0, and so may noise.
@@ -242,7 +242,7 @@ def _merged(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozen
     for name, value in before.items():
         new = reply.get(name, after[name]) if name in buffers else after[name]
         if name in buffers and name.endswith("running_var"):
-            new = np.maximum(new, np.multiply(value, LEAST_VARIANCE))
+            new = np.maximum(new, np.multiply(value, MIN_VARIANCE_RATIO))
         arrays[name] = new.astype(value.dtype, copy=False)
     return arrays
 

@@ -23,12 +23,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..base.refusal import Refusal
-from ..messages.secure_wire import Place, ask, failure_of, messages_of, model_hash, task_hash, with_roster
+from ..messages.secure_wire import Position, ask, failure_of, messages_of, model_hash, task_hash, with_roster
 from ..messages.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, POLICY_REASONS, UNREADABLE, Exchange
 from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
+from ..privacy.secagg.encrypted_shares import cut
 from ..privacy.secagg.evidence import AttemptEvidence
-from ..privacy.secagg.parcel import cut
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
 from ..privacy.secagg.shamir import SECRET_BYTES
@@ -97,31 +97,32 @@ class SecureSums:
     def sum(
         self,
         nodes: Sequence[int],
-        wanted: Sum,
+        request: Sum,
         timeout: float | None,
-        coming: Sequence[int] = (),
+        next_cohort: Sequence[int] = (),
         enough: int | None = None,
     ) -> Opened:
         """Return the sum of the nodes' vectors. An invalid message is dropped and counted, and the round continues.
 
         Args:
           nodes: the round's cohort.
-          wanted: the sum to compute.
+          request: the sum to compute.
           timeout: seconds for the replies of one exchange.
-          coming: the cohort of the next row, if known: its keys are sent with this round's messages.
+          next_cohort: the cohort of the next row, if known: its keys are sent with this round's messages.
           enough: number of answers that ends an exchange, but never fewer than a sum needs; None waits for all.
         """
-        model, valid = model_hash(wanted.content), self._valid(nodes)
+        model, valid = model_hash(request.content), self._valid(nodes)
         self._exchanges, self._blamed, self._evidence, self._enough = 0, {}, {}, enough
-        ended = Opened(dropped={str(Reason.TOO_FEW): len(valid)}, model=model)
-        for attempt in self._attempts(valid, wanted, model, timeout):
-            self._finish(attempt, self._valid(coming), model, timeout)
-            ended = attempt.opened(model, self._exchanges)
-            if ended.total is not None or attempt.asked_to_open or attempt.in_vain:
+        outcome = Opened(dropped={str(Reason.TOO_FEW): len(valid)}, model=model)
+        for attempt in self._attempts(valid, request, model, timeout):
+            self._finish(attempt, self._valid(next_cohort), model, timeout)
+            outcome = attempt.outcome(model, self._exchanges)
+            if outcome.total is not None or attempt.opening_requested or attempt.in_vain:
                 break
         expired = Counter({str(Reason.EXPIRED): len(nodes) - len(valid)})
-        named = replace(ended, blamed=self._blamed, evidence=tuple(self._evidence.values()))
-        return replace(named, dropped=dict(Counter(ended.dropped) + expired))
+        dropped = dict(Counter(outcome.dropped) + expired)
+        evidence = tuple(self._evidence.values())
+        return replace(outcome, blamed=self._blamed, evidence=evidence, dropped=dropped)
 
     def _note(self, attempt: Attempt) -> None:
         self._blamed |= attempt.blamed
@@ -134,69 +135,71 @@ class SecureSums:
         return [node for node in nodes if node not in ended] if ended else nodes
 
     def _attempts(
-        self, nodes: Sequence[int], wanted: Sum, model: bytes, timeout: float | None
+        self, nodes: Sequence[int], request: Sum, model: bytes, timeout: float | None
     ) -> Iterator[Attempt]:
         """Yield attempts that are ready to request vectors: the prepared one, if it fits, then fresh ones."""
         early, self._next = self._next, None
-        known = wanted.row == self._ahead  # nodes join each attempt number once
-        if early is not None and early.prepares(nodes, wanted, self.masking):
-            early.wanted = wanted
+        keys_exchanged = request.row == self._ahead  # nodes join each attempt number once
+        if early is not None and early.prepares(nodes, request, self.masking):
+            early.request = request
             self._ready(early, model, timeout)
-            if early.asking and SPARED * early.missing <= early.spare:
+            if early.outgoing and SPARED * early.missing <= early.spare:
                 yield early
-        for number in range(int(known), ATTEMPTS):
+        for number in range(int(keys_exchanged), ATTEMPTS):
             try:
-                attempt = Attempt(tuple(nodes), wanted, self.masking, number)
+                attempt = Attempt(tuple(nodes), request, self.masking, number)
             except Refusal:  # no graph, or no lattice, for this few
                 return
             self._ready(attempt, model, timeout)
             yield attempt
 
     def _ready(self, attempt: Attempt, model: bytes, timeout: float | None) -> None:
-        while attempt.asking and attempt.step < Exchange.INBOX:
-            if not attempt.models_sent:
+        while attempt.outgoing and attempt.step < Exchange.INBOX:
+            if not attempt.is_sent:
                 self._exchange(timeout, attempt)
             attempt.advance(model)
         self._note(attempt)
 
-    def _finish(self, attempt: Attempt, coming: Sequence[int], model: bytes, timeout: float | None) -> None:
+    def _finish(
+        self, attempt: Attempt, next_cohort: Sequence[int], model: bytes, timeout: float | None
+    ) -> None:
         """Finish an attempt, together with the first exchanges of the next one."""
-        while attempt.asking:
-            beside: list[Attempt] = []
+        while attempt.outgoing:
+            next_attempts: list[Attempt] = []
             if attempt.step is Exchange.INBOX and self._next is None:
-                beside = self._coming(coming, attempt.wanted)
-                self._next = beside[0] if beside else None
+                next_attempts = self._start_next(next_cohort, attempt.request)
+                self._next = next_attempts[0] if next_attempts else None
             elif attempt.step >= Exchange.SURVIVORS and self._next is not None and self._next.precedes_checks:
                 self._next.advance()
-                beside = [self._next] if self._next.asking else []
-            self._exchange(timeout, attempt, *beside)
+                next_attempts = [self._next] if self._next.outgoing else []
+            self._exchange(timeout, attempt, *next_attempts)
             attempt.advance(model)
         self._note(attempt)
 
-    def _coming(self, nodes: Sequence[int], wanted: Sum) -> list[Attempt]:
-        following = replace(wanted, row=wanted.row + 1, content=RecordDict())
+    def _start_next(self, nodes: Sequence[int], request: Sum) -> list[Attempt]:
+        following = replace(request, row=request.row + 1, content=RecordDict())
         try:
-            begun = [Attempt(tuple(nodes), following, self.masking, 0)]
+            attempt = Attempt(tuple(nodes), following, self.masking, 0)
         except Refusal:
             return []
         self._ahead = following.row
-        return begun
+        return [attempt]
 
     def _exchange(self, timeout: float | None, *attempts: Attempt) -> None:
         """Send each node the messages of these attempts in one instruction, and pass its replies to them."""
         self._exchanges += 1
         for attempt in attempts:
             attempt.send()
-        parts = together(*(attempt.asking for attempt in attempts))
+        parts = together(*(attempt.outgoing for attempt in attempts))
         messages = (
-            _message(node, said, next(each for each in attempts if node in each.asking))
-            for node, said in parts.items()
+            _message(node, texts, next(each for each in attempts if node in each.outgoing))
+            for node, texts in parts.items()
         )
         for reply in self._grid.send_and_receive(messages, timeout=timeout):
             node = reply.metadata.src_node_id
-            asked = [attempt for attempt in attempts if node in attempt.asking]
-            for attempt, (said, reason) in zip(asked, _replies(reply, len(asked)), strict=True):
-                attempt.hear(node, said, reason)
+            recipients = [attempt for attempt in attempts if node in attempt.outgoing]
+            for attempt, (answer, reason) in zip(recipients, _replies(reply, len(recipients)), strict=True):
+                attempt.hear(node, answer, reason)
             if self._enough is not None and all(each.has_enough(self._enough) for each in attempts):
                 for each in attempts:
                     each.wait_no_more(NOT_NEEDED)
@@ -204,13 +207,13 @@ class SecureSums:
 
 
 def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
-    wanted = attempt.wanted
-    records = dict(wanted.content.items()) if attempt.step is Exchange.INBOX else {}
-    asked = ask(messages, attempt.spec, attempt.place)
+    request = attempt.request
+    model = dict(request.content.items()) if attempt.step is Exchange.INBOX else {}
+    records = ask(messages, attempt.spec, attempt.position)
     if attempt.step is Exchange.PROPOSAL:  # a node must know the roster of the terms before it
-        asked = with_roster(asked, attempt.signed_roster)
-    content = RecordDict({**records, **asked})
-    return Message(content, node, wanted.message_type, group_id=str(wanted.row))
+        records = with_roster(records, attempt.signed_roster)
+    content = RecordDict({**model, **records})
+    return Message(content, node, request.message_type, group_id=str(request.row))
 
 
 def _replies(reply: Message, count: int) -> list[tuple[bytes, str]]:
@@ -218,13 +221,13 @@ def _replies(reply: Message, count: int) -> list[tuple[bytes, str]]:
     if reply.has_error():
         return [(b"", DROP_REASONS.get(reply.error.code, "failed"))] * count
     try:
-        said = [*(messages_of(reply.content) or []), *[b""] * count][:count]
+        answers = [*(messages_of(reply.content) or []), *[b""] * count][:count]
         code = failure_of(reply.content)
     except Exception:
         logger.exception("processing a reply of node %s failed", reply.metadata.src_node_id)
         return [(b"", DROP_REASONS[UNREADABLE])] * count
     reason = "" if code is None else DROP_REASONS.get(code, "failed")
-    return [(each, "" if each else reason) for each in said]
+    return [(each, "" if each else reason) for each in answers]
 
 
 # --- one attempt ------------------------------------------------------------------------------------------------
@@ -246,42 +249,42 @@ class Attempt:
 
     Attributes:
       nodes: the cohort.
-      wanted: the sum to compute.
+      request: the sum to compute.
       spec: of the vectors.
-      step: of the exchange of `asking`.
-      asking: the next messages, by node; empty once the attempt is over.
-      models_sent: whether these have been sent.
+      step: of the exchange of `outgoing`.
+      outgoing: the next messages, by node; empty once the attempt is over.
+      is_sent: whether these have been sent.
       signed_roster: sent with the proposal.
-      asked_to_open: whether the sum may be open, because nodes were asked for the shares that open it.
+      opening_requested: whether the sum may be open, because nodes were asked for the shares that open it.
 
     Raises:
       Refusal: no graph, or no grid, for so few.
     """
 
-    def __init__(self, nodes: tuple[int, ...], wanted: Sum, masking: Masking, number: int) -> None:
-        self.nodes, self.wanted, self.number = nodes, wanted, number
-        self.spec = share_spec(wanted, masking, len(nodes))
+    def __init__(self, nodes: tuple[int, ...], request: Sum, masking: Masking, number: int) -> None:
+        self.nodes, self.request, self.number = nodes, request, number
+        self.spec = share_spec(request, masking, len(nodes))
         self.semi_honest = masking.profile is Profile.SEMI_HONEST
         self.signed_roster, self._roster = masking.signed_roster, masking.roster.hash
-        terms = _terms(wanted, self.spec, masking, number)
+        terms = _terms(request, self.spec, masking, number)
         self._server = ServerAttempt(
             terms, masking.roster, nodes, self.spec.size, int(time.time()), self.spec.attendance.colluders
         )
         self.step = Exchange.PROPOSAL
-        self.asking: Outgoing = self._server.proposal()
-        self.models_sent = self.asked_to_open = self._asked_for_vectors = False
+        self.outgoing: Outgoing = self._server.proposal()
+        self.is_sent = self.opening_requested = self._vectors_requested = False
         self._ended: OpenedSum | Abandoned | None = None
         self._reasons: dict[int, str] = {}
 
-    def prepares(self, nodes: Sequence[int], wanted: Sum, masking: Masking) -> bool:
+    def prepares(self, nodes: Sequence[int], request: Sum, masking: Masking) -> bool:
         """Return whether this is an attempt at the given sum, of these nodes, under this roster."""
         same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
-        return same and self.wanted.asks_as(wanted)
+        return same and self.request.has_terms_of(request)
 
     @property
     def precedes_checks(self) -> bool:
         """Whether the next exchange precedes the one in which nodes check the shares dealt to them."""
-        return bool(self.asking) and self.step < Exchange.PARCELS
+        return bool(self.outgoing) and self.step < Exchange.PARCELS
 
     @property
     def blamed(self) -> dict[int, Fault]:
@@ -299,14 +302,14 @@ class Attempt:
         return self._server.due is Due.REVEALED
 
     @property
-    def place(self) -> Place:
-        """Place of the next exchange in the run."""
-        return Place(self.wanted.run, self.wanted.row, self.number, self.step)
+    def position(self) -> Position:
+        """Position of the next exchange in the run."""
+        return Position(self.request.run, self.request.row, self.number, self.step)
 
     @property
     def missing(self) -> int:
         """Number of nodes of the cohort that are no longer asked."""
-        return len(self.nodes) - len(self.asking)
+        return len(self.nodes) - len(self.outgoing)
 
     @property
     def spare(self) -> int:
@@ -320,13 +323,13 @@ class Attempt:
 
     def has_enough(self, enough: int) -> bool:
         """Return whether `enough` nodes answered validly, and at least as many as a sum needs."""
-        return self._server.has(min(len(self.asking), max(enough, self.spec.attendance.least)))
+        return self._server.has(min(len(self.outgoing), max(enough, self.spec.attendance.least)))
 
     def send(self) -> None:
         """Mark the messages as sent."""
-        self.models_sent = True
-        self.asked_to_open |= self.opening
-        self._asked_for_vectors |= self.step is Exchange.INBOX
+        self.is_sent = True
+        self.opening_requested |= self.opening
+        self._vectors_requested |= self.step is Exchange.INBOX
 
     def hear(self, node: int, reply: bytes, reason: str = "") -> None:
         """Process a node's reply; an invalid one is dropped and counted.
@@ -358,14 +361,14 @@ class Attempt:
         """Close the exchange; `model` is the hash of the round's initial model, if the inboxes are due."""
         self.wait_no_more(NO_REPLY)
         result = self._server.advance(model)
-        self.asking = result if isinstance(result, dict) else {}
+        self.outgoing = result if isinstance(result, dict) else {}
         self._ended = None if isinstance(result, dict) else result
         self._reasons |= {node: str(fault) for node, fault in self.blamed.items()}
-        if self.asking:
+        if self.outgoing:
             self.step = Exchange.SURVIVORS if self.semi_honest and self.opening else _STEPS[self._server.due]
-        self.models_sent = False
+        self.is_sent = False
 
-    def opened(self, model: bytes, exchanges: int) -> Opened:
+    def outcome(self, model: bytes, exchanges: int) -> Opened:
         """Return the outcome of the attempt.
 
         Args:
@@ -376,7 +379,7 @@ class Attempt:
         survivors = tuple(ended.survivors) if isinstance(ended, OpenedSum) else ()
         reason = str(ended.reason) if isinstance(ended, Abandoned) else NO_REPLY
         lost = [node for node in self.nodes if node not in set(survivors)]
-        told = Opened(
+        outcome = Opened(
             spec=self.spec,
             survivors=len(survivors),
             dropped=dict(Counter(self._reasons.get(node, reason) for node in lost)),
@@ -385,14 +388,14 @@ class Attempt:
             exchanges=exchanges,
             nodes=survivors,
         )
-        if isinstance(ended, Abandoned) and self._asked_for_vectors:
-            return replace(told, cause=self._cause(ended.reason))
+        if isinstance(ended, Abandoned) and self._vectors_requested:
+            return replace(outcome, cause=self._cause(ended.reason))
         if not isinstance(ended, OpenedSum):
-            return told
+            return outcome
         seeds = (cut(each, SECRET_BYTES) for each in ended.seeds.values())
-        taken = take_back(ended.total, len(survivors), self.spec, seeds)
+        removed = take_back(ended.total, len(survivors), self.spec, seeds)
         further = {node: ended.further[node] for node in survivors if ended.further[node]}
-        return replace(told, total=ended.total, unopened=len(survivors) - taken, further=further)
+        return replace(outcome, total=ended.total, unopened=len(survivors) - removed, further=further)
 
     def _cause(self, reason: Reason) -> str:
         """Return why nothing was opened after vectors were requested, and whether a member is named for it."""
@@ -403,11 +406,11 @@ class Attempt:
         return f"{reason}: too few answered to the end, and no member can be named: the cause of a missing answer is unknown"
 
 
-def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
+def share_spec(request: Sum, masking: Masking, clients: int) -> ShareSpec:
     """Return the spec of the clients' vectors.
 
     Args:
-      wanted: the sum to compute.
+      request: the sum to compute.
       masking: parameters of encrypted sums.
       clients: of the cohort.
 
@@ -416,12 +419,12 @@ def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
     """
     attendance = masking.attendance(clients)
     spec = size_shares(
-        wanted.spec, wanted.coordinates, attendance, wanted.noise_multiplier, masking.bits, layered=True
+        request.spec, request.coordinates, attendance, request.noise_multiplier, masking.bits, layered=True
     )
-    return spec if wanted.noise_multiplier else replace(spec, weighted=True)
+    return spec if request.noise_multiplier else replace(spec, weighted=True)
 
 
-def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> AttemptTerms:
+def _terms(request: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> AttemptTerms:
     attendance = spec.attendance
     clipping_norm = spec.sum.clipping_norm
     assert clipping_norm is not None
@@ -429,8 +432,8 @@ def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> Atte
     return AttemptTerms(
         PROTOCOL_VERSION,
         masking.suite,
-        run=run_number(wanted.run),
-        round=wanted.row,
+        run=run_number(request.run),
+        round=request.row,
         attempt=attempt,
         roster_version=masking.roster.version,
         roster_hash=masking.roster.hash,
@@ -440,7 +443,7 @@ def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> Atte
         bits=spec.bits,
         step=spec.sum.step,
         clipping_norm=clipping_norm,
-        noise_multiplier=wanted.noise_multiplier,
+        noise_multiplier=request.noise_multiplier,
         minimum_survivors=attendance.least,
         profile=masking.profile,
         task_hash=task_hash(spec),

@@ -74,9 +74,9 @@ class Tuning:
           winner: number of the winning arm; None before the last arm's last sum.
         """
         arm = self.arm_of(number)
-        place = winner if arm is None else arm.number
-        assert place is not None  # chosen with the last arm's last sum
-        return self.values[place - 1]
+        number_of_arm = winner if arm is None else arm.number
+        assert number_of_arm is not None  # chosen with the last arm's last sum
+        return self.values[number_of_arm - 1]
 
     def norm_factor(self, number: int, winner: int | None) -> float:
         """Return the ratio of a contribution's norm in a sum to the plan's norm. Arguments as of `value_in`."""
@@ -91,8 +91,8 @@ class Tuning:
         name = self.metric_in(metrics)
         if name not in metrics:
             raise Refusal("tune.metric", name, f"the task reports {', '.join(metrics)}")
-        found = metrics[name]
-        return (-found if name == LOSS else found) if math.isfinite(found) else -math.inf
+        value = metrics[name]
+        return (-value if name == LOSS else value) if math.isfinite(value) else -math.inf
 
     def metric_in(self, metrics: Mapping[str, Any]) -> str:
         """Return the name of the deciding metric among those that the task reports."""

@@ -9,7 +9,8 @@ from functools import partial
 from flwr.clientapp.typing import Mod
 
 from ..base.extensions import extension
-from ..client.app import SETTINGS_KEY, Workbench, import_parts, make_client_app
+from ..client.app import SETTINGS_KEY, import_parts, make_client_app
+from ..client.workbench import Workbench
 from ..configs.schema import FaultSettings
 from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
@@ -55,23 +56,23 @@ class Clients:
         """Return the grid whose nodes are these clients, each called in this process or in its workers.
 
         Args:
-          task: where this process has it already; None loads it as the clients are told.
+          task: where this process has it already; None loads it by the clients' settings.
           workers: processes; None takes as many as pay.
         """
         from ..client.training.cohort_training import can_vectorise, sum_cohort
         from ..client.training.in_place import begin
 
         import_parts(self.settings)  # before workers are forked, too
-        told, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
+        client, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
         undisturbed = self.at_once and not self.faults.any
-        plain = undisturbed and not (told.record or told.step or told.loss_traces)
+        plain = undisturbed and not (client.record or client.step or client.loss_traces)
         # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
-        probed = bench if told.accelerator == "cpu" else Workbench(replace(told, accelerator="cpu"), task)
+        probed = bench if client.accelerator == "cpu" else Workbench(replace(client, accelerator="cpu"), task)
         cohort_function = None
         if plain and can_vectorise(probed):
             cohort_function = partial(sum_cohort, bench)
-        elif told.step is not None and undisturbed:
-            from ..client.dp_sgd.union import sum_of_union, union_of
+        elif client.step is not None and undisturbed:
+            from ..client.dp_sgd.rounds import sum_of_union, union_of
 
             cohort_function = partial(sum_of_union, bench, union_of(bench))
         mods = fault_mods(self.faults, self.randomness, self.deadline)
@@ -87,8 +88,8 @@ class Clients:
             cohort_function=cohort_function,
             together=together,
             in_place=partial(begin, bench) if plain else None,
-            counted=None
-            if self.faults.any or told.encryption
+            counter=None
+            if self.faults.any or client.encryption
             else lambda content: extension("query", "counts", "question", "")(bench.task, content),
         )
 

@@ -27,7 +27,7 @@ from .clients import Clients, fault_mods
 from .deadline import within
 
 if TYPE_CHECKING:
-    from ..messages.difference_grid import HeldModels
+    from ..messages.difference_grid import ClientModels
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generato
     clients = clients_of(federation, run.client, federation.num_nodes, federation.masking is None)
     workers = federation.settings.engine.workers
     with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
-        yield counted(opened, tally, federation.sends_differences)
+        yield counting_grid(opened, tally, federation.sends_differences)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def asking_engine(federation: Federation, settings: ClientSettings) -> Generator
     """Open the engine of the settings and the tally of a link's bytes, for a question without training."""
     clients = clients_of(federation, settings, federation.num_clients, at_once=False)
     with _opened(federation, clients, federation.settings.engine.workers or 1) as opened:
-        yield counted(opened, tally := Tally()), tally
+        yield counting_grid(opened, tally := Tally()), tally
 
 
 def require_one_machine(federation: Federation) -> None:
@@ -61,7 +61,7 @@ def require_one_machine(federation: Federation) -> None:
       Refusal: each machine would keep a budget of its own for the same records.
     """
     engine = federation.settings.engine
-    if engine.address and federation.mode.own_budget and not federation.simulated:
+    if engine.address and federation.mode.client_budget and not federation.simulated:
         remedy = (
             "each machine would keep ledgers of its own for the same records; train real ones on one machine"
         )
@@ -104,7 +104,7 @@ class CountedGrid(PassingGrid):
       models: which of them clients would hold, and be sent differences from; None where these are sent the whole.
     """
 
-    def __init__(self, grid: Grid, tally: Tally, models: HeldModels | None = None) -> None:
+    def __init__(self, grid: Grid, tally: Tally, models: ClientModels | None = None) -> None:
         super().__init__(grid)
         self._tally, self._models = tally, models
 
@@ -115,29 +115,29 @@ class CountedGrid(PassingGrid):
 
         Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
-        asked, known = list(messages), dict[int, tuple[int, Cargo]]()
+        requests, sizes = list(messages), dict[int, tuple[int, Cargo]]()
         cargoes = dict[int, Cargo]()
-        for message in self._told(asked):
-            size, cargo = known.get(id(message.content)) or (carried_bytes(message), cargo_of(message))
-            known[id(message.content)] = size, cargo
+        for message in self._encode(requests):
+            size, cargo = sizes.get(id(message.content)) or (carried_bytes(message), cargo_of(message))
+            sizes[id(message.content)] = size, cargo
             cargoes[message.metadata.dst_node_id] = cargo
             self._tally.add("down", cargo.down, size)
-        for reply in self._grid.send_and_receive(asked, timeout=timeout):
+        for reply in self._grid.send_and_receive(requests, timeout=timeout):
             size, cargo = carried_bytes(reply), cargoes.get(reply.metadata.src_node_id)
             self._tally.add("up", LOST if cargo is None else cargo.up(size), size)
             yield reply
 
-    def _told(self, asked: Sequence[Message]) -> Sequence[Message]:
+    def _encode(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return the messages in a link's form, for nodes that then hold the model that they were sent."""
         if self._models is None:
-            return asked
-        return self._models.taken(asked)
+            return messages
+        return self._models.encode_for_storing(messages)
 
 
 class CountedSums(CountedGrid):
     """Counting grid for a grid that adds its clients' replies itself."""
 
-    def __init__(self, grid: SummingGrid, tally: Tally, models: HeldModels | None = None) -> None:
+    def __init__(self, grid: SummingGrid, tally: Tally, models: ClientModels | None = None) -> None:
         assert isinstance(grid, Grid)
         super().__init__(grid, tally, models)
         self._adds = grid
@@ -145,21 +145,21 @@ class CountedSums(CountedGrid):
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Count an instruction to every node and the returned vectors; arguments as of `SummingGrid`."""
         cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
-        for message, count in self._sent(order, nodes):
+        for message, count in self._encoded_order(order, nodes):
             self._tally.add("down", cargo.down, count * carried_bytes(message))
         self._tally.add("up", {cargo.purpose: 1.0}, added.replies * update_bytes(spec, size))
         return added
 
-    def _sent(self, order: Message, nodes: Sequence[int]) -> Iterable[tuple[Message, int]]:
+    def _encoded_order(self, order: Message, nodes: Sequence[int]) -> Iterable[tuple[Message, int]]:
         """Return the distinct messages apart from the node, with the number of each."""
         if self._models is None:
             return [(order, len(nodes))]
-        sent = self._told([Message(order.content, node, order.metadata.message_type) for node in nodes])
-        times = Counter(id(each.content) for each in sent)
-        return [(each, times[key]) for key, each in {id(each.content): each for each in sent}.items()]
+        messages = self._encode([Message(order.content, node, order.metadata.message_type) for node in nodes])
+        times = Counter(id(each.content) for each in messages)
+        return [(each, times[key]) for key, each in {id(each.content): each for each in messages}.items()]
 
 
-def counted(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
+def counting_grid(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
     """Return a grid that counts the messages of another.
 
     Args:
@@ -169,9 +169,9 @@ def counted(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
     """
     models = None
     if differences:
-        from ..messages.difference_grid import HeldModels
+        from ..messages.difference_grid import ClientModels
 
-        models = HeldModels()
+        models = ClientModels()
     if isinstance(grid, SummingGrid):
         return CountedSums(grid, tally, models)
     return CountedGrid(grid, tally, models)

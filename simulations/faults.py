@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
-from ..messages.secure_wire import USUAL, answer, messages_of, read_place
+from ..messages.secure_wire import USUAL, answer, messages_of, read_position
 from ..messages.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
 from ..privacy.mechanisms.packing import Packed, width_of
 from ..privacy.mechanisms.randomness import Randomness
@@ -35,7 +35,7 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
             return _in_exchange(faults, randomness, deadline, client, message, context, call_next)
         _, number = read_round(message.content)
         generator = randomness.stream("faults", number, client).generator()
-        fault = picked(faults, generator.random())
+        fault = pick_fault(faults, generator.random())
         if fault == "dropout":
             return Message(Error(1, "dropped out"), reply_to=message)
         if fault == "straggler":
@@ -48,7 +48,7 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
     return mod
 
 
-def picked(faults: FaultSettings, chance: float) -> str | None:
+def pick_fault(faults: FaultSettings, chance: float) -> str | None:
     """Return the fault that a random number selects, or None.
 
     Args:
@@ -72,12 +72,12 @@ def _in_exchange(
     context: Context,
     call_next: ClientAppCallable,
 ) -> Message:
-    place = read_place(message.content)
-    generator = randomness.stream("faults", place.round, client, place.attempt).generator()
-    fault, since = picked(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
-    if fault == "dropout" and place.exchange >= since:
+    position = read_position(message.content)
+    generator = randomness.stream("faults", position.round, client, position.attempt).generator()
+    fault, first_exchange = pick_fault(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
+    if fault == "dropout" and position.exchange >= first_exchange:
         return Message(Error(1, "dropped out"), reply_to=message)
-    if fault is None or place.exchange is not since:
+    if fault is None or position.exchange is not first_exchange:
         return call_next(message, context)
     if fault == "straggler":
         time.sleep(deadline + 1)
@@ -85,8 +85,8 @@ def _in_exchange(
     if fault == "failure":
         raise RuntimeError("injected failure")
     if fault == "corrupt":
-        sent = messages_of(reply.content) if not reply.has_error() else None
-        changed = [generator.bytes(len(each)) for each in sent or []]
+        messages = messages_of(reply.content) if not reply.has_error() else None
+        changed = [generator.bytes(len(each)) for each in messages or []]
         return Message(answer(changed), reply_to=message)
     return reply
 

@@ -27,7 +27,7 @@ from ..modes.federation import Federation
 from ..privacy.ledger.caps import default_folder
 from ..run.build import build
 from ..run.client_instructions import client_settings
-from ..run.record_ledgers import own_ledgers
+from ..run.record_ledgers import client_ledgers_of
 from ..server.rounds import Status
 from .engines import client_mods
 from .in_process import FIRST_NODE, GRACE_SECONDS
@@ -67,10 +67,10 @@ def _federation(overrides: str) -> Federation:
 @lru_cache(maxsize=1)
 def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
     federation = _federation(overrides)
-    own = federation.settings.model_copy(update={"ledger": LedgerSettings(dir=ledgers)})
-    federation = replace(federation, settings=own)
-    settings = client_settings(federation, folder, own.num_rounds)
-    own_ledgers(federation, settings).settle()
+    with_ledgers = federation.settings.model_copy(update={"ledger": LedgerSettings(dir=ledgers)})
+    federation = replace(federation, settings=with_ledgers)
+    settings = client_settings(federation, folder, with_ledgers.num_rounds)
+    client_ledgers_of(federation, settings).settle()
     return settings.to_json()
 
 
@@ -154,10 +154,10 @@ class FlowerGrid(PassingGrid):
           messages: at most one to each client.
           timeout: seconds to wait for all replies; the clients' deadlines may end it earlier.
         """
-        sent = list(messages)
+        requests = list(messages)
         waiting = {
             key: message.metadata.dst_node_id
-            for key, message in zip(self.push_messages(sent), sent, strict=True)
+            for key, message in zip(self.push_messages(requests), requests, strict=True)
         }
         limit = min(math.inf if timeout is None else timeout, self._deadline * len(waiting) + GRACE_SECONDS)
         end = time.monotonic() + limit
@@ -175,11 +175,11 @@ class FlowerGrid(PassingGrid):
 
     def _registered(self) -> list[int]:
         end = time.monotonic() + START_SECONDS
-        nodes, since = nodes_by_partition(self._grid), time.monotonic()
-        while time.monotonic() < min(end, since + SETTLE_SECONDS) or (not nodes and time.monotonic() < end):
+        nodes, start = nodes_by_partition(self._grid), time.monotonic()
+        while time.monotonic() < min(end, start + SETTLE_SECONDS) or (not nodes and time.monotonic() < end):
             time.sleep(POLL_SECONDS)
-            if len(found := nodes_by_partition(self._grid)) != len(nodes):
-                nodes, since = found, time.monotonic()
+            if len(current := nodes_by_partition(self._grid)) != len(nodes):
+                nodes, start = current, time.monotonic()
         if len(nodes) != self._num_clients:
             remedy = f"the task has {self._num_clients} clients: --federation-config num-supernodes={self._num_clients}"
             raise Refusal("num-supernodes", len(nodes), remedy)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..messages.flower_adapter import claim_identity, client_context, name_message
 from ..messages.grids import AskingGrid
-from ..messages.wire import LATE, add_reply, asks
+from ..messages.wire import LATE, add_reply, is_query
 from ..privacy.mechanisms.private_sum import CohortSum, add, encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..tasks.memory import keep_memory
@@ -56,7 +56,7 @@ class InProcessGrid(AskingGrid):
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once, if the model allows it.
       together: clients below which that function is not worth another process; 0 without it.
-      counted: returns what a client counts for a question that hides clients, where the app is fedveil's own.
+      counter: returns what a client counts for a question that hides clients, where the app is fedveil's own.
       in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
     """
 
@@ -68,7 +68,7 @@ class InProcessGrid(AskingGrid):
     cohort_function: CohortFunction | None = None
     together: int = 0
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
-    counted: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
+    counter: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
     _homes: dict[int, int] = field(default_factory=dict[int, int])
     _pool: list[_Worker] = field(default_factory=list["_Worker"])
@@ -129,10 +129,10 @@ class InProcessGrid(AskingGrid):
           order: the instruction, and to whom.
           cohort_sum: changed in place.
         """
-        if asks(order.content):  # nobody trains for it
-            counts = None if self.counted is None else self.counted(order.content)
+        if is_query(order.content):  # nobody trains for it
+            counts = None if self.counter is None else self.counter(order.content)
             if counts is not None:
-                return self._sum_counted(counts, order, cohort_sum)
+                return self._sum_values(counts, order, cohort_sum)
             return self._sum_one_by_one(order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]
@@ -151,13 +151,13 @@ class InProcessGrid(AskingGrid):
                 cohort_sum.drop("late")
         return cohort_sum
 
-    def _sum_counted(
-        self, counted: Callable[[int], Values], order: CohortOrder, cohort_sum: CohortSum
+    def _sum_values(
+        self, values_of_client: Callable[[int], Values], order: CohortOrder, cohort_sum: CohortSum
     ) -> CohortSum:
         for node in order.nodes:
             try:
                 with limited_to(self.deadline):
-                    vector, _ = encode({}, counted(node - FIRST_NODE), order.spec)
+                    vector, _ = encode({}, values_of_client(node - FIRST_NODE), order.spec)
             except PastDeadline:
                 cohort_sum.drop("late")
             except Exception:
@@ -167,18 +167,18 @@ class InProcessGrid(AskingGrid):
                 add(cohort_sum, vector, order.spec)
         return cohort_sum
 
-    def _sum_in_place(self, begun: InPlaceRound, order: CohortOrder, cohort_sum: CohortSum) -> None:
+    def _sum_in_place(self, round_in_place: InPlaceRound, order: CohortOrder, cohort_sum: CohortSum) -> None:
         for node in order.nodes:
             client = node - FIRST_NODE
-            if begun.add_canary(client, cohort_sum, order.spec):
+            if round_in_place.add_canary(client, cohort_sum, order.spec):
                 continue
             try:
                 with limited_to(self.deadline):
-                    scalars = begun.train(client)
+                    scalars = round_in_place.train(client)
             except PastDeadline:
                 cohort_sum.drop("late")
                 continue
-            begun.add(cohort_sum, scalars, order.spec)
+            round_in_place.add(cohort_sum, scalars, order.spec)
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
         message = Message(_isolated(content), node, message_type)
@@ -210,25 +210,25 @@ class InProcessGrid(AskingGrid):
         if self._pool and self._pool[0].size != size:
             self.close()
         total = CohortSum(np.zeros(size))
-        for worker, share, done in self._in_workers(
+        for worker, share, outcome in self._in_workers(
             order.nodes, lambda nodes: replace(order, nodes=nodes), size
         ):
-            if done is None:
+            if outcome is None:
                 total.drop("worker died", len(share))
             else:
-                total.merge(CohortSum(np.frombuffer(worker.shared, np.float64, size), *done))
+                total.merge(CohortSum(np.frombuffer(worker.shared, np.float64, size), *outcome))
         return total
 
     def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
         """Answer each node in the worker that keeps its state; at most one message per node."""
         waiting = {message.metadata.dst_node_id: message for message in messages}
-        for _, share, done in self._in_workers(
+        for _, share, outcome in self._in_workers(
             list(waiting), lambda nodes: [waiting[node] for node in nodes], 0
         ):
-            if done is None:
+            if outcome is None:
                 yield from (Message(Error(1, "worker died"), reply_to=waiting[node]) for node in share)
             else:
-                yield from done[0]
+                yield from outcome[0]
 
     def _in_workers(
         self, nodes: Sequence[int], order_to: Callable[[list[int]], CohortOrder | list[Message]], size: int
@@ -239,7 +239,7 @@ class InProcessGrid(AskingGrid):
         """
         if not self._pool:
             self._pool = [self._start(size, number) for number in range(self.workers)]
-        shares = dealt(nodes, self._homes, len(self._pool))
+        shares = assign_nodes(nodes, self._homes, len(self._pool))
         for worker, share in zip(self._pool, shares, strict=True):
             worker.give(order_to(share))
         for index, (worker, share) in enumerate(zip(list(self._pool), shares, strict=True)):
@@ -249,9 +249,9 @@ class InProcessGrid(AskingGrid):
                 self._pool[index] = self._start(worker.size, index)
                 yield worker, share, None
                 continue
-            *done, stateful = answer
+            *outcome, stateful = answer
             self._homes |= dict.fromkeys(stateful, index)
-            yield worker, share, done
+            yield worker, share, outcome
 
     def _start(self, size: int, number: int) -> _Worker:
         shared = mmap.mmap(-1, max(size, 1) * 8)
@@ -279,8 +279,8 @@ class InProcessGrid(AskingGrid):
                     orders.send((replies, self.stateful))
                     continue
                 total[:] = 0
-                done = self.add(order, CohortSum(total))
-                orders.send((done.replies, done.clipped_again, done.dropped, self.stateful))
+                cohort_sum = self.add(order, CohortSum(total))
+                orders.send((cohort_sum.replies, cohort_sum.clipped_again, cohort_sum.dropped, self.stateful))
         os._exit(0)
 
     def close(self) -> None:
@@ -335,7 +335,7 @@ class _Worker:
             os.waitpid(self.process, 0)
 
 
-def dealt(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[list[int]]:
+def assign_nodes(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[list[int]]:
     """Return the nodes dealt evenly; a node with state goes to the worker that holds it.
 
     Args:

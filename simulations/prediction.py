@@ -30,7 +30,7 @@ from ..configs.privacy_settings import (
 )
 from ..configs.schema import FaultSettings, Off, SimulationSettings
 from ..configs.task_settings import AllCohort, PoissonCohort
-from ..configs.training_settings import NoTuning
+from ..configs.tuning_settings import NoTuning
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.client_instructions import client_settings
@@ -40,8 +40,8 @@ from ..strategies.cohorts import Poisson
 from ..tasks.data import held_out_of
 from .simulate import run_simulation
 
-MOST_SHRINKING = 8.0
-LEAST_CLIENTS, LEAST_RECORDS = 12, 64  # of a draw, on average
+MAX_SHRINKING = 8.0
+MIN_CLIENTS, MIN_RECORDS = 12, 64  # of a draw, on average
 SEEDS = (0, 1)
 DRAWS = ("poisson", "fixed", "all")
 
@@ -84,38 +84,38 @@ def predict(federation: Federation, seeds: Sequence[int] = SEEDS, clients: float
       clients: how many times as many there were, with data like those of the clients that there are.
     """
     small = _shrunk(federation, clients)
-    found = [_played(federation, replace(small, seed=seed)) for seed in seeds]
-    metric = next(iter(found[0]))
-    return Prediction(metric, tuple(each[metric] for each in found))
+    metrics = [_played(federation, replace(small, seed=seed)) for seed in seeds]
+    metric = next(iter(metrics[0]))
+    return Prediction(metric, tuple(each[metric] for each in metrics))
 
 
 def _shrunk(federation: Federation, clients: float) -> Federation:
     """Return the federation with smaller draws and proportionally less noise."""
     privacy = federation.settings.privacy
     expected = federation.cohort.expected_size(federation.num_clients)
-    shrinking = min(MOST_SHRINKING, max(1.0, expected / LEAST_CLIENTS))
-    known: dict[str, Any] = {"target_epsilon": None}
+    shrinking = min(MAX_SHRINKING, max(1.0, expected / MIN_CLIENTS))
+    fields: dict[str, Any] = {"target_epsilon": None}
     if isinstance(privacy, RecordDistributed):
-        shrinking = min(MOST_SHRINKING, max(1.0, federation.mode.expected_units / LEAST_RECORDS))
+        shrinking = min(MAX_SHRINKING, max(1.0, federation.mode.expected_units / MIN_RECORDS))
         noise = _noise(federation) / (clients * shrinking)
-        known |= {"noise_multiplier": noise, "sample_rate": privacy.sample_rate / shrinking}
-        return _with(federation, privacy.model_copy(update=known), 1.0)
+        fields |= {"noise_multiplier": noise, "sample_rate": privacy.sample_rate / shrinking}
+        return _with(federation, privacy.model_copy(update=fields), 1.0)
     rate = expected / federation.num_clients / shrinking
     if isinstance(privacy, ClientLevel):
         noise = _noise(federation) / (clients * shrinking)
         # Honest clients add the noise of those that may work for the server.
         if federation.masking is not None:
             noise /= (1 - federation.masking.collusion) ** 0.5
-        known |= {
+        fields |= {
             "noise_schedule": "fixed",
             "clipping_norm": privacy.clipping_norm,
             "adjacency": privacy.adjacency,
         }
-        own = privacy if isinstance(privacy, ClientCentral) else ClientCentral()
-        privacy = own.model_copy(update={**known, "noise_multiplier": noise})
+        central = privacy if isinstance(privacy, ClientCentral) else ClientCentral()
+        privacy = central.model_copy(update={**fields, "noise_multiplier": noise})
     if isinstance(privacy, Record) and (clients, shrinking) != (1.0, 1.0):
         noise = _clients_noise(federation) / (clients * shrinking) ** 0.5
-        privacy = privacy.model_copy(update={**known, "noise_multiplier": noise})
+        privacy = privacy.model_copy(update={**fields, "noise_multiplier": noise})
     return _with(federation, privacy, rate)
 
 
@@ -127,9 +127,9 @@ def _noise(federation: Federation) -> float:
 
 def _clients_noise(federation: Federation) -> float:
     """Return the noise multiplier of a client of middling size."""
-    told = client_settings(federation, Path()).record
-    assert told is not None
-    return told.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
+    level = client_settings(federation, Path()).record
+    assert level is not None
+    return level.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
 
 
 def _with(federation: Federation, privacy: Any, rate: float) -> Federation:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from ..client.app import Workbench, check_engine
 from ..client.training.in_place import check_apart
+from ..client.workbench import Workbench, check_engine
 from ..configs.schema import SimulationSettings
 from ..messages.client_settings import ClientSettings
 from ..messages.flower_adapter import QUIET
@@ -24,7 +24,6 @@ from ..messages.traffic import Tally
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.callbacks import Callback
-from ..run.prepare import some_examples
 from ..run.run import Environment, RunResult, run_federation
 from .engines import counted_engine, require_one_machine
 
@@ -43,7 +42,7 @@ def simulate(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
-      callbacks: objects that watch the run beside those that the settings name.
+      callbacks: objects that watch the run, in addition to those that the settings name.
 
     Raises:
       Refusal: before anything is spent.
@@ -65,10 +64,14 @@ def run_simulation(
     Raises:
       Refusal: before anything is spent.
     """
-    with state_kept():
+    with restoring_state():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         require_one_machine(federation)
-        check_engine(federation.mode.gradients, federation.task, partial(some_examples, federation))
+        check_engine(
+            federation.mode.gradients,
+            federation.task,
+            partial(federation.population.sample_examples, federation.task),
+        )
         _check_clients_apart(federation)
         tally = Tally()
         engine = partial(counted_engine, tally=tally, grid=grid)
@@ -84,12 +87,12 @@ def _check_clients_apart(federation: Federation) -> None:
     # On the processor: a process that has touched a GPU cannot be forked for its workers. A DP-SGD's own optimizer asks
     # for noise, and is made anew for each client.
     training = LocalTraining(batch_size=2) if federation.mode.hides_records else settings.local_training
-    told = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
-    check_apart(Workbench(told, federation.task))
+    client = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
+    check_apart(Workbench(client, federation.task))
 
 
 @contextmanager
-def state_kept() -> Generator[None]:
+def restoring_state() -> Generator[None]:
     """Restore after the block the process state that a simulation changes: threads, random states, logs, memory."""
     threads, frozen = torch.get_num_threads(), gc.get_freeze_count()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()

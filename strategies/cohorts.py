@@ -17,7 +17,7 @@ from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 
 from ..base.refusal import Refusal
 from ..privacy.mechanisms.randomness import Stream
-from ..privacy.sampling import Turns, least_participations
+from ..privacy.sampling import Turns, min_participations
 from .draws import SPARSE, coins, subset
 
 DEVIATIONS = 3.0  # above the mean of a binomial count, that the luck of a client may be
@@ -112,7 +112,7 @@ class Poisson:
         del earlier
         if self.rate == 1:
             return list(population)
-        return [population[place] for place in coins(len(population), self.rate, stream).tolist()]
+        return [population[index] for index in coins(len(population), self.rate, stream).tolist()]
 
     def expected_size(self, population: int) -> float:
         """Return rate * population."""
@@ -172,7 +172,7 @@ class Fixed(_Plain):
         if self.size > len(population):
             remedy = f"only {len(population)} clients are there; ask for fewer"
             raise Refusal("cohort.size", self.size, remedy)
-        return [population[place] for place in subset(len(population), self.size, stream).tolist()]
+        return [population[index] for index in subset(len(population), self.size, stream).tolist()]
 
     def expected_size(self, population: int) -> float:
         """Return `size`."""
@@ -254,8 +254,8 @@ class MinSeparation(_Plain):
         """Return `size` of the eligible clients, those with the fewest participations first; fewer if fewer are eligible."""
         counts = Counter(client for cohort in earlier for client in cohort)
         if isinstance(population, range) and len(counts) + self.size <= len(population) // SPARSE:
-            seen = [population.index(client) for client in counts if client in population]
-            return [population[place] for place in subset(len(population), self.size, stream, seen).tolist()]
+            past = [population.index(client) for client in counts if client in population]
+            return [population[index] for index in subset(len(population), self.size, stream, past).tolist()]
         recent = {
             client for cohort in earlier[max(0, len(earlier) - self.separation + 1) :] for client in cohort
         }
@@ -311,8 +311,8 @@ class CyclicPoisson:
             remedy = f"with cohort.rate={self.rate:g} give at most {int(1 / self.rate)}"
             raise Refusal("cohort.groups", self.groups, remedy)
         often = "round" if self.groups == 1 else f"{self.groups} rounds"
-        said = f"poisson with probability {coin:g}, every {often}"
-        object.__setattr__(self, "name", self.name or said)
+        description = f"poisson with probability {coin:g}, every {often}"
+        object.__setattr__(self, "name", self.name or description)
 
     @property
     def turns(self) -> Turns:
@@ -396,15 +396,15 @@ def cohort_of(name: str, numbers: Mapping[str, Any], population: int, num_rounds
             return Fixed(numbers["size"])
         case "min_separation":
             size = numbers["size"]
-            most = numbers["max_participations"] or least_participations(size, population, num_rounds)
-            return MinSeparation(size, numbers["separation"] or population // size, most)
+            limit = numbers["max_participations"] or min_participations(size, population, num_rounds)
+            return MinSeparation(size, numbers["separation"] or population // size, limit)
         case "cyclic_poisson":
             return CyclicPoisson(numbers["rate"], numbers["groups"])
         case _:
             return All()
 
 
-def seen(cohort: Cohort, label: str) -> Cohort:
+def with_label(cohort: Cohort, label: str) -> Cohort:
     """Return the cohort with a public draw, for adversaries that see the participants or their number.
 
     Args:
@@ -414,7 +414,7 @@ def seen(cohort: Cohort, label: str) -> Cohort:
     return replace(cast(Any, cohort), name=label, secret=False) if cohort.secret else cohort
 
 
-def over_selected(planned: Cohort, times: float, population: int) -> Cohort:
+def over_select(planned: Cohort, times: float, population: int) -> Cohort:
     """Return the cohort that invites more clients than a round needs; a rule without over-selection is unchanged.
 
     Args:
@@ -445,12 +445,12 @@ def tossed_rate(cohort: Cohort) -> float:
     return cohort.coin if cohort.secret and cohort.coin is not None else 1.0
 
 
-def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
+def canary_cohort(cohort: Cohort, clients: int, canaries: int) -> Cohort:
     """Return the cohort of an audit's canaries: the same rule at the same rate."""
-    asked = _invited(cohort)
-    if isinstance(asked, Fixed | MinSeparation):
-        return replace(asked, size=min(canaries, max(1, asked.size * canaries // clients)))
-    return asked
+    rule = _invited(cohort)
+    if isinstance(rule, Fixed | MinSeparation):
+        return replace(rule, size=min(canaries, max(1, rule.size * canaries // clients)))
+    return rule
 
 
 def in_arm(cohort: Cohort, arms: int) -> Cohort:

@@ -35,44 +35,44 @@ def coins(count: int, rate: float, stream: Stream) -> Positions:
         return np.flatnonzero(stream.uint64(count) < np.uint64(int(rate * 2**64)))
     blocks = -(-count // BLOCK)
     heads = np.searchsorted(_heads(rate), stream.uint64(blocks), side="right")
-    found = np.empty(0, np.int64)
-    while (missing := heads - np.bincount(found // BLOCK, minlength=blocks)).any():
+    positions = np.empty(0, np.int64)
+    while (missing := heads - np.bincount(positions // BLOCK, minlength=blocks)).any():
         words = stream.uint32(int(missing.sum())).astype(np.int64) % BLOCK
-        found = np.union1d(found, np.repeat(np.arange(blocks), missing) * BLOCK + words)
-    return found[found < count]
+        positions = np.union1d(positions, np.repeat(np.arange(blocks), missing) * BLOCK + words)
+    return positions[positions < count]
 
 
-def subset(count: int, size: int, stream: Stream, taken: Collection[int] = ()) -> Positions:
+def subset(count: int, size: int, stream: Stream, excluded: Collection[int] = ()) -> Positions:
     """Return `size` different positions that are not taken, each subset as likely as any other, ascending.
 
     Args:
       count: how many positions there are.
       size: how many are drawn, at most those that are not taken.
       stream: of the draw.
-      taken: positions that are left out.
+      excluded: positions that are left out.
     """
-    if (size + len(taken)) * SPARSE > count:
-        free = np.setdiff1d(np.arange(count), np.fromiter(taken, np.int64, len(taken)))
+    if (size + len(excluded)) * SPARSE > count:
+        free = np.setdiff1d(np.arange(count), np.fromiter(excluded, np.int64, len(excluded)))
         return np.sort(free[np.argsort(stream.uint64(len(free)), kind="stable")[:size]])
     least_biased = np.uint64(2**64 - 2**64 % count - 1)
-    found, out = np.empty(0, np.int64), np.fromiter(taken, np.int64, len(taken))
-    while len(found) < size:
-        words = stream.uint64(size - len(found))
-        drawn = (words[words <= least_biased] % np.uint64(count)).astype(np.int64)
-        found = np.setdiff1d(np.union1d(found, drawn), out)
-    return found
+    positions, out = np.empty(0, np.int64), np.fromiter(excluded, np.int64, len(excluded))
+    while len(positions) < size:
+        words = stream.uint64(size - len(positions))
+        candidates = (words[words <= least_biased] % np.uint64(count)).astype(np.int64)
+        positions = np.setdiff1d(np.union1d(positions, candidates), out)
+    return positions
 
 
 @lru_cache(maxsize=16)
 def _heads(rate: float) -> NDArray[np.uint64]:
     """Return the probabilities of at most 0, 1, ... heads among `BLOCK` coins, in units of 2^-64, rounded down."""
-    shown, hidden = Fraction(rate).numerator, Fraction(1 - Fraction(rate)).numerator
-    term = (hidden << _BITS) // Fraction(rate).denominator
+    heads, tails = Fraction(rate).numerator, Fraction(1 - Fraction(rate)).numerator
+    term = (tails << _BITS) // Fraction(rate).denominator
     for _ in range(BLOCK.bit_length() - 1):
         term = term * term >> _BITS  # no heads at all, by squaring
     below, table = 0, list[int]()
     while not table or table[-1] < 2**64 - 1:
         below += term
         table.append(below >> (_BITS - 64))
-        term = term * (BLOCK - len(table) + 1) * shown // (len(table) * hidden)
+        term = term * (BLOCK - len(table) + 1) * heads // (len(table) * tails)
     return np.array(table, np.uint64)

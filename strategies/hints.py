@@ -6,7 +6,7 @@ from ..base.refusal import Refusal
 from ..configs.strict import Mistakes
 
 # Words of other tools: the key that is meant, or a sentence.
-MEANT = {
+HINTS = {
     "aggregator": "strategy",
     "algorithm": "strategy",
     "alpha": "partition.alpha",
@@ -61,22 +61,22 @@ def hinted(refusal: Refusal) -> Refusal:
 
 def option_hint(option: str) -> str:
     """Return what was meant by an option, such as --epochs; empty if the table does not know it."""
-    meant = MEANT.get(option.lstrip("-").replace("-", "_"), "")
-    return f"did you mean {meant}=...?" if meant and _is_key(meant) else meant
+    hint = HINTS.get(option.lstrip("-").replace("-", "_"), "")
+    return f"did you mean {hint}=...?" if hint and _is_key(hint) else hint
 
 
 def _hinted(refusal: Refusal) -> Refusal:
     field = refusal.field.lstrip("+~")
     if field == "strategy" and refusal.remedy.startswith("there is no such option"):
-        from .registry import why_not
+        from .registry import reason_against
 
-        return Refusal(refusal.field, refusal.value, why_not(str(refusal.value)) or refusal.remedy)
-    meant = MEANT.get(field.rpartition(".")[2]) if refusal.remedy.startswith("there is no such key") else None
-    if meant is None or meant == field:
+        return Refusal(refusal.field, refusal.value, reason_against(str(refusal.value)) or refusal.remedy)
+    hint = HINTS.get(field.rpartition(".")[2]) if refusal.remedy.startswith("there is no such key") else None
+    if hint is None or hint == field:
         return refusal
-    told = f"did you mean '{meant}'?" if _is_key(meant) else meant
-    return Refusal(refusal.field, refusal.value, f"there is no such key; {told}")
+    remedy = f"did you mean '{hint}'?" if _is_key(hint) else hint
+    return Refusal(refusal.field, refusal.value, f"there is no such key; {remedy}")
 
 
-def _is_key(meant: str) -> bool:
-    return " " not in meant or "=" in meant.split(" ")[0]
+def _is_key(key: str) -> bool:
+    return " " not in key or "=" in key.split(" ")[0]

@@ -51,10 +51,10 @@ class PoissonBatches:
         """Return the event of all steps of one round, given that of one step's mechanism, which adds Gaussian noise."""
         from dp_accounting.dp_event import GaussianDpEvent, SelfComposedDpEvent
 
-        from ..privacy.accounting.gaussian_mixture import records_event
+        from ..privacy.accounting.gaussian_mixture import group_event
 
         assert isinstance(mechanism, GaussianDpEvent)
-        step = records_event(mechanism.noise_multiplier, self.sample_rate, self.of_unit)
+        step = group_event(mechanism.noise_multiplier, self.sample_rate, self.of_unit)
         return step if self.steps == 1 else SelfComposedDpEvent(step, self.steps)
 
 
@@ -119,7 +119,7 @@ def calibrated_noise(
     participations: int,
     prior: Sequence[DpEvent] = (),
     whole: int | None = None,
-    beside: Sequence[DpEvent] = (),
+    other_events: Sequence[DpEvent] = (),
 ) -> float:
     """Return the least noise multiplier with which a client stays within its remaining budget.
 
@@ -130,11 +130,11 @@ def calibrated_noise(
       participations: number of rounds in which the client takes part.
       prior: events that its ledger already holds.
       whole: number of such rounds in the whole run if some are over; None otherwise.
-      beside: events of the run outside its rounds.
+      other_events: events of the run outside its rounds.
 
     Raises:
       Refusal: no noise fits, or less than a hundredth of the budget is left.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    fitted = plan.calibrate_as_one_of(record.terms.runs, record.terms.budget, prior, whole, beside)
+    fitted = plan.calibrate_as_one_of(record.terms.runs, record.terms.budget, prior, whole, other_events)
     return float(fitted.noise_multiplier or 0)

@@ -31,7 +31,7 @@ NEEDS_SINGLE_CLIENTS = dict.fromkeys(
     "it must see single clients' updates, which a private sum hides; use one that averages",
 )
 # These add noise or clip by themselves, outside the ledger.
-BRINGS_ITS_OWN_PRIVACY = dict.fromkeys(
+PRIVATE_STRATEGIES = dict.fromkeys(
     (
         flower.DifferentialPrivacyClientSideAdaptiveClipping,
         flower.DifferentialPrivacyClientSideFixedClipping,
@@ -40,7 +40,7 @@ BRINGS_ITS_OWN_PRIVACY = dict.fromkeys(
     ),
     "its noise is on no ledger; use the strategy inside it, whose sum gets noise anyway",
 )
-REFUSED = {**NEEDS_SINGLE_CLIENTS, **BRINGS_ITS_OWN_PRIVACY}
+REFUSED = {**NEEDS_SINGLE_CLIENTS, **PRIVATE_STRATEGIES}
 
 # The sum answers as one client, so that one message is enough: the cohort decides who gets it. Clients do not evaluate.
 ONE_REPLY: dict[str, Any] = {
@@ -109,15 +109,15 @@ def aggregated(
     return None if arrays is None else {name: np.asarray(array.numpy()) for name, array in arrays.items()}
 
 
-def why_not(name: str) -> str | None:
+def reason_against(name: str) -> str | None:
     """Return why Flower's strategy of this name cannot stand behind a private sum; None if no reason is known.
 
     Args:
       name: of a class, in any case, with or without Fed in front: ``krum``, ``FedMedian``, ``median``.
     """
     for refused, reason in REFUSED.items():
-        known = refused.__name__.lower()
-        if name.lower().replace("_", "") in (known, known.removeprefix("fed")):
+        class_name = refused.__name__.lower()
+        if name.lower().replace("_", "") in (class_name, class_name.removeprefix("fed")):
             return reason
     return None
 
@@ -130,9 +130,9 @@ def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:
     if module not in allow_modules:
         raise Refusal("strategy", target, f"add allow_modules=[{module}] if you trust that module")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        strategy_type = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
         raise Refusal("strategy", target, f"it cannot be imported ({problem})") from problem
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
+    if not (isinstance(strategy_type, type) and issubclass(strategy_type, Strategy)):
         raise Refusal("strategy", target, "it is no subclass of flwr.serverapp.strategy.Strategy")
-    return found
+    return strategy_type

@@ -46,9 +46,9 @@ def steps_after(before: Arrays, after: Arrays, bits: int, last: Steps) -> dict[s
         size = math.sqrt(float(np.mean(np.square(moved, out=moved)))) if moved.size else 0.0
         if not 0 < size < math.inf:
             continue
-        wanted = math.log2(size) - (bits - _SIDE)
-        if name not in steps or abs(steps[name] - wanted) >= 1:
-            steps[name] = max(_LOWEST, round(wanted))
+        exponent = math.log2(size) - (bits - _SIDE)
+        if name not in steps or abs(steps[name] - exponent) >= 1:
+            steps[name] = max(_LOWEST, round(exponent))
     return steps
 
 

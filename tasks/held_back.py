@@ -1,4 +1,4 @@
-"""Task whose clients hold records out of training, to evaluate models on; `held_rows` selects them."""
+"""Task whose clients hold records out of training, to evaluate models on; `holdout` selects them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.refusal import Refusal
-from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
+from ..privacy.statistics.holdout import hashed, hashes_of_rows, holdout_mask
 from .data import BATCH, SPLIT, Data, Examples, LazyExamples, data_of_all, leaves, only
 from .fingerprint import SAMPLED, feed
 from .persons import names_of
@@ -38,7 +38,7 @@ class _Split:
             data = data_of_all(task, client)
             by_person = data.persons is not None and not self.group_equal_rows
             hashes = _hashes_of_persons(data, client) if by_person else _hashes_of(data)
-            held = held_rows(hashes, self.share, self.alone, self.group_equal_rows or by_person)
+            held = holdout_mask(hashes, self.share, self.alone, self.group_equal_rows or by_person)
             self.parts[client] = only(data, np.flatnonzero(~held)), only(data, np.flatnonzero(held))
         return self.parts[client]
 

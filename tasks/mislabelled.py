@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base.refusal import Refusal
-from ..privacy.audit import kept_rows
+from ..privacy.audit import client_rows
 from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, joined, only, rows_of, run_on
 from .optimizers import own_optimizer
 from .protocol import ProbedTask, Task, own_training
@@ -153,4 +153,4 @@ def keep_losses(folder: Path, client: int, number: int, task: Task, model: nn.Mo
     """
     folder.mkdir(parents=True, exist_ok=True)
     losses = losses_of(task, model, data).astype(np.float32)
-    kept_rows.append(folder / f"{client}{kept_rows.LOSSES}", number, losses)
+    client_rows.append(folder / f"{client}{client_rows.LOSSES}", number, losses)

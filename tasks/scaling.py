@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base.refusal import Refusal
 from ..privacy.statistics.figure import Figure
-from ..privacy.statistics.inquiry import MOST_QUESTIONS
+from ..privacy.statistics.inquiry import MAX_QUESTIONS
 from .answer_files import Answered, read_answer
 from .table_schema import Column, Schema, plain, require_within
 
@@ -71,9 +71,9 @@ def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
       Refusal: the schema already scales all numbers, or there are too many for one answer.
     """
     numbers = [each for each in _numbers(schema, ASKED) if each.standard is None]
-    if not 1 <= len(numbers) <= MOST_QUESTIONS:
+    if not 1 <= len(numbers) <= MAX_QUESTIONS:
         remedy = (
-            f"asks about 1 to {MOST_QUESTIONS} numbers; write mean and deviation of others into the schema"
+            f"asks about 1 to {MAX_QUESTIONS} numbers; write mean and deviation of others into the schema"
         )
         raise Refusal(FIELD, f"{len(numbers)} numbers", remedy)
     return [
@@ -91,7 +91,7 @@ def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float
     for name, figures in answers.items():
         said = {each.name: each for each in figures}
         mean, deviation = said[MEAN], said[DEVIATION]
-        if not mean.said or not deviation.said or deviation.value <= 0:
+        if not mean.has_value or not deviation.has_value or deviation.value <= 0:
             continue
         if (deviation.high - deviation.low) / 2 <= KNOWN_TO * deviation.value:
             found[name] = float(mean.value), float(deviation.value)

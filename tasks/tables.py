@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
-from ..privacy.statistics.held_rows import held_rows
+from ..privacy.statistics.holdout import holdout_mask
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .columns import ColumnsAsked
 from .data import Examples, joined, only
@@ -475,7 +475,7 @@ def _split(
     if not 0 < share < 1:
         raise Refusal(field, share, "give a number above 0 and below 1")
     hashes = [row_hashes(by) if by.persons is None else person_hashes(by.persons) for by in hashed]
-    whole = held_rows(np.concatenate(hashes), share, True, how.group_equal_rows or how.person is not None)
+    whole = holdout_mask(np.concatenate(hashes), share, True, how.group_equal_rows or how.person is not None)
     parts = np.split(whole, np.cumsum([len(each) for each in clients])[:-1])
     kept, tests = (
         [only(each, np.flatnonzero(held == out)) for each, held in zip(clients, parts, strict=True)]

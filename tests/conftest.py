@@ -33,7 +33,7 @@ FAULTS = Path(__file__).parent / "faults"
 FORKS = FAULTS / "forked_commands.py"
 SELDOM = FAULTS / "seldom_alarms.py"
 free_port = runpy.run_path(str(FAULTS / "ports.py"))["free_port"]
-seldom_alarm = runpy.run_path(str(SELDOM))["seldom_alarm"]
+SELDOM_TERMS = runpy.run_path(str(SELDOM))["seldom_terms"]
 COMPOSED = runpy.run_path(str(FAULTS / "composed_once.py"))
 # What most commands import: here once, and not in each child.
 IMPORTED = (
@@ -46,44 +46,43 @@ SECONDS = 240.0
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-PICTURED = ("test_face", "test_preconditions", "test_preconditions_campaign", "test_reports_golden")
 # Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
 LONGEST = (
-    "test_mutations",
-    "test_docs",
-    "test_end_to_end_federation",
-    "test_simulations_ray",
-    "test_end_to_end_resume",
-    "test_end_to_end_run",
-    "test_server_scaling",
-    "test_server_record_evaluation",
-    "test_preconditions",
-    "test_server_tuning",
-    "test_server_receipts",
-    "test_before_the_rooms",
-    "test_command_line_new",
-    "test_examples",
-    "test_server_questions",
-    "test_end_to_end_questions",
-    "test_client_optimizers",
-    "test_simulations_benchmarks",
-    "test_simulations_flower_contract",
-    "test_privacy_ledger_crash",
-    "test_privacy_accounting",
-    "test_end_to_end_owner",
-    "test_simulations_audit",
-    "test_end_to_end_masked",
-    "test_client_record_canaries",
-    "test_deployment_serve",
-    "test_flower_app",
-    "test_command_line",
-    "test_configs_bad_input",
-    "test_privacy_distinguishing",
-    "test_configs",
-    "test_server_superlink",
-    "test_privacy_ledger_campaigns",
-    "test_end_to_end_device",
-    "test_end_to_end_link_sum",
+    "test_mutations.py",
+    "test_docs.py",
+    "end_to_end/test_federation.py",
+    "engines/test_ray.py",
+    "end_to_end/test_resume.py",
+    "end_to_end/test_run.py",
+    "questions/test_scaling.py",
+    "questions/test_private_evaluation.py",
+    "end_to_end/test_preconditions.py",
+    "run/test_tuning.py",
+    "deployment/device/test_receipts.py",
+    "end_to_end/test_before_the_rooms.py",
+    "cli/test_new.py",
+    "test_examples.py",
+    "questions/test_question_plan.py",
+    "end_to_end/test_questions.py",
+    "tasks/test_optimizers.py",
+    "benchmarks/test_benchmarks.py",
+    "messages/test_flower_adapter.py",
+    "privacy/ledger/test_crash.py",
+    "privacy/accounting/test_epsilon.py",
+    "end_to_end/test_owner.py",
+    "audit/test_observer.py",
+    "end_to_end/test_masked.py",
+    "audit/test_record_canaries.py",
+    "deployment/test_serve.py",
+    "adapters/test_flower_app.py",
+    "cli/test_app.py",
+    "configs/test_checks.py",
+    "privacy/mechanisms/test_distinguishing.py",
+    "configs/test_settings.py",
+    "links/flower/test_superlink.py",
+    "campaigns/test_ledger.py",
+    "end_to_end/test_device.py",
+    "end_to_end/test_link_sum.py",
 )
 
 
@@ -113,7 +112,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the others, and the tests of each, stay in their order."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    items.sort(key=lambda item: places.get(_file_of(item), len(places)))
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0].removeprefix("tests/")
 
 
 def pytest_collection_finish() -> None:
@@ -129,43 +132,39 @@ def _some_are_frozen() -> int:
     return 1
 
 
-@pytest.fixture(scope="session", autouse=True)
-def distributions_are_made_once() -> Iterator[None]:
-    """Keep what dp_accounting makes of the same numbers, which is most of the time in which a ledger is verified."""
-    from dp_accounting.pld import privacy_loss_distribution as module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "from_gaussian_mechanism", lru_cache(maxsize=64)(module.from_gaussian_mechanism)
-        )
-        yield
+@lru_cache
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lru_cache(maxsize=64)(function)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def configurations_are_composed_once() -> Iterator[None]:
-    """Keep what Hydra composes of the same choices."""
+@pytest.fixture(scope="module")
+def fast_runs() -> Iterator[None]:
+    """Run as users do, but compose the same choices and compute the same distributions once, and draw no picture.
+
+    Files with many short runs ask for it by name. The others, those of whole federations among them, run what users run.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as losses
+
+    from fedveil.run import plots
+
+    def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
+        path.write_bytes(PICTURE)
+
     with pytest.MonkeyPatch.context() as patch:
         COMPOSED["remember"](patch)
+        patch.setattr(losses, "from_gaussian_mechanism", _remembering(losses.from_gaussian_mechanism))
+        patch.setattr(plots, "draw_run", draw_nothing)
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def audits_seldom_alarm() -> None:
-    """Let no correct run end a test by a false alarm."""
-    if "fedveil.run.run" in sys.modules:  # or the module's tests run none in this process
-        seldom_alarm()
+@pytest.fixture(scope="module")
+def audits_seldom_alarm() -> Iterator[None]:
+    """Let no correct run on real data end a test by a false alarm; with a seed it alarms always or never."""
+    from fedveil.audit import observer
 
-
-@pytest.fixture(autouse=True)
-def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no run's picture, but where pictures are tested: each takes a third of the time of a short run."""
-    if request.path.stem not in PICTURED:
-        from fedveil.run import plots
-
-        def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
-            path.write_bytes(PICTURE)
-
-        monkeypatch.setattr(plots, "draw_run", draw_nothing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observer, "_terms", SELDOM_TERMS(observer._terms))
+        yield
 
 
 def _nothing() -> None:
@@ -264,12 +263,10 @@ def made(five_devices: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Commands:
+def commands(tmp_path: Path, audits_seldom_alarm: None) -> Commands:
     """`fedveil`, as a user starts it, in an empty folder."""
     for name in IMPORTED:
         import_module(name)
-    COMPOSED["compose_usual"]()
-    seldom_alarm()
     return Commands(tmp_path)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from fedveil.__main__ import run
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "hospitals"
 FILES = {

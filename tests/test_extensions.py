@@ -105,7 +105,7 @@ def test_every_mode_trains_without_one_extension(name: str, tmp_path: Path) -> N
     trained(copied(tmp_path, (name,)))
 
 
-def test_every_entry_of_the_table_is_there_and_has_the_functions_of_its_protocol() -> None:
+def test_every_entry_of_the_table_has_the_functions_of_its_protocol() -> None:
     for (point, name), place in TABLE.items():
         module, _, attribute = place.partition(":")
         made = import_module(f"fedveil.{module}")

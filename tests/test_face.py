@@ -30,6 +30,8 @@ from fedveil.modes.mode import COUNT_BOUND_BATCHES, LOSS_BOUND
 from fedveil.run.plots import curve
 from fedveil.tasks import load_task
 
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
 
 class Shops:
     """30 shops with 20 customers each: a task of one's own, as an object."""
@@ -171,7 +173,7 @@ def test_a_run_without_held_out_data_has_a_plot(measured: dict[str, float], labe
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2] * bool(measured)
 
 
-def test_noised_training_figures_are_no_metrics_of_the_model_and_are_marked_at_their_bounds() -> None:
+def test_noised_training_figures_are_marked_at_their_bounds() -> None:
     much = fv.ClientCentral(target_epsilon=None, noise_multiplier=1000.0)
     run = quick(privacy=much, num_rounds=6, cohort=fv.All(), batch_size=10, accept_vacuous=True)
     assert "train/train_loss" in run.result["metrics"] and "accuracy" in run.metrics
@@ -239,7 +241,7 @@ def test_a_class_or_half_a_task_is_refused_as_what_it_is() -> None:
             quick(**{key: fv.Poisson})
 
 
-def test_a_strategy_that_must_see_single_clients_is_refused_with_its_reason() -> None:
+def test_strategy_of_single_clients_is_refused_with_its_reason() -> None:
     with pytest.raises(fv.Refusal, match=r"Krum.*single clients"):
         quick(strategy=Krum())
 
@@ -263,7 +265,7 @@ def test_every_way_to_say_it(keys: dict[str, object]) -> None:
     assert quick(**keys).status in ("completed", "exhausted")
 
 
-def test_what_a_value_leaves_out_is_the_configurations_and_what_it_says_arrives(tmp_path: Path) -> None:
+def test_values_override_the_configuration_only_where_set(tmp_path: Path) -> None:
     quick(task="digits", privacy=fv.ClientCentral(target_epsilon=2.5), folder=tmp_path / "a")
     quick(
         task="digits", privacy=fv.ClientCentral(target_epsilon=2.5, clipping_norm=0.75), folder=tmp_path / "b"
@@ -512,9 +514,7 @@ class Terminated:
 
 
 @pytest.mark.parametrize("handled", [False, True])
-def test_sigterm_ends_a_loop_of_runs_after_the_one_in_progress_is_closed(
-    tmp_path: Path, handled: bool
-) -> None:
+def test_sigterm_ends_a_loop_of_runs_after_the_current_one(tmp_path: Path, handled: bool) -> None:
     child = os.fork()
     if not child:
         try:

@@ -43,7 +43,7 @@ FEATURES = {  # what a file knows, by the words of its identifiers
     "compression": r"\bcompression\b|CompressionPlan",
     "audit": r"\baudit\b|canar",
     "scaling": r"\bscaling\b|ScalingPlan",
-    "differences": r"differences?\b.*model|sends_differences|held_model",
+    "differences": r"differences?\b.*model|sends_differences|last_model",
     "simulation": r"\bsimulated\b",
     "persons": r"per_person|clients_per_person|\bowners\b",
 }

@@ -127,7 +127,7 @@ def test_what_the_checks_install_is_locked_by_hash() -> None:
         ("ERROR: No space left on device", ["setuptools", "torch.lock"]),
     ],
 )
-def test_the_checks_take_another_torch_only_where_there_is_none_without_cuda(
+def test_checks_take_another_torch_only_without_a_cuda_free_one(
     tmp_path: Path, why: str, codes: list[str]
 ) -> None:
     """A hash that does not match is an error, and no reason to load another build, unseen."""
@@ -169,7 +169,7 @@ AUDITED = {
 }
 
 
-def test_a_release_states_what_each_advisory_means_and_what_was_not_looked_up(
+def test_release_states_each_advisory_and_the_gaps_of_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit, judged = tmp_path / "audit", tmp_path / "advisories.json"

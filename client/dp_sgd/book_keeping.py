@@ -95,8 +95,8 @@ def _clip(
         if len(call.inputs) != batch or call.inputs._version != call.version:
             raise RuntimeError(f"{type(call.layer).__name__} does not hold one entry for each example")
         shares.append(RULES[type(call.layer)](call.layer, call.inputs, gradients))
-    held = {parameter: value for share in shares for parameter, value in share.held.items()}
-    small = torch.cat([backward[0].new_empty(batch, 0), *[value.flatten(1) for value in held.values()]], 1)
+    grad_samples = {parameter: value for share in shares for parameter, value in share.grad_samples.items()}
+    small = torch.cat([backward[0].new_empty(batch, 0), *[g.flatten(1) for g in grad_samples.values()]], 1)
     parts = torch.stack([norms_of(small), *[norm for share in shares for norm in share.norms]])
     norms = torch.linalg.vector_norm(parts.double(), dim=0) * batch  # the loss is a mean
     finite = norms.isfinite()[:rows]
@@ -105,14 +105,14 @@ def _clip(
         factors = (optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         weights = (factors * batch).to(small.dtype)
         weights[rows:] = 0
-        sums = (weights @ small).split([parameter.numel() for parameter in held])
-        _put({p: value.view(p.shape) for p, value in zip(held, sums, strict=True)})
+        sums = (weights @ small).split([parameter.numel() for parameter in grad_samples])
+        _set_sums({p: value.view(p.shape) for p, value in zip(grad_samples, sums, strict=True)})
         for share in shares:
-            _put(share.sums(weights))
+            _set_sums(share.sums(weights))
     return finite
 
 
-def _put(sums: dict[Any, Tensor]) -> None:
+def _set_sums(sums: dict[Any, Tensor]) -> None:
     for parameter, value in sums.items():
         parameter.summed_grad = value
 
@@ -125,8 +125,8 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
       batch: inputs of some examples; their values are irrelevant.
     """
     for layer in layers_of(model):
-        own = [name for name, _ in layer.named_parameters(recurse=False)]
-        if type(layer) not in RULES or not {"weight", "bias"}.issuperset(own):
+        names = [name for name, _ in layer.named_parameters(recurse=False)]
+        if type(layer) not in RULES or not {"weight", "bias"}.issuperset(names):
             return f"{type(layer).__name__} has no rule"
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
@@ -153,12 +153,12 @@ def uses(outputs: Sequence[Tensor]) -> Counter[Tensor]:
     """Return how often these outputs use each trainable parameter."""
     used: Counter[Tensor] = Counter()
     nodes: list[Any] = [each.grad_fn for each in outputs if each.grad_fn is not None]
-    seen = set(nodes)
+    visited = set(nodes)
     while nodes:
         for following, _ in nodes.pop().next_functions:
             if hasattr(following, "variable"):
                 used[following.variable] += 1
-            elif following is not None and following not in seen:
-                seen.add(following)
+            elif following is not None and following not in visited:
+                visited.add(following)
                 nodes.append(following)
     return used

@@ -22,12 +22,12 @@ class Share(NamedTuple):
     """Contributions of a batch's examples to one layer.
 
     Attributes:
-      held: gradients held for every example because they are small, shapes (B, ...), by parameter.
+      grad_samples: gradients held for every example because they are small, shapes (B, ...), by parameter.
       norms: of each example's other gradients, shapes (B,).
       sums: returns the weighted sums of those other gradients, by parameter, for weights of the examples, shape (B,).
     """
 
-    held: dict[Any, Tensor]
+    grad_samples: dict[Any, Tensor]
     norms: list[Tensor]
     sums: Callable[[Tensor], dict[Any, Tensor]]
 
@@ -36,7 +36,7 @@ Rule = Callable[[Any, Tensor, Tensor], Share]
 
 CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
 VECTOR = 16  # float32 numbers that a processor multiplies at a time
-HELD = 2  # single gradients are held up to this many times the size of inputs and output gradients
+BUFFER_RATIO = 2  # single gradients are held up to this many times the size of inputs and output gradients
 
 LOUDEST = 1024.0  # rounding to float32 moves such a part by less than 2^10 / 2^24 of the norm
 ADDED = 1 << 16  # squares summed at a time, so that their float32 sum is accurate to 0.1 %
@@ -78,12 +78,12 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
         (norms,) = _embedding(layer, activations[0], backward).norms
         return {layer.weight: _not_below(norms.to(backward.dtype), _lengths(gradients))}
     inputs = activations[0].reshape(len(backward), -1, layer.in_features).to(backward.dtype)
-    found: dict[Any, Tensor] = (
+    norms_by_parameter: dict[Any, Tensor] = (
         {layer.weight: _cancelling(inputs, gradients)} if _learns(layer, "weight") else {}
     )
     if _learns(layer, "bias"):
-        found[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
-    return found
+        norms_by_parameter[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
+    return norms_by_parameter
 
 
 GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers whose norms Opacus computes itself
@@ -98,19 +98,19 @@ def _nothing(weights: Tensor) -> dict[Any, Tensor]:
     return {}
 
 
-def _products(pairs: Iterable[tuple[Tensor, Tensor]], held: Tensor | None) -> Tensor:
+def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> Tensor:
     """Return the norms, shape (N,), of the sums over positions of outer products.
 
     Args:
       pairs: of inputs, shape (n, L, K), and gradients, shape (n, L, O), for some examples at a time.
-      held: takes the sums, shape (N, O, K).
+      buffer: takes the sums, shape (N, O, K).
     """
     norms: list[Tensor] = []
-    done = 0
+    start = 0
     for inputs, gradients in pairs:
-        if held is not None:
-            products = torch.bmm(gradients.mT, inputs, out=held[done : done + len(inputs)])
-            done += len(inputs)
+        if buffer is not None:
+            products = torch.bmm(gradients.mT, inputs, out=buffer[start : start + len(inputs)])
+            start += len(inputs)
             norms.append(norms_of(products))
         elif inputs.shape[1] == 1:
             norms.append(norms_of(inputs) * norms_of(gradients))
@@ -134,7 +134,7 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 def _room(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
     """Return a buffer for each part's gradient, or None if it is large compared with inputs and gradients."""
-    few = math.prod(shape) <= HELD * (inputs.numel() + gradients.numel())
+    few = math.prod(shape) <= BUFFER_RATIO * (inputs.numel() + gradients.numel())
     return gradients.new_empty(shape) if few else None
 
 
@@ -148,19 +148,19 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     single = inputs.shape[1] == 1
     turned = layer.in_features < min(VECTOR, layer.out_features)  # as in a convolution
     shape = (layer.in_features, layer.out_features) if turned else (layer.out_features, layer.in_features)
-    held = None if single else _room(inputs, gradients, batch, *shape)
+    buffer = None if single else _room(inputs, gradients, batch, *shape)
     few = batch if single else max(1, CHUNK // weight.numel())
     one, other = (gradients, inputs) if turned else (inputs, gradients)
-    norms = _products(zip(one.split(few), other.split(few), strict=True), held)
+    norms = _products(zip(one.split(few), other.split(few), strict=True), buffer)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
-        if held is not None:
-            summed = (weights @ held.flatten(1)).view(shape)
-            return {weight: summed.t() if turned else summed}
+        if buffer is not None:
+            weight_sum = (weights @ buffer.flatten(1)).view(shape)
+            return {weight: weight_sum.t() if turned else weight_sum}
         scale = weights[:, None, None]
         narrow = layer.in_features < layer.out_features
-        left, right = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
-        return {weight: left.flatten(0, 1).t() @ right.flatten(0, 1)}
+        output_side, input_side = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
+        return {weight: output_side.flatten(0, 1).t() @ input_side.flatten(0, 1)}
 
     return Share(bias, [norms], sums)
 
@@ -171,10 +171,10 @@ def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tenso
     (down, right), (lower, further) = layer.stride, layer.dilation
     rows, columns = layer.kernel_size
     each, channel, row, column = padded.stride()
-    where = ((height, row * down), (width, column * right))
-    seen = ((rows, row * lower), (columns, column * further), (channels, channel))
+    outputs = ((height, row * down), (width, column * right))
+    kernel = ((rows, row * lower), (columns, column * further), (channels, channel))
     # One channel is copied along the image's rows, several are copied along the channels.
-    axes = (*seen, *where) if channels == 1 else (*where, *seen)
+    axes = (*kernel, *outputs) if channels == 1 else (*outputs, *kernel)
     shape, strides = zip((batch, each), (layer.groups, channel * channels), *axes, strict=True)
     view = padded.as_strided(shape, strides)
     count, positions = batch * layer.groups, height * width
@@ -195,22 +195,22 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     size, each = weight[0].numel(), outputs // layer.groups
     turned = size < max(VECTOR, 2 * each)  # a product is as fast as its last dimension fills vectors
     shape = (size, each) if turned else (each, size)
-    held = _room(inputs, gradients, batch * layer.groups, *shape)
+    buffer = _room(inputs, gradients, batch * layer.groups, *shape)
     few = max(1, CHUNK // (height * width * size * layer.groups))
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for some, back in zip(padded.split(few), gradients.split(few), strict=True):
+        for images, back in zip(padded.split(few), gradients.split(few), strict=True):
             heads = back.permute(0, 2, 3, 1).reshape(len(back), height * width, layer.groups, -1)
-            windows, heads = _windows(layer, some, height, width), heads.transpose(1, 2).flatten(0, 1)
+            windows, heads = _windows(layer, images, height, width), heads.transpose(1, 2).flatten(0, 1)
             yield (heads, windows) if turned else (windows, heads)
 
-    norms = _products(pairs(), held).view(batch, -1)
+    norms = _products(pairs(), buffer).view(batch, -1)
 
     def sums(weights: Tensor) -> dict[Any, Tensor]:
-        if held is not None:
-            summed = (weights @ held.view(batch, -1)).view(layer.groups, *held.shape[1:])
-            summed = summed.mT.contiguous() if turned else summed
-            return {weight: summed.view(outputs, *layer.kernel_size, -1).permute(0, 3, 1, 2)}
+        if buffer is not None:
+            weight_sum = (weights @ buffer.view(batch, -1)).view(layer.groups, *buffer.shape[1:])
+            weight_sum = weight_sum.mT.contiguous() if turned else weight_sum
+            return {weight: weight_sum.view(outputs, *layer.kernel_size, -1).permute(0, 3, 1, 2)}
         scaled = gradients * weights[:, None, None, None]
         options = (layer.stride, 0, layer.dilation, layer.groups)
         return {weight: conv2d_weight(padded, list(weight.shape), scaled, *options)}
@@ -223,8 +223,8 @@ def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     indices = inputs.reshape(batch, -1)
     rows = gradients.clone(memory_format=torch.contiguous_format).view(-1, size)
     # An example's rows of one index are added up in the first of them, so that its gradient is rounded by itself.
-    found, order = indices.sort(stable=True)
-    again = found[:, 1:] == found[:, :-1]
+    sorted_indices, order = indices.sort(stable=True)
+    again = sorted_indices[:, 1:] == sorted_indices[:, :-1]
     order += indices.shape[1] * torch.arange(batch)[:, None]
     first = torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
     later = order[:, 1:][again]
@@ -254,13 +254,13 @@ def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]) -> Share:
-    held: dict[Any, Tensor] = {}
+    grad_samples: dict[Any, Tensor] = {}
     if _learns(layer, "bias"):
-        held[layer.bias] = gradients.sum(over) if over else gradients
+        grad_samples[layer.bias] = gradients.sum(over) if over else gradients
     if _learns(layer, "weight"):
         products = normal.mul_(gradients)
-        held[layer.weight] = products.sum(over) if over else products
-    return Share(held, [], _nothing)
+        grad_samples[layer.weight] = products.sum(over) if over else products
+    return Share(grad_samples, [], _nothing)
 
 
 RULES: dict[type[nn.Module], Rule] = {

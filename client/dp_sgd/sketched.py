@@ -31,16 +31,16 @@ class SketchedOptimizer(DPOptimizer):
 
     Args:
       optimizer: of the parameters.
-      places: first coordinate of each parameter in an update, in order; None for one that is not compressed.
+      offsets: first coordinate of each parameter in an update, in order; None for one that is not compressed.
       sketch: of the round.
       options: as of `DPOptimizer`.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, places: Sequence[int | None], sketch: Sketch, **options: Any
+        self, optimizer: torch.optim.Optimizer, offsets: Sequence[int | None], sketch: Sketch, **options: Any
     ) -> None:
         super().__init__(optimizer, **options)
-        self.places, self.sketch = places, sketch
+        self.offsets, self.sketch = offsets, sketch
 
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
         """Return the norm of each example's compressed gradient, (examples,), float64; NaN if it is not finite.
@@ -49,27 +49,27 @@ class SketchedOptimizer(DPOptimizer):
         """
         coordinates, count = self.sketch.compression.coordinates, len(samples[0])
         squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)
-        least = (self.sketch.compression.clip_factor / LOUDEST) ** 2
+        min_ratio = (self.sketch.compression.clip_factor / LOUDEST) ** 2
         for start in range(0, count, at_a_time):
-            some = slice(start, min(start + at_a_time, count))
-            whole = np.zeros((some.stop - start, coordinates), np.float32)
-            behind = np.zeros(len(whole))
-            for place, sample in zip(self.places, samples, strict=True):
-                values = sample[some].detach().unsqueeze(-1).flatten(1).cpu().numpy()
-                if place is None:
-                    behind += np.einsum("ij,ij->i", values, values, dtype=np.float64)
+            chunk = slice(start, min(start + at_a_time, count))
+            whole = np.zeros((chunk.stop - start, coordinates), np.float32)
+            rest = np.zeros(len(whole))
+            for offset, sample in zip(self.offsets, samples, strict=True):
+                values = sample[chunk].detach().unsqueeze(-1).flatten(1).cpu().numpy()
+                if offset is None:
+                    rest += np.einsum("ij,ij->i", values, values, dtype=np.float64)
                 else:
-                    whole[:, place : place + values.shape[1]] = values
+                    whole[:, offset : offset + values.shape[1]] = values
             with np.errstate(invalid="ignore", over="ignore"):
-                left = self.sketch.of(whole)
-                kept, full = (
-                    np.einsum("ij,ij->i", each, each, dtype=np.float64) + behind for each in (left, whole)
+                compressed = self.sketch.of(whole)
+                compressed_squares, whole_squares = (
+                    np.einsum("ij,ij->i", each, each, dtype=np.float64) + rest for each in (compressed, whole)
                 )
-                squares[some] = np.maximum(kept, least * full)
+                squares[chunk] = np.maximum(compressed_squares, min_ratio * whole_squares)
         return torch.from_numpy(np.sqrt(squares)).to(samples[0].device)
 
 
-def places_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int | None]:
+def offsets_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int | None]:
     """Return the first coordinate in an update of each of these parameters; None where it is not compressed.
 
     Args:
@@ -78,8 +78,8 @@ def places_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int 
       sketch: that compresses the first of them.
     """
     starts: dict[str, int] = {}
-    place = 0
+    offset = 0
     for name, shape in layout.items():
-        starts[name] = place
-        place += math.prod(shape)
+        starts[name] = offset
+        offset += math.prod(shape)
     return [starts[name] if starts[name] < sketch.compression.coordinates else None for name in names]

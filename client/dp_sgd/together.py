@@ -24,8 +24,8 @@ from ...privacy.mechanisms.randomness import Stream
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches
 from ...tasks.protocol import Objective
-from ..extra import BLOCK, OWN
-from .sketched import SketchedOptimizer, places_of
+from ..extra import BLOCK, MODEL_PREFIX
+from .sketched import SketchedOptimizer, offsets_of
 from .train import chosen_engine, clipping, plain_sgd
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDic
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
-def drawn(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
+def draw_records(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
     """Return the records of a client that take part in a round, each drawn by its own secret coin.
 
     Args:
@@ -105,7 +105,7 @@ def step_of(
     rate = training_settings(content, settings).learning_rate
     if not joint.canaries.count:
         return step(model, loss, data, rows, joint, rate, layout)
-    inside = {name: BLOCK if name == CANARY_RECORDS else OWN + name for name in layout}
+    inside = {name: BLOCK if name == CANARY_RECORDS else MODEL_PREFIX + name for name in layout}
     shapes = {inside[name]: shape for name, shape in layout.items()}
     update = step(model, loss, data, rows, joint, rate, shapes)
     return {name: update[inside[name]].reshape(shape) for name, shape in layout.items()}
@@ -120,25 +120,23 @@ def _optimizer_of(model: nn.Module, names: Sequence[str], joint: StepTerms, layo
     }
     if joint.sketch is None:
         return DPOptimizer(inner, **options)
-    return SketchedOptimizer(inner, places_of(names, layout, joint.sketch), joint.sketch, **options)
+    return SketchedOptimizer(inner, offsets_of(names, layout, joint.sketch), joint.sketch, **options)
 
 
 def _clipped_sums(
     model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], joint: StepTerms, layout: Layout
 ) -> dict[str, NDArray[np.float64]]:
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    totals = {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     if not len(rows):
         return totals
     engines = _engines.setdefault(model, {})  # choosing an engine takes as long as a round's one step
-    asked = joint.terms.gradients, joint.sketch is not None
-    engine = engines[asked] = engines.get(asked) or chosen_engine(
-        joint.terms.gradients, model, data, asked[1]
-    )
-    optimizer = _optimizer_of(model, list(named), joint, layout)
+    key = joint.terms.gradients, joint.sketch is not None
+    engine = engines[key] = engines.get(key) or chosen_engine(joint.terms.gradients, model, data, key[1])
+    optimizer = _optimizer_of(model, list(parameters), joint, layout)
     with clipping(model, task, data, optimizer, engine) as clip:
         for start in range(0, len(rows), ROWS):
             clip(rows[start : start + ROWS])
-            for name, parameter in named.items():
+            for name, parameter in parameters.items():
                 totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return totals

@@ -52,7 +52,7 @@ NOISE_BLOCK = 1 << 18  # numbers drawn at a time: each takes its calls, and more
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
 DIFFERENCE = 1e-3  # of gradients, relative, that rounding to float32 does not reach
 LOOKED_AT = 128  # steps from one in which independence is measured to the next
-LEAST_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
+MIN_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
 
 
 _steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # that each model has taken in this process
@@ -77,7 +77,7 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     if not rounding <= MAX_SIGMA / 2:
         remedy = f"no lattice has room for this noise on {coordinates} coordinates; use less"
         raise Refusal("noise_multiplier", noise_multiplier, remedy)
-    sigma = min(MAX_SIGMA, max(STEPS_OF_NOISE, math.ceil(LEAST_STEPS * rounding)))
+    sigma = min(MAX_SIGMA, max(STEPS_OF_NOISE, math.ceil(MIN_STEPS * rounding)))
     return sigma, noise_multiplier * max_grad_norm / (sigma - rounding)
 
 
@@ -120,9 +120,9 @@ class StreamNoiseOptimizer(DPOptimizer):
             if not bool(block.sum().isfinite()):
                 raise FloatingPointError("a clipped sum is not finite")
             if self.sigma:
-                near = block.cpu()  # itself, if it is there already, and then the last line copies nothing
-                add_on_lattice(near.numpy(), self.sigma, self.step_size, self.stream)
-                block.copy_(near)
+                host_block = block.cpu()  # the block itself on the CPU, and then `copy_` does nothing
+                add_on_lattice(host_block.numpy(), self.sigma, self.step_size, self.stream)
+                block.copy_(host_block)
             block.div_(self.expected_batch_size or 1)
         for parameter, view in zip(parameters, self.views, strict=True):
             parameter.grad = view
@@ -174,10 +174,10 @@ def train_privately(
     assert isinstance(plan.sampling, PoissonBatches)
     batch_size = max(1, round(plan.sampling.sample_rate * len(data)))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    own = optimizer_of(task, parameters, training, plan.noise_std / batch_size)
-    follow_epochs(own, -(-plan.sampling.steps // training.local_epochs))
+    task_optimizer = optimizer_of(task, parameters, training, plan.noise_std / batch_size)
+    follow_epochs(task_optimizer, -(-plan.sampling.steps // training.local_epochs))
     optimizer = StreamNoiseOptimizer(
-        own or plain_sgd(model),
+        task_optimizer or plain_sgd(model),
         steps.noise,
         noise_multiplier=plan.noise_std / plan.clipping_norm,
         max_grad_norm=plan.clipping_norm,
@@ -188,8 +188,8 @@ def train_privately(
         for batch in plan.sampling.draw(len(data), steps.draws):
             clip(batch)
             optimizer.pre_step()
-            if own is not None:
-                own.step()
+            if task_optimizer is not None:
+                task_optimizer.step()
             else:
                 for value, view in zip(parameters, optimizer.views, strict=True):
                     value.data.add_(view, alpha=-training.learning_rate)
@@ -237,16 +237,16 @@ def clipping(
             raise TaskFailed from error
 
     def look(rows: Tensor) -> None:
-        taken = _steps.get(model, 0)
-        if taken % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
-            check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), taken)
-        _steps[model] = taken + 1  # not after a look that fails: each later step of the model is to fail, too
+        step = _steps.get(model, 0)
+        if step % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
+            check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), step)
+        _steps[model] = step + 1  # not after a look that fails: each later step of the model is to fail, too
 
     def clip(rows: NDArray[np.intp]) -> None:
         _clip(torch.from_numpy(rows), clipped_sums, optimizer)
         if len(rows) > 1:
             look(torch.from_numpy(rows))
-        _put_back(layers, buffers)
+        _restore_buffers(layers, buffers)
 
     model.train()
     try:
@@ -256,7 +256,7 @@ def clipping(
             yield clip
     finally:
         optimizer.zero_grad(set_to_none=True)
-        _put_back(layers, buffers)
+        _restore_buffers(layers, buffers)
 
 
 class TaskFailed(Exception):
@@ -274,11 +274,11 @@ def _forget_call(layers: Sequence[Any]) -> None:
                 vars(parameter).pop("_current_grad_sample", None)
 
 
-def _put_back(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
-    for layer, kept in zip(layers, buffers, strict=True):
+def _restore_buffers(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
+    for layer, saved in zip(layers, buffers, strict=True):
         for name, buffer in layer._buffers.items():
-            if buffer is not None and not torch.equal(buffer, kept[name]):
-                buffer.copy_(kept[name])
+            if buffer is not None and not torch.equal(buffer, saved[name]):
+                buffer.copy_(saved[name])
 
 
 def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
@@ -368,8 +368,8 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         attached.enable_hooks()
-        given, loss = forward(rows, batch := padded_size(len(rows)))
-        (outputs,) = leaves(given)
+        result, loss = forward(rows, batch := padded_size(len(rows)))
+        (outputs,) = leaves(result)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
         outputs.backward(back, retain_graph=True)
         parameters: list[Any] = optimizer.params
@@ -460,15 +460,15 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
         if reason is None:
             return "book_keeping"
-    seen = not len(data) or all(_hooks_see(model, batch) for batch in batches)
+    visible = not len(data) or all(_hooks_see(model, batch) for batch in batches)
     if gradients == "auto":
         # Hooks would hold an embedding for each example.
         words = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
         engine = "ghost" if words and not compressed and _ghost_can(model, batches[0]) else "hooks"
-        return engine if seen else "one_by_one"
-    reason = reason or (None if seen else "Opacus does not see each example, or each use of a weight,")
+        return engine if visible else "one_by_one"
+    reason = reason or (None if visible else "Opacus does not see each example, or each use of a weight,")
     if reason is not None:
-        remedy = f"{reason} in this model; use auto or {'hooks' if seen else 'one_by_one'}"
+        remedy = f"{reason} in this model; use auto or {'hooks' if visible else 'one_by_one'}"
         raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "ghost" and not _ghost_can(model, batches[0]):
         raise Refusal(
@@ -511,8 +511,8 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
                 layer.weight.grad_sample[:, layer.padding_idx] = 0  # for which autograd has none
         pairs = [(float(p.grad.norm()), float((p.grad_sample.mean(0) - p.grad).norm())) for p in parameters]
         whole, apart = torch.tensor(pairs).T
-        every = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
-        return every and bool((apart <= DIFFERENCE * (whole + DIFFERENCE * whole.norm())).all())
+        complete = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
+        return complete and bool((apart <= DIFFERENCE * (whole + DIFFERENCE * whole.norm())).all())
     return False
 
 
@@ -528,7 +528,7 @@ def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _check_batch(found: list[int], batch: int) -> None:
-    if set(found) != {batch}:
+def _check_batch(sizes: list[int], batch: int) -> None:
+    if set(sizes) != {batch}:
         remedy = "every trainable layer must see the batch of examples as its first dimension"
-        raise Refusal("model", f"{batch} examples became {max(found)}", remedy)
+        raise Refusal("model", f"{batch} examples became {max(sizes)}", remedy)

@@ -21,12 +21,12 @@ def shuffled_batches(
       client: its number.
       key: of the round.
     """
-    own = seeds_of(key, [client])
+    seeds = seeds_of(key, [client])
     order = np.arange(records)
     for epoch in range(epochs):
         if batch_size < records:
-            places = np.arange(epoch * records, (epoch + 1) * records, dtype=np.uint64)
-            order = np.argsort(_mixed(own + _GOLDEN * places), kind="stable")
+            positions = np.arange(epoch * records, (epoch + 1) * records, dtype=np.uint64)
+            order = np.argsort(_mixed(seeds + _GOLDEN * positions), kind="stable")
         for start in range(0, records, batch_size):
             yield order[start : start + batch_size]
 
@@ -49,11 +49,11 @@ def stacked_batches(
     visits = records * epochs
     first = np.cumsum(visits) - visits
     owner = np.repeat(np.arange(len(records)), visits)
-    places = np.arange(len(owner)) - first[owner]
-    hashes = _mixed(seeds_of(key, clients)[owner] + _GOLDEN * places.astype(np.uint64))
-    hashes = np.where((batch_size < records)[owner], hashes, places.astype(np.uint64))
-    order = np.lexsort((hashes, places // records[owner], owner))
-    rows = places[order] % records[owner]
+    positions = np.arange(len(owner)) - first[owner]
+    hashes = _mixed(seeds_of(key, clients)[owner] + _GOLDEN * positions.astype(np.uint64))
+    hashes = np.where((batch_size < records)[owner], hashes, positions.astype(np.uint64))
+    order = np.lexsort((hashes, positions // records[owner], owner))
+    rows = positions[order] % records[owner]
     batches = -(-records // batch_size)
     for step in range(int(batches[0]) * epochs):
         active = np.count_nonzero(batches * epochs > step)

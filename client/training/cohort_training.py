@@ -27,17 +27,16 @@ from ...messages.client_settings import TRAIN_LOSS, CanaryClients, training_sett
 from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
-from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.data import Examples, drawn_data_of, in_tensors, joined, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
-from ..app import Workbench
 from ..extra import extra_clients
+from ..workbench import Workbench
 from .batches import stacked_batches
 from .in_place import begin
-from .sgd import steps_of
+from .sgd import key_of_round, steps_of
 
 logger = logging.getLogger("fedveil.client")
 
@@ -107,7 +106,7 @@ def sum_cohort(
     }
     cohort_sum = CohortSum(np.zeros(size))
     sketch = wire.sketch_for(content, spec)
-    key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
+    key = key_of_round(bench.settings.seed, number)
 
     def add(group: Group) -> None:
         try:
@@ -132,9 +131,9 @@ def sum_cohort(
         for group in _stacks(bench, filled, training):
             add(group)
     if apart:
-        alone = begin(bench, content)
+        single = begin(bench, content)
         for client in apart:
-            alone.add(cohort_sum, alone.train(client), spec)
+            single.add(cohort_sum, single.train(client), spec)
     _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
 
@@ -146,7 +145,9 @@ def _add_canaries(
     cohort_sum: CohortSum,
     sketch: Sketch | None,
 ) -> None:
-    dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
+    dimension = (
+        cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
+    )
     for first in range(0, len(clients), MAX_STACK):
         update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
@@ -171,20 +172,20 @@ def _records(one: LoadedClient) -> int:
 def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[Group]:
     """Return the clients in groups that are trained at once."""
     by_size = [list(group) for _, group in groupby(clients, _records)]
-    if len(by_size) < 2 or not bench.keeps_apart(lambda: joined([examples for _, examples in clients])):
+    if len(by_size) < 2 or not bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
         return by_size
     stacks: list[Group] = []
     rows = visits = 0  # of the last stack
     for one in clients:
-        own = min(_records(one), training.batch_size)
-        rows, visits = rows + own, visits + _records(one) * training.local_epochs
+        batch_size = min(_records(one), training.batch_size)
+        rows, visits = rows + batch_size, visits + _records(one) * training.local_epochs
         if stacks and visits <= MAX_VISITS:
             widest = min(_records(stacks[-1][0]), training.batch_size)
             if widest * (len(stacks[-1]) + 1) <= max(2 * rows, FREE_ROWS):
                 stacks[-1].append(one)
                 continue
         stacks.append([one])
-        rows, visits = own, _records(one) * training.local_epochs
+        rows, visits = batch_size, _records(one) * training.local_epochs
     return stacks
 
 
@@ -192,7 +193,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; at the client level each adds a zero update, which hides this."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
-    nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
+    nothing = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
     _add_rows(
         cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
     )
@@ -216,7 +217,7 @@ def _train_group(
     losses_of, trained = _losses(bench), list(_stacked(start, len(group)).values())
     origins = [value.unsqueeze(0) for value in start.values()]
     steps = steps_of(bench.task, trained, origins, training)
-    losses, taken = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
+    losses, num_steps = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
     for positions, counts in batches:
         active = len(counts)
         steps.keep_first(active)
@@ -231,7 +232,7 @@ def _train_group(
         with torch.no_grad():
             steps.take(gradients)
             losses[:active] += loss
-        taken[:active] += 1
+        num_steps[:active] += 1
     with torch.no_grad():
         moves = [
             (value - origin).unsqueeze(-1).flatten(1) for value, origin in zip(trained, origins, strict=True)
@@ -241,7 +242,7 @@ def _train_group(
         raise FloatingPointError("an example by itself may have no loss where its batch has one")
     return update, {
         wire.WEIGHT: records.astype(np.float64),
-        TRAIN_LOSS: losses.cpu().double().numpy() / taken,
+        TRAIN_LOSS: losses.cpu().double().numpy() / num_steps,
     }
 
 
@@ -272,13 +273,13 @@ def _losses(bench: Workbench) -> Losses:
             outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
             if shares is None:
                 return loss_of(outputs, targets)
-            each = loss_of(mapped(_alone, outputs), _alone(targets))
+            each = loss_of(mapped(_as_batch_of_one, outputs), _as_batch_of_one(targets))
             return (each.unflatten(0, shares.shape) * shares).sum(1)
 
     return losses
 
 
-def _alone(examples: Tensor) -> Tensor:
+def _as_batch_of_one(examples: Tensor) -> Tensor:
     """Return each example as a client's only one, shape (clients * n, 1, ...), from shape (clients, n, ...)."""
     return examples.flatten(0, 1).unsqueeze(1)
 
@@ -333,10 +334,10 @@ def _add_rows(
     finite = np.isfinite(update).all(axis=1)
     update[~finite] = 0
     # As with messages: at the client level, a client that diverges answers with a zero update.
-    told = np.full(len(update), True)
+    usable = np.full(len(update), True)
     if spec.clipping_norm is None:
-        told = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])
-    cohort_sum.drop("not finite", int((~told).sum()))
-    rows = encode_rows(update[told], {name: values[told] for name, values in scalars.items()}, spec)
+        usable = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])
+    cohort_sum.drop("not finite", int((~usable).sum()))
+    rows = encode_rows(update[usable], {name: values[usable] for name, values in scalars.items()}, spec)
     cohort_sum.total += rows.sum(axis=0)
     cohort_sum.replies += len(rows)

@@ -20,18 +20,18 @@ from torch import Tensor
 
 from ...base.refusal import Refusal
 from ...messages import wire
+from ...messages.client_settings import TRAIN_LOSS, training_settings
 from ...messages.local_training import LocalTraining
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
-from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ...tasks.independence import LATE, check_reading
-from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from ..extra import extra_clients
-from .sgd import train
+from ..workbench import Workbench
+from .sgd import key_of_round, seed_layers, train
 
 logger = logging.getLogger("fedveil.client")
 
@@ -81,8 +81,8 @@ class InPlaceRound:
                 return {wire.WEIGHT: 0.0, TRAIN_LOSS: 0.0}
             bench = self.bench
             seed_layers(self.key, client, data, bench.device)
-            near = placed(data, bench.device)
-            loss = train(bench.model, bench.task, near, self.training, client, self.key, bench.precision)
+            examples = placed(data, bench.device)
+            loss = train(bench.model, bench.task, examples, self.training, client, self.key, bench.precision)
             bench.require_base()
         except Exception:
             logger.exception("round failed at this client")
@@ -142,38 +142,38 @@ def check_apart(bench: Workbench) -> None:
     """
     start = read_arrays(bench.model)
     training = replace(bench.settings.training, local_epochs=1)
-    some: list[Data] = []
+    pair: list[Data] = []
     for client in range(bench.task.num_clients):
         if len(data := data_of(bench.task, client)):
-            some.append(data)
-        if len(some) == 2:
+            pair.append(data)
+        if len(pair) == 2:
             break
     else:
-        return  # nobody stands beside another
-    own, other = (partial(each.batch, torch.arange(min(2, len(each)))) for each in some)
-    check_reading(own, own, other)
+        return  # there are no two clients
+    first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in pair)
+    check_reading(first_batch, first_batch, second_batch)
     # Copies of a task's own batches, so that nothing random is read twice.
-    batches = training.batch_size, min(training.batch_size, max(1, len(some[1]) // 2), FEW)
-    few = [Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(some, batches, strict=True)]
+    batches = training.batch_size, min(training.batch_size, max(1, len(pair[1]) // 2), FEW)
+    few = [Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(pair, batches, strict=True)]
 
     def trained(which: int) -> dict[str, NDArray[Any]]:
         bench.forget()
         load_arrays(bench.model, start)
-        near = placed(few[which], bench.device)
-        seed_layers(0, which, near, bench.device)
-        asked = replace(training, batch_size=batches[which])
-        train(bench.model, bench.task, near, asked, which, 0, bench.precision)
+        examples = placed(few[which], bench.device)
+        seed_layers(0, which, examples, bench.device)
+        settings = replace(training, batch_size=batches[which])
+        train(bench.model, bench.task, examples, settings, which, 0, bench.precision)
         bench.require_base()
         return read_arrays(bench.model)
 
     def vector(arrays: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
         return np.concatenate([np.ravel(each).astype(np.float64) for each in arrays.values()])
 
-    alone = vector(trained(0))
+    before = vector(trained(0))
     for _ in range(LATE // 2):  # two steps each
         trained(1)
     after = vector(trained(0))
-    if not np.allclose(alone, after, rtol=0, atol=ROUNDING * float(np.abs(alone).max()), equal_nan=True):
+    if not np.allclose(before, after, rtol=0, atol=ROUNDING * float(np.abs(before).max()), equal_nan=True):
         remedy = "another vector after another client has trained; keep nothing of the examples in the loss or the optimizer"
         raise Refusal("task", type(bench.task).__name__, f"a client gives {remedy}")
 
@@ -183,21 +183,21 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     _, number = wire.read_round(content)
     arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
     state = bench.model.state_dict(keep_vars=True)
-    own = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
+    tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
     received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = wire.layout_of(arrays)
-    alone, moves = memory_alone(own, layout), list[Move]()
+    memory, moves = memory_alone(tensors, layout), list[Move]()
     for name in layout:
-        room = alone.get(name)
+        room = memory.get(name)
         if room is None or room.dtype != received[name].dtype:
             room = np.empty_like(received[name])
-        moves.append((room, own[name], received[name]))
+        moves.append((room, tensors[name], received[name]))
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),
-        int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0]),
+        key_of_round(bench.settings.seed, number),
         [moved(torch.from_numpy(value), bench.device) for value in received.values()],
-        [own[name] for name in received],
+        [tensors[name] for name in received],
         [np.ravel(part) for part, _, _ in moves],
         moves,
         spec.clipping_norm is not None,

@@ -5,20 +5,23 @@
 
 import copy
 import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...messages.local_training import LocalTraining
+from ...privacy.mechanisms.randomness import Randomness
 from ...tasks.arrays import base_check, sent_state
-from ...tasks.data import Data, laid_out, run_on
+from ...tasks.data import Data, Examples, laid_out, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Task, own_training
-from .batches import shuffled_batches
+from .batches import seeds_of, shuffled_batches
 
 Precision = Callable[[], AbstractContextManager[Any]]
 
@@ -48,8 +51,8 @@ def train(
     """
     if not model.training:
         model.train()
-    if (own := own_training(task)) is not None:
-        return _by_itself(own, model, data, training)
+    if (task_training := own_training(task)) is not None:
+        return _by_itself(task_training, model, data, training)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     kernels = any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
@@ -70,14 +73,14 @@ def train(
 
 
 def _by_itself(
-    own: Callable[[nn.Module, Any, LocalTraining], float | None],
+    task_training: Callable[[nn.Module, Any, LocalTraining], float | None],
     model: nn.Module,
     data: Data,
     training: LocalTraining,
 ) -> float | None:
     copied = copy.deepcopy(model)
     require_base = base_check(copied)
-    loss = own(copied, data, training)
+    loss = task_training(copied, data, training)
     require_base()
     trained = copied.state_dict()
     with torch.no_grad():
@@ -91,8 +94,8 @@ def _by_itself(
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the gradients, zeros where the loss does not depend on a parameter."""
     # torch's own `materialize_grads` costs as much as a small layer.
-    found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    gradients = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +133,11 @@ class Steps:
         if len(self.values[0]) == clients:
             return
         for number, value in enumerate(self.values):
-            kept = self.values[number] = value[:clients]
+            first = self.values[number] = value[:clients]
             if self.optimizer is not None:
                 state = self.optimizer.state.pop(value, {})
                 parts = {k: v[:clients] for k, v in state.items() if getattr(v, "shape", None) == value.shape}
-                self.optimizer.state[kept] = {**state, **parts}
+                self.optimizer.state[first] = {**state, **parts}
         if self.optimizer is not None:
             self.optimizer.param_groups[0]["params"] = list(self.values)
 
@@ -170,3 +173,31 @@ def with_fast_kernels(model: nn.Module) -> nn.Module:
             # uses.
             kernel.data = kernel.data.to(memory_format=torch.channels_last)
     return model
+
+
+def key_of_round(seed: int | None, number: int) -> int:
+    """Return the key of a round's order of examples and of its layers' draws; without a seed a new one at each call."""
+    return int(Randomness(seed).stream("training", number).uint64(1)[0])
+
+
+def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:
+    """Seed torch's own generators, from which layers such as Dropout draw, for one client of a round.
+
+    For data that are read batch by batch, the generators of Python and NumPy, which transforms use, are seeded as well.
+
+    Args:
+      key: of the round.
+      client: number of the client.
+      data: of the client.
+      device: of the model, whose generator is seeded in addition to the CPU's.
+    """
+    seed = int(seeds_of(key, [client])[0])
+    # `torch.manual_seed` would also seed absent devices, and store a stack trace for each at every call.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    if not isinstance(data, Examples):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)

@@ -53,8 +53,8 @@ def write_admission(
       doubly: whether the authority's ML-DSA key signs as well.
     """
     body = json.dumps({file: data.decode() for file, data in files.items()}).encode()
-    told = frame(Purpose.ADMISSION, name, identity, body)
-    return sign_as_authority(authority, _CONTEXT, told, doubly=doubly) + body
+    signed = frame(Purpose.ADMISSION, name, identity, body)
+    return sign_as_authority(authority, _CONTEXT, signed, doubly=doubly) + body
 
 
 def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) -> dict[str, bytes]:
@@ -73,10 +73,10 @@ def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) ->
     signature, body = data[:end], data[end:]
     try:
         verify_authority(authority, _CONTEXT, frame(Purpose.ADMISSION, name, identity, body), signature)
-        found = read_json(body)
+        content = read_json(body)
     except (Refused, Undecodable) as error:
         raise Refusal("admission", name, f"is not signed by the authority for these keys ({error})") from None
-    files = cast(dict[str, object], found) if isinstance(found, dict) else {}
+    files = cast(dict[str, object], content) if isinstance(content, dict) else {}
     if not files or not files.keys() <= FILES or not all(isinstance(each, str) for each in files.values()):
         raise Refusal("admission", name, "holds files that are not part of a bundle; update this device")
     return {file: str(text).encode() for file, text in files.items()}

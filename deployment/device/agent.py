@@ -24,7 +24,7 @@ from types import FrameType
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import Error, Message
 
-from ...base.bounded_decoding import read_kept
+from ...base.bounded_decoding import read_json_file
 from ...base.core_dumps import without_core_dumps
 from ...base.durable_files import PUBLIC, replace_file
 from ...base.extensions import extension
@@ -47,13 +47,13 @@ from ...messages.run_over import RunOver, read_over, reply_with
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import folder_lock
 from ...privacy.ledger.receipt import Receipt
-from .authority import offered
+from .authority import adopt_rollovers
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
-from .device import Device, before_its_time, read_device
-from .known_heads import LedgerHeads
+from .device import Device, clock_fault, read_device
+from .ledger_heads import LedgerHeads
+from .log_copy import text_of_head
 from .receipts import receipt_for
-from .run_end import begin_another, keep, read_ended
-from .seen_log import text_of_head
+from .run_end import forget_end, read_ended, record_end
 
 logger = logging.getLogger("fedveil.client")
 
@@ -96,9 +96,9 @@ class Agent:
     """Agent that answers the link's messages, and keeps the health file and the final model of a run."""
 
     def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:
-        own, self._bundle = bundle.settings, bundle
+        settings, self._bundle = bundle.settings, bundle
         self._path = bundle.state / HEALTH
-        self._health = Health(own.name, own.federation, own.node, os.getpid(), "starting")
+        self._health = Health(settings.name, settings.federation, settings.node, os.getpid(), "starting")
         self._lock = threading.Lock()
         self._over, self._state = over or threading.Event(), bundle.state
         self._rests = read_ended(bundle.state) is not None
@@ -121,7 +121,7 @@ class Agent:
             return self._renewed(message, certificate)
         assert self.device is not None
         if self._rests:
-            begin_another(self._state)
+            forget_end(self._state)
             self._rests = False
         reply = self.device.answer(message)
         outcome = "answered"
@@ -129,7 +129,7 @@ class Agent:
             outcome = DROP_REASONS.get(reply.error.code, "failed")
         if outcome in ("not eligible", "not ready"):
             with suppress(OSError):  # without open files; the device has logged it
-                outcome += f": {self.device.why_not() or 'a moment ago'}"
+                outcome += f": {self.device.ineligibility() or 'a moment ago'}"
         run, number = ("", 0) if SPEC_RECORD not in message.content else read_round(message.content)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._note(run=run, round=number, outcome=outcome, at=now, answered=self._health.answered + 1)
@@ -143,7 +143,7 @@ class Agent:
         """Follow a rollover if the owner allows it, store a later certificate, and report this device's facts."""
         try:
             if rollovers := rollovers_in(message):
-                offered(self._state, self._bundle.policy, rollovers, self._bundle.settings.federation)
+                adopt_rollovers(self._state, self._bundle.policy, rollovers, self._bundle.settings.federation)
         except (Refusal, OSError) as error:
             logger.error("%s", error)
         try:
@@ -151,12 +151,12 @@ class Agent:
                 self._bundle = renew_certificate(self._bundle, certificate.encode())
         except (Refusal, OSError) as error:
             logger.error("a certificate was not accepted: %s", error)
-        held = self._bundle if self.device is None else self.device.bundle
-        ends = certificate_ends(held.folder / CERTIFICATE, self._bundle.credentials.certificate)
-        version, suites = held.identity.roster.version, held.policy.suites
+        current = self._bundle if self.device is None else self.device.bundle
+        ends = certificate_ends(current.folder / CERTIFICATE, self._bundle.credentials.certificate)
+        version, suites = current.identity.roster.version, current.policy.suites
         log = text_of_head(self._state)
         facts = DeviceFacts(
-            metadata.version("fedveil"), ends, version, suites, log, held.authority.fingerprint
+            metadata.version("fedveil"), ends, version, suites, log, current.authority.fingerprint
         )
         return facts_reply(message, facts)
 
@@ -164,10 +164,10 @@ class Agent:
         try:
             if self.device is not None:
                 self.device.check_log(message.content)
-            self.say(str(keep(self._state, over)))
+            self.say(str(record_end(self._state, over)))
             receipt = self._receipt(over)
-        except NotTrained as said:
-            return Message(Error(said.code, "the client does not accept it"), reply_to=message)
+        except NotTrained as refusal:
+            return Message(Error(refusal.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
             mend = disk_remedy(error) or "mend it"
             logger.error("the final model is not stored in %s (%s); %s", self._state, error.strerror, mend)
@@ -209,12 +209,12 @@ def start(folder: Path, *, once: bool = False) -> int:
     raise_limit()
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
-    with alone(bundle.state), _stopping() as stop:
+    with exclusive_lock(bundle.state), _stopping() as stop:
         LedgerHeads(bundle.state).require()
         agent = Agent(bundle, stop if once else None)
         with suppress(OSError):  # a full disk, which `_follow` reports
             take_shipped(bundle)
-        if _waited_for_clock(bundle, agent, stop):
+        if _wait_for_clock(bundle, agent, stop):
             agent.device = read_device(bundle)
             _follow(bundle, agent, stop)
         agent.say("stopped")
@@ -241,26 +241,26 @@ def _link(bundle: ClientBundle) -> Follow:
     return extension("link", link, "link", link).follow(bundle)
 
 
-def alone(state: Path) -> AbstractContextManager[None]:
+def exclusive_lock(state: Path) -> AbstractContextManager[None]:
     """Return a context that creates the device's state folder and holds its lock, like a running agent.
 
     Raises:
       Refusal: on entry, if another process holds it.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder_lock.alone(state / RUNNING, "client")
+    return folder_lock.exclusive_lock(state / RUNNING, "client")
 
 
-def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
+def _wait_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
     """Wait while the clock is wrong, and return whether it became right. A device without a battery boots in 1970."""
-    said = ""
+    reported = ""
     while not stop.is_set():
-        wrong = before_its_time(bundle)
-        if not wrong:
+        fault = clock_fault(bundle)
+        if not fault:
             return True
-        if wrong != said:
-            agent.say(f"waiting: {wrong}")
-            said = wrong
+        if fault != reported:
+            agent.say(f"waiting: {fault}")
+            reported = fault
         stop.wait(WAIT_SECONDS)
     return False
 
@@ -285,12 +285,12 @@ def _stopping() -> Generator[threading.Event]:
 
 def read_health(state: Path) -> Health | None:
     """Return the last state of an agent, running or not; None if none can be read."""
-    return read_kept(Health, state / HEALTH)
+    return read_json_file(Health, state / HEALTH)
 
 
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
-    return folder_lock.holder(state / RUNNING)
+    return folder_lock.lock_holder(state / RUNNING)
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
@@ -304,31 +304,31 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
       Refusal: it is not a certificate of the authority for this key and name.
       OSError: it cannot be stored.
     """
-    authority, own = bundle.authority, bundle.settings
-    held = replace(bundle.credentials, earlier=authority.earlier_ca)
-    if pem == held.certificate:
+    authority, settings = bundle.authority, bundle.settings
+    current = replace(bundle.credentials, earlier=authority.earlier_ca)
+    if pem == current.certificate:
         return bundle
     path = bundle.folder / CERTIFICATE
-    check_certificate(path, pem, held, own.federation, own.name)
+    check_certificate(path, pem, current, settings.federation, settings.name)
     pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without trailing data from the server
-    before, after = (
-        issued_by(load_certificate(path, each), authority.ca) for each in (held.certificate, pem)
+    current_rank, new_rank = (
+        issued_by(load_certificate(path, each), authority.ca) for each in (current.certificate, pem)
     )
-    ends_later = certificate_ends(path, pem) > certificate_ends(path, held.certificate)
-    if after < before or (after == before and not ends_later):
+    ends_later = certificate_ends(path, pem) > certificate_ends(path, current.certificate)
+    if new_rank < current_rank or (new_rank == current_rank and not ends_later):
         return bundle
     replace_file(path, pem, PUBLIC)
     logger.info("the certificate was renewed")
-    return replace(bundle, credentials=replace(held, certificate=pem))
+    return replace(bundle, credentials=replace(current, certificate=pem))
 
 
 def newest_credentials(bundle: ClientBundle) -> Credentials:
     """Return the current credentials in the bundle's folder, or the earlier ones if these cannot be used."""
-    own = bundle.settings
+    settings = bundle.settings
     try:
         authority = bundle.authority
-        held = read_credentials(bundle.folder, own.federation, own.name, authority.earlier_ca)
-        return replace(held, ca=authority.roots(time.time()))
+        stored = read_credentials(bundle.folder, settings.federation, settings.name, authority.earlier_ca)
+        return replace(stored, ca=authority.roots(time.time()))
     except Refusal as refusal:
         logger.warning("%s", refusal)
         return bundle.credentials

@@ -18,7 +18,7 @@ from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, read_rollovers
 from ...links.enrolment.token import fingerprint_of
 from ...privacy.secagg.refusal import Refused
-from ...privacy.secagg.rollover import DAY_SECONDS, MOST_DAYS, Rollover, read_chain, since
+from ...privacy.secagg.rollover import DAY_SECONDS, MAX_DAYS, Rollover, read_chain, rollovers_since
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
@@ -62,7 +62,7 @@ class TrustedAuthority:
         return [self.last] if self.last and now < self.last.until else []
 
 
-def trusted(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
+def current_authority(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
     """Return the authority that is in force on a device.
 
     Args:
@@ -75,17 +75,19 @@ def trusted(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> Tru
       Refusal: the rollovers in the state folder are damaged.
     """
     pinned = bytes.fromhex(policy.authority)
-    kept = _kept(state / ROLLOVERS, federation)
-    after = since(kept, pinned)
-    if not kept or after is None:  # the owner pinned another authority since
+    chain = _read_stored(state / ROLLOVERS, federation)
+    later = rollovers_since(chain, pinned)
+    if not chain or later is None:  # the owner pinned another authority since
         return TrustedAuthority(pinned, ca)
-    last, path = kept[-1], after or kept[-1:]
-    keys = (pinned, *(bytes.fromhex(each.new) for each in after))
+    last, path = chain[-1], later or chain[-1:]
+    keys = (pinned, *(bytes.fromhex(each.new) for each in later))
     certificates = [ca, *(each.encode() for one in path for each in (one.old_ca, one.new_ca))]
     return TrustedAuthority(keys[-1], last.new_ca.encode(), last, keys[:-1], b"\n".join(certificates))
 
 
-def offered(state: Path, policy: OwnerPolicy, text: bytes | str, federation: str, approved: str = "") -> bool:
+def adopt_rollovers(
+    state: Path, policy: OwnerPolicy, text: bytes | str, federation: str, approved: str = ""
+) -> bool:
     """Follow the rollovers in a text, if they lead on from the authority in force and the owner allows it.
 
     Args:
@@ -106,34 +108,34 @@ def offered(state: Path, policy: OwnerPolicy, text: bytes | str, federation: str
         chain = read_chain(text, federation)
     except Refused as refused:
         raise Refusal("rollover", federation, f"is not that of this device's authority ({refused})") from None
-    kept = _kept(state / ROLLOVERS, federation)
-    bodies, known = ([each.body for each in one] for one in (chain, kept))
-    if bodies == known[: len(bodies)]:
+    stored = _read_stored(state / ROLLOVERS, federation)
+    bodies, stored_bodies = ([each.body for each in one] for one in (chain, stored))
+    if bodies == stored_bodies[: len(bodies)]:
         return False  # an older copy, or the same
-    if known != bodies[: len(known)]:
+    if stored_bodies != bodies[: len(stored_bodies)]:
         remedy = "contradicts the one in force here: the old key has signed two; ask the authority which is its own"
         logger.error("rollover %s %s", chain[-1].number, remedy)
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
-    after = since(chain, bytes.fromhex(policy.authority))
-    if after is None:
+    later = rollovers_since(chain, bytes.fromhex(policy.authority))
+    if later is None:
         remedy = "does not lead from the authority in policy.toml; ask its holder for the whole chain"
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
-    fresh = [each for each in after if each.number > len(kept)]
-    if any(each.until - time.time() > MOST_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):
-        remedy = f"has an overlap that ends in more than {MOST_DAYS} days: ask the authority, or set this device's clock"
+    fresh = [each for each in later if each.number > len(stored)]
+    if any(each.until - time.time() > MAX_DAYS * DAY_SECONDS for each in (*fresh, chain[-1])):
+        remedy = f"has an overlap that ends in more than {MAX_DAYS} days: ask the authority, or set this device's clock"
         raise Refusal("rollover", f"number {chain[-1].number}", remedy)
-    if short := _objection(fresh, chain[-1], policy, approved):
+    if objection := _objection(fresh, chain[-1], policy, approved):
         if not approved:
             _wait(state, chain, text)
-        raise Refusal("rollover", f"number {chain[-1].number}", short)
+        raise Refusal("rollover", f"number {chain[-1].number}", objection)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(state / ROLLOVERS, text if isinstance(text, bytes) else text.encode())
     (state / WAITING).unlink(missing_ok=True)
-    logger.warning("the authority was replaced: %s", in_words(chain[-1]))
+    logger.warning("the authority was replaced: %s", describe_rollover(chain[-1]))
     return True
 
 
-def in_words(rollover: Rollover) -> str:
+def describe_rollover(rollover: Rollover) -> str:
     """Return a clause with what a rollover changes."""
     end = datetime.fromtimestamp(rollover.until, UTC).isoformat(timespec="seconds")
     return f"rollover {rollover.number}, new fingerprint {new_fingerprint(rollover)}, the old one counts until {end}"
@@ -144,9 +146,9 @@ def new_fingerprint(rollover: Rollover) -> str:
     return fingerprint_of(rollover.new_ca.encode(), bytes.fromhex(rollover.new)).hex()
 
 
-def waiting(state: Path, federation: str) -> tuple[Rollover, ...]:
+def pending_rollovers(state: Path, federation: str) -> tuple[Rollover, ...]:
     """Return the chain that waits for the owner's approval; empty if none does."""
-    return _kept(state / WAITING, federation)
+    return _read_stored(state / WAITING, federation)
 
 
 def _objection(fresh: Sequence[Rollover], last: Rollover, policy: OwnerPolicy, approved: str) -> str:
@@ -157,23 +159,25 @@ def _objection(fresh: Sequence[Rollover], last: Rollover, policy: OwnerPolicy, a
     late = any(each.until <= time.time() for each in fresh)
     if not fresh or not (late or policy.approve_authority):
         return ""
-    why = "has ended its overlap, so that the old key alone proves nothing" if late else "waits for its owner"
+    reason = "waits for its owner"
+    if late:
+        reason = "has ended its overlap, so that the old key alone proves nothing"
     remedy = f"compare {new} with the holder of the authority, then: fedveil client authority FOLDER --approve FINGERPRINT"
-    return f"{why}; {remedy}"
+    return f"{reason}; {remedy}"
 
 
 def _wait(state: Path, chain: Sequence[Rollover], text: bytes | str) -> None:
     """Keep a chain for its owner's approval; the first one stays, because the owner may be comparing it."""
-    before = _kept(state / WAITING, chain[0].federation)
-    if before and before[-1].number >= chain[-1].number:
-        if before[-1].body != chain[-1].body:
+    pending = _read_stored(state / WAITING, chain[0].federation)
+    if pending and pending[-1].number >= chain[-1].number:
+        if pending[-1].body != chain[-1].body:
             logger.error("another rollover waits already: the old key has signed two; ask the authority")
         return
-    logger.warning("not followed yet: %s", in_words(chain[-1]))
+    logger.warning("not followed yet: %s", describe_rollover(chain[-1]))
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(state / WAITING, text if isinstance(text, bytes) else text.encode())
 
 
-def _kept(path: Path, federation: str) -> tuple[Rollover, ...]:
+def _read_stored(path: Path, federation: str) -> tuple[Rollover, ...]:
     remedy = "remove it, and give the rollover anew: fedveil client authority FOLDER --rollover FILE"
     return read_rollovers(path, federation, remedy)

@@ -38,7 +38,7 @@ from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
-from .authority import TrustedAuthority, offered, trusted
+from .authority import TrustedAuthority, adopt_rollovers, current_authority
 from .enrolment import REQUEST
 from .owner_policy import OwnerPolicy
 from .roster_changes import adopt, check_change
@@ -55,7 +55,7 @@ HOURS = Form(f"{HOUR}-{HOUR}", "must be two hours of the day, for instance 22-06
 _IDENTIFIER = r"[^\W\d]\w*"
 MODULE = Form(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*", "must be a list of module names, for instance [my_task]")
 LAST_NODE = 2**31 - 1
-MOST_MEBIBYTES = 2**20
+MAX_MEBIBYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Eligibility:
 
     on_mains_power: bool = False
     max_temperature_celsius: Annotated[float, Range(gt=0)] | None = None
-    min_free_mebibytes: Annotated[int, Range(ge=0, le=MOST_MEBIBYTES)] = 0
+    min_free_mebibytes: Annotated[int, Range(ge=0, le=MAX_MEBIBYTES)] = 0
     unmetered: bool = False
     hours: Annotated[str, HOURS] | None = None
 
@@ -187,8 +187,8 @@ class ClientBundle:
     @property
     def authority(self) -> TrustedAuthority:
         """The authority in force, read anew: rollovers and their approval need no restart."""
-        own = self.settings
-        return trusted(self.state, self.policy, read_file(self.folder / CA), own.federation)
+        settings = self.settings
+        return current_authority(self.state, self.policy, read_file(self.folder / CA), settings.federation)
 
     @property
     def roots(self) -> bytes:
@@ -201,12 +201,12 @@ class ClientBundle:
         return self.folder / "supernode.key"
 
 
-def read_client_bundle(folder: Path, place: Path | None = None) -> ClientBundle:
+def read_client_bundle(folder: Path, installed: Path | None = None) -> ClientBundle:
     """Return the bundle in `folder`.
 
     Args:
       folder: of its files.
-      place: folder of the bundle that it shall replace, with the device's state; None if it is in its place.
+      installed: folder of the bundle that it shall replace, with the device's state; None if it is in its place.
 
     Raises:
       Refusal: a file is missing, invalid or inconsistent with the others, other users may read a secret, or its roster
@@ -214,14 +214,14 @@ def read_client_bundle(folder: Path, place: Path | None = None) -> ClientBundle:
     """
     settings = read_device_file(folder)
     policy = read_toml(OwnerPolicy, folder / POLICY)
-    authority = _authority_in_force(folder, place or folder, settings, policy)
+    authority = _authority_in_force(folder, installed or folder, settings, policy)
     credentials = read_credentials(folder, settings.federation, settings.name, authority.earlier_ca)
     key = read_private_key(folder / "identity.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
-    roster = _roster_in_force(folder, place or folder, settings, policy, key, authority)
+    roster = _roster_in_force(folder, installed or folder, settings, policy, key, authority)
     _check_membership(settings, key, roster)
-    node_key = _node_key((place or folder) / settings.state / "node.key")
+    node_key = _node_key((installed or folder) / settings.state / "node.key")
     identity = Identity(settings.node, key, node_key, policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
 
@@ -232,15 +232,15 @@ def take_shipped(bundle: ClientBundle) -> None:
     Raises:
       OSError: the state folder cannot be written.
     """
-    kept, newest, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.authority
-    known = authority.key, *authority.earlier
-    shipped, signed = read_signed_roster(bundle.folder / ROSTER, *known)
+    path, newest, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.authority
+    keys = authority.key, *authority.earlier
+    shipped, signed = read_signed_roster(bundle.folder / ROSTER, *keys)
     if shipped.hash != newest.hash:  # the device has a newer one, or its owner does not allow this one yet
         return
-    if not kept.exists():
-        replace_file(kept, signed)
-    elif (held := read_signed_roster(kept, *known)[0]).version < newest.version:
-        adopt(bundle.state, change_between(held, newest), signed)
+    if not path.exists():
+        replace_file(path, signed)
+    elif (stored := read_signed_roster(path, *keys)[0]).version < newest.version:
+        adopt(bundle.state, change_between(stored, newest), signed)
 
 
 def read_device_file(folder: Path) -> DeviceFile:
@@ -268,8 +268,9 @@ def read_pinned(folder: Path) -> Pinned:
     Raises:
       Refusal: a file is missing or invalid.
     """
-    own, policy = read_device_file(folder), read_toml(OwnerPolicy, folder / POLICY)
-    return Pinned(own, policy, trusted(folder / own.state, policy, read_file(folder / CA), own.federation))
+    device, policy = read_device_file(folder), read_toml(OwnerPolicy, folder / POLICY)
+    ca = read_file(folder / CA)
+    return Pinned(device, policy, current_authority(folder / device.state, policy, ca, device.federation))
 
 
 def replace_bundle(folder: Path, whole: Path) -> None:
@@ -295,12 +296,12 @@ def finish_replacement(folder: Path) -> None:
     """Complete the replacement of a bundle that was interrupted, if there is one."""
     fresh = folder / REPLACING
     # There is none, or another process completes it as well.
-    gone = suppress(FileNotFoundError, NotADirectoryError)
-    with refusing("folder", folder, "cannot be written"), gone:
+    already_done = suppress(FileNotFoundError, NotADirectoryError)
+    with refusing("folder", folder, "cannot be written"), already_done:
         for path in fresh.iterdir():
-            kept = path.name == REQUEST or (path.name in OWNERS and (folder / path.name).exists())
+            is_owners = path.name == REQUEST or (path.name in OWNERS and (folder / path.name).exists())
             with suppress(FileNotFoundError):  # another process completes it as well
-                path.unlink() if kept else path.replace(folder / path.name)
+                path.unlink() if is_owners else path.replace(folder / path.name)
         sync_folder(folder)
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -315,36 +316,38 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
     Raises:
       Refusal: the authority did not sign it, it no longer lists this client, or as of `check_change`.
     """
-    own, settings = bundle.identity, bundle.settings
+    identity, settings = bundle.identity, bundle.settings
     try:
         roster = read_roster(signed, *bundle.authority.keys(time.time()))
     except Refused as refused:
         remedy = f"is not signed by the authority ({refused})"
         raise Refusal("roster", settings.federation, remedy) from None
-    if roster.version <= own.roster.version:
+    if roster.version <= identity.roster.version:
         return bundle
-    _check_membership(settings, own.key, roster)
-    change = check_change(bundle.state, own.roster, roster, signed, settings.name, bundle.policy)
+    _check_membership(settings, identity.key, roster)
+    change = check_change(bundle.state, identity.roster, roster, signed, settings.name, bundle.policy)
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     adopt(bundle.state, change, signed)
-    return replace(bundle, identity=replace(own, roster=roster))
+    return replace(bundle, identity=replace(identity, roster=roster))
 
 
-def _authority_in_force(folder: Path, place: Path, own: DeviceFile, policy: OwnerPolicy) -> TrustedAuthority:
+def _authority_in_force(
+    folder: Path, installed: Path, device: DeviceFile, policy: OwnerPolicy
+) -> TrustedAuthority:
     """Return the device's authority, after following a rollover that was put into the bundle if the owner allows it."""
-    state = place / own.state
+    state = installed / device.state
     if (folder / ROLLOVERS).exists():
         try:
-            offered(state, policy, read_file(folder / ROLLOVERS), own.federation)
+            adopt_rollovers(state, policy, read_file(folder / ROLLOVERS), device.federation)
         except Refusal as refusal:  # the device goes on with what it has
             logger.warning("%s", refusal)
-    return trusted(state, policy, read_file(folder / CA), own.federation)
+    return current_authority(state, policy, read_file(folder / CA), device.federation)
 
 
 def _roster_in_force(
     folder: Path,
-    place: Path,
-    own: DeviceFile,
+    installed: Path,
+    device: DeviceFile,
     policy: OwnerPolicy,
     key: Ed25519PrivateKey,
     authority: TrustedAuthority,
@@ -353,35 +356,36 @@ def _roster_in_force(
 
     The device's own may stand under a key that was replaced since; a newer one must be signed by a key that counts now.
     """
-    state, known = place / own.state, (authority.key, *authority.earlier)
-    roster, signed = read_signed_roster(folder / ROSTER, *known)
-    path = state / ROSTER if (state / ROSTER).exists() else place / ROSTER
-    held = read_signed_roster(path, *known)[0] if path.exists() else roster
-    if roster.version > held.version:
+    state, keys = installed / device.state, (authority.key, *authority.earlier)
+    roster, signed = read_signed_roster(folder / ROSTER, *keys)
+    path = state / ROSTER if (state / ROSTER).exists() else installed / ROSTER
+    stored = read_signed_roster(path, *keys)[0] if path.exists() else roster
+    if roster.version > stored.version:
         try:
             read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
-            check_change(state, held, roster, signed, own.name, policy)
+            check_change(state, stored, roster, signed, device.name, policy)
         except Refusal:
-            if not _lists(held, own, key):
+            if not _lists(stored, device, key):
                 raise
-            roster = held
+            roster = stored
     else:
-        roster = held
+        roster = stored
     if roster.version < policy.minimum_roster_version:
-        least = policy.minimum_roster_version
-        remedy = f"has version {roster.version}; the policy requires {least} or newer"
+        minimum = policy.minimum_roster_version
+        remedy = f"has version {roster.version}; the policy requires {minimum} or newer"
         raise Refusal("file", str(folder / ROSTER), remedy)
     return roster
 
 
-def _lists(roster: Roster, own: DeviceFile, key: Ed25519PrivateKey) -> bool:
-    return [(m.name, m.public) for m in roster.members if m.node == own.node] == [(own.name, public_of(key))]
+def _lists(roster: Roster, device: DeviceFile, key: Ed25519PrivateKey) -> bool:
+    members = [(each.name, each.public) for each in roster.members if each.node == device.node]
+    return members == [(device.name, public_of(key))]
 
 
-def _check_membership(own: DeviceFile, key: Ed25519PrivateKey, roster: Roster) -> None:
-    if not _lists(roster, own, key):
+def _check_membership(device: DeviceFile, key: Ed25519PrivateKey, roster: Roster) -> None:
+    if not _lists(roster, device, key):
         remedy = f"is not in roster version {roster.version} with this key: it was revoked or has new keys"
-        raise Refusal("name", own.name, remedy)
+        raise Refusal("name", device.name, remedy)
 
 
 def _node_key(path: Path) -> bytes:

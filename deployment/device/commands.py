@@ -21,26 +21,26 @@ from ...configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_
 from ...links.device_answers import PAID, UNPAID, Journal
 from ...messages.training_order import people_call
 from ...privacy.budget import Budget
-from ...privacy.ledger.question_caps import AskedQuestion
+from ...privacy.ledger.question_caps import LedgerQuestion
 from ...privacy.secagg.roster_change import change_between
 from ...privacy.statistics.inquiry import CLIPPED
 from ...server.query_rows import FIRST_ROW
-from . import agent, known_heads, roster_changes
-from .authority import WAITING, in_words, new_fingerprint
-from .authority import waiting as waiting_rollovers
+from . import agent, ledger_heads, roster_changes
+from .authority import WAITING, describe_rollover, new_fingerprint
+from .authority import pending_rollovers as waiting_rollovers
 from .client_bundle import POLICY, read_client_bundle, read_device_file
 from .cosignature import write_cosignature
 from .device import device_name
-from .own_arm import DEALS
-from .own_ledger import OnLedger, OwnLedger, questions_of, spent_on
+from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .owner_policy import OwnerPolicy
 from .receipts import LEDGERS, RECEIPTS
+from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 
 NOT_RUNNING, REFUSED = 1, 2
 # Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
 # an older copy.
-WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, known_heads.FILE})
+WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE})
 UNIT = "fedveil-client.service"
 UNIT_FOLDER = Path("/etc/systemd/system")
 STOP_SECONDS = 60.0
@@ -55,11 +55,11 @@ def status(folder: Path, as_json: bool) -> int:
     """Print the device's state; return 1 if its agent does not run."""
     state = state_of(folder)
     pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
-    waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
+    waiting, changes = roster_changes.pending(state), roster_changes.changes(state)
     rollovers = waiting_rollovers(state, read_device_file(folder).federation)
     paths = sorted((state / LEDGERS).glob("*.ledger"))
     spent = spent_on(state / LEDGERS)
-    asked = [each for path in paths for each in questions_of(path)]
+    questions = [each for path in paths for each in questions_of(path)]
     if as_json:
         plain = {} if health is None else asdict(health)
         ledgers = {
@@ -69,7 +69,7 @@ def status(folder: Path, as_json: bool) -> int:
         }
         rosters = {
             "roster_pending": None if waiting is None else asdict(waiting),
-            "roster_changes": [asdict(each) for each in seen],
+            "roster_changes": [asdict(each) for each in changes],
             "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
         }
         over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
@@ -80,25 +80,25 @@ def status(folder: Path, as_json: bool) -> int:
                     "running": pid is not None,
                     "ended": over,
                     "ledgers": ledgers,
-                    "questions": [asdict(each) for each in asked],
+                    "questions": [asdict(each) for each in questions],
                     **rosters,
                 }
             )
         )
     else:
-        print(_line(folder, health, pid is not None, spent))
+        print(_status_lines(folder, health, pid is not None, spent))
         if ended is not None:
             model = _model(state, ended)
             print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
-        for each in asked:
-            print(_question(each))
-        for each in seen[-1:]:
+        for each in questions:
+            print(_question_line(each))
+        for each in changes[-1:]:
             print(f"last change, {each.at}: {each}")
         if waiting is not None:
             print(f"waits: {waiting}")
         if rollovers:
             print(
-                f"waits (fedveil client authority {folder} --approve FINGERPRINT): {in_words(rollovers[-1])}"
+                f"waits (fedveil client authority {folder} --approve FINGERPRINT): {describe_rollover(rollovers[-1])}"
             )
     return NOT_RUNNING if pid is None else 0
 
@@ -122,20 +122,20 @@ def roster(
         # The bundle may not be usable before this approval, or before its keys are renewed.
         state, policy = state_of(folder), read_toml(OwnerPolicy, folder / POLICY)
         waiting = roster_changes.waiting_for(state, version)
-        own = OwnLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
-        own.approved(waiting.version, waiting.hash, reason)
+        ledger = DeviceLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
+        ledger.record_approval(waiting.version, waiting.hash, reason)
         roster_changes.approve(state, waiting)
         print(f"approved: {waiting}")
         return 0
     bundle = read_client_bundle(folder)
     if sign is not None:
-        asked, _ = read_signed_roster(sign, *bundle.authority.keys(time.time()))
-        written = write_cosignature(bundle, asked)
-        print(change_between(bundle.identity.roster, asked))
+        new_roster, _ = read_signed_roster(sign, *bundle.authority.keys(time.time()))
+        written = write_cosignature(bundle, new_roster)
+        print(change_between(bundle.identity.roster, new_roster))
         print(f"signed: send {written} to the holder of the authority")
         return 0
-    held, vouched = bundle.identity.roster, bundle.identity.policy.peers
-    waiting, seen = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
+    current, vouched = bundle.identity.roster, bundle.identity.policy.peers
+    waiting, changes = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
     if as_json:
         members = [
             {
@@ -144,19 +144,19 @@ def roster(
                 "fingerprint": m.fingerprint,
                 "vouched": m.fingerprint in vouched,
             }
-            for m in held.members
+            for m in current.members
         ]
-        plain = {"version": held.version, "hash": held.hash.hex(), "members": members}
+        plain = {"version": current.version, "hash": current.hash.hex(), "members": members}
         pending = None if waiting is None else asdict(waiting)
-        print(json.dumps({**plain, "pending": pending, "changes": [asdict(each) for each in seen]}))
+        print(json.dumps({**plain, "pending": pending, "changes": [asdict(each) for each in changes]}))
         return 0
-    print(f"version {held.version}, hash {held.hash.hex()}")
-    width = max(len(member.name) for member in held.members)
-    for member in held.members:
+    print(f"version {current.version}, hash {current.hash.hex()}")
+    width = max(len(member.name) for member in current.members)
+    for member in current.members:
         word = "this device" if member.node == bundle.settings.node else ""
         word = "vouched for" if member.fingerprint in vouched else word
         print(f"  {member.name:{width}}  {member.fingerprint}  {word}".rstrip())
-    for each in seen:
+    for each in changes:
         print(f"{each.at}  {each}")
     if waiting is not None:
         demands = [f"--approve {waiting.version}"] * bundle.policy.approve_rosters
@@ -168,43 +168,45 @@ def roster(
     return 0
 
 
-def _question(asked: AskedQuestion) -> str:
+def _question_line(question: LedgerQuestion) -> str:
     """Return one line with a question, its purpose and its cost."""
-    why = f" ({asked.why})" if asked.why else ""
-    what = ", ".join(each for each in asked.asked if not each.endswith(f": {CLIPPED}"))
+    reason = f" ({question.reason})" if question.reason else ""
+    figures = ", ".join(each for each in question.segments if not each.endswith(f": {CLIPPED}"))
     cost = (
-        "cost nothing: no answer was made" if asked.state == "void" else f"cost epsilon {asked.epsilon:.3g}"
+        "cost nothing: no answer was made"
+        if question.state == "void"
+        else f"cost epsilon {question.epsilon:.3g}"
     )
-    return f"{asked.when}  question {asked.name}, for {', '.join(asked.purposes)}: {what}{why}; {cost}"
+    return f"{question.time}  question {question.name}, for {', '.join(question.purposes)}: {figures}{reason}; {cost}"
 
 
 def _model(state: Path, ended: LastRun) -> str | None:
     return str(state / ended.model) if ended.model else None
 
 
-def _line(
+def _status_lines(
     folder: Path,
     health: agent.Health | None,
-    runs: bool,
-    spent: dict[str, OnLedger],
+    is_running: bool,
+    spent: dict[str, LedgerSpending],
 ) -> str:
     if health is None:
-        forgot = "no run is recorded" if spent else "never started"
-        parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
+        history = "no run is recorded" if spent else "never started"
+        parts = [f"{folder}: starting" if is_running else f"{folder}: {history}"]
     else:
-        state = health.state if runs else "not running"
+        state = health.state if is_running else "not running"
         parts = [f"{health.name}, node {health.node} of {health.federation}: {state}"]
     if health is not None and health.at:
         ago = time.time() - datetime.fromisoformat(health.at).timestamp()
         parts.append(
-            f"{_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
+            f"{_describe_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )
     for name, each in spent.items():
-        whose = "as a client" if name.startswith("client-") else "by its records"
+        unit = "as a client" if name.startswith("client-") else "by its records"
         size = f"epsilon {each.spent.epsilon:.3g} at delta {each.spent.delta:g}" if each.spent else "nothing"
         if each.as_client:
             size += f", of which sums of the whole client would spend {each.as_client:.3g} alone"
-        parts.append(f"spent {whose}: {size}")
+        parts.append(f"spent {unit}: {size}")
     with suppress(Refusal):  # a policy that cannot be used is the agent's to refuse
         allowed = read_toml(OwnerPolicy, folder / POLICY)
         until = "" if allowed.until is None else f" until {allowed.until}"
@@ -214,7 +216,7 @@ def _line(
     return "\n  ".join(parts)
 
 
-def _row(number: int) -> str:
+def _describe_row(number: int) -> str:
     """Return what a device was asked, by its row of a run: those of evaluations and scaling lie beyond those of rounds."""
     if number < FIRST_ROW:
         return f"round {number}"
@@ -226,38 +228,38 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
     if restored and ledgers:
         raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
     state = state_of(folder)
-    with agent.alone(state):
-        spent = _charged_as_restored(folder, state) if restored else None
-        kept = {
+    with agent.exclusive_lock(state):
+        budget = _charge_restore(folder, state) if restored else None
+        kept_files = {
             ROSTER,
             roster_changes.CHANGES,
             agent.JOURNAL,
         }  # who was revoked stays so, what was answered too
-        kept |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-        kept |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
-        _empty(state, kept if ledgers else kept | WITH_LEDGERS)
+        kept_files |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+        kept_files |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
+        _empty(state, kept_files if ledgers else kept_files | WITH_LEDGERS)
         if restored:
-            known_heads.settle(state)
+            ledger_heads.store_heads(state)
             replace_file(state / agent.JOURNAL, f"{PAID}\n".encode())
-    print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
-    if spent is not None:
+    print(f"{state}: forgotten{_ledgers_clause(state, ledgers)}")
+    if budget is not None:
         print(
-            f"charged what it may have missed: all of its budget, epsilon {spent.target_epsilon:g} at delta "
-            f"{spent.target_delta:g}; to go on, its owner raises target_epsilon in {folder / POLICY}"
+            f"charged what it may have missed: all of its budget, epsilon {budget.target_epsilon:g} at delta "
+            f"{budget.target_delta:g}; to go on, its owner raises target_epsilon in {folder / POLICY}"
         )
     return 0
 
 
-def _charged_as_restored(folder: Path, state: Path) -> Budget:
+def _charge_restore(folder: Path, state: Path) -> Budget:
     """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
     bundle = read_client_bundle(folder)
     journal = Journal(state / agent.JOURNAL)
-    again = journal.restore is not None
-    if not again:
+    is_repeated = journal.restore is not None
+    if not is_repeated:
         journal.note(UNPAID)
     journal.close()
-    own = OwnLedger(bundle.state / LEDGERS, device_name(bundle.settings), bundle.policy.cap)
-    return own.charge_restored(again)
+    ledger = DeviceLedger(bundle.state / LEDGERS, device_name(bundle.settings), bundle.policy.cap)
+    return ledger.charge_restored(is_repeated)
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
@@ -266,13 +268,13 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
     if not yes:
         print(
             f"would stop the agent and remove {folder}, its keys and {state}; confirm with --yes. The device then needs "
-            f"new keys to take part{_of_ledgers(state, ledgers)}",
+            f"new keys to take part{_ledgers_clause(state, ledgers)}",
             file=sys.stderr,
         )
         return REFUSED
     _remove_unit(folder)
     _stop(state)
-    with agent.alone(state):
+    with agent.exclusive_lock(state):
         _empty(state, set() if ledgers else WITH_LEDGERS)
         for path in folder.iterdir():
             if not state.resolve().is_relative_to(path.resolve()):
@@ -281,7 +283,7 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
     for path in (state, folder):
         with suppress(OSError):  # ledgers, or what is not ours
             path.rmdir()
-    print(f"{folder}: uninstalled{_of_ledgers(state, ledgers)}")
+    print(f"{folder}: uninstalled{_ledgers_clause(state, ledgers)}")
     return 0
 
 
@@ -290,16 +292,16 @@ def state_of(folder: Path) -> Path:
     return folder / read_device_file(folder).state
 
 
-def _of_ledgers(state: Path, ledgers: bool) -> str:
-    kept = state / LEDGERS
+def _ledgers_clause(state: Path, ledgers: bool) -> str:
+    folder = state / LEDGERS
     if ledgers:
         return f"; its ledgers as well ({WHAT_LEDGERS_ARE})"
-    return f"; the ledgers stay in {kept}" if kept.exists() else ""
+    return f"; the ledgers stay in {folder}" if folder.exists() else ""
 
 
-def _empty(state: Path, kept: Collection[str]) -> None:
+def _empty(state: Path, kept_files: Collection[str]) -> None:
     for path in state.iterdir():
-        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept:
+        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept_files:
             _remove(path)
 
 
@@ -324,8 +326,8 @@ def _stop(state: Path) -> None:
 
 def _remove_unit(folder: Path) -> None:
     """Disable and remove the unit that was copied from this bundle."""
-    own, installed = folder / UNIT, UNIT_FOLDER / UNIT
-    if not installed.exists() or not own.exists() or own.read_bytes() != installed.read_bytes():
+    shipped, installed = folder / UNIT, UNIT_FOLDER / UNIT
+    if not installed.exists() or not shipped.exists() or shipped.read_bytes() != installed.read_bytes():
         return
     if systemctl := shutil.which("systemctl"):
         subprocess.run([systemctl, "disable", "--now", UNIT], check=False)

@@ -37,9 +37,9 @@ def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
     Raises:
       Refusal: it does not follow, or the file cannot be written.
     """
-    held, key = bundle.identity.roster, bundle.identity.key
-    if roster.hash != held.hash and not roster.follows(held):
-        remedy = f"does not follow from version {held.version}, which this device has: ask the authority"
+    current, key = bundle.identity.roster, bundle.identity.key
+    if roster.hash != current.hash and not roster.follows(current):
+        remedy = f"does not follow from version {current.version}, which this device has: ask the authority"
         raise Refusal("roster", f"version {roster.version}", remedy)
     public, signature = public_of(key).hex(), cosign(roster, key).hex()
     signed = Cosignature(bundle.settings.name, roster.version, roster.hash.hex(), public, signature)
@@ -55,13 +55,13 @@ def read_cosignature(path: Path, roster: Roster) -> Cosignature:
     Raises:
       Refusal: the file is not a co-signature, is for another roster, or its signature is invalid.
     """
-    found = read_toml(Cosignature, path)
-    if (found.version, found.hash) != (roster.version, roster.hash.hex()):
-        remedy = (
-            f"is for a roster other than this desk's version {roster.version}; ask {found.name} to sign that"
-        )
+    cosignature = read_toml(Cosignature, path)
+    if (cosignature.version, cosignature.hash) != (roster.version, roster.hash.hex()):
+        remedy = f"is for a roster other than this desk's version {roster.version}; ask {cosignature.name} to sign that"
         raise Refusal("cosignature", str(path), remedy)
-    given = {bytes.fromhex(found.public): bytes.fromhex(found.signature)}
-    if not cosigned_by(roster, given):
-        raise Refusal("cosignature", str(path), f"was not made by the key that it names; ask {found.name}")
-    return found
+    signatures = {bytes.fromhex(cosignature.public): bytes.fromhex(cosignature.signature)}
+    if not cosigned_by(roster, signatures):
+        raise Refusal(
+            "cosignature", str(path), f"was not made by the key that it names; ask {cosignature.name}"
+        )
+    return cosignature

@@ -34,7 +34,7 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
-from ...messages.secure_wire import read_place, roster_of
+from ...messages.secure_wire import read_position, roster_of
 from ...messages.training_order import (
     ENCRYPTED_MODES,
     ModeName,
@@ -45,25 +45,25 @@ from ...messages.training_order import (
 )
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.book import BookedRelease, book_at, run_of
 from ...privacy.ledger.caps import CapEnded, lowered
+from ...privacy.ledger.ledger_state import LedgerRelease, run_of, state_at
 from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.inquiry import Inquiry
-from ...questions.answers import Measured, answered, evaluated
+from ...questions.answers import Measured, answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
+from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
-from .held_model import FILE, HeldModel
-from .known_heads import LedgerHeads
-from .order_policy import accepted
-from .own_arm import require_own
-from .own_ledger import OwnLedger
+from .last_model import FILE, LastModel
+from .ledger_heads import LedgerHeads
+from .log_copy import Forked, LogCopy, expected_entries
+from .order_policy import accept_order
 from .receipts import LEDGERS
-from .seen_log import Forked, SeenLog, told_in
+from .run_arms import require_arm
 from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch
@@ -103,8 +103,8 @@ class Device:
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
     @cached_property
-    def _log(self) -> SeenLog:
-        return SeenLog(self.bundle.state, self.bundle.settings.federation, self.bundle.roots)
+    def _log(self) -> LogCopy:
+        return LogCopy(self.bundle.state, self.bundle.settings.federation, self.bundle.roots)
 
     @cached_property
     def _heads(self) -> LedgerHeads:
@@ -112,8 +112,8 @@ class Device:
 
     @cached_property
     def _quotes(self) -> ServerQuotes:
-        own = self.bundle
-        return ServerQuotes(own.policy.attest, own.roots, own.settings.federation)
+        bundle = self.bundle
+        return ServerQuotes(bundle.policy.attest, bundle.roots, bundle.settings.federation)
 
     @property
     def ledgers(self) -> Path:
@@ -121,9 +121,9 @@ class Device:
         return self.bundle.state / LEDGERS
 
     @property
-    def own_ledger(self) -> OwnLedger:
+    def ledger(self) -> DeviceLedger:
         """Ledger of the device's releases as a client."""
-        return OwnLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap)
+        return DeviceLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap)
 
     @property
     def memory(self) -> Path:
@@ -131,17 +131,17 @@ class Device:
         return self.bundle.state / "node"
 
     @property
-    def held(self) -> HeldModel:
+    def last_model(self) -> LastModel:
         """Last received model, from which the server may send differences."""
-        return HeldModel(self.bundle.state / FILE)
+        return LastModel(self.bundle.state / FILE)
 
     def answer(self, message: Message) -> Message:
         """Return the reply to one message; a failure sends only a code."""
         with self._one_at_a_time:
             try:
                 return self._answer(message)
-            except NotTrained as said:
-                return Message(Error(said.code, "the client did not train"), reply_to=message)
+            except NotTrained as refusal:
+                return Message(Error(refusal.code, "the client did not train"), reply_to=message)
             except Exception as error:
                 if isinstance(error, OSError) or disk_failed(error):
                     mend = disk_remedy(error) or "mend it"
@@ -150,26 +150,26 @@ class Device:
                 logger.exception("a message could not be answered")
                 return Message(Error(wire.FAILED, "the client failed"), reply_to=message)
 
-    def why_not(self) -> str:
+    def ineligibility(self) -> str:
         """Return a short reason why the device does not train now; empty if it does."""
-        early = before_its_time(self.bundle)
+        early = clock_fault(self.bundle)
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
     def _answer(self, message: Message) -> Message:
         if message.metadata.message_type != "train" or wire.SPEC_RECORD not in message.content:
             raise NotTrained(wire.FAILED)
-        if before_its_time(self.bundle):
+        if clock_fault(self.bundle):
             raise NotTrained(wire.NOT_READY)
-        message, told = self.held.whole(message)
+        message, statement = self.last_model.with_whole_model(message)
         # New work, or a commitment to it: existing commitments are always kept.
         work = records_of(message.content, ArrayRecord)
-        if (work or read_place(message.content).exchange is Exchange.PROPOSAL) and self.why_not():
+        if (work or read_position(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
             raise NotTrained(wire.NOT_ELIGIBLE)
         self.check_log(message.content)
-        with _refusing(wire.OWNERS_POLICY, level=logging.ERROR):
+        with _declining(wire.OWNERS_POLICY, level=logging.ERROR):
             self.server_quotes.check(message.content)
         self._renew_roster(message.content)
-        with _refusing(wire.RESTORED, level=logging.ERROR):
+        with _declining(wire.RESTORED, level=logging.ERROR):
             self._heads.require()
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
@@ -179,10 +179,10 @@ class Device:
         after = config_of(context.state, STATE_RECORD).get(STATE, b"")
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
-        with _refusing(wire.NOT_READY, level=logging.ERROR):
+        with _declining(wire.NOT_READY, level=logging.ERROR):
             self._heads.keep()
         reply = self._asking_for_quote(message, reply)
-        return reply if told is None else self.held.keep(message, told, reply)
+        return reply if statement is None else self.last_model.keep(message, statement, reply)
 
     def check_log(self, content: RecordDict) -> None:
         """Compare the server's log in an instruction with this device's copy, and store it.
@@ -191,15 +191,16 @@ class Device:
           NotTrained: FORKED if it is another log; FAILED if it does not contain the instruction's entries, too few of
             the owner's witnesses co-signed its head, or there is none.
         """
-        own = self.bundle
-        with _refusing(wire.FAILED, level=logging.ERROR):
-            self._log.ca = own.roots  # which change when a rollover is followed, and when its overlap ends
-            told = log_of(content)
-            if told is not None:
-                self._log.check(told, *told_in(content, *own.authority.keys(time.time())), own.policy)
-            elif own.policy.require_log or own.policy.witnessed_by_at_least or self._log.head is not None:
+        bundle, policy = self.bundle, self.bundle.policy
+        with _declining(wire.FAILED, level=logging.ERROR):
+            self._log.ca = bundle.roots  # which change when a rollover is followed, and when its overlap ends
+            statement = log_of(content)
+            if statement is not None:
+                entries = expected_entries(content, *bundle.authority.keys(time.time()))
+                self._log.check(statement, *entries, policy)
+            elif policy.require_log or policy.witnessed_by_at_least or self._log.head is not None:
                 remedy = "the server sent no log; update the server, or ask its operator why there is none"
-                raise Refusal("require_log", own.policy.require_log, remedy)
+                raise Refusal("require_log", policy.require_log, remedy)
 
     @property
     def server_quotes(self) -> ServerQuotes:
@@ -216,7 +217,7 @@ class Device:
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt a proposal's roster if the authority signed it and it is newer than the device's."""
         if (signed := roster_of(content)) is not None:
-            with _refusing(wire.FAILED):
+            with _declining(wire.FAILED):
                 self.bundle = renew_roster(self.bundle, signed)
 
     def _update(self, message: Message, context: Context) -> Message:
@@ -228,27 +229,27 @@ class Device:
 
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
-        order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
+        order, cost = accept_order(content, terms, self.bundle.policy, self.count is not None)
         if order.arm is not None:
-            own = self.bundle
-            with _refusing(wire.OWNERS_POLICY, "an order is not followed: "):
-                require_own(order.arm, own.settings.name, people_call(order.run), own.state)
-        if terms is not None and self._changed_since(order, terms):
+            bundle = self.bundle
+            with _declining(wire.OWNERS_POLICY, "an order is not followed: "):
+                require_arm(order.arm, bundle.settings.name, people_call(order.run), bundle.state)
+        if terms is not None and self._roster_changed(order, terms):
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
             raise NotTrained(wire.FAILED)
-        with _refusing(wire.FAILED, "an order cannot be followed: "):
+        with _declining(wire.FAILED, "an order cannot be followed: "):
             self.prepare(order, released_of(content))
         _, number = wire.read_round(content)
         if question_of(content):
             self._noise.clear()  # the plan did not include the answer
-        attempt, own = wire.read_attempt(content), self.own_ledger
-        with nullcontext() if cost is None else own.charged(order.run, number, attempt, cost):
+        attempt = wire.read_attempt(content)
+        with nullcontext() if cost is None else self.ledger.charged(order.run, number, attempt, cost):
             yield
 
-    def _changed_since(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
+    def _roster_changed(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
         """Return whether roster and terms disagree on which clients may train on a person."""
-        asked = order.record
-        chooses = asked is not None and asked.clients_per_person is not None
+        record = order.record
+        chooses = record is not None and record.clients_per_person is not None
         return chooses and terms.roster_hash != self.bundle.identity.roster.hash
 
     def _trained(self, message: Message, context: Context) -> Message:
@@ -258,12 +259,12 @@ class Device:
         return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)
 
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
-        asked = question_of(message.content)
-        if isinstance(asked, Evaluation):
-            return evaluated(message, asked, self.evaluate(message, asked))
-        if asked is not None:
-            table = self.columns(message.content, asked)
-            return answered(message, asked, table, Randomness(None).stream("question noise"))
+        request = question_of(message.content)
+        if isinstance(request, Evaluation):
+            return answer_evaluation(message, request, self.evaluate(message, request))
+        if request is not None:
+            table = self.columns(message.content, request)
+            return answer_inquiry(message, request, table, Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
@@ -273,7 +274,7 @@ class Device:
           NotTrained: BUDGET_SPENT if the owner's cap has expired, or too little of the budget is left; NOT_READY if the
             ledger cannot be read; NO_EXAMPLES if the owner has none.
         """
-        options = {**self.settings.task_options, **order.told_to_task}
+        options = {**self.settings.task_options, **order.task_options}
         settings = replace(
             self.settings,
             training=order.training,
@@ -281,20 +282,20 @@ class Device:
             group_equal_rows=order.group_equal_rows,
             task_options=options,
         )
-        asked = order.record
-        if asked is None:
+        record = order.record
+        if record is None:
             return settings
-        if asked.sample_rate is not None:
-            own = self.bundle.identity
-            nodes = tuple(member.node for member in own.roster.members)
-            return replace(settings, step=StepTerms(asked, own.node, nodes))
+        if record.sample_rate is not None:
+            identity = self.bundle.identity
+            nodes = tuple(member.node for member in identity.roster.members)
+            return replace(settings, step=StepTerms(record, identity.node, nodes))
         assert self.count is not None  # otherwise the owner's policy would have refused
-        records = self.count(asked.per_person)
+        records = self.count(record.per_person)
         if not records:
             if order.privacy is ModeName.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with a zero update
-        return replace(settings, record=self._record(asked, records, settings, people_call(order.run)))
+        return replace(settings, record=self._record(record, records, settings, people_call(order.run)))
 
     def _record(self, order: RecordTerms, records: int, settings: ClientSettings, run: str) -> RecordPrivacy:
         try:
@@ -305,15 +306,15 @@ class Device:
         limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
         record = RecordPrivacy(replace(order, **limits), (), str(self.ledgers))
         try:
-            self.own_ledger.charge_records(record.terms.budget)
+            self.ledger.charge_records(record.terms.budget)
         except Refusal as refusal:
             logger.warning("%s", refusal)
             raise NotTrained(wire.NOT_READY) from refusal
         plan = (record, records, settings.training, order.participations, run)
         if plan not in self._noise:
             self._noise[plan] = self._planned(record, records, settings, order.participations, run)
-        least = self.bundle.policy.minimum_noise_multiplier / order.adjacency.distance
-        return replace(record, noise_by_records=((0, max(self._noise[plan], least)),))
+        min_noise = self.bundle.policy.minimum_noise_multiplier / order.adjacency.distance
+        return replace(record, noise_by_records=((0, max(self._noise[plan], min_noise)),))
 
     def _planned(
         self, record: RecordPrivacy, records: int, settings: ClientSettings, participations: int, run: str
@@ -325,15 +326,15 @@ class Device:
         """
         from ...strategies.record_plan import calibrated_noise
 
-        def is_own(booked: BookedRelease) -> bool:
+        def is_of_run(booked: LedgerRelease) -> bool:
             return booked.source is None and people_call(run_of(booked.entry)) == run
 
         try:
-            book = book_at(record.ledger_path(settings.device or ""))
+            book = state_at(record.ledger_path(settings.device or ""))
             # The model is all releases; of sums of whole clients a trusted server is charged nothing.
-            prior = book.events(Adversary.MODEL, lambda each: not is_own(each))
-            asked = book.events(Adversary.MODEL, lambda each: is_own(each) and is_question(each))
-            return calibrated_noise(record, records, settings, participations, prior, beside=asked)
+            prior = book.events(Adversary.MODEL, lambda each: not is_of_run(each))
+            questions = book.events(Adversary.MODEL, lambda each: is_of_run(each) and is_question(each))
+            return calibrated_noise(record, records, settings, participations, prior, other_events=questions)
         except Refusal as refusal:
             if refusal.field not in ("ledger", "target_epsilon"):
                 raise
@@ -342,7 +343,7 @@ class Device:
 
 
 @contextmanager
-def _refusing(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
+def _declining(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
     """Log a refusal, of which only a code is sent; behind one of the disk or the system the device is not ready."""
     try:
         yield
@@ -385,8 +386,8 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
     def evaluate(message: Message, evaluation: Evaluation) -> HeldOutMeans | None:
         order = read_order(message.content)
         assert order is not None
-        _, held = linear.parts_of(table, evaluation.share, order.group_equal_rows)
-        return linear.measured(message, held, evaluation)
+        _, held_out = linear.parts_of(table, evaluation.share, order.group_equal_rows)
+        return linear.measure(message, held_out, evaluation)
 
     def columns(content: RecordDict, inquiry: Inquiry) -> Table:
         del content, inquiry
@@ -403,38 +404,38 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import kept, names_of
-    from .benches import benches_of, key_of
+    from .order_contexts import create_contexts, key_of
 
     check_device(settings.accelerator, ACCELERATOR)
     choice = bundle.settings.task
     if choice.name == TABLES:
         schema = bundle.folder / str(choice.options.get("schema", SCHEMA))
-        own_tables = {"data": str(bundle.folder / str(choice.data)), "schema": str(schema)}
-        settings = replace(settings, task_options={**choice.options, **own_tables})
+        table_paths = {"data": str(bundle.folder / str(choice.data)), "schema": str(schema)}
+        settings = replace(settings, task_options={**choice.options, **table_paths})
         choice = replace(choice, client=0)
-    bench, holding, agreement = benches_of(settings)
+    bench, context_for, agreement = create_contexts(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
     bench.require_base()  # of the model, which is made here: one that cannot be is refused now
 
     def train(message: Message, settings: ClientSettings) -> Message:
-        alone, scaling = settings.step is not None, key_of(settings.task_options)
-        own = holding(settings.held_out, alone, settings.group_equal_rows, scaling)
-        reply = train_round(message, choice.client, own, settings)
+        per_record, scaling = settings.step is not None, key_of(settings.task_options)
+        context = context_for(settings.held_out, per_record, settings.group_equal_rows, scaling)
+        reply = train_round(message, choice.client, context, settings)
         give_back()  # the gradients, before a vector is made
         return reply
 
     def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:
         order = read_order(message.content)
         assert order is not None
-        alone, scaling = evaluation.unit is Unit.RECORD, key_of(order.told_to_task)
-        own = holding(evaluation.share, alone, order.group_equal_rows, scaling)
-        return measured_at(own, choice.client, message.content, evaluation)
+        per_record, scaling = evaluation.unit is Unit.RECORD, key_of(order.task_options)
+        context = context_for(evaluation.share, per_record, order.group_equal_rows, scaling)
+        return measured_at(context, choice.client, message.content, evaluation)
 
-    _check_own(bench.task, choice.client)
+    _check_data(bench.task, choice.client)
 
     def prepare(order: TrainingOrder, released: bytes | None = None) -> None:
-        if order.agreement != agreement(key_of(order.told_to_task)):
+        if order.agreement != agreement(key_of(order.task_options)):
             remedy = "the server has another schema or model; take both from the same fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
         level = order.record
@@ -450,40 +451,40 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
         bundle,
         settings,
         train,
-        lambda most: len(kept(data_of(bench.task, choice.client), most)),
+        lambda max_per_person: len(kept(data_of(bench.task, choice.client), max_per_person)),
         prepare,
         partial(table_of, bench, choice.client),
         evaluate,
     )
 
 
-def _check_own(task: Task, client: int) -> None:
+def _check_data(task: Task, client: int) -> None:
     """Refuse unusable data of the owner, when the client starts and before any charge."""
     from ...tasks.data import check_data, check_taken, data_of, data_of_all
     from ...tasks.own_scale import SAID, own_scale
     from ...tasks.protocol import own_training
 
-    data, whose = data_of(task, client), f"client {client}"
-    check_data(data, whose)
+    data, client_name = data_of(task, client), f"client {client}"
+    check_data(data, client_name)
     if scale := own_scale(lambda: [data_of_all(task, client)]):  # in the device's own log alone
         logger.warning("columns of this device's data %s", SAID.format(scale))
     if own_training(task) is None:
-        check_taken(data, whose, task.model().eval(), task.loss)
+        check_taken(data, client_name, task.model().eval(), task.loss)
 
 
-def device_name(own: DeviceFile) -> str:
+def device_name(device: DeviceFile) -> str:
     """Return the device's name on its ledgers: SHA-256 of the federation's name and its own, in hexadecimal."""
-    return hashlib.sha256(f"{own.federation}/{own.name}".encode()).hexdigest()
+    return hashlib.sha256(f"{device.federation}/{device.name}".encode()).hexdigest()
 
 
-def before_its_time(bundle: ClientBundle) -> str:
+def clock_fault(bundle: ClientBundle) -> str:
     """Return a sentence if the clock is before the issue date of this node's certificate; else nothing."""
-    began = _began(bundle.credentials.certificate)
-    if time.time() >= began.timestamp():
+    valid_from = _valid_from(bundle.credentials.certificate)
+    if time.time() >= valid_from.timestamp():
         return ""
-    return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {began:%Y-%m-%d %H:%M}"
+    return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {valid_from:%Y-%m-%d %H:%M}"
 
 
 @lru_cache(maxsize=4)  # called for every message
-def _began(certificate: bytes) -> datetime:
+def _valid_from(certificate: bytes) -> datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_before_utc

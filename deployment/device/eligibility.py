@@ -53,8 +53,8 @@ def _on_mains_power(root: Path) -> bool:
 
 def _hottest_celsius(root: Path) -> float:
     """Return the temperature of the hottest thermal zone; minus infinity if none can be read."""
-    found = [_text(zone) for zone in root.glob("sys/class/thermal/thermal_zone*/temp")]
-    return max((int(text) / 1000 for text in found if text.lstrip("-").isdigit()), default=-math.inf)
+    readings = [_text(zone) for zone in root.glob("sys/class/thermal/thermal_zone*/temp")]
+    return max((int(text) / 1000 for text in readings if text.lstrip("-").isdigit()), default=-math.inf)
 
 
 def _free_mebibytes(root: Path) -> float:

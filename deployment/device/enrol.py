@@ -38,7 +38,7 @@ logger = logging.getLogger("fedveil.client")
 MAKING = "enrolling"  # folder of the keys before their admission
 ENROLLED = "enrolled"  # file with the token's lock
 ASK_SECONDS = 5.0  # between two polls for the authority's answer
-WHY = {
+REASONS = {
     "unknown": "is not known there: it was withdrawn or replaced; ask for a new one",
     "ended": "has ended; ask for a new one",
     "used": "was used by another device: tell the operator, and ask for a new one",
@@ -70,14 +70,14 @@ def enrol(
         return True
     _check_folder(token, folder)
     request, enrolment = _request_in(token, folder)
-    end, before = time.monotonic() + wait, ""
+    end, reported = time.monotonic() + wait, ""
     while True:
-        state = _asked(token, folder, request, enrolment)
+        state = _poll(token, folder, request, enrolment)
         if state is None:
             return True
-        if state != before:
+        if state != reported:
             notify(state)
-            before = state
+            reported = state
         if time.monotonic() + ASK_SECONDS > end:
             return False
         time.sleep(ASK_SECONDS)
@@ -99,7 +99,7 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
     return request, enrolment
 
 
-def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:
+def _poll(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:
     """Ask once; return None once the device is admitted, and otherwise the pending step, in words."""
     try:
         ca, authority = authority_of(token)
@@ -109,10 +109,10 @@ def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> 
         remedy = f"has no certificate of the authority for that name ({error.verify_message})"
         raise Refusal("server", token.address, remedy) from None
     except OSError as error:
-        said = error.strerror or error
-        return f"no server answers at {token.address} ({said}): fedveil server enrol FOLDER must run there"
-    if reply.state in WHY:
-        raise Refusal("token", token.name, WHY[reply.state])
+        reason = error.strerror or error
+        return f"no server answers at {token.address} ({reason}): fedveil server enrol FOLDER must run there"
+    if reply.state in REASONS:
+        raise Refusal("token", token.name, REASONS[reply.state])
     if reply.state != "admitted":
         return "asked; the authority has not answered yet"
     files = read_admission(reply.answer, authority, token.name, enrolment.identity)
@@ -134,8 +134,8 @@ def _check_authority(token: Token, folder: Path, authority: bytes) -> None:
     That is the one in the policy, or the one to which rollovers have led that the device follows.
     """
     if (folder / DEVICE_FILE).exists():
-        held = read_pinned(folder).authority
-        if authority[:KEY_BYTES] not in {key[:KEY_BYTES] for key in held.keys(time.time())}:
+        trusted_authority = read_pinned(folder).authority
+        if authority[:KEY_BYTES] not in {key[:KEY_BYTES] for key in trusted_authority.keys(time.time())}:
             remedy = (
                 f"is of another authority than {folder / POLICY} names; enrol into another folder or, if its holder "
                 f"replaced it, first: fedveil client authority {folder} --rollover rollovers.json"
@@ -147,8 +147,8 @@ def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes
     """Make the whole bundle beside the device's, read it, and replace that; a later call repeats what was cut short."""
     making = folder / MAKING
     with refusing("folder", folder, "cannot be written"):
-        kept = {name: read_file(folder / name) for name in OWNERS if (folder / name).exists()}
-        replace_files(making, {**files, **kept, ROSTER: roster}, PUBLIC)
+        owners_files = {name: read_file(folder / name) for name in OWNERS if (folder / name).exists()}
+        replace_files(making, {**files, **owners_files, ROSTER: roster}, PUBLIC)
         replace_file(making / ENROLLED, lock_of(token.door).encode())
     read_client_bundle(making, folder)
     replace_bundle(folder, making)

@@ -156,12 +156,12 @@ def parse_request(data: bytes, where: str) -> Enrolment:
         if len(post_quantum) not in (0, ML_DSA_KEY_BYTES):
             raise ValueError("its ML-DSA key has the wrong length")
         certificate = x509.load_pem_x509_csr(request.tls.encode())
-        public, own_key = certificate.public_key(), certificate.is_signature_valid
+        public, is_self_signed = certificate.public_key(), certificate.is_signature_valid
         node = load_ssh_public_key(request.supernode.encode())
     except Exception as error:  # noqa: BLE001 (cryptography's readers document no closed set)
         raise Refusal("request", where, f"is damaged ({error}); make another on the device") from None
     curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
-    if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not own_key:
+    if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not is_self_signed:
         raise Refusal("request", where, "holds keys of other kinds, or keys of another device; make another")
     tls = cast(EllipticCurvePublicKey, public)
     return Enrolment(request.name, identity, tls, request.supernode, post_quantum)
@@ -172,10 +172,15 @@ def _request(keys: Keys, name: str) -> dict[str, str]:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     tls = builder.sign(keys.tls, SHA256()).public_bytes(Encoding.PEM).decode()
-    asked = {"name": name, "identity": enrolment.identity.hex(), "tls": tls, "supernode": enrolment.supernode}
+    fields = {
+        "name": name,
+        "identity": enrolment.identity.hex(),
+        "tls": tls,
+        "supernode": enrolment.supernode,
+    }
     if enrolment.post_quantum:
-        asked["post_quantum"] = enrolment.post_quantum.hex()
-    return {**asked, "signature": sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()}
+        fields["post_quantum"] = enrolment.post_quantum.hex()
+    return {**fields, "signature": sign(keys.identity, _CONTEXT, _body(*fields.values())).hex()}
 
 
 def _body(*request: str) -> bytes:

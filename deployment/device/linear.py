@@ -21,7 +21,7 @@ from ...messages.training_order import TrainingOrder
 from ...messages.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
-from ...privacy.statistics.held_rows import hashes_of_rows, held_rows
+from ...privacy.statistics.holdout import hashes_of_rows, holdout_mask
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -95,13 +95,15 @@ def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = Fals
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])
-    held = held_rows(
+    held_out_rows = holdout_mask(
         hashes_of_rows([table.inputs, table.targets]), held_out, group_equal_rows=group_equal_rows
     )
-    return Table(table.inputs[~held], table.targets[~held]), Table(table.inputs[held], table.targets[held])
+    return Table(table.inputs[~held_out_rows], table.targets[~held_out_rows]), Table(
+        table.inputs[held_out_rows], table.targets[held_out_rows]
+    )
 
 
-def measured(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
+def measure(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
     """Return the measurement of an instruction's model on held-out examples; None if there are none.
 
     Raises:

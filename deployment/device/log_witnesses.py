@@ -14,7 +14,7 @@ from ...links.cosigned_heads import FILE, cosigned_in
 from ...links.log_export import covers
 from ...links.tree_head import TreeHead
 from ...privacy.merkle import root_of
-from ...privacy.witness import TWO_BRANCHES, HeadCosignature, kept_cosignatures, newest, read_cosignature
+from ...privacy.witness import TWO_BRANCHES, HeadCosignature, format_cosignatures, newest, read_cosignature
 from .owner_policy import OwnerPolicy
 
 logger = logging.getLogger("fedveil.client")
@@ -22,7 +22,7 @@ logger = logging.getLogger("fedveil.client")
 BRANCHES = "log.witness.json"
 
 
-def cosigned_seen(state: Path) -> tuple[HeadCosignature, ...]:
+def stored_cosignatures(state: Path) -> tuple[HeadCosignature, ...]:
     """Return the newest co-signature that a device has seen of each of its owner's witnesses.
 
     Raises:
@@ -31,15 +31,15 @@ def cosigned_seen(state: Path) -> tuple[HeadCosignature, ...]:
     return cosigned_in(state, "remove it")
 
 
-def keep_cosigned(state: Path, given: Sequence[HeadCosignature]) -> None:
+def store_cosignatures(state: Path, cosignatures: Sequence[HeadCosignature]) -> None:
     """Store co-signatures, of each key the one with the most entries."""
-    before = cosigned_seen(state)
-    kept = newest((*before, *given))
-    if kept != before:
-        replace_file(state / FILE, kept_cosignatures(kept))
+    stored = stored_cosignatures(state)
+    newest_ones = newest((*stored, *cosignatures))
+    if newest_ones != stored:
+        replace_file(state / FILE, format_cosignatures(newest_ones))
 
 
-def witnessed(
+def require_witnesses(
     state: Path, head: TreeHead, leaves: Sequence[bytes], texts: Sequence[str], policy: OwnerPolicy
 ) -> tuple[HeadCosignature, ...]:
     """Return the co-signatures of the owner's witnesses under a head, each key once.
@@ -56,29 +56,33 @@ def witnessed(
       OSError: evidence cannot be stored.
     """
     names = {public: name for name, public in policy.witnesses.items()}
-    given: list[HeadCosignature] = []
+    cosignatures: list[HeadCosignature] = []
     for text in texts:
         with suppress(Refusal):
             each = read_cosignature(text)
             if each.public in names and each.federation == head.federation and each.holds:
-                given.append(each)
-    own = newest(each for each in given if (each.size, each.root) == (head.size, head.root))
-    for each in given:
-        if each not in own and each.size <= len(leaves) and not covers(each, head.federation, leaves):
-            _refuse_branch(state, names[each.public], each, (*cosigned_seen(state), *own), leaves)
-    signers = sorted(names[each.public] for each in own)
+                cosignatures.append(each)
+    of_head = newest(each for each in cosignatures if (each.size, each.root) == (head.size, head.root))
+    for each in cosignatures:
+        if each not in of_head and each.size <= len(leaves) and not covers(each, head.federation, leaves):
+            _refuse_branch(state, names[each.public], each, (*stored_cosignatures(state), *of_head), leaves)
+    signers = sorted(names[each.public] for each in of_head)
     if len(signers) < policy.witnessed_by_at_least:
         remedy = f"is co-signed by {', '.join(signers) or 'none'} of [witnesses], and witnessed_by_at_least="
         remedy += f"{policy.witnessed_by_at_least}; ask the server's operator for its witnesses"
         raise Refusal("log", f"head of {head.size} entries", remedy)
-    return own
+    return of_head
 
 
 def _refuse_branch(
-    state: Path, name: str, other: HeadCosignature, own: Sequence[HeadCosignature], leaves: Sequence[bytes]
+    state: Path,
+    name: str,
+    other: HeadCosignature,
+    of_head: Sequence[HeadCosignature],
+    leaves: Sequence[bytes],
 ) -> NoReturn:
     """Store a witness's co-signature of another branch with its own of this log, if any, and refuse."""
-    here = next((each for each in own if each.public == other.public and each.size >= other.size), None)
+    here = next((each for each in of_head if each.public == other.public and each.size >= other.size), None)
     this = f"{other.size} entries, root {root_of(leaves[: other.size]).hex()}, in this log"
     remedy = (
         f"{'has co-signed another branch' if here is None else TWO_BRANCHES}: {other}; and {here or this}"

@@ -27,7 +27,7 @@ from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
-from ...questions.wire import Asked, own_noise_of, question_of
+from ...questions.wire import Request, client_noise_of, question_of
 from .owner_policy import OwnerPolicy
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees this c
 
 
 @dataclass(frozen=True)
-class Charged:
+class Cost:
     """Cost of one vector to the client, or to each of its records.
 
     Attributes:
@@ -57,7 +57,7 @@ class Charged:
     event: Gaussian | DpEvent
     adversaries: tuple[Adversary, ...]
     budget: Budget | None = None
-    inquiry: Asked | None = None
+    inquiry: Request | None = None
     is_of_records: bool = False
 
 
@@ -72,20 +72,20 @@ class Instruction:
       order: of the training.
       spec: of the sum.
       inquiry: that is to be answered; None for training.
-      own_noise: that the client adds to its answer by itself; None where the sum has the noise.
+      client_noise: that the client adds to its answer by itself; None where the sum has the noise.
     """
 
     content: RecordDict
     terms: AttemptTerms | None
     order: TrainingOrder
     spec: SumSpec
-    inquiry: Asked | None
-    own_noise: float | None
+    inquiry: Request | None
+    client_noise: float | None
 
 
-def accepted(
+def accept_order(
     content: RecordDict, terms: AttemptTerms | None, policy: OwnerPolicy, can_protect_records: bool
-) -> tuple[TrainingOrder, Charged | None]:
+) -> tuple[TrainingOrder, Cost | None]:
     """Return an instruction's order and its cost to the client.
 
     Args:
@@ -105,10 +105,10 @@ def accepted(
         order = read_order(content)
         if order is None:
             raise Refusal("order", None, "this server sent no training order")
-        spec, inquiry, own_noise = sum_spec_of(content), question_of(content), own_noise_of(content)
-        instruction = Instruction(content, terms, order, spec, inquiry, own_noise)
-        for field, value, why in _violations(instruction, policy, can_protect_records):
-            raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
+        spec, inquiry, client_noise = sum_spec_of(content), question_of(content), client_noise_of(content)
+        instruction = Instruction(content, terms, order, spec, inquiry, client_noise)
+        for field, value, limit in _violations(instruction, policy, can_protect_records):
+            raise Refusal(field, value, f"the owner's policy does not allow it: {limit}")
         _check_purposes(instruction, policy)
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
@@ -116,7 +116,7 @@ def accepted(
     return order, _cost(instruction)
 
 
-def _cost(instruction: Instruction) -> Charged | None:
+def _cost(instruction: Instruction) -> Cost | None:
     """Return what an instruction costs the client; None if records are protected instead of it."""
     order, terms, inquiry = instruction.order, instruction.terms, instruction.inquiry
     record = order.record
@@ -125,15 +125,15 @@ def _cost(instruction: Instruction) -> Charged | None:
 
         sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
-        return Charged(event, tuple(Adversary), record.budget, inquiry)
+        return Cost(event, tuple(Adversary), record.budget, inquiry)
     if terms and order.privacy is ModeName.CLIENT_DISTRIBUTED:
-        return Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
-    if inquiry and record and instruction.own_noise is not None:  # a number that costs, whatever it is
-        return Charged(Gaussian(instruction.own_noise), tuple(Adversary), record.budget, inquiry)
+        return Cost(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
+    if inquiry and record and instruction.client_noise is not None:  # a number that costs, whatever it is
+        return Cost(Gaussian(instruction.client_noise), tuple(Adversary), record.budget, inquiry)
     if order.client is None:
         return None
-    paid = bool(record) and not inquiry  # records pay for their own steps, before those are summed
-    return Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, None, inquiry, paid)
+    is_of_records = bool(record) and not inquiry  # records pay for their own steps, before those are summed
+    return Cost(Gaussian(noise_over_clip(order.client)), TRUSTED, None, inquiry, is_of_records)
 
 
 def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
@@ -143,11 +143,11 @@ def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
       Refusal: naming the purpose, or the part that does not belong to the question.
     """
     order, spec, inquiry = instruction.order, instruction.spec, instruction.inquiry
-    asked = [each.purpose for each in spec.segments if each.purpose != TRAINING]
-    for purpose in asked if inquiry is None else [*asked, inquiry.purpose]:
+    purposes = [each.purpose for each in spec.segments if each.purpose != TRAINING]
+    for purpose in purposes if inquiry is None else [*purposes, inquiry.purpose]:
         if purpose not in policy.purposes:
-            known = ", ".join(policy.purposes) or "none"
-            raise Refusal("purpose", purpose, f"the owner's policy allows questions for: {known}")
+            allowed = ", ".join(policy.purposes) or "none"
+            raise Refusal("purpose", purpose, f"the owner's policy allows questions for: {allowed}")
     if inquiry is None:
         return
     if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
@@ -157,22 +157,22 @@ def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
         raise Refusal("per_person", order.record.per_person, remedy)
     if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:
         raise Refusal("held_out", order.held_out, "is not the share of the evaluation")
-    if not _is_vector_of(spec, inquiry, order, instruction.own_noise) or order.run != inquiry.name:
+    if not _is_vector_of(spec, inquiry, order, instruction.client_noise) or order.run != inquiry.name:
         raise Refusal("question", inquiry.name, "its vector and run are not those of the question")
 
 
-def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise: float | None) -> bool:
+def _is_vector_of(spec: SumSpec, inquiry: Request, order: TrainingOrder, client_noise: float | None) -> bool:
     """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires."""
     if inquiry.unit is Unit.CLIENT:
-        return spec.segments == inquiry.segments and own_noise is None
+        return spec.segments == inquiry.segments and client_noise is None
     if order.privacy is ModeName.RECORD:
         if isinstance(inquiry, Evaluation):
             return False  # no client adds its own noise to a model's outputs on its records
-        return own_noise is not None and spec.clipping_norm is None and spec.unit_norm is None
-    if own_noise is not None or spec.unit_norm is None or spec.clipping_norm is None:
+        return client_noise is not None and spec.clipping_norm is None and spec.unit_norm is None
+    if client_noise is not None or spec.unit_norm is None or spec.clipping_norm is None:
         return False
-    wanted = inquiry.spec_of_records(spec.unit_norm)
-    return order.sample_rate == 1 and math.isclose(spec.clipping_norm, wanted.clipping_norm or 0.0)
+    expected = inquiry.spec_of_records(spec.unit_norm)
+    return order.sample_rate == 1 and math.isclose(spec.clipping_norm, expected.clipping_norm or 0.0)
 
 
 def noise_over_clip(claim: ClientClaim) -> float:
@@ -184,7 +184,12 @@ def _violations(
     instruction: Instruction, policy: OwnerPolicy, can_protect_records: bool
 ) -> Iterator[tuple[str, object, str]]:
     """Yield the field, its value and the policy's limit, for each limit that an order violates."""
-    order, terms, spec, noise = instruction.order, instruction.terms, instruction.spec, instruction.own_noise
+    order, terms, spec, noise = (
+        instruction.order,
+        instruction.terms,
+        instruction.spec,
+        instruction.client_noise,
+    )
     run, number = read_round(instruction.content)
     epochs = order.training.local_epochs
     if run != order.run or (policy.runs and people_call(run) not in policy.runs):
@@ -193,17 +198,17 @@ def _violations(
         yield "local_epochs", epochs, f"maximum_local_epochs = {policy.maximum_local_epochs}"
     if not _allowed(order.privacy, terms, policy):
         trusted = str(policy.trust_server).lower()
-        why = f"trust_server = {trusted}" if terms is None else "masks require shares of noise, or records"
-        yield "privacy", str(order.privacy), why
+        limit = f"trust_server = {trusted}" if terms is None else "masks require shares of noise, or records"
+        yield "privacy", str(order.privacy), limit
     if order.record and not can_protect_records and not instruction.inquiry:
         yield "record", None, "this client's task cannot protect single records"
     if order.record and order.record.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
         # A client's sampling rate reveals its number of records.
         yield "record.adjacency", str(order.record.adjacency), "the number of records is public"
     if terms is not None:
-        place = (run_number(run), number, read_attempt(instruction.content))
-        if place != (terms.run, terms.round, terms.attempt):
-            yield "terms", place, "the cohort signed other terms"
+        attempt = (run_number(run), number, read_attempt(instruction.content))
+        if attempt != (terms.run, terms.round, terms.attempt):
+            yield "terms", attempt, "the cohort signed other terms"
         if (spec.unit_norm is not None) != (order.privacy in STEP_MODES):
             yield "unit_norm", spec.unit_norm, f"is not of privacy={order.privacy}"
         yield from _too_long(spec, policy)

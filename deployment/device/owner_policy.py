@@ -14,7 +14,7 @@ from ...privacy.secagg.policy import Policy
 from ...privacy.secagg.suite import KEY_BYTES, SUITES
 from ...privacy.secagg.transcript import HASH_BYTES, Profile
 
-MOST_EPOCHS = 10_000
+MAX_EPOCHS = 10_000
 NEWEST_ROSTER = 2**53
 AUTHORITY = f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}"
 
@@ -62,7 +62,7 @@ class OwnerPolicy:
     maximum_clipping_norm: Annotated[float, Range(gt=0)]
     minimum_noise_multiplier: Annotated[float, Range(ge=0)]
     profile: Profile
-    maximum_local_epochs: Annotated[int, Range(ge=1, le=MOST_EPOCHS)]
+    maximum_local_epochs: Annotated[int, Range(ge=1, le=MAX_EPOCHS)]
     suites: tuple[int, ...] = tuple(sorted(SUITES))
     peers: Mapping[str, Annotated[str, hexadecimal(HASH_BYTES)]] = field(default_factory=dict[str, str])
     peers_at_least: Annotated[int, Range(ge=0)] = 0

@@ -17,7 +17,7 @@ from ...base.refusal import Refusal
 from ...base.tensor_file import safetensors_parts
 from ...messages.run_over import RunOver
 from ...messages.training_order import people_call
-from ...privacy.ledger.book import read_entries
+from ...privacy.ledger.ledger_state import read_entries
 from ...privacy.ledger.receipt import (
     SALT_BYTES,
     Receipt,
@@ -36,7 +36,7 @@ logger = logging.getLogger("fedveil.client")
 RECEIPTS, LEDGERS = "receipts", "ledgers"
 SIGNED = "signed"  # file of a line for each run that got a receipt, never forgotten
 # Limits of stored openings and of runs, so that a server cannot fill the disk.
-MOST, MOST_RUNS = 1024, 65_536
+MAX_OPENINGS, MAX_RUNS = 1024, 65_536
 ALARMED = "alarmed"  # status of a run whose model is not sent
 
 
@@ -78,15 +78,15 @@ def require_agreement(over: RunOver) -> None:
       Refusal: they differ, or the message lacks the manifest or the model.
     """
     if hashlib.sha256(over.listed.encode()).hexdigest() != over.manifest:
-        why = (
+        fault = (
             "is not in the server's last message: update the server"
             if not over.listed
             else "has another hash"
         )
-        raise Refusal("manifest", over.manifest, why)
+        raise Refusal("manifest", over.manifest, fault)
     try:
-        found = read_json(over.listed)
-        run, status, model = people_call(found["run"]), found["status"], found["files"].get(MODEL)
+        manifest = read_json(over.listed)
+        run, status, model = people_call(manifest["run"]), manifest["status"], manifest["files"].get(MODEL)
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise Refusal("manifest", over.manifest, f"cannot be read ({problem})") from None
     arrays = {name: np.asarray(value, order="C") for name, value in over.model.items()}
@@ -94,10 +94,12 @@ def require_agreement(over: RunOver) -> None:
     for part in safetensors_parts(arrays):
         digest.update(part)
     received = model if status == ALARMED and not arrays else digest.hexdigest() if arrays else None
-    told = (("run", run, over.run), ("status", status, over.status), ("model", model, received))
-    for name, listed, sent in told:
-        if listed != sent:
-            raise Refusal("manifest", over.manifest, f"lists {name} {listed}, and the server sent {sent}")
+    comparisons = (("run", run, over.run), ("status", status, over.status), ("model", model, received))
+    for name, listed, received_value in comparisons:
+        if listed != received_value:
+            raise Refusal(
+                "manifest", over.manifest, f"lists {name} {listed}, and the server sent {received_value}"
+            )
 
 
 def give_receipt(state: Path, description: RunDescription, node: int, key: Ed25519PrivateKey) -> Receipt:
@@ -109,7 +111,7 @@ def give_receipt(state: Path, description: RunDescription, node: int, key: Ed255
     """
     path = state / RECEIPTS / f"{description.manifest}.json"
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    _require_first(path.parent, SignedRun(description.run, description.manifest))
+    _record_manifest(path.parent, SignedRun(description.run, description.manifest))
     if path.exists():
         opening = read_opening(path)
     else:
@@ -122,27 +124,27 @@ def give_receipt(state: Path, description: RunDescription, node: int, key: Ed255
     return sign_receipt(key, description, node, commitment_of(opening))
 
 
-def _require_first(folder: Path, asked: SignedRun) -> None:
+def _record_manifest(folder: Path, signed_run: SignedRun) -> None:
     """Record the manifest of a run, before anything is signed; refuse a second one."""
     if not (folder / SIGNED).exists():  # receipts of earlier releases are in their openings alone
         lines = ""
         for each in folder.glob("*.json"):
             with suppress(ValueError, LookupError, TypeError):
-                found = read_json(each.read_bytes())
-                lines += json.dumps({"run": found["run"], "manifest": found["manifest"]}) + "\n"
+                opening = read_json(each.read_bytes())
+                lines += json.dumps({"run": opening["run"], "manifest": opening["manifest"]}) + "\n"
         replace_file(folder / SIGNED, lines.encode())
-    known = {each.run: each.manifest for each in read_lines(SignedRun, folder / SIGNED)}
-    earlier = known.get(asked.run)
-    if earlier not in (None, asked.manifest):
-        remedy = f"a device gives one receipt a run, and {asked.run} has one for {earlier}"
-        raise Refusal("manifest", asked.manifest, remedy)
-    if earlier is None and len(known) >= MOST_RUNS:
-        raise Refusal("receipts", str(folder), f"holds {len(known)} runs, the most; it gives no more")
+    manifests = {each.run: each.manifest for each in read_lines(SignedRun, folder / SIGNED)}
+    earlier = manifests.get(signed_run.run)
+    if earlier not in (None, signed_run.manifest):
+        remedy = f"a device gives one receipt a run, and {signed_run.run} has one for {earlier}"
+        raise Refusal("manifest", signed_run.manifest, remedy)
+    if earlier is None and len(manifests) >= MAX_RUNS:
+        raise Refusal("receipts", str(folder), f"holds {len(manifests)} runs, the most; it gives no more")
     if earlier is None:
-        append_line(folder / SIGNED, asdict(asked))
+        append_line(folder / SIGNED, asdict(signed_run))
 
 
 def _forget_oldest(folder: Path) -> None:
-    kept = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    for path in kept[:-MOST]:
+    openings = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in openings[:-MAX_OPENINGS]:
         path.unlink(missing_ok=True)

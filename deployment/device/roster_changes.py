@@ -9,7 +9,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from ...base.bounded_decoding import read_kept, read_lines
+from ...base.bounded_decoding import read_json_file, read_lines
 from ...base.durable_files import append_line, replace_file
 from ...base.refusal import Refusal
 from ...configs.bundle_files import ROSTER
@@ -24,7 +24,7 @@ PENDING_ROSTER = "roster.pending.bin"  # as received, for its owner to sign
 
 
 def check_change(
-    state: Path, old: Roster, new: Roster, signed: bytes, own: str, policy: OwnerPolicy
+    state: Path, old: Roster, new: Roster, signed: bytes, device: str, policy: OwnerPolicy
 ) -> RosterChange:
     """Return the change from a device's roster to a newer one; one that its owner does not allow yet waits.
 
@@ -33,7 +33,7 @@ def check_change(
       old: of the device.
       new: of a higher version, signed by the authority.
       signed: its bytes, with the signatures of members.
-      own: name of this device, whose own new keys need no approval, and whose signature does not count.
+      device: name of this device, whose own new keys need no approval, and whose signature does not count.
       policy: the owner's.
 
     Raises:
@@ -45,40 +45,42 @@ def check_change(
         logger.error("roster version %s %s", new.version, remedy)
         raise Refusal("roster", f"version {new.version}", remedy)
     change = change_between(old, new)
-    if {who.split()[0] for who in (*change.added, *change.removed)} - {own}:
-        short = _too_few_peers(new, own, policy) or _too_few_signed(old, new, signed, own, policy)
-        if not short and policy.approve_rosters and _approved(state) != change.hash:
-            short = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
-        if short:
+    if {entry.split()[0] for entry in (*change.added, *change.removed)} - {device}:
+        objection = _missing_peers(new, device, policy) or _missing_signatures(
+            old, new, signed, device, policy
+        )
+        if not objection and policy.approve_rosters and _approved(state) != change.hash:
+            objection = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
+        if objection:
             _wait(state, change, signed)
-            raise Refusal("roster", f"version {new.version}", short)
+            raise Refusal("roster", f"version {new.version}", objection)
     return change
 
 
-def _too_few_peers(new: Roster, own: str, policy: OwnerPolicy) -> str:
+def _missing_peers(new: Roster, device: str, policy: OwnerPolicy) -> str:
     peers = set(policy.peers.values())
-    here = sum(member.fingerprint in peers for member in new.members if member.name != own)
-    if here >= policy.peers_at_least:
+    num_peers = sum(member.fingerprint in peers for member in new.members if member.name != device)
+    if num_peers >= policy.peers_at_least:
         return ""
     remedy = "compare new fingerprints with their owners, and name them in [peers] of policy.toml"
-    return f"has {here} of the owner's peers, and peers_at_least={policy.peers_at_least}; {remedy}"
+    return f"has {num_peers} of the owner's peers, and peers_at_least={policy.peers_at_least}; {remedy}"
 
 
-def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: str, policy: OwnerPolicy) -> str:
+def _missing_signatures(old: Roster, new: Roster, signed: bytes, device: str, policy: OwnerPolicy) -> str:
     """Return a clause if too few members of the older roster signed the newer one; empty if enough did."""
     peers = set(policy.peers.values())
     others = {
         member.public: member.name
         for member in old.members
-        if member.name != own and (not peers or member.fingerprint in peers)
+        if member.name != device and (not peers or member.fingerprint in peers)
     }
-    given = {public: each for public, each in cosignatures_in(signed).items() if public in others}
-    names = sorted(others[public] for public in cosigned_by(new, given))
+    cosignatures = {public: each for public, each in cosignatures_in(signed).items() if public in others}
+    names = sorted(others[public] for public in cosigned_by(new, cosignatures))
     if len(names) >= policy.cosigned_by_at_least:
         return ""
-    whose = "the owner's peers" if peers else f"the members of version {old.version}"
+    electorate = "the owner's peers" if peers else f"the members of version {old.version}"
     return (
-        f"is signed by {', '.join(names) or 'nobody'} of {whose}, and "
+        f"is signed by {', '.join(names) or 'nobody'} of {electorate}, and "
         f"cosigned_by_at_least={policy.cosigned_by_at_least}; "
         f"ask them for fedveil client roster FOLDER --sign FOLDER/state/{PENDING_ROSTER}"
     )
@@ -100,7 +102,7 @@ def changes(state: Path) -> list[RosterChange]:
 
 def pending(state: Path) -> RosterChange | None:
     """Return the change that waits for the owner's approval or for signatures, or None."""
-    return read_kept(RosterChange, state / PENDING)
+    return read_json_file(RosterChange, state / PENDING)
 
 
 def waiting_for(state: Path, version: int) -> RosterChange:
@@ -115,8 +117,10 @@ def waiting_for(state: Path, version: int) -> RosterChange:
     """
     waiting = pending(state)
     if waiting is None or waiting.version != version:
-        shown = "none waits" if waiting is None else f"version {waiting.version} waits"
-        raise Refusal("approve", version, f"{shown}; check again and give the version that is shown")
+        state_of_approval = "none waits" if waiting is None else f"version {waiting.version} waits"
+        raise Refusal(
+            "approve", version, f"{state_of_approval}; check again and give the version that is shown"
+        )
     return waiting
 
 
@@ -138,11 +142,11 @@ def _approved(state: Path) -> str:
 
 
 def _wait(state: Path, change: RosterChange, signed: bytes) -> None:
-    before = pending(state)
-    if before is not None and change.version <= before.version:
-        if change.hash != before.hash:  # the owner's version refers to the displayed roster
+    earlier = pending(state)
+    if earlier is not None and change.version <= earlier.version:
+        if change.hash != earlier.hash:  # the owner's version refers to the displayed roster
             logger.error(
-                "another roster of version %d or earlier already waits: ask the authority", before.version
+                "another roster of version %d or earlier already waits: ask the authority", earlier.version
             )
         return
     logger.warning("not applied yet: %s", change)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...base.bounded_decoding import read_kept
+from ...base.bounded_decoding import read_json_file
 from ...base.durable_files import replace_file
 from ...base.tensor_file import safetensors_parts
 from ...messages.run_over import RunOver
@@ -37,7 +37,7 @@ class LastRun:
         return f"run {self.run} is over ({self.status} after {self.rounds} rounds)"
 
 
-def keep(state: Path, over: RunOver) -> LastRun:
+def record_end(state: Path, over: RunOver) -> LastRun:
     """Record that a run is over, its model first; the model of an earlier run is replaced.
 
     Args:
@@ -50,8 +50,8 @@ def keep(state: Path, over: RunOver) -> LastRun:
     if over.model:
         model = {name: np.asarray(value, order="C") for name, value in over.model.items()}
         scaled = {"moments": over.moments} if over.moments else {}
-        told = {"run": over.run, "agreement": over.agreement, **scaled}
-        replace_file(state / MODEL, safetensors_parts(model, told))
+        metadata = {"run": over.run, "agreement": over.agreement, **scaled}
+        replace_file(state / MODEL, safetensors_parts(model, metadata))
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ended = LastRun(over.run, over.status, over.rounds, at, MODEL if over.model else "")
     replace_file(state / ENDED, (json.dumps(asdict(ended), indent=1) + "\n").encode())
@@ -60,9 +60,9 @@ def keep(state: Path, over: RunOver) -> LastRun:
 
 def read_ended(state: Path) -> LastRun | None:
     """Return the last finished run; None during a run, or if nothing can be read."""
-    return read_kept(LastRun, state / ENDED)
+    return read_json_file(LastRun, state / ENDED)
 
 
-def begin_another(state: Path) -> None:
+def forget_end(state: Path) -> None:
     """Delete the record of the last run's end, since another has begun; its model stays."""
     (state / ENDED).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ logger = logging.getLogger("fedveil.client")
 VALID_SECONDS = 6 * 3600.0  # validity of an accepted quote
 RENEW_SECONDS = 3600.0  # age at which a new one is requested
 COMMAND_SECONDS = 60.0
-SHOWN = 200  # characters of the command's output
+MAX_OUTPUT = 200  # characters of the command's output
 
 
 @dataclass
@@ -72,9 +72,9 @@ class ServerQuotes:
         except ValueError as error:
             raise Refusal("attest", "certificate", f"is not the server's ({error})") from None
         expected = vouched_for(nonce, quote.certificate)
-        shown = " ".join(self.command)
+        command = " ".join(self.command)
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [*self.command, expected],
                 input=quote.quote,
                 capture_output=True,
@@ -82,12 +82,14 @@ class ServerQuotes:
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise Refusal("attest", shown, f"cannot be run ({error}); nothing leaves") from None
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()[-SHOWN:]
-            remedy = f"does not accept the server's quote (exit code {done.returncode}: {said or 'silent'})"
-            raise Refusal("attest", shown, remedy)
-        logger.info("the server's quote is accepted by %s", shown)
+            raise Refusal("attest", command, f"cannot be run ({error}); nothing leaves") from None
+        if process.returncode != 0:
+            output = (process.stderr or process.stdout).decode(errors="replace").strip()[-MAX_OUTPUT:]
+            remedy = (
+                f"does not accept the server's quote (exit code {process.returncode}: {output or 'silent'})"
+            )
+            raise Refusal("attest", command, remedy)
+        logger.info("the server's quote is accepted by %s", command)
 
 
 def _proposals(content: RecordDict) -> list[bool]:

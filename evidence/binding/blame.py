@@ -19,34 +19,28 @@ from ...run.files import BLAME, CONFIG
 from ...run.run_files import read_config
 from ...server.query_rows import FIRST_ROW, name_of
 from .receipts import COLLUSION
+from .signatures import UNREADABLE
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
-UNPROVED = (
-    Refused,
-    Refusal,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
+UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)
 
 
-def claims_of(rounds: Iterable[Mapping[str, Any]], named: Mapping[str, Sequence[str]]) -> list[Claim]:
-    """Return whom the lines of METRICS name, and for what.
+def claims_of(rounds: Iterable[Mapping[str, Any]], member_faults: Mapping[str, Sequence[str]]) -> list[Claim]:
+    """Return the claims in the lines of METRICS.
 
     Args:
       rounds: the lines.
-      named: whom the result names, by name.
+      member_faults: faults in the result, by the member's name.
 
     Raises:
       Refusal: the two differ.
     """
-    told = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
-    claims = [(number, name, fault) for number, row in told for name, fault in row.get("blamed", {}).items()]
-    for name in {*named, *(name for _, name, _ in claims)}:
-        if sorted(named.get(name, ())) != sorted(fault for _, who, fault in claims if who == name):
+    rows = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
+    claims = [(number, name, fault) for number, row in rows for name, fault in row.get("blamed", {}).items()]
+    for name in {*member_faults, *(name for _, name, _ in claims)}:
+        if sorted(member_faults.get(name, ())) != sorted(
+            fault for _, member, fault in claims if member == name
+        ):
             raise Refusal("blamed", name, "is not named alike in the rounds and in the result")
     return claims
 
@@ -69,13 +63,13 @@ def require_proved(
       Refusal: a claim has no evidence, or none that proves it.
     """
     path, assumed = folder / BLAME, _collusion(folder)
-    known = {each["hash"] for each in result.get("rosters") or ()}
+    roster_hashes = {each["hash"] for each in result.get("rosters") or ()}
     proofs: dict[bytes, Counter[Claim]] = {}
     flaws: list[str] = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            context, found = _proof(line, run, known, keys, 1.0 if assumed is None else assumed)
-            proofs.setdefault(context, found)  # a copy of what somebody did shows nothing more
+            context, line_claims = _proof(line, run, roster_hashes, keys, 1.0 if assumed is None else assumed)
+            proofs.setdefault(context, line_claims)  # a copy of one attempt proves nothing more
         except UNPROVED as problem:
             flaws.append(str(problem))
     missing, undecided = Counter(claims) - sum(proofs.values(), Counter[Claim]()), ""
@@ -83,13 +77,13 @@ def require_proved(
         if assumed is None and fault == Fault.BAD_DEAL:
             undecided = f"how many may collude is in {CONFIG}, which needs OmegaConf"
             continue
-        why = f"{fault}, says round {number}, and nothing in {BLAME} proves it"
-        raise Refusal("blamed", name, f"{why} ({flaws[0]})" if flaws else why)
+        reason = f"{fault}, says round {number}, and nothing in {BLAME} proves it"
+        raise Refusal("blamed", name, f"{reason} ({flaws[0]})" if flaws else reason)
     return f"{len(claims) - missing.total()} faults are proved by what members signed", undecided
 
 
 def _proof(
-    line: bytes, run: str, known: Collection[str], keys: Collection[str], collusion: float
+    line: bytes, run: str, roster_hashes: Collection[str], keys: Collection[str], collusion: float
 ) -> tuple[bytes, Counter[Claim]]:
     """Return the context of a line's attempt, and the claims that it proves, each once.
 
@@ -98,23 +92,23 @@ def _proof(
     """
     row = json.loads(line)
     roster = _roster(bytes.fromhex(row["roster"]), keys)
-    if known and roster.hash.hex() not in known:
+    if roster_hashes and roster.hash.hex() not in roster_hashes:
         raise Refusal("blamed", f"roster version {roster.version}", "was not in force in the run")
     evidence = evidence_from(row)
-    told = convictions(evidence, roster, collusion)
+    faults = convictions(evidence, roster, collusion)
     terms, number = evidence.proposal.terms, int(row["round"])
     # A crash may have lost rows of the ledger, so that the round is an earlier one than its row.
     ours = _of_this_run(row["run"], run) and terms.run == run_number(row["run"])
     if not ours or number > terms.round % FIRST_ROW:
         raise Refusal("blamed", f"round {number}", f"is not the one that its evidence in {BLAME} is of")
     context = attempt_context(terms, evidence.proposal.candidates, evidence.proposal.server_key)
-    return context, Counter({(number, roster.name_of(node), str(fault)): 1 for node, fault in told})
+    return context, Counter({(number, roster.name_of(node), str(fault)): 1 for node, fault in faults})
 
 
 def _of_this_run(name: str, run: str) -> bool:
     """Return whether a name is that of a run or its evaluations; a deployed run has a new one after each restart."""
-    given, new, _ = run.partition(NEW)
-    return name in (run, name_of(run)) or (bool(new) and name.startswith(given + NEW))
+    stem, separator, _ = run.partition(NEW)
+    return name in (run, name_of(run)) or (bool(separator) and name.startswith(stem + NEW))
 
 
 def _collusion(folder: Path) -> float | None:

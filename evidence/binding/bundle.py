@@ -14,9 +14,9 @@ from ...base.refusal import Refusal, refusing
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...run.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS, TIME_STAMP, WITNESSES
-from ...run.manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
+from ...run.manifest import LATER_FILES, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES
-from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
+from .signatures import Signature, SigningKey, check, make_signature, read_signatures, signatures_text
 
 LIST, FORMAT = "bundle.json", "fedveil bundle 1"
 LEDGER, CLIENT_LEDGERS = "ledger.json", "client_ledgers.json"
@@ -26,7 +26,7 @@ OPERATORS = (AUDIT_ROWS, SALT, RECEIPTS)
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listing:
     """List of a bundle's content.
 
     Attributes:
@@ -68,35 +68,35 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
       Refusal: the folder is not empty or cannot be written.
     """
     run = contents.run
-    held: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     try:
         added = (SALT, MANIFEST, RECEIPTS, WITNESSES, TIME_STAMP, FAREWELL)
-        for name in (*contents.manifest.files, *added, *MADE_LATER):
+        for name in (*contents.manifest.files, *added, *LATER_FILES):
             if (run / name).is_file() and (with_audit_rows or name not in OPERATORS):
-                held[name] = (run / name).read_bytes()
-        held[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
+                files[name] = (run / name).read_bytes()
+        files[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
         if contents.entries:
-            held[LEDGER] = (export_text(contents.entries) + "\n").encode()
+            files[LEDGER] = (export_text(contents.entries) + "\n").encode()
         if contents.client_entries:
             whole = {
                 name: json.loads(export_text(entries)) for name, entries in contents.client_entries.items()
             }
-            held[CLIENT_LEDGERS] = (json.dumps(whole) + "\n").encode()
+            files[CLIENT_LEDGERS] = (json.dumps(whole) + "\n").encode()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise Refusal("--out", str(out), "is not empty; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        for name, data in held.items():
+        for name, data in files.items():
             replace_file(out / name, data, PUBLIC_MODE)
         close = contents.entries[-1].head if contents.entries else None
-        listed = Listed(contents.manifest.run, close, hashes(out, sorted(held)))
-        replace_file(out / LIST, listed.text, PUBLIC_MODE)
+        listing = Listing(contents.manifest.run, close, hashes(out, sorted(files)))
+        replace_file(out / LIST, listing.text, PUBLIC_MODE)
     except OSError as problem:
         remedy = f"cannot be written ({problem.strerror}); choose another"
         raise Refusal("--out", str(out), remedy) from problem
-    return [*held, LIST]
+    return [*files, LIST]
 
 
-def read_list(folder: Path) -> Listed:
+def read_list(folder: Path) -> Listing:
     """Return a bundle's list of its content.
 
     Raises:
@@ -105,18 +105,18 @@ def read_list(folder: Path) -> Listed:
     path = folder / LIST
     try:
         text = path.read_bytes()
-        found: dict[str, Any] = json.loads(text)
-        if (form := found.pop("format")) != FORMAT:
+        fields: dict[str, Any] = json.loads(text)
+        if (form := fields.pop("format")) != FORMAT:
             raise ValueError(f"format {form!r}")
-        listed = build(Listed, found)
-        in_the_folder(listed.files)
-        if listed.text != text:
+        listing = build(Listing, fields)
+        in_the_folder(listing.files)
+        if listing.text != text:
             raise ValueError("it is not in canonical form")
     except FileNotFoundError:
         raise Refusal("bundle", str(folder), f"holds no {LIST}; give the folder of a bundle") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
         raise Refusal("bundle", str(path), f"cannot be read ({problem}); ask for a true copy") from problem
-    return listed
+    return listing
 
 
 def add_signature(folder: Path, role: str, date: str, keys: Sequence[SigningKey]) -> Signature:
@@ -133,7 +133,7 @@ def add_signature(folder: Path, role: str, date: str, keys: Sequence[SigningKey]
     """
     bundle, before = (folder / LIST).read_bytes(), read_signatures(folder)
     check(bundle, before)
-    made = signed(bundle, before, role, date, keys)
+    signature = make_signature(bundle, before, role, date, keys)
     with refusing("bundle", folder, "cannot be signed there"):
-        replace_file(folder / SIGNATURES, signatures_text([*before, made]), PUBLIC_MODE)
-    return made
+        replace_file(folder / SIGNATURES, signatures_text([*before, signature]), PUBLIC_MODE)
+    return signature

@@ -10,7 +10,7 @@ from typing import Any
 from ...base.refusal import Refusal
 from ...run.files import PAGE, REPORT
 from ..card import contradicts
-from ..shown import active, differences, references
+from ..page_text import active, differences, references
 
 ANOTHER = f"it is not the page that {REPORT} makes: fedveil report makes it again"
 UNMADE = "jinja2, which is not installed, would make the page again"
@@ -31,23 +31,23 @@ def require_page(
       ValueError: page, report and result differ, or a part of the page may act.
     """
     report, html = json.loads((folder / REPORT).read_bytes()), (folder / PAGE).read_bytes().decode()
-    said = f"{require_values(html, report)} values match {REPORT}"
+    clause = f"{require_values(html, report)} values match {REPORT}"
     claims = {(row["unit"], row["adversary"]): row["epsilon"] for row in result["privacy"]}
     for row in report["privacy"]:
         if claims.get((row["unit"], row["adversary"])) != row["epsilon"]:
-            why = f"epsilon {row['epsilon']} against the {row['adversary']} is in the report and not in the result"
-            raise ValueError(why)
-    for name, told, true in _common(report, result, rounds):
-        if told != true:
-            raise ValueError(f"{name} is {told!r} in the report and {true!r} in the result")
+            reason = f"epsilon {row['epsilon']} against the {row['adversary']} is in the report and not in the result"
+            raise ValueError(reason)
+    for name, report_value, result_value in _common(report, result, rounds):
+        if report_value != result_value:
+            raise ValueError(f"{name} is {report_value!r} in the report and {result_value!r} in the result")
     if contradicts(folder, report):
         raise ValueError(f"the guarantee in the card is not that of {REPORT}; make the report again")
     again = page_again(report)
     if again == html:
-        return f"{said}, which makes this page", ""
+        return f"{clause}, which makes this page", ""
     if again is None:
         if bound():
-            return f"{said}, and its hash is bound; {UNMADE}", ""
+            return f"{clause}, and its hash is bound; {UNMADE}", ""
         return "", "its values match; jinja2 is not installed, and its hash is bound by nothing"
     if bound():
         return "", "its values match and its hash is bound, but this release makes another page of them"
@@ -96,11 +96,11 @@ def _common(
     row = {} if stamps["row"] is None else report["privacy"][stamps["row"]]
     for name in ("epsilon", "delta"):
         yield f"claimed {name}", (stamps["claimed"] or {}).get(name), row.get(name)
-    found = (audit.get("records") if row.get("unit", "client") != "client" else None) or audit
+    unit_audit = (audit.get("records") if row.get("unit", "client") != "client" else None) or audit
     for name in ("epsilon", "low", "high"):
-        measured = (found.get("measured") or {}).get(name)
+        measured = (unit_audit.get("measured") or {}).get(name)
         yield f"measured {name}", (stamps["measured"] or {}).get(name), measured
-    yield "ceiling", stamps["ceiling"], found.get("ceiling")
+    yield "ceiling", stamps["ceiling"], unit_audit.get("ceiling")
     lost, stated = (each.get("record_by_sums") or {} for each in (report, result))
     for name in ("epsilon", "delta") if lost else ():
         yield f"{name} of a record by sums of whole clients", lost[name], stated.get(name)

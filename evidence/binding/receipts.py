@@ -13,8 +13,8 @@ from typing import Any
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
-from ...privacy.ledger.book import read_entries
 from ...privacy.ledger.hash_chain import canonical
+from ...privacy.ledger.ledger_state import read_entries
 from ...privacy.ledger.receipt import (
     COMPARED,
     UNCOMPARED,
@@ -29,10 +29,10 @@ from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.rollover import Rollover, read_chain, write_chain
 from ...privacy.secagg.roster import Roster, read_roster
 from ...run.files import RECEIPTS
-from ...run.manifest import PRIVATE_MODE, PUBLIC_MODE, tells_counts
+from ...run.manifest import PRIVATE_MODE, PUBLIC_MODE, reveals_counts
+from .signatures import UNREADABLE
 
 FORMAT = "fedveil receipts 1"
-FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 COLLUSION = 0.1  # share of the members that is assumed to collude, as `secagg.collusion` has it by default
 
 
@@ -73,7 +73,7 @@ def write_receipts(folder: Path, receipts: Receipts) -> None:
     Raises:
       OSError: they cannot be written.
     """
-    replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if tells_counts(folder) else PUBLIC_MODE)
+    replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if reveals_counts(folder) else PUBLIC_MODE)
 
 
 def read_receipts(folder: Path) -> Receipts:
@@ -85,20 +85,20 @@ def read_receipts(folder: Path) -> Receipts:
     path = folder / RECEIPTS
     try:
         text = path.read_bytes()
-        found: dict[str, Any] = json.loads(text)
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}")
-        description = RunDescription(*(str(found[name]) for name in ("federation", "run", "manifest")))
-        given = [
+        fields: dict[str, Any] = json.loads(text)
+        if fields["format"] != FORMAT:
+            raise ValueError(f"format {fields['format']!r}")
+        description = RunDescription(*(str(fields[name]) for name in ("federation", "run", "manifest")))
+        signed = [
             Receipt(int(each["node"]), bytes.fromhex(each["commitment"]), bytes.fromhex(each["signature"]))
-            for each in found["receipts"]
+            for each in fields["receipts"]
         ]
-        authority, roster = (bytes.fromhex(found[name]) for name in ("authority", "roster"))
-        chain = read_chain(str(found["rollovers"]), description.federation) if "rollovers" in found else ()
-        receipts = Receipts(description, authority, roster, given, chain)
+        authority, roster = (bytes.fromhex(fields[name]) for name in ("authority", "roster"))
+        chain = read_chain(str(fields["rollovers"]), description.federation) if "rollovers" in fields else ()
+        receipts = Receipts(description, authority, roster, signed, chain)
         if receipts.text != text:
             raise ValueError("it is not in canonical form")
-    except (*FAULTS, Refused) as problem:
+    except (*UNREADABLE, Refused) as problem:
         raise Refusal("receipts", str(path), f"cannot be read ({problem}); ask for a true copy") from problem
     return receipts
 

@@ -95,27 +95,27 @@ def is_nested(event):
     )
 
 
-def seen_by_each(entries):
+def count_events(entries):
     """Return {adversary: Counter of event texts}, the filter's order and the last delta; voids are left out.
 
     The arms of a deal hold disjoint clients, so each event counts as often as in the arm that has most of it.
     """
     void = {key for kind, key, _ in entries if kind == "void"}
     reserved = [(key, payload) for kind, key, payload in entries if kind == "reserve"]
-    seen, in_arms = {}, {}
+    by_adversary, in_arms = {}, {}
     for key, payload in reserved:
         arm = payload.get("arm")
         for adversary, event in payload["events"].items():
-            text, counts = json.dumps(event, sort_keys=True), seen.setdefault(adversary, Counter())
+            text, counts = json.dumps(event, sort_keys=True), by_adversary.setdefault(adversary, Counter())
             if arm is None:
                 counts[text] += key not in void
             else:
                 arms = in_arms.setdefault((adversary, text, arm["deal"]), Counter())
                 arms[arm["arm"]] += key not in void
     for (adversary, text, _), arms in in_arms.items():
-        seen[adversary][text] += max(arms.values())
+        by_adversary[adversary][text] += max(arms.values())
     order = next((payload["filter_order"] for _, payload in reserved if "filter_order" in payload), None)
-    return seen, order, reserved[-1][1]["budget"]["target_delta"] if reserved else None
+    return by_adversary, order, reserved[-1][1]["budget"]["target_delta"] if reserved else None
 
 
 def nested_epsilon(events, delta):
@@ -203,11 +203,11 @@ def epsilon(counts, adjacency, delta, order):
 
 def main(path):
     entries = entries_of(path)
-    seen, order, delta = seen_by_each(entries)
+    by_adversary, order, delta = count_events(entries)
     adjacency = entries[0][2]["adjacency"]
     return {
         adversary: {"delta": delta, "epsilon": float(epsilon(counts, adjacency, delta, order))}
-        for adversary, counts in seen.items()
+        for adversary, counts in by_adversary.items()
     }
 
 

@@ -41,8 +41,10 @@ TAG = b"fedveil report 1\0"  # separates these signatures from those of any othe
 ED25519, ML_DSA = "ed25519", "ml-dsa-65"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"
 FEDERATION = "federation"  # role of the bundle's maker
-SHOWN = 16  # hexadecimal digits of a key or a hash, for people
-MOST_ROLE = 100  # characters of a role
+SHORT = 16  # hexadecimal digits of a key or a hash, for people
+MAX_ROLE = 100  # characters of a role
+# What a reader raises on a file that somebody damaged.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 PublicKey = Ed25519PublicKey | MLDSA65PublicKey
 
@@ -78,21 +80,21 @@ class Signature:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON."""
-        return {**self.said(), "signatures": dict(self.signatures)}
+        return {**self.signed_fields(), "signatures": dict(self.signatures)}
 
-    def said(self) -> dict[str, Any]:
+    def signed_fields(self) -> dict[str, Any]:
         """Return the signed part: all fields except the signatures."""
         return {"role": self.role, "date": self.date, "keys": dict(self.keys)}
 
 
-def message(bundle: bytes, before: Sequence[Signature], said: Mapping[str, Any]) -> bytes:
+def message(bundle: bytes, before: Sequence[Signature], fields: Mapping[str, Any]) -> bytes:
     """Return the bytes that a role signs."""
     digest = hashlib.sha256(bundle).hexdigest()
-    whole = {"bundle": digest, "before": [each.to_json() for each in before], **said}
+    whole = {"bundle": digest, "before": [each.to_json() for each in before], **fields}
     return TAG + canonical(whole).encode()
 
 
-def signed(
+def make_signature(
     bundle: bytes, before: Sequence[Signature], role: str, date: str, keys: Sequence[SigningKey]
 ) -> Signature:
     """Return the signature of a role.
@@ -107,13 +109,13 @@ def signed(
     Raises:
       Refusal: the role is empty or too long, or two keys are of one algorithm.
     """
-    if not role.strip() or len(role) > MOST_ROLE or not role.isprintable():
-        raise Refusal("role", role, f"name the signer's role in 1 to {MOST_ROLE} characters")
+    if not role.strip() or len(role) > MAX_ROLE or not role.isprintable():
+        raise Refusal("role", role, f"name the signer's role in 1 to {MAX_ROLE} characters")
     public = {key.name: key.public for key in keys}
     if len(public) != len(keys):
         raise Refusal("key", len(keys), "give at most one of each algorithm")
-    said = {"role": role, "date": date, "keys": public}
-    text = message(bundle, before, said)
+    fields = {"role": role, "date": date, "keys": public}
+    text = message(bundle, before, fields)
     return Signature(role, date, public, {key.name: key.key.sign(text).hex() for key in keys})
 
 
@@ -123,18 +125,18 @@ def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
     Raises:
       Refusal: a signature is invalid; the sentence names it.
     """
-    for number, each in enumerate(signatures):
-        text = message(bundle, signatures[:number], each.said())
-        who = f"signature {number + 1}, {each.role!r},"
-        if ED25519 not in each.keys or set(each.keys) != set(each.signatures):
-            raise Refusal(FILE, who, "lacks a key or a signature; ask for the bundle that was signed")
-        for name, public in each.keys.items():
+    for number, signature in enumerate(signatures):
+        text = message(bundle, signatures[:number], signature.signed_fields())
+        signer = f"signature {number + 1}, {signature.role!r},"
+        if ED25519 not in signature.keys or set(signature.keys) != set(signature.signatures):
+            raise Refusal(FILE, signer, "lacks a key or a signature; ask for the bundle that was signed")
+        for name, public in signature.keys.items():
             try:
                 key = _public(name, bytes.fromhex(public))
-                key.verify(bytes.fromhex(each.signatures[name]), text)
+                key.verify(bytes.fromhex(signature.signatures[name]), text)
             except (InvalidSignature, ValueError) as problem:
                 remedy = f"is not valid under {name}: bundle.json or this signature was changed"
-                raise Refusal(FILE, who, f"{remedy}; ask for the bundle that was signed") from problem
+                raise Refusal(FILE, signer, f"{remedy}; ask for the bundle that was signed") from problem
 
 
 def _public(name: str, raw: bytes) -> PublicKey:
@@ -165,13 +167,13 @@ def read_signatures(folder: Path) -> list[Signature]:
         whole = json.loads(text)
         if whole["format"] != FORMAT:
             raise ValueError(f"format {whole['format']!r}")
-        found = [_signature(each) for each in whole["signatures"]]
-        if signatures_text(found) != text:
+        signatures = [_signature(each) for each in whole["signatures"]]
+        if signatures_text(signatures) != text:
             raise ValueError("it is not in canonical form")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except UNREADABLE as problem:
         remedy = f"cannot be read ({problem}); ask for the bundle that was signed"
         raise Refusal("signatures", str(path), remedy) from problem
-    return found
+    return signatures
 
 
 def _signature(fields: Any) -> Signature:
@@ -218,9 +220,9 @@ def passphrase_for(path: Path, again: bool = False) -> bytes:
     Raises:
       Refusal: there is no terminal, or the two entries differ.
     """
-    given = os.environ.get(PASSPHRASE)
-    if given is not None:
-        return given.encode()
+    configured = os.environ.get(PASSPHRASE)
+    if configured is not None:
+        return configured.encode()
     if not sys.stdin.isatty():
         raise Refusal("key", str(path), f"is locked and there is no terminal; set {PASSPHRASE}")
     try:
@@ -266,19 +268,19 @@ def read_public(text: str) -> str:
     Raises:
       Refusal: the text is not a public key.
     """
-    found = text.strip().lower()
-    if not re.fullmatch(r"[0-9a-f]+", found):
-        held = read_file(Path(text))
+    digits = text.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]+", digits):
+        content = read_file(Path(text))
         try:
-            found = _public_in(held)
+            digits = _public_in(content)
         except (ValueError, UnsupportedAlgorithm) as problem:
             raise Refusal("key", text, f"holds no public key ({problem})") from problem
-    if len(found) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * 1952):
+    if len(digits) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * 1952):
         raise Refusal("key", text, "is not a public key of Ed25519 or ML-DSA-65")
-    return found
+    return digits
 
 
-def read_named_chain(text: str) -> tuple[Rollover, ...]:
+def read_rollovers(text: str) -> tuple[Rollover, ...]:
     """Return the rollovers of an authority in the file that a text names; none if it names a key.
 
     Raises:
@@ -286,22 +288,22 @@ def read_named_chain(text: str) -> tuple[Rollover, ...]:
     """
     if re.fullmatch(r"[0-9a-fA-F]+", text.strip()):
         return ()
-    held = read_file(Path(text))
-    if not held.lstrip().startswith(b"{"):
+    content = read_file(Path(text))
+    if not content.lstrip().startswith(b"{"):
         return ()
     try:
-        return read_chain(held)
+        return read_chain(content)
     except Refused as refused:
         raise Refusal("key", text, f"holds no rollovers of an authority ({refused})") from None
 
 
-def _public_in(held: bytes) -> str:
-    if held.startswith(b"-----BEGIN"):
-        key: Any = load_pem_public_key(held)
-    elif held.startswith(b"ssh-"):
-        key = load_ssh_public_key(held)
+def _public_in(content: bytes) -> str:
+    if content.startswith(b"-----BEGIN"):
+        key: Any = load_pem_public_key(content)
+    elif content.startswith(b"ssh-"):
+        key = load_ssh_public_key(content)
     else:
-        return bytes.fromhex(held.decode()).hex()
+        return bytes.fromhex(content.decode()).hex()
     if not isinstance(key, Ed25519PublicKey | MLDSA65PublicKey):
         raise UnsupportedAlgorithm("another algorithm")
     return key.public_bytes_raw().hex()

@@ -21,7 +21,7 @@ from ...run.manifest import PUBLIC_MODE, read_manifest
 STAMPS = "rfc3161_client"
 TSA = "FEDVEIL_TSA"  # environment variable: address of an authority, which a server asks at the end of a run
 SECONDS = 30.0
-MOST_BYTES = 1 << 18  # of an answer; with a chain of certificates some have 8 kB
+MAX_BYTES = 1 << 18  # of an answer; with a chain of certificates some have 8 kB
 
 
 def stamp(folder: Path, url: str) -> datetime:
@@ -45,16 +45,16 @@ def stamp(folder: Path, url: str) -> datetime:
     if urlsplit(url).scheme not in ("http", "https"):
         raise Refusal("--tsa", url, "is not an address of http or https")
     manifest = read_manifest(folder).text.encode()
-    asked = TimestampRequestBuilder().data(manifest).hash_algorithm(HashAlgorithm.SHA256).build()
+    request = TimestampRequestBuilder().data(manifest).hash_algorithm(HashAlgorithm.SHA256).build()
     try:
-        message = Request(url, asked.as_bytes(), {"Content-Type": "application/timestamp-query"})
-        with urlopen(message, timeout=SECONDS) as reply:
-            answer = reply.read(MOST_BYTES)
-        told = decode_timestamp_response(answer)
-        if told.status != 0:
-            raise ValueError(f"status {told.status}: {', '.join(told.status_string)}")
-        info = told.tst_info
-        if info.message_imprint.message != asked.message_imprint.message or info.nonce != asked.nonce:
+        http_request = Request(url, request.as_bytes(), {"Content-Type": "application/timestamp-query"})
+        with urlopen(http_request, timeout=SECONDS) as reply:
+            answer = reply.read(MAX_BYTES)
+        response = decode_timestamp_response(answer)
+        if response.status != 0:
+            raise ValueError(f"status {response.status}: {', '.join(response.status_string)}")
+        info = response.tst_info
+        if info.message_imprint.message != request.message_imprint.message or info.nonce != request.nonce:
             raise ValueError("it stamps something else")
     except (URLError, http.client.HTTPException, OSError, ValueError) as problem:
         remedy = f"no time stamp was had ({problem}); the run stands without: fedveil report stamp {folder} asks again"
@@ -79,10 +79,10 @@ def stamped_at(answer: bytes, manifest: bytes, trusted: Path) -> datetime:
 
     try:
         roots = x509.load_pem_x509_certificates(read_file(trusted))
-        told = decode_timestamp_response(answer[:MOST_BYTES])
-        VerifierBuilder(roots=roots).build().verify_message(told, manifest)
+        response = decode_timestamp_response(answer[:MAX_BYTES])
+        VerifierBuilder(roots=roots).build().verify_message(response, manifest)
     except (VerificationError, ValueError) as problem:
         vouched = "verifying certificates" not in str(problem)  # else OpenSSL's own words follow
-        why = str(problem) if vouched else f"no certificate in {trusted} vouches for its authority"
-        raise Refusal("time stamp", TIME_STAMP, f"does not hold for {MANIFEST}: {why}") from None
-    return told.tst_info.gen_time
+        reason = str(problem) if vouched else f"no certificate in {trusted} vouches for its authority"
+        raise Refusal("time stamp", TIME_STAMP, f"does not hold for {MANIFEST}: {reason}") from None
+    return response.tst_info.gen_time

@@ -66,16 +66,16 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
         entry = leaf_hash(_entry(read_manifest(folder)))
         if entry not in leaves:
             continue
-        place = list(leaves).index(entry)
-        kept = {} if not (folder / WITNESSES).exists() else _by_key(read_witnesses(folder))
-        now = dict(kept)
+        position = list(leaves).index(entry)
+        previous = {} if not (folder / WITNESSES).exists() else _by_key(read_witnesses(folder))
+        current = dict(previous)
         for each in cosignatures:
-            if each.size > place and each.public not in now:
-                proof = inclusion_proof(leaves[: each.size], place)
-                now[each.public] = Witness(each, tuple(step.hex() for step in proof))
-        if now != kept:
-            written = RunWitnesses(place, tuple(now[public] for public in sorted(now)))
-            text = json.dumps(asdict(written), indent=1)
+            if each.size > position and each.public not in current:
+                proof = inclusion_proof(leaves[: each.size], position)
+                current[each.public] = Witness(each, tuple(step.hex() for step in proof))
+        if current != previous:
+            record = RunWitnesses(position, tuple(current[public] for public in sorted(current)))
+            text = json.dumps(asdict(record), indent=1)
             replace_file(folder / WITNESSES, f"{text}\n".encode(), PUBLIC_MODE)
             changed.append(folder.name)
     return changed
@@ -89,12 +89,12 @@ def read_witnesses(folder: Path) -> RunWitnesses:
     """
     path = folder / WITNESSES
     try:
-        found = build(RunWitnesses, read_json(path.read_bytes()))
-        if found.format != FORMAT:
-            raise Undecodable(f"format {found.format!r}")
+        witnesses = build(RunWitnesses, read_json(path.read_bytes()))
+        if witnesses.format != FORMAT:
+            raise Undecodable(f"format {witnesses.format!r}")
     except (OSError, Undecodable) as problem:
         raise Refusal("witnesses", str(path), f"cannot be read ({problem}); ask for a true copy") from None
-    return found
+    return witnesses
 
 
 def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
@@ -108,9 +108,9 @@ def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) 
     Raises:
       Refusal: one does not hold, is of another log, or is under a head without this manifest.
     """
-    found, leaf = read_witnesses(folder), leaf_hash(_entry(manifest))
-    for each in found.witnesses:
-        head = each.cosignature
+    record, leaf = read_witnesses(folder), leaf_hash(_entry(manifest))
+    for witness in record.witnesses:
+        head = witness.cosignature
         if not head.holds:
             raise Refusal("witness", head.public, "did not sign this head")
         if federation is not None and head.federation != federation:
@@ -120,17 +120,17 @@ def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) 
                 f"co-signed the log of {head.federation!r}, and this run is of {federation!r}",
             )
         try:
-            proof, root = [bytes.fromhex(step) for step in each.inclusion], bytes.fromhex(head.root)
+            proof, root = [bytes.fromhex(step) for step in witness.inclusion], bytes.fromhex(head.root)
         except ValueError:
             proof, root = [], b""
-        if not includes(root, head.size, leaf, found.place, proof):
+        if not includes(root, head.size, leaf, record.place, proof):
             remedy = f"co-signed a log of {head.size} entries that is not shown to hold this run's manifest"
             raise Refusal("witness", head.public, remedy)
-    return {public: each.cosignature for public, each in _by_key(found).items()}
+    return {public: each.cosignature for public, each in _by_key(record).items()}
 
 
-def _by_key(found: RunWitnesses) -> dict[str, Witness]:
-    return {each.cosignature.public: each for each in found.witnesses}
+def _by_key(record: RunWitnesses) -> dict[str, Witness]:
+    return {each.cosignature.public: each for each in record.witnesses}
 
 
 def _entry(manifest: Manifest) -> bytes:

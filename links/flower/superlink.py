@@ -32,7 +32,7 @@ from ..server_bundle import ServerBundle
 from .control_calls import SUPERLINK, admit, open_run
 from .fleet_calls import node_fingerprint
 from .grid import SuperNodeGrid, open_supernodes
-from .tls_front import MOST_REPLY_BYTES, Front, open_front
+from .tls_proxy import MOST_REPLY_BYTES, Front, open_front
 
 logger = logging.getLogger("fedveil.server")
 

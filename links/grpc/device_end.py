@@ -22,15 +22,15 @@ from flwr.app import Error, Message
 from ...configs.bundle_files import Credentials
 from ...messages.frames import (
     MAX_FRAME_BYTES,
-    MAX_KNOWN,
+    MAX_IDS,
     METHOD,
     PROTOCOL_VERSION,
     Ack,
     BadFrame,
     Begin,
     Chunk,
-    Gathering,
     Hello,
+    MessageBuffer,
     frames_of,
     write,
 )
@@ -271,12 +271,12 @@ class DeviceStream:
 
     async def _greet(self, call: Any) -> None:
         async with asyncio.timeout(GREETING_SECONDS):
-            known = [*self._pending, *reversed(self._replies)][:MAX_KNOWN]
+            known = [*self._pending, *reversed(self._replies)][:MAX_IDS]
             await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, known)))
             frame = await next_frame(call)
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
             raise BadFrame(f"this client speaks protocol {PROTOCOL_VERSION}; the server said {frame}")
-        for name in self._unknown(frame.known):
+        for name in self._unknown(frame.instruction_ids):
             await call.write(write(Begin(name, 0)))
             with suppress(grpc.aio.AioRpcError, EOFError, TimeoutError):  # the server ends the stream
                 async with asyncio.timeout(GREETING_SECONDS):
@@ -291,7 +291,7 @@ class DeviceStream:
             task.result()
 
     async def _receive(self, call: Any) -> None:
-        gathering: Gathering | None = None
+        gathering: MessageBuffer | None = None
         while True:
             frame = await next_frame(call)
             if isinstance(frame, Ack):
@@ -306,22 +306,22 @@ class DeviceStream:
             else:
                 raise BadFrame("a frame is out of order")
 
-    def _begin(self, begin: Begin) -> Gathering | None:
+    def _begin(self, begin: Begin) -> MessageBuffer | None:
         if begin.size == 0:
             return self._remind(begin.id)
-        return Gathering(begin, MOST_BYTES)
+        return MessageBuffer(begin, MOST_BYTES)
 
     def _remind(self, name: str) -> None:
         if name in self._replies and self._outbox is not None:
             self._owed.add(name)
             self._outbox.put_nowait(name)
 
-    def _take(self, gathering: Gathering) -> None:
+    def _take(self, gathering: MessageBuffer) -> None:
         name = gathering.id
         if name in self._replies:
             return self._remind(name)
         if name not in self._pending:
-            if len(self._pending) == MAX_KNOWN:
+            if len(self._pending) == MAX_IDS:
                 raise BadFrame("too many instructions for one device")
             self._pending.add(name)
             self._inbox.put((self, name, gathering.data))
@@ -345,7 +345,7 @@ class DeviceStream:
     def _settle(self) -> None:
         """Drop replies that have arrived, except for the last, and note whether one is owed to a connected server."""
         for name in list(self._replies)[:-1]:
-            if name not in self._owed or len(self._replies) > MAX_KNOWN:
+            if name not in self._owed or len(self._replies) > MAX_IDS:
                 del self._replies[name]
         if self._owed and self._outbox is not None:
             self._settled.clear()

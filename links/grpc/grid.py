@@ -26,10 +26,10 @@ from flwr.app import Error, Message
 
 from ...base.bounded_decoding import read_json
 from ...base.durable_files import replace_file
-from ...base.open_files import MOST_CONNECTIONS, for_connections, listener
+from ...base.open_files import MAX_CONNECTIONS, for_connections, listener
 from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
-from ...messages.difference_wire import told_model
+from ...messages.difference_wire import read_statement
 from ...messages.flower_adapter import claim_identity, name_message, name_sender
 from ...messages.frames import MAX_FRAME_BYTES, METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
@@ -105,7 +105,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
 
 
 async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
-    most = ("grpc.max_allowed_incoming_connections", min(for_connections(), MOST_CONNECTIONS))
+    most = ("grpc.max_allowed_incoming_connections", min(for_connections(), MAX_CONNECTIONS))
     server = grpc.aio.server(options=(*OPTIONS, most))
     service, method = METHOD.strip("/").split("/")
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
@@ -236,7 +236,7 @@ class LinkGrid(RosterGrid):
             body, cargo = packed
             name_message(message, self._name(message, body))
             head = message.metadata
-            told = told_model(message.content)
+            told = read_statement(message.content)
             size = told.size if told is not None and told.difference else 0
             letter = Letter(head.message_id, head.dst_node_id, segments(head, body), cargo, deliver, size)
             written[letter.id] = (letter, message)

@@ -24,8 +24,8 @@ from ...messages.frames import (
     Begin,
     Chunk,
     Frame,
-    Gathering,
     Hello,
+    MessageBuffer,
     frames_of,
     wire_bytes,
     write,
@@ -211,7 +211,7 @@ class Switchboard:
         self.tally.add("up", CONTROL, OPENING_UP + size + self._received(peer, hello))
         self.tally.add("down", CONTROL, OPENING_DOWN + CERTIFICATES_DOWN * size)
         for letter in self._waiting.get(node, {}).values():
-            peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.known else letter)
+            peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.instruction_ids else letter)
         try:
             await context.write(greeting)
             self._sent(peer, CONTROL, len(greeting))
@@ -280,7 +280,7 @@ class Switchboard:
         return size
 
     async def _receive(self, peer: _Peer) -> None:
-        gathering: Gathering | None = None
+        gathering: MessageBuffer | None = None
         arrived = 0
         try:
             while True:
@@ -297,17 +297,17 @@ class Switchboard:
         finally:
             self.tally.add("up", LOST, arrived)
 
-    def _begin(self, peer: _Peer, begin: Begin) -> Gathering:
+    def _begin(self, peer: _Peer, begin: Begin) -> MessageBuffer:
         if begin.size == 0 and begin.id == self.acknowledged.get(peer.key):
             self.restored[peer.node] = time.time()
             raise BadFrame("the key has answered more than this device knows: it was restored or copied")
         letter = self._waiting.get(peer.node, {}).get(begin.id)
         if letter is None:
             self._counts["duplicate" if begin.id in self._answered else "late"] += 1
-            return Gathering(begin, self._most, wanted=False)
-        return Gathering(begin, min(self._most, letter.reply_bytes))
+            return MessageBuffer(begin, self._most, keep_bytes=False)
+        return MessageBuffer(begin, min(self._most, letter.reply_bytes))
 
-    def _finish(self, peer: _Peer, gathering: Gathering, arrived: int) -> None:
+    def _finish(self, peer: _Peer, gathering: MessageBuffer, arrived: int) -> None:
         letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
         self.tally.add("up", LOST if letter is None else letter.cargo.up(arrived), arrived)
         self.tally.add("down", CONTROL, WINDOW_UPDATES)

@@ -55,8 +55,8 @@ class PrivacyCurve:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON; JSON has no infinity, so it is spelled."""
-        shown = [[delta, json_number(each)] for delta, each in self.epsilon]
-        return {"epsilon": shown, "rho": self.rho, "mu": self.mu, "trade_off": [*map(list, self.trade_off)]}
+        points = [[delta, json_number(each)] for delta, each in self.epsilon]
+        return {"epsilon": points, "rho": self.rho, "mu": self.mu, "trade_off": [*map(list, self.trade_off)]}
 
 
 def privacy_curve(events: Events, adjacency: Adjacency, interval: float = PUBLISH_INTERVAL) -> PrivacyCurve:
@@ -76,15 +76,15 @@ def privacy_curve(events: Events, adjacency: Adjacency, interval: float = PUBLIS
         normal = NormalDist()
         errors = [(rate, normal.cdf(normal.inv_cdf(1 - rate) - mu)) for rate in FALSE_POSITIVES]
         return PrivacyCurve([(d, gaussian_epsilon(mu, d)) for d in DELTAS], mu * mu / 2, mu, errors)
-    found = [(delta, epsilon(dict(counts), delta, adjacency, interval)) for delta in DELTAS]
-    points, top = found, found[-1][1]
+    pairs = [(delta, epsilon(dict(counts), delta, adjacency, interval)) for delta in DELTAS]
+    points, top = pairs, pairs[-1][1]
     losses = losses_of(counts, DELTAS[-1], adjacency, interval) if math.isfinite(top) else None
     if losses is not None:
         from .loss_distributions import deltas
 
         grid = np.linspace(0.0, min(top, _LARGEST), _STEPS)
-        points = [*zip(deltas(losses, grid).tolist(), grid.tolist(), strict=True), *found]
-    return PrivacyCurve(found, None, None, _trade_off(points))
+        points = [*zip(deltas(losses, grid).tolist(), grid.tolist(), strict=True), *pairs]
+    return PrivacyCurve(pairs, None, None, _trade_off(points))
 
 
 def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
@@ -94,8 +94,8 @@ def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
       budget: epsilon and delta that the filter guards.
       order: of the filter.
     """
-    found = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
-    return PrivacyCurve(found, None, None, _trade_off(found))
+    pairs = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
+    return PrivacyCurve(pairs, None, None, _trade_off(pairs))
 
 
 def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[tuple[int, float]]:
@@ -116,44 +116,44 @@ def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[t
     rates = [None if (scale := gaussian_scale(leaf)) is None else scale[0] for leaf, _ in counts]
     if None in rates or (adjacency is Adjacency.REPLACE_ONE and not set(rates) <= {1.0}):
         return []
-    found: list[tuple[int, float]] = []
+    epsilons: list[tuple[int, float]] = []
     for records in GROUPS:
-        together = {_of_group(leaf, records): n for leaf, n in counts}
-        found.append((records, epsilon(together, delta, adjacency, GATE_INTERVAL)))
-    return found
+        group_counts = {_of_group(leaf, records): n for leaf, n in counts}
+        epsilons.append((records, epsilon(group_counts, delta, adjacency, GATE_INTERVAL)))
+    return epsilons
 
 
 def _of_group(leaf: Leaf, records: int) -> "DpEvent":
     # It brings dp_accounting, which most of what reads a curve does without.
-    from .gaussian_mixture import records_event
+    from .gaussian_mixture import group_event
 
     rate, noise = gaussian_scale(leaf) or (1.0, 0.0)
-    return records_event(noise, rate, records)
+    return group_event(noise, rate, records)
 
 
 def largest(units: Iterable[Events]) -> list[Counts]:
     """Return counted events of several units without those that another unit's events contain."""
-    found = {counts: dict(counts) for counts in map(grouped, units)}
+    candidates = {counts: dict(counts) for counts in map(grouped, units)}
     return [
         mine
-        for mine in found
+        for mine in candidates
         if not any(
-            other is not mine and all(held.get(leaf, 0) >= n for leaf, n in mine)
-            for other, held in found.items()
+            other is not mine and all(other_counts.get(leaf, 0) >= n for leaf, n in mine)
+            for other, other_counts in candidates.items()
         )
     ]
 
 
 def worst(curves: Iterable[PrivacyCurve]) -> PrivacyCurve:
     """Return the pointwise maximum of at least one curve: a bound for separate units."""
-    many = list(curves)
-    mus = [each.mu for each in many]
+    all_curves = list(curves)
+    mus = [each.mu for each in all_curves]
     mu = None if None in mus else max(each for each in mus if each is not None)
     return PrivacyCurve(
-        [max(points) for points in zip(*(each.epsilon for each in many), strict=True)],
+        [max(points) for points in zip(*(each.epsilon for each in all_curves), strict=True)],
         None if mu is None else mu * mu / 2,
         mu,
-        [min(points) for points in zip(*(each.trade_off for each in many), strict=True)],
+        [min(points) for points in zip(*(each.trade_off for each in all_curves), strict=True)],
     )
 
 

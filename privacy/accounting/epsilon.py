@@ -18,12 +18,12 @@ from .events import (
     MIN_NOISE,
     Counts,
     Leaf,
-    asked_of,
-    drawn_openly,
     gaussian_scale,
     is_exchanged,
     is_mixture,
+    is_openly_sampled,
     leaves,
+    sample_leaves,
 )
 from .renyi import by_renyi, relation_of, renyi_holds
 
@@ -47,7 +47,7 @@ VACUOUS_EPSILON = 1e6  # an epsilon beyond this is reported as infinite
 # Each kind of sampled Gaussian takes a distribution of its own: 20 ms at 1e-3, 0.3 s at 1e-4. Many kinds are published
 # on the gate's grid. Beyond the maximum, noise is rounded down and rates up, to the most levels an octave that leave
 # few enough kinds; 128 levels cost 1 % of epsilon.
-MANY_KINDS, MAX_KINDS = 32, 128
+MAX_FINE_KINDS, MAX_KINDS = 32, 128
 LEVELS = tuple(2.0**k for k in range(8, -7, -1))
 Kind = TypeVar("Kind")
 
@@ -95,8 +95,8 @@ def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> b
     Raises:
       Refusal: an event that cannot be accounted.
     """
-    found = bounds(grouped(events), budget.target_delta, budget.adjacency, interval)
-    return any(bound <= budget.target_epsilon for bound in found)
+    upper_bounds = bounds(grouped(events), budget.target_delta, budget.adjacency, interval)
+    return any(bound <= budget.target_epsilon for bound in upper_bounds)
 
 
 def accountant_name(
@@ -179,7 +179,7 @@ def _refined(
 
     `size` is epsilon as RDP has it; None where unknown.
     """
-    interval = max(interval, GATE_INTERVAL) if len(counts) > MANY_KINDS else interval
+    interval = max(interval, GATE_INTERVAL) if len(counts) > MAX_FINE_KINDS else interval
     enough = first_interval(min(typical_loss(leaf) for leaf, _ in counts), interval, size)
     grid, before = GATE_INTERVAL if enough < interval else enough, math.inf
     while True:
@@ -220,7 +220,7 @@ def typical_loss(leaf: Leaf) -> float:
     """
     if is_exchanged(leaf):
         return typical_loss(leaf.event)
-    parts = asked_of(leaf)
+    parts = sample_leaves(leaf)
     if is_mixture(leaf):
         pairs = zip(leaf.sensitivities, leaf.sampling_probs, strict=True)
         return min(1.0, sum(moved * share for moved, share in pairs) / leaf.standard_deviation)
@@ -228,7 +228,7 @@ def typical_loss(leaf: Leaf) -> float:
         rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
         return rate / noise if rate < 1 else math.inf
     inside = min(typical_loss(part) for part, _ in parts)
-    return inside if drawn_openly(leaf) else min(inside, leaf.sampling_probability * _together(parts))
+    return inside if is_openly_sampled(leaf) else min(inside, leaf.sampling_probability * _together(parts))
 
 
 def _together(parts: Counts) -> float:
@@ -299,8 +299,8 @@ def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
     from dp_accounting.dp_event import GaussianDpEvent
 
     others = {leaf: n for leaf, n in counts.items() if not isinstance(leaf, GaussianDpEvent)}
-    found = ((leaf, n) for leaf, n in in_order(counts) if isinstance(leaf, GaussianDpEvent))
-    precision = sum(n / (leaf.noise_multiplier * leaf.noise_multiplier) for leaf, n in found)
+    gaussians = ((leaf, n) for leaf, n in in_order(counts) if isinstance(leaf, GaussianDpEvent))
+    precision = sum(n / (leaf.noise_multiplier * leaf.noise_multiplier) for leaf, n in gaussians)
     return others | ({GaussianDpEvent(precision**-0.5): 1} if precision else {})
 
 

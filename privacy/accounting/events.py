@@ -96,17 +96,17 @@ def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
     yield from _unfolded(event_from_json(event_to_json(event)), _count("count", count))
 
 
-def asked_of(leaf: Leaf) -> Counts | None:
+def sample_leaves(leaf: Leaf) -> Counts | None:
     """Return the leaves that are composed on one sample; None for a leaf that dp_accounting handles itself."""
     from dp_accounting import dp_event as dp
 
     if not _is_sample(leaf):
         return None
     whole = isinstance(leaf.event, dp.SelfComposedDpEvent | dp.ComposedDpEvent) or _is_sample(leaf.event)
-    return tuple(_unfolded(leaf.event, 1)) if whole or drawn_openly(leaf) else None
+    return tuple(_unfolded(leaf.event, 1)) if whole or is_openly_sampled(leaf) else None
 
 
-def drawn_openly(leaf: Leaf) -> bool:
+def is_openly_sampled(leaf: Leaf) -> bool:
     """Return whether a leaf is an `OpenlySampledDpEvent`."""
     return type(leaf).__name__ == "OpenlySampledDpEvent"
 
@@ -134,7 +134,7 @@ def is_exchanged(leaf: Leaf) -> bool:
 def _is_sample(event: Any) -> bool:
     from dp_accounting import dp_event as dp
 
-    return isinstance(event, dp.PoissonSampledDpEvent) or drawn_openly(event)
+    return isinstance(event, dp.PoissonSampledDpEvent) or is_openly_sampled(event)
 
 
 def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
@@ -166,8 +166,8 @@ def _simplified(event: Any) -> Leaf | None:
             return _mixed(event.standard_deviation, event.sensitivities, event.sampling_probs)
         case _ if is_exchanged(event):
             inner = _simplified(event.event)
-            known = inner is not None and gaussian_scale(inner) is not None
-            return type(event)(inner) if known else inner and dp.NonPrivateDpEvent()
+            is_gaussian = inner is not None and gaussian_scale(inner) is not None
+            return type(event)(inner) if is_gaussian else inner and dp.NonPrivateDpEvent()
         case _ if _is_sample(event):
             parts = _together(_unfolded(event.event, 1)) if event.sampling_probability else []
             return _sampled(type(event), event.sampling_probability, parts)
@@ -175,15 +175,15 @@ def _simplified(event: Any) -> Leaf | None:
             return event
 
 
-def _mixed(noise: float, moved: Sequence[float], probabilities: Sequence[float]) -> Leaf | None:
+def _mixed(noise: float, shifts: Sequence[float], probabilities: Sequence[float]) -> Leaf | None:
     from dp_accounting import dp_event as dp
 
-    most = max((each for each, share in zip(moved, probabilities, strict=True) if share), default=0.0)
-    if most == 0:
+    max_shift = max((each for each, share in zip(shifts, probabilities, strict=True) if share), default=0.0)
+    if max_shift == 0:
         return None
-    if noise < MIN_NOISE * most:
+    if noise < MIN_NOISE * max_shift:
         return dp.NonPrivateDpEvent()
-    return dp.MixtureOfGaussiansDpEvent(min(noise, MAX_NOISE), moved, probabilities)
+    return dp.MixtureOfGaussiansDpEvent(min(noise, MAX_NOISE), shifts, probabilities)
 
 
 def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
@@ -193,13 +193,13 @@ def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | No
     nothing = dp.NonPrivateDpEvent()
     if not parts or (nothing, 1) in parts:
         return nothing if parts else None
-    asked: list[Any] = [leaf if n == 1 else dp.SelfComposedDpEvent(leaf, n) for leaf, n in parts]
-    only = asked[0]
-    if len(asked) == 1 and type(only) is kind:
-        return kind(max(rate * only.sampling_probability, MIN_RATE), only.event)
+    queries: list[Any] = [leaf if n == 1 else dp.SelfComposedDpEvent(leaf, n) for leaf, n in parts]
+    query = queries[0]
+    if len(queries) == 1 and type(query) is kind:
+        return kind(max(rate * query.sampling_probability, MIN_RATE), query.event)
     # A tuple, so that leaves can be counted.
-    whole: Any = only if len(asked) == 1 else cast(Any, dp.ComposedDpEvent)(tuple(asked))
-    return kind(max(rate, MIN_RATE), whole)
+    event: Any = query if len(queries) == 1 else cast(Any, dp.ComposedDpEvent)(tuple(queries))
+    return kind(max(rate, MIN_RATE), event)
 
 
 def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
@@ -264,17 +264,17 @@ def _written(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
         return event_to_json(value)
     if read is _events:
         return [event_to_json(part) for part in _parts(field, value)]
-    found = read(field, value)
-    return list(found) if isinstance(found, tuple) else found
+    field_value = read(field, value)
+    return list(field_value) if isinstance(field_value, tuple) else field_value
 
 
 @cache
 def _event_class(kind: str) -> Any:
     from dp_accounting import dp_event
 
-    from . import openly_sampled
+    from . import custom_events
 
-    return getattr(openly_sampled if kind in ("OpenlySampled", "Exchanged") else dp_event, f"{kind}DpEvent")
+    return getattr(custom_events if kind in ("OpenlySampled", "Exchanged") else dp_event, f"{kind}DpEvent")
 
 
 _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {

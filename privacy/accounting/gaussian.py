@@ -17,7 +17,7 @@ from .events import MIN_NOISE
 
 # Relative error of a term of delta: erfc and exp are good to 1e-15, and so are their arguments, of at most 700.
 SLACK = 1e-12
-MOST_EPSILON = 1e6  # beyond, epsilon is reported as infinite
+MAX_EPSILON = 1e6  # beyond, epsilon is reported as infinite
 LARGEST = 1e5  # where `last_true` gives up
 _LARGEST_EXPONENT = 700.0  # e to this is still a float
 _BISECTIONS = 200
@@ -72,9 +72,9 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """
     if mu == 0 or math.isinf(mu):
         return 0.0 if mu == 0 else 1.0
-    near, far = epsilon / mu - mu / 2, epsilon / mu + mu / 2
-    first = _normal(-near)
-    second = math.exp(epsilon) * _normal(-far) if epsilon < _LARGEST_EXPONENT else _far_tail(near, far)
+    lower, upper = epsilon / mu - mu / 2, epsilon / mu + mu / 2
+    first = _normal(-lower)
+    second = math.exp(epsilon) * _normal(-upper) if epsilon < _LARGEST_EXPONENT else _far_tail(lower, upper)
     return min(max(first * (1 + SLACK) - second * (1 - SLACK), 0.0), 1.0)
 
 
@@ -86,14 +86,14 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
       delta: in (0, 1).
 
     Returns:
-      At least 0; inf beyond `MOST_EPSILON`.
+      At least 0; inf beyond `MAX_EPSILON`.
     """
     low, high = 0.0, 1.0
     if mu <= 0 or gaussian_delta(mu, low) <= delta:
         return low
     while gaussian_delta(mu, high) > delta:
         low, high = high, 2 * high
-        if low > MOST_EPSILON:
+        if low > MAX_EPSILON:
             return math.inf
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -126,10 +126,10 @@ def last_true(holds: Callable[[float], bool]) -> float:
     return low
 
 
-def _far_tail(near: float, far: float) -> float:
+def _far_tail(lower: float, upper: float) -> float:
     """Return exp(epsilon) times the normal tail beyond `far` > 37, where 2 epsilon = far^2 - near^2; rounded down."""
-    mills = (1 - (1 - (3 - 15 / far**2) / far**2) / far**2) / far
-    return math.exp(-(near**2) / 2) * mills / math.sqrt(2 * math.pi)
+    mills = (1 - (1 - (3 - 15 / upper**2) / upper**2) / upper**2) / upper
+    return math.exp(-(lower**2) / 2) * mills / math.sqrt(2 * math.pi)
 
 
 def _normal(value: float) -> float:

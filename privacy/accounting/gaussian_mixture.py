@@ -28,10 +28,10 @@ _POINTS = 1 << 12  # of the table of losses from which Newton's method begins
 _NEWTON = 3
 # Orders of RDP beyond this are left out; the integral's step and reach are in standard deviations of the noise.
 _LARGEST_ORDER, _STEP, _REACH = 64, 0.125, 14.0
-_LEAST_NOISE = 0.02  # over the largest sensitivity, below which RDP counts as if nothing were drawn by coins
+_MIN_NOISE = 0.02  # over the largest sensitivity, below which RDP counts as if nothing were drawn by coins
 
 
-def records_event(noise_multiplier: float, rate: float, records: int) -> "DpEvent":
+def group_event(noise_multiplier: float, rate: float, records: int) -> "DpEvent":
     """Return the event of one noised sum for a unit of several records, each drawn by a coin of its own.
 
     Args:
@@ -46,19 +46,19 @@ def records_event(noise_multiplier: float, rate: float, records: int) -> "DpEven
         return GaussianDpEvent(noise / records)
     if records == 1:
         return PoissonSampledDpEvent(rate, GaussianDpEvent(noise))
-    drawn = np.arange(records + 1)
-    ways = gammaln(records + 1) - gammaln(drawn + 1) - gammaln(records - drawn + 1)
-    probabilities = np.exp(ways + drawn * math.log(rate) + (records - drawn) * math.log1p(-rate))
+    numbers = np.arange(records + 1)
+    ways = gammaln(records + 1) - gammaln(numbers + 1) - gammaln(records - numbers + 1)
+    probabilities = np.exp(ways + numbers * math.log(rate) + (records - numbers) * math.log1p(-rate))
     probabilities /= probabilities.sum()
     # Tuples, so that events can be counted.
-    moved, shares = tuple(drawn.astype(np.float64).tolist()), tuple(probabilities.tolist())
-    return MixtureOfGaussiansDpEvent(noise, moved, shares)
+    shifts, shares = tuple(numbers.astype(np.float64).tolist()), tuple(probabilities.tolist())
+    return MixtureOfGaussiansDpEvent(noise, shifts, shares)
 
 
 def _log_sums(logs: Vector) -> Vector:
     """Return the log of the sum of exponentials of each row, (rows,)."""
-    most = logs.max(axis=1)
-    return most + np.log(np.exp(logs - most[:, None]).sum(axis=1))
+    peaks = logs.max(axis=1)
+    return peaks + np.log(np.exp(logs - peaks[:, None]).sum(axis=1))
 
 
 class _Table(NamedTuple):
@@ -74,11 +74,11 @@ class _Mixture:
     def __init__(self, noise: float, sensitivities: Sequence[float], probabilities: Sequence[float]) -> None:
         there = np.array(probabilities) > 0
         self.noise = noise
-        self.moved = np.array(sensitivities, float)[there]
+        self.shifts = np.array(sensitivities, float)[there]
         self.logs = np.log(np.array(probabilities, float)[there])
 
     def _parts(self, outputs: Vector) -> Vector:
-        return self.logs + (outputs[:, None] * self.moved - self.moved**2 / 2) / self.noise**2
+        return self.logs + (outputs[:, None] * self.shifts - self.shifts**2 / 2) / self.noise**2
 
     def losses(self, outputs: Vector) -> Vector:
         """Return the log of the ratio at each output, (outputs,)."""
@@ -86,31 +86,31 @@ class _Mixture:
 
     def mass(self, outputs: Vector, above: bool) -> Vector:
         """Return the mixture's mass above each output, or below it, (outputs,)."""
-        scaled = (self.moved - outputs[:, None]) / self.noise
+        scaled = (self.shifts - outputs[:, None]) / self.noise
         return ndtr(scaled if above else -scaled) @ np.exp(self.logs)
 
     def table(self) -> _Table:
         """Return outputs, as far as the mass matters, and their losses."""
         end = -LAST_DEVIATION * self.noise
-        outputs = np.linspace(-end, self.moved.max() + end, _POINTS)
+        outputs = np.linspace(-end, self.shifts.max() + end, _POINTS)
         beyond = self.mass(outputs, above=True) <= ndtr(LAST_DEVIATION)
         outputs = outputs[: int(beyond.argmax()) + 1 if beyond.any() else None]
         return _Table(outputs, self.losses(outputs))
 
     def outputs_at(self, losses: Vector, table: _Table) -> Vector:
         """Return the output at which each loss is reached, (losses,), by Newton's method within the table's steps."""
-        outputs, known = table
-        after = np.clip(np.searchsorted(known, losses), 1, len(known) - 1)
+        outputs, table_losses = table
+        after = np.clip(np.searchsorted(table_losses, losses), 1, len(table_losses) - 1)
         low, high = outputs[after - 1], outputs[after]
-        low = np.where(losses < known[0], low - 1e3 * self.noise, low)
-        high = np.where(losses > known[-1], high + 1e3 * self.noise, high)
-        found = np.clip(np.interp(losses, known, outputs), low, high)
+        low = np.where(losses < table_losses[0], low - 1e3 * self.noise, low)
+        high = np.where(losses > table_losses[-1], high + 1e3 * self.noise, high)
+        roots = np.clip(np.interp(losses, table_losses, outputs), low, high)
         for _ in range(_NEWTON):
-            parts = self._parts(found)
+            parts = self._parts(roots)
             here = _log_sums(parts)
-            slope = np.exp(parts - here[:, None]) @ self.moved / self.noise**2
-            found = np.clip(found - (here - losses) / np.maximum(slope, 1e-300), low, high)
-        return found
+            slope = np.exp(parts - here[:, None]) @ self.shifts / self.noise**2
+            roots = np.clip(roots - (here - losses) / np.maximum(slope, 1e-300), low, high)
+        return roots
 
 
 def distribution(
@@ -140,8 +140,8 @@ def _pmf(mixture: _Mixture, table: _Table, sign: float, interval: float) -> PLDP
 def _deltas(mixture: _Mixture, table: _Table, sign: float, epsilons: Vector) -> Vector:
     """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
     removed = sign > 0
-    least = float(mixture.logs[mixture.moved == 0].max(initial=-math.inf))  # that no output's loss is below
-    reached = sign * epsilons > least
+    min_loss = float(mixture.logs[mixture.shifts == 0].max(initial=-math.inf))  # of any output
+    reached = sign * epsilons > min_loss
     deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
     outputs = mixture.outputs_at(sign * epsilons[reached], table)
     blank = ndtr(-sign * outputs / mixture.noise)
@@ -163,12 +163,12 @@ def renyi(
       Infinity at large orders.
     """
     mixture = _Mixture(noise, sensitivities, probabilities)
-    most, found = float(mixture.moved.max()), np.full(len(orders), math.inf)
-    if noise < _LEAST_NOISE * most:
-        return orders * most**2 / (2 * noise**2)
+    max_shift, divergences = float(mixture.shifts.max()), np.full(len(orders), math.inf)
+    if noise < _MIN_NOISE * max_shift:
+        return orders * max_shift**2 / (2 * noise**2)
     small = orders <= _LARGEST_ORDER
     step, end = _STEP * noise, _REACH * noise
-    outputs = np.arange(-end, most * _LARGEST_ORDER + end, step)
+    outputs = np.arange(-end, max_shift * _LARGEST_ORDER + end, step)
     losses = np.concatenate(
         [mixture.losses(part) for part in np.array_split(outputs, len(outputs) // _POINTS + 1)]
     )
@@ -177,5 +177,5 @@ def renyi(
         max(_log_sums(np.stack([density + order * losses, density - (order - 1) * losses])))
         for order in orders[small]
     ]
-    found[small] = np.maximum(np.array(moments) / (orders[small] - 1), 0.0)
-    return found
+    divergences[small] = np.maximum(np.array(moments) / (orders[small] - 1), 0.0)
+    return divergences

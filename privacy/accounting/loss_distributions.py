@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from . import gaussian_mixture, sampled_gaussian
-from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_exchanged, is_mixture
+from .events import Counts, Leaf, gaussian_scale, is_exchanged, is_mixture, is_openly_sampled, sample_leaves
 from .sampled_gaussian import SIDES
 
 if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
 Floats = NDArray[np.float64]
-MOST_GROWTH = 256  # nats by which the largest loss of a round is weighed for a tail's bound: where rounds are rarely heard
-MOST_KEPT = 1 << 18  # places of a grid whose transform is kept: 2 MiB; finer grids are for what is published
+MAX_GROWTH = 256  # nats by which the largest loss of a round is weighed for a tail's bound: where rounds are rarely heard
+MAX_CACHED = 1 << 18  # places of a grid whose transform is kept: 2 MiB; finer grids are for what is published
 BLOCK = 1 << 16  # places of a grid that are added at once
 # A power of a transform of masses is off by what rounding takes each time: up to 0.75 * 2^-53 of delta were measured, in
 # either direction, beside distributions that are tilted so that their far ends are large (tests).
@@ -52,16 +52,16 @@ def has_distribution(leaf: Leaf, relation: "NeighboringRelation") -> bool:
     """Return whether `distribution` covers a leaf under this relation of neighbours."""
     from dp_accounting.privacy_accountant import NeighboringRelation
 
-    parts = asked_of(leaf)
+    parts = sample_leaves(leaf)
     if is_exchanged(leaf):
         return has_distribution(leaf.event, NeighboringRelation.REPLACE_ONE)
     if parts is None:
         return PLDAccountant(relation).supports(leaf)
     # Replacing a unit involves three answers, with either unit and with none: a pair cannot hold all three.
     alike = relation is not NeighboringRelation.REPLACE_ONE and all(
-        isinstance(part, SAMPLED_ALIKE) or drawn_openly(part) for part, _ in parts
+        isinstance(part, SAMPLED_ALIKE) or is_openly_sampled(part) for part, _ in parts
     )
-    return (drawn_openly(leaf) or alike) and all(has_distribution(part, relation) for part, _ in parts)
+    return (is_openly_sampled(leaf) or alike) and all(has_distribution(part, relation) for part, _ in parts)
 
 
 def distribution(
@@ -108,18 +108,18 @@ def _composed_pmf(one: Any, other: Any) -> Any:
     masses: Any = fft.irfft(spectra[0] * spectra[1], length)[:size]
     low = _negligible(masses)
     high = max(size - _negligible(masses[::-1]), low + 1)
-    kept = masses[low:high].copy()
-    kept[0] += masses[:low].sum()
+    body = masses[low:high].copy()
+    body[0] += masses[:low].sum()
     either = first._infinity_mass + second._infinity_mass - first._infinity_mass * second._infinity_mass
     either += ROUNDED
     lowest = first._lower_loss + second._lower_loss + low
-    return DensePLDPmf(first._discretization, lowest, kept, either + masses[high:].sum(), True)
+    return DensePLDPmf(first._discretization, lowest, body, either + masses[high:].sum(), True)
 
 
-def _rounded(made: Any, times: int) -> Any:
+def _rounded(pmf: Any, times: int) -> Any:
     """Return dp_accounting's composition of `times` distributions, with a bound on its rounding errors added."""
-    made._infinity_mass += ROUNDED * times
-    return made
+    pmf._infinity_mass += ROUNDED * times
+    return pmf
 
 
 def _negligible(masses: Floats) -> int:
@@ -136,8 +136,8 @@ def _several(
 
     rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
     if times > 1 and rate < 1 and relation is not NeighboringRelation.REPLACE_ONE:
-        first, last = sampled_gaussian.places(1.0, rate, noise, interval)
-        if last - first >= MOST_KEPT:
+        first, last = sampled_gaussian.grid_range(1.0, rate, noise, interval)
+        if last - first >= MAX_CACHED:
             return PrivacyLossDistribution(*(_fine(each, rate, noise, interval, times) for each in SIDES))
     once = _once(leaf, relation, interval)
     return once if times == 1 else _Repeated(once, times)
@@ -146,14 +146,14 @@ def _several(
 def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -> DensePLDPmf:
     """Return a side of a sampled Gaussian that happened so often, in the least room: each array takes the last one's place."""
     pmf: Any = sampled_gaussian.side(sign, rate, noise, interval)
-    kept = _Kept.of(pmf, times, *_growth.__wrapped__(pmf))
-    length: Any = fft.next_fast_len(max(kept.size, pmf.size), real=True)
-    found: Any = np.zeros(length)
-    found[: pmf.size] = pmf._probs
+    support = _Support.of(pmf, times, *_growth.__wrapped__(pmf))
+    length: Any = fft.next_fast_len(max(support.size, pmf.size), real=True)
+    buffer: Any = np.zeros(length)
+    buffer[: pmf.size] = pmf._probs
     del pmf
-    found = fft.rfft(found, length)
-    found = _power(found, times, overwrite=True)
-    return kept.cut(fft.irfft(found, length))
+    buffer = fft.rfft(buffer, length)
+    buffer = _power(buffer, times, overwrite=True)
+    return support.cut(fft.irfft(buffer, length))
 
 
 class _Repeated(PrivacyLossDistribution):
@@ -181,15 +181,15 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     if not isinstance(pmf, DensePLDPmf):
         return _rounded(pmf.self_compose(times), times)
     dense: Any = pmf
-    kept = _Kept.of(dense, times, *_growth(dense))
-    length: Any = fft.next_fast_len(max(kept.size, dense.size), real=True)
-    few = length <= MOST_KEPT
-    spectrum = _kept_spectrum(dense, length) if few else fft.rfft(dense._probs, length)
-    return kept.cut(fft.irfft(_power(spectrum, times, overwrite=not few), length))
+    support = _Support.of(dense, times, *_growth(dense))
+    length: Any = fft.next_fast_len(max(support.size, dense.size), real=True)
+    few = length <= MAX_CACHED
+    spectrum = _cached_spectrum(dense, length) if few else fft.rfft(dense._probs, length)
+    return support.cut(fft.irfft(_power(spectrum, times, overwrite=not few), length))
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Support:
     """Places of a composition that hold all but `DROPPED` of its mass, and `ROUNDED` for each time.
 
     Attributes:
@@ -208,12 +208,12 @@ class _Kept:
     pessimistic: bool
 
     @classmethod
-    def of(cls, pmf: Any, times: int, orders: Floats, growth: Floats) -> "_Kept":
+    def of(cls, pmf: Any, times: int, orders: Floats, growth: Floats) -> "_Support":
         """Return the places by Chernoff's bound, of losses that happened so often; orders and growth as `_growth` says."""
         ends = (times * growth + math.log(2 / DROPPED)) / orders
         first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
-        most = (pmf.size - 1) * times
-        last = min(most, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=most)))
+        end = (pmf.size - 1) * times
+        last = min(end, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=end)))
         infinite = DROPPED + ROUNDED * times - math.expm1(times * math.log1p(-pmf._infinity_mass))
         lowest = pmf._lower_loss * times + first
         pessimistic = pmf._pessimistic_estimate
@@ -221,19 +221,19 @@ class _Kept:
 
     def cut(self, masses: Any) -> DensePLDPmf:
         """Return the distribution of masses that lie on a circle at least as long."""
-        place = self.first % len(masses)
-        parts = masses[place : place + self.size], masses[: max(0, place + self.size - len(masses))]
+        start = self.first % len(masses)
+        parts = masses[start : start + self.size], masses[: max(0, start + self.size - len(masses))]
         return DensePLDPmf(self.interval, self.lowest, np.concatenate(parts), self.infinite, self.pessimistic)
 
 
 def forget() -> None:
     """Clear cached distributions, such as those of the noise multipliers that a plan has tried."""
-    for cached in (_once, _gaussian, _growth, _kept_spectrum):
+    for cached in (_once, _gaussian, _growth, _cached_spectrum):
         cached.cache_clear()
 
 
 @lru_cache(maxsize=4)  # two sides on two grids
-def _kept_spectrum(pmf: Any, length: int) -> Any:
+def _cached_spectrum(pmf: Any, length: int) -> Any:
     """Return the cached transform of a round's masses; a run calls this every round, mostly with the same length."""
     return fft.rfft(pmf._probs, length)
 
@@ -256,7 +256,7 @@ def _power(square: Any, times: int, overwrite: bool) -> Any:
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
     """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^`MOST_GROWTH`."""
-    step = pmf.size if pmf.size <= MOST_KEPT else BLOCK
+    step = pmf.size if pmf.size <= MAX_CACHED else BLOCK
     powers: Floats = np.zeros(0)
     means: Floats = np.zeros(1)
     for start in range(0, pmf.size, step):
@@ -271,7 +271,7 @@ def _growth(pmf: Any) -> tuple[Floats, Floats]:
 def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
     """Yield powers of the factor, which is changed, closely spaced at first, and the sum of the masses times each."""
     masses, power, stride = np.abs(masses), 0, 1  # rounding below zero bounds nothing
-    while power < MOST_GROWTH:
+    while power < MAX_GROWTH:
         if power == 16 * stride:
             factor, stride = np.multiply(factor, factor, out=factor), 2 * stride
         masses *= factor
@@ -297,24 +297,24 @@ def _epsilon(pmf: Any, delta: float) -> float:
     # Masses are added from the greatest loss down, until what is left is below the epsilon that they ask for.
     while True:
         start = max(first, stop - BLOCK // 4)
-        places = np.arange(stop - 1, start - 1, -1) + dense._lower_loss
-        losses, masses = places * dense._discretization, dense._probs[start:stop][::-1]
+        indices = np.arange(stop - 1, start - 1, -1) + dense._lower_loss
+        losses, masses = indices * dense._discretization, dense._probs[start:stop][::-1]
         sums = np.cumsum(np.append(added, masses))[1:]
         lower = np.cumsum(np.append(weighed, np.exp(-losses) * masses))[1:]
         upper = dense._infinity_mass + sums
         if start == first or upper.max() >= delta:
-            following = (places - 1) * dense._discretization
-            following[places == first + dense._lower_loss] = -math.inf
+            following = (indices - 1) * dense._discretization
+            following[indices == first + dense._lower_loss] = -math.inf
             with np.errstate(all="ignore"):
-                found = np.log((upper - delta) / lower)
-            ends = (upper > delta) & (found >= following) | (upper >= delta) & (lower == 0)
+                candidates = np.log((upper - delta) / lower)
+            ends = (upper > delta) & (candidates >= following) | (upper >= delta) & (lower == 0)
             if start == first or ends.any():
                 break
         added, weighed, stop = float(sums[-1]), float(lower[-1]), start
     last = int(ends.argmax()) if ends.any() else -1
     if lower[last] == 0:
         return max(0.0, float(losses[last]))
-    return float(found[last]) if upper[last] > lower[last] + delta else 0.0
+    return float(candidates[last]) if upper[last] > lower[last] + delta else 0.0
 
 
 def deltas(losses: PrivacyLossDistribution, sizes: Floats) -> Floats:
@@ -343,7 +343,7 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
 
     if is_exchanged(leaf):
         return _once(leaf.event, NeighboringRelation.REPLACE_ONE, interval)
-    parts, scale = asked_of(leaf), gaussian_scale(leaf)
+    parts, scale = sample_leaves(leaf), gaussian_scale(leaf)
     if scale is not None:
         rate, noise = scale
         replaced = relation is NeighboringRelation.REPLACE_ONE
@@ -361,12 +361,12 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
     if parts is None:
         accountant: Any = PLDAccountant(relation, interval)
         return accountant.compose(leaf)._pld
-    asked: Any = distribution(parts, relation, interval)
+    inner: Any = distribution(parts, relation, interval)
     rate = leaf.sampling_probability
-    if drawn_openly(leaf):
-        return asked.compute_mixture(identity(interval), rate)
+    if is_openly_sampled(leaf):
+        return inner.compute_mixture(identity(interval), rate)
     return PrivacyLossDistribution(
-        _removed(asked._pmf_remove, rate, interval), _added(asked._pmf_add, rate, interval)
+        _removed(inner._pmf_remove, rate, interval), _added(inner._pmf_add, rate, interval)
     )
 
 
@@ -381,12 +381,12 @@ def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
     # handed to atoms from the greatest loss down; the rest lies where P has none.
     with np.errstate(over="ignore"):
         lower = np.where(upper > 0, upper * np.exp(-losses), 0.0)
-    taken = np.minimum(np.cumsum(lower[::-1]), 1.0)[::-1]
-    lower = taken - np.append(taken[1:], 0.0)
+    cumulative = np.minimum(np.cumsum(lower[::-1]), 1.0)[::-1]
+    lower = cumulative - np.append(cumulative[1:], 0.0)
     masses = rate * upper + (1 - rate) * lower
-    rest, least = (1 - rate) * (1 - taken[0]), math.log1p(-rate)
-    sampled = np.logaddexp(least, math.log(rate) + losses)
-    return _on_grid(np.append(sampled, least), np.append(masses, rest), rate * infinite, interval)
+    rest, min_loss = (1 - rate) * (1 - cumulative[0]), math.log1p(-rate)
+    sampled = np.logaddexp(min_loss, math.log(rate) + losses)
+    return _on_grid(np.append(sampled, min_loss), np.append(masses, rest), rate * infinite, interval)
 
 
 def _added(pmf: Any, rate: float, interval: float) -> DensePLDPmf:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..budget import Adjacency
-from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_exchanged, is_mixture
+from .events import Counts, Leaf, gaussian_scale, is_exchanged, is_mixture, is_openly_sampled, sample_leaves
 
 if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
@@ -98,14 +98,14 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
 
     if is_exchanged(leaf):
         return renyi_vector(leaf.event, Adjacency.REPLACE_ONE)
-    parts = asked_of(leaf)
+    parts = sample_leaves(leaf)
     if parts is not None:
         vectors = [(n, renyi_vector(part, adjacency)) for part, n in parts]
-        known = [n * vector for n, vector in vectors if vector is not None]
-        if len(known) < len(vectors):
+        terms = [n * vector for n, vector in vectors if vector is not None]
+        if len(terms) < len(vectors):
             return None
-        total = np.sum(known, axis=0)
-        if not drawn_openly(leaf):
+        total = np.sum(terms, axis=0)
+        if not is_openly_sampled(leaf):
             return total
         rate, above = leaf.sampling_probability, orders() - 1
         # the divergence of a mixture of two visible cases

@@ -51,7 +51,7 @@ def accountant(delta: float, adjacency: Adjacency, order: float | None) -> str:
     return name if order is None else f"RDP filter at order {order:g}, dp_accounting {name.split()[-1]}"
 
 
-def counted(
+def spent_epsilon(
     events: Events,
     delta: float,
     adjacency: Adjacency,
@@ -104,7 +104,7 @@ def admits(events: Events, budget: Budget, order: float | None, interval: float 
     """
     if order is None:
         return within(events, budget, interval)
-    return counted(events, budget.target_delta, budget.adjacency, order) <= budget.target_epsilon
+    return spent_epsilon(events, budget.target_delta, budget.adjacency, order) <= budget.target_epsilon
 
 
 def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:

@@ -20,13 +20,13 @@ Vector = NDArray[np.float64]
 # Outputs further out, in standard deviations, are left to the loss at infinity: the mass that dp_accounting truncates.
 LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
 # Places up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
-MOST_SPARSE = 1000
+MAX_SPARSE = 1000
 SIDES = (1.0, -1.0)  # a unit removed, and one added
 BLOCK = 1 << 16  # places of a grid that are computed at once
 # Increase of a divergence that dp_accounting takes for rounding (`_DELTA_DIFF_TOLERANCE`).
 ROUNDING = 1e-12
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
-FEW_TERMS, MOST_TERMS = 64, 1000
+FEW_TERMS, MAX_TERMS = 64, 1000
 NEGLIGIBLE = 30  # the series ends where the remaining terms are below e to minus this of the whole
 
 
@@ -68,7 +68,7 @@ def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
     Raises:
       ValueError: the divergence rises by more than rounding.
     """
-    if len(deltas) <= MOST_SPARSE:
+    if len(deltas) <= MAX_SPARSE:
         last = first + len(deltas) - 1
         return create_pmf_pessimistic_connect_dots_fixed_gap(interval, first, last, deltas)
     if np.any(np.diff(deltas) > ROUNDING):
@@ -93,7 +93,7 @@ def _masses(deltas: Vector, interval: float) -> Vector:
     return masses
 
 
-def places(sign: float, rate: float, noise: float, interval: float) -> tuple[int, int]:
+def grid_range(sign: float, rate: float, noise: float, interval: float) -> tuple[int, int]:
     """Return the first and the last place of a side's losses on its grid; arguments as of `side`."""
     reach = (0.5 - noise * LAST_DEVIATION) / noise**2
     ends = sorted(
@@ -111,19 +111,19 @@ def side(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
       noise: of the sum.
       interval: of the grid.
     """
-    first, last = places(sign, rate, noise, interval)
-    if sign < 0 and last - first >= MOST_SPARSE:
+    first, last = grid_range(sign, rate, noise, interval)
+    if sign < 0 and last - first >= MAX_SPARSE:
         return _added(rate, noise, interval, first, last)
-    return connected(interval, first, _at(partial(_deltas, sign, rate, noise), interval, first, last))
+    return connected(interval, first, _on_grid(partial(_deltas, sign, rate, noise), interval, first, last))
 
 
-def _at(divergence: Callable[[Vector], Vector], interval: float, first: int, last: int) -> Vector:
+def _on_grid(divergence: Callable[[Vector], Vector], interval: float, first: int, last: int) -> Vector:
     """Return a divergence at each place of a grid, first and last included, block by block: it takes many arrays."""
-    found = np.empty(last - first + 1)
+    values = np.empty(last - first + 1)
     for start in range(first, last + 1, BLOCK):
         stop = min(start + BLOCK, last + 1)
-        found[start - first : stop - first] = divergence(interval * np.arange(start, stop, dtype=np.float64))
-    return found
+        values[start - first : stop - first] = divergence(interval * np.arange(start, stop, dtype=np.float64))
+    return values
 
 
 def _added(rate: float, noise: float, interval: float, first: int, last: int) -> PLDPmf:
@@ -140,8 +140,8 @@ def _added(rate: float, noise: float, interval: float, first: int, last: int) ->
         )
         return np.exp(negative + below) - ndtr(outputs)
 
-    above = _at(partial(_deltas, -1.0, rate, noise), interval, 1, last)
-    parts = np.concatenate((_at(rest, interval, first, 0), above))
+    above = _on_grid(partial(_deltas, -1.0, rate, noise), interval, 1, last)
+    parts = np.concatenate((_on_grid(rest, interval, first, 0), above))
     masses = _masses(parts, interval)
     masses[0] -= parts[0]
     masses[-first] += 1
@@ -201,7 +201,7 @@ def _moments(rate: float, noise: float, orders: Vector) -> Vector:
     """Return log moments at fractional orders, (orders,)."""
     moments = _series(rate, noise, orders, FEW_TERMS)
     open_ = np.isinf(moments)
-    moments[open_] = _series(rate, noise, orders[open_], MOST_TERMS)
+    moments[open_] = _series(rate, noise, orders[open_], MAX_TERMS)
     return moments
 
 
@@ -216,8 +216,8 @@ def _series(rate: float, noise: float, orders: Vector, terms: int) -> Vector:
     total = np.logaddexp(*(np.logaddexp.accumulate(part, axis=1) for part in (low, high)))[:, 1:]
     falling = (np.diff(low) < 0) & (np.diff(high) < 0)
     ended = falling & (np.maximum(low, high)[:, 1:] < total - NEGLIGIBLE)
-    found = np.take_along_axis(total, ended.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return np.where(ended.any(axis=1), found, math.inf)
+    moments = np.take_along_axis(total, ended.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.where(ended.any(axis=1), moments, math.inf)
 
 
 def _log_binomial(order: float | Vector, i: Vector) -> Vector:

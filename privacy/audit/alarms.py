@@ -104,13 +104,13 @@ class AlarmState:
     Attributes:
       planned: looks that each test is allowed in the whole run.
       alpha: probability of any alarm in a correct run.
-      made: looks that each test had.
+      looks: looks that each test had.
       alarmed: the look of each test's last alarm.
     """
 
     planned: Mapping[Check, int]
     alpha: float = 0.01
-    made: Mapping[Check, int] = field(default_factory=dict[Check, int])
+    looks: Mapping[Check, int] = field(default_factory=dict[Check, int])
     alarmed: Mapping[Check, int] = field(default_factory=dict[Check, int])
 
     def threshold(self, test: Check) -> float:
@@ -120,8 +120,8 @@ class AlarmState:
 
     def limit(self, test: Check) -> float:
         """Return the p-value below which a test alarms at its next look."""
-        since = self.made.get(test, 0) - self.alarmed.get(test, -CONFIRMING)
-        return self.alpha / CONFIRMING if test in FREE and since < CONFIRMING else self.threshold(test)
+        looks_since = self.looks.get(test, 0) - self.alarmed.get(test, -CONFIRMING)
+        return self.alpha / CONFIRMING if test in FREE and looks_since < CONFIRMING else self.threshold(test)
 
 
 def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...]]:
@@ -133,12 +133,12 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
     Raises:
       Refusal: a test was not planned, or its looks are used up: alpha is then spent.
     """
-    made = dict(state.made)
+    looks = dict(state.looks)
     for test in look.p_values:
-        made[test] = made.get(test, 0) + 1
-        if made[test] > state.planned.get(test, 0):
+        looks[test] = looks.get(test, 0) + 1
+        if looks[test] > state.planned.get(test, 0):
             remedy = f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
-            raise Refusal("looks", made[test], remedy)
+            raise Refusal("looks", looks[test], remedy)
     alarms = [
         Alarm(
             _level(state, look, test), test, state.limit(test) if test is Check.DRAW else p, state.limit(test)
@@ -147,10 +147,10 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
         # "not >=" instead of "<": NaN raises an alarm.
         if test not in _CONFIRMING and not p >= state.limit(test)
     ]
-    alarmed = {**state.alarmed, **{alarm.test: made[alarm.test] for alarm in alarms}}
+    alarmed = {**state.alarmed, **{alarm.test: looks[alarm.test] for alarm in alarms}}
     if look.ceiling < look.claim:
         alarms.append(Alarm(Level.BLIND, Check.CANARIES, 1.0, state.threshold(Check.CANARIES)))
-    return replace(state, made=made, alarmed=alarmed), tuple(alarms)
+    return replace(state, looks=looks, alarmed=alarmed), tuple(alarms)
 
 
 def _level(state: AlarmState, look: Look, test: Check) -> Level:

@@ -129,8 +129,8 @@ def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canari
       dimension: coordinates of an update.
       support: coordinates of a window.
     """
-    drawn = directions(keyed_stream(seed, "directions"), count, dimension, support)
-    return Canaries(drawn, coins_of(seed, count))
+    canary_directions = directions(keyed_stream(seed, "directions"), count, dimension, support)
+    return Canaries(canary_directions, coins_of(seed, count))
 
 
 def coins_of(seed: bytes, count: int) -> NDArray[np.bool_]:
@@ -195,8 +195,8 @@ def round_scores(along: Vector, norms: Vector, dimension: int, rounds: KnownRoun
     """
     if np.any(norms <= 0):
         raise Refusal("norms", float(norms.min()), "a round that released zeros was not noised; leave it out")
-    taken = np.ones(along.shape, np.bool_) if rounds is None else rounds.included
-    precision = taken / norms[:, None] ** 2
+    included = np.ones(along.shape, np.bool_) if rounds is None else rounds.included
+    precision = included / norms[:, None] ** 2
     total = np.sqrt(precision.sum(axis=0))
     if np.any(total == 0):
         raise Refusal("rounds", int((total == 0).sum()), "canaries without a single round; leave them out")

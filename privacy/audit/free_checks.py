@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 # Tests of noise that share one level: a round by itself; all rounds together, whole, by layer, and by layers' means.
 NORM_TESTS = 4
-LEAST_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
+MIN_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
 
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0.0) -> float:
@@ -86,8 +86,8 @@ def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int6
     size = int(dimensions.sum())
     if not size:
         return 1.0
-    least = 2 * float(gammaincinv(size / 2, level))
-    return 1 - math.sqrt(min(1.0, max(0.0, 1 - (float(energies.sum()) - least) / size)))
+    threshold = 2 * float(gammaincinv(size / 2, level))
+    return 1 - math.sqrt(min(1.0, max(0.0, 1 - (float(energies.sum()) - threshold) / size)))
 
 
 def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise: float) -> float:
@@ -131,7 +131,7 @@ def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate:
     total = int(counts.sum())
     large = float(bdtrc(total - 1, int(everybody.sum()), rate)) if total else 1.0
     mean, variance = everybody * rate, everybody * rate * (1 - rate)
-    if variance.min() < LEAST_VARIANCE:
+    if variance.min() < MIN_VARIANCE:
         return min(1.0, 2 * large)
     # Counts are whole numbers: half a count is added for continuity.
     even = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))

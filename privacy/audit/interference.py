@@ -49,10 +49,10 @@ class Interference:
         """Return the mu of a canary that is in every round, with the same updates and without noise."""
         scale = 1 / np.sqrt(self.noise)
         energies, directions = np.linalg.eigh(scale[:, None] * self.gram * scale)
-        seen = (directions.T @ (self.rounds * scale)) ** 2
+        signal = (directions.T @ (self.rounds * scale)) ** 2
         chance = 2 * math.sqrt(len(self.rounds) / self.coordinates)
         chance += DEVIATIONS * math.sqrt(2 / self.coordinates)
-        return math.sqrt(float((seen / np.maximum(energies - 1, chance)).sum()))
+        return math.sqrt(float((signal / np.maximum(energies - 1, chance)).sum()))
 
 
 def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
@@ -63,25 +63,25 @@ def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
       num_rounds: those that were planned.
       coordinates: how many the rows' products are over.
     """
-    places = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
-    used = np.unique(places)
-    last = [int(np.flatnonzero(places == block)[-1]) for block in used]
+    blocks = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
+    used = np.unique(blocks)
+    last = [int(np.flatnonzero(blocks == block)[-1]) for block in used]
     # A block's products with those before it are final with its last round.
     lower = np.tril(rows["gram"][last][:, used])
     gram = lower + np.tril(lower, -1).T
-    noise = np.array([(rows["noise"][places == block] ** 2).sum() for block in used])
-    rounds = np.array([float((places == block).sum()) for block in used])
+    noise = np.array([(rows["noise"][blocks == block] ** 2).sum() for block in used])
+    rounds = np.array([float((blocks == block).sum()) for block in used])
     return Interference(gram / coordinates, noise, rounds, coordinates)
 
 
-def weighed(rows: Rows, num_rounds: int, found: Interference) -> Vector:
+def weighed(rows: Rows, num_rounds: int, of_run: Interference) -> Vector:
     """Return each canary's product with the weighted sum of all rounds, (canaries,).
 
     Args:
       rows: of all rounds so far.
       num_rounds: those that were planned.
-      found: the interference in them.
+      of_run: the interference in them.
     """
-    places = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
-    weights = dict(zip(np.unique(places).tolist(), found.weights.tolist(), strict=True))
-    return np.array([weights[block] for block in places.tolist()]) @ rows["along"].astype(np.float64)
+    blocks = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
+    weights = dict(zip(np.unique(blocks).tolist(), of_run.weights.tolist(), strict=True))
+    return np.array([weights[block] for block in blocks.tolist()]) @ rows["along"].astype(np.float64)

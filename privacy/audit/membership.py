@@ -65,10 +65,10 @@ def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
         remedy = "train more, so that each record is inside one and outside another"
         raise Refusal("shadows", len(shadows), remedy)
     scores = np.zeros(len(target))
-    for sign, held, count in ((1, inside, count_in), (-1, ~inside, count_out)):
-        mean = np.where(held, shadows, 0.0).sum(axis=0) / count
-        squares = np.where(held, shadows - mean, 0.0) ** 2
-        variance = max(float(squares.sum()) / max(int(held.sum()) - len(target), 1), _TINY)
+    for sign, members, count in ((1, inside, count_in), (-1, ~inside, count_out)):
+        mean = np.where(members, shadows, 0.0).sum(axis=0) / count
+        squares = np.where(members, shadows - mean, 0.0) ** 2
+        variance = max(float(squares.sum()) / max(int(members.sum()) - len(target), 1), _TINY)
         scores += sign * (-((target - mean) ** 2) / (2 * variance) - np.log(variance) / 2)
     return scores
 

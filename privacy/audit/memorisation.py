@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Memorised:
+class MemorisationResult:
     """One test of one look.
 
     Attributes:
       name: of the test, the same at every look, such as `exposure`.
       p_value: probability of such evidence if nothing was memorised, exact; in [0, 1].
-      shown: further numbers to display, by name, such as an exposure in bits or an AUC.
+      figures: further numbers to display, by name, such as an exposure in bits or an AUC.
       refutes: whether the p-value also tests a claim of privacy, for any mechanism.
     """
 
     name: str
     p_value: float
-    shown: Mapping[str, float] = field(default_factory=dict[str, float])
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
     refutes: bool = False
 
 
 class MemorisationProbe(Protocol):
     """Probe of the released model for planted data; it must not read any client's own data."""
 
-    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> Sequence[Memorised]:
+    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> Sequence[MemorisationResult]:
         """Return the tests of a round; equally many at every look."""
         ...
 
 
-def pooled_p(found: Sequence[Memorised]) -> float:
+def pooled_p(results: Sequence[MemorisationResult]) -> float:
     """Return the p-value of a look: the smallest, times their number; 1 without any."""
     # NaN counts as 0, which is evidence.
-    smallest = min((each.p_value if each.p_value >= 0 else 0.0 for each in found), default=1.0)
-    return min(1.0, max(1, len(found)) * smallest)
+    smallest = min((each.p_value if each.p_value >= 0 else 0.0 for each in results), default=1.0)
+    return min(1.0, max(1, len(results)) * smallest)
 
 
 @dataclass(frozen=True)

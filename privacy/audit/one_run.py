@@ -53,14 +53,14 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
     """
     from scipy.special import bdtrc, expit
 
-    made, correct, rate = guesses.count, guesses.correct, float(expit(epsilon))
+    count, correct, rate = guesses.count, guesses.correct, float(expit(epsilon))
     wrong = float(expit(-epsilon))
     # P[at least v right]; bdtrc(k, n, p) is P[more than k], for k >= 0.
     steps = np.arange(1, correct + 1)
-    tail = np.where(steps < correct, bdtrc(np.maximum(correct - steps - 1, 0), made, rate), 1.0)
-    beta = float(bdtrc(correct - 1, made, rate)) if correct else 1.0
-    if correct == made:  # exact where 1 - rate rounds to nothing
-        beta = math.exp(made * math.log1p(-wrong))
+    tail = np.where(steps < correct, bdtrc(np.maximum(correct - steps - 1, 0), count, rate), 1.0)
+    beta = float(bdtrc(correct - 1, count, rate)) if correct else 1.0
+    if correct == count:  # exact where 1 - rate rounds to nothing
+        beta = math.exp(count * math.log1p(-wrong))
     excess = float(np.max((tail - beta) / steps, initial=0.0))
     return min(1.0, beta + 2 * guesses.canaries * delta * excess)
 

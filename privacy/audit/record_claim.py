@@ -30,12 +30,12 @@ def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Mea
         return None
     whole, *bounds = judge(methods, budget.target_epsilon, INTERVAL_ALPHA).findings
     apart, mu = separation(members, others), gaussian_mu(budget.target_epsilon, budget.target_delta)
-    found = estimate(apart, budget.target_delta, INTERVAL_ALPHA)
+    point = estimate(apart, budget.target_delta, INTERVAL_ALPHA)
     accuracy = accuracy_p(right_of_median(members, others), len(members) + len(others), mu)
     p_values = {Check.RECORDS: apart.p_value(mu), Check.RECORDS_ACCURACY: accuracy}
     lower = {each.method: each.lower for each in bounds}
     return Measured(
-        number, budget.target_epsilon, found.epsilon, found.low, found.high, whole.ceiling, p_values, lower
+        number, budget.target_epsilon, point.epsilon, point.low, point.high, whole.ceiling, p_values, lower
     )
 
 

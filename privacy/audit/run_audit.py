@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...base.refusal import Refusal
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.gaussian import gaussian_epsilon, gaussian_mu
-from ..accounting.renyi_filter import counted
+from ..accounting.renyi_filter import spent_epsilon
 from ..budget import Adjacency
 from .alarms import AlarmState, Check, Look
 from .canary_clients import KnownRounds, round_scores
@@ -27,7 +27,7 @@ from .interference import Interference, interference, weighed
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
 from .round_rows import Rows
-from .watching import watched_coordinates
+from .sum_audit import watched_coordinates
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -98,8 +98,8 @@ class AuditTerms:
             planned |= {Check.CANARIES: len(self.looks), Check.ACCURACY: len(self.looks)}
         if self.records:
             planned |= {Check.RECORDS: len(self.looks), Check.RECORDS_ACCURACY: len(self.looks)}
-        for asked, test in ((self.probed, Check.MEMORISATION), (self.losses, Check.LOSSES)):
-            planned |= {test: len(self.looks)} if asked else {}
+        for is_planned, test in ((self.probed, Check.MEMORISATION), (self.losses, Check.LOSSES)):
+            planned |= {test: len(self.looks)} if is_planned else {}
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
@@ -159,11 +159,11 @@ class Evidence:
     def _event(self, rate: float, noise: float) -> DpEvent:
         from dp_accounting.dp_event import NoOpDpEvent
 
-        from ..accounting.gaussian_mixture import records_event
+        from ..accounting.gaussian_mixture import group_event
 
         if noise == 0:
             return NoOpDpEvent()
-        return records_event(noise, rate, self.terms.of_unit)
+        return group_event(noise, rate, self.terms.of_unit)
 
     @cached_property
     def claimed(self) -> float:
@@ -186,7 +186,9 @@ class Evidence:
             in_arms |= counts
         charged, terms = of_all + in_arms, self.terms
         events = [SelfComposedDpEvent(self._event(*pair), times) for pair, times in charged.items()]
-        return counted([*before, *events], terms.delta, terms.adjacency, terms.filter_order, GATE_INTERVAL)
+        return spent_epsilon(
+            [*before, *events], terms.delta, terms.adjacency, terms.filter_order, GATE_INTERVAL
+        )
 
     @property
     def amplified(self) -> bool:
@@ -202,16 +204,16 @@ class Evidence:
         """
         along, norms = self.rows["along"].astype(np.float64), self.rows["norm"].astype(np.float64)
         if self.amplified or self.rows["taken"].all():
-            found, coins = weighed(self.rows, self.terms.num_rounds, self.interference), self.coins
+            scores, coins = weighed(self.rows, self.terms.num_rounds, self.interference), self.coins
         else:
-            seen = self.rows["taken"].any(axis=0)
+            included = self.rows["taken"].any(axis=0)
             event = self._event(float(self.rows["rate"][0]), float(self.rows["charged"][0]))
-            known = KnownRounds(self.rows["taken"][:, seen], event)
-            found = round_scores(along[:, seen], norms, self.terms.dimension, known)
-            coins = self.coins[seen]
+            rounds = KnownRounds(self.rows["taken"][:, included], event)
+            scores = round_scores(along[:, included], norms, self.terms.dimension, rounds)
+            coins = self.coins[included]
         if min(coins.sum(), (~coins).sum()) < 2:
             raise Refusal("canaries", len(coins), "too few were drawn so far; give more")
-        return found[coins], found[~coins]
+        return scores[coins], scores[~coins]
 
     @cached_property
     def interference(self) -> Interference:
@@ -231,11 +233,11 @@ class Evidence:
         """Return the measurement by canaries after these rounds."""
         members, others = self.scores
         apart, mu = separation(members, others), gaussian_mu(self.claimed, self.terms.delta)
-        found = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
+        point = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
         right, total = right_of_median(members, others), len(members) + len(others)
         p_values = {Check.CANARIES: apart.p_value(mu), Check.ACCURACY: accuracy_p(right, total, mu)}
         number = int(self.rows["round"][-1])
-        return Measured(number, self.claimed, found.epsilon, found.low, found.high, self.ceiling, p_values)
+        return Measured(number, self.claimed, point.epsilon, point.low, point.high, self.ceiling, p_values)
 
 
 def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
@@ -252,8 +254,8 @@ def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Me
         p_values |= {Check.NORM: float(row["norm_p"]), Check.REUSE: float(row["reuse_p"])}
     if terms.clients:
         p_values[Check.DRAW] = float(row["draw_p"])
-    asked = (("probe_p", Check.MEMORISATION), ("losses_p", Check.LOSSES), ("books_p", Check.BOOKS))
-    for name, test in asked:
+    optional = (("probe_p", Check.MEMORISATION), ("losses_p", Check.LOSSES), ("books_p", Check.BOOKS))
+    for name, test in optional:
         if not math.isnan(float(row[name])):
             p_values[test] = float(row[name])
     if records is not None:

@@ -36,7 +36,7 @@ class Raised:
     alarm: Alarm
 
     @property
-    def told(self) -> dict[str, int | float | str]:
+    def content(self) -> dict[str, int | float | str]:
         """Content of the summary's file, as plain data."""
         level, test = str(self.alarm.level), str(self.alarm.test)
         return {"round": self.round, "level": level, "test": test, "p_value": self.alarm.p_value}
@@ -109,8 +109,8 @@ def untested(terms: AuditTerms) -> str:
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
     if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
-        said = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
-        return replace(summary, verdict=Verdict.TOO_WEAK, sentence=said)
+        sentence = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
+        return replace(summary, verdict=Verdict.TOO_WEAK, sentence=sentence)
     without_clients = summary.measured is None and summary.verdict in (None, Verdict.CONSISTENT)
     return replace(summary, verdict=Verdict.CONSISTENT, sentence=CONSISTENT) if without_clients else summary
 
@@ -159,11 +159,11 @@ def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
     """Return the summary with its verdict corrected by earlier alarms."""
     for each in raised:
         if each.alarm.level is Level.RED:
-            return replace(summary, verdict=Verdict.VIOLATED, sentence=_why(each))
+            return replace(summary, verdict=Verdict.VIOLATED, sentence=_sentence(each))
     for each in raised:
         if each.alarm.level is Level.ORANGE and summary.verdict is not Verdict.VIOLATED:
-            said = f"perhaps {_why(each)}, but nothing confirmed it: run it again"
-            return replace(summary, verdict=Verdict.TOO_WEAK, sentence=said)
+            sentence = f"perhaps {_sentence(each)}, but nothing confirmed it: run it again"
+            return replace(summary, verdict=Verdict.TOO_WEAK, sentence=sentence)
     return summary
 
 
@@ -186,7 +186,7 @@ def _in_words(verdict: Verdict, measured: Measured) -> str:
             return f"not even without noise could these canaries have shown more than epsilon {measured.ceiling:.3g}"
 
 
-def _why(first: Raised) -> str:
+def _sentence(first: Raised) -> str:
     what = {
         Check.NORM: "a released sum is shorter than its claimed noise",
         Check.REUSE: "noise was used twice",

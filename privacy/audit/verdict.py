@@ -142,8 +142,8 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
     """Return the methods on guesses: Bonferroni over their numbers."""
 
     def method(name: str, refutes: Callable[[Guesses, float, float, float], bool]) -> Method:
-        def any_refutes(given: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
-            return any(refutes(each, delta, epsilon, alpha / len(given)) for each in given)
+        def any_refutes(guesses: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
+            return any(refutes(each, delta, epsilon, alpha / len(guesses)) for each in guesses)
 
         perfect = [Guesses(each.canaries, each.count, each.count) for each in counts]
         return Method(name, partial(any_refutes, counts), partial(any_refutes, perfect))

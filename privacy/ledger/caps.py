@@ -23,15 +23,15 @@ FILE = "caps.json"
 VERSION = 1
 ALL = "all"
 # Characters of its data's fingerprint in a ledger's name.
-NAMED = 32
-FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
+NAME_LENGTH = 32
+FINGERPRINT = re.compile(f"[0-9a-f]{{{NAME_LENGTH},64}}")
 # Names that people may give to a data set.
 DATA_ID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 NO_DATA_ID = "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
 # Prefixes of a ledger's name: of all clients together, of all their records together, and of a device as a client.
 POPULATION, RECORDS, CLIENT = "population-", "records-", "client-"
 WAIT_SECONDS = 10.0
-ASKED = ("questions", "purposes")  # fields of a cap on questions
+QUESTION_FIELDS = ("questions", "purposes")  # fields of a cap on questions
 
 
 def default_folder() -> Path:
@@ -39,20 +39,20 @@ def default_folder() -> Path:
     return Path.home() / ".local" / "share" / "fedveil" / "ledgers"
 
 
-def ledger_folder(field: str, asked: Path | str | None) -> Path:
+def ledger_folder(field: str, value: Path | str | None) -> Path:
     """Return the folder of ledgers of real data: the requested one, or the user's default.
 
     Args:
       field: for a refusal.
-      asked: an absolute folder; None for the user's own.
+      value: an absolute folder; None for the user's own.
 
     Raises:
       Refusal: the folder is relative.
     """
-    folder = default_folder() if asked is None else Path(asked)
+    folder = default_folder() if value is None else Path(value)
     if not folder.is_absolute():
         remedy = "give an absolute folder: from another working folder it would be another ledger, with a new budget"
-        raise Refusal(field, str(asked), remedy)
+        raise Refusal(field, str(value), remedy)
     return folder
 
 
@@ -96,7 +96,7 @@ class Cap:
         if self.data != ALL and not FINGERPRINT.fullmatch(self.data):
             remedy = "give the name of a ledger, as `fedveil budget show` has it under data, or all"
             raise Refusal("data", self.data, remedy)
-        object.__setattr__(self, "data", self.data[:NAMED])
+        object.__setattr__(self, "data", self.data[:NAME_LENGTH])
 
 
 def set_cap(folder: Path, cap: Cap) -> None:
@@ -133,28 +133,28 @@ def read_caps(folder: Path) -> list[Cap]:
     if regular(path) is None:
         return []
     try:
-        found = read_json(path.read_bytes())
-        if found["version"] != VERSION:
-            raise ValueError(f"version {found['version']!r}")
-        return [_read(fields) for fields in found["caps"]]
+        document = read_json(path.read_bytes())
+        if document["version"] != VERSION:
+            raise ValueError(f"version {document['version']!r}")
+        return [_read(fields) for fields in document["caps"]]
     except (OSError, ValueError, LookupError, TypeError, Refusal) as error:
-        told = unreadable(error, "restore it, or remove it and set the caps anew")
-        raise Refusal("caps", str(path), told) from error
+        remedy = unreadable(error, "restore it, or remove it and set the caps anew")
+        raise Refusal("caps", str(path), remedy) from error
 
 
 def caps_on(ledger: Path) -> list[Cap]:
     """Return the decisions that hold for a ledger: the latest on all, and the latest on its data."""
-    own = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAMED]
+    name = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAME_LENGTH]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
-    return [latest[data] for data in (ALL, own) if data in latest]
+    return [latest[data] for data in (ALL, name) if data in latest]
 
 
 def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:
     """Return the decisions on a ledger as acts: keys, and the content of each decision."""
-    return [((CAPS, 0, f"{cap.data} {cap.decided}"), _said(cap)) for cap in caps_on(ledger)]
+    return [((CAPS, 0, f"{cap.data} {cap.decided}"), _decision(cap)) for cap in caps_on(ledger)]
 
 
-def _said(cap: Cap) -> dict[str, Any]:
+def _decision(cap: Cap) -> dict[str, Any]:
     fields = _plain(cap)
     return {name: value for name, value in fields.items() if name != "data"}
 
@@ -190,7 +190,7 @@ def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
 def _plain(cap: Cap) -> dict[str, Any]:
     fields = {**asdict(cap), "until": None if cap.until is None else cap.until.isoformat()}
     # A cap without questions keeps the file's format of earlier releases.
-    return {name: value for name, value in fields.items() if name not in ASKED or value is not None}
+    return {name: value for name, value in fields.items() if name not in QUESTION_FIELDS or value is not None}
 
 
 def _read(fields: dict[str, Any]) -> Cap:

@@ -1,6 +1,6 @@
 """Charges of records for what their client releases as a whole: one budget for a record, whatever the mode.
 
-A record is part of its client, so a release that hides the client costs the record as well (`accounting.exchanged`),
+A record is part of its client, so a release that hides the client costs the record as well (`accounting.record_events`),
 unless it was computed from what the record was charged for already. The ledger of records holds these charges under the
 client's keys. Entries of releases before it existed, or before ledgers were kept this way, are added at its next use.
 """
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..accounting.epsilon import GATE_INTERVAL, epsilon
 from ..accounting.events import Gaussian, event_from_json, event_to_json
-from ..accounting.exchanged import exchanged, exchanged_text
+from ..accounting.record_events import record_event, record_event_of
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
-from .book import RESERVE, Book, BookedRelease, ReleaseState, book_at
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
 from .ledger import BudgetExhausted, Key, Ledger, require_affordable
+from .ledger_state import RESERVE, LedgerRelease, LedgerState, ReleaseState, state_at
 from .question_caps import require_allowed
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def release_of(release: Release, budget: Budget) -> Release:
       budget: of the records; its unit and adjacency are their ledger's.
     """
     plain = {
-        who: exchanged(event_to_json(event), budget.adjacency, secret=release.filter_order is None)
-        for who, event in release.events.items()
+        adversary: record_event(event_to_json(event), budget.adjacency, secret=release.filter_order is None)
+        for adversary, event in release.events.items()
     }
-    events = {who: _event_of(event) for who, event in plain.items()}
+    events = {adversary: _event_of(event) for adversary, event in plain.items()}
     changed = replace(release, unit=budget.unit, events=events, cohort=None, source=OF_CLIENT)
     return replace(changed, mechanism=key_of(release.key)[2])
 
@@ -55,7 +55,7 @@ def _event_of(plain: dict[str, Any]) -> "DpEvent | Gaussian":
     return Gaussian(plain["noise_multiplier"]) if plain["kind"] == "Gaussian" else event_from_json(plain)
 
 
-def owed(clients: Book, records: Book, budget: Budget) -> list[Draft]:
+def pending_drafts(clients: LedgerState, records: LedgerState, budget: Budget) -> list[Draft]:
     """Return the entries of the client's releases that the ledger of its records lacks.
 
     Args:
@@ -73,11 +73,12 @@ def owed(clients: Book, records: Book, budget: Budget) -> list[Draft]:
     return drafts
 
 
-def _payload(booked: BookedRelease, records: Book, budget: Budget) -> str:
+def _payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str:
     payload: dict[str, Any] = json.loads(booked.entry.payload)
     filtered = "filter_order" in payload
     payload["events"] = {
-        who.value: exchanged_text(text, budget.adjacency, not filtered) for who, text in booked.events.items()
+        adversary.value: record_event_of(text, budget.adjacency, not filtered)
+        for adversary, text in booked.events.items()
     }
     payload["budget"] = {"target_epsilon": UNLIMITED_EPSILON, "target_delta": budget.target_delta}
     payload.pop("cohort", None)
@@ -92,18 +93,18 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
     Args:
       ledger: of the records, open for writing.
       clients: path of the client's ledger, which need not exist.
-      budget: as of `owed`.
+      budget: as of `pending_drafts`.
 
     Raises:
       Refusal: the client's ledger cannot be read.
       LedgerUnavailable: nothing could be written.
     """
-    book = book_at(clients)
-    if owed(book, ledger.book, budget):
-        ledger.charge(lambda records: owed(book, records, budget))
+    book = state_at(clients)
+    if pending_drafts(book, ledger.book, budget):
+        ledger.charge(lambda records: pending_drafts(book, records, budget))
 
 
-def as_records(clients: Book, records: Book, budget: Budget) -> Book:
+def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> LedgerState:
     """Return what records have spent, as a book in memory: on their ledger, and by their client's releases.
 
     Args:
@@ -114,13 +115,13 @@ def as_records(clients: Book, records: Book, budget: Budget) -> Book:
     book = records
     if not book.identity:
         identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
-        book = Book(identity=identity, head=Head(1, ""))  # as after its first entry
-    for draft in owed(clients, book, budget):
+        book = LedgerState(identity=identity, head=Head(1, ""))  # as after its first entry
+    for draft in pending_drafts(clients, book, budget):
         take(book, draft)
     return book
 
 
-def lost_by_records(clients: Book, delta: float) -> float | None:
+def lost_by_records(clients: LedgerState, delta: float) -> float | None:
     """Return the epsilon of each record by what its client released as a whole, to the adversary who saw most of it.
 
     Args:
@@ -132,22 +133,26 @@ def lost_by_records(clients: Book, delta: float) -> float | None:
     """
     if clients.filter_order is not None:
         return None
-    seen = (clients.events(who, lambda booked: booked.source != OF_RECORDS) for who in clients.spent)
     mine = (
-        [event_from_json(exchanged(event_to_json(one), Adjacency.ZERO_OUT)) for one in each] for each in seen
+        _record_events(clients, adversary, Adjacency.ZERO_OUT, secret=True) for adversary in clients.spent
     )
     return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in mine), default=0.0)
 
 
 def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
     """Return the events of each record by the sums of clients on a ledger at this path; none without one."""
-    book = book_at(clients)
-    sums = book.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
-    secret = book.filter_order is None
-    return [event_from_json(exchanged(event_to_json(each), adjacency, secret)) for each in sums]
+    book = state_at(clients)
+    return _record_events(book, Adversary.MODEL, adjacency, secret=book.filter_order is None)
 
 
-def take(book: Book, draft: Draft) -> None:
+def _record_events(
+    clients: LedgerState, adversary: Adversary, adjacency: Adjacency, *, secret: bool
+) -> "list[DpEvent]":
+    sums = clients.events(adversary, lambda booked: booked.source != OF_RECORDS)
+    return [event_from_json(record_event(event_to_json(each), adjacency, secret)) for each in sums]
+
+
+def take(book: LedgerState, draft: Draft) -> None:
     """Count an entry in a book that stays in memory."""
     book.take(Entry(book.head.seq + 1, draft.kind, draft.key, draft.payload, "", ""), "memory")
 
@@ -165,7 +170,7 @@ class RecordsBudget:
 
     path: Path
     budget: Budget
-    book: Book
+    book: LedgerState
     caps: tuple[Cap, ...] = ()
 
     def require(self, release: Release) -> None:
@@ -184,8 +189,8 @@ class RecordsBudget:
             raise BudgetExhausted(self.budget, adversary, math.inf, str(ended)) from ended
         events = {who.value: event_to_json(event) for who, event in mine.events.items()}
         require_affordable(mine, events, budget, self.book)
-        if why := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
-            raise BudgetExhausted(budget, adversary, math.inf, f"of a record {why}")
+        if excess := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
+            raise BudgetExhausted(budget, adversary, math.inf, f"of a record {excess}")
 
     def add(self, release: Release) -> None:
         """Count a release."""
@@ -193,7 +198,7 @@ class RecordsBudget:
             return
         mine = release_of(release, self.budget)
         payload = {
-            "events": {who.value: event_to_json(event) for who, event in mine.events.items()},
+            "events": {adversary.value: event_to_json(event) for adversary, event in mine.events.items()},
             "budget": {"target_epsilon": UNLIMITED_EPSILON, "target_delta": self.budget.target_delta},
             "source": OF_CLIENT,
         }
@@ -204,7 +209,7 @@ class RecordsBudget:
 
 def read_records(
     clients: Path, records: Path, adjacency: Adjacency = Adjacency.ZERO_OUT
-) -> tuple[Book, Book]:
+) -> tuple[LedgerState, LedgerState]:
     """Return what records have spent, and what of it by releases of their client alone, as books in memory.
 
     Args:
@@ -215,8 +220,8 @@ def read_records(
     Raises:
       Refusal: a ledger is damaged.
     """
-    of_client, own = (book_at(each) for each in (clients, records))
-    deltas = [each.target_delta for book in (of_client, own) for each in book.granted.values()]
-    unit, adjacency = own.identity.get("unit", Unit.RECORD), own.identity.get("adjacency", adjacency)
+    of_client, direct = (state_at(each) for each in (clients, records))
+    deltas = [each.target_delta for book in (of_client, direct) for each in book.granted.values()]
+    unit, adjacency = direct.identity.get("unit", Unit.RECORD), direct.identity.get("adjacency", adjacency)
     budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
-    return as_records(of_client, own, budget), as_records(of_client, Book(), budget)
+    return as_records(of_client, direct, budget), as_records(of_client, LedgerState(), budget)

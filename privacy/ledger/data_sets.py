@@ -22,11 +22,20 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, refusing, unreadable
 from ..arms import charged
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from .book import Book, ReleaseState, book_at, event_of, identity_of, read_book, repeated, require_unit
-from .caps import FINGERPRINT, NAMED, POPULATION, RECORDS, WAIT_SECONDS, caps_on
-from .client_sums import RecordsBudget, as_records, charge_records, owed
+from .caps import FINGERPRINT, NAME_LENGTH, POPULATION, RECORDS, WAIT_SECONDS, caps_on
+from .client_sums import RecordsBudget, as_records, charge_records, pending_drafts
 from .hash_chain import START, Head, Lock, heads_of, require_heads
 from .ledger import BudgetExhausted, Ledger
+from .ledger_state import (
+    LedgerState,
+    ReleaseState,
+    event_of,
+    identity_of,
+    read_ledger,
+    repeated,
+    require_unit,
+    state_at,
+)
 from .question_caps import EARLIER, spent_by_questions
 
 if TYPE_CHECKING:
@@ -63,7 +72,7 @@ def population_ledger(data_id: str) -> str:
 def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
     """Return the name of each client's ledger, 64 hexadecimal digits; clients with equal data share the first one's.
 
-    Arguments as of `owed_by_clients`.
+    Arguments as of `pending_for_clients`.
     """
     firsts = {print_: client for client, print_ in reversed(list(enumerate(fingerprints)))}
     numbers = [firsts[print_] for print_ in fingerprints]
@@ -78,7 +87,7 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
     """
     path = folder / FILE
     try:
-        found = read_json(path.read_bytes())
+        document = read_json(path.read_bytes())
         return {
             name: DataSet(
                 tuple(each["fingerprints"]),
@@ -86,13 +95,13 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
                 str(each.get("records", "")),
                 {file: Head(int(seq), str(text)) for file, (seq, text) in each.get("heads", {}).items()},
             )
-            for name, each in found.items()
+            for name, each in document.items()
         }
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        told = unreadable(error, "restore it, for it says which ledgers belong together")
-        raise Refusal("ledger", str(path), told) from error
+        remedy = unreadable(error, "restore it, for it says which ledgers belong together")
+        raise Refusal("ledger", str(path), remedy) from error
 
 
 def data_set(folder: Path, data_id: str) -> DataSet:
@@ -110,15 +119,15 @@ def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) ->
 
 
 @contextmanager
-def alone_on(folder: Path, data_id: str) -> Generator[None]:
+def exclusive_access(folder: Path, data_id: str) -> Generator[None]:
     """Let nobody else charge a data set's ledgers meanwhile, and hold them to the heads that were left there last.
 
-    Arguments as of `owed_by_clients`; the folder must exist.
+    Arguments as of `pending_for_clients`; the folder must exist.
 
     Raises:
       Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
     """
-    with Lock(folder / population_ledger(data_id)[:NAMED], wait=0):
+    with Lock(folder / population_ledger(data_id)[:NAME_LENGTH], wait=0):
         require_heads(folder, data_set(folder, data_id).heads)
         try:
             yield
@@ -127,9 +136,9 @@ def alone_on(folder: Path, data_id: str) -> Generator[None]:
                 before = data_set(folder, data_id).heads
                 require_heads(folder, before)
                 paths = (population_path(folder, data_id), *record_paths(folder, data_id))
-                left = {**before, **heads_of(path for path in paths if path.exists())}
-                if left != before:
-                    _change(folder, data_id, lambda now: replace(now, heads=left))
+                heads = {**before, **heads_of(path for path in paths if path.exists())}
+                if heads != before:
+                    _change(folder, data_id, lambda now: replace(now, heads=heads))
 
 
 def keep_head(ledger: Ledger, data_id: str) -> None:
@@ -143,8 +152,8 @@ def keep_head(ledger: Ledger, data_id: str) -> None:
       Refusal: it cannot be written.
     """
     name, head = ledger.path.name, ledger.head
-    known = data_set(ledger.path.parent, data_id).heads.get(name, START)
-    if head > known:
+    stored_head = data_set(ledger.path.parent, data_id).heads.get(name, START)
+    if head > stored_head:
         _change(ledger.path.parent, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
 
 
@@ -167,26 +176,26 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
     _change(folder, data_id, claimed)
 
 
-def require_records(known: DataSet, mode: str) -> None:
+def require_records(stored: DataSet, mode: str) -> None:
     """Refuse a mode that would spend a second budget of the same records.
 
     Raises:
       Refusal: another mode charges them.
     """
-    for other in sorted(_charged_by(known) - {mode}):
+    for other in sorted(_charged_by(stored) - {mode}):
         remedy = f"these records are charged by privacy={other}, on ledgers that this mode does not charge"
         raise Refusal("privacy", mode, f"{remedy}; go on with that")
 
 
-def _charged_by(known: DataSet) -> set[str]:
+def _charged_by(stored: DataSet) -> set[str]:
     """Return the modes that charge the records: as noted or, of runs before modes were noted, by the ledgers' names."""
-    found = {known.records} if known.records else {"record"} if known.fingerprints else set[str]()
-    for old in known.adopted:
-        if _named(old, ""):
-            found.add("record")
-        elif _named(old, POPULATION + RECORDS):
-            found.add("record_distributed")
-    return found
+    modes = {stored.records} if stored.records else {"record"} if stored.fingerprints else set[str]()
+    for old in stored.adopted:
+        if _has_fingerprint(old, ""):
+            modes.add("record")
+        elif _has_fingerprint(old, POPULATION + RECORDS):
+            modes.add("record_distributed")
+    return modes
 
 
 def adopt(folder: Path, old: str, data_id: str) -> None:
@@ -203,14 +212,14 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     path = folder / f"{old}.ledger"
     if not path.exists():
         raise Refusal("ledger", str(path), "there is none; name one as its file is called, without .ledger")
-    read_book(path)
-    known = data_set(folder, data_id)
-    if old not in known.adopted:
+    read_ledger(path)
+    stored = data_set(folder, data_id)
+    if old not in stored.adopted:
         _change(folder, data_id, lambda now: replace(now, adopted=(*now.adopted, old)))
 
 
 @dataclass(frozen=True)
-class Owed:
+class PendingCharges:
     """Charges to the ledgers of a data set before its next run.
 
     Attributes:
@@ -233,7 +242,7 @@ class Owed:
         return [repeated(event_of(text), count) for text, count in counts.items()]
 
 
-def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> Owed:
+def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> PendingCharges:
     """Return the charges to the clients' ledgers: none if data and split are those of the last run.
 
     Args:
@@ -244,54 +253,53 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    known, prints = data_set(folder, data_id), tuple(fingerprints)
-    adopted = [each for each in known.adopted if _named(each, "")]
-    before = _most(folder, adopted, _spent)
-    changed = bool(known.fingerprints) and known.fingerprints != prints
+    stored, prints = data_set(folder, data_id), tuple(fingerprints)
+    adopted = [each for each in stored.adopted if _has_fingerprint(each, "")]
+    before = _max_counts(folder, adopted, _spent)
+    changed = bool(stored.fingerprints) and stored.fingerprints != prints
     charges: dict[str, Charges] = {}
-    most = _most(folder, client_ledgers(data_id, known.fingerprints), _of_records) if changed else {}
-    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, known.fingerprints)}:
-        own = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
-        missing = {who: counts - own.get(who, Counter()) for who, counts in most.items()}
-        charges[name] = _sum(missing, before)
-    left = tuple(each for each in known.adopted if each not in adopted)
-    return Owed(
+    totals = _max_counts(folder, client_ledgers(data_id, stored.fingerprints), _of_records) if changed else {}
+    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, stored.fingerprints)}:
+        current = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
+        charges[name] = _sum(_difference(totals, current), before)
+    remaining = tuple(each for each in stored.adopted if each not in adopted)
+    return PendingCharges(
         {name: each for name, each in charges.items() if any(each.values())},
         changed,
-        replace(known, fingerprints=prints, adopted=left),
+        replace(stored, fingerprints=prints, adopted=remaining),
         clients=population_path(folder, data_id),
     )
 
 
-def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> Owed:
+def pending_for_population(folder: Path, data_id: str, prefix: str = POPULATION) -> PendingCharges:
     """Return the charges to the ledger of all clients together: the adopted ones.
 
-    Arguments as of `owed_by_clients`, with the prefix of the ledger's file.
+    Arguments as of `pending_for_clients`, with the prefix of the ledger's file.
 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    known = data_set(folder, data_id)
-    adopted = [each for each in known.adopted if _named(each, prefix)]
+    stored = data_set(folder, data_id)
+    adopted = [each for each in stored.adopted if _has_fingerprint(each, prefix)]
     total: Charges = {}
-    asked: Charges = {}
+    questions: Charges = {}
     for each in adopted:
         path = folder / f"{each}.ledger"
         total = _sum(total, _spent(path))
-        asked = _sum(asked, spent_by_questions(book_at(path)))
-    left = tuple(each for each in known.adopted if each not in adopted)
+        questions = _sum(questions, spent_by_questions(state_at(path)))
+    remaining = tuple(each for each in stored.adopted if each not in adopted)
     name = population_ledger(data_id)
     charges = {name: total} if any(total.values()) else {}
-    return Owed(charges, False, replace(known, adopted=left), {name: asked})
+    return PendingCharges(charges, False, replace(stored, adopted=remaining), {name: questions})
 
 
-def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str = "") -> None:
+def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, prefix: str = "") -> None:
     """Charge the owed releases durably, and record the data set's new state; a crash in between charges nothing twice.
 
     Args:
       folder: of the ledgers; it must exist.
       data_id: of the data set.
-      owed: to be charged.
+      pending: to be charged.
       budget: of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
       prefix: of the ledgers' files.
 
@@ -299,38 +307,36 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
       Refusal: a ledger cannot be written, or its owner's cap is below the amount already spent.
     """
     sets = read_data_sets(folder)
-    known = sets.get(data_id, DataSet())
-    for old in set(known.adopted) - set(owed.after.adopted):
+    stored = sets.get(data_id, DataSet())
+    for old in set(stored.adopted) - set(pending.after.adopted):
         path = folder / f"{old}.ledger"
         require_unit(path, identity_of(path).get("unit"), str(budget.unit))
     spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
-    for name, charges in owed.charges.items():
-        path, asked = folder / f"{prefix}{name[:32]}.ledger", owed.questions.get(name, {})
-        others = {who: counts - asked.get(who, Counter[str]()) for who, counts in charges.items()}
-        _charge(path, name, others, spent, _state(known), MECHANISM)
-        _charge(path, name, asked, spent, _state(known), EARLIER)
-    if owed.after != known or data_id not in sets:
-        _change(folder, data_id, lambda now: replace(owed.after, records=now.records, heads=now.heads))
+    for name, charges in pending.charges.items():
+        path, questions = folder / f"{prefix}{name[:32]}.ledger", pending.questions.get(name, {})
+        _charge(path, name, _difference(charges, questions), spent, _state(stored), MECHANISM)
+        _charge(path, name, questions, spent, _state(stored), EARLIER)
+    if pending.after != stored or data_id not in sets:
+        _change(folder, data_id, lambda now: replace(pending.after, records=now.records, heads=now.heads))
 
 
 def population_path(folder: Path, data_id: str) -> Path:
     """Return the ledger of all clients of a data set together, which need not exist."""
-    return folder / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+    return folder / f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
 
 
 def together_path(folder: Path, data_id: str) -> Path:
     """Return the ledger of all records of a data set together, which need not exist."""
-    return folder / f"{POPULATION}{RECORDS}{population_ledger(data_id)[:NAMED]}.ledger"
+    return folder / f"{POPULATION}{RECORDS}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
 
 
 def record_paths(folder: Path, data_id: str) -> list[Path]:
     """Return the ledgers of a data set's records: one of all of them, or one for each client."""
-    known = data_set(folder, data_id)
-    names = dict.fromkeys(client_ledgers(data_id, known.fingerprints))
+    stored = data_set(folder, data_id)
+    names = dict.fromkeys(client_ledgers(data_id, stored.fingerprints))
     together = together_path(folder, data_id)
-    return [
-        path for path in (together, *(folder / f"{name[:NAMED]}.ledger" for name in names)) if path.exists()
-    ]
+    paths = (together, *(folder / f"{name[:NAME_LENGTH]}.ledger" for name in names))
+    return [path for path in paths if path.exists()]
 
 
 def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) -> None:
@@ -345,12 +351,12 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
     Raises:
       Refusal: a ledger cannot be read or written.
     """
-    if owed(book_at(clients), book_at(path), budget):
+    if pending_drafts(state_at(clients), state_at(path), budget):
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             charge_records(ledger, clients, budget)
 
 
-def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[RecordsBudget, ...]:
+def budgets_of_records(folder: Path, data_id: str, clients: LedgerState) -> tuple[RecordsBudget, ...]:
     """Return the budgets that sums of whole clients spend too, after what is owed is charged on their ledgers.
 
     Args:
@@ -361,28 +367,28 @@ def budgets_of_records(folder: Path, data_id: str, clients: Book) -> tuple[Recor
     Raises:
       Refusal: a ledger cannot be read or written.
     """
-    found: dict[tuple[object, ...], RecordsBudget] = {}
+    budgets: dict[tuple[object, ...], RecordsBudget] = {}
     for path in record_paths(folder, data_id):
         identity = identity_of(path)
-        budget = _granted(read_book(path))
+        budget = _granted(read_ledger(path))
         charge_client_sums(path, identity["owner"], population_path(folder, data_id), budget)
-        book = read_book(path)
+        book = read_ledger(path)
         same = (
             budget,
-            json.dumps({who: sorted(counts.items()) for who, counts in book.spent.items()}),
+            json.dumps({adversary: sorted(counts.items()) for adversary, counts in book.spent.items()}),
             caps_on(path),
         )
-        found[(same[0], same[1], str(same[2]))] = RecordsBudget(path, budget, book)
-    if found:
-        return tuple(found.values())
+        budgets[(same[0], same[1], str(same[2]))] = RecordsBudget(path, budget, book)
+    if budgets:
+        return tuple(budgets.values())
     path = together_path(folder, data_id)
     if not caps_on(path):
         return ()  # nobody has said what records may lose: their first plan begins from what they have
     budget = Budget(Unit.RECORD, UNLIMITED_EPSILON, 0.5)
-    return (RecordsBudget(path, budget, as_records(clients, Book(), budget)),)
+    return (RecordsBudget(path, budget, as_records(clients, LedgerState(), budget)),)
 
 
-def _granted(book: Book) -> Budget:
+def _granted(book: LedgerState) -> Budget:
     """Return what the last run that protected these records was allowed to spend."""
     unit, adjacency = book.identity["unit"], book.identity["adjacency"]
     for key, booked in reversed(book.releases.items()):
@@ -398,8 +404,8 @@ def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, 
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             for text in texts:
                 name = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-                seen = {who: counts[text] for who, counts in charges.items() if counts[text]}
-                events = {who: repeated(event_of(text), count) for who, count in seen.items()}
+                numbers = {adversary: counts[text] for adversary, counts in charges.items() if counts[text]}
+                events = {adversary: repeated(event_of(text), count) for adversary, count in numbers.items()}
                 release = Release(budget.unit, run, 1, name, events, "system")
                 if ledger.state(release.key) is None:  # not charged before a crash
                     ledger.reserve(release)
@@ -409,39 +415,43 @@ def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, 
         raise Refusal("ledger", str(path), remedy) from spent
 
 
-def _named(stem: str, prefix: str) -> bool:
+def _has_fingerprint(stem: str, prefix: str) -> bool:
     return stem.startswith(prefix) and FINGERPRINT.fullmatch(stem.removeprefix(prefix)) is not None
 
 
-def _state(known: DataSet) -> str:
-    before = {"fingerprints": known.fingerprints, "adopted": known.adopted}
+def _state(stored: DataSet) -> str:
+    before = {"fingerprints": stored.fingerprints, "adopted": stored.adopted}
     return "carried over " + hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
 
 
 def _spent(path: Path) -> Charges:
-    return {who: +counts for who, counts in book_at(path).spent.items()}
+    return {adversary: +counts for adversary, counts in state_at(path).spent.items()}
 
 
 def _of_records(path: Path) -> Charges:
     """Return what a ledger has spent on records alone: sums of whole clients are charged to each ledger under their keys."""
-    book = book_at(path)
+    book = state_at(path)
     mine = [
         each for each in book.releases.values() if each.source is None and each.state is not ReleaseState.VOID
     ]
     return {
-        who: charged((each.events[who], each.arm) for each in mine if who in each.events)
-        for who in book.spent
+        adversary: charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
+        for adversary in book.spent
     }
 
 
-def _most(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
+def _max_counts(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
     """Return the maximum count of each release over the ledgers."""
-    most: Charges = {}
+    max_counts: Charges = {}
     for name in names:
-        for who, counts in spent(folder / f"{name[:32]}.ledger").items():
-            most[who] = most.get(who, Counter()) | counts
-    return most
+        for adversary, counts in spent(folder / f"{name[:32]}.ledger").items():
+            max_counts[adversary] = max_counts.get(adversary, Counter()) | counts
+    return max_counts
+
+
+def _difference(charges: Charges, part: Charges) -> Charges:
+    return {each: counts - part.get(each, Counter()) for each, counts in charges.items()}
 
 
 def _sum(one: Mapping[Adversary, Counter[str]], other: Mapping[Adversary, Counter[str]]) -> Charges:
-    return {who: one.get(who, Counter()) + other.get(who, Counter()) for who in {*one, *other}}
+    return {key: one.get(key, Counter()) + other.get(key, Counter()) for key in {*one, *other}}

@@ -7,11 +7,11 @@ from pathlib import Path
 from ...base.refusal import Refusal
 from .hash_chain import Lock
 
-ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
+STATUS_SECONDS = 2.0  # `status` holds the lock for a moment
 
 
 @contextmanager
-def alone(path: Path, field: str) -> Generator[None]:
+def exclusive_lock(path: Path, field: str) -> Generator[None]:
     """Hold the lock within the context.
 
     Args:
@@ -22,14 +22,14 @@ def alone(path: Path, field: str) -> Generator[None]:
       Refusal: another process holds it.
     """
     try:
-        lock = Lock(path, ARRIVAL_SECONDS)
+        lock = Lock(path, STATUS_SECONDS)
     except Refusal as refusal:
         raise Refusal(field, str(path.parent), refusal.remedy) from refusal
     with lock:
         yield
 
 
-def holder(path: Path) -> int | None:
+def lock_holder(path: Path) -> int | None:
     """Return the id of the process that holds the lock at `path`, or None."""
     file = path.with_name(f"{path.name}.lock")
     if not file.exists():

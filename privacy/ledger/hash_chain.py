@@ -140,8 +140,8 @@ def refusing_ledger(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        told = unreadable(error, "restore the file or its permissions", what)
-        raise Refusal("ledger", str(path), told) from error
+        remedy = unreadable(error, "restore the file or its permissions", what)
+        raise Refusal("ledger", str(path), remedy) from error
 
 
 class Lock:
@@ -162,7 +162,7 @@ class Lock:
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with refusing_ledger(path, "cannot be locked"):
-            self._fd = os.open(_beside(path, ".lock"), flags, 0o600)
+            self._fd = os.open(_sibling(path, ".lock"), flags, 0o600)
             try:
                 self._take(path, wait)
                 os.ftruncate(self._fd, 0)
@@ -170,7 +170,7 @@ class Lock:
             except BaseException:
                 os.close(self._fd)
                 raise
-        self.held = True
+        self.is_held = True
         _locks.add(self)
 
     def _take(self, path: Path, wait: float) -> None:
@@ -187,7 +187,7 @@ class Lock:
 
     def release(self) -> None:
         """Let the next process in."""
-        if self.held:
+        if self.is_held:
             with contextlib.suppress(OSError):  # a stale pid does no harm
                 os.ftruncate(self._fd, 0)
             self.forget()
@@ -200,7 +200,7 @@ class Lock:
 
     def forget(self) -> None:
         """Close this process's descriptor; a lock that the parent process holds stays held."""
-        self.held = False
+        self.is_held = False
         _locks.discard(self)
         os.close(self._fd)
 
@@ -224,7 +224,7 @@ def holds_entries(path: Path) -> bool:
       Refusal: it is not a regular file that this user may read and write.
     """
     size = _size(path)
-    _size(_beside(path, ".lock"))
+    _size(_sibling(path, ".lock"))
     if not _writable(path.parent, os.W_OK | os.X_OK):
         raise Refusal("ledger", str(path), "its folder is missing or not writable; create the folder")
     return size > 0
@@ -270,7 +270,7 @@ def regular(name: Path) -> os.stat_result | None:
     return status
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
@@ -279,7 +279,7 @@ class Chain:
 
     def __init__(self, path: Path, mode: str) -> None:
         self.path = path
-        self._file, self._places = path.absolute(), list[tuple[int, int] | None]()
+        self._file, self._file_ids = path.absolute(), list[tuple[int, int] | None]()
         address = f"{self._file.as_uri()}?{mode}"
         with refusing_ledger(path, "cannot be opened"):
             # The ledger serialises its own threads.
@@ -299,9 +299,9 @@ class Chain:
         Raises:
           Refusal: not a ledger, damaged, or cannot be written.
         """
-        found = holds_entries(path)
-        journal = max(_size(_beside(path, suffix)) for suffix in ("-wal", "-shm"))
-        if journal and not found:
+        has_entries = holds_entries(path)
+        journal = max(_size(_sibling(path, suffix)) for suffix in ("-wal", "-shm"))
+        if journal and not has_entries:
             raise Refusal("ledger", str(path), "gone, yet its -wal file is there; restore the ledger")
         with refusing_ledger(path, "cannot be created"):
             if not path.exists():
@@ -325,7 +325,7 @@ class Chain:
         """
         if regular(path) is None:
             raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
-        chain = cls(path, "mode=ro" if _beside(path, "-wal").exists() else "immutable=1")
+        chain = cls(path, "mode=ro" if _sibling(path, "-wal").exists() else "immutable=1")
         try:
             with refusing_ledger(path, "cannot be read as a ledger"):
                 chain._require_schema()
@@ -346,7 +346,7 @@ class Chain:
         self._require_schema()
         if durable:
             sync_folder(self.path.parent)
-        self._places = self._places_now()
+        self._file_ids = self._current_file_ids()
 
     def _schema(self) -> set[str]:
         rows = self._db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
@@ -363,25 +363,25 @@ class Chain:
         Raises:
           LedgerUnavailable: another file, or none, is at the path now.
         """
-        self._require_place()
+        self._require_same_files()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
-            self._require_place()
+            self._require_same_files()
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise
 
-    def _places_now(self) -> list[tuple[int, int] | None]:
+    def _current_file_ids(self) -> list[tuple[int, int] | None]:
         """Return device and inode of the file and of its write-ahead log, None for a missing one."""
-        files = map(regular, (self._file, _beside(self._file, "-wal")))
+        files = map(regular, (self._file, _sibling(self._file, "-wal")))
         return [None if status is None else (status.st_dev, status.st_ino) for status in files]
 
-    def _require_place(self) -> None:
+    def _require_same_files(self) -> None:
         """Refuse to write into a file that was moved, replaced or removed since it was opened."""
-        if self._places and self._places != self._places_now():
+        if self._file_ids and self._file_ids != self._current_file_ids():
             remedy = "was moved or replaced while it was open; put the file back that was there, then go on"
             raise LedgerUnavailable("ledger", str(self.path), remedy)
 

@@ -23,9 +23,11 @@ from ..accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
 from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
-from ..accounting.renyi_filter import admits, counted, filter_order
+from ..accounting.renyi_filter import admits, filter_order, spent_epsilon
 from ..budget import Adversary, Budget, Release
-from .book import (
+from .caps import Cap, CapEnded, capped, caps_on
+from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
+from .ledger_state import (
     CLOSE,
     COMMIT,
     NOTE,
@@ -33,16 +35,14 @@ from .book import (
     RESERVE,
     VERSION,
     VOID,
-    Book,
-    BookedRelease,
+    LedgerRelease,
+    LedgerState,
     ReleaseState,
     Verification,
     read_entries,
     require_unit,
     verify,
 )
-from .caps import Cap, CapEnded, capped, caps_on
-from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
 from .question_caps import require_allowed
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class SharedBudget(Protocol):
 
     path: Path
     budget: Budget
-    book: Book
+    book: LedgerState
 
     def require(self, release: Release) -> None:
         """Raise BudgetExhausted if it does not afford a release."""
@@ -133,7 +133,7 @@ class Ledger:
     """
 
     def __init__(
-        self, chain: Chain, lock: Lock, book: Book, budget: Budget, resources: contextlib.ExitStack
+        self, chain: Chain, lock: Lock, book: LedgerState, budget: Budget, resources: contextlib.ExitStack
     ) -> None:
         self._chain = chain
         self._lock = lock
@@ -189,7 +189,7 @@ class Ledger:
             first = Draft(OPEN, "", canonical({**identity, "id": token_hex(16), "time": _now()}))
             chain = Chain.for_writing(path, first, durable=durable)
             stack.callback(chain.close)
-            book = Book()
+            book = LedgerState()
             book.replay(chain)
             _require_identity(path, identity, book.identity)
             if expect is not None:
@@ -216,14 +216,14 @@ class Ledger:
         return self._book.head
 
     @property
-    def book(self) -> Book:
+    def book(self) -> LedgerState:
         """Content of the ledger, as of its last reservation."""
         return self._book
 
     @property
     def is_open(self) -> bool:
         """Whether it may still be written: not after it was closed, or after a write that failed."""
-        return self._lock.held
+        return self._lock.is_held
 
     def require(self, head: Head) -> None:
         """Check that the ledger holds an entry that a checkpoint knows.
@@ -256,7 +256,7 @@ class Ledger:
             earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                self.require_asked(release)
+                self.require_question(release)
                 require_affordable(release, events, budget, self._book)
                 for each in self.shared:
                     each.require(release)
@@ -267,7 +267,7 @@ class Ledger:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry
 
-    def charge(self, drafts_of: Callable[[Book], Iterable[Draft]]) -> None:
+    def charge(self, drafts_of: Callable[[LedgerState], Iterable[Draft]]) -> None:
         """Charge what has left already, whatever the budget, all at once or nothing.
 
         Args:
@@ -292,7 +292,7 @@ class Ledger:
         payload = _payload(release, _written(release), self._budget, purpose)
         self.charge(lambda _: [Draft(RESERVE, _text(release.key), payload)])
 
-    def require_asked(self, release: Release) -> None:
+    def require_question(self, release: Release) -> None:
         """Refuse a question that owners do not allow, or that exceeds their cap on questions. Write nothing.
 
         Args:
@@ -305,8 +305,8 @@ class Ledger:
         if release.kind is None:
             return
         budget, caps = self._budget_for(release), (*caps_on(self.path), *self.caps)
-        if why := require_allowed(release, caps, self._book, budget):
-            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
+        if excess := require_allowed(release, caps, self._book, budget):
+            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, excess)
 
     def reserve_new(self, release: Release) -> Entry:
         """Charge a release as `reserve` does, for a caller that is about to draw noise.
@@ -430,10 +430,10 @@ class Ledger:
         with self._writing() as drafts:
             standing = self._book.closes.get(run)
             if standing is None or json.loads(standing.payload)["manifest"] != manifest:
-                said = {"manifest": manifest, "status": status, "time": _now()}
+                closing = {"manifest": manifest, "status": status, "time": _now()}
                 # Kind and key are unique: the number of entries before tells closes of one run apart.
                 key: Key = (run, self._book.head.seq, CLOSE)
-                drafts.append(Draft(CLOSE, _text(key), canonical(said)))
+                drafts.append(Draft(CLOSE, _text(key), canonical(closing)))
         return self._book.closes[run]
 
     def closed(self, run: str) -> Entry | None:
@@ -461,11 +461,11 @@ class Ledger:
           run: the run's name.
           mechanism: of the releases.
         """
-        found: list[list[int]] = []
+        cohorts: list[list[int]] = []
         with self._threads:
-            while booked := self._book.releases.get(_text((run, len(found) + 1, mechanism))):
-                found.append([int(client) for client in json.loads(booked.entry.payload)["cohort"]])
-        return found
+            while booked := self._book.releases.get(_text((run, len(cohorts) + 1, mechanism))):
+                cohorts.append([int(client) for client in json.loads(booked.entry.payload)["cohort"]])
+        return cohorts
 
     @property
     def filter_order(self) -> float | None:
@@ -484,15 +484,15 @@ class Ledger:
         """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
-            seen = [self._book.events(adversary) for adversary in self._book.spent]
+            past = [self._book.events(adversary) for adversary in self._book.spent]
             order = self._book.filter_order
         adjacency = self._budget.adjacency
-        return max((counted(events, delta, adjacency, order, interval) for events in seen), default=0.0)
+        return max((spent_epsilon(events, delta, adjacency, order, interval) for events in past), default=0.0)
 
     def close(self) -> None:
         """Write pending notes and release the lock. Closing twice does nothing."""
         with self._threads:
-            if not self._lock.held:
+            if not self._lock.is_held:
                 return
             with self._resources:
                 if self._pending:
@@ -519,7 +519,7 @@ class Ledger:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
 
-    def _booked(self, key: Key) -> BookedRelease:
+    def _booked(self, key: Key) -> LedgerRelease:
         self._require_open()
         booked = self._book.releases.get(_text(key))
         if booked is None:
@@ -527,7 +527,7 @@ class Ledger:
         return booked
 
     def _require_open(self) -> None:
-        if not self._lock.held:
+        if not self._lock.is_held:
             raise Refusal("ledger", str(self.path), "closed, or opened by the parent process; open it here")
 
     def _flush(self) -> None:
@@ -559,15 +559,15 @@ class Ledger:
             self._pending.clear()
 
 
-def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    require_unit(path, str(found.get("unit")), expected["unit"])
+def _require_identity(path: Path, expected: dict[str, Any], identity: dict[str, Any]) -> None:
+    require_unit(path, str(identity.get("unit")), expected["unit"])
     for name, value in expected.items():
-        if found.get(name) != value:
-            remedy = f"kept for {name} {found.get(name)!r}, not {value!r}; give the ledger that belongs to this data, or another folder"
+        if identity.get(name) != value:
+            remedy = f"kept for {name} {identity.get(name)!r}, not {value!r}; give the ledger that belongs to this data, or another folder"
             raise Refusal("ledger", str(path), remedy)
 
 
-def _require_same(release: Release, earlier: BookedRelease, events: dict[str, Any]) -> None:
+def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, Any]) -> None:
     if earlier.state is ReleaseState.VOID:
         raise Refusal("key", release.key, "was voided; reserve a new key")
     if release.arm != earlier.arm:
@@ -584,7 +584,7 @@ def _written(release: Release) -> dict[str, Any]:
     return {adversary.value: once[id(event)] for adversary, event in release.events.items()}
 
 
-def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: Book) -> None:
+def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: LedgerState) -> None:
     """Return if a release fits the budget together with the book's releases.
 
         Adversaries with the same past and the same new events are checked once.
@@ -594,14 +594,14 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
       Refusal: the ledger's filter has another order.
     """
     order = _order_with(release, book)
-    asked: list[tuple[Any, Counter[str]]] = []
+    checks: list[tuple[Any, Counter[str]]] = []
     for adversary in release.events:
         written, spent = events[adversary.value], book.spent.get(adversary, Counter[str]())
         if _is_paid(release, adversary, written, budget, book):
             continue
-        if any(written is event and spent == counts for event, counts in asked):
+        if any(written is event and spent == counts for event, counts in checks):
             continue
-        asked.append((written, spent))
+        checks.append((written, spent))
         # Where all is plain Gaussian noise it takes no accountant.
         counts = spent + Counter([canonical(written)])
         exact = exact_epsilon(counts, budget.target_delta, budget.adjacency)
@@ -610,16 +610,16 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
                 continue
             if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
                 raise BudgetExhausted(budget, adversary, exact)
-        seen, event = book.events(adversary), event_from_json(written)
-        fits = GATE.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
+        past, event = book.events(adversary), event_from_json(written)
+        fits = GATE.fits(past, event, budget) if order is None else admits([*past, event], budget, order)
         if not fits:
             delta, adjacency = budget.target_delta, budget.adjacency
-            would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
+            would_be = spent_epsilon([*past, event], delta, adjacency, order, GATE_INTERVAL)
             raise BudgetExhausted(budget, adversary, would_be)
 
 
 def _is_paid(
-    release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: Book
+    release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: LedgerState
 ) -> bool:
     """Return whether an arm's release is free, because the same budget has admitted it for another arm."""
     arm = release.arm
@@ -630,16 +630,16 @@ def _is_paid(
     )
 
 
-def _order_with(release: Release, book: Book) -> float | None:
+def _order_with(release: Release, book: LedgerState) -> float | None:
     """Return the filter's order once `release` is on the ledger: the first adaptive release fixes it."""
-    wanted, fixed = release.filter_order, book.filter_order
-    if wanted is None:
+    order, fixed = release.filter_order, book.filter_order
+    if order is None:
         return fixed
     if fixed is None:
-        return filter_order(wanted)
-    if wanted != fixed:
+        return filter_order(order)
+    if order != fixed:
         remedy = f"this ledger's filter is at order {fixed:g} for good; plan with that one"
-        raise Refusal("filter_order", wanted, remedy)
+        raise Refusal("filter_order", order, remedy)
     return fixed
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ...base.refusal import Refusal
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import event_from_json, event_to_json
-from ..accounting.renyi_filter import counted
+from ..accounting.renyi_filter import spent_epsilon
 from ..budget import OF_CLIENT, Adversary, Budget, Release
-from .book import Book, BookedRelease, ReleaseState, event_of, repeated
 from .caps import Cap
+from .ledger_state import LedgerRelease, LedgerState, ReleaseState, event_of, repeated
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -24,25 +24,25 @@ EARLIER = "earlier questions"  # mechanism of what questions have spent under an
 
 
 @dataclass(frozen=True)
-class AskedQuestion:
+class LedgerQuestion:
     """Question as recorded on a ledger.
 
     Attributes:
       name: of the question.
       purposes: of its segments.
-      why: its reason, in the asker's words; may be empty.
-      asked: the names of its segments.
+      reason: its explanation, in the asker's words; may be empty.
+      segments: their names.
       epsilon: of its answer alone, at the delta of its budget, against the adversary with the largest loss.
-      when: time of its reservation, UTC.
+      time: of its reservation, UTC.
       state: of its release.
     """
 
     name: str
     purposes: tuple[str, ...]
-    why: str
-    asked: tuple[str, ...]
+    reason: str
+    segments: tuple[str, ...]
     epsilon: float
-    when: str
+    time: str
     state: str
 
 
@@ -54,11 +54,11 @@ def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
     """
     for purpose in sorted({*purposes}):
         if cap.purposes is not None and purpose not in cap.purposes:
-            known = ", ".join(cap.purposes) or "no purpose"
-            raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {known}")
+            allowed = ", ".join(cap.purposes) or "no purpose"
+            raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {allowed}")
 
 
-def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str:
+def require_allowed(release: Release, caps: Iterable[Cap], book: LedgerState, budget: Budget) -> str:
     """Return why a question exceeds the caps on questions; empty if it does not.
 
     Args:
@@ -78,17 +78,17 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
             continue
         for adversary, event in release.events.items():
             before = spent_by_questions(book).get(adversary, Counter[str]())
-            seen: list[DpEvent] = [repeated(event_of(text), count) for text, count in before.items()]
-            seen.append(event_from_json(event_to_json(event)))
-            spent = counted(seen, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
+            history: list[DpEvent] = [repeated(event_of(text), count) for text, count in before.items()]
+            history.append(event_from_json(event_to_json(event)))
+            spent = spent_epsilon(history, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
             if spent > cap.questions:
                 return f"questions may spend epsilon {cap.questions:g}, and would have spent {spent:.4g}"
     return ""
 
 
-def asked_questions(book: Book) -> list[AskedQuestion]:
+def ledger_questions(book: LedgerState) -> list[LedgerQuestion]:
     """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
-    found: list[AskedQuestion] = []
+    questions: list[LedgerQuestion] = []
     for booked in book.releases.values():
         payload = _payload(booked)
         if not payload or booked.source == OF_CLIENT:
@@ -96,16 +96,20 @@ def asked_questions(book: Book) -> list[AskedQuestion]:
         name, budget = json.loads(booked.entry.key)[0], payload["budget"]
         segments: dict[str, str] = payload.get("segments", {})
         epsilon = max(
-            counted([event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL)
+            spent_epsilon(
+                [event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL
+            )
             for text in booked.events.values()
         )
         purposes = tuple(sorted(set(segments.values())))
-        why, when = str(payload.get("purpose", "")), str(payload["time"])
-        found.append(AskedQuestion(name, purposes, why, tuple(segments), epsilon, when, str(booked.state)))
-    return found
+        reason, time = str(payload.get("purpose", "")), str(payload["time"])
+        questions.append(
+            LedgerQuestion(name, purposes, reason, tuple(segments), epsilon, time, str(booked.state))
+        )
+    return questions
 
 
-def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
+def spent_by_questions(book: LedgerState) -> dict[Adversary, Counter[str]]:
     """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too."""
     spent: dict[Adversary, Counter[str]] = {}
     for booked in book.releases.values():
@@ -115,17 +119,17 @@ def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
     return spent
 
 
-def is_question(booked: BookedRelease) -> bool:
+def is_question(booked: LedgerRelease) -> bool:
     """Return whether a release is the answer to a question."""
     return bool(_payload(booked))
 
 
-def _is_earlier(booked: BookedRelease) -> bool:
+def _is_earlier(booked: LedgerRelease) -> bool:
     key = booked.entry.key
     return EARLIER in key and str(json.loads(key)[2]).startswith(EARLIER)
 
 
-def _payload(booked: BookedRelease) -> dict[str, Any]:
+def _payload(booked: LedgerRelease) -> dict[str, Any]:
     """Return the payload of a question's reservation; empty for any other entry."""
     if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are none, and need not be read
         return {}

@@ -110,8 +110,8 @@ def read_opening(path: Path) -> ReceiptOpening:
       Refusal: the file cannot be read.
     """
     try:
-        found = read_json(path.read_bytes())
-        return build(ReceiptOpening, {"salt": found["salt"], "heads": found["heads"]})
+        opening = read_json(path.read_bytes())
+        return build(ReceiptOpening, {"salt": opening["salt"], "heads": opening["heads"]})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise Refusal("receipt", str(path), f"cannot be read ({problem}); ask the device's owner") from None
 

@@ -29,9 +29,9 @@ from .sum_spec import Segment
 
 SIGMA_SHARE = 1 / 20  # sigma_b over the expected cohort, as the paper sets it
 # Share of the squared norm: where the cohort is too small for sigma_b, the bit gets more noise and the update keeps its norm.
-MOST_SHARE = 0.1
+MAX_SHARE = 0.1
 # A norm does not leave this range, however long every update is zero or not finite.
-LEAST_NORM, MOST_NORM = 1e-9, 1e9
+MIN_NORM, MAX_NORM = 1e-9, 1e9
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AdaptiveClipping:
           expected_size: of the cohort, the fixed denominator.
         """
         sigma = SIGMA_SHARE * expected_size
-        return Segment(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MOST_SHARE))
+        return Segment(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MAX_SHARE))
 
     def next_norm(self, norm: float, fraction: float) -> float:
         """Return the norm of the next round.
@@ -64,4 +64,4 @@ class AdaptiveClipping:
           fraction: of updates that were left as long as they were, noised, in [0, 1].
         """
         moved = norm * math.exp(-self.learning_rate * (fraction - self.quantile))
-        return min(max(moved, LEAST_NORM), MOST_NORM)
+        return min(max(moved, MIN_NORM), MAX_NORM)

@@ -98,12 +98,12 @@ class CompressionPlan:
         Raises:
           Refusal: a rotated vector of the clipping norm would have less than a grid unit a coordinate, and be rounded away.
         """
-        kept = max(1, round(self.ratio * coordinates))
-        if self.cells is not None and kept > self.cells**2:
-            least = math.isqrt(kept - 1) + 1
-            remedy = f"rounds most of {kept} coordinates to nothing; give {least} or more, or null"
+        rows = max(1, round(self.ratio * coordinates))
+        if self.cells is not None and rows > self.cells**2:
+            min_cells = math.isqrt(rows - 1) + 1
+            remedy = f"rounds most of {rows} coordinates to nothing; give {min_cells} or more, or null"
             raise Refusal("compress.cells", self.cells, remedy)
-        return Compression(self.kind, coordinates, kept, seed)
+        return Compression(self.kind, coordinates, rows, seed)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Sketch:
 
     @property
     def _rows(self) -> NDArray[np.intp]:
-        return _drawn(self.seed, self.compression.coordinates, self.compression.kept)
+        return _mask_rows(self.seed, self.compression.coordinates, self.compression.kept)
 
 
 def sketch_of(compression: Compression, row: int) -> Sketch:
@@ -153,10 +153,10 @@ def sketch_of(compression: Compression, row: int) -> Sketch:
 
 
 @lru_cache(maxsize=2)  # all clients of a round use the same
-def _drawn(seed: bytes, coordinates: int, kept: int) -> NDArray[np.intp]:
-    """Return `kept` of so many coordinates, ascending: the first ones whose words are at most the `kept`-th smallest."""
+def _mask_rows(seed: bytes, coordinates: int, count: int) -> NDArray[np.intp]:
+    """Return `count` of so many coordinates, ascending: the first ones whose words are at most the `count`-th smallest."""
     words = keyed_stream(seed, "rows").uint64(coordinates)
-    rows = np.flatnonzero(words <= np.partition(words, kept - 1)[kept - 1])[:kept]
+    rows = np.flatnonzero(words <= np.partition(words, count - 1)[count - 1])[:count]
     rows.flags.writeable = False
     return rows
 
@@ -177,9 +177,9 @@ def compress(update: Arrays, sketch: Sketch) -> dict[str, NDArray[np.floating]]:
     Raises:
       ValueError: no leading arrays have exactly the sketch's coordinates.
     """
-    inside, behind = _parts({name: value.shape for name, value in update.items()}, sketch.compression)
+    inside, rest = _parts({name: value.shape for name, value in update.items()}, sketch.compression)
     whole = np.concatenate([np.ravel(update[name]) for name in inside])
-    return {COMPRESSED: sketch.of(whole), **{name: update[name] for name in behind}}
+    return {COMPRESSED: sketch.of(whole), **{name: update[name] for name in rest}}
 
 
 # --- at the server ---------------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ def compressed_layout(
     layout: Mapping[str, tuple[int, ...]], compression: Compression
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the compressed update for an update of these shapes."""
-    _, behind = _parts(layout, compression)
-    return {COMPRESSED: (compression.kept,), **{name: layout[name] for name in behind}}
+    _, rest = _parts(layout, compression)
+    return {COMPRESSED: (compression.kept,), **{name: layout[name] for name in rest}}
 
 
 def expand(mean: Arrays, layout: Mapping[str, tuple[int, ...]], sketch: Sketch) -> dict[str, Vector]:
@@ -201,21 +201,21 @@ def expand(mean: Arrays, layout: Mapping[str, tuple[int, ...]], sketch: Sketch) 
       layout: shapes of the update's arrays by name, in its order.
       sketch: of the round.
     """
-    inside, behind = _parts(layout, sketch.compression)
+    inside, rest = _parts(layout, sketch.compression)
     whole = sketch.back(mean[COMPRESSED])
     whole *= sketch.compression.gain
     bounds = np.cumsum([math.prod(layout[name]) for name in inside])[:-1]
     arrays = {
         name: part.reshape(layout[name]) for name, part in zip(inside, np.split(whole, bounds), strict=True)
     }
-    return arrays | {name: mean[name].astype(np.float64) for name in behind}
+    return arrays | {name: mean[name].astype(np.float64) for name in rest}
 
 
 def _parts(layout: Mapping[str, Sequence[int]], compression: Compression) -> tuple[list[str], list[str]]:
     """Return the names of the arrays that are compressed, and of those behind them."""
     names, count = list(layout), 0
-    for place, name in enumerate(names, 1):
+    for end, name in enumerate(names, 1):
         count += math.prod(layout[name])
         if count == compression.coordinates:
-            return names[:place], names[place:]
+            return names[:end], names[end:]
     raise ValueError(f"no arrays have {compression.coordinates} coordinates together, these have {count}")

@@ -61,7 +61,7 @@ from .sum_spec import SumSpec
 
 # D of the module's text, a power of two: coarser coefficients would cost error, finer ones room below MAX_SIGMA.
 SCALE_BITS = 8
-MOST_BANDS = 128  # rows of noise kept, 8 bytes a coordinate each
+MAX_BANDS = 128  # rows of noise kept, 8 bytes a coordinate each
 _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
 
 
@@ -87,19 +87,19 @@ class Correlation:
         for name in ("num_rounds", "separation", "max_participations", "bands"):
             if getattr(self, name) < 1:
                 raise Refusal(name, getattr(self, name), "give at least 1")
-        if self.bands > (most := min(self.num_rounds, MOST_BANDS)):
-            raise Refusal("bands", self.bands, f"give at most {most}: a row of noise is kept for each")
-        if self.bands > self._most_bands:
+        if self.bands > (max_bands := min(self.num_rounds, MAX_BANDS)):
+            raise Refusal("bands", self.bands, f"give at most {max_bands}: a row of noise is kept for each")
+        if self.bands > self._max_bands:
             remedy = (
-                f"give at most {self._most_bands}: turns {self.cycle} rounds apart would not move other rows"
+                f"give at most {self._max_bands}: turns {self.cycle} rounds apart would not move other rows"
             )
             raise Refusal("bands", self.bands, remedy)
         if self.cycle is not None and (self.max_participations, self.separation) != (1, self.cycle):
             raise ValueError("a cycle has one turn of each client")
 
     @property
-    def _most_bands(self) -> int:
-        return min(self.num_rounds, MOST_BANDS, self.cycle or MOST_BANDS)
+    def _max_bands(self) -> int:
+        return min(self.num_rounds, MAX_BANDS, self.cycle or MAX_BANDS)
 
     @property
     def rounds(self) -> int:
@@ -133,8 +133,8 @@ class Correlation:
         if self.cycle is not None:
             self._require_cycle(sampling, turns, adjacency)
             return
-        most = math.inf if turns is None or turns.max_participations is None else turns.max_participations
-        if turns is None or turns.separation < self.separation or most > self.max_participations:
+        limit = math.inf if turns is None or turns.max_participations is None else turns.max_participations
+        if turns is None or turns.separation < self.separation or limit > self.max_participations:
             remedy = (
                 f"a {sampling.name} cohort does not promise that a client takes part at most "
                 f"{self.max_participations} times, {self.separation} rounds apart; use cohort=min_separation"
@@ -185,15 +185,15 @@ class Correlation:
         inverse = np.zeros(self.num_rounds)
         inverse[0] = 1.0
         for t in range(1, self.num_rounds):
-            seen = inverse[max(0, t - len(tail)) : t][::-1]
-            inverse[t] = -np.dot(tail[: len(seen)], seen)
+            previous = inverse[max(0, t - len(tail)) : t][::-1]
+            inverse[t] = -np.dot(tail[: len(previous)], previous)
         per_round = np.cumsum(np.cumsum(inverse) ** 2)
         return self.sensitivity * math.sqrt(float(per_round.mean()))
 
     def with_best_bands(self) -> Correlation:
         """Return the same participation with the power of two, or the separation, of bands that errs least."""
-        most = self._most_bands
-        choices = {min(most, each) for each in (*(1 << i for i in range(8)), self.separation)}
+        max_bands = self._max_bands
+        choices = {min(max_bands, each) for each in (*(1 << i for i in range(8)), self.separation)}
         return min((replace(self, bands=each) for each in sorted(choices)), key=lambda each: each.error)
 
 

@@ -130,7 +130,7 @@ class _Table:
       words: leading 64 bits of the residual's cumulative probability of each block.
       guide: shape (2**16,), the block of all words that begin with these 16 bits, -1 if there are several.
       exact: `words` to PRECISION digits.
-      near: of each block, the likeliest integer.
+      peak: of each block, the likeliest integer.
       acceptance: mass of each block in the table, over stride times the probability of its likeliest integer.
       acceptance_exact: the same to PRECISION digits.
       residual_acceptance: approximate acceptance rate of the residual's proposals.
@@ -143,7 +143,7 @@ class _Table:
     words: NDArray[np.uint64]
     guide: NDArray[np.int16]
     exact: tuple[Decimal, ...]
-    near: NDArray[np.int64]
+    peak: NDArray[np.int64]
     acceptance: NDArray[np.float64]
     acceptance_exact: tuple[Decimal, ...]
     residual_acceptance: float
@@ -154,7 +154,7 @@ def _table(sigma: int) -> _Table:
     stride, side = _stride(sigma), _blocks(sigma)
     starts = [stride * block for block in range(-side, side)]
     # Of a block below zero the likeliest integer is its last one, of the others their first.
-    near = [start if start >= 0 else start + stride - 1 for start in starts]
+    peaks = [start if start >= 0 else start + stride - 1 for start in starts]
     highs = _weights(1, stride, side, sigma)[::-1] + _weights(0, stride, side, sigma)
     lows = _weights(stride, stride, side, sigma)[::-1] + _weights(stride - 1, stride, side, sigma)
     # A wide law's sum over the integers is its integral, up to a factor of 1 + 2 exp(-2 pi^2 sigma^2).
@@ -162,12 +162,12 @@ def _table(sigma: int) -> _Table:
     unit = _digits.divide(Decimal(stride * _ENTRIES), total)
     boxes = [_digits.multiply(unit, weight) for weight in highs]  # in entries
     owned = [int(_digits.multiply(unit, weight)) for weight in lows]
-    chances = [_digits.subtract(box, own) for box, own in zip(boxes, owned, strict=True)]
+    chances = [_digits.subtract(box, count) for box, count in zip(boxes, owned, strict=True)]
     cumulative = list(accumulate(chances, _digits.add))
     exact = tuple(_digits.divide(value, cumulative[-1]) for value in cumulative)
     words = np.array([min(int(_digits.multiply(value, _WORD)), _WORD - 1) for value in exact], np.uint64)
     bounds = np.bincount((words >> 48).astype(np.intp), minlength=_ENTRIES)
-    given = tuple(_digits.divide(own, box) for box, own in zip(boxes, owned, strict=True))
+    acceptance = tuple(_digits.divide(count, box) for box, count in zip(boxes, owned, strict=True))
     entries = np.zeros(_ENTRIES, np.int32 if stride <= _NARROW else np.int64)
     entries[: sum(owned)] = np.repeat(np.array(starts, entries.dtype), owned)
     return _Table(
@@ -178,9 +178,9 @@ def _table(sigma: int) -> _Table:
         words,
         np.where(bounds, -1, bounds.cumsum()).astype(np.int16),
         exact,
-        np.array(near),
-        np.array([float(share) for share in given]),
-        given,
+        np.array(peaks),
+        np.array([float(share) for share in acceptance]),
+        acceptance,
         float((_ENTRIES - sum(owned)) / cumulative[-1]),
     )
 
@@ -203,18 +203,18 @@ def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.int32]:
     narrow = table.stride <= _NARROW
     words = stream.uint32(out.size) if narrow else stream.uint64(out.size)
     look_up = compiled().look_up if narrow and compiled() else _look_words_up
-    left = np.empty(out.size, np.int32)
-    return left[: look_up(words, table.starts, table.stride - 1, table.owned, out, left)]
+    rest = np.empty(out.size, np.int32)
+    return rest[: look_up(words, table.starts, table.stride - 1, table.owned, out, rest)]
 
 
-def _look_words_up(words: Words, starts: Whole, low: int, owned: int, out: Whole, left: Whole) -> int:
+def _look_words_up(words: Words, starts: Whole, low: int, owned: int, out: Whole, rest: Whole) -> int:
     entry = words >> (8 * words.itemsize - 16)
     # An entry lies below 2^16: nothing is clipped, and nothing need be checked.
     starts.take(entry.astype(np.intp), mode="clip", out=out)
     out += (words & low).view(out.dtype)
-    found = np.flatnonzero(entry >= owned)
-    left[: found.size] = found
-    return found.size
+    indices = np.flatnonzero(entry >= owned)
+    rest[: indices.size] = indices
+    return indices.size
 
 
 @cache
@@ -224,32 +224,33 @@ def compiled() -> Any:
         return None
     words = np.arange(2**13 + 5, dtype=np.uint32) * np.uint32(2654435769)  # of entries all over
     starts = np.arange(-_ENTRIES // 2, _ENTRIES // 2, dtype=np.int32) << 15
-    found = list[object]()
+    results = list[object]()
     for look_up, add in ((_look_words_up, _add_to_rounded), (_installed.look_up, _installed.add_on_lattice)):
         for low, owned, step in ((0, _ENTRIES, 2.0**9), (2**15 - 1, 64_000, 0.3)):  # halves, and others
-            noise, left = np.zeros((2, words.size), np.int32)
+            noise, rest = np.zeros((2, words.size), np.int32)
             values = words.view(np.int32).astype(np.float32)
-            count = look_up(words, starts, low, owned, noise, left)
+            count = look_up(words, starts, low, owned, noise, rest)
             add(values, noise, step)
-            found.append((count, noise.tobytes(), left.tobytes(), values.tobytes()))
-    return _installed if found[:2] == found[2:] else None
+            results.append((count, noise.tobytes(), rest.tobytes(), values.tobytes()))
+    return _installed if results[:2] == results[2:] else None
 
 
 def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
-    kept = [np.empty(0, np.int64)]
+    parts = [np.empty(0, np.int64)]
     missing = count
     while missing > 0:
-        kept.append(_propose(table, int(missing / table.residual_acceptance * _SPARE) + 16, stream)[:missing])
-        missing -= kept[-1].size
-    return np.concatenate(kept)
+        tries = int(missing / table.residual_acceptance * _SPARE) + 16
+        parts.append(_propose(table, tries, stream)[:missing])
+        missing -= parts[-1].size
+    return np.concatenate(parts)
 
 
 def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
     blocks = _invert(table, n, stream)
     inside = (stream.uint64(n) & (table.stride - 1)).view(np.int64)
     # Counted from the block's likeliest integer, away from zero: its last bits are all 1 below zero, else all 0.
-    values = table.near.take(blocks) ^ inside
-    return values.take(np.flatnonzero(_keep(table, blocks, values, stream)))
+    values = table.peak.take(blocks) ^ inside
+    return values.take(np.flatnonzero(_accept(table, blocks, values, stream)))
 
 
 def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
@@ -265,27 +266,28 @@ def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
     return blocks
 
 
-def _keep(
+def _accept(
     table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream
 ) -> NDArray[np.bool_]:
-    """Return whether reals that are uniform between `given` and 1 lie below the values' weights over `near`'s."""
+    """Return whether reals that are uniform between `acceptance` and 1 lie below the values' weights over `peak`'s."""
     if table.stride == 1:
         return np.ones(values.size, bool)
-    near, given = table.near.take(blocks), table.acceptance.take(blocks)
+    peak, acceptance = table.peak.take(blocks), table.acceptance.take(blocks)
     # The factors are exact in float64, the product errs once.
-    exponent = (near - values).astype(np.float64) * (near + values) * (0.5 / float(table.sigma) ** 2)
+    exponent = (peak - values).astype(np.float64) * (peak + values) * (0.5 / float(table.sigma) ** 2)
     high = (stream.uint64(values.size) >> 11).view(np.int64)
-    left = np.exp(exponent) - given - high * _MANTISSA * (1 - given)
-    for index in np.flatnonzero(np.abs(left) <= _FLOAT_ERROR):
-        kept = _kept(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
-        left[index] = 1 if kept else -1
-    return left > 0
+    margin = np.exp(exponent) - acceptance - high * _MANTISSA * (1 - acceptance)
+    for index in np.flatnonzero(np.abs(margin) <= _FLOAT_ERROR):
+        accepts = _accept_exactly(table, int(blocks[index]), int(values[index]), int(high[index]), stream)
+        margin[index] = 1 if accepts else -1
+    return margin > 0
 
 
-def _kept(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
-    real, given, near = _lengthen(high, 2**53, stream), table.acceptance_exact[block], int(table.near[block])
-    height = _digits.add(given, _digits.multiply(real, _digits.subtract(1, given)))
-    exponent = Decimal((near - value) * (near + value))
+def _accept_exactly(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
+    real, acceptance = _lengthen(high, 2**53, stream), table.acceptance_exact[block]
+    height = _digits.add(acceptance, _digits.multiply(real, _digits.subtract(1, acceptance)))
+    peak = int(table.peak[block])
+    exponent = Decimal((peak - value) * (peak + value))
     return height < _digits.exp(_digits.divide(exponent, Decimal(2 * table.sigma**2)))
 
 

@@ -80,16 +80,16 @@ def encode_share(
     words = whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
     if spec.sigma:
         add_grid_noise(words, spec.sigma, stream)
-    for layer, own in zip(spec.layers, layers, strict=True):
-        add_grid_noise(words, layer.sigma, keyed_stream(own, _LAYER))
+    for layer, layer_seed in zip(spec.layers, layers, strict=True):
+        add_grid_noise(words, layer.sigma, keyed_stream(layer_seed, _LAYER))
     return words, clipped
 
 
 def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Blocks, bool]:
     """Clip, and return everything in grid units, in one vector of norm at most `cells`."""
     parts = [np.ravel(value) for value in update.values()]
-    if (given := sum(part.size for part in parts)) != spec.coordinates:
-        raise ValueError(f"an update of {given} coordinates, not {spec.coordinates}")
+    if (size := sum(part.size for part in parts)) != spec.coordinates:
+        raise ValueError(f"an update of {size} coordinates, not {spec.coordinates}")
     norm = math.sqrt(sum(squared_norm(part) for part in parts))
     if not math.isfinite(norm):
         raise NotFinite("the update has a value that is not finite")
@@ -188,13 +188,13 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
       number of survivors whose layers were removed.
     """
     layers = [layer for layer in spec.layers if survivors >= layer.survivors]
-    taken = 0
+    count = 0
     for seeds in opened:
         if len(seeds) == len(layers):
-            taken += 1
+            count += 1
             for layer, seed in zip(layers, seeds, strict=True):
                 add_grid_noise(total, layer.sigma, keyed_stream(seed, _LAYER), np.subtract)
-    return taken
+    return count
 
 
 def decode_sum(

@@ -140,6 +140,6 @@ def mechanism_of(noise: NoiseWord, turns: Turns | None, num_rounds: int, bands: 
 
     bands = 1 if noise == "independent" else bands
     cycle = turns.separation if turns.max_participations is None else None
-    most = turns.max_participations or 1
-    correlation = Correlation(num_rounds, turns.separation, most, bands or 1, cycle)
+    max_participations = turns.max_participations or 1
+    correlation = Correlation(num_rounds, turns.separation, max_participations, bands or 1, cycle)
     return correlation if bands else correlation.with_best_bands()

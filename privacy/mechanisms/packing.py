@@ -51,8 +51,8 @@ def pack(numbers: NDArray[np.int32], width: int) -> Bytes:
         words += np.uint32(1 << (width - 1))  # modulo 2^32 those that fit, and no others, end below 2^width
         if int(words.max()) >> width:
             raise ValueError(f"a number needs more than {width} bits")
-        for place in range(whole):
-            low[start : start + words.size, place] = words >> np.uint32(8 * place)
+        for index in range(whole):
+            low[start : start + words.size, index] = words >> np.uint32(8 * index)
         if rest:
             packed = _packed_bits(words >> np.uint32(8 * whole), rest)
             high[start * rest // 8 :][: packed.size] = packed
@@ -62,9 +62,9 @@ def pack(numbers: NDArray[np.int32], width: int) -> Bytes:
 def _packed_bits(words: NDArray[np.uint32], width: int) -> Bytes:
     """Return words of fewer than 8 bits bit by bit: eight of them are `width` bytes."""
     eights = np.zeros(-(-words.size // 8), "<u8")
-    for place in range(8):
-        of_eights = words[place::8]
-        eights[: of_eights.size] |= of_eights.astype(np.uint64) << np.uint64(place * width)
+    for index in range(8):
+        of_eights = words[index::8]
+        eights[: of_eights.size] |= of_eights.astype(np.uint64) << np.uint64(index * width)
     return eights.view(np.uint8).reshape(-1, 8)[:, :width].reshape(-1)[: packed_size(words.size, width)]
 
 
@@ -75,8 +75,8 @@ def _unpacked_bits(packed: Bytes, count: int, width: int) -> NDArray[np.uint32]:
     padded[: packed.size] = packed
     eights[:, :width] = padded.reshape(-1, width)
     words = np.empty((len(eights), 8), np.uint32)
-    for place in range(8):
-        words[:, place] = (eights.view("<u8")[:, 0] >> np.uint64(place * width)) & np.uint64((1 << width) - 1)
+    for index in range(8):
+        words[:, index] = (eights.view("<u8")[:, 0] >> np.uint64(index * width)) & np.uint64((1 << width) - 1)
     return words.reshape(-1)[:count]
 
 
@@ -113,8 +113,8 @@ class Packed:
             if rest:
                 bits = high[start * rest // 8 :][: packed_size(size, rest)]
                 words = _unpacked_bits(bits, size, rest) << (8 * whole)
-            for place in range(whole):
-                words |= low[start : start + size, place].astype(np.uint32) << (8 * place)
+            for index in range(whole):
+                words |= low[start : start + size, index].astype(np.uint32) << (8 * index)
             yield start, words.view(np.int32) - np.int32(1 << (self.width - 1))
 
     def numbers(self) -> NDArray[np.int32]:

@@ -107,12 +107,12 @@ def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
 
 
 def _segments_on_grid(values: Values, factor: float, spec: SumSpec) -> Vector:
-    known = {**values, UNCLIPPED: float(factor == 1.0)}
-    return np.rint(segments_in_grid_units(known, spec))
+    all_values = {**values, UNCLIPPED: float(factor == 1.0)}
+    return np.rint(segments_in_grid_units(all_values, spec))
 
 
 def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
-    """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.beside,).
+    """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.segment_size,).
 
     Args:
       values: by name; a missing scalar becomes the centre, and a missing segment with a shape is zero.
@@ -121,14 +121,14 @@ def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
     Raises:
       ValueError: a segment has another shape, or a value that is not finite.
     """
-    out, place = np.empty(spec.beside), 0
+    out, offset = np.empty(spec.segment_size), 0
     for each in spec.segments:
-        part = out[place : place + each.size]
+        part = out[offset : offset + each.size]
         if each.shape:
             part[:] = _clipped(values.get(each.name, np.zeros(each.shape)), each, spec) / spec.step
         else:
             part[:] = centre(np.float64(values.get(each.name, math.nan)), each, spec) / spec.step
-        place += each.size
+        offset += each.size
     return out
 
 
@@ -170,7 +170,7 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
       shape (clients, coordinates + segments').
     """
     clients, coordinates = update.shape
-    rows = np.empty((clients, coordinates + spec.beside))
+    rows = np.empty((clients, coordinates + spec.segment_size))
     wide, tail = rows[:, :coordinates], rows[:, coordinates:]
     np.copyto(wide, update)
     if not spec.private:
@@ -268,7 +268,7 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
 
 
 def _weigh(update: Parts, values: Values, spec: SumSpec) -> Vector:
-    out, start = np.empty(_size(update) + spec.beside), 0
+    out, start = np.empty(_size(update) + spec.segment_size), 0
     for block in _weighed(update, values):
         out[start : start + block.size] = block
         start += block.size
@@ -379,7 +379,7 @@ def add_update(
     Raises:
       NotFinite: the update has a value that is not finite; nothing was added.
     """
-    coordinates, parts = cohort_sum.total.size - spec.beside, update
+    coordinates, parts = cohort_sum.total.size - spec.segment_size, update
     if isinstance(parts, np.ndarray):
         parts = [parts]
     if not spec.private:
@@ -390,7 +390,7 @@ def add_update(
     squared = float(np.dot(tail, tail)) + _add_blocks(wide, _rounded(parts, factor / spec.step), np.add)
     if squared > float(spec.cells) ** 2:
         _add_blocks(wide, _rounded(parts, factor / spec.step), np.subtract)  # whole numbers: nothing is left
-        whole = {str(place): part for place, part in enumerate(_whole(parts, start, coordinates))}
+        whole = {str(index): part for index, part in enumerate(_whole(parts, start, coordinates))}
         return add(cohort_sum, encode(whole, values, spec)[0], spec)
     cohort_sum.total[coordinates:] += tail
     cohort_sum.replies += 1
@@ -439,10 +439,10 @@ def add_noise(
     """
     if not spec.private:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
-    wanted = noise_multiplier * spec.sensitivity(total.size)
+    std = noise_multiplier * spec.sensitivity(total.size)
     if spec.cells < MIN_CELLS:
-        wanted = math.sqrt(wanted**2 + SMOOTHING**2)
-    sigma = math.ceil(wanted)
+        std = math.sqrt(std**2 + SMOOTHING**2)
+    sigma = math.ceil(std)
     for start in range(0, total.size, _NOISE_BLOCK):
         block = total[start : start + _NOISE_BLOCK]
         block += sample(sigma, block.size, stream)
@@ -465,14 +465,14 @@ def decode(
       denominator: the expected cohort, above 0.
     """
     sizes = [math.prod(shape) for shape in layout.values()]
-    summed = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
+    sums = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
     if not spec.private:
-        denominator = next(value for each, value in summed.items() if each.name == "num-examples")
+        denominator = next(value for each, value in sums.items() if each.name == "num-examples")
         scalars = {
-            each.name: value / denominator for each, value in summed.items() if each.name != "num-examples"
+            each.name: value / denominator for each, value in sums.items() if each.name != "num-examples"
         }
     else:
-        scalars = {each.name: _uncentre(value, each, spec, denominator) for each, value in summed.items()}
+        scalars = {each.name: _uncentre(value, each, spec, denominator) for each, value in sums.items()}
     bounds = np.cumsum([0, *sizes])
     mean = total[: bounds[-1]].astype(np.float64, copy=False)
     mean *= spec.step / denominator
@@ -499,8 +499,8 @@ def decode_counts(total: Vector, coordinates: int, spec: SumSpec) -> dict[str, V
 
 
 def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Segment, Vector]]:
-    if total.size != coordinates + spec.beside:
-        raise ValueError(f"a sum of {total.size} coordinates, not {coordinates + spec.beside}")
+    if total.size != coordinates + spec.segment_size:
+        raise ValueError(f"a sum of {total.size} coordinates, not {coordinates + spec.segment_size}")
     for each in spec.segments:
         yield each, total[coordinates : coordinates + each.size]
         coordinates += each.size

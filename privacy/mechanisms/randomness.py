@@ -43,7 +43,7 @@ class Stream:
 
     def _rekey(self, key: bytes) -> None:
         self._process = os.getpid()
-        self._key, self._place, self._compiled = key, 0, compiled()
+        self._key, self._position, self._compiled = key, 0, compiled()
         # Nobody can copy an encryptor, and so nobody the stream.
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK_BYTES))).encryptor()
 
@@ -68,8 +68,8 @@ class Stream:
         space = out.view(np.uint8).data
         if self._compiled is not None:
             # Taken before it is made: another thread gets what follows.
-            place, self._place = self._place, self._place + out.nbytes
-            self._compiled(space, self._key, place)
+            position, self._position = self._position, self._position + out.nbytes
+            self._compiled(space, self._key, position)
             return out
         for start in range(0, out.nbytes, len(_ZEROS)):
             part = space[start : start + len(_ZEROS)]
@@ -87,13 +87,13 @@ def compiled() -> Callable[[Any, bytes, int], None] | None:
     if _key_stream is None:
         return None
     # Noise that is none would show what it hides. From a byte inside a block, and over 2^32 blocks.
-    key, drawn = bytes(range(KEY_BYTES)), bytearray(2**12 + 5)
-    for place in (0, 2**36 - 1021):
-        block = (place // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
+    key, output = bytes(range(KEY_BYTES)), bytearray(2**12 + 5)
+    for position in (0, 2**36 - 1021):
+        block = (position // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
         encryptor = Cipher(algorithms.AES(key), modes.CTR(block)).encryptor()
-        encryptor.update(bytes(place % _BLOCK_BYTES))
-        _key_stream(drawn, key, place)
-        if bytes(drawn) != encryptor.update(bytes(len(drawn))):
+        encryptor.update(bytes(position % _BLOCK_BYTES))
+        _key_stream(output, key, position)
+        if bytes(output) != encryptor.update(bytes(len(output))):
             return None
     return _key_stream
 

@@ -71,19 +71,19 @@ def _signs(count: int, start: int, seed: bytes) -> NDArray[np.int8]:
 
 def _transform(vector: Vector) -> None:
     """Apply the orthonormal Walsh-Hadamard transform, its own inverse, in place, as products of small matrices."""
-    room, done = np.empty(min(vector.size, _ROOM)), 1
-    while done < vector.size:
-        factor = min(_FACTOR, vector.size // done)
+    room, stride = np.empty(min(vector.size, _ROOM)), 1
+    while stride < vector.size:
+        factor = min(_FACTOR, vector.size // stride)
         matrix = _hadamard(factor)
-        wide = min(_PRODUCT // factor**2, _ROOM // factor, done if done > 1 else vector.size // factor)
-        if done == 1:
+        wide = min(_PRODUCT // factor**2, _ROOM // factor, stride if stride > 1 else vector.size // factor)
+        if stride == 1:
             products = vector.reshape(-1, 1, wide, factor)
         else:
-            products = vector.reshape(-1, factor, done // wide, wide).swapaxes(1, 2)
+            products = vector.reshape(-1, factor, stride // wide, wide).swapaxes(1, 2)
         for part in _parts(products):
-            pair = (part, matrix) if done == 1 else (matrix, part)
+            pair = (part, matrix) if stride == 1 else (matrix, part)
             part[...] = np.matmul(*pair, out=room[: part.size].reshape(part.shape))
-        done *= factor
+        stride *= factor
 
 
 def _parts(products: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:

@@ -25,7 +25,7 @@ from .private_sum import squared_norm
 from .randomness import Stream
 
 # That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
-_MOST_TRIES = 100
+_MAX_TRIES = 100
 EXCEEDED = 2.0**-160  # of a round: times 10^5 rounds and e^30, it is below the last bit of a float of 1e-12
 BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
 _WORD = 2.0**-32
@@ -46,10 +46,10 @@ class Blocks:
 
     def joined(self) -> NDArray[np.float64]:
         """Return the vector as a whole, shape (size,)."""
-        out, place = np.empty(self.size), 0
+        out, offset = np.empty(self.size), 0
         for block in self.read():
-            out[place : place + block.size] = block
-            place += block.size
+            out[offset : offset + block.size] = block
+            offset += block.size
         return out
 
 
@@ -112,7 +112,7 @@ def round_within(vector: Blocks, limit: int, stream: Stream) -> NDArray[np.int32
       stream: a secret stream that serves this client and round.
     """
     out = np.empty(vector.size, np.int32)
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         if _round(out, vector, stream) <= limit:
             return out
     return np.trunc(vector.joined()).astype(np.int32)
@@ -120,7 +120,7 @@ def round_within(vector: Blocks, limit: int, stream: Stream) -> NDArray[np.int32
 
 def _round(out: NDArray[np.int32], vector: Blocks, stream: Stream) -> int:
     """Round once and return the exact squared norm."""
-    squared, place, room = 0, 0, np.empty(min(vector.size, BLOCK))
+    squared, offset, room = 0, 0, np.empty(min(vector.size, BLOCK))
     for part in vector.read():
         block = room[: part.size]
         # Converted first, then in place: faster than both at once.
@@ -129,14 +129,14 @@ def _round(out: NDArray[np.int32], vector: Blocks, stream: Stream) -> int:
         block += part
         np.floor(block, out=block)
         squared += _squared(block)
-        np.copyto(out[place : place + part.size], block, casting="unsafe")
-        place += part.size
+        np.copyto(out[offset : offset + part.size], block, casting="unsafe")
+        offset += part.size
     return squared
 
 
 def _squared(block: NDArray[np.float64]) -> int:
-    found = squared_norm(block)
-    if found < _EXACT:
-        return int(found)
+    squared = squared_norm(block)
+    if squared < _EXACT:
+        return int(squared)
     whole = block.astype(np.int64)
     return int(np.dot(whole, whole))

@@ -47,13 +47,13 @@ from ...base.refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
 from .rounding import limit_for, moved_squared
-from .sum_spec import MOST_CELLS, SMOOTHING, WEIGHT, SumSpec
+from .sum_spec import MAX_CELLS, SMOOTHING, WEIGHT, SumSpec
 
 MIN_SIGMA = 16
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
 FURTHER_BITS = 16  # the same where a client adds noise of its own: its sum is spoilt once in 2^16 at most
-MOST_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
-MOST_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
+MAX_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
+MAX_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
 _LOG_2 = (6932, 10000)  # a little more than log(2)
 
 
@@ -116,8 +116,8 @@ class ShareSpec:
     def __post_init__(self) -> None:
         if self.bits not in (16, 32):
             raise Refusal("bits", self.bits, "choose 16 or 32")
-        if not self.sum.private or self.sum.cells > MOST_CELLS:
-            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MOST_CELLS} cells")
+        if not self.sum.private or self.sum.cells > MAX_CELLS:
+            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MAX_CELLS} cells")
         if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
             raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")
         if any(not MIN_SIGMA <= each.sigma <= MAX_SIGMA for each in self.layers) or (
@@ -127,8 +127,8 @@ class ShareSpec:
         levels = [self.attendance.most + 1, *(each.survivors for each in self.layers), self.attendance.least]
         if any(after >= before for before, after in pairwise(levels)):
             raise Refusal("layers", self.layers, "open them by falling numbers above the least attendance")
-        counted = any(each.name == WEIGHT and self.sum.clip(each) > 0 for each in self.sum.segments)
-        if self.weighted and (self.sigma or not counted or any(each.shape for each in self.sum.segments)):
+        has_weight = any(each.name == WEIGHT and self.sum.clip(each) > 0 for each in self.sum.segments)
+        if self.weighted and (self.sigma or not has_weight or any(each.shape for each in self.sum.segments)):
             raise Refusal("weighted", True, f"weight only without noise, by a scalar {WEIGHT} with a share")
         if not _fits(self):
             remedy = "a sum of so many vectors and so much noise may overflow; give more bits or fewer cells"
@@ -137,7 +137,7 @@ class ShareSpec:
     @property
     def size(self) -> int:
         """Coordinates of a share, the segments beside the update included."""
-        return self.coordinates + self.sum.beside
+        return self.coordinates + self.sum.segment_size
 
     @property
     def dtype(self) -> type[np.uint16 | np.uint32]:
@@ -172,14 +172,14 @@ class ShareSpec:
           shares: of noise that the adversary does not know.
           survivors: whose layers are opened.
         """
-        left = max(shares * self.variance(survivors) - SMOOTHING**2, 0)
-        return math.sqrt(left / self.sensitivity_squared)
+        variance = max(shares * self.variance(survivors) - SMOOTHING**2, 0)
+        return math.sqrt(variance / self.sensitivity_squared)
 
-    def least_noise(self, colluders: int) -> float:
+    def min_noise(self, colluders: int) -> float:
         """Return the smallest noise over the sensitivity, for any survivors with this many colluders."""
         return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
 
-    def own_noise(self, colluders: int) -> float:
+    def single_noise(self, colluders: int) -> float:
         """Return the noise over the sensitivity from one survivor's own share, for any set of survivors."""
         return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
 
@@ -193,11 +193,11 @@ class ShareSpec:
         Returns:
           The parameter of its own further noise; 0 if none is needed, and -1 if the grid has no room for it.
         """
-        if self.own_noise(colluders) >= noise_multiplier:
+        if self.single_noise(colluders) >= noise_multiplier:
             return 0
-        wanted = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
+        variance = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
         there = min(max(1, level - colluders) * self.variance(level) for level in self._levels)
-        sigma = max(math.ceil(math.sqrt(wanted - there)), MIN_SIGMA)
+        sigma = max(math.ceil(math.sqrt(variance - there)), MIN_SIGMA)
         return sigma if sigma <= MAX_SIGMA and _has_room(self, sigma) else -1
 
     @property
@@ -229,37 +229,37 @@ def size_shares(
     levels = _levels(attendance) if layered and noise_multiplier else (attendance.least,)
     widths = (bits,) if bits is not None else (16, 32) if noise_multiplier else (32,)
     for width in widths[:-1]:
-        found = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
-        if found is not None and found.inflation <= MOST_INFLATION:
-            return found
-    found = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
-    if found is None:
+        share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
+        if share_spec is not None and share_spec.inflation <= MAX_INFLATION:
+            return share_spec
+    share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
+    if share_spec is None:
         raise Refusal("bits", widths[-1], "no grid holds such a sum; give more bits, or less noise")
-    return found
+    return share_spec
 
 
 def _levels(attendance: Attendance) -> tuple[int, ...]:
     """Return for how many survivors the noise is sized, falling from the most to the least."""
-    most, least = (count - attendance.colluders for count in (attendance.most, attendance.least))
-    steps = math.ceil(math.log(most / least) / math.log(MOST_EXCESS))
-    between = {round(most * (least / most) ** (step / steps)) for step in range(1, steps)}
-    return tuple(count + attendance.colluders for count in sorted({most, *between, least}, reverse=True))
+    high, low = (count - attendance.colluders for count in (attendance.most, attendance.least))
+    steps = math.ceil(math.log(high / low) / math.log(MAX_EXCESS))
+    between = {round(high * (low / high) ** (step / steps)) for step in range(1, steps)}
+    return tuple(count + attendance.colluders for count in sorted({high, *between, low}, reverse=True))
 
 
 def _finest(
     spec: SumSpec, coordinates: int, attendance: Attendance, levels: Sequence[int], noise: float, bits: int
 ) -> ShareSpec | None:
-    below, above = 0, MOST_CELLS + 1
+    below, above = 0, MAX_CELLS + 1
     best = None
     while above - below > 1:
         cells = (below + above) // 2
-        summed = replace(spec, cells=cells)
-        moved = _sensitivity_squared(summed, coordinates + spec.beside)
-        wanted = noise**2 * moved + SMOOTHING**2 if noise else 0.0
-        sigma, *others = _sigmas(wanted, [level - attendance.colluders for level in levels])
+        sum_spec = replace(spec, cells=cells)
+        moved = _sensitivity_squared(sum_spec, coordinates + spec.segment_size)
+        variance = noise**2 * moved + SMOOTHING**2 if noise else 0.0
+        sigma, *others = _sigmas(variance, [level - attendance.colluders for level in levels])
         layers = tuple(Layer(*layer) for layer in zip(levels, others, strict=False))
         try:
-            best = ShareSpec(summed, coordinates, attendance, sigma, bits, bits == 16, layers=layers)
+            best = ShareSpec(sum_spec, coordinates, attendance, sigma, bits, bits == 16, layers=layers)
             below = cells
         except Refusal:
             above = cells
@@ -277,12 +277,12 @@ def _sensitivity_squared(spec: SumSpec, size: int) -> float:
     return moved_squared(spec.unit_norm / spec.step, size)
 
 
-def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:
+def _sigmas(variance: float, honest: Sequence[int]) -> list[int]:
     """Return a share's sigma and its layers', so that each sum of `honest` shares has the wanted variance."""
     sigmas: list[int] = []
     for count in honest:
-        missing = max(wanted / count - sum(sigma**2 for sigma in sigmas), 0)
-        sigmas.append(max(math.ceil(math.sqrt(missing)), MIN_SIGMA) if wanted else 0)
+        missing = max(variance / count - sum(sigma**2 for sigma in sigmas), 0)
+        sigmas.append(max(math.ceil(math.sqrt(missing)), MIN_SIGMA) if variance else 0)
     return sigmas
 
 
@@ -301,12 +301,12 @@ def _has_room(spec: ShareSpec, further: int) -> bool:
 
 
 def _fits(spec: ShareSpec) -> bool:
-    most, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
+    vectors, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
     if not spec.rotated:
         share = sum(largest(sigma) for sigma in (spec.sigma, *(each.sigma for each in spec.layers)) if sigma)
-        return most * (math.isqrt(spec.limit) + share) <= room
+        return vectors * (math.isqrt(spec.limit) + share) <= room
     block = block_of(spec.size)
-    proxy = most**2 * spec.limit + most * spec.variance(0) * block  # V times 2^m
+    proxy = vectors**2 * spec.limit + vectors * spec.variance(0) * block  # V times 2^m
     doublings = spec.size.bit_length() + 1 + OVERFLOW_BITS  # 2^doublings is at least 2 d 2^40
     above, below = _LOG_2
-    return most <= room and (room - most) ** 2 * block * below >= 2 * above * doublings * proxy
+    return vectors <= room and (room - vectors) ** 2 * block * below >= 2 * above * doublings * proxy

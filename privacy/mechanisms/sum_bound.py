@@ -52,16 +52,16 @@ class SummedNoise:
 
     def variance(self, spec: ShareSpec) -> float:
         """Return the variance of one coordinate of the sum, in grid units."""
-        known = (self.survivors - self.unopened) * spec.variance(self.survivors)
-        return float(known + self.unopened * spec.variance(0)) + sum(self.counted(spec))
+        opened = (self.survivors - self.unopened) * spec.variance(self.survivors)
+        return float(opened + self.unopened * spec.variance(0)) + sum(self.own_noise_variances(spec))
 
-    def counted(self, spec: ShareSpec) -> list[float]:
+    def own_noise_variances(self, spec: ShareSpec) -> list[float]:
         """Return the variance that is counted for each owner's claim of own noise."""
         if not any(self.further):
             return []
         others = range(spec.attendance.most)
-        most = max(spec.missing_sigma(each, self.noise_multiplier) for each in others)
-        return [float(min(sigma, max(most, 0)) ** 2) for sigma in self.further]
+        max_sigma = max(spec.missing_sigma(each, self.noise_multiplier) for each in others)
+        return [float(min(sigma, max(max_sigma, 0)) ** 2) for sigma in self.further]
 
 
 def is_too_noisy(spec: ShareSpec, noise: SummedNoise) -> bool:
@@ -112,5 +112,5 @@ def is_mean_too_long(
     length = math.sqrt(sum(squared_norm(np.ravel(each)) for each in arrays.values()))
     # Rounding moves each vector by at most sqrt(d) grid units, which a rotation may bring into any coordinate.
     moved = survivors * math.sqrt(spec.size) * spec.sum.step
-    most = (max(weights, 0.0) + moved / (2 * spec.sum.clip(count))) * spec.sum.update_norm + moved
-    return length * max(weights, 1 / count.bound) > most * (1 + _FLOAT_SLACK)
+    max_norm = (max(weights, 0.0) + moved / (2 * spec.sum.clip(count))) * spec.sum.update_norm + moved
+    return length * max(weights, 1 / count.bound) > max_norm * (1 + _FLOAT_SLACK)

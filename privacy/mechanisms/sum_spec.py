@@ -5,7 +5,7 @@ to the square of the sum's: one noise on all coordinates hides a client in all o
 
 A metric in [0, bound] has a coordinate of +-sqrt(s) C in a vector of norm C, s its share of the squared norm. Noise of
 standard deviation z C on the sum of n clients moves its mean by z / (2 sqrt(s) n) of its range, and the update, clipped
-to sqrt(1 - k s) C with k such metrics, loses that much: so `least_share` is the smallest share for the wanted error.
+to sqrt(1 - k s) C with k such metrics, loses that much: so `metrics_share` is the smallest share for the wanted error.
 """
 
 import math
@@ -19,14 +19,14 @@ WEIGHT = "num-examples"  # the scalar that weighs
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
 SMOOTHING = 8  # grid units, s of the proofs in `sizing` and `private_sum`
 # The least norm of a sum: scale factors and grid units are then neither zero nor subnormal.
-LEAST_NORM = 1e-150
-MOST_CELLS = 2**30  # squared norms then stay below 2^62, in int64
+MIN_NORM = 1e-150
+MAX_CELLS = 2**30  # squared norms then stay below 2^62, in int64
 _FLOAT_SLACK = 1e-9  # relative: what float64 may err by where two norms are compared
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
 # A metric's mean over ROUNDS rounds is known to this part of its range (one standard deviation): enough to see a
 # loss fall, and a hundredth of the update's norm on the default task.
 ERROR, ROUNDS = 0.05, 10
-MOST_SHARE = 0.1  # where the cohort is too small, metrics get more noise and the update keeps its norm
+MAX_SHARE = 0.1  # where the cohort is too small, metrics get more noise and the update keeps its norm
 
 
 UPDATE, TRAINING = "update", "training"  # name and purpose of the segment that every training round has
@@ -66,7 +66,7 @@ class SumSpec:
     """Parameters of every client's encoding, and of the server's decoding. All of it is public.
 
     Attributes:
-      clipping_norm: L2 norm of the largest contribution, all segments together, at least `LEAST_NORM`; None sums
+      clipping_norm: L2 norm of the largest contribution, all segments together, at least `MIN_NORM`; None sums
         without client-level privacy, weighted by each client's examples.
       segments: besides the update, in order.
       metrics_share: share of the squared norm that the segments without a share of their own use, in [0, 1).
@@ -86,19 +86,19 @@ class SumSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:
             raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
-        if self.clipping_norm is not None and not self.clipping_norm >= LEAST_NORM:
-            raise ValueError(f"clipping_norm={self.clipping_norm} must be at least {LEAST_NORM:g}")
+        if self.clipping_norm is not None and not self.clipping_norm >= MIN_NORM:
+            raise ValueError(f"clipping_norm={self.clipping_norm} must be at least {MIN_NORM:g}")
         # A question has no update, and leaves nothing for one.
-        if not 0 <= self._beside_share <= 1 + _FLOAT_SLACK:
-            why = f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
-            raise ValueError(why)
+        if not 0 <= self._segments_share <= 1 + _FLOAT_SLACK:
+            problem = f"the segments' share {self._segments_share:g} of the squared norm must lie in [0, 1]"
+            raise ValueError(problem)
         if not self.private and any(each.shape for each in self.segments):
             raise ValueError("a segment with a shape needs a clipping norm")
         if self.unit_norm is not None and (
             self.segments or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
         ):
-            why = f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
-            raise ValueError(why)
+            problem = f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
+            raise ValueError(problem)
 
     @property
     def private(self) -> bool:
@@ -115,20 +115,20 @@ class SumSpec:
         """Clipping norm of the update, after the segments' shares."""
         if self.clipping_norm is None:
             return math.inf
-        return self.clipping_norm * math.sqrt(max(1 - self._beside_share, 0.0))
+        return self.clipping_norm * math.sqrt(max(1 - self._segments_share, 0.0))
 
     @property
     def asks(self) -> bool:
         """Whether the segments leave no norm for an update: the sum is then the answer to a question."""
-        return self.private and self._beside_share >= 1 - _FLOAT_SLACK
+        return self.private and self._segments_share >= 1 - _FLOAT_SLACK
 
     @property
-    def beside(self) -> int:
+    def segment_size(self) -> int:
         """Number of coordinates of the segments besides the update."""
         return sum(each.size for each in self.segments)
 
     @property
-    def _beside_share(self) -> float:
+    def _segments_share(self) -> float:
         return math.fsum(self._share(each) for each in self.segments)
 
     def _share(self, segment: Segment) -> float:
@@ -189,16 +189,16 @@ def cells_for(coordinates: int, units: float = 1.0) -> int:
       coordinates: of the vector.
       units: norm of the vector, in norms of one unit; at most 2^30 cells are returned in any case.
     """
-    wanted = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
-    return min(1 << math.ceil(math.log2(wanted)), MOST_CELLS)
+    cells = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
+    return min(1 << math.ceil(math.log2(cells)), MAX_CELLS)
 
 
-def least_share(noise_over_clip: float, expected_size: float, metrics: int) -> float:
-    """Return the share of the squared norm that all metrics take together, in [0, MOST_SHARE].
+def metrics_share(noise_over_clip: float, expected_size: float, metrics: int) -> float:
+    """Return the share of the squared norm that all metrics take together, in [0, MAX_SHARE].
 
     Args:
       noise_over_clip: standard deviation of a round's noise over the clipping norm.
       expected_size: of the cohort, the fixed denominator.
       metrics: how many there are.
     """
-    return min(metrics * (noise_over_clip / (2 * ERROR * expected_size)) ** 2 / ROUNDS, MOST_SHARE)
+    return min(metrics * (noise_over_clip / (2 * ERROR * expected_size)) ** 2 / ROUNDS, MAX_SHARE)

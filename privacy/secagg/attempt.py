@@ -73,7 +73,7 @@ class NodeAttempt:
       stage: the last step done.
       held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
       sharers: nodes that shared, ascending; then those whose shares are good.
-      acceptance: `parcel.acceptance` of each of these neighbours, zeros of one that is accused.
+      acceptance: `encrypted_shares.acceptance` of each of these neighbours, zeros of one that is accused.
       accused: neighbours without a valid share at this node.
       complained: those of them of whose signed deal this node has signed a complaint.
       void: pairs of holder and dealer without a mask, as the inbox has them.
@@ -163,8 +163,8 @@ def masked(
     suite = suite_of(attempt.terms.suite)
     add_masks(words, masks, suite)
     body = words.data.cast("B")
-    told = context + further.to_bytes(FURTHER_BYTES, "big")
-    return b"".join((body, seal(suite, attempt.reply_key, told, body)))
+    trailer = context + further.to_bytes(FURTHER_BYTES, "big")
+    return b"".join((body, seal(suite, attempt.reply_key, trailer, body)))
 
 
 def check_adverts(roster: Roster, attempt: NodeAttempt, adverts: Iterable[Advert], now: int) -> None:
@@ -213,15 +213,15 @@ def signers(
     Raises:
       Refused: one signed a different view, or they are too few.
     """
-    found: set[int] = set()
-    for said in confirmations:
-        _same(attempt, said)
-        member, suite = roster.member(said.node, now), suite_of(attempt.terms.suite)
-        member.check(suite, attempt.context, confirmation_body(said), said.signature)
-        found.add(said.node)
-        if len(found) == needed:
-            return found
-    raise Refused(Reason.TOO_FEW, f"{len(found)} confirmations of the {needed} needed")
+    nodes: set[int] = set()
+    for confirmation in confirmations:
+        _same(attempt, confirmation)
+        member, suite = roster.member(confirmation.node, now), suite_of(attempt.terms.suite)
+        member.check(suite, attempt.context, confirmation_body(confirmation), confirmation.signature)
+        nodes.add(confirmation.node)
+        if len(nodes) == needed:
+            return nodes
+    raise Refused(Reason.TOO_FEW, f"{len(nodes)} confirmations of the {needed} needed")
 
 
 def _same(attempt: NodeAttempt, reply: Confirmation) -> None:
@@ -239,9 +239,9 @@ def _same(attempt: NodeAttempt, reply: Confirmation) -> None:
 def unwitnessed(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
     """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked."""
     agreed, terms = attempt.agreed, attempt.terms
-    known = {node, *agreed.neighbours(node), *signed}
+    witnesses = {node, *agreed.neighbours(node), *signed}
     enough = 2 * terms.threshold - terms.neighbours
-    rest = (other for other in attempt.alive if other not in known)
+    rest = (other for other in attempt.alive if other not in witnesses)
     return [
         agreed.by_node[other] for other in rest if len(signed.intersection(agreed.neighbours(other))) < enough
     ]

@@ -30,26 +30,26 @@ def advert_body(advert: Advert) -> bytes:
 
 def deal_body(node: int, shares: SealedShares) -> bytes:
     """Return the signed bytes of a deal, besides the cohort."""
-    said = shares.commitments, shares.proof, shares.seed
-    return frame(Purpose.DEAL, node, shares.sealed, shares.kem, *said)
+    fields = shares.commitments, shares.proof, shares.seed
+    return frame(Purpose.DEAL, node, shares.sealed, shares.kem, *fields)
 
 
 def confirmation_body(confirmation: Confirmation) -> bytes:
     """Return the signed bytes of a confirmation, besides the attempt's context."""
-    said = confirmation
-    return frame(Purpose.SURVIVORS, said.node, said.model_hash, said.round_context, said.survivors)
+    fields = confirmation.model_hash, confirmation.round_context, confirmation.survivors
+    return frame(Purpose.SURVIVORS, confirmation.node, *fields)
 
 
-def complaint_body(holder: int, dealer: int, dealt: bytes, proof: bytes) -> bytes:
+def complaint_body(holder: int, dealer: int, deal_digest: bytes, proof: bytes) -> bytes:
     """Return the signed bytes of a complaint, besides the cohort.
 
     Args:
       holder: that complains.
       dealer: that is accused.
-      dealt: hash of what the dealer signed, as `deal_hash` returns it.
+      deal_digest: hash of what the dealer signed, as `deal_hash` returns it.
       proof: of the secret that the two share.
     """
-    return frame(Purpose.DISPUTE, holder, dealer, dealt, proof)
+    return frame(Purpose.DISPUTE, holder, dealer, deal_digest, proof)
 
 
 def deal_hash(dealer: int, shares: SealedShares) -> bytes:
@@ -63,10 +63,10 @@ def reveal_body(node: int, revealed: Revealed, acceptance: bytes) -> bytes:
     Args:
       node: that reveals.
       revealed: its shares and keys.
-      acceptance: `parcel.acceptance` of each neighbour that shared, ascending; zeros where the node accepted none.
+      acceptance: `encrypted_shares.acceptance` of each neighbour that shared, ascending; zeros where the node accepted none.
     """
-    said = revealed.survivors, revealed.shares, revealed.mask_keys, revealed.seeds
-    return frame(Purpose.REVEAL, node, *said, acceptance)
+    fields = revealed.survivors, revealed.shares, revealed.mask_keys, revealed.seeds
+    return frame(Purpose.REVEAL, node, *fields, acceptance)
 
 
 def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) -> bytes:
@@ -89,11 +89,11 @@ def void_pairs(
       complaints: by holder.
       sharers: nodes that stay; where a complaint has a verdict one of its two does not.
     """
-    pairs = ((holder, dealer) for holder, said in complaints.items() for dealer in said.accused)
+    pairs = ((holder, dealer) for holder, complaint in complaints.items() for dealer in complaint.accused)
     return tuple(sorted(pair for pair in pairs if {*pair} <= sharers))
 
 
-def own_mask_key(seed: bytes, context: bytes) -> bytes:
+def private_mask_key(seed: bytes, context: bytes) -> bytes:
     """Return the key of a node's private mask in the round of this context, 32 bytes."""
     return derive(seed, frame(Purpose.OWN_MASK, context))
 
@@ -151,7 +151,7 @@ class Agreement:
     @cached_property
     def points(self) -> dict[int, int]:
         """Point of the polynomial at which each node's shares lie."""
-        return {node: place for place, node in enumerate(self.nodes, 1)}
+        return {node: point for point, node in enumerate(self.nodes, 1)}
 
     @property
     def complete(self) -> bool:
@@ -171,7 +171,7 @@ class Agreement:
         return ring(self.candidates, self.terms.neighbours, self.cohort)
 
     @cached_property
-    def _known(self) -> dict[int, tuple[int, ...]]:
+    def _cached(self) -> dict[int, tuple[int, ...]]:
         return {}
 
     def neighbours(self, node: int, among: AbstractSet[int] | None = None) -> tuple[int, ...]:
@@ -181,11 +181,11 @@ class Agreement:
           node: that advertised.
           among: restricts the result to these; None for all that advertised.
         """
-        if node not in self._known:
+        if node not in self._cached:
             peers = self.nodes if self.complete else self._ring.around(node)
-            self._known[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
-        known = self._known[node]
-        return known if among is None else tuple(peer for peer in known if peer in among)
+            self._cached[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
+        full = self._cached[node]
+        return full if among is None else tuple(peer for peer in full if peer in among)
 
     @cached_property
     def share_info(self) -> bytes:

@@ -23,16 +23,16 @@ from .bindings import (
     deal_body,
     deal_hash,
     mask_sign,
-    own_mask_key,
     pair_mask_info,
+    private_mask_key,
     reply_info,
     reveal_body,
 )
 from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
 from .double_signature import sign_by
+from .encrypted_shares import EncryptedShares, acceptance, cut, encrypted_shares_of, index_of
 from .hybrid import blocks, fits_commitment, mask_secret, mixed, offer, public_keys, share_secret
-from .parcel import Parcel, acceptance, cut, parcel_of, place_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
@@ -40,7 +40,9 @@ from .shamir import new_secret
 from .suite import KEY_BYTES, SUITES, agree, derive, key_from_seed, public_of, seal, suite_of, unseal
 from .transcript import HASH_BYTES, AttemptTerms, Profile, Purpose, frame, signs
 
-ToNode = wire.CohortAdverts | wire.Parcels | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
+ToNode = (
+    wire.CohortAdverts | wire.NeighbourShares | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
+)
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
 OVER = wire.NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
 
@@ -86,7 +88,7 @@ class Participant:
                 return self._join(read, now)
             case wire.CohortAdverts():
                 return self._step(read, Stage.ADVERTISED, lambda attempt: self._share(attempt, read, now))
-            case wire.Parcels():
+            case wire.NeighbourShares():
                 return self._step(read, Stage.SHARED, lambda attempt: self._check(attempt, read))
             case wire.Disputed():
                 return self._step(read, Stage.CHECKED, lambda attempt: self._complain(attempt, read, now))
@@ -112,8 +114,8 @@ class Participant:
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
         if attempt.stage is not due:
-            why = f"this node has {attempt.stage.name.lower()} already, or not yet"
-            raise Refused(Reason.OUT_OF_ORDER, why)
+            problem = f"this node has {attempt.stage.name.lower()} already, or not yet"
+            raise Refused(Reason.OUT_OF_ORDER, problem)
         try:
             self._check_roster(attempt.terms)  # another may have come since the proposal
             return act(attempt)
@@ -135,12 +137,12 @@ class Participant:
 
     def _check_peers(self, nodes: Collection[int]) -> list[int]:
         """Return the owner's peers among the nodes of a sum, if the owner requires any."""
-        least = self.policy.peers_at_least
-        peers = self.roster.holders(self.policy.peers, nodes) if least else []
+        min_peers = self.policy.peers_at_least
+        peers = self.roster.holders(self.policy.peers, nodes) if min_peers else []
         peers = [node for node in peers if node != self.node]
-        if len(peers) < least:
+        if len(peers) < min_peers:
             raise Refused(
-                Reason.POLICY, f"peers_at_least={least}: {len(peers)} of the owner's peers are left"
+                Reason.POLICY, f"peers_at_least={min_peers}: {len(peers)} of the owner's peers are left"
             )
         return peers
 
@@ -159,16 +161,16 @@ class Participant:
 
     def _once(self, terms: AttemptTerms) -> None:
         """Let a node join each attempt once, no round that it opened, and none before the last round but one."""
-        seen = self.newest_attempts.get(terms.run, {})
-        if terms.attempt <= seen.get(terms.round, -1) or terms.round < max(seen, default=0) - 1:
+        rounds = self.newest_attempts.get(terms.run, {})
+        if terms.attempt <= rounds.get(terms.round, -1) or terms.round < max(rounds, default=0) - 1:
             raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
-        newest = max([terms.round, *seen])
-        kept = {number: last for number, last in seen.items() if number >= newest - 1}
-        self.newest_attempts[terms.run] = kept | {terms.round: terms.attempt}
+        newest = max([terms.round, *rounds])
+        recent = {number: last for number, last in rounds.items() if number >= newest - 1}
+        self.newest_attempts[terms.run] = recent | {terms.round: terms.attempt}
 
     def _advertise(self, terms: AttemptTerms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
         context = attempt_context(terms, candidates, server_key)
-        mask_seed, own_seed, share_seed = new_secret(), new_secret(), new_secret()
+        mask_seed, private_seed, share_seed = new_secret(), new_secret(), new_secret()
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
         reply_key = agree(secret, server_key, reply_info(context))
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
@@ -178,20 +180,20 @@ class Participant:
         advert = replace(
             unsigned, signature=sign_by(suite_of(terms.suite), self.key, context, advert_body(unsigned))
         )
-        for held, old in list(self.attempts.items()):
+        for old_context, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):
-                self._end(held)
+                self._end(old_context)
         while len(self.attempts) >= LIVE_ATTEMPTS:
             self._end(next(iter(self.attempts)))
         self.attempts[context] = NodeAttempt(
-            terms, candidates, context, mask_seed, own_seed, share_seed, reply_key, (advert,)
+            terms, candidates, context, mask_seed, private_seed, share_seed, reply_key, (advert,)
         )
         return wire.write(advert)
 
     def _share(self, attempt: NodeAttempt, cohort: wire.CohortAdverts, now: int) -> bytes:
         """1: check the neighbours' keys, and give each a share of both seeds."""
-        (own,) = attempt.adverts
-        if own not in cohort.adverts or not {a.node for a in cohort.adverts} <= set(attempt.candidates):
+        (advert,) = attempt.adverts
+        if advert not in cohort.adverts or not {a.node for a in cohort.adverts} <= set(attempt.candidates):
             raise Refused(Reason.WRONG_COHORT, "this node's keys were changed, or a node was never proposed")
         attempt.adverts = cohort.adverts
         agreed = attempt.agreed
@@ -202,10 +204,10 @@ class Participant:
         self._enough(attempt, agreed.nodes)
         points = [agreed.points[peer] for peer in peers]
         threshold = attempt.terms.threshold
-        dealt = deal(agreed.cohort, self.node, attempt.own_seed, attempt.mask_seed, threshold, points)
+        ours = deal(agreed.cohort, self.node, attempt.own_seed, attempt.mask_seed, threshold, points)
         secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
         keys = [agree(secret, agreed.by_node[peer].share_key, agreed.share_info) for peer in peers]
-        attempt.pair_keys, made = b"".join(keys), [b""] * len(peers)
+        attempt.pair_keys, kem = b"".join(keys), [b""] * len(peers)
         if agreed.suite.hybrid:
             offers = [offer(agreed, self.node, peer, attempt.mask_seed) for peer in peers]
             attempt.mask_secrets = b"".join(each.mask_secret for each in offers)
@@ -213,71 +215,73 @@ class Participant:
                 mixed(key, each.share_secret, agreed.share_info)
                 for key, each in zip(keys, offers, strict=True)
             ]
-            made = [each.block for each in offers]
+            kem = [each.block for each in offers]
         sealed = bytearray()
-        for peer, key, shares, block in zip(peers, keys, dealt.shares, made, strict=True):
+        for peer, key, shares, block in zip(peers, keys, ours.shares, kem, strict=True):
             sealed += seal(agreed.suite, key, shares, agreed.share_label(self.node, peer, block))
         attempt.stage = Stage.SHARED
         unsigned = wire.SealedShares(
-            agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, dealt.seed, b"", b"".join(made)
+            agreed.cohort, bytes(sealed), ours.commitments, ours.proof, ours.seed, b"", b"".join(kem)
         )
         signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
         attempt.dealt = deal_hash(self.node, unsigned)
         return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
-    def _check(self, attempt: NodeAttempt, parcels: wire.Parcels) -> bytes:
+    def _check(self, attempt: NodeAttempt, message: wire.NeighbourShares) -> bytes:
         """2: open the neighbours' shares, verify each against its dealer's commitments, and report the invalid ones."""
         agreed = attempt.agreed
-        if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
+        if self.node not in message.sharers or not set(message.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
-        peers = agreed.neighbours(self.node, set(parcels.sharers))
-        self._enough(attempt, parcels.sharers)
-        found = _parcels(agreed, self.node, peers, parcels)
+        peers = agreed.neighbours(self.node, set(message.sharers))
+        self._enough(attempt, message.sharers)
+        neighbour_shares = _neighbour_shares(agreed, self.node, peers, message)
         higher = [peer for peer in agreed.neighbours(self.node) if peer > self.node]
-        made = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
+        initial_secrets = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
         none = bytes(KEY_BYTES if agreed.suite.hybrid else 0)
-        held, secrets, took, accused = bytearray(), bytearray(), bytearray(), list[int]()
-        for parcel in found:
-            secret = made.get(parcel.dealer, none)
+        pairs, secrets, rows, accused = bytearray(), bytearray(), bytearray(), list[int]()
+        for shares in neighbour_shares:
+            secret = initial_secrets.get(shares.dealer, none)
             try:
-                pair, secret, row = self._opened(attempt, parcel, secret)
+                pair, secret, row = self._opened(attempt, shares, secret)
             except Refused:
                 pair, row = bytes(2 * wire.SHARE_BYTES), bytes(HASH_BYTES)
-                accused.append(parcel.dealer)
-            held, secrets, took = held + pair, secrets + secret, took + row
-        attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(held), bytes(secrets), bytes(took)
-        attempt.sharers, attempt.accused = parcels.sharers, tuple(accused)
+                accused.append(shares.dealer)
+            pairs, secrets, rows = pairs + pair, secrets + secret, rows + row
+        attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(pairs), bytes(secrets), bytes(rows)
+        attempt.sharers, attempt.accused = message.sharers, tuple(accused)
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
         attempt.stage = Stage.CHECKED
         return tagged(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
 
-    def _seal_key(self, attempt: NodeAttempt, parcel: Parcel) -> bytes:
-        agreed, start = attempt.agreed, KEY_BYTES * place_of(attempt.agreed, self.node, parcel.dealer)
+    def _seal_key(self, attempt: NodeAttempt, shares: EncryptedShares) -> bytes:
+        agreed, start = attempt.agreed, KEY_BYTES * index_of(attempt.agreed, self.node, shares.dealer)
         key = attempt.pair_keys[start : start + KEY_BYTES]
         if agreed.suite.hybrid:
-            key = mixed(key, share_secret(attempt.share_seed, parcel.block), agreed.share_info)
+            key = mixed(key, share_secret(attempt.share_seed, shares.block), agreed.share_info)
         return key
 
-    def _opened(self, attempt: NodeAttempt, parcel: Parcel, made: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return the shares in a parcel, the hybrid secret of the masks with its dealer, and `acceptance` of both.
+    def _opened(
+        self, attempt: NodeAttempt, shares: EncryptedShares, secret: bytes
+    ) -> tuple[bytes, bytes, bytes]:
+        """Return the decrypted shares, the hybrid secret of the masks with its dealer, and `acceptance` of both.
 
         Args:
           attempt: with the keys of its pairs.
-          parcel: to open.
-          made: the secret, if this node made it; of a suite without one, empty.
+          shares: to open.
+          secret: that of the masks, if this node made it; of a suite without one, empty.
 
         Raises:
           Refused: BAD_SHARE where the dealer did not commit to both.
         """
-        agreed, peer, secret = attempt.agreed, parcel.dealer, made
-        pair = parcel.opened(agreed, self._seal_key(attempt, parcel))
+        agreed, peer = attempt.agreed, shares.dealer
+        pair = shares.opened(agreed, self._seal_key(attempt, shares))
         if agreed.suite.hybrid and peer < self.node:
-            offered = {peer: {self.node: parcel.block}}
+            offered = {peer: {self.node: shares.block}}
             secret = mask_secret(agreed, attempt.mask_seed, self.node, peer, offered)
             if not fits_commitment(agreed, self.node, peer, secret, offered):
                 raise Refused(Reason.BAD_SHARE, "a mask secret that its dealer did not commit to")
-        return pair, secret, acceptance(parcel.evidence, parcel.block)
+        return pair, secret, acceptance(shares.evidence, shares.block)
 
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: recheck the invalid deals, and disclose the evidence, if their dealers signed them.
@@ -292,65 +296,65 @@ class Participant:
             raise Refused(Reason.WRONG_COHORT, "a deal that this node did not complain of")
         secret, proofs = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY), dict[int, bytes]()
         signed: list[bytes] = []
-        for peer, dealt in zip(disputed.accused, disputed.deals, strict=True):
+        for peer, sealed_shares in zip(disputed.accused, disputed.deals, strict=True):
             member = self.roster.member(peer, now)
-            member.check(agreed.suite, cohort, deal_body(peer, dealt), dealt.signature)
+            member.check(agreed.suite, cohort, deal_body(peer, sealed_shares), sealed_shares.signature)
             try:
-                self._hold(attempt, parcel_of(agreed, peer, self.node, dealt))
+                self._hold(attempt, encrypted_shares_of(agreed, peer, self.node, sealed_shares))
             except Refused:
                 key = agreed.by_node[peer].share_key
                 # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
                 proof = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclosed(secret, key, cohort)
-                body = complaint_body(self.node, peer, deal_hash(peer, dealt), proof)
+                body = complaint_body(self.node, peer, deal_hash(peer, sealed_shares), proof)
                 signed.append(sign_by(agreed.suite, self.key, cohort, body))
                 proofs[peer] = proof
         attempt.pair_keys = attempt.share_seed = b""
         attempt.complained = tuple(proofs)
         signatures = b"".join(signed) if signs(attempt.terms) else b""
-        said = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
-        return tagged(attempt, wire.write(said))
+        complaints = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
+        return tagged(attempt, wire.write(complaints))
 
-    def _hold(self, attempt: NodeAttempt, parcel: Parcel) -> None:
+    def _hold(self, attempt: NodeAttempt, shares: EncryptedShares) -> None:
         peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
-        place = bisect_left(peers, parcel.dealer)
-        made = attempt.mask_secrets[KEY_BYTES * place :][:KEY_BYTES]
-        pair, secret, row = self._opened(attempt, parcel, made)
-        attempt.held = _put(attempt.held, place, pair)
-        attempt.acceptance = _put(attempt.acceptance, place, row)
-        attempt.mask_secrets = _put(attempt.mask_secrets, place, secret)
-        attempt.accused = tuple(peer for peer in attempt.accused if peer != parcel.dealer)
+        index = bisect_left(peers, shares.dealer)
+        initial_secret = attempt.mask_secrets[KEY_BYTES * index :][:KEY_BYTES]
+        pair, secret, row = self._opened(attempt, shares, initial_secret)
+        attempt.held = _replace_piece(attempt.held, index, pair)
+        attempt.acceptance = _replace_piece(attempt.acceptance, index, row)
+        attempt.mask_secrets = _replace_piece(attempt.mask_secrets, index, secret)
+        attempt.accused = tuple(peer for peer in attempt.accused if peer != shares.dealer)
 
     def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int, work: Work | None) -> bytes:
         """3: compute, and send the vector under all masks."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
-        agreed, dealt = attempt.agreed, set(attempt.sharers)
-        if self.node not in inbox.sharers or not set(inbox.sharers) <= dealt:
+        agreed, previous_sharers = attempt.agreed, set(attempt.sharers)
+        if self.node not in inbox.sharers or not set(inbox.sharers) <= previous_sharers:
             raise Refused(Reason.WRONG_COHORT, "who stays is not a part of who shared, with this node")
         peers = agreed.neighbours(self.node, set(inbox.sharers))
         self._check_void(attempt, inbox, now)
-        attempt.void = tuple((said.holder, said.dealer) for said in inbox.void)
+        attempt.void = tuple((entry.holder, entry.dealer) for entry in inbox.void)
         bare = attempt.bare(self.node)
         self._enough(attempt, inbox.sharers)
-        kept = [peer in set(peers) for peer in agreed.neighbours(self.node, dealt)]
-        attempt.held = _kept(attempt.held, 2 * wire.SHARE_BYTES, kept)
-        attempt.acceptance = _kept(attempt.acceptance, HASH_BYTES, kept)
+        stays = [peer in set(peers) for peer in agreed.neighbours(self.node, previous_sharers)]
+        attempt.held = _select_pieces(attempt.held, 2 * wire.SHARE_BYTES, stays)
+        attempt.acceptance = _select_pieces(attempt.acceptance, HASH_BYTES, stays)
         attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
         attempt.stage = Stage.MASKED
         context = agreed.round(inbox.sharers, inbox.model_hash, attempt.void)
         info = pair_mask_info(context)
         if agreed.suite.hybrid:
-            shown = cut(_kept(attempt.mask_secrets, KEY_BYTES, kept), KEY_BYTES)
-            keys = [derive(each, info) for each in shown]
+            secrets = cut(_select_pieces(attempt.mask_secrets, KEY_BYTES, stays), KEY_BYTES)
+            keys = [derive(each, info) for each in secrets]
         else:
             secret = key_from_seed(attempt.mask_seed)
-            keys = shown = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
+            keys = secrets = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
         none = bytes(KEY_BYTES)
         attempt.mask_keys = b"".join(
-            none if peer in bare else key for key, peer in zip(shown, peers, strict=True)
+            none if peer in bare else key for key, peer in zip(secrets, peers, strict=True)
         )
         attempt.mask_secrets = attempt.pair_keys = attempt.share_seed = b""
-        masks = [(own_mask_key(attempt.own_seed, context), 1)]
+        masks = [(private_mask_key(attempt.own_seed, context), 1)]
         pairs = zip(keys, peers, strict=True)
         masks += [(key, mask_sign(self.node, peer)) for key, peer in pairs if peer not in bare]
         vector, attempt.openings = work.vector(attempt.terms)
@@ -368,23 +372,23 @@ class Participant:
             raise Refused(
                 Reason.WRONG_COHORT, "a mask left out by a suite in which every complaint has a verdict"
             )
-        own = {said.dealer for said in inbox.void if said.holder == self.node}
-        if not own <= set(attempt.complained):
+        dealers = {entry.dealer for entry in inbox.void if entry.holder == self.node}
+        if not dealers <= set(attempt.complained):
             raise Refused(Reason.BAD_SHARE, "a mask left out for a complaint that this node did not make")
-        if set(attempt.accused) & set(inbox.sharers) - own:
+        if set(attempt.accused) & set(inbox.sharers) - dealers:
             raise Refused(Reason.BAD_SHARE, "a node stays in the cohort whose share is not valid")
-        for said in inbox.void:
-            if said.dealer == self.node:
-                body = complaint_body(said.holder, self.node, attempt.dealt, bytes(PROOF_BYTES))
-                member = self.roster.member(said.holder, now)
-                member.check(agreed.suite, agreed.cohort, body, said.signature)
+        for entry in inbox.void:
+            if entry.dealer == self.node:
+                body = complaint_body(entry.holder, self.node, attempt.dealt, bytes(PROOF_BYTES))
+                member = self.roster.member(entry.holder, now)
+                member.check(agreed.suite, agreed.cohort, body, entry.signature)
 
     def _confirm(self, attempt: NodeAttempt, sets: wire.Survivors) -> bytes:
         """4: check the survivors against this node's view, and sign them."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
-            why = "a node is said to be alive and dead: both its seeds would open"
-            raise Refused(Reason.ALIVE_AND_DEAD, why)
+            problem = "a node is said to be alive and dead: both its seeds would open"
+            raise Refused(Reason.ALIVE_AND_DEAD, problem)
         if alive | set(sets.dead) != set(attempt.sharers) or self.node not in alive:
             raise Refused(Reason.WRONG_COHORT, "alive and dead are not who shared, or this node is not alive")
         agreed = attempt.agreed
@@ -393,8 +397,8 @@ class Participant:
         if attempt.terms.profile is Profile.SEMI_HONEST:
             return self._reveal(attempt)
         attempt.stage = Stage.CONFIRMED
-        context, seen = attempt.view
-        unsigned = wire.Confirmation(self.node, attempt.model_hash, context, seen, b"")
+        context, survivors_hash = attempt.view
+        unsigned = wire.Confirmation(self.node, attempt.model_hash, context, survivors_hash, b"")
         signature = sign_by(agreed.suite, self.key, attempt.context, confirmation_body(unsigned))
         return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
 
@@ -408,18 +412,18 @@ class Participant:
     def _reveal(self, attempt: NodeAttempt) -> bytes:
         _, view = attempt.view
         alive, shares, keys = set(attempt.alive), bytearray(), bytearray()
-        for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
+        for index, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
             # A pair holds a share of the private seed, then one of the mask seed.
-            start = wire.SHARE_BYTES * (2 * place + (peer not in alive))
+            start = wire.SHARE_BYTES * (2 * index + (peer not in alive))
             shares += attempt.held[start : start + wire.SHARE_BYTES]
             if peer not in alive:
-                keys += attempt.mask_keys[KEY_BYTES * place : KEY_BYTES * (place + 1)]
-        seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
-        said = wire.Revealed(view, bytes(shares), bytes(keys), seeds)
+                keys += attempt.mask_keys[KEY_BYTES * index : KEY_BYTES * (index + 1)]
+        seeds = b"".join(seed for min_survivors, seed in attempt.openings if len(alive) >= min_survivors)
+        reveal = wire.Revealed(view, bytes(shares), bytes(keys), seeds)
         if signs(attempt.terms):
-            body = reveal_body(self.node, said, attempt.acceptance)
-            said = replace(said, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
-        reply = tagged(attempt, wire.write(said))
+            body = reveal_body(self.node, reveal, attempt.acceptance)
+            reveal = replace(reveal, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
+        reply = tagged(attempt, wire.write(reveal))
         self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply
@@ -430,27 +434,29 @@ def declined(refused: Refused) -> bytes:
     return wire.write(wire.Declined(refused.reason.value))
 
 
-def _parcels(agreed: Agreement, node: int, peers: Sequence[int], message: wire.Parcels) -> list[Parcel]:
-    """Return the parcels of a node's neighbours from a message.
+def _neighbour_shares(
+    agreed: Agreement, node: int, peers: Sequence[int], message: wire.NeighbourShares
+) -> list[EncryptedShares]:
+    """Return the encrypted shares of a node's neighbours from a message.
 
     Raises:
       Refused: MALFORMED, where there is not one for each.
     """
     sealed, evidence = cut(message.sealed, wire.SEALED_BYTES), cut(message.evidence, wire.EVIDENCE_BYTES)
     if not len(sealed) == len(evidence) == len(peers):
-        raise Refused(Reason.MALFORMED, "not one parcel for each neighbour")
+        raise Refused(Reason.MALFORMED, "not one sealed pair for each neighbour")
     pairs = [(peer, node) for peer in peers] if agreed.suite.hybrid else []
-    found = blocks(message.kem, pairs) or [b""] * len(peers)
-    rows = zip(peers, sealed, evidence, found, strict=True)
-    return [Parcel(peer, node, *row) for peer, *row in rows]
+    kem_blocks = blocks(message.kem, pairs) or [b""] * len(peers)
+    rows = zip(peers, sealed, evidence, kem_blocks, strict=True)
+    return [EncryptedShares(peer, node, *row) for peer, *row in rows]
 
 
-def _put(row: bytes, place: int, piece: bytes) -> bytes:
-    return row[: len(piece) * place] + piece + row[len(piece) * (place + 1) :]
+def _replace_piece(row: bytes, index: int, piece: bytes) -> bytes:
+    return row[: len(piece) * index] + piece + row[len(piece) * (index + 1) :]
 
 
-def _kept(row: bytes, size: int, kept: Sequence[bool]) -> bytes:
-    return b"".join(piece for piece, stays in zip(cut(row, size), kept, strict=True) if stays)
+def _select_pieces(row: bytes, size: int, selection: Sequence[bool]) -> bytes:
+    return b"".join(piece for piece, stays in zip(cut(row, size), selection, strict=True) if stays)
 
 
 # --- what a node remembers between two messages, sealed under a key of its own
@@ -468,9 +474,9 @@ def write_state(participant: Participant, node_key: bytes) -> bytes:
       participant: the node.
       node_key: 32 bytes that never leave the node: of a TPM, of the system's key ring, or of a file of mode 0600.
     """
-    seen = [[run, *pair] for run, rounds in participant.newest_attempts.items() for pair in rounds.items()]
+    newest = [[run, *pair] for run, rounds in participant.newest_attempts.items() for pair in rounds.items()]
     attempts = [_plain(attempt) for attempt in participant.attempts.values()]
-    body = cast(bytes, msgpack.packb([_STATE_FORMAT, seen, attempts]))
+    body = cast(bytes, msgpack.packb([_STATE_FORMAT, newest, attempts]))
     return seal(_STATE_SUITE, node_key, body, frame(Purpose.STATE, participant.node))
 
 
@@ -487,10 +493,10 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
     """
     row = wire.unpack(unseal(_STATE_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
     try:
-        written, seen, attempts = row
-        rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
+        written, newest, attempts = row
+        rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in newest]
         restored = [_attempt(fields_) for fields_ in attempts if written == _STATE_FORMAT]
-        held = {attempt.context: attempt for attempt in restored}
+        by_context = {attempt.context: attempt for attempt in restored}
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise Refused(Reason.MALFORMED, "a node's state of another version") from error
     if written not in (_STATE_FORMAT, *_OLD_FORMATS):
@@ -498,7 +504,7 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
     participant.newest_attempts = {}
     for run, number, attempt in rounds:
         participant.newest_attempts.setdefault(run, {})[number] = attempt
-    participant.attempts = held
+    participant.attempts = by_context
 
 
 def _plain(attempt: NodeAttempt) -> dict[str, Any]:
@@ -513,7 +519,7 @@ def _attempt(row: dict[str, Any]) -> NodeAttempt:
     row["terms"] = wire.read_terms(row["terms"])
     row["adverts"] = wire.read(row["adverts"], wire.CohortAdverts).adverts
     row["stage"] = Stage(row["stage"])
-    row["openings"] = tuple((int(least), bytes(seed)) for least, seed in row["openings"])
+    row["openings"] = tuple((int(min_survivors), bytes(seed)) for min_survivors, seed in row["openings"])
     row["void"] = tuple((int(holder), int(dealer)) for holder, dealer in row["void"])
     row |= {name: tuple(row[name]) for name in _NODE_FIELDS}
     return NodeAttempt(**row)

@@ -49,44 +49,44 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     Raises:
       Refused: MALFORMED where the peer's key is no point of the curve.
     """
-    own, base = _lifted(public_of(key)), _times(_COFACTOR, _BASE)
+    holder, base = _lifted(public_of(key)), _times(_COFACTOR, _BASE)
     theirs = _times(_COFACTOR, _lifted(peer))
     scalar = bytearray(key.private_bytes_raw())
     scalar[0] &= 248  # clamping, RFC 7748, section 5
     scalar[31] = scalar[31] & 127 | 64
     exponent = int.from_bytes(scalar, "little") // _COFACTOR % ORDER
     # A key in Montgomery's form stands for two points.
-    if _packed(_times(_blinded(exponent), base)) != _packed(own):
+    if _packed(_times(_blinded(exponent), base)) != _packed(holder):
         exponent = ORDER - exponent
     secret, nonce = (
         _times(_blinded(exponent), theirs),
         int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER,
     )
     first, second = (_times(_blinded(nonce), point) for point in (base, theirs))
-    challenge = _challenge(context, own, theirs, secret, first, second)
+    challenge = _challenge(context, holder, theirs, secret, first, second)
     answer = (nonce + challenge * exponent) % ORDER
     return b"".join((_packed(secret), challenge.to_bytes(32, "little"), answer.to_bytes(32, "little")))
 
 
-def proved(proof: bytes, own: bytes, peer: bytes, context: bytes) -> bytes:
+def proved(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> bytes:
     """Return the secret that a proof discloses, as X25519 gives it, 32 bytes.
 
     Args:
       proof: what `prove` returned.
-      own: public key of the holder, 32 bytes.
+      holder_key: public key of the holder, 32 bytes.
       peer: public key of the dealer, 32 bytes.
       context: the same as then.
 
     Raises:
       Refused: BAD_SIGNATURE where the proof does not hold.
     """
-    packed, told, answer = (proof[at : at + 32] for at in (0, 32, 64))
+    packed, challenge_bytes, answer = (proof[at : at + 32] for at in (0, 32, 64))
     try:
-        holder, secret = _lifted(own), _unpacked(packed)
+        holder, secret = _lifted(holder_key), _unpacked(packed)
         theirs, base = _times(_COFACTOR, _lifted(peer)), _times(_COFACTOR, _BASE)
     except Refused as refused:
         raise Refused(Reason.BAD_SIGNATURE, "a proof about what is no point of the curve") from refused
-    challenge, scalar = int.from_bytes(told, "little"), int.from_bytes(answer, "little")
+    challenge, scalar = int.from_bytes(challenge_bytes, "little"), int.from_bytes(answer, "little")
     first = _plus(_times(scalar, base), _minus(_times(challenge, holder)))
     second = _plus(_times(scalar, theirs), _minus(_times(challenge, secret)))
     small = len(proof) != PROOF_BYTES or not max(challenge, scalar) < ORDER
@@ -126,11 +126,11 @@ def _challenge(context: bytes, *points: Point) -> int:
 # --- the curve -x^2 + y^2 = 1 + d x^2 y^2, after RFC 8032, section 5.1.4
 
 
-def _plus(left: Point, right: Point) -> Point:
-    a = (left[1] - left[0]) * (right[1] - right[0])
-    b = (left[1] + left[0]) * (right[1] + right[0])
-    c = 2 * left[3] * right[3] * _D % PRIME
-    d = 2 * left[2] * right[2]
+def _plus(p: Point, q: Point) -> Point:
+    a = (p[1] - p[0]) * (q[1] - q[0])
+    b = (p[1] + p[0]) * (q[1] + q[0])
+    c = 2 * p[3] * q[3] * _D % PRIME
+    d = 2 * p[2] * q[2]
     e, f, g, h = (b - a) % PRIME, (d - c) % PRIME, (d + c) % PRIME, (b + a) % PRIME
     return e * f % PRIME, g * h % PRIME, f * g % PRIME, e * h % PRIME
 

@@ -63,35 +63,35 @@ class Claim:
 
 
 def deal(
-    cohort: bytes, dealer: int, own_seed: bytes, mask_seed: bytes, threshold: int, points: Sequence[int]
+    cohort: bytes, dealer: int, private_seed: bytes, mask_seed: bytes, threshold: int, points: Sequence[int]
 ) -> Deal:
     """Return shares of a node's seeds, with commitments and proof.
 
     Args:
       cohort: hash of the attempt's adverts, 32 bytes.
       dealer: the node.
-      own_seed: its private seed, 32 bytes, below p.
+      private_seed: its private seed, 32 bytes, below p.
       mask_seed: 32 bytes, below p.
       threshold: of shares that give a seed.
       points: of the holders, ascending.
     """
-    own, mask = polynomial(own_seed, threshold), polynomial(mask_seed, threshold)
+    private, mask = polynomial(private_seed, threshold), polynomial(mask_seed, threshold)
     blinding = polynomial(new_secret(), threshold)
     label = label_of(cohort, dealer)
     shares: list[bytes] = []
     hashes: list[bytes] = []
-    ours, theirs, blinds = values([own, mask, blinding], points)
+    ours, theirs, blinds = values([private, mask, blinding], points)
     for point, *of_holder in zip(points, ours, theirs, blinds, strict=True):
         our, their, blind = (value.to_bytes(SECRET_BYTES, "big") for value in of_holder)
         shares.append(our + their)
-        hashes += [own_commitment(label, point, our, blind), mask_commitment(label, point, their)]
+        hashes += [private_commitment(label, point, our, blind), mask_commitment(label, point, their)]
     commitments = b"".join(hashes)
     challenge = challenge_of(cohort, dealer, digest_of(commitments))
     proof = b"".join(
         ((blind + challenge * our) % PRIME).to_bytes(SECRET_BYTES, "big")
         for blind, our in zip(blinds, ours, strict=True)
     )
-    return Deal(tuple(shares), commitments, proof, seed_commitment(label, own_seed))
+    return Deal(tuple(shares), commitments, proof, seed_commitment(label, private_seed))
 
 
 def label_of(cohort: bytes, dealer: int) -> bytes:
@@ -118,7 +118,7 @@ def challenge_of(cohort: bytes, dealer: int, commitments: bytes) -> int:
 # Fields of fixed length behind a hash: unlike `frame` these cost a microsecond, and a server makes n k of them.
 
 
-def own_commitment(label: bytes, point: int, share: bytes, blinding: bytes) -> bytes:
+def private_commitment(label: bytes, point: int, share: bytes, blinding: bytes) -> bytes:
     """Return the commitment to a holder's share of the private seed, and to the blinding polynomial there."""
     return hashlib.sha256(label + b"\0" + point.to_bytes(8, "big") + share + blinding).digest()[:_BOUND_BYTES]
 
@@ -151,8 +151,8 @@ def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments:
     if value is None:
         return mask_commitment(claim.label, point, share) == commitments[_BOUND_BYTES:]
     blinding = (value - claim.challenge * int.from_bytes(share, "big")) % PRIME
-    made = own_commitment(claim.label, point, share, blinding.to_bytes(SECRET_BYTES, "big"))
-    return made == commitments[:_BOUND_BYTES]
+    commitment = private_commitment(claim.label, point, share, blinding.to_bytes(SECRET_BYTES, "big"))
+    return commitment == commitments[:_BOUND_BYTES]
 
 
 def check_share(claim: Claim, point: int, pair: bytes, value: int, commitments: bytes) -> None:

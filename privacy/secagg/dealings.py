@@ -8,8 +8,8 @@ from functools import cache
 from .bindings import Agreement
 from .complaint import on_curve, proved
 from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
+from .encrypted_shares import acceptance, cut, encrypted_shares_of
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
-from .parcel import acceptance, cut, parcel_of
 from .refusal import Fault, Refused
 from .shamir import PRIME, Weights, codeword, parity, weights_at
 from .suite import pair_key
@@ -42,20 +42,20 @@ class Dealings:
         """Return by sharer what its neighbours dealt to it, by ascending neighbour."""
         parts: dict[int, Parts] = {node: (bytearray(), bytearray(), bytearray()) for node in sorted(sharers)}
         for dealer in parts:
-            said, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
-            digest = digest_of(said.commitments)
-            sealed = cut(said.sealed, SEALED_BYTES)
+            deal, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
+            digest = digest_of(deal.commitments)
+            sealed = cut(deal.sealed, SEALED_BYTES)
             for (holder, commitments), pair in zip(self.commitments[dealer].items(), sealed, strict=True):
                 if holder in parts:
-                    shares, beside, kem = parts[holder]
+                    shares, evidence, kem = parts[holder]
                     shares += pair
-                    beside += commitments + proof[holder] + digest
+                    evidence += commitments + proof[holder] + digest
                     if blocks:
                         kem += blocks[holder]
         return parts
 
     def acceptance(self, dealer: int, holder: int, block: bytes) -> bytes:
-        """Return `parcel.acceptance` of a holder without a complaint; zeros for a void pair."""
+        """Return `encrypted_shares.acceptance` of a holder without a complaint; zeros for a void pair."""
         if (dealer, holder) in self.void:
             return bytes(HASH_BYTES)
         digest = digest_of(self.deals[dealer].commitments)
@@ -77,9 +77,9 @@ class Dealings:
             secret = proved(proof, holder_key, dealer_key, self.agreed.cohort)
         except Refused:
             return holder, Fault.FALSE_COMPLAINT
-        parcel = parcel_of(self.agreed, dealer, holder, self.deals[dealer])
+        shares = encrypted_shares_of(self.agreed, dealer, holder, self.deals[dealer])
         try:
-            parcel.opened(self.agreed, pair_key(secret, holder_key, dealer_key, self.agreed.share_info))
+            shares.opened(self.agreed, pair_key(secret, holder_key, dealer_key, self.agreed.share_info))
         except Refused:
             return dealer, Fault.BAD_DEAL
         return holder, Fault.FALSE_COMPLAINT
@@ -93,7 +93,7 @@ class Dealings:
         """Return whether two neighbours have a mask: neither has complained of the other without a verdict."""
         return (node, peer) not in self.void and (peer, node) not in self.void
 
-    def dealt(self, owner: int, holder: int, share: bytes, *, private: bool) -> bool:
+    def matches_deal(self, owner: int, holder: int, share: bytes, *, private: bool) -> bool:
         """Return whether a share is the one that was dealt to a holder.
 
         Args:
@@ -119,13 +119,13 @@ class Dealings:
         def words(count: int) -> Mapping[int, int]:
             return codeword(points, count - agreed.terms.threshold - 1)
 
-        every = self._parity(agreed.nodes, words) if agreed.complete else None
+        common_weights = self._parity(agreed.nodes, words) if agreed.complete else None
         for dealer, proof in self.proofs.items():
             numbers = [int.from_bytes(value, "big") for value in proof.values()]
             holders = tuple(proof)
-            place = bisect_left(holders, dealer)
-            numbers.insert(place, 0)  # nobody holds a share of itself
-            weights = every or self._parity((*holders[:place], dealer, *holders[place:]), words)
+            index = bisect_left(holders, dealer)
+            numbers.insert(index, 0)  # nobody holds a share of itself
+            weights = common_weights or self._parity((*holders[:index], dealer, *holders[index:]), words)
             plain, leaned = weights.sums(numbers)
             if (leaned - plain * agreed.points[dealer]) % PRIME:
                 yield dealer
@@ -139,13 +139,13 @@ def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:
     """Return the deals of a cohort with their derived values."""
     claims = {
         node: Claim(
-            label_of(agreed.cohort, node), challenge_of(agreed.cohort, node, digest_of(said.commitments))
+            label_of(agreed.cohort, node), challenge_of(agreed.cohort, node, digest_of(deal.commitments))
         )
-        for node, said in deals.items()
+        for node, deal in deals.items()
     }
     commitments, proofs = dict[int, dict[int, bytes]](), dict[int, dict[int, bytes]]()
-    for node, said in deals.items():
+    for node, deal in deals.items():
         peers = agreed.neighbours(node)
-        commitments[node] = dict(zip(peers, cut(said.commitments, COMMITMENT_BYTES), strict=True))
-        proofs[node] = dict(zip(peers, cut(said.proof, SHARE_BYTES), strict=True))
+        commitments[node] = dict(zip(peers, cut(deal.commitments, COMMITMENT_BYTES), strict=True))
+        proofs[node] = dict(zip(peers, cut(deal.proof, SHARE_BYTES), strict=True))
     return Dealings(agreed, deals, claims, commitments, proofs)

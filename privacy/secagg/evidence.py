@@ -25,10 +25,10 @@ from .bindings import (
 )
 from .complaint import PROOF_BYTES
 from .dealings import Dealings, dealings
+from .encrypted_shares import check_lengths, cut
 from .graph import colluders
 from .hybrid import blocks_of, fits_commitment, fits_keys, mask_secret
 from .messages import SHARE_BYTES
-from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
 from .roster import Roster
 from .shamir import combine
@@ -85,7 +85,7 @@ def evidence_from(row: Mapping[str, Any]) -> AttemptEvidence:
             _by_node(row["complaints"], wire.Complaints),
             _read(survivors, wire.Survivors) if survivors is not None else None,
             bytes.fromhex(row["model_hash"]),
-            {int(owner): _bytes(held) for owner, held in row["shares"].items()},
+            {int(owner): _bytes(shares) for owner, shares in row["shares"].items()},
             _by_node(row["reveals"], wire.Revealed),
             _bytes(row["acceptance"]),
         )
@@ -120,18 +120,18 @@ class _Trial:
 
     def convictions(self) -> Convictions:
         agreed, deals = self._agreed(), self.evidence.deals
-        for dealer, said in deals.items():
-            check_lengths(agreed, dealer, said)
-            self._signed(agreed, dealer, agreed.cohort, deal_body(dealer, said), said.signature)
-        made = dealings(agreed, deals)
-        yield from ((dealer, Fault.BAD_DEAL) for dealer in made.unproved())
-        yield from self._of_complaints(made)
+        for dealer, message in deals.items():
+            check_lengths(agreed, dealer, message)
+            self._signed(agreed, dealer, agreed.cohort, deal_body(dealer, message), message.signature)
+        derived = dealings(agreed, deals)
+        yield from ((dealer, Fault.BAD_DEAL) for dealer in derived.unproved())
+        yield from self._of_complaints(derived)
         seeds: dict[int, bytes] = {}
-        offered = {dealer: blocks_of(agreed, dealer, said.kem) for dealer, said in deals.items()}
+        offered = {dealer: blocks_of(agreed, dealer, message.kem) for dealer, message in deals.items()}
         for owner in self.evidence.shares.keys() & deals.keys():
-            yield from self._of_seed(made, owner, seeds, offered)
-        for node, said in self.evidence.reveals.items():
-            yield from self._of_reveal(made, node, said, seeds, offered)
+            yield from self._of_seed(derived, owner, seeds, offered)
+        for node, message in self.evidence.reveals.items():
+            yield from self._of_reveal(derived, node, message, seeds, offered)
 
     def _agreed(self) -> Agreement:
         proposal, adverts = self.evidence.proposal, self.evidence.adverts
@@ -146,42 +146,43 @@ class _Trial:
     def _signed(self, agreed: Agreement, node: int, context: bytes, body: bytes, signature: bytes) -> None:
         self.roster.member(node, NOWHEN).check(agreed.suite, context, body, signature)
 
-    def _of_complaints(self, made: Dealings) -> Convictions:
-        agreed, accused = made.agreed, Counter[int]()
-        for holder, said in self.evidence.complaints.items():
-            signatures = cut(said.signatures, agreed.suite.signature_bytes)
+    def _of_complaints(self, deals: Dealings) -> Convictions:
+        agreed, accused = deals.agreed, Counter[int]()
+        for holder, complaints in self.evidence.complaints.items():
+            signatures = cut(complaints.signatures, agreed.suite.signature_bytes)
             for dealer, proof, signature in zip(
-                said.accused, cut(said.proofs, PROOF_BYTES), signatures, strict=True
+                complaints.accused, cut(complaints.proofs, PROOF_BYTES), signatures, strict=True
             ):
-                if dealer not in made.deals:
+                if dealer not in deals.deals:
                     continue
-                body = complaint_body(holder, dealer, deal_hash(dealer, made.deals[dealer]), proof)
+                body = complaint_body(holder, dealer, deal_hash(dealer, deals.deals[dealer]), proof)
                 self._signed(agreed, holder, agreed.cohort, body, signature)
                 if holder not in agreed.neighbours(dealer):
                     raise Refused(Reason.MALFORMED, "a complaint of a node that the dealer deals nothing to")
                 if agreed.suite.hybrid:
                     accused[dealer] += 1
                 else:
-                    yield made.verdict(holder, dealer, proof)
-        most = colluders(agreed.terms.cohort_size, self.collusion)
-        yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accused.items() if count > most)
+                    yield deals.verdict(holder, dealer, proof)
+        max_accusers = colluders(agreed.terms.cohort_size, self.collusion)
+        yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accused.items() if count > max_accusers)
 
     def _of_seed(
-        self, made: Dealings, owner: int, seeds: dict[int, bytes], offered: Mapping[int, dict[int, bytes]]
+        self, deals: Dealings, owner: int, seeds: dict[int, bytes], offered: Mapping[int, dict[int, bytes]]
     ) -> Convictions:
         """Yield who is convicted by a seed, and keep it if it is that of its owner's keys."""
-        agreed, private = made.agreed, owner in self._living
-        held = {
+        agreed, private = deals.agreed, owner in self._living
+        valid_shares = {
             agreed.points[holder]: share
             for holder, share in self.evidence.shares[owner].items()
-            if holder in made.commitments[owner] and made.dealt(owner, holder, share, private=private)
+            if holder in deals.commitments[owner]
+            and deals.matches_deal(owner, holder, share, private=private)
         }
-        if len(held) < agreed.terms.threshold:
+        if len(valid_shares) < agreed.terms.threshold:
             return
-        seed = combine(dict(list(held.items())[: agreed.terms.threshold]), agreed.terms.threshold)
+        seed = combine(dict(list(valid_shares.items())[: agreed.terms.threshold]), agreed.terms.threshold)
         advert = agreed.by_node[owner]
         if private:
-            if not made.committed(owner, seed):
+            if not deals.committed(owner, seed):
                 yield owner, Fault.WRONG_COMMITMENT
         elif not fits_keys(seed, advert.mask_key, advert.kem_keys):
             yield owner, Fault.WRONG_SEED
@@ -191,39 +192,39 @@ class _Trial:
 
     def _of_reveal(
         self,
-        made: Dealings,
+        deals: Dealings,
         node: int,
-        said: wire.Revealed,
+        reveal: wire.Revealed,
         seeds: Mapping[int, bytes],
         offered: Mapping[int, dict[int, bytes]],
     ) -> Convictions:
-        agreed, living, acceptance = made.agreed, self._living, self.evidence.acceptance[node]
-        self._signed(agreed, node, agreed.context, reveal_body(node, said, acceptance), said.signature)
-        context, sharers = self._round(agreed, said)
+        agreed, living, acceptance = deals.agreed, self._living, self.evidence.acceptance[node]
+        self._signed(agreed, node, agreed.context, reveal_body(node, reveal, acceptance), reveal.signature)
+        context, sharers = self._round(agreed, reveal)
         peers = agreed.neighbours(node, sharers)
-        rows = zip(peers, cut(said.shares, SHARE_BYTES), cut(acceptance, HASH_BYTES), strict=True)
+        rows = zip(peers, cut(reveal.shares, SHARE_BYTES), cut(acceptance, HASH_BYTES), strict=True)
         took: set[int] = set()
         for peer, share, row in rows:
-            if peer in made.deals and row == made.acceptance(peer, node, offered[peer].get(node, b"")):
+            if peer in deals.deals and row == deals.acceptance(peer, node, offered[peer].get(node, b"")):
                 took.add(peer)
-                if any(share) and not made.dealt(peer, node, share, private=peer in living):
+                if any(share) and not deals.matches_deal(peer, node, share, private=peer in living):
                     yield node, Fault.WRONG_SHARE
         lost = [peer for peer in peers if peer not in living]
-        for peer, key in zip(lost, cut(said.mask_keys, KEY_BYTES), strict=True):
+        for peer, key in zip(lost, cut(reveal.mask_keys, KEY_BYTES), strict=True):
             if not any(key):
                 continue
             if agreed.suite.hybrid:
-                bound = node in made.deals if node < peer else peer in took
+                bound = node in deals.deals if node < peer else peer in took
                 wrong = bound and not fits_commitment(agreed, node, peer, key, offered)
             else:
-                own = agreed.by_node[node].mask_key
+                mask_key = agreed.by_node[node].mask_key
                 wrong = peer in seeds and key != agree(
-                    key_from_seed(seeds[peer]), own, pair_mask_info(context)
+                    key_from_seed(seeds[peer]), mask_key, pair_mask_info(context)
                 )
             if wrong:
                 yield node, Fault.WRONG_MASK
 
-    def _round(self, agreed: Agreement, said: wire.Revealed) -> tuple[bytes, frozenset[int]]:
+    def _round(self, agreed: Agreement, reveal: wire.Revealed) -> tuple[bytes, frozenset[int]]:
         """Return the context of the round that a reveal is of, and the nodes that shared."""
         if self.evidence.survivors is None:
             raise Refused(Reason.MALFORMED, "a reveal without survivors")
@@ -231,7 +232,7 @@ class _Trial:
         sharers = frozenset((*alive, *dead))
         void = void_pairs(self.evidence.complaints, sharers)
         context = agreed.round(sorted(sharers), self.evidence.model_hash, void)
-        if said.survivors != survivors_digest(context, alive, dead):
+        if reveal.survivors != survivors_digest(context, alive, dead):
             raise Refused(Reason.SPLIT_VIEW, "a reveal for other survivors")
         return context, sharers
 
@@ -270,9 +271,9 @@ def _read(text: str, kind: type[wire.M]) -> wire.M:
     return wire.read(bytes.fromhex(text), kind)
 
 
-def _by_node(told: Mapping[str, str], kind: type[wire.M]) -> dict[int, wire.M]:
-    return {int(node): _read(text, kind) for node, text in told.items()}
+def _by_node(texts: Mapping[str, str], kind: type[wire.M]) -> dict[int, wire.M]:
+    return {int(node): _read(text, kind) for node, text in texts.items()}
 
 
-def _bytes(told: Mapping[str, str]) -> dict[int, bytes]:
-    return {int(node): bytes.fromhex(text) for node, text in told.items()}
+def _bytes(texts: Mapping[str, str]) -> dict[int, bytes]:
+    return {int(node): bytes.fromhex(text) for node, text in texts.items()}

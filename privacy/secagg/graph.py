@@ -68,16 +68,16 @@ class Ring:
     neighbours: int
 
     @cached_property
-    def _places(self) -> dict[int, int]:
-        return {node: place for place, node in enumerate(self.order)}
+    def _positions(self) -> dict[int, int]:
+        return {node: position for position, node in enumerate(self.order)}
 
     def around(self, node: int) -> list[int]:
         """Return a node's neighbours, in ascending order."""
-        place, size, half = self._places[node], len(self.order), self.neighbours // 2
+        position, size, half = self._positions[node], len(self.order), self.neighbours // 2
         if self.neighbours == size - 1:
-            return sorted([*self.order[:place], *self.order[place + 1 :]])
+            return sorted([*self.order[:position], *self.order[position + 1 :]])
         return sorted(
-            self.order[(place + side * step) % size] for step in range(1, half + 1) for side in (1, -1)
+            self.order[(position + side * step) % size] for step in range(1, half + 1) for side in (1, -1)
         )
 
 
@@ -151,8 +151,8 @@ def opens_nothing(shape: Shape, collusion: float, dropout: float, profile: Profi
     chance = n * tail(n - 1, bad, k, t)
     if not shape.complete:
         # A ring comes apart at two gaps of k/2 places.
-        gone = min(n, bad + colluders(n, dropout))
-        chance += math.comb(n, 2) * tail(n, gone, k, k)
+        missing = min(n, bad + colluders(n, dropout))
+        chance += math.comb(n, 2) * tail(n, missing, k, k)
     return chance <= 2.0**-PRIVACY_BITS
 
 
@@ -161,32 +161,32 @@ def _opens_the_sum(shape: Shape, dropout: float) -> bool:
     return n * tail(n - 1, colluders(n, dropout), k, k - t + 1) <= 2.0**-LIVENESS_BITS
 
 
-def tail(population: int, marked: int, drawn: int, least: int) -> float:
-    """Return P[X >= least], X the marked ones among `drawn` of `population` without putting back.
+def tail(population: int, marked: int, draws: int, minimum: int) -> float:
+    """Return P[X >= least], X the marked ones among `draws` of `population` without putting back.
 
     Args:
       population: how many there are.
       marked: how many of them are marked.
-      drawn: how many are drawn.
-      least: marked ones that count.
+      draws: how many are drawn.
+      minimum: marked ones that count.
     """
-    first, last = max(least, 0, drawn - (population - marked)), min(marked, drawn)
+    first, last = max(minimum, 0, draws - (population - marked)), min(marked, draws)
     if first > last:
         return 0.0
     # From the likeliest value outwards: the first term at the far end may underflow though the sum does not.
-    mode = (drawn + 1) * (marked + 1) // (population + 2)
+    mode = (draws + 1) * (marked + 1) // (population + 2)
     start = min(max(first, mode), last)
-    chance = _log_choose(marked, start) + _log_choose(population - marked, drawn - start)
-    at_start = term = total = math.exp(chance - _log_choose(population, drawn))
-    spare = population - marked - drawn
+    chance = _log_choose(marked, start) + _log_choose(population - marked, draws - start)
+    at_start = term = total = math.exp(chance - _log_choose(population, draws))
+    spare = population - marked - draws
     for hit in range(start, last):
-        term *= (marked - hit) * (drawn - hit) / ((hit + 1) * (spare + hit + 1))
+        term *= (marked - hit) * (draws - hit) / ((hit + 1) * (spare + hit + 1))
         total += term
         if term <= total * _NEGLIGIBLE:
             break
     term = at_start
     for hit in range(start, first, -1):
-        term *= hit * (spare + hit) / ((marked - hit + 1) * (drawn - hit + 1))
+        term *= hit * (spare + hit) / ((marked - hit + 1) * (draws - hit + 1))
         total += term
         if term <= total * _NEGLIGIBLE:
             break

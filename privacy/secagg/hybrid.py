@@ -71,9 +71,9 @@ def public_keys(share_seed: bytes, mask_seed: bytes) -> bytes:
 
 def fits_keys(mask_seed: bytes, mask_key: bytes, kem_keys: bytes) -> bool:
     """Return whether a node's public keys for masks, of X25519 and of ML-KEM if it has any, are those of a mask seed."""
-    own = public_of(key_from_seed(mask_seed)) == mask_key
+    fits_mask_key = public_of(key_from_seed(mask_seed)) == mask_key
     half = kem_keys[KEM_KEY_BYTES // 2 :]
-    return own and (not half or kem_key(mask_seed).public_key().public_bytes_raw() == half)
+    return fits_mask_key and (not half or kem_key(mask_seed).public_key().public_bytes_raw() == half)
 
 
 def check_keys(keys: bytes) -> None:
@@ -124,15 +124,15 @@ def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
     Raises:
       Refused: MALFORMED for another length.
     """
-    found: list[bytes] = []
-    place = 0
+    pieces: list[bytes] = []
+    offset = 0
     for sender, receiver in pairs:
         size = CIPHERTEXT_BYTES + (_MASK_BYTES if sender < receiver else 0)
-        found.append(data[place : place + size])
-        place += size
-    if place != len(data):
+        pieces.append(data[offset : offset + size])
+        offset += size
+    if offset != len(data):
         raise Refused(Reason.MALFORMED, "not one block of keys for each neighbour")
-    return found
+    return pieces
 
 
 def blocks_of(agreed: Agreement, dealer: int, data: bytes) -> dict[int, bytes]:
@@ -175,8 +175,8 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
 def fits_commitment(agreed: Agreement, node: int, peer: int, secret: bytes, offered: Offered) -> bool:
     """Return whether the lower node of a pair committed to this secret of their masks."""
     lower, higher = sorted((node, peer))
-    said = offered[lower][higher][-SEED_COMMITMENT_BYTES:]
-    return _commitment(agreed, lower, higher, secret) == said
+    commitment = offered[lower][higher][-SEED_COMMITMENT_BYTES:]
+    return _commitment(agreed, lower, higher, secret) == commitment
 
 
 def _commitment(agreed: Agreement, lower: int, higher: int, secret: bytes) -> bytes:

@@ -60,10 +60,10 @@ def compiled() -> Compiled | None:
     # A mask that is none would show a vector.
     masks = [(bytes(range(KEY_BYTES)), 1), (bytes(KEY_BYTES), -1)]
     for width in (2, 4):
-        drawn, expected = np.zeros((2, CHUNK_BYTES // width + 1), f"u{width}")
-        _add_by(_add_compiled, drawn, masks)
+        actual, expected = np.zeros((2, CHUNK_BYTES // width + 1), f"u{width}")
+        _add_by(_add_compiled, actual, masks)
         _add_streams(expected, masks, SUITES[1])
-        if not np.array_equal(drawn, expected):
+        if not np.array_equal(actual, expected):
             return None
     return _add_compiled
 
@@ -75,12 +75,12 @@ def _add_by(add: Compiled, vector: Vector, masks: Sequence[tuple[bytes, int]]) -
 def _add_streams(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:
     streams = [(suite.stream(key), np.add if sign > 0 else np.subtract) for key, sign in masks]
     # Little-endian on every machine: numpy swaps the bytes where the machine's order is another.
-    drawn = bytearray(CHUNK_BYTES + TAG_BYTES)
-    words = np.frombuffer(drawn, f"<u{vector.itemsize}")
+    buffer = bytearray(CHUNK_BYTES + TAG_BYTES)
+    words = np.frombuffer(buffer, f"<u{vector.itemsize}")
     for number, start in enumerate(range(0, vector.size, CHUNK_BYTES // vector.itemsize)):
         block = vector[start : start + CHUNK_BYTES // vector.itemsize]
         nonce = number.to_bytes(NONCE_BYTES, "big")
-        zeros, room = memoryview(_ZEROS)[: block.nbytes], memoryview(drawn)[: block.nbytes + TAG_BYTES]
+        zeros, room = memoryview(_ZEROS)[: block.nbytes], memoryview(buffer)[: block.nbytes + TAG_BYTES]
         mask = words[: block.size]
         for stream, combine in streams:
             stream(nonce, zeros, room)

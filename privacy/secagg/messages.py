@@ -52,23 +52,23 @@ def unpack(data: bytes) -> Any:
         raise Refused(Reason.MALFORMED, str(error)) from error
 
 
-def _bytes(fits: Callable[[int], bool], why: str) -> Callable[[Any], bytes]:
+def _bytes(fits: Callable[[int], bool], problem: str) -> Callable[[Any], bytes]:
     """Return the check of a byte string by its length."""
 
     def check(value: Any) -> bytes:
         if type(value) is not bytes or not fits(len(value)):
-            raise Refused(Reason.MALFORMED, why)
+            raise Refused(Reason.MALFORMED, problem)
         return value
 
     return check
 
 
 def _fixed(length: int) -> Callable[[Any], bytes]:
-    return _bytes(lambda found: found == length, f"not {length} bytes")
+    return _bytes(lambda size: size == length, f"not {length} bytes")
 
 
-def _many(length: int) -> Callable[[Any], bytes]:
-    return _bytes(lambda found: found % length == 0, f"not a multiple of {length} bytes")
+def _multiple(length: int) -> Callable[[Any], bytes]:
+    return _bytes(lambda size: size % length == 0, f"not a multiple of {length} bytes")
 
 
 SIGNATURES = frozenset(suite.signature_bytes for suite in SUITES.values())
@@ -81,16 +81,16 @@ def _node(value: Any) -> int:
 
 
 def _ascending(nodes: Sequence[int]) -> None:
-    if any(left >= right for left, right in pairwise(nodes)):
+    if any(previous >= node for previous, node in pairwise(nodes)):
         raise Refused(Reason.MALFORMED, "nodes not in ascending order, each once")
 
 
 def _nodes(value: Any) -> tuple[int, ...]:
     if type(value) is not list:
         raise Refused(Reason.MALFORMED, "not a list of nodes")
-    found = tuple(_node(item) for item in cast(list[Any], value))
-    _ascending(found)
-    return found
+    nodes = tuple(_node(item) for item in cast(list[Any], value))
+    _ascending(nodes)
+    return nodes
 
 
 def _reason(value: Any) -> str:
@@ -131,9 +131,9 @@ Hash = Annotated[bytes, _fixed(HASH_BYTES)]
 Key = Annotated[bytes, _fixed(KEY_BYTES)]
 Signature = Annotated[bytes, _bytes(SIGNATURES.__contains__, "no signature")]
 LateSignature = Annotated[bytes, _bytes({0, *SIGNATURES}.__contains__, "no signature")]
-Sealed = Annotated[bytes, _many(SEALED_BYTES)]
-Shares = Annotated[bytes, _many(SHARE_BYTES)]
-Kem = Annotated[bytes, _many(1)]
+Sealed = Annotated[bytes, _multiple(SEALED_BYTES)]
+Shares = Annotated[bytes, _multiple(SHARE_BYTES)]
+Kem = Annotated[bytes, _multiple(1)]
 
 
 # --- the messages
@@ -164,7 +164,7 @@ class Advert:
     mask_key: Key
     share_key: Key
     signature: Signature
-    kem_keys: Annotated[bytes, _many(KEM_KEY_BYTES)] = b""
+    kem_keys: Annotated[bytes, _multiple(KEM_KEY_BYTES)] = b""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class SealedShares:
 
     cohort: Hash
     sealed: Sealed
-    commitments: Annotated[bytes, _many(COMMITMENT_BYTES)]
+    commitments: Annotated[bytes, _multiple(COMMITMENT_BYTES)]
     proof: Shares
     seed: Annotated[bytes, _fixed(SEED_COMMITMENT_BYTES)]
     signature: Signature
@@ -199,7 +199,7 @@ class SealedShares:
 
 
 @dataclass(frozen=True)
-class Parcels:
+class NeighbourShares:
     """2, to the node: the deals of its neighbours that shared, by ascending node.
 
     Attributes:
@@ -214,7 +214,7 @@ class Parcels:
     context: Hash
     sharers: Nodes
     sealed: Sealed
-    evidence: Annotated[bytes, _many(EVIDENCE_BYTES)]
+    evidence: Annotated[bytes, _multiple(EVIDENCE_BYTES)]
     kem: Kem = b""
 
 
@@ -248,8 +248,8 @@ class Complaints:
 
     cohort: Hash
     accused: Nodes
-    proofs: Annotated[bytes, _many(PROOF_BYTES)]
-    signatures: Annotated[bytes, _many(1)] = b""
+    proofs: Annotated[bytes, _multiple(PROOF_BYTES)]
+    signatures: Annotated[bytes, _multiple(1)] = b""
 
 
 @dataclass(frozen=True)
@@ -321,8 +321,8 @@ class Revealed:
 
     survivors: Hash
     shares: Shares
-    mask_keys: Annotated[bytes, _many(KEY_BYTES)]
-    seeds: Annotated[bytes, _many(SECRET_BYTES)]
+    mask_keys: Annotated[bytes, _multiple(KEY_BYTES)]
+    seeds: Annotated[bytes, _multiple(SECRET_BYTES)]
     signature: LateSignature = b""
 
 
@@ -344,7 +344,7 @@ Message = (
     | Confirmed
     | Revealed
     | Declined
-    | Parcels
+    | NeighbourShares
     | Checked
     | Disputed
     | Complaints

@@ -75,11 +75,11 @@ def check(policy: Policy, terms: AttemptTerms) -> None:
       Refused: POLICY, naming the first field of the terms that is weaker.
     """
     if not speaks(terms):
-        said = (
+        problem = (
             f"protocol_version={terms.protocol_version} with suite={terms.suite} is that of another release"
         )
         remedy = f"install one release of fedveil on both: this client speaks {PROTOCOL_VERSION}"
-        raise Refused(Reason.POLICY, f"{said}; {remedy}")
+        raise Refused(Reason.POLICY, f"{problem}; {remedy}")
     for name in _shortfalls(policy, terms):
         raise Refused(Reason.POLICY, f"{name}={getattr(terms, name)!r} is not what this policy accepts")
 

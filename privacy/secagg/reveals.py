@@ -48,29 +48,29 @@ class Reveals:
         """
         # On a ring each owner has other holders, and weights of its own would cost more than they save.
         whole = self.dealings.agreed.complete
-        found = {owner: self._at_once(owner) if whole else None for owner in self._held}
-        doubted = [owner for owner, seed in found.items() if seed is None]
+        seeds = {owner: self._at_once(owner) if whole else None for owner in self._by_owner}
+        doubted = [owner for owner, seed in seeds.items() if seed is None]
         wrong = self._wrong(doubted)
         blamed = dict.fromkeys(wrong, Fault.WRONG_SHARE)
         for owner in doubted:
-            right = {holder: share for holder, share in self._held[owner].items() if holder not in wrong}
-            seed = found[owner] = self._joined(owner, right)
+            right = {holder: share for holder, share in self._by_owner[owner].items() if holder not in wrong}
+            seed = seeds[owner] = self._joined(owner, right)
             if seed is not None and owner in self.living and not self._fits(owner, seed):
                 blamed.setdefault(owner, Fault.WRONG_COMMITMENT)
-        return {owner: seed for owner, seed in found.items() if seed is not None}, blamed
+        return {owner: seed for owner, seed in seeds.items() if seed is not None}, blamed
 
     @property
     def _threshold(self) -> int:
         return self.dealings.agreed.terms.threshold
 
     @cached_property
-    def _held(self) -> dict[int, dict[int, bytes]]:
+    def _by_owner(self) -> dict[int, dict[int, bytes]]:
         """Shares by owner and ascending holder."""
-        held: dict[int, dict[int, bytes]] = {}
+        by_owner: dict[int, dict[int, bytes]] = {}
         for holder in sorted(self.shares):
             for owner, share in self.shares[holder].items():
-                held.setdefault(owner, {})[holder] = share
-        return held
+                by_owner.setdefault(owner, {})[holder] = share
+        return by_owner
 
     @cached_property
     def _inverse(self) -> dict[int, int]:
@@ -79,17 +79,17 @@ class Reveals:
 
     def _at_once(self, owner: int) -> bytes | None:
         """Return the seed from all of its shares together; None if this does not prove them correct."""
-        held, points = self._held[owner], self.dealings.agreed.points
-        circle, own = [points[holder] for holder in held], points[owner]
-        numbers = [int.from_bytes(share, "big") for share in held.values()]
+        shares, points = self._by_owner[owner], self.dealings.agreed.points
+        circle, owner_point = [points[holder] for holder in shares], points[owner]
+        numbers = [int.from_bytes(share, "big") for share in shares.values()]
         if owner in self.shares:  # nobody holds a share of itself, and all owners have the same circle then
-            place = bisect_left(circle, own)
-            circle.insert(place, own)
-            numbers.insert(place, 0)
-        if min(len(held) - self.liars, len(circle) - 1) < self._threshold or max(numbers) >= PRIME:
+            index = bisect_left(circle, owner_point)
+            circle.insert(index, owner_point)
+            numbers.insert(index, 0)
+        if min(len(shares) - self.liars, len(circle) - 1) < self._threshold or max(numbers) >= PRIME:
             return None
         plain, leaned = self._weights_of(tuple(circle)).sums(numbers)
-        seed = ((plain - leaned * self._inverse[own]) % PRIME).to_bytes(SECRET_BYTES, "big")
+        seed = ((plain - leaned * self._inverse[owner_point]) % PRIME).to_bytes(SECRET_BYTES, "big")
         return seed if self._fits(owner, seed) else None
 
     def _weights_of(self, circle: tuple[int, ...]) -> Weights:
@@ -108,8 +108,8 @@ class Reveals:
         return {
             holder
             for owner in owners
-            for holder, share in self._held[owner].items()
-            if not self.dealings.dealt(owner, holder, share, private=owner in self.living)
+            for holder, share in self._by_owner[owner].items()
+            if not self.dealings.matches_deal(owner, holder, share, private=owner in self.living)
         }
 
     def _joined(self, owner: int, shares: Mapping[int, bytes]) -> bytes | None:
@@ -121,17 +121,17 @@ class Reveals:
         return combine({points[holder]: shares[holder] for holder in chosen}, self._threshold)
 
 
-def window(holders: Sequence[int], own: int | None, threshold: int) -> Sequence[int]:
+def window(holders: Sequence[int], owner: int | None, threshold: int) -> Sequence[int]:
     """Return `threshold` holders, such that few choices serve all the owners of a complete graph.
 
     Nobody holds a share of itself: from the circle of everybody who revealed, its owner's block is left out.
 
     Args:
       holders: of a seed's shares, ascending.
-      own: the seed's owner, if it revealed shares itself.
+      owner: the seed's owner, if it revealed shares itself.
       threshold: how many are needed.
     """
-    circle = holders if own is None else sorted([*holders, own])
+    circle = holders if owner is None else sorted([*holders, owner])
     spare = len(circle) - threshold
-    first = circle.index(own) // spare * spare if own is not None else 0
+    first = circle.index(owner) // spare * spare if owner is not None else 0
     return [*circle[:first], *circle[first + spare :]][:threshold]

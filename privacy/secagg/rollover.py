@@ -25,10 +25,10 @@ from .suite import KEY_BYTES
 from .transcript import Purpose, digest, frame
 
 FORMAT = "fedveil rollovers 1"
-MOST_BYTES = 1 << 20  # of a chain; a rollover takes 2 kB, with ML-DSA 25 kB
-MOST_ROLLOVERS = 32
+MAX_BYTES = 1 << 20  # of a chain; a rollover takes 2 kB, with ML-DSA 25 kB
+MAX_ROLLOVERS = 32
 DAY_SECONDS = 86400
-MOST_DAYS = 90  # of an overlap: as long, a thief of the old keys is believed
+MAX_DAYS = 90  # of an overlap: as long, a thief of the old keys is believed
 _CONTEXT = digest(Purpose.ROLLOVER)
 
 
@@ -90,14 +90,14 @@ def read_chain(text: bytes | str, federation: str = "") -> tuple[Rollover, ...]:
       Refused: MALFORMED if it is no chain, in which no key stands twice; BAD_SIGNATURE.
     """
     try:
-        if len(text) > MOST_BYTES:
+        if len(text) > MAX_BYTES:
             raise ValueError("it is too long")
-        found = read_json(text)
-        if not isinstance(found, dict) or cast(dict[str, object], found).get("format") != FORMAT:
+        document = read_json(text)
+        if not isinstance(document, dict) or cast(dict[str, object], document).get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        listed = cast(list[object], found["rollovers"])
-        if not isinstance(found["rollovers"], list) or not 0 < len(listed) <= MOST_ROLLOVERS:
-            raise ValueError(f"it must list 1 to {MOST_ROLLOVERS} rollovers")
+        listed = cast(list[object], document["rollovers"])
+        if not isinstance(document["rollovers"], list) or not 0 < len(listed) <= MAX_ROLLOVERS:
+            raise ValueError(f"it must list 1 to {MAX_ROLLOVERS} rollovers")
         chain = tuple(build(Rollover, each) for each in listed)
         for number, each in enumerate(chain, 1):
             _check(each, number, federation or chain[0].federation)
@@ -133,20 +133,20 @@ def _check_ca(pem: str, federation: str) -> None:
         ca.verify_directly_issued_by(ca)
     except (TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise ValueError("a certificate is not signed by its own key") from None
-    named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
-    if named != [federation] or pem.count("BEGIN CERTIFICATE") != 1:
+    organizations = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    if organizations != [federation] or pem.count("BEGIN CERTIFICATE") != 1:
         raise ValueError(f"a certificate is not that of an authority of {federation!r}")
 
 
 def fits(pinned: bytes, key: str) -> bool:
     """Return whether a key in hexadecimal is a pinned one, of which the hash of the ML-DSA key may be missing."""
-    held = bytes.fromhex(key)
-    return held == pinned or (len(pinned) == KEY_BYTES and held[:KEY_BYTES] == pinned)
+    key_bytes = bytes.fromhex(key)
+    return key_bytes == pinned or (len(pinned) == KEY_BYTES and key_bytes[:KEY_BYTES] == pinned)
 
 
-def since(chain: Sequence[Rollover], pinned: bytes) -> tuple[Rollover, ...] | None:
+def rollovers_since(chain: Sequence[Rollover], pinned: bytes) -> tuple[Rollover, ...] | None:
     """Return the rollovers of a chain that came after a key; None if the chain does not hold it."""
-    for place, each in enumerate(chain):
+    for index, each in enumerate(chain):
         if fits(pinned, each.old):
-            return tuple(chain[place:])
+            return tuple(chain[index:])
     return () if chain and fits(pinned, chain[-1].new) else None

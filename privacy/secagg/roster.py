@@ -58,8 +58,8 @@ class Member:
     @property
     def parts(self) -> tuple[int | str | bytes, ...]:
         """The member as a roster holds it."""
-        held = (self.node, self.name, self.public, self.not_after)
-        return (*held, self.post_quantum) if self.post_quantum else held
+        fields = (self.node, self.name, self.public, self.not_after)
+        return (*fields, self.post_quantum) if self.post_quantum else fields
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Roster:
         if self.earlier and (
             len(self.earlier) != self.version - 1 or {len(each) for each in self.earlier} != {HASH_BYTES}
         ):
-            why = "the chain of earlier versions is not as long as the version says"
-            raise Refused(Reason.MALFORMED, why)
+            problem = "the chain of earlier versions is not as long as the version says"
+            raise Refused(Reason.MALFORMED, problem)
 
     @cached_property
     def hash(self) -> bytes:
@@ -106,8 +106,8 @@ class Roster:
 
     def holders(self, fingerprints: AbstractSet[str], nodes: Iterable[int]) -> list[int]:
         """Return those of the nodes that hold keys with these fingerprints, as `Member.fingerprint` has them."""
-        known = ((node, self._by_node.get(node)) for node in nodes)
-        return [node for node, member in known if member and member.fingerprint in fingerprints]
+        members = ((node, self._by_node.get(node)) for node in nodes)
+        return [node for node, member in members if member and member.fingerprint in fingerprints]
 
     def follows(self, other: Roster) -> bool:
         """Return whether this version's chain holds the other one, as it holds every version that it came from."""
@@ -160,11 +160,11 @@ def write_roster(
     entries = [member.parts for member in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, roster.earlier, entries)))
     signed = (body, sign_as_authority(authority, _CONTEXT, body, doubly=doubly))
-    beside = dict(cosignatures or {})
+    extra = dict(cosignatures or {})
     if successor is not None:
         public = both_of(successor) if doubly else public_of(successor)
-        beside[public] = sign_as_authority(successor, _CONTEXT, body, doubly=doubly)
-    return cast(bytes, msgpack.packb((*signed, sorted(beside.items())) if beside else signed))
+        extra[public] = sign_as_authority(successor, _CONTEXT, body, doubly=doubly)
+    return cast(bytes, msgpack.packb((*signed, sorted(extra.items())) if extra else signed))
 
 
 def read_roster(data: bytes, authority: bytes, *others: bytes) -> Roster:
@@ -179,18 +179,18 @@ def read_roster(data: bytes, authority: bytes, *others: bytes) -> Roster:
       Refused: MALFORMED, or BAD_SIGNATURE.
     """
     body, first, _ = _parts(data)
-    beside = cosignatures_in(data).items()
-    given = [
+    cosignatures = cosignatures_in(data).items()
+    signatures = [
         (public, signature)
         for public in (authority, *others)
-        for signature in (*(each for key, each in beside if key[: len(public)] == public), first)
+        for signature in (*(each for key, each in cosignatures if key[: len(public)] == public), first)
     ]
-    for place, (public, signature) in enumerate(given, 1):
+    for number, (public, signature) in enumerate(signatures, 1):
         try:
             verify_authority(public, _CONTEXT, body, signature)
             break
         except Refused:
-            if place == len(given):
+            if number == len(signatures):
                 raise
     return roster_in(data)
 
@@ -251,10 +251,10 @@ def _holds(roster: Roster, public: bytes, signature: bytes) -> bool:
 
 
 def _parts(data: bytes) -> tuple[bytes, bytes, tuple[object, ...]]:
-    found = _unpack(data)
-    if isinstance(found, tuple) and len(cast(tuple[object, ...], found)) == 2:
-        found = (*cast(tuple[object, ...], found), ())
-    body, signature, pairs = _exactly(found, (bytes, bytes, tuple))
+    parts = _unpack(data)
+    if isinstance(parts, tuple) and len(cast(tuple[object, ...], parts)) == 2:
+        parts = (*cast(tuple[object, ...], parts), ())
+    body, signature, pairs = _exactly(parts, (bytes, bytes, tuple))
     return body, signature, pairs
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .roster import Roster
 
-SHOWN = 32  # hexadecimal digits of a fingerprint in a line of text: of 12, an authority finds another key with them
+FINGERPRINT_DIGITS = 32  # hexadecimal digits of a fingerprint in a line of text: of 12, an authority finds another key with them
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class RosterChange:
     at: str
 
     def __str__(self) -> str:
-        return f"roster version {self.version} of {self.members} members; {self.who}"
+        return f"roster version {self.version} of {self.members} members; {self.summary}"
 
     @property
-    def who(self) -> str:
+    def summary(self) -> str:
         """Who was added and who was removed, in words."""
-        told = (("added", self.added), ("removed", self.removed))
-        parts = [f"{word} " + ", ".join(map(_short, names)) for word, names in told if names]
+        groups = (("added", self.added), ("removed", self.removed))
+        parts = [f"{word} " + ", ".join(map(_short, names)) for word, names in groups if names]
         return "; ".join(parts) or "the same members"
 
 
@@ -63,4 +63,4 @@ def change_from(before: frozenset[str], version: int, new: Roster) -> RosterChan
 
 def _short(member: str) -> str:
     name, _, fingerprint = member.rpartition(" ")
-    return f"{name} ({fingerprint[:SHOWN]})"
+    return f"{name} ({fingerprint[:FINGERPRINT_DIGITS]})"

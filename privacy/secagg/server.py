@@ -26,10 +26,10 @@ from .bindings import (
 )
 from .complaint import PROOF_BYTES
 from .dealings import dealings
+from .encrypted_shares import check_lengths, cut
 from .evidence import AttemptEvidence
 from .hybrid import blocks_of, check_keys
 from .masks import Vector, add_masks
-from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
 from .reveals import Reveals, window
 from .roster import Roster
@@ -258,12 +258,12 @@ class ServerAttempt:
     def _take_vector(self, node: int, frame: bytes) -> None:
         if len(frame) != self._total.nbytes + HASH_BYTES + wire.FURTHER_BYTES + wire.SEAL_BYTES:
             raise Refused(Reason.MALFORMED, "a masked vector of another length")
-        told = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
-        if told[:HASH_BYTES] != self._round:
+        trailer = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
+        if trailer[:HASH_BYTES] != self._round:
             raise Refused(Reason.WRONG_COHORT, "masked for another round: other nodes, or another model")
         words = np.frombuffer(frame, self._total.dtype, self._total.size)
         np.add(self._total, words, out=self._total)
-        self._further[node] = int.from_bytes(told[HASH_BYTES:], "big")
+        self._further[node] = int.from_bytes(trailer[HASH_BYTES:], "big")
 
     def _take_confirmation(self, node: int, reply: wire.Confirmation) -> None:
         if reply.node != node:
@@ -287,13 +287,13 @@ class ServerAttempt:
         if self.blamed.get(node) is Fault.WRONG_SHARE:
             raise Refused(Reason.BAD_SHARE, "this node has revealed wrong shares before")
         shares = dict(zip(peers, cut(revealed.shares, wire.SHARE_BYTES), strict=True))
-        held = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
-        if not all(map(any, held.values())):  # zeros stand for a share that the node does not have
+        valid = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
+        if not all(map(any, valid.values())):  # zeros stand for a share that the node does not have
             raise Refused(Reason.BAD_SHARE, "no share of a node whose deal it accepted")
         # Kept even of one that reveals wrong shares: of a mask with a dead node whose seed is another one nobody else knows.
         for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
             self._mask_keys[peer][node] = key
-        self._shares[node], self._revealed[node] = held, revealed
+        self._shares[node], self._revealed[node] = valid, revealed
         self._seeds[node] = revealed.seeds
 
     def _weigh_reveals(self) -> dict[int, bytes]:
@@ -309,7 +309,7 @@ class ServerAttempt:
 
     def _wrong_owner(self, holder: int) -> int:
         def good(owner: int, share: bytes) -> bool:
-            return self._dealings.dealt(owner, holder, share, private=owner in self._living)
+            return self._dealings.matches_deal(owner, holder, share, private=owner in self._living)
 
         return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
 
@@ -334,7 +334,7 @@ class ServerAttempt:
         signers = [
             node for node, fault in self.blamed.items() if fault in (Fault.WRONG_SHARE, Fault.WRONG_MASK)
         ]
-        accused = {dealer for said in self._complaints.values() for dealer in said.accused}
+        accused = {dealer for complaint in self._complaints.values() for dealer in complaint.accused}
         dealers = (self.blamed.keys() | accused | owners | set(self._about.values())) & self._deals.keys()
         return AttemptEvidence(
             wire.Proposal(self._terms, self._candidates, public_of(self._key)),
@@ -350,15 +350,16 @@ class ServerAttempt:
 
     def _good_shares(self, owner: int) -> dict[int, bytes]:
         """Return the shares of a seed that gave it, each as it was dealt: of a mask seed, others may give another one."""
-        held = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
-        private, least = owner in self._living, self._terms.threshold
+        by_holder = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
+        private, needed = owner in self._living, self._terms.threshold
         good = [
             holder
-            for holder in sorted(held)
-            if self._dealings.dealt(owner, holder, held[holder], private=private)
+            for holder in sorted(by_holder)
+            if self._dealings.matches_deal(owner, holder, by_holder[holder], private=private)
         ]
-        own = owner if owner in self._shares else None
-        return {holder: held[holder] for holder in window(good, own, least)} if len(good) >= least else {}
+        revealer = owner if owner in self._shares else None
+        subset = window(good, revealer, needed) if len(good) >= needed else ()
+        return {holder: by_holder[holder] for holder in subset}
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
@@ -368,7 +369,7 @@ class ServerAttempt:
         """
         steps = {
             Due.ADVERTS: self._send_cohort,
-            Due.SHARES: self._send_parcels,
+            Due.SHARES: self._send_neighbour_shares,
             Due.CHECKS: lambda: self._settle(model_hash),
             Due.COMPLAINTS: lambda: self._judge(model_hash),
             Due.VECTORS: self._send_survivors,
@@ -388,7 +389,7 @@ class ServerAttempt:
     def _end(self) -> None:
         self._evidence = self.evidence
         self._ask(Due.NOTHING, {})
-        for kept in (
+        for store in (
             self._reply_keys,
             self._deals,
             self._offered,
@@ -396,7 +397,7 @@ class ServerAttempt:
             self._mask_keys,
             self._revealed,
         ):
-            kept.clear()
+            store.clear()
         self._confirmations.clear()
         self._dealings = dealings(self._agreed, {})
 
@@ -407,16 +408,16 @@ class ServerAttempt:
         message = wire.write(wire.CohortAdverts(self.context, adverts))
         return self._ask(Due.SHARES, dict.fromkeys(self._agreed.nodes, message))
 
-    def _send_parcels(self) -> Outgoing:
+    def _send_neighbour_shares(self) -> Outgoing:
         self._dealings = dealings(self._agreed, dict(self._deals))
         self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))
         self._stay(self._deals.keys() - self.blamed.keys())
         parts = self._dealings.parts(self._offered, self._sharing)
-        parcels = {
-            node: wire.write(wire.Parcels(self.context, self._sharers, *map(bytes, parts.pop(node))))
+        messages = {
+            node: wire.write(wire.NeighbourShares(self.context, self._sharers, *map(bytes, parts.pop(node))))
             for node in self._sharers
         }
-        return self._ask(Due.CHECKS, parcels)
+        return self._ask(Due.CHECKS, messages)
 
     def _stay(self, sharers: AbstractSet[int]) -> None:
         """Continue with these nodes, except those with too few holders of their seeds' shares."""
@@ -425,9 +426,9 @@ class ServerAttempt:
         self._enough(len(self._sharers))
 
     def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
-        least = self._terms.threshold
-        kept = frozenset(node for node in sharers if self._dealings.holders(node, sharers) >= least)
-        return kept if kept == sharers else self._connected(kept)
+        threshold = self._terms.threshold
+        connected = frozenset(node for node in sharers if self._dealings.holders(node, sharers) >= threshold)
+        return connected if connected == sharers else self._connected(connected)
 
     def _settle(self, model_hash: bytes) -> Outgoing:
         """Continue without complaints, or request the evidence that decides each complaint."""
@@ -447,7 +448,7 @@ class ServerAttempt:
 
     def _count_complaints(self) -> None:
         """Blame nodes with more accusers than colluders; for other pairs the fault is undecidable."""
-        pairs = [(dealer, node) for node, said in self._complaints.items() for dealer in said.accused]
+        pairs = [(dealer, node) for node, claim in self._complaints.items() for dealer in claim.accused]
         for dealer, _ in pairs:
             if sum(each == dealer for each, _ in pairs) > self._colluders:
                 self.blamed[dealer] = Fault.BAD_DEAL
@@ -457,8 +458,8 @@ class ServerAttempt:
         """Exclude the cheaters in disputes, and the nodes that did not answer in one."""
         if self._suite.hybrid:
             self._count_complaints()
-        for node, said in () if self._suite.hybrid else self._complaints.items():
-            for dealer, proof in zip(said.accused, cut(said.proofs, PROOF_BYTES), strict=True):
+        for node, complaints in () if self._suite.hybrid else self._complaints.items():
+            for dealer, proof in zip(complaints.accused, cut(complaints.proofs, PROOF_BYTES), strict=True):
                 if node not in self.blamed and dealer not in self.blamed:
                     liar, fault = self._dealings.verdict(node, dealer, proof)
                     self.blamed[liar] = fault
@@ -469,13 +470,13 @@ class ServerAttempt:
         self._stay(self._sharing - self.blamed.keys())
         void = void_pairs(self._complaints, self._sharing)
         self._round, self._model_hash = self._agreed.round(self._sharers, model_hash, void), model_hash
-        said = tuple(wire.Void(*pair, self._complaint(*pair)) for pair in void)
-        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, said))
+        void_entries = tuple(wire.Void(*pair, self._complaint(*pair)) for pair in void)
+        message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, void_entries))
         return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
 
     def _complaint(self, holder: int, dealer: int) -> bytes:
-        said = self._complaints[holder]
-        return cut(said.signatures, self._suite.signature_bytes)[said.accused.index(dealer)]
+        complaints = self._complaints[holder]
+        return cut(complaints.signatures, self._suite.signature_bytes)[complaints.accused.index(dealer)]
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))
@@ -494,8 +495,8 @@ class ServerAttempt:
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
     def _unmask(self) -> OpenedSum:
-        shown = self._weigh_reveals(), self._mask_keys
-        opening = Opening(self._dealings, self._round, self._alive, self._dead, *shown, self._offered)
+        seeds, keys = self._weigh_reveals(), self._mask_keys
+        opening = Opening(self._dealings, self._round, self._alive, self._dead, seeds, keys, self._offered)
         try:
             masks = list(opening.remaining_masks())
         finally:

@@ -65,15 +65,15 @@ def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[
         int.from_bytes(b"".join(each[power].to_bytes(width, "little") for each in polynomials), "little")
         for power in reversed(range(length))
     ]
-    found: list[list[int]] = [[] for _ in polynomials]
+    results: list[list[int]] = [[] for _ in polynomials]
     for point in points:
         value = 0
         for coefficient in packed:
             value = value * point + coefficient
         row = value.to_bytes(width * len(polynomials), "little")
-        for place, one in enumerate(found):
-            one.append(int.from_bytes(row[width * place : width * (place + 1)], "little") % PRIME)
-    return found
+        for index, one in enumerate(results):
+            one.append(int.from_bytes(row[width * index : width * (index + 1)], "little") % PRIME)
+    return results
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
@@ -105,8 +105,8 @@ class Weights:
 
     def sums(self, numbers: Iterable[int]) -> tuple[int, int]:
         """Return the sums of plain and of leaned weights times values, not reduced."""
-        held = list(numbers)
-        return sum(map(mul, self.plain, held)), sum(map(mul, self.leaned, held))
+        factors = list(numbers)
+        return sum(map(mul, self.plain, factors)), sum(map(mul, self.leaned, factors))
 
 
 def weights_at(points: Sequence[int], plain: Sequence[int]) -> Weights:
@@ -136,8 +136,8 @@ def codeword(points: Sequence[int], coefficients: int) -> dict[int, int]:
       points: from 1 to p - 1.
       coefficients: how many.
     """
-    (found,) = values([polynomial(new_secret(), coefficients) if coefficients > 0 else [0]], points)
-    return dict(zip(points, found, strict=True))
+    (evaluations,) = values([polynomial(new_secret(), coefficients) if coefficients > 0 else [0]], points)
+    return dict(zip(points, evaluations, strict=True))
 
 
 def parity(points: Sequence[int], words: Mapping[int, int]) -> list[int]:
@@ -171,28 +171,28 @@ def number_of(share: bytes) -> int:
 @lru_cache(maxsize=64)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights at zero."""
-    every = prod(points) * (-1) ** (len(points) - 1) % PRIME
+    total = prod(points) * (-1) ** (len(points) - 1) % PRIME
     below = [at * span % PRIME for at, span in zip(points, _spans(points), strict=True)]
-    return tuple(every * inverse % PRIME for inverse in inverses(below))
+    return tuple(total * inverse % PRIME for inverse in inverses(below))
 
 
 def _spans(points: Sequence[int]) -> list[int]:
     """Return for each point the product of its differences to the others, modulo p."""
-    most = max(points)
-    at = np.array(points, np.int64 if most < 1 << _SMALL else object)
+    max_point = max(points)
+    at = np.array(points, np.int64 if max_point < 1 << _SMALL else object)
     apart = at[:, None] - at
     np.fill_diagonal(apart, 1)
-    few = _SMALL // most.bit_length() or 1  # of the differences, whose product a machine's word holds
+    few = _SMALL // max_point.bit_length() or 1  # of the differences, whose product a machine's word holds
     grouped = np.multiply.reduceat(apart, range(0, len(points), few), axis=1)
     return [prod(row) % PRIME for row in grouped.tolist()]
 
 
 def inverses(numbers: Sequence[int]) -> list[int]:
     """Return what each times itself is 1 modulo p, of one inversion (Montgomery, Math. Comp. 48, 1987, section 10.3.1)."""
-    before = list(accumulate(numbers, lambda left, right: left * right % PRIME, initial=1))
+    before = list(accumulate(numbers, lambda product, number: product * number % PRIME, initial=1))
     inverse = pow(before.pop(), -1, PRIME)
-    found: list[int] = []
+    reciprocals: list[int] = []
     for factor, product in zip(reversed(numbers), reversed(before), strict=True):
-        found.append(inverse * product % PRIME)
+        reciprocals.append(inverse * product % PRIME)
         inverse = inverse * factor % PRIME
-    return found[::-1]
+    return reciprocals[::-1]

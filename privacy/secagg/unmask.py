@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .bindings import Agreement, mask_sign, own_mask_key, pair_mask_info
+from .bindings import Agreement, mask_sign, pair_mask_info, private_mask_key
 from .dealings import Dealings
 from .hybrid import Offered, fits_commitment, fits_keys, mask_secret
 from .refusal import Fault, Reason, Refused
@@ -45,7 +45,7 @@ class Opening:
           Refused: TOO_FEW shares of a seed, and not all of their replacements.
         """
         for node in self.alive:
-            yield own_mask_key(self._seed(node), self.context), -1
+            yield private_mask_key(self._seed(node), self.context), -1
         living = set(self.alive)
         for node in self.dead:
             peers = [p for p in self.agreed.neighbours(node, living) if self.dealings.masked(node, p)]
@@ -68,19 +68,19 @@ class Opening:
         The neighbours' claims replace keys that the seed does not give. Those of a hybrid suite count only if they are
         what the pair's deal committed to; a false claim without ML-KEM corrupts no more than a false vector could.
         """
-        said = {peer: key for peer, key in self.mask_keys.get(node, {}).items() if key != bytes(KEY_BYTES)}
+        claims = {peer: key for peer, key in self.mask_keys.get(node, {}).items() if key != bytes(KEY_BYTES)}
         computed = self._computed(node, peers)
         if self.agreed.suite.hybrid:
-            said, computed = (
-                self._committed(node, each, own) for each, own in ((said, False), (computed, True))
+            claims, computed = (
+                self._committed(node, each, seeded) for each, seeded in ((claims, False), (computed, True))
             )
-        missing = [peer for peer in peers if peer not in said and peer not in computed]
+        missing = [peer for peer in peers if peer not in claims and peer not in computed]
         if missing:
             raise Refused(Reason.TOO_FEW, f"{len(missing)} masks of a node that nobody can take off")
         for peer in peers:
-            if peer in said and computed.get(peer, said[peer]) != said[peer]:
+            if peer in claims and computed.get(peer, claims[peer]) != claims[peer]:
                 self._blame(peer, Fault.WRONG_MASK, node)
-        keys = said | computed
+        keys = claims | computed
         return (
             {peer: derive(key, self._info) for peer, key in keys.items()}
             if self.agreed.suite.hybrid

@@ -20,7 +20,7 @@ from ...base.refusal import Refusal, real
 
 LABEL = "label"  # the column of targets, where a task names none
 FEW = 16  # words that are faster found in all rows at once than row by row
-MOST_CELLS = 4096  # of one question: more are a data set, and no statistic
+MAX_CELLS = 4096  # of one question: more are a data set, and no statistic
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
 Table = Mapping[str, NDArray[Any]]  # a client's columns by name, all of one length
@@ -57,9 +57,9 @@ class Numbers:
 
     def read(self, table: Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return each row's number in [-1, 1], NaN where it is missing, and whether it was outside the bounds."""
-        given = numbers_of(column(table, self.name))
-        outside = (given < self.low) | (given > self.high)
-        return np.clip((given - self.middle) / self.half, -1, 1), outside
+        numbers = numbers_of(column(table, self.name))
+        outside = (numbers < self.low) | (numbers > self.high)
+        return np.clip((numbers - self.middle) / self.half, -1, 1), outside
 
 
 @dataclass(frozen=True)
@@ -98,22 +98,22 @@ class Bins:
 
     def read(self, table: Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return each row's bin, -1 for none, and whether it was outside the declared bounds or words."""
-        given = column(table, self.name)
+        cells = column(table, self.name)
         if self.words:
             if (
-                given.dtype.kind == "U"
+                cells.dtype.kind == "U"
                 and len(self.words) <= FEW
                 and not any(map(WHOLE.fullmatch, self.words))
             ):
-                places = np.full(len(given), -1, np.int64)
+                codes_of_rows = np.full(len(cells), -1, np.int64)
                 for code, word in enumerate(self.words):
-                    places[given == word] = code
-                return places, (places < 0) & (given != "")
+                    codes_of_rows[cells == word] = code
+                return codes_of_rows, (codes_of_rows < 0) & (cells != "")
             codes = {text_of(word): code for code, word in enumerate(self.words)}
-            said = [text_of(each) for each in given]
-            bins = np.array([codes.get(each, -1) for each in said], np.int64)
-            return bins, (bins < 0) & np.array([each != "" for each in said], np.bool_)
-        numbers = numbers_of(given)
+            words = [text_of(each) for each in cells]
+            bins = np.array([codes.get(each, -1) for each in words], np.int64)
+            return bins, (bins < 0) & np.array([each != "" for each in words], np.bool_)
+        numbers = numbers_of(cells)
         outside = (numbers < self.edges[0]) | (numbers > self.edges[-1])
         bins = np.clip(np.searchsorted(self.edges, numbers, side="right") - 1, 0, self.count - 1)
         return np.where(np.isnan(numbers), -1, bins), outside
@@ -157,6 +157,6 @@ def text_of(cell: object) -> str:
     """
     if isinstance(cell, float | np.floating):
         return "" if math.isnan(cell) else str(int(cell)) if cell.is_integer() else str(cell)
-    said = "" if cell is None else str(cell)
-    whole = WHOLE.fullmatch(said)
-    return whole[1] if whole else said
+    text = "" if cell is None else str(cell)
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text

@@ -33,7 +33,7 @@ BINS = 20  # of the clients' metrics
 WORST = 0.1  # "worst decile": a tenth of the clients has less
 NORMAL_9875 = 2.241402727604947  # the 98.75 % quantile: two such intervals hold together in 95 %
 LOSS_BOUND = 5.0  # a client's mean loss above it counts as it; uniform guessing among 100 classes has 4.6
-MOST_BYTES, MOST_NAME = 4096, 200
+MAX_BYTES, MAX_NAME = 4096, 200
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("name", "metric", "why"):
             value: object = getattr(self, name)
-            if not isinstance(value, str) or len(value) > MOST_NAME or not (value or name == "why"):
-                raise Refusal(f"evaluate.{name}", value, f"give at most {MOST_NAME} characters")
+            if not isinstance(value, str) or len(value) > MAX_NAME or not (value or name == "why"):
+                raise Refusal(f"evaluate.{name}", value, f"give at most {MAX_NAME} characters")
             if value and not value.isprintable():
                 raise Refusal(f"evaluate.{name}", value, "give printable characters")
         object.__setattr__(self, "figures", tuple(self.figures))
@@ -130,12 +130,12 @@ class Evaluation:
         )
 
     @property
-    def asked(self) -> dict[str, str]:
+    def purposes(self) -> dict[str, str]:
         """Purpose of each part by its name, as ledgers list them."""
         return {each.name: each.purpose for each in self.segments}
 
     @property
-    def counted(self) -> str:
+    def unit_name(self) -> str:
         """Unit of the means, which is counted with them."""
         return CLIENTS if self.records is None else RECORDS
 
@@ -146,8 +146,8 @@ class Evaluation:
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
         """Return the sum's parameters where records are hidden, none of whose parts is longer than `unit_norm`."""
-        most = self.records or 1.0
-        return SumSpec(unit_norm * most, cells=cells_for(len(self.figures), most), unit_norm=unit_norm)
+        rows = self.records or 1.0
+        return SumSpec(unit_norm * rows, cells=cells_for(len(self.figures), rows), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
         """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part."""
@@ -181,12 +181,12 @@ class Evaluation:
             return values
         metric = _within(measured.metric, self.bound, 0.0)  # of a model that diverged: the worst there is
         loss = _within(measured.loss, LOSS_BOUND, LOSS_BOUND)
-        said = {METRIC: 2 * (metric / self.bound) - 1, LOSS: 2 * loss / LOSS_BOUND - 1, CLIENTS: 1.0}
+        scaled_values = {METRIC: 2 * (metric / self.bound) - 1, LOSS: 2 * loss / LOSS_BOUND - 1, CLIENTS: 1.0}
         for each in self.figures:
             if each == HISTOGRAM:
                 values[self._by_metric][min(int(metric / self.bound * BINS), BINS - 1)] = 1.0
             else:
-                values[self._called(each)][0] = said[each]
+                values[self._called(each)][0] = scaled_values[each]
         return values
 
     def answers(
@@ -200,20 +200,20 @@ class Evaluation:
           clients: clients that the sum is of: all who were asked or, where that is seen, who answered.
         """
         sigma = self.sigma(noise_over_clip)
-        counted = self.counted
-        rows = float(sums[counted][0]) if CLIENTS in self.figures else None
-        told: list[tuple[str, list[Figure]]] = []
+        unit_name = self.unit_name
+        rows = float(sums[unit_name][0]) if CLIENTS in self.figures else None
+        parts: list[tuple[str, list[Figure]]] = []
         for each in self.figures:
             name = self._called(each)
             if each == HISTOGRAM:
-                told += self._spread(sums[name], rows, sigma)
+                parts += self._spread(sums[name], rows, sigma)
             elif each == CLIENTS:
-                told.append((name, [count_of(counted, sums[name][0], sigma)]))
+                parts.append((name, [count_of(unit_name, sums[name][0], sigma)]))
             else:
                 half = (self.bound if each == METRIC else LOSS_BOUND) / 2
                 mean = _mean(name, float(sums[name][0]), rows, sigma, clients)
-                told.append((name, [scaled(mean, half, half)]))
-        return told
+                parts.append((name, [scaled(mean, half, half)]))
+        return parts
 
     def sigma(self, noise_over_clip: float) -> float:
         """Return the standard deviation of the noise on each part, in clients."""
@@ -236,7 +236,7 @@ class Evaluation:
         return f"clients by {self.metric}"
 
     def _called(self, figure: str) -> str:
-        return {METRIC: self.metric, HISTOGRAM: self._by_metric, CLIENTS: self.counted}.get(figure, figure)
+        return {METRIC: self.metric, HISTOGRAM: self._by_metric, CLIENTS: self.unit_name}.get(figure, figure)
 
     def _spread(self, cells: Cells, rows: float | None, sigma: float) -> list[tuple[str, list[Figure]]]:
         """Return the histogram, and where a tenth, a quarter, a half and three quarters of the clients lie."""
@@ -246,8 +246,8 @@ class Evaluation:
             for low, high, cell in zip(edges, edges[1:], cells, strict=False)
         ]
 
-        def at(name: str, wanted: float, normal: float = NORMAL_95) -> Figure:
-            return _quantile(name, cells, rows, wanted, edges, sigma, normal)
+        def at(name: str, level: float, normal: float = NORMAL_95) -> Figure:
+            return _quantile(name, cells, rows, level, edges, sigma, normal)
 
         upper, lower = (at("spread", each, NORMAL_9875) for each in (0.75, 0.25))
         distance = upper.value - lower.value
@@ -255,12 +255,12 @@ class Evaluation:
             "quartiles' distance", distance, max(upper.low - lower.high, 0.0), upper.high - lower.low
         )
         quartiles = [at(f"{name} quartile", q) for name, q in (("lower", 0.25), ("upper", 0.75))]
-        told = [at("worst decile", WORST), quartiles[0], at("median", 0.5), quartiles[1], spread]
-        return [(self._by_metric, bins), ("spread", told)]
+        figures = [at("worst decile", WORST), quartiles[0], at("median", 0.5), quartiles[1], spread]
+        return [(self._by_metric, bins), ("spread", figures)]
 
 
 def _quantile(
-    name: str, cells: Cells, rows: float | None, wanted: float, edges: Cells, sigma: float, normal: float
+    name: str, cells: Cells, rows: float | None, level: float, edges: Cells, sigma: float, normal: float
 ) -> Figure:
     """Return a quantile of a histogram.
 
@@ -271,19 +271,19 @@ def _quantile(
       name: of the figure.
       cells: noisy counts.
       rows: noisy total, if it was asked for.
-      wanted: share of all that is below.
+      level: share of all that is below.
       edges: of the bins.
       sigma: standard deviation of each count.
       normal: half the width of the interval, in standard deviations.
     """
     below, numbers = np.concatenate([[0.0], np.cumsum(cells)]), np.arange(len(edges))
     above, others = below[-1] - below, len(cells) - numbers
-    ways = [(1 - wanted) * below - wanted * above]
-    variances = [(1 - wanted) ** 2 * numbers + wanted**2 * others]
+    ways = [(1 - level) * below - level * above]
+    variances = [(1 - level) ** 2 * numbers + level**2 * others]
     total = below[-1] if rows is None else rows
     if rows is not None:
-        ways += [below - wanted * rows, (1 - wanted) * rows - above]
-        variances += [numbers + wanted**2, others + (1 - wanted) ** 2]
+        ways += [below - level * rows, (1 - level) * rows - above]
+        variances += [numbers + level**2, others + (1 - level) ** 2]
     best = np.argmin(variances, axis=0)
     excess = np.choose(best, ways)
     if total <= 0 or total < ENOUGH * sigma or excess[-1] <= 0:
@@ -309,8 +309,8 @@ def evaluation_from_json(text: str) -> Evaluation:
     Raises:
       Refusal: it is none: too long, no JSON, or a value is missing, unknown or out of range.
     """
-    if len(text) > MOST_BYTES:
-        raise Refusal(EVALUATION, f"{len(text)} bytes", f"an evaluation has at most {MOST_BYTES}")
+    if len(text) > MAX_BYTES:
+        raise Refusal(EVALUATION, f"{len(text)} bytes", f"an evaluation has at most {MAX_BYTES}")
     try:
         return build(Evaluation, read_json(text), whole=True)
     except Undecodable as error:

@@ -15,7 +15,7 @@ from ...base.refusal import Refusal
 from .columns import Bins, Table, share
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, unsaid
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 # For each criterion the share that it compares, by condition; {} is filled with the condition's name.
 CRITERIA = {
     "equal_opportunity": "true positive rate",
@@ -36,13 +36,13 @@ class Fairness:
       criterion: one of `CRITERIA`.
       of: the groups, by their words.
       label: the classes.
-      said: the predicted classes in bins like those of the label; for calibration, the score's bins.
+      prediction: the predicted classes in bins like those of the label; for calibration, the score's bins.
     """
 
     criterion: str
     of: Bins
     label: Bins
-    said: Bins
+    prediction: Bins
     row_norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -50,9 +50,9 @@ class Fairness:
             raise Refusal("criterion", self.criterion, f"choose one of {', '.join(CRITERIA)}")
         if self.criterion != "accuracy" and self.label.count != 2:
             raise Refusal("label", self.label.count, f"{self.criterion} is of two classes; ask for accuracy")
-        if self.criterion != "calibration" and self.said.count != self.label.count:
+        if self.criterion != "calibration" and self.prediction.count != self.label.count:
             remedy = f"has other bins than the label, which has {self.label.count}"
-            raise Refusal("said", self.said.count, remedy)
+            raise Refusal("said", self.prediction.count, remedy)
         if self.of.count < 2:
             raise Refusal("of", self.of.labels, "give two groups at least")
 
@@ -61,7 +61,7 @@ class Fairness:
         """Names of the cells that are compared over groups one by one."""
         if self.criterion == "equalised_odds":
             return RATES
-        return self.said.labels if self.criterion == "calibration" else ("",)
+        return self.prediction.labels if self.criterion == "calibration" else ("",)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,26 +74,26 @@ class Fairness:
         Raises:
           Refusal: a column is missing.
         """
-        (group, out), (label, beyond), (said, past) = (
-            each.read(table) for each in (self.of, self.label, self.said)
+        (group, out), (label, beyond), (predicted, past) = (
+            each.read(table) for each in (self.of, self.label, self.prediction)
         )
-        condition, inside = self._asked(label, said)
-        here = (group >= 0) & (label >= 0) & (said >= 0) & (condition >= 0)
-        place = (group * len(self.conditions) + condition) * 2 + inside
-        cells = np.bincount(place[here], minlength=math.prod(self.shape)).astype(np.float64)
+        condition, inside = self._select_rows(label, predicted)
+        here = (group >= 0) & (label >= 0) & (predicted >= 0) & (condition >= 0)
+        index = (group * len(self.conditions) + condition) * 2 + inside
+        cells = np.bincount(index[here], minlength=math.prod(self.shape)).astype(np.float64)
         outside = out | beyond | past
         return cells.reshape(self.shape), share(outside)
 
-    def _asked(self, label: Places, said: Places) -> tuple[Places, NDArray[np.bool_]]:
+    def _select_rows(self, label: Indices, predicted: Indices) -> tuple[Indices, NDArray[np.bool_]]:
         """Return each row's condition, -1 where the criterion does not ask for it, and whether it counts in the share."""
-        every = np.zeros_like(label)
+        zeros = np.zeros_like(label)
         if self.criterion == "equal_opportunity":
-            return np.where(label == 1, 0, -1), said == 1
+            return np.where(label == 1, 0, -1), predicted == 1
         if self.criterion == "equalised_odds":
-            return label, said == 1
+            return label, predicted == 1
         if self.criterion == "calibration":
-            return said, label == 1
-        return every, said == label if self.criterion == "accuracy" else said == 1
+            return predicted, label == 1
+        return zeros, predicted == label if self.criterion == "accuracy" else predicted == 1
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         """Return each group's share by condition, the largest difference that can be said, and the rows that are counted.
@@ -102,25 +102,27 @@ class Fairness:
           cells: the sum, of this shape.
           sigma: standard deviation of the noise on each.
         """
-        told: list[Figure] = []
+        shares: list[Figure] = []
         rows: list[Figure] = []
-        for place, (condition, whose) in enumerate(zip(self.conditions, self._counted, strict=True)):
+        for index, (condition, words) in enumerate(zip(self.conditions, self._row_suffixes, strict=True)):
             name = CRITERIA[self.criterion].format(condition)
-            found = [
-                share_of(f"{name}, {group}", cells[row, place, 1], cells[row, place, 0], sigma)
+            by_group = [
+                share_of(f"{name}, {group}", cells[row, index, 1], cells[row, index, 0], sigma)
                 for row, group in enumerate(self.of.labels)
             ]
-            told += [*found, difference_of(f"{name}, difference", found)]
+            shares += [*by_group, difference_of(f"{name}, difference", by_group)]
             # From the same noisy counts: they cost nothing more.
-            sizes = zip(self.of.labels, cells[:, place].sum(1), strict=True)
-            rows += [count_of(f"{ROWS}{whose}, {group}", size, math.sqrt(2) * sigma) for group, size in sizes]
-        return told + rows
+            sizes = zip(self.of.labels, cells[:, index].sum(1), strict=True)
+            rows += [count_of(f"{ROWS}{words}, {group}", size, math.sqrt(2) * sigma) for group, size in sizes]
+        return shares + rows
 
     @property
-    def _counted(self) -> tuple[str, ...]:
+    def _row_suffixes(self) -> tuple[str, ...]:
         """Which rows each condition takes, behind `ROWS`."""
         by_label = {"equal_opportunity": self.label.labels[1:], "equalised_odds": self.label.labels}
-        words = by_label.get(self.criterion, self.said.labels if self.criterion == "calibration" else None)
+        words = by_label.get(
+            self.criterion, self.prediction.labels if self.criterion == "calibration" else None
+        )
         return ("",) if words is None else tuple(f", {word}" for word in words)
 
     def planned(self, sigma: float, rows: float) -> float:
@@ -131,11 +133,11 @@ class Fairness:
           rows: of all clients together. A group of a tenth of the rows has an interval five times as wide as one of a
             half.
         """
-        taken = rows / 2 if self.criterion == "equal_opportunity" else rows
-        return NORMAL_95 * sigma * math.sqrt(0.5) * self.of.count * len(self.conditions) / taken
+        rows_used = rows / 2 if self.criterion == "equal_opportunity" else rows
+        return NORMAL_95 * sigma * math.sqrt(0.5) * self.of.count * len(self.conditions) / rows_used
 
 
-def share_of(name: str, inside: float, beside: float, sigma: float) -> Figure:
+def share_of(name: str, inside: float, outside: float, sigma: float) -> Figure:
     """Return a share of two noisy counts, and the interval of Fieller (1954), which is exact.
 
     The interval contains every r for which (1 - r) inside - r beside is explained by its noise, sigma sqrt((1 - r)^2 +
@@ -144,14 +146,14 @@ def share_of(name: str, inside: float, beside: float, sigma: float) -> Figure:
     Args:
       name: of the figure.
       inside: rows that count in the share, with noise.
-      beside: the other rows of the group, with noise.
+      outside: the other rows of the group, with noise.
       sigma: standard deviation of the independent noise on each.
 
     Returns:
       The figure; no value if the noise drowns the group, so that no share would be excluded.
     """
-    inside, beside = float(inside), float(beside)
-    rows, spread = inside + beside, (NORMAL_95 * sigma) ** 2
+    inside, outside = float(inside), float(outside)
+    rows, spread = inside + outside, (NORMAL_95 * sigma) ** 2
     leading = rows**2 - 2 * spread
     if rows <= 0 or leading <= 0:
         return unsaid(name)
@@ -172,13 +174,13 @@ def difference_of(name: str, shares: list[Figure]) -> Figure:
       name: of the figure.
       shares: one a group, with independent noise.
     """
-    said = sorted((each for each in shares if each.said), key=lambda each: each.value)
-    if len(said) < 2:
+    ranked = sorted((each for each in shares if each.has_value), key=lambda each: each.value)
+    if len(ranked) < 2:
         return unsaid(name)
-    least, most = said[0], said[-1]
-    value = most.value - least.value
-    below = math.hypot(most.value - most.low, least.high - least.value)
-    above = math.hypot(most.high - most.value, least.value - least.low)
+    low, high = ranked[0], ranked[-1]
+    value = high.value - low.value
+    below = math.hypot(high.value - high.low, low.high - low.value)
+    above = math.hypot(high.high - high.value, low.value - low.low)
     return Figure(name, value, max(value - below, -1.0), min(value + above, 1.0))
 
 

@@ -33,14 +33,14 @@ class Figure:
     high: float
 
     @property
-    def said(self) -> bool:
+    def has_value(self) -> bool:
         """Whether it can be said."""
         return math.isfinite(self.value)
 
     @property
     def plain(self) -> dict[str, Any]:
         """The figure as records of answers keep it."""
-        if not self.said:
+        if not self.has_value:
             return {"name": self.name, "value": None, "low": None, "high": None, "said": "cannot be said"}
         value, low, high = (float(each) for each in (self.value, self.low, self.high))  # not NumPy's
         return {"name": self.name, "value": value, "low": low, "high": high}
@@ -84,7 +84,7 @@ def ratio_of(name: str, above: float, below: float, sigma: float) -> Figure:
     return Figure(name, value, low, high)
 
 
-def smooth_of(name: str, value: float, gradient: Cells, sigma: float, least: float) -> Figure:
+def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: float) -> Figure:
     """Return a smooth function of noisy sums, and its interval by the delta method.
 
     Args:
@@ -92,10 +92,10 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, least: flo
       value: at the noisy sums.
       gradient: there, by each of them.
       sigma: standard deviation of the independent noise on each.
-      least: possible value; the largest is 1.
+      minimum: possible value; the largest is 1.
     """
     half = NORMAL_95 * sigma * float(np.linalg.norm(gradient))
-    value, low, high = (min(max(each, least), 1.0) for each in (value, value - half, value + half))
+    value, low, high = (min(max(each, minimum), 1.0) for each in (value, value - half, value + half))
     return Figure(name, value, low, high)
 
 

@@ -37,16 +37,16 @@ from .kinds import (
     Statistic,
     Variance,
     require_cells,
-    rows_of,
+    row_count,
 )
 from .prefixes import Prefixes
 
 STATISTICS = "statistics"  # the purpose of questions that say none
 CLIPPED = "clipped"  # what the segment of a question's clipped share is called, behind its name
 CLIPPED_SHARE = 0.02  # of the squared norm, for these segments: each costs the counts 1 % of noise at most
-MOST_QUESTIONS = 32
-MOST_BYTES = 1 << 16  # of an inquiry that travels
-MOST_NAME = 64
+MAX_QUESTIONS = 32
+MAX_BYTES = 1 << 16  # of an inquiry that travels
+MAX_NAME = 64
 INQUIRY_KEYS = ("name", "purpose", "why", "unit", "model", "records", "ask")
 ATTRIBUTION = "attribution "  # before a column: how much it adds to what a model says, or takes from it
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -98,27 +98,27 @@ class Inquiry:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """Segments of each client's vector at the client level: the cells of every question, and its clipped share."""
-        many = len(self.questions)
-        share, beside = (1 - CLIPPED_SHARE) / many, CLIPPED_SHARE / many
-        found: list[Segment] = []
+        count = len(self.questions)
+        share, clipped_share = (1 - CLIPPED_SHARE) / count, CLIPPED_SHARE / count
+        segments: list[Segment] = []
         for each in self.questions:
             bound = self.records * each.statistic.row_norm
-            found += [
+            segments += [
                 Segment(each.name, bound, share, each.statistic.shape, self.purpose),
-                Segment(clipped_name(each), 1.0, beside, purpose=self.purpose),
+                Segment(clipped_name(each), 1.0, clipped_share, purpose=self.purpose),
             ]
-        return tuple(found)
+        return tuple(segments)
 
     @property
-    def asked(self) -> dict[str, str]:
+    def purposes(self) -> dict[str, str]:
         """Names of a vector's segments, with their purpose, for ledgers."""
         return {name: self.purpose for each in self.questions for name in (each.name, clipped_name(each))}
 
     @property
     def levels(self) -> int:
         """How many rounds an answer takes at most: one, or one for each letter of the longest word."""
-        found = self.questions[0].statistic
-        return found.longest if isinstance(found, Prefixes) else 1
+        statistic = self.questions[0].statistic
+        return statistic.longest if isinstance(statistic, Prefixes) else 1
 
     @property
     def attributed(self) -> bool:
@@ -135,8 +135,8 @@ class Inquiry:
     def layout(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name of a vector at the record level: cells, and numbers of clipped and unclipped rows."""
         shapes = [(each.name, each.statistic.shape) for each in self.questions]
-        beside = [(clipped_name(each), (2,)) for each in self.questions]
-        return {name: shape for pair in zip(shapes, beside, strict=True) for name, shape in pair}
+        clipped = [(clipped_name(each), (2,)) for each in self.questions]
+        return {name: shape for pair in zip(shapes, clipped, strict=True) for name, shape in pair}
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
         """Return the sum's parameters where records are hidden.
@@ -145,17 +145,17 @@ class Inquiry:
           unit_norm: of the longest part of one record. So many records of a client count in full; what a client with
             more adds is shortened, which moves no two vectors apart.
         """
-        most = max(self.records, 1.0)
-        cells = cells_for(sum(map(math.prod, self.layout.values())), most)
-        return SumSpec(unit_norm * most, cells=cells, unit_norm=unit_norm)
+        max_records = max(self.records, 1.0)
+        cells = cells_for(sum(map(math.prod, self.layout.values())), max_records)
+        return SumSpec(unit_norm * max_records, cells=cells, unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
         """Return what one row's longest part is in a vector where records are hidden, over the norm of a record's part."""
-        many = len(self.questions)
+        count = len(self.questions)
         for each in self.questions:
             if name == each.name:
-                return math.sqrt((1 - CLIPPED_SHARE) / many) / each.statistic.row_norm
-        return math.sqrt(CLIPPED_SHARE / many)
+                return math.sqrt((1 - CLIPPED_SHARE) / count) / each.statistic.row_norm
+        return math.sqrt(CLIPPED_SHARE / count)
 
     def sigma(self, question: Question, noise_over_clip: float) -> float:
         """Return the noise on a question's cells, in rows.
@@ -202,8 +202,8 @@ class Inquiry:
         for each in self.questions:
             cells, outside = each.statistic.count(table)
             norm, bound = float(np.linalg.norm(cells)), self.records * each.statistic.row_norm
-            kept = min(1.0, bound / norm) if norm else 1.0
-            values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * kept}
+            factor = min(1.0, bound / norm) if norm else 1.0
+            values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * factor}
         return values
 
     def contribution_of_records(self, table: Table, unit_norm: float) -> dict[str, NDArray[np.float64]]:
@@ -219,9 +219,9 @@ class Inquiry:
         values: dict[str, NDArray[np.float64]] = {}
         for each in self.questions:
             cells, outside = each.statistic.count(table)
-            clipped = round(outside * rows_of(table))
-            beside = np.array([clipped, rows_of(table) - clipped], np.float64)
-            for name, part in ((each.name, cells), (clipped_name(each), beside)):
+            clipped = round(outside * row_count(table))
+            counts = np.array([clipped, row_count(table) - clipped], np.float64)
+            for name, part in ((each.name, cells), (clipped_name(each), counts)):
                 values[name] = part * (unit_norm * self.scale(name))
         return values
 
@@ -250,8 +250,8 @@ def from_json(text: str) -> Inquiry:
     Raises:
       Refusal: it is none: too long, no JSON, or a value is missing, unknown or out of range.
     """
-    if len(text) > MOST_BYTES:
-        raise Refusal("question", f"{len(text)} bytes", f"a question has at most {MOST_BYTES}")
+    if len(text) > MAX_BYTES:
+        raise Refusal("question", f"{len(text)} bytes", f"a question has at most {MAX_BYTES}")
     try:
         return read_inquiry(read_json(text))
     except Undecodable as error:
@@ -264,35 +264,35 @@ def read_inquiry(plain: object) -> Inquiry:
     Raises:
       Refusal: naming the key.
     """
-    found = _group("question", _sorted(plain), INQUIRY_KEYS)
-    asked = found.get("ask")
-    if not isinstance(asked, list) or not 1 <= len(cast(list[Any], asked)) <= MOST_QUESTIONS:
-        raise Refusal("ask", asked, f"give 1 to {MOST_QUESTIONS} questions as a list")
-    questions = tuple(_question(each) for each in cast(list[Any], asked))
+    group = _group("question", _sorted(plain), INQUIRY_KEYS)
+    entries = group.get("ask")
+    if not isinstance(entries, list) or not 1 <= len(cast(list[Any], entries)) <= MAX_QUESTIONS:
+        raise Refusal("ask", entries, f"give 1 to {MAX_QUESTIONS} questions as a list")
+    questions = tuple(_question(each) for each in cast(list[Any], entries))
     names = [each.name for each in questions]
     if len(set(names)) < len(names):
         raise Refusal("ask", names, "two questions have one name; give each its own")
     if len(questions) > 1 and any(isinstance(each.statistic, Prefixes) for each in questions):
         raise Refusal("ask", names, "a search for the top words goes by its own answers; ask it alone")
-    if found.get("records") is None:
+    if group.get("records") is None:
         raise Refusal("records", None, "say how many rows of a client count in full, such as 30")
-    records = positive("records", found["records"])
-    purpose = _name("purpose", found.get("purpose", STATISTICS))
+    records = positive("records", group["records"])
+    purpose = _name("purpose", group.get("purpose", STATISTICS))
     if purpose in (TRAINING, EVALUATION):
         raise Refusal("purpose", purpose, "is what owners allow for models; give a question another")
-    why = str(found.get("why", ""))
+    why = str(group.get("why", ""))
     if len(why) > 500 or not (why.isprintable() or not why):
         raise Refusal("why", why[:40], "give a printable sentence of at most 500 characters")
-    unit = word(Unit, "unit", found.get("unit", Unit.CLIENT))
+    unit = word(Unit, "unit", group.get("unit", Unit.CLIENT))
     if unit not in UNITS:
         raise Refusal("unit", str(unit), f"choose one of {', '.join(UNITS)}")
-    model = found.get("model")
+    model = group.get("model")
     if model is None and any(isinstance(each.statistic, ColumnMeans) for each in questions):
         raise Refusal("model", None, "attributions are of a model: name the folder of its run")
     if model is not None and not DIGEST.fullmatch(str(model)):
         raise Refusal("model", model, "give the SHA-256 of a model's file")
-    text = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    name = _name("name", found.get("name"))
+    text = json.dumps(group, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    name = _name("name", group.get("name"))
     return Inquiry(name, purpose, why, records, questions, text, unit, model)
 
 
@@ -301,38 +301,38 @@ def _question(plain: object) -> Question:
     if kind not in KINDS:
         raise Refusal("kind", kind, f"choose one of {', '.join(KINDS)}")
     keys, make = KINDS[kind]
-    found = _group(str(kind), plain, (*COMMON, *keys))
-    named = found.get("of")
-    whose = named if isinstance(named, str) else ", ".join(map(str, cast(list[Any], named or [])))
-    name = _name("name", found.get("name", f"{kind} {whose}".strip()))
-    statistic = make(found)
+    group = _group(str(kind), plain, (*COMMON, *keys))
+    columns = group.get("of")
+    words = columns if isinstance(columns, str) else ", ".join(map(str, cast(list[Any], columns or [])))
+    name = _name("name", group.get("name", f"{kind} {words}".strip()))
+    statistic = make(group)
     require_cells(statistic, name)
     resolution, at_least = (
-        None if found.get(key) is None else positive(key, found[key]) for key in ("resolution", "at_least")
+        None if group.get(key) is None else positive(key, group[key]) for key in ("resolution", "at_least")
     )
     return Question(name, statistic, resolution, at_least)
 
 
-def _numbers(found: Mapping[str, Any], name: object = None) -> Numbers:
-    missing = [key for key in ("low", "high") if found.get(key) is None]
+def _numbers(group: Mapping[str, Any], name: object = None) -> Numbers:
+    missing = [key for key in ("low", "high") if group.get(key) is None]
     if missing:
         remedy = "declare the bounds of what is plausible, low and high, and not the data's own"
         raise Refusal(missing[0], None, remedy)
-    return Numbers(_name("of", name or found.get("of")), found["low"], found["high"])
+    return Numbers(_name("of", name or group.get("of")), group["low"], group["high"])
 
 
-def _bins(found: Mapping[str, Any], key: str = "of") -> Bins:
+def _bins(group: Mapping[str, Any], key: str = "of") -> Bins:
     prefix = "" if key == "of" else f"{key}_"
     edges, words = (
-        _listed(f"{prefix}{each}", found.get(f"{prefix}{each}")) for each in ("edges", "categories")
+        _listed(f"{prefix}{each}", group.get(f"{prefix}{each}")) for each in ("edges", "categories")
     )
     if any(isinstance(each, list | dict) for each in (*edges, *words)):
         raise Refusal(f"{prefix}edges", edges, "give a list of plain values")
-    return Bins(_name(key, found.get(key)), tuple(edges), tuple(map(str, words)))
+    return Bins(_name(key, group.get(key)), tuple(edges), tuple(map(str, words)))
 
 
-def _columns(found: Mapping[str, Any]) -> tuple[Numbers, ...]:
-    columns = found.get("of")
+def _columns(group: Mapping[str, Any]) -> tuple[Numbers, ...]:
+    columns = group.get("of")
     if not isinstance(columns, dict):
         raise Refusal("of", columns, "give a group: each column with its bounds, as in {age: [0, 120]}")
     read: list[Numbers] = []
@@ -355,56 +355,58 @@ FAIRNESS_KEYS = (
 )
 
 
-def _fairness(found: Mapping[str, Any]) -> Fairness:
-    groups, label, said = (_bins(found, key) for key in ("of", "label", "said"))
-    return Fairness(str(found.get("criterion")), groups, label, said)
+def _fairness(group: Mapping[str, Any]) -> Fairness:
+    groups, label, prediction = (_bins(group, key) for key in ("of", "label", "said"))
+    return Fairness(str(group.get("criterion")), groups, label, prediction)
 
 
-def _quantiles(found: Mapping[str, Any]) -> Quantiles:
-    wanted = _listed("quantiles", found.get("quantiles", [0.25, 0.5, 0.75]))
-    branches = found.get("branches", 16)
+def _quantiles(group: Mapping[str, Any]) -> Quantiles:
+    levels = _listed("quantiles", group.get("quantiles", [0.25, 0.5, 0.75]))
+    branches = group.get("branches", 16)
     if type(branches) is not int:
         raise Refusal("branches", branches, "give a whole number")
-    return Quantiles(_numbers(found), tuple(real("quantiles", each) for each in wanted), branches)
+    return Quantiles(_numbers(group), tuple(real("quantiles", each) for each in levels), branches)
 
 
-def _attributions(found: Mapping[str, Any]) -> ColumnMeans:
-    columns = found.get("of")
+def _attributions(group: Mapping[str, Any]) -> ColumnMeans:
+    columns = group.get("of")
     if not isinstance(columns, dict) or not columns:
         remedy = "give a group: each column with the largest attribution, as in {age: 2.0}"
         raise Refusal("of", columns, remedy)
-    most = {str(name): positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()}
+    highs = {
+        str(name): positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()
+    }
     return ColumnMeans(
-        tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in most.items())
+        tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in highs.items())
     )
 
 
-def _top(found: Mapping[str, Any]) -> Prefixes:
-    alphabet = found.get("alphabet")
+def _top(group: Mapping[str, Any]) -> Prefixes:
+    alphabet = group.get("alphabet")
     if not isinstance(alphabet, str | list):
         raise Refusal("alphabet", alphabet, "declare the letters that words may have, as in 'abc'")
-    longest, most = found.get("longest"), found.get("most", 10)
+    longest, most = group.get("longest"), group.get("most", 10)
     for name, value in (("longest", longest), ("most", most)):
         if type(value) is not int:
             raise Refusal(name, value, "give a whole number")
     assert isinstance(longest, int) and isinstance(most, int)
-    prefixes = _listed("prefixes", found.get("prefixes", [""]))
-    letters, beta = tuple(map(str, cast(list[Any], alphabet))), real("beta", found.get("beta", 0.05))
-    return Prefixes(_name("of", found.get("of")), letters, longest, most, beta, tuple(map(str, prefixes)))
+    prefixes = _listed("prefixes", group.get("prefixes", [""]))
+    letters, beta = tuple(map(str, cast(list[Any], alphabet))), real("beta", group.get("beta", 0.05))
+    return Prefixes(_name("of", group.get("of")), letters, longest, most, beta, tuple(map(str, prefixes)))
 
 
 Make = Callable[[Mapping[str, Any]], Statistic]
 KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
-    "count": ((), lambda found: Count()),
-    "mean": (("of", "low", "high"), lambda found: ColumnMean(_numbers(found))),
-    "variance": (("of", "low", "high"), lambda found: Variance(_numbers(found))),
-    "histogram": (("of", "edges", "categories"), lambda found: Histogram((_bins(found),))),
+    "count": ((), lambda group: Count()),
+    "mean": (("of", "low", "high"), lambda group: ColumnMean(_numbers(group))),
+    "variance": (("of", "low", "high"), lambda group: Variance(_numbers(group))),
+    "histogram": (("of", "edges", "categories"), lambda group: Histogram((_bins(group),))),
     "quantiles": (("of", "low", "high", "quantiles", "branches"), _quantiles),
     "crosstable": (
         ("of", "edges", "categories", "by", "by_edges", "by_categories"),
-        lambda found: Histogram((_bins(found), _bins(found, "by"))),
+        lambda group: Histogram((_bins(group), _bins(group, "by"))),
     ),
-    "correlation": (("of",), lambda found: ColumnCorrelation(_columns(found))),
+    "correlation": (("of",), lambda group: ColumnCorrelation(_columns(group))),
     "attributions": (("of",), _attributions),
     "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), _top),
     "fairness": (FAIRNESS_KEYS, _fairness),
@@ -414,8 +416,8 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
 def _sorted(plain: object) -> object:
     """Return a value with the keys of its groups in order: as it travels, so that both sides read columns in one order."""
     if isinstance(plain, Mapping):
-        named = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
-        return {key: _sorted(named[key]) for key in sorted(named)}
+        by_name = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
+        return {key: _sorted(by_name[key]) for key in sorted(by_name)}
     if isinstance(plain, list):
         return [_sorted(each) for each in cast(list[Any], plain)]
     return plain
@@ -424,11 +426,11 @@ def _sorted(plain: object) -> object:
 def _group(where: str, plain: object, keys: Sequence[str]) -> dict[str, Any]:
     if not isinstance(plain, Mapping):
         raise Refusal(where, plain, f"is no group of {', '.join(keys)}")
-    found = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
-    for key in found:
+    group = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
+    for key in group:
         if key not in keys:
             raise Refusal(where, key, f"there is no such key; it has {', '.join(keys)}")
-    return found
+    return group
 
 
 def _listed(where: str, plain: object) -> list[Any]:
@@ -440,6 +442,6 @@ def _listed(where: str, plain: object) -> list[Any]:
 
 
 def _name(where: str, plain: object) -> str:
-    if not isinstance(plain, str) or not plain.isprintable() or not 0 < len(plain) <= MOST_NAME:
-        raise Refusal(where, plain, f"give a name of 1 to {MOST_NAME} printable characters")
+    if not isinstance(plain, str) or not plain.isprintable() or not 0 < len(plain) <= MAX_NAME:
+        raise Refusal(where, plain, f"give a name of 1 to {MAX_NAME} printable characters")
     return plain

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ...base.refusal import Refusal
-from .columns import MOST_CELLS, Bins, Numbers, Table, share
+from .columns import MAX_CELLS, Bins, Numbers, Table, share
 from .figure import (
     ENOUGH,
     NORMAL_95,
@@ -27,7 +27,7 @@ from .figure import (
     unsaid,
 )
 
-Counted = tuple[Cells, float]  # a client's cells, and which share of its rows was outside what is declared
+CellCount = tuple[Cells, float]  # a client's cells, and which share of its rows was outside what is declared
 
 
 class Statistic(Protocol):
@@ -43,7 +43,7 @@ class Statistic(Protocol):
         """L2 norm of the longest part that one row can add."""
         ...
 
-    def count(self, table: Table) -> Counted:
+    def count(self, table: Table) -> CellCount:
         """Return a client's cells, and the share of its rows that was outside what is declared.
 
         Raises:
@@ -70,7 +70,7 @@ class Statistic(Protocol):
         ...
 
 
-def rows_of(table: Table) -> int:
+def row_count(table: Table) -> int:
     """Return how many rows a client has."""
     return next((len(each) for each in table.values()), 0)
 
@@ -82,8 +82,8 @@ class Count:
     shape: tuple[int, ...] = (1,)
     row_norm: float = 1.0
 
-    def count(self, table: Table) -> Counted:
-        return np.array([rows_of(table)], np.float64), 0.0
+    def count(self, table: Table) -> CellCount:
+        return np.array([row_count(table)], np.float64), 0.0
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         return [count_of("rows", cells[0], sigma)]
@@ -104,12 +104,12 @@ class Histogram:
     def shape(self) -> tuple[int, ...]:
         return tuple(each.count for each in self.of)
 
-    def count(self, table: Table) -> Counted:
-        (place, outside), *others = (each.read(table) for each in self.of)
-        here = place >= 0
+    def count(self, table: Table) -> CellCount:
+        (index, outside), *others = (each.read(table) for each in self.of)
+        here = index >= 0
         for each, (bins, beyond) in zip(self.of[1:], others, strict=True):
-            place, here, outside = place * each.count + bins, here & (bins >= 0), outside | beyond
-        cells = np.bincount(place[here], minlength=math.prod(self.shape)).astype(np.float64)
+            index, here, outside = index * each.count + bins, here & (bins >= 0), outside | beyond
+        cells = np.bincount(index[here], minlength=math.prod(self.shape)).astype(np.float64)
         return cells.reshape(self.shape), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
@@ -129,7 +129,7 @@ class ColumnMean:
     shape: tuple[int, ...] = (2,)
     row_norm: float = math.sqrt(2)
 
-    def count(self, table: Table) -> Counted:
+    def count(self, table: Table) -> CellCount:
         values, outside = self.of.read(table)
         here = values[~np.isnan(values)]
         return np.array([len(here), here.sum()]), share(outside)
@@ -157,18 +157,18 @@ class ColumnMeans:
     def row_norm(self) -> float:
         return math.sqrt(1 + len(self.of))
 
-    def count(self, table: Table) -> Counted:
+    def count(self, table: Table) -> CellCount:
         read = [each.read(table) for each in self.of]
         values = np.stack([value for value, _ in read])
         here = values[:, ~np.isnan(values).any(0)]
         return np.array([here.shape[1], *here.sum(1)]), share(np.logical_or.reduce([out for _, out in read]))
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        told = [count_of("rows", cells[0], sigma)]
+        figures = [count_of("rows", cells[0], sigma)]
         for each, total in zip(self.of, cells[1:], strict=True):
             mean = ratio_of(each.name, total, cells[0], sigma)
-            told.append(scaled(mean, each.middle, each.half))
-        return told
+            figures.append(scaled(mean, each.middle, each.half))
+        return figures
 
     def planned(self, sigma: float, rows: float) -> float:
         """Of the column with the widest bounds."""
@@ -183,25 +183,25 @@ class Variance:
     shape: tuple[int, ...] = (3,)
     row_norm: float = 1.5
 
-    def count(self, table: Table) -> Counted:
+    def count(self, table: Table) -> CellCount:
         values, outside = self.of.read(table)
         here = values[~np.isnan(values)]
         return np.array([len(here), here.sum(), (here**2 - 0.5).sum()]), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total, squares = cells
-        told = ColumnMean(self.of).answer(cells[:2], sigma)
+        figures = ColumnMean(self.of).answer(cells[:2], sigma)
         if rows < ENOUGH * sigma or rows <= 0:
-            return [*told, unsaid("variance"), unsaid("standard deviation")]
+            return [*figures, unsaid("variance"), unsaid("standard deviation")]
         value = squares / rows + 0.5 - (total / rows) ** 2
         gradient = np.array(
             [-squares / rows**2 + 2 * total**2 / rows**3, -2 * total / rows**2, 1 / rows], np.float64
         )
-        found = smooth_of("variance", value, gradient, sigma, least=0)
+        ratio = smooth_of("variance", value, gradient, sigma, minimum=0)
         squared = self.of.half**2
-        variance = Figure("variance", *(squared * each for each in (found.value, found.low, found.high)))
+        variance = Figure("variance", *(squared * each for each in (ratio.value, ratio.low, ratio.high)))
         roots = (math.sqrt(each) for each in (variance.value, variance.low, variance.high))
-        return [*told, variance, Figure("standard deviation", *roots)]
+        return [*figures, variance, Figure("standard deviation", *roots)]
 
     def planned(self, sigma: float, rows: float) -> float:
         """Half-width of the mean, to which a resolution refers."""
@@ -241,7 +241,7 @@ class Quantiles:
         """Of the leaves, in the units of the column."""
         return np.linspace(self.of.low, self.of.high, self.bins + 1)
 
-    def count(self, table: Table) -> Counted:
+    def count(self, table: Table) -> CellCount:
         values, outside = self.of.read(table)
         here = values[~np.isnan(values)]
         leaf = np.clip(np.floor((here + 1) / 2 * self.bins), 0, self.bins - 1).astype(np.int64)
@@ -257,30 +257,33 @@ class Quantiles:
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         leaves = self.consistent(cells)
         below = np.concatenate([[0.0], np.cumsum(leaves)])
-        told = [count_of("rows", below[-1], sigma * math.sqrt(self.branches * self._parent_variance))]
-        for wanted in self.quantiles:
-            name, room = f"quantile {wanted:g}", NORMAL_95 * sigma * self._spread(wanted)
+        figures = [count_of("rows", below[-1], sigma * math.sqrt(self.branches * self._parent_variance))]
+        for level in self.quantiles:
+            name, room = f"quantile {level:g}", NORMAL_95 * sigma * self._spread(level)
             if below[-1] <= 0 or below[-1] < room[-1]:
-                told.append(unsaid(name))
+                figures.append(unsaid(name))
             else:
-                told.append(quantile_of(name, below - wanted * below[-1], room, self.edges))
-        return told
+                figures.append(quantile_of(name, below - level * below[-1], room, self.edges))
+        return figures
 
     @property
     def _parent_variance(self) -> float:
         return self.branches / (1 + self.branches)  # of a parent after least squares, in sigma^2
 
-    def _spread(self, wanted: float) -> Cells:
-        """Return the standard deviation at each edge of rows below it less `wanted` of all, in units of sigma."""
-        own, shared = 1.0, 1 / (1 + self.branches)  # leaves of one parent: own variance, and what they share
+    def _spread(self, level: float) -> Cells:
+        """Return the standard deviation at each edge of rows below it less `level` of all, in units of sigma."""
+        single, shared = (
+            1.0,
+            1 / (1 + self.branches),
+        )  # variance of a leaf, and what leaves of one parent share
         inside = np.arange(self.bins + 1) % self.branches
         whole = np.arange(self.bins + 1) // self.branches
         total = self.branches * self._parent_variance
-        within = inside * own - inside**2 * shared  # of the leaves below the edge in its own parent
+        within = inside * single - inside**2 * shared  # of the leaves below the edge in its own parent
         below = whole * self._parent_variance + within
         # With the whole: full parents and, of the edge's own, its leaves with all of that parent.
-        joint = whole * self._parent_variance + inside * (own - self.branches * shared)
-        return np.sqrt(np.maximum(below - 2 * wanted * joint + wanted**2 * total, 0.0))
+        joint = whole * self._parent_variance + inside * (single - self.branches * shared)
+        return np.sqrt(np.maximum(below - 2 * level * joint + level**2 * total, 0.0))
 
     def planned(self, sigma: float, rows: float) -> float:
         """Where the rows lie evenly; a bin more, since inside of it nobody can tell."""
@@ -311,7 +314,7 @@ class ColumnCorrelation:
     def row_norm(self) -> float:
         return math.sqrt(1 + len(self.of) * 1.25 + len(self.pairs))
 
-    def count(self, table: Table) -> Counted:
+    def count(self, table: Table) -> CellCount:
         read = [each.read(table) for each in self.of]
         values = np.stack([value for value, _ in read])
         outside = np.logical_or.reduce([out for _, out in read])
@@ -320,13 +323,13 @@ class ColumnCorrelation:
         return np.array([here.shape[1], *here.sum(1), *(here**2 - 0.5).sum(1), *products]), share(outside)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        many, rows = len(self.of), cells[0]
-        told = [count_of("rows", rows, sigma)]
-        for place, (one, two) in enumerate(self.pairs):
+        count, rows = len(self.of), cells[0]
+        figures = [count_of("rows", rows, sigma)]
+        for number, (one, two) in enumerate(self.pairs):
             name = f"{self.of[one].name}, {self.of[two].name}"
-            places = [0, 1 + one, 1 + two, 1 + many + one, 1 + many + two, 1 + 2 * many + place]
-            told.append(_correlated(name, cells[places], sigma))
-        return told
+            indices = [0, 1 + one, 1 + two, 1 + count + one, 1 + count + two, 1 + 2 * count + number]
+            figures.append(_correlated(name, cells[indices], sigma))
+        return figures
 
     def planned(self, sigma: float, rows: float) -> float:
         """Where the columns are spread evenly between their bounds, with a variance of 1/3, and do not correlate."""
@@ -339,8 +342,8 @@ def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
         return unsaid(name)
     rows, a, b, aa, bb, ab = cells
     spread = [each / rows + 0.5 - (total / rows) ** 2 for total, each in ((a, aa), (b, bb))]
-    least = ENOUGH * sigma / rows  # a variance that the noise could have made tells nothing
-    if min(spread) <= max(least, 0.0):
+    min_variance = ENOUGH * sigma / rows  # a variance that the noise could have made tells nothing
+    if min(spread) <= max(min_variance, 0.0):
         return unsaid(name)
     both = math.sqrt(spread[0] * spread[1])
     value = (ab / rows - a * b / rows**2) / both
@@ -359,7 +362,7 @@ def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
         ],
         np.float64,
     )
-    return smooth_of(name, value, gradient / rows, sigma, least=-1)
+    return smooth_of(name, value, gradient / rows, sigma, minimum=-1)
 
 
 def require_cells(statistic: Statistic, name: str) -> None:
@@ -368,5 +371,5 @@ def require_cells(statistic: Statistic, name: str) -> None:
     Raises:
       Refusal: naming the question.
     """
-    if math.prod(statistic.shape) > MOST_CELLS:
-        raise Refusal(name, math.prod(statistic.shape), f"has more than {MOST_CELLS} cells; ask for less")
+    if math.prod(statistic.shape) > MAX_CELLS:
+        raise Refusal(name, math.prod(statistic.shape), f"has more than {MAX_CELLS} cells; ask for less")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...base.refusal import Refusal
-from .columns import MOST_CELLS, Table, column, text_of
+from .columns import MAX_CELLS, Table, column, text_of
 from .figure import Cells, Figure, count_of
 
 END = ""  # in the place of a letter: the word ends here
-MOST_LETTERS, MOST_LONGEST = 256, 64
-MOST_FOLLOWED = 512  # prefixes of one level: their text then fits into an instruction
+MAX_LETTERS, MAX_LONGEST = 256, 64
+MAX_PREFIXES = 512  # prefixes of one level: their text then fits into an instruction
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Prefixes:
 
     def __post_init__(self) -> None:
         letters = self.alphabet
-        if not 0 < len(letters) <= MOST_LETTERS or any(len(each) != 1 for each in letters):
-            raise Refusal("alphabet", letters, f"give 1 to {MOST_LETTERS} letters, as in 'abc'")
+        if not 0 < len(letters) <= MAX_LETTERS or any(len(each) != 1 for each in letters):
+            raise Refusal("alphabet", letters, f"give 1 to {MAX_LETTERS} letters, as in 'abc'")
         if len(set(letters)) < len(letters):
             raise Refusal("alphabet", "".join(letters), "names a letter twice")
-        if not 1 <= self.longest <= MOST_LONGEST:
-            raise Refusal("longest", self.longest, f"give 1 to {MOST_LONGEST} letters")
-        if not 1 <= self.most <= MOST_CELLS:
-            raise Refusal("most", self.most, f"give 1 to {MOST_CELLS} words")
+        if not 1 <= self.longest <= MAX_LONGEST:
+            raise Refusal("longest", self.longest, f"give 1 to {MAX_LONGEST} letters")
+        if not 1 <= self.most <= MAX_CELLS:
+            raise Refusal("most", self.most, f"give 1 to {MAX_CELLS} words")
         if not 0 < self.beta < 1:
             raise Refusal("beta", self.beta, "give a probability above 0 and below 1")
         if len({len(each) for each in self.prefixes}) != 1 or not 0 <= self.depth < self.longest:
@@ -74,20 +74,20 @@ class Prefixes:
 
     def count(self, table: Table) -> tuple[Cells, float]:
         """Return a client's cells, and the share of its rows whose word is longer, or has another letter."""
-        given = [text_of(each) for each in column(table, self.of)]
-        places = {prefix: number for number, prefix in enumerate(self.prefixes)}
+        words = [text_of(each) for each in column(table, self.of)]
+        indices = {prefix: number for number, prefix in enumerate(self.prefixes)}
         letters = {letter: number for number, letter in enumerate((*self.alphabet, END))}
         cells, outside = np.zeros(self.shape), 0
-        for word in given:
+        for word in words:
             if not word:
                 continue
-            kept = word[: self.longest]
-            foreign = not set(kept) <= letters.keys()
+            beginning = word[: self.longest]
+            foreign = not set(beginning) <= letters.keys()
             outside += foreign or len(word) > self.longest
-            here = places.get(kept[: self.depth])
-            if not foreign and here is not None and len(kept) >= self.depth:
-                cells[here, letters[kept[self.depth : self.depth + 1]]] += 1
-        return cells, outside / len(given) if given else 0.0
+            here = indices.get(beginning[: self.depth])
+            if not foreign and here is not None and len(beginning) >= self.depth:
+                cells[here, letters[beginning[self.depth : self.depth + 1]]] += 1
+        return cells, outside / len(words) if words else 0.0
 
     def threshold(self, sigma: float, prefixes: int | None = None) -> float:
         """Return the smallest count of a followed prefix: noise alone exceeds it with a probability below beta.
@@ -99,18 +99,18 @@ class Prefixes:
         cells = (prefixes or len(self.prefixes)) * self.shape[1]
         return sigma * math.sqrt(2 * math.log(2 * cells / self.beta))
 
-    def found(self, cells: Cells, sigma: float) -> tuple[dict[str, float], tuple[str, ...]]:
+    def select(self, cells: Cells, sigma: float) -> tuple[dict[str, float], tuple[str, ...]]:
         """Return the words that end here with their counts, and the prefixes to follow; both by falling counts.
 
         Args:
           cells: the sum, of this shape.
           sigma: of its noise.
         """
-        least, flat = self.threshold(sigma), cells.ravel()
+        threshold, flat = self.threshold(sigma), cells.ravel()
         ended: dict[str, float] = {}
         longer: list[str] = []
         for cell in np.argsort(-flat, kind="stable"):
-            if flat[cell] <= least:
+            if flat[cell] <= threshold:
                 break
             name, ends = self.candidates[cell], cell % self.shape[1] == len(self.alphabet)
             if ends or self.depth + 1 == self.longest:
@@ -122,7 +122,7 @@ class Prefixes:
     @property
     def widest(self) -> int:
         """Largest number of prefixes that one level may follow within a question's limit of cells."""
-        return min(max(1, MOST_CELLS // (len(self.alphabet) + 1)), MOST_FOLLOWED)
+        return min(max(1, MAX_CELLS // (len(self.alphabet) + 1)), MAX_PREFIXES)
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         """Return the count of each candidate of this level."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...base.refusal import Refusal
-from ...privacy.audit.memorisation import Exposure, Memorised, exposure, fisher
+from ...privacy.audit.memorisation import Exposure, MemorisationResult, exposure, fisher
 from ..arrays import load_arrays
 from ..protocol import Task
 
@@ -102,7 +102,7 @@ class ExposureProbe:
 
     task: SecretTask
 
-    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
+    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
         """Return one test for each kind, with its mean exposure and the control's, in bits.
 
         Args:
@@ -113,7 +113,7 @@ class ExposureProbe:
         found = exposures(self.task, arrays)
         control = found.pop(0)
         return [
-            Memorised(
+            MemorisationResult(
                 f"exposure_x{copies}",
                 fisher([each.p_value for each in ranks]),
                 {"bits": mean_bits(ranks), "unplanted": mean_bits(control)},

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
-from ...privacy.statistics.held_rows import held_rows
+from ...privacy.statistics.holdout import holdout_mask
 from ..data import Examples, joined, only
 from ..group_weights import weighted_schema
 from ..table_files import frame_inputs
@@ -85,7 +85,7 @@ def load(
     groups = {each.name: torch.from_numpy(_codes(frame[each.name], each.words)) for each in schema.groups}
     inputs = frame_inputs(frame[[each.name for each in schema.inputs]], schema)
     whole = Examples(torch.from_numpy(inputs), torch.from_numpy(reached.astype(np.int64)), pupils, groups)
-    held = held_rows(person_hashes(pupils), HELD_OUT, alone=True, group_equal_rows=True)
+    held = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
     schools: NDArray[np.int64] = frame["sch"].to_numpy()
     names = np.unique(schools)
     if num_clients not in (None, len(names)):

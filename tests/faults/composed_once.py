@@ -15,7 +15,7 @@ USUAL = (
     ["task=digits", "privacy=record_distributed"],
     ["task=heart", "privacy=record"],
 )
-composed: list[bool] = []
+KEPT: dict[Any, bytes] = {}
 
 
 def remember(patch: Any) -> None:
@@ -33,12 +33,10 @@ def remember(patch: Any) -> None:
     def map_of(overrides: Any, listed: Any, own: bool) -> Any:
         return true(overrides, listed, own) if any(each.is_interpolation() for each in listed) else None
 
-    kept: dict[Any, bytes] = {}
-
     def once(key: Any, make: Any) -> Any:
-        if key not in kept:
-            kept[key] = pickle.dumps(make())
-        return pickle.loads(kept[key])  # noqa: S301 (of these very bytes)
+        if key not in KEPT:
+            KEPT[key] = pickle.dumps(make())
+        return pickle.loads(KEPT[key])  # noqa: S301 (of these very bytes)
 
     def load_config(self: Any, config_path: str) -> Any:
         return once((self.provider, self.path, config_path), lambda: read(self, config_path))
@@ -70,10 +68,8 @@ def compose_usual() -> None:
     """Compose what most commands begin with, so that forks of this process need not."""
     from fedveil.configs.settings import settings_from_overrides
 
-    if not composed:
-        composed.append(True)
-        for words in USUAL:
-            settings_from_overrides(words)
+    for words in USUAL:
+        settings_from_overrides(words)
 
 
 def _places(repo: Any) -> tuple[tuple[str, str], ...] | None:

@@ -16,17 +16,19 @@ from flwr.app import Message
 
 from fedveil.client import app
 from fedveil.client import secure_update as secure_mod
-from fedveil.deployment.device import agent, device, own_ledger
+from fedveil.deployment.device import agent, device, device_ledger
 from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
-from fedveil.messages.secure_wire import USUAL, read_place
+from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.run import close as closing
-from fedveil.run import run_folder as recording
+from fedveil.run import progress as recording
+from fedveil.run import result as results
+from fedveil.run import run as running
 from fedveil.run.files import RESULT
 from fedveil.server import checkpoint, masked_sums, private_grid
 from fedveil.server.secure_sum import Attempt, SecureSums
@@ -108,7 +110,7 @@ def after(owner: Any, name: str, dies: Callable[[int], Dies]) -> Callable[[int],
 
 def _at(exchange: str) -> Callable[[int], Dies]:
     step = Exchange[exchange.upper()]
-    return lambda number: lambda attempt, *_: attempt.step is step and attempt.wanted.row == number
+    return lambda number: lambda attempt, *_: attempt.step is step and attempt.request.row == number
 
 
 def _second(number: int) -> Dies:
@@ -126,7 +128,7 @@ def _of_the_result(path: Path, *given: Any, **named: Any) -> bool:
 def _within_the_checkpoint(number: int) -> None:
     def dies(_: Any, state: Any, *given: Any) -> bool:
         if state.round == number:
-            _wrap(checkpoint, "write_beside", lambda *_: True, after=True)
+            _wrap(checkpoint, "write_aside", lambda *_: True, after=True)
         return False
 
     _wrap(recording, "save", dies)
@@ -141,13 +143,13 @@ SERVER: dict[str, Callable[[int], None]] = {
     "after the sum": after(SecureSums, "sum", lambda number: lambda *given: given[2].row == number),
     "before the commit": before(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
     "after the commit": after(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
-    "before the line": before(recording, "record_round", _of_state),
+    "before the line": before(running, "record_round", _of_state),
     "before the checkpoint": before(recording, "save", _of_state),
     "within the checkpoint": _within_the_checkpoint,
     "after the checkpoint": after(recording, "save", _of_state),
-    "before the result": before(recording, "finish", lambda _: lambda *__: True),
-    "between model and result": before(recording, "replace_file", lambda _: _of_the_result),
-    "before the close": before(recording, "close", lambda _: lambda *__: True),
+    "before the result": before(running, "finish", lambda _: lambda *__: True),
+    "between model and result": before(results, "replace_file", lambda _: _of_the_result),
+    "before the close": before(results, "close", lambda _: lambda *__: True),
     "within the close": before(closing, "write_manifest", lambda _: lambda *__: True),
 }
 
@@ -158,7 +160,7 @@ _hand: list[tuple[int, str]] = [(0, "")]  # round and exchange of the message in
 
 
 def _place(message: Message) -> tuple[int, str]:
-    place = read_place(message.content)
+    place = read_position(message.content)
     return place.round, place.exchange.name.lower()
 
 
@@ -210,11 +212,11 @@ def _line_is_rid_of(exchange: str) -> Callable[[int], Dies]:
 CLIENT: dict[str, Callable[[int], None]] = {
     **{f"told: {each}": _before_it_is_noted(each) for each in EXCHANGES},
     **{f"begun: {each}": before(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
-    "before its reservation: inbox": before(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
-    "after its reservation: inbox": after(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
+    "before its reservation: inbox": before(device_ledger.DeviceLedger, "_reserve", _hands("inbox")),
+    "after its reservation: inbox": after(device_ledger.DeviceLedger, "_reserve", _hands("inbox")),
     "training: inbox": before(app, "train_round", _hands("inbox")),
     "trained: inbox": after(app, "train_round", _hands("inbox")),
-    "after its commit: inbox": after(own_ledger, "_commit", _hands("inbox")),
+    "after its commit: inbox": after(device_ledger, "_commit", _hands("inbox")),
     **{f"before its memory: {each}": before(device, "replace_file", _hands(each)) for each in EXCHANGES},
     **{f"answered: {each}": after(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
     **{f"acknowledged: {each}": _acknowledged(each) for each in EXCHANGES},

@@ -21,7 +21,7 @@ from fedveil.deployment.provision import provision
 from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
-from fedveil.links.flower.tls_front import Front, open_front
+from fedveil.links.flower.tls_proxy import Front, open_front
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.wire import SPEC_RECORD

@@ -88,7 +88,7 @@ def live(path, seed, leave):
     for phase, step in steps(random.Random(seed)):
         DISK.disk_note(f"phase:{phase.replace(' ', '_')}".encode())
         try:
-            if ledger is None or not ledger._lock.held:
+            if ledger is None or not ledger._lock.is_held:
                 ledger = opened(path)
             step(ledger, leave)
         except Refusal:

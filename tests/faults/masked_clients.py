@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.secure_update import secure_update
 from fedveil.messages.client_settings import Encryption
-from fedveil.messages.secure_wire import read_place
+from fedveil.messages.secure_wire import read_position
 from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -30,7 +30,7 @@ Fault = Callable[[Message, int], Message | None]
 
 def masking(clients: int = CLIENTS, **changed) -> Masking:
     roster, _ = simulated_roster(KEY, clients)
-    return replace(Masking(roster, dropout=0.25, collusion=0.125, most_examples=20), **changed)
+    return replace(Masking(roster, dropout=0.25, collusion=0.125, max_examples=20), **changed)
 
 
 def update_of(client: int) -> dict[str, np.ndarray]:
@@ -115,7 +115,7 @@ def rounds_of(
 
 def gone(since: Exchange, *clients: int, attempts: int = ATTEMPTS) -> Fault:
     def fault(message: Message, client: int) -> Message | None:
-        place = read_place(message.content)
+        place = read_position(message.content)
         absent = client in clients and place.exchange >= since and place.attempt < attempts
         return Message(Error(1, "gone"), reply_to=message) if absent else None
 

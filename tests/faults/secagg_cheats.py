@@ -17,10 +17,11 @@ from fedveil.privacy.secagg.deal import (
     digest_of,
     label_of,
     mask_commitment,
-    own_commitment,
+    private_commitment,
     seed_commitment,
 )
 from fedveil.privacy.secagg.double_signature import sign_by
+from fedveil.privacy.secagg.encrypted_shares import cut
 from fedveil.privacy.secagg.evidence import AttemptEvidence
 from fedveil.privacy.secagg.hybrid import _ESCROW, CIPHERTEXT_BYTES, kem_key
 from fedveil.privacy.secagg.messages import (
@@ -36,7 +37,6 @@ from fedveil.privacy.secagg.messages import (
     read,
     write,
 )
-from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.shamir import PRIME, new_secret, polynomial, values
 from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, key_from_seed, suite_of
 from fedveil.privacy.secagg.transcript import Purpose
@@ -251,7 +251,7 @@ def _of_two_mask_seeds(cohort, node, own_seed, mask_seed, threshold, points):
         of_holder[1] = (of_holder[1] + (place >= threshold)) % PRIME
         our, their, blind = (value.to_bytes(32, "big") for value in of_holder)
         shares.append(our + their)
-        hashes += [own_commitment(label, point, our, blind), mask_commitment(label, point, their)]
+        hashes += [private_commitment(label, point, our, blind), mask_commitment(label, point, their)]
     commitments = b"".join(hashes)
     challenge = challenge_of(cohort, node, digest_of(commitments))
     proof = b"".join(((blind + challenge * our) % PRIME).to_bytes(32, "big") for _, our, _, blind in rows)

@@ -4,25 +4,28 @@ As a script: `seldom_alarms.py WORDS` is `fedveil WORDS`.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 ALPHA = 1e-9
 
 
-def seldom_alarm() -> None:
-    """Lower alpha in this process where noise is the system's: that of a seeded run alarms always or never."""
-    from fedveil.audit import observer as audit
-
-    true = audit._terms
-    if true.__module__ != audit.__name__:
-        return
+def seldom_terms(true: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the terms of an audit with a lower alpha where noise is the system's, for the observer's own function."""
 
     def terms(federation: Any, *planted: Any) -> Any:
         made = true(federation, *planted)
         return replace(made, alpha=min(made.alpha, ALPHA)) if federation.seed is None else made
 
-    audit._terms = terms
+    return terms
+
+
+def seldom_alarm() -> None:
+    """Let audits of this process alarm seldom."""
+    from fedveil.audit import observer
+
+    observer._terms = seldom_terms(observer._terms)
 
 
 if __name__ == "__main__":

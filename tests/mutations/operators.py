@@ -193,19 +193,19 @@ def _module_of(source: str) -> Module:
 
 
 def _read_in(code: str) -> set[str]:
-    """Return the names that the code of a fault reads and does not bind: one that is nowhere would fail every test."""
+    """Return the names that a fault's code reads or sets, but its own: with one that is nowhere every test would fail."""
     tree = ast.parse(re.sub(r"[$][0-9]", "None", code))
-    names = {
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
-    return names - _bound_in(tree)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    own = _bound_in(tree) & read
+    return {node.id for node in names} - own
 
 
 def _bound_in(tree: ast.Module) -> set[str]:
     bound: set[str] = set()
     for node in ast.walk(tree):
         match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.alias(asname=str(name)):
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 bound.add(name)
             case ast.alias(name=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 bound.add(name.partition(".")[0])
@@ -213,6 +213,8 @@ def _bound_in(tree: ast.Module) -> set[str]:
                 bound.add(name)
             case _:
                 pass
+        if isinstance(node, ast.alias) and node.asname:
+            bound.add(node.asname)
     return bound
 
 

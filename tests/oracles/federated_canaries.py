@@ -20,10 +20,10 @@ from fedveil.privacy.audit.interference import block_of
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.round_rows import stacked
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
+from fedveil.privacy.audit.sum_audit import NO_MEMORY, Memory, watch
 from fedveil.privacy.audit.verdict import by_one_run, judge
-from fedveil.privacy.audit.watching import NO_MEMORY, Memory, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.released import Drawn, Released
+from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 
 CLIP, CLIENTS, CANARIES, LOCAL_RATE, DELTA = 0.5, 500, 1000, 0.1, 1e-5
 ROUNDS, RATES = {"A": 50, "B": 20, "C": 100}, {"A": 1.0, "B": 1.0, "C": 0.1}
@@ -107,8 +107,8 @@ def run(scenario: str, sigma: float, seed: int, fault: Fault, drawn: Directions)
             ] = 0
         released = total + noise
         layers = np.split(released / CLIP, ENDS[:-1])
-        drawn = Drawn(len(cohort), np.flatnonzero(taken[number]))
-        seen = Released(number + 1, layers, sigma, rate, sigma, drawn)
+        drawn = RoundCohort(len(cohort), np.flatnonzero(taken[number]))
+        seen = ReleasedSum(number + 1, layers, sigma, rate, sigma, drawn)
         row, kept.memory = watch(seen, kept.memory, drawn, CANARIES, block_of(number + 1, rounds))
         kept.rows.append(row)
         weighted += released / CLIP / float(row["norm"]) ** 2

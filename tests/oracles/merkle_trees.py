@@ -1,6 +1,6 @@
 """Merkle trees of RFC 9162 as the RFC's recursive definitions have them, one definition a line; slow, and of another make.
 
-`python tests/oracles/merkle_trees.py` prints the vectors that tests/test_privacy_merkle.py holds: the leaves are those of
+`python tests/oracles/merkle_trees.py` prints the vectors that tests/privacy/test_merkle.py holds: the leaves are those of
 the test vectors of Certificate Transparency's reference implementations (transparency-dev/merkle, testonly).
 """
 

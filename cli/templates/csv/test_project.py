@@ -19,8 +19,8 @@ def test_every_file_is_a_client_and_none_is_empty() -> None:
 
 def test_it_learns_within_its_budget(tmp_path: Path) -> None:
     command = [*COMMAND, "num_rounds=3", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
     assert result["metrics"]["accuracy"] > 0.6
     assert all(row["epsilon"] <= BUDGET for row in result["privacy"])

@@ -18,5 +18,5 @@ def test_it_learns_within_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run.main()
     assert server_app.accuracy("model.pt") > 0.6
     (ledger,) = default_folder().glob("*.ledger")
-    found = verify(ledger)
-    assert found.ok and found.epsilon <= BUDGET
+    verification = verify(ledger)
+    assert verification.ok and verification.epsilon <= BUDGET

@@ -13,9 +13,9 @@ BUDGET = 3.0
 
 def test_it_learns_within_its_budget(tmp_path: Path) -> None:
     command = [*COMMAND, "num_rounds=5", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
     assert result["metrics"]["accuracy"] > 0.7
     assert all(row["epsilon"] <= BUDGET for row in result["privacy"])
     held_out = Cells().held_out()

@@ -19,9 +19,9 @@ def test_the_model_is_the_same_on_every_call() -> None:
 
 def test_it_learns_within_its_budget(tmp_path: Path) -> None:
     command = [*COMMAND, "num_rounds=3", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
     assert result["metrics"]["accuracy"] > 0.6
     model = next(row for row in result["privacy"] if row["adversary"] == "model")
     assert model["epsilon"] <= BUDGET

@@ -1,0 +1,143 @@
+"""Rounds of DP-SGD at a client: on the ledger of its own records, or its part of one step on all clients' records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from flwr.app import Message, RecordDict
+
+from ...base.refusal import Refusal
+from ...messages import wire
+from ...messages.client_settings import ClientSettings, training_settings
+from ...messages.local_training import LocalTraining
+from ...privacy.budget import Release, check_delta
+from ...privacy.mechanisms.private_sum import CohortSum, on_grid
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sum_spec import SumSpec
+from ...strategies.record_plan import record_plan
+from ...tasks.data import Data, Union
+from ...tasks.hardware import placed
+from ..extra import OwnRound, extra_records
+from ..private_update import compressed, record_sum_reply
+from ..training.sgd import key_of_round, seed_layers
+from ..workbench import Workbench
+from .together import drawn, step_of
+from .train import PrivateSteps, chosen_engine, train_privately
+
+MECHANISM = "dp_sgd"
+
+
+def train_on_ledger(
+    content: RecordDict,
+    client: int,
+    bench: Workbench,
+    settings: ClientSettings,
+    data: Data,
+    training: LocalTraining,
+) -> None:
+    """Train the bench's model, which has the instruction's arrays, on a client's data, which are on the bench's device.
+
+    The ledger of the client's records is charged before the first step.
+
+    Raises:
+      BudgetExhausted: the ledger does not allow the round.
+      Refusal: the ledger cannot be used, or delta is too large for the data.
+    """
+    record, (run, number) = settings.record, wire.read_round(content)
+    assert record is not None
+    gradients, randomness = record.terms.gradients, Randomness(settings.seed)
+    check_delta("privacy", record.terms.target_delta, len(data), "records", record.allow_large_delta)
+    name = bench.ledger_name(client, settings, record)
+    plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
+    own = bench.model, bench.task, data
+    if record.canaries:
+        path = record.ledger_path(name)
+        observed = extra_records().begin_round(*own, plan, record.canaries, randomness, path)
+        engine = chosen_engine(gradients, observed.model, observed.examples)
+    else:
+        observed, engine = OwnRound(*own), bench.engine_of(gradients, data)
+    batches = randomness.stream("batches", number, client)
+    noise = randomness.stream("dp-sgd noise", number, client)
+    steps = PrivateSteps(plan, batches, noise, observed.after_step)
+    # Clients with equal data share a ledger, and each is charged on it. In another attempt at a round seeded noise
+    # repeats at no cost; the system's noise is fresh.
+    attempt = wire.read_attempt(content) if settings.seed is None else 0
+    mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
+    events = dict.fromkeys(plan.adversaries, plan.event())
+    release = Release(record.terms.budget.unit, run, number, mechanism, events, randomness.kind)
+    with bench.open_ledger(client, settings, record) as ledger:
+        ledger.reserve_new(release)
+        train_privately(observed.model, observed.loss, observed.examples, training, steps, engine)
+        observed.keep(number)
+        ledger.commit(release.key)
+
+
+def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
+    """Return the reply with one client's contribution to the step; arguments as of `train_round`.
+
+    Raises:
+      Refusal: the sum does not allow contributions of this norm.
+    """
+    step, content, data = settings.step, message.content, bench.data_of(client, settings)
+    assert step is not None
+    _, number = wire.read_round(content)
+    _begin_step(bench, client, content, settings, data)
+    _check_norm(step.terms.max_grad_norm, content, settings)
+    data = bench.records_of(client, settings)
+    rows = drawn(len(data), step, Randomness(settings.seed).stream("batches", number, client))
+    examples = placed(data, bench.device)
+    update = step_of(*bench.model_of_step(settings), settings, content, examples, rows)
+    bench.require_base()
+    return record_sum_reply(message, update)
+
+
+def _begin_step(
+    bench: Workbench, client: int, content: RecordDict, settings: ClientSettings, data: Data
+) -> None:
+    arrays = wire.views(wire.only_arrays(content))
+    arrays.pop(wire.CANARY_RECORDS, None)
+    bench.receive(arrays, data)
+    seed_layers(key_of_round(settings.seed, wire.read_round(content)[1]), client, data, bench.device)
+
+
+def _check_norm(norm: float, content: RecordDict, settings: ClientSettings) -> None:
+    rate, spec = training_settings(content, settings).learning_rate, wire.sum_spec_of(content)
+    limit, factor = spec.unit_norm, 1.0 if spec.compression is None else spec.compression.clip_factor
+    if limit is None or norm * rate * factor > limit:
+        remedy = f"times the learning rate it exceeds the sum's norm of a record's part, {limit}"
+        raise Refusal("privacy.max_grad_norm", norm, remedy)
+
+
+def union_of(bench: Workbench) -> Union:
+    """Return the records of all clients of the bench's task."""
+    parts = tuple(bench.records_of(client, bench.settings) for client in range(bench.task.num_clients))
+    return Union(parts, tuple(int(n) for n in np.cumsum([0, *(len(each) for each in parts)])))
+
+
+def sum_of_union(
+    bench: Workbench, union: Union, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
+) -> CohortSum:
+    """Return the sum of these clients' contributions, in one pass over their drawn records.
+
+    The drawn records are those that the clients would draw one by one. The sum is rounded to the lattice once instead
+    of once for each client, so the two results differ by rounding; layers with random draws, such as Dropout, use one
+    generator for all clients.
+
+    Takes the arguments of `sum_cohort`; `union` holds all clients' records.
+    """
+    settings, (_, number) = bench.settings, wire.read_round(content)
+    assert settings.step is not None
+    _begin_step(bench, 0, content, settings, bench.data_of(0, settings))
+    randomness = Randomness(settings.seed)
+    rows = [
+        union.first[client]
+        + drawn(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
+        for client in clients
+    ]
+    examples = placed(cast(Data, union), bench.device)
+    update = step_of(*bench.model_of_step(settings), settings, content, examples, np.concatenate(rows))
+    sent = compressed(update, content, spec)
+    assert sum(value.size for value in sent.values()) == size
+    return CohortSum(on_grid(sent, spec), len(clients))

@@ -1,0 +1,222 @@
+"""Workbench of the clients of one process: their task, the only model, their data and their ledgers of records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from torch import nn
+
+from ..messages import wire
+from ..messages.client_settings import ClientSettings, RecordPrivacy
+from ..privacy.ledger.ledger import Ledger
+from ..tasks import load_task
+from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
+from ..tasks.data import Data, Examples, data_of, drawn_data_of, leaves, placeholder
+from ..tasks.fingerprint import fingerprint
+from ..tasks.hardware import check_made_here, device_of, placed, precision
+from ..tasks.independence import check_evaluated_apart, check_independence
+from ..tasks.memory import keep_freed
+from ..tasks.persons import Owners, kept
+from ..tasks.protocol import Objective, Task, check_trainable
+from .extra import extra_records
+from .training.sgd import with_fast_kernels
+
+LEDGER_WAIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """Task and model that one process keeps between clients; the model's arrays are loaded in place.
+
+    Attributes:
+      settings: of the clients.
+      loaded_task: the task, if it is loaded already; None loads it from the settings.
+      measured: the result of the model's independence check, once it has run.
+      evaluated: whether that check has run in evaluation mode; empty until it has.
+    """
+
+    settings: ClientSettings
+    loaded_task: Task | None = None
+    measured: list[bool] = field(default_factory=list[bool])
+    evaluated: list[bool] = field(default_factory=list[bool])
+    _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
+    _fingerprints: dict[int, str] = field(default_factory=dict[int, str])
+    _bounded: dict[tuple[int, int, Owners | None], Data] = field(
+        default_factory=dict[tuple[int, int, "Owners | None"], Data]
+    )
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, loaded once."""
+        settings = self.settings
+        return self.loaded_task or load_task(settings.task, settings.task_options, settings.allow_modules)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device on which this process trains."""
+        return device_of(self.settings.accelerator)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The only model of this process."""
+        keep_freed()
+        model = self.task.model()
+        check_made_here(model)
+        return with_fast_kernels(model).to(self.device)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model runs."""
+        return precision(self.device, self.settings.dtype)
+
+    @cached_property
+    def forget(self) -> Callable[[], None]:
+        """Reset of the model's state besides its arrays, so that no information of a client reaches the next one."""
+        put_back, require = memory_of(self.model), self.require_base
+
+        def forget() -> None:
+            require()
+            put_back()
+
+        return forget
+
+    @cached_property
+    def require_base(self) -> Callable[[], None]:
+        """Check that training left the model's base, which no sum and no release covers, as it was."""
+        return base_check(self.model)
+
+    def receive(self, arrays: Mapping[str, NDArray[np.generic]], data: Data | None = None) -> None:
+        """Load an instruction's arrays into the model, without a trace of the client before.
+
+        With data the model is first checked as by `private_model`.
+        """
+        self.forget()
+        load_arrays(self.model if data is None else self.private_model(data), arrays)
+
+    def lend(self) -> ArrayRecord:
+        """Return the trained arrays to a caller that overwrites them with the update; the model must be loaded again."""
+        return wire.memory_arrays(lent_arrays(self.model), lent=True)
+
+    def private_model(self, data: Data, evaluated: bool = False) -> nn.Module:
+        """Return the model after checking that DP-SGD can train it and that it keeps examples independent.
+
+        Args:
+          data: of the first client that trains in this process; independence is measured on them once.
+          evaluated: also check evaluation mode and the metrics.
+
+        Raises:
+          Refusal: the check failed; the sentence names the layer, the loss or the attribute.
+        """
+        if len(data) and not any(self.measured):
+            check_trainable(self.model)
+            check_independence(self.task.model(), self.task, data)  # not with a server's values
+            self.measured.append(True)
+        if evaluated and len(data) and not self.evaluated:
+            check_evaluated_apart(self.task.model(), self.task, data)
+            self.evaluated.append(True)
+        return self.model
+
+    def isolates_examples(self, data: Callable[[], Data]) -> bool:
+        """Return whether model and loss keep examples independent; measured once in this process, on these data."""
+        if not self.measured:
+            try:
+                self.private_model(data())
+            except Exception:  # noqa: BLE001 (a refusal, or any error of the task's code)
+                self.measured.append(False)
+        return any(self.measured)
+
+    def engine_of(self, gradients: str, data: Data) -> str:
+        """Return the engine of DP-SGD, as `chosen_engine` does, chosen once for each input shape."""
+        from .dp_sgd.train import chosen_engine
+
+        parts = leaves(placeholder(data, 1))
+        shape = (gradients, bool(len(data)), *((tuple(each.shape), each.dtype) for each in parts))
+        if shape not in self._engines:
+            self._engines[shape] = chosen_engine(gradients, self.model, data)
+        return self._engines[shape]
+
+    def data_of(self, client: int, settings: ClientSettings) -> Data:
+        """Return a client's training data, without the examples that exceed the settings' bounds per person."""
+        data, level = drawn_data_of(self.task, client), settings.record or settings.step
+        if level is None or level.terms.per_person is None:
+            return data
+        limit, numbers = level.clients_per_person, level.numbers(client, self.task.num_clients)
+        owners = None if limit is None else Owners(*numbers, limit)
+        key = client, level.terms.per_person, owners
+        if key not in self._bounded:
+            self._bounded[key] = kept(data, level.terms.per_person, owners)
+        return self._bounded[key]
+
+    def records_of(self, client: int, settings: ClientSettings) -> Data:
+        """Return the records that a step samples from: a client's data and, where they are observed, extra records."""
+        data, extra = self.data_of(client, settings), settings.canaries_of_step
+        return extra_records().with_canaries(data, extra, client) if extra.count else data
+
+    @cached_property
+    def _observed_step(self) -> tuple[nn.Module, Objective]:
+        step = self.settings.step
+        assert step is not None
+        clients = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
+        sample = placed(next(data for data in clients if len(data)), self.device)
+        extra, norm = step.canaries, step.terms.max_grad_norm
+        return extra_records().watch(self.model, self.task, sample, extra.count, extra.replaced, norm)
+
+    def model_of_step(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
+        """Return model and loss of a step on all clients' records, with the block of its extra ones if it has some."""
+        return self._observed_step if settings.canaries_of_step.count else (self.model, self.task)
+
+    def ledger_name(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> str:
+        """Return the name of the ledger of a client's records: the device's, a listed one, or the data's fingerprint."""
+        listed = record.ledgers[client] if record.ledgers else ""
+        if settings.device or listed:
+            return settings.device or listed
+        data = data_of(self.task, client)
+        if isinstance(data, Examples):
+            return fingerprint(data)
+        # Lazily read data are read for it once in this process.
+        return self._fingerprints.get(client) or self._fingerprints.setdefault(client, fingerprint(data))
+
+    def open_ledger(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
+        """Return the ledger of a client's records, open for writing."""
+        name = self.ledger_name(client, settings, record)
+        simulated = self.task.simulated and settings.device is None
+        path = record.ledger_path(name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Ledger.open(
+            path,
+            record.terms.budget,
+            owner=name,
+            simulated=simulated,
+            durable=not simulated,
+            wait=LEDGER_WAIT_SECONDS,
+        )
+
+
+@lru_cache(maxsize=4)
+def workbench(settings_json: str) -> Workbench:
+    """Return this process's workbench for these settings."""
+    return Workbench(ClientSettings.from_json(settings_json))
+
+
+def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:
+    """Refuse an engine that was selected by name and cannot train the task's model.
+
+    Args:
+      gradients: as of `chosen_engine`.
+      task: makes the model.
+      examples: returns examples of the model's input shape; called only for an engine selected by name.
+
+    Raises:
+      Refusal: it cannot; the sentence names the engine.
+    """
+    if gradients != "auto":
+        from .dp_sgd.train import chosen_engine
+
+        chosen_engine(gradients, task.model(), examples())

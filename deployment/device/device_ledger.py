@@ -1,0 +1,324 @@
+"""Ledger on the device of its releases as a client; a cost is reserved there before its vector is sent.
+
+The server keeps the population's ledger; this one trusts no other party. Each sum is charged as one Gaussian, without
+amplification, because the device knows that it took part. The device has one ledger for all runs, servers and data: it
+is named by the device's identity, because a client's data may change without resetting its budget. What it releases as
+a client is charged to its records too, on their ledger or, before there is one, within their budget.
+"""
+
+import json
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ...base.refusal import Refusal
+from ...client.private_update import NotTrained
+from ...messages.wire import BUDGET_SPENT, NOT_READY
+from ...privacy.accounting.events import Gaussian, event_to_json
+from ...privacy.accounting.gaussian import exact_epsilon, gaussian_mu
+from ...privacy.accounting.renyi_filter import spent_epsilon
+from ...privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
+from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
+from ...privacy.ledger.caps import CLIENT, NAME_LENGTH, Cap, CapEnded, cap_acts, lowered
+from ...privacy.ledger.client_sums import (
+    RecordsBudget,
+    as_records,
+    charge_records,
+    pending_drafts,
+    read_records,
+    release_of,
+)
+from ...privacy.ledger.hash_chain import canonical
+from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
+from ...privacy.ledger.ledger_state import (
+    LedgerRelease,
+    LedgerState,
+    identity_of,
+    read_ledger,
+    run_of,
+    state_at,
+)
+from ...privacy.ledger.question_caps import QUESTION, LedgerQuestion, ledger_questions
+from .order_policy import Cost
+
+logger = logging.getLogger("fedveil.client")
+
+WAIT_SECONDS = 10.0
+MECHANISM = "private_sum"
+MISSED = "restored"  # in the place of a run's name
+
+
+@dataclass(frozen=True)
+class DeviceLedger:
+    """Location of the ledger, and its owner's cap.
+
+    Attributes:
+      folder: of the device's ledgers; it must exist.
+      device: name of the device, 64 hexadecimal digits.
+      cap: the owner's; `caps.json` in the folder may lower it.
+    """
+
+    folder: Path
+    device: str
+    cap: Cap
+
+    @property
+    def path(self) -> Path:
+        """File of the ledger of the device's releases as a client."""
+        return self.folder / f"{CLIENT}{self.device[:NAME_LENGTH]}.ledger"
+
+    @property
+    def records(self) -> Path:
+        """File of the ledger of its records, shared by all modes."""
+        return self.folder / f"{self.device[:NAME_LENGTH]}.ledger"
+
+    @property
+    def budget_of_records(self) -> Budget:
+        """Owner's budget of its records, in the unit of their ledger; before there is one, of single records."""
+        identity = identity_of(self.records)
+        unit, adjacency = identity.get("unit", Unit.RECORD), identity.get("adjacency", Adjacency.ZERO_OUT)
+        return Budget(unit, self.cap.target_epsilon, self.cap.target_delta, adjacency)
+
+    def charge_records(self, budget: Budget) -> None:
+        """Charge the records with earlier releases of the whole client, before a release of their own is planned.
+
+        Args:
+          budget: of the records' next release: gives unit and adjacency of their ledger.
+
+        Raises:
+          Refusal: a ledger cannot be read or written, or is kept for another unit or adjacency.
+        """
+        if not self.path.exists():
+            return
+        records = state_at(self.records)
+        if pending_drafts(read_ledger(self.path), records, budget):
+            with Ledger.open(
+                self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
+            ) as ledger:
+                charge_records(ledger, self.path, budget)
+
+    @contextmanager
+    def charged(self, run: str, number: int, attempt: int, cost: Cost) -> Generator[None]:
+        """Reserve one vector's cost, and commit it once the vector is computed; void it if there is none.
+
+        After a kill inside the context, or a failure at the record level, the reservation stays spent, and the same
+        attempt is refused.
+
+        Raises:
+          NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
+          Refusal: the attempt was answered before.
+        """
+        mechanism = f"{MECHANISM} {attempt}"
+        unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
+        events, inquiry, purpose = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
+        source = OF_RECORDS if cost.is_of_records else None
+        release = Release(unit, run, number, mechanism, events, "system", source=source)
+        if inquiry is not None:
+            release, purpose = replace(release, segments=inquiry.purposes, kind=QUESTION), inquiry.why or None
+        with self._reserve_on_all(release, cost.budget, purpose) as ledgers:
+            try:
+                yield
+            except Exception as error:
+                # At the record level a failure on records may reveal one: only a failure before any record is read is
+                # free.
+                if cost.budget is None or isinstance(error, NotTrained | Refusal):
+                    for ledger, paid in ledgers:
+                        ledger.void(paid, "no vector was made")
+                raise
+            for ledger, paid in ledgers:
+                _commit(ledger, paid)
+
+    @contextmanager
+    def _reserve_on_all(
+        self, release: Release, of_records: Budget | None, purpose: str | None
+    ) -> Generator[list[tuple[Ledger, Key]]]:
+        """Reserve a release on every ledger that pays for it: the records' own first, then the client's."""
+        ledgers: list[tuple[Ledger, Key]] = []
+        with ExitStack() as stack:
+            try:
+                if of_records is None and release.source is None and self.records.exists():
+                    budget = self.budget_of_records
+                    record_release = release_of(release, budget)
+                    ledgers.append(
+                        (
+                            stack.enter_context(closing(self._reserve(record_release, budget, purpose))),
+                            record_release.key,
+                        )
+                    )
+                reserved = self._reserve(release, of_records, purpose)
+                ledgers.append((stack.enter_context(closing(reserved)), release.key))
+            except (NotTrained, Refusal) as error:
+                for ledger, paid in ledgers:
+                    ledger.void(paid, "the client's own ledger refused: no vector was made")
+                raise _not_trained(error) from error
+            yield ledgers
+
+    def record_approval(self, version: int, digest: str, reason: str | None) -> None:
+        """Record the owner's approval of a roster: user, time and reason.
+
+        Raises:
+          Refusal: the ledger cannot be written.
+        """
+        budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+        fields = {"version": version, "hash": digest, "who": acting_user(), "reason": reason}
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
+            ledger.act(ROSTER, (ROSTERS, version, digest), fields)
+
+    def charge_restored(self, is_repeated: bool) -> Budget:
+        """Charge what a device that was restored or copied may have missed, and return the budget that it can have spent.
+
+        No record tells what left in its name, and neither the server nor a copy is trusted for that: but no device
+        exceeds its budget, so one Gaussian release with all of it is charged, beside what the ledger holds: with the
+        largest of its owner's budgets, now and in the entries of both ledgers. Records pay for it as for any other.
+
+        Args:
+          is_repeated: whether this restore may be charged already: then not if it is the client's last release.
+
+        Raises:
+          Refusal: the ledger cannot be read or written.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+        with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
+            records = state_at(self.records)
+            pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(records)}
+            epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
+            event = Gaussian(1 / gaussian_mu(epsilon, delta))
+            release = Release(
+                Unit.CLIENT, MISSED, ledger.head.seq, MECHANISM, dict.fromkeys(Adversary, event), "system"
+            )
+            last = next(reversed(ledger.book.releases.values()), None)
+            if not (is_repeated and last is not None and _is_same(last, release)):
+                ledger.charge_unlimited(release, "what a restored device may have missed")
+        return Budget(Unit.CLIENT, epsilon, delta)
+
+    def _reserve(self, release: Release, of_records: Budget | None, purpose: str | None) -> Ledger:
+        path = self.path if of_records is None else self.records
+        try:
+            # Counted as zero-out: an event is noise over the clipping norm, for any adjacency of a server.
+            target = of_records or Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+            budget = lowered(target, [self.cap])
+            ledger = Ledger.open(path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
+        except CapEnded as ended:
+            logger.warning("%s", ended)
+            raise NotTrained(BUDGET_SPENT) from ended
+        except Refusal as refusal:  # a full disk, a damaged file
+            logger.error("%s", refusal)
+            raise NotTrained(NOT_READY) from refusal
+        ledger.purpose, ledger.caps = purpose, (self.cap,)
+        try:
+            for key, fields in cap_acts(path):
+                ledger.act(CAP, key, fields)
+            if of_records is not None:
+                charge_records(ledger, self.path, target)
+            elif release.source is None and not self.records.exists():
+                ledger.shared = (self._shared(ledger.book),)
+            ledger.reserve_new(release)
+        except BaseException as error:
+            ledger.close()
+            raise _not_trained(error) from error
+        return ledger
+
+    def _shared(self, clients: LedgerState) -> RecordsBudget:
+        budget = self.budget_of_records
+        spent = as_records(clients, LedgerState(), budget)
+        return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
+
+
+def _is_same(booked: LedgerRelease, release: Release) -> bool:
+    """Return whether a charge on a ledger is one of a restore, with the same events."""
+    events = {adversary: canonical(event_to_json(event)) for adversary, event in release.events.items()}
+    return run_of(booked.entry) == MISSED and booked.events == events
+
+
+def _budgets(book: LedgerState) -> Iterator[tuple[float, float]]:
+    """Yield target epsilon and delta of the budgets under which a ledger's releases were ever granted."""
+    for booked in book.releases.values():
+        budget = json.loads(booked.entry.payload)["budget"]
+        if budget["target_epsilon"] < UNLIMITED_EPSILON:  # as what a client's releases cost its records
+            yield budget["target_epsilon"], budget["target_delta"]
+
+
+def _not_trained(error: BaseException) -> BaseException:
+    if isinstance(error, BudgetExhausted):
+        logger.warning("%s", error)
+        return NotTrained(BUDGET_SPENT)
+    if isinstance(error, Refusal) and error.field == "ledger":
+        logger.error("%s", error)
+        return NotTrained(NOT_READY)
+    return error
+
+
+def _commit(ledger: Ledger, key: Key) -> None:
+    try:
+        ledger.commit(key)
+    except Refusal as refusal:  # a commit changes no epsilon: the reservation stays spent
+        logger.warning("%s", refusal)
+
+
+def questions_of(path: Path) -> list[LedgerQuestion]:
+    """Return the questions on a ledger, in order, read without its lock.
+
+    Raises:
+      Refusal: the ledger is damaged.
+    """
+    return ledger_questions(read_ledger(path))
+
+
+class Spending(NamedTuple):
+    """Epsilon and delta that releases have spent."""
+
+    epsilon: float
+    delta: float
+
+
+class LedgerSpending(NamedTuple):
+    """What a ledger has spent, None for nothing, and the epsilon of what releases of the whole client would alone."""
+
+    spent: Spending | None
+    as_client: float
+
+
+def epsilon_of(path: Path) -> Spending | None:
+    """Return what was spent on a ledger, read without its lock; None if nothing was.
+
+    Raises:
+      Refusal: the ledger is damaged.
+    """
+    return spent_in(state_at(path))
+
+
+def spent_on(folder: Path) -> dict[str, LedgerSpending]:
+    """Return what the ledgers in a device's folder have spent, by name; of records, all that they have lost.
+
+    Raises:
+      Refusal: a ledger is damaged.
+    """
+    spent = {path.stem: LedgerSpending(epsilon_of(path), 0.0) for path in sorted(folder.glob("*.ledger"))}
+    for client in [name for name in spent if name.startswith(CLIENT)]:
+        name = client.removeprefix(CLIENT)
+        whole, of_client_sums = read_records(folder / f"{client}.ledger", folder / f"{name}.ledger")
+        if whole.releases:
+            of_client = spent_in(of_client_sums)
+            spent[name] = LedgerSpending(spent_in(whole), of_client.epsilon if of_client else 0.0)
+    return spent
+
+
+def spent_in(book: LedgerState) -> Spending | None:
+    """Return what a book's releases have spent; None if nothing was."""
+    if not book.granted:
+        return None
+    delta = min(budget.target_delta for budget in book.granted.values())
+    return Spending(max((_epsilon(book, adversary, delta) for adversary in book.spent), default=0.0), delta)
+
+
+def _epsilon(book: LedgerState, adversary: Adversary, delta: float) -> float:
+    adjacency = Adjacency(book.identity["adjacency"])
+    exact = exact_epsilon(book.spent[adversary], delta, adjacency) if book.filter_order is None else None
+    return (
+        spent_epsilon(book.events(adversary), delta, adjacency, book.filter_order) if exact is None else exact
+    )

@@ -1,0 +1,182 @@
+"""Device's copy of the server's log: the hashes of its leaves and its newest head, compared with each instruction.
+
+A server that sends one device different values than the others must either keep a separate log for it, and can then
+never merge the two, or write both values into one log, whose entries reveal this. Devices compare their copies without
+the server.
+"""
+
+import json
+import logging
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from ...base.durable_files import replace_file, write_at
+from ...base.refusal import Refusal
+from ...links.log_wire import NOWHERE, LogStatement
+from ...links.server_log import final_entry, model_entry, roster_entry
+from ...links.tree_head import TreeHead, check_head, read_head
+from ...messages.flower_adapter import records_of
+from ...messages.secure_wire import model_hash, roster_of
+from ...messages.wire import OVER, SPEC_RECORD, read_round
+from ...privacy.merkle import HASH_BYTES, Frontier, leaf_hash, root_of
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.roster import read_roster
+from .log_witnesses import require_witnesses, store_cosignatures
+from .owner_policy import OwnerPolicy
+
+logger = logging.getLogger("fedveil.client")
+
+HEAD, LEAVES, FORK = "log.head.json", "log.leaves", "log.fork.json"
+FORKED = "forks from what this device has seen"
+
+
+class Forked(Refusal):
+    """Refusal of a log that contradicts the device's copy."""
+
+
+def expected_entries(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
+    """Return the entries that the log must contain for an instruction: of its model, and of its roster.
+
+    Args:
+      content: of the instruction.
+      authorities: keys one of which must have signed the roster.
+
+    Raises:
+      Refusal: it belongs to a round and to a run's end, so that one of its models would be unchecked; or the roster is
+        invalid.
+    """
+    records = records_of(content, ConfigRecord)
+    model = roster = None
+    if SPEC_RECORD in records and OVER in records:
+        raise Refusal("log", "record", "an instruction must be either of a round or of a run's end")
+    if records_of(content, ArrayRecord):
+        model_digest = model_hash(content)
+        if SPEC_RECORD in records:
+            run, number = read_round(content)
+            model = model_entry(run, number, model_digest)
+        else:
+            model = final_entry(str(records[OVER]["run"]), model_digest)
+    if (signed := roster_of(content)) is not None:
+        try:
+            roster = roster_entry(read_roster(signed, *authorities))
+        except Refused as refused:
+            raise Refusal("roster", "of the server", f"is not signed by the authority ({refused})") from None
+    return model, roster
+
+
+def text_of_head(state: Path) -> str:
+    """Return the newest head that a device has seen, as text; empty without one."""
+    with suppress(OSError):
+        return (state / HEAD).read_text("utf-8", "replace")
+    return ""
+
+
+class LogCopy:
+    """Log of one federation's server.
+
+    Attributes:
+      ca: certificates of the federation's authority, in PEM, one of which must have signed the server's.
+      head, leaves: of the device's copy.
+
+    Raises:
+      Refusal: the copy on disk is damaged.
+      OSError: it cannot be read.
+    """
+
+    def __init__(self, state: Path, federation: str, ca: bytes) -> None:
+        self._state, self._federation, self.ca = state, federation, ca
+        self.head: TreeHead | None = None
+        self.leaves: list[bytes] = []
+        self._frontier = Frontier()
+        if (state / HEAD).exists():
+            self._read()
+
+    def _read(self) -> None:
+        head = read_head((self._state / HEAD).read_text("utf-8", "replace"))
+        data = (self._state / LEAVES).read_bytes() if (self._state / LEAVES).exists() else b""
+        self.leaves = [data[at : at + HASH_BYTES] for at in range(0, head.size * HASH_BYTES, HASH_BYTES)]
+        self._frontier.add(self.leaves)
+        if len(data) < head.size * HASH_BYTES or self._frontier.root.hex() != head.root:
+            remedy = "does not match its head; compare with other clients, then fedveil client forget"
+            raise Refusal("log", str(self._state / LEAVES), remedy)
+        self.head = head
+
+    def check(
+        self,
+        statement: LogStatement,
+        model: bytes | None,
+        roster: bytes | None,
+        policy: OwnerPolicy | None = None,
+    ) -> None:
+        """Return if an instruction's log extends the device's copy, and contains the instruction's entries; store it.
+
+        Args:
+          statement: the instruction's statement about the log.
+          model: entry of the instruction's model; None if it has none.
+          roster: entry of the instruction's roster.
+          policy: the owner's, which may demand witnesses.
+
+        Raises:
+          Refusal: it does not; only evidence of a fork is stored.
+          OSError: it cannot be stored.
+        """
+        head = read_head(statement.head)
+        check_head(head, self.ca, self._federation)
+        new_leaves = self._new_leaves(statement, head)
+        leaves = [*self.leaves, *new_leaves] if new_leaves else self.leaves
+        for entry, index, kind in ((model, statement.model, "model"), (roster, statement.roster, "roster")):
+            is_logged = entry is None or (NOWHERE < index < head.size and leaves[index] == leaf_hash(entry))
+            if not is_logged:
+                remedy = f"lacks the {kind} that the server sent: others were sent another one"
+                raise Refusal("log", f"entry {index}", remedy)
+        cosignatures = (
+            ()
+            if policy is None
+            else require_witnesses(self._state, head, leaves, statement.cosignatures, policy)
+        )
+        if self.head is None or head.size > len(self.leaves):
+            self._keep(head, new_leaves)
+        if cosignatures:
+            store_cosignatures(self._state, cosignatures)
+
+    def _new_leaves(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
+        """Return the new leaves; refuse a log that does not continue the known one."""
+        size, end = len(self.leaves), statement.start + len(statement.leaves)
+        if not 0 <= statement.start <= min(size, head.size) or end != head.size:
+            remedy = f"leaves out entries; this device has {size} of {head.size}"
+            raise Refusal("log", f"entries {statement.start} to {end}", remedy)
+        if head.size <= size:  # a newer instruction overtook this one
+            if root_of(self.leaves[: head.size]).hex() != head.root:
+                self._refuse_fork(statement, head)
+            return ()
+        frontier, new_leaves = self._frontier.copy(), statement.leaves[size - statement.start :]
+        frontier.add(new_leaves)
+        if frontier.root.hex() != head.root:
+            self._refuse_fork(statement, head)
+        return new_leaves
+
+    def _refuse_fork(self, statement: LogStatement, head: TreeHead) -> NoReturn:
+        evidence = {
+            "seen": None if self.head is None else asdict(self.head),
+            "told": asdict(head),
+            "start": statement.start,
+            "leaves": [each.hex() for each in statement.leaves],
+        }
+        path = self._state / FORK
+        if not path.exists():  # the first evidence is the one to keep
+            replace_file(path, (json.dumps(evidence) + "\n").encode())
+        logger.error("the server's log %s: %s holds both heads, signed by the server", FORKED, path)
+        remedy = f"{FORKED}, {len(self.leaves)} entries; compare with other clients: fedveil client log"
+        raise Forked("log", f"{head.size} entries", remedy)
+
+    def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_at(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(grown))
+        replace_file(self._state / HEAD, head.to_json().encode())
+        self.leaves += grown
+        self._frontier.add(grown)
+        self.head = head

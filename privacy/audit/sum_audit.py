@@ -1,0 +1,154 @@
+"""Audit of one released sum: the free checks of its noise, and its component along each canary's direction."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..mechanisms.compression import Sketch
+from ..mechanisms.released_sum import ReleasedSum
+from .canary_clients import Directions
+from .free_checks import cosine, norm_p, outside, reuse_p, run_p
+from .round_rows import BLOCKS, LAYERS, Rows, row_type
+
+Vector = NDArray[np.float64]
+
+# Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
+WATCHED = 1 << 17
+BATCH = 64  # that are compressed together, so that memory does not grow with them
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Watched coordinates that one round hands to the next.
+
+    Attributes:
+      before: the last sum, (watched,); empty before the first round.
+      total: the sum of all rounds, (watched,); empty before the first round.
+      blocks: the sums of blocks of rounds, (blocks, watched).
+    """
+
+    before: Vector
+    total: Vector
+    blocks: NDArray[np.float64]
+
+
+NO_MEMORY = Memory(np.empty(0), np.empty(0), np.empty((0, 0)))
+
+
+def watched_coordinates(dimension: int) -> int:
+    """Return how many coordinates of an update are kept."""
+    return len(range(0, dimension, -(-dimension // WATCHED)))
+
+
+def watch(
+    released: ReleasedSum, memory: Memory, directions: Directions | None, canaries: int, block: int
+) -> tuple[Rows, Memory]:
+    """Return the round's row, shape (), and the memory for the next round.
+
+    Args:
+      released: the round's sum.
+      memory: returned by the round before.
+      directions: of the canaries, if there are any.
+      canaries: how many there are.
+      block: that the round is added to.
+    """
+    whole = joined(released.layers)
+    watched = whole[:: -(-whole.size // WATCHED)].copy()
+    row = unwatched(released.number, canaries)
+    row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
+    row["rate"], row["charged"] = released.rate, released.charged
+    row["clients"], row["population"] = released.cohort.clients, released.cohort.population
+    row["norm_p"] = norm_p(released.layers, released.noise, released.step)
+    energy, row["dimensions"] = outside(watched, memory.total)
+    row["energy"] = energy / released.noise**2
+    _add_layers(row, released, memory.total)
+    total = memory.total + watched if memory.total.size else watched
+    if memory.before.size:
+        row["reuse_p"] = reuse_p(watched, memory.before, released.noise)
+        row["cosine"] = cosine(watched, memory.before)
+    if directions is None:
+        return row, Memory(watched, total, memory.blocks)
+    spread, sketch = whole, released.sketch
+    if sketch is not None:  # in the coordinates of an update, with as much noise in each on average
+        spread = sketch.back(whole) / sketch.compression.clip_factor
+    coordinates = spread[:: -(-spread.size // WATCHED)]
+    blocks = memory.blocks.copy() if memory.blocks.size else np.zeros((BLOCKS, coordinates.size))
+    blocks[block] += coordinates
+    row["gram"] = blocks @ blocks[block]
+    row["norm"], row["along"] = np.linalg.norm(spread), directions.along(spread)
+    if released.sketch is not None:
+        row["along"] /= _lengths(directions, released.sketch)
+    row["taken"][list(released.cohort.canaries)] = True
+    return row, Memory(watched, total, blocks)
+
+
+def joined(layers: Sequence[Vector]) -> Vector:
+    """Return layers as one flat vector: that which they are consecutive views of, or a copy."""
+    size = sum(layer.size for layer in layers)
+    base = layers[0].base
+    if isinstance(base, np.ndarray) and base.dtype == np.float64 and base.strides == (8,):
+        addresses = np.cumsum([0, *(layer.nbytes for layer in layers)]) + base.__array_interface__["data"][0]
+        actual = [(layer.__array_interface__["data"][0], layer.flags.c_contiguous) for layer in layers]
+        if base.size >= size and actual == [(address, True) for address in addresses[:-1]]:
+            return base[:size]
+    return np.concatenate([np.ravel(layer) for layer in layers])
+
+
+def _lengths(directions: Directions, sketch: Sketch) -> Vector:
+    """Return the norm of each canary's compressed direction, relative to the average, (canaries,).
+
+    A canary is clipped after compression, so its part of the sum has the clipping norm again.
+    """
+    numbers, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
+    for start in range(0, len(numbers), BATCH):
+        batch = numbers[start : start + BATCH]
+        rows = sketch.of(directions.updates(batch, np.ones(len(batch))))
+        lengths[start : start + len(batch)] = np.linalg.norm(rows, axis=1)
+    lengths[lengths == 0] = 1.0  # nothing of it is left, and nothing lies along it
+    return lengths / sketch.compression.clip_factor
+
+
+def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
+    """Write each small layer's energy outside of its own sum so far; all of it where the sum is not kept."""
+    sizes = [layer.size for layer in released.layers]
+    whole = total.size == sum(sizes)
+    before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
+    for index, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
+        layer = np.ravel(released.layers[which])
+        energy, row["layer_dimensions"][index] = outside(layer, before[which])
+        row["layer_energies"][index] = energy / released.noise**2
+        row["layer_means"][index] = layer.sum() ** 2 / layer.size / released.noise**2
+
+
+def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:
+    """Return the smallest p-value of all rounds' noise: of the whole sum, of its layers, and of their means.
+
+    A mean is a fixed direction. Gradients of the biases before a softmax sum to zero, so the mean of these is pure
+    noise.
+
+    Args:
+      rows: of the rounds.
+      layers: `layers_of` these rows; None computes it.
+    """
+    sums = (layers_of(rows) if layers is None else layers)[:, None]
+    whole = run_p(rows["energy"], rows["dimensions"])
+    return min(whole, run_p(sums[0], sums[1]), run_p(sums[2], sums[3]))
+
+
+def layers_of(rows: Rows) -> NDArray[np.float64]:
+    """Return the layers' sums over rows, (4, layers): of energies and their sizes, of means and theirs."""
+    sizes = rows["layer_dimensions"]
+    parts = (rows["layer_energies"], sizes, rows["layer_means"], np.minimum(sizes, 1))
+    return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
+
+
+def unwatched(number: int, canaries: int) -> Rows:
+    """Return the row of a round without a claim, shape ()."""
+    row = np.zeros((), row_type(canaries))
+    row["round"] = number
+    row["probe_p"] = row["losses_p"] = row["books_p"] = row["records"] = math.nan
+    row["norm_p"] = row["reuse_p"] = row["draw_p"] = 1.0
+    return row

@@ -1,0 +1,187 @@
+"""Opening of a prepared run: its population's ledger, the plan of its sums, its folder, and what is written there first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ..base.durable_files import make_folder
+from ..base.refusal import Refusal
+from ..modes.federation import Federation
+from ..privacy.budget import Adversary, Budget
+from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
+from ..privacy.plan import Plan, Unaffordable
+from ..server import noise_key
+from ..server.round_terms import SumPrivacy
+from .acts import write_acts
+from .observer import Observer, begin
+from .prepared_run import Run
+from .queries import later_events, queries_of
+from .saved import write_start
+from .sum_plan import plan_of_rest, sum_plan, sum_plan_with
+from .unit_plan import require_use
+
+
+@contextmanager
+def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer]]:
+    """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
+
+    Args:
+      run: as `prepare` returned it.
+      ask: asks the clients of a new run the questions that precede the first round.
+
+    Yields:
+      The run with its clients' privacy, and its observer.
+
+    Raises:
+      Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
+    """
+    federation, setting = run.federation, run.federation.population.words.folder
+    run.client_ledgers.make_folder()
+    budget = federation.mode.budget
+    if budget is None:
+        make_folder(setting, run.folder)
+        with alone(run.folder / "run", setting):  # no ledger keeps others out
+            yield _started(ask(run))
+        return
+    of_simulation = _planned(run, None) if federation.simulated else None
+    if of_simulation is not None and not run.resumed:
+        require_use(federation, of_simulation[0])
+    ledger = open_ledger(federation, run.folder, budget, run.checkpoint.head)
+    ledger.purpose = federation.settings.purpose
+    try:
+        plan, spent = of_simulation or _planned(run, ledger)
+        privacy = _privacy(run, ledger, budget, plan)
+        make_folder(setting, run.folder)
+        privacy = replace(privacy, noise_key=_noise_key(run))
+        write_acts(run, ledger)
+        run = ask(_with_demand(replace(run, privacy=privacy, spent=run.spent or spent), privacy.plan))
+        yield _started(replace(run, privacy=replace(privacy, units=run.federation.mode.units)))
+    finally:
+        close_ledger(federation, ledger)
+
+
+def _started(run: Run) -> tuple[Run, Observer]:
+    run, observer = begin(run)
+    run.client_ledgers.settle()
+    claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
+    write_start(run)
+    return run, observer
+
+
+def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
+    """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
+    return federation.population.exclusive_lock() if federation.mode.spends else nullcontext()
+
+
+def claim_records(federation: Federation) -> None:
+    """Record which mode charges real records on this machine; of two that begin at the same time one is refused."""
+    if federation.mode.charges_records:
+        federation.population.claim_mode(federation.mode.charges_records)
+
+
+def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:
+    """Return the population's ledger, open for writing; its people's losses elsewhere are charged first.
+
+    A simulation has its ledger in the run's folder. The ledger must contain the expected entry.
+
+    Raises:
+      Refusal: its folder cannot be created, or it cannot be opened.
+    """
+    path, population = federation.mode.ledger_path(folder), federation.population
+    make_folder(population.words.ledgers, path.parent)
+    population.settle_sums(path, budget)
+    ledger = Ledger.open(path, budget, owner=population.owner, simulated=population.simulated, expect=expect)
+    try:
+        population.share(ledger, budget)
+        return ledger
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def close_ledger(federation: Federation, ledger: Ledger) -> None:
+    """Close the ledger of `open_ledger`; on real data of this machine its head is stored, to hold a later one to it."""
+    with suppress(LedgerUnavailable):  # only notes are lost: the reservation stays spent
+        ledger.close()
+    federation.population.keep_head(ledger)
+
+
+def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
+    """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget.
+
+    Where this budget does not cover the remaining rounds of a resumed run, its noise comes with the refusal's sentence.
+    """
+    federation, saved = run.federation, run.saved
+    rounds, reason = federation.settings.rounds_left(run.checkpoint.state.round), ""
+    if saved.noise is not None and (ledger is None or rounds <= 0 or federation.mode.mechanism.rows):
+        plan = sum_plan_with(federation, saved.noise, saved.filter_order)
+    else:
+        prior = (*ledger.events(Adversary.MODEL), *federation.mode.sums_before()) if ledger else ()
+        try:
+            plan = sum_plan(federation, prior, rounds, ledger.filter_order if ledger else None)
+        except Unaffordable as refusal:
+            if saved.noise is None:
+                raise
+            first = sum_plan_with(federation, saved.noise, saved.filter_order)
+            assert first is not None
+            plan = plan_of_rest(federation, first, prior, rounds)
+            plan, reason = (first, str(refusal)) if plan is None else (plan, "")
+        if not run.resumed and plan is not None and federation.mode.budget is not None:
+            plan.require_one_round(federation.mode.budget, prior)
+    assert plan is not None and plan.noise_multiplier is not None
+    return plan, reason
+
+
+def _privacy(run: Run, ledger: Ledger, budget: Budget, plan: Plan) -> SumPrivacy:
+    """Return the clients' protection by a plan, within what the records of these data may still lose."""
+    mode, simulated = run.federation.mode, run.federation.simulated
+    source = mode.sum_source
+    for shared in () if run.resumed or source else ledger.shared:
+        from ..server.records_plan import within_records  # of real data alone
+
+        target = None if mode.promises[0].noise_multiplier is not None else budget
+        plan = within_records(plan, shared, target, "privacy", later_events(run.federation))
+    prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
+    adaptation = mode.adaptation(plan, prior, 0 if simulated else run.checkpoint.state.round)
+    return SumPrivacy(
+        plan,
+        ledger,
+        mode.metrics_share(plan),
+        adaptation,
+        units=mode.units,
+        source=None if simulated else source,
+    )
+
+
+def _noise_key(run: Run) -> bytes | None:
+    """Return the key of correlated noise on real data, on disk before the run's first round."""
+    federation, folder = run.federation, run.folder
+    if federation.mode.mechanism.rows is None or federation.seed is not None:
+        return None
+    if not run.resumed:
+        try:
+            return noise_key.make(folder)
+        except OSError as problem:
+            remedy = f"no key can be kept there ({problem.strerror}); choose another"
+            raise Refusal(federation.population.words.folder, str(folder), remedy) from problem
+    is_finished = run.checkpoint.state.round >= federation.settings.steps
+    key = b"" if is_finished else noise_key.read(folder)
+    if key and run.saved.places not in (None, federation.population.position_digest(key)):
+        remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
+        raise Refusal("resume", str(folder), remedy)
+    return key
+
+
+def _with_demand(run: Run, plan: Plan) -> Run:
+    """Return the run with simulated owners' demand of the noise that its rounds and queries are planned with."""
+    demand = run.client.encryption
+    if demand is None:
+        return run
+    queries = queries_of(run.federation.settings)
+    plans = (plan, *(other for query in queries for other in query.plans(run.federation, run.name)))
+    demand = replace(demand, minimum_noise_multiplier=min(each.noise_over_clip for each in plans))
+    return replace(run, client=replace(run.client, encryption=demand))

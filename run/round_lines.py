@@ -1,0 +1,126 @@
+"""Lines of a run's rounds, one of JSON each: how they are written and read, and what they hold in sum."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from ..base.durable_files import open_for_owner, replace_file
+from ..configs.round_line import AT_CLIENTS
+from ..messages.traffic import NOTHING, Carried
+from .callbacks import RoundEnd, RunEnd, RunStart
+from .files import METRICS, OPERATOR
+
+LOW, HIGH = "/low", "/high"  # suffixes of an interval's ends in the names of an evaluation's figures
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Callback that writes METRICS, which anybody may read."""
+
+    folder: Path
+
+    def start(self, run: RunStart) -> None:
+        """Delete lines after the last checkpoint, left by a crash."""
+        replace_file(self.folder / METRICS, _text(run.rows), mode=None)
+
+    def round(self, round_end: RoundEnd) -> None:
+        """Write the round's line."""
+        with open(self.folder / METRICS, "ab") as file:
+            file.write(_text([round_end.row]))
+
+    def end(self, ending: RunEnd) -> None:
+        """Do nothing: every line is written."""
+
+
+def tell_operator(folder: Path, row: Row) -> None:
+    """Append a line to OPERATOR, which only a trusted server's operator may read."""
+    with open_for_owner(folder / OPERATOR) as file:
+        file.write(_text([row]))
+
+
+def forget_rounds_after(folder: Path, last: int) -> None:
+    """Delete the operator's lines of later rounds, left by a crash."""
+    if (folder / OPERATOR).exists():
+        replace_file(folder / OPERATOR, _text(read_rows(folder / OPERATOR, last)))
+
+
+def _text(rows: Sequence[Row]) -> bytes:
+    """Return rows as JSON, with null for the NaN and infinite metrics of a diverged model."""
+    finite = (
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    )
+    # Frozen mappings are not dictionaries.
+    return "".join(json.dumps(row, allow_nan=False, default=dict) + "\n" for row in finite).encode()
+
+
+def read_rows(path: Path, last: float = math.inf) -> list[dict[str, Any]]:
+    """Return the rounds in a file up to `last` or to the first line truncated by a crash; none without a file."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(row, dict) or not isinstance(cast(Row, row).get("round"), int):
+            break
+        rows.append(cast("dict[str, Any]", row))
+    return [row for row in rows if row["round"] <= last]
+
+
+def traffic_in(rows: Sequence[Row]) -> Carried:
+    """Return the traffic of rounds, from the rows that state it."""
+    return sum((Carried(**row["bytes"]) for row in rows if row.get("bytes")), start=NOTHING)
+
+
+def drops_in(rows: Sequence[Row]) -> dict[str, int]:
+    """Return how many clients were dropped in all of these rounds, by the reason."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row["dropped"] or {})
+    return dict(sorted(total.items()))
+
+
+def members_in(rows: Sequence[Row], column: Literal["blamed", "suspected"]) -> dict[str, list[str]]:
+    """Return the protocol violations of members by name, one per round, or the reasons to suspect them of spoiling sums."""
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        for part in (row, row.get("evaluation") or {}):
+            for name, text in part.get(column, {}).items():
+                texts.setdefault(name, []).append(text)
+    return texts
+
+
+def metric_means(evaluation: Row | None) -> dict[str, float]:
+    """Return an evaluation's means by name, with the ends of their intervals; none without an evaluation."""
+    if evaluation is None:
+        return {}
+    from ..privacy.statistics.evaluation import CLIENTS, RECORDS
+
+    columns: dict[str, float] = {}
+    for answer in evaluation["answers"]:
+        mean = answer["figures"][0]
+        if mean["name"] == answer["name"] not in (CLIENTS, RECORDS) and mean["value"] is not None:
+            name = f"{AT_CLIENTS}{answer['name']}"
+            columns |= {name: mean["value"], f"{name}{LOW}": mean["low"], f"{name}{HIGH}": mean["high"]}
+    return columns
+
+
+def format_means(evaluation: Row) -> str:
+    """Return an evaluation's means with their intervals in one line, or why there are none."""
+    columns = metric_means(evaluation)
+    means = [
+        f"{name.removeprefix(AT_CLIENTS)} {value:.4f} ({columns[name + LOW]:.4f} to {columns[name + HIGH]:.4f})"
+        for name, value in columns.items()
+        if not name.endswith((LOW, HIGH))
+    ]
+    return ", ".join(means) or str(evaluation.get("reason", "cannot be said"))

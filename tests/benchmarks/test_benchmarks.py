@@ -1,0 +1,248 @@
+"""Each benchmark runs at toy size and writes what it promises; how long things take is no test's business."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedveil.benchmarks import contenders, engines, memory
+from fedveil.benchmarks.__main__ import main
+from fedveil.benchmarks.contenders import Missing, measure
+from fedveil.benchmarks.engines import LEAN, OURS, Options, run_engines
+from fedveil.benchmarks.lean import run_lean
+from fedveil.benchmarks.made_task import Made
+from fedveil.benchmarks.ours import run_ours
+from fedveil.benchmarks.stopwatch import Stopwatch, cpu_seconds
+from fedveil.benchmarks.stopwatch import memory as memory_of
+from fedveil.benchmarks.tables import as_table, ratio
+from fedveil.benchmarks.workload import (
+    EXAMPLES,
+    FEWEST,
+    MODELS,
+    MOST,
+    POWER_FEWEST,
+    POWER_MOST,
+    TRAINED,
+    WORKLOADS,
+    Size,
+    build,
+    examples_of,
+)
+from fedveil.client.training.batches import shuffled_batches
+from fedveil.client.training.sgd import train, with_fast_kernels
+from fedveil.messages.local_training import LocalTraining
+from fedveil.tasks.arrays import read_arrays
+
+TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
+
+
+def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None = None) -> Stopwatch:
+    """A contender without a process of its own, which costs seconds of imports."""
+    if name not in (OURS, LEAN):
+        raise Missing("not at toy size")
+    watch = Stopwatch()
+    if name == OURS:
+        run_ours(workload, size, watch, workers=1)
+    else:
+        run_lean(workload, size, watch, channels_last=True)
+    return watch
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedveil.benchmarks import (
+        dp_sgd,
+        link,
+        privacy_share,
+        secagg,
+        secagg_checks,
+        secagg_length,
+        secagg_round,
+    )
+    from fedveil.benchmarks.secagg_case import Case
+
+    for module in (engines, memory, privacy_share):
+        monkeypatch.setattr(module, "measure", in_this_process)
+    monkeypatch.setattr(memory, "COHORTS", (1, 3))
+    monkeypatch.setattr(link, "SIZES", (100,))
+    monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
+    monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
+    monkeypatch.setattr(memory, "WIDE", ("tiny",))
+    monkeypatch.setattr(memory, "_run", lambda *asked: (2.0 + asked[2], 1.0 + asked[2], 300.0))
+    monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2), Case(6, 5, 4, 2000, 0.2, bits=16)))
+    monkeypatch.setattr(secagg, "MADE", (Case(12, 6, 4, 2000, 0.2),))
+    monkeypatch.setattr(secagg, "HELD", (Case(6, 5, 4, 2000, 0.2),))
+    monkeypatch.setattr(secagg, "MASKS", (1000,))
+    monkeypatch.setattr(secagg_checks, "REAL", (Case(6, 5, 4, 2000, 0.2),))
+    monkeypatch.setattr(secagg_checks, "MADE", (Case(12, 6, 4, 2000, 0.2),))
+    monkeypatch.setattr(secagg_length, "CASES", (Case(6, 5, 4, 2000, 0.2, noise=1.0),))
+    rounds = {"real": secagg_round.real, "made": secagg_round.made}
+    monkeypatch.setattr(secagg_checks, "_round", lambda _, kind, case: rounds[kind](case))
+
+
+def written(arguments: list[str], path: Path) -> dict[str, Any]:
+    assert main([*arguments, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "rows"),
+    [
+        ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 16, 16]),
+        ("overhead", [], [1, 0]),
+        ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
+        ("memory", ["--workloads", "tiny"], [1, 2, 2]),
+        ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
+        ("loading", ["--workloads", "tiny"], [1]),
+        ("stacks", [], [3]),
+        ("precision", ["--workloads", "tiny"], [2]),
+        ("secagg", [], [2, 1, 1, 1]),
+        ("secagg_checks", ["--before", "earlier"], [1, 1]),
+        ("secagg_length", [], [1, 1, 1]),
+        pytest.param("link", [], [2, 1, 2], marks=pytest.mark.campaign),
+    ],
+)
+def test_a_benchmark_writes_its_tables(
+    benchmark: str, arguments: list[str], rows: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = written([benchmark, *arguments, *TOY], tmp_path / "result.json")
+    assert result["benchmark"] == benchmark
+    assert [len(table) for table in result["tables"].values()] == rows
+    assert result["conditions"]["cores"] > 0
+    shown = capsys.readouterr().out
+    for title in result["tables"]:
+        assert title in shown
+
+
+def test_what_was_measured_goes_into_its_section_of_the_page(tmp_path: Path) -> None:
+    """Rows of several files follow each other; nothing else of the page changes."""
+    page, names = tmp_path / "page.md", ("a.json", "b.json")
+    section = "Load average 9.5 before and 9.9 after, on 1 cores: busy.\n\n**Time**\n\n| old |\n|-----|\n| 1.5 |\n\n- kept\n"
+    commands = "".join(f"run --json {name}\n" for name in names)
+    page.write_text(f"# Page\n\n## One\n\n{commands}\n{section}\n## Two\n\nrun --json c.json\n\n{section}")
+    for number, name in enumerate(names):
+        row = {"new": number}
+        result = {
+            "conditions": {"load_before": 0.1, "cores": 2},
+            "load_after": number,
+            "tables": {"Time": [row]},
+        }
+        (tmp_path / name).write_text(json.dumps(result | {"notes": []}))
+    files = [str(tmp_path / name) for name in names]
+    assert main(["show", *files, "--into", str(page)]) == 0
+    new = "Load average 0.1 before and 0 after; 0.1 before and 1 after, on 2 cores.\n\n**Time**\n\n"
+    new += "| new |\n|-----|\n| 0   |\n| 1   |\n\n- kept\n"
+    assert (
+        page.read_text() == f"# Page\n\n## One\n\n{commands}\n{new}\n## Two\n\nrun --json c.json\n\n{section}"
+    )
+    with pytest.raises(ValueError, match="0 sections"):
+        main(["show", str(page.with_name("d.json")), "--into", str(page)])
+
+
+def test_each_file_that_a_command_on_the_page_writes_has_its_section() -> None:
+    """The tables' titles are those of the code: a result of each would find its place."""
+    text = (Path(__file__).parents[2] / "docs" / "evidence" / "benchmarks.md").read_text()
+    for name, titles in {
+        "dp_sgd": [
+            "Milliseconds of CPU: a step",
+            "Over plain SGD, noise and all",
+            "Over plain SGD, without the noise",
+        ],
+        "precision": ["Milliseconds of CPU: a step in each precision"],
+        "memory": ["Against the cohort", "Against the population, `fedveil simulate`, tiny"],
+        "privacy": ["Ledger, milliseconds a round"],
+        "overhead": ["Clients that do nothing, 100 000 parameters", "Ratios"],
+        "ray": ["Seconds of a round", "Ratios of wall time", "Ratios of CPU time"],
+        "secagg": ["Rounds, milliseconds of CPU", "One mask and its addition, milliseconds"],
+    }.items():
+        (section,) = [part for part in text.split("\n## ") if f"--json {name}.json" in part]
+        assert all(f"\n**{title}**\n\n| " in section for title in titles)
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_is_missing_is_named_and_not_compared() -> None:
+    result = run_engines(Options(Size(6, 3, 1), 1, None, ("tiny",)))
+    assert any(note.startswith("pfl, 1 process: skipped") for note in result["notes"])
+    ratios = {(row["this"], row["over"]): row["ratio"] for row in result["tables"]["Ratios of wall time"]}
+    assert ratios["pfl, 1 process", OURS] is None
+    assert ratios[OURS, LEAN] > 0
+
+
+def test_a_contender_runs_in_a_process_of_its_own() -> None:
+    watch = measure("fedveil, 2 workers", "tiny", Size(6, 3, 1))
+    assert len(watch.wall) == len(watch.cpu) == 1
+    assert watch.first > watch.wall[0]
+
+
+def test_a_contender_that_fails_is_no_result() -> None:
+    with pytest.raises(RuntimeError, match="KeyError"):
+        measure(LEAN, "no such model", Size(6, 3, 1))
+
+
+def test_pfl_without_a_python_that_has_it_is_missing() -> None:
+    with pytest.raises(Missing):
+        measure("pfl, 1 process", "tiny", Size(), "/nowhere/python")
+    assert contenders._command("pfl, 2 processes", sys.executable)[-1].endswith("pfl_contender.py")
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("tiny", 2410), ("cnn-100k", 1e5), ("cnn-1m", 1e6)])
+def test_the_models_are_as_large_as_they_are_called(name: str, wanted: float) -> None:
+    assert sum(p.numel() for p in build(name).parameters()) == pytest.approx(wanted, rel=0.03)
+
+
+def test_every_client_has_its_window_of_the_made_data() -> None:
+    assert set(TRAINED) | set(MODELS) <= set(WORKLOADS)
+    inputs, targets = examples_of("tiny-equal", 3)
+    assert inputs.shape == (EXAMPLES, 1, 8, 8) and targets.shape == (EXAMPLES,)
+    assert not torch.equal(inputs, examples_of("tiny-equal", 4)[0])
+
+
+def test_clients_have_unequal_numbers_of_examples_by_default() -> None:
+    counts = np.array([len(examples_of("tiny", client)[1]) for client in range(1000)])
+    assert counts.min() == FEWEST and counts.max() == MOST and len(set(counts.tolist())) == MOST - FEWEST + 1
+    counts = np.array([len(examples_of("cnn-1m-power", client)[1]) for client in range(1000)])
+    assert counts.min() == POWER_FEWEST and 500 < counts.max() <= POWER_MOST
+    assert np.median(counts) < 17 and 25 < counts.mean() < 31
+
+
+def test_channels_last_changes_nothing_but_rounding() -> None:
+    task = Made("cnn-100k", 4)
+    examples, sgd = task.client_data(1), LocalTraining(0.05, 1, 10)
+    trained, plain = with_fast_kernels(task.model()), task.model()
+    loss = train(trained, task, examples, sgd, client=1, key=2)
+    for rows in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, client=1, key=2):
+        batch = torch.from_numpy(rows)
+        gradients = torch.autograd.grad(
+            task.loss(plain(examples.inputs[batch]), examples.targets[batch]), list(plain.parameters())
+        )
+        with torch.no_grad():
+            for p, g in zip(plain.parameters(), gradients, strict=True):
+                p -= sgd.learning_rate * g
+    assert trained[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.isfinite(loss)
+    for name, value in read_arrays(plain).items():
+        np.testing.assert_allclose(read_arrays(trained)[name], value, atol=1e-6)
+
+
+def test_the_stopwatch_counts_this_process() -> None:
+    import os
+
+    before = cpu_seconds(os.getpid())
+    sum(k * k for k in range(2_000_000))
+    assert cpu_seconds(os.getpid()) > before
+    assert memory_of(os.getpid()) > 1
+    watch = replace(Stopwatch())
+    watch.lap()
+    watch.lap()
+    assert set(json.loads(watch.to_json())) == {"first", "wall", "cpu", "memory"}
+
+
+def test_a_table_keeps_its_columns_and_a_ratio_needs_both() -> None:
+    assert as_table([{"a": 1.23456, "b": None}]).splitlines()[-1].split() == ["|", "1.23", "|", "-", "|"]
+    assert (ratio(3.0, 2.0), ratio(None, 2.0), ratio(1.0, None)) == (1.5, None, None)

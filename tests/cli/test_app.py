@@ -1,0 +1,383 @@
+"""The command line: verbs, help, refusals, sweeps and exit codes; the simulator itself is stood in for."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf
+
+from fedveil.base.refusal import Refusal
+from fedveil.configs.schema import SimulationSettings
+
+pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
+
+main: Callable[[], int] = import_module("fedveil.__main__").main
+Simulator = Callable[[SimulationSettings, Path], tuple[int, dict[str, Any]]]
+
+
+@dataclass
+class Console:
+    """Runs the command line in this process, in an empty folder, with a simulator of the test's choice."""
+
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+    folder: Path
+    calls: list[tuple[SimulationSettings, Path]] = field(default_factory=list)
+
+    def simulator(self, simulate: Simulator) -> None:
+        def run(
+            settings: SimulationSettings, folder: Path, quiet: bool = False, callbacks: object = ()
+        ) -> types.SimpleNamespace:
+            del callbacks
+            self.calls.append((settings, folder))
+            exit_code, result = simulate(settings, folder)
+            return types.SimpleNamespace(exit_code=exit_code, result=result)
+
+        room = types.ModuleType("fedveil.simulations.simulate")
+        room.__dict__["simulate"] = run
+        self.monkeypatch.setitem(sys.modules, "fedveil.simulations.simulate", room)
+
+    def __call__(self, *argv: str) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["fedveil", *argv])
+        code = main()
+        out, err = self.capsys.readouterr()
+        return code, out, err
+
+    def written(self) -> list[str]:
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*"))
+
+
+@pytest.fixture
+def console(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Console:
+    monkeypatch.chdir(tmp_path)
+    console = Console(capsys, monkeypatch, tmp_path)
+    console.simulator(lambda settings, folder: (0, completed(0.9, 2.98)))
+    return console
+
+
+def completed(accuracy: float, epsilon: float | str) -> dict[str, Any]:
+    privacy = [
+        {"unit": "client", "adversary": "server", "epsilon": "infinity"},
+        {"unit": "client", "adversary": "model", "epsilon": epsilon},
+    ]
+    return {"status": "completed", "metrics": {"accuracy": accuracy}, "privacy": privacy}
+
+
+def test_module_shows_its_version_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from fedveil.__main__ import main; sys.argv = ['fedveil', '--version']; main();"
+        "print(sorted({'torch', 'flwr', 'hydra', 'ray', 'opacus', 'dp_accounting'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["fedveil 0.1.0", "[]"]
+
+
+def test_a_run_is_composed_once_and_is_what_hydra_itself_composes(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[Any] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, *words: Any, **more: Any) -> DictConfig:
+        composed.append(load(self, *words, **more))
+        return composed[-1]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert console("simulate", "num_rounds=3", "hydra.run.dir=here", "hydra.output_subdir=.hydra")[0] == 0
+    (settings, folder) = console.calls[0]
+    assert (len(composed), settings.num_rounds, folder) == (1, 3, console.folder / "here")
+    told = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+    assert (told.runtime.output_dir, told.mode, told.job.config_name) == (str(folder), "RUN", "config")
+    assert list(told.overrides.task) == ["num_rounds=3"]
+
+
+def test_python_m_fedveil_refuses_with_2_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedveil", "simulate", "num_rounds=0", "privacy.epsilonn=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "privacy.epsilonn='1': there is no such key; did you mean 'privacy.target_epsilon'?",
+        "num_rounds=0: must be from 1 to 100000",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["--help", "plan --json task=digits num_rounds=2", "nosuch"])
+def test_a_verb_outlives_the_reader_of_its_output(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "fedveil", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == (2 if words == "nosuch" else 0)
+
+
+def test_output_on_a_full_disk_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fedveil", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    said = "standard output: cannot be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_network_is_off_unless_asked_for() -> None:
+    names = (
+        "FLWR_TELEMETRY_ENABLED",
+        "FLWR_DISABLE_UPDATE_CHECK",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION",
+        "RAY_USAGE_STATS_ENABLED",
+    )
+    assert [os.environ.get(name) for name in names] == ["0", "1", "1", "0"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])
+def test_help_names_every_verb(console: Console, argv: list[str]) -> None:
+    code, out, _ = console(*argv)
+    assert code == 0
+    for verb in ("simulate", "plan", "ledger show PATH", "audit RUN", "client request FOLDER"):
+        assert f"\n  fedveil {verb} " in out
+
+
+def test_no_verb_is_a_mistake(console: Console) -> None:
+    code, out, err = console()
+    assert (code, out) == (2, "")
+    assert "fedveil simulate" in err
+
+
+def test_an_unknown_verb_is_told_the_nearest(console: Console) -> None:
+    code, _, err = console("simulat")
+    assert code == 2
+    assert err == "verb='simulat': there is no such verb; did you mean 'fedveil simulate'?\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["ledger"], "fedveil ledger verify PATH"),
+        (["ledger", "shwo", "x"], "verb='shwo': there is no such verb; did you mean 'fedveil ledger show'?"),
+        (["ledger", "show"], "fedveil ledger show: missing argument 'PATH'\nusage: fedveil ledger show PATH"),
+    ],
+)
+def test_ledger_says_what_it_takes(console: Console, argv: list[str], said: str) -> None:
+    code, out, err = console(*argv)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_help_of_a_verb_lists_groups_examples_and_keys(console: Console, verb: str) -> None:
+    code, out, _ = console(verb, "--help")
+    assert code == 0
+    assert "\n  engine=                         inprocess, ray\n" in out
+    assert f"\n  fedveil {verb} task=heart privacy=record\n" in out
+    assert f"usage: fedveil {verb} [key=value ...]" in out
+    assert "\n  privacy.target_epsilon=3.0" in out
+    assert console.written() == []
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_cfg_job_shows_the_configuration_and_runs_nothing(console: Console, verb: str) -> None:
+    code, out, _ = console(verb, "--cfg", "job", "cohort.rate=0.125")
+    assert code == 0
+    assert "rate: 0.125" in out
+    assert "hydra:" not in out
+    assert console.calls == []
+    assert console.written() == []
+
+
+def test_cfg_job_refuses_a_typo_too(console: Console) -> None:
+    code, out, err = console("simulate", "--cfg", "job", "cohort.ratee=0.125")
+    assert (code, out) == (2, "")
+    assert "did you mean 'cohort.rate'?" in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "argv", "extra"),
+    [
+        ("simulate", [], "simulation"),
+        ("plan", [], "simulation"),
+        ("server", ["folder"], "server"),
+        ("provision", ["federation.yaml"], "server"),
+        ("client start", ["folder"], "client"),
+    ],
+)
+def test_what_an_extra_lacks_is_one_sentence(
+    console: Console, verb: str, argv: list[str], extra: str
+) -> None:
+
+    def found(name: str) -> str | None:
+        return None if name == "torch" else name
+
+    console.monkeypatch.setattr("fedveil.base.extras.find_spec", found)
+    code, out, err = console(*verb.split(), *argv)
+    assert (code, out) == (2, "")
+    assert err == f"extra='{extra}': fedveil {verb} needs torch: pip install 'fedveil[{extra}]'\n"
+
+
+def test_a_run_gets_its_settings_and_its_folder(console: Console) -> None:
+    code, out, err = console("simulate", "num_rounds=3", 'hydra.run.dir="it\'s here"')
+    assert (code, out, err) == (0, "", "")
+    ((settings, folder),) = console.calls
+    assert settings.num_rounds == 3
+    assert folder == console.folder / "it's here"
+    assert console.written() == ["it's here"]
+
+
+def test_the_default_folder_is_dated(console: Console) -> None:
+    console("simulate")
+    ((_, folder),) = console.calls
+    assert folder.relative_to(console.folder).parts[0] == "runs"
+    assert folder.is_dir()
+
+
+def test_json_is_the_last_line(console: Console) -> None:
+    def chatty(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        print("round 1")
+        return 0, completed(0.9, "infinity")
+
+    console.simulator(chatty)
+    _, out, _ = console("simulate", "--json")
+    assert json.loads(out.splitlines()[-1]) == completed(0.9, "infinity")
+
+
+def test_a_diverged_loss_is_still_json(console: Console) -> None:
+    console.simulator(
+        lambda settings, folder: (0, {"status": "completed", "metrics": {"loss": float("nan")}})
+    )
+    code, out, _ = console("simulate", "--json")
+    assert code == 0
+    assert json.loads(out) == {"status": "completed", "metrics": {"loss": None}}
+
+
+def test_a_sweep_ends_in_one_table(console: Console) -> None:
+    def by_seed(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        return 0, completed(0.5 + settings.seed / 10 if settings.seed else 0.5, 2.98765)
+
+    console.simulator(by_seed)
+    code, out, err = console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "job     accuracy  epsilon",
+        "seed=0  0.5       client 2.99",
+        "seed=1  0.6       client 2.99",
+        "",
+        "mean over seeds, 95 % interval  runs  accuracy",
+        "all                             2     0.55 ± 0.64",
+    ]
+    assert [folder for _, folder in console.calls] == [console.folder / "sweep" / job for job in "01"]
+
+
+def test_a_sweep_prints_one_json_object_a_job(console: Console) -> None:
+    _, out, _ = console("simulate", "--json", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert [json.loads(line) for line in out.splitlines()] == [completed(0.9, 2.98)] * 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"), [((0, 0, 0), 0), ((0, 3, 0), 3), ((3, 1, 0), 1), ((1, 3, 3), 1), ((0, 2, 3), 2)]
+)
+def test_a_sweep_goes_on_and_exits_with_the_worst(
+    console: Console, codes: tuple[int, ...], worst: int
+) -> None:
+    statuses = {0: "completed", 3: "exhausted"}
+
+    def end(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        assert settings.seed is not None
+        code = codes[settings.seed]
+        if code == 1:
+            raise RuntimeError("the disk is on fire")
+        if code == 2:
+            raise Refusal("cohort.size", 9, "too large")
+        return code, {"status": statuses[code]}
+
+    console.simulator(end)
+    code, out, err = console("simulate", "-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
+    assert code == worst
+    assert len(console.calls) == 3
+    assert len(out.splitlines()) == 4
+    assert ("fedveil: the run failed: RuntimeError: the disk is on fire" in err) == (1 in codes)
+    assert ("cohort.size=9: too large" in err) == (2 in codes)
+
+
+@pytest.mark.parametrize("argv", [(), ("-m", "num_rounds=1,2"), ("hydra.run.dir=old/new/run",)])
+def test_what_is_refused_by_its_data_leaves_nothing(commands: Any, argv: tuple[str, ...]) -> None:
+    """The settings alone do not tell that the folder holds no table; Hydra has made its folders by then."""
+    (commands.folder / "old").mkdir()
+    code, command = commands.run("simulate", *argv, "task=csv", "task.folder=no", "task.label=x")
+    assert code == 2 and "task.folder='no': does not exist" in command.err
+    left = {command.out_file, command.err_file, commands.folder / "old"}
+    assert {*commands.folder.rglob("*")} == left
+
+
+def test_a_sweep_keeps_its_refused_jobs_beside_one_that_ran(console: Console) -> None:
+    def end(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        if settings.seed:
+            raise Refusal("cohort.size", 9, "too large")
+        return 0, completed(0.9, 2.98)
+
+    console.simulator(end)
+    assert console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")[0] == 2
+    kept = {str(each.relative_to(console.folder)) for each in (console.folder / "sweep").rglob("job.json")}
+    assert kept == {"sweep/0/job.json", "sweep/1/job.json"}
+    assert (console.folder / "sweep" / "sweep.csv").is_file()
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_an_interrupted_job_ends_the_sweep(console: Console, raised: bool) -> None:
+    def interrupted(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        if raised:
+            raise KeyboardInterrupt
+        return 130, {"status": "interrupted"}
+
+    console.simulator(interrupted)
+    code, _, _ = console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert code == 130
+    assert len(console.calls) == 1
+
+
+def test_one_bad_job_refuses_the_whole_sweep(console: Console) -> None:
+    code, _, err = console("simulate", "-m", "seed=0,-1", "num_rounds=1,2")
+    assert code == 2
+    assert err == "seed=-1: must be from 0 to 4294967295\n"
+    assert console.calls == []
+    assert console.written() == []
+
+
+def test_resume_runs_in_the_old_folder_under_the_old_settings(console: Console) -> None:
+    def save(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        (folder / "config.yaml").write_text(settings.source)
+        return 130, {"status": "interrupted"}
+
+    console.simulator(save)
+    assert console("simulate", "num_rounds=7", "hydra.run.dir=old")[0] == 130
+    assert console("simulate", "num_rounds=7", "hydra.run.dir=old")[0] == 2
+    assert console("simulate", "resume=old")[0] == 130
+    (_, first), (settings, second) = console.calls
+    assert first == second == console.folder / "old"
+    assert (settings.num_rounds, settings.resume) == (7, "old")
+    assert console.written() == ["old", "old/config.yaml"]
+
+
+def test_plan_makes_no_folder(console: Console) -> None:
+    rounds: list[int] = []
+    room = types.ModuleType("fedveil.cli.plan")
+
+    def show_plan(settings: SimulationSettings, **_: object) -> int:
+        rounds.append(settings.num_rounds)
+        return 0
+
+    room.__dict__["show_plan"] = show_plan
+    console.monkeypatch.setitem(sys.modules, "fedveil.cli.plan", room)
+    code, out, _ = console("plan", "-m", "num_rounds=1,2")
+    assert (code, rounds) == (0, [1, 2])
+    assert out.splitlines() == ["# num_rounds=1", "# num_rounds=2"]
+    assert console.written() == []

@@ -1,0 +1,233 @@
+"""Models of the configuration: the shipped YAML files say what they say, and Python makes them with keywords."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+import fedveil.configs
+from fedveil.audit.settings import FullAudit, LightAudit, NoAudit
+from fedveil.base.refusal import Refusal
+from fedveil.configs import schema
+from fedveil.configs.compose import compose_overrides
+from fedveil.configs.engine_settings import InProcess
+from fedveil.configs.group import Group, node_at, schema_of
+from fedveil.configs.privacy_settings import ClientCentral, ClientDistributed, Record, RecordAndClient
+from fedveil.configs.reference import help_text
+from fedveil.configs.schema import SimulationSettings
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.deployment.settings import LinkSettings, ServerSettings
+from fedveil.engines.settings import Ray
+from fedveil.evidence.settings import CostSettings
+from fedveil.messages.local_training import ORDER_KEYS, LocalTraining
+from fedveil.privacy.budget import Adjacency
+from fedveil.questions.settings import EvaluateSettings
+from fedveil.tasks.shipped.settings import TASKS
+
+FOLDER = Path(fedveil.configs.__file__).parent
+# Values that suit the task, and have no default of their own.
+OF_TASK = {
+    "num_clients",
+    "learning_rate",
+    "dp_sgd_learning_rate",
+    "step_learning_rate",
+    "local_epochs",
+    "clipping_norm",
+    "longest_update",
+}
+OF_EXTENSIONS = {"cost": CostSettings(), "evaluate": EvaluateSettings()}
+TARGET = {
+    "task/custom": {"target": "mine:Task"},
+    "partition/flwr": {"target": "flwr_datasets.partitioner.IidPartitioner"},
+}
+
+
+def options() -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(FOLDER.glob("*/*.yaml")):
+        values = yaml.safe_load(file.read_text())
+        values.pop("defaults", None)
+        yield f"{file.parent.name}/{file.stem}", values.get("privacy", values)
+
+
+def model_of(group: str, name: str) -> type[Group]:
+    if group == "link":
+        return LinkSettings
+    kinds = {
+        "engine": (InProcess, Ray),
+        "task": get_args(get_args(TASKS)[0]),
+        "secagg": (schema.SecaggSettings, schema.NoSecagg),
+        "audit": (LightAudit, FullAudit, NoAudit),
+        "compress": (schema.CompressionSettings, schema.NoCompression),
+        "tune": get_args(schema.TuningSettings),
+    }
+    known = kinds.get(group) or get_args(getattr(schema, f"{group.capitalize()}Settings"))
+    (found,) = [kind for kind in known if name in get_args(kind.model_fields["name"].annotation)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("option", "values"), list(options()), ids=lambda each: each if isinstance(each, str) else ""
+)
+def test_an_options_file_says_the_models_defaults(option: str, values: dict[str, Any]) -> None:
+    group = option.partition("/")[0]
+    own = TARGET.get(option, {})
+    model = model_of(group, values["name"])(name=values["name"], **own)
+    said = {key: value for key, value in differing_from_task(group, values).items() if key not in own}
+    defaults = model.model_dump(mode="json", by_alias=True)
+    assert set(values) == set(defaults), "every key stands in the file, so that Hydra knows it"
+    assert said == {key: pick(defaults, key, said[key]) for key in said}
+
+
+def differing_from_task(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a model can know by itself."""
+    if group == "task":
+        return {key: value for key, value in values.items() if key not in OF_TASK}
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            plain[key] = differing_from_task(group, value)
+        elif not str(value).startswith("${"):
+            plain[key] = value
+    return plain
+
+
+def pick(defaults: Mapping[str, Any], key: str, like: Any) -> Any:
+    found = defaults[key]
+    return (
+        {each: pick(found, each, like[each]) for each in like} if isinstance(like, dict) and like else found
+    )
+
+
+@pytest.mark.parametrize(("file", "model"), [("config", SimulationSettings), ("server", ServerSettings)])
+def test_the_primary_files_say_the_models_defaults(file: str, model: type[Group]) -> None:
+    found = {
+        **yaml.safe_load((FOLDER / "shared.yaml").read_text()),
+        **yaml.safe_load((FOLDER / f"{file}.yaml").read_text()),
+    }
+    training = LocalTraining()
+    for key in set(found) - {"defaults", "hydra"}:
+        if str(found[key]).startswith("${"):
+            continue
+        default = (vars(training) | OF_EXTENSIONS).get(key, None)
+        if default is None:
+            default = model.model_fields[key].get_default()
+        plain = (
+            default.model_dump(mode="json")
+            if isinstance(default, Group)
+            else list(default)
+            if isinstance(default, tuple)
+            else default
+        )
+        assert found[key] == plain, key
+
+
+def test_models_are_made_with_keywords_and_the_shipped_defaults() -> None:
+    client = ClientCentral(target_epsilon=1.0, clipping_norm=2.0)
+    assert (client.target_delta, client.adjacency, client.noise) == (1e-4, Adjacency.ZERO_OUT, "independent")
+    both = RecordAndClient(record=Record(target_epsilon=8.0), client=client)
+    assert (both.record.target_delta, both.client) == (1e-5, client)
+    assert FullAudit().looks == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "sentences"),
+    [
+        (lambda: ClientCentral(target_epsilon=-1.0), ["target_epsilon=-1.0: must be above 0"]),
+        (lambda: Record(target_epsilon=None), ["target_epsilon=None: give a budget or a noise_multiplier"]),
+        (
+            lambda: ClientDistributed(clipping="adaptive", target_delta=2.0),
+            [
+                "clipping='adaptive': there is no such key; did you mean 'clipping_norm'?",
+                "target_delta=2.0: must be",
+            ],
+        ),
+        (lambda: Record(target_epsilon="8"), ["target_epsilon='8': must be a number, not text"]),
+    ],
+)
+def test_what_python_gives_wrong_is_refused_in_the_same_sentences(make: Any, sentences: list[str]) -> None:
+    with pytest.raises(Refusal) as refused:
+        make()
+    lines = sorted(str(refused.value).splitlines())
+    assert len(lines) == len(sentences)
+    assert all(line.startswith(said) for line, said in zip(lines, sentences, strict=True))
+
+
+def test_rules_between_keys_are_reported_all_at_once() -> None:
+    wrong = ["privacy.bands=3", "privacy.noise_schedule=adaptive", "privacy.metrics_share=0"]
+    with pytest.raises(Refusal) as refused:
+        settings_from_overrides(wrong)
+    assert {line.partition("=")[0] for line in str(refused.value).splitlines()} == {
+        "privacy.bands",
+        "privacy.metrics_share",
+    }
+    with pytest.raises(Refusal) as refused:
+        settings_from_overrides([*wrong, "num_rounds=0"])
+    assert "num_rounds=0" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "norm"), [(["task=heart"], 5.0), (["task=digits"], 50.0), (["task.longest_update=7"], 7.0)]
+)
+@pytest.mark.parametrize("secagg", ["masked", "auto"])
+def test_encryption_alone_clips_to_what_the_task_plans(asked: list[str], norm: float, secagg: str) -> None:
+    masked = settings_from_overrides(["privacy=none", f"secagg={secagg}", *asked]).secagg
+    assert isinstance(masked, schema.SecaggSettings) or masked is None
+    dumped = compose_overrides(["privacy=none", f"secagg={secagg}", *asked]).config
+    assert dumped.secagg.clipping_norm == norm
+    assert masked is None or masked.clipping_norm == norm
+
+
+def test_a_dump_is_the_group_of_the_file() -> None:
+    settings = settings_from_overrides(["privacy=record", "cohort=fixed", "secagg=masked"])
+    dumped = settings.model_dump(mode="json", by_alias=True)
+    composed = compose_overrides(["privacy=record", "cohort=fixed", "secagg=masked"]).config
+    for group in (
+        "privacy",
+        "cohort",
+        "secagg",
+        "audit",
+        "task",
+        "strategy",
+        "engine",
+        "partition",
+        "faults",
+    ):
+        assert dumped[group] == dict(composed[group]), group
+
+
+@pytest.mark.parametrize("model", [SimulationSettings, ServerSettings])
+def test_every_key_of_the_schema_has_a_meaning_and_a_type(model: type[Group]) -> None:
+    found = schema_of(model)
+    groups = [found, *(each for name, each in found["$defs"].items() if "properties" in each)]
+    silent = {
+        "server_learning_rate",
+        "server_momentum",
+        "beta_1",
+        "beta_2",
+        "proximal_mu",
+        "record",
+        "client",
+        "name",
+    }
+    for group in groups:
+        for key, each in group["properties"].items():
+            known = "description" in each or "$ref" in each or "discriminator" in each
+            assert known or key in silent, f"{group.get('description')}: {key}"
+    assert set(ORDER_KEYS) <= set(found["properties"]) and "source" not in found["properties"]
+
+
+def test_a_place_in_the_schema_is_found_through_the_options() -> None:
+    place = node_at(schema_of(SimulationSettings), ("privacy", "record_and_client", "client", "bands"))
+    assert place.path == ("privacy", "client", "bands")
+    assert (place.schema["minimum"], place.schema["maximum"]) == (1, 128)
+
+
+@pytest.mark.parametrize("overrides", [[], ["privacy=record_and_client", "task=shakespeare", "audit=full"]])
+def test_help_fits_a_terminal_and_names_every_key(overrides: list[str]) -> None:
+    told = help_text(compose_overrides(overrides).config, SimulationSettings)
+    assert max(map(len, told.splitlines())) <= 80
+    for key in ("num_rounds=100", "learning_rate=${task.", "secagg.bits=null", "cohort.rate=0.25"):
+        assert f"\n  {key}" in told
+    assert "Above 0 and at most 1." in " ".join(told.split()) and "name=" not in told

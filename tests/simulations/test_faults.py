@@ -1,0 +1,193 @@
+"""Clients that vanish, fail, dawdle or answer nonsense: the round goes on, they are counted, the budget is charged."""
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedveil.configs.schema import FaultSettings
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.simulations import faults as injected
+from fedveil.simulations.deadline import PastDeadline, limited_to
+from fedveil.simulations.faults import pick_fault
+from fedveil.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
+ROUNDS = 3
+COMMON = (
+    "task=digits",
+    "task.num_clients=12",
+    f"num_rounds={ROUNDS}",
+    "cohort=all",
+    "batch_size=100",
+    "local_epochs=1",
+    "privacy.noise_multiplier=1",
+    "privacy.target_epsilon=null",
+    "privacy.allow_large_delta=true",
+)
+EVERY_KIND = (
+    "faults.dropout=0.1",
+    "faults.failure=0.1",
+    "faults.corrupt=0.3",
+    "faults.straggler=0.05",
+    "engine.deadline=50",
+)
+
+
+def run(folder: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    outcome = simulate(settings_from_overrides([*COMMON, *overrides]), folder, quiet=True)
+    told = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return outcome.result, [row | more for row, more in zip(rows, told, strict=False)]
+
+
+def dropped(rows: list[dict[str, Any]]) -> Counter[str]:
+    return sum((Counter(row["dropped"]) for row in rows), Counter())
+
+
+def reserved(folder: Path) -> int:
+    return sum(entry.kind == "reserve" for entry in read_entries(folder / "ledger"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    [
+        ("dropout", {"failed"}),
+        ("failure", {"failed"}),
+        ("straggler", {"late"}),
+        ("corrupt", {"dtype", "shape"}),
+    ],
+)
+def test_each_fault_is_counted_under_its_reason(tmp_path: Path, fault: str, reasons: set[str]) -> None:
+    deadline = 0.25 if fault == "straggler" else 20  # which nobody misses, however busy the machine
+    result, rows = run(tmp_path, f"faults.{fault}=0.3", f"engine.deadline={deadline}")
+    assert result["status"] == "completed"
+    assert dropped(rows).total() > 0 and set(dropped(rows)) <= reasons
+    for row in rows:
+        assert row["invited"] == 12
+        assert row["replies"] + sum(row["dropped"].values()) == 12
+        assert math.isfinite(row["accuracy"])
+    assert reserved(tmp_path) == ROUNDS
+
+
+def test_same_seed_draws_the_same_faults_on_one_and_on_two_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late_at_once(seconds: float) -> None:
+        assert seconds > 50
+        raise PastDeadline
+
+    monkeypatch.setattr(injected, "time", SimpleNamespace(sleep=late_at_once))
+    _, rows_of_one = run(tmp_path / "one", *EVERY_KIND)
+    _, rows_of_two = run(tmp_path / "two", *EVERY_KIND, "engine.workers=2")
+    assert {"late", "failed", "dtype", "shape"} <= set(dropped(rows_of_one))
+    assert rows_of_two == rows_of_one
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert models[0] == models[1]
+
+
+def test_another_seed_draws_other_faults(tmp_path: Path) -> None:
+    results = [run(tmp_path / seed, "faults.corrupt=0.4", f"seed={seed}") for seed in ("0", "1")]
+    assert [row["dropped"] for row in results[0][1]] != [row["dropped"] for row in results[1][1]]
+
+
+def test_round_in_which_nobody_answers_is_charged_and_releases_noise(tmp_path: Path) -> None:
+    result, rows = run(tmp_path, "faults.failure=1")
+    assert (result["status"], result["rounds_completed"]) == ("failed", ROUNDS)
+    assert result["reason"] == "no client ever replied (failed)"
+    assert [row["replies"] for row in rows] == [0] * ROUNDS
+    assert len({row["loss"] for row in rows}) == ROUNDS
+    assert reserved(tmp_path) == ROUNDS
+
+
+def test_incredible_values_stay_out_of_the_mean(tmp_path: Path) -> None:
+    overrides = [*COMMON[:6], "privacy=none", "faults.corrupt=0.6"]
+    outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
+    assert {"shape", "not finite", "dtype"} <= set(outcome.result["dropped"])
+    assert math.isfinite(outcome.result["metrics"]["loss"])
+
+
+def test_an_update_that_is_far_too_long_is_clipped_again(tmp_path: Path) -> None:
+    _, rows = run(tmp_path, "faults.corrupt=1", "num_rounds=2")
+    assert sum(row["clipped_again"] for row in rows) == sum(row["replies"] for row in rows) > 0
+
+
+def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
+    record = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=8")
+    outcome = simulate(settings_from_overrides([*COMMON[:6], *record]), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert outcome.exit_code == 3
+    assert rows[0]["dropped"] == {}
+    assert rows[-1]["dropped"] == {"budget spent": 12}
+    assert 0 < outcome.result["privacy"][0]["epsilon"] <= 8
+
+
+def test_probabilities_share_one_uniform_number() -> None:
+    faults = FaultSettings(dropout=0.1, failure=0.2, straggler=0.3, corrupt=0.2)
+    picks = [pick_fault(faults, (k + 0.5) / 1000) for k in range(1000)]
+    assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
+
+
+def test_who_fails_is_independent_of_round_and_client() -> None:
+    faults, randomness = FaultSettings(dropout=0.5), Randomness(0)
+    picks = [
+        [
+            pick_fault(faults, randomness.stream("faults", number, client).generator().random())
+            for client in range(64)
+        ]
+        for number in range(8)
+    ]
+    assert len({tuple(row) for row in picks}) == 8
+    assert 150 < sum(pick == "dropout" for row in picks for pick in row) < 362
+
+
+SLOW = "import time\nfor _ in range(20):\n    time.sleep(0.01)\n"
+
+
+def test_a_deadline_lets_an_import_end_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a module would stay in the process, and fail whoever imports it later."""
+    (tmp_path / "slow_to_import.py").write_text(f"{SLOW}whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PastDeadline), limited_to(0.01):
+        import_module("slow_to_import")
+        while True:
+            pass
+    assert sys.modules["slow_to_import"].whole
+
+
+def test_a_deadline_holds_in_a_program_that_is_itself_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "from fedveil.simulations.deadline import limited_to\nwith limited_to(0.01):\n    while True:\n        pass\n"
+    (tmp_path / "imported_program.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PastDeadline):
+        import_module("imported_program")
+
+
+def test_imports_of_a_training_precede_the_first_clock(tmp_path: Path) -> None:
+    """In a process of its own, which has imported nothing yet."""
+    program = (
+        "import sys\nfrom fedveil.configs.settings import settings_from_overrides\n"
+        "from fedveil.simulations import in_process\nfrom fedveil.simulations.simulate import simulate\n"
+        "true, before, after = in_process.limited_to, [], []\n"
+        "def noted(seconds):\n    before.append(set(sys.modules))\n    return true(seconds)\n"
+        "in_process.limited_to = noted\n"
+        "asked = ['task=digits', 'task.num_clients=4', 'privacy=record', 'cohort=all', 'num_rounds=1', 'engine.workers=1']\n"
+        "simulate(settings_from_overrides(asked), __import__('pathlib').Path('run'), quiet=True)\n"
+        "print(sorted({each for each in before[-1] - before[0] if each.startswith(('fedveil', 'opacus', 'torch'))}))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0 and said.stdout.splitlines()[-1] == "[]", said.stdout + said.stderr
