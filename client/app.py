@@ -94,7 +94,7 @@ def _answer(message: Message, client: int, bench: Workbench) -> Message:
     is_hidden = encryption is not None and encryption.minimum_noise_multiplier > 0
 
     def answer() -> Message:
-        if wire.asks(message.content):
+        if wire.is_query(message.content):
             return extension("query", "answer", "question", client)(message, client, bench)
         return train_round(message, client, bench, settings)
 

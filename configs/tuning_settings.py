@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ..messages.local_training import LocalTraining
-from ..privacy.arms import MOST_ARMS
+from ..privacy.arms import MAX_ARMS
 from .group import Group, remedy
 from .privacy_settings import ClientLevel, NoPrivacy, RecordDistributed, sum_level
 from .values import HIDDEN_CLIENTS, MAX_ROUNDS, Epochs, Positive, Rounds, Text
@@ -20,8 +20,8 @@ TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
 SEVERAL = Field(
     strict=False,
     min_length=2,
-    max_length=MOST_ARMS,
-    json_schema_extra=remedy(f"must be a list of 2 to {MOST_ARMS} values, such as [5,20,80]"),
+    max_length=MAX_ARMS,
+    json_schema_extra=remedy(f"must be a list of 2 to {MAX_ARMS} values, such as [5,20,80]"),
 )
 NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "

@@ -28,7 +28,7 @@ from ..run.unit_plan import charges_questions
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW, name_of, row_after
-from ..server.round_terms import Mean, Round, unanswered
+from ..server.round_terms import Mean, Round, describe_failure
 from ..strategies.cohorts import All
 from ..tasks.data import Data
 from ..tasks.independence import check_evaluated_apart
@@ -37,23 +37,23 @@ from .evaluation_plan import (
     check_evaluation,
     evaluated_rounds,
     evaluation_events,
+    evaluation_lines,
     evaluation_of,
     evaluation_plan,
-    lines_of,
     one_evaluation,
     scoring_of,
     scoring_plan,
 )
 from .evaluations import epsilon_of
 from .settings import evaluate_of, scored_metric
-from .sums import Charge, put, sums_of
+from .sums import Charge, ask_cohort, sums_of
 from .wire import evaluation_content
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
 def evaluate_at_clients(
-    run: Run, participants: Participants, reach: Reach, state: State, last: bool = False
+    run: Run, participants: Participants, reach: Reach, state: State, is_last: bool = False
 ) -> dict[str, Any] | None:
     """Evaluate a round's model at all clients, and return the record; None if the round has no evaluation.
 
@@ -62,14 +62,14 @@ def evaluate_at_clients(
       participants: of its rounds.
       reach: answers that an evaluation needs, and its timeout.
       state: after the round.
-      last: whether the run ends here, before its last round.
+      is_last: whether the run ends here, before its last round.
     """
     federation = run.federation
-    owed = last and evaluate_of(federation.settings).clients != "none"
-    if not owed and state.round not in evaluated_rounds(federation.settings):
+    is_due = is_last and evaluate_of(federation.settings).clients != "none"
+    if not is_due and state.round not in evaluated_rounds(federation.settings):
         return None
-    asked = evaluation_of(federation, name_of(run.name))
-    return _evaluated(run, participants, reach, asked, state.model, row_after(state.round))
+    evaluation = evaluation_of(federation, name_of(run.name))
+    return _evaluate(run, participants, reach, evaluation, state.model, row_after(state.round))
 
 
 def score_at_clients(
@@ -84,16 +84,16 @@ def score_at_clients(
       models: of the arms.
       number: of the round before the comparison.
     """
-    asked = scoring_of(run.federation, name_of(run.name))
+    evaluation = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
-    for place, model in enumerate(models, 1):
-        arm, row = run.tuning.deal.arm(place), row_after(number, place)
-        record = _evaluated(run, participants, reach, asked, model, row, arm)
-        records.append({"arm": place, **record})
+    for arm_number, model in enumerate(models, 1):
+        arm, row = run.tuning.deal.arm(arm_number), row_after(number, arm_number)
+        record = _evaluate(run, participants, reach, evaluation, model, row, arm)
+        records.append({"arm": arm_number, **record})
     return records
 
 
-def _evaluated(
+def _evaluate(
     run: Run,
     participants: Participants,
     reach: Reach,
@@ -108,7 +108,7 @@ def _evaluated(
         participants, cohort=All(), answers=reach.answers, canaries=canaries, add_canaries=None, arm=arm
     )
     plan = one_evaluation(federation)
-    assert run.ledger is not None  # modes whose ledgers are their clients' refuse evaluations
+    assert run.ledger is not None  # modes with ledgers at the clients refuse evaluations
     record = {
         "round": row % FIRST_ROW,
         "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
@@ -121,34 +121,35 @@ def _evaluated(
         charge.reserve()
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
-    brought = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
+    model_content = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
     # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
     sent = replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
-    content = evaluation_content(sent, brought, question_order(federation, sent, plan, arm))
-    done, mean = put(everybody, charge, content, federation.masking, reach.timeout)
+    content = evaluation_content(sent, model_content, question_order(federation, sent, plan, arm))
+    result, mean = ask_cohort(everybody, charge, content, federation.masking, reach.timeout)
     participants.search = everybody.search
     if mean is not None:
         charge.settle()
-    for evidence in done.evidence:
+    for evidence in result.evidence:
         append_line(run.folder / BLAME, evidence)
-    named = {"blamed": done.blamed, "suspected": done.suspected}
-    told = _told(federation, charge, done, mean, everybody.expected)
-    return {**record, **told, **{kind: said for kind, said in named.items() if said}}
+    faults = {"blamed": result.blamed, "suspected": result.suspected}
+    answer = _answer_fields(federation, charge, result, mean, everybody.expected)
+    return {**record, **answer, **{kind: members for kind, members in faults.items() if members}}
 
 
-def _told(
-    federation: Federation, charge: Charge, done: Round, mean: Mean | None, expected: float
+def _answer_fields(
+    federation: Federation, charge: Charge, result: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
     if mean is None:
-        return {"reason": unanswered(done, not federation.mode.hides_counts), "clients": None, "answers": []}
+        reason = describe_failure(result, not federation.mode.hides_counts)
+        return {"reason": reason, "clients": None, "answers": []}
     masked = federation.masking is not None
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
     clients = mean.clients if masked else round(expected)
-    asked, sums = charge.inquiry, sums_of(charge, done, mean, masked)
-    assert isinstance(asked, Evaluation)
+    evaluation, sums = charge.inquiry, sums_of(charge, result, mean, masked)
+    assert isinstance(evaluation, Evaluation)
     answers = [
         {"name": name, "figures": [each.plain for each in figures]}
-        for name, figures in asked.answers(sums.cells, sums.noise, clients)
+        for name, figures in evaluation.answers(sums.cells, sums.noise, clients)
     ]
     return {"clients": clients, "answers": answers}
 
@@ -175,7 +176,7 @@ EVALUATIONS = Query(
     events=evaluation_events,
     plans=_plans,
     fields=_fields,
-    lines=lines_of,
+    lines=evaluation_lines,
     check=check_evaluation,
     check_records=_check_records,
     after=evaluate_at_clients,

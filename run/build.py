@@ -20,7 +20,7 @@ from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
 from ..privacy import budget
 from ..privacy.preconditions import check_cohort_size
-from ..privacy.sampling import least_participations
+from ..privacy.sampling import min_participations
 from ..strategies.cohorts import Cohort, cohort_of, over_select, with_label
 from ..tasks import DEALT, TASKS, AnnouncedTask, PooledTask, Task, as_run, load_task
 from .client_instructions import task_options
@@ -85,7 +85,7 @@ def build(
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
     federation.mode.check_adjacencies()
     if mode.spends and not announced and population.local_clients(task) and settings.task.own:
-        from ..tasks.independence import check_order  # torch, which a plan does without
+        from ..tasks.reading_order import check_order  # torch, which a plan does without
 
         check_order(task)
     if mode.spends:
@@ -229,7 +229,7 @@ def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num
     if (cohort.separation or 1) * size > num_clients:
         remedy = f"with {size} of {num_clients} clients a round give at most {num_clients // size}"
         raise Refusal("cohort.separation", cohort.separation, remedy)
-    needed = least_participations(size, num_clients, settings.num_rounds)
+    needed = min_participations(size, num_clients, settings.num_rounds)
     if (cohort.max_participations or needed) < needed:
         remedy = f"{settings.num_rounds} rounds of {size} clients need at least {needed}"
         raise Refusal("cohort.max_participations", cohort.max_participations, remedy)

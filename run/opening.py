@@ -11,7 +11,7 @@ from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
-from ..privacy.ledger.folder_lock import alone
+from ..privacy.ledger.hash_chain import exclusive_lock
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key
@@ -44,7 +44,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
     budget = federation.mode.budget
     if budget is None:
         make_folder(setting, run.folder)
-        with alone(run.folder / "run", setting):  # no ledger keeps others out
+        with exclusive_lock(run.folder / "run", setting):  # no ledger keeps others out
             yield _started(ask(run))
         return
     of_simulation = _planned(run, None) if federation.simulated else None

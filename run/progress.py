@@ -17,7 +17,7 @@ from ..base.refusal import Refusal
 from ..configs.round_line import AT_BOUND, TRAIN
 from ..messages.traffic import NOTHING, Carried, Tally
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import counted
+from ..privacy.accounting.renyi_filter import spent_epsilon
 from ..privacy.adaptation import Choices
 from ..privacy.budget import Adversary, Unit
 from ..server.checkpoint import Checkpoint, State, Trial, restore_strategy, write
@@ -173,9 +173,7 @@ def _at_bound(run: Run, round_: Round) -> list[str]:
     if run.privacy is None:
         return []
     bounds = {metric.name: metric.bound for metric in run.federation.mode.metrics}
-    return [
-        f"{TRAIN}{name}" for name, value in round_.scalars.items() if value in (0.0, bounds.get(name, 1.0))
-    ]
+    return [f"{TRAIN}{k}" for k, value in round_.scalars.items() if value in (0.0, bounds.get(k, 1.0))]
 
 
 def _counts(progress: Progress, round_: Round) -> dict[str, Any]:
@@ -203,7 +201,7 @@ def _epsilons(progress: Progress) -> dict[str, float]:
     if ledger is not None:
         promise, events = promises[0], ledger.events(Adversary.MODEL)
         terms = promise.target_delta, promise.adjacency, ledger.filter_order, GATE_INTERVAL
-        epsilons[str(promise.unit)] = counted(events, *terms)
+        epsilons[str(promise.unit)] = spent_epsilon(events, *terms)
     return epsilons | progress.meter.epsilons()
 
 

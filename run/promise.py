@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.accounting.renyi_filter import accountant, counted
+from ..privacy.accounting.renyi_filter import accountant, spent_epsilon
 from ..privacy.budget import Adjacency, Adversary
-from ..privacy.ledger.book import RESERVE, Book, run_of
+from ..privacy.ledger.ledger_state import RESERVE, LedgerState, run_of
 from .run_files import OWN_LEDGERS, Fields, RunFiles
 
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
@@ -62,9 +62,7 @@ def row_by_sums(run: RunFiles) -> dict[str, Any] | None:
 
 def _trusts_server(rows: Sequence[Fields]) -> bool:
     """Return whether clients are not hidden from the server."""
-    return any(
-        (row["unit"], row["adversary"], row["epsilon"]) == ("client", "server", "infinity") for row in rows
-    )
+    return any((r["unit"], r["adversary"], r["epsilon"]) == ("client", "server", "infinity") for r in rows)
 
 
 def _basis_and_mechanism(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
@@ -150,9 +148,7 @@ def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -
     row = rows[index]
     more = [] if ended else [GOES_ON]
     more += [refuted] if refuted else []
-    others = [
-        each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
-    ]
+    others = [r["whom"] for r in rows if r["unit"] == row["unit"] and r["epsilon"] == row["epsilon"]]
     recipients = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
     percent = math.ceil(round(100 * row["recognised"], 6))
     subject = f"{recipients[0].upper()}{recipients[1:]}"
@@ -201,7 +197,7 @@ def _sums_so_far(run: RunFiles) -> list[dict[str, Any]]:
     events = json.loads(mine[-1].payload)["events"]
     level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
     target = level.get("target_epsilon")
-    book = Book()
+    book = LedgerState()
     for each in run.entries:
         book.apply(each)
     unit, adjacency = str(book.identity["unit"]), Adjacency(book.identity["adjacency"])
@@ -215,7 +211,7 @@ def _sums_so_far(run: RunFiles) -> list[dict[str, Any]]:
         # A filter's count promises nothing by itself: its budget does.
         size = target or "infinity"
         if order is None:
-            size = counted(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
+            size = spent_epsilon(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
         row = _row_so_far(unit, adversary, adjacency, budget.target_delta, target)
         name = accountant(budget.target_delta, adjacency, order)
         rows.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})

@@ -33,7 +33,7 @@ from .progress import Progress, save
 from .report import encryption, record_by_sums, spent, versions
 from .round_lines import drops_in, members_in, tell_operator
 from .run_files import TOTALS
-from .tuning import tuned
+from .tuning import tuning_result
 
 if TYPE_CHECKING:
     from .machine_time import MachineTime
@@ -117,7 +117,7 @@ def _result(progress: Progress, ending: Ending, costs: Mapping[str, Any]) -> dic
         "rosters": _rosters(run),
         "audit": None,
         "message_bytes": final.get("message_bytes"),
-        "tuning": tuned(run, state, history),
+        "tuning": tuning_result(run, state, history),
         "rise": rise_of(_rounds_of_model(history, state), federation.settings) if history else None,
         "models_averaged": state.average.models if state.average else 1,
         "metrics": {

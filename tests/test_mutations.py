@@ -160,6 +160,7 @@ def test_in_the_copy_without_a_fault_tests_are_green(tried: Tried) -> None:
 
 SOURCE = """
 LIMIT, NAMES = 3, ("a", "b")
+BOUNDS = {"limit": LIMIT, "most": 9}
 
 
 class Ledger:
@@ -202,6 +203,7 @@ class Ledger:
         ("Ledger.reserve", "drop 1 inside reserve()", "cost - 1)", "(cost))"),
         ("Ledger.reserve", "drop 1 inside parts", "release.parts(1, 2)", "(release.parts(2))"),
         ("", 'drop "b"', '("a", "b")', "(('a',))"),
+        ("", 'drop "limit"', '{"limit": LIMIT, "most": 9}', "({'most': 9})"),
         ("", "change 3 to 4", "LIMIT, NAMES = 3", "LIMIT, NAMES = (4)"),
         ("Ledger", "change limit= to $0 + 1", "limit = LIMIT", "limit = ((LIMIT) + 1)"),
         ("Ledger.reserve.total", "change return to 0", "return max(cost, 0)", "return (0)"),
@@ -223,7 +225,7 @@ def test_each_operator_changes_its_place_alone(function: str, fault: str, before
 def test_what_follows_a_change_stays_on_its_line() -> None:
     applied = Mutation("name", "file.py", "Ledger.reserve", "skip append()", "", "").applied(SOURCE)
     assert [line for line in applied.splitlines() if "append" in line] == []
-    assert applied.splitlines()[24:] == SOURCE.splitlines()[24:]
+    assert applied.splitlines()[25:] == SOURCE.splitlines()[25:]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_what_follows_a_change_stays_on_its_line() -> None:
         (
             "Ledger.reserve",
             "skip close()",
-            "3 places for `skip close()`, line 24, line 26, line 28; give words",
+            "3 places for `skip close()`, line 25, line 27, line 29; give words",
         ),
         ("Ledger.reserve", "never max()", "file.py: Ledger.reserve: 0 places for `never max()`; give words"),
         ("Ledger.total", "never cost", "file.py: Ledger.total: no such function or class"),

@@ -23,7 +23,7 @@ from ..extra import OwnRound, extra_records
 from ..private_update import compressed, record_sum_reply
 from ..training.sgd import key_of_round, seed_layers
 from ..workbench import Workbench
-from .together import drawn, step_of
+from .together import draw_records, step_of
 from .train import PrivateSteps, chosen_engine, train_privately
 
 MECHANISM = "dp_sgd"
@@ -86,7 +86,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     _begin_step(bench, client, content, settings, data)
     _check_norm(step.terms.max_grad_norm, content, settings)
     data = bench.records_of(client, settings)
-    rows = drawn(len(data), step, Randomness(settings.seed).stream("batches", number, client))
+    rows = draw_records(len(data), step, Randomness(settings.seed).stream("batches", number, client))
     examples = placed(data, bench.device)
     update = step_of(*bench.model_of_step(settings), settings, content, examples, rows)
     bench.require_base()
@@ -133,7 +133,7 @@ def sum_of_union(
     randomness = Randomness(settings.seed)
     rows = [
         union.first[client]
-        + drawn(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
+        + draw_records(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
         for client in clients
     ]
     examples = placed(cast(Data, union), bench.device)

@@ -10,7 +10,7 @@ A block names a fault, the function, the operator with its place, and tests of w
     always WORDS            a condition is true: of an if, a loop or a filter; a comparison; an operand of and, or, not
     never WORDS             a condition is false
     skip WORDS              a statement is left out
-    drop WORDS              an argument, an element or an operand of arithmetic is left out
+    drop WORDS              an argument, an element, an entry or an operand of arithmetic is left out
     change WORDS to CODE    an expression becomes another; `part 2 of WORDS` is its second argument or operand
     replace WORDS by CODE   a statement becomes another
 
@@ -304,6 +304,12 @@ def _parts(scope: ast.AST) -> Iterator[Place]:
                 parts = [*args, *keywords]
             case ast.BinOp(left=left, right=right):
                 parts = [left, right]
+            case ast.Dict(keys=keys, values=values):
+                parts = []
+                yield from (
+                    _place(each, key or each, each, parent=node)
+                    for key, each in zip(keys, values, strict=True)
+                )
             case _:
                 parts = getattr(node, ELEMENTS.get(type(node), ""), [])  # type: ignore[arg-type]
         yield from (_place(part, parent=node) for part in parts)
@@ -345,6 +351,9 @@ def _without(parent: Any, part: ast.AST) -> ast.AST:
         case ast.Call(func=func, args=args, keywords=keywords):
             kept = [each for each in keywords if each is not part]
             return ast.Call(func, [each for each in args if each is not part], kept)
+        case ast.Dict(keys=keys, values=values):
+            kept = [(key, each) for key, each in zip(keys, values, strict=True) if each is not part]
+            return ast.Dict(*map(list, zip(*kept, strict=True)) if kept else ([], []))
         case _:
             field = ELEMENTS[type(parent)]
             return type(parent)(**{field: [each for each in getattr(parent, field) if each is not part]})
