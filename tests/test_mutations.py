@@ -931,7 +931,7 @@ MUTATIONS = {
     ),
     "two runs charge the same clients' records at once": Mutation(
         "run/run.py",
-        "        alone_on_records(federation),\n",
+        "        lock_records(federation),\n",
         "",
         "end_to_end/test_preconditions.py",
         "second_run_on_records",
@@ -2191,7 +2191,7 @@ MUTATIONS = {
     ),
     "nobody is warned of data that are scaled by themselves": Mutation(
         "run/prepare.py",
-        "    _warn_of_own_scale(federation)\n",
+        "    _warn_of_scale(federation)\n",
         "    pass\n",
         "tasks/test_own_scale.py",
         "who_has_the_data",
@@ -2513,8 +2513,8 @@ MUTATIONS = {
     ),
     "a base that training moved stays in the process": Mutation(
         "client/workbench.py",
-        "            require()\n            put_back()\n",
-        "            put_back()\n",
+        "            require()\n            restore()\n",
+        "            restore()\n",
         "tasks/test_arrays.py",
         "reaches_the_next",
     ),
