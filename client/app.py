@@ -64,14 +64,14 @@ def make_client_app(
         return bench or workbench(settings(context))
 
     def protected(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        own = bench_of(context).settings
-        if own.encryption is None:
+        settings_of_client = bench_of(context).settings
+        if settings_of_client.encryption is None:
             return private_update(message, context, call_next)
         from ..strategies.identity import simulated_identity  # needed only by encrypted sums
         from .secure_update import secure_update
 
-        identity = simulated_identity(own.encryption, _number(context))
-        return secure_update(identity, Randomness(own.seed), message, context, call_next)
+        identity = simulated_identity(settings_of_client.encryption, _number(context))
+        return secure_update(identity, Randomness(settings_of_client.seed), message, context, call_next)
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
