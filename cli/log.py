@@ -25,7 +25,7 @@ from ..links.log_export import (
 )
 from ..links.roster_watch import followed_credentials
 from ..links.server_bundle import ServerBundle, read_server_bundle
-from ..links.server_log import LOG, ServerLog, fields_of, read_entries, told_again
+from ..links.server_log import LOG, ServerLog, contradicting_entries, fields_of, read_entries
 from ..links.tree_head import TreeHead, sign_head
 from ..messages.training_order import NEW
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
@@ -136,7 +136,7 @@ def _compare(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
         print(line)
     common_size = min(mine.head.size, other.head.size)
     print(f"the logs agree on their first {common_size} entries")
-    if again := told_again(texts):
+    if again := contradicting_entries(texts):
         print(f"CONFLICT in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
         return FORKED
     return 0
@@ -154,7 +154,7 @@ def _format_cosignature(each: HeadCosignature) -> str:
 
 def _entry_lines(texts: Sequence[str]) -> Iterator[str]:
     """Yield a line for each entry; one that contradicts an earlier one is marked."""
-    again = told_again(texts)
+    again = contradicting_entries(texts)
     for index, text in enumerate(texts):
         entry = fields_of(text)
         name, new, suffix = entry.get("run", "").partition(NEW)

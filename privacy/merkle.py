@@ -70,7 +70,7 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Return PATH(place, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
+    """Return PATH(index, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
 
     Args:
       leaves: hashes of all leaves.

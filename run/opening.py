@@ -11,7 +11,7 @@ from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..privacy.budget import Adversary, Budget
-from ..privacy.ledger.folder_lock import exclusive_lock
+from ..privacy.ledger.hash_chain import exclusive_lock
 from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key

@@ -45,7 +45,7 @@ from ...messages.flower_adapter import claim_identity, quiet_flower
 from ...messages.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
 from ...messages.run_over import RunOver, read_over, reply_with
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
-from ...privacy.ledger import folder_lock
+from ...privacy.ledger import hash_chain
 from ...privacy.ledger.receipt import Receipt
 from .authority import adopt_rollovers
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
@@ -248,7 +248,7 @@ def exclusive_lock(state: Path) -> AbstractContextManager[None]:
       Refusal: on entry, if another process holds it.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder_lock.exclusive_lock(state / RUNNING, "client")
+    return hash_chain.exclusive_lock(state / RUNNING, "client")
 
 
 def _wait_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
@@ -290,7 +290,7 @@ def read_health(state: Path) -> Health | None:
 
 def running(state: Path) -> int | None:
     """Return the id of the running agent's process, or None."""
-    return folder_lock.lock_holder(state / RUNNING)
+    return hash_chain.lock_holder(state / RUNNING)
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:

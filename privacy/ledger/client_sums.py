@@ -59,8 +59,8 @@ def pending_drafts(clients: LedgerState, records: LedgerState, budget: Budget) -
     """Return the entries of the client's releases that the ledger of its records lacks.
 
     Args:
-      clients: book of the client's ledger.
-      records: book of its records' ledger.
+      clients: state of the client's ledger.
+      records: state of its records' ledger.
       budget: of the records: gives adjacency and delta. What has left is charged, whatever epsilon may be spent.
     """
     drafts: list[Draft] = []
@@ -105,11 +105,11 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
 
 
 def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> LedgerState:
-    """Return what records have spent, as a book in memory: on their ledger, and by their client's releases.
+    """Return what records have spent, as a state in memory: on their ledger, and by their client's releases.
 
     Args:
-      clients: book of the client's ledger.
-      records: book of the records' ledger, which is extended; empty without one.
+      clients: state of the client's ledger.
+      records: state of the records' ledger, which is extended; empty without one.
       budget: of the records.
     """
     book = records
@@ -125,7 +125,7 @@ def lost_by_records(clients: LedgerState, delta: float) -> float | None:
     """Return the epsilon of each record by what its client released as a whole, to the adversary who saw most of it.
 
     Args:
-      clients: book of a ledger of clients.
+      clients: state of a ledger of clients.
       delta: in (0, 1).
 
     Returns:
@@ -153,7 +153,7 @@ def _record_events(
 
 
 def take(book: LedgerState, draft: Draft) -> None:
-    """Count an entry in a book that stays in memory."""
+    """Count an entry in a state that stays in memory."""
     book.take(Entry(book.head.seq + 1, draft.kind, draft.key, draft.payload, "", ""), "memory")
 
 
@@ -210,7 +210,7 @@ class RecordsBudget:
 def read_records(
     clients: Path, records: Path, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> tuple[LedgerState, LedgerState]:
-    """Return what records have spent, and what of it by releases of their client alone, as books in memory.
+    """Return what records have spent, and what of it by releases of their client alone, as states in memory.
 
     Args:
       clients: path of the client's ledger, which need not exist.

@@ -362,7 +362,7 @@ def budgets_of_records(folder: Path, data_id: str, clients: LedgerState) -> tupl
     Args:
       folder: of the ledgers.
       data_id: of the data set.
-      clients: book of the ledger of all clients together.
+      clients: state of the ledger of all clients together.
 
     Raises:
       Refusal: a ledger cannot be read or written.

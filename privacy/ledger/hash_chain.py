@@ -38,6 +38,7 @@ GUARD = """
 CREATE TRIGGER no_{event} BEFORE {event} ON entries
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""".strip()
 SCHEMA = (TABLE, GUARD.format(event="UPDATE"), GUARD.format(event="DELETE"))
+STATUS_SECONDS = 2.0  # `status` holds the lock for a moment
 
 
 class LedgerUnavailable(Refusal):
@@ -268,6 +269,38 @@ def regular(name: Path) -> os.stat_result | None:
     if not stat.S_ISREG(status.st_mode):
         raise Refusal("ledger", str(name), "not a regular file; give the path of the ledger itself")
     return status
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, field: str) -> Generator[None]:
+    """Hold the lock of a folder, which one server or one agent holds as long as it runs, within the context.
+
+    Args:
+      path: of the lock, without its suffix.
+      field: what a refusal calls the process.
+
+    Raises:
+      Refusal: another process holds it.
+    """
+    try:
+        lock = Lock(path, STATUS_SECONDS)
+    except Refusal as refusal:
+        raise Refusal(field, str(path.parent), refusal.remedy) from refusal
+    with lock:
+        yield
+
+
+def lock_holder(path: Path) -> int | None:
+    """Return the id of the process that holds the lock at `path`, or None."""
+    file = path.with_name(f"{path.name}.lock")
+    if not file.exists():
+        return None
+    try:
+        Lock(path, 0.0).release()
+        return None
+    except Refusal:
+        text = file.read_text()
+        return int(text) if text.isdigit() else None
 
 
 def _sibling(path: Path, suffix: str) -> Path:

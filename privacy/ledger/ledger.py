@@ -585,7 +585,7 @@ def _written(release: Release) -> dict[str, Any]:
 
 
 def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: LedgerState) -> None:
-    """Return if a release fits the budget together with the book's releases.
+    """Return if a release fits the budget together with those on the ledger.
 
         Adversaries with the same past and the same new events are checked once.
 

@@ -247,7 +247,7 @@ def run_of(entry: Entry) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def event_of(text: str) -> "DpEvent":
-    """Return an event from the text by which a book knows it."""
+    """Return an event from the text by which a ledger's state counts it."""
     return event_from_json(json.loads(text))
 
 
@@ -289,7 +289,7 @@ class Verification:
 
 
 def read_ledger(path: Path) -> LedgerState:
-    """Return the book of a ledger, read without its lock.
+    """Return the state of a ledger, read without its lock.
 
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
@@ -301,7 +301,7 @@ def read_ledger(path: Path) -> LedgerState:
 
 
 def state_at(path: Path) -> LedgerState:
-    """Return the book of a ledger as `read_ledger` does, and an empty one where there is no ledger."""
+    """Return the state of a ledger as `read_ledger` does, and an empty one where there is no ledger."""
     return read_ledger(path) if path.exists() else LedgerState()
 
 

@@ -64,7 +64,7 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: LedgerState, bu
     Args:
       release: about to be reserved.
       caps: that hold for the ledger.
-      book: of the ledger.
+      book: state of the ledger.
       budget: of the ledger, at whose delta questions are counted.
 
     Raises:

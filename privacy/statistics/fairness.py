@@ -104,7 +104,7 @@ class Fairness:
         """
         shares: list[Figure] = []
         rows: list[Figure] = []
-        for index, (condition, words) in enumerate(zip(self.conditions, self._row_suffixes, strict=True)):
+        for index, (condition, suffix) in enumerate(zip(self.conditions, self._row_suffixes, strict=True)):
             name = CRITERIA[self.criterion].format(condition)
             by_group = [
                 share_of(f"{name}, {group}", cells[row, index, 1], cells[row, index, 0], sigma)
@@ -113,7 +113,8 @@ class Fairness:
             shares += [*by_group, difference_of(f"{name}, difference", by_group)]
             # From the same noisy counts: they cost nothing more.
             sizes = zip(self.of.labels, cells[:, index].sum(1), strict=True)
-            rows += [count_of(f"{ROWS}{words}, {group}", size, math.sqrt(2) * sigma) for group, size in sizes]
+            std = math.sqrt(2) * sigma
+            rows += [count_of(f"{ROWS}{suffix}, {group}", size, std) for group, size in sizes]
         return shares + rows
 
     @property

@@ -55,7 +55,7 @@ def test_a_value_has_one_text(value: object, form: str, text: str) -> None:
 
 
 @given(st.floats(0, 1e6))
-def test_an_epsilon_is_never_shown_smaller_than_it_is(value: float) -> None:
+def test_epsilon_is_never_rounded_down(value: float) -> None:
     assert float(text_of(value, "epsilon")) >= value - 1e-7
     assert float(text_of(value, "epsilon")) <= value + 0.01 + 1e-7
 

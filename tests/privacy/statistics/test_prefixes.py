@@ -86,7 +86,7 @@ def test_without_noise_worth_naming_the_words_are_numpys(tmp_path: Path, unit: s
         }
 
 
-def test_each_level_is_one_entry_and_all_of_them_what_was_asked_for(tmp_path: Path) -> None:
+def test_each_level_is_one_entry_and_all_are_the_requested_cost(tmp_path: Path) -> None:
     record = ask_here(federation(), inquiry(), Spend(epsilon=50.0), tmp_path)
     entries = reservations(tmp_path)
     assert len(entries) == record["rounds"] and {each["kind"] for each in entries} == {"question"}
@@ -100,13 +100,13 @@ def test_each_level_is_one_entry_and_all_of_them_what_was_asked_for(tmp_path: Pa
 
 def test_levels_have_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    found = Prefixes.found
+    select = Prefixes.select
 
     def noted(self: Prefixes, cells: np.ndarray, sigma: float) -> object:
         seen.append(cells.ravel()[:3])
-        return found(self, cells, sigma)
+        return select(self, cells, sigma)
 
-    monkeypatch.setattr(Prefixes, "found", noted)
+    monkeypatch.setattr(Prefixes, "select", noted)
     ask_here(federation(), inquiry(), Spend(noise_multiplier=0.1), tmp_path)
     parts = [each - np.rint(each) for each in seen]
     assert all(not np.allclose(one, two) for one, two in pairwise(parts))
