@@ -92,9 +92,7 @@ class FinishedRun:
 
         What the cohort's sum says of training (`train/...`) is in `history`.
         """
-        held_out = {
-            name: value for name, value in self.result["metrics"].items() if not name.startswith(TRAIN)
-        }
+        held_out = {k: value for k, value in self.result["metrics"].items() if not k.startswith(TRAIN)}
         return {name: math.nan if value is None else value for name, value in held_out.items()}
 
     @cached_property
@@ -449,9 +447,7 @@ def _settings(
     if args and objects.task is not None:
         remedy = "the task is an object already; make it with them, or give module:Class"
         raise Refusal("args", dict(args), remedy)
-    overrides += [
-        f"task.args.{key}={_text(f'task.args.{key}', value)}" for key, value in (args or {}).items()
-    ]
+    overrides += [f"task.args.{k}={_text(f'task.args.{k}', value)}" for k, value in (args or {}).items()]
     if resume is not None:
         overrides.append(f"resume={_text('resume', resume)}")
     elif modules:

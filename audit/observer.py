@@ -134,9 +134,8 @@ class RunAudit:
             _keep_clean(self.run, state)
         if not alarms:
             return NO_DEMAND
-        reason = (
-            f"an audit raised an alarm after round {state.round} ({', '.join(map(format_alarm, alarms))})"
-        )
+        texts = ", ".join(map(format_alarm, alarms))
+        reason = f"an audit raised an alarm after round {state.round} ({texts})"
         match self.on_alarm:
             case "raise_noise":
                 return Demand(noise=MORE_NOISE)

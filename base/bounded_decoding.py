@@ -113,9 +113,7 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
     entries = cast(dict[str, object], plain)
     if whole and (missing := hints.keys() - entries.keys() - _rare(kind).keys()):
         raise Undecodable(f"no {kind.__name__}: it lacks {', '.join(sorted(missing))}")
-    values = {
-        name: _typed(f"{kind.__name__}.{name}", hints[name], each, whole) for name, each in entries.items()
-    }
+    values = {name: _typed(f"{kind.__name__}.{name}", hints[name], v, whole) for name, v in entries.items()}
     try:
         instance = kind(**values)
         check_fields(instance)

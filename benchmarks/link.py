@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..links.flower.grid import SuperNodeGrid
 from ..links.grpc.device_end import Endpoint
-from ..links.grpc.grid import Door, LinkGrid, open_link
+from ..links.grpc.grid import LinkGrid, ServerEndpoint, open_link
 from ..links.roster_watch import fingerprint
 from ..messages.flower_adapter import quiet_flower
 from ..messages.wire import SPEC_RECORD, memory_arrays
@@ -175,7 +175,7 @@ def federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list
     nodes = tuple(range(FIRST_NODE, FIRST_NODE + clients))
     pairs = {node: authority.client(node) for node in nodes}
     admitted = {fingerprint(pair.certificate): node for node, pair in pairs.items()}
-    door = Door("127.0.0.1:0", lambda: own, lambda: nodes, lambda: admitted)
+    door = ServerEndpoint("127.0.0.1:0", lambda: own, lambda: nodes, lambda: admitted)
     with open_link(door) as grid, ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ends = [Endpoint(f"127.0.0.1:{grid.port}", node, partial(pairs.__getitem__, node)) for node in nodes]

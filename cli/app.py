@@ -59,7 +59,7 @@ def _script() -> str:
     return script()
 
 
-def _installed() -> str:
+def _install() -> str:
     from .completion import install_script
 
     return install_script()
@@ -77,15 +77,14 @@ def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
 
 
 INSTALL_HELP = "Install completion for this shell: bash, zsh or fish."
+SHOW_HELP = "Print the completion script."
 
 
 @app.callback()
 def root(
     version: Annotated[bool, _answer("--version", _version, "Print the version.")] = False,
-    install_completion: Annotated[bool, _answer("--install-completion", _installed, INSTALL_HELP)] = False,
-    show_completion: Annotated[
-        bool, _answer("--show-completion", _script, "Print the completion script.")
-    ] = False,
+    install_completion: Annotated[bool, _answer("--install-completion", _install, INSTALL_HELP)] = False,
+    show_completion: Annotated[bool, _answer("--show-completion", _script, SHOW_HELP)] = False,
 ) -> None:
     """Take what stands before a verb; each option ends the command by itself."""
 

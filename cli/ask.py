@@ -118,20 +118,18 @@ def _of_file(path: Path, columns: Sequence[str], keys: Mapping[str, Any]) -> dic
 
 def _of_kind(kind: str, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return one question of the arguments as a file would hold it."""
-    question = dict(keys)
+    fields = dict(keys)
     for key in ("edges", "categories"):
-        if key in question:
-            values = str(question[key]).split(",")
+        if key in fields:
+            words = str(fields[key]).split(",")
             remedy = "give numbers separated by commas"
-            question[key] = (
-                values if key == "categories" else [read(float, key, each, remedy) for each in values]
-            )
+            fields[key] = words if key == "categories" else [read(float, key, each, remedy) for each in words]
     if len(columns) != (kind != "count"):
         raise Refusal(
             "COLUMN", " ".join(columns), "name one column; write questions about several into a file"
         )
     of = {"of": columns[0]} if columns else {}
-    return {"ask": [{"kind": kind, **of, **question}]}
+    return {"ask": [{"kind": kind, **of, **fields}]}
 
 
 def format_answer(record: Mapping[str, Any]) -> str:

@@ -88,10 +88,7 @@ def _audit_lines(folder: Path, audit: RecomputedAudit) -> list[str]:
         lines.append(_line("could have been shown", _number(measurement.ceiling)))
     if terms.delta:
         lines.append(
-            _line(
-                "noise as claimed",
-                f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}",
-            )
+            _line("noise as claimed", f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}")
         )
         lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
     if terms.clients:
@@ -207,11 +204,11 @@ def _both(path: Path) -> tuple[Scores, Scores]:
             path.open("rb") as file,
         ):
             arrays = read_npz(file)
-            return _checked(path, arrays["members"]), _checked(path, arrays["others"])
+            return _check_scores(path, arrays["members"]), _check_scores(path, arrays["others"])
     with _reading(path, "needs the columns score and member, 1 or 0"), open(path, newline="") as file:
         rows = [(float(row["score"]), ("0", "1").index(row["member"])) for row in csv.DictReader(file)]
     members, others = (np.array([score for score, kind in rows if kind == each]) for each in (1, 0))
-    return _checked(path, members), _checked(path, others)
+    return _check_scores(path, members), _check_scores(path, others)
 
 
 def _numbers(path: Path) -> Scores:
@@ -222,8 +219,8 @@ def _numbers(path: Path) -> Scores:
     with _reading(path, "needs one number a line"):
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return _checked(path, read_npy(file))
-        return _checked(path, np.array(path.read_text().split(), float))
+                return _check_scores(path, read_npy(file))
+        return _check_scores(path, np.array(path.read_text().split(), float))
 
 
 @contextmanager
@@ -236,7 +233,7 @@ def _reading(path: Path, remedy: str) -> Generator[None]:
         raise Refusal("scores", str(path), remedy) from None
 
 
-def _checked(path: Path, scores: Any) -> Scores:
+def _check_scores(path: Path, scores: Any) -> Scores:
     import numpy as np
 
     array = np.asarray(scores, np.float64)

@@ -89,12 +89,12 @@ def plain(owned: Sequence[ClientRecords]) -> Mapping[str, object]:
 
 def _format_records(owned: Sequence[ClientRecords]) -> list[str]:
     lines = [f"{'client':>6}  {'records':>7}  {'median':>10}  {'q 0.95':>9}  most exposed (record: score)"]
-    for each in owned:
-        middle, high = np.quantile(each.scores, (0.5, 0.95))
+    for client in owned:
+        middle, high = np.quantile(client.scores, (0.5, 0.95))
         exposed = ", ".join(
-            f"{row}{'*' if each.planted[row] else ''}: {each.scores[row]:.2f}" for row in each.top
+            f"{row}{'*' if client.planted[row] else ''}: {client.scores[row]:.2f}" for row in client.top
         )
-        lines.append(f"{each.client:>6}  {len(each.scores):>7}  {middle:>10.2f}  {high:>9.2f}  {exposed}")
+        lines.append(f"{client.client:>6}  {len(client.scores):>7}  {middle:>10.2f}  {high:>9.2f}  {exposed}")
     area = planted_auc(owned)
     if area is not None:
         span = f"({area['low']:.3f} to {area['high']:.3f})"

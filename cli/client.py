@@ -254,7 +254,7 @@ def witness(
 
     from ..configs.bundle_files import LARGEST_FILE, read_file
     from ..evidence.binding.signatures import read_key
-    from ..links.log_export import log_in
+    from ..links.log_export import parse_log
     from ..links.witness import contradiction, cosign_log, heads_of_key
     from ..privacy.ledger.hash_chain import exclusive_lock
 
@@ -262,7 +262,7 @@ def witness(
     if not isinstance(signer, Ed25519PrivateKey):
         raise Refusal("--key", str(key), "is not of Ed25519; make one with fedveil report key")
     text = sys.stdin.buffer.read(LARGEST_FILE) if log == STANDARD_INPUT else read_file(log)
-    document = log_in(text, str(log), read_file(ca))
+    document = parse_log(text, str(log), read_file(ca))
     with refusing("--key", key, "has a folder that cannot be written"), exclusive_lock(key, "witness"):
         last = heads_of_key(key).get(document.head.federation)
         fault = "" if last is None else contradiction(last.head, document)

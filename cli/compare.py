@@ -234,7 +234,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
             *((row.status,) if has_status else ()),
             *(_number(row.metrics.get(n)) for n in names),
             _epsilons(row.epsilon),
-            *(_carried(row.bytes) if has_bytes else ()),
+            *(_format_bytes(row.bytes) if has_bytes else ()),
         )
         for row in rows
     ]
@@ -245,7 +245,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
         "epsilon",
         *(("down", "up") if has_bytes else ()),
     )
-    table = _aligned([header, *lines], ["", *map(_label, rows)] if by_folder else ())
+    table = _align([header, *lines], ["", *map(_label, rows)] if by_folder else ())
     if by_group := _by_group(over_seeds(rows)):
         table += "\n\n" + by_group
     from ..run.display import visible
@@ -258,7 +258,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
         (_describe(each.overrides) or "all", str(each.runs), *(_spread(each.metrics.get(n)) for n in names))
         for each in groups
     ]
-    return table + "\n\n" + _aligned([("mean over seeds, 95 % interval", "runs", *names), *means])
+    return table + "\n\n" + _align([("mean over seeds, 95 % interval", "runs", *names), *means])
 
 
 def _by_group(runs: Sequence[OverSeeds]) -> str:
@@ -272,13 +272,13 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
     lines = [("by group", *(_describe(each.overrides) or "all" for each in ordered))]
     for name in names:
         cells: list[str] = []
-        for each in ordered:
-            cell = _number(each.metrics[name].mean) if name in each.metrics else "-"
-            if name in base and name in each.metrics and each.metrics is not base:
-                cell += f" ({each.metrics[name].mean - base[name].mean:+.4f})"
+        for group in ordered:
+            cell = _number(group.metrics[name].mean) if name in group.metrics else "-"
+            if name in base and name in group.metrics and group.metrics is not base:
+                cell += f" ({group.metrics[name].mean - base[name].mean:+.4f})"
             cells.append(cell)
         lines.append((name.removeprefix(GROUPS), *cells))
-    return _aligned(lines)
+    return _align(lines)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -300,7 +300,7 @@ def _describe(overrides: Mapping[str, str]) -> str:
     )
 
 
-def _aligned(lines: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+def _align(lines: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """Return the cells in columns; what is longer than its column goes on in the line below.
 
     Args:
@@ -338,7 +338,7 @@ def _epsilons(epsilon: Mapping[str, float]) -> str:
     return ", ".join(f"{unit} {value:.3g}" for unit, value in epsilon.items()) or "-"
 
 
-def _carried(sizes: Mapping[str, int] | None) -> tuple[str, str]:
+def _format_bytes(sizes: Mapping[str, int] | None) -> tuple[str, str]:
     """Return the bytes down and up in words."""
     if sizes is None:
         return "-", "-"
@@ -348,16 +348,16 @@ def _carried(sizes: Mapping[str, int] | None) -> tuple[str, str]:
 def _plain(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the rows for JSON: null for NaN, a word for infinity."""
     return {
-        "runs": _spelled([asdict(row) for row in rows]),
-        "over_seeds": _spelled([asdict(g) for g in over_seeds(rows)]),
+        "runs": _json_values([asdict(row) for row in rows]),
+        "over_seeds": _json_values([asdict(g) for g in over_seeds(rows)]),
     }
 
 
-def _spelled(value: Any) -> Any:
+def _json_values(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _spelled(each) for key, each in value.items()}
+        return {key: _json_values(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_spelled(each) for each in value]
+        return [_json_values(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "infinity" if value > 0 else None
     return value

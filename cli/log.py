@@ -25,7 +25,7 @@ from ..links.log_export import (
 )
 from ..links.roster_watch import followed_credentials
 from ..links.server_bundle import ServerBundle, read_server_bundle
-from ..links.server_log import LOG, ServerLog, fields_of, read_entries, told_again
+from ..links.server_log import LOG, ServerLog, contradicting_entries, fields_of, read_entries
 from ..links.tree_head import TreeHead, sign_head
 from ..messages.training_order import NEW
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
@@ -74,7 +74,11 @@ def of_server(
         hashes, cosignatures = tuple(each.hex() for each in leaves), read_cosigned(folder)
         print(to_text(LogExport(head, hashes, tuple(texts), cosignatures=cosignatures)))
     else:
-        print("\n".join([_format_head(head), *map(_cosigned, read_cosigned(folder)), *_listed(texts)]))
+        print(
+            "\n".join(
+                [_format_head(head), *map(_format_cosignature, read_cosigned(folder)), *_entry_lines(texts)]
+            )
+        )
     return 0
 
 
@@ -85,7 +89,7 @@ def _take(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
         CosignedHeads(bundle.folder, bundle.federation, log).add(*cosignatures)
         runs = note_witnesses(bundle.folder / RUNS, log.leaves, read_cosigned(bundle.folder))
     for each in cosignatures:
-        print(_cosigned(each))
+        print(_format_cosignature(each))
     for run in runs:
         print(f"{run}: its files are in a log that witnesses have co-signed")
     return 0
@@ -106,24 +110,21 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     if seen_log.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
         raise Refusal("log", str(folder), remedy)
-    export = LogExport(
-        seen_log.head,
-        tuple(each.hex() for each in seen_log.leaves),
-        cosignatures=stored_cosignatures(bundle.state),
-    )
+    hashes = tuple(each.hex() for each in seen_log.leaves)
+    export = LogExport(seen_log.head, hashes, cosignatures=stored_cosignatures(bundle.state))
     fork = bundle.state / FORK
     if against is not None:
-        return _compared(export, against, ca, federation)
+        return _compare(export, against, ca, federation)
     if as_json:
         print(to_text(export))
     else:
-        print("\n".join([_format_head(seen_log.head), *map(_cosigned, export.cosignatures)]))
+        print("\n".join([_format_head(seen_log.head), *map(_format_cosignature, export.cosignatures)]))
         if fork.exists():
             print(f"FORKED: the server later signed a head that contradicts this one: {fork}")
     return FORKED if fork.exists() else 0
 
 
-def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
+def _compare(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
     other = read_log(against, ca, federation)
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")
@@ -131,11 +132,11 @@ def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int
             print(f"witness {one.public} {TWO_BRANCHES}: {one}; and {another}. Keep both files")
         return FORKED
     texts = other.entries if isinstance(other, LogExport) else ()
-    for line in _listed(texts):
+    for line in _entry_lines(texts):
         print(line)
     common_size = min(mine.head.size, other.head.size)
     print(f"the logs agree on their first {common_size} entries")
-    if again := told_again(texts):
+    if again := contradicting_entries(texts):
         print(f"CONFLICT in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
         return FORKED
     return 0
@@ -146,14 +147,14 @@ def _format_head(head: TreeHead) -> str:
     return f"{head.federation}: {head.size} entries, root {head.root}, signed by the server at {at}"
 
 
-def _cosigned(each: HeadCosignature) -> str:
+def _format_cosignature(each: HeadCosignature) -> str:
     at = datetime.fromtimestamp(each.at, UTC).isoformat(timespec="seconds")
     return f"co-signed by {each.public} at {at}: {each}"
 
 
-def _listed(texts: Sequence[str]) -> Iterator[str]:
+def _entry_lines(texts: Sequence[str]) -> Iterator[str]:
     """Yield a line for each entry; one that contradicts an earlier one is said to do so."""
-    again = told_again(texts)
+    again = contradicting_entries(texts)
     for index, text in enumerate(texts):
         entry = fields_of(text)
         name, new, suffix = entry.get("run", "").partition(NEW)

@@ -99,7 +99,7 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
 
     A label in doubt is in comments alone, so that no run trains on several spellings as several classes.
     """
-    from ..tasks.table_files import draft_schema
+    from ..tasks.table_draft import draft_schema
     from ..tasks.table_schema import column_line
 
     if len({each.parent.resolve() for each in data}) > 1:

@@ -278,10 +278,10 @@ def _rows(settings: SimulationSettings) -> Iterator[Point]:
 
     for target in sorted({*EPSILONS, _epsilon(settings)}):
         level = settings.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
-        yield Point("epsilon", target, predict(public_federation(_changed(settings, privacy=level))))
+        yield Point("epsilon", target, predict(public_federation(_update(settings, privacy=level))))
     for factor in ROUNDS:
         rounds = max(1, round(settings.num_rounds * factor))
-        yield Point("rounds", rounds, predict(public_federation(_changed(settings, num_rounds=rounds))))
+        yield Point("rounds", rounds, predict(public_federation(_update(settings, num_rounds=rounds))))
     federation = public_federation(settings)
     for factor in CLIENTS:
         yield Point("clients", round(federation.num_clients * factor), predict(federation, clients=factor))
@@ -292,7 +292,7 @@ def _epsilon(settings: SimulationSettings) -> float:
     return USUAL if target is None else target
 
 
-def _changed(settings: SimulationSettings, **update: object) -> SimulationSettings:
+def _update(settings: SimulationSettings, **update: object) -> SimulationSettings:
     return settings.model_copy(update=update)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,8 +71,8 @@ def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str
     require_extra("client", "fedveil predict of a run")
     from ..run.released import predictions
 
-    model, task, classifies = model_and_task(run, allow_modules)
-    return predictions(model, task, data, classifies)
+    loaded = load_model(run, allow_modules)
+    return predictions(loaded.model, loaded.task, data, loaded.classifies)
 
 
 def explanation(
@@ -99,11 +100,11 @@ def explanation(
     if read_export(run) is not None:
         remedy = "is an export, which has no gradients; name the run that it came from"
         raise Refusal("--explain", str(run), remedy)
-    model, task, classifies = model_and_task(run, allow_modules)
-    schema = getattr(task, "schema", None)
-    outputs = predictions(model, task, data, classifies)
+    loaded = load_model(run, allow_modules)
+    model, schema = loaded.model, getattr(loaded.task, "schema", None)
+    outputs = predictions(model, loaded.task, data, loaded.classifies)
     inputs = from_numpy(read_array(data) if schema is None else schema_inputs(schema, data))
-    classifies = bool(task.classes) if schema is not None else classifies
+    classifies = bool(loaded.task.classes) if schema is not None else loaded.classifies
     return outputs | explained(model, inputs, schema, classifies)
 
 
@@ -130,8 +131,23 @@ def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
         raise Refusal("--out", str(out), f"cannot be written ({error.strerror})") from None
 
 
-def model_and_task(folder: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
-    """Return a model in evaluation mode, its task, and whether it classifies.
+@dataclass(frozen=True)
+class LoadedModel:
+    """Model of a run, in evaluation mode.
+
+    Attributes:
+      model: with its released weights.
+      task: of the run; None for a linear model of a device.
+      classifies: whether its outputs are scores of classes.
+    """
+
+    model: nn.Module
+    task: Any
+    classifies: bool
+
+
+def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+    """Return the model of a run or of a client's device.
 
     Args:
       folder: of a run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
@@ -141,18 +157,18 @@ def model_and_task(folder: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Mod
       Refusal: there is no such run, or no model that was made by the schema that is here now.
     """
     bundle = _bundle_of(folder)
-    return _of_run(folder, allow_modules) if bundle is None else _of_device(bundle, allow_modules)
+    return _load_run(folder, allow_modules) if bundle is None else _load_device(bundle, allow_modules)
 
 
-def _of_run(run: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
-    """Return a run's model and task, and whether it classifies."""
+def _load_run(run: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+    """Return the model of a run."""
     from ..run.released import model_of, require_ended, task_of
     from ..run.run_files import read_object
 
     require_ended(run)
     task = task_of(run, allow_modules)
     classifies = "accuracy" in read_object(run / RESULT)["metrics"]
-    return model_of(run, task), task, classifies
+    return LoadedModel(model_of(run, task), task, classifies)
 
 
 def _bundle_of(folder: Path) -> Path | None:
@@ -174,8 +190,8 @@ def _settings(bundle: Path) -> DeviceFile:
     return read_toml(DeviceFile, bundle / DEVICE_FILE)
 
 
-def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
-    """Return the model that a device keeps, its task, and whether it classifies."""
+def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+    """Return the model that a device keeps."""
     import torch
     from safetensors import safe_open
     from safetensors.numpy import load_file
@@ -199,7 +215,7 @@ def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module,
             arrays = load_file(state / MODEL)
             model = nn.Linear(*arrays["weight"].shape[::-1])
             load_arrays(model, arrays)
-            return model.eval(), None, True
+            return LoadedModel(model.eval(), None, True)
     options = {**choice.options, **choice.args}
     if choice.name == TABLES:
         options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
@@ -212,4 +228,4 @@ def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module,
         choice.name != TABLES
         and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
     )
-    return model_of(state, task), task, classifies
+    return LoadedModel(model_of(state, task), task, classifies)

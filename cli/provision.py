@@ -133,20 +133,20 @@ def tokens(
     Example:
       fedveil provision token hearts cleveland --hours 2 > cleveland.token
     """
-    from ..deployment.enrolment import give_tokens
+    from ..deployment.enrolment import issue_tokens
 
     if qr:
         require_extra("qr", "fedveil provision token --qr")
-    token_list = give_tokens(folder, names, hours)
+    token_list = issue_tokens(folder, names, hours)
     if as_json:
         print(json.dumps({each.name: each.text() for each in token_list}))
         return 0
-    for each in token_list:
-        print(each.text())
+    for token in token_list:
+        print(token.text())
         if qr:
             from importlib import import_module
 
-            print(import_module("segno").make(each.text()).terminal(compact=True) or "")
+            print(import_module("segno").make(token.text()).terminal(compact=True) or "")
     return 0
 
 
@@ -242,7 +242,7 @@ def _lines(desk: Desk) -> Iterator[str]:
     members = len(register.admitted)
     yield f"{desk.federation.name}: {members} clients, roster version {register.version}"
     minimum = max((each.policy["minimum_cohort"] for each in desk.federation.clients), default=0)
-    if minimum > members and not desk.federation.many:
+    if minimum > members and not desk.federation.patterns:
         yield f"  minimum_cohort: {minimum} is above the {members} members; no encrypted sum will be opened"
     if register.cosigners:
         yield f"  signed by {', '.join(register.cosigners)}"

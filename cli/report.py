@@ -84,7 +84,7 @@ def report(
         ):
             if value:
                 raise Refusal(option_, str(value), "belongs to the report of a run")
-        return _of_answers(run, out, as_json=as_json)
+        return _report_answers(run, out, as_json=as_json)
     if assessment is not None and not assessment.is_file():
         remedy = f"does not exist; start from the {ASSESSMENT} of a report"
         raise Refusal("--assessment", str(assessment), remedy)
@@ -94,10 +94,10 @@ def report(
         remedy = f"has no {OPERATOR}: all that is known of the run is public; leave --operator out"
         raise Refusal("RUN", str(run), remedy)
     filled = run / ASSESSMENT if assessment is None else assessment
-    return _of_run(run, out, filled, answers, operator, as_json)
+    return _report_run(run, out, filled, answers, operator, as_json)
 
 
-def _of_run(
+def _report_run(
     folder: Path, out: Path | None, assessment: Path, answers: Path | None, operator: bool, as_json: bool
 ) -> int:
     from ..evidence.card import card_of
@@ -141,7 +141,7 @@ def _shapes(folder: Path) -> dict[str, Any] | None:
     return read_shapes(folder / SCHEMA, folder / MODEL)
 
 
-def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
+def _report_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
     from ..evidence.answers import report_of_answers
     from ..evidence.content import to_json
     from ..evidence.page import page_of

@@ -149,14 +149,14 @@ def _run_into(ended: list[Ended], quiet: bool, watching: "Sequence[Callback]", c
 
 def _job(config: DictConfig) -> float | None:
     """Run one job of a sweep; return its objective, if a sweeper wants one."""
-    return _swept(config, quiet=False)
+    return _run_sweep_job(config, quiet=False)
 
 
 def _quiet_job(config: DictConfig) -> float | None:
-    return _swept(config, quiet=True)
+    return _run_sweep_job(config, quiet=True)
 
 
-def _swept(config: DictConfig, quiet: bool) -> float | None:
+def _run_sweep_job(config: DictConfig, quiet: bool) -> float | None:
     folder = _folder()
     ended = _run(_this(config), folder, quiet)
     fields = {"overrides": ended.overrides, "exit_code": ended.exit_code, "result": _finite(ended.result)}

@@ -210,11 +210,11 @@ def leaves(ctx: click.Context) -> list[click.Context]:
 def usage(ctx: click.Context) -> str:
     """Return how a verb is called, in one line."""
     words = [_path(ctx)]
-    for each in ctx.command.params:
-        if isinstance(each, click.Argument):
-            words.append(_metavar(each))
-        elif isinstance(each, click.Option) and each.required:
-            words.append(f"{each.opts[-1]} {_metavar(each)}")
+    for param in ctx.command.params:
+        if isinstance(param, click.Argument):
+            words.append(_metavar(param))
+        elif isinstance(param, click.Option) and param.required:
+            words.append(f"{param.opts[-1]} {_metavar(param)}")
     if isinstance(ctx.command, HydraVerb):
         words.append("[key=value ...]")
     return " ".join(words)

@@ -179,9 +179,7 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
         update: Arrays = difference(wire.only_arrays(arrays), received)
     else:
         sums = cast(ArrayRecord, reply.content[RECORD_SUM])
-        update = {
-            name: cast(NDArray[np.floating], wire.view(sums[name])) for name in wire.layout_of(received)
-        }
+        update = {k: cast(NDArray[np.floating], wire.view(sums[k])) for k in wire.layout_of(received)}
     return compressed(update, content, spec)
 
 

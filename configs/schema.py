@@ -185,9 +185,7 @@ class FederationSettings(Group):
     def _mark_rate(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("learning_rate", 0) is not None:
             return values
-        return {key: value for key, value in values.items() if key != "learning_rate"} | {
-            "rate_of_task": True
-        }
+        return {k: value for k, value in values.items() if k != "learning_rate"} | {"rate_of_task": True}
 
     @property
     def local_training(self) -> LocalTraining:

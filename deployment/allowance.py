@@ -137,8 +137,8 @@ def records_line(
 
     Args:
       federation: of the run.
-      allowed: as of `begins_from`.
-      earlier: as of `begins_from`.
+      allowed: as of `budget_line`.
+      earlier: as of `budget_line`.
 
     Raises:
       Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.

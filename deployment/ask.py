@@ -29,11 +29,11 @@ from ..run.released import released_file
 from ..run.run import answers_of
 from .allowance import budget_line
 from .open_link import open_link
-from .pace import Rosters, ending_of, fewest, pace_of
-from .serve import Open, completed, deployed_in, earlier_runs, logged, refuse_roster
+from .pace import Rosters, certificate_end, pace_of, required_clients
+from .serve import Open, complete_overrides, deployed_in, earlier_runs, refuse_roster, with_log
 from .settings import LinkSettings, server_settings
 from .status import RUNNING
-from .watch import away_of
+from .watch import describe_absent
 
 
 def ask_clients(
@@ -65,16 +65,15 @@ def ask_clients(
     bundle = read_server_bundle(folder)
     with exclusive_lock(folder / RUNNING, "server"):
         refuse_roster(bundle)
-        settings = server_settings([*completed(bundle, overrides), f"run={inquiry.name}"])
+        settings = server_settings([*complete_overrides(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
         if not record_path(folder / QUESTIONS, inquiry).exists():
             line = budget_line(federation, bundle.allowed, earlier_runs(folder), min_share_left=0.0)
             if line:
                 _say(line)
         released = released_file(run, inquiry.model, federation.task)
-        grid = partial(
-            _open_grid, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)
-        )
+        rosters, required = followed_roster(bundle), partial(required_clients, federation)
+        grid = partial(_open_grid, bundle, settings.link, rosters, reach, required)
         query_reach = Reach(answers_of(federation), settings.link.deadline, released=released)
         return ask(federation, inquiry, spend, folder / QUESTIONS, grid, query_reach)
 
@@ -85,7 +84,7 @@ def _open_grid(
     settings: LinkSettings,
     rosters: Rosters,
     reach: Open,
-    min_clients: Callable[[int, int], int],
+    required: Callable[[int, int], int],
 ) -> Generator[tuple[Grid, Tally]]:
     announced = set[int]()
 
@@ -95,17 +94,17 @@ def _open_grid(
             _say(f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect")
 
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
-        link = logged(unlogged, bundle, rosters)
-        pace = pace_of(rosters, settings, link, wait_for, min_clients, ending_of(bundle))
+        link = with_log(unlogged, bundle, rosters)
+        pace = pace_of(rosters, settings, link, wait_for, required, certificate_end(bundle))
         reason = pace.ready(threading.Event())
-        if reason is not None and reason == link.behind():
+        if reason is not None and reason == link.log_loss():
             raise Refusal("file", str(bundle.folder / LOG), reason)
         if reason is not None:
             raise Refusal("link.clients", settings.clients, reason)
-        if away := away_of(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
+        if away := describe_absent(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
             _say(away)
         yield link.grid, link.tally
-        link.behind()  # what devices know is kept, so that the same command refuses before it charges
+        link.log_loss()  # stores a later head of a device, so that the same command refuses before it charges
 
 
 def _say(text: str) -> None:

@@ -38,7 +38,7 @@ from ..privacy.secagg.suite import KEY_BYTES, public_of
 from .device.enrolment import new_tls_key, pem_of
 from .token_keys import TokenChoice, token_keys
 
-CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late takes a fresh certificate all the same
+CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late accepts a new certificate too
 AUTHORITY_LIFE = timedelta(days=3650)
 SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
@@ -202,7 +202,7 @@ def _make(folder: Path, federation: str, care: KeyCare) -> None:
 
 
 def _keep(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.chmod(0o700)  # whoever made it
+    folder.chmod(0o700)  # whichever process created it
     replace_files(folder, files)
 
 

@@ -69,7 +69,7 @@ class CertificateDelivery:
             node, answered = reply.metadata.src_node_id, answered + 1
             if (facts := read_facts(reply)) is not None:
                 self.facts[node] = facts
-            # An older release answers with an error, and is asked when it comes again.
+            # An older release answers with an error, and gets the message again after it reconnects.
             self._announced[node] = pending[node]
         return answered
 

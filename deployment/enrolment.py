@@ -19,24 +19,24 @@ from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal
 from ..configs.bundle_files import NAME, NAME_FORM, read_file
-from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, place_of
+from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, queue_stem
 from ..links.enrolment.token import SECRET_BYTES, Token, fingerprint_of, lock_of, seal_of
 from ..links.server_bundle import SERVER
 from ..privacy.secagg.suite import derive
 from ..privacy.secagg.transcript import Purpose, frame
 from .device.admission import write_admission
 from .device.enrolment import Enrolment, parse_request
-from .provision import AUTHORITY, Desk, admit, check_request, opened, publish, requirements_of
+from .provision import AUTHORITY, Desk, admit, check_request, open_desk, publish, requirements_of
 from .write_bundles import client_files
 
-HOURS, MOST_HOURS = 24, 24 * 30
+HOURS, MAX_HOURS = 24, 24 * 30
 SEAL_BYTES = 32
-GIVEN = "tokens.json"  # of the authority, with the keys that seal, encrypted
+ISSUED_TOKENS = "tokens.json"  # of the authority, with the keys that seal, encrypted
 NONCE_BYTES = 12
 
 
 @dataclass(frozen=True)
-class GivenToken:
+class IssuedToken:
     """Issued token, as stored at the desk.
 
     Attributes:
@@ -53,7 +53,7 @@ class GivenToken:
 
 
 @dataclass(frozen=True)
-class Approved:
+class Approval:
     """Result for the requests under open tokens.
 
     Attributes:
@@ -69,7 +69,7 @@ class Approved:
     silent: tuple[str, ...]
 
 
-def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
+def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
     """Return one token for each name, replacing an earlier one of that name.
 
     Args:
@@ -80,9 +80,9 @@ def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> lis
     Raises:
       Refusal: a name has no place in the federation, or the federation no port for enrolments.
     """
-    if not 0 < hours <= MOST_HOURS:
-        raise Refusal("hours", hours, f"must be above 0 and at most {MOST_HOURS}")
-    with opened(folder) as desk:
+    if not 0 < hours <= MAX_HOURS:
+        raise Refusal("hours", hours, f"must be above 0 and at most {MAX_HOURS}")
+    with open_desk(folder) as desk:
         port = desk.federation.enrolment
         if port is None:
             remedy = "has no port for enrolments; give server.enrolment: HOST:PORT, and provision again"
@@ -95,13 +95,14 @@ def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> lis
         )
         end = int(time.time() + hours * 3600)
         tokens = [Token(port.address, name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
-        given = {name: each for name, each in _read_given(desk).items() if each.end >= time.time()}
-        given |= {each.name: GivenToken(lock_of(each.door), each.sealing.hex(), end) for each in tokens}
-        _keep(desk, given)
+        issued = {name: each for name, each in _read_tokens(desk).items() if each.end >= time.time()}
+        for each in tokens:
+            issued[each.name] = IssuedToken(lock_of(each.port_key), each.seal_key.hex(), end)
+        _write_tokens(desk, issued)
         return tokens
 
 
-def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
+def approve(folder: Path, names: Sequence[str] = ()) -> Approval:
     """Admit the devices with requests under open tokens, and write the answers for their server to deliver.
 
     Args:
@@ -111,40 +112,40 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
     Raises:
       Refusal: a name has no open token.
     """
-    with opened(folder) as desk:
-        given = _read_given(desk)
+    with open_desk(folder) as desk:
+        tokens = _read_tokens(desk)
         for name in names:
-            if name not in given:
+            if name not in tokens:
                 raise Refusal("name", name, "has no token; create one with fedveil provision token")
-        asked: dict[str, Enrolment] = {}
+        requests: dict[str, Enrolment] = {}
         refused: dict[str, str] = {}
-        silent: list[str] = []
-        for name, token in given.items():
+        without_request: list[str] = []
+        for name, token in tokens.items():
             if token.answered or (names and name not in names):
                 continue
             try:
-                found = _request_under(desk, name, token)
+                request = _request_under(desk, name, token)
             except Refusal as refusal:
                 refused[name] = str(refusal)
                 continue
-            if found is None:
-                silent.append(name)
+            if request is None:
+                without_request.append(name)
                 continue
-            asked[name] = found
-            known = desk.register.find(name)
+            requests[name] = request
+            client = desk.register.find(name)
             # Otherwise this was cut short after the register.
-            if known is None or known.identity != found.identity.hex():
-                desk = admit(desk, name, found, by_token=True)
+            if client is None or client.identity != request.identity.hex():
+                desk = admit(desk, name, request, by_token=True)
         desk = publish(desk)
-        for name, enrolment in asked.items():
-            _answer(desk, name, given[name], enrolment)
-        _keep(desk, given | {name: replace(given[name], answered=True) for name in asked})
-        return Approved(desk, tuple(asked), refused, tuple(silent))
+        for name, enrolment in requests.items():
+            _answer(desk, name, tokens[name], enrolment)
+        _write_tokens(desk, tokens | {name: replace(tokens[name], answered=True) for name in requests})
+        return Approval(desk, tuple(requests), refused, tuple(without_request))
 
 
 def end_tokens(desk: Desk) -> None:
     """End all tokens, as a rollover does: each names the authority before."""
-    _keep(desk, {})
+    _write_tokens(desk, {})
 
 
 def _check_name(desk: Desk, name: str) -> None:
@@ -153,26 +154,26 @@ def _check_name(desk: Desk, name: str) -> None:
     if desk.federation.entry(name) is None:
         remedy = "is not in federation.yaml; add an entry, or a pattern such as name: 'sensor-*'"
         raise Refusal("name", name, f"{remedy}, and provision again")
-    known = desk.register.find(name)
-    if known is not None and known.revoked:
+    client = desk.register.find(name)
+    if client is not None and client.revoked:
         raise Refusal("name", name, "was revoked; admit the device under another name")
 
 
-def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None:
+def _request_under(desk: Desk, name: str, token: IssuedToken) -> Enrolment | None:
     """Return the keys in the request under a token; None without a request.
 
     Raises:
       Refusal: the token has expired, or its holder did not request these keys.
     """
-    place = place_of(desk.folder / SERVER, name, token.lock)
-    path = place.with_name(f"{place.name}.request")
+    path_stem = queue_stem(desk.folder / SERVER, name, token.lock)
+    path = path_stem.with_name(f"{path_stem.name}.request")
     if not path.exists():
         return None
     if time.time() > token.end:
         raise Refusal("token", name, "has expired; create another")
     _check_name(desk, name)
-    found = read_file(path)
-    seal, request = found[:SEAL_BYTES], found[SEAL_BYTES:]
+    content = read_file(path)
+    seal, request = content[:SEAL_BYTES], content[SEAL_BYTES:]
     if not hmac.compare_digest(seal, seal_of(bytes.fromhex(token.seal), request)):
         remedy = "was not sealed with the token; investigate, and create another token"
         raise Refusal("request", name, remedy)
@@ -182,14 +183,14 @@ def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None
     return enrolment
 
 
-def _answer(desk: Desk, name: str, token: GivenToken, enrolment: Enrolment) -> None:
+def _answer(desk: Desk, name: str, token: IssuedToken, enrolment: Enrolment) -> None:
     issued = desk.register.find(name)
     assert issued is not None
     files = client_files(desk.federation, desk.authority, desk.register, issued, requirements_of(desk))
-    place = place_of(desk.folder / SERVER, name, token.lock)
+    path_stem = queue_stem(desk.folder / SERVER, name, token.lock)
     doubly = desk.register.post_quantum
     answer = write_admission(desk.authority.signer, name, enrolment.identity, files, doubly=doubly)
-    replace_file(place.with_name(f"{place.name}.answer"), answer)
+    replace_file(path_stem.with_name(f"{path_stem.name}.answer"), answer)
 
 
 def _cipher(desk: Desk) -> AESGCM:
@@ -199,32 +200,34 @@ def _cipher(desk: Desk) -> AESGCM:
     )
 
 
-def _keep(desk: Desk, given: Mapping[str, GivenToken]) -> None:
+def _write_tokens(desk: Desk, tokens: Mapping[str, IssuedToken]) -> None:
     """Write the list of tokens for the desk and for the server, and remove requests under other tokens."""
     folder, cipher = desk.folder, _cipher(desk)
     sealed: dict[str, object] = {}
-    for name, each in given.items():
+    for name, each in tokens.items():
         nonce = os.urandom(NONCE_BYTES)
-        hidden = nonce + cipher.encrypt(nonce, bytes.fromhex(each.seal), each.lock.encode())
-        sealed[name] = asdict(replace(each, seal=hidden.hex()))
-    replace_file(folder / AUTHORITY / GIVEN, (json.dumps(sealed, indent=1) + "\n").encode())
-    shown = {name: asdict(OpenToken(each.lock, each.end)) for name, each in given.items()}
-    replace_file(folder / SERVER / TOKENS, (json.dumps(shown, indent=1) + "\n").encode())
-    kept = {place_of(folder / SERVER, name, each.lock).name for name, each in given.items()}
+        ciphertext = nonce + cipher.encrypt(nonce, bytes.fromhex(each.seal), each.lock.encode())
+        sealed[name] = asdict(replace(each, seal=ciphertext.hex()))
+    replace_file(folder / AUTHORITY / ISSUED_TOKENS, (json.dumps(sealed, indent=1) + "\n").encode())
+    open_tokens = {name: asdict(OpenToken(each.lock, each.end)) for name, each in tokens.items()}
+    replace_file(folder / SERVER / TOKENS, (json.dumps(open_tokens, indent=1) + "\n").encode())
+    names = {queue_stem(folder / SERVER, name, each.lock).name for name, each in tokens.items()}
     queue = folder / SERVER / QUEUE
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():
-        if path.stem not in kept and (path.is_symlink() or not path.is_dir()):  # whatever a server puts there
+        if path.stem not in names and (
+            path.is_symlink() or not path.is_dir()
+        ):  # whatever a server puts there
             path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
 
 
-def _read_given(desk: Desk) -> dict[str, GivenToken]:
-    path, cipher = desk.folder / AUTHORITY / GIVEN, _cipher(desk)
+def _read_tokens(desk: Desk) -> dict[str, IssuedToken]:
+    path, cipher = desk.folder / AUTHORITY / ISSUED_TOKENS, _cipher(desk)
     if not path.exists():
         return {}
     try:
-        given = {name: build(GivenToken, each) for name, each in read_json(read_file(path)).items()}
-        return {name: replace(each, seal=_opened(cipher, each).hex()) for name, each in given.items()}
+        tokens = {name: build(IssuedToken, each) for name, each in read_json(read_file(path)).items()}
+        return {name: replace(each, seal=_decrypt_seal(cipher, each).hex()) for name, each in tokens.items()}
     except InvalidTag:
         remedy = "is of another authority, or was changed; remove it, and create the open tokens anew"
         raise Refusal("file", str(path), remedy) from None
@@ -232,9 +235,9 @@ def _read_given(desk: Desk) -> dict[str, GivenToken]:
         raise Refusal("file", str(path), f"cannot be read ({error}); restore it from a backup") from None
 
 
-def _opened(cipher: AESGCM, token: GivenToken) -> bytes:
+def _decrypt_seal(cipher: AESGCM, token: IssuedToken) -> bytes:
     """Return the key that seals; an earlier release wrote it as it is."""
-    kept = bytes.fromhex(token.seal)
-    if len(kept) == SECRET_BYTES:
-        return kept
-    return cipher.decrypt(kept[:NONCE_BYTES], kept[NONCE_BYTES:], token.lock.encode())
+    content = bytes.fromhex(token.seal)
+    if len(content) == SECRET_BYTES:
+        return content
+    return cipher.decrypt(content[:NONCE_BYTES], content[NONCE_BYTES:], token.lock.encode())

@@ -196,7 +196,7 @@ class FederationFile:
       care: how the authority's keys are kept.
       post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
       clients: in the order of the file.
-      many: entries whose names are patterns, in the order of the file; the first that fits counts.
+      patterns: entries whose names are patterns, in the order of the file; the first that fits counts.
       enrolment: None has no such port.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
       source: the bytes of the file, all of which was read.
@@ -213,7 +213,7 @@ class FederationFile:
     post_quantum: bool
     enrolment: EnrolmentAddresses | None
     clients: tuple[ClientEntry, ...] = ()
-    many: tuple[ClientEntry, ...] = ()
+    patterns: tuple[ClientEntry, ...] = ()
     schema: str | None = None
     source: bytes = field(default=b"", repr=False)
 
@@ -222,8 +222,8 @@ class FederationFile:
         for each in self.clients:
             if each.name == name:
                 return each
-        found = next((each for each in self.many if fnmatch.fnmatchcase(name, each.name)), None)
-        return None if found is None else replace(found, name=name)
+        match = next((each for each in self.patterns if fnmatch.fnmatchcase(name, each.name)), None)
+        return None if match is None else replace(match, name=name)
 
 
 def read_federation(path: Path) -> FederationFile:
@@ -235,18 +235,18 @@ def read_federation(path: Path) -> FederationFile:
     check_file(path)
     source = path.read_bytes()
     file = read_group(_File, _load(path, source), "")
-    shared = {group: filled(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
+    shared = {group: fill_defaults(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
     for group in ("eligibility", "policy", *(["task"] if file.task else [])):
-        own = _of_each(file.clients) if group == "task" else {}
-        _check(group, {**shared[group], **own}, group)
+        task_data = _common_data(file.clients) if group == "task" else {}
+        _check(group, {**shared[group], **task_data}, group)
     entries = [
-        _entry(client, shared, f"clients[{place}]", path.parent) for place, client in enumerate(file.clients)
+        _entry(client, shared, f"clients[{index}]", path.parent) for index, client in enumerate(file.clients)
     ]
     for name, times in Counter(entry.name for entry in entries).items():
         if name == SERVER or times > 1:
             raise Refusal("name", name, "belongs to the server" if name == SERVER else "names two clients")
-    many = tuple(entry for entry in entries if is_pattern(entry.name))
-    clients = tuple(entry for entry in entries if entry not in many)
+    patterns = tuple(entry for entry in entries if is_pattern(entry.name))
+    clients = tuple(entry for entry in entries if entry not in patterns)
     return FederationFile(
         file.federation,
         file.server.address,
@@ -259,18 +259,18 @@ def read_federation(path: Path) -> FederationFile:
         file.post_quantum,
         file.server.enrols,
         clients,
-        many,
+        patterns,
         _schema(entries, path.parent),
         source,
     )
 
 
-def filled(defaults: Values, values: Values) -> dict[str, Any]:
+def fill_defaults(defaults: Values, values: Values) -> dict[str, Any]:
     """Return the values and, group by group, the defaults that they leave out."""
     whole = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, Mapping) and isinstance(whole[key], Mapping):
-            whole[key] = filled(default, whole[key])
+            whole[key] = fill_defaults(default, whole[key])
     return whole
 
 
@@ -279,29 +279,29 @@ def is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _of_each(clients: Sequence[_Client]) -> Values:
+def _common_data(clients: Sequence[_Client]) -> Values:
     """Return one client's data if each client names its own instead of the federation."""
-    own = [each.task.get("data") for each in clients]
-    return {"data": own[0]} if all(own) else {}
+    paths = [each.task.get("data") for each in clients]
+    return {"data": paths[0]} if all(paths) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     """Return the common schema of all tables; the desk has a copy next to its copy of the file."""
-    asked = {
+    choices = {
         tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries
         if entry.task["name"] == TABLES
     }
-    if len(asked) > 1:
-        shown = ", ".join(sorted(str(name or SCHEMA) for name, *_ in asked))
+    if len(choices) > 1:
+        names = ", ".join(sorted(str(name or SCHEMA) for name, *_ in choices))
         remedy = "must be the same, with the same label, for all clients; so must group_weights and scaling"
-        raise Refusal("task.options.schema", shown, remedy)
-    for name, label, *files in asked:
-        found = folder / str(name or SCHEMA)
-        if not found.is_file():  # the desk's copy has what these files say already
+        raise Refusal("task.options.schema", names, remedy)
+    for name, label, *files in choices:
+        path = folder / str(name or SCHEMA)
+        if not path.is_file():  # the desk's copy has what these files say already
             return read_schema(folder / SCHEMA, label).text()
         weights, scaling = (None if each is None else str(folder / str(each)) for each in files)
-        return weighted_schema(standardised(read_schema(found, label), scaling), weights).text()
+        return weighted_schema(standardised(read_schema(path, label), scaling), weights).text()
     return None
 
 
@@ -330,7 +330,8 @@ def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Pat
     if any(choice in client.task for choice in CHOICES):
         task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
     parts = {
-        group: filled(values, getattr(client, group)) for group, values in {**shared, "task": task}.items()
+        group: fill_defaults(values, getattr(client, group))
+        for group, values in {**shared, "task": task}.items()
     }
     for group, part in parts.items():
         _check(group, part, f"{path}.{group}")
@@ -355,34 +356,34 @@ def _check(group: str, values: Values, path: str) -> None:
 
 def _load(path: Path, source: bytes) -> dict[str, Any]:
     try:
-        found = yaml.load(source.decode("utf-8-sig"), Loader=_Loader)
+        content = yaml.load(source.decode("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", str(path), yaml_sentence(error)) from None
     except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
-        said = str(error) or type(error).__name__
-        raise Refusal("file", str(path), f"cannot be read as YAML ({said})") from None
-    if not isinstance(found, dict):
+        reason = str(error) or type(error).__name__
+        raise Refusal("file", str(path), f"cannot be read as YAML ({reason})") from None
+    if not isinstance(content, dict):
         raise Refusal("file", str(path), "must be a mapping that begins with federation: NAME")
-    return found
+    return content
 
 
 class _Loader(yaml.SafeLoader):
     """YAML loader for plain values with text keys; 1e-5 is a number as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        made = super().construct_mapping(node, deep)
-        for key in made:
+        mapping = super().construct_mapping(node, deep)
+        for key in mapping:
             if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} is not text; put it in quotes", problem_mark=node.start_mark
                 )
-        return made
+        return mapping
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        found = super().construct_scalar(node)
-        if any("\ud800" <= each <= "\udfff" for each in found):
+        text = super().construct_scalar(node)
+        if any("\ud800" <= each <= "\udfff" for each in text):
             raise yaml.MarkedYAMLError(problem="half of a character is no text", problem_mark=node.start_mark)
-        return found
+        return text
 
 
 _Loader.add_implicit_resolver(

@@ -29,8 +29,8 @@ def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
 
 def follow(bundle: ClientBundle) -> Follow:
     """Return the function that follows the server from a device."""
-    from ..links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
+    from ..links.flower.device_end import SuperLinkEndpoint, follow_fleet, read_node_key
 
-    own = bundle.settings
-    door = SuperLinkDoor(own.server, own.node, bundle.roots, read_node_key(bundle.supernode_key))
+    device = bundle.settings
+    door = SuperLinkEndpoint(device.server, device.node, bundle.roots, read_node_key(bundle.supernode_key))
     return partial(follow_fleet, door)

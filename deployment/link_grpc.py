@@ -20,21 +20,22 @@ ACKNOWLEDGED = "acknowledged.json"
 @contextmanager
 def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     """Open the server's end within the context. Refusal if it cannot be opened."""
-    from ..links.grpc.grid import Door, open_link
+    from ..links.grpc.grid import ServerEndpoint, open_link
     from ..links.roster_watch import admitted_in, followed_credentials
     from .certificate_delivery import delivering
     from .open_link import Link, Presence
 
     admitted = admitted_in(bundle.admitted, nodes)
-    door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted, bundle.folder / ACKNOWLEDGED)
-    with open_link(door) as grid, delivering(bundle, grid, lambda: grid.connected) as delivery:
+    credentials, path = followed_credentials(bundle), bundle.folder / ACKNOWLEDGED
+    endpoint = ServerEndpoint(bundle.listen, credentials, nodes, admitted, path)
+    with open_link(endpoint) as grid, delivering(bundle, grid, lambda: grid.connected) as delivery:
 
         def presence() -> Presence:
             return Presence(
                 grid.connected,
                 grid.tally.total(),
                 grid.counts,
-                {node: each.last_seen for node, each in grid.traffic.items() if each.last_seen},
+                {node: each.disconnected_at for node, each in grid.traffic.items() if each.disconnected_at},
                 dict(delivery.facts),
                 grid.restored,
                 delivery.is_settled,
@@ -50,6 +51,6 @@ def follow(bundle: ClientBundle) -> Follow:
     from .device.agent import newest_credentials
     from .device.ledger_heads import is_charged
 
-    own = bundle.settings
-    endpoint = Endpoint(own.server, own.node, partial(newest_credentials, bundle))
-    return partial(follow_stream, endpoint, charged=partial(is_charged, bundle.state))
+    device = bundle.settings
+    endpoint = Endpoint(device.server, device.node, partial(newest_credentials, bundle))
+    return partial(follow_stream, endpoint, is_charged=partial(is_charged, bundle.state))

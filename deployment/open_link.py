@@ -20,19 +20,19 @@ class Presence:
     """State of a link's connections, without message contents; only byte counts.
 
     Attributes:
-      since: of each node that is here, the Unix second since when.
-      carried: bytes, over all connections.
+      connected_since: of each node that is here, the Unix second since when.
+      traffic: bytes, over all connections.
       turned_away: connections and replies that were refused, by reason.
-      last_seen: of nodes that were here and are not, the Unix second until when.
+      disconnected_at: of nodes that were here and are not, the Unix second until when.
       devices: what devices say of themselves, by node.
       restored: of nodes that were restored or copied, the Unix second at which that was noticed.
       reported: whether each device that is here has answered what it is asked when it connects.
     """
 
-    since: Mapping[int, float]
-    carried: Carried = NOTHING
+    connected_since: Mapping[int, float]
+    traffic: Carried = NOTHING
     turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
-    last_seen: Mapping[int, float] = field(default_factory=dict[int, float])
+    disconnected_at: Mapping[int, float] = field(default_factory=dict[int, float])
     devices: Mapping[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
     restored: Mapping[int, float] = field(default_factory=dict[int, float])
     reported: bool = True
@@ -42,13 +42,13 @@ class Presence:
 class Link:
     """A grid to the clients, the function that returns the connected ones, and the tally of bytes.
 
-    `behind` returns a sentence if a client has seen more of the server's log than the server holds.
+    `log_loss` returns a sentence if a client has seen more of the server's log than the server holds.
     """
 
     grid: Grid
     presence: Callable[[], Presence]
     tally: Tally = field(default_factory=Tally)
-    behind: Callable[[], str | None] = lambda: None
+    log_loss: Callable[[], str | None] = lambda: None
 
 
 @contextmanager

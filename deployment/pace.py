@@ -17,14 +17,14 @@ from .open_link import Link
 from .settings import LinkSettings
 
 POLL_SECONDS = 0.1
-HEADS_SECONDS = 10.0  # for devices to report the log that they have seen, where that is another
-SERVERS_OWN = "the server's own certificate"
+HEADS_SECONDS = 10.0  # for devices to report a later head of the server's log
+SERVER_CERTIFICATE = "the server's own certificate"
 Rosters = Callable[[], SignedRoster]
 
 logger = logging.getLogger("fedveil.server")
 
 
-def fewest(federation: Federation, clients: int, valid: int) -> int:
+def required_clients(federation: Federation, clients: int, valid: int) -> int:
     """Return the number of clients that an encrypted sum of all of them needs; with fewer it is always abandoned.
 
     Args:
@@ -33,8 +33,8 @@ def fewest(federation: Federation, clients: int, valid: int) -> int:
       valid: of these, those whose certificates have not ended: a sum is of them. Where they are too few for any, it
         waits for others to be renewed.
     """
-    masking, all_drawn = federation.masking, federation.cohort.expected_size(clients) >= clients
-    if masking is None or not all_drawn:
+    masking, includes_all = federation.masking, federation.cohort.expected_size(clients) >= clients
+    if masking is None or not includes_all:
         return 0
     for count in (valid, clients):
         with suppress(Refusal):  # a roster of too few ends the run in a sentence of its own
@@ -42,10 +42,10 @@ def fewest(federation: Federation, clients: int, valid: int) -> int:
     return 0
 
 
-def ending_of(bundle: ServerBundle) -> Callable[[], int]:
+def certificate_end(bundle: ServerBundle) -> Callable[[], int]:
     """Return a function that returns the Unix second at which the server's newest certificate ends."""
-    own, path = followed_credentials(bundle), bundle.folder / CERTIFICATE
-    return lambda: certificate_ends(path, own().certificate)
+    credentials, path = followed_credentials(bundle), bundle.folder / CERTIFICATE
+    return lambda: certificate_ends(path, credentials().certificate)
 
 
 def pace_of(
@@ -53,7 +53,7 @@ def pace_of(
     settings: LinkSettings,
     link: Link,
     wait_for: Callable[[int], None],
-    least_of: Callable[[int, int], int],
+    required: Callable[[int, int], int],
     ends: Callable[[], int],
 ) -> Pace:
     """Return the pace of rounds: each begins when enough clients with valid certificates are connected.
@@ -63,42 +63,42 @@ def pace_of(
       settings: of the link.
       link: says who is connected.
       wait_for: notes how many clients must be connected; 0 once they are.
-      least_of: returns, of so many clients and so many whose certificates have not ended, with fewer than how many a
+      required: returns, of so many clients and so many whose certificates have not ended, with fewer than how many a
         round would be charged in vain.
       ends: returns the Unix second in which the server's certificate ends, after which no device takes its word.
     """
-    told, heads_end = set[str](), 0.0
+    announced, heads_end = set[str](), 0.0
 
-    def lacking() -> str | None:
+    def shortage() -> str | None:
         (roster, _), now = rosters(), int(time.time())
         ended, clients = roster.ended(now), len(roster.members)
-        whose = [f"the certificate of {roster.name_of(node)}" for node in sorted(ended)]
+        expired = [f"the certificate of {roster.name_of(node)}" for node in sorted(ended)]
         served = ends() >= now
-        for each in [*whose, *(() if served else (SERVERS_OWN,))]:
-            if each not in told:
+        for each in [*expired, *(() if served else (SERVER_CERTIFICATE,))]:
+            if each not in announced:
                 logger.warning("%s has expired; renew it with fedveil provision renew or rotate", each)
-                told.add(each)
-        least, here = least_of(clients, clients - len(ended)), link.presence().since
-        needed = max(math.ceil(settings.clients * clients), least)
+                announced.add(each)
+        minimum, here = required(clients, clients - len(ended)), link.presence().connected_since
+        needed = max(math.ceil(settings.clients * clients), minimum)
         if served and len(here.keys() - ended) >= needed:
             wait_for(0)
             return None
         wait_for(needed)
         if not served:
-            return f"{SERVERS_OWN} had expired and was not renewed after {settings.wait:g} s"
+            return f"{SERVER_CERTIFICATE} had expired and was not renewed after {settings.wait:g} s"
         count = len(here.keys() - ended)
         return f"{count} of {needed} clients that a round needs were connected after {settings.wait:g} s"
 
     def ready(stop: threading.Event) -> str | None:
         end = time.monotonic() + settings.wait
-        while (why := lacking()) is not None:
+        while (reason := shortage()) is not None:
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
-                return why
+                return reason
         nonlocal heads_end
         heads_end = heads_end or time.monotonic() + HEADS_SECONDS  # before the first round alone
         while not link.presence().reported and time.monotonic() < heads_end:
             if stop.wait(POLL_SECONDS):
                 break
-        return link.behind()
+        return link.log_loss()
 
     return Pace(settings.deadline, ready, settings.patience)

@@ -19,7 +19,7 @@ from ..evidence.live import LOOPBACK, is_local_request
 
 PATH = "/metrics"
 ANSWER_SECONDS = 5.0
-COUNTED = (
+REASON_COUNTS = (
     ("dropped", "Invited clients that were not added."),
     ("turned_away", "Connections and replies refused."),
 )
@@ -45,7 +45,7 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     )
     if status["bytes"] is not None:  # a trusted server keeps who takes part to its operator, from the first
         yield _family(CounterMetricFamily, "replies", "Replies that were added.", {(): status["replies"]})
-        for name, text in COUNTED:
+        for name, text in REASON_COUNTS:
             yield _family(CounterMetricFamily, name, text, _by(status[name]), ("reason",))
         text = "Bytes from the server to clients (down) and back, by purpose."
         yield _family(CounterMetricFamily, "bytes", text, _carried(status["bytes"]), ("direction", "purpose"))
@@ -53,8 +53,8 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield _family(GaugeMetricFamily, "clients_connected", "Clients that are connected.", {(): here})
     yield _family(GaugeMetricFamily, "clients", "Clients of the roster.", {(): len(status["clients"])})
     for key in ("spent", "target"):
-        known = {(row["unit"],): row[key] for row in status["privacy"]}
-        yield _family(GaugeMetricFamily, f"epsilon_{key}", f"Epsilon, {key}.", known, ("unit",))
+        epsilons = {(row["unit"],): row[key] for row in status["privacy"]}
+        yield _family(GaugeMetricFamily, f"epsilon_{key}", f"Epsilon, {key}.", epsilons, ("unit",))
     if (audit := status.get("audit")) is not None:
         alarms = Counter((each["level"], each["test"]) for each in audit["alarms"])
         yield _family(CounterMetricFamily, "audit_alarms", "Alarms of the audit.", alarms, ("level", "test"))

@@ -69,9 +69,9 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
     federation = read_federation(file)
     requests = {each.name: read_request(each.request) for each in federation.clients if each.request}
     folder = Path(federation.name) if out is None else out
-    requirements = _wanted_requirements(folder / AUTHORITY / REQUIREMENTS, federation, wheels, lock)
+    requirements = _new_requirements(folder / AUTHORITY / REQUIREMENTS, federation, wheels, lock)
     _check(federation, read_register(folder / AUTHORITY / REGISTER), requests)
-    with _writing(folder):
+    with _exclusive_folder(folder):
         before = read_register(folder / AUTHORITY / REGISTER)
         _check(federation, before, requests)  # again: another process may have been here in between
         authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
@@ -98,26 +98,27 @@ def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> De
     Raises:
       Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
     """
-    with opened(folder) as desk:
-        asked = [names] if isinstance(names, str) else names
-        if request is not None and (len(asked) > 1 or is_pattern(asked[0]) or SERVER in asked):
+    with open_desk(folder) as desk:
+        requested = [names] if isinstance(names, str) else names
+        if request is not None and (len(requested) > 1 or is_pattern(requested[0]) or SERVER in requested):
             raise Refusal("request", str(request), "belongs to one device; name only that client")
-        if SERVER in asked:
+        if SERVER in requested:
             desk = _with_server(replace(desk, register=replace(desk.register, server="")))
-        found = chosen(desk.register, [name for name in asked if name != SERVER])
-        for issued in found if request is None else ():
+        clients = select_clients(desk.register, [name for name in requested if name != SERVER])
+        for issued in clients if request is None else ():
             if issued.on_device:
                 remedy = (
                     f"has its keys on the device; create a token (fedveil provision token FOLDER {issued.name}), "
                     f"or run fedveil client request NEW --name {issued.name} there, and pass --request"
                 )
                 raise Refusal("name", issued.name, remedy)
-        for issued in found:
-            desk = admit(desk, issued.name, None if request is None else _asked_anew(desk, issued, request))
+        for issued in clients:
+            enrolment = None if request is None else _read_new_keys(desk, issued, request)
+            desk = admit(desk, issued.name, enrolment)
         return publish(desk)
 
 
-def _asked_anew(desk: Desk, issued: Issued, request: Path) -> Enrolment:
+def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
     """Return the new keys in an admitted client's request."""
     enrolment = read_request(request)
     check_request(issued.name, enrolment, desk.federation.post_quantum)
@@ -140,13 +141,13 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
     Raises:
       Refusal: there is no such client.
     """
-    with opened(folder) as desk:
+    with open_desk(folder) as desk:
         latest = time.time() + within * DAY_SECONDS
-        for issued in chosen(desk.register, names or ["*"]):
+        for issued in select_clients(desk.register, names or ["*"]):
             if issued.not_after <= latest:
-                own = x509.load_pem_x509_certificate(issued.certificate.encode())
-                pem = _certificate(desk, issued.name, _p256(own))
-                desk = replace(desk, register=desk.register.having(replace(issued, certificate=pem)))
+                certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
+                pem = _certificate(desk, issued.name, _p256(certificate))
+                desk = replace(desk, register=desk.register.with_client(replace(issued, certificate=pem)))
         return publish(desk)
 
 
@@ -160,29 +161,29 @@ def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
     Raises:
       Refusal: there is no such client, or it is the server; nobody is revoked then.
     """
-    asked = [names] if isinstance(names, str) else names
-    with opened(folder) as desk:
-        if SERVER in asked:
+    requested = [names] if isinstance(names, str) else names
+    with open_desk(folder) as desk:
+        if SERVER in requested:
             raise Refusal("name", SERVER, "the server can only be rotated")
         register = desk.register
-        for issued in chosen(register, asked):
-            register = register.having(replace(issued, revoked=True))
+        for issued in select_clients(register, requested):
+            register = register.with_client(replace(issued, revoked=True))
         return publish(replace(desk, register=register))
 
 
-def chosen(register: Register, names: Sequence[str]) -> list[Issued]:
+def select_clients(register: Register, names: Sequence[str]) -> list[Issued]:
     """Return the admitted clients that match these names and patterns, each once, by node.
 
     Raises:
       Refusal: a name is nobody's, or a pattern fits nobody.
     """
-    found: dict[int, Issued] = {}
+    clients: dict[int, Issued] = {}
     for name in names:
-        fitting = [each for each in register.admitted if fnmatch.fnmatchcase(each.name, name)]
-        if is_pattern(name) and not fitting:
+        matches = [each for each in register.admitted if fnmatch.fnmatchcase(each.name, name)]
+        if is_pattern(name) and not matches:
             raise Refusal("name", name, "matches no admitted client")
-        found |= {each.node: each for each in (fitting if is_pattern(name) else [_find(register, name)])}
-    return [found[node] for node in sorted(found)]
+        clients |= {each.node: each for each in (matches if is_pattern(name) else [_find(register, name)])}
+    return [clients[node] for node in sorted(clients)]
 
 
 def cosign(folder: Path, files: Sequence[Path]) -> Desk:
@@ -195,22 +196,20 @@ def cosign(folder: Path, files: Sequence[Path]) -> Desk:
     Raises:
       Refusal: a file is none, is of another roster, or of a key that was never admitted.
     """
-    with opened(folder) as desk:
+    with open_desk(folder) as desk:
         register, keys = desk.register, {each.identity: each.name for each in desk.register.clients}
-        given = {each.name: each for each in register.cosignatures}
+        cosignatures = {each.name: each for each in register.cosignatures}
         for path in files:
-            found = read_cosignature(path, register.roster())
-            if keys.get(found.public) != found.name:
-                remedy = f"was not signed with the key admitted as {found.name}"
+            cosignature = read_cosignature(path, register.roster())
+            if keys.get(cosignature.public) != cosignature.name:
+                remedy = f"was not signed with the key admitted as {cosignature.name}"
                 raise Refusal("cosignature", str(path), remedy)
-            given[found.name] = found
-        collected = tuple(given[name] for name in sorted(given))
+            cosignatures[cosignature.name] = cosignature
+        collected = tuple(cosignatures[name] for name in sorted(cosignatures))
         return publish(replace(desk, register=replace(register, cosignatures=collected)))
 
 
-def _wanted_requirements(
-    path: Path, federation: FederationFile, wheels: Path | None, lock: Path | None
-) -> str:
+def _new_requirements(path: Path, federation: FederationFile, wheels: Path | None, lock: Path | None) -> str:
     """Return the new content of the bundles' requirements; empty for none. Refuse names without a hash."""
     if wheels is not None:
         return wheel_requirements(wheels, lock)
@@ -218,31 +217,31 @@ def _wanted_requirements(
         raise Refusal("lock", str(lock), "needs --wheels, a folder with fedveil's own wheel")
     if federation.requirements == UNVERIFIED:
         return installed_requirements(("client",) if federation.schema is None else ("client", "tables"))
-    kept = _kept_requirements(path)
-    if line := unverified(kept):
+    current = _read_requirements(path)
+    if line := unverified(current):
         remedy = (
             f"{line!r} has no hash, so the owner of that package can run code on every device; give --wheels, "
             f"remove the file, or set requirements: {UNVERIFIED} in federation.yaml"
         )
         raise Refusal("requirements", str(path), remedy)
-    return kept
+    return current
 
 
 def requirements_of(desk: Desk) -> str:
     """Return the current content of the bundles' requirements; empty for none."""
-    kept = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
-    if desk.federation.requirements == HASHED and unverified(kept):
-        return ""  # an older desk's; a bundle without any names nothing that a stranger could own
-    return kept
+    current = _read_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
+    if desk.federation.requirements == HASHED and unverified(current):
+        return ""  # of an older desk; a bundle without requirements names no package that others may own
+    return current
 
 
-def _kept_requirements(path: Path) -> str:
+def _read_requirements(path: Path) -> str:
     return read_file(path).decode() if path.exists() else ""
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
     """Refuse a description that contradicts the register."""
-    _require_places(federation, before.admitted)
+    _require_entries(federation, before.admitted)
     _require_second_keys(federation.post_quantum, before.admitted)
     for entry in federation.clients:
         if before.find(entry.name) is None:
@@ -267,7 +266,7 @@ def _require_service(entry: ClientEntry) -> None:
         raise Refusal("policy.until", str(until), remedy)
 
 
-def _require_places(federation: FederationFile, admitted: Sequence[Issued]) -> None:
+def _require_entries(federation: FederationFile, admitted: Sequence[Issued]) -> None:
     """Refuse members that the file does not describe."""
     for issued in admitted:
         if federation.entry(issued.name) is None:
@@ -293,8 +292,8 @@ def check_request(name: str, enrolment: Enrolment, doubly: bool) -> None:
 def _find(register: Register, name: str) -> Issued:
     issued = register.find(name)
     if issued is None:
-        near = difflib.get_close_matches(name, [each.name for each in register.admitted], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "federation.yaml lists them"
+        similar = difflib.get_close_matches(name, [each.name for each in register.admitted], n=1)
+        hint = f"did you mean {similar[0]!r}?" if similar else "federation.yaml lists them"
         raise Refusal("name", name, f"no such client was admitted; {hint}")
     if issued.revoked:
         raise Refusal("name", name, "was revoked; admit the device under another name")
@@ -326,12 +325,12 @@ def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool 
       enrolment: what its device asks for; None makes its keys here.
       by_token: the device gets its bundle over the enrolment port, and the desk keeps no folder of it.
     """
-    known, on_device = desk.register.find(name), enrolment is not None
+    existing, on_device = desk.register.find(name), enrolment is not None
     if enrolment is None:
         enrolment = make_keys(desk.folder / CLIENTS / name).enrolment(name)
     issued = Issued(
         name,
-        desk.register.next_node if known is None else known.node,
+        desk.register.next_node if existing is None else existing.node,
         enrolment.identity.hex(),
         _certificate(desk, name, enrolment.tls),
         enrolment.fingerprint,
@@ -341,7 +340,7 @@ def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool 
         post_quantum=enrolment.post_quantum.hex(),
         enrolled=by_token,
     )
-    return replace(desk, register=desk.register.having(issued))
+    return replace(desk, register=desk.register.with_client(issued))
 
 
 def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
@@ -351,8 +350,8 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 
 def publish(desk: Desk) -> Desk:
     """Store the register, with a new version for a changed roster, and write all public files."""
-    register = replace(_under_authority(desk), post_quantum=desk.federation.post_quantum)
-    _require_places(desk.federation, register.admitted)
+    register = replace(_renew_under_authority(desk), post_quantum=desk.federation.post_quantum)
+    _require_entries(desk.federation, register.admitted)
     _require_second_keys(register.post_quantum, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
         numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
@@ -363,20 +362,20 @@ def publish(desk: Desk) -> Desk:
     return replace(desk, register=register)
 
 
-def _under_authority(desk: Desk) -> Register:
+def _renew_under_authority(desk: Desk) -> Register:
     """Return the register with certificates by the present authority; a rollover that was cut short is completed so.
 
     During an overlap the server has another by the authority before, which every device still trusts.
     """
     register, authority, days = desk.register, desk.authority, desk.federation.certificate_days
     for issued in register.admitted:
-        own = x509.load_pem_x509_certificate(issued.certificate.encode())
-        if not issued_by(own, authority.ca_pem):
-            pem = _certificate(desk, issued.name, _p256(own))
-            register = register.having(replace(issued, certificate=pem))
-    held = x509.load_pem_x509_certificate(register.server.encode())
-    public, hosts = _p256(held), register.hosts
-    if not issued_by(held, authority.ca_pem):
+        certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
+        if not issued_by(certificate, authority.ca_pem):
+            pem = _certificate(desk, issued.name, _p256(certificate))
+            register = register.with_client(replace(issued, certificate=pem))
+    server_certificate = x509.load_pem_x509_certificate(register.server.encode())
+    public, hosts = _p256(server_certificate), register.hosts
+    if not issued_by(server_certificate, authority.ca_pem):
         server = issue(authority, SERVER, public, addresses=hosts, days=days).decode()
         register = replace(register, server=server)
     if authority.former is None:
@@ -395,10 +394,10 @@ def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
 
 
 @contextmanager
-def opened(folder: Path) -> Generator[Desk]:
+def open_desk(folder: Path) -> Generator[Desk]:
     if not (folder / AUTHORITY / REGISTER).exists():
         raise Refusal("folder", str(folder), "holds no federation; create one with fedveil provision FILE")
-    with _writing(folder):
+    with _exclusive_folder(folder):
         federation = read_federation(folder / AUTHORITY / FILE)
         register = read_register(folder / AUTHORITY / REGISTER)
         authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
@@ -406,7 +405,7 @@ def opened(folder: Path) -> Generator[Desk]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Generator[None]:
+def _exclusive_folder(folder: Path) -> Generator[None]:
     """Lock the folder for this process; errors of the system become refusals."""
     without_core_dumps()
     folders = (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER)
@@ -418,7 +417,7 @@ def _writing(folder: Path) -> Generator[None]:
         descriptor = os.open(folder / AUTHORITY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with _none_left_empty(fresh):
+            with _removing_empty_folders(fresh):
                 yield
         finally:
             os.close(descriptor)
@@ -429,7 +428,7 @@ def _writing(folder: Path) -> Generator[None]:
 
 
 @contextmanager
-def _none_left_empty(fresh: Sequence[Path]) -> Generator[None]:
+def _removing_empty_folders(fresh: Sequence[Path]) -> Generator[None]:
     """Remove new folders that are empty after a refusal."""
     try:
         yield

@@ -128,24 +128,24 @@ class Register:
         self, authority: Ed25519PrivateKey, successor: Ed25519PrivateKey | None = None
     ) -> bytes:
         """Return the roster with the signatures of the authority, of its successor in an overlap, and of members."""
-        given = {bytes.fromhex(each.public): bytes.fromhex(each.signature) for each in self.cosignatures}
-        return write_roster(self.roster(), authority, given, doubly=self.post_quantum, successor=successor)
+        signed = {bytes.fromhex(each.public): bytes.fromhex(each.signature) for each in self.cosignatures}
+        return write_roster(self.roster(), authority, signed, doubly=self.post_quantum, successor=successor)
 
     @property
     def chain(self) -> tuple[str, ...]:
         """Hashes of the rosters up to this version, in hexadecimal, to include in the next one."""
         if not self.version:
             return ()
-        before = self.version - 1 - len(self.rosters)
-        return (*self.rosters, *[UNKNOWN.hex()] * before, self.roster().hash.hex())
+        unknown_versions = self.version - 1 - len(self.rosters)
+        return (*self.rosters, *[UNKNOWN.hex()] * unknown_versions, self.roster().hash.hex())
 
-    def having(self, issued: Issued) -> Register:
+    def with_client(self, issued: Issued) -> Register:
         """Return the register with this client, replacing one of the same name."""
         others = [each for each in self.clients if each.name != issued.name]
-        known = self.find(issued.name)
-        gone = [] if known is None else [key for key in known.keys if key not in issued.keys]
+        previous = self.find(issued.name)
+        replaced_keys = [] if previous is None else [key for key in previous.keys if key not in issued.keys]
         clients = tuple(sorted([*others, issued], key=lambda each: each.node))
-        return replace(self, clients=clients, replaced=(*self.replaced, *gone))
+        return replace(self, clients=clients, replaced=(*self.replaced, *replaced_keys))
 
     def refuse_shared(self, enrolments: Iterable[Enrolment]) -> None:
         """Refuse enrolments with a key that belongs or belonged to another client, or was replaced."""
@@ -169,11 +169,11 @@ def read_register(path: Path) -> Register:
     if not path.exists():
         return Register()
     try:
-        found = read_json(read_file(path))
-        written = cast(dict[str, object], found).pop("format", None) if isinstance(found, dict) else None
-        if written not in (UNCHAINED, FORMAT):
+        content = read_json(read_file(path))
+        version = cast(dict[str, object], content).pop("format", None) if isinstance(content, dict) else None
+        if version not in (UNCHAINED, FORMAT):
             raise ValueError("another version of fedveil wrote it")
-        return build(Register, found)
+        return build(Register, content)
     except ValueError as error:
         raise Refusal("file", str(path), f"cannot be read ({error}); restore it from a backup") from None
 

@@ -22,7 +22,7 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
 from ..run.manifest import sha256_of
 
-OWN = "fedveil"
+PACKAGE = "fedveil"
 WHEELS = "wheels"  # folder of a device's wheels, beside which it installs
 HASHES = re.compile(r"\s--hash=sha256:[0-9a-f]{64}(?=\s|$)")
 CPU_TORCH = ">=2.10,<2.11"
@@ -37,9 +37,9 @@ TORCH = (
 def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
     """Pins of the packages that these extras of fedveil need, as installed here, without hashes or fedveil."""
     pins: dict[str, str] = {}
-    _pin(OWN, pins, extras)
+    _pin(PACKAGE, pins, extras)
     torch = pins.pop("torch")
-    del pins[OWN]
+    del pins[PACKAGE]
     lines = [
         "# Unverified: these names are bound to no bytes. Install fedveil from the wheel that you built, never by its name."
     ]
@@ -62,16 +62,15 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
     for path in sorted(folder.glob("*.whl")):
         name, version = _device_wheel(path)
         hashes.setdefault(name, {}).setdefault(
-            f"./{WHEELS}/{path.name}" if name == OWN else version, []
+            f"./{WHEELS}/{path.name}" if name == PACKAGE else version, []
         ).append(f"--hash=sha256:{sha256_of(path)}")
-    lines = [] if lock is None else [line for line in _locked(lock) if _named(line) not in hashes]
-    for name, found in sorted(hashes.items()):
-        if len(found) > 1:
-            raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(found)}; keep one of them")
-        lines += [
-            " ".join([what if name == OWN else f"{name}=={what}", *each]) for what, each in found.items()
-        ]
-    if OWN not in hashes:
+    lines = [] if lock is None else [line for line in _locked(lock) if _name_of(line) not in hashes]
+    for name, versions in sorted(hashes.items()):
+        if len(versions) > 1:
+            raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(versions)}; keep one of them")
+        for version, pins in versions.items():
+            lines.append(" ".join([version if name == PACKAGE else f"{name}=={version}", *pins]))
+    if PACKAGE not in hashes:
         missing = "all that a device needs" if lock is None else "the one that you built"
         raise Refusal("wheels", str(folder), f"holds no wheel of fedveil; collect {missing}")
     return "\n".join([*lines, ""])
@@ -86,12 +85,12 @@ def _locked(lock: Path) -> list[str]:
     """Return the lines of a lock; refuse a name without a hash, and fedveil's own, which is not on an index."""
     try:
         text = read_file(lock).decode()
-        names = {line: _named(line) for line in _logical(text)}
+        names = {line: _name_of(line) for line in _logical(text)}
     except (UnicodeDecodeError, InvalidRequirement):
         raise Refusal("lock", str(lock), "lists no requirements; make it with: bash .ci/lock") from None
     if line := unverified(text):
         raise Refusal("lock", str(lock), f"has no hash for {line[:60]!r}; make it with: bash .ci/lock")
-    if OWN in names.values():
+    if PACKAGE in names.values():
         raise Refusal("lock", str(lock), "names fedveil, which is on no index; give its wheel in --wheels")
     return list(names)
 
@@ -102,7 +101,7 @@ def _logical(text: str) -> list[str]:
     return [" ".join(line.split()) for line in joined if line and not line.startswith("#")]
 
 
-def _named(line: str) -> str:
+def _name_of(line: str) -> str:
     return canonicalize_name(Requirement(HASHES.sub("", line)).name)
 
 
@@ -135,10 +134,10 @@ def _refuse_cuda(wheel: Path) -> None:
 
 def cuda_on_device(requires: Iterable[str]) -> list[str]:
     """Return a distribution's requirements of CUDA that apply to Linux on aarch64."""
-    asked = [Requirement(each) for each in requires]
+    requirements = [Requirement(each) for each in requires]
     return [
         each.name
-        for each in asked
+        for each in requirements
         if CUDA.match(each.name) and (each.marker is None or each.marker.evaluate(DEVICE))
     ]
 
@@ -149,11 +148,12 @@ def _pin(name: str, pins: dict[str, str], extras: Iterable[str] = ()) -> None:
     if CUDA.match(name) or (name in pins and not extras):
         return
     try:
-        found = metadata.distribution(name)
+        distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:  # for another system than this
         return
-    pins[name] = found.version.partition("+")[0]
-    for line in found.requires or []:
-        asked = Requirement(line)
-        if asked.marker is None or any(asked.marker.evaluate({"extra": each}) for each in ("", *extras)):
-            _pin(asked.name, pins, asked.extras)
+    pins[name] = distribution.version.partition("+")[0]
+    for line in distribution.requires or []:
+        requirement = Requirement(line)
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras)):
+            _pin(requirement.name, pins, requirement.extras)

@@ -17,7 +17,7 @@ from ..privacy.secagg.rollover import (
 )
 from .authority import make_keys, open_authority
 from .enrolment import end_tokens
-from .provision import AUTHORITY, Desk, opened, publish
+from .provision import AUTHORITY, Desk, open_desk, publish
 
 DAYS = 30  # of an overlap
 
@@ -37,19 +37,19 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
     """
     if not 0 < days <= MAX_DAYS:
         raise Refusal("days", days, f"must be above 0 and at most {MAX_DAYS}: as long, the old keys count")
-    with opened(folder) as desk:
-        old, federation, place = desk.authority, desk.federation, desk.folder / AUTHORITY
+    with open_desk(folder) as desk:
+        old, federation, keys_folder = desk.authority, desk.federation, desk.folder / AUTHORITY
         number, now = len(old.rollovers) + 1, int(time.time())
         if number > MAX_ROLLOVERS:
             remedy = f"has had {MAX_ROLLOVERS} rollovers, the most; make a new federation"
             raise Refusal("federation", federation.name, remedy)
-        new = make_keys(place, federation.name, federation.care, number + 1)
-        before, after = (each.public(federation.post_quantum).hex() for each in (old, new))
+        new = make_keys(keys_folder, federation.name, federation.care, number + 1)
+        old_key, new_key = (each.public(federation.post_quantum).hex() for each in (old, new))
         old_ca, new_ca = (each.ca_pem.decode() for each in (old, new))
         until = now + max(1, int(days * DAY_SECONDS))
-        stated = Rollover(federation.name, number, before, after, old_ca, new_ca, now, until)
-        chain = (*old.rollovers, sign_rollover(stated, old.signer, new.signer))
-        replace_file(place / ROLLOVERS, write_chain(chain).encode())
-        desk = replace(desk, authority=open_authority(place, federation.name, federation.care))
+        rollover = Rollover(federation.name, number, old_key, new_key, old_ca, new_ca, now, until)
+        chain = (*old.rollovers, sign_rollover(rollover, old.signer, new.signer))
+        replace_file(keys_folder / ROLLOVERS, write_chain(chain).encode())
+        desk = replace(desk, authority=open_authority(keys_folder, federation.name, federation.care))
         end_tokens(desk)
         return publish(desk)

@@ -66,7 +66,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
-from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, ending_of, fewest, pace_of
+from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, certificate_end, pace_of, required_clients
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
@@ -103,7 +103,7 @@ def serve(
     Raises:
       Refusal: before anything is spent.
     """
-    if only_shows(overrides):
+    if is_show_command(overrides):
         return _show(overrides)
     without_core_dumps()
     raise_limit()
@@ -118,7 +118,7 @@ def serve(
         over = FINISHED if despite_alarm else (*FINISHED, Status.PAUSED)
         if result.get("status") in over:
             close_again(where)
-            return _say_over(settings.run, where, result, as_json)
+            return _print_over(settings.run, where, result, as_json)
         if result.get("status") == Status.PAUSED:
             (where / RESULT).unlink()  # a server that is killed from here on goes on by the same command
         outcome = _run(bundle, settings, where, as_json, callbacks, reach)
@@ -138,7 +138,7 @@ def refuse_roster(bundle: ServerBundle) -> None:
         raise Refusal("roster", f"version {bundle.roster.version}", remedy)
 
 
-def only_shows(argv: Sequence[str]) -> bool:
+def is_show_command(argv: Sequence[str]) -> bool:
     """Whether the flags only ask Hydra to show something."""
     args = arguments(argv)
     return args.cfg is not None or any(getattr(args, flag) for flag in SHOW_ONLY)
@@ -152,7 +152,7 @@ def _show(argv: Sequence[str]) -> int:
     sys.argv = ["fedveil server", *argv]
     try:
         hydra.main(config_path=SHIPPED_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
-    except SystemExit as stop:  # how Hydra ends when it has shown something, or could not
+    except SystemExit as stop:  # Hydra's end after it has printed something, or failed to
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return 0
 
@@ -174,14 +174,17 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
       Refusal: a mistake, or a run of this name was begun with other settings.
     """
     unfinished = None if overrides else _unfinished(bundle.folder)
-    settings = server_settings(completed(bundle, overrides)) if unfinished is None else _begun(unfinished)
+    if unfinished is None:
+        settings = server_settings(complete_overrides(bundle, overrides))
+    else:
+        settings = _stored_settings(unfinished)
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
-    begun = _begun(where)
+    earlier = _stored_settings(where)
     if unfinished is None:
-        settings = server_settings(completed(bundle, overrides, begun))
-    changed = differing(_lasting(begun), _lasting(settings))
+        settings = server_settings(complete_overrides(bundle, overrides, earlier))
+    changed = differing(_lasting(earlier), _lasting(settings))
     if changed is not None:
         remedy = "repeat its command, name the folder alone, or name a new run with run="
         raise Refusal("run", settings.run, f"was started with another {changed}; {remedy}")
@@ -197,7 +200,7 @@ def _lasting(settings: ServerSettings) -> dict[str, Any]:
     read = settings.model_dump(
         by_alias=True, exclude={"reason": True, "metrics_port": True, "link": set(WAITS)}
     )
-    return {**read, **read.pop("training")}  # whose keys stand beside the others
+    return {**read, **read.pop("training")}  # its keys are on the same level as the others
 
 
 def _close_finished(folder: Path) -> None:
@@ -207,12 +210,12 @@ def _close_finished(folder: Path) -> None:
             close_again(config.parent)
 
 
-def completed(
-    bundle: ServerBundle, overrides: Sequence[str], begun: ServerSettings | None = None
+def complete_overrides(
+    bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None = None
 ) -> list[str]:
     """Return overrides with the bundle's link and schema, and the targets that owners allow or that a run began with."""
     link = [] if any(each.startswith("link=") for each in overrides) else [f"link={bundle.link}"]
-    link += allowed_targets(bundle, overrides, begun)
+    link += allowed_targets(bundle, overrides, resumed)
     tables = "task=csv" in overrides and (bundle.folder / SCHEMA).is_file()
     if tables and not any(each.startswith("task.schema=") for each in overrides):
         return [*overrides, *link, f"task.schema={bundle.folder / SCHEMA}"]
@@ -222,8 +225,8 @@ def completed(
 def _unfinished(folder: Path) -> Path | None:
     """Return the folder of the last begun run that has not finished."""
     configs = sorted((folder / RUNS).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
-    begun = (path.parent for path in reversed(configs))
-    return next((where for where in begun if _result(where).get("status") not in FINISHED), None)
+    folders = (path.parent for path in reversed(configs))
+    return next((where for where in folders if _result(where).get("status") not in FINISHED), None)
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
@@ -233,10 +236,10 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
         released = result.get("rounds_completed", 0) > result.get("rounds_abandoned", 0)
         with suppress(Refusal):  # settings of a release that this one cannot read
             if released and result.get("status") in FINISHED:
-                yield config.parent.name, _begun(config.parent)
+                yield config.parent.name, _stored_settings(config.parent)
 
 
-def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
+def newest_heads(folder: Path, ledgers: str | None) -> dict[str, Head]:
     """Return the newest heads that each run, and the last question, on this server left on a folder of ledgers.
 
     Where nothing left one there, they are those of all folders: an empty folder would start at zero.
@@ -248,23 +251,23 @@ def heads_left(folder: Path, ledgers: str | None) -> dict[str, Head]:
     Returns:
       The heads, by "run" or "question" and its name.
     """
-    asked = last_questions(folder / QUESTIONS).items()
-    newest = {(place, f"question {name}"): head for place, (name, head) in asked}
+    answers = last_questions(folder / QUESTIONS).items()
+    newest = {(ledger_dir, f"question {name}"): head for ledger_dir, (name, head) in answers}
     for where in sorted((folder / RUNS).glob("*")):
-        known: tuple[Any, ...] = (head_in(where), _result(where).get("ledger_head"))
-        if heads := [Head(*each) for each in known if each]:
+        stored: tuple[Any, ...] = (head_in(where), _result(where).get("ledger_head"))
+        if heads := [Head(*each) for each in stored if each]:
             newest[_ledgers_of(where), f"run {where.name}"] = max(heads)
-    own = {name: head for (place, name), head in newest.items() if place == (ledgers or "")}
-    return own or {name: head for (_, name), head in newest.items()}
+    matching = {name: head for (ledger_dir, name), head in newest.items() if ledger_dir == (ledgers or "")}
+    return matching or {name: head for (_, name), head in newest.items()}
 
 
 def _ledgers_of(where: Path) -> str:
     with suppress(Refusal, OSError):  # settings of a release that this one cannot read
-        return _begun(where).ledger.dir or ""
+        return _stored_settings(where).ledger.dir or ""
     return ""
 
 
-def _begun(where: Path) -> ServerSettings:
+def _stored_settings(where: Path) -> ServerSettings:
     check_file(where / CONFIG)
     config: Any = OmegaConf.load(where / CONFIG)
     return server_from_config(config)
@@ -277,13 +280,13 @@ def _result(where: Path) -> dict[str, Any]:
     return {}
 
 
-def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
+def _print_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
     status = Status(result["status"])
     state, remedy = "finished", "name a new one with run="
     if status is Status.PAUSED:
         state, remedy = "not over", "find the cause first"
-    told = f"run {run} is {state} ({status}: {result['reason']}); results: {where}; {remedy}"
-    print(json.dumps(result) if as_json else told)
+    line = f"run {run} is {state} ({status}: {result['reason']}); results: {where}; {remedy}"
+    print(json.dumps(result) if as_json else line)
     return exit_code_of(result)
 
 
@@ -307,24 +310,23 @@ def _run(
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
         watching(Watch(bundle, settings, federation, unlogged.presence, rosters, quiet)) as watch,
     ):
-        link = logged(with_differences(unlogged, federation), bundle, rosters)
+        link = with_log(with_differences(unlogged, federation), bundle, rosters)
+        required = partial(required_clients, federation)
         if not quiet:
             print("\n".join([f"{bundle.federation}: listening on {bundle.listen}", *begins]), flush=True)
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(
-                rosters, settings.link, link, watch.wait_for, partial(fewest, federation), ending_of(bundle)
-            ),
+            pace=pace_of(rosters, settings.link, link, watch.wait_for, required, certificate_end(bundle)),
             callbacks=(watch,),
             objects=(Farewell(link, federation, bundle, rosters), *callbacks),
-            renew=partial(renewed, rosters),
+            renew=partial(renew_roster, rosters),
             tally=link.tally,
         )
         outcome = run_federation(federation, where, around, quiet)
         end = time.monotonic() + HEADS_SECONDS
-        # What devices know is kept, so that the same command refuses before it charges.
-        while link.behind() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
+        # A later head of a device is stored, so that the same command refuses before it charges.
+        while link.log_loss() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
         carried = link.tally.total().minus(outcome.carried)
@@ -359,28 +361,27 @@ def with_differences(link: Link, federation: Federation) -> Link:
     return replace(link, grid=DifferenceGrid(link.grid)) if federation.sends_differences else link
 
 
-def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
+def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
     """Return the link with the transparency log, and with quotes if the server has a command for them."""
     try:
         log = ServerLog(bundle.folder / LOG)
     except OSError as error:
         remedy = f"the log cannot be read ({error.strerror})"
         raise Refusal("file", str(bundle.folder / LOG), remedy) from error
-    own = followed_credentials(bundle)
+    credentials = followed_credentials(bundle)
     cosigned = CosignedHeads(bundle.folder, bundle.federation, log, os.environ.get(WITNESSES, ""))
-    grid = LoggedGrid(link.grid, log, bundle, own, rosters, cosigned.of)
+    grid = LoggedGrid(link.grid, log, bundle, credentials, rosters, cosigned.of)
     command = os.environ.get(QUOTE)
-    known = bundle.credentials.ca + b"\n" + bundle.credentials.earlier  # of heads from before a rollover, too
-    seen = LaterHeads(bundle.folder, log, known, bundle.federation)
-    seen.refuse()
-    cosigned.require(sign_head(bundle.federation, len(log.leaves), log.root, own()))
-    return replace(
-        link, grid=AttestedGrid(grid, command, own) if command else grid, behind=partial(_behind, seen, link)
-    )
+    ca = bundle.credentials.ca + b"\n" + bundle.credentials.earlier  # of heads from before a rollover, too
+    later_heads = LaterHeads(bundle.folder, log, ca, bundle.federation)
+    later_heads.refuse()
+    cosigned.require(sign_head(bundle.federation, len(log.leaves), log.root, credentials()))
+    outer_grid = AttestedGrid(grid, command, credentials) if command else grid
+    return replace(link, grid=outer_grid, log_loss=partial(_log_loss, later_heads, link))
 
 
-def _behind(seen: LaterHeads, link: Link) -> str | None:
-    return seen.behind(each.log for each in link.presence().devices.values())
+def _log_loss(later_heads: LaterHeads, link: Link) -> str | None:
+    return later_heads.log_loss(each.log for each in link.presence().devices.values())
 
 
 @dataclass
@@ -397,7 +398,7 @@ class Farewell:
         """Note the run's name."""
         self.run = run.name
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Do nothing: the run continues."""
 
     def end(self, ending: RunEnd) -> None:
@@ -414,27 +415,29 @@ class Farewell:
         if closed := (ending.folder / MANIFEST).exists():
             read = read_manifest(ending.folder)
             manifest, listed = read.hash, read.text
-        had = apply_answer(self.federation, ending.folder)
-        moments = json.dumps(had.moments) if had.moments else ""
-        agreement = agreement_of(had.task) or ""
-        over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)
-        messages = [message_to(node, over) for node in self.link.presence().since]
+        federation = apply_answer(self.federation, ending.folder)
+        moments = json.dumps(federation.moments) if federation.moments else ""
+        agreement = agreement_of(federation.task) or ""
+        run_over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)
+        messages = [message_to(node, run_over) for node in self.link.presence().connected_since]
         if not messages and isinstance(self.link.grid, PassingGrid):  # the log holds the manifest in any case
-            self.link.grid.keep_unsent(message_to(0, over).content)
+            self.link.grid.keep_unsent(message_to(0, run_over).content)
         replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
-        given: dict[int, Receipt] = {}
-        with _ending_the_wait():
+        receipts: dict[int, Receipt] = {}
+        with _interruptible():
             for receipt in filter(None, map(read_receipt, replies)):
-                given[receipt.node] = receipt
-        if closed and len(given) < len(messages):
-            why = "they are away, or signed a run of this name before, which a device does once"
-            logger.warning(
-                "%d of %d devices gave no receipt: %s", len(messages) - len(given), len(messages), why
-            )
-        if closed and given:
-            self._keep(ending.folder, RunDescription(self.bundle.federation, self.run, manifest), given)
+                receipts[receipt.node] = receipt
+        if closed and len(receipts) < len(messages):
+            reason = "they are away, or signed a run of this name before, which a device does once"
+            missing, count = len(messages) - len(receipts), len(messages)
+            logger.warning("%d of %d devices gave no receipt: %s", missing, count, reason)
+        if closed and receipts:
+            description = RunDescription(self.bundle.federation, self.run, manifest)
+            self._write_receipts(ending.folder, description, receipts)
 
-    def _keep(self, folder: Path, description: RunDescription, given: Mapping[int, Receipt]) -> None:
+    def _write_receipts(
+        self, folder: Path, description: RunDescription, by_node: Mapping[int, Receipt]
+    ) -> None:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         ended = roster.ended(int(time.time()))
@@ -442,10 +445,10 @@ class Farewell:
         tags = (COMPARED, UNCOMPARED)  # devices of earlier releases sign under the second
         genuine = {
             node: each
-            for node, each in given.items()
+            for node, each in by_node.items()
             if node in keys and any(holds(each, description, keys[node], tag) for tag in tags)
         }
-        for node in sorted(given.keys() - genuine.keys()):
+        for node in sorted(by_node.keys() - genuine.keys()):
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:
             receipts = [genuine[node] for node in sorted(genuine)]
@@ -454,7 +457,7 @@ class Farewell:
 
 
 @contextmanager
-def _ending_the_wait() -> Generator[None]:
+def _interruptible() -> Generator[None]:
     """Let Ctrl-C or SIGTERM end the block, and no more: the run is over, and what devices sent by then counts."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -487,12 +490,12 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
         quorum=settings.link.quorum or 0.0,
         enough=settings.link.enough,
-        heads=heads_left(bundle.folder, ledgers),
+        heads=newest_heads(bundle.folder, ledgers),
         ledger_dir=ledgers,
     )
 
 
-def renewed(rosters: Rosters, federation: Federation) -> Federation:
+def renew_roster(rosters: Rosters, federation: Federation) -> Federation:
     """Return the federation with the clients of the newest roster.
 
     Raises:

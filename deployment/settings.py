@@ -83,9 +83,9 @@ class ServerSettings(FederationSettings):
     @property
     def secagg(self) -> SecaggSettings | None:
         """Settings of masks, which record-level noise shared by real clients requires."""
-        asked = self.secagg_group
-        together = isinstance(self.privacy, RecordDistributed)
-        return asked if together and isinstance(asked, SecaggSettings) else super().secagg
+        group = self.secagg_group
+        sums_records = isinstance(self.privacy, RecordDistributed)
+        return group if sums_records and isinstance(group, SecaggSettings) else super().secagg
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield settings that real clients cannot follow or account for."""

@@ -22,7 +22,7 @@ STATUS = "status.json"
 RUNNING = "server"
 NOT_RUNNING = 1
 OVER = (Status.COMPLETED, Status.EXHAUSTED)
-SHOWN = 16  # hexadecimal digits of a fingerprint
+DIGITS = 16  # hexadecimal, of a displayed fingerprint
 NOTHING = 0.0005  # of epsilon: what rounds to 0.000
 
 
@@ -58,7 +58,7 @@ def served_roster(folder: Path) -> int:
         return 0
 
 
-def clients_before(folder: Path) -> dict[int, Mapping[str, Any]]:
+def earlier_clients(folder: Path) -> dict[int, Mapping[str, Any]]:
     """Return an earlier server's facts of each node; empty if there are none that are readable."""
     try:
         return {int(each["node"]): each for each in read_status(folder)["clients"]}
@@ -79,12 +79,12 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     reason = f": {status['reason']}" if status["reason"] else ""
     console.print(Text.assemble((status["federation"], "bold"), f", run {status['run']}: {state}{reason}"))
     lost = [("abandoned", status["abandoned"]), ("with a sum that cannot be true", status.get("untrue", 0))]
-    told = "".join(f", {count} {what}" for what, count in lost if count)
-    console.print(f"round {status['round']} of {status['num_rounds']}{told}", markup=False, highlight=False)
+    faults = "".join(f", {count} {what}" for what, count in lost if count)
+    console.print(f"round {status['round']} of {status['num_rounds']}{faults}", markup=False, highlight=False)
     for row in status["privacy"]:
         console.print(_budget(row, status["budgets_spent"]), markup=False, highlight=False)
-    for said in (status.get("audit") or {}).get("said", ()):
-        console.print(f"audit: {said}", markup=False, highlight=False)
+    for sentence in (status.get("audit") or {}).get("said", ()):
+        console.print(f"audit: {sentence}", markup=False, highlight=False)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(status["dropped"].items()))
     counts = f"invited {status['invited']}, added {status['replies']}"
     if status["replies"] is None:
@@ -92,39 +92,39 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     console.print(f"{counts}, not added: {dropped}" if dropped else counts, markup=False, highlight=False)
     for name, faults in status.get("blamed", {}).items():
         console.print(describe_fault(name, faults[-1], len(faults)), markup=False, highlight=False)
-    for name, said in status.get("suspected", {}).items():
-        console.print(f"{name} {said[-1]}", markup=False, highlight=False)
-    for line in authorities(clients):
+    for name, sentence in status.get("suspected", {}).items():
+        console.print(f"{name} {sentence[-1]}", markup=False, highlight=False)
+    for line in authority_lines(clients):
         console.print(line, markup=False, highlight=False)
     console.print(_table(clients) if clients else "no client is on the roster")
 
 
-def authorities(clients: Sequence[Mapping[str, Any]]) -> list[str]:
+def authority_lines(clients: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each authority that devices follow by their own words, if a rollover has not reached all of them."""
-    held: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for each in clients:
         if each.get("authority"):
-            held.setdefault(each["authority"], []).append(each["name"])
-    if len(held) < 2:
+            members.setdefault(each["authority"], []).append(each["name"])
+    if len(members) < 2:
         return []
-    return [f"authority {key[:SHOWN]}: {len(names)}, {', '.join(names)}" for key, names in held.items()]
+    return [f"authority {key[:DIGITS]}: {len(names)}, {', '.join(names)}" for key, names in members.items()]
 
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:
     unit, target = f"{row['unit'].partition('_')[0]}s", row["target"]
-    of, most = "no target", "without a target"
+    of, limit = "no target", "without a target"
     if target is not None:
-        of, most = f"{target:g}", f"at most epsilon {target:g}"
+        of, limit = f"{target:g}", f"at most epsilon {target:g}"
     if row.get("own_ledgers", row["unit"] != Unit.CLIENT):
-        told = f"; in the last round {refused} reported theirs as spent" if refused else ""
-        return f"{unit}: each client spends {most} by its own ledger{told}"
+        spent_clause = f"; in the last round {refused} reported theirs as spent" if refused else ""
+        return f"{unit}: each client spends {limit} by its own ledger{spent_clause}"
     if row["spent"] is None:
-        return f"{unit}: no round has ended yet; {most} at delta {row['delta']:g}"
+        return f"{unit}: no round has ended yet; {limit} at delta {row['delta']:g}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
-    left = ""
+    left_clause = ""
     if row["left"] is not None:
-        left = f", {row['left']:.3f} left" if row["left"] >= NOTHING else ", nothing left"
-    return f"{unit}: epsilon {spent} of {of} spent at delta {row['delta']:g}{left}"
+        left_clause = f", {row['left']:.3f} left" if row["left"] >= NOTHING else ", nothing left"
+    return f"{unit}: epsilon {spent} of {of} spent at delta {row['delta']:g}{left_clause}"
 
 
 def _table(clients: Sequence[Mapping[str, Any]]) -> Table:
@@ -154,12 +154,12 @@ def _presence(client: Mapping[str, Any]) -> str:
 
 
 def _until(end: str) -> str:
-    left = datetime.fromisoformat(end).timestamp() - time.time()
-    return "[red]ended[/red]" if left < 0 else f"{left / 86400:.0f} d left"
+    seconds_left = datetime.fromisoformat(end).timestamp() - time.time()
+    return "[red]ended[/red]" if seconds_left < 0 else f"{seconds_left / 86400:.0f} d left"
 
 
-def _ago(since: str) -> str:
-    seconds = max(0.0, time.time() - datetime.fromisoformat(since).timestamp())
+def _ago(start: str) -> str:
+    seconds = max(0.0, time.time() - datetime.fromisoformat(start).timestamp())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

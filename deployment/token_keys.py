@@ -124,17 +124,17 @@ def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[Tok
     pkcs11 = import_module("pkcs11")
     try:
         session = _session(choice)
-        found = [
+        pairs = [
             _pair(session, f"fedveil {federation} {name}", curve, make)
             for name, curve in (("signer", ED25519), ("ca", P256))
         ]
     except pkcs11.PKCS11Error as error:
-        why = str(error) or type(error).__name__
-        remedy = f"cannot be used ({why}); check token, PIN and module"
+        reason = str(error) or type(error).__name__
+        remedy = f"cannot be used ({reason}); check token, PIN and module"
         raise Refusal("authority.token", choice.label, remedy) from None
     except (OSError, RuntimeError) as error:
         raise Refusal("authority.pkcs11", choice.module, f"cannot be loaded ({error})") from None
-    (signer, signs), (ca, certifies) = found
+    (signer, signs), (ca, certifies) = pairs
     mechanism = pkcs11.Mechanism
     return (
         TokenEd25519(
@@ -169,17 +169,17 @@ def _pair(session: Any, label: str, curve: str, make: bool) -> tuple[bytes, Any]
         if not make:
             raise
         kind = pkcs11.KeyType.EC_EDWARDS if edwards else pkcs11.KeyType.EC
-        ways = pkcs11.Mechanism
-        how = ways.EC_EDWARDS_KEY_PAIR_GEN if edwards else ways.EC_KEY_PAIR_GEN
+        mechanisms = pkcs11.Mechanism
+        mechanism = mechanisms.EC_EDWARDS_KEY_PAIR_GEN if edwards else mechanisms.EC_KEY_PAIR_GEN
         parameters = {pkcs11.Attribute.EC_PARAMS: curves.encode_named_curve_parameters(curve)}
         domain = session.create_domain_parameters(kind, parameters, local=True)
-        public, private = domain.generate_keypair(mechanism=how, store=True, label=label)
+        public, private = domain.generate_keypair(mechanism=mechanism, store=True, label=label)
     return bytes(public[pkcs11.Attribute.EC_POINT][-POINT_BYTES[curve] :]), private
 
 
 def _pin(choice: TokenChoice) -> str:
-    if given := os.environ.get(PIN):
-        return given
+    if pin := os.environ.get(PIN):
+        return pin
     if not sys.stdin.isatty():
         raise Refusal("authority.token", choice.label, f"requires a PIN; set {PIN}, or type it at a terminal")
     return getpass(f"PIN of the token {choice.label}: ")

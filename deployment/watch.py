@@ -32,25 +32,25 @@ from ..run.round_lines import drops_in, members_in
 from .open_link import Presence
 from .prometheus import serving
 from .settings import ServerSettings
-from .status import STATUS, clients_before
+from .status import STATUS, earlier_clients
 
 LOG = "server.log"
 LOOK_SECONDS = 1.0
-MOST_NAMED = 5  # of clients that are away
+MAX_NAMES = 5  # of clients that are away
 OF_DEVICE = ("roster", "version", "suites", "authority")  # what a device says of itself
-LOG_BYTES, LOGS_KEPT = 10 * 2**20, 3
+LOG_BYTES, NUM_LOGS = 10 * 2**20, 3
 
 logger = logging.getLogger("fedveil.server")
 
 
-def away_of(members: Sequence[Member], presence: Presence, seconds: float, what: str) -> str:
+def describe_absent(members: Sequence[Member], presence: Presence, seconds: float, what: str) -> str:
     """Report the members that are not connected, and how long `what` waits for them; nothing if all are."""
-    away = [each.name for each in members if each.node not in presence.since]
+    away = [each.name for each in members if each.node not in presence.connected_since]
     if not away:
         return ""
-    named = ", ".join([*away[:MOST_NAMED], *(["..."] if len(away) > MOST_NAMED else [])])
-    counted = f"{len(away)} of {len(members)} clients are not connected yet ({named})"
-    return f"{counted}: {what} waits for them, up to {seconds:g} s (link.deadline)"
+    names = ", ".join([*away[:MAX_NAMES], *(["..."] if len(away) > MAX_NAMES else [])])
+    sentence = f"{len(away)} of {len(members)} clients are not connected yet ({names})"
+    return f"{sentence}: {what} waits for them, up to {seconds:g} s (link.deadline)"
 
 
 class Watch:
@@ -74,7 +74,7 @@ class Watch:
         self._state, self._reason, self._waited = "starting", "", False
         self._started, self._present = time.time(), set[int]()
         self._stop = threading.Event()
-        self._before = clients_before(bundle.folder)
+        self._earlier_clients = earlier_clients(bundle.folder)
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -84,17 +84,17 @@ class Watch:
         self._look(run.audit)
         log("begins", run=run.name, after_round=len(run.rows))
 
-    def round(self, done: RoundEnd) -> None:
+    def round(self, end: RoundEnd) -> None:
         """Handle the end of a round."""
-        self._rows.append(done.row)
-        self._look(done.audit)
-        log("round", run=self.settings.run, **{key: done.row[key] for key in LOGGED if key in done.row})
+        self._rows.append(end.row)
+        self._look(end.audit)
+        log("round", run=self.settings.run, **{key: end.row[key] for key in LOGGED if key in end.row})
 
     def _look(self, audit: ObserverLine | None) -> None:
-        known, self._audit = self._audit, audit
-        self._say("training", "")
-        before = len(known.alarms_in_words()) if known else 0
-        for number, text in audit.alarms_in_words()[before:] if audit else ():
+        previous, self._audit = self._audit, audit
+        self._set_state("training", "")
+        num_alarms = len(previous.alarms_in_words()) if previous else 0
+        for number, text in audit.alarms_in_words()[num_alarms:] if audit else ():
             log("alarm", run=self.settings.run, round=number, what=text)
 
     def wait_for(self, clients: int) -> None:
@@ -102,27 +102,28 @@ class Watch:
         waiting, link, members = "", self.settings.link, len(self._rosters()[0].members)
         if clients:
             of_all = clients <= math.ceil(link.clients * members)
-            why = f"link.clients={link.clients:g}" if of_all else "an encrypted sum needs them"
-            waiting = f"for {clients} of {members} clients ({why}), up to {link.wait:g} s (link.wait)"
+            reason = f"link.clients={link.clients:g}" if of_all else "an encrypted sum needs them"
+            waiting = f"for {clients} of {members} clients ({reason}), up to {link.wait:g} s (link.wait)"
         if waiting and self._state != "waiting":
             log("waits", run=self.settings.run, clients=clients)
             if not self._quiet:
                 say(f"waiting {waiting}")
         if not (clients or self._quiet or self._waited):
             self._waited = True
-            if away := away_of(self._rosters()[0].members, self._presence(), link.deadline, "a round"):
+            roster = self._rosters()[0]
+            if away := describe_absent(roster.members, self._presence(), link.deadline, "a round"):
                 say(away)
-        self._say("waiting" if clients else "training", waiting)
+        self._set_state("waiting" if clients else "training", waiting)
 
     def end(self, ending: RunEnd) -> None:
         """Handle the end of the run."""
-        self._say(ending.status, ending.reason)
+        self._set_state(ending.status, ending.reason)
         log("ends", run=self.settings.run, status=self._state, reason=self._reason)
 
-    def _say(self, state: str, reason: str) -> None:
+    def _set_state(self, state: str, reason: str) -> None:
         self._state, self._reason = state, reason
 
-    # --- what is said -------------------------------------------------------------------------------------------
+    # --- the status ---------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Return the current status, as plain data."""
@@ -141,22 +142,22 @@ class Watch:
             "roster": roster.version,
             "audit": None if self._audit is None else self._audit.status(),
             "clients": [self._client(member, presence) for member in roster.members],
-            "bytes": None if federation.mode.hides_counts else presence.carried.to_json(),
+            "bytes": None if federation.mode.hides_counts else presence.traffic.to_json(),
             "turned_away": {} if federation.mode.hides_counts else dict(presence.turned_away),
         }
 
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
         """Return the facts of one client, from an earlier process if it has not connected yet."""
-        node, before = member.node, self._before.get(member.node, {})
-        ends, device = member.not_after, {key: before.get(key) for key in OF_DEVICE}
+        node, earlier = member.node, self._earlier_clients.get(member.node, {})
+        ends, device = member.not_after, {key: earlier.get(key) for key in OF_DEVICE}
         if (facts := presence.devices.get(node)) is not None:
             ends = facts.certificate_ends
             device = {key: getattr(facts, key) for key in OF_DEVICE} | {"suites": list(facts.suites)}
         return {
             "node": node,
             "name": member.name,
-            "since": _utc(presence.since.get(node)),
-            "seen": _utc(presence.last_seen.get(node)) or before.get("since") or before.get("seen"),
+            "since": _utc(presence.connected_since.get(node)),
+            "seen": _utc(presence.disconnected_at.get(node)) or earlier.get("since") or earlier.get("seen"),
             "certificate_ends": _utc(ends),
             **device,
             "restored": _utc(presence.restored.get(node)),
@@ -172,29 +173,29 @@ class Watch:
     def stop(self) -> None:
         """End `follow` after a last write."""
         if self._state in ("starting", "waiting", "training"):
-            self._say("stopped", "")
+            self._set_state("stopped", "")
         self._stop.set()
 
     def _write(self, before: dict[str, Any]) -> dict[str, Any]:
         """Return the written status; an error here, such as a full disk or a failing link, does not affect the run."""
         try:
-            return self._written(before)
+            return self._write_if_changed(before)
         except OSError as error:
             logger.warning("the status cannot be written: %s", error.strerror)
         except Exception:
             logger.exception("the status could not be written")
         return before
 
-    def _written(self, before: dict[str, Any]) -> dict[str, Any]:
-        now = self.status()
-        self._tell_of(now["roster"], len(now["clients"]))
-        self._log_arrivals({each["node"] for each in now["clients"] if each["since"]})
-        if now != before:
-            data = json.dumps({**now, "written": _utc(time.time())}, indent=1) + "\n"
+    def _write_if_changed(self, before: dict[str, Any]) -> dict[str, Any]:
+        status = self.status()
+        self._report_roster(status["roster"], len(status["clients"]))
+        self._log_arrivals({each["node"] for each in status["clients"] if each["since"]})
+        if status != before:
+            data = json.dumps({**status, "written": _utc(time.time())}, indent=1) + "\n"
             replace_file(self.folder / STATUS, data.encode(), PUBLIC)
-        return now
+        return status
 
-    def _tell_of(self, version: int, clients: int) -> None:
+    def _report_roster(self, version: int, clients: int) -> None:
         if version != self._version:
             self._version = version
             log("roster", version=version, clients=clients)
@@ -202,9 +203,9 @@ class Watch:
                 say(f"roster version {version}, of {clients} clients, from the next round on")
 
     def _log_arrivals(self, here: set[int]) -> None:
-        for what, nodes in (("connected", here - self._present), ("disconnected", self._present - here)):
+        for event, nodes in (("connected", here - self._present), ("disconnected", self._present - here)):
             for node in sorted(nodes):
-                log(what, node=node)
+                log(event, node=node)
         self._present = here
 
 
@@ -226,13 +227,13 @@ LOGGED = (
 
 def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the sums over a run's recorded rounds, of all its processes; `replies` is None where they are secret."""
-    told = all(row["replies"] is not None for row in history)
+    has_replies = all(row["replies"] is not None for row in history)
     last = history[-1] if history else {}
     return {
         "round": last.get("round", 0),
         "abandoned": sum(bool(row["abandoned"]) for row in history),
         "invited": sum(row["invited"] for row in history),
-        "replies": sum(row["replies"] for row in history) if told else None,
+        "replies": sum(row["replies"] for row in history) if has_replies else None,
         "dropped": drops_in(history),
         "untrue": sum(bool(row.get("untrue")) for row in history),
         "blamed": members_in(history, "blamed"),
@@ -252,10 +253,10 @@ def budgets(federation: Federation, rounds: Mapping[str, Any]) -> list[dict[str,
     for promise in federation.mode.promises:
         unit, target = promise.unit, promise.target_epsilon
         spent = rounds["epsilon_client" if unit == Unit.CLIENT else "epsilon_record"]
-        left = None
+        remaining = None
         if target is not None and isinstance(spent, float | int):
-            left = max(0.0, target - spent)
-        row = {"unit": str(unit), "spent": spent, "target": target, "left": left}
+            remaining = max(0.0, target - spent)
+        row = {"unit": str(unit), "spent": spent, "target": target, "left": remaining}
         rows.append({**row, "delta": promise.target_delta, "own_ledgers": promise.per_client})
     return rows
 
@@ -270,8 +271,9 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return time, level, event and the event's fields."""
-        told = {"time": _utc(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps({**told, **getattr(record, "fields", {})}, allow_nan=False, default=dict)
+        time, level, event = _utc(record.created), record.levelname.lower(), record.getMessage()
+        fields = {"time": time, "level": level, "event": event, **getattr(record, "fields", {})}
+        return json.dumps(fields, allow_nan=False, default=dict)
 
 
 @contextmanager
@@ -294,7 +296,7 @@ def watching(watch: Watch) -> Generator[Watch]:
 @contextmanager
 def _logging(path: Path) -> Generator[None]:
     with refusing("log", path, "cannot be written"):
-        handler = LogFile(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+        handler = LogFile(path, maxBytes=LOG_BYTES, backupCount=NUM_LOGS)
     handler.setFormatter(JsonLines())
     level = logger.level
     logger.setLevel(logging.INFO)

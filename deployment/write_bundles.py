@@ -163,14 +163,14 @@ def client_files(
     """Return the files of one client's bundle by name, except its private keys and the roster."""
     entry = federation.entry(issued.name)
     assert entry is not None  # an admitted member that is not in the file was refused before
-    named = authority.public(register.post_quantum).hex()
-    trust = {"authority": named, "minimum_roster_version": register.version}
+    authority_key = authority.public(register.post_quantum).hex()
+    trust = {"authority": authority_key, "minimum_roster_version": register.version}
     policy = {key: value for key, value in entry.policy.items() if value or key not in LATER}
     return {
         "ca.pem": authority.ca_pem,
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),
         "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
-        "policy.toml": tomli_w.dumps(_given({**policy, **trust})).encode(),
+        "policy.toml": tomli_w.dumps(_present_values({**policy, **trust})).encode(),
         "tls.pem": issued.certificate.encode(),
         **(_rollovers(authority) if authority.former else {}),
         CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
@@ -194,7 +194,7 @@ def _owners(federation: FederationFile, register: Register) -> dict[str, float]:
     """Return the budget that every member's policy allows; before there is a member, every policy of the file."""
     entries = [federation.entry(each.name) for each in register.admitted] or [
         *federation.clients,
-        *federation.many,
+        *federation.patterns,
     ]
     policies = [each.policy for each in entries if each is not None]
     return {key: min(float(each[key]) for each in policies) for key in ("target_epsilon", "target_delta")}
@@ -206,7 +206,7 @@ def _tables(federation: FederationFile) -> dict[str, bytes]:
 
 
 def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
-    task = _given(entry.task)
+    task = _present_values(entry.task)
     if entry.task["name"] == TABLES:  # what the schema of the bundle holds
         options = {key: value for key, value in entry.task["options"].items() if key not in OF_SCHEMA}
         task = {**task, "options": {**options, "schema": SCHEMA}}
@@ -217,11 +217,11 @@ def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) ->
         "server": federation.address,
         "link": federation.link,
         "task": {"client": issued.node - FIRST_NODE, **task},
-        "eligibility": _given(entry.eligibility),
+        "eligibility": _present_values(entry.eligibility),
     }
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def _present_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -231,8 +231,8 @@ def _json(values: Mapping[str, int | str]) -> bytes:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
-    if fresh := {name: data for name, data in files.items() if kept.get(name) != data}:
+    current = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
+    if fresh := {name: data for name, data in files.items() if current.get(name) != data}:
         replace_files(folder, fresh, PUBLIC)
 
 

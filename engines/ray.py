@@ -315,9 +315,7 @@ def _travelling(instruction: SumStart) -> Any:
     import ray
 
     arrays = instruction[0].content.array_records.values()
-    sizes = (
-        math.prod(each.shape) * np.dtype(each.dtype).itemsize for record in arrays for each in record.values()
-    )
+    sizes = (math.prod(a.shape) * np.dtype(a.dtype).itemsize for record in arrays for a in record.values())
     large = sum(sizes) > INLINE_BYTES
     return ray.put(instruction) if large else instruction
 

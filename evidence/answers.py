@@ -192,11 +192,9 @@ def _missing(answers: Sequence[Fields], ledgers: Sequence[Fields]) -> list[str]:
         return [
             "No ledger lies in this folder. What the answers cost is charged where the clients' ledger is kept."
         ]
-    answer_names = {each["name"] for each in answers}
+    names = {each["name"] for each in answers}
     elsewhere = [each["name"] for each in answers if not each["on_this_ledger"]]
-    lost = [
-        each["name"] for ledger in ledgers for each in ledger["questions"] if each["name"] not in answer_names
-    ]
+    lost = [each["name"] for ledger in ledgers for each in ledger["questions"] if each["name"] not in names]
     sentences: list[str] = []
     if elsewhere:
         sentences.append(f"Charged elsewhere: {', '.join(elsewhere)}.")

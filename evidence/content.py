@@ -354,7 +354,7 @@ def _plain(text: object) -> str:
     return "".join(each for each in str(text) if each not in '{}\\"@#%' and each.isprintable())
 
 
-def finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
     """Return whether a value of a report is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -397,11 +397,11 @@ def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
         for index, score in enumerate(shapes["scores"])
     ]
     rows.sort(key=lambda each: each["lowest"] - each["highest"])
-    return {"intercept": [_rounded(each) for each in shapes["intercept"]], "shapes": rows}
+    return {"intercept": [_round_value(each) for each in shapes["intercept"]], "shapes": rows}
 
 
 def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
-    values = [_rounded(each) for each in shape["values"][index]]
+    values = [_round_value(each) for each in shape["values"][index]]
     return {
         "column": shape["column"],
         "score": score,
@@ -410,9 +410,9 @@ def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
         "values": values,
         "lowest": min(values),
         "highest": max(values),
-        "missing": _rounded(shape["missing"][index]) if "missing" in shape else None,
+        "missing": _round_value(shape["missing"][index]) if "missing" in shape else None,
     }
 
 
-def _rounded(value: float) -> float:
+def _round_value(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")

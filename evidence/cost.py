@@ -47,7 +47,7 @@ class Prices:
         return f"{name} of {self.sources[name]}" if name in self.sources else f"cost.{name}, which is not set"
 
 
-def priced(run: RunFiles) -> Prices:
+def prices_of(run: RunFiles) -> Prices:
     """Return the prices of a run."""
     configured = {name: run.said("cost", name) for name in PRICES}
     values = {name: float(value) for name, value in configured.items() if value is not None}
@@ -76,7 +76,7 @@ def cost(run: RunFiles) -> dict[str, Any]:
 
 def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[str, Any]]:
     """Return time, energy, carbon and money; values without a known price are unknown."""
-    prices, public = priced(run), run.result.get("seconds") is not None
+    prices, public = prices_of(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     owner = "the server" if run.deployed else "the server and all simulated clients"
     unknown = NOT_YET if not run.result else NO_RECORD if run.result.get("data") == SIMULATION else NOT_PUBLIC
@@ -121,11 +121,10 @@ def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[di
     money = _combined(sum, power, _combined(math.prod, gigabytes, values.get(GIGABYTE)))
     carbon = _combined(math.prod, whole, values.get(CARBON), 1 / 1000)
     both = f"estimate: energy times {prices.describe(KWH)}, and bytes times {prices.describe(GIGABYTE)}"
+    source = f"estimate: energy times {prices.describe(CARBON)}"
     return [
         *figures,
-        figure(
-            "carbon dioxide of that energy", carbon, f"estimate: energy times {prices.describe(CARBON)}", "g"
-        ),
+        figure("carbon dioxide of that energy", carbon, source, "g"),
         figure("money", money, both, run.said("cost", "currency") or ""),
     ]
 

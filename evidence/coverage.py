@@ -113,12 +113,12 @@ def _several_records(run: RunFiles, rows: Sequence[Fields]) -> Limit:
     groups = next((row["groups"] for row in rows if row["unit"] == "record" and row["groups"]), [])
     if not groups:
         return Limit(title, NOT, "A person with several records loses more than one record does.")
-    sizes = ", ".join(f"{records} records {_spelled(size)}" for records, size in groups)
+    sizes = ", ".join(f"{records} records {_format_size(size)}" for records, size in groups)
     text = f"A person with several records loses more than one record does: epsilon with {sizes}."
     return Limit(title, NOT, text)
 
 
-def _spelled(size: float | str) -> str:
+def _format_size(size: float | str) -> str:
     return "without bound" if isinstance(size, str) else f"{size:.2f}"
 
 

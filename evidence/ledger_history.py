@@ -231,10 +231,10 @@ def _text(payload: Fields) -> str:
 def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return how many releases of each kind the ledger holds, for what purpose, and what a client's part of each held."""
     counts: dict[tuple[str, str | None, str | None], int] = {}
-    for each in _reserved(entries):
-        payload = json.loads(each.payload)
+    for entry in _reserved(entries):
+        payload = json.loads(entry.payload)
         parts = [f"{name} ({what})" for name, what in (payload.get("segments") or {}).items()]
-        key = json.loads(each.key)[2], payload.get("purpose"), ", ".join(parts) or None
+        key = json.loads(entry.key)[2], payload.get("purpose"), ", ".join(parts) or None
         counts[key] = counts.get(key, 0) + 1
     return [
         {
@@ -252,22 +252,20 @@ def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return the acts of people on the ledger: who, when and why."""
     usual = (OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE)
     acts: list[dict[str, Any]] = []
-    for each in entries:
-        payload = json.loads(each.payload)
-        if each.kind not in usual and each.kind != REFUSAL:
-            actor, reason = payload.get("who"), payload.get("reason")
-            acts.append(
-                {"seq": each.seq, "kind": each.kind, "time": payload.get("time"), "who": actor, "why": reason}
-            )
+    for entry in entries:
+        payload = json.loads(entry.payload)
+        if entry.kind not in usual and entry.kind != REFUSAL:
+            act = {"seq": entry.seq, "kind": entry.kind, "time": payload.get("time")}
+            acts.append({**act, "who": payload.get("who"), "why": payload.get("reason")})
     return acts
 
 
 def _events(run: RunFiles) -> list[dict[str, Any]]:
     """Return the distinct events of this run's rounds and evaluations, as the ledger has them, each with how often it is charged."""
     releases: list[tuple[str, Arm | None]] = []
-    for each in _reserved(run.entries):
-        if _source(each) == run.name:
-            payload = json.loads(each.payload)
+    for entry in _reserved(run.entries):
+        if _source(entry) == run.name:
+            payload = json.loads(entry.payload)
             arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
             releases += [
                 (json.dumps([adversary, event], sort_keys=True), arm)

@@ -141,7 +141,7 @@ class PageAnswer(BaseHTTPRequestHandler):
         elif self.path not in KINDS:
             self.send_error(HTTPStatus.NOT_FOUND)
         else:
-            self._tell()
+            self._send_page()
 
     do_HEAD = do_GET
 
@@ -150,7 +150,7 @@ class PageAnswer(BaseHTTPRequestHandler):
         assert isinstance(self.server, PageServer)
         return self.server
 
-    def _tell(self) -> None:
+    def _send_page(self) -> None:
         texts = self._serves.page.texts()
         if isinstance(texts, str):
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, texts)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..run.run_files import Fields
 from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
-from .content import finite
-from .page_text import pointed, step, text_of
+from .content import is_finite
+from .page_text import resolve_pointer, step, text_of
 from .pictures import MAX_SHAPES, pictures
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _references(report: Fields) -> Any:
             look=Markup(' class="{}"').format(look) if look else "",
             pointer=pointer,
             form="" if form == "plain" else Markup(' data-form="{}"').format(form),
-            text=text_of(pointed(report, pointer), form),
+            text=text_of(resolve_pointer(report, pointer), form),
         )
 
     return ref
@@ -104,7 +104,7 @@ def _strip(stamps: Fields) -> Mapping[str, float] | None:
         "high": measured.get("high"),
         "ceiling": stamps["ceiling"],
     }
-    epsilons = {name: float(value) for name, value in numbers.items() if finite(value) and value is not None}
+    epsilons = {name: float(size) for name, size in numbers.items() if is_finite(size) and size is not None}
     if not {"claimed", "epsilon", "low", "high"} <= set(epsilons):
         return None
     end = BEYOND * max(epsilons.values()) or 1.0

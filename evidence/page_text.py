@@ -103,7 +103,7 @@ _FORMS: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-def pointed(report: Any, pointer: str) -> Any:
+def resolve_pointer(report: Any, pointer: str) -> Any:
     """Return the value that a JSON pointer names.
 
     Args:
@@ -145,7 +145,7 @@ class Reference:
     text: str
 
 
-def active(html: str) -> list[str]:
+def active_parts(html: str) -> list[str]:
     """Return the parts of a page that could run, load or send something; a page that fedveil makes has none.
 
     The text is matched and not parsed, since a browser may see an element where another parser sees none: each `<`
@@ -182,14 +182,14 @@ def differences(html: str, report: Any) -> list[str]:
       report: report.json, as JSON.
     """
     sentences: list[str] = []
-    for each in references(html):
+    for ref in references(html):
         try:
-            expected = text_of(pointed(report, each.pointer), each.form)
+            expected = text_of(resolve_pointer(report, ref.pointer), ref.form)
         except (LookupError, ValueError, TypeError):
-            sentences.append(f"{each.pointer}: the page refers to what the report does not hold")
+            sentences.append(f"{ref.pointer}: the page refers to what the report does not hold")
             continue
-        if each.text != expected:
-            sentences.append(f"{each.pointer}: the page says {each.text!r}, the report {expected!r}")
+        if ref.text != expected:
+            sentences.append(f"{ref.pointer}: the page says {ref.text!r}, the report {expected!r}")
     return sentences
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..run.run_files import Fields
 from .charts import Chart, Line, Mark, Whisker, bars, svg
-from .content import finite
+from .content import is_finite
 from .page_text import step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))
@@ -32,11 +32,11 @@ def pictures(report: Fields) -> dict[str, str]:
 
 
 def _rounds(report: Fields) -> Chart | None:
-    rows = [(row["round"], row["epsilon"]) for row in report["rounds"] if finite(row["epsilon"])]
+    rows = [(row["round"], row["epsilon"]) for row in report["rounds"] if is_finite(row["epsilon"])]
     if not rows:
         return None
     lines = [Line(rows, "epsilon")]
-    plan = [(mark, size) for mark, size in report["plan"] if finite(size)]
+    plan = [(mark, size) for mark, size in report["plan"] if is_finite(size)]
     if plan:
         lines.insert(0, Line(plan, "plan"))
     last = len(report["rounds"]) - 1
@@ -57,13 +57,13 @@ def _rounds(report: Fields) -> Chart | None:
 def _runs(report: Fields) -> Chart | None:
     ledger = report["ledger"]
     rows = [] if ledger is None else ledger["runs"]
-    sizes = [(at + 1, row["epsilon_after"]) for at, row in enumerate(rows) if finite(row["epsilon_after"])]
+    sizes = [(at + 1, row["epsilon_after"]) for at, row in enumerate(rows) if is_finite(row["epsilon_after"])]
     if not sizes or len(rows) == 1:  # of a single run the other chart says it all
         return None
     values: dict[str, Any] = {}
     marks: list[Mark] = []
     for at, row in enumerate(rows):
-        if finite(row["epsilon_after"]):
+        if is_finite(row["epsilon_after"]):
             pointer = f"/ledger/runs/{at}/epsilon_after"
             values[pointer] = row["epsilon_after"]
             label = pointer if row["this"] or at == len(rows) - 1 else None
@@ -72,7 +72,7 @@ def _runs(report: Fields) -> Chart | None:
             )
     begin = (sizes[0][0] - 1, 0.0) if sizes[0][0] == 1 else sizes[0]
     lines = [Line([begin, *sizes], "epsilon", step=True)]
-    budgets = [row["target_epsilon"] for row in rows if finite(row["target_epsilon"])]
+    budgets = [row["target_epsilon"] for row in rows if is_finite(row["target_epsilon"])]
     if budgets and budgets[-1] <= 2 * sizes[-1][1]:
         lines.append(Line([(0, budgets[-1]), (sizes[-1][0], budgets[-1])], "budget"))
     title = "Cumulative epsilon after each run on this ledger"
@@ -91,7 +91,7 @@ def _deltas(report: Fields) -> Chart | None:
     if curve is None:
         return None
     pointer, row = curve
-    points = [(delta, size) for delta, size in row["curve"]["epsilon"] if finite(size)]
+    points = [(delta, size) for delta, size in row["curve"]["epsilon"] if is_finite(size)]
     if not points:
         return None
     mark = Mark(row["delta"], row["epsilon"], "epsilon", f"{pointer}/epsilon", "epsilon", position="right")
@@ -121,7 +121,7 @@ def _accuracy(report: Fields) -> Chart | None:
     rows = [
         (row["epsilon"], row["metrics"][name])
         for row in report["rounds"]
-        if name in row["metrics"] and finite(row["epsilon"])
+        if name in row["metrics"] and is_finite(row["epsilon"])
     ]
     across = "epsilon spent"
     if not rows:
@@ -154,16 +154,16 @@ def _accuracy(report: Fields) -> Chart | None:
 
 
 def _looks(report: Fields) -> Chart | None:
-    looks = [each for each in report["looks"] if finite(each["epsilon"])]
+    looks = [each for each in report["looks"] if is_finite(each["epsilon"])]
     if not looks:
         return None
-    claimed = [(each["round"], each["claimed"]) for each in looks if finite(each["claimed"])]
-    ceiling = [(each["round"], each["ceiling"]) for each in looks if finite(each["ceiling"])]
-    highest = max([y for _, y in claimed] + [each["high"] for each in looks if finite(each["high"])])
+    claimed = [(each["round"], each["claimed"]) for each in looks if is_finite(each["claimed"])]
+    ceiling = [(each["round"], each["ceiling"]) for each in looks if is_finite(each["ceiling"])]
+    highest = max([y for _, y in claimed] + [each["high"] for each in looks if is_finite(each["high"])])
     intervals = [
         Whisker(each["round"], each["low"], each["high"], "measured")
         for each in looks
-        if finite(each["low"]) and finite(each["high"])
+        if is_finite(each["low"]) and is_finite(each["high"])
     ]
     marks = [Mark(each["round"], each["epsilon"], "measured") for each in looks]
     lines = [Line(ceiling, "ceiling"), Line(claimed, "epsilon")]

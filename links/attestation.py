@@ -25,8 +25,8 @@ logger = logging.getLogger("fedveil.server")
 
 QUOTE = "FEDVEIL_QUOTE"  # environment variable: the server's command
 NONCE_BYTES = 32
-MOST_QUOTE = 1 << 20  # bytes; quotes of TDX and SEV-SNP with their certificates take about 10 kB
-MOST_CERTIFICATE = 1 << 13
+MAX_QUOTE = 1 << 20  # bytes; quotes of TDX and SEV-SNP with their certificates take about 10 kB
+MAX_CERTIFICATE = 1 << 13
 QUOTE_SECONDS = 30.0
 _TAG = b"fedveil attestation 1\0"
 
@@ -44,7 +44,7 @@ class Quote:
     certificate: bytes
 
 
-def vouched_for(nonce: bytes, certificate: bytes) -> str:
+def report_data(nonce: bytes, certificate: bytes) -> str:
     """Return the hash that a quote must attest: SHA-256 in hexadecimal of a nonce and of the key in a PEM certificate.
 
     Raises:
@@ -61,8 +61,8 @@ def with_nonce(content: RecordDict, nonce: bytes) -> RecordDict:
 
 def nonce_of(content: RecordDict) -> bytes | None:
     """Return the nonce in a reply, or None."""
-    found = records_of(content, ConfigRecord).get(QUOTE_RECORD, ConfigRecord()).get("nonce")
-    return found if isinstance(found, bytes) and len(found) == NONCE_BYTES else None
+    nonce = records_of(content, ConfigRecord).get(QUOTE_RECORD, ConfigRecord()).get("nonce")
+    return nonce if isinstance(nonce, bytes) and len(nonce) == NONCE_BYTES else None
 
 
 def quote_of(content: RecordDict) -> Quote | None:
@@ -77,12 +77,12 @@ def quote_of(content: RecordDict) -> Quote | None:
     quote, certificate = record.get("quote"), record.get("certificate")
     if not isinstance(quote, bytes) or not isinstance(certificate, bytes):
         raise Refusal("attest", "record", "is not a quote of a server")
-    if len(quote) > MOST_QUOTE or len(certificate) > MOST_CERTIFICATE:
-        raise Refusal("attest", f"{len(quote)} bytes", f"is longer than the longest quote, {MOST_QUOTE}")
+    if len(quote) > MAX_QUOTE or len(certificate) > MAX_CERTIFICATE:
+        raise Refusal("attest", f"{len(quote)} bytes", f"is longer than the longest quote, {MAX_QUOTE}")
     return Quote(quote, certificate)
 
 
-def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
+def run_quote_command(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
     """Return the output of the server's command for a nonce; on failure, empty and a line in the log.
 
     Args:
@@ -91,14 +91,14 @@ def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> byte
       certificate: of the server, in PEM.
     """
     try:
-        asked = [*command, vouched_for(nonce, certificate)]
-        done = subprocess.run(
-            asked, capture_output=True, timeout=QUOTE_SECONDS, check=True, stdin=subprocess.DEVNULL
+        arguments = [*command, report_data(nonce, certificate)]
+        process = subprocess.run(
+            arguments, capture_output=True, timeout=QUOTE_SECONDS, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError) as error:
         logger.error("no quote for a device that asks for one: %s", error)
         return b""
-    return done.stdout
+    return process.stdout
 
 
 class AttestedGrid(PassingGrid):
@@ -116,8 +116,8 @@ class AttestedGrid(PassingGrid):
 
         Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
-        sent = [self._with_quote(message) for message in messages]
-        for reply in self._grid.send_and_receive(sent, timeout=timeout):
+        outgoing = [self._with_quote(message) for message in messages]
+        for reply in self._grid.send_and_receive(outgoing, timeout=timeout):
             if not reply.has_error():
                 node, nonce = reply.metadata.src_node_id, nonce_of(reply.content)
                 if nonce is not None:
@@ -132,7 +132,7 @@ class AttestedGrid(PassingGrid):
         if nonce is None or SPEC_RECORD not in message.content:
             return message
         certificate = self._credentials().certificate
-        quote = made_quote(self._command, nonce, certificate)
+        quote = run_quote_command(self._command, nonce, certificate)
         record = ConfigRecord({"quote": quote, "certificate": certificate})
         content = RecordDict({**dict(message.content.items()), QUOTE_RECORD: record})
         return Message(content, head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id)

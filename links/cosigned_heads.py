@@ -37,10 +37,10 @@ WITNESS_SECONDS = 30.0
 
 def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
     """Return the newest co-signature of each witness in the folder of a server's bundle, as `cosigned_in` does."""
-    return cosigned_in(folder, "remove it, and ask the witnesses again")
+    return read_cosignatures(folder, "remove it, and ask the witnesses again")
 
 
-def cosigned_in(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
+def read_cosignatures(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
     """Return the co-signatures that a server, or a device in its state folder, has kept; none without a file.
 
     Raises:
@@ -100,25 +100,25 @@ class CosignedHeads:
             if not each.holds:
                 raise Refusal("witness", each.public, "did not sign this; ask for its co-signature again")
             if not covers(each, self._federation, self._log.leaves):
-                raise Refusal("witness", each.public, self._another(each))
-        kept = newest((*read_cosigned(self._folder), *cosignatures))
-        replace_file(self._folder / FILE, format_cosignatures(kept), PUBLIC)
+                raise Refusal("witness", each.public, self._branch_sentence(each))
+        newest_ones = newest((*read_cosigned(self._folder), *cosignatures))
+        replace_file(self._folder / FILE, format_cosignatures(newest_ones), PUBLIC)
 
     def of(self, head: TreeHead) -> tuple[HeadCosignature, ...]:
         """Return the co-signatures under a head: from the file, and from each witness that has a command.
 
         A witness that fails, or refuses, is named in the log of the server.
         """
-        given: list[HeadCosignature] = []
+        answers: list[HeadCosignature] = []
         for command in self._commands if head.size else ():
             try:
-                given.append(self._asked(command, head))
+                answers.append(self._run_witness(command, head))
             except (Refusal, OSError) as problem:
                 logger.error("no co-signature of %d entries: %s", head.size, problem)
-        known = (
+        stored = (
             each for each in read_cosigned(self._folder) if (each.size, each.root) == (head.size, head.root)
         )
-        return newest((*known, *given))
+        return newest((*stored, *answers))
 
     def require(self, head: TreeHead) -> None:
         """Return if each witness that has a command co-signs a head.
@@ -127,34 +127,34 @@ class CosignedHeads:
           Refusal: one does not.
         """
         for command in self._commands if head.size else ():
-            self._asked(command, head)
+            self._run_witness(command, head)
 
-    def _asked(self, command: Sequence[str], head: TreeHead) -> HeadCosignature:
+    def _run_witness(self, command: Sequence[str], head: TreeHead) -> HeadCosignature:
         leaves = tuple(each.hex() for each in self._log.leaves[: head.size])
         text = to_text(LogExport(head, leaves))
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, input=text.encode(), capture_output=True, timeout=WITNESS_SECONDS, check=False
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise Refusal(WITNESSES, shlex.join(command), f"cannot be run ({error})") from error
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()[-1000:] or "silent"
-            raise Refusal(WITNESSES, shlex.join(command), f"exit code {done.returncode}: {said}")
-        made = read_cosignature(done.stdout)
-        if (made.size, made.root) != (head.size, head.root):
-            raise Refusal(WITNESSES, shlex.join(command), f"co-signed another head, of {made}")
-        self.add(made)
-        return made
+        if process.returncode:
+            output = process.stderr.decode(errors="replace").strip()[-1000:] or "silent"
+            raise Refusal(WITNESSES, shlex.join(command), f"exit code {process.returncode}: {output}")
+        cosignature = read_cosignature(process.stdout)
+        if (cosignature.size, cosignature.root) != (head.size, head.root):
+            raise Refusal(WITNESSES, shlex.join(command), f"co-signed another head, of {cosignature}")
+        self.add(cosignature)
+        return cosignature
 
-    def _another(self, cosignature: HeadCosignature) -> str:
+    def _branch_sentence(self, cosignature: HeadCosignature) -> str:
         leaves, size = self._log.leaves, cosignature.size
         if cosignature.federation != self._federation:
             return f"co-signed the log of {cosignature.federation!r}, and this is {self._federation!r}"
         if size > len(leaves):
             return f"co-signed {cosignature}, and this log has {len(leaves)}: it was restored from an older copy, or forked"
-        before = [each for each in read_cosigned(self._folder) if each.public == cosignature.public]
-        if before and before[0].size >= size:
-            return f"{TWO_BRANCHES}: {cosignature}; and {before[0]}. Keep both"
-        own = f"{size} entries, root {root_of(leaves[:size]).hex()}"
-        return f"co-signed another branch: {cosignature}; this log has {own}. Keep both"
+        stored = [each for each in read_cosigned(self._folder) if each.public == cosignature.public]
+        if stored and stored[0].size >= size:
+            return f"{TWO_BRANCHES}: {cosignature}; and {stored[0]}. Keep both"
+        branch = f"{size} entries, root {root_of(leaves[:size]).hex()}"
+        return f"co-signed another branch: {cosignature}; this log has {branch}. Keep both"

@@ -18,11 +18,11 @@ from ..base.durable_files import replace_file
 from ..base.refusal import disk_remedy
 from ..messages.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
 
-MOST_BYTES = 1 << 30  # of an instruction
-KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
+MAX_BYTES = 1 << 30  # of an instruction
+JOURNAL_IDS = 1024  # ids; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
-MOST_DOUBLINGS = 16
-AWAY = "not connected"  # how a device says that it has lost its connection
+MAX_DOUBLINGS = 16
+AWAY = "not connected"  # start of a device's state without a connection
 # Lines of a journal until the next greeting: its owner has paid, or begun to, for the answers that it names and the device
 # lacks. No backup of a device that went on has one.
 PAID, UNPAID = "restored", "restoring"
@@ -56,13 +56,13 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        before = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
-        self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
+        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+        self._ids = OrderedDict.fromkeys([line for line in lines if line][-JOURNAL_IDS:])
         self.restore = next((line for line in (PAID, UNPAID) if line in self._ids), None)
         self._path, self._end = path, 0  # before the last note
-        self._file = self._written(self._ids)
+        self._file = self._rewrite(self._ids)
 
-    def _written(self, ids: Collection[str]) -> TextIO:
+    def _rewrite(self, ids: Collection[str]) -> TextIO:
         """Write the file anew with these ids, and return it, open for more."""
         replace_file(self._path, "".join(f"\n{each}" for each in ids).encode())
         self._lines = len(ids)
@@ -72,35 +72,35 @@ class Journal:
         """Return whether that instruction was begun."""
         return name in self._ids
 
-    def unknown(self, names: Sequence[str], charged: Callable[[str], bool]) -> list[str]:
+    def unknown(self, names: Sequence[str], is_charged: Callable[[str], bool]) -> list[str]:
         """Return which answers of a greeting this device has not given; none at the first greeting after its owner paid.
 
         Args:
           names: of the instructions.
-          charged: returns whether the device's ledgers hold a charge for one.
+          is_charged: returns whether the device's ledgers hold a charge for one.
 
         Raises:
           OSError: the file cannot be written.
         """
-        lacking = [name for name in names if name not in self._ids and not charged(name)]
-        adopted = lacking if self.restore == PAID else []
-        if self.restore is not None and adopted == lacking:
-            self._go_on(adopted)
-        return [] if adopted else lacking
+        missing = [name for name in names if name not in self._ids and not is_charged(name)]
+        adopted = missing if self.restore == PAID else []
+        if self.restore is not None and adopted == missing:
+            self._end_restore(adopted)
+        return [] if adopted else missing
 
-    def _go_on(self, adopted: Sequence[str]) -> None:
+    def _end_restore(self, adopted: Sequence[str]) -> None:
         """Take the line of a restore off the file, and adopt these instructions."""
         ids = OrderedDict.fromkeys([*(each for each in self._ids if each not in (PAID, UNPAID)), *adopted])
-        old, self._file = self._file, self._written(ids)
+        old, self._file = self._file, self._rewrite(ids)
         old.close()
         self._ids, self.restore = ids, None
 
     def note(self, name: str) -> None:
         """Record durably that this instruction is begun."""
         if self.restore is not None:  # on a link without greetings
-            self._go_on([])
-        if self._lines >= 2 * KEPT:
-            full, self._file = self._file, self._written(self._ids)
+            self._end_restore([])
+        if self._lines >= 2 * JOURNAL_IDS:
+            full, self._file = self._file, self._rewrite(self._ids)
             full.close()
         self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")
@@ -108,7 +108,7 @@ class Journal:
         os.fsync(self._file.fileno())
         self._ids[name] = None
         self._lines += 1
-        while len(self._ids) > KEPT:
+        while len(self._ids) > JOURNAL_IDS:
             self._ids.popitem(last=False)
 
     def take_back(self, name: str) -> None:
@@ -125,16 +125,16 @@ class Journal:
         self._file.close()
 
 
-def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
+def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -> Message:
     """Return the reply to an instruction, without executing it a second time.
 
     An instruction for which the device is not eligible, whose model it cannot restore, or that it cannot record, counts
     as not begun.
     """
-    if name in begun:
+    if name in journal:
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
     try:
-        begun.note(name)
+        journal.note(name)
     except OSError as error:
         logger.error(
             "no instruction can be begun (%s); %s", error.strerror, disk_remedy(error) or "mend the disk"
@@ -142,7 +142,7 @@ def handled_once(name: str, message: Message, handle: Handle, begun: Journal) ->
         return Message(Error(NOT_READY, "the client's disk fails"), reply_to=message)
     reply = handle(message)
     if reply.has_error() and reply.error.code in (NOT_ELIGIBLE, NO_BASE):
-        begun.take_back(name)
+        journal.take_back(name)
     return reply
 
 
@@ -153,15 +153,15 @@ def back_off(failures: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
       failures: in a row, from 1.
       longest: wait, in seconds.
     """
-    wait = min(longest, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MOST_DOUBLINGS))
+    wait = min(longest, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MAX_DOUBLINGS))
     return wait * random.uniform(0.2, 1.0)
 
 
-def away(seconds: float, why: str) -> str:
+def describe_loss(seconds: float, reason: str) -> str:
     """Return the log line of a device that has lost its connection.
 
     Args:
       seconds: until it tries again.
-      why: the reason, in a few words.
+      reason: the reason, in a few words.
     """
-    return f"{AWAY}, trying again in {seconds:.0f} s: {why}"
+    return f"{AWAY}, trying again in {seconds:.0f} s: {reason}"

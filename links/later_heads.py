@@ -17,7 +17,7 @@ from .tree_head import TreeHead, check_head, read_head
 
 FILE = "log.later.json"  # in the server's bundle
 LOST = "log.lost.json"  # the same, renamed by an operator who cannot restore what it proves
-BEHIND = (
+LOG_LOSS = (
     "a device holds a later head of this server's log, of {} entries: the server was restored from an older copy, or keeps two "
     "logs; restore its newest copy (docs/deploy.md, Backups and restores)"
 )
@@ -38,7 +38,7 @@ class LaterHeads:
 
     def __init__(self, folder: Path, log: ServerLog, ca: bytes, federation: str) -> None:
         self._path, self._log, self._ca, self._federation = folder / FILE, log, ca, federation
-        self._seen = set[str]()
+        self._checked = set[str]()
         lost = folder / LOST
         self._lost = read_head(lost.read_text("utf-8", "replace")).size if lost.exists() else 0
 
@@ -52,25 +52,25 @@ class LaterHeads:
             return
         head = read_head(self._path.read_text("utf-8", "replace"))
         if self._lacks(head):
-            raise Refusal("file", str(self._path.with_name(LOG)), BEHIND.format(head.size))
+            raise Refusal("file", str(self._path.with_name(LOG)), LOG_LOSS.format(head.size))
         self._path.unlink()
 
-    def behind(self, heads: Iterable[str]) -> str | None:
+    def log_loss(self, heads: Iterable[str]) -> str | None:
         """Return a sentence if the log does not extend one of these heads, as text, and keep that one; None if it does.
 
         Args:
           heads: unverified; one that this server has not signed counts for nothing.
         """
-        for text in set(heads) - self._seen - {""}:
-            self._seen.add(text)
+        for text in set(heads) - self._checked - {""}:
+            self._checked.add(text)
             with suppress(Refusal):
                 head = read_head(text)
                 check_head(head, self._ca, self._federation)
                 if self._lacks(head):
                     with suppress(OSError):
                         replace_file(self._path, text.encode(), PUBLIC)
-                    self._seen.discard(text)
-                    return BEHIND.format(head.size)
+                    self._checked.discard(text)
+                    return LOG_LOSS.format(head.size)
         return None
 
     def _lacks(self, head: TreeHead) -> bool:

@@ -89,10 +89,10 @@ def read_log(path: Path, ca: bytes, federation: str) -> LogDocument:
     Raises:
       Refusal: it is neither, its head is not the server's, or its content does not match its head.
     """
-    return log_in(read_file(path), str(path), ca, federation)
+    return parse_log(read_file(path), str(path), ca, federation)
 
 
-def log_in(text: bytes, name: str, ca: bytes, federation: str | None = None) -> LogDocument:
+def parse_log(text: bytes, name: str, ca: bytes, federation: str | None = None) -> LogDocument:
     """Return the log or proof in a text, after verifying its internal consistency.
 
     Args:
@@ -105,18 +105,18 @@ def log_in(text: bytes, name: str, ca: bytes, federation: str | None = None) -> 
       Refusal: as of `read_log`.
     """
     try:
-        found = read_json(text)
-        keys = cast(dict[str, Any], found).keys() if isinstance(found, dict) else set[str]()
+        content = read_json(text)
+        keys = cast(dict[str, Any], content).keys() if isinstance(content, dict) else set[str]()
         proof = InclusionProof if "inclusion" in keys else ConsistencyProof
-        told = build(proof if keys & {"inclusion", "consistency"} else LogExport, found)
-        if told.format != FORMAT:
-            raise Undecodable(f"format {told.format!r}")
-        check_head(told.head, ca, told.head.federation if federation is None else federation)
-        if not _holds(told):
+        document = build(proof if keys & {"inclusion", "consistency"} else LogExport, content)
+        if document.format != FORMAT:
+            raise Undecodable(f"format {document.format!r}")
+        check_head(document.head, ca, document.head.federation if federation is None else federation)
+        if not _holds(document):
             raise Refusal("log", name, "does not match its head; ask for a true copy")
     except ValueError as error:
         raise Refusal("log", name, f"is not an export or proof of a log ({error})") from None
-    return told
+    return document
 
 
 def _holds(document: LogDocument) -> bool:
@@ -157,19 +157,19 @@ def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[HeadCosign
     """
     if not isinstance(other, LogExport):
         return []
-    same = next(
+    fork = next(
         (
-            place
-            for place, pair in enumerate(zip(mine.leaves, other.leaves, strict=False))
+            index
+            for index, pair in enumerate(zip(mine.leaves, other.leaves, strict=False))
             if pair[0] != pair[1]
         ),
         None,
     )
-    there = {each.public: each for each in other.cosignatures}
+    others = {each.public: each for each in other.cosignatures}
     return [
-        (each, there[each.public])
+        (each, others[each.public])
         for each in mine.cosignatures
-        if same is not None and each.public in there and min(each.size, there[each.public].size) > same
+        if fork is not None and each.public in others and min(each.size, others[each.public].size) > fork
     ]
 
 
@@ -180,13 +180,13 @@ def fork_between(mine: LogExport, other: LogDocument) -> str:
       mine: as I have it.
       other: checked by itself.
     """
-    known = min(mine.head.size, other.head.size)
+    size = min(mine.head.size, other.head.size)
     if isinstance(other, LogExport):
-        differ = (place for place in range(known) if mine.leaves[place] != other.leaves[place])
-        place = next(differ, None)
-        return "" if place is None else f"entry {place} is another one there"
+        indices = (index for index in range(size) if mine.leaves[index] != other.leaves[index])
+        fork = next(indices, None)
+        return "" if fork is None else f"entry {fork} is another one there"
     if other.head.size == mine.head.size and other.head.root != mine.head.root:
-        return f"the root of {known} entries is another one there"
+        return f"the root of {size} entries is another one there"
     if isinstance(other, InclusionProof):
         leaf = leaf_hash(other.entry.encode()).hex()
         here = other.place >= mine.head.size or mine.leaves[other.place] == leaf

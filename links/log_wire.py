@@ -12,8 +12,8 @@ from ..messages.wire import LOG_RECORD
 from ..privacy.merkle import HASH_BYTES
 
 MALFORMED = "is not made as it should be; the server may be of another release"
-MOST_COSIGNATURES = 64
-NOWHERE = -1  # place of what an instruction does not bring
+MAX_COSIGNATURES = 64
+NO_ENTRY = -1  # place of what an instruction does not bring
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class LogStatement:
     head: str
     start: int
     leaves: tuple[bytes, ...]
-    model: int = NOWHERE
-    roster: int = NOWHERE
+    model: int = NO_ENTRY
+    roster: int = NO_ENTRY
     cosignatures: Annotated[tuple[str, ...], RARE] = ()
 
 
@@ -55,6 +55,6 @@ def log_of(content: RecordDict) -> LogStatement | None:
     if isinstance(leaves, bytes) and not len(leaves) % HASH_BYTES:
         hashes = [leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES)]
     statement = read_record(LogStatement, record, leaves=hashes)
-    if statement is None or len(statement.cosignatures) > MOST_COSIGNATURES:
+    if statement is None or len(statement.cosignatures) > MAX_COSIGNATURES:
         raise Refusal("log", "record", MALFORMED)
     return statement

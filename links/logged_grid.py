@@ -16,18 +16,18 @@ from ..messages.secure_wire import OURS, model_hash, roster_of
 from ..messages.wire import FAILED, LOG_RECORD, OVER, SPEC_RECORD
 from ..privacy.secagg.roster import roster_in
 from ..privacy.witness import HeadCosignature
-from .log_wire import NOWHERE, LogStatement, log_record
+from .log_wire import NO_ENTRY, LogStatement, log_record
 from .roster_watch import SignedRoster
 from .server_bundle import ServerBundle
 from .server_log import ServerLog, final_entry, manifest_entry, model_entry, roster_entry
 from .tree_head import TreeHead, sign_head
 
 
-class Places(NamedTuple):
-    """Places in the log of an instruction's model and roster."""
+class LogIndices(NamedTuple):
+    """Indices in the log of an instruction's model and roster."""
 
-    model: int = NOWHERE
-    roster: int = NOWHERE
+    model: int = NO_ENTRY
+    roster: int = NO_ENTRY
 
 
 class LoggedGrid(PassingGrid):
@@ -49,7 +49,7 @@ class LoggedGrid(PassingGrid):
         self._log, self._cosigned = log, cosigned
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
         self._cosignatures: tuple[str, ...] = ()
-        self._known_sizes = dict[int, int]()  # by node, how many leaves it has shown to know
+        self._sizes = dict[int, int]()  # by node, the number of leaves that it has acknowledged
         self._head: TreeHead | None = None
 
     def send_and_receive(
@@ -62,68 +62,71 @@ class LoggedGrid(PassingGrid):
         Raises:
           OSError: the log cannot be written; nothing is sent.
         """
-        asked = list(messages)
+        requests = list(messages)
         hashes = dict[tuple[int, ...], bytes]()
-        places = [self._places(message.content, hashes) for message in asked]
+        indices = [self._log_one(message.content, hashes) for message in requests]
         size = len(self._log.leaves)
         written = dict[tuple[int, int], RecordDict]()  # by content, and the first leaf that goes with it
-        sent = [
+        outgoing = [
             message if each is None else self._with_log(message, each, written)
-            for message, each in zip(asked, places, strict=True)
+            for message, each in zip(requests, indices, strict=True)
         ]
-        for reply in self._grid.send_and_receive(sent, timeout=timeout):
+        for reply in self._grid.send_and_receive(outgoing, timeout=timeout):
             node = reply.metadata.src_node_id
             if not reply.has_error():
-                self._known_sizes[node] = size
+                self._sizes[node] = size
             elif reply.error.code == FAILED:  # perhaps for want of leaves: one that forgot gets all of them
-                self._known_sizes.pop(node, None)
+                self._sizes.pop(node, None)
             yield reply
 
     def keep_unsent(self, content: RecordDict) -> None:
         """Log the instruction of an empty cohort, which a gap in the log would reveal."""
-        self._places(content, {})
+        self._log_one(content, {})
 
-    def _places(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> Places | None:
-        """Return the places of an instruction; None for one outside a run."""
+    def _log_one(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> LogIndices | None:
+        """Log an instruction, and return the indices of its entries; None for one outside a run."""
         records = records_of(content, ConfigRecord)
-        named = records.get(SPEC_RECORD) or records.get(OVER)
-        if named is None:
+        fields = records.get(SPEC_RECORD) or records.get(OVER)
+        if fields is None:
             return None
-        self._log.place_of(roster_entry(self._rosters()[0]))
-        model = roster = NOWHERE
+        self._log.index_of(roster_entry(self._rosters()[0]))
+        model = roster = NO_ENTRY
         if records_of(content, ArrayRecord):
             key = tuple(id(record) for name, record in content.items() if name not in OURS)
             if key not in hashes:  # one for all nodes of a round
                 hashes[key] = model_hash(content)
-            run, found = str(named["run"]), hashes[key]
-            of_round = SPEC_RECORD in records
-            entry = model_entry(run, int(str(named["round"])), found) if of_round else final_entry(run, found)
-            model = self._log.place_of(entry)
-            if not of_round and (manifest := named.get("manifest")):
-                self._log.place_of(manifest_entry(run, str(manifest)))
+            run, digest = str(fields["run"]), hashes[key]
+            in_round = SPEC_RECORD in records
+            entry = (
+                model_entry(run, int(str(fields["round"])), digest) if in_round else final_entry(run, digest)
+            )
+            model = self._log.index_of(entry)
+            if not in_round and (manifest := fields.get("manifest")):
+                self._log.index_of(manifest_entry(run, str(manifest)))
         if (signed := roster_of(content)) is not None:
-            roster = self._log.place_of(roster_entry(_read(signed)))
-        return Places(model, roster)
+            roster = self._log.index_of(roster_entry(_read(signed)))
+        return LogIndices(model, roster)
 
     def _with_log(
-        self, message: Message, places: Places, written: dict[tuple[int, int], RecordDict]
+        self, message: Message, indices: LogIndices, written: dict[tuple[int, int], RecordDict]
     ) -> Message:
         """Return the message with the log's record; content shared by several messages stays shared."""
-        node, head = message.metadata.dst_node_id, self._signed()
-        start = min(self._known_sizes.get(node, 0), head.size)
+        node, head = message.metadata.dst_node_id, self._current_head()
+        start = min(self._sizes.get(node, 0), head.size)
         key = (id(message.content), start)
         if key not in written:
             leaves, cosignatures = tuple(self._log.leaves[start:]), self._cosignatures
-            told = LogStatement(head.to_json(), start, leaves, places.model, places.roster, cosignatures)
-            written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(told)})
+            text, (model, roster) = head.to_json(), indices
+            statement = LogStatement(text, start, leaves, model, roster, cosignatures)
+            written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(statement)})
         meta = message.metadata
         return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
 
-    def _signed(self) -> TreeHead:
-        own, size = self._credentials(), len(self._log.leaves)
+    def _current_head(self) -> TreeHead:
+        credentials, size = self._credentials(), len(self._log.leaves)
         head = self._head
-        if head is None or head.size != size or head.certificate != own.certificate.decode():
-            head = self._head = sign_head(self._bundle.federation, size, self._log.root, own)
+        if head is None or head.size != size or head.certificate != credentials.certificate.decode():
+            head = self._head = sign_head(self._bundle.federation, size, self._log.root, credentials)
             self._cosignatures = tuple(each.to_json() for each in self._cosigned(head))
         return head
 

@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from ..messages.grids import AskingGrid
 from .roster_watch import Nodes
 
-LOOK_SECONDS = 1.0  # between two looks at who is connected, and at which nodes are still in the roster
+PRESENCE_SECONDS = 1.0  # between two checks of the connected nodes and of the roster
 
 
 class RosterGrid(AskingGrid):
@@ -45,7 +45,7 @@ class RosterGrid(AskingGrid):
     @abstractmethod
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]: ...
 
-    def _still_asked(self, waiting: dict[str, int]) -> dict[str, int]:
+    def _in_roster(self, waiting: dict[str, int]) -> dict[str, int]:
         """Return those questions, with their nodes, whose nodes are still in the roster."""
         members = set(self._nodes())
         return {name: node for name, node in waiting.items() if node in members}

@@ -43,18 +43,18 @@ class Followed(Generic[T]):
     Attributes:
       paths: the files.
       read: reads them, given the value held before; raises Refusal or OSError.
-      held: the value read last.
-      in_doubt: the value while they cannot be read; None keeps `held`.
+      value: the value read last.
+      fallback: the value while they cannot be read; None keeps `value`.
       optional: further files, which may be missing.
     """
 
     paths: tuple[Path, ...]
     read: Callable[[T], T]
-    held: T
-    in_doubt: T | None = None
+    value: T
+    fallback: T | None = None
     optional: tuple[Path, ...] = ()
     _stamp: object = None
-    _wrong: str = ""
+    _error: str = ""
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self) -> T:
@@ -63,18 +63,18 @@ class Followed(Generic[T]):
             try:
                 here = (*self.paths, *(path for path in self.optional if path.exists()))
                 if (stamp := [(path, *_stamp_of(path)) for path in here]) != self._stamp:
-                    self.held, self._stamp, self._wrong = self.read(self.held), stamp, ""
+                    self.value, self._stamp, self._error = self.read(self.value), stamp, ""
             except (OSError, Refusal) as error:
-                return self._doubted(str(error))
-            return self.held
+                return self._fall_back(str(error))
+            return self.value
 
-    def _doubted(self, wrong: str) -> T:
+    def _fall_back(self, error: str) -> T:
         self._stamp = None
-        if wrong != self._wrong:
-            self._wrong = wrong
-            going_on = "going on as before" if self.in_doubt is None else f"going on with {self.in_doubt}"
-            logger.error("not taken, %s: %s", going_on, wrong)
-        return self.held if self.in_doubt is None else self.in_doubt
+        if error != self._error:
+            self._error = error
+            continuation = "going on as before" if self.fallback is None else f"going on with {self.fallback}"
+            logger.error("not taken, %s: %s", continuation, error)
+        return self.value if self.fallback is None else self.fallback
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int]:
@@ -86,15 +86,15 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     """Return the roster of a running server: always the newest that its authority signed."""
     path = bundle.folder / ROSTER
 
-    def read(held: SignedRoster) -> SignedRoster:
+    def read(value: SignedRoster) -> SignedRoster:
         roster, signed = read_signed_roster(path, read_authority(bundle.folder, bundle.federation)[0])
-        if (roster.version, roster.hash) == (held[0].version, held[0].hash):
-            return held[0], signed  # members may have signed it since
-        if roster.version <= held[0].version:
-            remedy = f"is not newer than the server's version {held[0].version}; copy the newest roster"
+        if (roster.version, roster.hash) == (value[0].version, value[0].hash):
+            return value[0], signed  # members may have signed it since
+        if roster.version <= value[0].version:
+            remedy = f"is not newer than the server's version {value[0].version}; copy the newest roster"
             raise Refusal("roster", f"version {roster.version}", remedy)
-        if not roster.follows(held[0]):
-            remedy = f"does not follow from the server's version {held[0].version}: the authority signed two histories"
+        if not roster.follows(value[0]):
+            remedy = f"does not follow from the server's version {value[0].version}: the authority signed two histories"
             raise Refusal("roster", f"version {roster.version}", remedy)
         return roster, signed
 
@@ -151,10 +151,10 @@ def admitted_in(path: Path, nodes: Nodes) -> Admitted:
       path: the admission list, a JSON mapping of fingerprints to nodes.
       nodes: returns the nodes of the roster; others on the list are not admitted.
     """
-    listed = Followed[dict[str, int]]((path,), lambda _: read_admitted(path), {}, in_doubt={})
+    listed = Followed[dict[str, int]]((path,), lambda _: read_admitted(path), {}, fallback={})
 
     def admitted() -> Mapping[str, int]:
-        known = set(nodes())
-        return {key: node for key, node in listed().items() if node in known}
+        members = set(nodes())
+        return {key: node for key, node in listed().items() if node in members}
 
     return admitted

@@ -104,19 +104,19 @@ def read_server_bundle(folder: Path) -> ServerBundle:
             "FOLDER", str(folder), f"is the provisioned folder; name the server's, {folder / SERVER}"
         )
     refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
-    own = read_toml(ServerFile, folder / "server.toml")
-    authority, rollovers = read_authority(folder, own.federation)
+    settings = read_toml(ServerFile, folder / "server.toml")
+    authority, rollovers = read_authority(folder, settings.federation)
     roster, signed = read_signed_roster(folder / ROSTER, authority)
     bundle = ServerBundle(
         folder,
-        own.federation,
-        own.listen,
-        own.link,
-        read_served(folder, own.federation).newest,
+        settings.federation,
+        settings.listen,
+        settings.link,
+        read_served(folder, settings.federation).newest,
         authority,
         roster,
         signed,
-        own.enrolment,
+        settings.enrolment,
         read_toml(OwnersBudget, folder / OWNERS) if (folder / OWNERS).is_file() else None,
         rollovers,
     )
@@ -176,12 +176,12 @@ def read_admitted(path: Path) -> dict[str, int]:
       Refusal: the list cannot be read, or holds something else.
     """
     try:
-        found = cast(object, read_json(read_file(path)))
+        content = cast(object, read_json(read_file(path)))
     except Undecodable:
         raise Refusal("file", str(path), "is not JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refusal("file", str(path), "must be a mapping of fingerprints to nodes")
-    admitted = cast(dict[str, object], found)
+    admitted = cast(dict[str, object], content)
     for fingerprint, node in admitted.items():
         if not FINGERPRINT.fullmatch(fingerprint) or type(node) is not int or node < 2:
             remedy = f"{fingerprint[:64]!r}: {node!r} is not a fingerprint and a node"

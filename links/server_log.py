@@ -17,7 +17,7 @@ from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
 
 LOG = "log.jsonl"  # in the server's bundle
-BESIDE_ROUNDS = (" evaluation", " scaling")  # ends of a run's names for what it asks between its rounds
+QUERY_SUFFIXES = (" evaluation", " scaling")  # ends of a run's names for what it asks between its rounds
 
 
 def roster_entry(roster: Roster) -> bytes:
@@ -59,13 +59,13 @@ def read_entries(path: Path) -> list[bytes]:
 def fields_of(entry: str) -> dict[str, str]:
     """Return an entry's fields as text; none for an entry of unknown form."""
     try:
-        found = read_json(entry)
+        fields = read_json(entry)
     except Undecodable:
         return {}
-    return {name: str(each) for name, each in found.items()} if isinstance(found, dict) else {}
+    return {name: str(each) for name, each in fields.items()} if isinstance(fields, dict) else {}
 
 
-def told_again(entries: Iterable[str]) -> frozenset[int]:
+def contradicting_entries(entries: Iterable[str]) -> frozenset[int]:
     """Return the places of entries that contradict an earlier one: a second model of a round or a run, or manifest, or roster.
 
     Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a
@@ -74,28 +74,28 @@ def told_again(entries: Iterable[str]) -> frozenset[int]:
     """
     first = dict[tuple[str, ...], str]()
     names = dict[str, list[str]]()  # of a run, in their order
-    found: set[int] = set()
-    for place, entry in enumerate(entries):
+    contradictions: set[int] = set()
+    for index, entry in enumerate(entries):
         fields = fields_of(entry)
         if fields.get("kind") == "model" and NEW in (name := fields.get("run", "")):
-            what = next((each for each in BESIDE_ROUNDS if name.endswith(each)), "")
-            known = names.setdefault(people_call(name) + what, [])
-            if name not in known:
-                known.append(name)
-            elif name != known[-1]:
-                found.add(place)
+            suffix = next((each for each in QUERY_SUFFIXES if name.endswith(each)), "")
+            earlier = names.setdefault(people_call(name) + suffix, [])
+            if name not in earlier:
+                earlier.append(name)
+            elif name != earlier[-1]:
+                contradictions.add(index)
         match fields:
-            case {"kind": "roster" as kind, "version": version, "hash": told}:
+            case {"kind": "roster" as kind, "version": version, "hash": value}:
                 key = (kind, version)
-            case {"kind": "model" | "final" as kind, "run": run, "model": told, **rest}:
+            case {"kind": "model" | "final" as kind, "run": run, "model": value, **rest}:
                 key = (kind, run, rest.get("round", ""))
-            case {"kind": "manifest" as kind, "run": run, "hash": told}:
+            case {"kind": "manifest" as kind, "run": run, "hash": value}:
                 key = (kind, run)
             case _:
                 continue
-        if first.setdefault(key, told) != told:
-            found.add(place)
-    return frozenset(found)
+        if first.setdefault(key, value) != value:
+            contradictions.add(index)
+    return frozenset(contradictions)
 
 
 class ServerLog:
@@ -110,7 +110,7 @@ class ServerLog:
 
     def __init__(self, path: Path) -> None:
         self.leaves: list[bytes] = []
-        self._frontier, self._places = Frontier(), dict[bytes, int]()
+        self._frontier, self._indices = Frontier(), dict[bytes, int]()
         self._path, self._size = path, 0  # of its whole entries, in bytes
         for entry in read_entries(path):
             self._note(entry)
@@ -120,21 +120,21 @@ class ServerLog:
         """Root of the tree, 32 bytes."""
         return self._frontier.root
 
-    def place_of(self, entry: bytes) -> int:
+    def index_of(self, entry: bytes) -> int:
         """Return the place of an entry, from 0; a new one is written first.
 
         Raises:
           OSError: it cannot be written.
         """
-        if entry not in self._places:
+        if entry not in self._indices:
             write_at(self._path, self._size, entry + b"\n", PUBLIC)
             sync_folder(self._path.parent)
             self._note(entry)
-        return self._places[entry]
+        return self._indices[entry]
 
     def _note(self, entry: bytes) -> None:
         leaf = leaf_hash(entry)
         self._size += len(entry) + 1
-        self._places.setdefault(entry, len(self.leaves))
+        self._indices.setdefault(entry, len(self.leaves))
         self.leaves.append(leaf)
         self._frontier.add([leaf])

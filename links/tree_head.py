@@ -29,7 +29,7 @@ from ..privacy.ledger.hash_chain import canonical
 from .server_bundle import SERVER
 
 TAG = b"fedveil log head 1\0"  # no signature under a head is one of anything else, TLS's handshakes included
-MOST_BYTES = 1 << 14  # of a head in JSON; a certificate has about 900
+MAX_BYTES = 1 << 14  # of a head in JSON; a certificate has about 900
 _ROOT = re.compile("[0-9a-f]{64}")
 
 
@@ -54,22 +54,22 @@ class TreeHead:
     signature: str
 
     @property
-    def told(self) -> bytes:
+    def signed_bytes(self) -> bytes:
         """What is signed."""
-        said = {"federation": self.federation, "size": self.size, "root": self.root, "at": self.at}
-        return TAG + canonical(said).encode()
+        fields = {"federation": self.federation, "size": self.size, "root": self.root, "at": self.at}
+        return TAG + canonical(fields).encode()
 
     def to_json(self) -> str:
         """Return the head as text."""
         return json.dumps(asdict(self))
 
 
-def sign_head(federation: str, size: int, root: bytes, own: Credentials) -> TreeHead:
+def sign_head(federation: str, size: int, root: bytes, credentials: Credentials) -> TreeHead:
     """Return a new head signed by the server."""
-    key = load_pem_private_key(own.key, None)
+    key = load_pem_private_key(credentials.key, None)
     assert isinstance(key, EllipticCurvePrivateKey)
-    head = TreeHead(federation, size, root.hex(), int(time.time()), own.certificate.decode(), "")
-    signature = key.sign(head.told, ECDSA(SHA256()))
+    head = TreeHead(federation, size, root.hex(), int(time.time()), credentials.certificate.decode(), "")
+    signature = key.sign(head.signed_bytes, ECDSA(SHA256()))
     return TreeHead(federation, size, head.root, head.at, head.certificate, signature.hex())
 
 
@@ -80,7 +80,7 @@ def read_head(text: str) -> TreeHead:
       Refusal: it is none.
     """
     try:
-        if len(text) > MOST_BYTES:
+        if len(text) > MAX_BYTES:
             raise Undecodable("it is too long")
         head = build(TreeHead, read_json(text))
         if head.size < 0 or not _ROOT.fullmatch(head.root):
@@ -98,17 +98,18 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
       Refusal: another signed it, or nobody.
     """
     try:
-        own = server_certificate(head.certificate.encode(), ca, federation)
+        certificate = server_certificate(head.certificate.encode(), ca, federation)
         if head.federation != federation:
             raise ValueError("it belongs to the log of another federation")
-        if not own.not_valid_before_utc.timestamp() <= head.at <= own.not_valid_after_utc.timestamp():
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not start.timestamp() <= head.at <= end.timestamp():
             raise ValueError("its certificate was not valid then")
-        key = own.public_key()
+        key = certificate.public_key()
         assert isinstance(key, EllipticCurvePublicKey)
-        key.verify(bytes.fromhex(head.signature), head.told, ECDSA(SHA256()))
+        key.verify(bytes.fromhex(head.signature), head.signed_bytes, ECDSA(SHA256()))
     except (ValueError, AssertionError, InvalidSignature) as error:
-        why = str(error) or type(error).__name__
-        raise Refusal("log", "head", f"was not signed by the server of {federation!r} ({why})") from None
+        reason = str(error) or type(error).__name__
+        raise Refusal("log", "head", f"was not signed by the server of {federation!r} ({reason})") from None
 
 
 def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
@@ -123,14 +124,14 @@ def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certifica
       ValueError: it is none, or another's.
     """
     try:
-        own = x509.load_pem_x509_certificate(pem)
-        held = issued_by(own, ca)
+        certificate = x509.load_pem_x509_certificate(pem)
+        is_signed = issued_by(certificate, ca)
     except TypeError as error:
         raise ValueError("it is no certificate") from error
-    if not held:
+    if not is_signed:
         raise ValueError("the federation's authority did not sign it")
     kinds = (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
-    named = [[each.value for each in own.subject.get_attributes_for_oid(kind)] for kind in kinds]
-    if named != [[federation], [SERVER]]:
+    names = [[each.value for each in certificate.subject.get_attributes_for_oid(kind)] for kind in kinds]
+    if names != [[federation], [SERVER]]:
         raise ValueError("it belongs to another server")
-    return own
+    return certificate

@@ -48,44 +48,44 @@ def heads_of_key(path: Path) -> dict[str, WitnessedHead]:
     if not file.exists():
         return {}
     try:
-        found = cast(dict[str, object], read_json(read_file(file)))
-        return {name: build(WitnessedHead, each) for name, each in found.items()}
+        content = cast(dict[str, object], read_json(read_file(file)))
+        return {name: build(WitnessedHead, each) for name, each in content.items()}
     except (Undecodable, AttributeError) as error:
         raise Refusal("witness", str(file), f"cannot be read ({error}); restore its newest copy") from None
 
 
-def contradiction(last: TreeHead, told: LogDocument) -> str:
+def contradiction(last: TreeHead, document: LogDocument) -> str:
     """Return how a log does not extend a head, with both heads; empty if it does.
 
     Args:
       last: the head that was co-signed before.
-      told: the log or proof, checked by itself.
+      document: the log or proof, checked by itself.
 
     Raises:
       Refusal: it shows nothing of that head.
     """
-    head = told.head
+    head = document.head
     both = f"this key co-signed {last.size} entries, root {last.root}; here are {head.size}, root {head.root}"
     if head.size < last.size:
         return f"the log was cut, or is forked: {both}"
     root = None
     if head.size == last.size:
         root = head.root
-    elif isinstance(told, LogExport):
-        root = root_of([bytes.fromhex(each) for each in told.leaves[: last.size]]).hex()
-    elif isinstance(told, ConsistencyProof) and told.size == last.size:
-        root = told.root
+    elif isinstance(document, LogExport):
+        root = root_of([bytes.fromhex(each) for each in document.leaves[: last.size]]).hex()
+    elif isinstance(document, ConsistencyProof) and document.size == last.size:
+        root = document.root
     if root is None:
         remedy = f"shows nothing of the first {last.size} entries; take fedveil server log FOLDER --json, or --consistency {last.size}"
         raise Refusal("log", f"{head.size} entries", remedy)
     return "" if root == last.root else f"the log is forked: its first {last.size} entries are others: {both}"
 
 
-def cosign_log(told: LogDocument, key: Ed25519PrivateKey, path: Path) -> HeadCosignature:
+def cosign_log(document: LogDocument, key: Ed25519PrivateKey, path: Path) -> HeadCosignature:
     """Return the co-signature of a log's head, once it is on disk beside the key; the same head gets the same again.
 
     Args:
-      told: the log or proof, which contradicts no head that the key has co-signed.
+      document: the log or proof, which contradicts no head that the key has co-signed.
       key: of the witness.
       path: of the private key; nobody else may use it meanwhile.
 
@@ -93,14 +93,14 @@ def cosign_log(told: LogDocument, key: Ed25519PrivateKey, path: Path) -> HeadCos
       Refusal: the log has no entry.
       OSError: nothing can be written; nothing is signed.
     """
-    head, known = told.head, heads_of_key(path)
+    head, stored = document.head, heads_of_key(path)
     if head.size < 1:
         raise Refusal("log", head.federation, "has no entry yet; co-sign it once it has")
-    last = known.get(head.federation)
+    last = stored.get(head.federation)
     if last is not None and (last.head.size, last.head.root) == (head.size, head.root):
         return last.cosignature
-    made = cosign_head(head.federation, head.size, head.root, int(time.time()), key)
-    kept = {**known, head.federation: WitnessedHead(head, made)}
-    text = json.dumps({name: asdict(each) for name, each in kept.items()}, indent=1)
+    cosignature = cosign_head(head.federation, head.size, head.root, int(time.time()), key)
+    heads = {**stored, head.federation: WitnessedHead(head, cosignature)}
+    text = json.dumps({name: asdict(each) for name, each in heads.items()}, indent=1)
     replace_file(path.with_name(f"{path.name}{SUFFIX}"), f"{text}\n".encode())
-    return made
+    return cosignature

@@ -58,8 +58,8 @@ class ClientModels:
           messages: at most one to each node.
           again: whether the nodes did not hold the expected model.
         """
-        written = dict[tuple[int, str], RecordDict]()
-        return [self._message(each, again, written) for each in messages]
+        cache = dict[tuple[int, str], RecordDict]()
+        return [self._message(each, again, cache) for each in messages]
 
     def encode_for_storing(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages as `encode` does, for nodes that hold the model of each from then on."""
@@ -69,7 +69,7 @@ class ClientModels:
                 self.take(message.metadata.dst_node_id, statement.model)
         return encoded
 
-    def _message(self, message: Message, again: bool, written: dict[tuple[int, str], RecordDict]) -> Message:
+    def _message(self, message: Message, again: bool, cache: dict[tuple[int, str], RecordDict]) -> Message:
         content, head = message.content, message.metadata
         arrays = records_of(content, ArrayRecord)
         trains = purpose_of(content) is TrafficPurpose.TRAINING
@@ -80,12 +80,10 @@ class ClientModels:
         client_model = self._by_node.pop(head.dst_node_id, "")
         base = self._pending_models[head.dst_node_id] = "" if again else client_model
         key = id(content), base
-        if key not in written:
+        if key not in cache:
             change = self._difference(base, whole.model) if base else None
-            written[key] = with_model(content, replace(whole, difference=change or b"", again=again))
-        return Message(
-            written[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id
-        )
+            cache[key] = with_model(content, replace(whole, difference=change or b"", again=again))
+        return Message(cache[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id)
 
     def _state(self, name: str, record: ArrayRecord) -> ModelStatement:
         """Return a model by its hash, and store it."""

@@ -147,9 +147,7 @@ def _packed_records(content: RecordDict, blobs: list[Buffer]) -> list[Any]:
             records.append([name, "a", entries])
         else:
             kind = "m" if isinstance(record, MetricRecord) else "c"
-            records.append(
-                [name, kind, [[key, _packed_value(value, blobs)] for key, value in record.items()]]
-            )
+            records.append([name, kind, [[key, _packed_value(v, blobs)] for key, v in record.items()]])
     return records
 
 
@@ -219,15 +217,13 @@ def _unpacked(data: memoryview) -> Message:
     return delivered_message(payload, _metadata(*addresses))
 
 
-def _metadata(run: Any, message: Any, reply_to: Any, source: Any, destination: Any, *labels: Any) -> Metadata:
+def _metadata(run: Any, message: Any, reply_to: Any, source: Any, target: Any, *labels: Any) -> Metadata:
     group, message_type = labels
     if {type(text) for text in (message, reply_to, group, message_type)} != {str}:
         raise MalformedMessage("an id is not text")
-    if {type(number) for number in (run, source, destination)} != {int}:
+    if {type(number) for number in (run, source, target)} != {int}:
         raise MalformedMessage("a node is not a number")
-    return Metadata(
-        run, message, source, destination, reply_to, group, time.time(), DEFAULT_TTL, message_type
-    )
+    return Metadata(run, message, source, target, reply_to, group, time.time(), DEFAULT_TTL, message_type)
 
 
 def _records(body: Any, blobs: _Blobs) -> RecordDict:

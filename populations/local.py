@@ -191,6 +191,6 @@ class Local(OnThisMachine):
 
     def to_measure(self, task: Task) -> Iterable[Data]:
         """Return the examples of each client."""
-        from ..tasks.independence import batches_of_all  # torch, which a plan does without
+        from ..tasks.probe import batches_of_all  # torch, which a plan does without
 
         return batches_of_all(data_of(task, client) for client in range(task.num_clients))

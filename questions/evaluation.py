@@ -108,7 +108,7 @@ def _evaluate(
         participants, cohort=All(), answers=reach.answers, canaries=canaries, add_canaries=None, arm=arm
     )
     plan = one_evaluation(federation)
-    assert run.ledger is not None  # modes whose ledgers are their clients' refuse evaluations
+    assert run.ledger is not None  # modes with ledgers at the clients refuse evaluations
     record = {
         "round": row % FIRST_ROW,
         "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),

@@ -159,7 +159,7 @@ def check_evaluation(federation: Federation) -> None:
     with torch.no_grad():
         outputs = run_on(model, inputs)
         metrics = task.metrics(outputs, targets)
-    check_measured_apart(task, outputs, targets, each=max(1, len(targets) // 4))
+    check_measured_apart(task, outputs, targets, size=max(1, len(targets) // 4))
     fields = {"evaluate.metric": evaluate_of(settings).metric} if evaluated else {}
     fields |= {"tune.metric": scored_metric(settings)} if scored else {}
     for field, metric in fields.items():

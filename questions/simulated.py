@@ -67,7 +67,7 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
     Raises:
       Refusal: it names the column.
     """
-    with suppress(OSError):  # one client that fails is missed in the sum, and nobody is refused
+    with suppress(OSError):  # a client that cannot be read is missing in the sum, and refuses nothing
         if released is None:
             columns = columns_of(task, 0)
         else:

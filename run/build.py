@@ -85,7 +85,7 @@ def build(
     federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
     federation.mode.check_adjacencies()
     if mode.spends and not announced and population.local_clients(task) and settings.task.own:
-        from ..tasks.independence import check_order  # torch, which a plan does without
+        from ..tasks.reading_order import check_order  # torch, which a plan does without
 
         check_order(task)
     if mode.spends:

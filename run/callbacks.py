@@ -128,7 +128,7 @@ class Callback(Protocol):
       >>> import fedveil as fv
       >>> class Watch:
       ...     def start(self, run): self.curve = []
-      ...     def round(self, done): self.curve.append(done.metrics["accuracy"])
+      ...     def round(self, round_end): self.curve.append(round_end.metrics["accuracy"])
       ...     def end(self, ending): self.status = ending.status
       >>> watch = Watch()
       >>> run = fv.simulate("digits", num_rounds=2, quiet=True, callbacks=[watch])

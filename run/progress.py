@@ -173,9 +173,7 @@ def _at_bound(run: Run, round_: Round) -> list[str]:
     if run.privacy is None:
         return []
     bounds = {metric.name: metric.bound for metric in run.federation.mode.metrics}
-    return [
-        f"{TRAIN}{name}" for name, value in round_.scalars.items() if value in (0.0, bounds.get(name, 1.0))
-    ]
+    return [f"{TRAIN}{k}" for k, value in round_.scalars.items() if value in (0.0, bounds.get(k, 1.0))]
 
 
 def _counts(progress: Progress, round_: Round) -> dict[str, Any]:

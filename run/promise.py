@@ -62,9 +62,7 @@ def row_by_sums(run: RunFiles) -> dict[str, Any] | None:
 
 def _trusts_server(rows: Sequence[Fields]) -> bool:
     """Return whether clients are not hidden from the server."""
-    return any(
-        (row["unit"], row["adversary"], row["epsilon"]) == ("client", "server", "infinity") for row in rows
-    )
+    return any((r["unit"], r["adversary"], r["epsilon"]) == ("client", "server", "infinity") for r in rows)
 
 
 def _basis_and_mechanism(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
@@ -150,9 +148,7 @@ def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -
     row = rows[index]
     more = [] if ended else [GOES_ON]
     more += [refuted] if refuted else []
-    others = [
-        each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
-    ]
+    others = [r["whom"] for r in rows if r["unit"] == row["unit"] and r["epsilon"] == row["epsilon"]]
     recipients = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
     percent = math.ceil(round(100 * row["recognised"], 6))
     subject = f"{recipients[0].upper()}{recipients[1:]}"

@@ -395,9 +395,7 @@ def _scored(
     run = progress.run
     reach = _reach_of_all(run.federation, deadline)
     queries = queries_of(run.federation.settings)
-    records = [
-        each for query in queries for each in query.scores(run, grid.participants, reach, models, number)
-    ]
+    records = [r for query in queries for r in query.scores(run, grid.participants, reach, models, number)]
     scores = [
         figures[0]["value"] if (figures := each["answers"] and each["answers"][0]["figures"]) else None
         for each in records

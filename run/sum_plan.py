@@ -79,9 +79,7 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
         return plan.noise_over_clip * law.error
 
     limit = min(num_rounds, int(1 / rate))
-    choices = sorted(
-        {limit, *(1 << power for power in range(limit.bit_length()))} - set(range(client.bands or 1))
-    )
+    choices = sorted({limit, *(1 << k for k in range(limit.bit_length()))} - set(range(client.bands or 1)))
     if not choices:
         raise Refusal("privacy.bands", client.bands, f"a client's turns are at most {limit} rounds apart")
     return min(choices, key=error)

@@ -62,9 +62,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
 
 def _compared_by(settings: SimulationSettings) -> str | None:
     """Return the metric that compares the arms; None for the task's usual one."""
-    return next(
-        filter(None, (query.metric(settings) for query in queries_of(settings))), settings.tune.metric
-    )
+    return next(filter(None, (q.metric(settings) for q in queries_of(settings))), settings.tune.metric)
 
 
 def _reported(task: Task) -> dict[str, float]:

@@ -31,8 +31,8 @@ from .secure_sum import Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")
 
-UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
-LOST_IN_NOISE = "own_noise"  # why members were dropped whose sum is lost in the noise that some of them added
+UNTRUE = "untrue_sum"  # reason for dropping all members of an untrue sum
+LOST_IN_NOISE = "own_noise"  # reason for dropping members whose sum is lost in the noise of some of them
 
 
 class MaskedSums:

@@ -98,7 +98,7 @@ class RunRows:
         """Return the next unused row, whatever the round.
 
         Raises:
-          NoRowLeft: every row is used.
+          RowsExhausted: every row is used.
         """
         del number
         if len(self.cohorts) >= self.count:

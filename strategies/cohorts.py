@@ -256,9 +256,7 @@ class MinSeparation(_Plain):
         if isinstance(population, range) and len(counts) + self.size <= len(population) // SPARSE:
             past = [population.index(client) for client in counts if client in population]
             return [population[index] for index in subset(len(population), self.size, stream, past).tolist()]
-        recent = {
-            client for cohort in earlier[max(0, len(earlier) - self.separation + 1) :] for client in cohort
-        }
+        recent = {c for cohort in earlier[max(0, len(earlier) - self.separation + 1) :] for c in cohort}
         keys = stream.uint64(len(population)).tolist()
         eligible = [
             (counts[client], key, client)

@@ -13,7 +13,6 @@ from ..base.refusal import Refusal
 from ..configs.strict import nearest
 from .data import Examples, check_examples
 from .numpy_task import as_task
-from .other_model import MODEL, with_model
 from .protocol import PooledTask, Task
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ __all__ = [
 TASKS = names("task")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
 
+MODEL = "model"  # option: another model of the task
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
 HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
 HELD_ALONE = "held back by itself"  # option: select each record independently of the others
@@ -75,34 +75,37 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     except TypeError as error:
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
     try:
-        made = make(*arguments.args, **arguments.kwargs)
+        instance = make(*arguments.args, **arguments.kwargs)
         if ":" in name:
             from .pool import dealt
 
-            made = dealt(made, (options or {}).get(DEALT))
-        task = as_task(made)
+            instance = dealt(instance, (options or {}).get(DEALT))
+        task = as_task(instance)
     except (OSError, ValueError) as error:
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise Refusal("task", name, f"it lacks {', '.join(lacking(task))}")
-    return as_run(with_model(task, other, allow), options or {})
+    if other is not None:
+        from .other_model import with_model
+
+        task = with_model(task, other, allow)
+    return as_run(task, options or {})
 
 
 def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that a user's class does not accept, or lacks."""
     parameters = inspect.signature(make).parameters.values()
-    known = {
-        each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-    }
+    accepted = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        known = dict.fromkeys(arguments) | known
+        accepted = dict.fromkeys(arguments) | accepted
     for key, value in arguments.items():
-        if key == "num_clients" and key not in known:
+        if key == "num_clients" and key not in accepted:
             remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
-        if key not in known:
-            raise Refusal(f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, known)}")
-    for key, each in known.items():
+        if key not in accepted:
+            remedy = f"{name} takes no such argument; {nearest(key, accepted)}"
+            raise Refusal(f"task.args.{key}", value, remedy)
+    for key, each in accepted.items():
         if each is not None and each.default is each.empty and key not in arguments:
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 

@@ -45,7 +45,7 @@ def read_answer(path: Path, field: str) -> list[Answered] | None:
         return None
     try:
         pairs = zip(record["question"]["ask"], record["answers"], strict=False)  # none if not released
-        return [_answered(dict(asked), answer["figures"]) for asked, answer in pairs]
+        return [_answered(dict(question), answer["figures"]) for question, answer in pairs]
     except (Refusal, LookupError, TypeError, ValueError, AttributeError) as problem:
         raise Refusal(field, str(path), f"is not an answer of fedveil ask ({problem})") from problem
 
@@ -63,5 +63,5 @@ def _answered(question: dict[str, Any], figures: Any) -> Answered:
     )
 
 
-def _number(found: object) -> float | None:
-    return None if found is None else real("figure", found)
+def _number(value: object) -> float | None:
+    return None if value is None else real("figure", value)

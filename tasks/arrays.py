@@ -92,15 +92,14 @@ def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
       names: of those to examine.
     """
     # Packed weights of other libraries are tensors without memory of their own.
-    held = Counter(each.untyped_storage().data_ptr() for each in tensors.values() if type(each) is Tensor)
-    wanted = {name: tensors[name] for name in names}
+    count = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if type(t) is Tensor)
+    examined = ((name, tensors[name]) for name in names if type(tensors[name]) is Tensor)
     return {
-        name: each.numpy()
-        for name, each in wanted.items()
-        if type(each) is Tensor
-        and each.device.type == "cpu"
-        and each.is_contiguous()
-        and held[each.untyped_storage().data_ptr()] == 1
+        name: tensor.numpy()
+        for name, tensor in examined
+        if tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and count[tensor.untyped_storage().data_ptr()] == 1
     }
 
 
@@ -147,9 +146,10 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
 
     It is equal at all clients and in every model of the task, so it is in no message and in no sum.
     """
-    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    parameters = model.named_parameters(remove_duplicate=False)
+    tensors = chain(parameters, model.named_buffers(remove_duplicate=False))
     state, sent = model.state_dict().keys(), sent_state(model).keys()
-    return {name: value for name, value in named if name in state and name not in sent}
+    return {name: value for name, value in tensors if name in state and name not in sent}
 
 
 def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
@@ -161,8 +161,8 @@ def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) ->
     """
     own = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
     former = dict(model.named_buffers()).keys() & base_of(model).keys()
-    found = {name: (value.shape, value.dtype) for name, value in arrays.items() if name not in former}
-    return found == own
+    forms = {name: (value.shape, value.dtype) for name, value in arrays.items() if name not in former}
+    return forms == own
 
 
 def base_check(model: nn.Module) -> Callable[[], None]:
@@ -171,11 +171,11 @@ def base_check(model: nn.Module) -> Callable[[], None]:
     A base that a client's training changed holds information of its data, which no release covers. A tensor of more than
     `COPIED` numbers, or of another library's kind, is compared by its count of changes: copies would double the memory.
     """
-    begun = {name: (value, value._version, _small_copy(value)) for name, value in base_of(model).items()}
+    initial = {name: (value, value._version, _small_copy(value)) for name, value in base_of(model).items()}
 
     def require() -> None:
-        present = base_of(model) if begun else {}
-        for name, (value, version, copied) in begun.items():
+        present = base_of(model) if initial else {}
+        for name, (value, version, copied) in initial.items():
             now = present.get(name)
             still = now is value and value._version == version if copied is None else _equal(now, copied)
             if not still:
@@ -241,15 +241,15 @@ def dimension_of(task: Task) -> int:
 
 
 def _sent_arrays(model: nn.Module) -> dict[str, Tensor]:
-    found = sent_state(model)
-    for name, each in found.items():
+    state = sent_state(model)
+    for name, each in state.items():
         if not isinstance(each, Tensor) or is_lazy(each):
             what = f"{name} of type {type(each).__name__}"
             raise Refusal("model", what, "is no array and cannot travel; keep it out of the state dictionary")
         if each.dtype == torch.bfloat16:
             remedy = "cannot travel; make it float32, and let engine.dtype=bfloat16 compute"
             raise Refusal("model", f"{name} in bfloat16", remedy)
-    return found
+    return state
 
 
 def memory_of(model: nn.Module) -> Callable[[], None]:
@@ -259,7 +259,7 @@ def memory_of(model: nn.Module) -> Callable[[], None]:
     containers of them. Attributes that were created since are removed. Otherwise a layer could carry information about
     its inputs there from one client to the next. Objects of other kinds are not changed.
     """
-    kept: list[tuple[dict[str, Any], frozenset[str], dict[str, Any]]] = []
+    copies: list[tuple[dict[str, Any], frozenset[str], dict[str, Any]]] = []
     for module in model.modules():
         hidden: set[str] = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
         buffers: dict[str, Any] = module._buffers  # pyright: ignore[reportPrivateUsage]
@@ -273,10 +273,10 @@ def memory_of(model: nn.Module) -> Callable[[], None]:
             (vars(module), attributes),
         ):
             copied = {name: _copied(value) for name, value in values.items()}
-            kept.append((where, frozenset(where), copied))
+            copies.append((where, frozenset(where), copied))
 
     def put_back() -> None:
-        for where, names, values in kept:
+        for where, names, values in copies:
             for name in where.keys() - names:
                 del where[name]
             for name, value in values.items():

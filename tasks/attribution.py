@@ -45,13 +45,13 @@ def check_method(name: str) -> None:
     Raises:
       Refusal: it is; the sentence gives the reason.
     """
-    asked = name.lower().replace("-", "_")
-    if asked in CARRIES:
-        remedy = f"needs {CARRIES[asked]}: that is a release without a ledger entry; use {METHOD}"
+    method = name.lower().replace("-", "_")
+    if method in CARRIES:
+        remedy = f"needs {CARRIES[method]}: that is a release without a ledger entry; use {METHOD}"
         raise Refusal("--explain", name, remedy)
-    if asked != METHOD:
+    if method != METHOD:
         raise Refusal(
-            "--explain", name, nearest(asked, [METHOD, *CARRIES]).replace("known", f"use {METHOD}; known")
+            "--explain", name, nearest(method, [METHOD, *CARRIES]).replace("known", f"use {METHOD}; known")
         )
 
 
@@ -121,18 +121,18 @@ def explained(
     _check_inputs(inputs)
     baseline = inputs.new_zeros(inputs.shape[1:])
     with torch.no_grad():
-        said = model(inputs)
-        which = said.argmax(1) if classifies and said.dim() == 2 and said.shape[1] > 1 else None
+        outputs = model(inputs)
+        which = outputs.argmax(1) if classifies and outputs.dim() == 2 and outputs.shape[1] > 1 else None
         exact = copy.deepcopy(model).double().eval()
         score = picked(exact(inputs.double()), which)
-        start = picked(exact(baseline.double()[None]).expand(len(inputs), *said.shape[1:]), which)
+        start = picked(exact(baseline.double()[None]).expand(len(inputs), *outputs.shape[1:]), which)
     parts = integrated_gradients(model, inputs, baseline, which).flatten(1)
     if schema is not None:
         middle, half = schema.unit
         score, start, parts = middle + half * score, middle + half * start, half * parts
-    found = {"score": score.numpy(), "at_baseline": start.numpy()}
+    columns = {"score": score.numpy(), "at_baseline": start.numpy()}
     if schema is None:
-        return found | {f"input_{place}": column.numpy() for place, column in enumerate(parts.T)}
+        return columns | {f"input_{index}": column.numpy() for index, column in enumerate(parts.T)}
     widths = [column.width for column in schema.inputs]
     sums = [part.sum(1).numpy() for part in parts.split(widths, 1)]
-    return found | {column.name: each for column, each in zip(schema.inputs, sums, strict=True)}
+    return columns | {column.name: each for column, each in zip(schema.inputs, sums, strict=True)}

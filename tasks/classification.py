@@ -132,12 +132,12 @@ def class_metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     hits = (outputs.argmax(-1) == targets).double()
     there = targets.unique()
     recalls = torch.stack([hits[targets == each].mean() for each in there])
-    found = {"accuracy": float(hits.mean()), "balanced_accuracy": float(recalls.mean())}
+    metrics = {"accuracy": float(hits.mean()), "balanced_accuracy": float(recalls.mean())}
     if outputs.shape[-1] == 2 and len(there) == 2:
         scores = outputs[:, 1].double() - outputs[:, 0].double()
-        _, place, ties = scores.unique(return_inverse=True, return_counts=True)
-        ranks = (ties.cumsum(0) - (ties - 1) / 2.0)[place]
+        _, index, ties = scores.unique(return_inverse=True, return_counts=True)
+        ranks = (ties.cumsum(0) - (ties - 1) / 2.0)[index]
         second = int(targets.sum())
         above = float(ranks[targets == 1].sum()) - second * (second + 1) / 2
-        found["auc"] = above / (second * (len(targets) - second))
-    return found
+        metrics["auc"] = above / (second * (len(targets) - second))
+    return metrics

@@ -44,17 +44,17 @@ def columns_of(task: Task, client: int) -> Mapping[str, NDArray[Any]]:
     # A `ColumnTask`: checking all its members would take longer than counting a small table.
     columns: Callable[[int], Mapping[str, Any]] | None = getattr(task, "columns", None)
     if columns is not None:
-        told = columns(client)
-        if isinstance(told, ColumnsAsked):
-            return told
+        values_by_name = columns(client)
+        if isinstance(values_by_name, ColumnsAsked):
+            return values_by_name
         # Cells of a list are kept as objects: numpy would choose one type for all, which one row can change.
-        found = {
+        arrays = {
             name: np.asarray(values, object if isinstance(values, list) else None)
-            for name, values in told.items()
+            for name, values in values_by_name.items()
         }
-        if len({len(each) for each in found.values()}) > 1:
+        if len({len(each) for each in arrays.values()}) > 1:
             raise ValueError("the columns of a client are of different lengths")
-        return found
+        return arrays
     data = data_of(task, client)
     if not isinstance(data, Examples) or data.targets.dim() != 1:
         return {}

@@ -7,8 +7,9 @@ A batch is (inputs, targets). Inputs are a tensor, or a dictionary or a tuple of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
@@ -44,9 +45,10 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
       tree: a tensor, or dictionaries and tuples of them, such as a model's outputs.
     """
     if isinstance(tree, dict):
-        return type(tree)(**{name: mapped(change, each) for name, each in cast(dict[str, Any], tree).items()})
+        fields = cast(dict[str, Any], tree)
+        return type(tree)(**{name: mapped(change, value) for name, value in fields.items()})
     if isinstance(tree, tuple | list):
-        parts = [mapped(change, each) for each in cast(tuple[Any, ...], tree)]
+        parts = [mapped(change, value) for value in cast(tuple[Any, ...], tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return change(tree) if hasattr(tree, "dim") else tree
 
@@ -70,25 +72,28 @@ def padded(tree: Any, count: int) -> Any:
     """
     import torch
 
-    def longer(each: Tensor) -> Tensor:
-        more = count - len(each)
-        return torch.cat([each, each[-1:].expand(more, *each.shape[1:])]) if more > 0 and len(each) else each
+    def longer(tensor: Tensor) -> Tensor:
+        more = count - len(tensor)
+        if more <= 0 or not len(tensor):
+            return tensor
+        return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
 
     return mapped(longer, tree)
 
 
 def leaves(tree: Any) -> list[Tensor]:
     """Return the tensors of a tree, in order."""
-    found: list[Tensor] = []
-    mapped(lambda each: found.append(each) or each, tree)
-    return found
+    if isinstance(tree, dict | tuple | list):
+        values = tree.values() if isinstance(tree, dict) else cast(Sequence[Any], tree)
+        return [leaf for value in cast(Iterable[Any], values) for leaf in leaves(value)]
+    return [tree] if hasattr(tree, "dim") else []
 
 
-def _in_turn(trees: Sequence[Any]) -> Any:
+def _concatenated(trees: Sequence[Any]) -> Any:
     """Return trees of the same form as one, their tensors one after the other; at least one."""
     import torch  # takes a second, and a plan does without
 
-    parts = iter(zip(*(leaves(each) for each in trees), strict=True))
+    parts = iter(zip(*map(leaves, trees), strict=True))
     return mapped(lambda _: torch.cat(list(next(parts))), trees[0])
 
 
@@ -99,7 +104,7 @@ def rows_of(tree: Any, index: Any) -> Any:
       tree: inputs or outputs of n examples.
       index: of the rows, such as a slice or a tensor.
     """
-    return mapped(lambda each: each[index] if each.dim() else each, tree)
+    return mapped(lambda tensor: tensor[index] if tensor.dim() else tensor, tree)
 
 
 def run_on(model: Callable[..., Any], inputs: Inputs) -> Any:
@@ -117,10 +122,10 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
       layout: of tensors of four dimensions.
     """
 
-    def lay(each: Tensor) -> Tensor:
-        return each.contiguous(memory_format=layout) if each.dim() == 4 else each.contiguous()
+    def contiguous(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor.contiguous()
 
-    return mapped(lay, inputs)
+    return mapped(contiguous, inputs)
 
 
 class Batches(Protocol):
@@ -256,11 +261,11 @@ class LazyExamples:
         from torch.utils.data import default_collate
 
         inputs, targets = self._parted((self.collate or default_collate)(items))
-        for name, each in (("inputs", inputs), ("targets", targets)):
-            for tensor in leaves(each):
+        for name, tree in (("inputs", inputs), ("targets", targets)):
+            for tensor in leaves(tree):
                 if tensor.dim() == 0 or len(tensor) != len(items):
-                    found = f"{name} of shape {tuple(tensor.shape)} for {len(items)} examples"
-                    raise Refusal("collate", found, "must return one row for each example")
+                    value = f"{name} of shape {tuple(tensor.shape)} for {len(items)} examples"
+                    raise Refusal("collate", value, "must return one row for each example")
         return inputs, targets
 
     def _target_of(self, fields: Mapping[str, Any]) -> str:
@@ -271,15 +276,15 @@ class LazyExamples:
         """Return (inputs, targets) of a collated batch."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
-            name = self._target_of(fields)
-            wanted = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-            names = [each for each in fields if each != name] if wanted is None else list(wanted)
-            for each in (name, *names):
-                if each not in fields:
-                    raise Refusal("data", each, f"no such field; items have {', '.join(map(str, fields))}")
-            chosen = {each: _tensors(fields[each], each) for each in names}
-            targets = _tensors(fields[name], name)
-            return (chosen[self.inputs] if isinstance(self.inputs, str) else chosen), targets
+            target, names = self._target_of(fields), self.inputs
+            if names is None:
+                names = [name for name in fields if name != target]
+            for name in (target, *([names] if isinstance(names, str) else names)):
+                if name not in fields:
+                    raise Refusal("data", name, f"no such field; items have {', '.join(map(str, fields))}")
+            if isinstance(names, str):
+                return _tensors(fields[names], names), _tensors(fields[target], target)
+            return {name: _tensors(fields[name], name) for name in names}, _tensors(fields[target], target)
         if not isinstance(batch, list | tuple) or len(cast(list[Any], batch)) != 2:
             raise Refusal("data", type(batch).__name__, "give items (inputs, targets), or dictionaries")
         inputs, targets = cast(list[Any], batch)
@@ -311,7 +316,7 @@ class Union:
             for part, first, start, stop in zip(self.parts, self.first, bounds, bounds[1:], strict=False)
             if stop > start
         ]
-        return _in_turn([inputs for inputs, _ in read]), torch.cat([targets for _, targets in read])
+        return _concatenated([inputs for inputs, _ in read]), torch.cat([targets for _, targets in read])
 
 
 Data = Examples | LazyExamples
@@ -345,12 +350,14 @@ def only(data: Data, rows: NDArray[np.int64]) -> Data:
 
 def joined(parts: Sequence[Examples]) -> Examples:
     """Return the examples of all parts; at least one part."""
-    named = [each.persons for each in parts if each.persons is not None]
-    persons = [name for each in named for name in each] if len(named) == len(parts) else None
-    grouped = [dict(each.groups) for each in parts if each.groups is not None]
-    groups = _in_turn(grouped) if len(grouped) == len(parts) else None
-    inputs, targets = _in_turn([each.inputs for each in parts]), _in_turn([each.targets for each in parts])
-    return Examples(inputs, targets, persons, groups)
+    persons = [part.persons for part in parts if part.persons is not None]
+    groups = [dict(part.groups) for part in parts if part.groups is not None]
+    return Examples(
+        _concatenated([part.inputs for part in parts]),
+        _concatenated([part.targets for part in parts]),
+        list(chain(*persons)) if len(persons) == len(parts) else None,
+        _concatenated(groups) if len(groups) == len(parts) else None,
+    )
 
 
 def data_of(task: Task, client: int) -> Data:
@@ -392,35 +399,25 @@ def size_of(task: Task, client: int, whole: bool = False) -> int:
       client: 0 <= client < num_clients.
       whole: include held-out examples.
     """
-    known = _sizes_of(task)
-    if known is not None and (whole or not hasattr(task, SPLIT)):
-        return known(client)
+    size = _size_function(task)
+    if size is not None and (whole or not hasattr(task, SPLIT)):
+        return size(client)
     return len((data_of_all if whole else data_of)(task, client))
 
 
-def _sizes_of(task: Task) -> Callable[[int], int] | None:
+def _size_function(task: Task) -> Callable[[int], int] | None:
     """Return a `SizedTask`'s function for a client's size, without a slow check of all its members."""
     return getattr(task, "client_size", None)
 
 
 def check_size(task: Task, client: int, data: Data) -> None:
-    """Refuse a `SizedTask` whose `client_size` differs from the number of its examples.
-
-    Args:
-      task: has the clients.
-      client: 0 <= client < num_clients.
-      data: its training data.
-
-    Raises:
-      Refusal: they differ; the sentence names both.
-    """
-    known = _sizes_of(task)
-    if known is None:
+    """Refuse a `SizedTask` whose `client_size` differs from the number of its examples; `data` are those for training."""
+    if (size := _size_function(task)) is None:
         return
-    made = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)
-    if (told := known(client)) != made:
-        remedy = f"client_data makes {made} examples for client {client}; return that number"
-        raise Refusal("client_size", told, remedy)
+    count = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)
+    if size(client) != count:
+        remedy = f"client_data makes {count} examples for client {client}; return that number"
+        raise Refusal("client_size", size(client), remedy)
 
 
 def held_out_of(task: Task) -> Data:
@@ -460,8 +457,8 @@ def with_targets(data: Data, name: str = "") -> Data:
       name: of the targets in a dictionary; "" keeps the data set's own, which is `labels` in memory.
     """
 
-    def whole(inputs: Any, targets: Any, found: str) -> Any:
-        return {**inputs, name or found: targets} if isinstance(inputs, dict) else (inputs, targets)
+    def whole(inputs: Any, targets: Any, field: str) -> Any:
+        return {**inputs, name or field: targets} if isinstance(inputs, dict) else (inputs, targets)
 
     if isinstance(data, Examples):
         return Examples(whole(data.inputs, data.targets, TARGETS[0]), data.targets, data.persons)
@@ -470,10 +467,9 @@ def with_targets(data: Data, name: str = "") -> Data:
         from torch.utils.data import default_collate
 
         batch: Any = (data.collate or default_collate)(items)
-        named = isinstance(batch, Mapping)
-        found = data._target_of(batch) if named else ""  # pyright: ignore[reportPrivateUsage]
+        field = data._target_of(batch) if isinstance(batch, Mapping) else ""  # pyright: ignore[reportPrivateUsage]
         inputs, targets = data._parted(batch)  # pyright: ignore[reportPrivateUsage]
-        return whole(inputs, targets, found), targets
+        return whole(inputs, targets, field), targets
 
     return LazyExamples(data.dataset, transform=data.transform, collate=collated, persons=data.persons)
 
@@ -572,9 +568,9 @@ def check_data(data: Data, owner: str, like: Data | None = None) -> None:
             raise Refusal(f"{owner}: data", f"{count} examples", what) from error
     if not hasattr(targets, "dim"):
         raise Refusal(f"{owner}: targets", type(targets).__name__, "give one tensor")
-    named = inputs.items() if isinstance(inputs, dict) else [("inputs", inputs)]
-    for name, each in [*named, ("targets", targets)]:
-        for tensor in leaves(each):
+    fields = inputs.items() if isinstance(inputs, dict) else [("inputs", inputs)]
+    for name, tree in [*fields, ("targets", targets)]:
+        for tensor in leaves(tree):
             _check_tensor(tensor, len(targets), f"{owner}: {name}")
     if like is None or not len(like):
         return
@@ -603,17 +599,17 @@ def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callabl
         return
     ends = torch.tensor([0, len(data) - 1])
     inputs, targets = data.batch(ends)
-    field, given, code = f"{owner}: inputs", "the first example and the last", "model, in evaluation mode,"
+    field, value, code = f"{owner}: inputs", "the first example and the last", "model, in evaluation mode,"
     try:
         with torch.no_grad():
             outputs = run_on(model, inputs)
-            field, given, code = f"{owner}: targets", "its labels", "loss"
+            field, value, code = f"{owner}: targets", "its labels", "loss"
             loss(outputs, targets)
             labels = data.targets.unique() if _are_labels(data.targets, outputs) else targets[:0]
             for label in labels:
                 loss(outputs[:1], label[None])
     except Exception as error:
-        raise Refusal(field, given, f"the task's {code} fails on them: {text_of(error)}") from error
+        raise Refusal(field, value, f"the task's {code} fails on them: {text_of(error)}") from error
 
 
 def text_of(error: Exception) -> str:
@@ -634,8 +630,8 @@ def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
     import torch
 
     if tensor.dim() == 0 or len(tensor) != count:
-        found = tuple(tensor.shape)
-        raise Refusal(name, found, f"inputs and targets must be equally many, and there are {count} targets")
+        remedy = f"inputs and targets must be equally many, and there are {count} targets"
+        raise Refusal(name, tuple(tensor.shape), remedy)
     # The sum is nine times as fast as testing each number, and Python's `isfinite` three times as fast as torch's.
     if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
         return
@@ -686,19 +682,18 @@ def group_figures(
     """
     if outputs.dim() != 2 or targets.is_floating_point():
         return {}
-    said, found = outputs.argmax(-1).cpu(), dict[str, float]()
-    truth = targets.cpu()
+    predicted, truth, figures = outputs.argmax(-1).cpu(), targets.cpu(), dict[str, float]()
     for attribute, codes in groups.items():
         for code, word in enumerate(words[attribute]):
-            here = codes.cpu() == code
-            rates = {"accuracy": (said == truth, here)}
+            group = codes.cpu() == code
+            rates = {"accuracy": (predicted == truth, group)}
             if outputs.shape[-1] == 2:
                 rates |= {
-                    "true positive rate": (said == 1, here & (truth == 1)),
-                    "false positive rate": (said == 1, here & (truth == 0)),
-                    "selection rate": (said == 1, here),
+                    "true positive rate": (predicted == 1, group & (truth == 1)),
+                    "false positive rate": (predicted == 1, group & (truth == 0)),
+                    "selection rate": (predicted == 1, group),
                 }
-            for name, (hit, asked) in rates.items():
-                if bool(asked.any()):
-                    found[f"{GROUPS}{attribute}={word}/{name}"] = float(hit[asked].double().mean())
-    return found
+            for name, (hits, rows) in rates.items():
+                if bool(rows.any()):
+                    figures[f"{GROUPS}{attribute}={word}/{name}"] = float(hits[rows].double().mean())
+    return figures

@@ -55,8 +55,8 @@ class Exported:
             if outputs.shape[:1] != inputs.shape[:1] or outputs.dtype.kind not in "fiub":
                 raise ValueError(f"it gives {outputs.dtype} of shape {outputs.shape}")
         except Exception as error:  # noqa: BLE001 (each runtime raises its own)
-            said = f"does not suit the model: {_said(error)}"
-            raise Refusal("data", f"shape {tuple(inputs.shape)}", said) from None
+            remedy = f"does not suit the model: {_said(error)}"
+            raise Refusal("data", f"shape {tuple(inputs.shape)}", remedy) from None
         if schema is not None:
             return told_by_schema(schema, outputs)
         return numpy_model.columns(outputs, bool(self.card["classifies"]))
@@ -78,12 +78,12 @@ def read_export(folder: Path) -> Exported | None:
         return None
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        known = (
+        valid = (
             card["format"] == FORMAT and card["to"] in FILES and card["sha256"] and card["inputs"]["dtype"]
         )
     except (OSError, ValueError, KeyError, TypeError):
-        known, card = None, {}
-    if not known:
+        valid, card = None, {}
+    if not valid:
         raise Refusal("card", str(path), f"is not a card of {FORMAT!r}; make the export again")
     return Exported(folder, card)
 
@@ -157,19 +157,19 @@ def read_array(data: object) -> NDArray[Any]:
     Raises:
       Refusal: it is neither, or a number is not finite.
     """
-    shown = str(data) if isinstance(data, str | Path) else type(data).__name__
+    name = str(data) if isinstance(data, str | Path) else type(data).__name__
     try:
         array = np.asarray(_saved(Path(data)) if isinstance(data, str | Path) else data)
         kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}[array.dtype.kind]
         with np.errstate(over="ignore"):
-            found = np.ascontiguousarray(array, dtype=kind)
+            numbers = np.ascontiguousarray(array, dtype=kind)
     except (OSError, ValueError, KeyError):
         remedy = "this run has no schema; give an array of numbers, or a .npy file"
-        raise Refusal("data", shown, remedy) from None
-    if kind is np.float32 and not (finite := np.isfinite(found)).all():
+        raise Refusal("data", name, remedy) from None
+    if kind is np.float32 and not (finite := np.isfinite(numbers)).all():
         row = int(np.argwhere(~finite)[0][0])
-        raise Refusal("data", shown, f"row {row} holds a number that is not finite in float32; replace it")
-    return found
+        raise Refusal("data", name, f"row {row} holds a number that is not finite in float32; replace it")
+    return numbers
 
 
 def _saved(path: Path) -> NDArray[Any]:
@@ -197,5 +197,5 @@ def told_by_schema(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[A
     if not target.categories:
         middle, half = schema.unit
         return {target.name: middle + half * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
-    found = numpy_model.columns(outputs, classifies=True)
-    return {target.name: np.array(target.words)[found["class"]], "probability": found["probability"]}
+    columns = numpy_model.columns(outputs, classifies=True)
+    return {target.name: np.array(target.words)[columns["class"]], "probability": columns["probability"]}

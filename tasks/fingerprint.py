@@ -18,8 +18,8 @@ def fingerprint(data: Data) -> str:
 
     A data set whose content cannot be hashed is identified by its class and its length.
     """
-    if (told := content_of(data)) is not None:
-        return told
+    if (digest := content_of(data)) is not None:
+        return digest
     kind = type(data.dataset if isinstance(data, LazyExamples) else data)
     return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(data)}".encode()).hexdigest()
 

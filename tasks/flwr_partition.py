@@ -60,10 +60,10 @@ def flwr_shares(how: Mapping[str, Any], labels: Any, groups: Any = None) -> tupl
 
 def _arguments(make: Any, how: Mapping[str, Any], owned: bool) -> dict[str, Any]:
     """Return the arguments as given, with those that follow from the task."""
-    taken = inspect.signature(make).parameters
+    parameters = inspect.signature(make).parameters
     for key, value in how["args"].items():
-        if key not in taken:
-            remedy = f"{make.__name__} takes no such argument; {nearest(key, taken)}"
+        if key not in parameters:
+            remedy = f"{make.__name__} takes no such argument; {nearest(key, parameters)}"
             raise Refusal(f"partition.args.{key}", value, remedy)
     by_owner = owned and "NaturalId" in make.__name__
     follow = {
@@ -71,10 +71,10 @@ def _arguments(make: Any, how: Mapping[str, Any], owned: bool) -> dict[str, Any]
         "partition_by": GROUP if by_owner else LABEL,
         "seed": how["seed"],
     }
-    arguments = {key: value for key, value in follow.items() if key in taken} | how["args"]
+    arguments = {key: value for key, value in follow.items() if key in parameters} | how["args"]
     if "num_partitions" in arguments and arguments["num_partitions"] is None:
         raise Refusal("task.num_clients", None, "give the number of clients to deal the examples to")
-    for key, each in taken.items():
+    for key, each in parameters.items():
         if each.default is each.empty and key not in arguments:
             raise Refusal(f"partition.args.{key}", None, f"{make.__name__} needs it; give it a value")
     return arguments

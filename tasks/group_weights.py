@@ -35,8 +35,8 @@ def weighted_schema(schema: Schema, path: str | None) -> Schema:
     if schema.group_weights is not None:
         raise Refusal(FIELD, path, "the schema also has group_weights; remove one of them")
     answers = read_answer(Path(path), FIELD)
-    found = read_words(Path(path)) if answers is None else _of_answers(answers, schema, path)
-    return with_group_weights(schema, found, path)
+    weights = read_words(Path(path)) if answers is None else _of_answers(answers, schema, path)
+    return with_group_weights(schema, weights, path)
 
 
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
@@ -66,5 +66,5 @@ def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> objec
     raise Refusal(FIELD, path, NO_TABLE.format(schema.label))
 
 
-def _words(found: object) -> list[str]:
-    return [str(each) for each in found] if isinstance(found, list) else []
+def _words(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []

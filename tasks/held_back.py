@@ -38,8 +38,8 @@ class _Split:
             data = data_of_all(task, client)
             by_person = data.persons is not None and not self.group_equal_rows
             hashes = _hashes_of_persons(data, client) if by_person else _hashes_of(data)
-            held = holdout_mask(hashes, self.share, self.alone, self.group_equal_rows or by_person)
-            self.parts[client] = only(data, np.flatnonzero(~held)), only(data, np.flatnonzero(held))
+            held_out = holdout_mask(hashes, self.share, self.alone, self.group_equal_rows or by_person)
+            self.parts[client] = only(data, np.flatnonzero(~held_out)), only(data, np.flatnonzero(held_out))
         return self.parts[client]
 
 
@@ -55,13 +55,13 @@ def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows
     Raises:
       Refusal: the task takes no further attribute.
     """
-    made = copy(task)
+    split_task = copy(task)
     try:
-        object.__setattr__(made, SPLIT, _Split(share, alone, group_equal_rows))
+        object.__setattr__(split_task, SPLIT, _Split(share, alone, group_equal_rows))
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; turn evaluation off, or give it a __dict__"
         raise Refusal("evaluate.clients", type(task).__name__, remedy) from error
-    return made
+    return split_task
 
 
 def held_back_of(task: Task, client: int) -> Data | None:
@@ -84,14 +84,14 @@ def _hashes_of(data: Data) -> NDArray[np.uint64]:
         return hashes_of_rows(each.detach().cpu().numpy() for each in tensors)
     try:
         first = list(_hashes_of_items(data, min(len(data), SAMPLED)))
-        found = np.fromiter(_hashes_of_items(data, len(data)), np.uint64)
+        hashes = np.fromiter(_hashes_of_items(data, len(data)), np.uint64)
     except TypeError as error:
         remedy = "has no content that could select a record to hold out"
         raise Refusal("evaluate.clients", str(error), remedy) from error
-    if first != found[: len(first)].tolist():
+    if first != hashes[: len(first)].tolist():
         remedy = "a record differs from one reading to the next; move what is random into transform"
         raise Refusal("evaluate.clients", type(data.dataset).__name__, remedy)
-    return found
+    return hashes
 
 
 def _hashes_of_items(data: LazyExamples, count: int) -> Iterator[int]:

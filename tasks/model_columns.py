@@ -63,11 +63,12 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
     Raises:
       Refusal: the rows are not tensors.
     """
-    own, given, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
-    inputs = _answered(model, padded(given, padded_size(len(given))))
+    own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
+    inputs = _answered(model, padded(rows, padded_size(len(rows))))
     words = schema.target.words if schema is not None and schema.target.categories else ()
-    said = model_columns(model, inputs, words) | (_attributions(model, inputs, schema) if attributed else {})
-    return {**own, **{name: values[: len(given)] for name, values in said.items()}}
+    columns = model_columns(model, inputs, words)
+    columns |= _attributions(model, inputs, schema) if attributed else {}
+    return {**own, **{name: values[: len(rows)] for name, values in columns.items()}}
 
 
 def _answered(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -94,8 +95,8 @@ def _inputs(task: Task, client: int) -> Tensor:
 
 
 def _attributions(model: nn.Module, inputs: Tensor, schema: Schema | None) -> dict[str, NDArray[Any]]:
-    found = explained(model, inputs, schema, schema is None or bool(schema.target.categories))
-    parts = {name: values for name, values in found.items() if name not in (SCORE, "at_baseline")}
+    explanation = explained(model, inputs, schema, schema is None or bool(schema.target.categories))
+    parts = {name: values for name, values in explanation.items() if name not in (SCORE, "at_baseline")}
     return {f"{ATTRIBUTION}{name}": np.abs(values) for name, values in parts.items()}
 
 
@@ -111,8 +112,8 @@ def model_columns(model: nn.Module, inputs: Tensor, words: Sequence[str]) -> dic
         outputs = cast(Tensor, model(inputs))
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         return {PREDICTED: outputs.reshape(-1).double().numpy()}
-    said = outputs.argmax(1).numpy()
-    found: dict[str, NDArray[Any]] = {PREDICTED: np.array(words)[said] if words else said}
+    classes = outputs.argmax(1).numpy()
+    columns: dict[str, NDArray[Any]] = {PREDICTED: np.array(words)[classes] if words else classes}
     if outputs.shape[1] == 2:
-        found[SCORE] = outputs.softmax(1)[:, 1].double().numpy()
-    return found
+        columns[SCORE] = outputs.softmax(1)[:, 1].double().numpy()
+    return columns

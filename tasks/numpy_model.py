@@ -67,8 +67,9 @@ def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
 
 def program_of(text: str) -> Program:
     """Return the program of a text in JSON."""
-    told = json.loads(text)
-    return Program(told["inputs"], told["arrays"], [tuple(each) for each in told["nodes"]], told["outputs"])
+    fields = json.loads(text)
+    nodes = [tuple(node) for node in fields["nodes"]]
+    return Program(fields["inputs"], fields["arrays"], nodes, fields["outputs"])
 
 
 def _array(data: bytes, entry: Mapping[str, Any]) -> Array:
@@ -87,25 +88,25 @@ def run(program: Program, arrays: Mapping[str, Array], inputs: Array) -> Array:
     Raises:
       ValueError: the program has an operation outside `OPERATIONS`, or the inputs do not fit it.
     """
-    known: dict[str, Any] = {name: arrays[file] for name, file in program.arrays.items()}
-    known[program.inputs] = inputs
-    for name, operation, given, named in program.nodes:
+    values: dict[str, Any] = {name: arrays[file] for name, file in program.arrays.items()}
+    values[program.inputs] = inputs
+    for name, operation, arguments, keywords in program.nodes:
         if operation not in OPERATIONS:
             raise ValueError(f"the operation {operation} is not supported")
         try:
-            known[name] = OPERATIONS[operation](
-                *[_value(each, known) for each in given],
-                **{key: _value(each, known) for key, each in named.items()},
+            values[name] = OPERATIONS[operation](
+                *[_value(each, values) for each in arguments],
+                **{key: _value(each, values) for key, each in keywords.items()},
             )
         except (TypeError, IndexError, np.exceptions.AxisError) as error:
             raise ValueError(f"{operation}: {error}") from None
-    return np.asarray(known[program.outputs])
+    return np.asarray(values[program.outputs])
 
 
-def _value(argument: Any, known: Mapping[str, Any]) -> Any:
+def _value(argument: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(argument, dict):
-        return known[argument["node"]]
-    return [_value(each, known) for each in argument] if isinstance(argument, list) else argument
+        return values[argument["node"]]
+    return [_value(each, values) for each in argument] if isinstance(argument, list) else argument
 
 
 def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
@@ -119,7 +120,7 @@ def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
         shares = softmax(outputs.astype(np.float64))
         return {"class": shares.argmax(-1), "probability": shares.max(-1)}
     flat = outputs.reshape(len(outputs), -1).T if outputs.ndim > 1 else outputs[None]
-    return {f"output_{place}": column.astype(np.float64) for place, column in enumerate(flat)}
+    return {f"output_{index}": column.astype(np.float64) for index, column in enumerate(flat)}
 
 
 # --- operations, by their names in torch's ATen ------------------------------------------------------
@@ -158,9 +159,9 @@ def _conv2d(
 ) -> Array:
     windows = _windows(x, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
     pairs = zip(np.split(windows, groups, 1), np.split(weight, groups, 0), strict=True)
-    parts = [np.tensordot(seen, kernels, ((1, 4, 5), (1, 2, 3))) for seen, kernels in pairs]
-    found = np.moveaxis(np.concatenate(parts, -1), -1, 1)
-    return found if bias is None else found + bias[:, None, None]
+    parts = [np.tensordot(pixels, kernels, ((1, 4, 5), (1, 2, 3))) for pixels, kernels in pairs]
+    outputs = np.moveaxis(np.concatenate(parts, -1), -1, 1)
+    return outputs if bias is None else outputs + bias[:, None, None]
 
 
 def _max_pool2d(
@@ -206,12 +207,12 @@ def _scaled(x: Array, weight: Array | None, bias: Array | None, around: Sequence
 def _group_norm(
     x: Array, groups: int, weight: Any = None, bias: Any = None, small: float = 1e-5, *_: Any
 ) -> Array:
-    found = _normal(x.reshape(len(x), groups, -1), (-1,), small).reshape(x.shape)
-    return _scaled(found, weight, bias, (-1, *[1] * (x.ndim - 2)))
+    normal = _normal(x.reshape(len(x), groups, -1), (-1,), small).reshape(x.shape)
+    return _scaled(normal, weight, bias, (-1, *[1] * (x.ndim - 2)))
 
 
-def _batch_norm(x: Array, *given: Any) -> Array:
-    weight, bias, mean, variance, training, _, small, *_ = given  # in ATen's order
+def _batch_norm(x: Array, *arguments: Any) -> Array:
+    weight, bias, mean, variance, training, _, small, *_ = arguments  # in ATen's order
     if training:
         raise TypeError("the operation mixes the examples of a batch")
     around = (-1, *[1] * (x.ndim - 2))
@@ -318,9 +319,9 @@ def main(words: Sequence[str]) -> int:
     program, arrays = read_model(folder / MODEL)
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     kind = card["inputs"]["dtype"]
-    found = columns(run(program, arrays, np.load(words[0]).astype(kind)), card["classifies"])
-    print(",".join(found))
-    for row in zip(*(column.tolist() for column in found.values()), strict=True):
+    predictions = columns(run(program, arrays, np.load(words[0]).astype(kind)), card["classifies"])
+    print(",".join(predictions))
+    for row in zip(*(column.tolist() for column in predictions.values()), strict=True):
         print(",".join(f"{cell:.6g}" for cell in row))
     return 0
 

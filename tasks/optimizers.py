@@ -50,8 +50,8 @@ class AdamBC(torch.optim.Adam):
 
 def own_optimizer(task: object) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None:
     """Return the task's function from parameters to an optimiser, if it has one."""
-    made = getattr(task, "optimizer", None)
-    return cast(Callable[[Sequence[Tensor]], torch.optim.Optimizer], made) if callable(made) else None
+    make = getattr(task, "optimizer", None)
+    return cast(Callable[[Sequence[Tensor]], torch.optim.Optimizer], make) if callable(make) else None
 
 
 def optimizer_of(
@@ -68,34 +68,34 @@ def optimizer_of(
     Raises:
       Refusal: the optimiser rejects its options or these parameters, or the task's own has other parameters.
     """
-    asked, own = training.optimizer, own_optimizer(task)
-    if asked.name == "auto" and own is not None:
+    optimizer, own = training.optimizer, own_optimizer(task)
+    if optimizer.name == "auto" and own is not None:
         return _of_these(own(parameters), parameters)
-    if asked.plain:
+    if optimizer.plain:
         return None
     from ..configs.optimizers import CLASSES, keywords_of  # which plain SGD does without
 
-    options: dict[str, Any] = dict(asked.options)
-    if not options.keys() <= keywords_of(asked.name).keys():
+    options: dict[str, Any] = dict(optimizer.options)
+    if not options.keys() <= keywords_of(optimizer.name).keys():
         raise Refusal(
-            "optimizer", asked.name, f"has no keyword {', '.join(options)}; give those of torch's class"
+            "optimizer", optimizer.name, f"has no keyword {', '.join(options)}; give those of torch's class"
         )
     try:
-        if asked.name == "dp_adambc":
+        if optimizer.name == "dp_adambc":
             if noise is None:
                 remedy = "needs the noise of DP-SGD; use adam, or privacy=record"
-                raise Refusal("optimizer", asked.name, remedy)
+                raise Refusal("optimizer", optimizer.name, remedy)
             return AdamBC(parameters, noise**2, lr=training.learning_rate, **options)
-        return CLASSES[asked.name](parameters, lr=training.learning_rate, **options)
+        return CLASSES[optimizer.name](parameters, lr=training.learning_rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
+        raise Refusal("optimizer", optimizer.name, f"torch refuses it: {error}") from error
 
 
 def _of_these(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """Refuse a task's optimiser with other parameters: a reused one holds another client's state."""
-    given = {id(parameter) for parameter in parameters}
+    expected = {id(parameter) for parameter in parameters}
     groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", [])
-    if any(id(parameter) not in given for group in groups for parameter in group["params"]):
+    if any(id(parameter) not in expected for group in groups for parameter in group["params"]):
         remedy = "the task's optimizer(parameters) has other parameters; make a new one from those given"
         raise Refusal("optimizer", type(optimizer).__name__, remedy)
     return optimizer

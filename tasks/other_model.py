@@ -13,7 +13,6 @@ from .protocol import Task
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL = "model"  # the option of a task
 STUDENT = "student"  # name of a task's shipped small model
 SEED = 0
 
@@ -48,17 +47,17 @@ def model_named(target: str, field: str) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            made = getattr(import_module(module), name)()
+            model = getattr(import_module(module), name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         remedy = f"name a class as module:Class that takes no arguments ({type(error).__name__}: {error})"
         raise Refusal(field, target, remedy) from None
-    if not isinstance(made, torch.nn.Module):
-        raise Refusal(field, target, f"makes a {type(made).__name__}; it must make a torch.nn.Module")
-    return made
+    if not isinstance(model, torch.nn.Module):
+        raise Refusal(field, target, f"makes a {type(model).__name__}; it must make a torch.nn.Module")
+    return model
 
 
-def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
-    """Return the task with another model; None leaves it unchanged.
+def with_model(task: Task, target: str, allow: tuple[str, ...]) -> Task:
+    """Return the task with another model.
 
     Args:
       task: any; it is not changed.
@@ -68,8 +67,6 @@ def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
     Raises:
       Refusal: the module is not allowed, the class makes no model, or the task has arrays instead of a torch model.
     """
-    if target is None:
-        return task
     if ":" not in target:
         remedy = "mnist5k and fashion_mnist ship with one; name a class of your own as module:Class"
         raise Refusal("task.model", target, remedy)
@@ -81,10 +78,10 @@ def with_model(task: Task, target: str | None, allow: tuple[str, ...]) -> Task:
         raise Refusal("task.model", target, remedy)
     maker = OtherModel(target)
     maker()
-    made = copy(task)
+    copied = copy(task)
     try:
-        object.__setattr__(made, MODEL, maker)
+        object.__setattr__(copied, "model", maker)
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; give it a __dict__, or the model in its own code"
         raise Refusal("task.model", target, remedy) from error
-    return made
+    return copied

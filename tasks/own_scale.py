@@ -50,9 +50,9 @@ def _tables(read: Callable[[], Iterable[Data]]) -> Iterable[Tensor]:
     for data in read():
         if not isinstance(data, Examples) or not len(data):
             continue
-        found = [e.double() for e in leaves(data.inputs) if e.is_floating_point() and e.dim() == 2]
-        if found:
-            yield torch.cat(found, 1)
+        tables = [e.double() for e in leaves(data.inputs) if e.is_floating_point() and e.dim() == 2]
+        if tables:
+            yield torch.cat(tables, 1)
 
 
 def _counted(read: Callable[[], Iterable[Data]], columns: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -94,14 +94,15 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
     generator = _generator(how)
     order = generator.permutation(len(labels))
     pools = [order[labels[order] == label] for label in np.unique(labels)]
-    left = np.array([len(pool) for pool in pools])
-    concentration = how.alpha * left / left.sum()
+    remaining = np.array([len(pool) for pool in pools])
+    concentration = how.alpha * remaining / remaining.sum()
     shares: list[Indices] = []
     for chunk in np.array_split(order, how.num_clients):
         mix = np.nan_to_num(generator.dirichlet(concentration))
-        taken = _draw_classes(generator, mix, left, len(chunk))
-        shares.append(np.concatenate([p[n - t : n] for p, n, t in zip(pools, left, taken, strict=True)]))
-        left = left - taken
+        counts = _draw_classes(generator, mix, remaining, len(chunk))
+        parts = zip(pools, remaining, counts, strict=True)
+        shares.append(np.concatenate([pool[end - count : end] for pool, end, count in parts]))
+        remaining = remaining - counts
     return shares
 
 
@@ -131,16 +132,16 @@ def _generator(how: Partition) -> np.random.Generator:
 
 
 def _draw_classes(
-    generator: np.random.Generator, mix: NDArray[np.float64], left: Indices, size: int
+    generator: np.random.Generator, mix: NDArray[np.float64], remaining: Indices, size: int
 ) -> Indices:
     """Return one client's number of examples of each class: `size` in all, never more than are left."""
-    taken = np.zeros_like(left)
-    while (missing := size - int(taken.sum())) > 0:
-        open_mix = mix * (taken < left)
+    counts = np.zeros_like(remaining)
+    while (missing := size - int(counts.sum())) > 0:
+        open_mix = mix * (counts < remaining)
         if open_mix.sum() < np.finfo(np.float64).tiny:
-            open_mix = (left - taken).astype(np.float64)
-        taken = np.minimum(taken + generator.multinomial(missing, open_mix / open_mix.sum()), left)
-    return taken
+            open_mix = (remaining - counts).astype(np.float64)
+        counts = np.minimum(counts + generator.multinomial(missing, open_mix / open_mix.sum()), remaining)
+    return counts
 
 
 def _is_int(value: object) -> bool:

@@ -22,7 +22,7 @@ from .fingerprint import feed
 KEY = b"examples of a person"  # a secret would hide nothing: any choice that looks at one person alone is as good
 
 
-def names_of(data: Data, whose: str = "data") -> list[str]:
+def names_of(data: Data, owner: str = "data") -> list[str]:
     """Return the person of each example, as text; 7, 7.0 and "7.0" are the same.
 
     Arguments as of `check_taken`.
@@ -35,15 +35,15 @@ def names_of(data: Data, whose: str = "data") -> list[str]:
         if not len(data):
             return []
         remedy = "the examples do not say whose they are; give Examples(..., persons=...), or task.person for tables"
-        raise Refusal(f"{whose}: persons", None, remedy)
+        raise Refusal(f"{owner}: persons", None, remedy)
     if len(persons) != len(data):
-        raise Refusal(f"{whose}: persons", len(persons), f"give one for each of the {len(data)} examples")
+        raise Refusal(f"{owner}: persons", len(persons), f"give one for each of the {len(data)} examples")
     listed = persons.tolist() if hasattr(persons, "tolist") else persons  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-    named = [text_of(each).strip() for each in listed]
-    if not all(named):
+    names = [text_of(each).strip() for each in listed]
+    if not all(names):
         remedy = "some examples have no person; name one for each, a new one for each unknown person"
-        raise Refusal(f"{whose}: persons", "missing", remedy)
-    return named
+        raise Refusal(f"{owner}: persons", "missing", remedy)
+    return names
 
 
 @dataclass(frozen=True)

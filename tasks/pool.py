@@ -87,5 +87,5 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
         count = len(np.unique(groups))
     if count is None:
         raise Refusal("task.num_clients", None, "give the number of clients to deal the pool to")
-    given: dict[str, Any] = {**how, "num_clients": count}
-    return Dealt(task, data, Partition(**given).shares(labels, groups))
+    fields: dict[str, Any] = {**how, "num_clients": count}
+    return Dealt(task, data, Partition(**fields).shares(labels, groups))

@@ -194,8 +194,8 @@ class TrainingTask(Task, Protocol):
 
 def own_training(task: object) -> Callable[[nn.Module, Any, LocalTraining], float | None] | None:
     """Return the training function of a `TrainingTask`; None for any other task."""
-    made = getattr(task, "train", None)
-    return cast("Callable[[nn.Module, Any, LocalTraining], float | None]", made) if callable(made) else None
+    train = getattr(task, "train", None)
+    return cast("Callable[[nn.Module, Any, LocalTraining], float | None]", train) if callable(train) else None
 
 
 def check_own_training(task: object, training: LocalTraining, records: bool) -> None:

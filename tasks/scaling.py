@@ -87,15 +87,15 @@ def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float
 
     A column whose deviation is not known to within half of itself is left out and stays scaled by its bounds.
     """
-    found: dict[str, tuple[float, float]] = {}
+    moments: dict[str, tuple[float, float]] = {}
     for name, figures in answers.items():
-        said = {each.name: each for each in figures}
-        mean, deviation = said[MEAN], said[DEVIATION]
+        by_name = {each.name: each for each in figures}
+        mean, deviation = by_name[MEAN], by_name[DEVIATION]
         if not mean.has_value or not deviation.has_value or deviation.value <= 0:
             continue
         if (deviation.high - deviation.low) / 2 <= KNOWN_TO * deviation.value:
-            found[name] = float(mean.value), float(deviation.value)
-    return found
+            moments[name] = float(mean.value), float(deviation.value)
+    return moments
 
 
 def _numbers(schema: Schema, path: str) -> tuple[Column, ...]:
@@ -114,11 +114,11 @@ def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[f
             continue
         bounds = each.question.get("low"), each.question.get("high")
         if bounds != (column.low, column.high):
-            told = f"was asked within {bounds[0]} and {bounds[1]}"
+            fault = f"was asked within {bounds[0]} and {bounds[1]}"
             remedy = f"the schema declares {column.low:g} and {column.high:g}; ask within these"
-            raise Refusal(where, path, f"{told}, and {remedy}")
-        said = dict(zip(each.names, each.values, strict=True))
-        mean, deviation = said.get(MEAN), said.get(DEVIATION)
+            raise Refusal(where, path, f"{fault}, and {remedy}")
+        by_name = dict(zip(each.names, each.values, strict=True))
+        mean, deviation = by_name.get(MEAN), by_name.get(DEVIATION)
         if mean is None or deviation is None or deviation <= 0:
             remedy = "ask again with more epsilon, or write mean and deviation into the schema"
             raise Refusal(where, path, f"is not estimated there; {remedy}")

@@ -60,7 +60,7 @@ def shapes(
     origin, half = schema.unit
     weight, bias = half * weight, origin + half * bias
     scores = list(schema.target.words[-len(bias) :]) if schema.target.categories else [schema.target.name]
-    intercept, found, start = bias.astype(np.float64), list[dict[str, Any]](), 0
+    intercept, curves, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
         values = weight[:, start : start + column.width].astype(np.float64)
         if not column.categories and not column.edges:
@@ -68,10 +68,10 @@ def shapes(
             values = values * ((np.array([column.low, column.high]) - offset) / scale)
         middle = values.mean(1)
         intercept = intercept + middle
-        found.append(_shape(column, values - middle[:, None], -middle))
+        curves.append(_shape(column, values - middle[:, None], -middle))
         start += column.width
-    found.sort(key=lambda each: -each["range"])
-    return {"scores": scores, "intercept": intercept.tolist(), "shapes": found}
+    curves.sort(key=lambda each: -each["range"])
+    return {"scores": scores, "intercept": intercept.tolist(), "shapes": curves}
 
 
 def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:

@@ -161,11 +161,10 @@ class Schema:
         Raises:
           Refusal: there is none, or it holds numbers.
         """
-        found = {plain(each.name): each for each in (*self.inputs, *self.groups)}
-        if plain(name) not in found:
-            remedy = f"is not a column; {nearest(name, (each.name for each in found.values()))}"
+        columns = {plain(column.name): column for column in (*self.inputs, *self.groups)}
+        if (column := columns.get(plain(name))) is None:
+            remedy = f"is not a column; {nearest(name, (column.name for column in columns.values()))}"
             raise Refusal("task.groups", name, remedy)
-        column = found[plain(name)]
         if not column.categories:
             remedy = "holds numbers; name a column with categories, whose words are the groups"
             raise Refusal("task.groups", name, remedy)
@@ -187,7 +186,7 @@ class Schema:
         if column.categories or column.edges or column is self.target:
             return column
         step = (column.high - column.low) / bins
-        edges = tuple(column.low + step * place for place in range(1, bins))
+        edges = tuple(column.low + step * number for number in range(1, bins))
         return replace(column, edges=edges, standard=None)
 
 
@@ -207,24 +206,37 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     Raises:
       Refusal: the file cannot be read, or holds a mistake.
     """
-    found, where = read_words(path), str(path)
-    values = _group(where, found, KEYS)
+    where = str(path)
+    values = _mapping(where, read_words(path), KEYS)
     columns = values.get("columns")
     if not isinstance(columns, dict) or not columns:
         raise Refusal(where, columns, "columns must be a mapping of column names to their definitions")
-    read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in columns.items())
-    for name, times in Counter(plain(each.name) for each in read).items():
-        if times > 1:
-            raise Refusal(where, name, "names two columns; case and spaces are ignored")
-    missing = values.get("missing")
-    named = {plain(each.name) for each in read}
-    words = MISSING if missing is None else tuple(plain(each) for each in _list(where, "missing", missing))
-    groups = _groups(where, values.get("groups", {}), named)
-    schema = Schema(read, "", ("", *(each for each in words if each)), groups)
-    labelled = with_label(schema, label or values.get("label"), where)
+    inputs = _columns(where, columns)
+    names = Counter(plain(column.name) for column in inputs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise Refusal(where, twice[0], "names two columns; case and spaces are ignored")
+    missing = MISSING
+    if values.get("missing") is not None:
+        words = map(plain, _list(where, "missing", values["missing"]))
+        missing = ("", *(word for word in words if word))
+    definitions = values.get("groups", {})
+    if not isinstance(definitions, dict):
+        raise Refusal(where, definitions, "groups must be a mapping of column names to their categories")
+    groups = _columns(where, definitions)
+    for column in groups:
+        if not column.categories:
+            remedy = "must have categories: their words are the groups"
+            raise Refusal(f"{where}: {column.name}", "groups", remedy)
+        if plain(column.name) in names:
+            raise Refusal(f"{where}: {column.name}", "groups", "is in columns too; remove it from one")
+    schema = with_label(Schema(inputs, "", missing, groups), label or values.get("label"), where)
     if "group_weights" not in values:
-        return labelled
-    return with_group_weights(labelled, values["group_weights"], f"{where}: group_weights")
+        return schema
+    return with_group_weights(schema, values["group_weights"], f"{where}: group_weights")
+
+
+def _columns(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
+    return tuple(_column(f"{where}: {name}", str(name), value) for name, value in definitions.items())
 
 
 def read_words(path: Path) -> object:
@@ -239,22 +251,8 @@ def read_words(path: Path) -> object:
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", str(path), str(error.problem)) from None
     except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
-        said = str(error) or type(error).__name__
-        raise Refusal("file", str(path), f"cannot be read as YAML ({said})") from None
-
-
-def _groups(where: str, found: object, named: set[str]) -> tuple[Column, ...]:
-    """Return the columns that name groups and are no inputs."""
-    if not isinstance(found, dict):
-        raise Refusal(where, found, "groups must be a mapping of column names to their categories")
-    read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in found.items())
-    for each in read:
-        if not each.categories:
-            remedy = "must have categories: their words are the groups"
-            raise Refusal(f"{where}: {each.name}", "groups", remedy)
-        if plain(each.name) in named:
-            raise Refusal(f"{where}: {each.name}", "groups", "is in columns too; remove it from one")
-    return read
+        reason = str(error) or type(error).__name__
+        raise Refusal("file", str(path), f"cannot be read as YAML ({reason})") from None
 
 
 def with_label(schema: Schema, label: object, where: str) -> Schema:
@@ -268,119 +266,127 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
     Raises:
       Refusal: there is no such column, or none beside it.
     """
-    named = {plain(each.name): each.name for each in schema.columns}
-    if not isinstance(label, str) or plain(label) not in named:
-        raise Refusal("task.label", label, f"name a column of {where}; {nearest(str(label), named.values())}")
-    if len(named) == 1:
+    names = {plain(column.name): column.name for column in schema.columns}
+    if not isinstance(label, str) or plain(label) not in names:
+        raise Refusal("task.label", label, f"name a column of {where}; {nearest(str(label), names.values())}")
+    if len(names) == 1:
         raise Refusal("task.label", label, f"{where} has no other column to predict it from")
     for column in schema.columns:
-        if column.edges and plain(column.name) == plain(label):
-            remedy = "belong to inputs, and this is the label; remove them"
-            raise Refusal(f"{where}: {column.name}", "edges", remedy)
-        if column.standard and plain(column.name) == plain(label):
-            remedy = "belong to inputs, and the label is scaled by its bounds; remove them"
-            raise Refusal(f"{where}: {column.name}", "mean and deviation", remedy)
-        if column.weights and plain(column.name) != plain(label):
-            remedy = f"belong to the label, which is {label}"
-            raise Refusal(f"{where}: {column.name}", "weights", remedy)
-    return replace(schema, label=named[plain(label)])
+        is_label = plain(column.name) == plain(label)
+        for misplaced, key, remedy in (
+            (is_label and column.edges, "edges", "belong to inputs, and this is the label; remove them"),
+            (
+                is_label and column.standard,
+                "mean and deviation",
+                "belong to inputs, and the label is scaled by its bounds; remove them",
+            ),
+            (not is_label and column.weights, "weights", f"belong to the label, which is {label}"),
+        ):
+            if misplaced:
+                raise Refusal(f"{where}: {column.name}", key, remedy)
+    return replace(schema, label=names[plain(label)])
 
 
-def with_group_weights(schema: Schema, found: object, where: str) -> Schema:
+def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
     """Return the schema with weights by group and class, scaled so that the largest is 1.
 
     Args:
       schema: with its label.
-      found: the name of one column of groups; under it each of its words; under each the weight of each class.
-      where: they were found, for a refusal.
+      value: the name of one column of groups; under it each of its words; under each the weight of each class.
+      where: the value stands, for a refusal.
 
     Raises:
       Refusal: a group or a class has no weight, or has one that is not above 0.
     """
-    if not isinstance(found, dict) or len(found) != 1:
+    if not isinstance(value, dict) or len(value) != 1:
         remedy = (
             "give the name of one column of groups; under it each group, and the weight of each class in it"
         )
-        raise Refusal(where, found, remedy)
+        raise Refusal(where, value, remedy)
     target = schema.target
     if not target.categories:
         raise Refusal(where, schema.label, "is a number, and weights by group need classes")
     if target.weights:
-        remedy = "has weights too; remove them, or the weights by group"
-        raise Refusal(where, schema.label, remedy)
-    ((name, rows),) = found.items()
-    column = schema.group(str(name))
-    table = [
-        [_number(where, "a weight", each) for each in _for_each_word(f"{where}: {word}", row, target)]
-        for word, row in zip(column.words, _for_each_word(where, rows, column), strict=True)
+        raise Refusal(where, schema.label, "has weights too; remove them, or the weights by group")
+    ((name, rows),) = value.items()
+    groups = schema.group(str(name))
+    weights = [
+        [_number(where, "a weight", weight) for weight in _by_word(f"{where}: {group}", row, target)]
+        for group, row in zip(groups.words, _by_word(where, rows, groups), strict=True)
     ]
-    largest = max(max(row) for row in table)
-    if min(min(row) for row in table) <= 0:
-        raise Refusal(where, min(min(row) for row in table), "weights must be above 0")
-    scaled = tuple(tuple(each / largest for each in row) for row in table)
-    return replace(schema, group_weights=GroupWeights(column.name, scaled))
+    if (smallest := min(map(min, weights))) <= 0:
+        raise Refusal(where, smallest, "weights must be above 0")
+    largest = max(map(max, weights))
+    scaled = tuple(tuple(weight / largest for weight in row) for row in weights)
+    return replace(schema, group_weights=GroupWeights(groups.name, scaled))
 
 
-def _for_each_word(where: str, found: object, column: Column) -> list[object]:
+def _by_word(where: str, value: object, column: Column) -> list[object]:
     """Return what stands under each of a column's words, in their order."""
-    if not isinstance(found, dict):
-        raise Refusal(where, found, f"must be a mapping with the keys {', '.join(column.words)}")
-    under: dict[int, object] = {}
-    for word, given in found.items():
+    if not isinstance(value, dict):
+        raise Refusal(where, value, f"must be a mapping with the keys {', '.join(column.words)}")
+    by_code: dict[int, object] = {}
+    for word, content in value.items():
         code = column.codes.get(plain(str(word)))
-        if code is None or code in under:
-            said = "occurs twice" if code in under else f"is not a category of {column.name}"
-            raise Refusal(where, word, f"{said}; {nearest(str(word), column.words)}")
-        under[code] = given
+        if code is None or code in by_code:
+            fault = "occurs twice" if code in by_code else f"is not a category of {column.name}"
+            raise Refusal(where, word, f"{fault}; {nearest(str(word), column.words)}")
+        by_code[code] = content
     for code, word in enumerate(column.words):
-        if code not in under:
+        if code not in by_code:
             raise Refusal(where, word, f"has no weight; give one for each word of {column.name}")
-    return [under[code] for code in range(len(column.words))]
+    return [by_code[code] for code in range(len(column.words))]
 
 
 class _Words(yaml.BaseLoader):
     """Text as it stands, so that `no` is a word and no switch."""
 
 
-def _column(where: str, name: str, found: object) -> Column:
-    values = _group(where, found, COLUMN_KEYS)
-    required = _switch(where, values.get("required", "false"))
+def _column(where: str, name: str, definition: object) -> Column:
+    values = _mapping(where, definition, COLUMN_KEYS)
+    required = values.get("required", "false")
+    if required not in ("true", "false"):
+        raise Refusal(where, required, "required must be true or false")
     absent, missing = _missing(where, values.get("missing"))
-    if "categories" in values:
-        for key in ("low", "high", "mean", "deviation", "edges"):
-            if key in values:
-                raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
-        if missing is not None:
-            remedy = "missing must be a list of words, since this column has categories"
-            raise Refusal(where, f"{missing:g}", remedy)
-        column = Column(
-            name, required=required, categories=_categories(where, values["categories"]), absent=absent
-        )
-        if both := [each for each in absent if each in column.codes]:
-            raise Refusal(where, both[0], "is in missing and in categories; remove it from one")
-        return replace(
-            column, weights=_weights(where, values["weights"], column) if "weights" in values else ()
-        )
+    column = Column(name, missing=missing, required=required == "true", absent=absent)
+    return (_categorical if "categories" in values else _numeric)(where, column, values)
+
+
+def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
+    for key in ("low", "high", "mean", "deviation", "edges"):
+        if key in values:
+            raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
+    if column.missing is not None:
+        remedy = "missing must be a list of words, since this column has categories"
+        raise Refusal(where, f"{column.missing:g}", remedy)
+    column = replace(column, categories=_categories(where, values["categories"]))
+    if both := [word for word in column.absent if word in column.codes]:
+        raise Refusal(where, both[0], "is in missing and in categories; remove it from one")
+    return (
+        replace(column, weights=_weights(where, values["weights"], column)) if "weights" in values else column
+    )
+
+
+def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
     if "weights" in values:
         raise Refusal(where, "weights", "belong to categories; a number has no classes")
     low, high = (_number(where, key, values.get(key)) for key in ("low", "high"))
     if not low < high:
         raise Refusal(where, f"{low:g} .. {high:g}", "low must be below high")
-    if missing is not None and not low <= missing <= high:
-        raise Refusal(where, f"{missing:g}", f"missing must lie between {low:g} and {high:g}")
+    if column.missing is not None and not low <= column.missing <= high:
+        raise Refusal(where, f"{column.missing:g}", f"missing must lie between {low:g} and {high:g}")
     edges = _edges(where, values["edges"], low, high) if "edges" in values else ()
-    standard = _standard(where, values, low, high)
-    return Column(name, low, high, missing, required, absent=absent, edges=edges, standard=standard)
+    return replace(column, low=low, high=high, edges=edges, standard=_standard(where, values, low, high))
 
 
 def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tuple[float, float] | None:
     """Return the mean and the standard deviation of a number; None where it has none."""
-    given = [key for key in ("mean", "deviation") if key in values]
-    if not given:
+    keys = [key for key in ("mean", "deviation") if key in values]
+    if not keys:
         return None
-    if len(given) < 2 or "edges" in values:
-        raise Refusal(where, given[0], "give mean and deviation together, of a number without edges")
-    mean, deviation = (_number(where, key, values[key]) for key in given)
+    if len(keys) < 2 or "edges" in values:
+        raise Refusal(where, keys[0], "give mean and deviation together, of a number without edges")
+    mean, deviation = (_number(where, key, values[key]) for key in keys)
     require_within(where, mean, deviation, low, high)
     return mean, deviation
 
@@ -392,91 +398,81 @@ def require_within(where: str, mean: float, deviation: float, low: float, high: 
         raise Refusal(where, f"{mean:g}, {deviation:g}", remedy)
 
 
-def _edges(where: str, found: object, low: float, high: float) -> tuple[float, ...]:
+def _edges(where: str, value: object, low: float, high: float) -> tuple[float, ...]:
     """Return the edges of a number's bins."""
-    if not isinstance(found, list) or not found:
-        raise Refusal(where, found, "edges must be a list of numbers, the bounds between bins")
-    edges = tuple(_number(where, "edges", each) for each in found)
+    if not isinstance(value, list) or not value:
+        raise Refusal(where, value, "edges must be a list of numbers, the bounds between bins")
+    edges = tuple(_number(where, "edges", edge) for edge in value)
     if list(edges) != sorted({low, *edges, high})[1:-1]:
         raise Refusal(where, list(edges), f"edges must ascend, between {low:g} and {high:g}")
     return edges
 
 
-def _missing(where: str, found: object) -> tuple[tuple[str, ...], float | None]:
+def _missing(where: str, value: object) -> tuple[tuple[str, ...], float | None]:
     """Return the words that stand for a missing value, and the number that stands in for one."""
-    if isinstance(found, dict):
-        values = _group(f"{where}: missing", found, MISSING_KEYS)
-        words = _list(where, "missing.words", values.get("words", []))
-        value = values.get("value")
-    else:
-        words, value = (_list(where, "missing", found), None) if isinstance(found, list) else ((), found)
-    number = None if value is None else _number(where, "missing", value)
-    return tuple(plain(each) for each in words), number
+    words: tuple[str, ...] = ()
+    if isinstance(value, dict):
+        values = _mapping(f"{where}: missing", value, MISSING_KEYS)
+        words, value = _list(where, "missing.words", values.get("words", [])), values.get("value")
+    elif isinstance(value, list):
+        words, value = _list(where, "missing", value), None
+    return tuple(map(plain, words)), None if value is None else _number(where, "missing", value)
 
 
-def _weights(where: str, found: object, column: Column) -> tuple[float, ...]:
-    """Return the weight of each category, scaled so that the largest is 1; one that is not named weighs as 1 did."""
-    if not isinstance(found, dict) or not found:
-        raise Refusal(where, found, "weights must be a mapping of categories to their weights")
-    weights = dict.fromkeys(range(column.width), 1.0)
-    for word, given in found.items():
+def _weights(where: str, value: object, column: Column) -> tuple[float, ...]:
+    """Return the weight of each category, scaled so that the largest is 1; one without a weight weighs as 1 did."""
+    if not isinstance(value, dict) or not value:
+        raise Refusal(where, value, "weights must be a mapping of categories to their weights")
+    weights = [1.0] * column.width
+    for word, weight in value.items():
         code = column.codes.get(plain(str(word)))
         if code is None:
             raise Refusal(where, word, f"is no category for weights; {nearest(str(word), column.words)}")
-        weights[code] = _number(where, "weights", given)
+        weights[code] = _number(where, "weights", weight)
         if weights[code] <= 0:
-            raise Refusal(where, given, "weights must be above 0")
-    largest = max(weights.values())
-    return tuple(each / largest for each in weights.values())
+            raise Refusal(where, weight, "weights must be above 0")
+    largest = max(weights)
+    return tuple(weight / largest for weight in weights)
 
 
-def _categories(where: str, found: object) -> tuple[tuple[str, ...], ...]:
-    if isinstance(found, dict):
-        read = tuple((str(word), *_list(where, "categories", more)) for word, more in found.items())
+def _categories(where: str, value: object) -> tuple[tuple[str, ...], ...]:
+    if isinstance(value, dict):
+        categories = tuple((str(word), *_list(where, "categories", more)) for word, more in value.items())
     else:
-        read = tuple((each,) for each in _list(where, "categories", found))
-    owners: dict[str, int] = {}
-    for code, each in enumerate(spelling for spellings in read for spelling in {plain(s) for s in spellings}):
-        if each in owners:
-            raise Refusal(where, each, "occurs twice in categories; case and spaces are ignored")
-        owners[each] = code
-    if len(read) < 2:
-        remedy = "categories must hold at least two words"
-        raise Refusal(where, len(read), remedy)
-    return read
+        categories = tuple((word,) for word in _list(where, "categories", value))
+    counts = Counter(word for spellings in categories for word in dict.fromkeys(map(plain, spellings)))
+    if twice := [word for word, count in counts.items() if count > 1]:
+        raise Refusal(where, twice[0], "occurs twice in categories; case and spaces are ignored")
+    if len(categories) < 2:
+        raise Refusal(where, len(categories), "categories must hold at least two words")
+    return categories
 
 
-def _group(where: str, found: object, keys: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise Refusal(where, found, f"must be a mapping with the keys {', '.join(keys)}")
-    for key in found:
+def _mapping(where: str, value: object, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Refusal(where, value, f"must be a mapping with the keys {', '.join(keys)}")
+    for key in value:
         if key not in keys:
             raise Refusal(where, key, f"there is no such key; {nearest(str(key), keys)}")
-    return {str(key): value for key, value in found.items()}
+    return {str(key): content for key, content in value.items()}
 
 
-def _list(where: str, key: str, found: object) -> tuple[str, ...]:
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise Refusal(where, found, f"{key} must be a list of words")
-    return tuple(found)
+def _list(where: str, key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise Refusal(where, value, f"{key} must be a list of words")
+    return tuple(value)
 
 
-def _number(where: str, key: str, found: object) -> float:
-    if found is None:
+def _number(where: str, key: str, value: object) -> float:
+    if value is None:
         remedy = (
             f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"
         )
         raise Refusal(where, None, remedy)
     try:
-        return real(where, float(found)) if isinstance(found, str) else real(where, found)
+        return real(where, float(value) if isinstance(value, str) else value)
     except ValueError:
-        raise Refusal(where, found, f"{key} must be a number") from None
-
-
-def _switch(where: str, found: object) -> bool:
-    if found not in ("true", "false"):
-        raise Refusal(where, found, "required must be true or false")
-    return found == "true"
+        raise Refusal(where, value, f"{key} must be a number") from None
 
 
 # --- as text ------------------------------------------------------------------------------------------------------

@@ -26,15 +26,8 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .scaling import ASKED, FIELD, Moments, standardised, with_moments
-from .table_files import (
-    DRAFT_COMMAND,
-    clients_of,
-    draft_schema,
-    read_columns,
-    read_groups,
-    read_persons,
-    read_rows,
-)
+from .table_draft import DRAFT_COMMAND, draft_schema
+from .table_files import clients_of, read_columns, read_groups, read_persons, read_rows
 from .table_schema import Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
@@ -80,10 +73,10 @@ class Tables:
         With weights by group, a class alone weighs 1, as of held-out examples; behind the classes are those of unknown
         groups, and those of each group.
         """
-        found = self.schema.group_weights
-        if found is None:
+        groups = self.schema.group_weights
+        if groups is None:
             return self.schema.target.weights
-        return tuple(chain((1.0,) * self.classes, found.unknown, *found.weights))
+        return tuple(chain((1.0,) * self.classes, groups.unknown, *groups.weights))
 
     @property
     def squared_length(self) -> int:
@@ -121,9 +114,10 @@ class Tables:
         if self.classes:
             return class_metrics(outputs, self.labels(targets))
         half, errors = (self.schema.target.high - self.schema.target.low) / 2, outputs.squeeze(-1) - targets
-        found = {"mean_absolute_error": half * errors.abs().mean().item()}
-        around = (targets.double() - targets.double().mean()).square().sum().item()
-        return found | ({"r2": 1 - errors.double().square().sum().item() / around} if around else {})
+        metrics = {"mean_absolute_error": half * errors.abs().mean().item()}
+        if variation := (targets.double() - targets.double().mean()).square().sum().item():
+            metrics["r2"] = 1 - errors.double().square().sum().item() / variation
+        return metrics
 
     def labels(self, targets: Tensor) -> Tensor:
         """Return the classes of targets, some of which say a group as well; numbers as they are.
@@ -163,18 +157,19 @@ class Tables:
             return read_columns(self.paths[client], self.schema)
         data, start = self.client_data(client), 0
         inputs = data.inputs.numpy()
-        found = {self.schema.target.name: partial(self._label_of, data)}
+        columns = {self.schema.target.name: partial(self._labels, data)}
         for name, codes in (data.groups or {}).items():
-            found[name] = partial(worded, self.group_words[name], codes.numpy())
+            columns[name] = partial(words_of, self.group_words[name], codes.numpy())
         for column in self.schema.inputs:
             if column.categories:
-                found[column.name] = partial(_chosen, column.words, inputs[:, start : start + column.width])
+                one_hot = inputs[:, start : start + column.width]
+                columns[column.name] = partial(_words_of_inputs, column.words, one_hot)
             start += column.width
-        return ColumnsAsked(found)
+        return ColumnsAsked(columns)
 
-    def _label_of(self, data: Examples) -> NDArray[Any]:
+    def _labels(self, data: Examples) -> NDArray[Any]:
         if self.classes:
-            return worded(self.schema.target.words, self.labels(data.targets).numpy())
+            return words_of(self.schema.target.words, self.labels(data.targets).numpy())
         middle, half = self.schema.unit
         return middle + half * data.targets.numpy().astype(np.float64)
 
@@ -209,18 +204,17 @@ def weighted_task(task: Tables) -> Tables:
     Such a target is the class + classes (2 + group), with -1 for a group that is not known. Every loop of training hands
     targets to the loss and to nothing else, so that a weight needs no way of its own.
     """
-    found = task.schema.group_weights
-    if found is None:
+    if (weights := task.schema.group_weights) is None:
         return task
 
     def coded(data: Examples) -> Examples:
         assert data.groups is not None
-        return replace(data, targets=data.targets + task.classes * (2 + data.groups[found.of]))
+        return replace(data, targets=data.targets + task.classes * (2 + data.groups[weights.of]))
 
-    return replace(task, clients=tuple(coded(each) for each in task.clients))
+    return replace(task, clients=tuple(map(coded, task.clients)))
 
 
-def worded(words: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
+def words_of(words: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
     """Return the word of each code, empty for -1."""
     return _array_of(words)[codes]
 
@@ -230,9 +224,9 @@ def _array_of(words: tuple[str, ...]) -> NDArray[Any]:
     return np.array([*words, ""], dtype=np.str_)
 
 
-def _chosen(words: tuple[str, ...], inputs: NDArray[Any]) -> NDArray[Any]:
+def _words_of_inputs(words: tuple[str, ...], inputs: NDArray[Any]) -> NDArray[Any]:
     """Return the word that each row of a column's inputs says; empty where all are zero."""
-    return worded(words, np.where(inputs.any(1), inputs.argmax(1), -1))
+    return words_of(words, np.where(inputs.any(1), inputs.argmax(1), -1))
 
 
 def additive(task: object) -> Schema | None:
@@ -334,67 +328,69 @@ class TableKeys:
 
     def agreed(self, paths: Sequence[Path]) -> Schema:
         """Return the schema that all clients have, without the column of persons, in the form that the model sees."""
-        found = _without(self.person, _schema(self, paths), self.simulated)
+        schema = _without(self.person, _schema(self, paths), self.simulated)
         if self.model == "gam" and self.scaling is not None:
             raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
-        found = standardised(found.binned(self.bins) if self.model == "gam" else found, self.scaling)
-        found = found if self.moments is None else with_moments(found, self.moments)
-        return weighted_schema(found, self.group_weights)
+        schema = standardised(schema.binned(self.bins) if self.model == "gam" else schema, self.scaling)
+        schema = schema if self.moments is None else with_moments(schema, self.moments)
+        return weighted_schema(schema, self.group_weights)
 
 
 @wraps(TableKeys, assigned=(), updated=())
-def load(*given: Any, **keys: Any) -> Tables:
+def load(*args: Any, **options: Any) -> Tables:
     """Return the task of `TableKeys`, which are the arguments.
 
     Raises:
       Refusal: a value, the schema or a table is not as it should be.
     """
-    how = TableKeys(*given, **keys)
-    layers, paths = layers_of(how.model, how.hidden), how.paths()
-    schema = how.agreed(paths)
-    grouped = _grouped(schema, [how.groups] if isinstance(how.groups, str) else how.groups)
-    clients = tuple(_examples(path, schema, how.person, grouped) for path in paths)
-    if how.partition != "natural":
-        clients, paths = _dealt(clients, schema, how), []
-    elif how.num_clients not in (None, len(clients)) and how.folder is not None:
-        remedy = f"{how.folder} gives {len(clients)}, one per file or folder; leave it out"
-        raise Refusal("task.num_clients", how.num_clients, remedy)
-    if how.held_out_file is not None:
-        test = _examples(Path(how.held_out_file), schema)
-    elif how.simulated:
-        clients, test = _split(clients, how, _before_asking(how, paths) or clients)
+    keys = TableKeys(*args, **options)
+    layers, paths = layers_of(keys.model, keys.hidden), keys.paths()
+    schema = keys.agreed(paths)
+    groups = _groups(schema, [keys.groups] if isinstance(keys.groups, str) else keys.groups)
+    clients = tuple(_examples(path, schema, keys.person, groups) for path in paths)
+    if keys.partition != "natural":
+        clients, paths = _dealt(clients, schema, keys), []
+    elif keys.num_clients not in (None, len(clients)) and keys.folder is not None:
+        remedy = f"{keys.folder} gives {len(clients)}, one per file or folder; leave it out"
+        raise Refusal("task.num_clients", keys.num_clients, remedy)
+    if keys.held_out_file is not None:
+        test = _examples(Path(keys.held_out_file), schema)
+    elif keys.simulated:
+        clients, test = _split(clients, keys, _unscaled(keys, paths) or clients)
     else:
-        test = _no_examples(schema)
-    return weighted_task(Tables(schema, clients, test, layers, how.simulated, grouped, tuple(paths)))
+        kind = torch.int64 if schema.target.categories else torch.float32
+        test = Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=kind))
+    return weighted_task(Tables(schema, clients, test, layers, keys.simulated, groups, tuple(paths)))
 
 
-def _grouped(schema: Schema, named: Sequence[str]) -> tuple[str, ...]:
+def _groups(schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
     """Return the columns of groups by their names in the schema, and the one that weights go by."""
-    of = () if schema.group_weights is None else (schema.group_weights.of,)
-    return tuple(dict.fromkeys(schema.group(each).name for each in (*named, *of)))
+    weighted = () if schema.group_weights is None else (schema.group_weights.of,)
+    return tuple(dict.fromkeys(schema.group(name).name for name in (*names, *weighted)))
 
 
-def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
-    declared = Path(how.schema) if how.schema else Path(how.folder or ".") / SCHEMA
-    if how.schema or (how.folder and declared.is_file()):
-        return read_schema(declared, how.label)
-    if how.folder is None:
-        remedy = f"name the schema that all clients have; {DRAFT_COMMAND.format('TABLES')}"
-        raise Refusal("task.schema", None, remedy)
-    if not how.simulated:
+def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
+    """Return the schema that is declared or, of simulated tables, drafted from their rows."""
+    declared = Path(keys.schema) if keys.schema else Path(keys.folder or ".") / SCHEMA
+    if keys.schema or (keys.folder and declared.is_file()):
+        return read_schema(declared, keys.label)
+    command = DRAFT_COMMAND.format(keys.folder or "TABLES")
+    if keys.folder is None:
+        raise Refusal("task.schema", None, f"name the schema that all clients have; {command}")
+    if not keys.simulated:
         remedy = (
-            f"these tables are real, and a schema inferred from them would reveal their rows; declare one: "
-            f"{DRAFT_COMMAND.format(how.folder)}. Set task.simulated=true if they are public or synthetic"
+            f"these tables are real, and a schema inferred from them would reveal their rows; declare one: {command}. "
+            "Set task.simulated=true if they are public or synthetic"
         )
         raise Refusal("task.schema", None, remedy)
-    if how.scaling == ASKED:
+    if keys.scaling == ASKED:
         remedy = "needs the bounds of a declared schema, since bounds made from the rows would reveal them"
-        raise Refusal(FIELD, ASKED, f"{remedy}; write one: {DRAFT_COMMAND.format(how.folder)}")
-    if how.label is None:
+        raise Refusal(FIELD, ASKED, f"{remedy}; write one: {command}")
+    if keys.label is None:
         raise Refusal("task.label", None, "name the column to predict")
-    schema, _, others = draft_schema(paths, how.label)
+    schema, _, others = draft_schema(paths, keys.label)
     if (other := others.get(schema.label)) is not None and other.doubtful:
-        remedy = f"has other words in other tables ({other}); say which are the same: {DRAFT_COMMAND.format(how.folder)}"
+        remedy = f"has other words in other tables ({other}); say which are the same: {command}"
         raise Refusal("task.label", schema.label, remedy)
     return schema
 
@@ -418,51 +414,40 @@ def _examples(path: Path, schema: Schema, person: str | None = None, grouped: Se
     persons = None if person is None else read_persons(path, person, schema)
     groups = None
     if grouped:
-        found = read_groups(path, [schema.group(each) for each in grouped], schema)
-        groups = {name: torch.from_numpy(codes) for name, codes in found.items()}
+        codes = read_groups(path, [schema.group(name) for name in grouped], schema)
+        groups = {name: torch.from_numpy(numbers) for name, numbers in codes.items()}
     return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons, groups)
 
 
-def _no_examples(schema: Schema) -> Examples:
-    kind = torch.int64 if schema.target.categories else torch.float32
-    return Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=kind))
-
-
-def _dealt(clients: Sequence[Examples], schema: Schema, how: TableKeys) -> tuple[Examples, ...]:
+def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tuple[Examples, ...]:
     """Return the rows of all clients, dealt anew."""
-    name, pool = how.partition, joined(clients)
-    if not how.simulated:
+    name, pool = keys.partition, joined(clients)
+    if not keys.simulated:
         remedy = "real rows stay with their owners; use natural, or set task.simulated=true"
         raise Refusal("partition", name, remedy)
     if not schema.target.categories and name not in ("iid", FLWR):
         raise Refusal("partition", name, "needs classes, and the label is a number; use iid or natural")
-    labels, many = pool.targets.numpy(), how.num_clients
+    labels, num_clients = pool.targets.numpy(), keys.num_clients
     if name == FLWR:
-        dealer = {
-            "num_clients": many,
-            "seed": how.seed,
-            **(how.dealer or {}),
-            "name": name,
-            "alpha": how.alpha,
-        }
-        owners = np.repeat(np.arange(len(clients)), [len(each) for each in clients])
-        shares = flwr_shares(dealer, labels, owners)
+        dealer = {"num_clients": num_clients, "seed": keys.seed, **(keys.dealer or {})}
+        owners = np.repeat(np.arange(len(clients)), [len(client) for client in clients])
+        shares = flwr_shares({**dealer, "name": name, "alpha": keys.alpha}, labels, owners)
     else:
-        dealt = Partition(name, many or len(clients), how.alpha, how.seed)
-        shares = dealt.shares(labels.astype(np.int64))
+        partition = Partition(name, num_clients or len(clients), keys.alpha, keys.seed)
+        shares = partition.shares(labels.astype(np.int64))
     return tuple(only(pool, share) for share in shares)
 
 
-def _before_asking(how: TableKeys, paths: Sequence[Path]) -> list[Examples]:
+def _unscaled(keys: TableKeys, paths: Sequence[Path]) -> list[Examples]:
     """Return the clients' rows as they were before a run asked by what to scale them; nothing where it did not."""
-    if how.moments is None:
+    if keys.moments is None:
         return []
-    schema = replace(how, moments=None).agreed(paths)
-    return [_examples(path, schema, how.person) for path in paths]
+    schema = replace(keys, moments=None).agreed(paths)
+    return [_examples(path, schema, keys.person) for path in paths]
 
 
 def _split(
-    clients: Sequence[Examples], how: TableKeys, hashed: Sequence[Examples]
+    clients: Sequence[Examples], keys: TableKeys, hashed: Sequence[Examples]
 ) -> tuple[tuple[Examples, ...], Examples]:
     """Return the clients without the examples that are held out, and those: whole persons, or single rows.
 
@@ -471,20 +456,21 @@ def _split(
     Raises:
       Refusal: it is no share, or holds out nothing.
     """
-    field, share = "task.held_out_share", how.held_out_share
+    field, share = "task.held_out_share", keys.held_out_share
     if not 0 < share < 1:
         raise Refusal(field, share, "give a number above 0 and below 1")
-    hashes = [row_hashes(by) if by.persons is None else person_hashes(by.persons) for by in hashed]
-    whole = holdout_mask(np.concatenate(hashes), share, True, how.group_equal_rows or how.person is not None)
-    parts = np.split(whole, np.cumsum([len(each) for each in clients])[:-1])
-    kept, tests = (
-        [only(each, np.flatnonzero(held == out)) for each, held in zip(clients, parts, strict=True)]
+    hashes = [row_hashes(data) if data.persons is None else person_hashes(data.persons) for data in hashed]
+    equal_together = keys.group_equal_rows or keys.person is not None
+    held_out = holdout_mask(np.concatenate(hashes), share, True, equal_together)
+    parts = np.split(held_out, np.cumsum([len(client) for client in clients])[:-1])
+    training, tests = (
+        [only(client, np.flatnonzero(part == out)) for client, part in zip(clients, parts, strict=True)]
         for out in (False, True)
     )
     test = joined(tests)
     if not len(test):
         raise Refusal(field, share, "holds out no row; increase it, or set task.held_out_file")
-    return tuple(kept), test
+    return tuple(training), test
 
 
 def person_hashes(persons: Sequence[object]) -> NDArray[np.uint64]:
@@ -497,9 +483,8 @@ def person_hashes(persons: Sequence[object]) -> NDArray[np.uint64]:
 def row_hashes(examples: Examples) -> NDArray[np.uint64]:
     """Return a keyed hash of each row's inputs and target; positions do not matter."""
     inputs, targets = examples.inputs.numpy(), examples.targets.numpy().astype(np.float32)
-    factors = np.random.default_rng(SPLIT_KEY).integers(
-        0, 2**64, inputs.shape[1] + 2, dtype=np.uint64
-    ) | np.uint64(1)
+    stream, size = np.random.default_rng(SPLIT_KEY), inputs.shape[1] + 2
+    factors = stream.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
     total = np.full(len(targets), factors[-1], dtype=np.uint64)
     for column, factor in zip((*inputs.T, targets), factors, strict=False):
         bits = (column + np.float32(0)).view(np.uint32).astype(np.uint64)  # 0 for -0

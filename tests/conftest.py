@@ -76,7 +76,7 @@ LONGEST = (
     "deployment/test_serve.py",
     "adapters/test_flower_app.py",
     "cli/test_app.py",
-    "configs/test_checks.py",
+    "configs/test_preflight.py",
     "privacy/mechanisms/test_distinguishing.py",
     "configs/test_settings.py",
     "links/flower/test_superlink.py",

@@ -294,7 +294,7 @@ def test_every_key_that_a_page_names_exists(page: Path) -> None:
             assert key in keys, span
 
 
-def test_the_known_keys_are_neither_all_nor_none() -> None:
+def test_checked_keys_are_neither_all_nor_none() -> None:
     """So that the test above cannot pass by finding everything, or nothing."""
     keys, groups = known_keys()
     assert {"num_rounds", "cohort.rate", "privacy.clipping_norm", "privacy.record.max_grad_norm"} <= keys

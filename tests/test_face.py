@@ -185,12 +185,12 @@ def test_noised_training_figures_are_marked_at_their_bounds() -> None:
     assert not any("at_bound" in row for row in quick(**NO_NOISE).history)
 
 
-def test_where_nothing_is_promised_epsilon_is_a_number_all_the_same() -> None:
+def test_epsilon_is_a_number_also_without_a_promise() -> None:
     run = quick(**NO_NOISE)
     assert run.epsilon == math.inf and run.history[0]["epsilon_client"] == math.inf and run.ledger is None
 
 
-def test_both_units_are_told_and_the_larger_is_the_runs() -> None:
+def test_both_units_are_printed_and_the_larger_is_the_runs() -> None:
     run = quick(privacy="record_and_client", num_rounds=1, cohort="all")
     by_unit = {row["unit"]: row["epsilon"] for row in run.privacy if row["adversary"] == "model"}
     assert set(by_unit) == {"client", "record"} and run.epsilon == max(by_unit.values())
@@ -279,7 +279,7 @@ def test_values_override_the_configuration_only_where_set(tmp_path: Path) -> Non
         fv.ClientCentral(clipping_norm=-1.0)
 
 
-def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_before_writing(tmp_path: Path) -> None:
     with pytest.raises(fv.Refusal) as refused:
         quick(
             folder=tmp_path / "x",
@@ -431,7 +431,7 @@ def test_a_run_outlives_who_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.status == "completed" and len(run.history) == 2
 
 
-def test_progress_is_shown_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
     quick()
     assert capsys.readouterr().out == ""
     quick(quiet=False)
@@ -439,7 +439,7 @@ def test_progress_is_shown_and_can_be_silenced(capsys: pytest.CaptureFixture[str
     assert "Shops (simulation): 30 clients, fedavg" in out and "round 2/2" in out and "completed" in out
 
 
-def test_what_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "fedveil.base.extras.find_spec", lambda name: None if name in ("flwr", "torch") else name
     )

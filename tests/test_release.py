@@ -107,7 +107,7 @@ def test_a_release_is_whole_and_signed_or_says_what_is_wrong(folder: Path, key: 
     assert release.faults(folder, public)[0].startswith("provenance.json: cannot be read")
 
 
-def test_what_the_checks_install_is_locked_by_hash() -> None:
+def test_packages_of_the_checks_are_locked_by_hash() -> None:
     """Every line that installs requires hashes, but for the checkout itself, which brings nothing along."""
     text = (ROOT / ".ci" / "run").read_text()
     assert "--no-deps --no-build-isolation" in text and text.count("-m pip install") == 1

@@ -1,4 +1,4 @@
-"""Source of the package: one name for one class, no circle of imports, docstrings that begin with what a thing is."""
+"""Source of the package: one name for one class, no circle of imports, docstrings and titles of tests that are plain."""
 
 import ast
 import re
@@ -57,6 +57,12 @@ BY_KEYWORD = {
 }
 TYPES = {(("configs", f"{each}_settings"), ("configs", "schema")) for each in ("privacy", "training")}
 # Ceilings, which fall.
+LONGEST_TITLE = 60
+# Participles and questions that say less than a noun would; held_out and held_back are words of the field.
+NO_TITLE = re.compile(
+    r"(^|_)(told|asked|found|given|said|beside|known|held(?!_out|_back)|kept|made|shown|seen|taken|wanted|begun)(_|$)"
+    r"|^(what|who|whom|whose|whatever|whoever|where|how|why|when|which)_"
+)
 TWICE = 3  # runs of RUN lines of code that stand in two places to the letter
 RUN = 6
 
@@ -173,3 +179,13 @@ def test_functions_say_what_their_arguments_are() -> None:
     ]
     told = [function for function in wanted if TOLD.search(ast.get_docstring(function) or "")]
     assert len(told) >= DOCUMENTED * len(wanted), f"{len(told)} of {len(wanted)}"
+
+
+def test_titles_of_tests_are_short_plain_statements() -> None:
+    titles = [
+        (path.relative_to(ROOT).as_posix(), node.name.removeprefix("test_"))
+        for path in ROOT.glob("tests/**/test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert [each for each in titles if len(each[1]) > LONGEST_TITLE or NO_TITLE.search(each[1])] == []

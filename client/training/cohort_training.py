@@ -194,9 +194,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
     nothing = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
-    _add_rows(
-        cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
-    )
+    _add_rows(cohort_sum, nothing, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec)
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:
@@ -234,9 +232,7 @@ def _train_group(
             losses[:active] += loss
         num_steps[:active] += 1
     with torch.no_grad():
-        moves = [
-            (value - origin).unsqueeze(-1).flatten(1) for value, origin in zip(trained, origins, strict=True)
-        ]
+        moves = [(v - origin).unsqueeze(-1).flatten(1) for v, origin in zip(trained, origins, strict=True)]
         update = torch.cat(moves, dim=1).cpu().numpy()
     if len(set(records)) > 1 and not bool(losses.isfinite().all()):
         raise FloatingPointError("an example by itself may have no loss where its batch has one")

@@ -28,7 +28,8 @@ from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
 from ...tasks.data import Data, Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
-from ...tasks.independence import LATE, check_reading
+from ...tasks.independence import LATE
+from ...tasks.reading_order import check_reading
 from ..extra import extra_clients
 from ..workbench import Workbench
 from .sgd import key_of_round, seed_layers, train

@@ -248,9 +248,8 @@ class Device:
 
     def _roster_changed(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
         """Return whether roster and terms disagree on which clients may train on a person."""
-        record = order.record
-        chooses = record is not None and record.clients_per_person is not None
-        return chooses and terms.roster_hash != self.bundle.identity.roster.hash
+        chooses = order.record and order.record.clients_per_person is not None
+        return bool(chooses) and terms.roster_hash != self.bundle.identity.roster.hash
 
     def _trained(self, message: Message, context: Context) -> Message:
         del context
@@ -282,20 +281,20 @@ class Device:
             group_equal_rows=order.group_equal_rows,
             task_options=options,
         )
-        record = order.record
-        if record is None:
+        terms = order.record
+        if terms is None:
             return settings
-        if record.sample_rate is not None:
+        if terms.sample_rate is not None:
             identity = self.bundle.identity
             nodes = tuple(member.node for member in identity.roster.members)
-            return replace(settings, step=StepTerms(record, identity.node, nodes))
+            return replace(settings, step=StepTerms(terms, identity.node, nodes))
         assert self.count is not None  # otherwise the owner's policy would have refused
-        records = self.count(record.per_person)
+        records = self.count(terms.per_person)
         if not records:
             if order.privacy is ModeName.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with a zero update
-        return replace(settings, record=self._record(record, records, settings, people_call(order.run)))
+        return replace(settings, record=self._record(terms, records, settings, people_call(order.run)))
 
     def _record(self, order: RecordTerms, records: int, settings: ClientSettings, run: str) -> RecordPrivacy:
         try:
@@ -416,13 +415,13 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     bench, context_for, agreement = create_contexts(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
-    bench.require_base()  # of the model, which is made here: one that cannot be is refused now
+    bench.require_base()  # creates the model, or refuses it now
 
     def train(message: Message, settings: ClientSettings) -> Message:
         per_record, scaling = settings.step is not None, key_of(settings.task_options)
         context = context_for(settings.held_out, per_record, settings.group_equal_rows, scaling)
         reply = train_round(message, choice.client, context, settings)
-        give_back()  # the gradients, before a vector is made
+        give_back()  # frees the gradients before the vector is computed
         return reply
 
     def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:

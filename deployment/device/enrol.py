@@ -17,7 +17,7 @@ from ...base.bounded_decoding import Undecodable
 from ...base.durable_files import PUBLIC, replace_file, replace_files
 from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import ROSTER, read_file
-from ...links.enrolment.messages import MOST_ANSWERED, Ask, Reply, receive, send
+from ...links.enrolment.messages import MAX_REPLY, Ask, Reply, receive, send
 from ...links.enrolment.token import Token, fingerprint_of, lock_of, seal_of
 from ...privacy.secagg.suite import KEY_BYTES
 from .admission import read_admission
@@ -66,7 +66,7 @@ def enrol(
     """
     finish_replacement(folder)
     completed = folder / ENROLLED
-    if completed.exists() and completed.read_bytes() == lock_of(token.door).encode():
+    if completed.exists() and completed.read_bytes() == lock_of(token.port_key).encode():
         return True
     _check_folder(token, folder)
     request, enrolment = _request_in(token, folder)
@@ -104,7 +104,7 @@ def _poll(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> s
     try:
         ca, authority = authority_of(token)
         _check_authority(token, folder, authority)
-        reply = ask(token, ca, request, seal_of(token.sealing, request))
+        reply = ask(token, ca, request, seal_of(token.seal_key, request))
     except ssl.SSLCertVerificationError as error:
         remedy = f"has no certificate of the authority for that name ({error.verify_message})"
         raise Refusal("server", token.address, remedy) from None
@@ -149,7 +149,7 @@ def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes
     with refusing("folder", folder, "cannot be written"):
         owners_files = {name: read_file(folder / name) for name in OWNERS if (folder / name).exists()}
         replace_files(making, {**files, **owners_files, ROSTER: roster}, PUBLIC)
-        replace_file(making / ENROLLED, lock_of(token.door).encode())
+        replace_file(making / ENROLLED, lock_of(token.port_key).encode())
     read_client_bundle(making, folder)
     replace_bundle(folder, making)
 
@@ -185,7 +185,7 @@ def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=ca.decode("ascii"))
-    return _answer(token, Ask(token.name, token.door, request, seal), context)
+    return _answer(token, Ask(token.name, token.port_key, request, seal), context)
 
 
 def _answer(token: Token, question: Ask, context: ssl.SSLContext) -> Reply:
@@ -198,6 +198,6 @@ def _answer(token: Token, question: Ask, context: ssl.SSLContext) -> Reply:
     ):
         send(sealed, question, end)
         try:
-            return receive(sealed, Reply, MOST_ANSWERED, end)
+            return receive(sealed, Reply, MAX_REPLY, end)
         except Undecodable as error:
             raise ConnectionError(f"the server there uses another protocol ({error})") from None

@@ -67,7 +67,7 @@ class LedgerHeads:
           OSError: they cannot be written.
           Refusal: as `require`, or a ledger cannot be read.
         """
-        self.require()  # or a ledger that was replaced meanwhile would count from now on
+        self.require()  # or the heads of a replaced ledger would be stored
         heads = {**self._heads, **heads_of(sorted(self._folder.glob("*.ledger")))}
         if heads != self._heads or not self._path.exists():
             _write(self._path, StoredHeads(heads, self._settled))

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ...base.durable_files import replace_file, write_at
 from ...base.refusal import Refusal
-from ...links.log_wire import NOWHERE, LogStatement
+from ...links.log_wire import NO_ENTRY, LogStatement
 from ...links.server_log import final_entry, model_entry, roster_entry
 from ...links.tree_head import TreeHead, check_head, read_head
 from ...messages.flower_adapter import records_of
@@ -129,7 +129,7 @@ class LogCopy:
         new_leaves = self._new_leaves(statement, head)
         leaves = [*self.leaves, *new_leaves] if new_leaves else self.leaves
         for entry, index, kind in ((model, statement.model, "model"), (roster, statement.roster, "roster")):
-            is_logged = entry is None or (NOWHERE < index < head.size and leaves[index] == leaf_hash(entry))
+            is_logged = entry is None or (NO_ENTRY < index < head.size and leaves[index] == leaf_hash(entry))
             if not is_logged:
                 remedy = f"lacks the {kind} that the server sent: others were sent another one"
                 raise Refusal("log", f"entry {index}", remedy)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
-from ...links.cosigned_heads import FILE, cosigned_in
+from ...links.cosigned_heads import FILE, read_cosignatures
 from ...links.log_export import covers
 from ...links.tree_head import TreeHead
 from ...privacy.merkle import root_of
@@ -28,7 +28,7 @@ def stored_cosignatures(state: Path) -> tuple[HeadCosignature, ...]:
     Raises:
       Refusal: the file cannot be read.
     """
-    return cosigned_in(state, "remove it")
+    return read_cosignatures(state, "remove it")
 
 
 def store_cosignatures(state: Path, cosignatures: Sequence[HeadCosignature]) -> None:

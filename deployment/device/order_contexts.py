@@ -10,7 +10,7 @@ from ...messages.client_settings import ClientSettings
 from ...tasks.arrays import agreement_of
 from ...tasks.held_back import held_back
 
-# Arguments: the held-out share, whether each row is measured alone, whether equal rows go together, the scaling's `key_of`.
+# Arguments: the held-out share, whether rows are measured one by one, whether equal rows stay together, `key_of` of the scaling.
 ContextOf = Callable[[float | None, bool, bool, str], Workbench]
 
 

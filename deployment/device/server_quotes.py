@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from flwr.app import RecordDict
 
 from ...base.refusal import Refusal
-from ...links.attestation import NONCE_BYTES, Quote, quote_of, vouched_for
+from ...links.attestation import NONCE_BYTES, Quote, quote_of, report_data
 from ...links.tree_head import server_certificate
 from ...messages.secure_wire import messages_of
 from ...privacy.secagg.messages import Proposal, read_any
@@ -71,7 +71,7 @@ class ServerQuotes:
             server_certificate(quote.certificate, self.ca, self.federation)
         except ValueError as error:
             raise Refusal("attest", "certificate", f"is not the server's ({error})") from None
-        expected = vouched_for(nonce, quote.certificate)
+        expected = report_data(nonce, quote.certificate)
         command = " ".join(self.command)
         try:
             process = subprocess.run(

@@ -25,22 +25,20 @@ Claim = tuple[int, str, str]  # round, name of the member, fault
 UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)
 
 
-def claims_of(rounds: Iterable[Mapping[str, Any]], member_faults: Mapping[str, Sequence[str]]) -> list[Claim]:
+def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence[str]]) -> list[Claim]:
     """Return the claims in the lines of METRICS.
 
     Args:
       rounds: the lines.
-      member_faults: faults in the result, by the member's name.
+      faults: faults in the result, by the member's name.
 
     Raises:
       Refusal: the two differ.
     """
     rows = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
     claims = [(number, name, fault) for number, row in rows for name, fault in row.get("blamed", {}).items()]
-    for name in {*member_faults, *(name for _, name, _ in claims)}:
-        if sorted(member_faults.get(name, ())) != sorted(
-            fault for _, member, fault in claims if member == name
-        ):
+    for name in {*faults, *(name for _, name, _ in claims)}:
+        if sorted(faults.get(name, ())) != sorted(fault for _, member, fault in claims if member == name):
             raise Refusal("blamed", name, "is not named alike in the rounds and in the result")
     return claims
 

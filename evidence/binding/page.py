@@ -10,7 +10,7 @@ from typing import Any
 from ...base.refusal import Refusal
 from ...run.files import PAGE, REPORT
 from ..card import contradicts
-from ..page_text import active, differences, references
+from ..page_text import active_parts, differences, references
 
 ANOTHER = f"it is not the page that {REPORT} makes: fedveil report makes it again"
 UNMADE = "jinja2, which is not installed, would make the page again"
@@ -65,7 +65,7 @@ def require_values(html: str, report: Mapping[str, Any]) -> int:
     count = len(references(html))
     if not count:
         raise ValueError("no value of the page refers to the report")
-    if acts := active(html):
+    if acts := active_parts(html):
         raise ValueError(f"the page has an element that may act: {acts[0]}")
     return count
 

@@ -103,7 +103,7 @@ def read_receipts(folder: Path) -> Receipts:
     return receipts
 
 
-def checked_roster(receipts: Receipts) -> Roster:
+def verify_roster(receipts: Receipts) -> Roster:
     """Return the roster of receipts, after verifying each member's signature.
 
     Raises:
@@ -117,10 +117,10 @@ def checked_roster(receipts: Receipts) -> Roster:
     nodes = [each.node for each in receipts.signed]
     if not nodes or nodes != sorted(set(nodes)):
         raise Refusal("receipts", nodes, "must be one for each node, in ascending order, at least one")
-    for each in receipts.signed:
-        tags = (COMPARED, UNCOMPARED) if each.node in keys else ()
-        if not any(holds(each, receipts.description, keys[each.node], tag) for tag in tags):
-            raise Refusal("receipts", f"node {each.node}", "did not sign this receipt")
+    for receipt in receipts.signed:
+        tags = (COMPARED, UNCOMPARED) if receipt.node in keys else ()
+        if not any(holds(receipt, receipts.description, keys[receipt.node], tag) for tag in tags):
+            raise Refusal("receipts", f"node {receipt.node}", "did not sign this receipt")
     return roster
 
 

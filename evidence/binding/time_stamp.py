@@ -64,7 +64,7 @@ def stamp(folder: Path, url: str) -> datetime:
     return info.gen_time
 
 
-def stamped_at(answer: bytes, manifest: bytes, trusted: Path) -> datetime:
+def time_of_stamp(answer: bytes, manifest: bytes, trusted: Path) -> datetime:
     """Return the time of a manifest's stamp.
 
     Args:

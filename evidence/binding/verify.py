@@ -52,11 +52,11 @@ from ...server.query_rows import round_of
 from .blame import claims_of, require_proved
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, RECOMPUTE, Contents, Listing, read_list
 from .page import require_page
-from .receipts import Receipts, checked_roster, fewest_receipts, read_receipts, require_opened, signers_in
+from .receipts import Receipts, fewest_receipts, read_receipts, require_opened, signers_in, verify_roster
 from .signatures import FILE as SIGNATURES
 from .signatures import SHORT, UNREADABLE, check, read_signatures
-from .time_stamp import STAMPS, stamped_at
-from .witnesses import checked_witnesses
+from .time_stamp import STAMPS, time_of_stamp
+from .witnesses import verify_witnesses
 
 # Two machines may add in different orders; printed numbers have fewer digits.
 SAME = 1e-6
@@ -332,8 +332,8 @@ def _authorities(folder: BoundFolder, knowledge: Knowledge) -> set[str]:
 def _require_in_force(folder: BoundFolder, receipts: Receipts, knowledge: Knowledge) -> None:
     """Require that the authority of the receipts was not replaced, or that the run ended before the overlap did."""
     authority = receipts.authority.hex()
-    for each in (each for chain in (receipts.rollovers, *knowledge.rollovers) for each in chain):
-        if each.old == authority and not 0 < _seconds_of_end(folder) < each.until:
+    for rollover in (each for chain in (receipts.rollovers, *knowledge.rollovers) for each in chain):
+        if rollover.old == authority and not 0 < _seconds_of_end(folder) < rollover.until:
             raise Wrong(
                 f"the authority {authority[:SHORT]} was replaced, and the run did not end before the overlap with its successor"
             )
@@ -469,7 +469,7 @@ def _epsilon(folder: BoundFolder) -> str:
             book.filter_order,
             PUBLISH_INTERVAL,
         )
-        if book.filter_order is None and not _same(spent, claimed):
+        if book.filter_order is None and not _is_close(spent, claimed):
             raise Wrong(
                 f"epsilon against the {name} is {claimed:.6g} in the result and {spent:.6g} by the ledger"
             )
@@ -489,7 +489,7 @@ def _epsilon(folder: BoundFolder) -> str:
         findings.append(f"{claimed:.4g} of {limit if limited else 'an unlimited budget'} against the {name}")
     if (lost := folder.result.get("record_by_sums")) is not None:
         spent = lost_by_records(book, lost["delta"])
-        if spent is None or not _same(spent, float(lost["epsilon"])):
+        if spent is None or not _is_close(spent, float(lost["epsilon"])):
             raise Wrong(f"a record has lost {lost['epsilon']} in the result and {spent} by the ledger")
     return f"recomputed and within the budget: {'; '.join(findings)}" if findings else "nothing was released"
 
@@ -500,7 +500,7 @@ def _adversaries_of(folder: BoundFolder) -> set[str]:
     return {adversary for each in releases for adversary in json.loads(each.payload)["events"]}
 
 
-def _same(one: float, other: float) -> bool:
+def _is_close(one: float, other: float) -> bool:
     return one == other or math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
 
 
@@ -519,7 +519,7 @@ def _epsilon_of_rounds(folder: BoundFolder) -> str:
         if key not in epsilons:
             events = [repeated(event_of(text), count) for text, count in counts.items()]
             epsilons[key] = spent_epsilon(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
-        if not _same(epsilons[key], float(row[column])):
+        if not _is_close(epsilons[key], float(row[column])):
             reason = f"round {row['round']} has epsilon {float(row[column]):.6g}, and the ledger {epsilons[key]:.6g}"
             raise Wrong(reason)
         checked += 1
@@ -557,7 +557,7 @@ def _client_ledgers(folder: BoundFolder) -> str:
             raise Wrong(f"{name} lacks entry {head.seq} of the manifest")
     largest = _largest_epsilon(each[: heads[name].seq] for name, each in folder.clients.items())
     for claimed in _of_records(folder):
-        if not _same(largest, claimed):
+        if not _is_close(largest, claimed):
             raise Wrong(f"the result states {claimed:.6g} for records, and the ledgers give {largest:.6g}")
     return f"{len(folder.clients)} ledgers are correct, epsilon at most {largest:.4g}"
 
@@ -626,7 +626,7 @@ def _receipts(folder: BoundFolder, knowledge: Knowledge) -> str:
     receipts = read_receipts(folder.path)
     if receipts.description.manifest != folder.manifest.hash:
         raise Wrong(f"they belong to another run than {MANIFEST}")
-    roster = checked_roster(receipts)
+    roster = verify_roster(receipts)
     _require_roster(folder, roster, knowledge.roster)
     _require_in_force(folder, receipts, knowledge)
     authority, authorities = receipts.authority.hex(), _authorities(folder, knowledge)
@@ -694,7 +694,7 @@ def _witnesses(folder: BoundFolder, knowledge: Knowledge) -> str:
         raise Wrong(f"{WITNESSES} is missing, and --witness is given")
     receipts = read_receipts(folder.path) if (folder.path / RECEIPTS).exists() else None
     federation = None if receipts is None else receipts.description.federation
-    cosignatures = checked_witnesses(folder.path, folder.manifest, federation)
+    cosignatures = verify_witnesses(folder.path, folder.manifest, federation)
     for key in knowledge.witnesses:
         if key not in cosignatures:
             raise Wrong(f"the witness {key[:SHORT]} has not co-signed the log of this run")
@@ -717,7 +717,7 @@ def _time_stamp(folder: BoundFolder, trusted: Path | None) -> str:
         raise NotShown("give --tsa with the root certificate of its authority, to check it")
     if find_spec(STAMPS) is None:
         raise NotShown("rfc3161-client is not installed: pip install 'fedveil[timestamps]'")
-    at = stamped_at((folder.path / TIME_STAMP).read_bytes(), folder.manifest.text.encode(), trusted)
+    at = time_of_stamp((folder.path / TIME_STAMP).read_bytes(), folder.manifest.text.encode(), trusted)
     return f"{MANIFEST} was there at {at.isoformat(timespec='seconds')}, by an authority in {trusted}"
 
 
@@ -763,7 +763,7 @@ def _audit(folder: BoundFolder) -> str:
         raise NotShown(str(findings["said"]))
     recomputation = recompute_audit(folder.path).to_json()
     for name, value in json.loads(json.dumps(recomputation)).items():
-        if not _alike(value, findings.get(name)):
+        if not _is_alike(value, findings.get(name)):
             raise Wrong(f"its {name} is {value!r} when recomputed, and {findings.get(name)!r} in the result")
     if findings["verdict"] is None:
         unclaimed = findings["said"] == UNCLAIMED
@@ -781,13 +781,13 @@ def _require_commitment(folder: BoundFolder, commitment: str) -> None:
         raise Wrong("its canaries do not match the ledger's commitment from before the first round")
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _is_alike(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return set(one) == set(other) and all(_alike(one[name], other[name]) for name in one)
+        return set(one) == set(other) and all(_is_alike(one[name], other[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(_is_alike, one, other))
     if isinstance(one, float) and isinstance(other, int | float):
-        return _same(one, other)
+        return _is_close(one, other)
     return one == other
 
 

@@ -69,10 +69,10 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
         position = list(leaves).index(entry)
         previous = {} if not (folder / WITNESSES).exists() else _by_key(read_witnesses(folder))
         current = dict(previous)
-        for each in cosignatures:
-            if each.size > position and each.public not in current:
-                proof = inclusion_proof(leaves[: each.size], position)
-                current[each.public] = Witness(each, tuple(step.hex() for step in proof))
+        for cosignature in cosignatures:
+            if cosignature.size > position and cosignature.public not in current:
+                proof = inclusion_proof(leaves[: cosignature.size], position)
+                current[cosignature.public] = Witness(cosignature, tuple(step.hex() for step in proof))
         if current != previous:
             record = RunWitnesses(position, tuple(current[public] for public in sorted(current)))
             text = json.dumps(asdict(record), indent=1)
@@ -97,7 +97,7 @@ def read_witnesses(folder: Path) -> RunWitnesses:
     return witnesses
 
 
-def checked_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
+def verify_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
     """Return the co-signatures of a log that holds this manifest, by key.
 
     Args:

@@ -13,9 +13,9 @@ import msgpack
 from ...base.bounded_decoding import Bounds, Undecodable, build_listed, unpack
 from ...configs.bundle_files import LARGEST_FILE
 
-MOST_ASKED = 1 << 14  # bytes; a request has about 4 800, of which an ML-DSA key takes 3 900
-MOST_ANSWERED = 2 * LARGEST_FILE
-MOST_REQUEST = 1 << 13
+MAX_ASK = 1 << 14  # bytes; a request has about 4 800, of which an ML-DSA key takes 3 900
+MAX_REPLY = 2 * LARGEST_FILE
+MAX_REQUEST = 1 << 13
 _LENGTH = struct.Struct(">I")
 _BOUNDS = Bounds(depth=1, width=8, items=9)
 
@@ -28,13 +28,13 @@ class Ask:
 
     Attributes:
       name: of the client; empty asks for the authority, and the rest is then empty too.
-      door: the token's key to the port.
+      port_key: the token's key to the port.
       request: the bytes of request.toml.
       seal: of the request, under a key that the server does not have.
     """
 
     name: str
-    door: bytes
+    port_key: bytes
     request: bytes
     seal: bytes
 
@@ -59,17 +59,17 @@ class Reply:
 def send(stream: socket.socket, message: Ask | Reply, end: float) -> None:
     """Send a message. OSError at the latest when the monotonic clock reaches `end`."""
     body = cast(bytes, msgpack.packb(astuple(message)))
-    stream.settimeout(_left(end))
+    stream.settimeout(_seconds_until(end))
     stream.sendall(_LENGTH.pack(len(body)) + body)
 
 
-def receive(stream: socket.socket, kind: type[T], most: int, end: float) -> T:
+def receive(stream: socket.socket, kind: type[T], max_bytes: int, end: float) -> T:
     """Return the next message.
 
     Args:
       stream: over TLS.
       kind: of the message.
-      most: bytes that are taken.
+      max_bytes: bytes that are taken.
       end: by the monotonic clock.
 
     Raises:
@@ -77,12 +77,12 @@ def receive(stream: socket.socket, kind: type[T], most: int, end: float) -> T:
       Undecodable: it is none.
     """
     (size,) = _LENGTH.unpack(_read(stream, _LENGTH.size, end))
-    if size > most:
-        raise Undecodable(f"a message of {size} bytes; at most {most} are taken")
-    return decoded(kind, _read(stream, size, end))
+    if size > max_bytes:
+        raise Undecodable(f"a message of {size} bytes; at most {max_bytes} are taken")
+    return decode(kind, _read(stream, size, end))
 
 
-def decoded(kind: type[T], data: bytes) -> T:
+def decode(kind: type[T], data: bytes) -> T:
     """Return the message in the bytes. Raise Undecodable if there is none."""
     return build_listed(kind, unpack(data, _BOUNDS))
 
@@ -90,15 +90,15 @@ def decoded(kind: type[T], data: bytes) -> T:
 def _read(stream: socket.socket, size: int, end: float) -> bytes:
     data = bytearray()
     while len(data) < size:
-        stream.settimeout(_left(end))
+        stream.settimeout(_seconds_until(end))
         if not (part := stream.recv(min(size - len(data), 1 << 16))):
             raise ConnectionError("the other end has closed the connection")
         data += part
     return bytes(data)
 
 
-def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
+def _seconds_until(end: float) -> float:
+    seconds = end - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError("it took too long")
-    return left
+    return seconds

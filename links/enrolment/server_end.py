@@ -23,16 +23,16 @@ from ...base.open_files import listener
 from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import NAME, ROSTER, read_file
 from ..server_bundle import ServerBundle
-from .messages import MOST_ASKED, MOST_REQUEST, Ask, Reply, receive, send
+from .messages import MAX_ASK, MAX_REQUEST, Ask, Reply, receive, send
 from .token import lock_of
 
 logger = logging.getLogger("fedveil.server")
 
 TOKENS, QUEUE = "tokens.json", "enrolment"
-PLACES = 32  # connections at one time
+MAX_CONNECTIONS = 32  # connections at one time
 SECONDS = 10.0  # of one connection
 PAUSE_SECONDS = 0.01  # between two connections: a flood costs at most a tenth of a second of TLS each second
-LOOK_SECONDS = 1.0  # between two looks at which tokens are open
+POLL_SECONDS = 1.0  # between two reads of the open tokens
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,23 @@ def open_tokens(folder: Path, now: float) -> dict[str, OpenToken]:
     Raises:
       Refusal: the list cannot be read; it then opens nothing.
     """
-    return {name: each for name, each in _listed(folder).items() if now <= each.end}
+    return {name: each for name, each in _read_tokens(folder).items() if now <= each.end}
 
 
-def _listed(folder: Path) -> dict[str, OpenToken]:
+def _read_tokens(folder: Path) -> dict[str, OpenToken]:
     path = folder / TOKENS
     if not path.exists():
         return {}
     try:
-        found = read_json(read_file(path))
-        if not isinstance(found, dict) or not all(NAME.fullmatch(name) for name in found):
+        tokens = read_json(read_file(path))
+        if not isinstance(tokens, dict) or not all(NAME.fullmatch(name) for name in tokens):
             raise Undecodable("it does not map names to tokens")
-        return {name: build(OpenToken, each) for name, each in found.items()}
+        return {name: build(OpenToken, each) for name, each in tokens.items()}
     except Undecodable as error:
         raise Refusal("file", str(path), f"lists no tokens ({error}); copy it from the desk") from None
 
 
-def place_of(folder: Path, name: str, lock: str) -> Path:
+def queue_stem(folder: Path, name: str, lock: str) -> Path:
     """Return the path, without its suffix, of request and answer under one token."""
     return folder / QUEUE / f"{name}.{lock[:16]}"
 
@@ -80,7 +80,7 @@ class EnrolmentPort:
 
     def __init__(self, bundle: ServerBundle, now: Callable[[], float] = time.time) -> None:
         self._bundle, self._now = bundle, now
-        self._places = threading.BoundedSemaphore(PLACES)
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._one_at_a_time = threading.Lock()
 
     def answer(self, ask: Ask) -> Reply:
@@ -92,25 +92,25 @@ class EnrolmentPort:
         if not ask.name:
             return Reply("authority", ca=self._bundle.credentials.ca, authority=self._bundle.authority)
         folder = self._bundle.folder
-        token = _listed(folder).get(ask.name)
-        if token is None or not hmac.compare_digest(lock_of(ask.door), token.lock):
+        token = _read_tokens(folder).get(ask.name)
+        if token is None or not hmac.compare_digest(lock_of(ask.port_key), token.lock):
             return Reply("unknown")
         if self._now() > token.end:
             return Reply("ended")
-        if not 0 < len(ask.request) <= MOST_REQUEST or len(ask.seal) != 32:
+        if not 0 < len(ask.request) <= MAX_REQUEST or len(ask.seal) != 32:
             return Reply("unknown")
-        place = place_of(folder, ask.name, token.lock)
+        stem = queue_stem(folder, ask.name, token.lock)
         with self._one_at_a_time:
-            asked, answered = (place.with_name(f"{place.name}.{each}") for each in ("request", "answer"))
-            if not asked.exists():
-                with refusing("request", asked, "cannot be written"):
-                    asked.parent.mkdir(mode=0o700, exist_ok=True)
-                    replace_file(asked, ask.seal + ask.request)
-            elif read_file(asked) != ask.seal + ask.request:
+            request, answer = (stem.with_name(f"{stem.name}.{each}") for each in ("request", "answer"))
+            if not request.exists():
+                with refusing("request", request, "cannot be written"):
+                    request.parent.mkdir(mode=0o700, exist_ok=True)
+                    replace_file(request, ask.seal + ask.request)
+            elif read_file(request) != ask.seal + ask.request:
                 return Reply("used")
-        if not answered.exists():
+        if not answer.exists():
             return Reply("waits")
-        return Reply("admitted", answer=read_file(answered), roster=read_file(folder / ROSTER))
+        return Reply("admitted", answer=read_file(answer), roster=read_file(folder / ROSTER))
 
     def serve(self, stop: threading.Event, notify: Callable[[str], None]) -> None:
         """Listen while tokens are open, and return when none is, or `stop` is set.
@@ -124,33 +124,33 @@ class EnrolmentPort:
             return
         assert self._bundle.enrolment is not None
         with listener("enrolment", self._bundle.enrolment) as listening:
-            listening.settimeout(LOOK_SECONDS)
+            listening.settimeout(POLL_SECONDS)
             notify(f"enrolment on {self._bundle.enrolment}: open tokens: {len(tokens)}")
-            looked = time.monotonic()
+            last_poll = time.monotonic()
             while tokens and not stop.is_set():
-                if time.monotonic() - looked > LOOK_SECONDS:
-                    tokens, looked = self._still_open(tokens), time.monotonic()
+                if time.monotonic() - last_poll > POLL_SECONDS:
+                    tokens, last_poll = self._still_open(tokens), time.monotonic()
                 self._accept(listening)
         notify("no token is open any more: closed" if not tokens else "stopped")
 
-    def _still_open(self, before: Mapping[str, OpenToken]) -> Mapping[str, OpenToken]:
+    def _still_open(self, tokens: Mapping[str, OpenToken]) -> Mapping[str, OpenToken]:
         try:
             return open_tokens(self._bundle.folder, self._now())
         except Refusal as refusal:
             logger.error("%s", refusal)
-            return before
+            return tokens
 
     def _accept(self, listening: socket.socket) -> None:
         """Accept the next connection when a place is free."""
-        if not self._places.acquire(timeout=LOOK_SECONDS):
+        if not self._slots.acquire(timeout=POLL_SECONDS):
             return
         try:
             stream, _ = listening.accept()
         except OSError as error:
-            self._places.release()
+            self._slots.release()
             if not isinstance(error, TimeoutError):
                 logger.warning("no connection can be taken: %s", error)
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             return
         threading.Thread(target=self._hear, args=(stream,), daemon=True).start()
         time.sleep(PAUSE_SECONDS)
@@ -158,16 +158,16 @@ class EnrolmentPort:
     def _hear(self, stream: socket.socket) -> None:
         end = time.monotonic() + SECONDS
         try:
-            with suppress(OSError, Undecodable), stream:  # a stranger's connection ends as it likes
+            with suppress(OSError, Undecodable), stream:  # an unverified connection may end at any time
                 stream.settimeout(SECONDS)
                 with self._context().wrap_socket(stream, server_side=True) as sealed:
-                    send(sealed, self.answer(receive(sealed, Ask, MOST_ASKED, end)), end)
+                    send(sealed, self.answer(receive(sealed, Ask, MAX_ASK, end)), end)
         except Refusal as refusal:
             logger.error("%s", refusal)
         except Exception:
             logger.exception("a question could not be answered")
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -46,16 +46,16 @@ class Token:
 
     def text(self) -> str:
         """Return the token as one line, which is the text of its QR code too."""
-        fingerprint, secret = _written(self.fingerprint), _written(self.secret)
+        fingerprint, secret = _encode(self.fingerprint), _encode(self.secret)
         return f"{SCHEME}:{self.address}/{self.name}/{self.end}/{fingerprint}/{secret}"
 
     @property
-    def door(self) -> bytes:
+    def port_key(self) -> bytes:
         """The key that is shown to the server, 32 bytes."""
         return derive(self.secret, frame(Purpose.TOKEN, "door"))
 
     @property
-    def sealing(self) -> bytes:
+    def seal_key(self) -> bytes:
         """The key that seals the request, 32 bytes, which device and authority have."""
         return derive(self.secret, frame(Purpose.TOKEN, "seal"))
 
@@ -66,12 +66,12 @@ def read_token(text: str) -> Token:
     Raises:
       Refusal: it is not a token. The sentence does not repeat the line.
     """
-    found = _FORM.fullmatch(text.strip())
-    if found is None:
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
         remedy = f"must be {SCHEME}:HOST:PORT/NAME/..., one line; copy it from the operator"
         raise Refusal("token", "what was given", remedy)
-    keys = (base64.urlsafe_b64decode(f"{found[part]}=") for part in ("fingerprint", "secret"))
-    return Token(found["address"], found["name"], int(found["end"]), *keys)
+    keys = (base64.urlsafe_b64decode(f"{match[part]}=") for part in ("fingerprint", "secret"))
+    return Token(match["address"], match["name"], int(match["end"]), *keys)
 
 
 def fingerprint_of(ca: bytes, authority: bytes) -> bytes:
@@ -84,9 +84,9 @@ def fingerprint_of(ca: bytes, authority: bytes) -> bytes:
     return hashlib.sha256(frame(Purpose.TOKEN, "authority", ca, authority)).digest()
 
 
-def lock_of(door: bytes) -> str:
+def lock_of(port_key: bytes) -> str:
     """Return the server's hash of a port's key, in hexadecimal, which does not open the port."""
-    return hashlib.sha256(door).hexdigest()
+    return hashlib.sha256(port_key).hexdigest()
 
 
 def seal_of(key: bytes, request: bytes) -> bytes:
@@ -94,5 +94,5 @@ def seal_of(key: bytes, request: bytes) -> bytes:
     return hmac.digest(key, frame(Purpose.TOKEN, "request", request), "sha256")
 
 
-def _written(key: bytes) -> str:
+def _encode(key: bytes) -> str:
     return base64.urlsafe_b64encode(key).rstrip(b"=").decode()

@@ -77,7 +77,7 @@ BEAT_SECONDS = 10.0  # Flower gives a task up after 60
 OUTAGE_SECONDS = 60.0  # how long a call waits for a SuperLink that restarts
 POLL_SECONDS = 0.1
 CLAIM_SECONDS = 20.0
-RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # raised by calls of a grid whose run is over
+RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # errors of a grid's calls after the end of its run
 
 
 def admit(address: str, keys: Collection[bytes]) -> None:
@@ -92,15 +92,15 @@ def admit(address: str, keys: Collection[bytes]) -> None:
     """
     with ControlHttpClient(f"http://{address}") as control:
         nodes = control.ListNodes(ListNodesRequest()).nodes_info
-        known = {info.public_key: info.node_id for info in nodes if info.status != NodeStatus.UNREGISTERED}
-        for key in known.keys() - set(keys):
-            control.UnregisterNode(UnregisterNodeRequest(node_id=known[key]))
-        for key in set(keys) - known.keys():
+        ids = {info.public_key: info.node_id for info in nodes if info.status != NodeStatus.UNREGISTERED}
+        for key in ids.keys() - set(keys):
+            control.UnregisterNode(UnregisterNodeRequest(node_id=ids[key]))
+        for key in set(keys) - ids.keys():
             control.RegisterNode(RegisterNodeRequest(public_key=key))
 
 
 @dataclass(frozen=True)
-class Announced:
+class AnnouncedReply:
     """Reply that a node has begun to deliver.
 
     Attributes:
@@ -123,11 +123,11 @@ class ServedRun:
       most_bytes: size of the largest reply that is accepted.
     """
 
-    def __init__(self, grid: HttpGrid, most_bytes: int) -> None:
-        self._grid, self._most_bytes = grid, most_bytes
+    def __init__(self, grid: HttpGrid, max_bytes: int) -> None:
+        self._grid, self._max_bytes = grid, max_bytes
         self.run = grid.run
 
-    def on_line(self) -> dict[str, int]:
+    def online_nodes(self) -> dict[str, int]:
         """Return the connected SuperNodes: fingerprints of their keys to the ids that Flower drew for them."""
         return {node_fingerprint(info.public_key): info.node_id for info in self._grid.get_nodes()}
 
@@ -135,32 +135,32 @@ class ServedRun:
         """Deliver messages and return their ids; an id is empty if the node is no longer known."""
         return list(self._grid.push_messages(messages))
 
-    def replies(self, questions: Collection[str]) -> list[Announced]:
+    def replies(self, questions: Collection[str]) -> list[AnnouncedReply]:
         """Return the replies to these message ids that were announced since the last call, each once."""
         client = self._grid._runtime_client  # pyright: ignore[reportPrivateUsage]
-        given = client.PullMessages(PullAppMessagesRequest(message_ids=questions))
+        response = client.PullMessages(PullAppMessagesRequest(message_ids=questions))
         return [
-            Announced(message.metadata.reply_to_message_id, partial(self._fetch, client, tree))
-            for message, tree in zip(given.messages_list, given.message_object_trees, strict=True)
+            AnnouncedReply(message.metadata.reply_to_message_id, partial(self._fetch, client, tree))
+            for message, tree in zip(response.messages_list, response.message_object_trees, strict=True)
         ]
 
     def _fetch(self, client: RuntimeHttpClient, tree: ObjectTree, seconds: float) -> Message | None:
         node, run = self._grid.node, self.run.run_id
         try:
-            return pull_message(client, node, run, tree, self._most_bytes, seconds)
+            return pull_message(client, node, run, tree, self._max_bytes, seconds)
         except Exception as error:  # noqa: BLE001 (whatever one reply is, it costs that reply)
             logger.warning("a reply does not come, or cannot be read: %s", type(error).__name__)
             return None
 
 
 @contextmanager
-def open_run(address: str, secret: bytes, most_bytes: int) -> Generator[ServedRun]:
+def open_run(address: str, secret: bytes, max_bytes: int) -> Generator[ServedRun]:
     """Start a run and serve it, as Flower's own executor would; the run ends with the context.
 
     Args:
       address: host and port of a SuperLink that leaves its tasks to others (`--isolation process`).
       secret: by which it knows who may take them.
-      most_bytes: size of the largest reply that is accepted.
+      max_bytes: size of the largest reply that is accepted.
 
     Raises:
       httpx.HTTPError: the SuperLink refuses, or is not there.
@@ -168,16 +168,16 @@ def open_run(address: str, secret: bytes, most_bytes: int) -> Generator[ServedRu
     """
     with ControlHttpClient(f"http://{address}") as control:
         run_id = control.StartRun(StartRunRequest(fab=Fab(content=_app()))).run_id
-    token = _claimed(address, secret, run_id)
+    token = _claim_task(address, secret, run_id)
     with _runtime(address, RuntimeTokenHttpInterceptor(token)) as task:
-        given = task.PullTaskInput(PullTaskInputRequest())
+        task_input = task.PullTaskInput(PullTaskInputRequest())
         grid = HttpGrid(address, insecure=True, token=token)
         grid._retry_invoker.max_time = OUTAGE_SECONDS  # pyright: ignore[reportPrivateUsage]
-        grid.set_run(run_from_proto(given.run))
-        claim_identity(run_id, given.task_id)
+        grid.set_run(run_from_proto(task_input.run))
+        claim_identity(run_id, task_input.task_id)
         try:
             with beating(lambda: task.SendTaskHeartbeat(SendTaskHeartbeatRequest()), BEAT_SECONDS):
-                yield ServedRun(grid, most_bytes)
+                yield ServedRun(grid, max_bytes)
         finally:
             grid.close()
             with suppress(httpx.HTTPError):
@@ -191,16 +191,16 @@ def _app() -> bytes:
     return file.getvalue()
 
 
-def _claimed(address: str, secret: bytes, run_id: int) -> str:
+def _claim_task(address: str, secret: bytes, run_id: int) -> str:
     """Return the token of the run's task; tasks of other runs are left to fail."""
     auth = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE])
     end = time.monotonic() + CLAIM_SECONDS
     with _runtime(address, auth) as executor:
         while time.monotonic() < end:
-            given = executor.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
-            if given.token and given.task.run_id == run_id:
-                return given.token
-            if not given.token:
+            response = executor.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+            if response.token and response.task.run_id == run_id:
+                return response.token
+            if not response.token:
                 time.sleep(POLL_SECONDS)
     raise TimeoutError(f"no task was assigned for run {run_id}")
 

@@ -20,7 +20,16 @@ from ...base.refusal import Refusal
 from ...configs.bundle_files import read_secret
 from ...messages.message_codec import pack_body, question_id
 from ...messages.wire import FAILED
-from ..device_answers import MOST_BYTES, Handle, Journal, Longest, away, back_off, handled_once, usual_wait
+from ..device_answers import (
+    MAX_BYTES,
+    Handle,
+    Journal,
+    Longest,
+    back_off,
+    describe_loss,
+    handle_once,
+    usual_wait,
+)
 from .fleet_calls import (
     FLEET_FAILURES,
     HEARTBEAT_SECONDS,
@@ -34,13 +43,13 @@ from .fleet_calls import (
 
 logger = logging.getLogger("fedveil.client")
 
-# Flower's own SuperNode looks every 3 s; a round of several exchanges should not wait so long for each.
+# Flower's own SuperNode polls every 3 s, too slow for a round of several exchanges.
 SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS, SLOWER = 0.2, 3.0, 1.1
 BEAT_SECONDS = 0.8 * HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)
-class SuperLinkDoor:
+class SuperLinkEndpoint:
     """Address of the SuperLink, and identity of this device.
 
     Attributes:
@@ -74,22 +83,22 @@ class ReplyMemory:
 
     node: int
     handle: Handle
-    begun: Journal
+    journal: Journal
     unsent: Message | None = None
     _last: tuple[str, Message] | None = None
 
-    def to(self, message: Message) -> Message:
+    def reply_to(self, message: Message) -> Message:
         """Return the reply to an instruction; a repeated one is answered from memory."""
         try:
             name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
             if self._last is None or self._last[0] != name:
                 self._last = None
-                self._last = (name, handled_once(name, message, self.handle, self.begun))
+                self._last = (name, handle_once(name, message, self.handle, self.journal))
             reply = self._last[1]
-            said = reply.error if reply.has_error() else reply.content
-            return Message(said, reply_to=message)
+            content = reply.error if reply.has_error() else reply.content
+            return Message(content, reply_to=message)
         except Exception:
-            # What failed may depend on the data: nobody but the owner may read it.
+            # The error may depend on the data: only the owner's log has it.
             logger.exception("an instruction failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
 
@@ -107,7 +116,7 @@ class ReplyMemory:
 
 
 def follow_fleet(
-    door: SuperLinkDoor,
+    endpoint: SuperLinkEndpoint,
     handle: Handle,
     journal: Path,
     stop: threading.Event,
@@ -121,52 +130,52 @@ def follow_fleet(
     Raises:
       OSError: the journal cannot be opened.
     """
-    begun = Journal(journal)
-    connection = FleetNode(door.server, door.ca, door.key, MOST_BYTES)
-    answers, failures = ReplyMemory(door.node, handle, begun), 0
+    instructions = Journal(journal)
+    connection = FleetNode(endpoint.server, endpoint.ca, endpoint.key, MAX_BYTES)
+    answers, failures = ReplyMemory(endpoint.node, handle, instructions), 0
     try:
         with beating(connection.beat, BEAT_SECONDS):
             while not stop.is_set():
                 try:
-                    connection.come()
-                    notify(f"connected to {door.server}")
+                    connection.go_online()
+                    notify(f"connected to {endpoint.server}")
                     failures = 0
                     _work(connection, answers, stop)
-                except Exception as why:
-                    if not isinstance(why, FLEET_FAILURES):
+                except Exception as failure:
+                    if not isinstance(failure, FLEET_FAILURES):
                         logger.exception("the link failed")
                     failures += 1
                     seconds = back_off(failures, longest())
-                    notify(away(seconds, _reason(why)))
+                    notify(describe_loss(seconds, _reason(failure)))
                     stop.wait(seconds)
     finally:
-        connection.go()
-        begun.close()
+        connection.go_offline()
+        instructions.close()
 
 
 def _work(connection: FleetNode, answers: ReplyMemory, stop: threading.Event) -> None:
     answers.settle(connection)
     wait = SHORTEST_POLL_SECONDS
     while not stop.is_set():
-        if _answered(connection, answers):
+        if _answer_next(connection, answers):
             wait = SHORTEST_POLL_SECONDS
         else:
             stop.wait(wait)
             wait = min(LONGEST_POLL_SECONDS, wait * SLOWER)
 
 
-def _answered(connection: FleetNode, answers: ReplyMemory) -> bool:
+def _answer_next(connection: FleetNode, answers: ReplyMemory) -> bool:
     """Answer the next message, if there is one, and release its memory."""
     message = connection.receive()
     if message is not None:
-        answers.unsent = answers.to(message)
+        answers.unsent = answers.reply_to(message)
         answers.settle(connection)
     return message is not None
 
 
-def _reason(why: Exception) -> str:
-    if isinstance(why, httpx.HTTPStatusError) and why.response.status_code == UNKNOWN_NODE:
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, httpx.HTTPStatusError) and failure.response.status_code == UNKNOWN_NODE:
         return "the server turns this device away, which was revoked, has new keys, or a clock that is wrong"
-    if isinstance(why, httpx.HTTPStatusError):
-        return f"the server said {why.response.status_code}"
-    return str(why) or type(why).__name__
+    if isinstance(failure, httpx.HTTPStatusError):
+        return f"the server said {failure.response.status_code}"
+    return str(failure) or type(failure).__name__

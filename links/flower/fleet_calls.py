@@ -75,8 +75,8 @@ PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
 PULL_OBJECT = "/v1/fleet/pull-object"
 # Flower's own is 30. It counts a node as present for twice as long, and a device that lost power waits that long.
 HEARTBEAT_SECONDS = 15
-# Flower looks for a part that is not there yet after 1 s, then 2, 4 ...
-PULL_AGAIN_SECONDS, PULL_AGAIN_AT_MOST_SECONDS = 0.1, 2.0
+# Flower itself retries a missing part after 1 s, then 2, 4 ...
+FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 2.0
 UNKNOWN_NODE, RUN_OVER, TOO_LARGE = 401, 403, 413  # HTTP status codes
 PULL_SECONDS = 180.0  # after which a SuperLink gives up an end that announced a message and does not send it
 # Failures of server and network; Flower raises ValueError for a message that it does not understand.
@@ -112,7 +112,7 @@ def pull_message(
     node: Node,
     run: int,
     tree: ObjectTree,
-    most_bytes: int,
+    max_bytes: int,
     seconds: float,
 ) -> Message:
     """Pull the parts of a message from the other end and return the message.
@@ -122,30 +122,30 @@ def pull_message(
       node: that pulls.
       run: of the message.
       tree: ids of the message's parts.
-      most_bytes: of all parts together.
+      max_bytes: of all parts together.
       seconds: how long to wait for parts that the other end does not have yet.
 
     Raises:
       FLEET_FAILURES: the parts do not come, have more bytes, or are no message.
     """
-    pull, taken = make_pull_object_fn_protobuf(client.PullObject, node, run), 0
+    pull, received = make_pull_object_fn_protobuf(client.PullObject, node, run), 0
 
-    def counted(name: str) -> bytes:
-        nonlocal taken
+    def pull_part(name: str) -> bytes:
+        nonlocal received
         content = pull(name)
-        taken += len(content)
-        if taken > most_bytes:
-            raise ObjectPullError(name, f"the message has more than {most_bytes} bytes")
+        received += len(content)
+        if received > max_bytes:
+            raise ObjectPullError(name, f"the message has more than {max_bytes} bytes")
         return content
 
     message = pull_and_inflate_object_from_tree(
         tree,
-        counted,
+        pull_part,
         make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run),
         return_type=Message,
         max_time=seconds,
-        initial_backoff=PULL_AGAIN_SECONDS,
-        backoff_cap=PULL_AGAIN_AT_MOST_SECONDS,
+        initial_backoff=FIRST_RETRY_SECONDS,
+        backoff_cap=MAX_RETRY_SECONDS,
     )
     message.metadata.__dict__["_message_id"] = tree.object_id
     return message
@@ -192,9 +192,9 @@ class FleetNode:
       most_bytes: size of the largest message that is accepted.
     """
 
-    def __init__(self, server: str, ca: bytes, key: EllipticCurvePrivateKey, most_bytes: int) -> None:
+    def __init__(self, server: str, ca: bytes, key: EllipticCurvePrivateKey, max_bytes: int) -> None:
         self._public = public_key_to_bytes(key.public_key())
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._node = Node()
         self._client = FleetHttpClient.from_server_address(
             server,
@@ -206,7 +206,7 @@ class FleetNode:
             ],
         )
 
-    def come(self) -> None:
+    def go_online(self) -> None:
         """Go online, or continue after an interruption: Flower refuses a node that it still counts as present."""
         if self._node.node_id:
             try:
@@ -214,16 +214,16 @@ class FleetNode:
             except httpx.HTTPStatusError as refused:
                 if refused.response.status_code != UNKNOWN_NODE:
                     raise
-        asked = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
-        self._node = Node(node_id=self._client.ActivateNode(asked).node_id)
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
+        self._node = Node(node_id=self._client.ActivateNode(request).node_id)
 
     def beat(self) -> None:
         """Stay online for two more heartbeat intervals."""
         if self._node.node_id:
-            asked = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
-            self._client.SendNodeHeartbeat(asked)
+            request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
+            self._client.SendNodeHeartbeat(request)
 
-    def go(self) -> None:
+    def go_offline(self) -> None:
         """Go offline, and tell the server if it is reachable."""
         with suppress(*FLEET_FAILURES):
             if self._node.node_id:
@@ -232,12 +232,12 @@ class FleetNode:
 
     def receive(self) -> Message | None:
         """Return the next message, if any; it is delivered only once."""
-        given = self._client.PullMessages(PullMessagesRequest(node=self._node))
-        if not given.messages_list:
+        response = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        if not response.messages_list:
             return None
-        tree, run = given.message_object_trees[0], given.messages_list[0].metadata.run_id
+        tree, run = response.message_object_trees[0], response.messages_list[0].metadata.run_id
         try:
-            return pull_message(self._client, self._node, run, tree, self._most_bytes, PULL_SECONDS)
+            return pull_message(self._client, self._node, run, tree, self._max_bytes, PULL_SECONDS)
         except httpx.HTTPStatusError as refused:
             if refused.response.status_code != RUN_OVER:
                 raise
@@ -249,7 +249,7 @@ class FleetNode:
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             objects: dict[str, Any] = get_all_nested_objects(reply)
-            asked = self._client.PushMessages(
+            response = self._client.PushMessages(
                 PushMessagesRequest(
                     node=self._node,
                     messages_list=[message_to_proto(remove_content_from_message(reply))],
@@ -257,5 +257,5 @@ class FleetNode:
                     clientapp_runtime_list=[0.0],
                 )
             )
-            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run, asked.session_id)
-            push_objects(objects, push, object_ids_to_push=set(asked.objects_to_push))
+            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run, response.session_id)
+            push_objects(objects, push, object_ids_to_push=set(response.objects_to_push))

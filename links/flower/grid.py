@@ -16,14 +16,14 @@ from flwr.app import Message
 
 from ...messages.flower_adapter import name_sender
 from ...messages.traffic import NodeTraffic, cargo_of
-from ..roster_grid import LOOK_SECONDS, RosterGrid
+from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from .control_calls import RUN_LOST, ServedRun
 
 logger = logging.getLogger("fedveil.server")
 
 POLL_SECONDS = 0.2
-MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and the time for one from its announcement on
+MAX_FETCHES, FETCH_SECONDS = 32, 120.0  # replies at once, and the time for one from its announcement on
 # Flower accepts a device's clock that is up to 305 s wrong, and a reply's lifetime counts by that clock.
 CLOCK_SECONDS = 600.0
 
@@ -64,20 +64,20 @@ class SuperNodeGrid(RosterGrid):
         self.tally, self._cargo = traffic.tally, traffic.cargo
         self._served = opened.enter_context(open_run())
         super().__init__(self._served.run, nodes)
-        self._since, self._looked = dict[int, float](), -math.inf
+        self._connected_since, self._last_poll = dict[int, float](), -math.inf
         self.lost = 0
 
     @property
     def connected(self) -> dict[int, float]:
         """Nodes connected within the last second, with the Unix second since which this process knows it."""
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._last_poll > PRESENCE_SECONDS:
+            self._last_poll = time.monotonic()
             try:
                 here = self._on_line()
             except RUN_LOST:
                 here = {}
-            self._since = {node: self._since.get(node, time.time()) for node in here}
-        return self._since
+            self._connected_since = {node: self._connected_since.get(node, time.time()) for node in here}
+        return self._connected_since
 
     @property
     def counts(self) -> dict[str, int]:
@@ -87,56 +87,57 @@ class SuperNodeGrid(RosterGrid):
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         """Exchange messages; if the SuperLink loses the run, start another: nodes that have not answered drop out."""
         try:
-            yield from self._exchanged(messages, seconds)
+            yield from self._exchange_in_run(messages, seconds)
         except RUN_LOST as loss:
             logger.warning("the SuperLink lost the run (%s)", type(loss).__name__)
             self.lost += 1
             self._opened.close()
             self._served = self._opened.enter_context(self._open_run())
 
-    def _exchanged(self, messages: list[Message], seconds: float) -> Iterator[Message]:
-        end, looked = time.monotonic() + seconds, -math.inf
+    def _exchange_in_run(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        end, last_poll = time.monotonic() + seconds, -math.inf
         waiting, coming = dict[str, int](), dict[Future[Message | None], int]()
-        fetching = ThreadPoolExecutor(MOST_FETCHED, "flower reply")
+        fetching = ThreadPoolExecutor(MAX_FETCHES, "flower reply")
         try:
-            while (messages or waiting or coming) and (left := end - time.monotonic()) > 0:
-                if (messages or waiting) and time.monotonic() - looked > LOOK_SECONDS:
-                    looked, waiting = time.monotonic(), self._still_asked(waiting)
-                    messages = self._send(messages, left, waiting) if messages else []
+            while (messages or waiting or coming) and (seconds_left := end - time.monotonic()) > 0:
+                if (messages or waiting) and time.monotonic() - last_poll > PRESENCE_SECONDS:
+                    last_poll, waiting = time.monotonic(), self._in_roster(waiting)
+                    messages = self._send(messages, seconds_left, waiting) if messages else []
                 for reply in self._served.replies(list(waiting)) if waiting else ():
-                    task = fetching.submit(reply.fetch, min(left, FETCH_SECONDS))
+                    task = fetching.submit(reply.fetch, min(seconds_left, FETCH_SECONDS))
                     coming[task] = waiting.pop(reply.question)
-                for task in wait(coming, min(POLL_SECONDS, left), FIRST_COMPLETED).done if coming else ():
+                pause = min(POLL_SECONDS, seconds_left)
+                for task in wait(coming, pause, FIRST_COMPLETED).done if coming else ():
                     node, reply = coming.pop(task), task.result()
                     self._cargo.pop(node, None)
                     if reply is not None:
                         yield name_sender(reply, node)
                 if (messages or waiting) and not coming:
-                    time.sleep(min(POLL_SECONDS, left))
+                    time.sleep(pause)
         finally:
             fetching.shutdown(wait=False, cancel_futures=True)
             for node in (*waiting.values(), *coming.values()):
                 self._cargo.pop(node, None)
 
-    def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
+    def _send(self, messages: list[Message], seconds_left: float, waiting: dict[str, int]) -> list[Message]:
         """Deliver messages to connected nodes and record them in `waiting`; return those to absent nodes."""
         ids = self._on_line()
-        lasts = None if math.isinf(left) else left + CLOCK_SECONDS
-        there = [message for message in messages if message.metadata.dst_node_id in ids]
-        self._cargo.update({each.metadata.dst_node_id: cargo_of(each) for each in there})
-        addressed = [_addressed(each, ids[each.metadata.dst_node_id], lasts) for each in there]
-        for name, each in zip(self._served.push(addressed), there, strict=True):
+        lifetime = None if math.isinf(seconds_left) else seconds_left + CLOCK_SECONDS
+        deliverable = [message for message in messages if message.metadata.dst_node_id in ids]
+        self._cargo.update({each.metadata.dst_node_id: cargo_of(each) for each in deliverable})
+        addressed = [_address(each, ids[each.metadata.dst_node_id], lifetime) for each in deliverable]
+        for name, each in zip(self._served.push(addressed), deliverable, strict=True):
             if name:
                 waiting[name] = each.metadata.dst_node_id
-        to_come = set(self._nodes()) - ids.keys()
-        return [message for message in messages if message.metadata.dst_node_id in to_come]
+        absent = set(self._nodes()) - ids.keys()
+        return [message for message in messages if message.metadata.dst_node_id in absent]
 
     def _on_line(self) -> dict[int, int]:
         """Return Flower's ids of the nodes that are connected and admitted."""
-        admitted, here = self._admitted(), self._served.on_line()
+        admitted, here = self._admitted(), self._served.online_nodes()
         return {admitted[key]: node for key, node in here.items() if key in admitted}
 
 
-def _addressed(message: Message, node: int, lasts: float | None) -> Message:
+def _address(message: Message, node: int, lifetime: float | None) -> Message:
     head = message.metadata
-    return Message(message.content, node, head.message_type, ttl=lasts, group_id=head.group_id)
+    return Message(message.content, node, head.message_type, ttl=lifetime, group_id=head.group_id)

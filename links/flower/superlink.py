@@ -32,7 +32,7 @@ from ..server_bundle import ServerBundle
 from .control_calls import SUPERLINK, admit, open_run
 from .fleet_calls import node_fingerprint
 from .grid import SuperNodeGrid, open_supernodes
-from .tls_proxy import MOST_REPLY_BYTES, Front, open_front
+from .tls_proxy import MAX_REPLY_BYTES, TlsProxy, open_tls_proxy
 
 logger = logging.getLogger("fedveil.server")
 
@@ -84,7 +84,7 @@ class SuperLink:
     admitted: Admitted
     keys: Path
     _process: subprocess.Popen[bytes] | None = None
-    _let_in: set[bytes] = field(default_factory=set[bytes])
+    _admitted_keys: set[bytes] = field(default_factory=set[bytes])
 
     def secret(self) -> bytes:
         """Return the secret that identifies the executor of its tasks: this process, and any reader of the file."""
@@ -139,12 +139,12 @@ class SuperLink:
             self._process.kill()
             self._process.wait()
 
-    def let_in(self) -> None:
+    def admit_nodes(self) -> None:
         """Update its list of admitted keys, if it has changed."""
-        wanted = public_keys(self.keys, self.admitted())
-        if wanted != self._let_in:
-            admit(self.address, wanted)
-            self._let_in = wanted
+        keys = public_keys(self.keys, self.admitted())
+        if keys != self._admitted_keys:
+            admit(self.address, keys)
+            self._admitted_keys = keys
 
     def watch(self, over: threading.Event) -> None:
         """Restart it whenever it dies, and follow the admission list, until `over` is set."""
@@ -153,7 +153,7 @@ class SuperLink:
                 if self._process is not None and self._process.poll() is not None:
                     logger.warning("the SuperLink died (%s) and is started again", self._process.returncode)
                     self.start()
-                self.let_in()
+                self.admit_nodes()
             except (Refusal, httpx.HTTPError, OSError) as failure:
                 logger.error("the SuperLink is not as it should be: %s", failure)
 
@@ -185,16 +185,16 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
     with ExitStack() as opened:
         # Not in the folder: the path of a Unix socket has room for a hundred characters.
         listens = Path(opened.enter_context(TemporaryDirectory(prefix="fedveil-"))) / "superlink"
-        address = opened.enter_context(open_door(listens))
+        address = opened.enter_context(open_proxy(listens))
         link = SuperLink(folder / STATE, address, listens, admitted, folder / KEYS)
         over = threading.Event()
         watch = threading.Thread(target=link.watch, args=(over,), name="superlink")
-        run = partial(open_run, link.address, link.secret(), MOST_REPLY_BYTES)
-        front = Front(f"http://{link.address}", admitted, listens)
-        opened.enter_context(open_front(front, listen, folder / "tls.pem", folder / "tls.key"))
+        run = partial(open_run, link.address, link.secret(), MAX_REPLY_BYTES)
+        front = TlsProxy(f"http://{link.address}", admitted, listens)
+        opened.enter_context(open_tls_proxy(front, listen, folder / "tls.pem", folder / "tls.key"))
         try:
             link.start()
-            link.let_in()
+            link.admit_nodes()
             watch.start()
             with open_supernodes(run, nodes, admitted, front.traffic) as grid:
                 yield grid
@@ -211,41 +211,41 @@ def public_keys(folder: Path, admitted: Mapping[str, int]) -> set[bytes]:
     Raises:
       Refusal: one is missing, or a file is no key.
     """
-    found: dict[str, bytes] = {}
+    pems: dict[str, bytes] = {}
     for path in sorted(folder.glob("*.pub")):
         try:
             key = load_ssh_public_key(path.read_bytes())
         except ValueError:
             raise Refusal("file", str(path), "is not a public key in OpenSSH's form") from None
         pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        found[node_fingerprint(pem)] = pem
-    missing = sorted(node for fingerprint, node in admitted.items() if fingerprint not in found)
+        pems[node_fingerprint(pem)] = pem
+    missing = sorted(node for fingerprint, node in admitted.items() if fingerprint not in pems)
     if missing:
         remedy = f"the SuperNode keys of nodes {missing} are missing; provision again"
         raise Refusal("file", str(folder), remedy)
-    return {found[fingerprint] for fingerprint in admitted}
+    return {pems[fingerprint] for fingerprint in admitted}
 
 
 @contextmanager
-def open_door(path: Path) -> Generator[str]:
+def open_proxy(path: Path) -> Generator[str]:
     """Forward connections of this user's processes to the socket at `path`, and yield the proxy's loopback address.
 
     Flower's SuperLink has no password for its operator: access to it allows running code. It therefore listens on a
     socket in a folder that only this user may enter. Flower's own commands, which need a port, use this proxy.
     """
     loop = stream_loop()
-    begun = asyncio.start_server(partial(_pass_on, path), "127.0.0.1", 0)
-    door = asyncio.run_coroutine_threadsafe(begun, loop).result()
-    host, port = door.sockets[0].getsockname()
+    server = asyncio.start_server(partial(_pass_on, path), "127.0.0.1", 0)
+    listening = asyncio.run_coroutine_threadsafe(server, loop).result()
+    host, port = listening.sockets[0].getsockname()
     try:
         yield f"{host}:{port}"
     finally:
-        loop.call_soon_threadsafe(door.close)
+        loop.call_soon_threadsafe(listening.close)
 
 
 async def _pass_on(path: Path, caller: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
     theirs, ours = (back.get_extra_info(end) for end in ("peername", "sockname"))
-    with suppress(OSError):  # nobody is behind the door yet, or one of the two has gone
+    with suppress(OSError):  # the SuperLink does not listen yet, or one end has closed
         try:
             if (user := owner_of(theirs, ours)) != os.geteuid():
                 logger.warning("a call of the operator's by user %s was turned away", user)
@@ -261,15 +261,15 @@ async def _pass_on(path: Path, caller: asyncio.StreamReader, back: asyncio.Strea
 
 def owner_of(end: Address, other: Address) -> int | None:
     """Return the user who owns an end of a connection on this machine; None if that end is not open."""
-    wanted = [_written(*end), _written(*other), OPEN]
+    ends = [_table_address(*end), _table_address(*other), OPEN]
     for line in TCP_TABLE.read_text().splitlines()[1:]:
         fields = line.split()
-        if fields[1:4] == wanted:
+        if fields[1:4] == ends:
             return int(fields[7])
     return None
 
 
-def _written(host: str, port: int) -> str:
+def _table_address(host: str, port: int) -> str:
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 

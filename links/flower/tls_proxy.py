@@ -37,17 +37,17 @@ from ..roster_watch import Admitted, Followed
 from ..server_bundle import FORMER
 from .fleet_calls import FLEET_PATHS, PULL_OBJECT, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 
-MOST_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB
-MOST_REPLY_BYTES = 1 << 28  # of one message, as on our own link
-MOST_HEADER_BYTES = 16 << 10
-MOST_CONNECTIONS = 512
-MOST_CALLS, MOST_CALLS_OF_A_NODE = 64, 8
+MAX_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB
+MAX_REPLY_BYTES = 1 << 28  # of one message, as on our own link
+MAX_HEADER_BYTES = 16 << 10
+MAX_CONNECTIONS = 512
+MAX_CALLS, MAX_NODE_CALLS = 64, 8
 HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
 STOP_SECONDS = 2
 PASSED = ("content-type", "content-length", "accept", "user-agent")
 FLOWER = "flwr-"  # of headers
 # Bytes that carry a call beside its own: a record of TLS 1.3 has 22 more (RFC 8446, section 5.2), and at most 16 KiB.
-TLS_RECORD, MOST_RECORD = 22, 1 << 14
+TLS_RECORD, MAX_RECORD = 22, 1 << 14
 # Bytes of a connection's handshake, with a post-quantum exchange of keys and the server's certificate alone. Measured by a relay.
 OPENING_UP, OPENING_DOWN = 1620, 2490
 LINE_END = "\r\n"
@@ -58,7 +58,7 @@ class _TooLarge(Exception):
     """Body that exceeds the limit of forwarded bytes."""
 
 
-class Front:
+class TlsProxy:
     """Front as an ASGI application.
 
     Args:
@@ -72,13 +72,13 @@ class Front:
 
     def __init__(self, upstream: str, admitted: Admitted, socket_path: Path | None = None) -> None:
         self._upstream, self._admitted = upstream, admitted
-        limits = httpx.Limits(max_connections=MOST_CALLS, max_keepalive_connections=MOST_CALLS)
+        limits = httpx.Limits(max_connections=MAX_CALLS, max_keepalive_connections=MAX_CALLS)
         way = httpx.AsyncHTTPTransport(
             uds=None if socket_path is None else str(socket_path), limits=limits, trust_env=False
         )
         self._client = httpx.AsyncClient(timeout=CALL_SECONDS, transport=way, trust_env=False)
         self._calls: Counter[int] = Counter()
-        self._sent: Counter[int] = Counter()
+        self._message_bytes: Counter[int] = Counter()
         self.traffic = NodeTraffic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,39 +109,39 @@ class Front:
     def _count(self, call: _CountedCall, scope: Scope, node: int | None) -> None:
         """Count a call's bytes by purpose; the answer to a push and a request for a part are overhead."""
         up = down = CONTROL
-        taken = call.taken
+        received = call.received
         if node is not None:
-            taken = taken or int(Headers(scope=scope).get("content-length", "0"))  # came, and was not read
+            received = received or int(Headers(scope=scope).get("content-length", "0"))  # came, was not read
             path, cargo = scope["raw_path"].decode("latin-1"), self.traffic.cargo.get(node)
             if path in (PUSH_MESSAGES, PUSH_OBJECT):
-                up = LOST if cargo is None else cargo.up(taken)
+                up = LOST if cargo is None else cargo.up(received)
             elif path == PULL_OBJECT:
                 down = LOST if cargo is None else cargo.down
         tally = self.traffic.tally
-        tally.add("up", up, _request_bytes(scope) + _in_records(taken))
-        tally.add("down", down, _in_records(call.head) + _in_records(call.given))
+        tally.add("up", up, _request_bytes(scope) + _in_records(received))
+        tally.add("down", down, _in_records(call.head) + _in_records(call.sent))
 
     def _caller(self, request: Request) -> int | Response:
         """Return the calling node by its headers, or the response that refuses it."""
         if request.method != "POST" or request.scope["raw_path"].decode("latin-1") not in FLEET_PATHS:
             return refused(404)
         length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             return refused(413)
         node = self._admitted().get(signed_by(request.headers) or "")
         if node is None:
             return refused(401)
-        if self._calls.total() >= MOST_CALLS or self._calls[node] >= MOST_CALLS_OF_A_NODE:
+        if self._calls.total() >= MAX_CALLS or self._calls[node] >= MAX_NODE_CALLS:
             return refused(503)
         return node
 
     async def _pass_on(self, request: Request, node: int) -> Response:
         path = request.url.path
         if path == PUSH_MESSAGES:
-            self._sent[node] = 0
+            self._message_bytes[node] = 0
         body = self._body(request, node if path == PUSH_OBJECT else None)
         call = self._client.build_request(
-            "POST", self._upstream + path, headers=_passed(request.headers), content=body
+            "POST", self._upstream + path, headers=_forwarded_headers(request.headers), content=body
         )
         try:
             answer = await self._client.send(call, stream=True)
@@ -149,19 +149,20 @@ class Front:
             return refused(413)
         except httpx.HTTPError:
             return refused(503)
-        kept = _passed(answer.headers)
+        headers = _forwarded_headers(answer.headers)
         return StreamingResponse(
-            answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose)
+            answer.aiter_raw(), answer.status_code, headers, background=BackgroundTask(answer.aclose)
         )
 
     async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, and count the bytes of a node's message."""
-        taken = 0
+        received = 0
         async for chunk in request.stream():
-            taken += len(chunk)
+            received += len(chunk)
             if node is not None:
-                self._sent[node] += len(chunk)
-            if taken > MOST_BODY_BYTES or (node is not None and self._sent[node] > MOST_REPLY_BYTES):
+                self._message_bytes[node] += len(chunk)
+            too_long = node is not None and self._message_bytes[node] > MAX_REPLY_BYTES
+            if received > MAX_BODY_BYTES or too_long:
                 raise _TooLarge
             yield chunk
 
@@ -170,29 +171,29 @@ class Front:
         await self._client.aclose()
 
 
-def _passed(headers: Mapping[str, str]) -> dict[str, str]:
+def _forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the forwarded headers."""
     return {name: value for name, value in headers.items() if name in PASSED or name.startswith(FLOWER)}
 
 
 class _CountedCall:
-    """Both directions of a call, with their bytes: `taken` of its body, `head` and `given` of the answer."""
+    """Both directions of a call, with their bytes: `received` of its body, `head` and `sent` of the answer."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
-        self.taken = self.head = self.given = 0
+        self.received = self.head = self.sent = 0
 
     async def receive(self) -> Message:
         """Return the next event."""
         event = await self._receive()
-        self.taken += len(event.get("body", b""))
+        self.received += len(event.get("body", b""))
         return event
 
     async def send(self, event: Message) -> None:
         """Send the answer's next event."""
         if event["type"] == "http.response.start":
             self.head = STATUS_LINE + _headers_bytes(event["headers"])
-        self.given += len(event.get("body", b""))
+        self.sent += len(event.get("body", b""))
         await self._send(event)
 
 
@@ -209,7 +210,7 @@ def _headers_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 def _in_records(size: int) -> int:
     """Return the bytes on a connection of a single write of this many bytes."""
-    return size + -(-size // MOST_RECORD) * TLS_RECORD
+    return size + -(-size // MAX_RECORD) * TLS_RECORD
 
 
 def refused(status: int) -> Response:
@@ -225,10 +226,10 @@ class _Punctual(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, if there is room for it."""
         super().connection_made(transport)
-        if isinstance(self.app, Front):
+        if isinstance(self.app, TlsProxy):
             self.app.connected()
         self._hurry()
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -255,13 +256,13 @@ class _Punctual(H11Protocol):
 
 
 @contextmanager
-def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Generator[int]:
+def open_tls_proxy(proxy: TlsProxy, listen: str, certificate: Path, key: Path) -> Generator[int]:
     """Serve the front in a separate thread within the context, and yield its port.
 
     Connections that begin after certificate and key were replaced get the new ones.
 
     Args:
-      front: the application.
+      proxy: the application.
       listen: address and port; port 0 takes a free one.
       certificate: path of the server's certificate in PEM.
       key: path of its private key in PEM.
@@ -269,9 +270,9 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
-    door = listener("listen", listen)
+    listening = listener("listen", listen)
     config = uvicorn.Config(
-        front,
+        proxy,
         http=_Punctual,
         ws="none",
         lifespan="off",
@@ -285,26 +286,26 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
         ssl_keyfile=key,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
-        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
     try:
         config.load()
     except OSError as error:
-        door.close()
+        listening.close()
         raise Refusal("file", str(certificate), "is not a certificate of the key beside it") from error
     assert config.ssl is not None
     config.ssl.sni_callback = _newest(config.ssl, certificate, key)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=_serve, args=(server, door, front), name="front")
+    thread = threading.Thread(target=_serve, args=(server, listening, proxy), name="front")
     thread.start()
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
-        yield door.getsockname()[1]
+        yield listening.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join()
-        door.close()
+        listening.close()
 
 
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
@@ -333,9 +334,9 @@ def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[...
     return choose
 
 
-def _serve(server: uvicorn.Server, door: socket.socket, front: Front) -> None:
+def _serve(server: uvicorn.Server, listening: socket.socket, proxy: TlsProxy) -> None:
     async def serve() -> None:
-        await server.serve([door])
-        await front.close()
+        await server.serve([listening])
+        await proxy.close()
 
     asyncio.run(serve())

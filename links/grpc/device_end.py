@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ from ...messages.message_codec import Buffer, MalformedMessage, pack_body, segme
 from ...messages.wire import FAILED
 from ..device_answers import (
     COPIED,
-    MOST_BYTES,
+    MAX_BYTES,
     Handle,
     Journal,
     Longest,
-    away,
     back_off,
-    handled_once,
+    describe_loss,
+    handle_once,
     usual_wait,
 )
 from .event_loop import next_frame, stream_loop, until_one_ends
@@ -53,8 +54,8 @@ logger = logging.getLogger("fedveil.client")
 
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
-POLL_SECONDS = 0.5  # between two looks at whether it is to stop
-NONE_CHARGED = frozenset[str]()
+POLL_SECONDS = 0.5  # between two checks of the stop event
+NO_CHARGES = frozenset[str]()
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -98,7 +99,7 @@ def follow(
     stop: threading.Event,
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
-    charged: Callable[[str], bool] = NONE_CHARGED.__contains__,
+    is_charged: Callable[[str], bool] = NO_CHARGES.__contains__,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 
@@ -109,56 +110,57 @@ def follow(
       stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
       notify: called from another thread with a line of text when the link comes up, goes down or waits.
       longest: returns the longest wait between two attempts to connect, in seconds.
-      charged: returns whether the device's ledgers hold a charge for the instruction of an id; the journal forgets old
+      is_charged: returns whether the device's ledgers hold a charge for the instruction of an id; the journal forgets old
         ones.
 
     Raises:
       OSError: the journal cannot be opened.
     """
-    begun = Journal(journal)
+    instructions = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = DeviceStream(endpoint, inbox, notify, longest, lambda names: begun.unknown(names, charged))
-    kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
+    unknown = partial(instructions.unknown, is_charged=is_charged)
+    stream = DeviceStream(endpoint, inbox, notify, longest, unknown)
+    connection = asyncio.run_coroutine_threadsafe(stream.keep(), stream_loop())
     try:
         while not stop.is_set():
-            answer_one(inbox, handle, lambda _: begun)
+            answer_one(inbox, handle, lambda _: instructions)
     finally:
-        line.hang_up()
-        kept.result()
-        begun.close()
+        stream.hang_up()
+        connection.result()
+        instructions.close()
 
 
-def _in_words(error: grpc.aio.AioRpcError) -> str:
-    said = str(error.details())
+def _describe(error: grpc.aio.AioRpcError) -> str:
+    details = str(error.details())
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
-        return f"the server turns this device away, which was revoked or has new keys: {said}"
-    if "handshake failed" in said.lower():
+        return f"the server turns this device away, which was revoked or has new keys: {details}"
+    if "handshake failed" in details.lower():
         return UNTRUSTED
-    why = said.rpartition(": ")[2] if error.code() is grpc.StatusCode.UNAVAILABLE else said
-    return f"{error.code().name.lower()}: {why}"
+    reason = details.rpartition(": ")[2] if error.code() is grpc.StatusCode.UNAVAILABLE else details
+    return f"{error.code().name.lower()}: {reason}"
 
 
-def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[DeviceStream], Journal]) -> None:
+def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream], Journal]) -> None:
     """Answer the next instruction, if one comes within `POLL_SECONDS`, and release its memory.
 
     Args:
       inbox: queue of instructions.
       handle: does what an instruction asks for.
-      begun: returns the journal of a stream.
+      journal_of: returns the journal of a stream.
     """
     with suppress(queue.Empty):
-        line, name, data = inbox.get(timeout=POLL_SECONDS)
-        line.answer(name, answered(name, data, handle, begun(line)))
+        stream, name, data = inbox.get(timeout=POLL_SECONDS)
+        stream.answer(name, answer_instruction(name, data, handle, journal_of(stream)))
 
 
-def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Parts:
+def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Journal) -> Parts:
     """Return the reply to one instruction.
 
     Args:
       name: the instruction's id.
       data: its bytes.
       handle: does what it asks for.
-      begun: journal of what was begun.
+      journal: journal of what was begun.
 
     Returns:
       The reply's bytes in pieces; empty if the instruction is no message.
@@ -172,10 +174,10 @@ def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Part
         )
         return ()
     try:
-        reply = handled_once(name, message, handle, begun)
+        reply = handle_once(name, message, handle, journal)
         return segments(reply.metadata, pack_body(reply))
     except Exception:
-        # What failed may depend on the data: nobody but the owner may read it.
+        # The error may depend on the data: only the owner's log has it.
         logger.exception("an instruction failed at this client")
     reply = Message(Error(FAILED, "the client failed"), reply_to=message)
     return segments(reply.metadata, pack_body(reply))
@@ -205,7 +207,7 @@ class DeviceStream:
         self._endpoint, self._inbox, self._notify, self._longest = endpoint, inbox, notify, longest
         self._pending: set[str] = set()
         self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
-        self._owed: set[str] = set()
+        self._pending_replies: set[str] = set()
         self._outbox: asyncio.Queue[str] | None = None
         self._failures = 0
         self._ending, self._settled = asyncio.Event(), asyncio.Event()
@@ -230,37 +232,37 @@ class DeviceStream:
 
     async def keep(self) -> None:
         """Connect, and connect again, until `hang_up` is called."""
-        connecting = asyncio.ensure_future(self._connect_for_ever())
+        connecting = asyncio.ensure_future(self._reconnect())
         await self._ending.wait()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), LINGER_SECONDS)
         connecting.cancel()
         await asyncio.gather(connecting, return_exceptions=True)
 
-    async def _connect_for_ever(self) -> None:
+    async def _reconnect(self) -> None:
         while True:
             try:
-                why = await self._session()
+                reason = await self._session()
             except Exception as error:
                 logger.exception("the link failed")
-                why = type(error).__name__
+                reason = type(error).__name__
             self._failures += 1
             seconds = back_off(self._failures, self._longest())
-            self._notify(away(seconds, why))
+            self._notify(describe_loss(seconds, reason))
             await asyncio.sleep(seconds)
 
     async def _session(self) -> str:
         """Serve one stream until it ends and return the reason."""
-        to, own = self._endpoint, self._endpoint.credentials()
-        credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.certificate)
-        async with grpc.aio.secure_channel(to.server, credentials, OPTIONS) as channel:
+        server, pems = self._endpoint.server, self._endpoint.credentials()
+        credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.certificate)
+        async with grpc.aio.secure_channel(server, credentials, OPTIONS) as channel:
             call: Any = channel.stream_stream(METHOD)()
             try:
                 await self._greet(call)
-                self._notify(f"connected to {to.server}")
+                self._notify(f"connected to {server}")
                 await self._exchange(call)
             except grpc.aio.AioRpcError as error:
-                return _in_words(error)
+                return _describe(error)
             except (BadFrame, TimeoutError, EOFError, asyncio.InvalidStateError) as error:
                 return str(error) or type(error).__name__
             finally:
@@ -271,8 +273,8 @@ class DeviceStream:
 
     async def _greet(self, call: Any) -> None:
         async with asyncio.timeout(GREETING_SECONDS):
-            known = [*self._pending, *reversed(self._replies)][:MAX_IDS]
-            await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, known)))
+            ids = [*self._pending, *reversed(self._replies)][:MAX_IDS]
+            await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, ids)))
             frame = await next_frame(call)
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
             raise BadFrame(f"this client speaks protocol {PROTOCOL_VERSION}; the server said {frame}")
@@ -286,7 +288,7 @@ class DeviceStream:
 
     async def _exchange(self, call: Any) -> None:
         self._outbox = asyncio.Queue()
-        self._owed.clear()  # the server reminds of what it still wants
+        self._pending_replies.clear()  # the server reminds of what it still wants
         for task in await until_one_ends(self._receive(call), self._send(call, self._outbox)):
             task.result()
 
@@ -295,7 +297,7 @@ class DeviceStream:
         while True:
             frame = await next_frame(call)
             if isinstance(frame, Ack):
-                self._owed.discard(frame.id)
+                self._pending_replies.discard(frame.id)
                 self._settle()
             elif isinstance(frame, Begin) and gathering is None:
                 gathering = self._begin(frame)
@@ -309,11 +311,11 @@ class DeviceStream:
     def _begin(self, begin: Begin) -> MessageBuffer | None:
         if begin.size == 0:
             return self._remind(begin.id)
-        return MessageBuffer(begin, MOST_BYTES)
+        return MessageBuffer(begin, MAX_BYTES)
 
     def _remind(self, name: str) -> None:
         if name in self._replies and self._outbox is not None:
-            self._owed.add(name)
+            self._pending_replies.add(name)
             self._outbox.put_nowait(name)
 
     def _take(self, gathering: MessageBuffer) -> None:
@@ -331,7 +333,7 @@ class DeviceStream:
         if not parts:
             return
         self._replies[name] = parts
-        self._owed.add(name)
+        self._pending_replies.add(name)
         self._remind(name)
         self._settle()
 
@@ -345,9 +347,9 @@ class DeviceStream:
     def _settle(self) -> None:
         """Drop replies that have arrived, except for the last, and note whether one is owed to a connected server."""
         for name in list(self._replies)[:-1]:
-            if name not in self._owed or len(self._replies) > MAX_IDS:
+            if name not in self._pending_replies or len(self._replies) > MAX_IDS:
                 del self._replies[name]
-        if self._owed and self._outbox is not None:
+        if self._pending_replies and self._outbox is not None:
             self._settled.clear()
         else:
             self._settled.set()

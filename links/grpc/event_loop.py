@@ -47,8 +47,8 @@ async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> set[asyncio.Task[A
     """Run the coroutines at the same time until one ends, cancel the others and return the tasks that have ended."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return done
+        finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return finished
     finally:
         for task in tasks:
             task.cancel()

@@ -35,14 +35,14 @@ from ...messages.frames import MAX_FRAME_BYTES, METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from ...messages.traffic import Cargo, Tally, cargo_of
 from ...messages.wire import SPEC_RECORD, UNREADABLE
-from ..roster_grid import LOOK_SECONDS, RosterGrid
+from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from .event_loop import stream_loop
 from .server_end import Letter, Switchboard, Traffic
 
 logger = logging.getLogger("fedveil.server")
 
-MOST_REPLY_BYTES = 1 << 28
+MAX_REPLY_BYTES = 1 << 28
 RENEWAL_SECONDS = 0.1  # see `_listen`; the gap that it covers lasts microseconds
 
 OPTIONS = (
@@ -63,7 +63,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Door:
+class ServerEndpoint:
     """Address on which a server listens, its credentials, and the admitted nodes.
 
     Attributes:
@@ -82,60 +82,60 @@ class Door:
 
 
 @contextmanager
-def open_link(door: Door) -> Generator[LinkGrid]:
+def open_link(endpoint: ServerEndpoint) -> Generator[LinkGrid]:
     """Listen as long as the context lasts, and give the grid.
 
     Raises:
       Refusal: the address cannot be listened on, certificate and key do not go together, or a file cannot be read.
     """
-    before = read_acknowledged(door.acknowledged)
-    listener("listen", door.listen).close()  # gRPC says of a taken address no reason
+    acknowledged = read_acknowledged(endpoint.acknowledged)
+    listener("listen", endpoint.listen).close()  # gRPC gives no reason for an address in use
     loop = stream_loop()
-    board = Switchboard(door.admitted, MOST_REPLY_BYTES, before)
+    board = Switchboard(endpoint.admitted, MAX_REPLY_BYTES, acknowledged)
     try:
-        server, port = asyncio.run_coroutine_threadsafe(_listen(door, board), loop).result()
+        server, port = asyncio.run_coroutine_threadsafe(_listen(endpoint, board), loop).result()
     except Exception as error:
-        raise Refusal("listen", door.listen, f"no link can be opened there: {error}") from error
+        raise Refusal("listen", endpoint.listen, f"no link can be opened there: {error}") from error
     watch = asyncio.run_coroutine_threadsafe(board.watch(), loop)
     try:
-        yield LinkGrid(door.nodes, board, port, door.acknowledged)
+        yield LinkGrid(endpoint.nodes, board, port, endpoint.acknowledged)
     finally:
         watch.cancel()
         asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
 
 
-async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
-    most = ("grpc.max_allowed_incoming_connections", min(for_connections(), MAX_CONNECTIONS))
-    server = grpc.aio.server(options=(*OPTIONS, most))
+async def _listen(endpoint: ServerEndpoint, board: Switchboard) -> tuple[Any, int]:
+    connection_limit = ("grpc.max_allowed_incoming_connections", min(for_connections(), MAX_CONNECTIONS))
+    server = grpc.aio.server(options=(*OPTIONS, connection_limit))
     service, method = METHOD.strip("/").split("/")
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
-    last = door.credentials()
+    last = endpoint.credentials()
 
-    def changed() -> Any:
+    def renewal() -> Any:
         nonlocal last
-        own = door.credentials()
-        if own == last:
+        newest = endpoint.credentials()
+        if newest == last:
             return None
-        last = own
+        last = newest
         # gRPC frees the old certificate on return, although a connection that asked just before may not have taken its
         # reference yet, and the process would crash (grpc/grpc issue 36693). It asks under a lock, so that during this
         # pause no other connection gets that far, and those that are there take theirs.
         time.sleep(RENEWAL_SECONDS)
-        return _shown(own)
+        return _certificate_configuration(newest)
 
     credentials = grpc.dynamic_ssl_server_credentials(
-        _shown(last), changed, require_client_authentication=True
+        _certificate_configuration(last), renewal, require_client_authentication=True
     )
-    port = server.add_secure_port(door.listen, credentials)
+    port = server.add_secure_port(endpoint.listen, credentials)
     await server.start()
     return server, port
 
 
-def _shown(own: Credentials) -> Any:
+def _certificate_configuration(credentials: Credentials) -> Any:
     return grpc.ssl_server_certificate_configuration(
-        [(own.key, own.certificate)], own.ca + b"\n" + own.earlier
+        [(credentials.key, credentials.certificate)], credentials.ca + b"\n" + credentials.earlier
     )
 
 
@@ -162,7 +162,7 @@ class LinkGrid(RosterGrid):
         self._board, self.port, self._acknowledged = board, port, acknowledged
         self._call = stream_loop().call_soon_threadsafe
         self._session, self._count = secrets.token_hex(8), itertools.count()
-        self._unreadable, self._kept = 0, dict(board.acknowledged)
+        self._unreadable, self._stored = 0, dict(board.acknowledged)
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -177,7 +177,8 @@ class LinkGrid(RosterGrid):
     @property
     def connected(self) -> dict[int, float]:
         """Connected nodes, with the Unix second at which each connected."""
-        return {node: passed.since for node, passed in self.traffic.items() if passed.since}
+        starts = {node: passed.connected_since for node, passed in self.traffic.items()}
+        return {node: start for node, start in starts.items() if start}
 
     @property
     def restored(self) -> dict[int, float]:
@@ -191,60 +192,60 @@ class LinkGrid(RosterGrid):
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
-        sent = self._written(messages, lambda letter, data: arrived.put((letter, data)))
-        letters = [letter for letter, _ in sent.values()]
+        outgoing = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
+        letters = [letter for letter, _ in outgoing.values()]
         self._call(self._board.post, letters)
         waiting, end = {letter.id: letter.node for letter in letters}, time.monotonic() + seconds
         try:
             while waiting:
-                left = max(0.0, end - time.monotonic())
+                seconds_left = max(0.0, end - time.monotonic())
                 try:
-                    letter, data = arrived.get(timeout=min(left, LOOK_SECONDS))
+                    letter, data = arrived.get(timeout=min(seconds_left, PRESENCE_SECONDS))
                 except queue.Empty:
-                    waiting = self._still_asked(waiting) if left else {}
+                    waiting = self._in_roster(waiting) if seconds_left else {}
                     continue
                 del waiting[letter.id]
-                reply = self._read(sent[letter.id][1], data)
-                if not reply.has_error() and SPEC_RECORD in sent[letter.id][1].content:
+                reply = self._read(outgoing[letter.id][1], data)
+                if not reply.has_error() and SPEC_RECORD in outgoing[letter.id][1].content:
                     self._board.acknowledge(letter.node, letter.id)
-                del data  # or it is held until the next one is there
+                del data  # or its memory is held until the next reply
                 yield reply
                 del reply
         finally:
             self._call(self._board.withdraw, letters)
-            self._keep()
+            self._store_acknowledged()
 
-    def _keep(self) -> None:
+    def _store_acknowledged(self) -> None:
         """Store what each key has answered; where that fails, the file tells of less, and fewer copies are noticed."""
-        now = dict(self._board.acknowledged)
-        if self._acknowledged is not None and now != self._kept:
+        acknowledged = dict(self._board.acknowledged)
+        if self._acknowledged is not None and acknowledged != self._stored:
             try:
-                replace_file(self._acknowledged, (json.dumps(now) + "\n").encode())
-                self._kept = now
+                replace_file(self._acknowledged, (json.dumps(acknowledged) + "\n").encode())
+                self._stored = acknowledged
             except OSError as error:
                 logger.warning("%s cannot be written: %s", self._acknowledged, error.strerror)
 
-    def _written(
+    def _write_letters(
         self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
     ) -> dict[str, tuple[Letter, Message]]:
         """Return the messages and their letters by id; content that several messages share is packed once."""
         bodies: dict[int, tuple[Body, Cargo]] = {}
-        written: dict[str, tuple[Letter, Message]] = {}
+        letters: dict[str, tuple[Letter, Message]] = {}
         for message in messages:
             if (packed := bodies.get(id(message.content))) is None:
                 packed = bodies[id(message.content)] = pack_body(message), cargo_of(message)
             body, cargo = packed
             name_message(message, self._name(message, body))
             head = message.metadata
-            told = read_statement(message.content)
-            size = told.size if told is not None and told.difference else 0
+            statement = read_statement(message.content)
+            size = statement.size if statement is not None and statement.difference else 0
             letter = Letter(head.message_id, head.dst_node_id, segments(head, body), cargo, deliver, size)
-            written[letter.id] = (letter, message)
-        return written
+            letters[letter.id] = (letter, message)
+        return letters
 
     def _name(self, message: Message, body: Body) -> str:
         node = message.metadata.dst_node_id
-        # A message of no run gets a fresh id: nothing says that the same question wants the same answer.
+        # A message outside a run gets a fresh id: an equal question may need another answer.
         return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
 
     def _read(self, request: Message, data: bytearray) -> Message:

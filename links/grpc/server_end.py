@@ -36,13 +36,11 @@ from ..roster_watch import Admitted, fingerprint
 from .event_loop import next_frame, until_one_ends
 
 HELLO_SECONDS = 10.0  # for the first frame
-CHECK_SECONDS = (
-    1.0  # between two looks at who is admitted; a device that was restored or copied refuses in less
-)
+CHECK_SECONDS = 1.0  # between two reads of the admission list; a restored or copied device refuses sooner
 REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
 REPLY_ROOM = 1 << 20
-MOST_UNREAD = 1000  # of what waits to be sent to a client
-REMEMBERED = 4096  # answered ids, to tell a reply that comes twice from one that comes late
+MAX_UNREAD = 1000  # of what waits to be sent to a client
+REMEMBERED = 4096  # answered ids, to distinguish a duplicate reply from a late one
 # Bytes that a relay measured beside frames: a stream's beginning and end (handshake of TLS 1.3, settings and headers
 # of HTTP/2), without certificates, of which each end sends one and the server's two tickets hold the client's; the window
 # updates that answer a message; and pings with their answers on a quiet stream.
@@ -85,16 +83,16 @@ class Traffic:
     """Traffic between the server and one node, over all of its streams.
 
     Attributes:
-      since: Unix second at which the present stream began; 0 while the node is away, or may yet refuse.
-      last_seen: Unix second at which the last stream ended; 0 before.
+      connected_since: Unix second at which the present stream began; 0 while the node is away, or may yet refuse.
+      disconnected_at: Unix second at which the last stream ended; 0 before.
       streams: number of streams so far.
-      quiet_since: when the last frame went or a ping was due, by the monotonic clock.
+      last_frame: when the last frame went or a ping was due, by the monotonic clock.
     """
 
-    since: float = 0.0
-    last_seen: float = 0.0
+    connected_since: float = 0.0
+    disconnected_at: float = 0.0
     streams: int = 0
-    quiet_since: float = 0.0
+    last_frame: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +128,9 @@ class Switchboard:
     """
 
     def __init__(
-        self, admitted: Admitted, most_reply_bytes: int, acknowledged: Mapping[str, str] | None = None
+        self, admitted: Admitted, max_reply_bytes: int, acknowledged: Mapping[str, str] | None = None
     ) -> None:
-        self._admitted, self._most = admitted, most_reply_bytes
+        self._admitted, self._max_reply_bytes = admitted, max_reply_bytes
         self.acknowledged, self.restored = dict(acknowledged or {}), dict[int, float]()
         self.tally = Tally()
         self._peers: dict[int, _Peer] = {}
@@ -177,12 +175,12 @@ class Switchboard:
             for peer in self._peers.values():
                 if admitted.get(peer.key) != peer.node:
                     peer.revoked.set()
-                if not peer.traffic.since and time.monotonic() - peer.began >= CHECK_SECONDS:
-                    peer.traffic.since = time.time()
-                if time.monotonic() - peer.traffic.quiet_since >= QUIET_SECONDS:
+                if not peer.traffic.connected_since and time.monotonic() - peer.began >= CHECK_SECONDS:
+                    peer.traffic.connected_since = time.time()
+                if time.monotonic() - peer.traffic.last_frame >= QUIET_SECONDS:
                     self.tally.add("up", CONTROL, PINGS)
                     self.tally.add("down", CONTROL, PINGS)
-                    peer.traffic.quiet_since = time.monotonic()
+                    peer.traffic.last_frame = time.monotonic()
 
     # --- one stream -----------------------------------------------------------------------------------------------
 
@@ -201,30 +199,30 @@ class Switchboard:
             await self._refuse(context, Code.PERMISSION_DENIED, f"the key {key} is not admitted")
         hello = await self._greet(context, node)
         peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
-        self._peers[node] = peer  # nothing is awaited between the look at who is here and this
+        self._peers[node] = peer  # no await between the check of connected nodes and this
         self._keys[node] = key
-        if node not in self.restored:  # whose stream counts once it lasts: see `watch`
-            peer.traffic.since = time.time()
+        if node not in self.restored:  # of a restored node the stream counts later: see `watch`
+            peer.traffic.connected_since = time.time()
         peer.traffic.streams += 1
-        known = [self.acknowledged[key]] if key in self.acknowledged else []
-        greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, known)), _der_bytes(certificate)
-        self.tally.add("up", CONTROL, OPENING_UP + size + self._received(peer, hello))
+        last_ids = [self.acknowledged[key]] if key in self.acknowledged else []
+        greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, last_ids)), _der_bytes(certificate)
+        self.tally.add("up", CONTROL, OPENING_UP + size + self._count_received(peer, hello))
         self.tally.add("down", CONTROL, OPENING_DOWN + CERTIFICATES_DOWN * size)
         for letter in self._waiting.get(node, {}).values():
             peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.instruction_ids else letter)
         try:
             await context.write(greeting)
-            self._sent(peer, CONTROL, len(greeting))
+            self._count_sent(peer, CONTROL, len(greeting))
             ended = await self._exchange(peer)
         finally:
             del self._peers[node]
-            peer.traffic.since, peer.traffic.last_seen = 0.0, time.time()
+            peer.traffic.connected_since, peer.traffic.disconnected_at = 0.0, time.time()
         if ended is not None:  # after the node is forgotten: a client that does not read may never hear of it
             await self._refuse(context, *ended)
 
-    async def _refuse(self, context: Any, code: Any, why: str) -> NoReturn:
+    async def _refuse(self, context: Any, code: Any, reason: str) -> NoReturn:
         self._counts[code.name.lower()] += 1
-        await context.abort(code, why)
+        await context.abort(code, reason)
         raise AssertionError("abort raises")
 
     async def _greet(self, context: Any, node: int) -> Hello:
@@ -236,18 +234,18 @@ class Switchboard:
         if not isinstance(frame, Hello) or frame.node != node:
             await self._refuse(context, Code.INVALID_ARGUMENT, f"this key is that of node {node}")
         if frame.version != PROTOCOL_VERSION:
-            why = f"the server speaks protocol {PROTOCOL_VERSION}, the client {frame.version}"
-            await self._refuse(context, Code.FAILED_PRECONDITION, why)
+            reason = f"the server speaks protocol {PROTOCOL_VERSION}, the client {frame.version}"
+            await self._refuse(context, Code.FAILED_PRECONDITION, reason)
         if node in self._peers:
             await self._refuse(context, Code.ALREADY_EXISTS, f"node {node} is connected already")
         return frame
 
     async def _exchange(self, peer: _Peer) -> tuple[Any, str] | None:
         """Send and receive until a side ends or the node is revoked; return the error that ends the stream, if any."""
-        done = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
+        finished = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
         if peer.revoked.is_set():
             return Code.PERMISSION_DENIED, f"the key {peer.key} was revoked"
-        for task in done:
+        for task in finished:
             if isinstance(error := task.exception(), BadFrame):
                 return Code.INVALID_ARGUMENT, str(error)
         return None
@@ -263,20 +261,20 @@ class Switchboard:
                 frames, shares = iter([write(item)]), CONTROL
             for frame in frames:
                 await peer.context.write(frame)
-                self._sent(peer, shares, len(frame))
+                self._count_sent(peer, shares, len(frame))
             if isinstance(item, Letter):
                 self.tally.add("up", CONTROL, WINDOW_UPDATES)
 
-    def _sent(self, peer: _Peer, shares: Shares, frame: int) -> None:
+    def _count_sent(self, peer: _Peer, shares: Shares, frame: int) -> None:
         """Count a frame's bytes."""
         size = wire_bytes(frame)
-        peer.traffic.quiet_since = time.monotonic()
+        peer.traffic.last_frame = time.monotonic()
         self.tally.add("down", shares, size)
 
-    def _received(self, peer: _Peer, frame: Frame) -> int:
+    def _count_received(self, peer: _Peer, frame: Frame) -> int:
         """Count a frame's bytes for its node, and return them: their purpose is known after the last frame."""
         size = wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
-        peer.traffic.quiet_since = time.monotonic()
+        peer.traffic.last_frame = time.monotonic()
         return size
 
     async def _receive(self, peer: _Peer) -> None:
@@ -285,7 +283,7 @@ class Switchboard:
         try:
             while True:
                 frame = await next_frame(peer.context)
-                arrived += self._received(peer, frame)
+                arrived += self._count_received(peer, frame)
                 if isinstance(frame, Begin) and gathering is None:
                     gathering = self._begin(peer, frame)
                 elif isinstance(frame, Chunk) and gathering is not None:
@@ -304,8 +302,8 @@ class Switchboard:
         letter = self._waiting.get(peer.node, {}).get(begin.id)
         if letter is None:
             self._counts["duplicate" if begin.id in self._answered else "late"] += 1
-            return MessageBuffer(begin, self._most, keep_bytes=False)
-        return MessageBuffer(begin, min(self._most, letter.reply_bytes))
+            return MessageBuffer(begin, self._max_reply_bytes, keep_bytes=False)
+        return MessageBuffer(begin, min(self._max_reply_bytes, letter.reply_bytes))
 
     def _finish(self, peer: _Peer, gathering: MessageBuffer, arrived: int) -> None:
         letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
@@ -314,8 +312,8 @@ class Switchboard:
         if letter is not None:
             self._answered.append(letter.id)
             letter.deliver(letter, gathering.data)
-        elif gathering.data:  # it was wanted when it began, and nobody waits for it any more
+        elif gathering.data:  # the exchange ended after the reply began
             self._counts["late"] += 1
-        if peer.outbox.qsize() > MOST_UNREAD:
+        if peer.outbox.qsize() > MAX_UNREAD:
             raise BadFrame("too many replies while acknowledgements are unread")
         peer.outbox.put_nowait(Ack(gathering.id))

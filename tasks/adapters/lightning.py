@@ -71,12 +71,13 @@ class LightningTask:
 
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """Return the optimiser of `configure_optimizers` for these parameters."""
-        made = _optimizer_of(self._module)
+        optimizer = _optimizer_of(self._module)
         own = dict(zip((p for p in self._module.parameters() if p.requires_grad), parameters, strict=True))
-        for group in made.param_groups:
+        for group in optimizer.param_groups:
             group["params"] = [own[p] for p in group["params"] if p in own]
-        made.state = defaultdict(dict, {own[p]: state for p, state in made.state.items() if p in own})
-        return made
+        states = {own[p]: state for p, state in optimizer.state.items() if p in own}
+        optimizer.state = defaultdict(dict, states)
+        return optimizer
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the loss that `training_step` returned.
@@ -200,21 +201,21 @@ def _optimizer_of(module: Any) -> torch.optim.Optimizer:
             raise
         raise Refusal(field, "self.trainer", "there is no Trainer; use numbers of your own") from error
     if len(optimizers) != 1 or not isinstance(optimizers[0], torch.optim.Optimizer):
-        found = [type(each).__name__ for each in optimizers]
-        raise Refusal(field, found, "return one optimizer of torch.optim, with groups if need be")
-    for given in schedules:
-        _follow(optimizers[0], given if isinstance(given, dict) else {"scheduler": given}, field)
+        kinds = [type(each).__name__ for each in optimizers]
+        raise Refusal(field, kinds, "return one optimizer of torch.optim, with groups if need be")
+    for schedule in schedules:
+        _follow(optimizers[0], schedule if isinstance(schedule, dict) else {"scheduler": schedule}, field)
     return optimizers[0]
 
 
-def _parted(given: Any) -> tuple[list[Any], list[Any]]:
+def _parted(value: Any) -> tuple[list[Any], list[Any]]:
     """Return optimisers and schedules from any of Lightning's forms."""
-    if isinstance(given, dict):
-        schedule = cast(dict[str, Any], given).get("lr_scheduler")
-        return [given["optimizer"]], [] if schedule is None else [schedule]
-    if not isinstance(given, list | tuple):
-        return [given], []
-    several = list(cast(Sequence[Any], given))
+    if isinstance(value, dict):
+        schedule = cast(dict[str, Any], value).get("lr_scheduler")
+        return [value["optimizer"]], [] if schedule is None else [schedule]
+    if not isinstance(value, list | tuple):
+        return [value], []
+    several = list(cast(Sequence[Any], value))
     if several and isinstance(several[0], list | tuple):
         optimizers, schedules = several
         return list(optimizers), schedules if isinstance(schedules, list) else [schedules]
@@ -235,12 +236,12 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
         raise Refusal(field, f"{name} by {interval}", 'give "interval": "step" or "epoch"')
 
     def follow(steps: int) -> None:
-        every, last, taken = steps * frequency, getattr(scheduler, "total_steps", None), [0]
+        every, last, count_of_steps = steps * frequency, getattr(scheduler, "total_steps", None), [0]
 
         def count(*_: object) -> None:
-            taken[0] += 1
+            count_of_steps[0] += 1
             # A finished schedule, such as OneCycleLR's, keeps its last rate.
-            if taken[0] % every == 0 and (last is None or taken[0] // every < last):
+            if count_of_steps[0] % every == 0 and (last is None or count_of_steps[0] // every < last):
                 scheduler.step()
 
         optimizer.register_step_post_hook(count)

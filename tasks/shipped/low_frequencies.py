@@ -33,8 +33,8 @@ class LowFrequencies(nn.Module):
         self.channels, self.side, self.order = channels, side, order
         self.register_buffer("rows", cosines(side, order), persistent=False)
         self.register_buffer("mix", mix, persistent=False)
-        kept = (channels if mix is None else len(mix)) * order * (order + 1) // 2
-        self.head = softmax_regression(kept, classes)
+        size = (channels if mix is None else len(mix)) * order * (order + 1) // 2
+        self.head = softmax_regression(size, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits, shape (..., classes).
@@ -48,8 +48,8 @@ class LowFrequencies(nn.Module):
             planes = torch.matmul(self.mix, planes)
         square = planes.reshape(*leading, planes.shape[-2], self.side, self.side)
         low = torch.matmul(torch.matmul(self.rows, square), self.rows.transpose(0, 1))
-        kept = torch.cat([low[..., row, : self.order - row] for row in range(self.order)], -1)
-        return self.head(kept.reshape(*leading, -1))
+        coefficients = torch.cat([low[..., row, : self.order - row] for row in range(self.order)], -1)
+        return self.head(coefficients.reshape(*leading, -1))
 
 
 def cosines(side: int, order: int) -> Tensor:
@@ -63,6 +63,6 @@ def cosines(side: int, order: int) -> Tensor:
       float32, shape (order, side).
     """
     frequencies, places = torch.arange(order)[:, None], torch.arange(side)[None]
-    found = torch.cos(math.pi * frequencies * (2 * places + 1) / (2 * side)) * math.sqrt(2 / side)
-    found[0] /= math.sqrt(2)
-    return found
+    rows = torch.cos(math.pi * frequencies * (2 * places + 1) / (2 * side)) * math.sqrt(2 / side)
+    rows[0] /= math.sqrt(2)
+    return rows

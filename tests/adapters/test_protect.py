@@ -1,6 +1,5 @@
 """`protect`: its gate, where its ledger lies, what it says of a round, and how a run ends on it."""
 
-import json
 import logging
 import stat
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from flwr.serverapp.strategy import (
     Result,
     Strategy,
 )
+from shared.runs import json_lines, reservations
 
 from fedveil.adapters.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.base.refusal import Refusal
@@ -203,7 +203,7 @@ def test_protect_makes_the_refusals_of_the_command_line(
     assert not list(home.glob("home/**/*")) and not list(Path().iterdir())
 
 
-def test_what_is_accepted_by_name_runs(caplog: pytest.LogCaptureFixture) -> None:
+def test_explicitly_accepted_run_trains(caplog: pytest.LogCaptureFixture) -> None:
     run(grid_of(), budget=budget(0.9), allow_large_delta=True)
     assert "target_delta=0.9 permits to publish one of the 40 clients in full" in caplog.text
     result, _ = run(grid_of(clients=20), population=20, accept_vacuous=True, data_id="few")
@@ -286,11 +286,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def operators(folder: Path) -> list[dict[str, Any]]:
     (path,) = folder.rglob("*.operator.jsonl")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path)
 
 
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5), Poisson(0.5, secret=False)])
-def test_who_answers_is_for_the_operator_alone(
+def test_list_of_answering_clients_is_for_the_operator_alone(
     home: Path, caplog: pytest.LogCaptureFixture, cohort: Cohort
 ) -> None:
     """An epsilon may rely on the draw, and a client's failure depend on its data."""
@@ -342,7 +342,7 @@ def test_a_draw_of_nobody_does_not_end_a_run() -> None:
     assert protected.ended is None and len(protected.grid.rounds) == 3
 
 
-def test_clients_are_not_asked_to_evaluate_and_it_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_are_not_sent_evaluations_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     result, _ = run(grid_of())
     assert not result.evaluate_metrics_clientapp
     assert caplog.text.count("clients do not evaluate, since") == 1
@@ -396,7 +396,7 @@ def test_an_app_that_evaluates_at_clients_has_a_metric_again(caplog: pytest.LogC
     assert protected.ended is None
 
 
-def test_evaluations_are_charged_and_the_budget_is_kept_with_them_in(home: Path) -> None:
+def test_evaluations_are_charged_within_the_budget(home: Path) -> None:
     asked = ClientEvaluation("eval_acc")
     result, protected = run(evaluating(lambda _: 0.5), evaluate=asked)
     assert set(result.evaluate_metrics_clientapp) <= {
@@ -404,7 +404,7 @@ def test_evaluations_are_charged_and_the_budget_is_kept_with_them_in(home: Path)
     }  # in one run of some twenty its noise leaves nothing to say
     assert len(protected.grid.rounds) == 3
     (path,) = ledgers(default_folder())
-    reserved = [json.loads(each.payload) for each in read_entries(path) if each.kind == "reserve"]
+    reserved = reservations(path)
     assert [each.get("kind") for each in reserved] == [None, None, None, "question"]
     assert set(reserved[-1]["segments"].values()) == {"evaluation"}
     assert 7.9 < verify(path).epsilon <= 8.0

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from shared.runs import resume, run_quietly
 
 from fedveil.audit.auditor import Auditor
 from fedveil.audit.line import AuditLine, format_alarm
@@ -37,7 +38,7 @@ NOISE = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.t
 
 
 def run(folder: Path, *overrides: str) -> RunResult:
-    return simulate(settings_from_overrides([*SMALL, *NOISE, *overrides]), folder, quiet=True)
+    return run_quietly([*SMALL, *NOISE, *overrides], folder)
 
 
 def reserved(folder: Path) -> list[Any]:
@@ -60,7 +61,7 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = verify(tmp_path / "run" / "ledger")
     assert found.ok and found.epsilon == pytest.approx(outcome.result["privacy"][-1]["epsilon"], rel=1e-3)
     with pytest.raises(Refusal, match="an alarm of its audit ended it"):
-        simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+        resume(tmp_path / "run")
     assert audit_run(tmp_path / "run") == 3
     assert "violated: a released sum is shorter than its claimed noise (round 3" in capsys.readouterr().out
 
@@ -100,7 +101,7 @@ def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:
     with noise_halved(since=2):
         outcome = run(tmp_path / "run", "audit.on_alarm=pause")
     assert outcome.exit_code == 5 and outcome.result["status"] == "paused"
-    again = simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+    again = resume(tmp_path / "run")
     assert again.exit_code == 0 and again.result["rounds_completed"] == ROUNDS
     assert {each["round"] for each in again.result["audit"]["alarms"]} == {2}
     assert again.result["audit"]["verdict"] == "violated"
@@ -147,7 +148,7 @@ def test_note_writes_it_down_and_goes_on(tmp_path: Path) -> None:
     assert {each["round"] for each in outcome.result["audit"]["alarms"]} == {4, 5}
 
 
-def test_a_ledger_that_counts_less_than_was_released_is_seen(
+def test_ledger_with_less_than_the_releases_raises_an_alarm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No chance is in it, so that one look is enough; the audit counts on its own what the sums cost."""
@@ -172,9 +173,7 @@ def test_draw_is_checked_under_over_selection(accounted: str, exit_code: int, tm
 
 
 @pytest.mark.parametrize("counts", [(24, 36), (70, 90)], ids=["no alarm", "an alarm"])
-def test_how_many_were_drawn_in_secret_changes_nothing_that_is_shown(
-    counts: tuple[int, int], tmp_path: Path
-) -> None:
+def test_size_of_a_secret_draw_changes_no_displayed_figure(counts: tuple[int, int], tmp_path: Path) -> None:
     """Two rounds with one released sum and other numbers of clients: an exact p-value of the draw would tell them apart."""
     layers = [np.random.default_rng(1).standard_normal(310)]
     terms = AuditTerms(100, 0.01, dimension=310, delta=1e-4, clients=100)

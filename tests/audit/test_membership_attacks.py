@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shared.runs import run_quietly
 from torch import nn
 
 from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measure_attack, membership
@@ -59,7 +60,7 @@ def attacked(epochs: int) -> Attacked:
 
 
 @pytest.mark.parametrize("attack", EACH)
-def test_a_model_that_overfits_is_found_out(attack: str) -> None:
+def test_overfitting_model_is_detected(attack: str) -> None:
     scores = ATTACKS[attack](attacked(40), 4)
     found = measure_attack(scores[:RECORDS], scores[RECORDS:])
     assert found["AUC"].low > 0.8
@@ -103,7 +104,7 @@ def test_the_same_records_are_attacked_every_time(tmp_path: Path) -> None:
 
 def test_reference_models_have_no_noise_to_take_out(tmp_path: Path) -> None:
     told = ["task=digits", "task.num_clients=4", "num_rounds=1", "privacy=record", "optimizer=dp_adambc"]
-    simulate(settings_from_overrides([*told, "cohort=all"]), tmp_path / "run", quiet=True)
+    run_quietly([*told, "cohort=all"], tmp_path / "run")
     found = attack_on(tmp_path / "run", 1)
     assert found.training.optimizer.name == "adam"
     assert found.reference(found.spare, 0) is not None

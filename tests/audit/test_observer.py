@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from shared.runs import json_lines, run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
@@ -30,7 +31,7 @@ def run(folder: Path, *overrides: str) -> RunResult:
     given = [
         each for each in SMALL if not (any(o.startswith("cohort=") for o in overrides) and "cohort" in each)
     ]
-    return simulate(settings_from_overrides([*given, *NOISE, *overrides]), folder, quiet=True)
+    return run_quietly([*given, *NOISE, *overrides], folder)
 
 
 def audit_of(outcome: RunResult) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(tmp_path_factory.mktemp("full") / "run", *FULL)
 
 
-def test_claimed_stands_beside_measured(full: RunResult) -> None:
+def test_result_has_claimed_and_measured_epsilon(full: RunResult) -> None:
     found = audit_of(full)
     assert full.exit_code == 0 and found["canaries"] == 60 and found["alarms"] == []
     assert found["claimed"] == pytest.approx(full.result["privacy"][-1]["epsilon"], rel=0.01)
@@ -148,12 +149,12 @@ def test_light_checks_every_round_and_changes_nothing(tmp_path: Path) -> None:
     assert (light.folder / "model.safetensors").read_bytes() == (
         off.folder / "model.safetensors"
     ).read_bytes()
-    rows = [json.loads(line) for line in (light.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(light.folder / "metrics.jsonl")
     assert all(0 < row["audit/norm_p"] <= 1 and 0 < row["audit/reuse_p"] <= 1 for row in rows)
     assert audit_of(light)["verdict"] == "consistent" and off.result["audit"] is None
 
 
-def test_where_nothing_is_claimed_nothing_is_tested(tmp_path: Path) -> None:
+def test_nothing_is_tested_without_a_claim(tmp_path: Path) -> None:
     found = simulate(
         settings_from_overrides([*SMALL, "privacy=none", "audit=full"]), tmp_path / "run", quiet=True
     )

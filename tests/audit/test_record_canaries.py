@@ -9,6 +9,7 @@ import pytest
 import torch
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
+from shared.runs import run_quietly
 from torch import nn
 
 from fedveil.audit.probes import OddProbe, RecordProbe, measure_records
@@ -18,7 +19,6 @@ from fedveil.cli.audit import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
 from fedveil.privacy.audit.client_rows import append, read_scores, step_ratio
@@ -26,7 +26,6 @@ from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples
 from fedveil.tasks.arrays import read_arrays
@@ -102,7 +101,7 @@ def test_secret_draw_of_batches_hides_a_canary_as_accounted() -> None:
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.2])
-def test_a_replaced_record_is_shown_from_one_end_to_the_other(rate: float) -> None:
+def test_replaced_record_is_detected_from_end_to_end(rate: float) -> None:
     claim = Budget(Unit.RECORD, 4.0, DELTA, Adjacency.REPLACE_ONE)
     plan = Plan(Unit.RECORD, Adjacency.REPLACE_ONE, PoissonBatches(rate, 10), CLIP, 1).calibrate(claim)
     found = measure_records(*scored(plan), claim, 1)
@@ -144,7 +143,7 @@ def test_a_score_is_the_log_likelihood_ratio_of_in_to_out(replaced: bool) -> Non
 
 
 @pytest.mark.parametrize("fault", ["no clip", "a quarter of the noise"])
-def test_faults_of_dp_sgd_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_faults_of_dp_sgd_are_detected(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     real: Callable[..., None] = dp_sgd.StreamNoiseOptimizer.__init__
 
     def faulty(self: object, optimizer: object, stream: object, **options: float) -> None:
@@ -159,7 +158,7 @@ def test_faults_of_dp_sgd_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) 
     assert refuted(scored(plan_of(1.0)), budget(1.0))
 
 
-def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
+def test_released_model_is_trained_as_without_canaries() -> None:
     task = task_of()
     plan = plan_of(1e6)  # so little noise that what trains is seen
     moved = []
@@ -181,7 +180,7 @@ def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
     assert any(not np.allclose(moved[0][name], value) for name, value in read_arrays(task.model()).items())
 
 
-def test_coins_and_scores_are_kept_in_the_client_s_file(tmp_path: Path) -> None:
+def test_coins_and_scores_stay_in_the_client_s_file(tmp_path: Path) -> None:
     path = tmp_path / "a.canaries"
     stream = Randomness(0).stream("record canaries", 1)
     coins = coins_of(path, 20, stream)
@@ -267,7 +266,7 @@ def test_only_memorised_odd_examples_are_flagged() -> None:
 
 def test_a_run_audits_its_clients_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["task=digits", "privacy=record", "audit=full", "audit.looks=1", "num_rounds=1"]
-    outcome = simulate(settings_from_overrides([*overrides, "task.num_clients=20"]), tmp_path, quiet=True)
+    outcome = run_quietly([*overrides, "task.num_clients=20"], tmp_path)
     assert outcome.exit_code == 0
     (odd,) = outcome.result["audit"]["memorisation"]
     assert odd["name"] == "odd_examples" and odd["refutes"]
@@ -289,7 +288,7 @@ def test_a_run_that_claims_too_little_of_records_is_stopped(
     )
     overrides = ["task=digits", "privacy=record_and_client", "audit=full", "audit.looks=1", "num_rounds=1"]
     small = ["task.num_clients=10", "cohort=all", "audit.canaries=0", "batch_size=40", "local_epochs=10"]
-    outcome = simulate(settings_from_overrides([*overrides, *small]), tmp_path, quiet=True)
+    outcome = run_quietly([*overrides, *small], tmp_path)
     assert outcome.exit_code == 5 and outcome.result["audit"]["verdict"] == "violated"
     (alarm,) = (each for each in outcome.result["audit"]["alarms"] if each["test"] == "records")
     assert alarm["level"] == "red"

@@ -34,6 +34,6 @@ def test_light_is_the_default_and_off_is_nothing() -> None:
         (["audit.on_alarm=shout"], "must be one of"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_a_sentence(overrides: list[str], said: str) -> None:
+def test_conflicting_settings_are_refused_in_a_sentence(overrides: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         settings_from_overrides(overrides)

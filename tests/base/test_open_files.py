@@ -19,7 +19,7 @@ import pytest
 from fedveil.base import open_files
 from fedveil.cli import client, server
 from fedveil.deployment import prometheus
-from fedveil.links.flower.tls_proxy import open_front
+from fedveil.links.flower.tls_proxy import open_tls_proxy
 from fedveil.links.grpc.event_loop import stream_loop
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
@@ -91,7 +91,7 @@ def test_strangers_leave_a_server_its_files(tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_five_thousand_silent_connections_stand_beside_a_served_round(tmp_path: Path) -> None:
+def test_five_thousand_silent_connections_disturb_no_round(tmp_path: Path) -> None:
     open_files.raise_limit()
     stream_loop()
     federation = federation_in(tmp_path, 2, 3)
@@ -118,7 +118,7 @@ def test_a_federation_of_the_campaign_is_provisioned_and_begins(tmp_path: Path) 
 @pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit for a process of its own")
 @pytest.mark.parametrize("link", ["grpc", "flower"])
-def test_a_whole_run_ends_well_beside_more_connections_than_its_limit(tmp_path: Path, link: str) -> None:
+def test_whole_run_ends_well_under_more_connections_than_its_limit(tmp_path: Path, link: str) -> None:
     """`fedveil server` under `ulimit -n 320`, with 600 silent connections from before its first round on."""
     served = made("served")
     with served["serving"](served["Served"], tmp_path, link) as federation, ExitStack() as strangers:
@@ -164,7 +164,7 @@ def test_flower_front_closes_a_file_beyond_its_connections(
     (tmp_path / "tls.pem").write_bytes(pair.certificate)
     (tmp_path / "tls.key").write_bytes(pair.key)
     front: Any = Nobody()
-    with open_front(front, "127.0.0.1:0", tmp_path / "tls.pem", tmp_path / "tls.key") as port:
+    with open_tls_proxy(front, "127.0.0.1:0", tmp_path / "tls.pem", tmp_path / "tls.key") as port:
         monkeypatch.setattr(open_files, "for_connections", lambda: 0)
         with pytest.raises(httpx.TransportError):
             httpx.post(f"https://127.0.0.1:{port}/", verify=False)

@@ -120,7 +120,7 @@ def test_a_benchmark_writes_its_tables(
         assert title in shown
 
 
-def test_what_was_measured_goes_into_its_section_of_the_page(tmp_path: Path) -> None:
+def test_measurements_go_into_their_section_of_the_page(tmp_path: Path) -> None:
     """Rows of several files follow each other; nothing else of the page changes."""
     page, names = tmp_path / "page.md", ("a.json", "b.json")
     section = "Load average 9.5 before and 9.9 after, on 1 cores: busy.\n\n**Time**\n\n| old |\n|-----|\n| 1.5 |\n\n- kept\n"
@@ -166,7 +166,7 @@ def test_each_file_that_a_command_on_the_page_writes_has_its_section() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_who_is_missing_is_named_and_not_compared() -> None:
+def test_missing_contender_is_named_and_not_compared() -> None:
     result = run_engines(Options(Size(6, 3, 1), 1, None, ("tiny",)))
     assert any(note.startswith("pfl, 1 process: skipped") for note in result["notes"])
     ratios = {(row["this"], row["over"]): row["ratio"] for row in result["tables"]["Ratios of wall time"]}
@@ -196,7 +196,7 @@ def test_the_models_are_as_large_as_they_are_called(name: str, wanted: float) ->
     assert sum(p.numel() for p in build(name).parameters()) == pytest.approx(wanted, rel=0.03)
 
 
-def test_every_client_has_its_window_of_the_made_data() -> None:
+def test_every_client_has_its_window_of_the_synthetic_data() -> None:
     assert set(TRAINED) | set(MODELS) <= set(WORKLOADS)
     inputs, targets = examples_of("tiny-equal", 3)
     assert inputs.shape == (EXAMPLES, 1, 8, 8) and targets.shape == (EXAMPLES,)

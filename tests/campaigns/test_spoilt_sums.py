@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from shared.runs import json_lines
 
 from fedveil.privacy.ledger.ledger import read_entries
 
@@ -62,7 +63,7 @@ def test_spoiling_device_is_suspected_and_the_run_goes_on(tmp_path: Path) -> Non
         said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert said.returncode == 0, said.stdout + said.stderr
     folder = made / "server" / "runs" / "spoilt"
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "metrics.jsonl")
     result = json.loads((folder / "result.json").read_text())
     assert [row["untrue"] for row in rows] == [True] * ROUNDS
     assert [row["abandoned"] for row in rows] == [True, True] + [False] * (ROUNDS - 2)

@@ -130,7 +130,7 @@ def test_output_on_a_full_disk_is_one_sentence() -> None:
     assert (done.returncode, done.stderr) == (1, said)
 
 
-def test_network_is_off_unless_asked_for() -> None:
+def test_network_is_off_by_default() -> None:
     names = (
         "FLWR_TELEMETRY_ENABLED",
         "FLWR_DISABLE_UPDATE_CHECK",
@@ -154,7 +154,7 @@ def test_no_verb_is_a_mistake(console: Console) -> None:
     assert "fedveil simulate" in err
 
 
-def test_an_unknown_verb_is_told_the_nearest(console: Console) -> None:
+def test_unknown_verb_is_refused_with_the_nearest(console: Console) -> None:
     code, _, err = console("simulat")
     assert code == 2
     assert err == "verb='simulat': there is no such verb; did you mean 'fedveil simulate'?\n"
@@ -211,7 +211,7 @@ def test_cfg_job_refuses_a_typo_too(console: Console) -> None:
         ("client start", ["folder"], "client"),
     ],
 )
-def test_what_an_extra_lacks_is_one_sentence(
+def test_missing_extra_is_named_in_one_sentence(
     console: Console, verb: str, argv: list[str], extra: str
 ) -> None:
 
@@ -309,7 +309,7 @@ def test_a_sweep_goes_on_and_exits_with_the_worst(
 
 
 @pytest.mark.parametrize("argv", [(), ("-m", "num_rounds=1,2"), ("hydra.run.dir=old/new/run",)])
-def test_what_is_refused_by_its_data_leaves_nothing(commands: Any, argv: tuple[str, ...]) -> None:
+def test_refusal_by_data_leaves_nothing(commands: Any, argv: tuple[str, ...]) -> None:
     """The settings alone do not tell that the folder holds no table; Hydra has made its folders by then."""
     (commands.folder / "old").mkdir()
     code, command = commands.run("simulate", *argv, "task=csv", "task.folder=no", "task.label=x")
@@ -318,7 +318,7 @@ def test_what_is_refused_by_its_data_leaves_nothing(commands: Any, argv: tuple[s
     assert {*commands.folder.rglob("*")} == left
 
 
-def test_a_sweep_keeps_its_refused_jobs_beside_one_that_ran(console: Console) -> None:
+def test_sweep_lists_its_refused_jobs_with_the_completed_one(console: Console) -> None:
     def end(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
         if settings.seed:
             raise Refusal("cohort.size", 9, "too large")

@@ -51,7 +51,7 @@ def test_guesses_and_the_three_verdicts(claim: Claim) -> None:
     )
 
 
-def test_a_gaussian_claim_is_seen_more_sharply(claim: Claim) -> None:
+def test_gaussian_claim_is_tested_more_sharply(claim: Claim) -> None:
     evidence = ("--guesses", 400, "--correct", 330, "--canaries", 1000)
     assert claim(1.5, *evidence)[0] == 0
     assert claim(1.5, *evidence, "--gaussian")[0] == 3

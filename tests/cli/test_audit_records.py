@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit_records import records
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.client_rows import trace
 from fedveil.run.client_instructions import traces_of
-from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
@@ -24,7 +24,7 @@ def test_traces_stay_with_the_client_and_change_nothing(
 ) -> None:
     for name, kept in (("with", "true"), ("without", "false")):
         overrides = [*SMALL, "num_rounds=4", "audit.on_alarm=note", f"audit.loss_traces={kept}"]
-        assert simulate(settings_from_overrides(overrides), tmp_path / name, quiet=True).exit_code == 0
+        assert run_quietly(overrides, tmp_path / name).exit_code == 0
     metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("with", "without")]
     losses = [[json.loads(line)["loss"] for line in lines] for lines in metrics]
     assert losses[0] == pytest.approx(
@@ -43,7 +43,7 @@ def test_traces_stay_with_the_client_and_change_nothing(
         records(tmp_path / "without")
 
 
-def test_on_real_data_no_trace_is_kept(tmp_path: Path) -> None:
+def test_real_data_leave_no_trace(tmp_path: Path) -> None:
     asked = settings_from_overrides(["audit=full", "audit.loss_traces=true"])
     with pytest.raises(Refusal, match=r"audit\.loss_traces.*only its owner may see"):
         traces_of(SimpleNamespace(settings=asked, simulated=False), tmp_path)

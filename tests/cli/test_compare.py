@@ -16,7 +16,7 @@ from fedveil.cli.compare import compare, format_table, over_seeds, read_rows, wr
 from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.tasks.table_files import draft_schema
+from fedveil.tasks.table_draft import draft_schema
 
 SMALL = (
     "task=digits",
@@ -229,7 +229,7 @@ def test_an_experiment_may_bring_its_sweep(tmp_path: Path) -> None:
     assert [settings.privacy.target_epsilon for _, settings in checked.jobs] == [1.0, 1.0, 2.0, 2.0]  # type: ignore[union-attr]
 
 
-def test_the_jobs_of_a_sweep_are_shown(tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_are_listed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedveil", "simulate", "-m", "--cfg", "job", "seed=3,4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_here_is_said_and_nothing_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_installed_parts_are_listed_without_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     code, found = findings(capsys)
     assert code == 0
     named = {"python", "numpy", "cryptography", "extra simulation", "processor", "masks", "clock", "ledgers"}
@@ -38,14 +38,14 @@ def test_what_is_here_is_said_and_nothing_is_wrong(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.endswith("nothing is wrong\n")
 
 
-def test_what_is_asked_for_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_requested_parts_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     code, found = findings(capsys, "task=digits", "engine=inprocess", "link=grpc")
     assert code == 0
     assert found["task=digits"][0] and "clients" in found["task=digits"][1]
     assert found["engine=inprocess"] == found["link=grpc"] == (True, "can run")
 
 
-def test_what_is_missing_is_named_with_the_extra(
+def test_missing_part_is_named_with_its_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = doctor.find_spec
@@ -74,7 +74,7 @@ def test_ledgers_that_others_may_read_are_wrong(capsys: pytest.CaptureFixture[st
         assert code == 1 and f"chmod -R go= {folder}" in found["ledgers"][1]
 
 
-def test_a_folder_of_ledgers_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_folder_of_ledgers_is_its_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         make_folder("ledger.dir", tmp_path / "ledgers")
@@ -103,7 +103,7 @@ def test_a_clock_that_is_behind_the_installation_is_wrong(
     )
 
 
-def test_cuda_without_a_gpu_is_said_and_nothing_is_wrong(
+def test_cuda_without_a_gpu_is_reported_as_no_fault(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "version.py").write_text("from typing import Optional\ncuda: Optional[str] = '12.8'\n")

@@ -50,7 +50,7 @@ def test_a_project_runs_and_its_test_passes(
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_where_pytest_is_not_installed_its_command_installs_it(
+def test_command_installs_pytest_where_it_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedveil.cli.new.find_spec", lambda _: None)

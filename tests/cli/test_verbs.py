@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 from hydra._internal.utils import get_args_parser
+from shared.runs import run_quietly
 from typer.main import get_command
 
 from fedveil.cli.app import app
@@ -24,7 +25,6 @@ from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
 from fedveil.tasks.exported import FILES
@@ -74,7 +74,7 @@ def say(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that is over."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    simulate(settings_from_overrides(["task=digits", "num_rounds=2", "audit=light"]), folder, quiet=True)
+    run_quietly(["task=digits", "num_rounds=2", "audit=light"], folder)
     return folder
 
 
@@ -104,7 +104,7 @@ def test_helps_differ(say: Any) -> None:
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
-def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], tmp_path: Path) -> None:
+def test_unknown_option_is_refused_on_stderr(say: Any, words: tuple[str, ...], tmp_path: Path) -> None:
     code, out, err = say(*words, "--jsn")
     assert (code, out) == (2, "")
     shown = " ".join(("fedveil", *(word for word in words if word != "./somewhere")))
@@ -172,7 +172,7 @@ def test_a_users_own_modules_may_lie_in_the_folder_of_the_command(
     assert sys.path[-1] == str(tmp_path)
 
 
-def test_what_other_tools_call_it_is_known(say: Any) -> None:
+def test_names_of_other_tools_are_understood(say: Any) -> None:
     code, _, err = say(
         "simulate", "lr=0.1", "device=cuda", "strategy=krum", "num_rounds=0", "privacy.epsilon=1"
     )
@@ -247,7 +247,7 @@ def test_json_is_one_value_and_quiet_is_nothing(say: Any, finished: Path) -> Non
     }
 
 
-def test_a_refusal_is_told_though_quiet_and_traced_if_verbose(say: Any) -> None:
+def test_refusal_is_printed_though_quiet_and_traced_if_verbose(say: Any) -> None:
     assert (
         say("ledger", "verify", "none", "-q")[2]
         == "ledger='none': does not exist; give the path of a ledger\n"

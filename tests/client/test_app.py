@@ -6,35 +6,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from shared.tasks import Classes
+from torch import nn
 
 import fedveil as fv
 
 EVALUATED = {"clients": "final"}
 
 
-class Uneven:
+class Uneven(Classes):
     """Four clients, of whom one has no examples."""
 
-    simulated, num_clients = True, 4
+    num_clients = 4
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return nn.Linear(3, 2)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
-
     def client_data(self, client: int) -> fv.Examples:
         inputs = torch.randn(0 if client == 2 else 8, 3, generator=torch.Generator().manual_seed(client))
         return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(9)
 
 
 class Alone(Uneven):

@@ -123,7 +123,7 @@ def test_the_primary_files_say_the_models_defaults(file: str, model: type[Group]
         assert found[key] == plain, key
 
 
-def test_models_are_made_with_keywords_and_the_shipped_defaults() -> None:
+def test_models_take_keywords_and_the_shipped_defaults() -> None:
     client = ClientCentral(target_epsilon=1.0, clipping_norm=2.0)
     assert (client.target_delta, client.adjacency, client.noise) == (1e-4, Adjacency.ZERO_OUT, "independent")
     both = RecordAndClient(record=Record(target_epsilon=8.0), client=client)
@@ -146,7 +146,7 @@ def test_models_are_made_with_keywords_and_the_shipped_defaults() -> None:
         (lambda: Record(target_epsilon="8"), ["target_epsilon='8': must be a number, not text"]),
     ],
 )
-def test_what_python_gives_wrong_is_refused_in_the_same_sentences(make: Any, sentences: list[str]) -> None:
+def test_mistakes_in_python_get_the_same_sentences(make: Any, sentences: list[str]) -> None:
     with pytest.raises(Refusal) as refused:
         make()
     lines = sorted(str(refused.value).splitlines())
@@ -218,7 +218,7 @@ def test_every_key_of_the_schema_has_a_meaning_and_a_type(model: type[Group]) ->
     assert set(ORDER_KEYS) <= set(found["properties"]) and "source" not in found["properties"]
 
 
-def test_a_place_in_the_schema_is_found_through_the_options() -> None:
+def test_position_in_the_schema_is_resolved_through_the_options() -> None:
     place = node_at(schema_of(SimulationSettings), ("privacy", "record_and_client", "client", "bands"))
     assert place.path == ("privacy", "client", "bands")
     assert (place.schema["minimum"], place.schema["maximum"]) == (1, 128)

@@ -132,6 +132,6 @@ def test_a_group_that_is_missing_lacks_its_keys() -> None:
         read_group(Outer, {"rate": 0.5}, "")
 
 
-def test_rules_between_keys_are_kept() -> None:
+def test_rules_between_keys_are_checked() -> None:
     with pytest.raises(Mistakes, match="flag=True: goes with a rate"):
         read_group(Outer, {**LEAST, "rate": 0.75, "flag": True}, "")

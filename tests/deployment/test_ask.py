@@ -127,7 +127,7 @@ def test_a_spec_that_is_not_the_questions_is_refused(clients: Path) -> None:
     assert not payloads(device)
 
 
-def test_a_segment_of_another_purpose_beside_training_is_refused(clients: Path) -> None:
+def test_extra_segment_of_another_purpose_is_refused(clients: Path) -> None:
     device = device_of(clients / "c0")
     beside = Segment("accuracies", 1.0, 0.1, (20,), "evaluation")
     message = MADE["in_the_clear"](spec=SumSpec(1.0, (*MADE["SCALARS"], beside), 0.05))
@@ -169,9 +169,7 @@ def test_a_masked_question_is_charged_against_everybody(clients: Path) -> None:
         assert payload["kind"] == "question" and set(payload["events"]) == {str(each) for each in Adversary}
 
 
-def test_the_owner_reads_what_was_asked_why_and_what_it_cost(
-    clients: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_owner_reads_question_purpose_and_cost(clients: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = device_of(clients / "c0", purposes=("statistics",))
     assert code_of(device, in_the_clear(inquiry())) == 0
     status(clients / "c0", as_json=False)
@@ -337,7 +335,7 @@ def test_question_on_a_restored_server_is_refused_before_a_charge(hearts: Path) 
             yield replace(link, presence=presence)
 
     def logged(link: Any, *_: Any) -> Any:
-        return replace(link, behind=lambda: later if calls[-1] else None)
+        return replace(link, log_loss=lambda: later if calls[-1] else None)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Refusal, match=later) as refused:
         patch.setattr("fedveil.deployment.ask.logged", logged)

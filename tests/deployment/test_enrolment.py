@@ -24,10 +24,10 @@ from fedveil.deployment.device.admission import write_admission
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.enrol import ask, authority_of, enrol
 from fedveil.deployment.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
-from fedveil.deployment.enrolment import approve, give_tokens
+from fedveil.deployment.enrolment import approve, issue_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
 from fedveil.links.enrolment.messages import Ask, Reply
-from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place_of
+from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, queue_stem
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.privacy.secagg.double_signature import AUTHORITY_BYTES, BOTH_BYTES, ML_DSA_KEY_BYTES
@@ -58,7 +58,7 @@ Opens = Callable[[Path], AbstractContextManager[ServerBundle]]
 @pytest.fixture
 def served(desk: Path, enrolling: Opens) -> Iterator[ServerBundle]:
     """The port of the desk's server, as long as a token is open."""
-    give_tokens(desk, ["sensor-9"])  # opens it
+    issue_tokens(desk, ["sensor-9"])  # opens it
     with enrolling(desk) as bundle:
         yield bundle
 
@@ -71,7 +71,7 @@ def asked(token: Token, folder: Path) -> bool:
 def question(token: Token, folder: Path, name: str | None = None, seal: bytes | None = None) -> Ask:
     """What a device would ask, or one that lies."""
     request = write_request(folder, name or token.name).read_bytes()
-    return Ask(token.name, token.door, request, seal or seal_of(token.sealing, request))
+    return Ask(token.name, token.port_key, request, seal or seal_of(token.seal_key, request))
 
 
 def test_a_token_is_a_line_that_says_where_and_who() -> None:
@@ -95,15 +95,15 @@ def test_the_keys_that_seal_are_encrypted_at_the_desk(
 ) -> None:
     del served
     file = desk / "authority" / "tokens.json"
-    (token,) = give_tokens(desk, ["sensor-1"])
-    assert token.sealing.hex() not in file.read_text()
+    (token,) = issue_tokens(desk, ["sensor-1"])
+    assert token.seal_key.hex() not in file.read_text()
     # An earlier release wrote them as they are: they are read, and encrypted at the next use.
     kept = json.loads(file.read_text())
-    kept["sensor-1"]["seal"] = token.sealing.hex()
+    kept["sensor-1"]["seal"] = token.seal_key.hex()
     file.write_text(json.dumps(kept))
     assert not asked(token, tmp_path / "device")
     assert approve(desk).admitted == ("sensor-1",)
-    assert token.sealing.hex() not in file.read_text()
+    assert token.seal_key.hex() not in file.read_text()
     # Under another token's lock a key opens nothing.
     kept = json.loads(file.read_text())
     kept["sensor-1"]["seal"] = kept["sensor-9"]["seal"]
@@ -141,7 +141,7 @@ def test_token_is_read_from_its_file_and_in_no_process_list(
 def test_a_device_enrols_and_its_keys_never_leave_it(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     device = tmp_path / "device"
     assert not asked(token, device)
     done = approve(desk)
@@ -155,14 +155,14 @@ def test_a_device_enrols_and_its_keys_never_leave_it(
     assert device.stat().st_mode & 0o777 == 0o700
     secret = (device / "tls.key").read_bytes().splitlines()[1]
     everything = b"".join(path.read_bytes() for path in desk.rglob("*") if path.is_file())
-    assert secret not in everything and token.secret not in everything and token.door not in everything
+    assert secret not in everything and token.secret not in everything and token.port_key not in everything
     # A second provisioning finds it in its place, and a second answer is the same.
     assert provision(tmp_path / "f.yaml", desk).register.find("sensor-1") is not None
     assert asked(token, device)  # the same command again
 
 
 def test_a_token_opens_once(desk: Path, served: ServerBundle, tmp_path: Path) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     assert not asked(token, tmp_path / "one")
     with pytest.raises(Refusal, match="was used by another device"):
         asked(token, tmp_path / "two")
@@ -171,7 +171,7 @@ def test_a_token_opens_once(desk: Path, served: ServerBundle, tmp_path: Path) ->
     with pytest.raises(Refusal, match="was used by another device"):
         asked(token, tmp_path / "two")
     # The desk keeps to it though a server forgets, or works for the second.
-    place = place_of(served.folder, "sensor-1", lock_of(token.door))
+    place = queue_stem(served.folder, "sensor-1", lock_of(token.port_key))
     place.with_name(f"{place.name}.request").unlink()
     with pytest.raises(Refusal, match="is not signed by the authority for these keys"):
         asked(token, tmp_path / "two")
@@ -181,13 +181,13 @@ def test_a_token_opens_once(desk: Path, served: ServerBundle, tmp_path: Path) ->
 
 
 def test_a_token_ends(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token, early = give_tokens(desk, ["sensor-1", "sensor-2"], hours=1)
+    token, early = issue_tokens(desk, ["sensor-1", "sensor-2"], hours=1)
     bundle = read_server_bundle(desk / "server")
     late = time.time() + 3601
     port, later = EnrolmentPort(bundle), EnrolmentPort(bundle, now=lambda: late)
     assert port.answer(question(early, tmp_path / "early")).state == "waits"
     assert later.answer(question(token, tmp_path / "late")).state == "ended"
-    assert not (desk / "server" / "enrolment" / f"sensor-1.{lock_of(token.door)[:16]}.request").exists()
+    assert not (desk / "server" / "enrolment" / f"sensor-1.{lock_of(token.port_key)[:16]}.request").exists()
     assert open_tokens(desk / "server", late) == {}
     monkeypatch.setattr(time, "time", lambda: late)
     done = approve(desk)  # what was asked in time and not answered in time
@@ -195,11 +195,11 @@ def test_a_token_ends(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_token_is_of_one_name(desk: Path, tmp_path: Path) -> None:
-    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
-    stolen = Ask("sensor-2", one.door, b"request", bytes(32))
+    stolen = Ask("sensor-2", one.port_key, b"request", bytes(32))
     assert port.answer(stolen).state == "unknown"
-    assert port.answer(Ask("hub", one.door, b"request", bytes(32))).state == "unknown"
+    assert port.answer(Ask("hub", one.port_key, b"request", bytes(32))).state == "unknown"
     # Asking for another name under the own one is refused at the desk.
     assert port.answer(question(one, tmp_path / "one", name="sensor-2")).state == "waits"
     assert port.answer(question(other, tmp_path / "other", name="hub")).state == "waits"
@@ -209,7 +209,7 @@ def test_a_token_is_of_one_name(desk: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_cannot_put_its_own_keys_in_the_place_of_a_devices(desk: Path, tmp_path: Path) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     assert (
         port.answer(question(token, tmp_path / "server", seal=bytes(32))).state == "waits"
@@ -227,7 +227,7 @@ def of_own_making(token: Token, folder: Path, **changed: str) -> Ask:
         del asked["post_quantum"]
     signature = sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()
     request = tomli_w.dumps({**asked, "signature": signature}).encode()
-    return Ask(token.name, token.door, request, seal_of(token.sealing, request))
+    return Ask(token.name, token.port_key, request, seal_of(token.seal_key, request))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def of_own_making(token: Token, folder: Path, **changed: str) -> Ask:
 def test_a_device_that_asks_for_nonsense_keeps_nobody_out(
     before: str, after: str, desk: Path, tmp_path: Path
 ) -> None:
-    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     pem = _request(make_keys(tmp_path / "keys"), "sensor-1")["tls"].splitlines()
     der = base64.b64decode("".join(pem[1:-1])).replace(bytes.fromhex(before), bytes.fromhex(after))
@@ -257,7 +257,7 @@ def test_a_device_without_a_second_key_keeps_nobody_out(
     provisioned: Callable[[str], Path], tmp_path: Path
 ) -> None:
     desk = provisioned(FEDERATION.replace("  - name: hub\n", "") + "post_quantum: true\n")
-    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    one, other = issue_tokens(desk, ["sensor-1", "sensor-2"])
     port = EnrolmentPort(read_server_bundle(desk / "server"))
     assert port.answer(of_own_making(one, tmp_path / "one", post_quantum="")).state == "waits"
     assert port.answer(question(other, tmp_path / "other")).state == "waits"
@@ -269,7 +269,7 @@ def test_under_post_quantum_signatures_an_admission_bears_both(
     provisioned: Callable[[str], Path], enrolling: Opens, tmp_path: Path
 ) -> None:
     desk = provisioned(FEDERATION.replace("  - name: hub\n", "") + "post_quantum: true\n")
-    token, later = give_tokens(desk, ["sensor-1", "sensor-2"])
+    token, later = issue_tokens(desk, ["sensor-1", "sensor-2"])
     with enrolling(desk) as server:
         assert not asked(token, tmp_path / "one") and not asked(later, tmp_path / "two")
         assert approve(desk).admitted == ("sensor-1", "sensor-2")
@@ -279,7 +279,7 @@ def test_under_post_quantum_signatures_an_admission_bears_both(
         assert [len(each.post_quantum) for each in bundle.identity.roster.members] == [ML_DSA_KEY_BYTES] * 2
 
         # Who has broken Ed25519 alone admits nobody: not with another's second half, not without one.
-        place = place_of(server.folder, "sensor-2", lock_of(later.door))
+        place = queue_stem(server.folder, "sensor-2", lock_of(later.port_key))
         answer = place.with_name(f"{place.name}.answer")
         sound = answer.read_bytes()
         first, body = sound[:SIGNATURE_BYTES], sound[AUTHORITY_BYTES:]
@@ -297,10 +297,10 @@ def test_under_post_quantum_signatures_an_admission_bears_both(
 def test_a_device_takes_nothing_that_its_authority_did_not_sign(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     asked(token, tmp_path / "device")
     approve(desk)
-    place = place_of(served.folder, "sensor-1", lock_of(token.door))
+    place = queue_stem(served.folder, "sensor-1", lock_of(token.port_key))
     answer = place.with_name(f"{place.name}.answer")
     sound = answer.read_bytes()
     answer.write_bytes(sound.replace(b"target_epsilon = 2.0", b"target_epsilon = 9.0"))
@@ -311,10 +311,10 @@ def test_a_device_takes_nothing_that_its_authority_did_not_sign(
     assert asked(token, tmp_path / "device")
 
 
-def test_whoever_stands_in_between_is_not_shown_the_token(
+def test_token_stays_hidden_from_a_man_in_the_middle(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     foreign = Token(token.address, token.name, token.end, bytes(32), token.secret)
     with pytest.raises(Refusal, match="is not of the authority that the token names"):
         asked(foreign, tmp_path / "device")
@@ -349,19 +349,19 @@ def test_stranger_learns_two_public_keys_and_costs_seconds(
         with socket.create_connection((host, int(number))) as stream, context.wrap_socket(stream) as sealed:
             sealed.sendall(sent)
             assert sealed.recv(1) == b""
-    (token,) = give_tokens(served.folder.parent, ["sensor-9"])
+    (token,) = issue_tokens(served.folder.parent, ["sensor-9"])
     assert authority_of(token) == (served.credentials.ca, served.authority)
     for each in silent:
         each.close()
 
 
-def test_a_request_that_finds_no_room_is_told_to_the_operator(
+def test_rejected_request_is_reported_to_the_operator(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    (token,) = give_tokens(desk, ["sensor-1"])
+    (token,) = issue_tokens(desk, ["sensor-1"])
     asked = question(token, tmp_path / "device")
     monkeypatch.setattr("fedveil.links.enrolment.server_end.replace_file", full)
     with pytest.raises(Refusal, match=r"sensor-1.*cannot be written \(No space left on device\)"):
@@ -373,7 +373,7 @@ def test_admitted_device_gets_new_keys_and_keeps_its_owners_files(
 ) -> None:
     device = tmp_path / "device"
     for _ in range(2):
-        (token,) = give_tokens(desk, ["sensor-1"])
+        (token,) = issue_tokens(desk, ["sensor-1"])
         asked(token, device)
         approve(desk)
         before = (device / "tls.key").read_bytes() if (device / "tls.key").exists() else b""
@@ -384,17 +384,17 @@ def test_admitted_device_gets_new_keys_and_keeps_its_owners_files(
     bundle = read_client_bundle(device)
     assert bundle.policy.target_epsilon == 1.0 and bundle.settings.node == 3
     with pytest.raises(Refusal, match="is for another client than"):
-        asked(give_tokens(desk, ["sensor-2"])[0], device)
+        asked(issue_tokens(desk, ["sensor-2"])[0], device)
     revoke(desk, ["sensor-1"])
     with pytest.raises(Refusal, match="was revoked"):
-        give_tokens(desk, ["sensor-1"])
+        issue_tokens(desk, ["sensor-1"])
 
 
 def test_names_and_patterns_are_changed_in_one_roster(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:
     names = [f"sensor-{number}" for number in range(1, 6)]
-    for token in give_tokens(desk, names):
+    for token in issue_tokens(desk, names):
         asked(token, tmp_path / token.name)
     assert approve(desk).desk.register.version == 2
     with pytest.raises(Refusal, match=r"has its keys on the device; create a token .* token FOLDER sensor-1"):
@@ -418,15 +418,18 @@ def test_names_and_patterns_are_changed_in_one_roster(
 )
 def test_a_token_is_for_a_name_that_has_a_place(names: list[str], said: str, desk: Path) -> None:
     with pytest.raises(Refusal, match=said):
-        give_tokens(desk, names)
+        issue_tokens(desk, names)
     assert not (desk / "server" / "tokens.json").exists()
 
 
-def test_a_name_that_is_given_twice_has_one_token(desk: Path) -> None:
+def test_name_used_twice_has_one_token(desk: Path) -> None:
     (desk / "server" / "enrolment" / "of nobody").mkdir(
         parents=True
     )  # whatever a server hands back stops no desk
-    assert [token.name for token in give_tokens(desk, ["sensor-1", "hub", "sensor-1"])] == ["sensor-1", "hub"]
+    assert [token.name for token in issue_tokens(desk, ["sensor-1", "hub", "sensor-1"])] == [
+        "sensor-1",
+        "hub",
+    ]
 
 
 def test_a_token_is_the_text_of_a_qr_code(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "value", "said"), WRONG)
-def test_a_mistake_is_refused_in_a_sentence_and_nothing_is_made(
+def test_mistake_is_refused_in_a_sentence_before_any_file(
     path: str, value: object, said: str, tmp_path: Path
 ) -> None:
     file = written(tmp_path, changed(path, value))
@@ -156,13 +156,13 @@ def test_a_mistake_is_refused_in_a_sentence_and_nothing_is_made(
         (b"a: [", "line 1"),
     ],
 )
-def test_what_is_no_plain_yaml_is_refused(text: bytes, said: str, tmp_path: Path) -> None:
+def test_non_plain_yaml_is_refused(text: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_bytes(text)
     with pytest.raises(Refusal, match=said):
         read_federation(tmp_path / "federation.yaml")
 
 
-def test_all_mistakes_of_a_part_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_part_are_reported_at_once(tmp_path: Path) -> None:
     values = changed("policy", {"target_epsilon": -1, "target_delta": 2, "minimum_cohort": 1})
     with pytest.raises(Refusal) as refused:
         read_federation(written(tmp_path, values))
@@ -206,7 +206,7 @@ PLACES = st.sampled_from(
 
 @settings(max_examples=150)
 @given(path=PLACES, value=VALUES)
-def test_whatever_stands_in_a_place_is_read_or_refused(path: str, value: object, tmp_path: Path) -> None:
+def test_any_value_in_a_position_is_read_or_refused(path: str, value: object, tmp_path: Path) -> None:
     file = written(tmp_path, changed(path, value))
     try:
         federation = read_federation(file)
@@ -218,7 +218,7 @@ def test_whatever_stands_in_a_place_is_read_or_refused(path: str, value: object,
 
 @settings(max_examples=100)
 @given(text=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_whatever_a_file_holds_is_refused_and_nothing_else_happens(text: bytes, tmp_path: Path) -> None:
+def test_any_content_of_a_file_is_refused_without_side_effects(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_bytes(text)
     with pytest.raises(Refusal):
         read_federation(tmp_path / "federation.yaml")

@@ -18,7 +18,7 @@ from fedveil.deployment.device import agent as agents
 from fedveil.deployment.device.agent import newest_credentials, renew_certificate
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
 from fedveil.deployment.device.enrol import enrol
-from fedveil.deployment.enrolment import approve, give_tokens
+from fedveil.deployment.enrolment import approve, issue_tokens
 from fedveil.deployment.open_link import Link, open_link
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.settings import LinkSettings
@@ -51,7 +51,7 @@ def desk(provisioned: Callable[[str], Path]) -> Path:
 def enrolled(desk: Path, folder: Path, number: int) -> list[ClientBundle]:
     """So many devices, each by its own token."""
     names = [f"sensor-{each:03}" for each in range(1, number + 1)]
-    tokens = give_tokens(desk, names)
+    tokens = issue_tokens(desk, names)
     port, stop, told = EnrolmentPort(read_server_bundle(desk / "server")), threading.Event(), list[str]()
     serving = threading.Thread(target=port.serve, args=(stop, told.append))
     serving.start()
@@ -125,8 +125,8 @@ def test_fleet_is_enrolled_renewed_and_revoked_without_copied_files(
     leaving = [each.settings.name for each in bundles[::10]]  # a tenth
     assert revoke(desk, leaving).register.version == 3
     left = {node for node, each in nodes.items() if each.settings.name not in leaving}
-    until(lambda: set(link.presence().since) == left)
-    assert link.presence().last_seen.keys() >= set(nodes) - left
+    until(lambda: set(link.presence().connected_since) == left)
+    assert link.presence().disconnected_at.keys() >= set(nodes) - left
 
 
 def test_a_device_takes_a_later_certificate_of_its_own_alone(desk: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_device_takes_a_later_certificate_of_its_own_alone(desk: Path, tmp_pat
         {"version": "0.1", "certificate_ends": 1, "roster": 1},
     ],
 )
-def test_what_a_device_says_of_itself_is_read_strictly(told: dict[str, object]) -> None:
+def test_self_description_of_a_device_is_read_strictly(told: dict[str, object]) -> None:
     question = renewal_to(2, "")
     facts = DeviceFacts("0.1.0", 1_900_000_000, 3, (1, 2))
     assert read_renewal(question) == "" and read_facts(facts_reply(question, facts)) == facts
@@ -188,12 +188,12 @@ def test_courier_asks_each_stream_once_per_certificate() -> None:
                 if node == 2:  # the other one trains
                     yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), node)
 
-    courier = CertificateDelivery(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
-    assert courier.deliver() == 1 and set(courier.facts) == {2}
-    assert courier.deliver() == 0
+    delivery = CertificateDelivery(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
+    assert delivery.deliver() == 1 and set(delivery.facts) == {2}
+    assert delivery.deliver() == 0
     assert asked == [(2, "first"), (3, ""), (3, "")]
     certificates["2"] = "second"
-    courier.deliver()
+    delivery.deliver()
     since[2] = 2.0  # it came again
-    courier.deliver()
+    delivery.deliver()
     assert [each for each in asked if each[0] == 2] == [(2, "first"), (2, "second"), (2, "second")]

@@ -176,7 +176,7 @@ def test_a_device_keeps_the_node_key_that_it_makes_itself(desk: Path) -> None:
     assert stat.S_IMODE((folder / "state" / "node.key").stat().st_mode) == 0o600
 
 
-def test_keys_made_on_the_device_never_leave_it(desk: Path) -> None:
+def test_keys_generated_on_the_device_never_leave_it(desk: Path) -> None:
     device = complete(desk)
     bundle = read_client_bundle(device)
     assert bundle.settings.node == 4
@@ -562,7 +562,7 @@ def test_an_authority_that_must_have_a_passphrase_asks_for_one(
     assert b"ENCRYPTED" in (tmp_path / "hearts" / "authority" / "signer.key").read_bytes()
 
 
-def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path) -> None:
+def test_keys_of_another_authority_are_not_used(tmp_path: Path) -> None:
     file = tmp_path / "federation.yaml"
     file.write_text(FEDERATION.replace("    request: device/request.toml\n", ""))
     for name in ("one", "other"):
@@ -685,7 +685,7 @@ def test_a_key_that_was_replaced_is_nobodys_again(desk: Path) -> None:
         provision(desk / "federation.yaml", hearts)
 
 
-def test_what_a_power_cut_leaves_beside_the_keys_stops_nothing(desk: Path) -> None:
+def test_leftovers_of_a_power_cut_stop_nothing(desk: Path) -> None:
     left = desk / "hearts" / "server" / "supernodes" / ".cleveland.pub.new"
     left.write_bytes(b"half")
     assert len(revoke(desk / "hearts", "cleveland").register.admitted) == 2

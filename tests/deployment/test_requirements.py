@@ -172,7 +172,7 @@ def test_a_wheel_that_was_cut_off_is_refused(tmp_path: Path) -> None:
         wheel_requirements(tmp_path / "wheels")
 
 
-def test_cuda_is_found_in_the_metadata_of_torch() -> None:
+def test_cuda_is_detected_in_the_metadata_of_torch() -> None:
     assert cuda_on_device(TORCH_2_10) == []
     assert cuda_on_device(TORCH_2_13) == ["nvidia-cudnn-cu13", "cuda-toolkit"]
     assert cuda_on_device(["triton==3.7", "nvidiamock", 'nvidia-nccl; extra == "gpu"']) == ["triton"]

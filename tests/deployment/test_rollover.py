@@ -29,11 +29,11 @@ from fedveil.deployment.device.client_bundle import (
     take_shipped,
 )
 from fedveil.deployment.device.enrol import _check_authority
-from fedveil.deployment.enrolment import give_tokens
+from fedveil.deployment.enrolment import issue_tokens
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.rollover import roll_over
 from fedveil.deployment.serve import deployed_in, settings_for
-from fedveil.deployment.status import authorities
+from fedveil.deployment.status import authority_lines
 from fedveil.links.enrolment.token import fingerprint_of
 from fedveil.links.roster_watch import followed_credentials, followed_rollovers, followed_roster
 from fedveil.links.server_bundle import read_server_bundle
@@ -258,7 +258,7 @@ def test_device_admitted_during_the_overlap_trusts_the_server(desk: Path, clock:
 
 
 @pytest.mark.parametrize("shorter", ["", "certificate_days: 5\n"], ids=["as long", "shorter"])
-def test_a_running_agent_is_told_and_gets_its_certificate(desk: Path, device: Path, shorter: str) -> None:
+def test_running_agent_gets_notice_and_its_certificate(desk: Path, device: Path, shorter: str) -> None:
     """Also one that ends before its old one, which the old authority signed."""
     file, agent = desk / "authority" / "federation.yaml", Agent(read_client_bundle(device))
     file.write_text(file.read_text() + shorter)
@@ -285,18 +285,18 @@ def test_a_courier_carries_the_rollovers_to_each_device_once(desk: Path) -> None
                 yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), 2)
 
     rollovers = followed_rollovers(read_server_bundle(desk / "server"))
-    courier = CertificateDelivery(Grid(), lambda: {2: 1.0}, dict, rollovers)  # type: ignore[arg-type]
-    assert [courier.deliver() for _ in range(2)] == [1, 0]
+    delivery = CertificateDelivery(Grid(), lambda: {2: 1.0}, dict, rollovers)  # type: ignore[arg-type]
+    assert [delivery.deliver() for _ in range(2)] == [1, 0]
     roll_over(desk, DAYS)
-    assert [courier.deliver() for _ in range(2)] == [1, 0]
+    assert [delivery.deliver() for _ in range(2)] == [1, 0]
     assert sent == ["", chain_of(desk).decode()]
 
 
 def test_a_status_names_the_devices_that_do_not_follow_yet() -> None:
     told = [("a", "11" * 32), ("b", "22" * 32), ("c", "11" * 32), ("d", ""), ("e", None)]
     clients = [{"name": name, "authority": held} for name, held in told]
-    assert authorities(clients) == [f"authority {'1' * 16}: 2, a, c", f"authority {'2' * 16}: 1, b"]
-    assert authorities(clients[::2]) == []
+    assert authority_lines(clients) == [f"authority {'1' * 16}: 2, a, c", f"authority {'2' * 16}: 1, b"]
+    assert authority_lines(clients[::2]) == []
 
 
 def test_the_ledgers_of_a_federation_stay_its_own(desk: Path) -> None:
@@ -395,11 +395,11 @@ def test_a_disk_that_fails_leaves_the_authority_in_force(
 def test_new_token_names_the_authority_of_the_device_and_old_ones_end(
     desk: Path, device: Path, clock: Clock
 ) -> None:
-    give_tokens(desk, ["a"])
+    issue_tokens(desk, ["a"])
     old, both = keys_of(desk), doubly(desk)
     new = roll_over(desk, DAYS).authority
     assert json.loads((desk / "server" / "tokens.json").read_text()) == {}
-    (token,) = give_tokens(desk, ["a"])
+    (token,) = issue_tokens(desk, ["a"])
     assert token.fingerprint == fingerprint_of(new.ca_pem, new.public(both))
     with pytest.raises(Refusal, match=r"is of another authority than .*--rollover rollovers\.json"):
         _check_authority(token, device, new.public(both))
@@ -421,7 +421,7 @@ def test_keys_under_a_passphrase_roll_over_under_it(tmp_path: Path, monkeypatch:
         assert b"ENCRYPTED" in (tmp_path / "hearts" / "authority" / "keys-2" / name).read_bytes()
 
 
-def test_policies_say_nothing_of_a_demand_that_is_not_made(desk: Path) -> None:
+def test_policies_are_silent_about_absent_demands(desk: Path) -> None:
     """A device of an earlier release would not know it."""
     assert "approve_authority" not in (desk / "clients" / "a" / "policy.toml").read_text()
 

@@ -65,7 +65,7 @@ def test_device_with_replaced_keys_is_out_and_the_others_go_on(made: Path) -> No
     assert devices.devices[3].bundle.identity.roster.version == 1
 
 
-def test_revoked_device_is_not_asked_and_would_not_answer(made: Path) -> None:
+def test_revoked_device_gets_no_order_and_would_not_answer(made: Path) -> None:
     devices = out_there(made)
     revoke(made, "c0")
     assert sorted(served(made, devices).nodes) == [3, 4, 5, 6]
@@ -97,7 +97,7 @@ def test_older_roster_is_refused_even_by_restarted_devices(
     assert served(made, out_there(made), 3).survivors == 4
 
 
-def test_a_roster_of_another_authority_is_not_taken(made: Path, tmp_path: Path) -> None:
+def test_roster_of_another_authority_is_refused(made: Path, tmp_path: Path) -> None:
     devices = out_there(made)
     provision(tmp_path / "federation.yaml", tmp_path / "other", None)
     assert served(tmp_path / "other", devices).total is None

@@ -23,6 +23,7 @@ import pytest
 import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
+from shared.runs import json_lines
 
 from fedveil.audit.observer import RunAudit
 from fedveil.base.refusal import Refusal
@@ -33,7 +34,7 @@ from fedveil.deployment.device.device import read_device
 from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import fewest, pace_of
+from fedveil.deployment.pace import min_clients, pace_of
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
@@ -169,10 +170,10 @@ def result_of(hearts: Path, run: str = "run-1") -> dict[str, Any]:
 def rows_of(hearts: Path, run: str = "run-1") -> list[dict[str, Any]]:
     """Return the rounds of a run, with what its operator alone reads of them."""
     folder = hearts / "server" / "runs" / run
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "metrics.jsonl")
     if not (folder / "operator.jsonl").exists():
         return rows
-    told = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    told = json_lines(folder / "operator.jsonl")
     return [row | more for row, more in zip(rows, told, strict=False)]
 
 
@@ -214,7 +215,7 @@ def test_server_stopped_while_it_waits_keeps_its_receipts(
     )
     presence = Presence(dict.fromkeys((2, 3, 4), 0.0))
     link = Link(SimpleNamespace(send_and_receive=replies), lambda: presence)
-    monkeypatch.setattr(serving.Farewell, "_keep", keep)
+    monkeypatch.setattr(serving.Farewell, "_write_receipts", keep)
     farewell = serving.Farewell(link, federation, bundle, None, "spring")
     before = signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
     try:
@@ -391,7 +392,7 @@ def test_second_run_reports_spending_before_any_exchange(
         served(hearts, *CENTRAL, "run=third", f"ledger.dir={tmp_path}")
     owners.write_text(before.replace("80.0", "2.0"))
     anew = ("run=third", "num_rounds=100", f"ledger.dir={tmp_path}")
-    with pytest.raises(Killed), patch.object(serving, "heads_left", lambda *_: {}):  # an earlier release
+    with pytest.raises(Killed), patch.object(serving, "newest_heads", lambda *_: {}):  # an earlier release
         served(hearts, *CENTRAL, *anew, fault=killing(0))
     assert "\nthe target is 8, owners allow 2\n" in capsys.readouterr().out  # clients have spent nothing
 
@@ -569,7 +570,7 @@ def test_restored_server_ends_after_one_charge_and_then_before_any(
 
 
 @pytest.mark.parametrize(("count", "code"), [(1, 0), (3, 1)])
-def test_a_few_devices_that_have_seen_another_log_end_no_run(hearts: Path, count: int, code: int) -> None:
+def test_few_devices_with_another_log_end_no_run(hearts: Path, count: int, code: int) -> None:
     """Their owners have not yet accepted a lost log, or they lie; the others are away for a round."""
 
     def fault(message: Message, before: int) -> Message | None:
@@ -583,12 +584,12 @@ def test_a_few_devices_that_have_seen_another_log_end_no_run(hearts: Path, count
     assert result["rounds_abandoned"] == 1
 
 
-def test_each_folder_of_a_servers_ledgers_is_held_to_its_own_runs(hearts: Path, tmp_path: Path) -> None:
+def test_each_ledger_folder_of_a_server_must_match_its_own_runs(hearts: Path, tmp_path: Path) -> None:
     one, other = (*CENTRAL, "num_rounds=1"), f"ledger.dir={tmp_path / 'other'}"
     assert served(hearts, *one, "run=here")[0] == 0
     with pytest.raises(Refusal, match="which run here left"):  # an empty folder would start at zero
         served(hearts, *one, other, "run=there")
-    with patch.object(serving, "heads_left", lambda *_: {}):  # an earlier release
+    with patch.object(serving, "newest_heads", lambda *_: {}):  # an earlier release
         assert served(hearts, *one, other, "run=there")[0] == 0
     more = (*one, "privacy.target_epsilon=12")
     assert served(hearts, *more, "run=here-2")[0] == 0
@@ -655,7 +656,7 @@ def test_rounds_below_the_quorum_release_nothing_and_end_the_run(hearts: Path) -
     assert code == 0 and {(each.run, len(each.model)) for each in grid.told} == {("second", 0)}
 
 
-def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> None:
+def test_link_is_the_one_of_the_bundles(hearts: Path) -> None:
     with pytest.raises(
         Refusal, match="link='flower': the bundles of this federation were made for link=grpc"
     ):
@@ -685,7 +686,7 @@ def test_alarm_stops_a_server_for_good_and_is_reported_everywhere(
     text = text_of(status)
     assert 'fedveil_audit_alarms_total{level="red",test="norm"} 1' in text
     assert 'fedveil_audit_p_value{test="reuse"}' in text
-    lines = [json.loads(line) for line in (folder / "server.log").read_text().splitlines()]
+    lines = json_lines(folder / "server.log")
     assert next(line["round"] for line in lines if line["event"] == "alarm") == 2
     assert served(hearts, *CENTRAL)[0] == 5  # the same command: nothing is trained
     assert "is finished (alarmed: an audit raised an alarm after round 2" in capsys.readouterr().out
@@ -837,7 +838,7 @@ def changing(at: int, change: Callable[[], None]) -> Any:
 @pytest.mark.parametrize(
     ("mode", "audit"), [(CENTRAL, FULL), (MASKED, ())], ids=["central, with canaries", "masked"]
 )
-def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
+def test_revocations_and_admissions_count_from_the_next_round(
     mode: tuple[str, ...], audit: tuple[str, ...], hearts: Path, tmp_path: Path
 ) -> None:
     grid = Devices(hearts / "clients")
@@ -869,7 +870,7 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
         assert kept["along"][-1, ~coins].mean() == pytest.approx(0.0, abs=0.35)
     assert read_status(hearts / "server")["roster"] == 3
     assert [each["name"] for each in read_status(hearts / "server")["clients"]][-2:] == ["basel", "utrecht"]
-    events = [json.loads(line) for line in (hearts / "server" / "server.log").read_text().splitlines()]
+    events = json_lines(hearts / "server" / "server.log")
     told = [event for event in events if event["event"] == "roster"]
     assert told and (told[-1]["version"], told[-1]["clients"]) == (3, 6)
     entries = [json.loads(entry) for entry in read_log(hearts / "server" / LOG)]
@@ -971,7 +972,7 @@ def test_status_names_unit_and_epsilon_of_records_of_one_sum(
     assert "records: no round has ended yet; at most epsilon 6 at delta 1e-05" in capsys.readouterr().out
 
 
-def test_a_server_that_was_killed_is_said_to_be(
+def test_status_names_a_killed_server(
     spring: Spring, hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Refusal, match="no server has run there"):
@@ -1042,7 +1043,7 @@ def test_numbers_for_prometheus(spring: Spring) -> None:
     assert float(samples['fedveil_epsilon_spent{unit="client"}']) > 0
 
 
-def test_what_a_label_may_hold_is_escaped_and_infinity_has_its_word() -> None:
+def test_labels_are_escaped_and_infinity_has_its_word() -> None:
     status = {
         **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned", "untrue"), 0),
         "clients": [],
@@ -1127,4 +1128,4 @@ def test_encrypted_round_waits_for_the_members_of_its_sum_alone(
     bundle = read_server_bundle(hearts / "server")
     settings = settings_for(bundle, [*MASKED, "secagg.dropout=0.2"])
     federation = build(settings.federation, deployed_in(bundle, settings))
-    assert [fewest(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
+    assert [min_clients(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]

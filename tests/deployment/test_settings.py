@@ -98,7 +98,7 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
         ),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(given: list[str], sentence: str) -> None:
+def test_mistakes_are_refused_in_a_sentence(given: list[str], sentence: str) -> None:
     with pytest.raises(Refusal) as refused:
         server_settings(given)
     assert sentence in str(refused.value)
@@ -115,7 +115,7 @@ def test_a_number_stays_a_number() -> None:
 @pytest.mark.parametrize(
     ("now", "key"), [("a: 1", None), ("a: 2", "a"), ("b: {c: 1}", "a"), ("a: 1\nb: {c: 3}", "b")]
 )
-def test_where_two_configurations_differ(now: str, key: str | None) -> None:
+def test_differing_configurations_are_named(now: str, key: str | None) -> None:
     found: dict[str, Any] = yaml.safe_load(now)
     assert differing({"a": 1}, found) == key
     assert differing({"x": {"y": {"z": 1}}}, {"x": {"y": {"z": 2}}}) == "x.y.z"

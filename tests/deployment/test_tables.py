@@ -164,7 +164,7 @@ def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None
         ({"label": "z"}, "task.label='z': name a column of"),
     ],
 )
-def test_a_schema_that_cannot_be_had_is_refused_and_nothing_made(
+def test_unavailable_schema_is_refused_before_any_bundle(
     tmp_path: Path, change: dict[str, str], said: str
 ) -> None:
     (tmp_path / "common").mkdir()

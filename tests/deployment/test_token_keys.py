@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.enrol import enrol
-from fedveil.deployment.enrolment import approve, give_tokens
+from fedveil.deployment.enrolment import approve, issue_tokens
 from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.token_keys import TokenChoice, _pin, token_keys
 from fedveil.links.server_bundle import read_server_bundle
@@ -83,7 +83,7 @@ def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
     text = FEDERATION.replace('"localhost:8443"', own).replace("{{name: c}}", "{{name: c-*}}")
     desk = provisioned(text.replace("{module}", module).replace("{label}", "hearts"))
     assert not list((desk / "authority").glob("*.key"))
-    (token,) = give_tokens(desk, ["c-1"])
+    (token,) = issue_tokens(desk, ["c-1"])
     device = tmp_path / "device"
     with enrolling(desk):
         assert not enrol(token, device, wait=0, notify=lambda _: None)
@@ -95,7 +95,7 @@ def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
     assert revoke(desk, "c-1").register.version == 4
 
 
-def test_a_pin_that_nobody_gives_is_asked_for_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pin_is_requested_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDVEIL_PIN", raising=False)
     with pytest.raises(Refusal, match="requires a PIN; set FEDVEIL_PIN"):
         _pin(TokenChoice("libsofthsm2.so", "hearts"))

@@ -18,7 +18,7 @@ import pytest
 
 from fedveil.__main__ import run
 from fedveil.deployment.device.device_ledger import epsilon_of
-from fedveil.links.grpc.grid import Door, LinkGrid, open_link
+from fedveil.links.grpc.grid import LinkGrid, ServerEndpoint, open_link
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.local_training import LocalTraining
@@ -100,7 +100,9 @@ def federation(folder: Path) -> Iterator[Agents]:
     made = MADE["make_federation"](folder, free_port())
     bundle = read_server_bundle(made / "server")
     nodes = nodes_of(followed_roster(bundle))
-    door = Door(bundle.listen, lambda: bundle.credentials, nodes, admitted_in(bundle.admitted, nodes))
+    door = ServerEndpoint(
+        bundle.listen, lambda: bundle.credentials, nodes, admitted_in(bundle.admitted, nodes)
+    )
     with open_link(door) as server:
         agents = Agents(made / "clients", server, Masking(bundle.roster, dropout=0.4, collusion=0.1))
         try:

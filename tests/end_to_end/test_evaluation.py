@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared.runs import json_lines
 
 from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
@@ -47,7 +48,7 @@ def test_a_served_run_is_evaluated_over_kills(tmp_path: Path, link: str, privacy
         lines = folder / "runs" / "asked" / "metrics.jsonl"
 
         def rows() -> list[dict[str, Any]]:
-            return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+            return json_lines(lines) if lines.exists() else []
 
         server = world.start("server", folder, *asked)
         SERVED["until"](lambda: len(rows()) >= 2 or not server.alive, lambda: server.said)

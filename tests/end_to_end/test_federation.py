@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load, load_file
+from shared.runs import json_lines
 
 from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
@@ -55,10 +56,7 @@ class World(SERVED["Served"]):
     def rows(self, run: str) -> list[dict[str, Any]]:
         """Return the rounds as the operator of the server reads them."""
         files = [self.folder / "runs" / run / name for name in ("metrics.jsonl", "operator.jsonl")]
-        told, counted = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-            for path in files
-        )
+        told, counted = (json_lines(path) if path.exists() else [] for path in files)
         counts = {row["round"]: row for row in counted if "round" in row}
         return [row | counts.get(row["round"], {}) for row in told]
 
@@ -299,7 +297,7 @@ def test_running_server_takes_revocations_newcomers_and_certificates(world: Worl
 
 
 @pytest.mark.campaign
-def test_over_flowers_link_a_client_is_told_of_the_end_as_well(tmp_path: Path) -> None:
+def test_client_on_flowers_link_gets_the_end_as_well(tmp_path: Path) -> None:
     with SERVED["serving"](World, tmp_path, "flower") as world:
         asked = ("privacy.target_epsilon=3", "num_rounds=1", "run=flower", "link.clients=1")
         server = world.server(*asked, "link.deadline=60")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from shared.runs import json_lines
 
 from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.provision import provision
@@ -163,7 +164,7 @@ def test_records_of_all_clients_are_hidden_in_one_sum_over_flower(tmp_path: Path
         done = subprocess.run([*server, "link.clients=1"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "made" / "server" / "runs" / "together"
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "metrics.jsonl")
     assert [row["replies"] for row in rows] == [5] * 3 and rows[-1]["exchanges"] == 3
     spent = {
         row["adversary"]: row["epsilon"]

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared.runs import run_quietly
 
 from fedveil.__main__ import FAILED, run
 from fedveil.base.durable_files import append_line, replace_file
 from fedveil.base.refusal import Refusal, disk_failed
 from fedveil.configs.bundle_files import read_file
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device.ledger_heads import LedgerHeads, store_heads
 from fedveil.links.grpc.grid import read_acknowledged
 from fedveil.privacy.budget import Budget
@@ -30,7 +30,6 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.run.log_file import LogFile
 from fedveil.run.manifest import read_manifest
 from fedveil.run.run_files import read_object
-from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
@@ -57,11 +56,11 @@ def open_record_ledger(path: Path) -> Ledger:
 
 
 def begin(folder: Path) -> int:
-    return simulate(settings_from_overrides(ASKED), folder, quiet=True).exit_code
+    return run_quietly(ASKED, folder).exit_code
 
 
 def resume(folder: Path) -> int:
-    return simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True).exit_code
+    return run_quietly([f"resume={folder}"], folder).exit_code
 
 
 @pytest.fixture(scope="module")

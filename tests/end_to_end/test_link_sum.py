@@ -1,6 +1,5 @@
 """Whole runs over the link, with clients in processes of their own: the same model, bit for bit, as on the engine."""
 
-import json
 import os
 import runpy
 import subprocess
@@ -10,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from shared.runs import json_lines
 
 from fedveil.benchmarks.link_clients import write_endpoints
 from fedveil.configs.settings import settings_from_overrides
@@ -69,7 +69,7 @@ def test_a_run_over_the_link_trains_the_model_of_the_engine(
     assert set(grid.connected) == set(grid.get_node_ids())
     operator = tmp_path / "link" / "operator.jsonl"  # of a trusted server
     told = operator if operator.exists() else tmp_path / "link" / "metrics.jsonl"
-    rows = [json.loads(line) for line in told.read_text().splitlines()]
+    rows = json_lines(told)
     assert [row["replies"] for row in rows if "replies" in row] == [CLIENTS, CLIENTS]
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("engine", "link")]
     assert models[0] == models[1]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from shared.runs import json_lines, run_quietly
 
 import fedveil.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
@@ -33,8 +34,8 @@ MASKED = (*COMMON, "privacy=client_distributed", "privacy.allow_large_delta=true
 
 
 def run(folder: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    outcome = simulate(settings_from_overrides(overrides), folder, quiet=True)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    outcome = run_quietly(overrides, folder)
+    rows = json_lines(folder / "metrics.jsonl")
     return outcome.result, rows
 
 
@@ -88,7 +89,7 @@ def test_a_round_with_too_few_releases_nothing_and_stays_charged(tmp_path: Path)
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_who_cheats_is_named_wherever_a_run_is_told_of(
+def test_cheat_is_named_in_every_report_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: Any
 ) -> None:
     true = Identity.participant
@@ -101,7 +102,7 @@ def test_who_cheats_is_named_wherever_a_run_is_told_of(
     result = simulate(settings, tmp_path).result
     fault = str(Fault.BAD_DEAL)
     assert result["blamed"] == {"simulated client 3": [fault, fault]}
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert [row["blamed"] for row in rows] == [{"simulated client 3": fault}] * 2
     assert [row["replies"] for row in rows] == [11, 11]
     said = [record.getMessage() for record in caplog.records if record.name == "fedveil.server"]
@@ -210,7 +211,7 @@ def test_every_strategy_that_averages_goes_on_after_an_empty_round(tmp_path: Pat
         ),
     ],
 )
-def test_what_cannot_be_kept_is_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
+def test_impossible_promise_is_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
     with pytest.raises(Refusal) as refusal:
         run(tmp_path, *overrides)
     assert refusal.value.field == field

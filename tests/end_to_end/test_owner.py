@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
@@ -341,9 +342,7 @@ QUICK = {"poisson", "replace one", "adaptive noise", "correlated noise", "record
     "mode", [pytest.param(mode, marks=[] if mode in QUICK else pytest.mark.campaign) for mode in MODES]
 )
 def test_verify_agrees_with_an_independent_recomputation(tmp_path: Path, mode: str) -> None:
-    assert (
-        simulate(settings_from_overrides([*SMALL, *MODES[mode]]), tmp_path / "run", quiet=True).exit_code == 0
-    )
+    assert run_quietly([*SMALL, *MODES[mode]], tmp_path / "run").exit_code == 0
     clients = sorted((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
     ledgers = [*clients[:2], *(path for path in [tmp_path / "run" / "ledger"] if path.exists())]
     assert ledgers and bool(clients) == ("record" in mode)

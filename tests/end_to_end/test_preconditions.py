@@ -11,6 +11,7 @@ import pytest
 import torch
 from dp_accounting import GaussianDpEvent
 from flwr.app import ConfigRecord, Message, RecordDict
+from shared.runs import json_lines
 from torch import Tensor, nn
 
 import fedveil.client.dp_sgd.train
@@ -267,7 +268,7 @@ def by_messages(bench: Workbench, clients: list[int]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("where", ["buffer", "number", "list", "late"])
 @pytest.mark.parametrize("engine", [in_place, by_messages])
-def test_what_a_model_remembers_of_one_client_does_not_reach_the_next(engine: Any, where: str) -> None:
+def test_memory_of_one_client_does_not_reach_the_next(engine: Any, where: str) -> None:
     alone, after = engine(bench_of(where), [1]), engine(bench_of(where), [0, 1])
     assert alone.keys() == after.keys()
     for name, value in alone.items():
@@ -502,7 +503,7 @@ def wards(tmp_path_factory: pytest.TempPathFactory) -> Wards:
 
 @pytest.mark.parametrize("case", ["in", "fails"])
 @pytest.mark.parametrize("mode", SECRETS)
-def test_what_others_read_of_a_run_is_the_same_whoever_was_drawn(
+def test_public_outputs_of_a_run_do_not_depend_on_the_draw(
     mode: str, case: str, wards: Wards, commands: Any
 ) -> None:
     (code, without), (other, drawn) = (wards.run(commands, mode, each) for each in ("out", case))
@@ -526,7 +527,7 @@ def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
     for case in ("fails", "out"):
         wards.run(commands, mode, case)
     failed, without = (wards.folder / mode / case / "run" / "operator.jsonl" for case in ("fails", "out"))
-    lines = [json.loads(line) for line in failed.read_text().splitlines()]
+    lines = json_lines(failed)
     assert [line["dropped"] for line in lines[:4]] == [{"failed": 1}, {}, {"failed": 1}, {}]
     others = [json.loads(line)["invited"] for line in without.read_text().splitlines()[:4]]
     assert [line["invited"] for line in lines[:4]] == [
@@ -621,7 +622,7 @@ def test_additional_client_of_a_declared_population_changes_no_output(
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
 def record_run(commands: Any, tmp_path: Path, name: str, *given: str) -> tuple[int, Any, Path]:

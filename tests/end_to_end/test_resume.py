@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from shared.runs import json_lines, run_quietly
 
 from fedveil.base.refusal import Refusal
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.run import progress
 from fedveil.run import result as results
@@ -27,7 +27,6 @@ from fedveil.run.run import RunResult
 from fedveil.server import checkpoint
 from fedveil.server.accounts import Protected, Unprotected
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
-from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
@@ -73,11 +72,11 @@ def started(mode: str) -> tuple[str, ...]:
 
 
 def begin(folder: Path, mode: str = "fedavg", *more: str) -> RunResult:
-    return simulate(settings_from_overrides([*started(mode), *more]), folder, quiet=True)
+    return run_quietly([*started(mode), *more], folder)
 
 
 def resume(folder: Path) -> RunResult:
-    return simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True)
+    return run_quietly([f"resume={folder}"], folder)
 
 
 class Calm:
@@ -474,7 +473,7 @@ def fill(path: Path, leave: int) -> None:
         file.truncate(max(0, file.tell() - leave))
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_training(commands: Any) -> None:
+def test_impossible_folder_is_refused_before_training(commands: Any) -> None:
     (commands.folder / "file").write_text("")
     for folder in ("file/run", "/proc/fedveil"):
         code, command = commands.run("simulate", *started("fedavg"), f"hydra.run.dir={folder}")
@@ -597,7 +596,7 @@ def killed_and_finished(commands: Any, mode: str, arrange: Callable[[], None]) -
     run = commands.folder / "run"
     result = json.loads((run / "result.json").read_text())
     assert (code, result["status"]) == (0, "completed"), command.err
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(run / "metrics.jsonl")
     assert [row["round"] for row in rows] == list(range(1, result["rounds_completed"] + 1))
     assert result["evaluations"] == [row["evaluation"] for row in rows if "evaluation" in row]
     assert {"model.safetensors", "manifest.json"} <= {path.name for path in run.iterdir()}

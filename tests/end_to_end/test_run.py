@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file
+from shared.runs import json_lines, reservations, run_quietly
 
 import fedveil.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
@@ -25,7 +26,6 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.run import progress
 from fedveil.run.run import RunResult
-from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
@@ -97,21 +97,21 @@ def given(*overrides: str) -> list[str]:
 
 
 def run(folder: Path, *overrides: str) -> RunResult:
-    return simulate(settings_from_overrides(given(*overrides)), folder, quiet=True)
+    return run_quietly(given(*overrides), folder)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
 def told_of(folder: Path) -> list[dict[str, Any]]:
     """Return what a trusted server's operator reads of each round."""
-    lines = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    lines = json_lines(folder / "operator.jsonl")
     return [line for line in lines if "round" in line]
 
 
 def reserved(ledger: Path | str) -> list[dict[str, Any]]:
-    return [json.loads(entry.payload) for entry in read_entries(ledger) if entry.kind == "reserve"]
+    return reservations(ledger)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ def test_every_partition_trains(tmp_path: Path, overrides: tuple[str, ...]) -> N
         chosen = [f"num_rounds={ROUNDS}", "privacy=none", *overrides]
     else:
         chosen = given("privacy=none", *overrides)
-    outcome = simulate(settings_from_overrides(chosen), tmp_path, quiet=True)
+    outcome = run_quietly(chosen, tmp_path)
     assert outcome.exit_code == 0
     assert outcome.result["dropped"] == {}
     assert outcome.result["metrics"]["accuracy"] > 0.1
@@ -483,7 +483,7 @@ def hospitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def really(folder: Path, overrides: list[str]) -> RunResult:
-    return simulate(settings_from_overrides(overrides), folder, quiet=True)
+    return run_quietly(overrides, folder)
 
 
 def test_noise_on_real_data_takes_no_seed(tmp_path: Path, hospitals: list[str]) -> None:
@@ -521,7 +521,7 @@ def test_second_real_run_plans_on_the_rest_and_a_third_is_refused(
         (["task.held_out=private"], True, False),
     ],
 )
-def test_beside_real_data_only_public_held_out_data_are_evaluated(
+def test_real_data_allow_only_public_held_out_data(
     tmp_path: Path,
     hospitals: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -540,7 +540,7 @@ def test_beside_real_data_only_public_held_out_data_are_evaluated(
     assert ("task.held_out: the held-out data count as private" in capsys.readouterr().err) != shown
 
 
-def test_beside_real_data_nothing_need_be_held_out(
+def test_real_data_need_no_held_out_data(
     tmp_path: Path, hospitals: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import my_hospitals
@@ -661,7 +661,7 @@ def _only_before(number: int, save: Any) -> Any:
 ADAPTIVE = ("privacy.allow_large_delta=true", "privacy.clipping=adaptive")
 
 
-def test_a_moving_clip_is_shown_and_its_accountant_is_pld(tmp_path: Path) -> None:
+def test_moving_clip_is_printed_and_its_accountant_is_pld(tmp_path: Path) -> None:
     result = run(tmp_path / "run", *ADAPTIVE).result
     rows = rows_of(tmp_path / "run")
     norms = [row["clipping_norm"] for row in rows]

@@ -23,11 +23,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from safetensors.numpy import load_file
+from shared.runs import json_lines, run_quietly
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.client.private_update import private_update
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.engines.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.engines.settings import Ray
 from fedveil.messages.secure_wire import USUAL, read_position
@@ -38,7 +38,6 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.simulations.simulate import simulate
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),
@@ -100,7 +99,7 @@ def model_of(folder: Path, *overrides: str) -> tuple[bytes, dict[str, Any]]:
         "faults.corrupt=0.1",
         "evaluate.clients=every:2",
     ]
-    outcome = simulate(settings_from_overrides([*common, *overrides]), folder, quiet=True)
+    outcome = run_quietly([*common, *overrides], folder)
     return (folder / "model.safetensors").read_bytes(), outcome.result
 
 
@@ -203,7 +202,7 @@ def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
 
     threading.Thread(target=interrupt_after_a_round, daemon=True).start()
     overrides = [*TWO, "task=digits", "task.num_clients=20", "num_rounds=200"]
-    outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
+    outcome = run_quietly(overrides, tmp_path)
     assert outcome.exit_code == 130
     assert 0 < outcome.result["rounds_completed"] < 200
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -341,13 +340,13 @@ def test_cluster_of_two_nodes_outlives_one_and_trains_the_same_model(tmp_path: P
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["rounds_completed"]) == ("completed", rounds)
-    rows = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "operator.jsonl")
     lost = [row["dropped"].get(DIED, 0) for row in rows if "dropped" in row]
     if fate == "lose":
         assert sum(count > 0 for count in lost) <= 1 and max(lost) < 20
         return
     assert not any(lost)
-    here = simulate(settings_from_overrides(job), tmp_path / "here", quiet=True)
+    here = run_quietly(job, tmp_path / "here")
     assert here.result["metrics"] == result["metrics"]
     assert (tmp_path / "here" / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared.runs import json_lines
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
@@ -273,7 +274,7 @@ def _gaussian(noise: float) -> Any:
     return GaussianDpEvent(noise)
 
 
-def test_clients_that_measured_the_model_are_shown_with_intervals(kept: Path) -> None:
+def test_measurements_of_clients_have_intervals(kept: Path) -> None:
     edited(kept / "result.json", evaluations=[evaluated(3, 0.7), evaluated(6, 0.8)])
     report = validated(report_of(read_run(kept)))
     page = page_of(report)
@@ -285,9 +286,9 @@ def test_clients_that_measured_the_model_are_shown_with_intervals(kept: Path) ->
     assert shown["/evaluations/1/epsilon"] == "0.10"
 
 
-def test_an_evaluation_that_the_noise_took_cannot_be_said(kept: Path) -> None:
+def test_evaluation_drowned_in_noise_has_no_figure(kept: Path) -> None:
     (kept / "result.json").unlink()
-    lines = [json.loads(each) for each in (kept / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(kept / "metrics.jsonl")
     lines[-1] |= {"evaluation": evaluated(6, None), "clients/accuracy": 0.5, "clients/accuracy/low": 0.4}
     (kept / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     report = validated(report_of(read_run(kept)))
@@ -309,7 +310,7 @@ def test_groups_of_held_out_data_have_a_row_each(kept: Path) -> None:
     assert differences(page, report) == [] and "accuracy by group is not known" not in page
 
 
-def test_an_evaluation_is_its_runs_and_a_question_beside_it_is_no_run(kept: Path) -> None:
+def test_evaluation_belongs_to_its_run_and_a_question_to_none(kept: Path) -> None:
     run = read_run(kept)
     identity = json.loads(run.entries[0].payload)
     events = dict.fromkeys((Adversary.MODEL, Adversary.CLIENTS), _gaussian(4.0))
@@ -373,7 +374,7 @@ def test_held_out_data_that_nobody_has_are_not_called_public(kept: Path) -> None
     assert (found["state"], found["said"]) == ("covered", "No metric was computed on held-out data.")
 
 
-def test_an_additive_model_is_shown_as_its_shapes(kept: Path) -> None:
+def test_additive_model_is_drawn_as_its_shapes(kept: Path) -> None:
     report = validated(report_of(read_run(kept), shapes=SHAPES))
     columns = [(each["column"], each["score"]) for each in report["shapes"]["shapes"]]
     assert columns == [("age", "ill"), ("age", "well"), ("sex", "ill"), ("sex", "well")]  # the furthest first
@@ -430,7 +431,7 @@ def served(tmp_path: Path, **result: Any) -> Path:
     return run
 
 
-def test_receipts_are_counted_where_the_count_may_be_told(tmp_path: Path) -> None:
+def test_receipts_are_counted_where_the_count_is_public(tmp_path: Path) -> None:
     run = served(tmp_path, seconds=3.0)
     wanted = {"public": True, "ended": True, "given": 3, "members": 5, "of_this_run": True}
     assert receipts_of(read_run(run)) == wanted
@@ -462,7 +463,7 @@ def test_a_simulation_has_no_receipts() -> None:
 # --- the commands ---
 
 
-def test_the_page_of_a_folder_is_made_and_verified(asked: Path, commands: Any) -> None:
+def test_page_of_a_folder_is_written_and_verified(asked: Path, commands: Any) -> None:
     code, said = commands.run("report", str(asked))
     assert code == 0 and "2 answers" in said.out, said.err
     page = asked / "report" / "report.html"
@@ -508,7 +509,7 @@ def test_page_of_answers_holds_nothing_beyond_its_report(asked: Path, capsys: An
     assert verify(asked, ()) == 2 and "failed: page" in capsys.readouterr().out
 
 
-def test_what_belongs_to_a_run_is_refused_for_answers(asked: Path, kept: Path, commands: Any) -> None:
+def test_options_of_a_run_are_refused_for_answers(asked: Path, kept: Path, commands: Any) -> None:
     for option in ("--assessment", "--answers"):
         code, said = commands.run("report", str(asked), option, str(asked))
         assert code == 2 and option in said.err
@@ -518,7 +519,7 @@ def test_what_belongs_to_a_run_is_refused_for_answers(asked: Path, kept: Path, c
     assert code == 0 and len(json.loads(said.out)["answers"]) == 2
 
 
-def test_records_are_told_in_the_order_of_the_ledger(asked: Path) -> None:
+def test_records_stand_in_the_order_of_the_ledger(asked: Path) -> None:
     for charged in (["intake-2026", "treated-alike"], ["treated-alike"], []):
         names = [each["name"] for each in read_answers(asked, charged)]
         assert names == [

@@ -70,7 +70,7 @@ def test_the_bill_of_materials_is_cyclonedx(report: dict[str, Any]) -> None:
         assert validator.validate_str(materials_of(report)) is None
 
 
-def test_the_bill_names_the_model_and_what_made_it(report: dict[str, Any]) -> None:
+def test_bill_names_the_model_and_its_tools(report: dict[str, Any]) -> None:
     bill = json.loads(materials_of(report))
     model = bill["metadata"]["component"]
     assert model["hashes"] == [{"alg": "SHA-256", "content": report["run"]["model_sha256"]}]

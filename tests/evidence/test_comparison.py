@@ -36,7 +36,7 @@ def test_a_run_does_not_differ_from_itself() -> None:
     assert len({(each.part, each.name) for each in whole}) == len(whole)
 
 
-def test_what_differs_is_what_was_changed(other: Path) -> None:
+def test_differences_are_the_changed_settings(other: Path) -> None:
     rows = compare_reports(report_of(read_run(KEPT)), report_of(read_run(other)))
     told = {(each.part, each.name): (each.first, each.second) for each in rows}
     assert told["how", "privacy.target_epsilon"] == ("3.0", "8.0")

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from safetensors.numpy import save_file
+from shared.runs import json_lines
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
@@ -204,7 +205,7 @@ OF_RECORDS = {"target_epsilon": 2.0, "target_delta": 1e-5, "adjacency": "zero-ou
         ({"name": "record_and_client", "record": OF_RECORDS, "client": {}}, "record", 2.0),
     ],
 )
-def test_what_clients_ledgers_keep_holds_while_a_run_goes_on(
+def test_values_from_client_ledgers_hold_during_a_run(
     kept: Path, privacy: dict[str, Any], unit: str, epsilon: float | str
 ) -> None:
     for name in ("result.json", "ledger"):
@@ -310,7 +311,7 @@ def test_all_runs_of_a_ledger_are_added_up(kept: Path) -> None:
     assert "chart-runs" in page and differences(page, report) == []
 
 
-def test_a_run_is_held_against_its_close(tmp_path: Path, commands: Any) -> None:
+def test_run_is_compared_with_its_close(tmp_path: Path, commands: Any) -> None:
     folder = tmp_path / "run"
     code, said = commands.run("simulate", "task=digits", "num_rounds=1", f"hydra.run.dir={folder}")
     assert code == 0, said.err
@@ -325,7 +326,7 @@ def test_a_run_is_held_against_its_close(tmp_path: Path, commands: Any) -> None:
     assert report_of(read_run(folder))["ledger"]["close"]["changed"] == ["manifest.json"]
 
 
-def test_what_only_an_operator_may_read_is_not_read(kept: Path, golden: dict[str, Any]) -> None:
+def test_operators_file_is_not_read(kept: Path, golden: dict[str, Any]) -> None:
     for name in ("operator.jsonl", "checkpoint.safetensors", "audit.npy", "clients.log"):
         (kept / name).write_bytes(b'{"round": 1, "invited": 31337}\n')
     edited(kept, "result.json", lambda result: result.update(data="real"))
@@ -415,7 +416,7 @@ def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) ->
 
 def counted(kept: Path) -> None:
     """Make the run one whose bytes were counted and may be told: half of them training, as much up as down."""
-    rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(kept / "metrics.jsonl")
     each = {"training": 500_000_000, "control": 500_000_000}
     for row in rows:
         row |= {"bytes": {"down": each, "up": each}, "message_bytes": {"down": 2700, "up": 1500}}
@@ -529,7 +530,7 @@ def test_only_the_operator_of_a_trusted_server_reads_the_time(kept: Path) -> Non
         make_report(kept, operator=True)
 
 
-def test_a_simulation_is_told_its_time(kept: Path) -> None:
+def test_report_of_a_simulation_has_its_time(kept: Path) -> None:
     assert (
         report_of(read_run(kept))["cost"]["work"][0]["source"]
         == "not known: the folder has no operator.jsonl"
@@ -673,7 +674,7 @@ def of_tables(kept: Path) -> None:
     (kept / "config.yaml").write_text(yaml.safe_dump(config | {"task": task, "privacy": privacy}))
     (kept / "schema.yaml").write_text(HOSPITALS)
     edited(kept, "result.json", lambda result: result.update(confusion=[[5, 1], [2, 7]]))
-    lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(kept / "metrics.jsonl")
     rows = [json.dumps({**row, "clipping_norm": None, "balanced_accuracy": 0.662}) for row in lines]
     (kept / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     edited(kept, "result.json", lambda result: result["metrics"].update(balanced_accuracy=0.662))
@@ -698,7 +699,7 @@ def test_page_and_card_say_what_the_model_is(kept: Path) -> None:
     assert {"balanced accuracy", "0.6620"} <= set(shown.values()) and "0.662" not in shown.values()
 
 
-def test_a_model_of_which_little_is_known_claims_nothing(kept: Path) -> None:
+def test_model_of_little_evidence_claims_nothing(kept: Path) -> None:
     report = report_of(read_run(kept))
     assert report["model"]["confusion"] is None and report["model"]["inputs"] == []
     card = card_of(report)

@@ -94,7 +94,7 @@ def test_it_is_what_a_report_of_the_folder_would_be(folder: Path, port: int) -> 
     assert shown["/run/status"] == "running" and "chip not-ended" not in page and "no value is final" in page
 
 
-def test_a_page_is_kept_for_a_bounded_time_however_slow_its_making(
+def test_page_is_cached_for_a_bounded_time_however_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, made = [0.0], list[float]()
@@ -131,7 +131,7 @@ def test_a_browser_loads_nothing_else_and_gives_it_to_no_other_site(port: int) -
         assert int(headers["refresh"]) >= 5 and "python" not in headers["server"].lower()
 
 
-def test_who_asks_by_another_name_is_refused(port: int) -> None:
+def test_request_under_another_name_is_refused(port: int) -> None:
     """A name that was rebound to this machine comes as the host of a page from elsewhere."""
     for tunnel in (port, port + 1):
         assert asked(port, host=f"LOCALHOST:{tunnel}")[0] == 200
@@ -174,7 +174,7 @@ def test_there_is_no_other_path(port: int, path: str) -> None:
     assert status == 404 and said == "Not Found\n"
 
 
-def test_what_is_no_request_is_answered_in_a_line(port: int) -> None:
+def test_invalid_request_is_answered_in_a_line(port: int) -> None:
     for sent in (
         b"\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
@@ -189,7 +189,7 @@ def test_what_is_no_request_is_answered_in_a_line(port: int) -> None:
     assert asked(port)[0] == 200
 
 
-def test_a_run_that_has_not_begun_has_no_page_yet(tmp_path: Path) -> None:
+def test_run_before_its_start_has_no_page(tmp_path: Path) -> None:
     process, port = served(tmp_path, os.getpid())
     try:
         status, headers, said = asked(port)
@@ -213,7 +213,7 @@ def test_it_listens_on_the_loopback_address_alone() -> None:
         assert not listens.get_inheritable()
 
 
-def test_a_port_that_is_taken_is_refused() -> None:
+def test_occupied_port_is_refused() -> None:
     with listener(0) as listens, pytest.raises(Refusal, match=r"--page-port=.*cannot be listened on"):
         listener(listens.getsockname()[1])
 
@@ -260,7 +260,7 @@ def test_a_simulation_shows_its_page_until_it_ends(tmp_path: Path, commands: Any
     assert len(command.out.splitlines()) == 1 and json.loads(command.out)["status"] == "interrupted"
 
 
-def test_a_taken_port_is_refused_before_anything_is_spent(tmp_path: Path, commands: Any) -> None:
+def test_occupied_port_is_refused_before_anything_is_spent(tmp_path: Path, commands: Any) -> None:
     run = tmp_path / "run"
     with listener(0) as listens:
         port = str(listens.getsockname()[1])

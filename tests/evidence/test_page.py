@@ -49,7 +49,7 @@ def test_the_same_answers_give_the_same_bytes() -> None:
         assert outside not in page, outside
 
 
-def test_the_page_can_be_made_from_the_json_alone(report: dict[str, Any]) -> None:
+def test_page_follows_from_the_json_alone(report: dict[str, Any]) -> None:
     assert page_of(json.loads(to_json(report))) == page_of(report)
 
 

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from shared.runs import run_quietly
 from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.export.distil import distil
 from fedveil.export.export import Order, export, rounded, trace, write_model
-from fedveil.simulations.simulate import simulate
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
@@ -144,7 +143,7 @@ def test_a_device_without_torch_predicts_words_of_a_table(shops: Path, tmp_path:
     assert [line.split(",")[0] for line in told.splitlines()] == ["y", "yes", "no"]
 
 
-def test_what_is_no_export_needs_torch_and_says_so(first: Path, tmp_path: Path) -> None:
+def test_folder_without_an_export_needs_torch_and_says_so(first: Path, tmp_path: Path) -> None:
     script = (
         "from fedveil.__main__ import run\n"
         "import fedveil.base.extras as extras\nextras.find_spec = lambda name: None\nassert run(sys.argv[1:]) == 2"
@@ -354,7 +353,7 @@ def test_student_of_an_eighth_and_int8_lose_little(tmp_path: Path) -> None:
 def test_private_held_out_data_are_measured_on_by_no_export(tmp_path: Path) -> None:
     """Accuracy on them is a release that no ledger has; the clients' mean loss is told all the same."""
     asked = ["task=digits", "task.held_out=private", "num_rounds=1"]
-    told = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result["metrics"]
+    told = run_quietly(asked, tmp_path / "run").result["metrics"]
     assert told and "accuracy" not in told
     _, card = export(tmp_path / "run", Order("int8"))
     assert [card[key] for key in ("measured_on", "agreement", "metrics")] == [None] * 3

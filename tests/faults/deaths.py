@@ -185,7 +185,7 @@ def _hands(exchange: str) -> Callable[[int], Dies]:
 def _before_it_is_noted(exchange: str) -> Callable[[int], None]:
     def arranged(number: int) -> None:
         for each in (link, fleet):
-            _wrap(each, "handled_once", _told(exchange)(number))
+            _wrap(each, "handle_once", _told(exchange)(number))
 
     return arranged
 
@@ -203,7 +203,7 @@ def _line_is_rid_of(exchange: str) -> Callable[[int], Dies]:
     wanted = str(Exchange[exchange.upper()].value)
 
     def dies(number: int, line: Any) -> bool:
-        names = [name.split("/") for name in line._replies if name not in line._owed]
+        names = [name.split("/") for name in line._replies if name not in line._pending_replies]
         return any((name[1], name[3]) == (str(number), wanted) for name in names)
 
     return lambda number: partial(dies, number)

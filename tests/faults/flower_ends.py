@@ -20,8 +20,8 @@ from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision
 from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
-from fedveil.links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
-from fedveil.links.flower.tls_proxy import Front, open_front
+from fedveil.links.flower.device_end import SuperLinkEndpoint, follow_fleet, read_node_key
+from fedveil.links.flower.tls_proxy import TlsProxy, open_tls_proxy
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.wire import SPEC_RECORD
@@ -75,7 +75,7 @@ def following(
         ending.callback(stop.set)
         for name in names:
             bundle = read_client_bundle(made / "clients" / name)
-            door = SuperLinkDoor(
+            door = SuperLinkEndpoint(
                 server, bundle.settings.node, bundle.credentials.ca, read_node_key(bundle.supernode_key)
             )
             told = (door, handle, bundle.state / "journal", stop, said.append)
@@ -101,7 +101,7 @@ def hasten() -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     nodes = nodes_of(followed_roster(read_server_bundle(folder)))
-    front = Front(sys.argv[2], admitted_in(folder / "supernodes.json", nodes))
-    with open_front(front, "127.0.0.1:0", folder / "tls.pem", folder / "tls.key") as port:
+    front = TlsProxy(sys.argv[2], admitted_in(folder / "supernodes.json", nodes))
+    with open_tls_proxy(front, "127.0.0.1:0", folder / "tls.pem", folder / "tls.key") as port:
         print(port, flush=True)
         sys.stdin.read()

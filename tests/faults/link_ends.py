@@ -24,7 +24,7 @@ from fedveil.configs.bundle_files import Credentials
 from fedveil.links import device_answers
 from fedveil.links.grpc import device_end as link
 from fedveil.links.grpc.device_end import Endpoint, follow
-from fedveil.links.grpc.grid import Door, LinkGrid, open_link
+from fedveil.links.grpc.grid import LinkGrid, ServerEndpoint, open_link
 from fedveil.links.roster_watch import admitted_in, fingerprint
 from fedveil.messages.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.messages.wire import SECURE_RECORD, SPEC_RECORD, memory_arrays, view
@@ -53,9 +53,11 @@ class Federation:
         fresh.write_text(json.dumps({fingerprint(self.pairs[node].certificate): node for node in nodes}))
         fresh.replace(self.folder / "admitted.json")
 
-    def door(self, listen: str | None = None) -> Door:
+    def door(self, listen: str | None = None) -> ServerEndpoint:
         admitted = admitted_in(self.folder / "admitted.json", lambda: self.nodes)
-        return Door(listen or f"127.0.0.1:{free_port()}", lambda: self.server, lambda: self.nodes, admitted)
+        return ServerEndpoint(
+            listen or f"127.0.0.1:{free_port()}", lambda: self.server, lambda: self.nodes, admitted
+        )
 
     def endpoint(self, node: int, port: int, pair: Credentials | None = None) -> Endpoint:
         return Endpoint(f"127.0.0.1:{port}", node, lambda: pair or self.pairs[node])
@@ -152,7 +154,7 @@ def _serve(folder: Path, told: dict[str, Any]) -> None:
     """Ask the nodes again and again, a round a line in `replies`; wait in round `told["hold"]` until it is killed."""
     nodes, own = told["nodes"], _credentials(told)
     admitted = admitted_in(Path(told["admitted"]), lambda: nodes)
-    door = Door(f"127.0.0.1:{told['port']}", lambda: own, lambda: nodes, admitted)
+    door = ServerEndpoint(f"127.0.0.1:{told['port']}", lambda: own, lambda: nodes, admitted)
     with open_link(door) as grid:
         (folder / "port.new").write_text(str(grid.port))
         (folder / "port.new").rename(folder / "port")

@@ -40,7 +40,7 @@ from fedveil.deployment.device.run_end import read_ended
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.register import read_register
 from fedveil.links.device_answers import Journal
-from fedveil.links.enrolment.messages import Ask, decoded
+from fedveil.links.enrolment.messages import Ask, decode
 from fedveil.links.server_bundle import read_admitted
 from fedveil.messages import frames, message_codec
 from fedveil.messages.flower_adapter import claim_identity
@@ -440,7 +440,7 @@ def surfaces(folder: Path) -> list[Surface]:
             "enrolments",
             10,
             lambda draw: packed_wrong(draw, ["sensor-1", bytes(32), b"request", bytes(32)]),
-            lambda data: decoded(Ask, data),
+            lambda data: decode(Ask, data),
             (Undecodable,),
         ),
         Surface("messages", 20, _message, _whole_message, (message_codec.MalformedMessage,)),

@@ -11,7 +11,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import server_quotes
-from fedveil.links.attestation import AttestedGrid, made_quote, nonce_of, quote_of, vouched_for, with_nonce
+from fedveil.links.attestation import (
+    AttestedGrid,
+    nonce_of,
+    quote_of,
+    report_data,
+    run_quote_command,
+    with_nonce,
+)
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.message_codec import pack_body, question_id
 from fedveil.messages.secure_wire import read_position
@@ -130,17 +137,17 @@ def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
     first, second = (quotes.nonce(proposal.content) for _ in range(2))
     assert first and second and first != second
     with pytest.raises(Refusal, match="does not accept"):  # made for the nonce before
-        quotes.check(bringing(made_quote(command, first, own.certificate), own.certificate))
+        quotes.check(bringing(run_quote_command(command, first, own.certificate), own.certificate))
     with pytest.raises(Refusal, match="sent no quote"):  # a nonce is spent by one try
-        quotes.check(bringing(made_quote(command, second, own.certificate), own.certificate))
+        quotes.check(bringing(run_quote_command(command, second, own.certificate), own.certificate))
     third = quotes.nonce(proposal.content)
     assert third
     stranger = (made / "clients" / "c1" / "tls.pem").read_bytes()
     with pytest.raises(Refusal, match="is not the server's"):
-        quotes.check(bringing(made_quote(command, third, stranger), stranger))
+        quotes.check(bringing(run_quote_command(command, third, stranger), stranger))
     fourth = quotes.nonce(proposal.content)
-    assert fourth and vouched_for(fourth, own.certificate) != vouched_for(fourth, stranger)
-    quotes.check(bringing(made_quote(command, fourth, own.certificate), own.certificate))
+    assert fourth and report_data(fourth, own.certificate) != report_data(fourth, stranger)
+    quotes.check(bringing(run_quote_command(command, fourth, own.certificate), own.certificate))
     quotes.check(cohort.content)
     assert not quotes.nonce(proposal.content)
 
@@ -163,7 +170,7 @@ def test_another_quote_comes_in_time_and_an_old_one_does_not_count(
 @pytest.mark.parametrize(
     "record", [{}, {"quote": 1, "certificate": b""}, {"quote": b"x" * (2 << 20), "certificate": b""}]
 )
-def test_what_is_no_quote_is_refused(record: dict[str, Any]) -> None:
+def test_invalid_quote_is_refused(record: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match=r"is not a quote|is longer"):
         quote_of(RecordDict({QUOTE_RECORD: ConfigRecord(record)}))
     assert nonce_of(RecordDict({QUOTE_RECORD: ConfigRecord(record)})) is None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fedveil.base.refusal import Refusal
 from fedveil.links import device_answers
 from fedveil.links.device_answers import COPIED, Journal
-from fedveil.links.grpc.device_end import answered
+from fedveil.links.grpc.device_end import answer_instruction
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.server_end import Traffic
 from fedveil.messages.flower_adapter import claim_identity, name_message
@@ -40,7 +40,7 @@ def federation(tmp_path: Path) -> Any:
 # --- the journal --------------------------------------------------------------------------------------------------
 
 
-def test_what_was_begun_is_known_after_a_restart(tmp_path: Path) -> None:
+def test_started_work_is_remembered_after_a_restart(tmp_path: Path) -> None:
     first = Journal(tmp_path / "journal")
     first.note("run/1/0/0/2/ab")
     assert "run/1/0/0/2/ab" in first
@@ -76,7 +76,7 @@ def test_a_line_cut_short_by_a_power_cut_spoils_no_other(
 
 
 def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_answers, "KEPT", 3)
+    monkeypatch.setattr(device_answers, "JOURNAL_IDS", 3)
     journal = Journal(tmp_path / "journal")
     for number in range(5):
         journal.note(str(number))
@@ -90,7 +90,7 @@ def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.
 def test_a_journal_stays_short_as_long_as_its_device_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_answers, "KEPT", 3)
+    monkeypatch.setattr(device_answers, "JOURNAL_IDS", 3)
     journal = Journal(tmp_path / "journal")
     for number in range(40):
         journal.note(str(number))
@@ -120,7 +120,7 @@ def instruction() -> bytearray:
 
 
 def reply_to(data: bytearray, handle: Any, begun: Journal) -> Message:
-    return unpack(b"".join(answered("id", data, handle, begun)))
+    return unpack(b"".join(answer_instruction("id", data, handle, begun)))
 
 
 def test_an_instruction_is_written_down_before_it_is_handled(begun: Journal) -> None:
@@ -131,7 +131,7 @@ def test_an_instruction_is_written_down_before_it_is_handled(begun: Journal) -> 
     assert view(reply_to(instruction(), handle, begun).content["arrays"]["x"])[0] == 1.0
 
 
-def test_one_that_was_begun_before_is_answered_and_not_handled(begun: Journal) -> None:
+def test_repeated_instruction_is_answered_and_not_handled(begun: Journal) -> None:
     begun.note("id")
 
     def handle(message: Message) -> Message:
@@ -141,7 +141,7 @@ def test_one_that_was_begun_before_is_answered_and_not_handled(begun: Journal) -
     assert reply.error.code == HANDLED_BEFORE and reply.metadata.reply_to_message_id == "id"
 
 
-def test_what_the_device_was_not_fit_for_was_not_begun(begun: Journal, tmp_path: Path) -> None:
+def test_instruction_for_an_unfit_device_was_not_started(begun: Journal, tmp_path: Path) -> None:
     begun.note("earlier")
 
     def unfit(message: Message) -> Message:
@@ -175,13 +175,13 @@ def test_a_failure_leaves_as_a_code_and_a_full_disk_trains_nothing(
 
 
 def test_an_instruction_that_cannot_be_read_has_no_reply(begun: Journal) -> None:
-    assert answered("id", bytearray(b"garbage"), moved, begun) == ()
+    assert answer_instruction("id", bytearray(b"garbage"), moved, begun) == ()
 
 
 # --- the stream ---------------------------------------------------------------------------------------------------
 
 
-def test_it_waits_for_a_server_that_is_not_there_and_leaves_when_told(federation: Any) -> None:
+def test_device_waits_for_an_absent_server_and_leaves_on_order(federation: Any) -> None:
     said: list[str] = []
     with open_link(federation.door()) as grid:
         port = grid.port

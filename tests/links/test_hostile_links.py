@@ -24,7 +24,7 @@ from fedveil.deployment.settings import server_settings
 from fedveil.links.grpc import grid as grid_module
 from fedveil.links.grpc import server_end as switchboard
 from fedveil.links.grpc.device_end import Endpoint
-from fedveil.links.grpc.grid import Door, LinkGrid, open_link
+from fedveil.links.grpc.grid import LinkGrid, ServerEndpoint, open_link
 from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.frames import METHOD, Ack, Hello, frames_of, read
@@ -248,7 +248,7 @@ def test_demand_above_the_owners_allowance_is_refused_and_logged(
     order = DEVICES["CENTRAL"]
     weaker = replace(order, client=replace(order.client, noise_multiplier=0.5))  # the owner's least is 1
     bundle = read_server_bundle(made / "server")
-    door = Door(
+    door = ServerEndpoint(
         bundle.listen, lambda: bundle.credentials, lambda: (2,), admitted_in(bundle.admitted, lambda: (2,))
     )
     endpoint = Endpoint(bundle.listen, 2, lambda: device.bundle.credentials)

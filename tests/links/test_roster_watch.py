@@ -27,7 +27,7 @@ def made(tmp_path: Path) -> Path:
     return tmp_path / "hearts"
 
 
-def test_a_newer_roster_is_taken_at_once_and_an_older_one_never(
+def test_newer_roster_is_used_at_once_and_an_older_one_never(
     made: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = read_server_bundle(made / "server")
@@ -48,7 +48,7 @@ def test_a_newer_roster_is_taken_at_once_and_an_older_one_never(
 
 
 @pytest.mark.parametrize("how", ["another authority's", "of the same version", "damaged", "missing"])
-def test_a_roster_that_the_authority_did_not_number_anew_is_not_taken(
+def test_roster_without_a_new_number_is_not_used(
     how: str, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rosters = followed_roster(read_server_bundle(made / "server"))
@@ -67,7 +67,7 @@ def test_a_roster_that_the_authority_did_not_number_anew_is_not_taken(
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    before = rosters.held
+    before = rosters.value
     with caplog.at_level(logging.ERROR, "fedveil.server"):
         assert rosters() == before
     assert "going on as before" in caplog.text
@@ -84,7 +84,7 @@ def test_client_outside_the_roster_is_not_admitted_by_the_list(made: Path) -> No
     assert sorted(admitted().values()) == [2, 3]
 
 
-def test_the_servers_certificate_is_taken_once_its_key_is_there(made: Path) -> None:
+def test_servers_certificate_is_used_once_its_key_is_there(made: Path) -> None:
     bundle = read_server_bundle(made / "server")
     credentials, old = followed_credentials(bundle), (made / "server" / "tls.key").read_bytes()
     assert credentials() == bundle.credentials

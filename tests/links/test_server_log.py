@@ -28,11 +28,11 @@ from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.links.server_log import (
     LOG,
     ServerLog,
+    contradicting_entries,
     final_entry,
     model_entry,
     read_entries,
     roster_entry,
-    told_again,
 )
 from fedveil.links.tree_head import check_head, read_head, sign_head
 from fedveil.messages.message_codec import pack_body, question_id
@@ -86,7 +86,7 @@ def masked(made: Path, grid: Any, number: int) -> Any:
 # --- a server that tells one story ---------------------------------------------------------------------------------
 
 
-def test_every_device_holds_the_log_of_all_that_was_told(made: Path) -> None:
+def test_every_device_has_the_log_of_all_instructions(made: Path) -> None:
     devices = Devices({2 + number: client(made, number) for number in range(5)})
     grid = logged(made, devices)
     assert [masked(made, grid, number).survivors for number in (1, 2)] == [5, 5]
@@ -165,11 +165,11 @@ def test_the_log_is_no_part_of_what_a_question_asks(made: Path) -> None:
 
 def test_a_log_goes_on_behind_its_last_whole_entry(tmp_path: Path) -> None:
     log = ServerLog(tmp_path / LOG)
-    assert [log.place_of(entry) for entry in (b"a", b"b", b"a")] == [0, 1, 0]
+    assert [log.index_of(entry) for entry in (b"a", b"b", b"a")] == [0, 1, 0]
     with open(tmp_path / LOG, "ab") as file:
         file.write(b'{"kind":"cut')
     again = ServerLog(tmp_path / LOG)
-    assert (again.place_of(b"b"), again.place_of(b"c")) == (1, 2) and read_entries(tmp_path / LOG) == [
+    assert (again.index_of(b"b"), again.index_of(b"c")) == (1, 2) and read_entries(tmp_path / LOG) == [
         b"a",
         b"b",
         b"c",
@@ -199,7 +199,7 @@ def test_server_with_two_stories_is_refused_and_signed_the_evidence(
 @pytest.mark.parametrize(
     "how", ["another model", "another roster", "left out", "a root that is none", "no place", "no log"]
 )
-def test_what_an_instruction_brings_is_held_against_the_log(made: Path, how: str) -> None:
+def test_contents_of_an_instruction_are_compared_with_the_log(made: Path, how: str) -> None:
     devices = Devices({2 + number: client(made, number) for number in range(5)})
     grid = logged(made, devices)
     assert masked(made, grid, 1).survivors == 5
@@ -210,7 +210,7 @@ def test_what_an_instruction_brings_is_held_against_the_log(made: Path, how: str
     assert masked(made, logged(made, devices), 3).survivors == 5
 
 
-def test_a_final_model_is_not_told_as_one_that_a_round_begins_with(made: Path) -> None:
+def test_final_model_is_logged_as_no_start_of_a_round(made: Path) -> None:
     """Else it would stand in the log under a round that nobody knows, and another device's as that of the run."""
     kept: list[Message] = []
     devices = Devices({2: client(made)}, kept.append)
@@ -274,7 +274,7 @@ def changed(devices: Any, message: Message, how: str) -> Message:
     return devices.devices[node].answer(sent)
 
 
-def test_a_device_that_has_seen_a_log_is_never_content_without(made: Path) -> None:
+def test_device_with_a_log_copy_always_demands_one(made: Path) -> None:
     lenient = Devices({2: client(made, require_log=False)})
     assert asked(lenient, 1) and asked(logged(made, lenient), 2) and not asked(lenient, 3)
     assert not asked(Devices({2: client(made, require_log=False)}), 4)
@@ -358,7 +358,7 @@ def test_two_clients_and_the_server_compare_what_they_have(
         assert code == 0 and f"the logs agree on their first {known} entries" in said
     forked = ServerLog(made / "forked.jsonl")
     for entry in (*read_entries(made / "server" / LOG)[:2], b"another", b"more"):
-        forked.place_of(entry)
+        forked.index_of(entry)
     own = read_server_bundle(made / "server").credentials
     leaves = tuple(each.hex() for each in forked.leaves)
     files["other"].write_text(
@@ -371,9 +371,7 @@ def test_two_clients_and_the_server_compare_what_they_have(
         read_log(files["other"], own.ca, "made")
 
 
-def test_two_stories_in_one_log_are_told_by_its_entries(
-    made: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_stories_in_one_log_show_in_its_entries(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     devices, log = Devices({2: client(made)}), ServerLog(made / "server" / LOG)
     digest = model_hash(in_the_clear().content)
     others = [
@@ -381,12 +379,12 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
         canonical({"kind": "roster", "version": 1, "hash": "0" * 64}).encode(),
         final_entry("spring", digest[:8] + bytes(24)),
     ]
-    log.place_of(final_entry("spring", digest))
+    log.index_of(final_entry("spring", digest))
     mine, server = str(made / "clients" / "c0"), made / "server.json"
-    log.place_of(model_entry("\x1b[8mautumn", 1, digest))  # would hide the rest of what a terminal shows
+    log.index_of(model_entry("\x1b[8mautumn", 1, digest))  # would hide the rest of what a terminal shows
     for number, entry in enumerate((None, *others)):
         if entry is not None:
-            log.place_of(entry)
+            log.index_of(entry)
         assert asked(logged(made, devices), number + 1)
         server.write_text(told(capsys, "server", "log", str(made / "server"), "--json")[1])
         code, said = told(capsys, "client", "log", mine, "--against", str(server))
@@ -395,7 +393,7 @@ def test_two_stories_in_one_log_are_told_by_its_entries(
         log = ServerLog(made / "server" / LOG)
 
 
-def test_two_stories_under_two_names_of_one_run_are_told() -> None:
+def test_two_stories_under_two_names_of_one_run_show() -> None:
     def told(*names: str) -> list[int]:
         rounds = Counter[str]()
         entries: list[str] = []
@@ -406,7 +404,7 @@ def test_two_stories_under_two_names_of_one_run_are_told() -> None:
                     name, rounds[name], hashlib.sha256(f"{name} {rounds[name]}".encode()).digest()
                 ).decode()
             )
-        return sorted(told_again(entries))
+        return sorted(contradicting_entries(entries))
 
     assert told("run-1@x", "run-1@y", "run-1@x", "run-1@y", "run-1@x") == [2, 4]
     assert told("run-1@x", "run-1@x y", "run-1@x") == [2]
@@ -442,7 +440,7 @@ def test_a_proof_stands_for_the_log(
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "fedveil log 1"}', "[" * 2000, '{"inclusion": 1}'])
-def test_what_is_no_export_is_refused(made: Path, text: str) -> None:
+def test_invalid_export_is_refused(made: Path, text: str) -> None:
     (made / "other.json").write_text(text)
     with pytest.raises(Refusal, match="is not an export or proof of a log"):
         read_log(made / "other.json", read_server_bundle(made / "server").credentials.ca, "made")
@@ -463,19 +461,19 @@ def test_head_on_a_device_shows_a_restored_server(made: Path) -> None:
     assert asked(logged(made, devices), 2)
     newest = (made / "server" / LOG).read_bytes()
     told = text_of_head(client(made).bundle.state)
-    assert heads(made).behind([told, "", "no head"]) is None
+    assert heads(made).log_loss([told, "", "no head"]) is None
     (made / "server" / LOG).write_bytes(earlier)
     [reply] = logged(made, devices).send_and_receive([in_the_clear(number=3)])
     assert reply.has_error() and reply.error.code == FORKED
 
     (made / "server" / LOG).write_bytes(earlier)
     forged = replace(read_head(told), size=9).to_json()  # a device cannot sign for the server
-    assert heads(made).behind([forged]) is None
-    assert "restored from an older copy" in (heads(made).behind([forged, told]) or "")
+    assert heads(made).log_loss([forged]) is None
+    assert "restored from an older copy" in (heads(made).log_loss([forged, told]) or "")
     with pytest.raises(Refusal, match="restored from an older copy"):
         heads(made).refuse()
     shutil.copy(made / "server" / "log.later.json", made / "server" / "log.lost.json")  # its operator's word
-    assert heads(made).behind([told]) is None
+    assert heads(made).log_loss([told]) is None
     (made / "server" / "log.lost.json").unlink()
     (made / "server" / LOG).write_bytes(newest)
     heads(made).refuse()

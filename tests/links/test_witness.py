@@ -28,7 +28,7 @@ from fedveil.links.log_export import LogExport, to_text
 from fedveil.links.log_wire import LogStatement, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.links.server_log import LOG, ServerLog, manifest_entry, read_entries, told_again
+from fedveil.links.server_log import LOG, ServerLog, contradicting_entries, manifest_entry, read_entries
 from fedveil.links.tree_head import TreeHead, sign_head
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.witness import HeadCosignature, cosign_head
@@ -95,7 +95,7 @@ def test_instruction_is_followed_with_enough_co_signatures(
     "how",
     ["a key twice", "a stranger's key", "another log's", "an older head's", "a changed time", "malformed"],
 )
-def test_what_is_no_co_signature_of_this_head_counts_for_nothing(made: Path, how: str) -> None:
+def test_co_signature_of_another_head_counts_for_nothing(made: Path, how: str) -> None:
     earlier: list[TreeHead] = []
 
     def of(head: TreeHead) -> tuple[HeadCosignature, ...]:
@@ -381,7 +381,7 @@ def test_log_holds_the_manifest_of_a_run_ending_without_connections(
     for name, value in (("apply_answer", SimpleNamespace(moments=None, task=None)), ("agreement_of", "")):
         monkeypatch.setattr(serving, name, lambda *_, value=value: value)
     grid = logged(made, Devices({}), lambda _: ())
-    link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(since={}))
+    link: Any = SimpleNamespace(grid=grid, presence=lambda: SimpleNamespace(connected_since={}))
     nothing: Any = None
     farewell = serving.Farewell(link, nothing, read_server_bundle(made / "server"), nothing, "kept")
     rounds = {"rounds_completed": 1, "rounds_abandoned": 0}
@@ -390,4 +390,4 @@ def test_log_holds_the_manifest_of_a_run_ending_without_connections(
     assert kinds == ["roster", "final", "manifest"]
     entry = manifest_entry("kept", read_manifest(KEPT).hash)
     assert read_entries(made / "server" / LOG)[-1] == entry
-    assert told_again([entry.decode(), manifest_entry("kept", "0" * 64).decode()]) == {1}
+    assert contradicting_entries([entry.decode(), manifest_entry("kept", "0" * 64).decode()]) == {1}

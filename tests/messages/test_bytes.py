@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedveil.base.bounded_decoding import build, read_json
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import ledger_heads, run_arms, run_end
-from fedveil.links.enrolment.messages import Ask, Reply, decoded, send
+from fedveil.links.enrolment.messages import Ask, Reply, decode, send
 from fedveil.links.log_export import ConsistencyProof, InclusionProof, LogDocument, LogExport, to_text
 from fedveil.links.log_wire import LOG_RECORD, log_of, log_record
 from fedveil.links.tree_head import read_head
@@ -152,7 +152,7 @@ def test_a_model_statement_is_read_as_before(name: str, difference: bytes) -> No
 @pytest.mark.parametrize("kind", [Ask, Reply])
 def test_an_enrolment_is_read_and_written_as_before(kind: type[Ask] | type[Reply]) -> None:
     data, sent = bytes.fromhex(KEPT[f"enrolment {kind.__name__}"]), Sent()
-    send(sent, decoded(kind, data[struct.calcsize(">I") :]), float("inf"))
+    send(sent, decode(kind, data[struct.calcsize(">I") :]), float("inf"))
     assert sent.data == data
 
 
@@ -177,7 +177,7 @@ def test_the_state_of_a_run_and_of_a_device_is_read_as_before(tmp_path: Path) ->
     assert run_arms._read_deals(tmp_path) == json.loads(KEPT["deals"])
 
 
-def test_what_an_earlier_process_left_without_a_name_is_not_a_new_run(tmp_path: Path) -> None:
+def test_nameless_leftover_of_a_process_is_not_a_new_run(tmp_path: Path) -> None:
     file_with(tmp_path, SAVED, json.dumps({**json.loads(KEPT["saved"]), "run": ""}))
     with pytest.raises(Refusal, match=r"cannot be read \(name=''"):
         read_saved(tmp_path)

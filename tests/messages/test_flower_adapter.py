@@ -40,7 +40,7 @@ def test_the_release_is_the_pinned_one() -> None:
 # --- identity and messages --------------------------------------------------------------------------------------
 
 
-def test_messages_can_be_made_once_the_identity_is_claimed() -> None:
+def test_messages_exist_once_the_identity_is_claimed() -> None:
     run = claim_identity(7)
     message = Message(RecordDict(), 5, "train")
     assert (run.run_id, message.metadata.run_id, message.metadata.src_node_id) == (7, 7, 1)
@@ -147,7 +147,7 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 
 @needs_strace
-def test_a_call_to_another_machine_would_be_seen(tmp_path: Path) -> None:
+def test_call_to_another_machine_is_detected(tmp_path: Path) -> None:
     """192.0.2.0/24 is nobody's (RFC 5737), and a datagram socket sends nothing when it connects."""
     connect = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
     assert len(outside_calls(tmp_path, sys.executable, "-c", connect)) == 1

@@ -57,7 +57,7 @@ def test_a_frame_is_read_as_it_was_written(frame: Frame) -> None:
         b"\x04" + bytes(MAX_FRAME_BYTES),
     ],
 )
-def test_what_is_no_frame_is_refused(data: bytes) -> None:
+def test_invalid_frame_is_refused(data: bytes) -> None:
     with pytest.raises(BadFrame):
         read(data)
 
@@ -90,7 +90,7 @@ def test_a_message_arrives_in_chunks_as_it_was(sizes: list[int]) -> None:
     assert bytes(gathering.data) == b"".join(parts)
 
 
-def test_more_than_is_taken_or_was_announced_is_refused() -> None:
+def test_bytes_beyond_the_limit_or_the_announcement_are_refused() -> None:
     for size in (0, 11):
         with pytest.raises(BadFrame, match="at most 10"):
             MessageBuffer(Begin("a", size), 10)

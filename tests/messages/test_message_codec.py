@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 @settings(max_examples=150)
 @given(CONTENTS)
-def test_what_goes_in_comes_out(content: RecordDict) -> None:
+def test_messages_survive_the_round_trip(content: RecordDict) -> None:
     sent = message(content)
     got = unpack(bytearray(pack(sent)))
     assert plain(got.content) == plain(content)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedveil.client.private_update import NotTrained, private_update
 from fedveil.deployment.device.last_model import LastModel
 from fedveil.deployment.serve import serve
-from fedveil.links.device_answers import Journal, handled_once
+from fedveil.links.device_answers import Journal, handle_once
 from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, DifferenceGrid
 from fedveil.messages.difference_wire import (
     ARRAYS,
@@ -154,7 +154,7 @@ def test_models_on_a_grid_differ_by_few_bytes_however_far_apart(bits: int, apart
     assert 8 * len(told) / 4000 < max(2, bits) + math.log2(apart) / 2 + 2
 
 
-def test_coordinates_that_changed_are_told_alone() -> None:
+def test_changed_coordinates_alone_are_sent() -> None:
     """Plain averaging of masked updates moves those that were sent, and no other."""
     draw = np.random.default_rng(0)
     old = {"w": draw.normal(size=10_000).astype(np.float32)}
@@ -169,7 +169,7 @@ def test_coordinates_that_changed_are_told_alone() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_whatever_comes_instead_of_a_difference_is_refused(told: bytes) -> None:
+def test_invalid_difference_is_refused(told: bytes) -> None:
     held: Arrays = {"w": np.ones(30, np.float32)}
     with suppress(NoDifference):
         assert apply(held, told)["w"].shape == (30,)
@@ -353,7 +353,7 @@ def test_a_model_that_is_not_the_one_it_names_is_not_trained_on(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("beside", ["arrays", "others"])
-def test_arrays_beside_a_difference_are_not_trained_on(tmp_path: Path, beside: str) -> None:
+def test_further_arrays_of_a_difference_are_not_trained_on(tmp_path: Path, beside: str) -> None:
     """The hash is of what the difference makes: arrays beside it took that model's place, or left the client none."""
     server, held = ClientModels(), LastModel(tmp_path / "model")
     (first,) = server.encode([instruction({"w": np.zeros(300, np.float32)})])
@@ -405,12 +405,12 @@ def test_question_has_one_id_for_any_form_of_its_model() -> None:
     assert ids[0] == ids[1] and len({*ids}) == 3
 
 
-def test_a_difference_that_a_device_could_not_use_is_not_begun(tmp_path: Path) -> None:
+def test_unusable_difference_is_not_started(tmp_path: Path) -> None:
     begun = Journal(tmp_path / "journal")
     message = instruction({"w": np.ones(3, np.float32)})
     answers = iter([Message(Error(NO_BASE, ""), reply_to=message), Message(RecordDict(), reply_to=message)])
-    assert handled_once("a", message, lambda _: next(answers), begun).has_error()
-    assert not handled_once("a", message, lambda _: next(answers), begun).has_error()
+    assert handle_once("a", message, lambda _: next(answers), begun).has_error()
+    assert not handle_once("a", message, lambda _: next(answers), begun).has_error()
     begun.close()
 
 
@@ -428,7 +428,7 @@ def test_older_servers_hear_nothing_and_older_devices_get_the_whole(tmp_path: Pa
     assert split_report(with_report(RecordDict(), "a"))[1] == "a"
 
 
-def test_questions_and_evaluations_bring_no_model_that_is_kept() -> None:
+def test_questions_and_evaluations_bring_no_stored_model() -> None:
     message = instruction({"w": np.ones(3, np.float32)})
     records_of(message.content, ConfigRecord)["config"]["fedveil-evaluation"] = "{}"
     assert ClientModels().encode([message]) == [message]

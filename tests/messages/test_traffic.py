@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from shared.runs import json_lines
 
 import fedveil as fv
 from fedveil.links.grpc.grid import open_link
@@ -72,12 +73,12 @@ def test_a_model_and_its_update_are_training() -> None:
     ("key", "purpose"),
     [(QUESTION_KEY, TrafficPurpose.QUESTIONS), (EVALUATION_KEY, TrafficPurpose.EVALUATION)],
 )
-def test_questions_and_evaluations_are_told_apart(key: str, purpose: TrafficPurpose) -> None:
+def test_questions_and_evaluations_are_counted_apart(key: str, purpose: TrafficPurpose) -> None:
     cargo = cargo_of(order({**MODEL, "config": ConfigRecord({key: "how many?"})}))
     assert set(cargo.down) == {purpose} and cargo.purpose == purpose
 
 
-def test_keys_and_shares_are_told_from_what_they_protect() -> None:
+def test_keys_and_shares_are_counted_apart_from_their_vectors() -> None:
     for exchange in (Exchange.PROPOSAL, Exchange.COHORT, Exchange.PARCELS, Exchange.SURVIVORS):
         cargo = cargo_of(secure(exchange))
         assert cargo.purpose == KEYS and cargo.up(500) == {KEYS: 1.0}
@@ -88,7 +89,7 @@ def test_keys_and_shares_are_told_from_what_they_protect() -> None:
     assert cargo.up(2300) == {TRAINING: 2000.0, KEYS: 300.0} and cargo.up(60) == {TRAINING: 1.0}
 
 
-def test_what_is_neither_is_control() -> None:
+def test_other_bytes_are_control() -> None:
     assert cargo_of(renewal_to(2, "certificate")) == Cargo({CONTROL: 22.0}, CONTROL)
     over = cargo_of(message_to(2, RunOver("run", "completed", 1, {"w": np.zeros(1000, np.float32)})))
     assert over.down[TRAINING] > 4000 and over.purpose == CONTROL  # a receipt
@@ -136,7 +137,7 @@ def test_simulation_reports_the_traffic_of_a_link_where_allowed(tmp_path: Path, 
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path)
 
 
 # --- the gRPC link, held against a relay ---
@@ -147,7 +148,7 @@ def federation(tmp_path: Path) -> Any:
     return Federation(tmp_path, (2, 3))
 
 
-def test_what_the_grpc_link_counts_goes_through_a_relay(federation: Any) -> None:
+def test_bytes_counted_by_the_grpc_link_pass_a_relay(federation: Any) -> None:
     with open_link(federation.door()) as grid, counting_relay(grid.port) as relay:
         with federation.following(federation.endpoint(2, relay.port), moved):
             until(lambda: grid.connected)
@@ -233,7 +234,7 @@ def test_the_bytes_of_a_run_are_those_that_a_relay_counts(served: Any, kind: str
     assert process.wait() == 0, process.said
     folder = server / "runs" / kind
     result, farewell = (json.loads((folder / name).read_text()) for name in ("result.json", "farewell.json"))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(folder / "metrics.jsonl")
     counted = {way: sum((*result["bytes"][way].values(), *farewell[way].values())) for way in ("down", "up")}
     print(kind, counted, dict(relay.bytes), relay.connections, result["bytes"], farewell)
     assert counted == pytest.approx(relay.bytes, rel=0.02)

@@ -120,7 +120,7 @@ def test_the_words_are_those_of_the_configuration():
         ("record", "sample_rate", 0.1),  # of a step that all clients take together, which is another mode
     ],
 )
-def test_what_is_out_of_range_is_refused_by_name(part, key, value):
+def test_out_of_range_value_is_refused_by_name(part, key, value):
     plain = json.loads(BOTH.to_json())
     (plain if part is None else plain[part])[key] = value
     with pytest.raises(Refusal):
@@ -133,7 +133,7 @@ def test_a_step_of_all_clients_has_a_rate():
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "[" * 4000, "{}", '"x"', "x" * 5000])
-def test_what_is_no_order_is_refused(text):
+def test_invalid_order_is_refused(text):
     with pytest.raises(Refusal):
         TrainingOrder.from_json(text)
 

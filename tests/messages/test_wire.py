@@ -194,7 +194,7 @@ def test_a_coordinate_has_the_bits_that_its_grid_needs(cells: int, width: int) -
 
 @given(st.integers(1, 31), st.data())
 @settings(max_examples=100)
-def test_what_is_packed_is_unpacked_bit_for_bit(width: int, data: st.DataObject) -> None:
+def test_packing_round_trips_bit_for_bit(width: int, data: st.DataObject) -> None:
     bound = 1 << (width - 1)
     numbers = np.array(data.draw(st.lists(st.integers(-bound, bound - 1), max_size=40)), np.int32)
     packed = pack(numbers, width)
@@ -232,7 +232,7 @@ def test_packed_bytes_of_a_wrong_length_are_no_contribution() -> None:
     assert np.linalg.norm(total.total) <= SPEC.cells
 
 
-def test_what_was_read_is_let_go_at_once() -> None:
+def test_read_bytes_are_freed_at_once() -> None:
     """A cycle would hold a model of 40 MB until the garbage collector has counted enough small objects."""
     gc.collect()
     gc.disable()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from scipy import stats
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -28,7 +29,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.app import train_round
 from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
-from fedveil.client.dp_sgd.together import drawn, step
+from fedveil.client.dp_sgd.together import draw_records, step
 from fedveil.client.private_update import RECORD_SUM
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
@@ -106,7 +107,7 @@ def test_one_record_moves_a_masked_vector_by_no_more_than_that(
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5])
-def test_a_masked_sum_is_rounded_by_coins_that_do_not_know_the_rest_of_it(part: float) -> None:
+def test_masked_sum_is_rounded_by_independent_coins(part: float) -> None:
     size = 10_000
     norm = part * math.sqrt(size)
     spec = ShareSpec(
@@ -124,9 +125,7 @@ def test_a_masked_sum_is_rounded_by_coins_that_do_not_know_the_rest_of_it(part: 
 
 
 @pytest.mark.parametrize(("clients", "least"), [(5, 4), (5, 3), (20, 16)])
-def test_sixteen_bits_add_at_most_five_percent_to_the_noise_of_a_hundred_thousand_coordinates(
-    clients: int, least: int
-) -> None:
+def test_sixteen_bits_add_at_most_five_percent_to_the_noise(clients: int, least: int) -> None:
     spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
     assert spec.bits == 16 and spec.inflation <= 1.05 and spec.min_noise(1) >= 3
 
@@ -137,7 +136,7 @@ def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
     assert np.linalg.norm(above - below) == 10 <= spec.sensitivity(100) == pytest.approx(10.2)
 
 
-def test_a_vector_of_records_beyond_its_range_is_scaled_and_rounded_and_never_pulled_back() -> None:
+def test_vector_beyond_its_range_is_scaled_and_rounded() -> None:
     spec = SumSpec(20.0, cells=20, unit_norm=0.2)
     long = np.random.default_rng(0).normal(size=100) * 5
     room = (20 - math.sqrt(100) / 2) * (1 - 1e-9)  # rounding adds at most half a unit to each coordinate
@@ -221,24 +220,15 @@ class Net(nn.Module):
         return self.layers(inputs)
 
 
-class Made:
-    simulated, num_clients = True, 7
+class Made(Classes):
+    num_clients, held_out_client = 7, 100
 
     def model(self) -> nn.Module:
         return Net()
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> fv.Examples:
         inputs = torch.randn(5 + 3 * client, 6, generator=torch.Generator().manual_seed(client))
         return fv.Examples(inputs, (inputs.sum(1) > 0).long() + (inputs[:, 0] > 1).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(100)
 
 
 def bench_of(task: Made, seed: int | None = 0) -> Workbench:
@@ -250,7 +240,7 @@ def layout_of_net() -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_and_noise() -> None:
+def test_fifty_steps_are_those_of_opacus_on_the_pooled_data() -> None:
     task, rate = Made(), 0.4
     union = union_of(bench_of(task))
     ours = Net()
@@ -281,7 +271,7 @@ def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_layer_writes_in_one_part_of_a_step_does_not_reach_the_next(
+def test_writes_of_a_layer_do_not_reach_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Keeping(Net):
@@ -320,7 +310,7 @@ def test_the_union_adds_what_its_clients_add_one_by_one() -> None:
     one_by_one = CohortSum(np.zeros(size))
     for client in range(7):
         examples = task.client_data(client)
-        rows = drawn(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
+        rows = draw_records(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
         update = step(Net(), task, examples, rows, TERMS, 0.4, layout_of_net())
         add(one_by_one, encode(update, {}, spec)[0], spec)
     assert at_once.replies == one_by_one.replies == 7 and at_once.total.any()
@@ -370,7 +360,7 @@ def test_an_answer_has_nothing_that_tells_how_many_were_drawn(
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-def test_a_round_that_is_asked_for_again_draws_anew_but_in_a_seeded_simulation() -> None:
+def test_repeated_round_draws_anew_but_in_a_seeded_simulation() -> None:
     for seed, same in ((None, False), (3, True)):
         bench = bench_of(Made(), seed)
         one, other = (
@@ -447,7 +437,7 @@ def audited(folder: Path, **more: Any) -> dict[str, Any]:
     return run.result["audit"]
 
 
-def test_canary_records_show_less_than_is_claimed_of_the_union_and_more_once_the_noise_is_halved(
+def test_canary_records_show_less_than_claimed_until_noise_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audited(tmp_path / "whole")
@@ -465,12 +455,12 @@ def test_canary_records_show_less_than_is_claimed_of_the_union_and_more_once_the
     assert audit_run(tmp_path / "half") == 3
 
 
-def test_canary_records_of_masked_sums_stand_in_every_client_s_own_vector(tmp_path: Path) -> None:
+def test_canary_records_of_masked_sums_stand_in_every_clients_vector(tmp_path: Path) -> None:
     found = audited(tmp_path / "masked", secagg="masked")["records"]
     assert 0.5 * found["claimed"] < found["measured"]["low"] <= found["claimed"]
 
 
-def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_path: Path) -> None:
+def test_canary_records_are_clipped_and_drawn_and_move_no_model(tmp_path: Path) -> None:
     task, size = Many(), sum(math.prod(shape) for shape in layout_of_net().values())
     plain = bench_of(task)
     told = CanaryRecords(250, 4, "07" * 32, replaced=False)
@@ -502,7 +492,7 @@ def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_pat
     assert ClientSettings.from_json(watched.settings.to_json()) == watched.settings
 
 
-def test_a_second_local_step_on_a_share_of_the_noise_would_cost_far_more_than_two_steps() -> None:
+def test_second_local_step_on_a_noise_share_would_cost_far_more() -> None:
     """All records' gradients turn round at half of what one record moves a state: two steps, and the sum alone is seen."""
     noise, clients, drawn_records, runs = 3.0, 1000, 60, 20_000
     rng = np.random.default_rng(0)
@@ -589,7 +579,7 @@ def test_masked_sums_workers_and_lost_clients_end_in_the_same_promise(
         ("privacy.target_delta=0.5", "privacy.target_delta"),
     ],
 )
-def test_what_one_step_on_all_records_cannot_be_is_refused_by_name(override: str, field: str) -> None:
+def test_impossible_parts_of_one_step_are_refused_by_name(override: str, field: str) -> None:
     with pytest.raises(Refusal) as told:
         build(settings_from_overrides(settings_of(*override.split())))
     assert field in str(told.value)
@@ -716,7 +706,7 @@ def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path)
         (data_sets.DataSet(adopted=("population-records-" + "0" * 32,)), "record"),
     ],
 )
-def test_what_a_data_set_carried_over_counts_as_charged_by_its_mode(
+def test_carried_over_charges_of_a_data_set_count_by_their_mode(
     known: data_sets.DataSet, refused: str
 ) -> None:
     other = ({"record", "record_distributed"} - {refused}).pop()

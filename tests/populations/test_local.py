@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from shared.tasks import RealPoints
 from torch import nn
 
 import fedveil as fv
@@ -36,27 +37,14 @@ LEVELS: dict[str, Any] = {
 }
 
 
-class Wards:
+class Wards(RealPoints):
     """Three clients of real data with eight records each."""
 
-    simulated, num_clients, data_id, held_out_public = False, 3, "wards", True
+    data_id, rows, width = "wards", 8, 3
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
         return nn.Linear(3, 2)
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
-    def client_data(self, client: int) -> fv.Examples:
-        inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(client))
-        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(9)
 
 
 def whole(target: float | None = 1.0, noise: float | None = None) -> fv.ClientCentral:

@@ -69,7 +69,7 @@ def test_arms_have_a_hashs_sizes_and_another_key_deals_anew() -> None:
 
 
 @pytest.mark.parametrize("key, arms", [("5e" * 15, 4), ("XX" * 16, 4), ("5e" * 16, 1), ("5e" * 16, 33)])
-def test_what_is_no_deal_is_refused(key: str, arms: int) -> None:
+def test_invalid_deal_is_refused(key: str, arms: int) -> None:
     with pytest.raises(Refusal):
         ArmDeal(key, arms)
 
@@ -121,7 +121,7 @@ def test_the_arm_that_released_most_is_charged_and_deals_add_up(tmp_path: Path) 
     assert found.epsilon == pytest.approx(RECOMPUTE(str(path))["model"]["epsilon"], rel=1e-3)
 
 
-def test_a_release_that_is_given_back_lowers_what_its_arm_is_charged(tmp_path: Path) -> None:
+def test_void_release_lowers_the_charge_of_its_arm(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "a.ledger", BUDGET, owner="all", simulated=False, durable=False) as ledger:
         first, second = release(1, DEAL.arm(1)), release(2, DEAL.arm(1))
         ledger.reserve_new(first)
@@ -133,7 +133,7 @@ def test_a_release_that_is_given_back_lowers_what_its_arm_is_charged(tmp_path: P
         assert ledger.epsilon() == 0
 
 
-def test_what_an_arm_released_is_free_for_the_others_and_no_more(tmp_path: Path) -> None:
+def test_releases_of_one_arm_are_free_for_the_others_and_no_more(tmp_path: Path) -> None:
     two = verify(ledger_of(tmp_path / "one", in_turn(0, 2))).epsilon or 0
     tight = Budget(Unit.CLIENT, 1.01 * two, 1e-5)
     with Ledger.open(tmp_path / "a.ledger", tight, owner="all", simulated=False, durable=False) as ledger:

@@ -38,7 +38,7 @@ def test_zero_out_is_the_default_adjacency() -> None:
     assert Budget(Unit.CLIENT, 1.0, 1e-5).adjacency is Adjacency.ZERO_OUT
 
 
-def test_a_release_is_known_by_run_round_and_mechanism() -> None:
+def test_release_is_identified_by_run_round_and_mechanism() -> None:
     events = {Adversary.MODEL: GaussianDpEvent(1.0)}
     release = Release(Unit.CLIENT, "run", 3, "private-sum", events, "system")
     assert release.key == ("run", 3, "private-sum")

@@ -178,7 +178,7 @@ def test_noise_from_a_seed_is_refused_on_real_data(tmp_path: Path) -> None:
     Training(tmp_path / "c.ledger", simulated=True).epoch()
 
 
-def test_what_no_accountant_covers_is_refused(tmp_path: Path) -> None:
+def test_event_beyond_every_accountant_is_refused(tmp_path: Path) -> None:
     accumulating = Training(tmp_path / "a.ledger", poisson_sampling=False)
     with pytest.raises(Refusal, match="accumulated_iterations=2"):
         for inputs, labels in accumulating.loader:

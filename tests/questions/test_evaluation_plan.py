@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
+from shared.runs import json_lines, reservations
 
 from fedveil import Examples
 from fedveil.__main__ import run as command
@@ -27,7 +27,7 @@ from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
 from fedveil.modes.federation import Federation
 from fedveil.privacy.arms import ArmDeal
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -100,7 +100,7 @@ def means(record: dict[str, Any]) -> dict[str, float]:
 
 
 def questions(ledger: str) -> list[dict[str, Any]]:
-    found = [json.loads(each.payload) for each in read_entries(Path(ledger)) if each.kind == "reserve"]
+    found = reservations(Path(ledger))
     return [each for each in found if each.get("kind") == "question"]
 
 
@@ -170,7 +170,7 @@ def test_spoiler_of_evaluations_alone_is_named_and_the_others_go_on(
     monkeypatch.setattr(secure_update, "encode_share", encode)
     given = ("privacy=client_distributed", "cohort=all", "evaluate.clients=every:1", "num_rounds=6")
     result = ran(tmp_path, *given, *FREE, task=Coins(8))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert list(result["suspected"]) == ["simulated client 3"] and not result["rounds_untrue"]
     said = [row["evaluation"]["clients"] for row in rows]
     assert said[:2] == [None, None] and 0 < said[-1] < 8
@@ -195,7 +195,7 @@ def test_no_record_that_is_held_out_is_ever_trained_on(tmp_path: Path) -> None:
     assert task.seen
 
 
-def test_what_evaluations_cost_is_in_the_plan_and_the_target_is_kept(tmp_path: Path) -> None:
+def test_plan_has_the_cost_of_evaluations_within_the_target(tmp_path: Path) -> None:
     given = ("privacy.target_epsilon=3", "evaluate.clients=every:2")
     (told,) = unit_plans(federation(*given))
     assert told.evaluation is not None and told.evaluation.rounds == (2, 4)
@@ -206,7 +206,7 @@ def test_what_evaluations_cost_is_in_the_plan_and_the_target_is_kept(tmp_path: P
     spent = next(each["epsilon"] for each in result["privacy"] if each["adversary"] == "model")
     assert 2.97 < spent <= 3.0
     assert [line for line in verify_folder(tmp_path, Knowledge()) if line.ok is False] == []
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert [row["round"] for row in rows if "evaluation" in row] == [2, 4]
     assert rows[1]["clients/accuracy/low"] <= rows[1]["clients/accuracy"] <= rows[1]["clients/accuracy/high"]
 
@@ -227,7 +227,7 @@ def test_runs_of_one_budget_pay_for_their_evaluations() -> None:
     assert 2.97 < told.runs_epsilon <= 3.0
 
 
-def test_a_coarse_evaluation_is_refused_and_told_what_would_do() -> None:
+def test_coarse_evaluation_is_refused_with_a_sufficient_change() -> None:
     parts = federation("privacy.target_epsilon=3", "evaluate.clients=final", "evaluate.resolution=0.02")
     with pytest.raises(Refusal) as refused:
         evaluation_plan(parts)
@@ -262,7 +262,7 @@ def test_a_refused_evaluation_charges_nothing(tmp_path: Path) -> None:
         (["privacy.target_epsilon=0.1"], r"planned evaluations and questions alone bring 0 to \d"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+def test_impossible_evaluation_is_refused_in_a_sentence(
     tmp_path: Path, overrides: list[str], words: str
 ) -> None:
     given = ["evaluate.clients=final", *overrides]
@@ -292,7 +292,7 @@ def test_evaluated_rounds_end_with_the_last() -> None:
     assert evaluated_rounds(federation().settings) == ()
 
 
-def test_who_drops_out_counts_in_no_figure(tmp_path: Path) -> None:
+def test_dropout_counts_in_no_figure(tmp_path: Path) -> None:
     result = ran(tmp_path, "evaluate.clients=final", *FREE, "faults.dropout=0.4")
     told = means(result["evaluations"][0])
     said = truth(federation("evaluate.clients=final"), model_of(tmp_path))

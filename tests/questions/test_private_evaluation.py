@@ -166,7 +166,7 @@ class RelativePoints(Points):
         (RelativePoints, ("privacy=client_central",), "RelativePoints.metrics"),
     ],
 )
-def test_what_mixes_records_only_where_they_are_measured_is_refused(
+def test_metric_mixing_records_is_refused(
     tmp_path: Path, task: type[Points], overrides: tuple[str, ...], named: str
 ) -> None:
     """One record of 2 000 moved the accuracy of all by 0.10 under noise of 0.004; nothing is spent here."""
@@ -210,7 +210,7 @@ def test_coarse_evaluation_is_refused_with_a_sufficient_number() -> None:
         (("evaluate.metric=auc",), "the task has accuracy, balanced_accuracy of one record"),
     ],
 )
-def test_what_hides_no_single_record_is_refused(
+def test_evaluation_hiding_no_record_is_refused(
     tmp_path: Path, overrides: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(Refusal, match=words):

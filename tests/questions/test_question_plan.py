@@ -181,7 +181,7 @@ def test_an_answer_of_other_clients_is_no_answer(tmp_path: Path) -> None:
             ask_here(others, labels, spend, tmp_path)
 
 
-def test_a_real_answer_whose_record_is_lost_is_not_given_again(tmp_path: Path) -> None:
+def test_real_answer_with_a_lost_record_is_not_repeated(tmp_path: Path) -> None:
     class Real(Ages):
         simulated, data_id = False, "ages-2026"
 
@@ -301,7 +301,7 @@ def test_question_beyond_the_budget_is_refused_and_not_sent(tmp_path: Path) -> N
         (["cohort=fixed", "cohort.size=10"], "cohort"),
     ],
 )
-def test_what_a_question_does_not_carry_is_refused_by_name(
+def test_unsupported_part_of_a_question_is_refused_by_name(
     tmp_path: Path, overrides: list[str], field: str
 ) -> None:
     common = ["task=digits", "task.num_clients=40"]
@@ -489,7 +489,7 @@ def test_owners_caps_on_questions_hold_on_this_machine(tmp_path: Path) -> None:
     assert refused.value.field == "purpose"
 
 
-def test_what_questions_spent_under_an_older_name_counts(tmp_path: Path) -> None:
+def test_spending_under_an_older_name_counts(tmp_path: Path) -> None:
     class Real(Ages):
         simulated, data_id = False, "ages-2026"
 

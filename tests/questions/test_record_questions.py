@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 from flwr.app import Message, RecordDict
+from shared.runs import reservations
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
@@ -24,7 +24,7 @@ from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
@@ -71,10 +71,10 @@ def figure(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def payloads(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(each.payload) for each in read_entries(path) if each.kind == "reserve"]
+    return reservations(path)
 
 
-def test_a_records_parts_have_its_norm_at_most_whatever_is_asked() -> None:
+def test_parts_of_a_record_have_its_norm_at_most_in_any_question() -> None:
     ask = STATISTICS["ASK"]
     asked = read_inquiry({"name": "q", "unit": "record", "records": 40, "ask": ask})
     for number in range(20):
@@ -201,7 +201,7 @@ def test_encrypted_sums_hide_records_by_shares_of_noise(tmp_path: Path) -> None:
         ("none", (), {}, "privacy"),
     ],
 )
-def test_what_does_not_hide_a_record_is_refused_by_name(
+def test_question_not_hiding_a_record_is_refused_by_name(
     tmp_path: Path, mode: str, overrides: tuple[str, ...], change: dict[str, Any], field: str
 ) -> None:
     common = ["task=digits", "task.num_clients=40", "cohort=all", f"privacy={mode}", *overrides]

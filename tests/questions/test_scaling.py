@@ -17,6 +17,7 @@ import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
+from shared.runs import reservations, resume, run_quietly
 
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
@@ -92,7 +93,7 @@ def ran(wards: Path, folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def questions(ledger: Path) -> list[dict[str, Any]]:
-    found = [json.loads(each.payload) for each in read_entries(ledger) if each.kind == "reserve"]
+    found = reservations(ledger)
     return [each for each in found if each.get("kind") == "question"]
 
 
@@ -174,7 +175,7 @@ def test_a_run_that_goes_on_asks_no_second_time(wards: Path, tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         simulate(settings(wards, *RECORDS), folder, quiet=True, callbacks=[Stop()])
     before = scaled(folder)
-    result = simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True).result
+    result = resume(folder).result
     assert result["status"] == "completed" and scaled(folder) == before == scaled(tmp_path / "whole")
     assert len(questions(Path(result["ledger"]))) == 1
     assert result["metrics"] == whole["metrics"]
@@ -244,10 +245,10 @@ def test_column_without_bounds_or_values_is_refused_before_a_charge(
 
 
 @pytest.mark.parametrize("mode", ["none", "record_and_client"])
-def test_what_hides_nobody_or_two_units_is_asked_nothing(wards: Path, tmp_path: Path, mode: str) -> None:
+def test_mode_hiding_nobody_or_two_units_sends_no_question(wards: Path, tmp_path: Path, mode: str) -> None:
     asked = [each for each in settings_of(wards, f"privacy={mode}") if not each.startswith("privacy.")]
     with pytest.raises(Refusal, match=f"with privacy={mode} no single private sum can answer"):
-        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+        run_quietly(asked, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -276,7 +277,7 @@ def own_ledgers(folder: Path) -> list[Path]:
 
 def composed(ledger: Path, question: float, rounds: int, noise: float) -> float:
     """Return dp_accounting's epsilon of one question and so many rounds of this noise, whose batches a ledger tells."""
-    entries = [json.loads(each.payload) for each in read_entries(ledger) if each.kind == "reserve"]
+    entries = reservations(ledger)
     told = [each["events"]["model"] for each in entries if each.get("kind") != "question"]
     assert len(told) == rounds
     found = [event_from_json(each) for each in told]
@@ -350,7 +351,7 @@ def test_a_run_of_records_that_goes_on_asks_no_second_time(few: Path, tmp_path: 
     whole = ran(few, tmp_path / "whole", *mode)
     with pytest.raises(KeyboardInterrupt):
         simulate(settings(few, *mode), folder, quiet=True, callbacks=[Stop()])
-    result = simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True).result
+    result = resume(folder).result
     assert result["status"] == "completed" and scaled(folder) == scaled(tmp_path / "whole")
     for ledger, other in zip(
         own_ledgers(folder / "client_ledgers"),
@@ -430,7 +431,7 @@ SERVE = [
 ]
 
 
-def test_real_clients_are_asked_and_scale_by_the_answer(desk: Path) -> None:
+def test_real_clients_scale_by_their_answer(desk: Path) -> None:
     devices = SERVED["Devices"](desk / "clients")
     assert serve(desk / "server", SERVE, reach=SERVED["reaching"](devices)) == 0
     run = desk / "server" / "runs" / "spring"
@@ -506,7 +507,7 @@ def test_devices_noise_their_answers_and_plan_their_rounds_with_it(desk: Path) -
         assert 7.9 <= (verify(own).epsilon or 0) <= 8
 
 
-def test_devices_that_went_away_are_asked_no_second_time(desk: Path) -> None:
+def test_absent_devices_get_no_second_question(desk: Path) -> None:
     devices = SERVED["Devices"](desk / "clients")
     asked = [*OWN, "privacy.target_epsilon=8", "task.scaling_epsilon=4"]
     with pytest.raises(KeyboardInterrupt):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from shared.runs import run_quietly
+from shared.tasks import RealPoints
 
 import fedveil as fv
 from fedveil.cli.budget import set_budget
@@ -23,26 +23,10 @@ QUICK = ("task=digits", "task.num_clients=20", "batch_size=40", "cohort.rate=0.4
 NOISY = ("privacy.noise_multiplier=1", "privacy.allow_large_delta=true")
 
 
-class Clinics:
+class Clinics(RealPoints):
     """Clinics with 40 patients each."""
 
-    held_out_public, data_id, num_clients, simulated = True, "clinics", 3, False
-
-    def model(self) -> nn.Module:
-        return nn.Linear(4, 2)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
-    def client_data(self, client: int) -> fv.Examples:
-        inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(client))
-        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(10_000)
+    data_id, rows = "clinics", 40
 
 
 def acts(ledger: Path) -> dict[str, dict[str, Any]]:
@@ -53,7 +37,7 @@ def acts(ledger: Path) -> dict[str, dict[str, Any]]:
 def test_a_refusal_is_an_entry_that_costs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     more = ("privacy.target_epsilon=8", "num_rounds=50", "purpose='reading the hour'")
-    assert simulate(settings_from_overrides([*QUICK, *NOISY, *more]), run, quiet=True).exit_code == 3
+    assert run_quietly([*QUICK, *NOISY, *more], run).exit_code == 3
     result, found = json.loads((run / "result.json").read_text()), verify(run / "ledger")
     assert acts(run / "ledger")["refusal"]["reason"] == result["reason"] and found.ok
     assert found.epsilon == pytest.approx(result["privacy"][2]["epsilon"], rel=1e-9)
@@ -97,7 +81,7 @@ def test_acts_of_people_say_who_and_why(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"Vacuous promise accepted by {acting_user()}: a trial of the link." in told
 
 
-def test_whoever_goes_on_despite_an_alarm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumption_despite_an_alarm_names_its_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedveil.audit.auditor import Auditor
     from fedveil.privacy.audit.alarms import Alarm, Check, Level
 
@@ -113,7 +97,7 @@ def test_whoever_goes_on_despite_an_alarm_is_named(tmp_path: Path, monkeypatch: 
     assert (found["who"], found["reason"]) == (acting_user(), "the alarm was of a test")
 
 
-def test_show_tells_the_newest_run_first_and_only_what_is_wanted(
+def test_show_lists_the_newest_run_first_and_only_requested_acts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dp_accounting import GaussianDpEvent

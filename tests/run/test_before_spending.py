@@ -10,10 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from flwr.serverapp.strategy import FedAvg
-from torch import Tensor, nn
+from shared.tasks import RealPoints
+from torch import nn
 
 import fedveil as fv
 from fedveil.cli.simulate import plan
@@ -35,29 +35,16 @@ class Few(Clinics):
 """
 
 
-class Clinics:
+class Clinics(RealPoints):
     """Clinics with 40 patients each."""
 
-    held_out_public, data_id = True, "clinics"
+    data_id, rows, held_out_client = "clinics", 40, 10_000
 
     def __init__(self, num_clients: int = 3, simulated: bool = False) -> None:
         self.num_clients, self.simulated = num_clients, simulated
 
     def model(self) -> nn.Module:
         return softmax_regression(4, 2)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
-    def client_data(self, client: int) -> fv.Examples:
-        inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(client))
-        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(10_000)
 
 
 def of_real_data(folder: Path, clients: int = 3, **keys: Any) -> fv.FinishedRun:
@@ -101,7 +88,7 @@ def test_simulated_data_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -
     assert said.endswith("use privacy=record_distributed")
 
 
-def test_what_is_of_use_is_neither_refused_nor_warned_of(
+def test_useful_run_is_neither_refused_nor_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert of_real_data(tmp_path, privacy="record", cohort="all").status == "completed"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared.runs import json_lines
 
 import fedveil as fv
 from fedveil.__main__ import run as command
@@ -60,10 +61,10 @@ class Stops(Seen):
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
-def test_a_callback_is_told_of_start_rounds_and_end(tmp_path: Path) -> None:
+def test_callback_gets_start_rounds_and_end(tmp_path: Path) -> None:
     seen = Seen()
     run = fv.simulate("digits", folder=tmp_path / "run", callbacks=[seen], **TWO)
     start, first, second, end = seen.told
@@ -152,7 +153,7 @@ def reachable(value: object) -> Iterator[object]:
                 yield from reachable(getattr(value, each.name))
 
 
-def test_a_callback_that_raises_is_shown_once_and_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_raising_callback_is_reported_once_and_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     breaks, after = Breaks(), Seen()
     run = fv.simulate("digits", callbacks=[breaks, after], **TWO)
     said = capsys.readouterr().err.splitlines()
@@ -166,7 +167,7 @@ def line_of(text: str) -> int:
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
-def test_who_may_be_slow_comes_after_the_checkpoint(tmp_path: Path) -> None:
+def test_slow_callbacks_come_after_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fv.simulate("digits", folder=tmp_path, callbacks=[Stops()], **TWO)
     seen = Seen()
@@ -184,7 +185,7 @@ def test_who_may_be_slow_comes_after_the_checkpoint(tmp_path: Path) -> None:
         ("watchers:Seen", "add allow_modules=[watchers]"),
     ],
 )
-def test_what_is_no_callback_is_refused_before_anything_is_written(
+def test_invalid_callback_is_refused_before_anything_is_written(
     callback: Any, sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(fv.Refusal, match="callbacks") as refused:
@@ -352,7 +353,7 @@ def records_of(log: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def test_what_is_infinite_or_no_number_reaches_no_tracker() -> None:
+def test_infinite_and_missing_numbers_reach_no_tracker() -> None:
     from fedveil.run.trackers import numbers_of
 
     row = {
@@ -368,7 +369,7 @@ def test_what_is_infinite_or_no_number_reaches_no_tracker() -> None:
 @pytest.mark.parametrize(
     ("last", "mean", "early"), [(1.0, 1.2, True), (1.0, 1.05, False), (1.0, 0.7, False), (None, 1.0, False)]
 )
-def test_a_mean_of_models_that_had_not_converged_is_said_to_be_worse(
+def test_mean_of_unconverged_models_is_reported_as_worse(
     last: float | None, mean: float, early: bool
 ) -> None:
     said = early_of({"loss": last}, {"loss": mean}, 7)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import show_plan
@@ -119,7 +120,7 @@ def test_updates_of_classes_that_are_clipped_take_longer_steps(shops: list[str])
 @pytest.mark.parametrize("rounds", [3, 20])
 def test_momentum_suits_the_number_of_rounds(tmp_path: Path, shops: list[str], rounds: int) -> None:
     run = tmp_path / "run"
-    simulate(settings_from_overrides([*shops, "privacy=none", f"num_rounds={rounds}"]), run, quiet=True)
+    run_quietly([*shops, "privacy=none", f"num_rounds={rounds}"], run)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(losses) < 1.05 * losses[0] and losses[-1] < 1.05 * min(losses), losses
 

@@ -36,7 +36,7 @@ def test_a_counter_that_may_have_turned_over_is_not_believed(tmp_path: Path) -> 
     assert time_since(moment(now() - 300, intel_0=100.0), tmp_path).joules is None
 
 
-def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
+def test_unreadable_counter_is_no_value(tmp_path: Path) -> None:
     assert time_since(moment(now()), tmp_path / "none").joules is None
     write(tmp_path, "intel-rapl:0", 150.0)
     assert time_since(moment(now()), tmp_path).joules is None  # it was not readable when the run began

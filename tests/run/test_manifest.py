@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared.runs import resume, run_quietly
 
 import fedveil as fv
 import fedveil.run.run
@@ -21,7 +22,6 @@ from fedveil.cli.report import bundle, key
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import UNBOUND
 from fedveil.cli.verify import verify as verify_path
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.evidence.binding.verify import Knowledge, verify_folder
 from fedveil.evidence.content import to_json
 from fedveil.evidence.page import page_of
@@ -32,7 +32,6 @@ from fedveil.run import run as running
 from fedveil.run.close import close_again
 from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_manifest
 from fedveil.run.run import RunResult
-from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
@@ -41,7 +40,7 @@ QUICK = ("task=digits", "task.num_clients=20", "num_rounds=2", "batch_size=40", 
 
 
 def begin(folder: Path, *more: str) -> RunResult:
-    return simulate(settings_from_overrides([*QUICK, *more]), folder, quiet=True)
+    return run_quietly([*QUICK, *more], folder)
 
 
 def closes(run: Path) -> list[dict[str, Any]]:
@@ -87,7 +86,7 @@ def test_a_close_costs_nothing(finished: Path, tmp_path: Path) -> None:
     assert found.epsilon == pytest.approx(spent, rel=1e-9)
 
 
-def test_what_the_task_keeps_beside_its_model_is_bound(tmp_path: Path, finished: Path) -> None:
+def test_files_of_the_task_are_bound_with_the_model(tmp_path: Path, finished: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     saved = json.loads((run / "run.json").read_text())
     (run / "table.yaml").write_text("columns: []\n")
@@ -101,7 +100,7 @@ def test_an_exhausted_run_closes_once_however_often_it_is_resumed(tmp_path: Path
     run = tmp_path / "run"
     more = ("privacy.target_epsilon=8", "num_rounds=50")
     assert begin(run, *more).result["status"] == "exhausted" == bound(run).status
-    assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 3
+    assert resume(run).exit_code == 3
     assert bound(run).status == "exhausted" and len(closes(run)) == 1
 
 
@@ -119,7 +118,7 @@ def test_a_run_that_failed_closes_and_closes_again_when_it_went_on(
         patch.setattr(running, "keep", full)
         assert begin(run, "audit=off").result["status"] == "failed"
     assert bound(run).status == "failed"
-    assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 0
+    assert resume(run).exit_code == 0
     assert bound(run).status == "completed" and len(closes(run)) == 2
 
 
@@ -176,7 +175,7 @@ def test_an_interrupted_run_is_not_closed(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(running, "keep", interrupt)
         assert begin(run).result["status"] == "interrupted"
     assert closes(run) == [] and not (run / "manifest.json").exists()
-    assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 0
+    assert resume(run).exit_code == 0
     assert bound(run).status == "completed" and len(closes(run)) == 1
 
 
@@ -242,7 +241,7 @@ def test_run_vouched_for_by_its_own_files_is_not_called_verified(
 ) -> None:
     run, records = tmp_path / "run", ("privacy=record", "privacy.target_epsilon=8", "num_rounds=1")
     quick = ("task=digits", "task.num_clients=4", "batch_size=40")
-    simulate(settings_from_overrides([*quick, *records]), run, quiet=True)
+    run_quietly([*quick, *records], run)
     assert verify_path(run, []) == UNBOUND
     said = capsys.readouterr().out
     assert (

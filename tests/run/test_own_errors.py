@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from shared.tasks import Points
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -16,26 +16,10 @@ pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 TEXT = "the words of own code"
 
 
-class Shops:
+class Shops(Points):
     """A task that works."""
 
-    simulated, num_clients = True, 30
-
-    def model(self) -> nn.Module:
-        return nn.Linear(4, 2)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
-
-    def client_data(self, client: int) -> fv.Examples:
-        inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(client))
-        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(1000)
+    num_clients, held_out_client = 30, 1000
 
 
 class Evaluated(nn.Linear):
@@ -83,7 +67,7 @@ def test_a_refusal_holds_the_text_of_ones_own_exception(
     assert TEXT in str(refused.value) and not (tmp_path / "run").exists()
 
 
-def test_a_failure_in_a_round_is_told_with_the_end_of_the_run(
+def test_failure_in_a_round_is_reported_with_the_end_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Shops, "loss", staticmethod(late))

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
+from shared.runs import json_lines
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -34,22 +36,14 @@ pytestmark = pytest.mark.usefixtures("fast_runs")
 MANY = 20_000
 
 
-class Crowd:
+class Crowd(Classes):
     """Clients whose data differ, with five to eight records each; counts how often each client's are made."""
-
-    simulated = True
 
     def __init__(self, num_clients: int = MANY) -> None:
         self.num_clients, self.made = num_clients, Counter[int]()
 
     def model(self) -> nn.Module:
         return softmax_regression(4, 2)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
 
     def held_out(self) -> fv.Examples:
         return fv.Examples(torch.zeros(2, 4), torch.arange(2))
@@ -154,7 +148,7 @@ def test_unknown_numbers_of_records_are_counted_once(
     assert task.made.total() < MANY + 2 * MOST_LOOKED_AT
 
 
-def test_unlisted_client_ledgers_are_found_by_their_data(
+def test_unlisted_client_ledgers_are_recognised_by_their_data(
     tmp_path: Path, named: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, add = SizedCrowd(1200), record_ledgers.RecordMeter.add
@@ -239,7 +233,7 @@ def test_each_client_of_real_or_complete_cohorts_is_looked_at(real: bool, flaw: 
 def test_drawn_client_with_flawed_data_drops_out_uncharged(flaw: str, tmp_path: Path) -> None:
     lost = ran(Flawed(flaw), tmp_path / "run")["records"]["epsilon"]
     assert any(lost[::2]) and not any(lost[1::2])
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert any(line["dropped"].get("failed") for line in lines)
     ledgers = list((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
     assert len(ledgers) == sum(map(bool, lost))
@@ -263,5 +257,5 @@ def test_round_that_nobody_answered_costs_its_ledger_entries(
 ) -> None:
     """Who drops out has reserved nothing; who fails after its training has."""
     ran(Crowd(10), tmp_path, "failed", cohort="all", faults={fault: 1.0})
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert [(row["replies"], row["epsilon_record"] > 0) for row in rows] == [(0, charged)] * 2

@@ -12,6 +12,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
+from shared.runs import json_lines, reservations, resume, run_quietly
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
@@ -135,13 +136,13 @@ def test_the_models_of_the_last_half_of_an_arms_rounds_are_averaged() -> None:
 
 def test_a_tuned_run_costs_what_one_run_costs_and_says_what_it_chose(tmp_path: Path) -> None:
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4"]
-    whole = simulate(settings_from_overrides(asked), tmp_path / "whole", quiet=True).result
-    tuned = simulate(settings_from_overrides([*asked, *TUNE]), tmp_path / "arms", quiet=True).result
+    whole = run_quietly(asked, tmp_path / "whole").result
+    tuned = run_quietly([*asked, *TUNE], tmp_path / "arms").result
     assert tuned["status"] == "completed" and tuned["rounds_completed"] == 5
     assert tuned["privacy"][2]["epsilon"] == pytest.approx(whole["privacy"][2]["epsilon"], abs=1e-9)
     assert whole["tuning"] is None and tuned["tuning"]["winner"] == 2 and tuned["tuning"]["value"] == 0.5
     assert [arm["value"] for arm in tuned["tuning"]["arms"]] == [0.02, 0.5]
-    rows = [json.loads(line) for line in (tmp_path / "arms" / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "arms" / "metrics.jsonl")
     assert [row.get("arm") for row in rows] == [1, 2, 1, 2, None]
     assert [row["invited"] for row in rows] == [6, 6, 6, 6, 12]
     assert rows[0]["epsilon_client"] == rows[1]["epsilon_client"] < rows[2]["epsilon_client"]
@@ -181,7 +182,7 @@ def test_a_run_past_its_arms_goes_on_whoever_is_left_in_them(
         raise Refusal("tune.values", 2, "an arm has no client")
 
     monkeypatch.setattr(prepare, "require_arms", nobody)
-    resumed = simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).result
+    resumed = resume(run).result
     assert resumed["status"] == "completed" and resumed["rounds_completed"] == 5
 
 
@@ -206,7 +207,7 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
     assert run["status"] == "completed" and run["tuning"]["winner"] in (1, 2)
     budget = run["privacy"][2]["target_epsilon"]
     assert mode == "none" or budget is None or run["privacy"][2]["epsilon"] <= budget
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row.get("arm") for row in rows] == [1, 2, 1, 2, None] and not any(
         row["abandoned"] for row in rows
     )
@@ -216,10 +217,7 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
 
 def test_encrypted_arms_and_evaluations_have_the_same_bits_for_a_seed(tmp_path: Path) -> None:
     asked = [*SMALL, *MODES["distributed"], "task.num_clients=8", *TUNE[:2], "tune.rounds=1"]
-    runs = [
-        simulate(settings_from_overrides([*asked, "evaluate.clients=final"]), tmp_path / name, quiet=True)
-        for name in ("one", "other")
-    ]
+    runs = [run_quietly([*asked, "evaluate.clients=final"], tmp_path / name) for name in ("one", "other")]
     one, other = [(run.folder / "model.safetensors").read_bytes() for run in runs]
     assert one == other
     one, other = [run.result["evaluations"] for run in runs]
@@ -244,7 +242,7 @@ def test_encrypted_arms_and_evaluations_have_the_same_bits_for_a_seed(tmp_path: 
     (["tune=repeat_and_select"], "against clients whole runs compose"),
     (["tune=learning_rate=5,20,80"], r"write tune=learning_rate tune.values=\[5,20,80\]"),
 ])  # fmt: skip
-def test_what_arms_cannot_do_is_refused_by_name(broken: list[str], said: str) -> None:
+def test_unsupported_use_of_arms_is_refused_by_name(broken: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         settings_from_overrides(["tune=learning_rate", "tune.values=[1,2]", *broken])
 
@@ -316,7 +314,7 @@ ASK = ("tune.score=clients", "evaluate.noise_multiplier=0.5", "tune.resolution=0
 def test_scores_are_charged_once_to_the_clients_of_each_arm(tmp_path: Path) -> None:
     run = tmp_path / "run"
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK]
-    result = simulate(settings_from_overrides(asked), run, quiet=True).result
+    result = run_quietly(asked, run).result
     assert result["status"] == "completed" and result["rounds_completed"] == 5
     told = result["tuning"]
     assert told["scored_by"] == "clients" and told["noise_multiplier"] == 0.5 and told["winner"] in (1, 2)
@@ -325,7 +323,7 @@ def test_scores_are_charged_once_to_the_clients_of_each_arm(tmp_path: Path) -> N
         assert arm["low"] < arm["score"] < arm["high"] or arm["score"] in (0.0, 1.0)
     best = max(told["arms"], key=lambda arm: arm["score"])
     assert best["arm"] == told["winner"]
-    entries = [json.loads(e.payload) for e in read_entries(run / "ledger") if e.kind == "reserve"]
+    entries = reservations(run / "ledger")
     questions = [entry for entry in entries if entry.get("kind") == "question"]
     assert [entry["arm"]["arm"] for entry in questions] == [1, 2]
     assert {entry["arm"]["deal"] for entry in questions} == {told["deal"]}
@@ -338,7 +336,7 @@ def test_scores_are_charged_once_to_the_clients_of_each_arm(tmp_path: Path) -> N
     by_pld = verify(run / "ledger").epsilon_pld
     assert by_pld == pytest.approx(accountant.get_epsilon(result["privacy"][2]["delta"]), abs=1e-9)
     assert recomputed(result["ledger"])["model"]["epsilon"] == pytest.approx(by_pld, abs=1e-9)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(run / "metrics.jsonl")
     assert ["scores" in row for row in rows] == [False, False, False, True, False]
     assert rows[3]["epsilon_client"] > 1.5 * rows[1]["epsilon_client"]
     report = report_of(read_run(run))
@@ -356,7 +354,7 @@ def test_winner_needs_a_lead_beyond_both_noises(other: Any, apart: bool) -> None
     assert told["apart"] is apart and told["epsilon"] == 0.1
 
 
-def test_an_arm_without_a_score_is_said_to_have_none() -> None:
+def test_arm_without_a_score_is_reported_as_such() -> None:
     arms = [{"value": 0.5, "score": 0.2}, {"value": 2.0, "score": None}]
     said = tuned_line({"key": "learning_rate", "value": 0.5, "arms": arms, "apart": False})
     assert "is best of 0.5, 2 (no score), but the difference is within the noise" in said
@@ -379,7 +377,7 @@ def test_each_arm_is_scored_by_its_own_clients_and_no_others(
     assert asked_of == sorted(asked_of, key=lambda client: (deal.arm_of(str(client)), client))
 
 
-def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
+def test_target_includes_the_scores(tmp_path: Path) -> None:
     asked = [*SMALL, "privacy.allow_large_delta=true", "cohort.rate=0.4", *TUNE, *ASK]
     plan, with_final = (
         sum_plan(build(settings_from_overrides([*asked, "evaluate.noise_multiplier=3", *more])))
@@ -389,7 +387,7 @@ def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
     noises = [float((each and each.noise_multiplier) or 0) for each in (without, plan, with_final)]
     assert 0 < noises[0] < noises[1] < noises[2]
     asked += ["evaluate.noise_multiplier=3", "evaluate.clients=final", "tune.resolution=5"]
-    result = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result
+    result = run_quietly(asked, tmp_path / "run").result
     assert 2.9 < result["privacy"][2]["epsilon"] <= 3.0 and len(result["evaluations"]) == 1
     assert result["status"] == "completed" and result["tuning"]["epsilon"] is not None
 
@@ -397,7 +395,7 @@ def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
 def test_indistinguishable_scores_are_refused_before_spending(tmp_path: Path) -> None:
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, "tune.score=clients", "evaluate.noise_multiplier=5"]
     with pytest.raises(Refusal, match=r"tune.resolution=0.1.* evaluate.noise_multiplier=1\.") as refused:
-        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+        run_quietly(asked, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     enough = re.search(r"evaluate.noise_multiplier=([\d.]+)", str(refused.value))
     assert enough is not None
@@ -409,9 +407,9 @@ def test_indistinguishable_scores_are_refused_before_spending(tmp_path: Path) ->
 
 def test_arms_of_private_held_out_data_are_scored_by_clients(tmp_path: Path) -> None:
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK, "task.held_out=private"]
-    result = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result
+    result = run_quietly(asked, tmp_path / "run").result
     assert result["status"] == "completed" and result["tuning"]["metric"] == "accuracy"
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert not any("accuracy" in row for row in rows)
 
 
@@ -419,7 +417,7 @@ def test_a_run_killed_after_its_scores_charges_them_once(tmp_path: Path) -> None
     asked = settings_from_overrides([*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK])
     whole = simulate(asked, tmp_path / "whole", quiet=True).result
     simulate(asked, tmp_path / "run", quiet=True, callbacks=[EndsAfter(4)])
-    resumed = simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+    resumed = resume(tmp_path / "run")
     assert resumed.result["tuning"] == whole["tuning"]
     assert resumed.result["privacy"][2]["epsilon"] == whole["privacy"][2]["epsilon"]
 

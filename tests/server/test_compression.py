@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from shared.runs import run_quietly
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
@@ -40,7 +41,6 @@ from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
 from fedveil.tasks.data import Examples
@@ -103,7 +103,7 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
 @KINDS
 @pytest.mark.parametrize("masked", [False, True], ids=["open", "masked"])
 @pytest.mark.parametrize("row", [1, 2])
-def test_the_mean_of_what_was_kept_comes_back_with_its_gain(
+def test_mean_of_the_sent_coordinates_comes_back_with_its_gain(
     kind: CompressionKind, masked: bool, row: int
 ) -> None:
     links = {"masking": masking()} if masked else {}
@@ -143,7 +143,7 @@ def test_clients_are_clipped_and_charged_as_without_compression(
 
 
 @KINDS
-def test_who_drops_out_is_a_zero_in_what_is_kept(kind: CompressionKind, ledger: Ledger) -> None:
+def test_dropout_is_a_zero_in_the_sent_coordinates(kind: CompressionKind, ledger: Ledger) -> None:
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 20.0, 10, 2e-3)
     grid = grid_of(
         open_clients(absent=(0, 5)), CompressionPlan(kind, RATIO), privacy=SumPrivacy(plan, ledger)
@@ -260,7 +260,7 @@ def test_a_records_gradient_is_compressed_before_it_is_clipped(kind: str, engine
 
 
 @KINDS
-def test_a_record_is_clipped_to_what_is_kept_of_its_norm(kind: str) -> None:
+def test_record_is_clipped_by_its_compressed_norm(kind: str) -> None:
     """In a round: whatever its gradient, no record adds more than the sum's noise is for."""
     model = nn.Linear(5, 3)
     whole = SumSpec(2.0, unit_norm=0.2)
@@ -366,7 +366,7 @@ def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
     ],
     ids=str,
 )
-def test_what_would_break_the_guarantee_is_refused_by_name(
+def test_setting_that_breaks_the_guarantee_is_refused_by_name(
     overrides: list[str], field: str, said: str
 ) -> None:
     with pytest.raises(Refusal, match=said) as refused:
@@ -384,10 +384,10 @@ def test_grid_that_would_round_an_update_to_nothing_is_refused(
     asked = ["task=digits", f"task.model={__name__}:Wide", f"allow_modules=[{__name__}]"]
     asked += ["compress=project", "compress.ratio=1", "compress.cells=256"]
     with pytest.raises(Refusal, match=r"compress\.cells=256: rounds most"):
-        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+        run_quietly(asked, tmp_path / "run")
     with pytest.raises(Refusal, match=r"1\.weight in bfloat16'?: cannot travel"):
         asked = ["task=digits", f"task.model={__name__}:Brief", f"allow_modules=[{__name__}]"]
-        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+        run_quietly(asked, tmp_path / "run")
     assert not any(tmp_path.iterdir())
 
 

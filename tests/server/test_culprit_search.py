@@ -70,7 +70,7 @@ def searched(
 
 @given(clients=st.sampled_from([8, 20, 50, 100]), culprit=st.integers(0, 99), key=st.integers(0, 2**32))
 @settings(max_examples=60)
-def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit: int, key: int) -> None:
+def test_constant_spoiler_is_alone_after_log_n_rounds(clients: int, culprit: int, key: int) -> None:
     culprit %= clients
     rounds = SPLIT_AFTER + math.ceil(math.log2(clients))
     search, seen = searched(clients, {culprit}, key, rounds, lambda *_: True)
@@ -90,16 +90,14 @@ def test_who_spoils_every_sum_is_alone_after_log_n_rounds(clients: int, culprit:
     every=st.integers(1, 3),
 )
 @settings(max_examples=60)
-def test_several_are_all_found_though_they_spoil_now_and_then(
-    culprits: set[int], key: int, every: int
-) -> None:
+def test_several_occasional_spoilers_are_all_detected(culprits: set[int], key: int, every: int) -> None:
     search, _ = searched(20, culprits, key, SPLIT_AFTER + 40 * every, lambda _, row, __: row % every == 0)
     assert search.suspected.keys() == {node * 7 for node in culprits}
 
 
 @given(clients=st.sampled_from([8, 20, 100]), key=st.integers(0, 2**32), every=st.integers(2, CALM))
 @settings(max_examples=60)
-def test_one_that_spoils_now_and_then_is_found_and_no_other(clients: int, key: int, every: int) -> None:
+def test_one_occasional_spoiler_is_detected_and_no_other(clients: int, key: int, every: int) -> None:
     last = every * (SPLIT_AFTER + 2 * math.ceil(math.log2(clients)) + 10)
     for rounds in (last // 2, last):
         search, seen = searched(clients, {4}, key, rounds, lambda _, row, __: row % every == 0)

@@ -1,6 +1,5 @@
 """What rounds choose from earlier ones, behind the private sum: the clip that was applied sets the noise."""
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -10,13 +9,14 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from shared.runs import reservations
 
 from fedveil.client.private_update import private_update
 from fedveil.messages.wire import memory_arrays, view
 from fedveil.privacy import Adversary, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.adaptation import LATEST, SAVING, Adaptation, AdaptiveNoise
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment
@@ -129,7 +129,7 @@ def test_noise_from_losses_passes_the_filter_to_the_last_round(ledger: Ledger, t
     assert 11.9 < ledger.epsilon() <= 12.0
     with pytest.raises(BudgetExhausted):
         grid.reserve(5)
-    reserved = [json.loads(e.payload) for e in read_entries(tmp_path / "ledger") if e.kind == "reserve"]
+    reserved = reservations(tmp_path / "ledger")
     assert {entry["filter_order"] for entry in reserved} == {plan.filter_order}
     assert len(ledger.events(Adversary.MODEL)) == 2
     ledger.close()

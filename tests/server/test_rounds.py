@@ -225,7 +225,7 @@ def test_all_are_invited_where_clients_have_left() -> None:
         (DISTRIBUTED, 40, 40),
     ],
 )
-def test_more_are_invited_where_that_is_asked_for_or_costs_no_privacy(
+def test_more_are_invited_on_request_or_without_privacy_cost(
     overrides: tuple[str, ...], invited: float, planned: float
 ) -> None:
     built = build(settings_from_overrides(["task=digits", "task.num_clients=40", *overrides]))

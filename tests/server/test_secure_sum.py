@@ -116,7 +116,7 @@ def test_a_client_lost_at_any_exchange_is_left_out_or_already_in(since: Exchange
 
 
 @pytest.mark.parametrize("since", [Exchange.PROPOSAL, Exchange.COHORT, Exchange.PARCELS, Exchange.INBOX])
-def test_too_few_release_nothing_and_nobody_is_asked_to_open(since: Exchange) -> None:
+def test_too_few_release_nothing_and_open_nothing(since: Exchange) -> None:
     grid = Clients(gone(since, 1, 2, 3))
     opened = summed(grid, wanted(noise=3.0))
     assert opened.total is None and opened.attempts == ATTEMPTS
@@ -138,7 +138,7 @@ def test_a_retry_has_fresh_keys_and_succeeds_once_enough_are_back() -> None:
     assert len(proposals) == 2
 
 
-def test_after_shares_were_asked_for_there_is_no_second_attempt() -> None:
+def test_no_second_attempt_follows_a_request_for_shares() -> None:
     grid = Clients(gone(Exchange.CONFIRMED, 1, 2, 3, 4))
     opened = summed(grid, wanted(noise=3.0))
     assert opened.total is None and opened.attempts == 1
@@ -268,7 +268,7 @@ def test_a_retry_goes_on_though_the_next_rounds_keys_are_out() -> None:
     assert second.survivors == CLIENTS
 
 
-def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
+def test_vectors_are_requested_in_their_own_round_alone() -> None:
     grid = Clients()
     rounds_of(grid, wanted(), 3)
     for message, _ in grid.seen:
@@ -291,7 +291,7 @@ def test_terms_that_changed_leave_the_prepared_attempt_aside() -> None:
     assert (opened.survivors, opened.exchanges, opened.attempts) == (CLIENTS, 6, 2)
 
 
-def test_what_was_prepared_under_another_roster_is_given_up() -> None:
+def test_preparation_under_another_roster_is_abandoned() -> None:
     grid, first = Clients(), masking()
     sums, nodes = SecureSums(grid, first), list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
     assert sums.sum(nodes, wanted(), None, nodes).survivors == CLIENTS

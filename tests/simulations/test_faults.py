@@ -1,6 +1,5 @@
 """Clients that vanish, fail, dawdle or answer nonsense: the round goes on, they are counted, the budget is charged."""
 
-import json
 import math
 import subprocess
 import sys
@@ -11,15 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from shared.runs import json_lines, run_quietly
 
 from fedveil.configs.schema import FaultSettings
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.simulations import faults as injected
 from fedveil.simulations.deadline import PastDeadline, limited_to
 from fedveil.simulations.faults import pick_fault
-from fedveil.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -45,9 +43,9 @@ EVERY_KIND = (
 
 
 def run(folder: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    outcome = simulate(settings_from_overrides([*COMMON, *overrides]), folder, quiet=True)
-    told = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    outcome = run_quietly([*COMMON, *overrides], folder)
+    told = json_lines(folder / "operator.jsonl")
+    rows = json_lines(folder / "metrics.jsonl")
     return outcome.result, [row | more for row, more in zip(rows, told, strict=False)]
 
 
@@ -112,7 +110,7 @@ def test_round_in_which_nobody_answers_is_charged_and_releases_noise(tmp_path: P
 
 def test_incredible_values_stay_out_of_the_mean(tmp_path: Path) -> None:
     overrides = [*COMMON[:6], "privacy=none", "faults.corrupt=0.6"]
-    outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
+    outcome = run_quietly(overrides, tmp_path)
     assert {"shape", "not finite", "dtype"} <= set(outcome.result["dropped"])
     assert math.isfinite(outcome.result["metrics"]["loss"])
 
@@ -124,8 +122,8 @@ def test_an_update_that_is_far_too_long_is_clipped_again(tmp_path: Path) -> None
 
 def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
     record = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=8")
-    outcome = simulate(settings_from_overrides([*COMMON[:6], *record]), tmp_path, quiet=True)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    outcome = run_quietly([*COMMON[:6], *record], tmp_path)
+    rows = json_lines(tmp_path / "metrics.jsonl")
     assert outcome.exit_code == 3
     assert rows[0]["dropped"] == {}
     assert rows[-1]["dropped"] == {"budget spent": 12}
@@ -138,7 +136,7 @@ def test_probabilities_share_one_uniform_number() -> None:
     assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
 
 
-def test_who_fails_is_independent_of_round_and_client() -> None:
+def test_failures_are_independent_of_round_and_client() -> None:
     faults, randomness = FaultSettings(dropout=0.5), Randomness(0)
     picks = [
         [

@@ -18,12 +18,11 @@ from typing import Any
 
 import pytest
 from flwr.supercore.object_ref import validate
+from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
-from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.simulations.flower_app import FlowerGrid
-from fedveil.simulations.simulate import simulate
 
 free_port = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "ports.py"))["free_port"]
 QUICKSTART = Path(__file__).parents[2] / "simulations" / "quickstart"
@@ -92,7 +91,7 @@ def test_flwr_run_trains_the_model_that_fedveil_simulate_trains(
     said = flwr_run(QUICKSTART, 10, environment, tmp_path, f"overrides='{COMMON}' folder='{out}'")
     assert f"results: {out}" in said, said
     assert json.loads((out / "result.json").read_text())["status"] == "completed"
-    simulate(settings_from_overrides(COMMON.split()), tmp_path / "here", quiet=True)
+    run_quietly(COMMON.split(), tmp_path / "here")
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "here" / "model.safetensors").read_bytes()
 
 

@@ -150,7 +150,7 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
         ("cohort=fixed cohort.size=9 engine.workers=2", 10, 2),
     ],
 )
-def test_as_many_workers_are_taken_as_pay(
+def test_number_of_workers_is_the_fastest(
     said: str, together: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedveil.simulations.clients.units", lambda device: 6)
@@ -161,7 +161,7 @@ def test_as_many_workers_are_taken_as_pay(
     assert (federation.settings.engine.workers or clients.workers(together)) == wanted
 
 
-def test_whatever_trains_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_process_reuses_its_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     monkeypatch.setattr("fedveil.client.workbench.keep_freed", lambda: kept.append(1))
     settings = ClientSettings("digits", LocalTraining(), {"num_clients": 10})

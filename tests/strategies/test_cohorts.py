@@ -64,7 +64,7 @@ def test_denominators_are_fixed() -> None:
 
 @settings(max_examples=100)
 @given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
-def test_separation_and_participations_are_kept(
+def test_separation_and_participations_hold(
     clients: int, size: int, separation: int, most: int, seed: int
 ) -> None:
     """Also where too few may take part: the cohort is then smaller, never the promise."""

@@ -72,7 +72,7 @@ def test_client_takes_part_in_its_turns_by_a_coin_of_the_right_rate() -> None:
     assert sizes.min() > 40  # of 80 expected
 
 
-def test_who_joins_or_leaves_moves_nobody_elses_turn() -> None:
+def test_newcomers_and_leavers_move_nobody_elses_turn() -> None:
     cohort = CyclicPoisson(1 / 4, 4)  # with certainty in its turn
     all_turns = [set(cohort.draw(range(100), stream(1), [[]] * turn)) for turn in range(4)]
     some = [set(cohort.draw(range(0, 100, 3), stream(1), [[]] * turn)) for turn in range(4)]
@@ -93,7 +93,7 @@ def test_with_one_group_it_is_todays_poisson() -> None:
     assert (cyclic.name, ours.mechanism.described) == ("poisson with probability 0.25, every round", "")
 
 
-def test_what_it_counts_on() -> None:
+def test_cohort_has_the_event_and_the_size_of_its_coins() -> None:
     cohort = CyclicPoisson(0.05, 8)
     assert cohort.event(GaussianDpEvent(2.0)) == PoissonSampledDpEvent(0.4, GaussianDpEvent(2.0))
     assert with_label(cohort, "none: seen").event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
@@ -154,7 +154,7 @@ def test_no_likelihood_of_all_rows_together_says_more() -> None:
         assert lost.mean() == pytest.approx(delta, abs=5 * lost.std() / math.sqrt(samples))
 
 
-def test_what_would_break_the_claim_is_refused() -> None:
+def test_settings_that_break_the_claim_are_refused() -> None:
     law = Correlation(40, 4, 1, 4, cycle=4)
     with pytest.raises(Refusal, match=r"bands=8: give at most 4"):
         Correlation(40, 4, 1, 8, cycle=4)
@@ -199,7 +199,7 @@ def test_the_planned_groups_err_no_more_than_either_extreme(target: float) -> No
         (["audit=full"], "use light"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(said: list[str], remedy: str) -> None:
+def test_unplannable_run_is_refused(said: list[str], remedy: str) -> None:
     with pytest.raises(Refusal, match=remedy):
         _ = build(settings_from_overrides([*ASKED, *said])).mode.mechanism
 

@@ -87,7 +87,7 @@ def test_a_draw_takes_what_its_cohort_takes(cohort: Poisson | Fixed | CyclicPois
     assert stream.drawn < 4000
 
 
-def test_separation_is_kept_among_many() -> None:
+def test_separation_holds_among_many() -> None:
     cohorts: list[list[int]] = []
     clients = range(2, 10_002)
     for stream in streams(30):

@@ -332,7 +332,7 @@ def test_partitioner_sees_labels_and_seed_and_deals_each_example_once() -> None:
         ("IidPartitioner task.target=wards:Wards task.args.folder=.", "this task gives each client its own"),
     ],
 )
-def test_what_a_partitioner_cannot_deal_is_refused(
+def test_data_beyond_a_partitioner_are_refused(
     capsys: pytest.CaptureFixture[str], how: str, reason: str
 ) -> None:
     pytest.importorskip("flwr_datasets")

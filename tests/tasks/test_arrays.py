@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from shared.tasks import Classes
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from torch.nn.utils.parametrizations import spectral_norm
 
 import fedveil as fv
@@ -90,30 +91,21 @@ def of_torchao() -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Classes):
     """Points of two classes, and a model on some base."""
 
     base: Callable[[], nn.Module]
-    simulated = True
     num_clients = CLIENTS
+    held_out_client = 10_000
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return nn.Sequential(Adapted(self.base()), nn.Linear(WIDTH, 2))
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
-
     def client_data(self, client: int) -> fv.Examples:
         inputs = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(client))
         return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(10_000)
 
 
 TRAINED = 2 * WIDTH + 2 * WIDTH + WIDTH + 2 * WIDTH + 2
@@ -225,7 +217,7 @@ class Pinned(Own):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_sent_follows_from_the_model_alone(layer: nn.Module, sent: set[str]) -> None:
+def test_sent_arrays_follow_from_the_model_alone(layer: nn.Module, sent: set[str]) -> None:
     model = nn.Sequential(layer)
     assert set(read_arrays(model)) == {f"0.{name}" for name in sent}
     assert set(base_of(model)) == set(model.state_dict()) - set(read_arrays(model))
@@ -256,7 +248,7 @@ def test_a_base_that_training_changes_is_refused_before_a_round(
         check_apart(Workbench(ClientSettings("own", LocalTraining(batch_size=4)), Moving(base)))
 
 
-def test_what_says_that_it_keeps_statistics_is_averaged(tmp_path: Path) -> None:
+def test_declared_running_statistics_are_averaged(tmp_path: Path) -> None:
     task = Made(lambda: Declared(True))
     run = fv.simulate(task, privacy="none", num_rounds=2, quiet=True, folder=tmp_path, cohort=fv.All())
     assert bool(run.model[0].base.mean.any())

@@ -24,7 +24,8 @@ from fedveil.populations.local import Local
 from fedveil.populations.machine import OnThisMachine, Simulated
 from fedveil.tasks.data import as_data, check_data, data_of, held_out_of
 from fedveil.tasks.fingerprint import fingerprint
-from fedveil.tasks.independence import check_independence, check_order, check_reading
+from fedveil.tasks.independence import check_independence
+from fedveil.tasks.reading_order import check_order, check_reading
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
@@ -439,13 +440,13 @@ def test_a_process_that_dies_reading_is_no_proof() -> None:
         check_order(Made(lambda n: os._exit(9), simulated=False))
 
 
-def test_what_cannot_be_planted_is_refused_by_name() -> None:
+def test_unplantable_canary_is_refused_by_name() -> None:
     for give in (Rows, dictionary):
         with pytest.raises(fv.Refusal, match="audit='full': it needs inputs that are one tensor in memory"):
             fv.simulate(Made(give), privacy="record", audit="full", num_rounds=2, quiet=True)
 
 
-def test_canaries_beside_several_outputs_are_refused_by_name() -> None:
+def test_canaries_in_several_outputs_are_refused_by_name() -> None:
     with pytest.raises(fv.Refusal, match="audit='full': canaries need outputs"):
         fv.simulate(Made(pairs, "tuple"), privacy="record", audit="full", num_rounds=2, quiet=True)
 

@@ -159,7 +159,7 @@ def test_the_second_device_refuses_what_a_gpu_refuses(copies: Any) -> None:
     assert copies.there == 1 and copies.back == 1
 
 
-def test_what_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_absent_device_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for name, said in (("cuda", "use cpu"), ("cuda:7", "GPUs that torch can use"), ("mps", "Apple GPU")):
         if name == "cuda" and torch.cuda.device_count():
             continue
@@ -200,7 +200,7 @@ def test_model_on_a_wrong_device_is_refused_before_writing(privacy: str, tmp_pat
         (["engine=ray", "engine.device=cuda"], "engine.device='cuda': there is no such key"),
     ],
 )
-def test_what_a_device_cannot_do_is_refused_by_name(overrides: list[str], said: str) -> None:
+def test_unsupported_precision_is_refused_by_name(overrides: list[str], said: str) -> None:
     with pytest.raises(Refusal) as refused:
         settings_from_overrides(overrides)
     assert said in str(refused.value)

@@ -76,7 +76,7 @@ def accuracy(inputs: np.ndarray, targets: np.ndarray, model: np.ndarray) -> floa
     return float((np.c_[inputs, np.ones(len(inputs))] @ model).argmax(1).__eq__(targets).mean())
 
 
-def test_held_out_rows_of_made_tables_are_a_fair_sample() -> None:
+def test_held_out_rows_of_synthetic_tables_are_a_fair_sample() -> None:
     wrong = Counter[tuple[str, str]]()
     for number in range(TABLES):
         table, stream = made(number)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from fedveil.base.refusal import Refusal
 from fedveil.tasks.data import Examples, LazyExamples
-from fedveil.tasks.independence import batches_of_all, check_independence
+from fedveil.tasks.independence import check_independence
+from fedveil.tasks.probe import batches_of_all
 
 FEATURES, WIDTH, CLASSES = 5, 8, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 2.0])
@@ -264,7 +265,7 @@ DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
 
 
 @pytest.mark.parametrize("name", DEPENDENT)
-def test_what_mixes_examples_is_refused_by_name(name: str) -> None:
+def test_module_that_mixes_examples_is_refused_by_name(name: str) -> None:
     model, objective, part = DEPENDENT[name]
     with pytest.raises(Refusal) as refused:
         check_independence(model, objective, examples())
@@ -338,7 +339,7 @@ def test_a_loss_that_leaves_a_rare_target_out_is_refused(name: str) -> None:
             check_independence(around(), Objective(loss), batch)
 
 
-def test_what_a_loss_hides_in_a_global_is_seen() -> None:
+def test_loss_with_a_hidden_global_is_detected() -> None:
     seen: list[float] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -601,7 +602,7 @@ def test_a_gradient_that_is_infinite_alone_or_among_others_is_refused(alone: boo
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_what_keeps_examples_apart_passes_and_is_left_as_it_was(name: str) -> None:
+def test_sound_model_passes_and_is_left_as_it_was(name: str) -> None:
     model, objective = INDEPENDENT[name]
     torch.manual_seed(3)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -156,9 +156,7 @@ def test_attributions_are_captums(shops: Path, run: Path) -> None:
     np.testing.assert_allclose(own["attribution kind"], parts[:, 1:].sum(1).abs().detach().numpy(), atol=1e-9)
 
 
-def test_asked_attributions_are_means_of_clipped_rows_and_one_entry(
-    shops: Path, run: Path, tmp_path: Path
-) -> None:
+def test_attributions_are_means_of_clipped_rows_and_one_entry(shops: Path, run: Path, tmp_path: Path) -> None:
     kind = {"kind": "attributions", "of": {"size": 0.05, "kind": 5.0}}
     record = fv.ask(asked(run, kind), {"name": "csv", **options(shops)}, folder=tmp_path, **HIDE_LITTLE)
     told = {each["name"]: each for each in record["answers"][0]["figures"]}

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -67,29 +68,20 @@ def perceptron(*, bias: bool = True) -> nn.Module:
 
 
 @dataclass
-class Made:
+class Made(Classes):
     """Random examples, as many for each client as SIZES says."""
 
-    simulated: bool = True
     num_clients: int = len(SIZES)
+    held_out_client: int = 3
     bias: bool = True
 
     def model(self) -> nn.Module:
         return perceptron(bias=self.bias)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> Examples:
         generator = torch.Generator().manual_seed(client)
         inputs = torch.randn(SIZES[client], FEATURES, generator=generator)
         return Examples(inputs, torch.randint(LABELS, (SIZES[client],), generator=generator))
-
-    def held_out(self) -> Examples:
-        return self.client_data(3)
 
 
 @dataclass
@@ -221,7 +213,7 @@ def test_the_pull_of_fedprox_goes_through_the_optimizer(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
-def test_what_looks_at_whole_matrices_is_taken_client_by_client(name: str) -> None:
+def test_optimizer_of_whole_matrices_goes_client_by_client(name: str) -> None:
     task, settings = Made(bias=False), settings_with(name)
     assert name not in ELEMENTWISE and not can_vectorise(Workbench(settings, task))
     expected = by_hand(task, settings, lambda p: CLASSES[name](p, lr=0.05))
@@ -229,7 +221,7 @@ def test_what_looks_at_whole_matrices_is_taken_client_by_client(name: str) -> No
         np.testing.assert_allclose(on_path(path, task, settings), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_tasks_own_optimizer_is_taken_unless_another_is_named() -> None:
+def test_tasks_own_optimizer_is_the_default() -> None:
     task, own = WithOwn(), settings_with("auto")
     assert not can_vectorise(Workbench(own, task))
     found = on_path("in place", task, own)
@@ -267,7 +259,7 @@ def test_a_task_with_planted_examples_keeps_its_optimizer() -> None:
         (Made(), LocalTraining(optimizer=Optimizer("dp_adambc")), "privacy=record"),
     ],
 )
-def test_what_cannot_train_the_model_is_refused(task: Made, training: LocalTraining, said: str) -> None:
+def test_optimizer_unfit_for_the_model_is_refused(task: Made, training: LocalTraining, said: str) -> None:
     with pytest.raises(Refusal, match=said):
         check_optimizer(task, training)
 
@@ -315,7 +307,7 @@ def test_help_tells_the_keywords_and_defaults_of_torchs_class() -> None:
     assert "\n  optimizer.betas" not in help_text(compose_overrides([]).config, SimulationSettings)
 
 
-def test_what_another_release_wrote_gives_the_same_order() -> None:
+def test_order_of_another_release_is_the_same() -> None:
     nulls = [f"++optimizer.{key}=null" for key in keywords_of("adam")]
     was, now = (
         settings_from_overrides(["optimizer=adam", *nulls]),
@@ -397,7 +389,7 @@ def test_an_order_names_no_keyword_that_torch_has_for_other_ends() -> None:
         (["schedule.warmup=100"], "schedule.warmup=100: takes the whole run of 100 rounds"),
     ],
 )
-def test_what_is_unknown_or_out_of_range_is_refused_by_name(overrides: list[str], said: str) -> None:
+def test_unknown_or_out_of_range_value_is_refused_by_name(overrides: list[str], said: str) -> None:
     with pytest.raises(Refusal) as refused:
         settings_from_overrides(overrides)
     assert said in str(refused.value)
@@ -587,6 +579,6 @@ def test_a_task_of_ones_own_trains_with_its_optimizer_at_record_level() -> None:
         {"optimizer": {"name": "adam", "lr": 0.1}, "privacy": "client_distributed", "num_rounds": 1},
     ],
 )
-def test_a_run_is_told_its_optimizer(keys: dict[str, Any]) -> None:
+def test_result_names_the_optimizer(keys: dict[str, Any]) -> None:
     run = fv.simulate("digits", **{"num_rounds": 2, "quiet": True, **keys})
     assert run.status == "completed" and 0 < run.metrics["accuracy"] <= 1

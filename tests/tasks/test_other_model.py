@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shared.runs import run_quietly
+from shared.tasks import Classes
 from torch import nn
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.export.export import Order, export
 from fedveil.run.build import build
-from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import dimension_of
 from fedveil.tasks.shipped.fashion_mnist import FEATURES as FASHION
@@ -32,10 +33,10 @@ class Tiny(nn.Sequential):
         super().__init__(nn.Linear(64, 3), nn.Tanh(), nn.Linear(3, 10))
 
 
-class Pictures:
+class Pictures(Classes):
     """Task of one's own whose model is large."""
 
-    simulated, num_clients = True, 6
+    held_out_client = 99
 
     def __init__(self, num_clients: int = 6) -> None:
         self.num_clients = num_clients
@@ -43,18 +44,9 @@ class Pictures:
     def model(self) -> nn.Module:
         return nn.Linear(64, 10)
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.Generator().manual_seed(client)
         return torch.rand(8, 64, generator=rows), torch.randint(0, 10, (8,), generator=rows)
-
-    def held_out(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.client_data(99)
 
 
 class Chosen(Pictures):
@@ -95,7 +87,7 @@ def test_low_frequencies_are_those_of_a_2d_cosine_transform() -> None:
 def test_a_student_trains_in_every_mode_and_its_export_agrees(tmp_path: Path, privacy: str) -> None:
     asked = ["task.model=student", f"privacy={privacy}", *FEW]
     run = tmp_path / "run"
-    assert simulate(settings_from_overrides(asked), run, quiet=True).result["status"] == "completed"
+    assert run_quietly(asked, run).result["status"] == "completed"
     folder, card = export(run, Order("int8"))
     assert card["agreement"] > 0.95
     np.save(tmp_path / "inputs.npy", np.random.default_rng(0).random((2, 256), dtype=np.float32))
@@ -133,7 +125,7 @@ def test_a_run_of_another_model_is_exported_as_that_model(tmp_path: Path) -> Non
         "cohort=all",
     ]
     run = tmp_path / "run"
-    assert simulate(settings_from_overrides(asked), run, quiet=True).result["status"] == "completed"
+    assert run_quietly(asked, run).result["status"] == "completed"
     _, card = export(run, Order("safetensors", allow_modules=(HERE,)))
     assert card["agreement"] == 1.0
 
@@ -149,7 +141,7 @@ def test_a_run_of_another_model_is_exported_as_that_model(tmp_path: Path) -> Non
         "name a class of your own",
     ),
 ])  # fmt: skip
-def test_what_is_no_model_is_refused(asked: list[str], said: str) -> None:
+def test_invalid_model_is_refused(asked: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         build(settings_from_overrides(asked))
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from shared.tasks import Classes
+from torch import nn
 
 import fedveil as fv
 from fedveil.deployment.device.device import _check_data
@@ -44,7 +45,7 @@ def read(*tables: np.ndarray) -> Callable[[], list[Examples]]:
     return lambda: every
 
 
-def test_tables_that_are_scaled_by_themselves_are_found() -> None:
+def test_self_scaled_tables_are_detected() -> None:
     for ddof in (0, 1):
         assert own_scale(read(standardised(raw(0), raw(0), ddof))) == STANDARD
     assert own_scale(read(bounded(raw(0), raw(0)))) == BOUNDED
@@ -90,7 +91,7 @@ def test_no_shipped_task_is_warned_of(name: str) -> None:
 
 
 @dataclass
-class Wards:
+class Wards(Classes):
     """Real data, scaled by what `scale` says."""
 
     scale: Callable[[int], np.ndarray]
@@ -98,22 +99,14 @@ class Wards:
     num_clients: int = CLIENTS
     data_id: str = "wards"
     held_out_public: bool = True
+    held_out_client: int = 0
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
         return nn.Linear(3, 2)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> Any:
         return self.scale(client).astype(np.float32), np.arange(EACH) % 2
-
-    def held_out(self) -> Any:
-        return self.client_data(0)
 
 
 RECORD = fv.Record(target_epsilon=8, target_delta=1e-3)
@@ -132,7 +125,7 @@ BY_CLIENT, BY_ALL = lambda n: standardised(raw(n), raw(n)), lambda n: standardis
         (raw, RECORD, None),
     ],
 )
-def test_who_has_the_data_is_warned(
+def test_owner_of_the_data_is_warned(
     scale: Any, privacy: Any, said: str | None, tmp_path: Any, capsys: Any
 ) -> None:
     kept = {"dir": str(tmp_path / "ledgers")}

@@ -98,7 +98,7 @@ TRAINING = LocalTraining(0.1, 3, 10)
 
 
 @pytest.mark.parametrize("then", [None, replace_weight, freeze, hook])
-def test_whatever_is_done_to_the_model_only_its_arrays_are_taken(then: Any) -> None:
+def test_only_the_arrays_of_a_model_are_sent(then: Any) -> None:
     task, plain = Own(then), Own()
     model, expected = task.model(), plain.model()
     assert train(model, task, task.client_data(0), TRAINING, 0, 1) == 0.5
@@ -145,7 +145,7 @@ def test_an_update_that_is_none_drops_the_client(then: Any) -> None:
     assert all(float(p.detach().abs().sum()) == 0 for p in run.model.parameters())
 
 
-def test_no_loss_need_be_told() -> None:
+def test_loss_is_optional() -> None:
     for name in ("none", "client_central"):
         keys = privacy({"privacy": name})
         run = fv.simulate(Own(loss_told=None), cohort="all", num_rounds=2, quiet=True, **keys)
@@ -164,7 +164,7 @@ def test_the_clip_holds_whatever_produced_the_update() -> None:
     assert 0.4 < float(moved.norm()) < 0.51
 
 
-def test_what_it_cannot_honour_is_refused_by_name() -> None:
+def test_unsupported_setting_is_refused_by_name() -> None:
     for privacy_mode in ("record", "record_and_client"):
         with pytest.raises(Refusal, match=r"privacy='record': Own\.train supports only client-level privacy"):
             fv.simulate(Own(), privacy=privacy_mode, num_rounds=1, quiet=True)
@@ -231,7 +231,7 @@ def test_a_task_of_arrays_trains_evaluates_and_gives_its_model_back(kind: Any) -
         assert fv.simulate(Logistic(kind=kind), quiet=True, **keys, **told).status == "completed"
 
 
-def test_a_task_of_arrays_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_of_arrays_loads_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     import types
 
@@ -242,7 +242,7 @@ def test_a_task_of_arrays_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) 
     assert task.num_clients == 6 and sorted(dict(task.model().named_parameters())) == ["bias", "weight"]
 
 
-def test_mistakes_in_a_task_of_arrays_are_told() -> None:
+def test_mistakes_in_a_task_of_arrays_are_reported() -> None:
     with pytest.raises(Refusal, match="without dots"):
         as_task(Logistic(names=("layer.weight", "bias"))).model()  # type: ignore[attr-defined]
     with pytest.raises(Refusal, match="supports only client-level privacy"):

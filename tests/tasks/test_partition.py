@@ -92,7 +92,7 @@ def test_values_out_of_range_are_refused(field: str, arguments: dict[str, object
     assert refusal.value.field == field
 
 
-def test_an_unknown_partition_is_told_the_known_names() -> None:
+def test_unknown_partition_is_refused_with_the_names() -> None:
     with pytest.raises(Refusal, match="natural, iid, dirichlet, shards"):
         Partition("random", 4)
 

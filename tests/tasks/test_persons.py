@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from shared.tasks import Classes
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
@@ -30,10 +31,10 @@ pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 VISITS = 5  # examples of each person
 
 
-class Visits:
+class Visits(Classes):
     """Task whose examples say whose they are; one person's are as far from the others' as can be."""
 
-    simulated, num_clients, name = True, 2, "visits"
+    num_clients, name, held_out_client = 2, "visits", 1000
 
     def __init__(self, named=True):
         self.named = named
@@ -44,19 +45,10 @@ class Visits:
         torch.nn.init.zeros_(model.bias)
         return model
 
-    def loss(self, outputs, targets):
-        return torch.nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs, targets):
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client):
         inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(client))
         persons = [f"p{n // VISITS}" for n in range(200)] if self.named else None
         return fv.Examples(inputs, (inputs.sum(1) > 0).long(), persons)
-
-    def held_out(self):
-        return self.client_data(1000)
 
 
 def rows_of(data):
@@ -73,7 +65,7 @@ def test_at_most_so_many_examples_of_a_person_stay_in_any_order():
     assert kept(data, VISITS) is data and kept(data, None) is data
 
 
-def test_what_is_kept_of_a_person_depends_on_nobody_else():
+def test_selected_examples_of_a_person_depend_on_nobody_else():
     data, alone = (
         Visits().client_data(0),
         fv.Examples(*Visits().client_data(0).batch(torch.arange(5)), ["p0"] * 5),
@@ -241,7 +233,7 @@ def test_a_run_that_bounds_persons_promises_per_person(tmp_path):
     assert checked.ok, checked.problem
 
 
-def test_what_one_example_promises_says_what_several_of_a_person_lose(tmp_path):
+def test_promise_per_example_states_the_loss_per_person(tmp_path):
     result = result_of(simulated(tmp_path, name="record", target_epsilon=1.0))
     row = result["privacy"][-1]
     sizes = dict(row["groups"])

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedveil.base.refusal import Refusal
-from fedveil.tasks.table_files import CellReader, draft_schema, read_rows
+from fedveil.tasks.table_draft import draft_schema
+from fedveil.tasks.table_files import Cells, read_rows
 from fedveil.tasks.table_schema import MISSING, Column, read_schema
 from fedveil.tasks.tables import load, row_hashes
 
@@ -159,14 +160,14 @@ def test_a_row_far_below_is_named(hospitals: Path, monkeypatch: pytest.MonkeyPat
 def test_a_file_that_changes_while_it_is_read_is_refused(
     hospitals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    codes = CellReader.codes
+    codes = Cells.codes
 
-    def written_to(self: CellReader, values: Any, column: Column, is_label: bool = False) -> Any:
+    def written_to(self: Cells, is_label: bool = False) -> Any:
         with (hospitals / "north.csv").open("a") as file:
             file.write("30,f,healthy\n")
-        return codes(self, values, column, is_label)
+        return codes(self, is_label)
 
-    monkeypatch.setattr(CellReader, "codes", written_to)
+    monkeypatch.setattr(Cells, "codes", written_to)
     assert "north.csv': changed while it was read" in refused(hospitals)
 
 
@@ -278,6 +279,13 @@ def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
         draft_schema([hospitals])
 
 
+def test_a_draft_takes_switches_of_parquet_for_classes(tmp_path: Path) -> None:
+    columns = {"x": [row / 2 for row in range(20)], "ill": [row % 2 == 0 for row in range(20)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    schema, *_ = draft_schema([tmp_path])
+    assert schema.target.words == ("False", "True") and schema.inputs[0].name == "x"
+
+
 def sites(folder: Path, **words: str) -> Path:
     folder.mkdir()
     for name, each in words.items():
@@ -299,7 +307,7 @@ def test_other_label_words_at_sites_are_no_further_classes(
     assert "has other words in other tables (east.csv, north.csv: B, M; " in said
 
 
-def test_sites_whose_tables_have_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_sites_with_tables_of_one_name_are_distinguished(tmp_path: Path) -> None:
     for site, words in (("east", "no yes"), ("west", "nein ja")):
         sites(tmp_path / site, data=words)
     other = draft_schema([tmp_path])[2]["diagnosis"]
@@ -331,7 +339,7 @@ def test_a_first_line_of_any_length_names_the_columns(tmp_path: Path) -> None:
     )
 
 
-def test_a_cell_of_any_length_is_told_by_its_beginning(hospitals: Path) -> None:
+def test_cell_of_any_length_is_quoted_by_its_beginning(hospitals: Path) -> None:
     (hospitals / "north.csv").write_text(f"age,sex,diagnosis\n{'z' * 3_000_000},f,healthy\n30,m,healthy\n")
     said = refused(hospitals)
     assert len(said) < 600 and "zzz... (3000002 characters): is not a number" in said
@@ -429,7 +437,7 @@ def test_a_multilayer_model_is_the_same_at_every_call(hospitals: Path) -> None:
 def test_missing_words_are_compared_as_words_are() -> None:
     column = Column("x", 0, 10)
     values = pa.array([" NaN ", "n/A", "", "5", None])
-    assert CellReader(Path("f"), MISSING).scaled(values, column).tolist() == [0, 0, 0, 0, 0]
+    assert Cells(values, column, MISSING, Path("f")).scaled().tolist() == [0, 0, 0, 0, 0]
 
 
 def test_a_column_has_missing_words_of_its_own(hospitals: Path) -> None:
@@ -580,7 +588,7 @@ def test_skewed_classes_are_measured_as_scikit_learn_does(tmp_path, words):
         assert found["auc"] < 1
 
 
-def test_who_predicts_the_frequent_class_alone_is_seen(tmp_path):
+def test_prediction_of_the_frequent_class_alone_is_detected(tmp_path):
     outputs, targets = torch.tensor([[1.0, 0.0]] * 20), torch.tensor([0] * 19 + [1])
     found = of_classes(tmp_path, ("no", "yes")).metrics(outputs, targets)
     assert found == pytest.approx({"accuracy": 0.95, "balanced_accuracy": 0.5, "auc": 0.5})

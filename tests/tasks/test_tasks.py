@@ -263,7 +263,7 @@ def own_module(monkeypatch: pytest.MonkeyPatch) -> str:
     return module.__name__
 
 
-def test_a_task_of_ones_own_is_made_with_its_options(own_module: str) -> None:
+def test_task_of_ones_own_gets_its_options(own_module: str) -> None:
     task = load_task(f"{own_module}:Coins", {"flips": 7}, allow=(own_module,))
     assert isinstance(task, Coins)
     assert len(task.client_data(2)) == 7

@@ -186,7 +186,7 @@ def test_any_small_model_is_clipped_example_by_example(
     assert obstacle(model, inputs[:1]) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_gradients, "CHUNK", 64)
-        patch.setattr(example_gradients, "HELD", 2 if room else 0)
+        patch.setattr(example_gradients, "BUFFER_RATIO", 2 if room else 0)
         sums = kept(model, inputs, targets, clip)
     assert distance(sums, singly(model, inputs, targets, clip)) < 1e-9
 
@@ -263,7 +263,7 @@ class Shared(nn.Sequential):
         (Overwritten, torch.zeros(1, 4), "one entry for each example"),
     ],
 )
-def test_what_has_no_rule_is_named(make: Callable[[], nn.Module], inputs: Tensor, reason: str) -> None:
+def test_layer_without_a_rule_is_named(make: Callable[[], nn.Module], inputs: Tensor, reason: str) -> None:
     assert reason in str(obstacle(make(), inputs))
 
 
@@ -315,7 +315,7 @@ def test_frozen_layers_are_not_noted() -> None:
     assert counts == [0, 1]
 
 
-def test_every_row_is_told_whether_it_is_finite() -> None:
+def test_finiteness_of_every_row_is_returned() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, CLASSES))
     inputs = torch.randn(4, 4)
     inputs[1, 0], inputs[3, 2] = torch.nan, torch.inf

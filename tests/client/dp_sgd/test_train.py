@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opacus.layers import DPLSTM
 from safetensors.torch import load_file
 from scipy import stats
+from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -131,7 +132,7 @@ def test_an_empty_batch_takes_the_noise_and_no_more(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", NAMES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30, "a label on which the loss fails"])
-def test_what_is_not_finite_adds_nothing(engine: str, bad: float | str) -> None:
+def test_infinite_gradient_adds_nothing(engine: str, bad: float | str) -> None:
     """One step on all records: those that break are as if they were not there, whatever they hold."""
     examples, sampling = examples_for(perceptron), PoissonBatches(1.0, 1)
     broken, targets = examples.inputs.clone(), examples.targets.clone()
@@ -293,7 +294,7 @@ def test_a_layer_that_does_not_see_the_batch_is_refused(engine: str) -> None:
         trained(Merged, engine, examples_for(perceptron))
 
 
-def test_the_sum_of_the_step_before_is_never_taken_again() -> None:
+def test_sum_of_the_last_step_is_never_used_again() -> None:
     """A layer that the second step leaves out has no sum: the step stops, and releases nothing."""
 
     class Tiring(nn.Module):
@@ -504,26 +505,17 @@ def test_layers_that_no_hook_sees_train_one_by_one(build_model: Callable[[], nn.
         np.testing.assert_allclose(update[name], -0.5 * sum_.numpy(), rtol=1e-4, atol=1e-6)
 
 
-class Spoken:
-    simulated, num_clients = True, 3
+class Spoken(Classes):
+    held_out_client = 99
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return Cells(nn.LSTM)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
     def client_data(self, client: int) -> Examples:
         inputs = torch.randn(30, 6, 4, generator=torch.Generator().manual_seed(client))
         return Examples(inputs, (inputs.sum((1, 2)) > 0).long())
-
-    def held_out(self) -> Examples:
-        return self.client_data(99)
 
 
 @pytest.mark.parametrize("level", [fv.Record, fv.RecordDistributed])
@@ -621,7 +613,7 @@ def test_look_at_a_step_changes_nothing_and_a_failed_one_is_repeated(
             train()
 
 
-def test_a_dimension_as_long_as_the_batch_is_not_taken_for_it() -> None:
+def test_dimension_as_long_as_the_batch_is_not_confused_with_it() -> None:
     examples = Examples(SEQUENCES.inputs[:, :2], SEQUENCES.targets)
     assert chosen_engine("auto", PlacesFirst(), examples) == "one_by_one"
     with pytest.raises(Refusal, match="do not hold one entry for each example"):
@@ -638,7 +630,7 @@ def test_cells_that_take_places_for_examples_are_refused() -> None:
         check_independence(model, Made("tiny", 1), SEQUENCES)
 
 
-def test_ghost_clipping_beside_recurrent_cells_is_that_of_hooks() -> None:
+def test_ghost_clipping_with_recurrent_cells_is_that_of_hooks() -> None:
     words = Examples(
         torch.randint(50, (RECORDS, 7), generator=torch.Generator().manual_seed(1)),
         torch.arange(RECORDS) % CLASSES,

@@ -287,7 +287,7 @@ class Grouped:
 
 def unlike(bench: Workbench, content: RecordDict, clients: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of stacks and of clients that are trained in place."""
-    size = sum(p.numel() for p in bench.model.parameters()) + PLAIN.beside
+    size = sum(p.numel() for p in bench.model.parameters()) + PLAIN.segment_size
     together = sum_cohort(bench, content, range(clients), PLAIN, size)
     single = in_place(bench, content, list(range(clients)), PLAIN, size)
     assert together.replies == single.replies
@@ -384,7 +384,7 @@ def test_large_groups_are_stacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(parts * PRIVATE.step, whole * PRIVATE.step, atol=1e-5)
 
 
-def test_clients_whose_data_cannot_be_stacked_train_beside_the_stack() -> None:
+def test_clients_of_odd_shapes_train_outside_the_stack() -> None:
     task, content = Made(), instruction(PRIVATE)
     stacked = sum_cohort(bench_of(task), content, range(6), PRIVATE, size_for(PRIVATE))
     inputs, targets = task.client_data(2).batch(torch.arange(SIZES[2]))
@@ -424,7 +424,7 @@ def test_failing_client_alone_is_dropped_from_the_vectorised_cohort(
     ],
     ids=["it draws", "it keeps statistics", "it is large", "part of it is frozen"],
 )
-def test_what_cannot_be_vectorised_is_trained_client_by_client(build: Any) -> None:
+def test_non_vectorisable_model_is_trained_client_by_client(build: Any) -> None:
     assert can_vectorise(bench_of(Made()))
     assert not can_vectorise(bench_of(Made(build=build)))
 
@@ -516,7 +516,7 @@ def test_layers_that_draw_do_so_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> 
     assert not np.array_equal(totals[0].total, totals[2].total)
 
 
-def test_loss_is_the_mean_over_the_steps_before_each_was_taken() -> None:
+def test_loss_is_the_mean_before_each_step() -> None:
     task, model = Made(), perceptron()
     examples = task.client_data(3)
     with torch.no_grad():

@@ -275,7 +275,7 @@ def request_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_request(tmp_path_factory.mktemp("device"), "hungary")
 
 
-def test_a_request_names_the_keys_beside_it(request_file: Path) -> None:
+def test_request_names_the_keys_in_its_folder(request_file: Path) -> None:
     assert read_request(request_file).name == "hungary"
     with pytest.raises(Refusal, match="already holds keys"):
         write_request(request_file.parent, "hungary")

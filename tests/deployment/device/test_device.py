@@ -29,7 +29,7 @@ from fedveil.deployment.device.eligibility import obstacle
 from fedveil.deployment.device.order_policy import accept_order
 from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.device.run_end import read_ended
-from fedveil.links.device_answers import PAID, UNPAID, Journal, away
+from fedveil.links.device_answers import PAID, UNPAID, Journal, describe_loss
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
@@ -144,7 +144,7 @@ def broken(message: Message, settings: object) -> Message:
     raise RuntimeError("patient 17 is ill")
 
 
-def test_what_its_owner_decided_stands_on_the_devices_ledger(clients):
+def test_decisions_of_the_owner_stand_on_the_devices_ledger(clients):
     device = device_of(clients / "c0")
     set_cap(device.ledgers, Cap("all", 9.0, 1e-5, reason="the ward's board"))
     for number in (1, 2):
@@ -215,7 +215,7 @@ def test_after_the_owners_last_day_nothing_leaves(clients):
     assert code_of(device_of(clients / "c0", until=date(2100, 1, 1)), in_the_clear()) == 0
 
 
-def test_what_was_reserved_is_given_back_where_no_vector_was_made(clients):
+def test_reservation_is_void_where_no_vector_exists(clients):
     """The server is trusted here, and keeps to itself who failed; where it is not, nothing may show that."""
     device = device_of(clients / "c0")
     device.train = broken
@@ -511,7 +511,7 @@ def test_public_number_of_records_cannot_be_hidden(clients):
         accept_order(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
 
 
-def test_what_the_policy_names_is_allowed(clients):
+def test_policy_allows_the_orders_it_names(clients):
     device = device_of(clients / "c0", runs=("autumn", "spring"), minimum_noise_multiplier=3.0)
     assert code_of(device, in_the_clear(spec=replace(SPEC, clipping_norm=2.0))) == 0
 
@@ -751,14 +751,14 @@ def test_device_says_once_that_it_looks_for_another_run(clients, caplog):
     keeper.handle(message_to(2, RunOver("spring", "completed", 20, {})))
     with caplog.at_level("INFO", "fedveil.client"):
         for number in range(50):
-            keeper.say(away(600.0 + number, "unavailable: connection refused"))
+            keeper.say(describe_loss(600.0 + number, "unavailable: connection refused"))
         assert [record.message for record in caplog.records] == [agent.RESTING]
         keeper.handle(in_the_clear())
-        keeper.say(away(1.0, "unavailable"))
+        keeper.say(describe_loss(1.0, "unavailable"))
         assert "trying again in 1 s" in caplog.records[-1].message
 
 
-def test_a_link_that_fails_for_no_known_reason_is_tried_again(clients, monkeypatch):
+def test_link_failing_for_an_unknown_reason_is_tried_again(clients, monkeypatch):
     """RecursionError, for one, from a message of a server that is not what it should be."""
     bundle, stop, calls = device_of(clients / "c0").bundle, threading.Event(), []
     monkeypatch.setattr(agent, "WAIT_SECONDS", 0.0)
@@ -797,7 +797,7 @@ def no_room(*_):
         {"run": "spring", "rounds": 2, "agreement": 5},
     ],
 )
-def test_an_end_that_cannot_be_read_is_kept_nowhere(clients, said):
+def test_unreadable_end_of_a_run_is_stored_nowhere(clients, said):
     device = device_of(clients / "c0")
     keeper = agent.Agent(device.bundle)
     keeper.device = device

@@ -116,7 +116,7 @@ def test_sum_of_charged_releases_costs_records_nothing_more(own: DeviceLedger) -
     assert spent(own) == pytest.approx(lost(1, 0))
 
 
-def test_charges_of_an_older_release_are_taken_over_at_first_use(own: DeviceLedger) -> None:
+def test_charges_of_an_older_release_move_at_first_use(own: DeviceLedger) -> None:
     """Until now a device charged each unit on a ledger of its own."""
     for path, unit in ((own.path, Unit.CLIENT), (own.records, Unit.RECORD)):
         budget = Budget(unit, TARGET, DELTA)
@@ -146,7 +146,7 @@ def test_the_same_attempt_is_charged_once_on_both_ledgers(own: DeviceLedger) -> 
     assert spent(own) == pytest.approx(lost(1, 1))
 
 
-def test_where_no_vector_was_made_neither_ledger_pays(own: DeviceLedger) -> None:
+def test_neither_ledger_pays_without_a_vector(own: DeviceLedger) -> None:
     assert released(own, 1, RECORDS) == 0
     with pytest.raises(ValueError), own.charged("spring", 2, 0, Cost(Gaussian(NOISE), tuple(Adversary))):
         raise ValueError("row 17")

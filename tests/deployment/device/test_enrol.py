@@ -19,7 +19,7 @@ from fedveil.deployment.device.client_bundle import (
 from fedveil.deployment.device.enrol import MAKING, enrol
 from fedveil.deployment.device.enrolment import PRIVATE
 from fedveil.deployment.device.roster_changes import pending
-from fedveil.deployment.enrolment import approve, give_tokens
+from fedveil.deployment.enrolment import approve, issue_tokens
 from fedveil.links.enrolment.messages import Ask
 from fedveil.links.enrolment.server_end import EnrolmentPort
 from fedveil.links.enrolment.token import Token
@@ -52,7 +52,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], EnrolmentPort]:
         monkeypatch.setattr(
             enrolment,
             "ask",
-            lambda token, ca, request, seal: port.answer(Ask(token.name, token.door, request, seal)),
+            lambda token, ca, request, seal: port.answer(Ask(token.name, token.port_key, request, seal)),
         )
         return port
 
@@ -68,7 +68,7 @@ def asked(token: Token, folder: Path) -> bool:
 
 def enrolled(desk: Path, folder: Path, *others: str) -> Token:
     """Enrol sensor-1 in `folder`, at the same time as others; return its token, with which it has asked once."""
-    token, *rest = give_tokens(desk, ["sensor-1", *others])
+    token, *rest = issue_tokens(desk, ["sensor-1", *others])
     for each in rest:
         asked(each, folder.parent / each.name)
     assert not asked(token, folder)
@@ -175,7 +175,7 @@ def test_a_token_of_another_authority_costs_a_device_nothing(
         (tmp_path / "f.yaml").read_text().replace("federation: sensors", f"federation: {federation}")
     )
     other = provision(tmp_path / "g.yaml", tmp_path / "other").folder
-    (token,) = give_tokens(other, ["sensor-1"])
+    (token,) = issue_tokens(other, ["sensor-1"])
     before = files_of(device)
     carried(other)
     with pytest.raises(Refusal, match=r"is of another authority than .*policy\.toml names"):
@@ -239,9 +239,7 @@ def test_a_kill_leaves_the_old_bundle_or_the_new_one(
     assert found == {old, old + 1} and points > 20
 
 
-def test_a_bundle_copied_by_hand_is_held_to_the_same_demands(
-    desk: Path, device: Path, tmp_path: Path
-) -> None:
+def test_bundle_copied_by_hand_must_meet_the_same_demands(desk: Path, device: Path, tmp_path: Path) -> None:
     """With other keys it cannot be used before its owner's leave; without, the device goes on with what it has."""
     demand(device, "approve_rosters = true")
     token = enrolled(desk, device, "sensor-3")

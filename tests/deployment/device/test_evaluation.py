@@ -63,7 +63,7 @@ def evaluate(asked: Evaluation = ASKED, spec: SumSpec | None = None, **order: An
 
 def test_a_linear_device_evaluates_on_rows_that_it_holds_out(clients: Path) -> None:
     device = device_of(clients / "c0", purposes=("evaluation",))
-    told, spec = CohortSum(np.zeros(SumSpec(1.0, ASKED.segments).beside)), SumSpec(1.0, ASKED.segments)
+    told, spec = CohortSum(np.zeros(SumSpec(1.0, ASKED.segments).segment_size)), SumSpec(1.0, ASKED.segments)
     add_reply(told, device.answer(evaluate()), spec)
     table = linear.read_table(clients / "c0" / "device.npz")
     trained, held = linear.parts_of(table, ASKED.share)
@@ -102,7 +102,7 @@ def test_no_device_evaluates_unless_its_owner_allows_it(
     assert "purpose='evaluation'" in caplog.text and not device.ledger.path.exists()
 
 
-def test_what_is_not_the_evaluations_own_is_refused(clients: Path) -> None:
+def test_foreign_parts_of_an_evaluation_are_refused(clients: Path) -> None:
     device = device_of(clients / "c0", purposes=("evaluation", "training"))
     wider = (replace(ASKED.segments[0], bound=0.01), *ASKED.segments[1:])
     assert code_of(device, evaluate(spec=SumSpec(1.0, wider))) == OWNERS_POLICY

@@ -19,7 +19,7 @@ from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import Device, read_device
 from fedveil.deployment.provision import provision
 from fedveil.links.device_answers import Journal
-from fedveil.links.grpc.device_end import answered
+from fedveil.links.grpc.device_end import answer_instruction
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.local_training import LocalTraining
@@ -88,13 +88,13 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
 def reply_to(device: Device, told: bytes, folder: Path) -> bytes:
     """Return what a device's end of the link sends upon an instruction that came."""
     with closing(Journal(folder / "journal")) as begun:
-        return b"".join(answered("m", bytearray(told), device.answer, begun))
+        return b"".join(answer_instruction("m", bytearray(told), device.answer, begun))
 
 
 def test_a_device_holds_few_copies_of_its_model(device: Device, tmp_path: Path) -> None:
     told = instruction(2)
     with closing(Journal(tmp_path / "journal")) as begun, models_held(DEVICE):
-        parts = answered("m", bytearray(told), device.answer, begun)
+        parts = answer_instruction("m", bytearray(told), device.answer, begun)
     assert not unpack(b"".join(parts)).has_error()
 
 

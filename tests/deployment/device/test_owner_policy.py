@@ -427,7 +427,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("demand", "door"), CELLS, ids=lambda each: each)
-def test_what_is_against_a_demand_is_refused_at_each_door(made: Path, demand: str, door: str) -> None:
+def test_violation_of_a_demand_is_refused_at_each_door(made: Path, demand: str, door: str) -> None:
     cell = TABLE[demand][door]
     assert isinstance(cell, Against)
     assert CALLS[door](made / "clients", cell.policy, **cell.how, **cell.wrong)

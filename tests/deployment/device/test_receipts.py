@@ -20,7 +20,7 @@ from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bu
 from fedveil.deployment.device.receipts import MAX_OPENINGS, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
-from fedveil.evidence.binding.receipts import checked_roster, fewest_receipts, read_receipts
+from fedveil.evidence.binding.receipts import fewest_receipts, read_receipts, verify_roster
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.messages.flower_adapter import records_of
 from fedveil.messages.run_over import MAX_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
@@ -107,7 +107,7 @@ def test_receipts_of_a_roster_that_nobody_named_bind_nothing(world: World) -> No
 
 def test_one_receipt_never_binds_a_run(world: World) -> None:
     """The first roster of a federation may have one member."""
-    roster = checked_roster(read_receipts(world.run("masked")))
+    roster = verify_roster(read_receipts(world.run("masked")))
     assert [fewest_receipts(replace(roster, members=roster.members[:n]), 0) for n in (1, 2, 5)] == [2, 2, 2]
     assert fewest_receipts(roster, 3) == 4
 

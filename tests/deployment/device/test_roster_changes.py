@@ -178,9 +178,7 @@ def test_two_rosters_of_one_version_are_detected(desk: Path, tmp_path: Path) -> 
     assert renew_roster(mine, sound).identity.roster.version == 3
 
 
-def test_changed_members_wait_for_their_owner_who_asked_for_it(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_members_wait_for_a_demanding_owner(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
     bundle = read_client_bundle(folder)
     bundle = replace(bundle, policy=replace(bundle.policy, approve_rosters=True))

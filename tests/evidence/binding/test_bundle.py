@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from dp_accounting.dp_event import GaussianDpEvent
+from shared.runs import json_lines, run_quietly
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import bundle, key, sign
@@ -42,7 +43,7 @@ from fedveil.evidence.binding.signatures import (
     signatures_text,
 )
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
-from fedveil.evidence.page_text import differences, pointed, text_of
+from fedveil.evidence.page_text import differences, resolve_pointer, text_of
 from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
@@ -178,7 +179,7 @@ def test_the_program_that_recomputes_prints_epsilon_alone(made: Signed) -> None:
     assert "clients" in json.loads(done.stdout) and done.stderr == ""
 
 
-def test_a_known_head_is_looked_for(made: Signed) -> None:
+def test_later_head_is_looked_for(made: Signed) -> None:
     last = read_entries(made.run / "ledger")[-1]
     assert verify(made.bundle, [], (str(last.seq), last.hash)) == 0
     for head in (Head(last.seq, "0" * 64), Head(last.seq + 1, last.hash), Head(0, last.hash)):
@@ -267,7 +268,7 @@ def test_records_of_a_simulation_are_recomputed_from_its_ledgers(tmp_path: Path)
 
 def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, made: Signed) -> None:
     given = ("task=digits", "task.num_clients=4", "num_rounds=1", "batch_size=40", "privacy=none")
-    simulate(settings_from_overrides([*given]), tmp_path / "run", quiet=True)
+    run_quietly([*given], tmp_path / "run")
     assert bundle(tmp_path / "run", None, [made.keys / "federation"]) == 0
     lines = {
         line.name: line for line in verify_folder(tmp_path / "run" / "bundle", Knowledge((made.federation,)))
@@ -285,9 +286,7 @@ def test_rows_of_real_clients_under_a_trusted_server_tell_counts(
     assert reveals_counts(tmp_path) is tells  # whether or not the operator's file still lies there
 
 
-def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
-    copy: Path, made: Signed, tmp_path: Path
-) -> None:
+def test_audit_rows_of_real_rounds_stay_with_the_operator(copy: Path, made: Signed, tmp_path: Path) -> None:
     from fedveil.run import manifest
 
     with pytest.MonkeyPatch.context() as patch:
@@ -360,7 +359,7 @@ def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
         sign(made.bundle, "auditor", [made.keys / "stranger", made.keys / "officer"], None)
 
 
-def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
+def test_foreign_program_in_a_bundle_is_reported(copy: Path) -> None:
     beware = "recompute_ledger.py is not this installation's: read it before you run it"
     found = verify_folder(copy, Knowledge())[0]
     assert found.ok and found.finding.endswith(beware)  # of an earlier release, or anybody's
@@ -371,7 +370,7 @@ def test_a_program_that_is_not_the_shipped_one_is_told_of(copy: Path) -> None:
     assert found.ok and beware not in found.finding
 
 
-def test_what_a_bundle_says_steers_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_of_a_bundle_steer_no_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     role, key = "officer\x1b[1A\x1b[2K\u202e \x1b[8m", Ed25519PrivateKey.generate()
     said = {
         "role": role,
@@ -576,7 +575,7 @@ def claim(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def of_rounds(copy: Path) -> None:
-    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    rows = json_lines(copy / "metrics.jsonl")
     rows[1]["epsilon_client"] *= 0.9
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -598,7 +597,7 @@ def shown_otherwise(pointer: str, value: Any) -> Callable[[Path], None]:
         path, page = copy / "report.json", copy / "report.html"
         whole = json.loads(path.read_text())
         above, _, name = pointer.rpartition("/")
-        place = pointed(whole, above)
+        place = resolve_pointer(whole, above)
         place[int(name) if isinstance(place, list) else name] = value
         path.write_text(json.dumps(whole))
         form = rf'(data-ref="{pointer}"(?: data-form="(\w+)")?>)[^<]*<'
@@ -636,7 +635,7 @@ RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", RECOMPUTED_EDITS)
-def test_what_every_hash_allows_is_recomputed(copy: Path, made: Signed, name: str) -> None:
+def test_epsilon_is_recomputed_under_valid_hashes(copy: Path, made: Signed, name: str) -> None:
     edit, expected = RECOMPUTED_EDITS[name]
     close_anew(copy)
     assert wrong(verify_folder(copy, Knowledge())) == {}  # nothing but the signature tells
@@ -664,7 +663,7 @@ def test_a_number_of_the_page_is_named_where_every_hash_fits(copy: Path, made: S
     assert "/run/clients" in wrong(verify_folder(copy, Knowledge()))["page"]
 
 
-def test_a_budget_that_was_overdrawn_and_then_raised_is_found() -> None:
+def test_overdrawn_and_later_raised_budget_is_detected() -> None:
     events = {"model": {"kind": "Gaussian", "noise_multiplier": 1.0}}
     first = {"version": 1, "unit": "client", "adjacency": "zero-out", "owner": "all", "simulated": False}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from shared.runs import json_lines
 
 from fedveil.cli.report import bundle, report
 from fedveil.cli.verify import UNBOUND, WRONG, verify
@@ -234,7 +235,7 @@ def few_answered(world: World, out: Path) -> Path:
     """The result and the rounds state that two took part in the last round."""
     shutil.copytree(world.records, out.with_name("few"))
     path = out.with_name("few") / "metrics.jsonl"
-    rows = [json.loads(each) for each in path.read_text().splitlines()]
+    rows = json_lines(path)
     path.write_text("".join(json.dumps({**row, "invited": 2, "replies": 2}) + "\n" for row in rows))
     return forged(path.parent, out, dict(list(world.colluding.items())[:2]))
 

@@ -20,7 +20,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.serve import serve
 from fedveil.evidence.binding import verify as verify_module
-from fedveil.evidence.binding.time_stamp import stamp, stamped_at
+from fedveil.evidence.binding.time_stamp import stamp, time_of_stamp
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.evidence.binding.witnesses import note_witnesses
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
@@ -166,7 +166,7 @@ def test_no_other_co_signature_passes_for_one_of_this_run(kept: Path, change: Ca
     assert witnesses(kept).ok is False
 
 
-def test_a_key_that_is_given_twice_counts_once(kept: Path) -> None:
+def test_repeated_key_counts_once(kept: Path) -> None:
     fields = noted(kept, log_with(entry_of(kept)))
     fields["witnesses"] = [*fields["witnesses"], *fields["witnesses"]]
     (kept / WITNESSES).write_text(json.dumps(fields))
@@ -292,7 +292,7 @@ def test_a_stamp_of_another_text_or_another_authority_does_not_hold(
     assert time_stamp(kept, tsa.root).ok is False
     text = read_manifest(kept).text.encode()
     with pytest.raises(Refusal, match="does not hold"):
-        stamped_at(good, text + b" ", tsa.root)
+        time_of_stamp(good, text + b" ", tsa.root)
     for cut in (good[:-1], good + b"x", b"", good[: len(good) // 2]):
         (kept / TIME_STAMP).write_bytes(cut)
         assert time_stamp(kept, tsa.root).ok is False
@@ -301,7 +301,7 @@ def test_a_stamp_of_another_text_or_another_authority_does_not_hold(
 
 
 @pytest.mark.parametrize("path", ["/none", "/broken", "/replay", None])
-def test_a_run_without_a_stamp_is_told_in_a_sentence(kept: Path, tsa: Tsa, path: str | None) -> None:
+def test_run_without_a_stamp_is_reported_in_a_sentence(kept: Path, tsa: Tsa, path: str | None) -> None:
     before = {each.name: each.read_bytes() for each in kept.iterdir()}
     (tsa.folder / "query").unlink(missing_ok=True)
     openssl(tsa.folder, "ts", "-query", "-data", "root.pem", "-sha256", "-cert", "-out", "query")

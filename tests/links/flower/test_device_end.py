@@ -54,43 +54,43 @@ def test_repeated_question_is_answered_from_memory_to_its_asker(
 ) -> None:
     handler = Handler()
     answers = ReplyMemory(2, handler, journal)
-    first, again = answers.to(arriving("a")), answers.to(arriving("b"))
+    first, again = answers.reply_to(arriving("a")), answers.reply_to(arriving("b"))
     assert handler.handled == 1
     assert (first.metadata.reply_to_message_id, again.metadata.reply_to_message_id) == ("a", "b")
     assert again.content == first.content
-    answers.to(arriving("c", attempt=1))
+    answers.reply_to(arriving("c", attempt=1))
     assert handler.handled == 2
 
 
-def test_a_question_that_was_begun_before_a_restart_is_not_done_again(tmp_path: Path) -> None:
+def test_question_started_before_a_restart_is_not_repeated(tmp_path: Path) -> None:
     for expected in (1, 0):
         journal, handler = Journal(tmp_path / "journal"), Handler()
-        reply = ReplyMemory(2, handler, journal).to(arriving("a"))
+        reply = ReplyMemory(2, handler, journal).reply_to(arriving("a"))
         assert handler.handled == expected
         journal.close()
     assert reply.error.code == HANDLED_BEFORE
 
 
-def test_what_fails_leaves_as_a_code_without_words(journal: Journal) -> None:
+def test_failure_leaves_as_a_code_without_words(journal: Journal) -> None:
     def failing(message: Message) -> Message:
         raise RuntimeError("record 17 is negative")
 
-    reply = ReplyMemory(2, failing, journal).to(arriving("a"))
+    reply = ReplyMemory(2, failing, journal).reply_to(arriving("a"))
     assert "17" not in str(reply.error)
 
 
-def test_instruction_beyond_the_journal_is_not_begun(
+def test_instruction_beyond_the_journal_is_not_started(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = Handler()
     answers = ReplyMemory(2, handler, journal)
     with monkeypatch.context() as sick:
         sick.setattr(os, "fsync", failing_sync)
-        reply = answers.to(arriving("a"))
+        reply = answers.reply_to(arriving("a"))
     assert (handler.handled, reply.error.code) == (0, NOT_READY)
     assert caplog.messages == ["no instruction can be begun (Input/output error); mend its disk"]
     assert not caplog.records[0].exc_info
-    answers.to(arriving("b", attempt=1))
+    answers.reply_to(arriving("b", attempt=1))
     assert handler.handled == 1
 
 
@@ -110,14 +110,14 @@ class Connection:
 
 def test_undelivered_reply_is_owed_and_an_unwanted_one_is_not(journal: Journal) -> None:
     answers = ReplyMemory(2, Handler(), journal)
-    answers.unsent = answers.to(arriving("a"))
+    answers.unsent = answers.reply_to(arriving("a"))
     connection: Any = Connection(httpx.ConnectError("gone"))
     with pytest.raises(httpx.ConnectError):
         answers.settle(connection)
     answers.settle(connection)
     answers.settle(connection)
     assert len(connection.sent) == 1
-    answers.unsent = answers.to(arriving("b", attempt=1))
+    answers.unsent = answers.reply_to(arriving("b", attempt=1))
     over = httpx.Response(403, request=httpx.Request("POST", "https://localhost"))
     connection = Connection(httpx.HTTPStatusError("over", request=over.request, response=over))
     answers.settle(connection)

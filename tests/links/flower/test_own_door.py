@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedveil.links.flower import superlink as own_door
-from fedveil.links.flower.superlink import open_door, owner_of
+from fedveil.links.flower.superlink import open_proxy, owner_of
 
 CALL = "exec 3<>/dev/tcp/127.0.0.1/$0; printf 'run my code' >&3; head -c 22 <&3"
 
@@ -44,7 +44,7 @@ def behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Behind:
 
 @pytest.fixture
 def port(behind: Behind) -> Iterator[int]:
-    with open_door(Path("socket")) as address:
+    with open_proxy(Path("socket")) as address:
         yield int(address.rpartition(":")[2])
 
 
@@ -59,7 +59,7 @@ def call(port: int, said: bytes = b"run my code", answer: int = 100) -> bytes:
         return got
 
 
-def test_what_is_said_arrives_whole_and_so_does_the_answer(port: int) -> None:
+def test_bytes_arrive_whole_in_both_directions(port: int) -> None:
     assert call(port) == b"run my coderun my code"
     large = os.urandom(3 << 20)
     assert len(call(port, large, 2 * len(large))) == 2 * len(large)
@@ -105,5 +105,5 @@ def test_a_connection_is_its_users_as_long_as_that_one_has_it_open() -> None:
 
 
 def test_a_door_with_nothing_behind_it_closes(tmp_path: Path) -> None:
-    with open_door(tmp_path / "nothing") as address:
+    with open_proxy(tmp_path / "nothing") as address:
         refused_at(int(address.rpartition(":")[2]))

@@ -27,11 +27,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedveil.base.refusal import Refusal
 from fedveil.links.flower import control_calls as flower_runtime
-from fedveil.links.flower.control_calls import Announced
+from fedveil.links.flower.control_calls import AnnouncedReply
 from fedveil.links.flower.fleet_calls import FleetNode, node_fingerprint
 from fedveil.links.flower.grid import SuperNodeGrid, open_supernodes
 from fedveil.links.flower.superlink import SuperLink, open_flower_link, public_keys
-from fedveil.links.flower.tls_proxy import Front
+from fedveil.links.flower.tls_proxy import TlsProxy
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.flower_adapter import claim_identity
@@ -109,17 +109,17 @@ class Played:
         self.here, self.answer, self.lost = here, answer, 0
         self.pushed: list[Message] = []
 
-    def on_line(self) -> dict[str, int]:
+    def online_nodes(self) -> dict[str, int]:
         return {f"key {node}": 1000 + node for node in self.here}
 
     def push(self, messages: list[Message]) -> list[str]:
         self.pushed += messages
         return [f"id {message.metadata.dst_node_id}" for message in messages]
 
-    def replies(self, questions: list[str]) -> list[Announced]:
+    def replies(self, questions: list[str]) -> list[AnnouncedReply]:
         if self.lost:
             raise httpx.ConnectError("gone")
-        return [Announced(question, self.fetch(question)) for question in questions]
+        return [AnnouncedReply(question, self.fetch(question)) for question in questions]
 
     def fetch(self, question: str) -> Callable[[float], Message | None]:
         message = [m for m in self.pushed if f"id {m.metadata.dst_node_id}" == question][-1]
@@ -160,7 +160,7 @@ def test_nodes_have_the_rosters_numbers_and_flowers_ids_on_the_way() -> None:
     assert played.pushed[0].metadata.ttl == pytest.approx(605)
 
 
-def test_who_is_away_or_not_admitted_is_not_asked() -> None:
+def test_absent_and_unadmitted_nodes_get_no_message() -> None:
     played = Played((2, 4, 9), echo)
     with grid_on(played, admitted={"key 2": 2, "key 3": 3}) as grid:
         replies = grid.send_and_receive([asking(node) for node in NODES], timeout=20)
@@ -170,8 +170,8 @@ def test_who_is_away_or_not_admitted_is_not_asked() -> None:
         assert list(grid.get_node_ids()) == [2, 3, 4]
 
 
-def test_who_comes_within_the_timeout_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.links.flower.grid.LOOK_SECONDS", 0.0)
+def test_node_within_the_timeout_gets_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.links.flower.grid.PRESENCE_SECONDS", 0.0)
     played = Played((2, 4), echo)
     with grid_on(played) as grid:
         replies = grid.send_and_receive([asking(node) for node in NODES], timeout=20)
@@ -180,7 +180,7 @@ def test_who_comes_within_the_timeout_is_asked(monkeypatch: pytest.MonkeyPatch) 
         assert [reply.metadata.src_node_id for reply in replies] == [3]
 
 
-def test_what_the_superlink_answers_for_a_node_has_the_nodes_number() -> None:
+def test_answer_of_the_superlink_for_a_node_has_the_nodes_number() -> None:
     def gone(message: Message) -> Message:
         return Message(Error(3, "Node Unavailable"), reply_to=message)
 
@@ -214,8 +214,8 @@ def test_lost_run_ends_the_exchange_and_the_next_has_another() -> None:
         assert exchange(grid) == [2, 3, 4]
 
 
-def test_who_leaves_the_roster_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.links.flower.grid.LOOK_SECONDS", 0.0)
+def test_leaver_of_the_roster_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.links.flower.grid.PRESENCE_SECONDS", 0.0)
     nodes = [*NODES, 5]
 
     def answer(message: Message) -> Message | None:
@@ -251,13 +251,13 @@ def test_link_with_a_closed_door_survives_its_superlink(made: Path, monkeypatch:
     bundle = read_server_bundle(made / "server")
     server = f"localhost:{bundle.listen.rpartition(':')[2]}"
     links, calls = list[SuperLink](), set[str]()
-    caller = Front._caller
+    caller = TlsProxy._caller
 
-    def noting(self: Front, request: Any) -> Any:
+    def noting(self: TlsProxy, request: Any) -> Any:
         calls.add(request.url.path)
         return caller(self, request)
 
-    monkeypatch.setattr(Front, "_caller", noting)
+    monkeypatch.setattr(TlsProxy, "_caller", noting)
     monkeypatch.setattr(SuperLink, "start", remembering(SuperLink.start, links))
     values = np.random.default_rng(1).normal(size=100_000).astype(np.float32)
 
@@ -313,8 +313,8 @@ def one_key_is_one_device_and_garbage_is_named(made: Path, server: str) -> None:
     ca, key = (made / "server" / "ca.pem").read_bytes(), node_key(made, "north")
     second = FleetNode(server, ca, key, 1 << 20)
     with pytest.raises(httpx.HTTPStatusError):
-        second.come()
-    second.go()
+        second.go_online()
+    second.go_offline()
     trust = ssl.create_default_context(cadata=ca.decode())
     path = f"https://{server}/v1/fleet/pull-messages"
     headers = {**MADE["signed"](key), "content-type": "application/protobuf"}

@@ -26,7 +26,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.deployment.provision import rotate
 from fedveil.links.flower import tls_proxy as front_module
 from fedveil.links.flower.fleet_calls import FLEET_PATHS, signed_by
-from fedveil.links.flower.tls_proxy import MOST_BODY_BYTES, Front, open_front
+from fedveil.links.flower.tls_proxy import MAX_BODY_BYTES, TlsProxy, open_tls_proxy
 from fedveil.links.roster_watch import Nodes, admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 
@@ -96,8 +96,8 @@ def in_roster(server: Path) -> Nodes:
 @pytest.fixture
 def port(upstream: Upstream, made: Path) -> Iterator[int]:
     server = made / "server"
-    front = Front(upstream.url, admitted_in(server / "supernodes.json", in_roster(server)))
-    with open_front(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
+    front = TlsProxy(upstream.url, admitted_in(server / "supernodes.json", in_roster(server)))
+    with open_tls_proxy(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
         yield port
 
 
@@ -214,7 +214,7 @@ def test_unadmitted_and_revoked_keys_are_turned_away(
     assert upstream.paths == [PULL]
 
 
-def test_a_signature_is_of_the_time_it_stands_beside(
+def test_signature_covers_the_time_in_its_header(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
     from datetime import timedelta
@@ -258,7 +258,7 @@ def test_node_with_a_wrong_clock_is_informed_and_goes_on_once_right(
 def test_too_large_body_is_refused_by_its_length_or_when_it_has_come(
     client: httpx.Client, upstream: Upstream, headers: dict[str, str]
 ) -> None:
-    body = bytes(MOST_BODY_BYTES)
+    body = bytes(MAX_BODY_BYTES)
     assert client.post(PUSH, headers=headers, content=body).status_code == 200
     assert client.post(PUSH, headers=headers, content=body + b"x").status_code == 413
 
@@ -267,13 +267,13 @@ def test_too_large_body_is_refused_by_its_length_or_when_it_has_come(
 
     with suppress(httpx.WriteError):
         assert client.post(PUSH, headers=headers, content=pieces()).status_code == 413
-    assert upstream.most <= MOST_BODY_BYTES
+    assert upstream.most <= MAX_BODY_BYTES
 
 
 def test_the_parts_of_one_message_are_bounded_together(
     monkeypatch: pytest.MonkeyPatch, client: httpx.Client, headers: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(front_module, "MOST_REPLY_BYTES", 1000)
+    monkeypatch.setattr(front_module, "MAX_REPLY_BYTES", 1000)
     part = bytes(600)
     assert client.post(PUSH, headers=headers, content=part).status_code == 200
     assert client.post(PUSH, headers=headers, content=part).status_code == 413
@@ -301,7 +301,7 @@ def test_one_node_cannot_take_all_of_the_calls(
 ) -> None:
     upstream.held.set()
     try:
-        held = [raw(port, made) for _ in range(front_module.MOST_CALLS_OF_A_NODE)]
+        held = [raw(port, made) for _ in range(front_module.MAX_NODE_CALLS)]
         for connection in held:
             connection.sendall(head(PULL, headers, content_length="0"))
         MADE["until"](lambda: len(upstream.paths) == len(held))
@@ -332,7 +332,7 @@ def test_six_hundred_mebibytes_do_not_grow_the_server_by_sixteen(made: Path, ups
         grown = peak(process.pid) - before
         process.stdin.close()
     assert grown < 16 * MEBIBYTE
-    assert upstream.most <= MOST_BODY_BYTES
+    assert upstream.most <= MAX_BODY_BYTES
 
 
 def pour(port: int, made: Path, head: bytes, mebibytes: int) -> None:
@@ -360,24 +360,24 @@ def peak(process: int) -> int:
 
 def test_used_address_and_invalid_certificate_are_refused(made: Path) -> None:
     server = made / "server"
-    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
+    front = TlsProxy("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with (
             pytest.raises(Refusal, match="listen"),
-            open_front(front, listen, server / "tls.pem", server / "tls.key"),
+            open_tls_proxy(front, listen, server / "tls.pem", server / "tls.key"),
         ):
             pass
     with (
         pytest.raises(Refusal, match="certificate"),
-        open_front(front, "127.0.0.1:0", server / "ca.pem", server / "tls.key"),
+        open_tls_proxy(front, "127.0.0.1:0", server / "ca.pem", server / "tls.key"),
     ):
         pass
 
 
 def test_connection_after_a_renewal_sees_the_new_certificate(made: Path, tmp_path: Path) -> None:
     server = Path(shutil.copytree(made, tmp_path / "made")) / "server"
-    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
+    front = TlsProxy("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     trust = ssl.create_default_context(cafile=str(server / "ca.pem"))
 
     def shown() -> bytes | None:
@@ -387,7 +387,7 @@ def test_connection_after_a_renewal_sees_the_new_certificate(made: Path, tmp_pat
         ):
             return secured.getpeercert(binary_form=True)
 
-    with open_front(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
+    with open_tls_proxy(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
         first, key = shown(), (server / "tls.key").read_bytes()
         rotate(tmp_path / "made", "server", None)
         fresh = (server / "tls.key").read_bytes()
@@ -397,10 +397,10 @@ def test_connection_after_a_renewal_sees_the_new_certificate(made: Path, tmp_pat
         assert shown() == ssl.PEM_cert_to_DER_cert((server / "tls.pem").read_text()) != first
 
 
-def test_a_superlink_that_is_away_is_said_to_be(made: Path, headers: dict[str, str]) -> None:
+def test_absent_superlink_is_reported(made: Path, headers: dict[str, str]) -> None:
     server = made / "server"
-    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
+    front = TlsProxy("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     trust = ssl.create_default_context(cafile=str(server / "ca.pem"))
-    with open_front(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
+    with open_tls_proxy(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
         answer = httpx.post(f"https://localhost:{port}{PULL}", headers=headers, verify=trust)
     assert answer.status_code == 503

@@ -60,9 +60,7 @@ def values(reply: Message) -> np.ndarray:
 # --- delivery ---------------------------------------------------------------------------------------------------
 
 
-def test_replies_come_as_they_are_ready_under_the_node_that_was_asked(
-    grid: LinkGrid, federation: Any
-) -> None:
+def test_replies_come_as_they_are_ready_under_their_node(grid: LinkGrid, federation: Any) -> None:
     free = threading.Event()
 
     def slow(message: Message) -> Message:
@@ -80,7 +78,9 @@ def test_replies_come_as_they_are_ready_under_the_node_that_was_asked(
         assert list(replies) == []
 
 
-def test_node_within_the_timeout_is_asked_and_a_later_one_left_out(grid: LinkGrid, federation: Any) -> None:
+def test_node_within_the_timeout_gets_its_message_and_a_later_one_not(
+    grid: LinkGrid, federation: Any
+) -> None:
     replies = grid.send_and_receive([asking(2), asking(3)], timeout=20)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, replies)
@@ -98,7 +98,7 @@ def test_forty_megabytes_go_out_and_come_back(grid: LinkGrid, federation: Any) -
         [reply] = grid.send_and_receive([asking(2, 10_000_000, 3.0)], timeout=60)
         assert values(reply).shape == (10_000_000,) and values(reply).min() == values(reply).max() == 4.0
         assert sum(grid.tally.total().down.values()) - before == pytest.approx(40e6, rel=1e-2)
-        until(lambda: grid.connected.get(2) == grid.traffic[2].since)
+        until(lambda: grid.connected.get(2) == grid.traffic[2].connected_since)
 
 
 def test_the_same_question_has_the_same_id_and_another_one_has_not(grid: LinkGrid, federation: Any) -> None:
@@ -144,7 +144,7 @@ def test_caller_with_enough_answers_may_stop_and_later_ones_count(grid: LinkGrid
         until(lambda: grid.counts.get("late", 0) == late + 1)
 
 
-def test_an_address_that_is_taken_is_refused(grid: LinkGrid, federation: Any) -> None:
+def test_occupied_address_is_refused(grid: LinkGrid, federation: Any) -> None:
     with pytest.raises(Refusal, match="listen"), open_link(federation.door(f"127.0.0.1:{grid.port}")):
         pass
 
@@ -220,7 +220,7 @@ def test_leaver_of_the_roster_is_not_waited_for_within_an_exchange(federation: A
         assert list(grid.get_node_ids()) == [2]
 
 
-def test_grpc_is_given_a_certificate_again_only_where_it_is_another(
+def test_grpc_gets_a_certificate_again_only_after_a_change(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It frees the one before, which connections that come at the same time still use: the process would crash.
@@ -378,7 +378,7 @@ def test_replies_to_other_messages_and_to_others_are_not_delivered(grid: LinkGri
     assert grid.counts["late"] == before + 3
 
 
-def test_what_a_reply_says_of_itself_does_not_count(grid: LinkGrid, federation: Any) -> None:
+def test_claims_of_a_reply_about_itself_do_not_count(grid: LinkGrid, federation: Any) -> None:
     answering = Answering(grid, federation)
     reply = moved(answering.message)
     reply.metadata.__dict__["_src_node_id"] = 3

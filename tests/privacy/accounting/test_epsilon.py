@@ -303,7 +303,7 @@ def test_replace_one_never_costs_less_than_zero_out(event: DpEvent) -> None:
     assert replace_one > zero_out == epsilon({event: 20}, 1e-5, ADD_REMOVE)
 
 
-def test_sampled_replace_one_is_not_given_to_rdp() -> None:
+def test_sampled_replace_one_does_not_go_to_rdp() -> None:
     ours = epsilon({sampled(0.01, 1.0): 1000}, 1e-5, Adjacency.REPLACE_ONE)
     assert ours == pytest.approx(2.843, abs=2e-3)
     with pytest.raises(Refusal, match="RDP"):
@@ -336,7 +336,7 @@ def test_no_noise_costs_infinity(event: DpEvent, adjacency: Adjacency) -> None:
 @pytest.mark.parametrize(
     "event", [NoOpDpEvent(), sampled(0.0, 1.0), SelfComposedDpEvent(GaussianDpEvent(1.0), 0)]
 )
-def test_what_does_not_happen_is_free(event: DpEvent) -> None:
+def test_absent_event_is_free(event: DpEvent) -> None:
     assert epsilon([event], 1e-5) == epsilon([], 1e-5) == 0.0
 
 
@@ -353,7 +353,7 @@ def test_what_does_not_happen_is_free(event: DpEvent) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_no_accountant_covers_is_refused_by_name(event: DpEvent, adjacency: Adjacency) -> None:
+def test_event_beyond_every_accountant_is_refused_by_name(event: DpEvent, adjacency: Adjacency) -> None:
     with pytest.raises(Refusal) as refused:
         epsilon([GaussianDpEvent(1.0), event], 1e-5, adjacency)
     assert type(event).__name__ in str(refused.value)
@@ -399,7 +399,7 @@ def test_the_gate_decides_as_epsilon_does(target: float, adjacency: Adjacency) -
     assert not admitted or epsilon({event: admitted}, 1e-5, adjacency, GATE_INTERVAL) <= target
 
 
-def test_what_fits_one_ledger_needs_no_composition_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_of_one_ledger_needs_no_composition_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     budget, event, gate = Budget(Unit.RECORD, 2.0, 1e-5), sampled(0.05, 1.1), Gate()
     admitted = [next(n for n in range(1000) if not gate.fits({event: n}, event, budget))]
     compose = loss_distributions.distribution
@@ -571,7 +571,7 @@ def test_unknown_kinds_and_bad_fields_are_refused(data: dict) -> None:
         event_from_json(data)
 
 
-def test_a_class_that_borrows_a_known_name_is_refused() -> None:
+def test_class_with_a_borrowed_name_is_refused() -> None:
     impostor = type("GaussianDpEvent", (), {"noise_multiplier": 100.0})()
     with pytest.raises(Refusal):
         event_to_json(impostor)

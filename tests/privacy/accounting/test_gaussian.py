@@ -29,7 +29,7 @@ def test_it_is_what_the_privacy_loss_distribution_says(adjacency, noise, count, 
     assert ours == pytest.approx(epsilon({GaussianDpEvent(noise): count}, delta, adjacency), rel=3e-6)
 
 
-def test_known_answers():
+def test_epsilon_matches_published_answers():
     # Balle and Wang 2018, figure 1's setting: their analytic mechanism at epsilon 1, delta 1e-5 has sigma 3.7307.
     assert gaussian_epsilon(1 / 3.7307, 1e-5) == pytest.approx(1.0, abs=1e-4)
     assert gaussian_epsilon(0.0, 1e-5) == 0.0

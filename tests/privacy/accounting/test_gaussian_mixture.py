@@ -97,7 +97,7 @@ def test_more_records_cost_more_and_less_than_group_privacy():
         assert cost < records * size
 
 
-def test_the_event_is_kept_and_read_back():
+def test_event_survives_the_ledger():
     event = group_event(2.0, 0.2, 3)
     text = event_to_json(event)
     assert text["kind"] == "MixtureOfGaussians" and event_to_json(event_from_json(text)) == text

@@ -38,7 +38,7 @@ def losses_of(*leaves: Any) -> Any:
     return distribution(counts, relation_of(Adjacency.ADD_OR_REMOVE_ONE), INTERVAL)
 
 
-def test_what_is_composed_is_dp_accountings_own_bit_for_bit() -> None:
+def test_composition_is_dp_accountings_own_bit_for_bit() -> None:
     for first, second in itertools.permutations(LEAVES, 2):
         theirs, ours = losses_of(first).compose(losses_of(second)), losses_of(first, second)
         for side in ("_pmf_remove", "_pmf_add"):
@@ -88,7 +88,7 @@ def delta_by_tilting(rate: float, noise: float, times: int, interval: float, siz
     ("rate", "noise", "times", "interval", "size"),
     [(0.01, 0.8, 10_000, 1e-3, 16.0), (0.01, 0.8, 10_000, 1e-3, 14.0), (1e-6, 0.3, 100_000, 1e-4, 10.0)],
 )
-def test_what_rounding_takes_of_many_rounds_is_counted(
+def test_rounding_losses_of_many_rounds_count(
     rate: float, noise: float, times: int, interval: float, size: float
 ) -> None:
     """Where a delta is small, rounding of a Fourier transform left epsilon below the true one."""

@@ -236,7 +236,7 @@ def test_below_pld_the_inner_steps_answer_unsampled() -> None:
 # --- what is refused, and what is kept
 
 
-def test_what_a_pair_does_not_tell_is_refused() -> None:
+def test_question_beyond_a_dominating_pair_is_refused() -> None:
     with pytest.raises(Refusal, match="no accountant covers it"):
         epsilon([SECRET], 1e-5, Adjacency.REPLACE_ONE)
     responses = SelfComposedDpEvent(RandomizedResponseDpEvent(0.5, 2), 2)
@@ -246,7 +246,7 @@ def test_what_a_pair_does_not_tell_is_refused() -> None:
 
 
 @pytest.mark.parametrize("event", [SECRET, OpenlySampledDpEvent(0.1, STEPS)], ids=["secret", "open"])
-def test_it_is_kept_verified_and_refused_on_a_ledger(tmp_path: Path, event: DpEvent) -> None:
+def test_nested_event_is_stored_verified_and_refused_on_a_ledger(tmp_path: Path, event: DpEvent) -> None:
     assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
     budget, path = Budget(Unit.CLIENT, 3.0, 1e-5), tmp_path / "ledger"
     with Ledger.open(path, budget, owner="population", simulated=True, durable=False) as ledger:

@@ -51,7 +51,7 @@ def test_the_order_takes_account_of_what_is_spent() -> None:
 @given(
     st.floats(0.01, 1), st.floats(0.6, 20), st.integers(1, 200), st.sampled_from([1.5, 3.4, 8.0, 24.0, 63.0])
 )
-def test_what_the_filter_counts_is_never_below_epsilon(
+def test_spending_of_the_filter_is_never_below_epsilon(
     rate: float, noise: float, count: int, order: float
 ) -> None:
     """At one order it counts more than RDP at the best one, which is more than the smaller of RDP and PLD."""
@@ -66,7 +66,7 @@ def test_nothing_counts_nothing_and_non_private_counts_everything() -> None:
     assert spent_epsilon([ROUND, NonPrivateDpEvent()], 1e-5, Adjacency.ZERO_OUT, 3.4) == float("inf")
 
 
-def test_what_it_cannot_cover_is_refused() -> None:
+def test_event_beyond_the_filter_is_refused() -> None:
     with pytest.raises(Refusal, match="does not cover"):
         spent_epsilon([ROUND], 1e-5, Adjacency.REPLACE_ONE, 3.4)
     with pytest.raises(Refusal, match="orders"):
@@ -186,7 +186,7 @@ def test_verify_recomputes_by_the_filter_and_the_entry_says_so(tmp_path: Path) -
     assert found.epsilon > epsilon(times(COSTLY, most), 1e-5)
 
 
-def test_what_pld_would_allow_is_overspent_by_the_filter(tmp_path: Path, monkeypatch: Any) -> None:
+def test_budget_allowed_by_pld_is_overspent_by_the_filter(tmp_path: Path, monkeypatch: Any) -> None:
     """A ledger filled by somebody who gates adaptive releases by PLD does not verify."""
     monkeypatch.setattr(
         "fedveil.privacy.ledger.ledger.admits", lambda events, budget, _: within(events, budget)

@@ -73,7 +73,7 @@ def test_so_are_distributions_of_any_rate_and_noise(rate: float, noise: float) -
 @pytest.mark.parametrize(
     ("relation", "moved"), [(RELATION, 1.0), (NeighboringRelation.REPLACE_ONE, 2.0)], ids=["blank", "replace"]
 )
-def test_what_is_not_sampled_is_that_of_dp_accounting_as_well(
+def test_unsampled_event_is_that_of_dp_accounting_as_well(
     noise: float, relation: NeighboringRelation, moved: float
 ) -> None:
     interval = max(1e-4, 1e-2 / noise**2)

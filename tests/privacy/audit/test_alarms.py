@@ -116,7 +116,7 @@ def test_auc_is_mann_whitneys_with_delongs_interval() -> None:
     assert found.high == pytest.approx(wins.mean() + 1.959964 * spread, abs=1e-6)
 
 
-def test_perfect_separation_is_not_told_as_certain() -> None:
+def test_perfect_separation_is_not_reported_as_certain() -> None:
     found = auc(np.ones(20), np.zeros(30))
     assert (found.value, found.high) == (1.0, 1.0)
     assert 0.8 < found.low < 0.9
@@ -140,7 +140,7 @@ def test_too_few_records_leave_a_rate_open() -> None:
     assert many.low > 0.9
 
 
-def test_the_false_positive_rate_is_kept() -> None:
+def test_false_positive_rate_stays_below_its_level() -> None:
     others = np.arange(1000.0)
     assert tpr_at(0.01, np.full(10, 989.5), others).value == 1.0
     assert tpr_at(0.01, np.full(10, 989.0), others).value == 0.0

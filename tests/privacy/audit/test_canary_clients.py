@@ -67,7 +67,7 @@ def test_scores_of_canaries_that_were_out_are_standard_normal(drawn: Directions)
 
 
 @pytest.mark.parametrize("noise", [1.0, 3.0])
-def test_known_rounds_show_the_gaussian_mechanism(drawn: Directions, noise: float) -> None:
+def test_public_rounds_show_the_gaussian_mechanism(drawn: Directions, noise: float) -> None:
     """Each canary in two of four rounds: mu is sqrt(2) over the noise."""
     taken = np.arange(CANARIES) % 2 == np.arange(4)[:, None] % 2
     coins = np.random.default_rng(5).random(CANARIES) < 0.5
@@ -176,14 +176,14 @@ def layers(noise: float, seed: int, shift: float = 0.0) -> list[np.ndarray]:
     return [noise * rng.standard_normal(size) + shift * rng.standard_normal(size) for size in sizes]
 
 
-def test_a_shortfall_of_two_percent_is_seen_in_one_round() -> None:
+def test_shortfall_of_two_percent_is_detected_in_one_round() -> None:
     assert norm_p(layers(1.0, 0), 1.0) > 0.01
     assert norm_p(layers(0.98, 0), 1.0) < 1e-15
     assert norm_p(layers(0.5, 0), 1.0) == 0
 
 
 @pytest.mark.parametrize("layer", range(4))
-def test_a_layer_without_noise_is_seen(layer: int) -> None:
+def test_layer_without_noise_is_detected(layer: int) -> None:
     released = layers(1.0, 1)
     released[layer] = 1e-3 * released[layer]
     assert norm_p(released, 1.0) < 1e-9
@@ -305,7 +305,7 @@ def test_the_shortfall_that_is_called_visible_is() -> None:
     assert visible_shortfall(energies[:0], dimensions[:0], 1e-4) == 1.0
 
 
-def test_noise_that_was_there_before_is_seen_however_the_updates_move() -> None:
+def test_noise_that_was_there_before_is_detected_under_any_updates() -> None:
     rng = np.random.default_rng(3)
     noise, fresh = rng.standard_normal(5000), rng.standard_normal(5000)
     updates = [0.3 * rng.standard_normal(5000) for _ in range(2)]
@@ -341,7 +341,7 @@ def test_counts_of_a_poisson_draw_keep_the_level() -> None:
     assert sum(p < 0.05 for p in small) <= 25 + 3 * 5
 
 
-def test_a_draw_that_is_larger_or_more_even_than_accounted_is_seen() -> None:
+def test_too_large_or_too_even_draw_is_detected() -> None:
     rng = np.random.default_rng(7)
     assert draw_p(rng.binomial(400, 0.30, 20), 400, 0.25) < 1e-6
     assert draw_p(np.full(10, 100), 400, 0.25) < 1e-9

@@ -11,5 +11,5 @@ def test_the_p_value_of_a_look_is_the_smallest_times_their_number() -> None:
     assert pooled_p([MemorisationResult("exposure", 0.9), MemorisationResult("loss", 0.8)]) == 1.0
 
 
-def test_what_is_no_number_is_evidence() -> None:
+def test_missing_number_is_evidence() -> None:
     assert pooled_p([MemorisationResult("exposure", math.nan), MemorisationResult("loss", 0.2)]) == 0.0

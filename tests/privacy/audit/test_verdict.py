@@ -44,14 +44,14 @@ def test_steinke_by_the_plain_sum_of_the_theorem() -> None:
     assert steinke_p(Guesses(canaries, made, right), epsilon, delta) == pytest.approx(expected, rel=1e-12)
 
 
-def test_known_p_values() -> None:
+def test_p_values_match_published_ones() -> None:
     assert steinke_p(Guesses(1000, 500, 300), 0.2, DELTA) == pytest.approx(0.013772, abs=5e-7)
     assert steinke_p(Guesses(1000, 100, 90), 1.0, DELTA) == pytest.approx(0.000841, abs=5e-7)
     assert steinke_p(Guesses(1000, 500, 0), 0.2, DELTA) == 1
     assert steinke_p(Guesses(1000, 1000, 1000), 60.0, 0.0) == pytest.approx(1)
 
 
-def test_known_bounds() -> None:
+def test_bounds_match_published_ones() -> None:
     guesses = Guesses(1000, 400, 330)
     assert lower(partial(steinke_refutes, guesses, DELTA)) == pytest.approx(1.3284, abs=5e-5)
     assert lower(partial(gdp_refutes, guesses, DELTA)) == pytest.approx(2.2586, abs=5e-5)
@@ -187,14 +187,14 @@ def test_the_estimate_of_a_run_without_noise_is_infinite() -> None:
 # --- verdicts ---------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_above_the_ceiling_cannot_be_told() -> None:
+def test_claim_above_the_ceiling_is_undecidable() -> None:
     guesses = Guesses(100, 100, 100)
     assert judge(by_guesses(guesses, DELTA), 2.0, 0.05).verdict is Verdict.VIOLATED
     assert judge(by_guesses(guesses, DELTA), 8.0, 0.05).verdict is Verdict.TOO_WEAK
     assert judge(by_guesses(Guesses(100, 100, 50), DELTA), 2.0, 0.05).verdict is Verdict.CONSISTENT
 
 
-def test_what_masks_the_canaries_lowers_the_ceiling() -> None:
+def test_masking_of_canaries_lowers_the_ceiling() -> None:
     methods = by_one_run(*gaussian_scores(1.0, 0), DELTA, gaussian=True)
     assert judge(methods, 8.0, 0.05).verdict is Verdict.CONSISTENT
     assert judge(methods, 8.0, 0.05, masked=7.0).verdict is Verdict.TOO_WEAK
@@ -233,7 +233,7 @@ def test_abstaining_keeps_the_surest() -> None:
     assert guesses_at(members, others, 1.0).correct == 6
 
 
-def test_what_cannot_have_happened_is_refused() -> None:
+def test_impossible_outcome_is_refused() -> None:
     for counts in ((10, 11, 5), (10, 5, 6), (10, 5, -1), (0, 0, 0)):
         with pytest.raises(Refusal, match="give a number"):
             Guesses(*counts)

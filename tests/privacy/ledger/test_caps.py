@@ -94,7 +94,7 @@ def test_an_ended_cap_refuses_until_its_owner_sets_another(tmp_path):
         ledger.reserve(release(0))
 
 
-def test_decisions_are_kept_in_order_in_a_private_file(tmp_path):
+def test_decisions_stand_in_order_in_a_private_file(tmp_path):
     folder = tmp_path / "new"
     for size in (3.0, 1.0, 2.0):
         set_cap(folder, Cap(ALL, size, 1e-5, date(2999, 1, 2)))

@@ -392,7 +392,7 @@ def test_senseless_entries_with_a_right_chain_are_refused(tmp_path, draft):
     assert "entry 8" in verify(path).problem
 
 
-def test_an_overdrawn_ledger_with_a_right_chain_is_found(tmp_path):
+def test_overdrawn_ledger_with_a_right_chain_is_detected(tmp_path):
     path = tmp_path / "ledger"
     filled(path)
     payload = read_entries(path)[1].payload
@@ -423,7 +423,7 @@ def test_flipped_bits_never_change_what_is_read(tmp_path):
 # --- what only a head kept elsewhere shows
 
 
-def test_a_known_head_is_found_again(tmp_path):
+def test_head_is_recognised_again(tmp_path):
     path = tmp_path / "ledger"
     head = filled(path)
     with opened(path, expect=head) as ledger:
@@ -464,7 +464,7 @@ def test_the_ledger_of_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_a_missing_ledger_is_not_begun_anew(tmp_path, empty):
+def test_missing_ledger_is_not_started_anew(tmp_path, empty):
     path = tmp_path / "ledger"
     if empty:
         path.touch()

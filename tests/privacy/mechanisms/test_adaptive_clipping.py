@@ -96,7 +96,7 @@ def test_both_encodings_agree_on_the_clipping_bit() -> None:
     assert (together[:, -1] == np.array(alone)[:, -1]).all()
 
 
-def test_who_drops_out_counts_as_neither() -> None:
+def test_dropout_counts_as_neither() -> None:
     """With half the cohort gone, all of it unclipped, the fraction is 1/2 + 1/4; with nobody left it is noise on 1/2."""
     clipping = AdaptiveClipping()
     spec = spec_of(1.0, 0.001, clipping, 1.0)

@@ -45,7 +45,7 @@ def test_the_published_share_of_the_error_of_independent_noise(bands: int, share
     assert correlation.error == pytest.approx(error_of(column, 100, 5), rel=1e-9)
 
 
-def test_what_was_left_out_errs_no_less() -> None:
+def test_omitted_bands_err_no_less() -> None:
     """The full square root, and the banded inverse square root (its first coefficients are those of (1-x)^(1/2))."""
     best = FIVE_TIMES.with_best_bands().error / FIVE_TIMES.error
     steps = np.arange(1, 500)
@@ -101,7 +101,7 @@ def test_bands_within_the_separation_cost_the_root_of_participations() -> None:
     assert FIVE_TIMES.sensitivity == pytest.approx(math.sqrt(5))
 
 
-def test_what_is_released_is_computed_from_the_protected_rows_alone() -> None:
+def test_released_values_follow_from_the_protected_rows_alone() -> None:
     """In Python's own integers: M = A X + Z is formed first, and Y from M without another look at X or Z."""
     correlation, size, z = Correlation(12, 3, 4, 5), 3, 0.7
     sums = np.random.default_rng(3).integers(-(2**20), 2**20, size=(12, size))
@@ -140,7 +140,7 @@ def test_any_row_can_be_had_again() -> None:
         assert np.array_equal(resumed.add(sums, t, 1.0, SPEC)[0], rows[t - 1])
 
 
-def test_what_cannot_be() -> None:
+def test_row_outside_the_plan_is_refused() -> None:
     rows = NoiseRows(Correlation(3, 1, 3), stream_of)
     for row in (0, 4):
         with pytest.raises(ValueError, match="must lie in"):

@@ -85,7 +85,7 @@ def check_law(table: discrete_gaussian._Table, sigma: int) -> None:
         assert abs(looked_up + rest * kept[x] / proposals - weight / whole) < Decimal(2) ** -140
 
 
-def test_weights_made_from_each_other_keep_their_digits() -> None:
+def test_recursive_weights_preserve_their_digits() -> None:
     made = discrete_gaussian._weights(1, 2**35, 900, 2**40)[-1]
     with localcontext(prec=120):
         right = (Decimal(-((1 + 899 * 2**35) ** 2)) / 2**81).exp()

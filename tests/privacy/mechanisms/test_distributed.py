@@ -121,7 +121,7 @@ def encoded(arrays: dict[str, np.ndarray]) -> np.ndarray:
     return encode_share(arrays, {}, spec, Randomness(3).stream("share"), SEED)[0]
 
 
-def test_how_an_update_is_cut_into_arrays_does_not_show() -> None:
+def test_division_of_an_update_into_arrays_does_not_matter() -> None:
     """Blocks are filled with small arrays, and large ones are cut."""
     sizes = [3, BLOCK + 5, 7, BLOCK - 2, 40, BLOCK, 2 * BLOCK - 1, 1]
     update = np.random.default_rng(1).normal(0, 1e-4, sum(sizes)).astype(np.float32)
@@ -254,7 +254,7 @@ def test_any_dropouts_leave_the_sum_its_planned_noise(dropped: int, key: int) ->
 
 
 @pytest.mark.parametrize("seeds", [[], [bytes(32)], [bytes(32)] * 3])
-def test_another_number_of_seeds_than_was_asked_for_is_passed_over(seeds: list[bytes]) -> None:
+def test_wrong_number_of_seeds_is_skipped(seeds: list[bytes]) -> None:
     words = np.zeros(20_000, np.uint16)
     assert take_back(words, 12, LAYERED, [seeds]) == 0 and not words.any()
 
@@ -269,7 +269,7 @@ def test_a_share_without_its_layers_does_not_leave() -> None:
 
 @given(st.integers(2, 12), st.integers(1, 300), st.integers(0, 2**32), st.sampled_from([16, 32]))
 @settings(max_examples=40)
-def test_what_is_decoded_is_the_mean_of_the_clipped_updates(n: int, d: int, key: int, bits: int) -> None:
+def test_decoded_value_is_the_mean_of_the_clipped_updates(n: int, d: int, key: int, bits: int) -> None:
     spec = size_shares(SUM, d, Attendance(12, 2), 0.5, bits)
     rng = np.random.default_rng(key)
     updates = rng.normal(size=(n, d)) * rng.lognormal(-1, 2, size=(n, 1))

@@ -71,7 +71,7 @@ def test_zero_update_is_zero(norm: float) -> None:
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-318, np.nan])
-def test_a_norm_of_which_no_grid_can_be_made_is_refused(norm: float) -> None:
+def test_norm_without_a_possible_grid_is_refused(norm: float) -> None:
     """Zero over a step that rounds to zero is no number: a client without a change would show, whatever the noise."""
     with pytest.raises(ValueError, match="clipping_norm"):
         SumSpec(norm)
@@ -155,7 +155,7 @@ def test_the_server_clips_again_what_a_client_did_not() -> None:
     assert np.linalg.norm(cohort_sum.total) <= spec.cells
 
 
-def test_what_does_not_fit_is_dropped_and_counted() -> None:
+def test_unfit_vector_is_dropped_and_counted() -> None:
     cohort_sum = CohortSum(np.zeros(3))
     spec = SumSpec(1.0)
     for vector in (np.zeros(2), np.array([np.nan, 0, 0]), np.array([np.inf, 0, 0])):

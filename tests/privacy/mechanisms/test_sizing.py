@@ -236,7 +236,7 @@ COUNTED = SumSpec(1.0, (Segment(WEIGHT, 100.0, share=0.01),))
         ("weighted", {"weighted": True, "sum": replace(COUNTED, cells=300)}),
     ],
 )
-def test_what_is_not_proved_is_refused(field: str, changes: dict[str, object]) -> None:
+def test_unproved_size_is_refused(field: str, changes: dict[str, object]) -> None:
     with pytest.raises(Refusal, match=field):
         replace(ORACLE, **changes)
 

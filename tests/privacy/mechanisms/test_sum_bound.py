@@ -134,7 +134,7 @@ def test_unsaid_attendance_has_no_allowance_and_a_lie_counts_once() -> None:
 @pytest.mark.parametrize(
     ("size", "further", "norms"), [(650, 0, 1.5), (650, 1, 2.1), (100_000, 0, 4.7), (100_000, 1, 16)]
 )
-def test_how_far_one_member_without_noise_can_move_the_mean(size: int, further: int, norms: float) -> None:
+def test_member_without_noise_moves_the_mean_by_a_bound(size: int, further: int, norms: float) -> None:
     """The numbers of the threat model, with the shipped dropout and collusion."""
     attendance = Masking(Roster(1, ()), dropout=0.4, collusion=0.1).attendance(20)
     spec = size_shares(SumSpec(1.0), size, attendance, 1.0, None, layered=True)
@@ -152,7 +152,7 @@ def test_sum_lost_in_declared_noise_is_recognised() -> None:
     assert is_too_noisy(spec, SummedNoise(100, 100, (most,) * 100, noise))
 
 
-def test_layers_that_stay_in_the_sum_are_known_noise() -> None:
+def test_layers_in_the_sum_count_as_noise() -> None:
     spec = spec_of(CLIENTS, 400, 20, 2.0)
     assert spec.layers
     bounds = [longest_sum(spec, SummedNoise(20, unopened)) for unopened in (20, 5, 0)]
@@ -183,7 +183,7 @@ def test_a_true_mean_by_examples_is_never_too_long(counts: list[float], bits: in
     assert not weighed(counts, bits=bits)
 
 
-def test_a_false_count_that_makes_the_mean_long_is_seen() -> None:
+def test_false_count_with_a_long_mean_is_detected() -> None:
     words = np.zeros(31, np.int64)
     words[-1] = -(2**29)
     assert weighed([50.0] * 6, words)

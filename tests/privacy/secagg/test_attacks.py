@@ -157,7 +157,7 @@ def spoiled(agreed, node, message, dealers):
 
 
 @pytest.mark.parametrize("suite", sorted(SUITES))
-def test_a_mask_is_left_out_only_for_a_complaint_that_was_made(suite):
+def test_mask_is_omitted_only_for_a_real_complaint(suite):
     """A server that spoils parcels from one part to another, and has it leave out the masks between the two.
 
     The masks within the first part cancel, and six holders open all private seeds: its sum would be open.
@@ -243,7 +243,7 @@ def opened_by_split_views(cohort, honest, targets):
     return np.array_equal(bare, total(vectors, living, 32))
 
 
-def test_what_the_confirmed_survivor_set_is_for():
+def test_confirmed_survivor_set_prevents_two_openings():
     """A server that splits views opens the sum of two honest nodes of ten, of a threshold that two colluders cannot
     reach twice, unless survivors are confirmed."""
     for profile in Profile:
@@ -290,7 +290,7 @@ class Puppet(Participant):
 
 
 @pytest.mark.parametrize("confirming", [0, 1])
-def test_a_survivor_that_the_server_made_up_is_refused(confirming):
+def test_invented_survivor_is_refused(confirming):
     """On a ring only neighbours check a node's keys before they share: here all four neighbours are the server's."""
     cohort = Cohort(24, 3, 4)
     vectors, (forged, *_) = cohort.vectors(DIMENSION), cohort.nodes
@@ -349,7 +349,7 @@ def test_two_survivor_sets_never_get_a_quorum_each(size, colluding):
     assert quorum(replace(terms, threshold=size - 1), colluding) == size - 1
 
 
-def test_a_node_said_to_be_alive_and_dead_is_refused():
+def test_node_both_alive_and_dead_is_refused():
     cohort = Cohort(5, 3)
     _, out = play(cohort, "confirm")
     victim, witness = list(cohort.nodes)[:2]
@@ -854,7 +854,7 @@ def _flip(data, at):
 @pytest.mark.parametrize("direction", ["message", "reply"])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("source", ["earlier round", "other node", "twice"])
-def test_what_was_sent_elsewhere_is_of_no_use(stage, direction, source):
+def test_messages_to_other_nodes_are_of_no_use(stage, direction, source):
     cohort = Cohort(5, 3)
     vectors, (target, other, *_) = cohort.vectors(DIMENSION), cohort.nodes
     cohort.run(vectors)

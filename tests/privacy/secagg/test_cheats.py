@@ -192,7 +192,7 @@ def test_one_cheat_on_a_ring_is_named_and_nobody_else(way):
 
 @pytest.mark.parametrize("dead", [0, 8, -1])
 @pytest.mark.parametrize("suite", sorted(SUITES))
-def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around(suite, dead):
+def test_wrong_mask_key_of_a_dead_node_is_detected_and_avoided(suite, dead):
     """Of lower and of higher nodes: with ML-KEM the lower one of a pair makes its secret."""
     cohort = cohort_of(20, suite)
     (liar,) = corrupt(cohort, ["wrong mask keys"])
@@ -326,7 +326,7 @@ def test_right_shares_give_the_seeds_whoever_is_missing(reveals, count):
         assert not blamed and seeds == {owner: honest[owner] for owner in enough}
 
 
-def test_wrong_shares_that_leave_a_seed_as_it_is_are_seen(reveals):
+def test_wrong_shares_of_an_unchanged_seed_are_detected(reveals):
     """Two liars add what Lagrange's weights take away: weights that are drawn afterwards do not."""
     made, dead, living = reveals
     points = made.dealings.agreed.points
@@ -347,7 +347,7 @@ def test_wrong_shares_that_leave_a_seed_as_it_is_are_seen(reveals):
 
 
 @pytest.mark.parametrize("alive", [False, True])
-def test_liars_between_few_honest_holders_are_seen(reveals, alive):
+def test_liars_between_few_honest_holders_are_detected(reveals, alive):
     """Of five honest holders and two liars, at a threshold of seven, liars can fit wrong shares to the right seed."""
     made, dead, living = reveals
     points, holders, owner = made.dealings.agreed.points, living[:7], living[7] if alive else dead
@@ -363,7 +363,7 @@ def test_liars_between_few_honest_holders_are_seen(reveals, alive):
 
 @settings(max_examples=30)
 @given(st.data())
-def test_whoever_reveals_a_wrong_share_is_named_and_nobody_else(reveals, data):
+def test_revealer_of_a_wrong_share_alone_is_named(reveals, data):
     made, dead, living = reveals
     holders = data.draw(st.lists(st.sampled_from(living), min_size=10, unique=True))
     liars = data.draw(st.sets(st.sampled_from(holders), max_size=2))
@@ -538,7 +538,7 @@ def holds(size, seed, suite=1, lost=None):
     play(cohort, ways, seed, silent, lost)
 
 
-def test_a_round_without_the_cheats_is_given_up_before_anybody_pays():
+def test_round_ends_before_anybody_pays_without_the_cheats():
     cohort = Cohort(5, 3, minimum=5, collusion=COLLUSION)
     (cheat,) = corrupt(cohort, ["garbage seals"])
     assert cohort.run(cohort.vectors(DIMENSION)) == Abandoned(Reason.TOO_FEW)

@@ -146,7 +146,7 @@ def without_pairwise_masks(cohort, attempt, victim, mask_seed, frame, own_seed=N
     return bare
 
 
-def test_who_lost_too_many_neighbours_on_a_ring_is_left_out():
+def test_node_without_enough_ring_neighbours_is_left_out():
     """Nobody could open its seeds: with it in the sum, the attempt would fail."""
     cohort = Cohort(12, 2, 4, profile=Profile.SEMI_HONEST)
     vectors, victim = cohort.vectors(9), next(iter(cohort.nodes))

@@ -60,7 +60,7 @@ def test_no_pair_is_likelier_than_another() -> None:
 
 
 @pytest.mark.parametrize(("nodes", "neighbours"), [(10, 3), (10, 10), (9, 9), (10, -2)])
-def test_what_is_no_graph_is_an_error(nodes: int, neighbours: int) -> None:
+def test_invalid_graph_is_an_error(nodes: int, neighbours: int) -> None:
     with pytest.raises(ValueError, match="neighbours each"):
         ring(range(nodes), neighbours, SEED)
 

@@ -78,7 +78,7 @@ def test_a_ring_and_a_state_between_messages() -> None:
     assert np.array_equal(ended.total, total(vectors, ended.survivors, 32))
 
 
-def test_who_has_every_x25519_secret_has_no_mask() -> None:
+def test_owner_of_every_x25519_secret_has_no_mask() -> None:
     """What a recording holds, and X25519 broken: masks of X25519 alone leave the vector as it was, under masks."""
     cohort = hybrid_cohort(4, 3)
     vectors, victim = cohort.vectors(50_000), next(iter(cohort.nodes))

@@ -59,7 +59,7 @@ def test_masks_longer_than_a_chunk_cancel(bits):
     assert agrees(cohort, vectors, cohort.run(vectors))
 
 
-def test_what_a_node_sends_looks_nothing_like_its_vector():
+def test_messages_of_a_node_look_nothing_like_its_vector():
     cohort = Cohort(4, 3)
     vectors = {node: np.zeros(4000, np.uint32) for node in cohort.nodes}
     cohort.run(vectors)
@@ -266,7 +266,7 @@ def test_a_vector_of_another_width_is_the_callers_mistake():
         cohort.run({node: np.zeros(4, np.uint16) for node in cohort.nodes})
 
 
-def test_what_is_abandoned_says_why_and_holds_no_sum():
+def test_abandoned_attempt_has_a_reason_and_no_sum():
     assert [field.name for field in fields(Abandoned)] == ["reason"]
     cohort = Cohort(5, 3, minimum=5)
     vectors = cohort.vectors(3)

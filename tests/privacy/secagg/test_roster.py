@@ -92,7 +92,7 @@ def test_a_change_shows_digits_that_nobody_finds_another_key_with() -> None:
     assert shown == [(each.name, each.fingerprint[:32]) for each in MEMBERS]
 
 
-def test_a_member_is_known_until_its_last_second() -> None:
+def test_member_is_valid_until_its_last_second() -> None:
     assert ROSTER.member(3, 1_800_000_000) == MEMBERS[0]
     for node, now, reason in ((4, 0, Reason.UNKNOWN_MEMBER), (3, 1_800_000_001, Reason.EXPIRED)):
         with pytest.raises(Refused) as caught:
@@ -169,7 +169,7 @@ PARTS = st.lists(
 
 @given(PARTS, PARTS, st.sampled_from(Purpose), st.sampled_from(Purpose))
 @settings(max_examples=100)
-def test_what_is_framed_can_be_told_apart(a, b, one: Purpose, other: Purpose) -> None:  # type: ignore[no-untyped-def]
+def test_frames_of_different_parts_differ(a, b, one: Purpose, other: Purpose) -> None:  # type: ignore[no-untyped-def]
     same = one is other and repr(a) == repr(b)
     assert (frame(one, *a) == frame(other, *b)) == same
 

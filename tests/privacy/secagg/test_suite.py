@@ -281,14 +281,14 @@ def test_fewer_shares_say_nothing(secret: bytes) -> None:
 
 
 @pytest.mark.parametrize("share", [number(PRIME), b"\xff" * 32, b"", bytes(31), bytes(33)])
-def test_what_is_no_share_is_refused(share: bytes) -> None:
+def test_invalid_share_is_refused(share: bytes) -> None:
     with pytest.raises(Refused) as caught:
         combine({1: share, 2: number(1)}, 2)
     assert caught.value.reason is Reason.BAD_SHARE
 
 
 @pytest.mark.parametrize(("secret", "threshold"), [(number(PRIME), 1), (bytes(31), 1), (number(1), 0)])
-def test_what_cannot_be_shared_is_an_error(secret: bytes, threshold: int) -> None:
+def test_unshareable_value_is_an_error(secret: bytes, threshold: int) -> None:
     with pytest.raises(ValueError):
         polynomial(secret, threshold)
 

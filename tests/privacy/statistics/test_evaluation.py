@@ -45,9 +45,7 @@ def figures(asked: Evaluation, sums: dict[str, np.ndarray], noise: float, client
     ("clients", "noise", "points"),
     [(400, 5, 1.2), (400, 10, 2.5), (400, 20, 4.9), (2000, 5, 0.24), (2000, 10, 0.49), (2000, 20, 0.98)],
 )
-def test_the_mean_alone_is_as_wide_as_planned_before_it_is_asked(
-    clients: int, noise: float, points: float
-) -> None:
+def test_mean_alone_is_as_wide_as_planned_before_the_query(clients: int, noise: float, points: float) -> None:
     half = ALONE.half_width(noise, clients)
     assert half == pytest.approx(1.96 * noise / (2 * clients), rel=1e-4)
     assert abs(100 * half - points) <= (0.051 if clients == 400 else 0.0051)  # the table has that many digits
@@ -119,7 +117,7 @@ def test_a_client_that_is_zeroed_moves_the_vector_by_its_norm_at_most() -> None:
         assert math.sqrt(whole) * root == pytest.approx(1.0)
 
 
-def test_what_travels_is_read_as_it_was_and_nothing_else_is() -> None:
+def test_evaluation_round_trips_and_nothing_else_is_read() -> None:
     assert evaluation_from_json(ASKED.text) == ASKED
     for wrong in ("[]", "{", ASKED.text.replace("0.2", "2.0"), ASKED.text.replace('"loss"', '"lost"')):
         with pytest.raises(Refusal):
@@ -128,7 +126,7 @@ def test_what_travels_is_read_as_it_was_and_nothing_else_is() -> None:
         Evaluation("x", 0.2, metric="loss")
 
 
-def test_what_one_evaluation_costs_is_the_exact_gaussians() -> None:
+def test_cost_of_one_evaluation_is_the_exact_gaussians() -> None:
     assert gaussian_epsilon(1 / 5.0, 1e-4) == pytest.approx(0.60, abs=0.02)
 
 

@@ -120,7 +120,7 @@ def test_a_difference_covers_the_groups_difference() -> None:
     assert 0.93 < held / 2000 < 0.97
 
 
-def test_a_group_of_five_positives_cannot_be_said() -> None:
+def test_group_of_five_positives_has_no_figure() -> None:
     cells = np.zeros((2, 1, 2))
     cells[:, 0] = np.array([(2, 3), (1240, 1064)])
     found = kind("equal_opportunity").answer(cells, Z * CLIP)
@@ -230,6 +230,6 @@ def test_census_intervals_cover_and_womens_rate_is_right_to_a_point() -> None:
         ({"of": Bins("sex", words=("woman",))}, "give two groups at least"),
     ],
 )
-def test_what_no_criterion_is_of_is_refused(change: dict[str, object], said: str) -> None:
+def test_rates_outside_every_criterion_are_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         Fairness(**{"criterion": "parity", "of": GROUPS, "label": LABEL, "prediction": SAID, **change})  # pyright: ignore[reportArgumentType]

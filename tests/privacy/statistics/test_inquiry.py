@@ -138,7 +138,7 @@ def test_a_row_adds_no_more_than_its_norm() -> None:
             assert np.linalg.norm(cells) <= each.statistic.row_norm * (1 + 1e-12), each.name
 
 
-def test_what_is_out_of_bounds_is_clipped_and_its_share_told() -> None:
+def test_values_out_of_bounds_are_clipped_and_their_share_reported() -> None:
     rows = {"age": np.array([10.0, 50.0, math.nan, 200.0]), "pain": np.array(["calm", "odd", "", "bad"])}
     asked = inquiry(
         {"kind": "mean", "name": "m", **AGES},
@@ -150,7 +150,7 @@ def test_what_is_out_of_bounds_is_clipped_and_its_share_told() -> None:
     np.testing.assert_allclose(values["h"], [1, 0, 1])
 
 
-def test_a_client_with_more_rows_than_count_is_told_as_clipped() -> None:
+def test_client_with_more_rows_than_count_is_reported_as_clipped() -> None:
     asked = inquiry({"kind": "count", "name": "c"}, records=10)
     values = asked.contribution({"age": np.zeros(40)})
     assert values["c: clipped"] == 0.75
@@ -166,7 +166,7 @@ def test_a_client_without_rows_or_with_none_that_count_answers_zeros() -> None:
         assert not np.any(value), name
 
 
-def test_a_ratio_whose_rows_are_lost_in_the_noise_cannot_be_said() -> None:
+def test_ratio_with_rows_lost_in_noise_has_no_figure() -> None:
     assert not ratio_of("mean", 1.0, 2.0, 5.0).has_value
     assert not figures(inquiry(), 500.0)["spread", "variance"].has_value
     found = ratio_of("mean", 30.0, 100.0, 1e-9)
@@ -222,7 +222,7 @@ def test_a_mistake_is_refused_by_name(changed: dict[str, Any], named: str) -> No
         assert "say how many rows of a client count in full" in refused.value.remedy
 
 
-def test_what_no_client_wrote_as_json_is_refused() -> None:
+def test_json_of_no_client_is_refused() -> None:
     for text in ("{", "[" * 100, "x" * (1 << 17), json.dumps({"name": "a"})):
         with pytest.raises(Refusal):
             from_json(text)

@@ -86,7 +86,7 @@ def test_without_noise_worth_naming_the_words_are_numpys(tmp_path: Path, unit: s
         }
 
 
-def test_each_level_is_one_entry_and_all_of_them_what_was_asked_for(tmp_path: Path) -> None:
+def test_each_level_is_one_entry_and_all_are_the_requested_cost(tmp_path: Path) -> None:
     record = ask_here(federation(), inquiry(), Spend(epsilon=50.0), tmp_path)
     entries = reservations(tmp_path)
     assert len(entries) == record["rounds"] and {each["kind"] for each in entries} == {"question"}

@@ -244,7 +244,7 @@ def watching(self: Any) -> Any:
         ({"training_step": lambda self, batch: None}, "training_step='returned NoneType'"),
     ],
 )
-def test_what_only_a_trainer_does_is_refused_by_name(methods: dict[str, Any], said: str) -> None:
+def test_features_of_a_trainer_are_refused_by_name(methods: dict[str, Any], said: str) -> None:
     with pytest.raises(fv.Refusal, match=said):
         task_of(with_methods(**methods))
 

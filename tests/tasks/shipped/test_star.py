@@ -13,7 +13,7 @@ from fedveil.tasks import load_task
 from fedveil.tasks.shipped import star
 
 
-def test_no_file_is_read_but_the_one_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_read_but_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / star.FILE).parent.mkdir(parents=True)
     (tmp_path / star.FILE).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     monkeypatch.setattr(

@@ -109,7 +109,7 @@ def test_a_secret_draw_hides_the_exchange_as_two_mixtures_do(rate: float, noise:
     assert ours < epsilon({of_records(drawn, secret=False): times}, 1e-4)
 
 
-def test_the_event_of_an_exchange_counts_beside_those_of_records() -> None:
+def test_exchange_is_composed_with_events_of_records() -> None:
     drawn = dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.0))
     swapped, own = ExchangedDpEvent(drawn), dp.PoissonSampledDpEvent(0.02, dp.GaussianDpEvent(0.9))
     assert event_from_json(event_to_json(swapped)) == swapped

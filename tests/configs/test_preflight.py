@@ -83,7 +83,7 @@ def test_bad_value_is_refused_by_name(case: str, override: str, remedy: str) -> 
     assert remedy in sentence
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     with pytest.raises(Mistakes) as caught:
         settings_from_overrides(["privacy.epsilonn=3", "num_rounds=0", "strategy=fedavgg", "cohort.rate=2"])
     fields = {mistake.field for mistake in caught.value.each}
@@ -107,7 +107,7 @@ def test_c5_delta_above_one_over_the_population() -> None:
         budget.check_delta("privacy", record.privacy.target_delta, 10, "records", False)
 
 
-def test_c7_a_budget_or_noise_must_be_given_for_each_unit() -> None:
+def test_c7_each_unit_needs_a_budget_or_noise() -> None:
     with pytest.raises(Refusal, match=r"privacy\.record\.target_epsilon"):
         settings_from_overrides(["privacy=record_and_client", "privacy.record.target_epsilon=null"])
 
@@ -240,7 +240,7 @@ def test_an_unset_variable_is_named() -> None:
 
 
 @pytest.mark.parametrize("override", ["~privacy", "~privacy.name", "privacy.name=null"])
-def test_c22_the_unit_of_privacy_must_be_said(override: str) -> None:
+def test_c22_unit_of_privacy_is_required(override: str) -> None:
     with pytest.raises(Refusal) as caught:
         settings_from_overrides([override])
     assert "client_central, client_distributed, none, record, record_and_client" in str(caught.value)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.evidence.page_text import Reference, active, differences, pointed, references, step, text_of
+from fedveil.evidence.page_text import (
+    Reference,
+    active_parts,
+    differences,
+    references,
+    resolve_pointer,
+    step,
+    text_of,
+)
 
 REPORT: dict[str, Any] = {"privacy": [{"epsilon": 2.99983, "who": "a<b & c"}], "a/b": {"~": 7}, "no": None}
 PAGE = (
@@ -47,7 +55,7 @@ def test_a_value_has_one_text(value: object, form: str, text: str) -> None:
 
 
 @given(st.floats(0, 1e6))
-def test_an_epsilon_is_never_shown_smaller_than_it_is(value: float) -> None:
+def test_epsilon_is_never_rounded_down(value: float) -> None:
     assert float(text_of(value, "epsilon")) >= value - 1e-7
     assert float(text_of(value, "epsilon")) <= value + 0.01 + 1e-7
 
@@ -76,13 +84,13 @@ def test_a_page_that_was_changed_is_named(before: str, after: str, names: str) -
 
 @given(st.text())
 def test_a_step_of_a_pointer_comes_back(name: str) -> None:
-    assert pointed({name: 1}, f"/{step(name)}") == 1
+    assert resolve_pointer({name: 1}, f"/{step(name)}") == 1
 
 
 @pytest.mark.parametrize("pointer", ["/privacy/x", "/privacy/9", "/no/further", "/privacy/-1"])
 def test_a_pointer_to_nothing_is_an_error(pointer: str) -> None:
     with pytest.raises(LookupError):
-        pointed(REPORT, pointer)
+        resolve_pointer(REPORT, pointer)
 
 
 PAGES = sorted(Path(__file__).parents[1].joinpath("fixtures").rglob("report.html"))
@@ -90,7 +98,7 @@ PAGES = sorted(Path(__file__).parents[1].joinpath("fixtures").rglob("report.html
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(page.parents[2]).parts[0])
 def test_pages_of_this_and_earlier_releases_do_nothing(page: Path) -> None:
-    assert active(page.read_text(encoding="utf-8")) == []
+    assert active_parts(page.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -128,4 +136,4 @@ def test_pages_of_this_and_earlier_releases_do_nothing(page: Path) -> None:
 )
 def test_page_with_an_active_part_is_refused(part: str) -> None:
     page = PAGES[0].read_text(encoding="utf-8")
-    assert active(page.replace("</main>", part + "</main>", 1)) and active(part + page)
+    assert active_parts(page.replace("</main>", part + "</main>", 1)) and active_parts(part + page)

@@ -1,0 +1,119 @@
+"""Order of reading: a client's data may depend neither on the clients nor on the items that were read before."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.refusal import Refusal
+from .data import Examples, LazyExamples, data_of_all, leaves
+from .fingerprint import content_of
+from .probe import equal, quiet_generators, seed, spread
+from .protocol import Task
+
+# Of two examples after each of two others: equal coins would look like a memory in one of 100 000 data sets.
+READINGS = 5
+ROUNDING = 1e-5  # by which a number of a client's data may differ that was computed again
+
+
+def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
+    """Refuse data whose items depend on the items that were read before.
+
+    Items are read several times: data with an own random generator differ also after the same items, and pass.
+
+    Args:
+      read: returns some examples.
+      one: reads other examples first.
+      other: reads yet other examples first.
+    """
+
+    def examples_after(reading: Callable[[], Any]) -> list[Tensor]:
+        reading()
+        seed()
+        return [tensor.clone() for tensor in leaves(read())]
+
+    def alike(readings: Sequence[list[Tensor]]) -> bool:
+        return all(equal(a, b) for later in readings for a, b in zip(readings[0], later, strict=False))
+
+    with quiet_generators():
+        examples_after(one)  # a cache that the first reading fills is no memory of examples
+        readings = [examples_after(reading) for reading in (one, other) * READINGS]
+    if alike(readings[::2]) and alike(readings[1::2]) and not alike(readings):
+        remedy = "let the data set and its transform keep nothing of the items that they read"
+        raise Refusal("data", "an example differs after another one was read", remedy)
+
+
+def check_order(task: Task) -> None:
+    """Refuse a task with which a client's data depend on the clients whose data were read before.
+
+    Forked processes read all clients in one order and in the other: each begins with the present state of the task, its
+    modules and their caches, and leaves that as it is. Data in memory are read whole, of others a few items.
+
+    Args:
+      task: of which no client has been read.
+
+    Raises:
+      Refusal: a client's data differ by more than rounding.
+    """
+    clients = range(task.num_clients)
+    forward, backward = _contents(task, clients), _contents(task, clients[::-1])
+    if not (moving := [client for client in clients if forward[client] != backward[client]]):
+        return
+    repeated = _contents(task, clients)  # data that differ in the same order too are random
+    suspects = [client for client in moving if forward[client] == repeated[client]]
+    for client in suspects[:: max(1, len(moving) - 1)]:
+        a, b = (np.frombuffer(_contents(task, order, client)[client]) for order in (clients, clients[::-1]))
+        rounding = ROUNDING * float(np.abs(np.nan_to_num(a)).max(initial=0)) / 100
+        if a.shape != b.shape or not np.allclose(a, b, ROUNDING, rounding, equal_nan=True):
+            remedy = (
+                "a client's data change with the clients that were read before; compute them from its own and public "
+                "data, and a generator's seed from its number"
+            )
+            raise Refusal("client_data", type(task).__name__, remedy)
+
+
+def _contents(task: Task, order: Sequence[int], whole: int | None = None) -> dict[int, bytes]:
+    """Return each client's content as a new process reads them in this order; refuse if it dies."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    if (process := os.fork()) == 0:
+        with suppress(BaseException):
+            torch.set_num_threads(1)  # the pool of threads is not forked
+            for client in order:
+                sender.send_bytes(_content(task, client, client == whole))
+        os._exit(0)
+    sender.close()
+    try:
+        with receiver:
+            return {client: receiver.recv_bytes() for client in order}
+    except EOFError as error:
+        remedy = "the process that read all clients to compare them died, as where memory ends; make room"
+        raise Refusal("client_data", type(task).__name__, remedy) from error
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def _content(task: Task, client: int, whole: bool) -> bytes:
+    """Return a hash of a client's data, or all their numbers; nothing if they fail, or differ after the same seed."""
+    try:
+        seed()
+        data = data_of_all(task, client)
+        if isinstance(data, LazyExamples):
+            lazy, rows = data, spread(len(data))
+            first, data = (Examples(*(seed(), lazy.batch(rows))[1]) for _ in range(2))
+            if content_of(first) != content_of(data):
+                return b""
+        if not whole:
+            return str(content_of(data)).encode()
+        numbers = leaves((data.inputs, data.targets))
+        return b"".join(tensor.double().contiguous().numpy().tobytes() for tensor in numbers)
+    except Exception:  # noqa: BLE001 (of the task's own code, which the checks of its data name)
+        return b""
