@@ -96,7 +96,7 @@ class RunFiles:
         """Whether a server ran it for real clients."""
         return "link" in self.config
 
-    def said(self, *path: str) -> Any:
+    def setting(self, *path: str) -> Any:
         """Return a value of the configuration, or None."""
         value: Any = self.config
         for step in path:
