@@ -287,7 +287,7 @@ class Grouped:
 
 def unlike(bench: Workbench, content: RecordDict, clients: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of stacks and of clients that are trained in place."""
-    size = sum(p.numel() for p in bench.model.parameters()) + PLAIN.beside
+    size = sum(p.numel() for p in bench.model.parameters()) + PLAIN.segment_size
     together = sum_cohort(bench, content, range(clients), PLAIN, size)
     single = in_place(bench, content, list(range(clients)), PLAIN, size)
     assert together.replies == single.replies

@@ -63,7 +63,7 @@ def evaluate(asked: Evaluation = ASKED, spec: SumSpec | None = None, **order: An
 
 def test_a_linear_device_evaluates_on_rows_that_it_holds_out(clients: Path) -> None:
     device = device_of(clients / "c0", purposes=("evaluation",))
-    told, spec = CohortSum(np.zeros(SumSpec(1.0, ASKED.segments).beside)), SumSpec(1.0, ASKED.segments)
+    told, spec = CohortSum(np.zeros(SumSpec(1.0, ASKED.segments).segment_size)), SumSpec(1.0, ASKED.segments)
     add_reply(told, device.answer(evaluate()), spec)
     table = linear.read_table(clients / "c0" / "device.npz")
     trained, held = linear.parts_of(table, ASKED.share)
