@@ -846,7 +846,7 @@ MUTATIONS = {
         "shortened",
     ),
     "a run that failed is not closed": Mutation(
-        "run/close.py",
+        "run/result.py",
         "CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)",
         "CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)",
         BINDING_TESTS,
