@@ -1,4 +1,4 @@
-"""Model of a run for its page and its card: what it is called, what it takes and answers, and what it confuses."""
+"""Model of a run for its page and its card: its title, inputs, classes and confusion matrix."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _schema(run: RunFiles) -> Fields:
 
 
 def _title(run: RunFiles, label: str | None) -> str:
-    """Return a name that tells the model from others: of tables the label and the data, of a class its name."""
+    """Return the title of a model: label and data of a table, or the name of the task's class."""
     target = run.setting("task", "target")
     if label is None:
         return str(target).rpartition(":")[2] if target else str(run.setting("task", "name"))
