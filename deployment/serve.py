@@ -54,10 +54,9 @@ from ..questions.scaling import apply_answer
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
-from ..run.close import close_again
 from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..run.manifest import read_manifest
-from ..run.result import note_farewell
+from ..run.result import close_again, note_farewell
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
 from ..run.run_files import read_object
 from ..server.checkpoint import head_in

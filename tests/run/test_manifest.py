@@ -29,8 +29,8 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.run import progress as recording
 from fedveil.run import result as results
 from fedveil.run import run as running
-from fedveil.run.close import close_again
 from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_manifest
+from fedveil.run.result import close_again
 from fedveil.run.run import RunResult
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
