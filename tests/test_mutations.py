@@ -252,7 +252,7 @@ MUTATIONS = {
     ),
     "a device signs a manifest of another status or model": Mutation(
         "deployment/device/receipts.py",
-        "        if listed != received_value:\n",
+        "        if listed != actual:\n",
         "        if False:\n",
         "deployment/device/test_receipts.py",
         "contradicts_what_it_received",
@@ -2079,7 +2079,7 @@ MUTATIONS = {
     ),
     "a changed roster does not wait for its owner": Mutation(
         "deployment/device/roster_changes.py",
-        "if not objection and policy.approve_rosters and _approved(state) != change.hash:",
+        "if not fault and policy.approve_rosters and _approved(state) != change.hash:",
         "if False:",
         "deployment/device/test_roster_changes.py",
         "changed_members_wait_for_a_demanding_owner",
