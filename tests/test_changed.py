@@ -24,9 +24,9 @@ FILES = {
     "tests/test_docs.py": "",
     "tests/test_source.py": "",
     "tests/test_wheel.py": "",
-    "tests/test_mutations.py": "def test_each_quote():\n    pass\ndef test_red(name):\n    pass",
+    "tests/test_mutations.py": "def test_each_fault():\n    pass\ndef test_red(name):\n    pass",
 }
-QUOTES = ["tests/test_mutations.py::test_each_quote", "tests/test_source.py"]
+FAULTS = ["tests/test_mutations.py::test_each_fault", "tests/test_source.py"]
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def commit(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "tests"),
     [
-        ("server/rounds.py", ["tests/run/test_close.py", "tests/server/test_rounds.py", *QUOTES]),
-        ("server/terms.py", ["tests/server/test_terms.py", *QUOTES]),
-        ("server/other.py", ["tests/server/test_rounds.py", "tests/server/test_terms.py", *QUOTES]),
+        ("server/rounds.py", ["tests/run/test_close.py", "tests/server/test_rounds.py", *FAULTS]),
+        ("server/terms.py", ["tests/server/test_terms.py", *FAULTS]),
+        ("server/other.py", ["tests/server/test_rounds.py", "tests/server/test_terms.py", *FAULTS]),
         ("configs/privacy/none.yaml", ["tests/configs/test_settings.py"]),
         ("README.md", ["tests/test_docs.py"]),
         ("pyproject.toml", ["tests/test_wheel.py"]),
@@ -63,6 +63,7 @@ def commit(root: Path) -> None:
         ("tests/run/test_close.py", ["tests/run/test_close.py"]),
         ("tests/run/test_deleted.py", []),
         ("tests/test_mutations.py", ["tests/test_mutations.py"]),
+        ("tests/mutations/server.toml", FAULTS[:1]),
     ],
 )
 def test_changed_file_selects_its_tests(root: Path, changed: str, tests: list[str]) -> None:

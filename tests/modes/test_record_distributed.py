@@ -29,7 +29,7 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.app import train_round
 from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
-from fedveil.client.dp_sgd.together import drawn, step
+from fedveil.client.dp_sgd.together import draw_records, step
 from fedveil.client.private_update import RECORD_SUM
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
@@ -310,7 +310,7 @@ def test_the_union_adds_what_its_clients_add_one_by_one() -> None:
     one_by_one = CohortSum(np.zeros(size))
     for client in range(7):
         examples = task.client_data(client)
-        rows = drawn(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
+        rows = draw_records(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
         update = step(Net(), task, examples, rows, TERMS, 0.4, layout_of_net())
         add(one_by_one, encode(update, {}, spec)[0], spec)
     assert at_once.replies == one_by_one.replies == 7 and at_once.total.any()
