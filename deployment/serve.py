@@ -434,9 +434,7 @@ class Farewell:
             description = RunDescription(self.bundle.federation, self.run, manifest)
             self._write_receipts(ending.folder, description, receipts)
 
-    def _write_receipts(
-        self, folder: Path, description: RunDescription, by_node: Mapping[int, Receipt]
-    ) -> None:
+    def _write_receipts(self, folder: Path, run: RunDescription, by_node: Mapping[int, Receipt]) -> None:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         ended = roster.ended(int(time.time()))
@@ -445,14 +443,14 @@ class Farewell:
         genuine = {
             node: each
             for node, each in by_node.items()
-            if node in keys and any(holds(each, description, keys[node], tag) for tag in tags)
+            if node in keys and any(holds(each, run, keys[node], tag) for tag in tags)
         }
         for node in sorted(by_node.keys() - genuine.keys()):
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:
             receipts = [genuine[node] for node in sorted(genuine)]
             authority, chain = _authority_now(self.bundle)
-            write_receipts(folder, Receipts(description, authority, signed, receipts, chain))
+            write_receipts(folder, Receipts(run, authority, signed, receipts, chain))
 
 
 @contextmanager

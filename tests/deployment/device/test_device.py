@@ -29,7 +29,7 @@ from fedveil.deployment.device.eligibility import obstacle
 from fedveil.deployment.device.order_policy import accept_order
 from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.device.run_end import read_ended
-from fedveil.links.device_answers import PAID, UNPAID, Journal, describe_loss
+from fedveil.links.device_answers import PAID, UNPAID, Journal, loss_line
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
@@ -751,10 +751,10 @@ def test_device_says_once_that_it_looks_for_another_run(clients, caplog):
     keeper.handle(message_to(2, RunOver("spring", "completed", 20, {})))
     with caplog.at_level("INFO", "fedveil.client"):
         for number in range(50):
-            keeper.say(describe_loss(600.0 + number, "unavailable: connection refused"))
+            keeper.say(loss_line(600.0 + number, "unavailable: connection refused"))
         assert [record.message for record in caplog.records] == [agent.RESTING]
         keeper.handle(in_the_clear())
-        keeper.say(describe_loss(1.0, "unavailable"))
+        keeper.say(loss_line(1.0, "unavailable"))
         assert "trying again in 1 s" in caplog.records[-1].message
 
 
