@@ -34,7 +34,7 @@ from fedveil.deployment.device.device import read_device
 from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import min_clients, pace_of
+from fedveil.deployment.pace import required_clients, pace_of
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
@@ -1128,4 +1128,4 @@ def test_encrypted_round_waits_for_the_members_of_its_sum_alone(
     bundle = read_server_bundle(hearts / "server")
     settings = settings_for(bundle, [*MASKED, "secagg.dropout=0.2"])
     federation = build(settings.federation, deployed_in(bundle, settings))
-    assert [min_clients(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
+    assert [required_clients(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
