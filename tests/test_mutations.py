@@ -3145,14 +3145,14 @@ MUTATIONS = {
         "privacy/secagg/client.py",
         "if len(alive) >= min_survivors)",
         "if min_survivors)",
-        "privacy/secagg/test_protocol.py",
+        "privacy/secagg/test_client.py",
         "as_many_survivors_as_they_say",
     ),
     "noise opened before a quorum has signed": Mutation(
         "privacy/secagg/attempt.py",
         "if reply.survivors != view:",
         "if False:",
-        "privacy/secagg/test_protocol.py",
+        "privacy/secagg/test_client.py",
         "no_quorum_signed",
     ),
     "survivors that nobody has checked": Mutation(

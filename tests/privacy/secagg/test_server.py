@@ -1,6 +1,6 @@
 """Nodes that go silent at any stage: the exact sum of those who sent, or nothing.
 
-The campaign: `python -m pytest tests/privacy/secagg/test_dropouts.py -m campaign`.
+The campaign: `python -m pytest tests/privacy/secagg/test_server.py -m campaign`.
 """
 
 import runpy
