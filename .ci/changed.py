@@ -53,8 +53,10 @@ def tests_of(root: Path, changed: set[str]) -> list[str]:
     selected = changed & texts.keys()
     for name in changed - texts.keys():
         selected.update(_tests_of_file(PurePosixPath(name), texts, imports))
-    if any(name.endswith(".py") and not name.startswith((".", "tests/", "docs/")) for name in changed):
+    package = any(name.endswith(".py") and not name.startswith((".", "tests/", "docs/")) for name in changed)
+    if package:
         selected.update(SOURCE)
+    if package or any(name.startswith("tests/mutations/") for name in changed):
         selected.update(_plain_mutation_tests(texts.get(MUTATIONS, "")))
     files = {name for name in selected if name in texts}
     return sorted(files | {name for name in selected if "::" in name and MUTATIONS not in files})
@@ -78,7 +80,7 @@ def _tests_of_file(file: PurePosixPath, texts: dict[str, str], imports: dict[str
 
 
 def _imported(text: str) -> Iterator[str]:
-    """Yield the modules of fedveil that a test imports, without `fedveil.`; also where a name may be a module."""
+    """Yield the modules that a test imports, by their paths with dots; also where a name may be a module."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
@@ -87,10 +89,11 @@ def _imported(text: str) -> Iterator[str]:
         else:
             continue
         yield from (name.removeprefix("fedveil.") for name in names if name.startswith("fedveil."))
+        yield from (f"tests.{name}" for name in names if name.startswith("shared."))
 
 
 def _plain_mutation_tests(text: str) -> Iterator[str]:
-    """Yield the tests of the mutations that break nothing: they hold the quotes against the source."""
+    """Yield the tests of the mutations that break nothing: they hold the faults against the source."""
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not node.args.args:
             yield f"{MUTATIONS}::{node.name}"

@@ -25,7 +25,7 @@ from ..privacy.audit.interference import block_of
 from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult, pooled_p
 from ..privacy.audit.round_rows import LAYERS, Rows
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
-from ..privacy.audit.sum_audit import NO_MEMORY, Memory, layers_of, noise_p, unwatched, watch
+from ..privacy.audit.sum_audit import NO_MEMORY, Memory, empty_row, layers_of, noise_p, watch
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.mechanisms.released_sum import ReleasedSum
 
@@ -80,7 +80,7 @@ class Auditor:
     _alarms: AlarmState | None = None
 
     def __post_init__(self) -> None:
-        self._room = round_rows.stacked([], self.terms.canaries)
+        self._room = round_rows.stack_rows([], self.terms.canaries)
 
     @property
     def rows(self) -> Rows:
@@ -122,7 +122,7 @@ class Auditor:
             return []
         due = self.terms.due(self._before, number)
         if released is None:
-            row = unwatched(number, self.terms.canaries)
+            row = empty_row(number, self.terms.canaries)
         else:
             block = block_of(number, self.terms.num_rounds)
             row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
@@ -229,7 +229,7 @@ class Auditor:
         if self.directions is not None and first is not None:
             moved = [np.subtract(last[name], value, dtype=np.float64) for name, value in first.items()]
             whole = np.concatenate([np.ravel(part) for part in moved])
-            row = unwatched(0, self.terms.canaries)
+            row = empty_row(0, self.terms.canaries)
             row["norm"], row["along"] = np.linalg.norm(whole), self.directions.along(whole)
             round_rows.append(self.path, row)
         return summarise(Evidence(self.terms, self.coins, self.rows), self.raised, row)

@@ -87,7 +87,7 @@ class AuditLine:
         return [(each.round, format_alarm(each.alarm)) for each in self.alarms]
 
     def status(self) -> dict[str, Any]:
-        """Return what the audit of the released sums says so far.
+        """Return the state of the audit of the released sums.
 
         `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
         """

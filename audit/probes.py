@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ..messages.client_settings import CanaryRecords
 from ..privacy.audit import client_rows
-from ..privacy.audit.client_rows import SUFFIX, gathered, step_ratio
+from ..privacy.audit.client_rows import SUFFIX, read_scores, step_ratio
 from ..privacy.audit.membership import auc
 from ..privacy.audit.memorisation import MemorisationProbe, MemorisationResult
 from ..privacy.audit.one_run import Scores
-from ..privacy.audit.record_claim import weighed
+from ..privacy.audit.record_claim import measure_records
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
@@ -46,8 +46,8 @@ class RecordProbe:
 
     def __call__(self, number: int) -> Measured | None:
         """Return what canary records show after round `number`; None while too few took part."""
-        members, others = gathered(sorted(self.folder.glob(f"*{SUFFIX}")))
-        return weighed(members, others, self.budget, number)
+        members, others = read_scores(sorted(self.folder.glob(f"*{SUFFIX}")))
+        return measure_records(members, others, self.budget, number)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StepScores:
     """Scores of the canary records of a step on all clients' records, computed from released sums.
 
     Attributes:
-      path: of their file, as `client_rows.gathered` reads it.
+      path: of their file, as `client_rows.read_scores` reads it.
       canaries: their settings at the clients.
     """
 

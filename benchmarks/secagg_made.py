@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..privacy.secagg.attempt import NodeAttempt, masked, tagged
+from ..privacy.secagg.attempt import NodeAttempt, masked, tag_reply
 from ..privacy.secagg.bindings import (
     confirmation_body,
     deal_body,
@@ -150,10 +150,10 @@ class _Made:
         seed = seed_commitment(label, held.own_seed)
         unsigned = SealedShares(agreed.cohort, sealed, commitments, proof, seed, bytes(SIGNATURE_BYTES))
         signature = sign(node.key, agreed.cohort, deal_body(node.node, unsigned))
-        return tagged(held, write(replace(unsigned, signature=signature)))
+        return tag_reply(held, write(replace(unsigned, signature=signature)))
 
     def check(self, node: Participant) -> bytes:
-        return tagged(_held(node), write(Checked(self.attempt._agreed.cohort, ())))
+        return tag_reply(_held(node), write(Checked(self.attempt._agreed.cohort, ())))
 
     def vector(self, node: Participant) -> bytes:
         held, agreed, context = _held(node), self.attempt._agreed, self.attempt._round
@@ -169,7 +169,7 @@ class _Made:
         server = self.attempt
         said = Confirmation(node.node, _MODEL, server._round, server._view, b"")
         signature = sign(node.key, server.context, confirmation_body(said))
-        return tagged(_held(node), write(replace(said, signature=signature)))
+        return tag_reply(_held(node), write(replace(said, signature=signature)))
 
     def revealed(self, node: Participant) -> bytes:
         seeds = [
@@ -181,7 +181,7 @@ class _Made:
         said = Revealed(self.attempt._view, b"".join(seeds), keys, b"")
         body = reveal_body(node.node, said, self.attempt._acceptance(node.node))
         signature = sign(node.key, self.attempt.context, body)
-        return tagged(_held(node), write(replace(said, signature=signature)))
+        return tag_reply(_held(node), write(replace(said, signature=signature)))
 
 
 def _held(node: Participant) -> NodeAttempt:

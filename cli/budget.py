@@ -133,7 +133,7 @@ def _names(folder: Path) -> dict[str, str]:
 
 
 def _sort_key(name: str) -> tuple[bool, str, int]:
-    """Return what ledgers are sorted by: data sets by their names, of each the clients by their numbers; others last."""
+    """Return the sort key of a ledger: data sets by name, their clients by number, others last."""
     data_id, _, client = name.partition(", client ")
     return not name, data_id, int(client) if client else -1
 

@@ -24,7 +24,7 @@ JOB, RESULT, CONFIG = "job.json", "result.json", "config.yaml"
 SEED = "seed"
 CONFIDENCE = 0.95
 WIDEST, NARROWEST = 40, 20  # columns of the table's first
-PRICES = "cost."  # of keys that change what a run is said to cost, and nothing of the run
+PRICES = "cost."  # prefix of the keys of a report's prices, which change no run
 NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
 # https://owasp.org/www-community/attacks/CSV_Injection, with the wide forms that spreadsheets take for the same.
 FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
@@ -216,7 +216,7 @@ def _interval(values: Sequence[float]) -> MeanInterval:
     return MeanInterval(mean, mean - half, mean + half)
 
 
-# --- what is shown ------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------------
 
 
 def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
@@ -262,7 +262,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
 
 
 def _by_group(runs: Sequence[OverSeeds]) -> str:
-    """Return each group's figures, and beside those without privacy what privacy costs the group; empty without groups."""
+    """Return each group's figures, with the difference to the run without privacy; empty without groups."""
     names = list(dict.fromkeys(name for each in runs for name in each.metrics if name.startswith(GROUPS)))
     if not names:
         return ""

@@ -159,7 +159,7 @@ def hydra_words(config_name: str, prior: Sequence[str], incomplete: str) -> list
     """
     added = incomplete[:1] == "+"
     try:
-        with redirect_stderr(StringIO()):  # a parser tells there what is wrong with half a line
+        with redirect_stderr(StringIO()):  # a parser writes the faults of half a line there
             words = [f"+{word}" if added else word for word in _words(config_name, prior, incomplete, added)]
         return [CompletionItem(word) for word in dict.fromkeys(words) if word.startswith(incomplete)]
     except Exception:  # noqa: BLE001 (a shell shows what a completion prints: it prints nothing)

@@ -56,5 +56,5 @@ def importing() -> Generator[None]:
     finally:
         if first:
             gc.freeze()
-            gc.unfreeze()  # what is there counts as old
+            gc.unfreeze()  # all objects are of the oldest generation now
             gc.enable()

@@ -35,12 +35,12 @@ HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_op
 
 
 def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
-    """Return an option with a value: what stands for the value, its help, the option's own names; `words` as below."""
+    """Return an option with a value, from its metavar, help and names; `words` as in `argument`."""
     return Option(*names, metavar=metavar, **_with_words(text, **more))
 
 
 def argument(metavar: str, text: str, **more: Any) -> Any:
-    """Return an argument: what stands for it and its help; `words` it may be end the help, and a shell completes them."""
+    """Return an argument, from its metavar and help; the permitted `words` end the help and are completed by shells."""
     return Argument(metavar=metavar, **_with_words(text, **more))
 
 
@@ -84,7 +84,7 @@ def verb(
     hidden: bool = False,
     needs: str | None = None,
 ) -> Any:
-    """Return the decorator that makes a function the verb of this name; a hidden one stands for what is no verb's name.
+    """Return the decorator that makes a function the verb of this name; a hidden one takes any word that names no verb.
 
     Args:
       of: the group, or the whole command line.
@@ -154,12 +154,12 @@ def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
 
 
 def port_of(page: bool, port: int | None) -> int | None:
-    """Return the port of a run's page: 0 for one that is free, None where no page was asked for."""
+    """Return the port of a run's page: 0 for one that is free, None for no page."""
     return port if port is not None else 0 if page else None
 
 
 def read(kind: Callable[[str], T], field: str, text: str, remedy: str = "give a number") -> T:
-    """Return what a word of the command line says.
+    """Return the value of a word of the command line.
 
     Args:
       kind: reads it, and raises ValueError for any other.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Head as EntryHead
 
 DAMAGED = 1
-COMPANIONS = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
+COMPANIONS = (".lock", ".json", "-wal", "-shm")  # suffixes of files beside ledgers
 group = typer.Typer(**GROUP)
 
 

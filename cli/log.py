@@ -44,7 +44,7 @@ def of_server(
     *,
     as_json: bool = False,
 ) -> int:
-    """Print what a server has told, or a proof of it, or take co-signatures of witnesses; return the exit code.
+    """Print a server's log, or a proof of it, or take co-signatures of witnesses; return the exit code.
 
     Arguments as of `fedveil server log`.
 
@@ -153,7 +153,7 @@ def _format_cosignature(each: HeadCosignature) -> str:
 
 
 def _entry_lines(texts: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each entry; one that contradicts an earlier one is said to do so."""
+    """Yield a line for each entry; one that contradicts an earlier one is marked."""
     again = contradicting_entries(texts)
     for index, text in enumerate(texts):
         entry = fields_of(text)

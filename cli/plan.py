@@ -71,10 +71,10 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
     plans = list(plans_of(federation))
     if not plans:
         console.print("privacy=none: no guarantee; epsilon is infinite.", style="red")
-    for number, (plan, budget, rounds) in enumerate(plans):
+    for number, (plan, budget) in enumerate(plans):
         if number:
             console.print()
-        _show(console, federation, plan, budget, rounds)
+        _show(console, federation, plan, budget)
     if isinstance(settings.task, CsvTask):
         console.print(_training(federation.settings))
     return 0
@@ -88,7 +88,7 @@ def _training(settings: SimulationSettings) -> str:
 def _draw(federation: Federation, plot: Path) -> None:
     from ..run.plots import draw_guarantees
 
-    curves = {str(plan.unit): plan.curve(budget, rounds) for plan, budget, rounds in plans_of(federation)}
+    curves = {str(plan.unit): plan.curve(budget) for plan, budget in plans_of(federation)}
     if not curves:
         raise Refusal("--plot", str(plot), "privacy=none gives no guarantee to plot; choose another mode")
     try:
@@ -97,8 +97,8 @@ def _draw(federation: Federation, plot: Path) -> None:
         raise Refusal("--plot", str(plot), f"cannot be written: {problem}") from None
 
 
-def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, rounds: int) -> None:
-    unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
+def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) -> None:
+    unlimited, rounds = budget.target_epsilon >= UNLIMITED_EPSILON, plan.num_rounds
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
     console.print(
         f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
@@ -135,7 +135,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         )
         console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
     if federation.settings.tried:
-        tries, whole = tries_of(federation, plan, budget, rounds)
+        tries, whole = tries_of(federation, plan, budget)
         once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
         each = "round" if arms == 1 else f"{arms} rounds"
         console.print(
@@ -208,8 +208,8 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
         return
     events: dict[Budget, Counter[DpEvent]] = {}
     for federation in real:
-        for plan, budget, rounds in plans_of(federation):
-            releases = 1 if plan.mechanism.rounds else rounds
+        for plan, budget in plans_of(federation):
+            releases = 1 if plan.mechanism.rounds else plan.num_rounds
             events.setdefault(budget, Counter())[plan.event()] += releases
     costs: list[str] = []
     for budget, counts in events.items():

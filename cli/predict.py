@@ -78,7 +78,7 @@ def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str
 def explanation(
     run: Path, data: Path, allow_modules: tuple[str, ...], method: str
 ) -> dict[str, NDArray[Any]]:
-    """Return predictions by column name, shape (n,) each, and what each input adds to the score of what is said.
+    """Return predictions by column name, shape (n,) each, and what each input adds to the score of the prediction.
 
     Args:
       run: folder of a run or of a client's bundle; an export is refused.

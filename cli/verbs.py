@@ -64,7 +64,7 @@ class Verb(TyperCommand):
         self.params += VOLUME
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Do it, as loudly as was asked for; return its exit code."""
+        """Run the verb at the requested volume; return its exit code."""
         if needs := getattr(self.callback, "needs", None):
             require_extra(needs, _path(ctx))
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
@@ -142,7 +142,7 @@ class ServerVerb(HydraVerb):
 
 
 class Verbs(TyperGroup):
-    """A verb with verbs of its own; a hidden one among them stands for whatever is none of their names."""
+    """A group of verbs; a hidden one among them takes any word that names none of the others."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the hidden verb's name before what is none of the others' names."""
@@ -227,7 +227,7 @@ def _listed(ctx: click.Context) -> str:
 
 
 def describe_error(error: click.UsageError) -> str:
-    """Return what a usage error says: the mistake, the nearest name, and how the verb is called."""
+    """Return a usage error as text: the mistake, the nearest name, and the usage line."""
     message = error.format_message().rstrip(".")
     message = message[:1].lower() + message[1:]
     if isinstance(error, click.NoSuchOption):

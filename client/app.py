@@ -8,8 +8,13 @@
 | to train, with record-level privacy | `train_on_ledger` | the ledger of the client's own records |
 | to train otherwise | `train` | the population's ledger, at the server, where it has one |
 
-An answer leaves as the private sum's vector, which `private_update` or `secure_update` makes of it. Of a failure a code
-leaves and no text: for a ledger that refuses, and for a task that mixes examples, the code is chosen here.
+An answer leaves as the private sum's vector, which `private_update` or `secure_update` makes of it.
+
+| raised meanwhile | sent instead; the owner's log has the text |
+|---|---|
+| `BudgetExhausted`, `Refusal` of the ledger, `Mixing` | the error `BUDGET_SPENT`, `NOT_READY`, `MIXES` |
+| any error of the task, in an encrypted sum with noise | a zero update: who answers would tell of the data |
+| any other | the error `FAILED` |
 """
 
 from __future__ import annotations
@@ -64,14 +69,14 @@ def make_client_app(
         return bench or workbench(settings(context))
 
     def protected(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        own = bench_of(context).settings
-        if own.encryption is None:
+        settings_of_client = bench_of(context).settings
+        if settings_of_client.encryption is None:
             return private_update(message, context, call_next)
         from ..strategies.identity import simulated_identity  # needed only by encrypted sums
         from .secure_update import secure_update
 
-        identity = simulated_identity(own.encryption, _number(context))
-        return secure_update(identity, Randomness(own.seed), message, context, call_next)
+        identity = simulated_identity(settings_of_client.encryption, _number(context))
+        return secure_update(identity, Randomness(settings_of_client.seed), message, context, call_next)
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
@@ -154,10 +159,9 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
         from .dp_sgd.rounds import train_on_ledger
 
         train_on_ledger(content, client, bench, settings, examples, training)
-    elif (
-        loss := train(bench.model, bench.task, examples, training, client, key, bench.precision)
-    ) is not None:
-        metrics[TRAIN_LOSS] = loss
+    else:
+        loss = train(bench.model, bench.task, examples, training, client, key, bench.precision)
+        metrics |= {} if loss is None else {TRAIN_LOSS: loss}
     bench.require_base()
     reply = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(reply, reply_to=message)

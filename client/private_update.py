@@ -83,13 +83,13 @@ def private_update(
 
     def trained() -> Message:
         with charge(message.content, None):
-            vector = _encoded(without_error(call_next(message, context)), received, message.content, spec)
+            vector = _encode(without_error(call_next(message, context)), received, message.content, spec)
         return wire.reply_with(vector, spec, message)
 
     return answer_of(message, trained)
 
 
-def _encoded(
+def _encode(
     reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec
 ) -> Contribution:
     """Return the vector of an app's reply, and release the reply's arrays."""

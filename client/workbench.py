@@ -79,11 +79,11 @@ class Workbench:
     @cached_property
     def forget(self) -> Callable[[], None]:
         """Reset of the model's state besides its arrays, so that no information of a client reaches the next one."""
-        put_back, require = memory_of(self.model), self.require_base
+        restore, require = memory_of(self.model), self.require_base
 
         def forget() -> None:
             require()
-            put_back()
+            restore()
 
         return forget
 

@@ -258,14 +258,14 @@ class FederationSettings(Group):
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield conflicts between groups."""
-        own = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
+        callbacks = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
         model: object = getattr(self.task, "model", None)  # of tables a word
         own_model = model if isinstance(model, str) and ":" in model else None
         targets = [
             ("task.target", self.task.own),
             ("strategy.target", self.strategy.target),
             ("task.model", own_model),
-            *own,
+            *callbacks,
         ]
         for key, target in targets:
             module = (target or "").partition(":")[0]

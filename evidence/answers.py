@@ -19,7 +19,7 @@ from .ledger_history import describe_verification, questions_on
 BINS = "histogram"
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
-OF_COLUMNS = "attributions"  # of each column beside how many rows there are, which has no bar
+OF_COLUMNS = "attributions"  # one for each column, and the number of rows, which has no bar
 OF_SHARES = ("fairness",)  # from 0 to 1, in percent
 EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
 COPIED = (

@@ -239,7 +239,7 @@ NAME_WIDTH, LONGEST = 150.0, 24  # width of the names beside bars, and their cha
 
 
 def bar(value: float, low: float, high: float, ends: Sequence[float]) -> str:
-    """Return a bar from 0 to a figure, and its interval, for the row of a table that says both.
+    """Return a bar from 0 to a figure, and its interval, for the row of a table with both.
 
     Args:
       value: of the figure.

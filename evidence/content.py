@@ -108,20 +108,20 @@ def _about(run: RunFiles, ledger: Fields | None, as_of: str | None) -> dict[str,
     this = next((each for each in ledger["runs"] if each["this"]), None) if ledger else None
     return {
         "name": run.name,
-        "task": result.get("task") or run.said("task", "name"),
-        "target": run.said("task", "target"),
+        "task": result.get("task") or run.setting("task", "name"),
+        "target": run.setting("task", "target"),
         "data": result.get("data"),
         "deployed": run.deployed,
-        "mode": run.said("privacy", "name"),
+        "mode": run.setting("privacy", "name"),
         "status": result.get("status", RUNNING if as_of else NOT_ENDED),
         "as_of": as_of,
         "reason": result.get("reason"),
         "rounds_completed": result.get("rounds_completed", len(run.rounds)),
         "rounds_planned": _planned(run),
         "clients": _clients(run),
-        "cohort": result.get("cohort") or run.said("cohort", "name"),
-        "strategy": result.get("strategy") or run.said("strategy", "name"),
-        "partition": result.get("partition") or run.said("partition", "name"),
+        "cohort": result.get("cohort") or run.setting("cohort", "name"),
+        "strategy": result.get("strategy") or run.setting("strategy", "name"),
+        "partition": result.get("partition") or run.setting("partition", "name"),
         "rng": result.get("rng"),
         "models_averaged": result.get("models_averaged"),
         "model_sha256": run.model,
@@ -132,7 +132,7 @@ def _about(run: RunFiles, ledger: Fields | None, as_of: str | None) -> dict[str,
 
 def _planned(run: RunFiles) -> int | None:
     """Return the planned number of rounds: those of every arm, and those of all clients."""
-    planned, tuning = run.said("num_rounds"), run.result.get("tuning")
+    planned, tuning = run.setting("num_rounds"), run.result.get("tuning")
     if not isinstance(planned, int) or not tuning:
         return planned
     return planned + (len(tuning["arms"]) - 1) * tuning["rounds"]
@@ -140,7 +140,7 @@ def _planned(run: RunFiles) -> int | None:
 
 def _clients(run: RunFiles) -> int | None:
     """Return the number of clients, which a server's configuration and older results lack."""
-    configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
+    configured = None if run.deployed else run.setting("population") or run.setting("task", "num_clients")
     return run.result.get("population") or run.saved.get("population") or configured
 
 
@@ -215,7 +215,7 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _unmeasured(run: RunFiles) -> str:
-    if not run.result and (run.audit or run.said("audit", "name") not in (None, "off")):
+    if not run.result and (run.audit or run.setting("audit", "name") not in (None, "off")):
         return "the run has not ended, and its audit has no result yet"
     return "this run had no audit, so leakage was not measured"
 
@@ -316,7 +316,8 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     head, close = history.get("known_head"), history.get("close")
     curves = all(row["epsilon"] == "infinity" or "curve" in row for row in result.get("privacy", ()))
     where = f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
-    private, audited = run.said("privacy", "name") != "none", run.said("audit", "name") not in (None, "none")
+    private = run.setting("privacy", "name") != "none"
+    audited = run.setting("audit", "name") not in (None, "none")
     whole, unchanged = (not each or each["held"] for each in (head, close))
     bound, changed = close or not (history and result), ", ".join(close["changed"] if close else ())
     sized = run.shapes or run.saved.get("parameters")

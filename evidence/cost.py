@@ -49,7 +49,7 @@ class Prices:
 
 def prices_of(run: RunFiles) -> Prices:
     """Return the prices of a run."""
-    configured = {name: run.said("cost", name) for name in PRICES}
+    configured = {name: run.setting("cost", name) for name in PRICES}
     values = {name: float(value) for name, value in configured.items() if value is not None}
     sources = dict.fromkeys(values, CONFIGURATION) | dict.fromkeys(run.assessment.prices, ASSESSMENT)
     return Prices(values | dict(run.assessment.prices), sources)
@@ -95,10 +95,10 @@ def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
     one = FLOPS * parameters or None
     figures = [figure("a client's training, for each example", one, SIX, "FLOP")]
-    examples, speed = (run.said("cost", key) for key in ("examples_of_client", "flops_of_client"))
+    examples, speed = (run.setting("cost", key) for key in ("examples_of_client", "flops_of_client"))
     if examples is None or one is None:
         return figures
-    passes = run.said("local_epochs") or 1
+    passes = run.setting("local_epochs") or 1
     maximum = one * examples * passes
     source = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
     figures.append(figure("a client's training, one round at most", maximum, source, "FLOP"))
@@ -125,7 +125,7 @@ def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[di
     return [
         *figures,
         figure("carbon dioxide of that energy", carbon, source, "g"),
-        figure("money", money, both, run.said("cost", "currency") or ""),
+        figure("money", money, both, run.setting("cost", "currency") or ""),
     ]
 
 

@@ -50,7 +50,7 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
             "Whether and when a client answers is assumed not to depend on its data.",
         ),
     ]
-    if run.said("accept_vacuous"):
+    if run.setting("accept_vacuous"):
         text = "The plan found the guarantee vacuous in practice, and the run was accepted nevertheless (accept_vacuous)."
         limits.insert(0, Limit("A vacuous promise", ACCEPTED, text))
     limits.sort(key=lambda each: STATES.index(each.state))
@@ -79,7 +79,7 @@ def _held_out(run: RunFiles) -> Limit:
     title = "Held-out data"
     if main_metric([run.result.get("metrics") or {}, *run.rounds]) is None:
         return Limit(title, COVERED, "No metric was computed on held-out data.")
-    declared = run.said("task", "held_out")
+    declared = run.setting("task", "held_out")
     actor = "the run (task.held_out=public)" if declared == "public" else "the task"
     if run.deployed and declared is None:
         actor = "the operator, whose they are"
@@ -90,7 +90,7 @@ def _held_out(run: RunFiles) -> Limit:
 
 
 def _shared_person(run: RunFiles, rows: Sequence[Fields]) -> Limit:
-    several = run.said("privacy", "clients_per_person") or 1
+    several = run.setting("privacy", "clients_per_person") or 1
     if any(row["unit"] == "client" and row["epsilon"] != "infinity" for row in rows):
         text = "A person with two devices is two clients: both epsilons add up."
         return Limit("One person behind two clients", NOT, text)
@@ -103,7 +103,7 @@ def _shared_person(run: RunFiles, rows: Sequence[Fields]) -> Limit:
 
 def _several_records(run: RunFiles, rows: Sequence[Fields]) -> Limit:
     title = "Several records of one person"
-    per_person = run.said("privacy", "per_person") or run.said("privacy", "record", "per_person")
+    per_person = run.setting("privacy", "per_person") or run.setting("privacy", "record", "per_person")
     if per_person:
         text = f"Each client trains on at most {per_person} of one person's examples, and the unit is the person."
         return Limit(title, COVERED, text + " The guarantee relies on the owner to name persons correctly.")
@@ -150,7 +150,7 @@ def _server(run: RunFiles) -> Limit:
     noisy = COVERED, "Each client adds its noise before it sends. The server learns the participants."
     # A central mode may hide records too: the first that holds counts.
     sees = {CENTRAL_MODES: trusted, ENCRYPTED_MODES: blind, RECORD_MODES: noisy}
-    mode, nothing = run.said("privacy", "name"), (NOT, "Nothing is hidden from it.")
+    mode, nothing = run.setting("privacy", "name"), (NOT, "Nothing is hidden from it.")
     state, text = next((sight for modes, sight in sees.items() if mode in modes), nothing)
     return Limit("The server", state, text)
 
@@ -174,7 +174,7 @@ def _names(real: bool) -> Limit:
 
 
 def _floats(run: RunFiles) -> Limit:
-    title, mode = "Floating-point noise", run.said("privacy", "name")
+    title, mode = "Floating-point noise", run.setting("privacy", "name")
     if mode in RECORD_MODES:
         text = (
             "Gradients are clipped and summed in float32 before noise is added: the rounding is not counted."

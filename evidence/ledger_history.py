@@ -95,7 +95,7 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
     rounds, evaluations = (
         [each for each in charges if (each.get("kind") == QUESTION) is q] for q in (False, True)
     )
-    planned, schedule = run.said("num_rounds"), run.said("evaluate", "clients") or "none"
+    planned, schedule = run.setting("num_rounds"), run.setting("evaluate", "clients") or "none"
     plain = isinstance(planned, int) and not any({"filter_order", "arm"} & set(each) for each in charges)
     if not plain or not rounds or len(rounds) < len(run.rounds):  # several rounds may be one release
         return []

@@ -1,4 +1,4 @@
-"""Model of a run for its page and its card: what it is called, what it takes and answers, and what it confuses."""
+"""Model of a run for its page and its card: its title, inputs, classes and confusion matrix."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def model_of(run: RunFiles) -> dict[str, Any]:
         "label": label,
         "classes": classes or None,
         "intended": run.assessment.answers.get(INTENDED),
-        "max_grad_norm": run.said("privacy", "max_grad_norm")
-        or run.said("privacy", "record", "max_grad_norm"),
+        "max_grad_norm": run.setting("privacy", "max_grad_norm")
+        or run.setting("privacy", "record", "max_grad_norm"),
         "confusion": _confusion(run, classes),
     }
 
@@ -55,18 +55,18 @@ def _schema(run: RunFiles) -> Fields:
 
 
 def _title(run: RunFiles, label: str | None) -> str:
-    """Return a name that tells the model from others: of tables the label and the data, of a class its name."""
-    target = run.said("task", "target")
+    """Return the title of a model: label and data of a table, or the name of the task's class."""
+    target = run.setting("task", "target")
     if label is None:
-        return str(target).rpartition(":")[2] if target else str(run.said("task", "name"))
-    folder = run.said("task", "folder")
-    data = run.said("task", "data_id") or (folder and Path(str(folder)).name)
+        return str(target).rpartition(":")[2] if target else str(run.setting("task", "name"))
+    folder = run.setting("task", "folder")
+    data = run.setting("task", "data_id") or (folder and Path(str(folder)).name)
     return f"{label} of {data}" if data else label
 
 
 def _architecture(run: RunFiles) -> str | None:
-    kind, sizes = run.said("task", "model"), run.said("task", "hidden")
-    if kind is None or run.said("task", "target"):
+    kind, sizes = run.setting("task", "model"), run.setting("task", "hidden")
+    if kind is None or run.setting("task", "target"):
         return None
     return f"{kind}, hidden layers of {', '.join(map(str, sizes))}" if sizes and kind == "mlp" else str(kind)
 

@@ -29,7 +29,7 @@ from ..privacy.statistics.inquiry import Inquiry
 from ..run.acts import write_accepted
 from ..run.client_instructions import task_options
 from ..run.files import OF_RECORDS, OPERATOR
-from ..run.opening import alone_on_records, close_ledger, open_ledger
+from ..run.opening import close_ledger, lock_records, open_ledger
 from ..run.queries import Reach
 from ..server.participants import Participants
 from .asking import Asking, Outcome, require_all_rounds
@@ -83,7 +83,7 @@ def ask(
     require_answer(federation, inquiry, spend, plan)
     federation.check_cohort()
     make_folder("into", folder)
-    with alone_on_records(federation):
+    with lock_records(federation):
         if path.exists():  # by another process, until now
             return _stored_record(path, federation, inquiry)
         return _ask(federation, inquiry, plan, folder, open_grid, reach)

@@ -72,7 +72,7 @@ def _started(run: Run) -> tuple[Run, Observer]:
     return run, observer
 
 
-def alone_on_records(federation: Federation) -> AbstractContextManager[None]:
+def lock_records(federation: Federation) -> AbstractContextManager[None]:
     """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
     return federation.population.exclusive_lock() if federation.mode.spends else nullcontext()
 

@@ -46,7 +46,7 @@ NOT_MEASURED = (
     "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
     "task.held_out=public, or held_out_public = True in the task"
 )
-NOTHING_HELD_OUT = (
+NO_HELD_OUT = (
     "task.held_out_file: no public data are held out, so the model is not evaluated; name a public table"
 )
 
@@ -66,7 +66,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     checkpoint = _checkpoint(federation, folder, saved)
     client, spent = _client_settings(federation, folder, checkpoint, is_resumed)
     _check_data(federation)
-    _warn_of_own_scale(federation)
+    _warn_of_scale(federation)
     _check_evaluation(federation)
     _check_records(federation)
     _check_base(federation)  # after layers that no record-level mode can train
@@ -156,7 +156,7 @@ def _check_data(federation: Federation) -> None:
         federation.mode.check_sizes()
 
 
-def _warn_of_own_scale(federation: Federation) -> None:
+def _warn_of_scale(federation: Federation) -> None:
     """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
     task, mode = federation.task, federation.mode
     clients = federation.population.local_clients(task) if federation.settings.task.own else ()
@@ -179,7 +179,7 @@ def _check_evaluation(federation: Federation) -> None:
     """Warn of a model that is not evaluated; refuse a user's that fails on the first held-out examples."""
     count = len(held_out_of(federation.task))
     if not count or not federation.held_out_public:
-        warn(NOT_MEASURED if count else NOTHING_HELD_OUT)
+        warn(NOT_MEASURED if count else NO_HELD_OUT)
     elif federation.settings.task.own and own_training(federation.task) is None:
         _check_measured(federation.task)
 

@@ -40,10 +40,10 @@ SHARES_OF_STEPS = "shares of an exact discrete Gaussian on the sum of all client
 
 def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
     """Return what every unit has revealed to every adversary, so far where the run goes on, under the registry's names."""
-    mode = str(run.said("privacy", "name"))
+    mode = str(run.setting("privacy", "name"))
     rows = run.result.get("privacy", None) or privacy_so_far(run)
     rows = [_row(mode, row, _trusts_server(rows)) for row in rows]
-    if run.said("privacy", "noise") == "correlated":
+    if run.setting("privacy", "noise") == "correlated":
         for row in rows:
             if row["mechanism"] == ON_THE_SUM:
                 row["mechanism"] += ", correlated over the rounds"
@@ -55,7 +55,7 @@ def row_by_sums(run: RunFiles) -> dict[str, Any] | None:
     row = run.result.get("record_by_sums")
     if row is None:
         return None
-    mode = str(run.said("privacy", "name"))
+    mode = str(run.setting("privacy", "name"))
     promised = _row(mode, {**row, "unit": "client"}, _trusts_server(run.result["privacy"]))
     return {**promised, "unit": "record", "hides": f"{HIDES['record']}, by sums of whole clients"}
 
@@ -166,7 +166,7 @@ def sentences(rows: Sequence[Fields], ended: bool, refuted: str | None = None) -
 
 def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
     """Return the rows that the result will have, by the ledger and the configuration; empty before the first release."""
-    mode = run.said("privacy", "name")
+    mode = run.setting("privacy", "name")
     if mode == "none":
         return [_row_so_far("client", adversary, Adjacency.ZERO_OUT, 0.0, None) for adversary in Adversary]
     records = _records_so_far(run) if mode in ("record", "record_and_client") and run.rounds else []
@@ -175,7 +175,7 @@ def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
 
 def _records_so_far(run: RunFiles) -> list[dict[str, Any]]:
     """Return the bound that clients' ledgers enforce, independent of the run so far."""
-    level: Fields = run.said("privacy", "record") or run.said("privacy") or {}
+    level: Fields = run.setting("privacy", "record") or run.setting("privacy") or {}
     unit = "person" if level.get("per_person") else "record"
     target = level.get("target_epsilon")
     row = _row_so_far(
@@ -195,7 +195,7 @@ def _sums_so_far(run: RunFiles) -> list[dict[str, Any]]:
         return []
     # A trusted server is not among them.
     events = json.loads(mine[-1].payload)["events"]
-    level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
+    level: Fields = run.setting("privacy", "client") or run.setting("privacy") or {}
     target = level.get("target_epsilon")
     book = LedgerState()
     for each in run.entries:
@@ -214,7 +214,7 @@ def _sums_so_far(run: RunFiles) -> list[dict[str, Any]]:
             size = spent_epsilon(book.events(adversary), budget.target_delta, adjacency, None, GATE_INTERVAL)
         row = _row_so_far(unit, adversary, adjacency, budget.target_delta, target)
         name = accountant(budget.target_delta, adjacency, order)
-        rows.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})
+        rows.append({**row, "epsilon": size, "accountant": name, "sampling": run.setting("cohort", "name")})
     return rows
 
 

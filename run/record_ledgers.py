@@ -148,9 +148,7 @@ class ClientLedgers(NoClientLedgers):
         """Return names and times of the ledgers; a simulation's folder holds only its clients' ledgers."""
         if self.federation.simulated and os.path.exists(self.folder):
             with os.scandir(self.folder) as files:  # a quarter of the time that paths take: 0.4 s of 100 000
-                return [
-                    (file.name, file.stat().st_mtime_ns) for file in files if file.name.endswith(".ledger")
-                ]
+                return [(f.name, f.stat().st_mtime_ns) for f in files if f.name.endswith(".ledger")]
         return [(path.name, path.stat().st_mtime_ns) for path in self.files()]
 
     def charged(self, name: str, number: int, clients: Sequence[int]) -> list[int]:

@@ -47,7 +47,7 @@ from .files import CLIENTS_LOG
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, time_since
 from .observer import Demand
-from .opening import alone_on_records, opened
+from .opening import lock_records, opened
 from .prepare import make_strategy_of, prepare
 from .prepared_run import Run
 from .progress import Progress, keep, read_progress, record_round
@@ -156,7 +156,7 @@ def run_federation(
         display = (Display(),)
     watching = (Lines(folder), *display, *around.callbacks, *callbacks)
     with (
-        alone_on_records(federation),
+        lock_records(federation),
         opened(prepared, partial(_ask_first, around)) as (run, observer),
         _client_log(federation, folder),
         closing(display[0]) if display else nullcontext(),

@@ -27,7 +27,7 @@ LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
 READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT_TERMS, MODEL)
 SIMULATION = "simulation"  # `data` of a result whose data are declared simulated or public
 TOTALS = ("seconds", "cpu_seconds", "joules", "bytes")  # of a run, in the last line of the operator's file
-MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
+MAX_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
 Fields = Mapping[str, Any]
 
 
@@ -96,7 +96,7 @@ class RunFiles:
         """Whether a server ran it for real clients."""
         return "link" in self.config
 
-    def said(self, *path: str) -> Any:
+    def setting(self, *path: str) -> Any:
         """Return a value of the configuration, or None."""
         value: Any = self.config
         for step in path:
@@ -253,7 +253,7 @@ def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            header: Any = json.loads(file.read(size)) if size <= MOST_HEADER else None
+            header: Any = json.loads(file.read(size)) if size <= MAX_HEADER else None
             return {name: each["shape"] for name, each in header.items() if name != "__metadata__"}
         except (ValueError, AttributeError, TypeError, KeyError):
             raise Refusal("file", str(path), "is not a safetensors file; restore it") from None

@@ -70,7 +70,7 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
         figure("all models down", *_in_all(totals, "down", *down, planned)),
         figure("all updates up", *_in_all(totals, "up", *up, planned)),
     ]
-    if run.said("compress", "name") in (None, "none") or not parameters:
+    if run.setting("compress", "name") in (None, "none") or not parameters:
         return rows
     whole, note = update_bytes(run, parameters, compressed=False)
     return [*rows, figure("the same update without compression", whole, note)]
@@ -91,7 +91,7 @@ def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tup
 
 
 def _differs(run: RunFiles, way: str) -> bool:
-    return way == "down" and run.said("compress", "down") is not None
+    return way == "down" and run.setting("compress", "down") is not None
 
 
 def _in_all(sums: Fields, way: str, size: float | None, note: str, count: float) -> tuple[float | None, str]:
@@ -116,13 +116,13 @@ def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tup
       parameters: of the model.
       compressed: False tells what it would be without compression.
     """
-    kind, ratio, cells = (run.said("compress", key) for key in ("name", "ratio", "cells"))
+    kind, ratio, cells = (run.setting("compress", key) for key in ("name", "ratio", "cells"))
     size = parameters
     if not compressed:
         cells = None
     elif kind is not None and kind != "none":
         size = CompressionPlan(kind, float(ratio)).of(parameters).kept
-    hides = run.said("privacy", "name") not in ("none", "record")
+    hides = run.setting("privacy", "name") not in ("none", "record")
     width = width_of(SumSpec(1.0, cells=cells or cells_for(size))) if hides else WEIGHED
     return -(-size * (width or 32) // 8), f"estimate: {width or 32} bits for each of {size} coordinates"
 
@@ -131,7 +131,7 @@ def is_masked(run: RunFiles) -> bool:
     """Return whether sums are encrypted, by the result, or by the configuration of an unfinished run."""
     if run.result:
         return run.result.get("secagg") is not None
-    return run.said("privacy", "name") in DISTRIBUTED or run.said("secagg", "name") == "masked"
+    return run.setting("privacy", "name") in DISTRIBUTED or run.setting("secagg", "name") == "masked"
 
 
 def figure(what: str, value: float | None, source: str, unit: str = "") -> dict[str, Any]:

@@ -84,26 +84,28 @@ class UnitPlan:
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
     """Return the plan of each privacy unit."""
-    return [_unit_plan(federation, *each) for each in plans_of(federation)]
+    return [_unit_plan(federation, plan, budget) for plan, budget in plans_of(federation)]
 
 
-def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> UnitPlan:
-    runs, questions = federation.settings.budget.runs, questions_of(federation, plan)
-    tries, tries_epsilon = tries_of(federation, plan, budget, rounds)
+def _unit_plan(federation: Federation, plan: Plan, budget: Budget) -> UnitPlan:
+    runs, questions, rounds = federation.settings.budget.runs, questions_of(federation, plan), plan.num_rounds
+    tries, tries_epsilon = tries_of(federation, plan, budget)
     fields: dict[str, Any] = {}
     for query in queries_of(federation.settings):
         fields |= query.fields(federation, plan)
     return UnitPlan(
-        str(plan.unit),
-        float(plan.noise_multiplier or 0),
-        curve(plan, budget.target_delta, rounds),
-        plan.affordable_rounds(budget, questions),
-        runs,
-        plan.epsilon(budget.target_delta, rounds * runs, [each for each in questions for _ in range(runs)]),
-        plan.accountant(budget.target_delta),
-        warnings_for(federation, plan, budget),
-        plan.curve(budget, rounds, questions),
-        groups_of(plan, budget, rounds, questions),
+        unit=str(plan.unit),
+        noise_multiplier=float(plan.noise_multiplier or 0),
+        epsilon=curve(plan, budget.target_delta, rounds),
+        affordable_rounds=plan.affordable_rounds(budget, questions),
+        runs=runs,
+        runs_epsilon=plan.epsilon(
+            budget.target_delta, rounds * runs, [each for each in questions for _ in range(runs)]
+        ),
+        accountant=plan.accountant(budget.target_delta),
+        warnings=warnings_for(federation, plan, budget),
+        curve=plan.curve(budget, prior=questions),
+        groups=groups_of(plan, budget, rounds, questions),
         tries=tries,
         tries_epsilon=tries_epsilon,
         record_epsilon=record_epsilon(federation, plan, budget.target_delta, rounds),
@@ -136,18 +138,18 @@ def charges_questions(federation: Federation, plan: Plan) -> bool:
     return plan.unit is federation.mode.promises[0].unit
 
 
-def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
+def tries_of(federation: Federation, plan: Plan, budget: Budget) -> tuple[int, float]:
     """Return the number of values that arms try, and the joint cost for a unit of as many whole runs."""
     tries = max(1, len(federation.settings.tried))
-    return tries, plan.epsilon(budget.target_delta, rounds * tries)
+    return tries, plan.epsilon(budget.target_delta, plan.num_rounds * tries)
 
 
-def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
-    """Yield each unit's calibrated plan, its budget, and the number of rounds of the run charged to one unit."""
+def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget]]:
+    """Yield each unit's calibrated plan, whose rounds are those of the run charged to one unit, and its budget."""
     num_rounds = federation.settings.num_rounds
     mode = federation.mode
     if (sums := sum_plan(federation)) and mode.budget:
-        yield sums, mode.budget, num_rounds
+        yield sums, mode.budget
     if budget := mode.client_budget:
         client = client_settings(federation, Path())
         assert client.record
@@ -156,7 +158,7 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
         if mode.promises[-1].noise_multiplier is not None:  # noise that is planned suits each size
             plans = plans_of_sizes(mode.sizes, client.record, client)
             plan = max(plans, key=lambda each: each.epsilon(budget.target_delta, participations))
-        yield replace(plan, num_rounds=participations), budget, participations
+        yield replace(plan, num_rounds=participations), budget
 
 
 def groups_of(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generator[Grid]:
+def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Generator[Grid]:
     """Open the grid to the clients on the engine of the settings, and count the bytes of a link.
 
     Args:

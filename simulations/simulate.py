@@ -25,7 +25,7 @@ from ..modes.federation import Federation
 from ..run.build import build
 from ..run.callbacks import Callback
 from ..run.run import Environment, RunResult, run_federation
-from .engines import counted_engine, require_one_machine
+from .engines import engine_with_tally, require_one_machine
 
 
 def simulate(
@@ -74,7 +74,7 @@ def run_simulation(
         )
         _check_clients_apart(federation)
         tally = Tally()
-        engine = partial(counted_engine, tally=tally, grid=grid)
+        engine = partial(engine_with_tally, tally=tally, grid=grid)
         around = Environment(engine, objects=callbacks, tally=tally)
         return run_federation(federation, folder, around, quiet)
 

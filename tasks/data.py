@@ -243,7 +243,7 @@ class LazyExamples:
     def items(self, rows: list[int]) -> list[Any]:
         """Return the items at these positions, transformed."""
         items = self.raw_items(rows)
-        return items if self.transform is None else [self.transform(each) for each in items]
+        return items if self.transform is None else [self.transform(item) for item in items]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
         """Return inputs and targets of some examples.
@@ -270,7 +270,7 @@ class LazyExamples:
 
     def _target_of(self, fields: Mapping[str, Any]) -> str:
         """Return the name of the targets among the fields of a batch."""
-        return self.targets or next((each for each in TARGETS if each in fields), "targets")
+        return self.targets or next((name for name in TARGETS if name in fields), "targets")
 
     def _parted(self, batch: Any) -> tuple[Any, Any]:
         """Return (inputs, targets) of a collated batch."""
@@ -338,7 +338,7 @@ def only(data: Data, rows: NDArray[np.int64]) -> Data:
         import torch  # takes a second, and a linear device does not need it
 
         index = torch.from_numpy(rows)
-        groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
+        groups = None if data.groups is None else {name: codes[index] for name, codes in data.groups.items()}
         return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)
     whole, chosen = data.dataset, rows.tolist()
     if hasattr(whole, "select"):
@@ -436,7 +436,7 @@ def as_data(value: Any) -> Data:
     if isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
         return Examples(*cast(tuple[Any, Any], value))
     if isinstance(value, Mapping):
-        fields = {str(name): each for name, each in cast(Mapping[Any, Any], value).items()}
+        fields = {str(name): content for name, content in cast(Mapping[Any, Any], value).items()}
         if (name := next((each for each in TARGETS if each in fields), None)) is None:
             remedy = f"name its targets {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, or give (inputs, targets)"
             raise Refusal("client_data", f"a dictionary of {', '.join(fields)}", remedy)

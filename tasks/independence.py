@@ -411,7 +411,7 @@ def _gradients(probe: Probe) -> Dependence | None:
             loss: Any = probe.objective.loss(outputs, probe.targets) * BATCH
         else:
             losses = probe.losses(outputs, probe.targets)
-            loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
+            loss = sum(weight * single for weight, single in zip(weights, losses, strict=True))
         gradient = _gradient(parameters, loss)
         total, length = [torch.zeros_like(p) for p in parameters], 0.0
         for row, weight in enumerate(weights):

@@ -29,28 +29,17 @@ MAX_CLASSES = 10  # whole numbers of a label that are taken for classes; more ar
 
 @dataclass
 class Content:
-    """Content of a column in the blocks that were read so far.
+    """Content of a column in the blocks that were read so far."""
 
-    Attributes:
-      name: as the first table has it.
-      low, high: bounds of its numbers but codes.
-      whole: whether these are whole numbers.
-      numeric: whether it holds numbers, but few words.
-      odd_words: words among numbers.
-      codes: numbers that may stand for a missing one.
-      spellings: first spelling of each word, by `plain`; no more than some.
-      words: the words of each file.
-    """
-
-    name: str
-    low: float = math.inf
+    name: str  # as the first table has it
+    low: float = math.inf  # of its numbers but codes
     high: float = -math.inf
-    whole: bool = True
-    numeric: bool = True
-    odd_words: set[str] = field(default_factory=set[str])
-    codes: set[float] = field(default_factory=set[float])
-    spellings: dict[str, str] = field(default_factory=dict[str, str])
-    words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])
+    whole: bool = True  # numbers but codes
+    numeric: bool = True  # it holds numbers, and few words
+    odd_words: set[str] = field(default_factory=set[str])  # among numbers
+    codes: set[float] = field(default_factory=set[float])  # numbers that may stand for a missing one
+    spellings: dict[str, str] = field(default_factory=dict[str, str])  # the first of each word, by `plain`
+    words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])  # of each file
 
     def add(self, cells: Cells) -> None:
         """Add the cells of a block."""

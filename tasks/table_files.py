@@ -236,25 +236,21 @@ def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> 
     stop = 0
     for block in table.blocks(columns, schema.missing):
         start, stop = stop, stop + len(next(iter(block.values())).values)
-        _fill(inputs[start:stop], [block[column.name] for column in schema.inputs])
+        offset = 0
+        for column in schema.inputs:
+            part, cells = inputs[start:stop, offset : offset + column.width], block[column.name]
+            if column.categories or column.edges:
+                codes = cells.codes() if column.categories else cells.bins()
+                part[:] = codes[:, None] == np.arange(column.width)
+            else:
+                part[:, 0] = cells.scaled()
+            offset += column.width
         if labelled:
             cells = block[target.name]
             targets[start:stop] = cells.codes(True) if target.categories else cells.scaled(True)
     if not stop:
         raise Refusal("table", str(table.file), "has no rows; remove the client, or add data")
     return Rows(inputs[:stop], targets[:stop] if labelled else None)
-
-
-def _fill(inputs: NDArray[np.float32], block: Sequence[Cells]) -> None:
-    start = 0
-    for cells in block:
-        column, stop = cells.column, start + cells.column.width
-        if column.categories or column.edges:
-            codes = cells.codes() if column.categories else cells.bins()
-            inputs[:, start:stop] = codes[:, None] == np.arange(column.width)
-        else:
-            inputs[:, start] = cells.scaled()
-        start = stop
 
 
 # --- the cells of one block ---------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Column:
     @cached_property
     def codes(self) -> Mapping[str, int]:
         """The number of a category by each of its spellings, as `plain` has it."""
-        return {plain(each): code for code, spellings in enumerate(self.categories) for each in spellings}
+        return {plain(word): code for code, spellings in enumerate(self.categories) for word in spellings}
 
 
 def categorical(name: str, words: Iterable[str]) -> Column:
@@ -94,7 +94,7 @@ class GroupWeights:
     @property
     def unknown(self) -> tuple[float, ...]:
         """Weight of each class where the group is not known: the mean over the groups."""
-        return tuple(sum(each) / len(each) for each in zip(*self.weights, strict=True))
+        return tuple(sum(weights) / len(weights) for weights in zip(*self.weights, strict=True))
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,22 @@ class Schema:
     @cached_property
     def target(self) -> Column:
         """The column that is predicted."""
-        return next(each for each in self.columns if plain(each.name) == plain(self.label))
+        return next(column for column in self.columns if plain(column.name) == plain(self.label))
 
     @cached_property
     def inputs(self) -> tuple[Column, ...]:
         """The columns that the model sees."""
-        return tuple(each for each in self.columns if each is not self.target)
+        return tuple(column for column in self.columns if column is not self.target)
 
     @property
     def numbers(self) -> tuple[Column, ...]:
         """The numbers that the model sees themselves, and not their bins."""
-        return tuple(each for each in self.inputs if not each.categories and not each.edges)
+        return tuple(column for column in self.inputs if not column.categories and not column.edges)
 
     @property
     def width(self) -> int:
         """Number of inputs of the model."""
-        return sum(each.width for each in self.inputs)
+        return sum(column.width for column in self.inputs)
 
     @property
     def unit(self) -> tuple[float, float]:
@@ -172,7 +172,7 @@ class Schema:
 
     def unbinned(self) -> Schema:
         """Return the schema in which numbers are inputs themselves."""
-        return replace(self, columns=tuple(replace(each, edges=()) for each in self.columns))
+        return replace(self, columns=tuple(replace(column, edges=()) for column in self.columns))
 
     def binned(self, bins: int) -> Schema:
         """Return the schema in which every number that the model sees has bins, of equal width unless it declares edges.
@@ -180,7 +180,7 @@ class Schema:
         Args:
           bins: number of bins of a column without edges, at least 2.
         """
-        return replace(self, columns=tuple(self._binned(each, bins) for each in self.columns))
+        return replace(self, columns=tuple(self._binned(column, bins) for column in self.columns))
 
     def _binned(self, column: Column, bins: int) -> Column:
         if column.categories or column.edges or column is self.target:

@@ -399,7 +399,7 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
     """Return the schema without the column that names persons, which a model must not see; a draft may hold it."""
     if person is None:
         return schema
-    others = tuple(each for each in schema.columns if plain(each.name) != plain(person))
+    others = tuple(column for column in schema.columns if plain(column.name) != plain(person))
     if len(others) < len(schema.columns) and not (simulated and plain(person) != plain(schema.label)):
         remedy = "is a column of the schema, so the model would see it; remove it there"
         raise Refusal("task.person", person, remedy)
@@ -476,8 +476,8 @@ def _split(
 def person_hashes(persons: Sequence[object]) -> NDArray[np.uint64]:
     """Return a keyed hash of whose each row is; a person has the same one everywhere."""
     key = SPLIT_KEY.to_bytes(2, "big")
-    digests = (hashlib.blake2b(str(each).encode(), key=key, digest_size=8).digest() for each in persons)
-    return np.fromiter((int.from_bytes(each, "big") for each in digests), np.uint64)
+    digests = (hashlib.blake2b(str(person).encode(), key=key, digest_size=8).digest() for person in persons)
+    return np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64)
 
 
 def row_hashes(examples: Examples) -> NDArray[np.uint64]:

@@ -19,14 +19,15 @@ FILES = {
     "tests/server/test_rounds.py": "from fedveil.server import rounds",
     "tests/server/test_terms.py": "import fedveil.server.terms",
     "tests/run/test_close.py": "from fedveil.server.rounds import close",
+    "tests/run/test_points.py": "from shared.tasks import Points",
     "tests/run/test_disk.py": 'DISK = "disk.c"',
     "tests/configs/test_settings.py": "",
     "tests/test_docs.py": "",
     "tests/test_source.py": "",
     "tests/test_wheel.py": "",
-    "tests/test_mutations.py": "def test_each_quote():\n    pass\ndef test_red(name):\n    pass",
+    "tests/test_mutations.py": "def test_each_fault():\n    pass\ndef test_red(name):\n    pass",
 }
-QUOTES = ["tests/test_mutations.py::test_each_quote", "tests/test_source.py"]
+FAULTS = ["tests/test_mutations.py::test_each_fault", "tests/test_source.py"]
 
 
 @pytest.fixture
@@ -53,16 +54,18 @@ def commit(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "tests"),
     [
-        ("server/rounds.py", ["tests/run/test_close.py", "tests/server/test_rounds.py", *QUOTES]),
-        ("server/terms.py", ["tests/server/test_terms.py", *QUOTES]),
-        ("server/other.py", ["tests/server/test_rounds.py", "tests/server/test_terms.py", *QUOTES]),
+        ("server/rounds.py", ["tests/run/test_close.py", "tests/server/test_rounds.py", *FAULTS]),
+        ("server/terms.py", ["tests/server/test_terms.py", *FAULTS]),
+        ("server/other.py", ["tests/server/test_rounds.py", "tests/server/test_terms.py", *FAULTS]),
         ("configs/privacy/none.yaml", ["tests/configs/test_settings.py"]),
         ("README.md", ["tests/test_docs.py"]),
         ("pyproject.toml", ["tests/test_wheel.py"]),
         ("tests/faults/disk.c", ["tests/run/test_disk.py"]),
+        ("tests/shared/tasks.py", ["tests/run/test_points.py"]),
         ("tests/run/test_close.py", ["tests/run/test_close.py"]),
         ("tests/run/test_deleted.py", []),
         ("tests/test_mutations.py", ["tests/test_mutations.py"]),
+        ("tests/mutations/server.toml", FAULTS[:1]),
     ],
 )
 def test_changed_file_selects_its_tests(root: Path, changed: str, tests: list[str]) -> None:

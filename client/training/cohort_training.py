@@ -145,11 +145,9 @@ def _add_canaries(
     cohort_sum: CohortSum,
     sketch: Sketch | None,
 ) -> None:
-    dimension = (
-        cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
-    )
+    size = cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
     for first in range(0, len(clients), MAX_STACK):
-        update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
+        update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], size)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 

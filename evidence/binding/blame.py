@@ -46,7 +46,7 @@ def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence
 def require_proved(
     folder: Path, run: str, claims: Sequence[Claim], result: Mapping[str, Any], keys: Collection[str]
 ) -> tuple[str, str]:
-    """Return a clause that says how the evidence proves every claim, and why it does not; empty if it does.
+    """Return a clause on the proof of every claim, and a clause on why it is undecided; empty if it is decided.
 
     A line that cannot be read, as after a crash, or that proves nothing counts as none.
 

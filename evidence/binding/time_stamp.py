@@ -1,4 +1,4 @@
-"""Time stamp of a run's manifest by an authority (RFC 3161): asked for over HTTP, checked offline."""
+"""Time stamp of a run's manifest by an authority (RFC 3161), requested over HTTP and checked offline."""
 
 from __future__ import annotations
 

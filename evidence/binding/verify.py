@@ -63,7 +63,7 @@ SAME = 1e-6
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
 BINDS = ("signatures", "close", "receipts")  # checks by which something outside a run's files binds them
 GO_ON = ("interrupted", "paused")  # a run that ended so is not closed
-BATCHES = "poisson batches"  # `sampling` of what is on the clients' ledgers begins with it
+BATCHES = "poisson batches"  # begin of `sampling` in rows that the clients' ledgers account for
 PARTICIPATION = f"{BATCHES}, in the rounds taken part in"
 FAULTS = (Refusal, ArithmeticError, *UNREADABLE)
 

@@ -54,7 +54,7 @@ def arrays_of(path: Path) -> list[NDArray[np.float64]]:
                 return arrays
 
 
-def gathered(paths: Sequence[Path]) -> tuple[Scores, Scores]:
+def read_scores(paths: Sequence[Path]) -> tuple[Scores, Scores]:
     """Return the scores of all canaries that were in and of all that were out, over all rounds of clients."""
     inside: list[Scores] = []
     outside: list[Scores] = []

@@ -74,7 +74,7 @@ def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
     return Interference(gram / coordinates, noise, rounds, coordinates)
 
 
-def weighed(rows: Rows, num_rounds: int, of_run: Interference) -> Vector:
+def weighted_products(rows: Rows, num_rounds: int, of_run: Interference) -> Vector:
     """Return each canary's product with the weighted sum of all rounds, (canaries,).
 
     Args:

@@ -22,7 +22,7 @@ from .verdict import by_one_run, judge
 GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."
 
 
-def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
+def measure_records(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
     """Return the measurement by canary records; None while too few took part."""
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
@@ -44,7 +44,7 @@ def write(row: Rows, measured: Measured) -> None:
 
     Args:
       row: of shape ().
-      measured: what `weighed` returned.
+      measured: what `measure_records` returned.
     """
     tests = (measured.p_values[Check.RECORDS], measured.p_values[Check.RECORDS_ACCURACY])
     bounds = (measured.lower[GAUSSIAN], measured.lower[STEINKE])

@@ -84,7 +84,7 @@ def read(path: Path, canaries: int) -> Rows:
         pass
     except OSError as problem:
         raise Refusal("audit", str(path), f"cannot be read ({problem.strerror})") from problem
-    return stacked(rows, canaries)
+    return stack_rows(rows, canaries)
 
 
 def _next(file: Any) -> Rows | None:
@@ -94,7 +94,7 @@ def _next(file: Any) -> Rows | None:
         return None
 
 
-def stacked(rows: Sequence[Rows], canaries: int) -> Rows:
+def stack_rows(rows: Sequence[Rows], canaries: int) -> Rows:
     """Return rows, of shape () each, as one array."""
     return np.stack(rows) if rows else np.empty(0, row_type(canaries))
 

@@ -23,7 +23,7 @@ from ..accounting.renyi_filter import spent_epsilon
 from ..budget import Adjacency
 from .alarms import AlarmState, Check, Look
 from .canary_clients import KnownRounds, round_scores
-from .interference import Interference, interference, weighed
+from .interference import Interference, interference, weighted_products
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
 from .round_rows import Rows
@@ -204,7 +204,7 @@ class Evidence:
         """
         along, norms = self.rows["along"].astype(np.float64), self.rows["norm"].astype(np.float64)
         if self.amplified or self.rows["taken"].all():
-            scores, coins = weighed(self.rows, self.terms.num_rounds, self.interference), self.coins
+            scores, coins = weighted_products(self.rows, self.terms.num_rounds, self.interference), self.coins
         else:
             included = self.rows["taken"].any(axis=0)
             event = self._event(float(self.rows["rate"][0]), float(self.rows["charged"][0]))

@@ -55,9 +55,9 @@ def watch(
       canaries: how many there are.
       block: that the round is added to.
     """
-    whole = joined(released.layers)
+    whole = join_layers(released.layers)
     watched = whole[:: -(-whole.size // WATCHED)].copy()
-    row = unwatched(released.number, canaries)
+    row = empty_row(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
     row["rate"], row["charged"] = released.rate, released.charged
     row["clients"], row["population"] = released.cohort.clients, released.cohort.population
@@ -85,7 +85,7 @@ def watch(
     return row, Memory(watched, total, blocks)
 
 
-def joined(layers: Sequence[Vector]) -> Vector:
+def join_layers(layers: Sequence[Vector]) -> Vector:
     """Return layers as one flat vector: that which they are consecutive views of, or a copy."""
     size = sum(layer.size for layer in layers)
     base = layers[0].base
@@ -145,7 +145,7 @@ def layers_of(rows: Rows) -> NDArray[np.float64]:
     return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
 
 
-def unwatched(number: int, canaries: int) -> Rows:
+def empty_row(number: int, canaries: int) -> Rows:
     """Return the row of a round without a claim, shape ()."""
     row = np.zeros((), row_type(canaries))
     row["round"] = number

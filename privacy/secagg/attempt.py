@@ -136,7 +136,7 @@ class NodeAttempt:
         self.pair_keys, self.mask_secrets, self.mask_keys, self.openings = b"", b"", b"", ()
 
 
-def tagged(attempt: NodeAttempt, body: bytes) -> bytes:
+def tag_reply(attempt: NodeAttempt, body: bytes) -> bytes:
     """Return a reply with an authentication tag between this node and this server."""
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
@@ -236,7 +236,7 @@ def _same(attempt: NodeAttempt, reply: Confirmation) -> None:
         raise Refused(Reason.SPLIT_VIEW, "a node confirmed other survivors")
 
 
-def unwitnessed(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
+def unchecked_adverts(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
     """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked."""
     agreed, terms = attempt.agreed, attempt.terms
     witnesses = {node, *agreed.neighbours(node), *signed}

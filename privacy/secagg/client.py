@@ -13,7 +13,17 @@ import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from . import messages as wire
-from .attempt import NodeAttempt, Stage, Work, check_adverts, masked, quorum, signers, tagged, unwitnessed
+from .attempt import (
+    NodeAttempt,
+    Stage,
+    Work,
+    check_adverts,
+    masked,
+    quorum,
+    signers,
+    tag_reply,
+    unchecked_adverts,
+)
 from .bindings import (
     Agreement,
     advert_body,
@@ -28,7 +38,7 @@ from .bindings import (
     reply_info,
     reveal_body,
 )
-from .complaint import PROOF_BYTES, disclosed
+from .complaint import PROOF_BYTES, disclose
 from .deal import deal
 from .double_signature import sign_by
 from .encrypted_shares import EncryptedShares, acceptance, cut, encrypted_shares_of, index_of
@@ -225,7 +235,7 @@ class Participant:
         )
         signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
         attempt.dealt = deal_hash(self.node, unsigned)
-        return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
+        return tag_reply(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _check(self, attempt: NodeAttempt, message: wire.NeighbourShares) -> bytes:
         """2: open the neighbours' shares, verify each against its dealer's commitments, and report the invalid ones."""
@@ -252,7 +262,7 @@ class Participant:
         if not accused:
             attempt.pair_keys = attempt.share_seed = b""
         attempt.stage = Stage.CHECKED
-        return tagged(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
+        return tag_reply(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
 
     def _seal_key(self, attempt: NodeAttempt, shares: EncryptedShares) -> bytes:
         agreed, start = attempt.agreed, KEY_BYTES * index_of(attempt.agreed, self.node, shares.dealer)
@@ -304,7 +314,7 @@ class Participant:
             except Refused:
                 key = agreed.by_node[peer].share_key
                 # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
-                proof = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclosed(secret, key, cohort)
+                proof = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclose(secret, key, cohort)
                 body = complaint_body(self.node, peer, deal_hash(peer, sealed_shares), proof)
                 signed.append(sign_by(agreed.suite, self.key, cohort, body))
                 proofs[peer] = proof
@@ -312,7 +322,7 @@ class Participant:
         attempt.complained = tuple(proofs)
         signatures = b"".join(signed) if signs(attempt.terms) else b""
         complaints = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
-        return tagged(attempt, wire.write(complaints))
+        return tag_reply(attempt, wire.write(complaints))
 
     def _hold(self, attempt: NodeAttempt, shares: EncryptedShares) -> None:
         peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
@@ -400,13 +410,13 @@ class Participant:
         context, survivors_hash = attempt.view
         unsigned = wire.Confirmation(self.node, attempt.model_hash, context, survivors_hash, b"")
         signature = sign_by(agreed.suite, self.key, attempt.context, confirmation_body(unsigned))
-        return tagged(attempt, wire.write(replace(unsigned, signature=signature)))
+        return tag_reply(attempt, wire.write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: NodeAttempt, proof: wire.Confirmed, now: int) -> bytes:
         """5: reveal shares once a quorum has signed the same view, and every survivor is authentic."""
         needed = quorum(attempt.terms, self.policy.collusion)
         signed = signers(self.roster, attempt, proof.confirmations, needed, now)
-        check_adverts(self.roster, attempt, unwitnessed(self.node, attempt, signed), now)
+        check_adverts(self.roster, attempt, unchecked_adverts(self.node, attempt, signed), now)
         return self._reveal(attempt)
 
     def _reveal(self, attempt: NodeAttempt) -> bytes:
@@ -423,7 +433,7 @@ class Participant:
         if signs(attempt.terms):
             body = reveal_body(self.node, reveal, attempt.acceptance)
             reveal = replace(reveal, signature=sign_by(attempt.agreed.suite, self.key, attempt.context, body))
-        reply = tagged(attempt, wire.write(reveal))
+        reply = tag_reply(attempt, wire.write(reveal))
         self.newest_attempts.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply

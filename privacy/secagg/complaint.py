@@ -14,7 +14,7 @@ are. That is harmless for these reasons. Two of all numbers here are secret: the
 of a proof, and only `prove` handles them. Both are blinded by a fresh random multiple of the order before a point is
 multiplied, so that the duration depends only on values that never repeat. The key lives for one attempt, signs at most
 one proof for each dealer that it complains of, and is erased with the last one; under it nothing is sealed but shares
-of this attempt. All other numbers, those of `proved`, `on_curve` and every point, are public.
+of this attempt. All other numbers, those of `open_proof`, `on_curve` and every point, are public.
 """
 
 import os
@@ -68,7 +68,7 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     return b"".join((_packed(secret), challenge.to_bytes(32, "little"), answer.to_bytes(32, "little")))
 
 
-def proved(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> bytes:
+def open_proof(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> bytes:
     """Return the secret that a proof discloses, as X25519 gives it, 32 bytes.
 
     Args:
@@ -96,7 +96,7 @@ def proved(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> byte
     return _montgomery(secret)
 
 
-def disclosed(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
+def disclose(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     """Return the result of `prove`; zeros if the peer's key is not a point of the curve, which is evidence in itself.
 
     Arguments as of `prove`.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from .bindings import Agreement
-from .complaint import on_curve, proved
+from .complaint import on_curve, open_proof
 from .deal import COMMITMENT_BYTES, Claim, challenge_of, digest_of, fits, label_of, seed_commitment
 from .encrypted_shares import acceptance, cut, encrypted_shares_of
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
@@ -74,7 +74,7 @@ class Dealings:
         if not on_curve(dealer_key):
             return dealer, Fault.BAD_DEAL
         try:
-            secret = proved(proof, holder_key, dealer_key, self.agreed.cohort)
+            secret = open_proof(proof, holder_key, dealer_key, self.agreed.cohort)
         except Refused:
             return holder, Fault.FALSE_COMPLAINT
         shares = encrypted_shares_of(self.agreed, dealer, holder, self.deals[dealer])

@@ -12,7 +12,7 @@ from dp_accounting.pld import PLDAccountant
 from shared.runs import run_quietly
 from torch import nn
 
-from fedveil.audit.probes import OddProbe, RecordProbe, weighed
+from fedveil.audit.probes import OddProbe, RecordProbe, measure_records
 from fedveil.audit.record_canaries import begin, coins_of
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
@@ -21,7 +21,7 @@ from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_priva
 from fedveil.client.training.sgd import train
 from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
-from fedveil.privacy.audit.client_rows import append, gathered, step_ratio
+from fedveil.privacy.audit.client_rows import append, read_scores, step_ratio
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -75,7 +75,7 @@ def scored(plan: Plan, gradients: str = "auto", seed: int = 3) -> tuple[np.ndarr
 
 def refuted(scores: tuple[np.ndarray, np.ndarray], claim: Budget) -> bool:
     """Whether both tests find the claim all but impossible."""
-    found = weighed(*scores, claim, 1)
+    found = measure_records(*scores, claim, 1)
     assert found is not None
     return max(found.p_values.values()) < 1e-6
 
@@ -88,14 +88,14 @@ def test_canaries_show_what_is_claimed_and_no_more(gradients: str) -> None:
     assert others.std() == pytest.approx(mu, rel=0.15)
     shown = estimate(separation(members, others), DELTA, 0.01)
     assert shown.low < 4.0 < shown.high
-    found = weighed(members, others, budget(4.0), 1)
+    found = measure_records(members, others, budget(4.0), 1)
     assert found is not None and min(found.p_values.values()) > 0.001 and found.ceiling > 4.0
     assert 0.3 < found.lower["Steinke et al."] < found.lower["Mahloujifar et al., Gaussian"] < 4.0
     assert refuted((members, others), budget(1.0))
 
 
 def test_secret_draw_of_batches_hides_a_canary_as_accounted() -> None:
-    found = weighed(*scored(plan_of(4.0, rate=0.2, steps=25)), budget(4.0), 1)
+    found = measure_records(*scored(plan_of(4.0, rate=0.2, steps=25)), budget(4.0), 1)
     assert found is not None and min(found.p_values.values()) > 0.001
     assert 1.9 < found.epsilon < 4.4
 
@@ -104,7 +104,7 @@ def test_secret_draw_of_batches_hides_a_canary_as_accounted() -> None:
 def test_replaced_record_is_detected_from_end_to_end(rate: float) -> None:
     claim = Budget(Unit.RECORD, 4.0, DELTA, Adjacency.REPLACE_ONE)
     plan = Plan(Unit.RECORD, Adjacency.REPLACE_ONE, PoissonBatches(rate, 10), CLIP, 1).calibrate(claim)
-    found = weighed(*scored(plan), claim, 1)
+    found = measure_records(*scored(plan), claim, 1)
     assert found is not None and min(found.p_values.values()) > 0.001
     assert 1.5 < found.epsilon < 5.2
 
@@ -191,7 +191,7 @@ def test_coins_and_scores_stay_in_the_client_s_file(tmp_path: Path) -> None:
         append(path, number, np.where(coins, value, 0.0))
     with open(path, "ab") as file:
         file.write(b"\x93NUMPY cut short")
-    members, others = gathered([path])
+    members, others = read_scores([path])
     assert len(members) == coins.sum() and np.allclose(members, 3 + 5)
     assert np.allclose(others, 0)
 

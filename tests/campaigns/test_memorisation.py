@@ -21,7 +21,7 @@ from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.local_training import LocalTraining
-from fedveil.privacy.audit.client_rows import SUFFIX, gathered
+from fedveil.privacy.audit.client_rows import SUFFIX, read_scores
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit
@@ -100,7 +100,7 @@ def test_canary_records_measure_what_clients_claim(epsilon: int, batch: int, tmp
     odd = found_by(tmp_path, *RECORDS, f"batch_size={batch}", f"privacy.target_epsilon={epsilon}")
     audit = json.loads((tmp_path / "result.json").read_text())["audit"]
     records = audit["records"]
-    print("\n ", records, auc(*gathered(sorted(tmp_path.rglob(f"*{SUFFIX}")))))
+    print("\n ", records, auc(*read_scores(sorted(tmp_path.rglob(f"*{SUFFIX}")))))
     assert (
         audit["alarms"] == [] and audit["verdict"] == "consistent" and odd["odd_examples"]["p_value"] > 0.001
     )

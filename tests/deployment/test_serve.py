@@ -34,7 +34,7 @@ from fedveil.deployment.device.device import read_device
 from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import required_clients, pace_of
+from fedveil.deployment.pace import pace_of, required_clients
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for

@@ -5,10 +5,10 @@ import random
 from dataclasses import replace
 
 from fedveil.privacy.secagg import client
-from fedveil.privacy.secagg.attempt import tagged
+from fedveil.privacy.secagg.attempt import tag_reply
 from fedveil.privacy.secagg.bindings import advert_body, complaint_body, deal_body, deal_hash, reveal_body
 from fedveil.privacy.secagg.client import Participant
-from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclosed, on_curve
+from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclose, on_curve
 from fedveil.privacy.secagg.deal import (
     SEED_COMMITMENT_BYTES,
     Deal,
@@ -103,7 +103,7 @@ class Cheat(Participant):
             body = deal_body(self.node, changed)
             changed = replace(changed, signature=self._signed(attempt, attempt.agreed.cohort, body))
         attempt.dealt = deal_hash(self.node, changed)
-        return tagged(attempt, write(changed))
+        return tag_reply(attempt, write(changed))
 
     def _offered(self, agreed, receiver, made):
         """Return what a hybrid node makes for one neighbour, changed before it is sealed and signed."""
@@ -174,13 +174,13 @@ class Cheat(Participant):
             said = tuple(peer for peer in attempt.accused if peer not in self.friends)
             said = () if self.way == "another KEM key" else said
             attempt.accused = said
-            return tagged(attempt, write(Checked(attempt.agreed.cohort, said)))
+            return tag_reply(attempt, write(Checked(attempt.agreed.cohort, said)))
         attempt.share_seed, attempt.pair_keys = seed, keys
         peers = attempt.agreed.neighbours(self.node, set(parcels.sharers))
         honest = [peer for peer in peers if peer not in self.friends]
         few = sorted(self.hands.sample(honest, min(3, len(honest))))
         attempt.accused = tuple(honest if self.way.endswith("all") else few)
-        return tagged(attempt, write(Checked(attempt.agreed.cohort, attempt.accused)))
+        return tag_reply(attempt, write(Checked(attempt.agreed.cohort, attempt.accused)))
 
     def _complain(self, attempt, disputed, now):
         if not self.way.startswith("false complaint"):
@@ -189,10 +189,10 @@ class Cheat(Participant):
         secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
         other = key_from_seed(new_secret(), Purpose.SHARE_KEY)
         made = {
-            "false complaint with a proof": lambda peer: disclosed(
+            "false complaint with a proof": lambda peer: disclose(
                 secret, agreed.by_node[peer].share_key, agreed.cohort
             ),
-            "false complaint with another's proof": lambda peer: disclosed(
+            "false complaint with another's proof": lambda peer: disclose(
                 other, agreed.by_node[peer].share_key, agreed.cohort
             ),
         }.get(self.way, lambda peer: os.urandom(PROOF_BYTES))
@@ -209,7 +209,7 @@ class Cheat(Participant):
         )
         attempt.acceptance = b"".join(bytes(32) if peer in accused else row for peer, row in rows)
         signatures = b"".join(self._signed(attempt, agreed.cohort, body) for body in bodies)
-        return tagged(
+        return tag_reply(
             attempt, write(Complaints(agreed.cohort, accused, b"".join(proofs.values()), signatures))
         )
 
@@ -237,7 +237,7 @@ class Cheat(Participant):
         attempt.reply_key = reply_key
         said = replace(said, **changed)
         body = reveal_body(self.node, said, attempt.acceptance)
-        return tagged(
+        return tag_reply(
             attempt, write(replace(said, signature=sign_by(suite, self.key, attempt.context, body)))
         )
 

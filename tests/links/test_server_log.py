@@ -124,7 +124,7 @@ def test_a_round_that_drew_nobody_leaves_no_gap_in_the_log(made: Path) -> None:
     everybody = Participants(
         AttestedGrid(logged(made, Devices({2: client(made)})), "true", owned), Poisson(0.5), 1
     )
-    size = MADE["CLASSES"] * (MADE["FEATURES"] + 1) + MADE["SPEC"].beside
+    size = MADE["CLASSES"] * (MADE["FEATURES"] + 1) + MADE["SPEC"].segment_size
     for number, cohort in enumerate(([2], [], [2]), 1):
         everybody.sum(in_the_clear(number=number), cohort, MADE["SPEC"], size, None)
     entries = [json.loads(each) for each in read_entries(made / "server" / LOG)]

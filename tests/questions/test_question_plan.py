@@ -238,14 +238,14 @@ def test_question_answered_by_another_process_is_not_charged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = f"ledger.dir={tmp_path / 'ledgers'}", "task.held_out=public", "accept_vacuous=true"
-    once, alone = partial(ask_here, spend=Spend(epsilon=2), folder=tmp_path / "q"), asks.alone_on_records
+    once, alone = partial(ask_here, spend=Spend(epsilon=2), folder=tmp_path / "q"), asks.lock_records
 
     def waiting(parts: Federation) -> AbstractContextManager[None]:
-        monkeypatch.setattr(asks, "alone_on_records", alone)
+        monkeypatch.setattr(asks, "lock_records", alone)
         assert not once(federation(*given, task=Few()), inquiry())["from_record"]
         return alone(parts)
 
-    monkeypatch.setattr(asks, "alone_on_records", waiting)
+    monkeypatch.setattr(asks, "lock_records", waiting)
     assert once(federation(*given, task=Few()), inquiry())["from_record"]
     (ledger,) = (tmp_path / "ledgers").glob("*.ledger")
     assert sum(each.kind == RESERVE for each in read_entries(ledger)) == 1

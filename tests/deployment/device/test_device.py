@@ -128,7 +128,7 @@ def test_device_with_diverging_training_answers_no_change_and_pays(clients):
     """What a server sends may let training diverge, or fail, by one record alone: a failure would tell it, uncharged."""
     device = device_of(clients / "c0")
     device.train = diverged
-    told = CohortSum(np.zeros(18 + 3 + SPEC.beside))
+    told = CohortSum(np.zeros(18 + 3 + SPEC.segment_size))
     add_reply(told, device.answer(in_the_clear()), SPEC)
     assert told.replies == 1 and not told.total[: 18 + 3].any()
     assert epsilon_of(device.ledger.path)[0] > 0

@@ -101,7 +101,7 @@ def test_a_device_holds_few_copies_of_its_model(device: Device, tmp_path: Path) 
 def test_a_server_takes_a_reply_without_a_copy_of_it(device: Device, tmp_path: Path) -> None:
     came = reply_to(device, instruction(3), tmp_path)
     with models_held(SERVER):
-        total = sum_of((unpack(bytearray(each)) for each in [came]), SPEC, WIDTH**2 + SPEC.beside, 1)
+        total = sum_of((unpack(bytearray(each)) for each in [came]), SPEC, WIDTH**2 + SPEC.segment_size, 1)
     assert total.replies == 1 and np.any(total.total)
 
 

@@ -28,7 +28,7 @@ from fedveil.privacy.audit.free_checks import (
 )
 from fedveil.privacy.audit.interference import Interference
 from fedveil.privacy.audit.normality import estimate, separation
-from fedveil.privacy.audit.round_rows import LAYERS, stacked
+from fedveil.privacy.audit.round_rows import LAYERS, stack_rows
 from fedveil.privacy.audit.sum_audit import NO_MEMORY, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.released_sum import ReleasedSum
@@ -248,7 +248,7 @@ def watched_rounds(of_biases: float, seed: int, persists: float = 0.0, rounds: i
         layers = [rng.standard_normal((30, 10)), update + of_biases * rng.standard_normal(10)]
         row, memory = watch(ReleasedSum(number, layers, 1.0, 1.0, 1.0), memory, None, 0, 0)
         rows.append(row)
-    return stacked(rows, 0)
+    return stack_rows(rows, 0)
 
 
 def test_rounds_together_show_a_small_layer_without_noise() -> None:
@@ -268,7 +268,7 @@ def test_layer_mean_shows_its_missing_noise_behind_zero_sum_updates() -> None:
         released = ReleasedSum(number, [weights, update - update.mean()], 1.0, 1.0, 1.0)
         row, memory = watch(released, memory, None, 0, 0)
         rows.append(row)
-    found = stacked(rows, 0)
+    found = stack_rows(rows, 0)
     assert run_p(found["layer_energies"], found["layer_dimensions"]) > 0.9
     assert noise_p(found) < 1e-9
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.secagg import complaint, messages
 from fedveil.privacy.secagg.attempt import Work
-from fedveil.privacy.secagg.complaint import ORDER, PROOF_BYTES, disclosed, on_curve, prove, proved
+from fedveil.privacy.secagg.complaint import ORDER, PROOF_BYTES, disclose, on_curve, open_proof, prove
 from fedveil.privacy.secagg.deal import (
     COMMITMENT_BYTES,
     SOUNDNESS_BITS,
@@ -484,7 +484,7 @@ def test_a_complaint_of_no_neighbour_convicts_nobody():
         if holder != victim and holder not in agreed.neighbours(victim)
     )
     secret = key_from_seed(seeds[holder], Purpose.SHARE_KEY)
-    proof = disclosed(secret, agreed.by_node[victim].share_key, agreed.cohort)
+    proof = disclose(secret, agreed.by_node[victim].share_key, agreed.cohort)
     keys = {holder: cohort.nodes[holder].key}
     with pytest.raises(Refused, match="malformed"):
         convictions(accusation(attempt, victim, keys, {holder: proof}), cohort.roster, COLLUSION)
@@ -712,14 +712,14 @@ def test_complaint_discloses_the_secret_of_its_pair_alone():
         keys = public_of(own), public_of(peer)
         secret = own.exchange(X25519PublicKey.from_public_bytes(keys[1]))
         proof = prove(own, keys[1], b"c" * 32)
-        assert proved(proof, *keys, b"c" * 32) == secret
+        assert open_proof(proof, *keys, b"c" * 32) == secret
     wrong = [(proof, *keys, b"d" * 32), (proof, *reversed(keys), b"c" * 32)]
     wrong += [(proof, keys[0], public_of(new_key()), b"c" * 32), (bytes(PROOF_BYTES), *keys, b"c" * 32)]
     for at in (0, 31, 32, 63, 64, 95):
         wrong.append((proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], *keys, b"c" * 32))
     for arguments in wrong:
         with pytest.raises(Refused, match="bad_signature"):
-            proved(*arguments)
+            open_proof(*arguments)
 
 
 def test_a_secret_off_by_a_point_of_small_order_is_refused():
@@ -731,7 +731,7 @@ def test_a_secret_off_by_a_point_of_small_order_is_refused():
     honest = prove(own, keys[1], b"c" * 32)
     moved = complaint._plus(complaint._unpacked(honest[:32]), small)
     with pytest.raises(Refused, match="bad_signature"):
-        proved(complaint._packed(moved) + honest[32:], *keys, b"c" * 32)
+        open_proof(complaint._packed(moved) + honest[32:], *keys, b"c" * 32)
 
 
 def test_the_curve_is_that_of_rfc_8032():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.secagg import complaint
-from fedveil.privacy.secagg.complaint import ORDER, on_curve, prove, proved
+from fedveil.privacy.secagg.complaint import ORDER, on_curve, open_proof, prove
 from fedveil.privacy.secagg.shamir import PRIME
 
 CONTEXT = bytes(range(32))
@@ -93,7 +93,7 @@ def test_points_add_as_their_scalars_do(left: int, right: int) -> None:
 )
 def test_a_proof_discloses_the_published_secret(own: bytes, public: bytes, peer: bytes) -> None:
     proof = prove(X25519PrivateKey.from_private_bytes(own), peer, CONTEXT)
-    assert proved(proof, public, peer, CONTEXT) == AGREED
+    assert open_proof(proof, public, peer, CONTEXT) == AGREED
 
 
 @given(SECRETS)
