@@ -150,7 +150,7 @@ def test_evaluation_happens_on_the_device(copies: Any) -> None:
     assert copies.there - before == 2 * len(arrays), "the held-out data are moved once"
 
 
-def test_the_second_device_refuses_what_a_gpu_refuses(copies: Any) -> None:
+def test_second_device_refuses_like_a_gpu(copies: Any) -> None:
     there = torch.ones(3).to("meta")
     assert (there + 1).cpu().tolist() == [2, 2, 2] and float(there.sum()) == 3
     for wrong in (lambda: there + torch.ones(3), lambda: torch.cat([there, torch.ones(3)]), there.numpy):
