@@ -90,7 +90,7 @@ def test_a_stack_is_moved_once_and_comes_back_once(
     apart: bool, groups: int, steps: int, copies: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(settings_with("sgd"), accelerator="meta")
-    monkeypatch.setattr(Workbench, "keeps_apart", lambda bench, data: apart)
+    monkeypatch.setattr(Workbench, "isolates_examples", lambda bench, data: apart)
     summed("vectorised", settings)
     # Inputs and targets of each stack, its batches' positions and what their examples weigh, and four parameters with the
     # instruction.
