@@ -338,7 +338,7 @@ def test_question_on_a_restored_server_is_refused_before_a_charge(hearts: Path) 
         return replace(link, log_loss=lambda: later if calls[-1] else None)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Refusal, match=later) as refused:
-        patch.setattr("fedveil.deployment.ask.logged", logged)
+        patch.setattr("fedveil.deployment.ask.with_log", logged)
         ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
     assert refused.value.field == "file" and str(refused.value.value).endswith("log.jsonl")
     (ledger,) = (hearts / "server" / "ledgers").glob("*.ledger")
