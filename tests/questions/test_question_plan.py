@@ -279,7 +279,7 @@ def test_question_to_tables_hides_a_row_by_default(tmp_path: Path) -> None:
     for place, (more, unit) in enumerate((([], "record"), (["privacy=client_central"], "client"))):
         where = tmp_path / f"typed{place}"
         words = [*given, *more, "privacy.allow_large_delta=true"]
-        assert ask_command(what="count", given=words, into=where, **options) == 0
+        assert ask_command(what="count", words=words, into=where, **options) == 0
         assert json.loads((where / "n.json").read_text())["unit"] == unit
     # Stored answers of other tasks stay theirs.
     assert "unit" not in read_inquiry({**count, "name": "digits"}).text
@@ -416,7 +416,7 @@ DIGITS = ("task=digits", "task.num_clients=60")
 
 def command(what: str, *given: str, into: Path, as_json: bool = False, **asked: Any) -> int:
     options = vars(InquiryOptions()) | vars(QuestionOptions()) | asked
-    return ask_command(what=what, given=[*given, *DIGITS], into=into, as_json=as_json, **options)
+    return ask_command(what=what, words=[*given, *DIGITS], into=into, as_json=as_json, **options)
 
 
 def test_command_prints_each_figure_with_its_interval_in_80_columns(
