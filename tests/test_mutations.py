@@ -222,7 +222,7 @@ def test_each_operator_changes_its_place_alone(function: str, fault: str, before
     assert applied == SOURCE.replace(before, after)
 
 
-def test_what_follows_a_change_stays_on_its_line() -> None:
+def test_lines_after_a_change_keep_their_places() -> None:
     applied = Mutation("name", "file.py", "Ledger.reserve", "skip append()", "", "").applied(SOURCE)
     assert [line for line in applied.splitlines() if "append" in line] == []
     assert applied.splitlines()[25:] == SOURCE.splitlines()[25:]

@@ -241,7 +241,7 @@ def test_unwritable_ledger_holds_everything_back_until_it_can(clients):
 
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
 @pytest.mark.parametrize("known_by", ["its last answer", "a receipt", "another process"])
-def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, caplog, known_by, harm):
+def test_device_with_an_older_ledger_answers_nothing(clients, caplog, known_by, harm):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     path, state = device.ledger.path, device.bundle.state
@@ -414,7 +414,7 @@ def test_a_restored_device_gives_no_receipt(clients, caplog) -> None:
     assert read_receipt(agents.handle(message_to(2, OVER))) is not None
 
 
-def test_the_link_asks_the_ledgers_for_what_the_journal_forgot(clients, monkeypatch) -> None:
+def test_link_asks_the_ledgers_beyond_the_journal(clients, monkeypatch) -> None:
     device = device_of(clients / "c0")
     message = in_the_clear(number=7)
     assert code_of(device, message) == 0
@@ -439,7 +439,7 @@ def test_charge_of_an_instruction_outlives_the_journal(clients):
     assert not ledger_heads.is_charged(device.bundle.state, "no id")
 
 
-def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):
+def test_forgetting_device_keeps_its_evidence_of_older_copies(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     forget(clients / "c0", ledgers=False)
