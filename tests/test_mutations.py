@@ -255,5 +255,5 @@ def test_a_fault_in_the_file_of_another_room_is_an_error(tmp_path: Path) -> None
         '["a fault"]\nin = "server/rounds.py: run"\nfault = "never"\nred = "server/test_rounds.py -k run"\n'
     )
     (tmp_path / "client.toml").write_text(block)
-    with pytest.raises(ValueError, match="'a fault' is of another room; move it to server.toml"):
+    with pytest.raises(ValueError, match="'a fault' is of another room; move it to server"):
         OPERATORS["read_mutations"](tmp_path)
