@@ -80,7 +80,7 @@ def _tests_of_file(file: PurePosixPath, texts: dict[str, str], imports: dict[str
 
 
 def _imported(text: str) -> Iterator[str]:
-    """Yield the modules of fedveil that a test imports, without `fedveil.`; also where a name may be a module."""
+    """Yield the modules that a test imports, by their paths with dots; also where a name may be a module."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
@@ -89,6 +89,7 @@ def _imported(text: str) -> Iterator[str]:
         else:
             continue
         yield from (name.removeprefix("fedveil.") for name in names if name.startswith("fedveil."))
+        yield from (f"tests.{name}" for name in names if name.startswith("shared."))
 
 
 def _plain_mutation_tests(text: str) -> Iterator[str]:

@@ -359,7 +359,7 @@ class ProtectedGrid(PassingGrid):
         if len(self.grid.rounds) == before:
             return replies
         self._log_round(self.grid.rounds[-1])
-        reason = self._silence()
+        reason = self._silence_reason()
         if reason is None:
             return replies
         if not any(each.replies for each in self.grid.rounds):
@@ -404,7 +404,7 @@ class ProtectedGrid(PassingGrid):
             )
         self._warned_of_evaluation = True
 
-    def _silence(self) -> str | None:
+    def _silence_reason(self) -> str | None:
         """Return a message if no client answered for more rounds than empty draws explain, or None."""
         last = self.grid.rounds[-self._patience() :]
         if len(last) < self._patience() or any(each.replies for each in last):

@@ -154,9 +154,8 @@ def records_line(
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
 
     def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
-        return [
-            event_from_json(record_event(event_to_json(each), adjacency, secret=False)) for each in events
-        ]
+        plain = map(event_to_json, events)
+        return [event_from_json(record_event(each, adjacency, secret=False)) for each in plain]
 
     sums = clients.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     spent = [*of_records(sums), *records.events(Adversary.MODEL)]

@@ -215,9 +215,7 @@ def _write_tokens(desk: Desk, tokens: Mapping[str, IssuedToken]) -> None:
     queue = folder / SERVER / QUEUE
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():
-        if path.stem not in names and (
-            path.is_symlink() or not path.is_dir()
-        ):  # whatever a server puts there
+        if path.stem not in names and (path.is_symlink() or not path.is_dir()):  # put there by a server
             path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
 
 

@@ -235,7 +235,7 @@ def read_federation(path: Path) -> FederationFile:
     check_file(path)
     source = path.read_bytes()
     file = read_group(_File, _load(path, source), "")
-    shared = {group: fill_defaults(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
+    shared = {group: fill(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
     for group in ("eligibility", "policy", *(["task"] if file.task else [])):
         task_data = _common_data(file.clients) if group == "task" else {}
         _check(group, {**shared[group], **task_data}, group)
@@ -265,12 +265,12 @@ def read_federation(path: Path) -> FederationFile:
     )
 
 
-def fill_defaults(defaults: Values, values: Values) -> dict[str, Any]:
+def fill(defaults: Values, values: Values) -> dict[str, Any]:
     """Return the values and, group by group, the defaults that they leave out."""
     whole = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, Mapping) and isinstance(whole[key], Mapping):
-            whole[key] = fill_defaults(default, whole[key])
+            whole[key] = fill(default, whole[key])
     return whole
 
 
@@ -330,8 +330,7 @@ def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Pat
     if any(choice in client.task for choice in CHOICES):
         task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
     parts = {
-        group: fill_defaults(values, getattr(client, group))
-        for group, values in {**shared, "task": task}.items()
+        group: fill(values, getattr(client, group)) for group, values in {**shared, "task": task}.items()
     }
     for group, part in parts.items():
         _check(group, part, f"{path}.{group}")

@@ -54,10 +54,9 @@ from ..questions.scaling import apply_answer
 from ..run.build import build, with_members
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..run.client_instructions import order_of
-from ..run.close import close_again
 from ..run.files import CONFIG, MANIFEST, QUESTIONS, RESULT
 from ..run.manifest import read_manifest
-from ..run.result import note_farewell
+from ..run.result import close_again, note_farewell
 from ..run.run import Environment, RunResult, exit_code_of, run_federation
 from ..run.run_files import read_object
 from ..server.checkpoint import head_in
@@ -435,9 +434,7 @@ class Farewell:
             description = RunDescription(self.bundle.federation, self.run, manifest)
             self._write_receipts(ending.folder, description, receipts)
 
-    def _write_receipts(
-        self, folder: Path, description: RunDescription, by_node: Mapping[int, Receipt]
-    ) -> None:
+    def _write_receipts(self, folder: Path, run: RunDescription, by_node: Mapping[int, Receipt]) -> None:
         """Write the valid receipts; drop invalid ones."""
         roster, signed = self.rosters()
         ended = roster.ended(int(time.time()))
@@ -446,14 +443,14 @@ class Farewell:
         genuine = {
             node: each
             for node, each in by_node.items()
-            if node in keys and any(holds(each, description, keys[node], tag) for tag in tags)
+            if node in keys and any(holds(each, run, keys[node], tag) for tag in tags)
         }
         for node in sorted(by_node.keys() - genuine.keys()):
             logger.warning("node %s gave a receipt that does not hold", node)
         if genuine:
             receipts = [genuine[node] for node in sorted(genuine)]
             authority, chain = _authority_now(self.bundle)
-            write_receipts(folder, Receipts(description, authority, signed, receipts, chain))
+            write_receipts(folder, Receipts(run, authority, signed, receipts, chain))
 
 
 @contextmanager

@@ -315,7 +315,8 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     result, history = run.result, ledger or {}
     head, close = history.get("known_head"), history.get("close")
     curves = all(row["epsilon"] == "infinity" or "curve" in row for row in result.get("privacy", ()))
-    where = f"{run.client_ledgers} ledgers of single clients" if run.client_ledgers else "the owners' ledgers"
+    count = run.num_client_ledgers
+    where = f"{count} ledgers of single clients" if count else "the owners' ledgers"
     private = run.setting("privacy", "name") != "none"
     audited = run.setting("audit", "name") not in (None, "none")
     whole, unchanged = (not each or each["held"] for each in (head, close))

@@ -157,7 +157,7 @@ def back_off(failures: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
     return wait * random.uniform(0.2, 1.0)
 
 
-def describe_loss(seconds: float, reason: str) -> str:
+def loss_line(seconds: float, reason: str) -> str:
     """Return the log line of a device that has lost its connection.
 
     Args:

@@ -97,9 +97,8 @@ class LoggedGrid(PassingGrid):
                 hashes[key] = model_hash(content)
             run, digest = str(fields["run"]), hashes[key]
             in_round = SPEC_RECORD in records
-            entry = (
-                model_entry(run, int(str(fields["round"])), digest) if in_round else final_entry(run, digest)
-            )
+            number = int(str(fields["round"])) if in_round else 0
+            entry = model_entry(run, number, digest) if in_round else final_entry(run, digest)
             model = self._log.index_of(entry)
             if not in_round and (manifest := fields.get("manifest")):
                 self._log.index_of(manifest_entry(run, str(manifest)))

@@ -113,7 +113,7 @@ class RecordMode(Mode):
         """Return the ledgers of the clients of this machine."""
         population = self.parts.population
         home = population.client_ledger_home(Path())
-        return [home / f"{name[:NAME_LENGTH]}.ledger" for name in population.client_ledgers]
+        return [home / f"{name[:NAME_LENGTH]}.ledger" for name in population.client_ledger_names]
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class RecordMode(Mode):
         """Return each client's number of records by the name of its ledger; clients with equal data share one."""
         parts = self.parts
         sizes = (len(self.data_of(client)) for client in range(parts.num_clients))
-        names = parts.population.client_ledgers
+        names = parts.population.client_ledger_names
         return {name: size for name, size in zip(names, sizes, strict=True) if size}
 
     def record_order(self) -> RecordTerms:

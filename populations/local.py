@@ -78,14 +78,14 @@ class Local(OnThisMachine):
         return data_sets.client_ledgers(self.data_id, self.fingerprints)
 
     @property
-    def client_ledgers(self) -> Sequence[str]:
+    def client_ledger_names(self) -> Sequence[str]:
         """Name of the ledger of each client's records."""
         return self._client_ledgers
 
     @property
     def ledger_names(self) -> tuple[str, ...]:
         """Names of ledgers that the clients' settings state."""
-        return tuple(self.client_ledgers)
+        return tuple(self.client_ledger_names)
 
     @property
     def home(self) -> Path:
@@ -147,7 +147,7 @@ class Local(OnThisMachine):
         pending, folder, budget = self.pending_charges(), Path(record.ledger_dir), record.terms.budget
         data_sets.settle(folder, self.data_id, pending, budget)
         clients = data_sets.population_path(folder, self.data_id)
-        for name in dict.fromkeys(self.client_ledgers):
+        for name in dict.fromkeys(self.client_ledger_names):
             data_sets.charge_client_sums(record.ledger_path(name), name, clients, budget)
         return MOVED.format(self.data_id) if pending.changed else ""
 
@@ -172,14 +172,14 @@ class Local(OnThisMachine):
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
         """Return the clients' own ledgers in a folder, which holds others as well."""
-        names = {f"{name[:NAME_LENGTH]}.ledger" for name in self.client_ledgers}
+        names = {f"{name[:NAME_LENGTH]}.ledger" for name in self.client_ledger_names}
         return sorted(path for name in names if (path := folder / name).exists())
 
     def opened_ledgers(
         self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]
     ) -> Iterable[tuple[int, str]]:
         """Return numbers and ledgers' names of all clients, in their order."""
-        return enumerate(self.client_ledgers)
+        return enumerate(self.client_ledger_names)
 
     def clients_to_check(self, task: Task, all_clients: bool) -> range:
         """Return all clients."""

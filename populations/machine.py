@@ -119,7 +119,7 @@ class Simulated(OnThisMachine):
         return f"simulated {self.settings.task.option}"
 
     @property
-    def client_ledgers(self) -> Sequence[str]:
+    def client_ledger_names(self) -> Sequence[str]:
         """Name of the ledger of each client's records."""
         return self.fingerprints
 
@@ -156,7 +156,7 @@ class Simulated(OnThisMachine):
                     names[number] = self.fingerprint_of(number)
             if set(paths) <= set(map(record.ledger_path, names.values())):
                 return names.items()
-        return enumerate(self.client_ledgers)
+        return enumerate(self.client_ledger_names)
 
     def charged(self, record: RecordPrivacy, run: str, number: int, clients: Sequence[int]) -> list[int]:
         """Return those of the clients whose ledgers hold a round. Arguments as of `Population`."""

@@ -94,13 +94,13 @@ class Population:
         return ()
 
     @property
-    def client_ledgers(self) -> Sequence[str]:
+    def client_ledger_names(self) -> Sequence[str]:
         """Name of the ledger of each client's records, in the clients' order."""
         return ()
 
     @property
     def ledger_names(self) -> tuple[str, ...]:
-        """Those of `client_ledgers` that the clients' settings state; none where a client's data give its own."""
+        """Those of `client_ledger_names` that the clients' settings state; none where a client's data give its own."""
         return ()
 
     def run_name(self, folder: Path) -> str:

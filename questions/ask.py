@@ -98,7 +98,7 @@ def _ask(
     reach: Reach,
 ) -> dict[str, Any]:
     path = record_path(folder, inquiry)
-    with _open_ledger(federation, inquiry, plan, folder) as ledger:
+    with _ledger(federation, inquiry, plan, folder) as ledger:
         epsilon_before = ledger_epsilon(ledger)
         with open_grid() as (grid, tally):
             participants = Participants(
@@ -113,10 +113,8 @@ def _ask(
             outcome = asking.search(inquiry) if inquiry.levels > 1 else asking.ask_once(inquiry)
         carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
         secret = federation.mode.hides_counts  # bytes count messages
-        record = {
-            **answer_record(asking, inquiry, epsilon_before, outcome),
-            "bytes": None if secret else carried,
-        }
+        record = answer_record(asking, inquiry, epsilon_before, outcome)
+        record["bytes"] = None if secret else carried
         try:
             if outcome.answers:
                 replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
@@ -130,9 +128,7 @@ def _ask(
 
 
 @contextmanager
-def _open_ledger(
-    federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path
-) -> Generator[Ledger | None]:
+def _ledger(federation: Federation, inquiry: Inquiry, plan: Plan, folder: Path) -> Generator[Ledger | None]:
     """Open the ledger that pays for a question, and keep its head; None where each client charges its own."""
     budget = federation.mode.budget
     if budget is None:
@@ -191,15 +187,13 @@ def _owner(federation: Federation) -> str:
     return hashlib.sha256(json.dumps(data_parameters, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def answer_record(
-    asking: Asking, inquiry: Inquiry, epsilon_before: float | None, outcome: Outcome
-) -> dict[str, Any]:
+def answer_record(asking: Asking, inquiry: Inquiry, before: float | None, outcome: Outcome) -> dict[str, Any]:
     """Return the record of an answer in the form of its file.
 
     Args:
       asking: the question.
       inquiry: what was asked.
-      epsilon_before: epsilon of the ledger before it; None where each client charged its own.
+      before: epsilon of the ledger before it; None where each client charged its own.
       outcome: its outcome.
     """
     federation, plan = asking.federation, asking.plan
@@ -216,7 +210,7 @@ def answer_record(
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": spent_epsilon(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
-        "epsilon_before": epsilon_before,
+        "epsilon_before": before,
         "epsilon_after": ledger_epsilon(asking.ledger),
         "target_epsilon": budget.target_epsilon,
         "delta": budget.target_delta,

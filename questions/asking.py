@@ -61,15 +61,15 @@ class Asking:
     participants: Participants
     reach: Reach
 
-    def ask_once(self, inquiry: Inquiry, row: int = ROW, sent_inquiry: Inquiry | None = None) -> Outcome:
+    def ask_once(self, inquiry: Inquiry, row: int = ROW, alias: Inquiry | None = None) -> Outcome:
         """Ask in one round.
 
         Args:
           inquiry: what is asked.
           row: of the release under its name; it selects the streams of draws and noise.
-          sent_inquiry: what the clients are sent, under another name; None for the inquiry.
+          alias: what the clients are sent, under another name; None for the inquiry.
         """
-        outcome, sums = self._round(inquiry, row, sent_inquiry)
+        outcome, sums = self._round(inquiry, row, alias)
         if sums is None:
             return outcome
         return replace(outcome, answers=_answers(self.federation, inquiry, sums))
@@ -109,9 +109,7 @@ class Asking:
             return f"{describe_failure(result, False)}; {OPERATOR} has the clients' reasons"
         return describe_failure(result, True)
 
-    def _round(
-        self, inquiry: Inquiry, row: int, sent_inquiry: Inquiry | None = None
-    ) -> tuple[Outcome, Sums | None]:
+    def _round(self, inquiry: Inquiry, row: int, alias: Inquiry | None = None) -> tuple[Outcome, Sums | None]:
         """Return the outcome of a round without its answers, and the sums that they are read from, if it has any."""
         randomness, client_noise = self.reach.randomness, None
         charge: QuestionAccount
@@ -120,10 +118,10 @@ class Asking:
             client_noise = self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
-        sent_inquiry = sent_inquiry or inquiry
-        order = question_order(self.federation, sent_inquiry, self.plan)
+        alias = alias or inquiry
+        order = question_order(self.federation, alias, self.plan)
         charge.reserve()
-        content = question_content(sent_inquiry, order, client_noise, self.reach.released)
+        content = question_content(alias, order, client_noise, self.reach.released)
         masking = self.federation.masking
         result, mean = ask_cohort(self.participants, charge, content, masking, self.reach.timeout)
         outcome = Outcome(charge, message_bytes=result.message_bytes)

@@ -129,13 +129,11 @@ def scoring_of(federation: Federation, name: str) -> Evaluation:
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
     """Return the inquiry to the clients."""
-    evaluate = evaluate_of(federation.settings)
+    group = evaluate_of(federation.settings)
     purpose = (federation.settings.purpose or "")[:MAX_NAME]
-    inquiry = Evaluation(
-        name, evaluate.share, evaluate.metric, evaluate.metric_bound, evaluate.figures, purpose
-    )
+    inquiry = Evaluation(name, group.share, group.metric, group.metric_bound, group.figures, purpose)
     if rows := federation.mode.max_rows:
-        figures = tuple(each for each in evaluate.figures if each != HISTOGRAM)
+        figures = tuple(each for each in group.figures if each != HISTOGRAM)
         return replace(inquiry, figures=figures, records=rows)
     return inquiry
 

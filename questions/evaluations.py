@@ -127,9 +127,8 @@ def planned_half_width(
     if resolution is None:
         return half
     if half is None:
-        raise Refusal(
-            "evaluate.resolution", resolution, "needs the mean metric; add metric to evaluate.figures"
-        )
+        remedy = "needs the mean metric; add metric to evaluate.figures"
+        raise Refusal("evaluate.resolution", resolution, remedy)
     if half > resolution:
         noise = plan.noise * resolution / half
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)

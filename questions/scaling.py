@@ -78,9 +78,9 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
         try:
             # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
             unnamed = ledger is not None and federation.population.reads_data
-            sent_inquiry = scaling_inquiry(federation, "simulation") if unnamed else None
+            alias = scaling_inquiry(federation, "simulation") if unnamed else None
             # A stream of the run, beyond those of its rounds.
-            outcome = asking.ask_once(inquiry, FIRST_ROW, sent_inquiry)
+            outcome = asking.ask_once(inquiry, FIRST_ROW, alias)
         except BudgetExhausted as spent:
             raise Refusal(FIELD, ASKED, str(spent)) from spent
         finally:
@@ -129,12 +129,8 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
     population = federation.population
     options = task_options(settings, federation.seed) if population.reads_data else settings.task.options
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
-    scaled_population = population.scaled(
-        settings, loaded, keep_names=federation.mode.client_budget is not None
-    )
-    scaled = replace(
-        federation, settings=settings, task=loaded, moments=dict(moments), population=scaled_population
-    )
+    clients = population.scaled(settings, loaded, keep_names=federation.mode.client_budget is not None)
+    scaled = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=clients)
     return replace(scaled, simulated_cost=(plan.event(),)) if federation.simulated and plan else scaled
 
 

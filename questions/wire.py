@@ -31,22 +31,19 @@ Request = Inquiry | Evaluation
 
 
 def question_content(
-    inquiry: Inquiry,
-    order: Mapping[str, str],
-    client_noise: float | None = None,
-    released: bytes | None = None,
+    inquiry: Inquiry, order: Mapping[str, str], noise: float | None = None, released: bytes | None = None
 ) -> RecordDict:
     """Return the records of a question.
 
     Args:
       inquiry: what is asked.
       order: sent with it, as `question_order` returns it.
-      client_noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
+      noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
       released: file of the model that the question is about; None if it is about the clients' own columns.
     """
     config = ConfigRecord({**order, QUESTION_KEY: inquiry.text})
-    if client_noise is not None:
-        config[CLIENT_NOISE_KEY] = client_noise
+    if noise is not None:
+        config[CLIENT_NOISE_KEY] = noise
     if released is not None:
         config[RELEASED_KEY] = released
     return RecordDict({NO_MODEL: _zeros(inquiry), CONFIG: config})

@@ -66,7 +66,8 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
       federation: whose clients have answered the scaling question.
       client: settings before scaling.
     """
-    record = client.record and replace(client.record, ledgers=tuple(federation.population.client_ledgers))
+    names = tuple(federation.population.client_ledger_names)
+    record = client.record and replace(client.record, ledgers=names)
     options = _plain_settings(federation, Path()).task_options
     return replace(client, task_options=options, record=record)
 

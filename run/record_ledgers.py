@@ -207,7 +207,7 @@ class ClientLedgers(NoClientLedgers):
             plans = plans_of_sizes(mode.sizes, record, self.client)
             kinds = [(federation.simulated_cost, plan) for plan in plans]
             return RecordMeter(kinds, record.terms.budget, limited, mode.hides_counts)
-        names = enumerate(federation.population.client_ledgers)
+        names = enumerate(federation.population.client_ledger_names)
         sizes = sorted(((len(mode.data_of(each)), name) for each, name in names), reverse=True)
         # Of clients that spent equally, and take equally many steps of equal noise, the one with the fewest records.
         distinct: dict[tuple[Any, ...], ClientKind] = {}

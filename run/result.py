@@ -19,15 +19,16 @@ from ..configs.settings import publishable_keys
 from ..configs.task_settings import CustomTask
 from ..messages.traffic import Carried
 from ..modes.federation import Federation
-from ..privacy.ledger.ledger import LedgerUnavailable
+from ..privacy.budget import Budget
+from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable, read_entries
 from ..server import noise_key
 from ..server.checkpoint import State
 from ..server.rounds import Ending, Status
 from .acts import write_refusal
 from .average import early_of
-from .close import CLOSED, close, head_before_close
-from .files import AUDIT_KEY, CURVE, FAREWELL, MODEL, RESULT, SCALING
+from .files import AUDIT_KEY, CURVE, FAREWELL, MANIFEST, MODEL, RESULT, SAVED, SCALING, locate_ledger
 from .learning_rate import rise_of
+from .manifest import TASK_FILES, manifest_of, write_manifest
 from .prepared_run import Run
 from .progress import Progress, save
 from .report import encryption, record_by_sums, spent, versions
@@ -37,6 +38,10 @@ from .tuning import tuning_result
 
 if TYPE_CHECKING:
     from .machine_time import MachineTime
+
+# An interrupted or paused run is resumed. A failed one may be resumed, and is then closed again.
+CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)
+ANY = 1.0  # epsilon and, halved, delta of a budget that is opened without a charge
 
 
 def finish(
@@ -226,3 +231,55 @@ def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:
     if secret:
         return tell_operator(folder, {"farewell": carried.to_json()})
     replace_file(folder / FAREWELL, (json.dumps(carried.to_json()) + "\n").encode(), mode=None)
+
+
+def head_before_close(ledger: Ledger, run: str) -> Head:
+    """Return a ledger's head before the close of this run, so that repeating a finished run gives the same result."""
+    entry = ledger.closed(run)
+    if entry is None or entry.head != ledger.head:
+        return ledger.head
+    return Head(entry.seq - 1, entry.prev_hash)
+
+
+def close(folder: Path, ledger: Ledger | None, heads: Mapping[str, Head]) -> None:
+    """Write a run's manifest, and its hash as the run's last entry on the ledger.
+
+    Args:
+      folder: of the run, with its result.
+      ledger: of the run, open; None where it has none of its own.
+      heads: of the clients' own ledgers, where a simulation holds them.
+
+    Raises:
+      OSError: the folder cannot be written.
+      LedgerUnavailable: the ledger cannot.
+    """
+    manifest = manifest_of(folder, heads)
+    write_manifest(folder, manifest)
+    if ledger is not None:
+        ledger.close_run(manifest.run, manifest.hash, manifest.status)
+
+
+def close_again(folder: Path) -> None:
+    """Close a run whose process ended between its result and its close; do nothing for any other.
+
+    Args:
+      folder: of a run that has ended, by its result.
+
+    Raises:
+      Refusal: its ledger cannot be read or written.
+    """
+    saved, result = (json.loads((folder / name).read_bytes()) for name in (SAVED, RESULT))
+    path = None if result["ledger"] is None else locate_ledger(folder, result["ledger"])
+    if TASK_FILES not in saved or Status(result["status"]) not in CLOSED:
+        return  # made before runs were closed, or paused
+    noise_key.erase(folder)
+    noise_key.erase(folder, AUDIT_KEY)
+    if path is None or not path.is_file():  # charged on no ledger of its own
+        if not (folder / MANIFEST).exists():
+            close(folder, None, {})
+        return
+    identity: dict[str, Any] = json.loads(read_entries(path)[0].payload)
+    budget = Budget(identity["unit"], ANY, ANY / 2, adjacency=identity["adjacency"])
+    with Ledger.open(path, budget, owner=identity["owner"], simulated=identity["simulated"]) as ledger:
+        if ledger.closed(saved["run"]) is None:
+            close(folder, ledger, {})

@@ -58,7 +58,7 @@ class RunFiles:
       saved: what the run wrote down before its first round; empty where the folder does not say.
       ledger: path of the ledger of all clients together; None where there is none, or it lies elsewhere.
       entries: of that ledger.
-      client_ledgers: how many ledgers of single clients lie in the folder.
+      num_client_ledgers: how many ledgers of single clients lie in the folder.
       shapes: of the released model's arrays, by name; empty without one.
       model: SHA-256 of the released model's file; None without one.
       manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
@@ -77,7 +77,7 @@ class RunFiles:
     saved: Fields
     ledger: Path | None
     entries: Sequence[Entry]
-    client_ledgers: int
+    num_client_ledgers: int
     shapes: Mapping[str, Sequence[int]]
     model: str | None
     manifest: str | None
@@ -140,7 +140,7 @@ def read_run(
         saved=saved,
         ledger=ledger,
         entries=() if ledger is None else read_entries(ledger),
-        client_ledgers=sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
+        num_client_ledgers=sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
         shapes=_shapes(folder / MODEL),
         model=_hash(folder / MODEL),
         manifest=_hash(folder / MANIFEST),

@@ -53,29 +53,25 @@ class MaskedSums:
             self._participants.search = self._participants.search.for_members(members)
 
     def sum(
-        self,
-        cohort: Sequence[int],
-        request: Sum,
-        timeout: float | None,
-        next_cohort: Callable[[], Sequence[int]],
+        self, nodes: Sequence[int], request: Sum, timeout: float | None, upcoming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
         """Return the round's result, and the mean of the opened sums within their bounds; None if there is none.
 
         Args:
-          cohort: the round's cohort, canaries last.
+          nodes: the round's cohort, canaries last.
           request: the sum to compute.
           timeout: seconds for the replies of one exchange; None waits for all.
-          next_cohort: draws the cohort of the next row, whose keys are exchanged a round ahead.
+          upcoming: draws the cohort of the next row, whose keys are exchanged a round ahead.
         """
         request = replace(request, spec=masked_spec(request.spec, self._sums.masking))
-        parts, whole_reason = self._parts(cohort, request)
-        ahead = next_cohort() if len(parts) == 1 else ()
+        parts, whole_reason = self._parts(nodes, request)
+        ahead = upcoming() if len(parts) == 1 else ()
         enough = self._participants.due.enough
-        result = Round(request.number, len(cohort), 0, {})
+        result = Round(request.number, len(nodes), 0, {})
         weighed_sums: list[WeighedSum] = []
         means: list[Mean] = []
         for part in parts:
-            enough_of_part = None if enough is None else math.ceil(enough * len(part) / len(cohort))
+            enough_of_part = None if enough is None else math.ceil(enough * len(part) / len(nodes))
             opened = self._sums.sum(part, request, timeout, ahead, enough_of_part)
             result = _add_attempt(result, opened, self._log_faults(opened.blamed))
             evidence = _evidence_rows(opened.evidence, request.run, request.number, self._sums.masking)

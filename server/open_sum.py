@@ -31,27 +31,23 @@ class OpenSums:
         """Do nothing: the participants hold the required number of answers."""
 
     def sum(
-        self,
-        cohort: Sequence[int],
-        request: Sum,
-        timeout: float | None,
-        next_cohort: Callable[[], Sequence[int]],
+        self, nodes: Sequence[int], request: Sum, timeout: float | None, upcoming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
         """Return the round's result, and the noisy mean; None below the quorum.
 
         Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort in advance.
         """
-        del next_cohort
+        del upcoming
         spec, participants = request.spec, self._participants
         outgoing = instruct(request.content, spec, request.run, request.row)
         order = Message(outgoing, 0, request.message_type, group_id=str(request.number))
         size = request.coordinates + spec.segment_size
-        cohort_sum, dummies = participants.sum(order, cohort, spec, size, timeout)
+        cohort_sum, dummies = participants.sum(order, nodes, spec, size, timeout)
         total = self._account.noised(cohort_sum.total, request.row, spec)
-        nodes, replies = participants.over_grid(cohort), cohort_sum.replies
+        grid_nodes, replies = participants.over_grid(nodes), cohort_sum.replies
         result = Round(
             request.number,
-            len(nodes),
+            len(grid_nodes),
             replies,
             cohort_sum.dropped,
             message_bytes=(carried_bytes(order), update_bytes(spec, size)),

@@ -281,12 +281,10 @@ class PrivateGrid(PassingGrid):
         if spec.compression is not None:
             mean = expand_mean(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.current_cohort)
-        audited_cohort = RoundCohort(
-            len(self.current_cohort) - len(dummies), dummies, self.participants.pool_size
-        )
+        cohort = RoundCohort(len(self.current_cohort) - len(dummies), dummies, self.participants.pool_size)
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
-            self.released = self._account.audit_view(number, self._row, mean, audited_cohort)
+            self.released = self._account.audit_view(number, self._row, mean, cohort)
         self._account.settle(number, self._row, self.current_cohort, mean)
         return [reply]
 

@@ -99,7 +99,7 @@ class SecureSums:
         nodes: Sequence[int],
         request: Sum,
         timeout: float | None,
-        next_cohort: Sequence[int] = (),
+        upcoming: Sequence[int] = (),
         enough: int | None = None,
     ) -> Opened:
         """Return the sum of the nodes' vectors. An invalid message is dropped and counted, and the round continues.
@@ -108,14 +108,14 @@ class SecureSums:
           nodes: the round's cohort.
           request: the sum to compute.
           timeout: seconds for the replies of one exchange.
-          next_cohort: the cohort of the next row, if known: its keys are sent with this round's messages.
+          upcoming: the cohort of the next row, if known: its keys are sent with this round's messages.
           enough: number of answers that ends an exchange, but never fewer than a sum needs; None waits for all.
         """
         model, valid = model_hash(request.content), self._valid(nodes)
         self._exchanges, self._blamed, self._evidence, self._enough = 0, {}, {}, enough
         outcome = Opened(dropped={str(Reason.TOO_FEW): len(valid)}, model=model)
         for attempt in self._attempts(valid, request, model, timeout):
-            self._finish(attempt, self._valid(next_cohort), model, timeout)
+            self._finish(attempt, self._valid(upcoming), model, timeout)
             outcome = attempt.outcome(model, self._exchanges)
             if outcome.total is not None or attempt.opening_requested or attempt.in_vain:
                 break
@@ -160,14 +160,12 @@ class SecureSums:
             attempt.advance(model)
         self._note(attempt)
 
-    def _finish(
-        self, attempt: Attempt, next_cohort: Sequence[int], model: bytes, timeout: float | None
-    ) -> None:
+    def _finish(self, attempt: Attempt, upcoming: Sequence[int], model: bytes, timeout: float | None) -> None:
         """Finish an attempt, together with the first exchanges of the next one."""
         while attempt.outgoing:
             next_attempts: list[Attempt] = []
             if attempt.step is Exchange.INBOX and self._next is None:
-                next_attempts = self._start_next(next_cohort, attempt.request)
+                next_attempts = self._start_next(upcoming, attempt.request)
                 self._next = next_attempts[0] if next_attempts else None
             elif attempt.step >= Exchange.SURVIVORS and self._next is not None and self._next.precedes_checks:
                 self._next.advance()

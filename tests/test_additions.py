@@ -97,7 +97,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_a_mode_promises_what_it_says(run: Path) -> None:
+def test_added_mode_gives_its_promise(run: Path) -> None:
     result = read(run / "result.json")
     assert (result["status"], result["rounds_completed"]) == ("completed", 2)
     assert [(each["adversary"], each["epsilon"] == "infinity") for each in result["privacy"]] == [

@@ -310,7 +310,7 @@ def test_a_page_names_no_machine(page: Path) -> None:
     assert not re.search(r"\b(TODO|TBD|XXX)\b", text)
 
 
-def test_the_reference_is_what_the_docstrings_say() -> None:
+def test_reference_is_that_of_the_docstrings() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["pages"]()
     kept = {page.name: page.read_text() for page in REFERENCE.glob("*.md")}
     assert kept == made, "run: python docs/make_reference.py"

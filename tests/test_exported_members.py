@@ -28,7 +28,7 @@ PROMISED = {
 
 
 @pytest.mark.parametrize("module", FACES, ids=lambda module: module.__name__)
-def test_all_is_what_the_module_shows(module: object) -> None:
+def test_all_lists_the_public_names(module: object) -> None:
     names = getattr(module, "__all__")  # noqa: B009
     assert list(names) == sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
     assert all(hasattr(module, name) for name in names)
@@ -41,7 +41,7 @@ def test_the_promised_names() -> None:
 
 
 @pytest.mark.parametrize("name", fedveil.__all__)
-def test_a_name_of_the_face_says_what_it_takes_and_raises(name: str) -> None:
+def test_name_of_the_face_documents_arguments_and_errors(name: str) -> None:
     member = getattr(fedveil, name)
     text = inspect.getdoc(member) or ""
     if inspect.isfunction(member):

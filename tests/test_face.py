@@ -126,7 +126,7 @@ NO_NOISE = {"privacy": "none", "cohort": fv.All()}
 # --- what comes back --------------------------------------------------------------------------------------------
 
 
-def test_a_shipped_task_by_name_is_what_the_command_line_runs(
+def test_shipped_task_by_name_is_that_of_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fv.simulate("digits", num_rounds=2, seed=3, privacy="client_central", quiet=True)
@@ -224,7 +224,7 @@ def test_a_strategy_object_begins_every_run_afresh() -> None:
     assert quick(strategy=own).status == "completed" and own.calls == 0
 
 
-def test_a_class_or_half_a_task_is_refused_as_what_it_is() -> None:
+def test_class_or_half_a_task_is_refused_by_its_kind() -> None:
     class Half:
         def client_data(self, client: int) -> None:
             pass
@@ -308,7 +308,7 @@ def test_a_plan_trains_nothing() -> None:
 # --- folders ----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_a_run_says_what_to_do(tmp_path: Path) -> None:
+def test_folder_with_a_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
     quick(folder=tmp_path / "shops")
     with pytest.raises(fv.Refusal, match="a resumed run uses its own folder"):
         quick(folder=tmp_path / "other", resume=tmp_path / "shops")
@@ -424,7 +424,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
-def test_a_run_outlives_who_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_outlives_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Gone())
         run = quick(quiet=False)

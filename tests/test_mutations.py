@@ -111,7 +111,7 @@ def test_each_names_attributes_that_there_are() -> None:
         for word in re.findall(r"\w+", path.read_text())
     }
     attributes = {name: set(re.findall(r"\.([a-z_]\w*)", each.fault)) for name, each in MUTATIONS.items()}
-    assert {name: lost for name, found in attributes.items() if (lost := found - words)} == {}
+    assert {name: unknown for name, used in attributes.items() if (unknown := used - words)} == {}
 
 
 def test_each_names_tests_that_there_are() -> None:
@@ -222,7 +222,7 @@ def test_each_operator_changes_its_place_alone(function: str, fault: str, before
     assert applied == SOURCE.replace(before, after)
 
 
-def test_what_follows_a_change_stays_on_its_line() -> None:
+def test_lines_after_a_change_keep_their_places() -> None:
     applied = Mutation("name", "file.py", "Ledger.reserve", "skip append()", "", "").applied(SOURCE)
     assert [line for line in applied.splitlines() if "append" in line] == []
     assert applied.splitlines()[25:] == SOURCE.splitlines()[25:]
@@ -240,6 +240,7 @@ def test_what_follows_a_change_stays_on_its_line() -> None:
         ("Ledger.total", "never cost", "file.py: Ledger.total: no such function or class"),
         ("Ledger.reserve", "remove cost", "`remove cost` is none of the faults that"),
         ("Ledger.reserve", "change cost", "`change cost` is none of the faults that"),
+        ("Ledger.reserve", "change part 3 of parts() to 0", "has fewer parts; correct it"),
         ("Ledger", "change LIMIT to limits", "file.py has no limits any more; correct `limits`"),
     ],
 )
@@ -247,3 +248,12 @@ def test_a_place_that_is_not_one_is_an_error(function: str, fault: str, text: st
     with pytest.raises(LookupError, match=re.escape(text)) as error:
         Mutation("what breaks", "file.py", function, fault, "", "").applied(SOURCE)
     assert "what breaks" in str(error.value)
+
+
+def test_a_fault_in_the_file_of_another_room_is_an_error(tmp_path: Path) -> None:
+    block = (
+        '["a fault"]\nin = "server/rounds.py: run"\nfault = "never"\nred = "server/test_rounds.py -k run"\n'
+    )
+    (tmp_path / "client.toml").write_text(block)
+    with pytest.raises(ValueError, match="'a fault' is of another room; move it to server"):
+        OPERATORS["read_mutations"](tmp_path)

@@ -89,7 +89,7 @@ def change(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps({**envelope, "payload": base64.b64encode(json.dumps(told).encode()).decode()}))
 
 
-def test_a_release_is_whole_and_signed_or_says_what_is_wrong(folder: Path, key: Ed25519PrivateKey) -> None:
+def test_release_is_whole_and_signed_or_names_its_fault(folder: Path, key: Ed25519PrivateKey) -> None:
     public = key.public_key()
     assert release.faults(folder, public) == []
     (folder / "more.whl").write_bytes(b"")
@@ -244,9 +244,7 @@ def install(folder: Path, wheel: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_the_release_command_makes_what_its_verification_accepts(
-    tmp_path: Path, key: Ed25519PrivateKey
-) -> None:
+def test_release_command_makes_a_verifiable_release(tmp_path: Path, key: Ed25519PrivateKey) -> None:
     pytest.importorskip("cyclonedx_py")
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)

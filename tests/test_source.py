@@ -167,7 +167,7 @@ def _runs(lines: list[str]) -> set[tuple[str, ...]]:
     return {tuple(told[place : place + RUN]) for place in range(len(told) - RUN + 1)}
 
 
-def test_functions_say_what_their_arguments_are() -> None:
+def test_functions_document_their_arguments() -> None:
     wanted = [
         function
         for tree in TREES.values()

@@ -172,11 +172,8 @@ def _question_line(question: LedgerQuestion) -> str:
     """Return one line with a question, its purpose and its cost."""
     reason = f" ({question.reason})" if question.reason else ""
     figures = ", ".join(each for each in question.segments if not each.endswith(f": {CLIPPED}"))
-    cost = (
-        "cost nothing: no answer was made"
-        if question.state == "void"
-        else f"cost epsilon {question.epsilon:.3g}"
-    )
+    void = question.state == "void"
+    cost = "cost nothing: no answer was made" if void else f"cost epsilon {question.epsilon:.3g}"
     return f"{question.time}  question {question.name}, for {', '.join(question.purposes)}: {figures}{reason}; {cost}"
 
 

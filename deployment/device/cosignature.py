@@ -61,7 +61,6 @@ def read_cosignature(path: Path, roster: Roster) -> Cosignature:
         raise Refusal("cosignature", str(path), remedy)
     signatures = {bytes.fromhex(cosignature.public): bytes.fromhex(cosignature.signature)}
     if not cosigned_by(roster, signatures):
-        raise Refusal(
-            "cosignature", str(path), f"was not made by the key that it names; ask {cosignature.name}"
-        )
+        remedy = f"was not made by the key that it names; ask {cosignature.name}"
+        raise Refusal("cosignature", str(path), remedy)
     return cosignature

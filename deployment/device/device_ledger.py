@@ -141,12 +141,9 @@ class DeviceLedger:
             try:
                 if of_records is None and release.source is None and self.records.exists():
                     budget = self.budget_of_records
-                    record_release = release_of(release, budget)
+                    charge = release_of(release, budget)
                     ledgers.append(
-                        (
-                            stack.enter_context(closing(self._reserve(record_release, budget, purpose))),
-                            record_release.key,
-                        )
+                        (stack.enter_context(closing(self._reserve(charge, budget, purpose))), charge.key)
                     )
                 reserved = self._reserve(release, of_records, purpose)
                 ledgers.append((stack.enter_context(closing(reserved)), release.key))
@@ -319,6 +316,6 @@ def spent_in(book: LedgerState) -> Spending | None:
 def _epsilon(book: LedgerState, adversary: Adversary, delta: float) -> float:
     adjacency = Adjacency(book.identity["adjacency"])
     exact = exact_epsilon(book.spent[adversary], delta, adjacency) if book.filter_order is None else None
-    return (
-        spent_epsilon(book.events(adversary), delta, adjacency, book.filter_order) if exact is None else exact
-    )
+    if exact is not None:
+        return exact
+    return spent_epsilon(book.events(adversary), delta, adjacency, book.filter_order)

@@ -168,18 +168,13 @@ def parse_request(data: bytes, where: str) -> Enrolment:
 
 
 def _request(keys: Keys, name: str) -> dict[str, str]:
-    enrolment = keys.enrolment(name)
+    public = keys.enrolment(name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
     tls = builder.sign(keys.tls, SHA256()).public_bytes(Encoding.PEM).decode()
-    fields = {
-        "name": name,
-        "identity": enrolment.identity.hex(),
-        "tls": tls,
-        "supernode": enrolment.supernode,
-    }
-    if enrolment.post_quantum:
-        fields["post_quantum"] = enrolment.post_quantum.hex()
+    fields = {"name": name, "identity": public.identity.hex(), "tls": tls, "supernode": public.supernode}
+    if public.post_quantum:
+        fields["post_quantum"] = public.post_quantum.hex()
     return {**fields, "signature": sign(keys.identity, _CONTEXT, _body(*fields.values())).hex()}
 
 

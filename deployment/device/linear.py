@@ -95,12 +95,10 @@ def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = Fals
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])
-    held_out_rows = holdout_mask(
+    mask = holdout_mask(
         hashes_of_rows([table.inputs, table.targets]), held_out, group_equal_rows=group_equal_rows
     )
-    return Table(table.inputs[~held_out_rows], table.targets[~held_out_rows]), Table(
-        table.inputs[held_out_rows], table.targets[held_out_rows]
-    )
+    return Table(table.inputs[~mask], table.targets[~mask]), Table(table.inputs[mask], table.targets[mask])
 
 
 def measure(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:

@@ -133,11 +133,8 @@ class LogCopy:
             if not is_logged:
                 remedy = f"lacks the {kind} that the server sent: others were sent another one"
                 raise Refusal("log", f"entry {index}", remedy)
-        cosignatures = (
-            ()
-            if policy is None
-            else require_witnesses(self._state, head, leaves, statement.cosignatures, policy)
-        )
+        texts = statement.cosignatures
+        cosignatures = () if policy is None else require_witnesses(self._state, head, leaves, texts, policy)
         if self.head is None or head.size > len(self.leaves):
             self._keep(head, new_leaves)
         if cosignatures:

@@ -75,14 +75,10 @@ def require_witnesses(
 
 
 def _refuse_branch(
-    state: Path,
-    name: str,
-    other: HeadCosignature,
-    of_head: Sequence[HeadCosignature],
-    leaves: Sequence[bytes],
+    state: Path, name: str, other: HeadCosignature, signed: Sequence[HeadCosignature], leaves: Sequence[bytes]
 ) -> NoReturn:
     """Store a witness's co-signature of another branch with its own of this log, if any, and refuse."""
-    here = next((each for each in of_head if each.public == other.public and each.size >= other.size), None)
+    here = next((each for each in signed if each.public == other.public and each.size >= other.size), None)
     this = f"{other.size} entries, root {root_of(leaves[: other.size]).hex()}, in this log"
     remedy = (
         f"{'has co-signed another branch' if here is None else TWO_BRANCHES}: {other}; and {here or this}"

@@ -184,12 +184,8 @@ def _violations(
     instruction: Instruction, policy: OwnerPolicy, can_protect_records: bool
 ) -> Iterator[tuple[str, object, str]]:
     """Yield the field, its value and the policy's limit, for each limit that an order violates."""
-    order, terms, spec, noise = (
-        instruction.order,
-        instruction.terms,
-        instruction.spec,
-        instruction.client_noise,
-    )
+    order, terms, spec = instruction.order, instruction.terms, instruction.spec
+    noise = instruction.client_noise
     run, number = read_round(instruction.content)
     epochs = order.training.local_epochs
     if run != order.run or (policy.runs and people_call(run) not in policy.runs):

@@ -95,11 +95,9 @@ def require_agreement(over: RunOver) -> None:
         digest.update(part)
     received = model if status == ALARMED and not arrays else digest.hexdigest() if arrays else None
     comparisons = (("run", run, over.run), ("status", status, over.status), ("model", model, received))
-    for name, listed, received_value in comparisons:
-        if listed != received_value:
-            raise Refusal(
-                "manifest", over.manifest, f"lists {name} {listed}, and the server sent {received_value}"
-            )
+    for name, listed, actual in comparisons:
+        if listed != actual:
+            raise Refusal("manifest", over.manifest, f"lists {name} {listed}, and the server sent {actual}")
 
 
 def give_receipt(state: Path, description: RunDescription, node: int, key: Ed25519PrivateKey) -> Receipt:

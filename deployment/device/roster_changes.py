@@ -46,14 +46,12 @@ def check_change(
         raise Refusal("roster", f"version {new.version}", remedy)
     change = change_between(old, new)
     if {entry.split()[0] for entry in (*change.added, *change.removed)} - {device}:
-        objection = _missing_peers(new, device, policy) or _missing_signatures(
-            old, new, signed, device, policy
-        )
-        if not objection and policy.approve_rosters and _approved(state) != change.hash:
-            objection = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
-        if objection:
+        fault = _missing_peers(new, device, policy) or _missing_signatures(old, new, signed, device, policy)
+        if not fault and policy.approve_rosters and _approved(state) != change.hash:
+            fault = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
+        if fault:
             _wait(state, change, signed)
-            raise Refusal("roster", f"version {new.version}", objection)
+            raise Refusal("roster", f"version {new.version}", fault)
     return change
 
 
@@ -117,10 +115,8 @@ def waiting_for(state: Path, version: int) -> RosterChange:
     """
     waiting = pending(state)
     if waiting is None or waiting.version != version:
-        state_of_approval = "none waits" if waiting is None else f"version {waiting.version} waits"
-        raise Refusal(
-            "approve", version, f"{state_of_approval}; check again and give the version that is shown"
-        )
+        status = "none waits" if waiting is None else f"version {waiting.version} waits"
+        raise Refusal("approve", version, f"{status}; check again and give the version that is shown")
     return waiting
 
 

@@ -85,9 +85,8 @@ class ServerQuotes:
             raise Refusal("attest", command, f"cannot be run ({error}); nothing leaves") from None
         if process.returncode != 0:
             output = (process.stderr or process.stdout).decode(errors="replace").strip()[-MAX_OUTPUT:]
-            remedy = (
-                f"does not accept the server's quote (exit code {process.returncode}: {output or 'silent'})"
-            )
+            code = f"exit code {process.returncode}: {output or 'silent'}"
+            remedy = f"does not accept the server's quote ({code})"
             raise Refusal("attest", command, remedy)
         logger.info("the server's quote is accepted by %s", command)
 

@@ -20,16 +20,7 @@ from ...base.refusal import Refusal
 from ...configs.bundle_files import read_secret
 from ...messages.message_codec import pack_body, question_id
 from ...messages.wire import FAILED
-from ..device_answers import (
-    MAX_BYTES,
-    Handle,
-    Journal,
-    Longest,
-    back_off,
-    describe_loss,
-    handle_once,
-    usual_wait,
-)
+from ..device_answers import MAX_BYTES, Handle, Journal, Longest, back_off, handle_once, loss_line, usual_wait
 from .fleet_calls import (
     FLEET_FAILURES,
     HEARTBEAT_SECONDS,
@@ -146,7 +137,7 @@ def follow_fleet(
                         logger.exception("the link failed")
                     failures += 1
                     seconds = back_off(failures, longest())
-                    notify(describe_loss(seconds, _reason(failure)))
+                    notify(loss_line(seconds, _reason(failure)))
                     stop.wait(seconds)
     finally:
         connection.go_offline()

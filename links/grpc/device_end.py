@@ -44,8 +44,8 @@ from ..device_answers import (
     Journal,
     Longest,
     back_off,
-    describe_loss,
     handle_once,
+    loss_line,
     usual_wait,
 )
 from .event_loop import next_frame, stream_loop, until_one_ends
@@ -248,7 +248,7 @@ class DeviceStream:
                 reason = type(error).__name__
             self._failures += 1
             seconds = back_off(self._failures, self._longest())
-            self._notify(describe_loss(seconds, reason))
+            self._notify(loss_line(seconds, reason))
             await asyncio.sleep(seconds)
 
     async def _session(self) -> str:

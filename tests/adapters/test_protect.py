@@ -349,7 +349,7 @@ def test_clients_are_not_sent_evaluations_and_the_log_says_so_once(caplog: pytes
 
 
 @pytest.mark.parametrize("error", [Refusal("target_epsilon", 8.0, "already spent"), NobodyAnswered("nobody")])
-def test_flower_reports_what_is_no_fault_of_the_code_in_a_sentence(
+def test_flower_reports_outside_faults_in_a_sentence(
     caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     run(grid_of())
@@ -419,7 +419,7 @@ def test_too_coarse_evaluation_is_refused_before_writing(home: Path) -> None:
     assert not ledgers(home)
 
 
-def test_an_owner_who_allows_no_evaluation_is_not_evaluated(home: Path) -> None:
+def test_owner_without_leave_for_evaluation_is_not_evaluated(home: Path) -> None:
     set_cap(default_folder(), Cap("all", 8.0, 1e-2, purposes=("statistics",)))
     with pytest.raises(
         Refusal, match="purpose='evaluation': the owner of the data lets questions be asked for statistics"

@@ -81,7 +81,7 @@ def refuted(scores: tuple[np.ndarray, np.ndarray], claim: Budget) -> bool:
 
 
 @pytest.mark.parametrize("gradients", ["hooks", "ghost", "book_keeping"])
-def test_canaries_show_what_is_claimed_and_no_more(gradients: str) -> None:
+def test_canaries_measure_the_claim_and_no_more(gradients: str) -> None:
     members, others = scored(plan_of(4.0), gradients)
     mu = gaussian_mu(4.0, DELTA)
     assert others.mean() == pytest.approx(-(mu**2) / 2, abs=0.25)
@@ -113,7 +113,7 @@ def test_replaced_record_is_detected_from_end_to_end(rate: float) -> None:
 @pytest.mark.parametrize(
     ("claimed", "rate", "steps"), [(8, 0.1, 300), (8, 0.08, 260), (4, 0.1, 300), (4, 0.2, 25), (1, 0.1, 300)]
 )
-def test_the_ratio_shows_what_a_sum_over_steps_hides(claimed: float, rate: float, steps: int) -> None:
+def test_ratio_measures_beyond_the_sum_over_steps(claimed: float, rate: float, steps: int) -> None:
     noise, each = plan_of(claimed, rate, steps).noise_over_clip, 20_000
     rng, ratio, total = np.random.default_rng(0), np.zeros((2, each)), np.zeros((2, each))
     for _ in range(steps):

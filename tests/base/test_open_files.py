@@ -218,7 +218,7 @@ class Dropped(BaseException):
         ("deployment.serve", lambda serve, folder: serve.serve(folder, [])),
         ("deployment.ask", lambda asks, folder: asks.ask_clients(folder, None, None, [])),
         ("deployment.device.agent", lambda agent, folder: agent.start(folder)),
-        ("deployment.provision", lambda provision, folder: provision.opened(folder).__enter__()),
+        ("deployment.provision", lambda provision, folder: provision.open_desk(folder).__enter__()),
         ("base.core_dumps", lambda _, folder: server.enrol(folder)),
         ("base.core_dumps", lambda _, folder: client.enrol("-", folder, 0.0)),
     ],

@@ -128,7 +128,7 @@ def test_the_final_model_shows_less_than_its_rounds() -> None:
 
 
 @pytest.mark.campaign
-def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
+def test_ceiling_is_the_measure_of_the_same_run_without_noise() -> None:
     """And it leaves an audit of sigma 4 in force, and calls one of sigma 1 (epsilon 28) blind."""
     silent = measured(run("B", 0.001), 0.001)
     for sigma, blind in ((4.0, False), (1.0, True)):
@@ -150,7 +150,7 @@ def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
     [{"noise": 1e-4}, {"noise": 0.5}, {"canary_norm": 100.0}, {"canary_norm": 4.0}, {"silent_layer": 0}],
     ids=str,
 )
-def test_canaries_find_what_is_broken(sigma: float, fault: dict[str, Any]) -> None:
+def test_canaries_detect_broken_runs(sigma: float, fault: dict[str, Any]) -> None:
     """No noise, half of it, no clip, weights by example (a canary that says it has four times as many), a bare layer."""
     found = verdict("A", sigma, **fault)
     assert found.verdict is Verdict.VIOLATED
@@ -172,7 +172,7 @@ def test_canaries_find_what_is_broken(sigma: float, fault: dict[str, Any]) -> No
     ],
     ids=str,
 )
-def test_the_free_checks_find_what_canaries_do_not(fault: dict[str, Any], check: str) -> None:
+def test_free_checks_detect_faults_beyond_canaries(fault: dict[str, Any], check: str) -> None:
     found = run("A", 2.0, **fault)
     p = min(found.column(check)) * 50
     print(f"{fault}: {check} = {p:.2g}, largest cosine {max(found.column('cosine')):.4f}")
@@ -219,7 +219,7 @@ def test_the_loss_shows_memorisation_and_no_more() -> None:
 
 
 @pytest.mark.campaign
-def test_exposure_shows_what_was_planted_and_nothing_else() -> None:
+def test_exposure_shows_planted_secrets_alone() -> None:
     found = TEXT["exposures"](None, 300, 0)
     pooled = {repeats: fisher([each.p_value for each in secrets]) for repeats, secrets in found.items()}
     assert pooled[16] < 1e-6 and pooled[0] > 0.001

@@ -39,7 +39,7 @@ def test_the_evaluation_of_the_main_job_is_planned() -> None:
 
 
 @pytest.mark.campaign
-def test_evaluations_of_the_main_job_cost_what_the_page_says() -> None:
+def test_evaluations_of_the_main_job_cost_the_pages_figure() -> None:
     rounds = sum_plan(build(settings_from_overrides([])))
     assert rounds is not None
     before = rounds.epsilon(1e-4)

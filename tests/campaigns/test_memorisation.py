@@ -96,7 +96,7 @@ BANDS = {10: ((1.6, 2.7), (2.3, 3.9)), 125: ((1.9, 3.4), (2.7, 5.1))}
 
 @pytest.mark.campaign
 @pytest.mark.parametrize(("epsilon", "batch"), [(1, 10), (8, 10), (8, 125)])
-def test_canary_records_measure_what_clients_claim(epsilon: int, batch: int, tmp_path: Path) -> None:
+def test_canary_records_measure_the_claims_of_clients(epsilon: int, batch: int, tmp_path: Path) -> None:
     odd = found_by(tmp_path, *RECORDS, f"batch_size={batch}", f"privacy.target_epsilon={epsilon}")
     audit = json.loads((tmp_path / "result.json").read_text())["audit"]
     records = audit["records"]

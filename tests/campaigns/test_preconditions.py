@@ -230,7 +230,7 @@ def test_a_client_that_comes_after_another(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.campaign
-def test_a_population_whose_noise_tells_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_population_is_revealed_by_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = (*CENTRAL, "num_rounds=1", "privacy.adjacency=add-or-remove-one")
     cases = [(*task("Crowd", width=5000, clients=count), *asked) for count in (20, 19)]
     assert all(refused(*case) for case in cases)

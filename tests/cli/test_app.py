@@ -81,7 +81,7 @@ def test_module_shows_its_version_and_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines() == ["fedveil 0.1.0", "[]"]
 
 
-def test_a_run_is_composed_once_and_is_what_hydra_itself_composes(
+def test_run_is_composed_once_like_hydra_itself_does(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     composed: list[Any] = []
@@ -168,7 +168,7 @@ def test_unknown_verb_is_refused_with_the_nearest(console: Console) -> None:
         (["ledger", "show"], "fedveil ledger show: missing argument 'PATH'\nusage: fedveil ledger show PATH"),
     ],
 )
-def test_ledger_says_what_it_takes(console: Console, argv: list[str], said: str) -> None:
+def test_ledger_help_lists_its_arguments(console: Console, argv: list[str], said: str) -> None:
     code, out, err = console(*argv)
     assert (code, out) == (2, "")
     assert said in err

@@ -155,7 +155,7 @@ def test_a_mistake_is_one_sentence(
     assert err.startswith(said) and len(err.splitlines()) == 1
 
 
-def test_the_verb_says_what_it_takes(
+def test_verb_help_lists_its_arguments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["fedveil", "audit"])

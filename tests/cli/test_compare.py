@@ -52,7 +52,7 @@ def runs(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_runs_are_named_by_what_differs_and_their_seed(runs: list[Path]) -> None:
+def test_runs_are_named_by_their_differences_and_seed(runs: list[Path]) -> None:
     rows = read_rows(runs)
     assert [dict(row.overrides) for row in rows] == [{"privacy.target_epsilon": value} for value in "113"]
     assert [(row.seed, row.epsilon["client"]) for row in rows] == [(0, 1.0), (1, 1.0), (0, math.inf)]

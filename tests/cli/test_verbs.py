@@ -145,7 +145,7 @@ def test_unknown_option_is_refused_on_stderr(say: Any, words: tuple[str, ...], t
         (["nothing"], "verb='nothing': there is no such verb; fedveil --help lists them"),
     ],
 )
-def test_a_mistake_names_what_is_near(say: Any, argv: list[str], said: str, tmp_path: Path) -> None:
+def test_mistake_names_the_nearest_word(say: Any, argv: list[str], said: str, tmp_path: Path) -> None:
     code, out, err = say(*argv)
     assert (code, out) == (2, "")
     assert said in err and "Traceback" not in err
@@ -461,9 +461,7 @@ def imported(*argv: str, folder: Path) -> set[str]:
         (("plan",), ACCOUNTING | {"typer", "hydra", "numpy", "pydantic", "rich"}),
     ],
 )
-def test_a_verb_imports_what_it_needs_and_no_more(
-    argv: tuple[str, ...], allowed: set[str], tmp_path: Path
-) -> None:
+def test_verb_imports_only_its_needs(argv: tuple[str, ...], allowed: set[str], tmp_path: Path) -> None:
     assert imported(*argv, folder=tmp_path) <= allowed
 
 

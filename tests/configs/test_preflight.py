@@ -138,7 +138,9 @@ BY_TURNS = ("cohort=min_separation", "cohort.size=4", "num_rounds=10", "privacy.
         ((*BY_TURNS, "cohort.size=13"), "take at most that many"),
     ],
 )
-def test_a_cohort_that_does_not_keep_what_the_noise_needs(overrides: tuple[str, ...], remedy: str) -> None:
+def test_cohort_without_the_separation_of_its_noise_is_refused(
+    overrides: tuple[str, ...], remedy: str
+) -> None:
     check_cohort(settings_from_overrides([*BY_TURNS, "privacy.noise=correlated"]), 12)
     with pytest.raises(Refusal, match=remedy):
         check_cohort(settings_from_overrides(list(overrides)), 12)
@@ -193,7 +195,7 @@ def test_aliases_that_explode_are_refused(tmp_path: Path) -> None:
         check_file(bomb)
 
 
-def test_a_run_whose_configuration_has_a_key_twice_is_refused(tmp_path: Path) -> None:
+def test_configuration_with_a_key_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("task: {name: digits}\nseed: 1\nseed: 2\n")
     for read in (read_config, config_of):
         with pytest.raises(Refusal, match="line 3: duplicate key seed"):

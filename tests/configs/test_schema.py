@@ -171,7 +171,7 @@ def test_rules_between_keys_are_reported_all_at_once() -> None:
     ("asked", "norm"), [(["task=heart"], 5.0), (["task=digits"], 50.0), (["task.longest_update=7"], 7.0)]
 )
 @pytest.mark.parametrize("secagg", ["masked", "auto"])
-def test_encryption_alone_clips_to_what_the_task_plans(asked: list[str], norm: float, secagg: str) -> None:
+def test_encryption_alone_clips_to_the_plan_of_the_task(asked: list[str], norm: float, secagg: str) -> None:
     masked = settings_from_overrides(["privacy=none", f"secagg={secagg}", *asked]).secagg
     assert isinstance(masked, schema.SecaggSettings) or masked is None
     dumped = compose_overrides(["privacy=none", f"secagg={secagg}", *asked]).config

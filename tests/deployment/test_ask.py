@@ -109,7 +109,7 @@ def test_a_purpose_that_the_owner_does_not_allow_is_refused_by_name(
 
 
 @pytest.mark.parametrize("purpose", ["evaluation", "training"])
-def test_an_owner_who_allows_models_allows_no_count_of_rows_by_that(clients: Path, purpose: str) -> None:
+def test_allowance_of_models_allows_no_count_of_rows(clients: Path, purpose: str) -> None:
     with pytest.raises(Refusal, match=f"purpose='{purpose}'"):
         inquiry(purpose)
     asked = inquiry()
@@ -262,7 +262,7 @@ def test_answer_beyond_a_full_disk_is_sent_nevertheless(
     assert "No space left on device; the answer is charged" in said and "keep what is printed" in said
 
 
-def test_clients_whose_owners_allow_no_question_are_zeros(hearts: Path) -> None:
+def test_clients_without_leave_for_questions_are_zeros(hearts: Path) -> None:
     forbid(hearts, "cleveland", "hungary", "switzerland", "longbeach")
     grid = SERVED["Devices"](hearts / "clients")
     given = (*COMMON, "privacy=client_central", "cohort=all", "link.quorum=0.5")
@@ -338,7 +338,7 @@ def test_question_on_a_restored_server_is_refused_before_a_charge(hearts: Path) 
         return replace(link, log_loss=lambda: later if calls[-1] else None)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Refusal, match=later) as refused:
-        patch.setattr("fedveil.deployment.ask.logged", logged)
+        patch.setattr("fedveil.deployment.ask.with_log", logged)
         ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
     assert refused.value.field == "file" and str(refused.value.value).endswith("log.jsonl")
     (ledger,) = (hearts / "server" / "ledgers").glob("*.ledger")

@@ -135,7 +135,7 @@ def test_both_ends_read_their_bundles(desk: Path) -> None:
     assert client.state == desk / "hearts" / "clients" / "hungary" / "state"
 
 
-def test_a_server_knows_what_every_policy_allows(desk: Path) -> None:
+def test_server_has_the_allowance_of_every_policy(desk: Path) -> None:
     provision(desk / "federation.yaml", desk / "hearts", None)
     allowed = read_server_bundle(desk / "hearts" / "server").allowed
     assert allowed == OwnersBudget(2.0, 1e-5)  # the least, which is Hungary's
@@ -191,7 +191,7 @@ def test_no_two_keys_are_the_same(made: Path) -> None:
     assert len(set(keys)) == len(keys) == 2 + 1 + 3 * 3
 
 
-def test_the_certificates_are_what_tls_libraries_ask_for(made: Path) -> None:
+def test_certificates_satisfy_tls_libraries(made: Path) -> None:
     ca = x509.load_pem_x509_certificate((made / "hearts" / "authority" / "ca.pem").read_bytes())
     assert ca.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
     for path, usage in (
@@ -692,7 +692,7 @@ def test_leftovers_of_a_power_cut_stop_nothing(desk: Path) -> None:
     assert not left.exists() and not (left.parent / "cleveland.pub").exists()
 
 
-def test_a_desk_whose_file_lost_a_client_says_so(desk: Path) -> None:
+def test_desk_of_a_file_without_a_client_says_so(desk: Path) -> None:
     kept = desk / "hearts" / "authority" / "federation.yaml"
     kept.write_text(kept.read_text().replace("  - name: cleveland\n", ""))
     with pytest.raises(Refusal, match="clients='cleveland': was admitted and is not in the file"):

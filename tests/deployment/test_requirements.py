@@ -106,7 +106,7 @@ torch==2.10.0 \\
 """
 
 
-def test_a_lock_gives_what_the_folder_lacks_and_the_folder_wins(tmp_path: Path) -> None:
+def test_lock_complements_the_folder_and_the_folder_wins(tmp_path: Path) -> None:
     mine = wheel(tmp_path / "wheels", "fedveil-0.1.0-py3-none-any.whl")
     torch = wheel(tmp_path / "wheels", "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl")
     (tmp_path / "client.lock").write_text(LOCK)

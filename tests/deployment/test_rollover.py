@@ -217,7 +217,7 @@ def test_desk_signs_with_both_keys_until_the_overlap_ends(desk: Path, clock: Clo
     assert not (desk / "clients" / "b" / "rollovers.json").exists()
 
 
-def test_server_shows_what_every_device_trusts_and_changes_by_itself(
+def test_server_shows_the_key_of_every_device_and_changes_by_itself(
     desk: Path, device: Path, clock: Clock
 ) -> None:
     old_ca = read_client_bundle(device).roots
@@ -310,7 +310,7 @@ def test_the_ledgers_of_a_federation_stay_its_own(desk: Path) -> None:
     assert owner() == before
 
 
-def test_an_owner_who_must_approve_is_waited_for_and_needs_no_restart(
+def test_approval_of_an_owner_is_waited_for_without_a_restart(
     desk: Path, device: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demand(device, "approve_authority = true")

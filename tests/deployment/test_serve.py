@@ -34,7 +34,7 @@ from fedveil.deployment.device.device import read_device
 from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import min_clients, pace_of
+from fedveil.deployment.pace import pace_of, required_clients
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
@@ -301,7 +301,7 @@ def test_same_command_goes_on_after_a_kill_and_spares_a_finished_run(
     assert len(read_events(ledger_of(hearts), Adversary.MODEL)) > 0
 
 
-def test_a_folder_alone_goes_on_with_what_was_left(hearts: Path) -> None:
+def test_folder_alone_goes_on_with_the_rest(hearts: Path) -> None:
     with pytest.raises(Refusal, match="say what is to be learned"):
         served(hearts)
     with pytest.raises(Killed):
@@ -343,7 +343,7 @@ def test_a_run_of_an_earlier_release_goes_on_by_the_same_command(hearts: Path) -
     assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
 
 
-def test_a_target_that_a_command_leaves_out_is_what_owners_allow(hearts: Path) -> None:
+def test_omitted_target_is_the_allowance_of_the_owners(hearts: Path) -> None:
     bundle = read_server_bundle(hearts / "server")
     assert bundle.allowed == OwnersBudget(80.0, 1e-5)
     privacy = settings_for(bundle, ["task=digits"]).privacy
@@ -477,7 +477,7 @@ def test_sum_of_paid_releases_costs_records_nothing_more_at_both_ends(
         assert 4 < min(spent) <= 9
 
 
-def test_a_run_of_records_says_what_earlier_sums_of_clients_cost_them(
+def test_run_of_records_reports_the_cost_of_earlier_client_sums(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert served(hearts, *CENTRAL, "run=sums")[0] == 0
@@ -1128,4 +1128,4 @@ def test_encrypted_round_waits_for_the_members_of_its_sum_alone(
     bundle = read_server_bundle(hearts / "server")
     settings = settings_for(bundle, [*MASKED, "secagg.dropout=0.2"])
     federation = build(settings.federation, deployed_in(bundle, settings))
-    assert [min_clients(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
+    assert [required_clients(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]

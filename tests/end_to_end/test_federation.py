@@ -144,7 +144,7 @@ def test_sigterm_ends_a_run_in_order_and_the_folder_continues_it(world: World) -
     assert third.wait() == 2 and "was started with another num_rounds" in third.said
 
 
-def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> None:
+def test_coins_of_canary_clients_outlive_the_server(world: World) -> None:
     folder, asked = world.folder / "runs" / "audited", ("privacy=client_central", *AUDITED, "run=audited")
     asked = (*asked, f"num_rounds={ROUNDS}", "audit=full", "audit.canaries=100", "audit.looks=1")
     server = world.server(*asked)
@@ -180,7 +180,7 @@ def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> No
     assert weighed.wait() in (0, 4) and "100 canary clients" in weighed.said
 
 
-def test_a_client_whose_cap_is_spent_says_so_and_the_others_go_on(world: World) -> None:
+def test_client_with_a_spent_cap_says_so_and_the_others_go_on(world: World) -> None:
     world.cap("boston", 0.5)
     asked = ("privacy=client_central", *CAPPED, "num_rounds=2", "run=capped", "link.clients=1")
     server = world.server(*asked)

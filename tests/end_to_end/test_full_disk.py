@@ -104,7 +104,7 @@ BEFORE, SECOND = (
     ("name", "count", "lasts"),
     [*((*each, 1) for each in (BEFORE | SECOND).items()), *((*each, 1000) for each in SECOND.items())],
 )
-def test_a_run_whose_disk_is_full_goes_on_as_if_it_had_not_been(
+def test_run_on_a_full_disk_goes_on_as_before(
     tmp_path: Path, calm: tuple[Path, list[str]], name: str, count: int, lasts: int
 ) -> None:
     """What an audit remembers of a round that is not kept is not kept either: else it would see the round twice."""
@@ -115,7 +115,7 @@ def test_a_run_whose_disk_is_full_goes_on_as_if_it_had_not_been(
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("lasts", [1, 1000])
-def test_a_run_whose_disk_is_full_at_any_write_goes_on(
+def test_run_with_a_disk_full_at_any_write_goes_on(
     tmp_path: Path, calm: tuple[Path, list[str]], lasts: int
 ) -> None:
     folder, names = calm
@@ -287,7 +287,7 @@ def test_a_process_without_open_files_takes_no_file_for_damaged(
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
-def test_a_receipt_that_cannot_be_read_now_is_none_that_knows_nothing(
+def test_unreadable_receipt_is_no_receipt_without_knowledge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(path: Path) -> bytes:

@@ -196,7 +196,7 @@ def test_a_ledger_on_a_disk_that_takes_no_file_is_not_called_damaged(tmp_path: P
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_device_whose_disk_takes_no_file_is_missed_and_comes_back(
+def test_device_without_room_for_a_file_is_missed_and_comes_back(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clients = DEVICES["make_federation"](tmp_path) / "clients"
@@ -335,7 +335,7 @@ def world_on_a_sick_disk(folder: Path, sick: str) -> Iterator[World]:
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("how", ["files", *CALLS])
-def test_a_device_whose_disk_is_gone_is_missed_until_it_is_mended(tmp_path: Path, how: str) -> None:
+def test_device_with_a_gone_disk_is_missed_until_mended(tmp_path: Path, how: str) -> None:
     sick = f"clients/{VICTIM}/state"
     with world_on_a_sick_disk(tmp_path, sick) as world:
         server, victim = world.server("run", MANY), world.clients[VICTIM]

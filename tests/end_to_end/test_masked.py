@@ -51,7 +51,7 @@ def model(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_the_server_is_promised_what_everybody_is(calm: Path) -> None:
+def test_server_has_the_promise_of_everybody(calm: Path) -> None:
     result = json.loads((calm / "result.json").read_text())
     assert result["status"] == "completed" and result["dropped"] == {}
     rows = {row["adversary"]: row for row in result["privacy"]}

@@ -521,9 +521,7 @@ def test_public_outputs_of_a_run_do_not_depend_on_the_draw(
 
 
 @pytest.mark.parametrize("mode", SECRETS)
-def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
-    mode: str, wards: Wards, commands: Any
-) -> None:
+def test_operator_alone_reads_the_draw_and_the_failures(mode: str, wards: Wards, commands: Any) -> None:
     for case in ("fails", "out"):
         wards.run(commands, mode, case)
     failed, without = (wards.folder / mode / case / "run" / "operator.jsonl" for case in ("fails", "out"))
@@ -646,7 +644,7 @@ def test_real_records_need_one_ledger_for_all_machines() -> None:
         require_one_machine(looked_at(cluster, simulated=False))
 
 
-def test_a_second_run_on_records_plans_from_what_the_first_left(tmp_path: Path, commands: Any) -> None:
+def test_second_run_on_records_plans_from_the_rest_of_the_first(tmp_path: Path, commands: Any) -> None:
     write_task(tmp_path)
     noise: list[float] = []
     for name, target, rounds in (("first", 1.0, 3), ("second", 1.2, 3)):
@@ -712,7 +710,7 @@ def ledgers_of(folder: Path) -> dict[str, float]:
     ],
     ids=["order", "split", "an empty client", "number", "preprocessing"],
 )
-def test_the_same_people_have_one_budget_whatever_their_bytes(
+def test_same_people_have_one_budget_under_any_bytes(
     change: tuple[str, str], tmp_path: Path, commands: Any
 ) -> None:
     write_task(tmp_path)

@@ -124,7 +124,7 @@ def test_devices_describe_a_released_model_on_their_rows(world: Any) -> None:
     assert before == [[each.name for each in questions_of(ledger)] for ledger in ledgers]
 
 
-def test_operator_reads_whom_an_answer_waits_for_and_until_when(world: Any) -> None:
+def test_operator_reads_the_missing_clients_and_the_deadline(world: Any) -> None:
     world.clients["boston"].kill()
     if world.link == "flower":
         time.sleep(BELIEVED_SECONDS)

@@ -90,7 +90,7 @@ def test_device_with_an_older_ledger_says_so_to_its_owner(world: World, harm: st
 
 
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
-def test_a_server_whose_ledger_is_older_than_its_runs_is_refused(world: World, harm: str) -> None:
+def test_server_with_a_ledger_older_than_its_runs_is_refused(world: World, harm: str) -> None:
     (ledger,) = (world.folder / "ledgers").glob("*.ledger")
     newest, earlier = (
         ledger.read_bytes(),

@@ -379,7 +379,7 @@ def test_a_checkpoint_of_another_model_is_refused(stopped: Path, how: str) -> No
         resume(stopped)
 
 
-def test_a_checkpoint_older_than_the_ledger_repeats_what_was_reserved(stopped: Path, calm: Calm) -> None:
+def test_checkpoint_older_than_the_ledger_repeats_the_reservations(stopped: Path, calm: Calm) -> None:
     assert reserved(stopped / "ledger") == ROUNDS
     assert resume(stopped).exit_code == 0
     assert reserved(stopped / "ledger") == ROUNDS

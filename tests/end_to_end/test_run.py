@@ -317,7 +317,7 @@ BOTH = (
     ],
     ids=["client_central", "record", "record_and_client", "none"],
 )
-def test_every_privacy_says_against_whom_it_holds(
+def test_every_privacy_names_its_adversaries(
     tmp_path: Path, overrides: tuple[str, ...], finite: set[tuple[str, str]]
 ) -> None:
     result = run(tmp_path, *overrides).result
@@ -357,7 +357,7 @@ def test_every_strategy_trains(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("cohort", ["cohort=poisson", "cohort=fixed", "cohort=all"])
-def test_every_cohort_draws_what_the_ledger_says(tmp_path: Path, cohort: str) -> None:
+def test_every_cohort_draws_as_the_ledger_says(tmp_path: Path, cohort: str) -> None:
     more = ("cohort.size=4",) if cohort == "cohort=fixed" else ()
     result = run(tmp_path, *PRIVATE, cohort, *more, "num_rounds=6").result
     invited = [row["invited"] for row in told_of(tmp_path)]
@@ -411,7 +411,7 @@ def test_an_empty_cohort_is_charged_and_releases_noise(tmp_path: Path) -> None:
     assert np.abs(load_file(tmp_path / "model.safetensors")["weight"]).max() > 0
 
 
-def test_a_model_that_diverges_leaves_json_that_anybody_can_read(tmp_path: Path) -> None:
+def test_diverging_model_leaves_readable_json(tmp_path: Path) -> None:
     run(tmp_path, "privacy=none", "cohort=all", "learning_rate=1e30", "local_epochs=3")
     for text in [
         (tmp_path / "result.json").read_text(),

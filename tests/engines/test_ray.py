@@ -160,7 +160,7 @@ def test_a_strategy_object_on_ray_combines_as_in_one_process() -> None:
 
 
 @pytest.mark.campaign
-def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path) -> None:
+def test_canary_clients_on_ray_show_the_same_as_in_process(tmp_path: Path) -> None:
     """Noise so small that all leaks: the audit sees it, and the same in both places, bit for bit."""
     canaries = ("audit=full", "audit.canaries=20", "audit.looks=1", "audit.on_alarm=note", "cohort=all")
     small = ("privacy.noise_multiplier=0.05", "privacy.target_epsilon=null", "privacy.target_delta=0.01")

@@ -157,7 +157,7 @@ def test_attributions_are_drawn_with_intervals_and_without_rows(asked: Path) -> 
     assert differences(page, report) == []
 
 
-def test_a_folder_says_what_it_cannot_show(asked: Path) -> None:
+def test_folder_names_its_gaps(asked: Path) -> None:
     (asked / "intake-2026.json").unlink()
     edited(asked / "treated-alike.json", name="another")
     report = validated(report_of_answers(asked), "answers")
@@ -182,7 +182,7 @@ def test_a_folder_may_hold_a_ledger_of_clients_and_one_of_records(asked: Path) -
     assert "on each client's own ledger" in page_of(report_of_answers(asked))
 
 
-def test_a_question_without_an_answer_says_what_it_has_spent(asked: Path) -> None:
+def test_question_without_an_answer_states_its_spending(asked: Path) -> None:
     edited(asked / "treated-alike.json", released=False, reason="too few clients answered", answers=[])
     report = validated(report_of_answers(asked), "answers")
     assert report["answered"] == 1

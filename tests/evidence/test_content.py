@@ -75,7 +75,7 @@ def test_the_golden_report_is_of_the_schema(golden: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("folder", OLD_RUNS, ids=lambda path: path.name)
-def test_an_older_run_says_what_it_cannot_show(folder: Path) -> None:
+def test_older_run_names_its_gaps(folder: Path) -> None:
     report = validated(json.loads(to_json(report_of(read_run(folder)))))
     assert any("stored one point of its guarantee" in each for each in report["missing"])
     page = page_of(report)
@@ -85,7 +85,7 @@ def test_an_older_run_says_what_it_cannot_show(folder: Path) -> None:
         assert report["run"]["clients"] is None and ">100<" not in page.split("<main>")[0]
 
 
-def test_a_run_that_hides_records_says_that_these_were_not_tested(tmp_path: Path) -> None:
+def test_report_of_hidden_records_says_that_they_were_not_tested(tmp_path: Path) -> None:
     old = OLD / "run_of_records"
     report = report_of(read_run(old))
     said = [report["stamps"]["said"], card_of(report), page_of(report), to_json(report)]
@@ -109,9 +109,7 @@ def test_a_run_that_hides_records_says_that_these_were_not_tested(tmp_path: Path
         ("", {}, "nothing is promised, so there is no claim to test"),
     ],
 )
-def test_an_audit_says_in_the_runs_own_unit_what_it_did_not_test(
-    unit: str, more: dict[str, Any], clause: str
-) -> None:
+def test_audit_names_its_gaps_in_the_runs_own_unit(unit: str, more: dict[str, Any], clause: str) -> None:
     terms = AuditTerms(3, 0.01, own_noise=unit, **more)
     rows = np.zeros(1, row_type(0))
     rows["records"] = np.nan
@@ -139,7 +137,7 @@ def test_a_run_that_was_killed_is_not_called_final(kept: Path) -> None:
     assert differences(page, report) == []
 
 
-def test_a_run_that_goes_on_tells_what_its_ledger_holds(kept: Path, golden: dict[str, Any]) -> None:
+def test_unfinished_run_reports_its_ledger(kept: Path, golden: dict[str, Any]) -> None:
     (kept / "result.json").unlink()
     report = validated(report_of(read_run(kept)))
     told = [(row["adversary"], row["epsilon"], row["relies_on"]) for row in golden["privacy"]]
@@ -152,7 +150,7 @@ def test_a_run_that_goes_on_tells_what_its_ledger_holds(kept: Path, golden: dict
     assert ", so far: bound on what" in page_of(report)
 
 
-def test_a_trusted_server_sees_all_whatever_another_run_hid_from_it(kept: Path) -> None:
+def test_trusted_server_sees_all_despite_the_secrets_of_another_run(kept: Path) -> None:
     (kept / "result.json").unlink()
     identity = json.loads(read_entries(kept / "ledger")[0].payload)
     budget = Budget(identity["unit"], 9.0, 1e-4, adjacency=identity["adjacency"])
@@ -680,7 +678,7 @@ def of_tables(kept: Path) -> None:
     edited(kept, "result.json", lambda result: result["metrics"].update(balanced_accuracy=0.662))
 
 
-def test_page_and_card_say_what_the_model_is(kept: Path) -> None:
+def test_page_and_card_describe_the_model(kept: Path) -> None:
     of_tables(kept)
     report = validated(report_of(read_run(kept, Assessment({"ai_annex_iv_1": "Sorts letters."}))))
     page, card = page_of(report), card_of(report)
@@ -716,7 +714,7 @@ def test_accuracy_comes_before_the_forms(golden: dict[str, Any]) -> None:
     )
 
 
-def test_a_linear_model_of_tables_shows_what_each_column_adds(kept: Path) -> None:
+def test_linear_model_of_tables_shows_the_part_of_each_column(kept: Path) -> None:
     of_tables(kept)
     weight = np.array([[0, 0, 0], [0.5, -1.0, 2.0]], np.float32)  # age, and the two words of pain
     save_file({"weight": weight, "bias": np.zeros(2, np.float32)}, kept / "model.safetensors")

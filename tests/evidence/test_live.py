@@ -81,7 +81,7 @@ def port(folder: Path) -> Iterator[int]:
     assert not open_at(found)
 
 
-def test_it_is_what_a_report_of_the_folder_would_be(folder: Path, port: int) -> None:
+def test_live_page_is_the_report_of_the_folder(folder: Path, port: int) -> None:
     status, headers, text = asked(port, "/report.json")
     assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
     run, made = read_run(folder), json.loads(text)["run"]["as_of"]

@@ -53,7 +53,7 @@ def test_page_follows_from_the_json_alone(report: dict[str, Any]) -> None:
     assert page_of(json.loads(to_json(report))) == page_of(report)
 
 
-def test_the_page_shows_what_the_json_holds(report: dict[str, Any]) -> None:
+def test_page_shows_the_values_of_the_json(report: dict[str, Any]) -> None:
     page = page_of(report)
     assert differences(page, report) == []
     assert len(references(page)) > 300

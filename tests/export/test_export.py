@@ -95,7 +95,7 @@ def isolated(script: str, *words: str) -> str:
 
 
 @pytest.mark.parametrize("to", ["safetensors", "int8", "torchscript", "onnx"])
-def test_every_format_says_what_the_released_model_says(
+def test_every_format_predicts_like_the_released_model(
     first: Path, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if to == "onnx":
@@ -180,7 +180,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_numpy_computes_what_torch_computes(name: str, tmp_path: Path) -> None:
+def test_numpy_computes_like_torch(name: str, tmp_path: Path) -> None:
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     same_in_numpy(Forward(OPERATIONS[name]), x, tmp_path)
 
@@ -236,7 +236,7 @@ class Narrow(nn.Sequential):
         super().__init__(nn.Linear(64, 3))
 
 
-def test_a_student_says_what_its_teacher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_student_predicts_like_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.export.distil.STEPS", 400)
     teacher, student = nn.Linear(64, 10).eval(), model_named(f"{__name__}:Small", "--student")
     inputs = torch.randn(300, 64)

@@ -25,7 +25,6 @@ from fedveil.messages.secure_wire import USUAL, read_position
 from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
-from fedveil.run import close as closing
 from fedveil.run import progress as recording
 from fedveil.run import result as results
 from fedveil.run import run as running
@@ -150,7 +149,7 @@ SERVER: dict[str, Callable[[int], None]] = {
     "before the result": before(running, "finish", lambda _: lambda *__: True),
     "between model and result": before(results, "replace_file", lambda _: _of_the_result),
     "before the close": before(results, "close", lambda _: lambda *__: True),
-    "within the close": before(closing, "write_manifest", lambda _: lambda *__: True),
+    "within the close": before(results, "write_manifest", lambda _: lambda *__: True),
 }
 
 

@@ -177,7 +177,7 @@ def test_invalid_quote_is_refused(record: dict[str, Any]) -> None:
     assert nonce_of(with_nonce(RecordDict(), bytes(32))) == bytes(32)
 
 
-def test_a_quote_is_no_part_of_what_a_question_asks() -> None:
+def test_quote_is_no_part_of_a_questions_id() -> None:
     bare = in_the_clear()
     record = ConfigRecord({"quote": b"q", "certificate": b"c"})
     with_one = Message(RecordDict({**dict(bare.content.items()), QUOTE_RECORD: record}), 2, "train")

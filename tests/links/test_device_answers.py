@@ -315,7 +315,7 @@ def test_a_copy_that_refuses_counts_as_connected_once_it_stays(
 
     class Counted(Traffic):
         def __setattr__(self, name: str, value: Any) -> None:
-            counted.update([value] if name == "since" and value else [])
+            counted.update([value] if name == "connected_since" and value else [])
             super().__setattr__(name, value)
 
     monkeypatch.setattr("fedveil.links.grpc.server_end.Traffic", Counted)

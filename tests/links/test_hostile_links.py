@@ -78,7 +78,7 @@ def test_the_link_has_no_plain_text_and_no_setting_for_it(grid: LinkGrid, federa
 
 
 @pytest.mark.parametrize("wrong", ["expired", "another host"])
-def test_a_server_whose_certificate_is_not_valid_here_is_not_followed(federation: Any, wrong: str) -> None:
+def test_server_with_an_invalid_certificate_is_not_followed(federation: Any, wrong: str) -> None:
     said: list[str] = []
     own = federation.authority._pair("server", 0) if wrong == "expired" else federation.server
     with open_link(replace(federation.door(), credentials=lambda: own)) as grid:
@@ -89,7 +89,7 @@ def test_a_server_whose_certificate_is_not_valid_here_is_not_followed(federation
             assert not grid.connected and all("not connected" in line for line in said)
 
 
-def test_strangers_who_say_nothing_hold_up_nobody(
+def test_silent_strangers_hold_up_nobody(
     grid: LinkGrid, federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(switchboard, "HELLO_SECONDS", 0.3)
@@ -122,7 +122,7 @@ def bomb(request: Message, value: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("value", BOMBS)
-def test_a_reply_that_is_a_bomb_costs_that_reply(grid: LinkGrid, federation: Any, value: bytes) -> None:
+def test_bomb_of_a_reply_costs_that_reply(grid: LinkGrid, federation: Any, value: bytes) -> None:
     client = RawClient(federation.endpoint(3, grid.port))
     assert isinstance(client.next(), Hello)
     with ThreadPoolExecutor(1) as pool, federation.following(federation.endpoint(2, grid.port), moved):
@@ -135,7 +135,7 @@ def test_a_reply_that_is_a_bomb_costs_that_reply(grid: LinkGrid, federation: Any
 
 
 @pytest.mark.parametrize("value", BOMBS)
-def test_an_instruction_that_is_a_bomb_costs_that_instruction(
+def test_bomb_of_an_instruction_costs_that_instruction(
     grid: LinkGrid, federation: Any, value: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = grid_module.segments

@@ -150,7 +150,7 @@ def test_an_instruction_that_a_newer_one_overtook_is_no_fork(made: Path) -> None
     assert len(seen(made).leaves) == 3
 
 
-def test_the_log_is_no_part_of_what_a_question_asks(made: Path) -> None:
+def test_log_is_no_part_of_a_questions_id(made: Path) -> None:
     """A question that is asked again after a restart, with another head, is the same question."""
     devices = Devices({2: client(made)})
     grid, bare = logged(made, devices), in_the_clear()
@@ -327,7 +327,7 @@ def told(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
-def test_two_clients_and_the_server_compare_what_they_have(
+def test_two_clients_and_the_server_compare_their_logs(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     devices = Devices({2: client(made), 3: client(made, 1)})

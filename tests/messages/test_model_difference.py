@@ -128,9 +128,7 @@ numbers = st.lists(st.floats(width=32), min_size=3, max_size=3)
 
 
 @given(numbers, numbers)
-def test_a_difference_gives_the_very_bits_whatever_the_numbers_are(
-    old: list[float], new: list[float]
-) -> None:
+def test_difference_gives_the_very_bits_of_any_numbers(old: list[float], new: list[float]) -> None:
     before: Arrays = {"w": np.array(old, np.float32), "n": np.array([1, 2])}
     after: Arrays = {"w": np.array(new, np.float32), "n": np.array([1, 3])}
     told = difference(before, after)
@@ -481,7 +479,7 @@ def test_clients_start_from_the_rounded_model_and_move_the_exact_one(masked: boo
 
 
 @pytest.mark.parametrize("sums", [True, False], ids=["sums", "messages"])
-def test_a_simulation_counts_what_a_link_would_carry(sums: bool) -> None:
+def test_simulation_counts_the_traffic_of_a_link(sums: bool) -> None:
     models = [sent for _, sent in walk(2, 3, 4)]
     tally, nodes = Tally(), [2, 3]
     grid = counting_grid(clients([]) if sums else Answering(), tally, differences=True)

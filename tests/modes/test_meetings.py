@@ -477,7 +477,7 @@ def test_a_mode_charges_somebody_if_and_only_if_it_promises_something(mode: str)
 
 
 @pytest.mark.parametrize(("feature", "mode"), [("masks", "record_distributed"), ("audit", "record")])
-def test_devices_meet_what_a_campaign_tries(
+def test_devices_meet_the_cases_of_a_campaign(
     feature: str, mode: str, home: Path, desks: Path, tmp_path: Path
 ) -> None:
     meet_devices(home, desks, tmp_path, feature, mode)
@@ -500,7 +500,7 @@ def test_a_feature_meets_a_mode_on_real_data(feature: str, mode: str, home: Path
 @pytest.mark.parametrize(
     ("feature", "mode"), [("resume", "record_and_client"), ("audit", "record_distributed")]
 )
-def test_real_data_meet_what_a_campaign_tries(feature: str, mode: str, home: Path, tmp_path: Path) -> None:
+def test_real_data_meet_the_cases_of_a_campaign(feature: str, mode: str, home: Path, tmp_path: Path) -> None:
     meet(home, tmp_path, "real", feature, mode)
 
 

@@ -153,7 +153,7 @@ def test_noise_is_measured_in_the_sensitivity_of_a_record() -> None:
     assert stats.chi2.ppf(1e-6, size) <= float(np.sum(noised**2)) / wanted <= stats.chi2.isf(1e-6, size)
 
 
-def test_noise_of_the_survivors_is_never_below_what_the_event_says() -> None:
+def test_noise_of_the_survivors_is_never_below_the_event() -> None:
     size, attendance = 3000, Attendance(10, 6, 1)
     spec = size_shares(spec_of(size), size, attendance, 2.0, layered=True)
     for survivors in (6, 8, 10):
@@ -299,7 +299,7 @@ def test_writes_of_a_layer_do_not_reach_the_next_step(
         np.testing.assert_allclose(in_parts[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_the_union_adds_what_its_clients_add_one_by_one() -> None:
+def test_union_adds_the_gradients_of_its_clients_one_by_one() -> None:
     task = Made()
     bench, union = bench_of(task), union_of(bench_of(task))
     size = sum(math.prod(shape) for shape in layout_of_net().values())
@@ -516,7 +516,7 @@ def settings_of(*overrides: str) -> list[str]:
     return ["task=digits", "task.num_clients=10", "privacy=record_distributed", *overrides]
 
 
-def test_the_plan_costs_what_central_dp_sgd_costs() -> None:
+def test_plan_costs_as_much_as_central_dp_sgd() -> None:
     federation = build(settings_from_overrides(settings_of("num_rounds=40", "privacy.sample_rate=0.2")))
     plan = sum_plan(federation)
     assert plan is not None and plan.noise_multiplier is not None

@@ -76,19 +76,24 @@ class Mutation:
             )
         verb, part, words, around, code = match.groups("")
         module = _module_of(source)
-        held = [scope for name, scope in module.scopes if name == self.function]
-        found = [place for scope in held for place in places(scope, verb, words, around)]
-        if len(found) != 1:
-            lines = "".join(f", line {place.node.lineno}" for place in found)
-            said = f"{len(found)} places for" if held else "no such function or class for"
-            remedy = "give words that one of them holds alone" if held else "give its new name"
+        targets = [scope for name, scope in module.scopes if name == self.function]
+        candidates = [place for scope in targets for place in places(scope, verb, words, around)]
+        if len(candidates) != 1:
+            lines = "".join(f", line {place.node.lineno}" for place in candidates)
+            count = f"{len(candidates)} places for" if targets else "no such function or class for"
+            remedy = "give words that one of them holds alone" if targets else "give its new name"
             where = f"{self.file}: {self.function or 'module'}"
-            raise LookupError(f"{self.name!r}: {where}: {said} `{self.fault}`{lines}; {remedy}")
-        if strange := _read_in(code) - module.bound:
+            raise LookupError(f"{self.name!r}: {where}: {count} `{self.fault}`{lines}; {remedy}")
+        if unknown := _read_in(code) - module.bound:
             raise LookupError(
-                f"{self.name!r}: {self.file} has no {', '.join(sorted(strange))} any more; correct `{code}`"
+                f"{self.name!r}: {self.file} has no {', '.join(sorted(unknown))} any more; correct `{code}`"
             )
-        return changed(source, found[0], verb, code, int(part or 0))
+        try:
+            return with_fault(source, candidates[0], verb, code, int(part or 0))
+        except IndexError as error:
+            raise LookupError(
+                f"{self.name!r}: the place of `{self.fault}` has fewer parts; correct it"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,17 @@ class Place:
 
 def read_mutations(folder: Path) -> dict[str, Mutation]:
     """Read the faults of all rooms by their name."""
-    read: dict[str, Mutation] = {}
+    mutations: dict[str, Mutation] = {}
     for path in sorted(folder.glob("*.toml")):
         for name, block in tomllib.loads(path.read_text()).items():
-            if name in read or set(block) != {"in", "fault", "red"}:
-                raise ValueError(
-                    f"{path.name}: {name!r} stands twice, or has other keys than in, fault and red"
-                )
+            if name in mutations or set(block) != {"in", "fault", "red"}:
+                raise ValueError(f"{path.name}: {name!r} stands twice, or its keys are not in, fault and red")
             file, _, function = block["in"].partition(": ")
+            if (room := Path(file).parts[0].removesuffix(".py")) != path.stem:
+                raise ValueError(f"{path.name}: {name!r} is of another room; move it to {room}.toml")
             tests, _, select = block["red"].partition(" -k ")
-            read[name] = Mutation(name, file, function, block["fault"], tests, select)
-    return read
+            mutations[name] = Mutation(name, file, function, block["fault"], tests, select)
+    return mutations
 
 
 def scopes(node: ast.AST, name: str = "") -> Iterator[tuple[str, ast.AST]]:
@@ -150,7 +155,7 @@ def _holds(outer: Place, inner: Place) -> bool:
     return outer.start <= inner.start and inner.end <= outer.end
 
 
-def changed(source: str, place: Place, verb: str, code: str = "", part: int = 0) -> str:
+def with_fault(source: str, place: Place, verb: str, code: str = "", part: int = 0) -> str:
     """Return the source with the fault at a place of it."""
     node = place.node
     match verb:
@@ -349,11 +354,11 @@ def _without(parent: Any, part: ast.AST) -> ast.AST:
         case ast.BinOp(left=left, right=right):
             return right if part is left else left
         case ast.Call(func=func, args=args, keywords=keywords):
-            kept = [each for each in keywords if each is not part]
-            return ast.Call(func, [each for each in args if each is not part], kept)
+            rest = [each for each in keywords if each is not part]
+            return ast.Call(func, [each for each in args if each is not part], rest)
         case ast.Dict(keys=keys, values=values):
-            kept = [(key, each) for key, each in zip(keys, values, strict=True) if each is not part]
-            return ast.Dict(*map(list, zip(*kept, strict=True)) if kept else ([], []))
+            rest = [(key, each) for key, each in zip(keys, values, strict=True) if each is not part]
+            return ast.Dict(*map(list, zip(*rest, strict=True)) if rest else ([], []))
         case _:
             field = ELEMENTS[type(parent)]
             return type(parent)(**{field: [each for each in getattr(parent, field) if each is not part]})

@@ -134,7 +134,7 @@ def test_result_page_and_card_state_the_cost_of_client_sums(ran: Any, tmp_path: 
     assert both["record_by_sums"] is None
 
 
-def test_verify_recomputes_what_sums_of_clients_cost_a_record(ran: Any, tmp_path: Path) -> None:
+def test_verify_recomputes_the_cost_of_client_sums_to_a_record(ran: Any, tmp_path: Path) -> None:
     ran(whole(), "run")
     lines = {each.name: each for each in verify_folder(tmp_path / "run", Knowledge())}
     assert lines["epsilon"].ok
@@ -185,7 +185,7 @@ def test_a_question_to_whole_clients_is_charged_to_their_records(ran: Any, tmp_p
     assert kinds.count("question") == 1 and (verify(path).epsilon or 0) > before
 
 
-def test_the_owner_reads_what_sums_of_clients_took_from_records(
+def test_owner_reads_the_cost_of_client_sums_to_records(
     ran: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran(whole(), "whole")

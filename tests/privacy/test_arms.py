@@ -50,9 +50,7 @@ def in_turn(rounds: int, rest: int) -> list[Release]:
 
 
 @given(KEYS, st.integers(2, 32), NAMES, NAMES)
-def test_a_deal_is_a_partition_that_nobody_who_joins_moves(
-    key: str, arms: int, there: set, joins: set
-) -> None:
+def test_deal_is_a_partition_and_newcomers_move_nobody(key: str, arms: int, there: set, joins: set) -> None:
     deal = ArmDeal(key, arms)
     dealt = {name: [n for n in range(1, arms + 1) if deal.arm(n).holds(name)] for name in there}
     assert all(len(numbers) == 1 for numbers in dealt.values())
@@ -84,7 +82,7 @@ def test_an_arm_reads_as_it_was_written() -> None:
 # --- the ledger ---------------------------------------------------------------------------------------------------
 
 
-def test_four_arms_cost_what_one_run_costs(tmp_path: Path) -> None:
+def test_four_arms_cost_like_one_run(tmp_path: Path) -> None:
     whole = ledger_of(tmp_path / "whole.ledger", [release(number) for number in range(1, 11)])
     arms = ledger_of(tmp_path / "arms.ledger", in_turn(4, 6))
     one, four = verify(whole), verify(arms)

@@ -49,7 +49,7 @@ def test_proofs_are_those_of_the_definitions() -> None:
 
 @given(st.integers(1, 70), st.data())
 @settings(max_examples=60)
-def test_a_proof_shows_what_is_so_and_nothing_else(size: int, data: st.DataObject) -> None:
+def test_proof_shows_true_statements_alone(size: int, data: st.DataObject) -> None:
     entries = [bytes([number]) for number in range(size)]
     leaves, before = [leaf_hash(each) for each in entries], data.draw(st.integers(1, size))
     place = data.draw(st.integers(0, size - 1))
@@ -73,7 +73,7 @@ def test_a_proof_shows_what_is_so_and_nothing_else(size: int, data: st.DataObjec
         assert not extends(first, before, root, size, later[:-1])
 
 
-def test_nothing_is_proved_of_what_is_not_there() -> None:
+def test_absent_leaf_has_no_proof() -> None:
     for wrong in (-1, 8):
         with pytest.raises(ValueError):
             inclusion_proof(LEAVES, wrong)

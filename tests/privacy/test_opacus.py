@@ -113,7 +113,7 @@ def test_training_stops_inside_the_step_that_does_not_fit(tmp_path: Path) -> Non
     assert torch.equal(before, training.parameters()) and len(training.accountant) == steps
 
 
-def test_a_restart_goes_on_with_what_is_left(tmp_path: Path) -> None:
+def test_restart_goes_on_with_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.ledger"
     first = Training(path, epsilon=8.0)
     first.epoch()

@@ -100,7 +100,7 @@ def test_a_sliver_of_a_budget_is_no_budget() -> None:
 
 
 @pytest.mark.parametrize("prior", [[], [GaussianDpEvent(2.0)]], ids=["fresh", "spent"])
-def test_affordable_rounds_are_what_the_gate_lets_through(prior: list) -> None:
+def test_affordable_rounds_are_those_of_the_gate(prior: list) -> None:
     plan = replace(PLAN, noise_multiplier=4.0)
     gate, rounds = Gate(), 0
     while gate.fits([*prior, *[plan.event()] * rounds], plan.event(), BUDGET):

@@ -211,7 +211,7 @@ def test_plan_has_the_cost_of_evaluations_within_the_target(tmp_path: Path) -> N
     assert rows[1]["clients/accuracy/low"] <= rows[1]["clients/accuracy"] <= rows[1]["clients/accuracy/high"]
 
 
-def test_one_evaluation_costs_what_dp_accounting_says_of_one_gaussian(tmp_path: Path) -> None:
+def test_one_evaluation_costs_one_gaussian_of_dp_accounting(tmp_path: Path) -> None:
     result = ran(
         tmp_path, "evaluate.clients=final", "privacy.target_epsilon=3", "evaluate.noise_multiplier=5"
     )

@@ -175,7 +175,7 @@ def test_metric_mixing_records_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_both_trainings_and_evaluations_are_in_what_one_record_loses(tmp_path: Path) -> None:
+def test_loss_of_one_record_has_both_trainings_and_evaluations(tmp_path: Path) -> None:
     (told,) = unit_plans(federation("privacy.target_epsilon=3", "evaluate.clients=every:2"))
     assert told.unit == "record" and told.evaluation is not None
     assert told.epsilon[-1][1] < 2.99 < told.runs_epsilon <= 3.0
@@ -218,7 +218,7 @@ def test_evaluation_hiding_no_record_is_refused(
     assert not (tmp_path / "run" / "ledger").exists()
 
 
-def test_the_plan_says_what_it_costs_and_over_how_many_records_it_is(
+def test_plan_states_the_cost_and_the_number_of_records(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = settings_from_overrides(

@@ -279,7 +279,7 @@ def test_question_to_tables_hides_a_row_by_default(tmp_path: Path) -> None:
     for place, (more, unit) in enumerate((([], "record"), (["privacy=client_central"], "client"))):
         where = tmp_path / f"typed{place}"
         words = [*given, *more, "privacy.allow_large_delta=true"]
-        assert ask_command(what="count", given=words, into=where, **options) == 0
+        assert ask_command(what="count", words=words, into=where, **options) == 0
         assert json.loads((where / "n.json").read_text())["unit"] == unit
     # Stored answers of other tasks stay theirs.
     assert "unit" not in read_inquiry({**count, "name": "digits"}).text
@@ -316,7 +316,7 @@ def test_a_client_that_fails_is_a_zero_and_the_others_answer(tmp_path: Path) -> 
     assert figure(record, "rows")["value"] == pytest.approx((CLIENTS - 1) * ROWS, abs=5)
 
 
-def test_a_poisson_draw_states_what_the_draw_adds(tmp_path: Path) -> None:
+def test_poisson_draw_states_its_own_uncertainty(tmp_path: Path) -> None:
     record = ask_here(federation("cohort=poisson", "cohort.rate=0.5"), inquiry(), FREE, tmp_path)
     rows = figure(record, "rows")
     assert rows["low"] <= CLIENTS * ROWS <= rows["high"]
@@ -340,7 +340,7 @@ def test_question_to_too_few_for_an_encrypted_sum_is_refused(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_shares_of_noise_are_enough_for_what_is_stated(tmp_path: Path) -> None:
+def test_shares_of_noise_suffice_for_the_statement(tmp_path: Path) -> None:
     spend = Spend(noise_multiplier=1.0)
     record = ask_here(federation(*SHARES), inquiry(), spend, tmp_path / "shares")
     mean, rows = figure(record, "mean"), figure(record, "rows")
@@ -416,7 +416,7 @@ DIGITS = ("task=digits", "task.num_clients=60")
 
 def command(what: str, *given: str, into: Path, as_json: bool = False, **asked: Any) -> int:
     options = vars(InquiryOptions()) | vars(QuestionOptions()) | asked
-    return ask_command(what=what, given=[*given, *DIGITS], into=into, as_json=as_json, **options)
+    return ask_command(what=what, words=[*given, *DIGITS], into=into, as_json=as_json, **options)
 
 
 def test_command_prints_each_figure_with_its_interval_in_80_columns(

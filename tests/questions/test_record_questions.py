@@ -216,7 +216,7 @@ def test_one_folder_keeps_answers_of_both_units(tmp_path: Path) -> None:
         assert ask_here(federation(mode), asked, Spend(noise_multiplier=1.0), tmp_path)["unit"] == unit
 
 
-def test_a_question_of_what_is_no_unit_is_refused() -> None:
+def test_question_of_an_unknown_unit_is_refused() -> None:
     for unit in ("person", "row"):
         with pytest.raises(Refusal) as refused:
             inquiry(unit=unit)
@@ -274,7 +274,7 @@ def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -
         (of_labels(), {"budget": replace(BUDGET, per_person=1)}),  # of whom more rows may be counted
     ],
 )
-def test_a_device_refuses_what_its_owner_did_not_allow(
+def test_device_refuses_questions_beyond_the_allowance(
     clients: Path, asked: Inquiry, changes: dict[str, Any]
 ) -> None:
     sent = message(asked, **changes)

@@ -54,7 +54,7 @@ def test_a_refusal_is_an_entry_that_costs_nothing(tmp_path: Path, capsys: pytest
     )
 
 
-def test_acts_of_people_say_who_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_acts_of_people_state_actor_and_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledgers = tmp_path / "ledgers"
     assert set_budget("50", "1e-2", reason="the board of 3 May", ledger_dir=ledgers) == 0
     (cap,) = read_caps(ledgers)

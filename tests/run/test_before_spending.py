@@ -158,7 +158,7 @@ def test_a_record_run_is_one_of_several_too(tmp_path: Path) -> None:
     assert run.epsilon == pytest.approx(share.epsilon[-1][1], rel=0.01)
 
 
-def test_the_plan_shows_what_one_run_and_all_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_shows_the_cost_of_one_run_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["task=digits", "num_rounds=10", "budget.runs=12"]
     assert plan(asked) == 0
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Each of")]
@@ -217,7 +217,7 @@ class Interrupted(FedAvg):
 
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["from the start", "after it went on"])
-def test_an_audit_takes_no_earlier_run_for_what_this_one_was_charged(goes_on: bool, tmp_path: Path) -> None:
+def test_audit_separates_earlier_runs_from_the_charges_of_this_one(goes_on: bool, tmp_path: Path) -> None:
     """A ledger of real data holds earlier runs, which cost more than one round that is charged too little."""
     level = fv.ClientCentral(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
     keys: dict[str, Any] = {"privacy": level, "cohort": fv.Poisson(0.5), "audit": "light"}

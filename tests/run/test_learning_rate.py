@@ -146,7 +146,7 @@ def test_the_plan_shows_the_rate(number: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)[0]["learning_rate"] == 0.333
 
 
-def test_a_run_whose_loss_rises_says_so_at_its_end_with_the_remedy(
+def test_run_with_a_rising_loss_ends_with_the_remedy(
     number: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulate(settings(number, "privacy=none", "num_rounds=12", "learning_rate=9"), number / "run")

@@ -29,8 +29,8 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.run import progress as recording
 from fedveil.run import result as results
 from fedveil.run import run as running
-from fedveil.run.close import close_again
 from fedveil.run.manifest import Manifest, manifest_of, read_manifest, write_manifest
+from fedveil.run.result import close_again
 from fedveil.run.run import RunResult
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_the_last_entry_binds_what_the_run_left(finished: Path) -> None:
+def test_last_entry_binds_the_files_of_the_run(finished: Path) -> None:
     files = {"config.yaml", "run.json", "metrics.jsonl", "result.json", "model.safetensors"}
     assert set(bound(finished).files) == files | {"audit.json", "audit.npy"}
     assert len(closes(finished)) == 1
@@ -185,7 +185,7 @@ def test_a_run_that_was_not_closed_is_closed_from_its_folder_alone(tmp_path: Pat
     assert len(read_entries(finished / "ledger")) == entries
 
 
-def test_a_ledger_tells_who_went_on_after_the_close(tmp_path: Path) -> None:
+def test_ledger_names_writers_after_the_close(tmp_path: Path) -> None:
     from dp_accounting import GaussianDpEvent
 
     import fedveil as fv
@@ -210,7 +210,7 @@ def test_a_ledger_tells_who_went_on_after_the_close(tmp_path: Path) -> None:
     assert verify(tmp_path / "ledger").ok
 
 
-def test_a_manifest_tells_others_nothing_of_who_took_part(finished: Path, tmp_path: Path) -> None:
+def test_manifest_hides_the_participants(finished: Path, tmp_path: Path) -> None:
     """The rows of a trusted server's audit are hashed behind a salt, and manifest and salt are the operator's alone."""
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     result = json.loads((run / "result.json").read_text())

@@ -112,7 +112,7 @@ def named(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_a_run_makes_and_names_the_data_of_who_takes_part(tmp_path: Path, named: list[int]) -> None:
+def test_run_makes_and_names_the_data_of_participants(tmp_path: Path, named: list[int]) -> None:
     task = SizedCrowd()
     result = ran(task, tmp_path / "run")
     ledgers = list((tmp_path / "run" / "client_ledgers").glob("*.ledger"))
@@ -180,7 +180,7 @@ class Interrupted(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-def test_a_run_that_goes_on_knows_who_took_part_before(tmp_path: Path, named: list[int]) -> None:
+def test_resumed_run_remembers_its_participants(tmp_path: Path, named: list[int]) -> None:
     whole = ran(SizedCrowd(1200), tmp_path / "whole", strategy=FedAvg(), num_rounds=3)["records"]
     task, half = SizedCrowd(1200), tmp_path / "half"
     stopped = ran(task, half, "interrupted", strategy=Interrupted(), num_rounds=3)["records"]

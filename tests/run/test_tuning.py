@@ -134,7 +134,7 @@ def test_the_models_of_the_last_half_of_an_arms_rounds_are_averaged() -> None:
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_tuned_run_costs_what_one_run_costs_and_says_what_it_chose(tmp_path: Path) -> None:
+def test_tuned_run_costs_like_one_run_and_names_its_choice(tmp_path: Path) -> None:
     asked = [*SMALL, *GIVEN, "cohort.rate=0.4"]
     whole = run_quietly(asked, tmp_path / "whole").result
     tuned = run_quietly([*asked, *TUNE], tmp_path / "arms").result
@@ -172,9 +172,7 @@ class EndsAfter:
     def end(self, ending: object) -> None: ...
 
 
-def test_a_run_past_its_arms_goes_on_whoever_is_left_in_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_past_its_arms_goes_on_with_any_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, run = settings_from_overrides([*SMALL, "privacy=none", "cohort=all", *TUNE]), tmp_path / "run"
     assert simulate(asked, run, quiet=True, callbacks=[EndsAfter(4)]).result["status"] == "interrupted"
 
@@ -247,7 +245,7 @@ def test_unsupported_use_of_arms_is_refused_by_name(broken: list[str], said: str
         settings_from_overrides(["tune=learning_rate", "tune.values=[1,2]", *broken])
 
 
-def test_arms_that_are_empty_and_data_that_are_private_are_refused() -> None:
+def test_empty_arms_and_private_data_are_refused() -> None:
     asked = ["task=digits", "task.num_clients=3", "privacy=none", "tune=learning_rate"]
     many = build(settings_from_overrides([*asked, f"tune.values={list(range(1, 9))}"]))
     tuning = tuning_of(many)
@@ -260,7 +258,7 @@ def test_arms_that_are_empty_and_data_that_are_private_are_refused() -> None:
         tuning_of(build(settings_from_overrides([*asked, "tune.values=[1,2]", "tune.metric=auc"])))
 
 
-def test_a_plan_shows_what_whole_runs_would_cost() -> None:
+def test_plan_shows_the_cost_of_whole_runs() -> None:
     tune = {"name": "learning_rate", "values": [5, 20, 80]}
     (arms,) = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20, tune=tune)
     (alone,) = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20)
@@ -283,7 +281,7 @@ class Wards:
 """
 
 
-def test_a_sweep_on_real_data_says_what_it_comes_to_and_stops(
+def test_sweep_on_real_data_states_its_cost_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wards_of_a_sweep.py").write_text(WARDS)

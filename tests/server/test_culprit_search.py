@@ -143,7 +143,7 @@ def test_all_lone_members_of_untrue_sums_are_suspected_at_once() -> None:
     }
 
 
-def test_sums_that_somebody_who_left_may_have_spoilt_count_no_more() -> None:
+def test_sums_with_possible_spoilers_among_leavers_do_not_count() -> None:
     search = Search(3, ((1, frozenset({1, 2})), (2, frozenset({2, 3}))), suspected={1: "why", 3: "why"})
     assert search.for_members(frozenset({2, 3})) == replace(
         search, untrue_sums=search.untrue_sums[1:], suspected={3: "why"}
@@ -288,7 +288,7 @@ def test_the_mean_of_parts_is_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.5, 9)), min_size=1, max_size=4))
-def test_parts_weigh_by_what_divided_them(parts: list[tuple[int, float]]) -> None:
+def test_parts_weigh_by_their_divisors(parts: list[tuple[int, float]]) -> None:
     rng = np.random.default_rng(2)
     values = rng.normal(size=len(parts))
     means = [

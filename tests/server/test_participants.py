@@ -64,7 +64,7 @@ def test_real_clients_are_drawn_as_without_canaries(cohort: Cohort, here: bool) 
     assert asked == (plain if here else drawn)
 
 
-def test_canaries_stay_who_they_are_when_clients_come_and_go() -> None:
+def test_canaries_keep_their_identity_when_clients_come_and_go() -> None:
     made = participants(Fixed(8), 80, here=True)
     before = made.draw(Randomness(1).stream("cohort", 1))
     made.renew([*REAL, 10**9], ALL_ANSWERS)

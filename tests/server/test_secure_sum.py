@@ -70,7 +70,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, int]]:
     identity.simulated_roster.cache_clear()
 
 
-def test_a_member_whose_key_has_ended_is_left_out_and_stops_nobody(ending: dict[int, int]) -> None:
+def test_member_with_an_ended_key_is_left_out_and_stops_nobody(ending: dict[int, int]) -> None:
     grid, ending[3] = Clients(), 1
     for opened in rounds_of(grid, wanted(), 2):
         assert (opened.survivors, opened.dropped, opened.attempts) == (CLIENTS - 1, {"expired": 1}, 1)

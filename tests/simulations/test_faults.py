@@ -120,7 +120,7 @@ def test_an_update_that_is_far_too_long_is_clipped_again(tmp_path: Path) -> None
     assert sum(row["clipped_again"] for row in rows) == sum(row["replies"] for row in rows) > 0
 
 
-def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
+def test_clients_with_a_spent_budget_are_dropped(tmp_path: Path) -> None:
     record = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=8")
     outcome = run_quietly([*COMMON[:6], *record], tmp_path)
     rows = json_lines(tmp_path / "metrics.jsonl")

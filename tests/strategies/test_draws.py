@@ -80,7 +80,7 @@ class Counting(Stream):
 @pytest.mark.parametrize(
     "cohort", [Poisson(1e-4), Fixed(100), CyclicPoisson(2.5e-5, 4)], ids=["poisson", "fixed", "cyclic"]
 )
-def test_a_draw_takes_what_its_cohort_takes(cohort: Poisson | Fixed | CyclicPoisson) -> None:
+def test_draw_has_the_size_of_its_cohort(cohort: Poisson | Fixed | CyclicPoisson) -> None:
     stream = Counting(bytes(32))
     drawn = cohort.draw(Registered(), stream)
     assert 5 < len(drawn) < 200 and min(drawn) >= 2 and all(type(client) is int for client in drawn)

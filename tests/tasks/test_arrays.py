@@ -265,7 +265,7 @@ class Alone(Made):
             model[0].get_buffer(self.frozen).mul_(1.5)
 
 
-def test_a_client_does_not_release_what_moved_its_base(tmp_path: Path) -> None:
+def test_client_does_not_release_an_update_of_its_base(tmp_path: Path) -> None:
     task = Alone(Packed)
     with pytest.raises(Refusal, match=r"0\.base\.scales of the base is changed by training"):
         train(task.model(), task, task.client_data(0), LocalTraining(batch_size=4), 0, 0)

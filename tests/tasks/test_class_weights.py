@@ -77,7 +77,7 @@ def test_a_mean_of_weights_is_refused_with_that_loss() -> None:
     assert remedy() in str(refused.value)
 
 
-def test_the_clip_bounds_an_example_whatever_its_weight() -> None:
+def test_clip_bounds_an_example_of_any_weight() -> None:
     """A weight of 1 000 changes nothing of what one example may move: each gradient is clipped after its weight."""
     heavy = run(remedy().replace("weight[", "1000 * weight["), learning_rate=1.0)
     assert heavy.status == "completed" and heavy.epsilon <= 8

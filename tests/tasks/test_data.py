@@ -536,7 +536,7 @@ class Owned(Made):
     data_id, held_out_public = "unequal", True
 
 
-def test_the_rounds_of_unequal_real_clients_say_what_each_has_cost(tmp_path: Path) -> None:
+def test_rounds_of_unequal_real_clients_state_the_cost_of_each(tmp_path: Path) -> None:
     task = Owned(lambda n: made(n, EACH * (1 + n % 3)), simulated=False)
     ledger = {"dir": str(tmp_path)}
     asked = fv.Record(target_delta=1e-3)

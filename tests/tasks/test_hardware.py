@@ -90,7 +90,7 @@ def test_a_stack_is_moved_once_and_comes_back_once(
     apart: bool, groups: int, steps: int, copies: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(settings_with("sgd"), accelerator="meta")
-    monkeypatch.setattr(Workbench, "keeps_apart", lambda bench, data: apart)
+    monkeypatch.setattr(Workbench, "isolates_examples", lambda bench, data: apart)
     summed("vectorised", settings)
     # Inputs and targets of each stack, its batches' positions and what their examples weigh, and four parameters with the
     # instruction.
@@ -150,7 +150,7 @@ def test_evaluation_happens_on_the_device(copies: Any) -> None:
     assert copies.there - before == 2 * len(arrays), "the held-out data are moved once"
 
 
-def test_the_second_device_refuses_what_a_gpu_refuses(copies: Any) -> None:
+def test_second_device_refuses_like_a_gpu(copies: Any) -> None:
     there = torch.ones(3).to("meta")
     assert (there + 1).cpu().tolist() == [2, 2, 2] and float(there.sum()) == 3
     for wrong in (lambda: there + torch.ones(3), lambda: torch.cat([there, torch.ones(3)]), there.numpy):

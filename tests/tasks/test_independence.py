@@ -529,7 +529,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.campaign)], ids=str)
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_common_architectures_pass_whatever_their_weights(name: str, single: bool, seeds: range) -> None:
+def test_common_architectures_pass_with_any_weights(name: str, single: bool, seeds: range) -> None:
     for seed in seeds:
         torch.manual_seed(seed)
         model = ARCHITECTURES[name]()

@@ -170,7 +170,7 @@ def test_attributions_are_means_of_clipped_rows_and_one_entry(shops: Path, run: 
     assert len(record["question"]["model"]) == 64
 
 
-def test_fairness_is_of_what_the_model_says(shops: Path, run: Path, tmp_path: Path) -> None:
+def test_fairness_is_of_the_models_predictions(shops: Path, run: Path, tmp_path: Path) -> None:
     kind = {
         "kind": "fairness", "criterion": "equal_opportunity", "of": "sex", "categories": ["f", "m"], "label": "paid",
         "label_categories": ["no", "yes"], "said": "predicted", "said_categories": ["no", "yes"],

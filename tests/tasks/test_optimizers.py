@@ -460,7 +460,7 @@ def test_an_order_tells_optimizer_and_schedule() -> None:
             TrainingOrder.from_json(json.dumps(plain))
 
 
-def test_a_linear_device_refuses_what_it_cannot_do() -> None:
+def test_linear_device_refuses_unsupported_optimizers() -> None:
     linear.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(schedule=Schedule("cosine", 9))))
     with pytest.raises(Refusal, match="plain SGD"):
         linear.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(optimizer=Optimizer("adam"))))

@@ -65,7 +65,7 @@ def test_numbers_are_cut_to_the_bounds_and_scaled_by_the_answer(clinics: Path) -
     assert inputs[:, 1:3].tolist() == [[1, 0]] * 4
 
 
-def test_the_schema_carries_the_scaling_to_whoever_has_no_answer(clinics: Path) -> None:
+def test_schema_carries_the_scaling_to_holders_of_no_answer(clinics: Path) -> None:
     task = scaled(clinics)
     (content,) = task.beside_the_model().values()
     (clinics / "kept.yaml").write_bytes(content)

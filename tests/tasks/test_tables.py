@@ -258,7 +258,7 @@ def test_a_schema_is_inferred_of_tables_that_are_public(hospitals: Path) -> None
     assert task.simulated and 0 < len(task.held_out()) < 5
 
 
-def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
+def test_draft_leaves_out_names_of_rows(hospitals: Path) -> None:
     rows = [
         f'{row},p{row},{row % 2},{row % 3 + 0.5},same,"{row % 9},5",2024-01-0{row % 9 + 1},{row % 9} %,'
         for row in range(60)
@@ -405,7 +405,7 @@ def test_held_out_rows_go_by_their_content_and_not_by_their_place(tmp_path: Path
     assert abs(hashes.mean() - 0.6) < 0.02 and hashes.min() > 0.2
 
 
-def test_a_public_table_is_what_the_model_is_measured_on(hospitals: Path) -> None:
+def test_public_table_measures_the_model(hospitals: Path) -> None:
     (hospitals / "public.csv").write_text(NORTH)
     task = load(str(hospitals), held_out_file=str(hospitals / "public.csv"))
     assert task.num_clients == 1 and len(task.held_out()) == 3
@@ -523,7 +523,7 @@ def visits_of(folder, header="age,ill,patient", rows=("40,yes,7", "41,no,7.0", "
     return str(folder)
 
 
-def test_a_column_that_is_no_input_says_whose_a_row_is(tmp_path):
+def test_column_outside_the_inputs_names_the_owner_of_a_row(tmp_path):
     folder = visits_of(tmp_path / "visits")
     tables = load(folder, person="patient", held_out_file=folder + "/one.csv")
     (data,) = tables.clients
@@ -557,7 +557,7 @@ def test_no_person_stands_among_trained_and_held_out_rows(tmp_path):
         ("patient", ("40,yes,7", "41,no,NA"), "row 3.*identifies the person of the row"),
     ],
 )
-def test_a_column_that_does_not_say_whose_a_row_is_is_refused(tmp_path, person, rows, said):
+def test_column_without_owners_of_rows_is_refused(tmp_path, person, rows, said):
     folder = visits_of(tmp_path / "visits", rows=rows)
     with pytest.raises(Refusal, match=said):
         load(folder, person=person)

@@ -155,7 +155,7 @@ def test_heart_hospitals_are_the_clients(tasks: dict[str, Task]) -> None:
     assert load_task("heart", {"num_clients": 5, "partition": "iid"}).num_clients == 5
 
 
-def test_missing_values_of_a_patient_are_zero_whatever_others_have() -> None:
+def test_missing_values_of_a_patient_are_zero_for_any_others() -> None:
     names = (
         "age",
         "trestbps",

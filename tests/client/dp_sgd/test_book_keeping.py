@@ -199,7 +199,7 @@ def test_a_norm_of_many_numbers_loses_none_of_them() -> None:
     assert exact * (1 - 5e-4) <= float(example_gradients.norms_of(values)) <= exact * (1 + 1e-6)
 
 
-def test_gram_matrices_see_what_cancels() -> None:
+def test_gram_matrices_count_cancelling_gradients() -> None:
     """Two positions whose gradients cancel but for a part in 256; in float32 their Gram matrix would not see it."""
     layer = nn.Linear(64, 64, bias=False)
     inputs, gradients = torch.randn(4, 2, 64), torch.randn(4, 2, 64)

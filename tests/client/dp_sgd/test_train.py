@@ -696,7 +696,7 @@ def test_noise_is_whole_numbers_on_a_lattice_and_normal_from_afar() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.floats(0.05, 50), st.floats(1e-3, 1e3))
-def test_the_noise_covers_what_rounding_adds_to_the_sensitivity(
+def test_noise_covers_the_rounding_of_the_sensitivity(
     seed: int, coordinates: int, noise: float, norm: float
 ) -> None:
     """Two sums that differ by a whole norm, each rounded: the noise is so many times the distance, and hardly more."""

@@ -196,7 +196,7 @@ def test_bundle_with_changed_bytes_is_refused_or_means_the_same(
     assert bundle.identity.key.private_bytes_raw() == kept.identity.key.private_bytes_raw()
 
 
-def test_an_expired_certificate_is_refused_with_what_to_do(
+def test_expired_certificate_is_refused_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(authority, "CLOCK_MARGIN", timedelta(days=3))

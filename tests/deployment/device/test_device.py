@@ -29,7 +29,7 @@ from fedveil.deployment.device.eligibility import obstacle
 from fedveil.deployment.device.order_policy import accept_order
 from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.device.run_end import read_ended
-from fedveil.links.device_answers import PAID, UNPAID, Journal, describe_loss
+from fedveil.links.device_answers import PAID, UNPAID, Journal, loss_line
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
 from fedveil.messages.run_over import RunOver, message_to, read_receipt
@@ -241,7 +241,7 @@ def test_unwritable_ledger_holds_everything_back_until_it_can(clients):
 
 @pytest.mark.parametrize("harm", ["deleted", "rolled back"])
 @pytest.mark.parametrize("known_by", ["its last answer", "a receipt", "another process"])
-def test_a_device_whose_ledger_is_older_than_it_knows_answers_nothing(clients, caplog, known_by, harm):
+def test_device_with_an_older_ledger_answers_nothing(clients, caplog, known_by, harm):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     path, state = device.ledger.path, device.bundle.state
@@ -414,7 +414,7 @@ def test_a_restored_device_gives_no_receipt(clients, caplog) -> None:
     assert read_receipt(agents.handle(message_to(2, OVER))) is not None
 
 
-def test_the_link_asks_the_ledgers_for_what_the_journal_forgot(clients, monkeypatch) -> None:
+def test_link_asks_the_ledgers_beyond_the_journal(clients, monkeypatch) -> None:
     device = device_of(clients / "c0")
     message = in_the_clear(number=7)
     assert code_of(device, message) == 0
@@ -439,7 +439,7 @@ def test_charge_of_an_instruction_outlives_the_journal(clients):
     assert not ledger_heads.is_charged(device.bundle.state, "no id")
 
 
-def test_a_device_that_forgets_keeps_what_shows_an_older_copy(clients):
+def test_forgetting_device_keeps_its_evidence_of_older_copies(clients):
     device = device_of(clients / "c0")
     assert code_of(device, in_the_clear(number=1)) == 0
     forget(clients / "c0", ledgers=False)
@@ -751,10 +751,10 @@ def test_device_says_once_that_it_looks_for_another_run(clients, caplog):
     keeper.handle(message_to(2, RunOver("spring", "completed", 20, {})))
     with caplog.at_level("INFO", "fedveil.client"):
         for number in range(50):
-            keeper.say(describe_loss(600.0 + number, "unavailable: connection refused"))
+            keeper.say(loss_line(600.0 + number, "unavailable: connection refused"))
         assert [record.message for record in caplog.records] == [agent.RESTING]
         keeper.handle(in_the_clear())
-        keeper.say(describe_loss(1.0, "unavailable"))
+        keeper.say(loss_line(1.0, "unavailable"))
         assert "trying again in 1 s" in caplog.records[-1].message
 
 

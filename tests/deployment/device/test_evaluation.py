@@ -76,7 +76,7 @@ def test_a_linear_device_evaluates_on_rows_that_it_holds_out(clients: Path) -> N
     assert question.purposes == (EVALUATION,)
 
 
-def test_a_device_trains_without_what_its_order_holds_out(
+def test_device_trains_without_the_held_out_rows_of_its_order(
     clients: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []

@@ -434,7 +434,7 @@ def test_violation_of_a_demand_is_refused_at_each_door(made: Path, demand: str, 
 
 
 @pytest.mark.parametrize("door", [door for door in DOORS if door != "enrol"])
-def test_a_door_lets_in_what_is_against_no_demand(made: Path, door: str) -> None:
+def test_door_passes_messages_against_no_demand(made: Path, door: str) -> None:
     """Otherwise a door that refuses everything would pass for one that holds every demand."""
     assert not CALLS[door](made / "clients", {})
 
@@ -444,7 +444,7 @@ def test_a_door_lets_in_what_is_against_no_demand(made: Path, door: str) -> None
     [each for each in CELLS if (cell := TABLE[each[0]][each[1]]) and isinstance(cell, Against) and cell.how],
     ids=lambda each: each,
 )
-def test_a_door_lets_in_what_an_owner_allows(made: Path, demand: str, door: str) -> None:
+def test_door_passes_messages_within_the_allowance(made: Path, demand: str, door: str) -> None:
     cell = TABLE[demand][door]
     assert isinstance(cell, Against)
     assert not CALLS[door](made / "clients", cell.lenient, **cell.how)

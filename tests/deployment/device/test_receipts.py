@@ -84,7 +84,7 @@ def authority_of(hearts: Path) -> str:
     return policy.partition('authority = "')[2].partition('"')[0]
 
 
-def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
+def test_every_present_device_signs_the_results_of_the_run(world: World, tmp_path: Path) -> None:
     assert line(world.run("masked")).finding.startswith("5 of 5 members have signed the run's files")
     bundle(world.run("masked"), tmp_path / "bundle", [])
     found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state", receipts=5)
@@ -195,7 +195,7 @@ def with_manifest(**changed: Any) -> RunOver:
     ],
     ids=["no manifest", "hash", "status", "model", "no model", "run", "no file of a model", "no object"],
 )
-def test_a_device_signs_nothing_that_contradicts_what_it_received(
+def test_device_signs_nothing_against_its_own_messages(
     world: World, over: RunOver, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert receipt_for(world.device("cleveland"), over) is None

@@ -348,7 +348,7 @@ def write_signatures(folder: Path, signatures: list[Any]) -> None:
     (folder / SIGNATURES).write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
+def test_invalid_statement_is_signed_by_nobody(copy: Path, made: Signed) -> None:
     (copy / "model.safetensors").write_bytes(b"another")
     with pytest.raises(Refusal, match=r"model\.safetensors differs from the bundled file"):
         sign(copy, "auditor", [made.keys / "stranger"], None)

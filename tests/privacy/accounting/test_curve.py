@@ -41,7 +41,7 @@ def test_gaussians_have_mu_rho_and_the_analytic_curve() -> None:
 
 
 @pytest.mark.parametrize("adjacency", [ZERO_OUT, Adjacency.ADD_OR_REMOVE_ONE])
-def test_each_point_is_what_dp_accounting_says(adjacency: Adjacency) -> None:
+def test_each_point_is_dp_accountings(adjacency: Adjacency) -> None:
     accountant = PLDAccountant(relation_of(adjacency), 1e-4)
     accountant.compose(SelfComposedDpEvent(SAMPLED, 100))
     found = privacy_curve({SAMPLED: 100}, adjacency)

@@ -288,7 +288,7 @@ def test_the_type_of_a_number_does_not_change_epsilon(noise) -> None:
     assert ours == epsilon({sampled(0.01, 0.5): 1000}, 1e-5) > 12
 
 
-def test_replace_one_costs_what_twice_the_sensitivity_costs() -> None:
+def test_replace_one_costs_like_twice_the_sensitivity() -> None:
     ours = epsilon({GaussianDpEvent(4.0): 10}, 1e-5, Adjacency.REPLACE_ONE)
     assert ours == pytest.approx(get_epsilon_gaussian(2.0 / math.sqrt(10), 1e-5), abs=1e-3)
     tiny = epsilon({GaussianDpEvent(1.0): 10}, 1e-14, "replace-one")
@@ -476,7 +476,7 @@ def test_gate_gives_nothing_to_less_noise_than_it_looked_ahead_for() -> None:
     assert ahead > 100, "the gate looked ahead, or this tests nothing"
 
 
-def test_the_gate_composes_only_what_is_new_of_rounds_of_many_noises(composed: list[int]) -> None:
+def test_gate_composes_only_new_parts_of_rounds_of_many_noises(composed: list[int]) -> None:
     kinds = [sampled(0.05, float(noise)) for noise in np.linspace(2, 3, 12)]
     budget, gate, spent = Budget(Unit.RECORD, 1.5, 1e-5), Gate(), Counter[DpEvent]()
     for number in range(10_000):
@@ -590,7 +590,7 @@ PLANS = json.loads((Path(__file__).parents[2] / "oracles" / "random_plans.json")
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=[f"{each['kind']}-{n % 10}" for n, each in enumerate(PLANS)])
-def test_a_random_plan_costs_what_lies_between_its_bounds(plan: dict[str, Any]) -> None:
+def test_random_plan_costs_between_its_bounds(plan: dict[str, Any]) -> None:
     events: Counter[DpEvent] = Counter()
     for event, count in plan["events"]:
         events[event_from_json(event)] += count

@@ -24,7 +24,7 @@ from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify
 
 @pytest.mark.parametrize("adjacency", Adjacency)
 @pytest.mark.parametrize(("noise", "count", "delta"), [(1.0, 1, 1e-5), (5.0, 10, 1e-6), (300.0, 1, 1e-5)])
-def test_it_is_what_the_privacy_loss_distribution_says(adjacency, noise, count, delta):
+def test_closed_form_is_that_of_the_privacy_loss_distribution(adjacency, noise, count, delta):
     ours = exact_epsilon({text(GaussianDpEvent(noise)): count}, delta, adjacency)
     assert ours == pytest.approx(epsilon({GaussianDpEvent(noise): count}, delta, adjacency), rel=3e-6)
 

@@ -111,7 +111,7 @@ def test_event_survives_the_ledger():
             event_from_json(wrong)
 
 
-def test_the_gate_admits_what_the_budget_affords_and_no_round_more():
+def test_gate_admits_affordable_rounds_and_no_more():
     event, budget = group_event(6.0, 0.1, 4), Budget(Unit.RECORD, 2.0, DELTA)
     gate, spent = Gate(), 0
     while gate.fits({event: spent}, event, budget):

@@ -264,7 +264,7 @@ def test_nested_event_is_stored_verified_and_refused_on_a_ledger(tmp_path: Path,
 
 
 @pytest.mark.parametrize("adjacency", list(Adjacency))
-def test_a_draw_that_shows_costs_what_its_cases_cost_on_average(adjacency: Adjacency) -> None:
+def test_public_draw_costs_the_average_of_its_cases(adjacency: Adjacency) -> None:
     p, at, rounds = 0.3, 1.0, 4
     ours = loss_distributions.distribution(
         grouped({OpenlySampledDpEvent(p, STEPS): rounds}), relation_of(adjacency), 1e-3

@@ -43,7 +43,7 @@ def test_every_other_order_affords_no_more() -> None:
     assert not any(others)
 
 
-def test_the_order_takes_account_of_what_is_spent() -> None:
+def test_order_takes_account_of_spending() -> None:
     assert best_order(ROUND, BUDGET, times(COSTLY, 3)) < best_order(ROUND, BUDGET)
 
 

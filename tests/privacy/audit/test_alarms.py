@@ -278,6 +278,6 @@ def test_noise_halved_is_red_at_the_first_look() -> None:
     assert [alarm.level for alarm in alarms] == [Level.RED]
 
 
-def test_every_action_says_what_it_cannot_undo() -> None:
+def test_every_action_names_its_limits() -> None:
     assert set(CANNOT_UNDO) == {"stop", "pause", "raise_noise", "drop_client", "rollback"}
     assert all(CANNOT_UNDO.values())

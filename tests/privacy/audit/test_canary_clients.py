@@ -147,7 +147,7 @@ def ceiling_mu(released: np.ndarray, rounds: int, noise: float) -> float:
 
 
 @pytest.mark.parametrize("noise", [1e-6, 0.3])
-def test_the_ceiling_foretells_what_a_run_without_noise_shows(noise: float) -> None:
+def test_ceiling_foretells_a_run_without_noise(noise: float) -> None:
     """Updates that persist over rounds mask the canaries, whatever noise is claimed and added."""
     rng, rounds, dimension = np.random.default_rng(0), 8, 5000
     drawn = directions(Randomness(9).stream("canaries"), 400, dimension, dimension)

@@ -47,7 +47,7 @@ def test_bounds_of_many_runs_are_those_of_jax_privacy() -> None:
 
 
 @pytest.mark.skipif(find_spec("jax_privacy") is None, reason="pip install --no-deps jax-privacy==2.0.0")
-def test_the_table_is_what_jax_privacy_says() -> None:
+def test_table_is_that_of_jax_privacy() -> None:
     oracle = runpy.run_path(str(ORACLES / "jax_privacy_bounds.py"))
     jax = oracle["auditing"]()
     assert TABLE["jax-privacy"] == oracle["VERSION"]

@@ -58,7 +58,7 @@ def test_bounds_match_published_ones() -> None:
 
 
 @pytest.mark.parametrize(("canaries", "cap"), [(200, 4.19), (500, 5.10), (1000, 5.78), (5000, 7.28)])
-def test_the_ceiling_is_what_perfect_guesses_show(canaries: int, cap: float) -> None:
+def test_ceiling_is_the_measure_of_perfect_guesses(canaries: int, cap: float) -> None:
     (finding,) = judge(by_guesses(Guesses(canaries, canaries, canaries // 2), DELTA), 1.0, 0.05).findings
     assert finding.ceiling == pytest.approx(cap, abs=0.005)
 

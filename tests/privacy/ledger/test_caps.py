@@ -51,7 +51,7 @@ def affordable(budget):
 
 
 @pytest.mark.parametrize("data", [ALL, DATA, DATA[:32]])
-def test_a_cap_lowers_what_a_run_asks_for(tmp_path, data):
+def test_cap_lowers_the_budget_of_a_run(tmp_path, data):
     set_cap(tmp_path, Cap(data, 1.0, 1e-5))
     with opened(tmp_path) as ledger:
         assert ledger.budget == Budget(Unit.CLIENT, 1.0, 1e-5)

@@ -405,7 +405,7 @@ def test_overdrawn_ledger_with_a_right_chain_is_detected(tmp_path):
         ledger.reserve(release(50))
 
 
-def test_flipped_bits_never_change_what_is_read(tmp_path):
+def test_flipped_bits_never_change_the_content(tmp_path):
     path, copy = tmp_path / "ledger", tmp_path / "copy"
     filled(path)
     truth, whole = read_entries(path), path.read_bytes()

@@ -82,7 +82,7 @@ def test_equal_words_leave_no_choice_of_coordinates(monkeypatch: pytest.MonkeyPa
 
 
 @KINDS
-def test_on_average_over_rounds_what_comes_back_is_the_update(kind: str) -> None:
+def test_average_over_rounds_is_the_update(kind: str) -> None:
     rounds = 4000
     total = sum(
         flat(expand(compress(update(), sketch), LAYOUT, sketch))

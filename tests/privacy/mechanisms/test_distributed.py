@@ -180,7 +180,7 @@ def variance_ratio(drawn: np.ndarray, variance: float) -> float:
 
 @given(st.sets(st.integers(0, 11), max_size=10))
 @settings(max_examples=12)
-def test_the_noise_of_the_sum_is_that_of_those_who_survive(dropped: set[int]) -> None:
+def test_noise_of_the_sum_is_that_of_the_survivors(dropped: set[int]) -> None:
     words = [
         w
         for client, w in enumerate(shares(np.zeros((12, 20_000)), silent(20_000), 3))
@@ -228,7 +228,7 @@ def layered_total(spec: ShareSpec, survivors: int, opening: int, key: int = 9) -
         (8, 0, 8 * (16**2 + 24**2 + 40**2)),
     ],
 )
-def test_the_opened_sum_is_a_discrete_gaussian_of_what_stays_closed(
+def test_opened_sum_is_a_discrete_gaussian_of_the_closed_layers(
     survivors: int, opening: int, variance: int
 ) -> None:
     words, taken = layered_total(LAYERED, survivors, opening)

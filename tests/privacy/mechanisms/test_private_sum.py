@@ -147,7 +147,7 @@ def test_weighed_update_is_the_same_by_message_and_at_once(kinds: str) -> None:
     np.testing.assert_allclose(by_message.total[:-1], exact, rtol=1e-6)
 
 
-def test_the_server_clips_again_what_a_client_did_not() -> None:
+def test_server_clips_unclipped_vectors_again() -> None:
     cohort_sum = CohortSum(np.zeros(3))
     spec = SumSpec(1.0)
     add(cohort_sum, np.array([3.0 * spec.cells, 0, 0]), spec)

@@ -71,7 +71,7 @@ ORACLE = ShareSpec(replace(PLAIN, cells=300), MILLION, Attendance(100, 100), 100
 DELTA = 1 / 3400
 
 
-def test_one_round_costs_what_both_published_mechanisms_cost() -> None:
+def test_one_round_costs_like_both_published_mechanisms() -> None:
     event = sum_event(ORACLE, 100)
     ours = by_renyi(grouped([event]), DELTA, Adjacency.ZERO_OUT)
     assert ours == pytest.approx(2.112, abs=2e-3)
@@ -103,7 +103,7 @@ def skellam_renyi(spec: ShareSpec) -> np.ndarray:
     return orders() * squared / (2 * mu) + np.minimum(first, 3 * l1 / (2 * mu))
 
 
-def test_a_sum_of_all_its_shares_costs_what_a_central_one_does() -> None:
+def test_sum_of_all_its_shares_costs_like_a_central_one() -> None:
     """The published 1.859 at 16 bits pays for the generic bound of sampled RDP; the theorem in `sizing` does not."""
     spec = size_shares(PLAIN, MILLION, Attendance(172, 172), 1.492)
     assert spec.bits == 16
@@ -199,7 +199,7 @@ def test_layers_that_are_not_proved_are_refused(layers: tuple[tuple[int, int], .
         replace(spec, layers=tuple(Layer(*layer) for layer in layers))
 
 
-def test_the_layers_count_in_what_must_fit() -> None:
+def test_layers_count_in_the_size() -> None:
     spec = ShareSpec(replace(PLAIN, cells=100), 4, Attendance(100, 90), 16, 16, False)
     with pytest.raises(Refusal, match="overflow"):
         replace(spec, layers=(Layer(100, 16),))

@@ -106,7 +106,7 @@ def test_the_noise_alone_is_bounded_a_little_above_its_quantile(size: int) -> No
 
 
 @pytest.mark.parametrize(("clients", "bits"), [(5, 16), (5, 32), (20, 16)])
-def test_owners_who_vouch_for_nobody_raise_no_alarm(clients: int, bits: int) -> None:
+def test_owners_without_a_minimum_raise_no_alarm(clients: int, bits: int) -> None:
     noise = 1.0
     spec = spec_of(CLIENTS, 400, clients, noise, bits)
     further = max(spec.missing_sigma(others, noise) for others in range(clients))

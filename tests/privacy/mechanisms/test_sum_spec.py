@@ -53,7 +53,7 @@ def flat(number: int) -> np.ndarray:
     return np.concatenate([value.ravel() for value in client(number)[0].values()])
 
 
-def test_open_sums_of_updates_are_what_they_were() -> None:
+def test_open_sums_of_updates_are_unchanged() -> None:
     one, two = CohortSum(np.zeros(126)), CohortSum(np.zeros(126))
     for number in range(1, 6):
         update, values = client(number)
@@ -66,7 +66,7 @@ def test_open_sums_of_updates_are_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("bits", [16, 32])
-def test_shares_of_updates_are_what_they_were(bits: int) -> None:
+def test_shares_of_updates_are_unchanged(bits: int) -> None:
     spec = size_shares(TRAINED, 123, Attendance(5, 4, 0), 1.1, bits, layered=True)
     total = np.zeros(spec.size, spec.dtype)
     for number in range(1, 6):

@@ -492,7 +492,7 @@ def test_a_swapped_cohort_is_refused():
         assert refusal(cohort, victim, message) is Reason.WRONG_COHORT
 
 
-def test_another_view_of_who_shared_shows_in_the_confirmations():
+def test_another_view_of_the_sharers_shows_in_the_confirmations():
     cohort = Cohort(5, 3)
     vectors = cohort.vectors(DIMENSION)
     attempt, out = play(cohort, "mask")
@@ -621,7 +621,7 @@ def test_node_is_not_summed_with_too_few_of_its_owners_peers(stage, kind):
             assert not node.attempts
 
 
-def test_a_node_does_not_deal_among_too_few_peers_who_dealt():
+def test_node_does_not_deal_among_too_few_dealing_peers():
     cohort = Cohort(7, 4)
     victim, peers = demanding(cohort, 2, count=2)
     vectors = cohort.vectors(DIMENSION)

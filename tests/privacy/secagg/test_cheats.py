@@ -225,7 +225,7 @@ def test_shares_of_two_mask_seeds_convict_their_dealer():
     require_evidence(cohort)
 
 
-def test_two_who_reveal_wrong_shares_cost_nothing():
+def test_two_revealers_of_wrong_shares_cost_nothing():
     """Windows went around one of them; commitments say which share is wrong, whatever their number."""
     cohort = cohort_of(20)
     _, cheats = play(cohort, ["wrong reveal", "wrong reveal of one"])
@@ -317,7 +317,7 @@ def changed(made, holders, errors, owner):
 
 
 @pytest.mark.parametrize("count", [7, 8, 9, 11])
-def test_right_shares_give_the_seeds_whoever_is_missing(reveals, count):
+def test_right_shares_give_the_seeds_without_any_member(reveals, count):
     made, dead, living = reveals
     honest, _ = made.opened()
     for holders in (living[:count], living[-count:]):
@@ -562,7 +562,7 @@ HARMLESS = (
 
 @pytest.mark.parametrize("lost", [None, "mask", "reveal"])
 @pytest.mark.parametrize("way", [*HYBRID_NAMED, *HARMLESS, "false complaint, then wrong mask keys"])
-def test_hybrid_shares_go_around_who_cheats(way, lost):
+def test_hybrid_shares_go_around_cheats(way, lost):
     """Two of which one complains of the other add no mask that one of them could be wrong about afterwards."""
     cohort = cohort_of(20, suite=2, lost=lost is not None)
     if not isinstance((played := play(cohort, [way], seed=1, lost=lost))[0], OpenedSum):

@@ -106,7 +106,7 @@ def test_half_a_signature_is_none(half: slice, call: int, monkeypatch: pytest.Mo
     assert (victim in outcome.survivors) == (call == 3)
 
 
-def test_a_policy_whose_authority_signs_once_takes_no_suite_3() -> None:
+def test_policy_of_a_single_signature_takes_no_suite_3() -> None:
     cohort = Cohort(5, 3, suite=3)
     policy, terms = next(iter(cohort.nodes.values())).policy, cohort.terms()
     check(policy, terms)

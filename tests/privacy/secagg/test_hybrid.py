@@ -38,7 +38,7 @@ def test_a_seed_is_the_published_key() -> None:
     assert len(public) == KEM_KEY_BYTES
 
 
-def test_the_keys_of_this_version_stay_what_they_are() -> None:
+def test_keys_of_this_version_are_stable() -> None:
     key = hybrid.kem_key(bytes(range(32)))
     assert key.public_key().public_bytes_raw()[:16].hex() == "abc3bca5c5bb97caac6217a07ae1880c"
     assert (

@@ -228,7 +228,7 @@ def test_terms_at_the_floors_are_accepted() -> None:
     check(POLICY, replace(TERMS, bits=32, suite=4, noise_multiplier=1.5, clipping_norm=0.1, threshold=30))
 
 
-def test_a_sum_of_one_honest_client_is_refused_whatever_the_policy() -> None:
+def test_sum_of_one_honest_client_is_refused_by_any_policy() -> None:
     # Of 40, four may collude: of five survivors, one may be honest.
     with pytest.raises(Refused, match="minimum_survivors"):
         check(replace(POLICY, minimum_cohort=2), replace(TERMS, minimum_survivors=5))

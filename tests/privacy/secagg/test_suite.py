@@ -137,7 +137,7 @@ def test_the_aes_mask_is_plain_counter_mode(dtype: type[np.unsignedinteger]) -> 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("width", ["u2", "u4"])
 @pytest.mark.parametrize("suite", [1, 4])
-def test_a_mask_has_the_same_values_whatever_the_byte_order(width: str, suite: int) -> None:
+def test_mask_has_the_same_values_in_any_byte_order(width: str, suite: int) -> None:
     little, big = (mask(bytes(32), 1000, suite, order + width) for order in "<>")
     assert little.tobytes() != big.tobytes()
     assert (little == big).all()

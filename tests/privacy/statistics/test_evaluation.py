@@ -133,7 +133,7 @@ def test_cost_of_one_evaluation_is_the_exact_gaussians() -> None:
 # --- which rows -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_held_out_by_what_they_are_and_not_by_where_they_lie() -> None:
+def test_rows_are_held_out_by_content_and_not_by_position() -> None:
     draw = np.random.default_rng(0)
     rows, labels = draw.normal(size=(2000, 3)).astype(np.float32), draw.integers(0, 2, 2000)
     held = holdout_mask(hashes_of_rows([rows, labels]), 0.2)

@@ -94,7 +94,7 @@ def test_row_is_in_one_cell_at_most_by_the_criterion() -> None:
 
 
 @pytest.mark.parametrize("counts", [(1064, 1240), (4079, 4230), (120, 20), (150, 3)])
-def test_intervals_cover_what_they_state(counts: tuple[int, int]) -> None:
+def test_intervals_cover_at_their_stated_rate(counts: tuple[int, int]) -> None:
     """The first two are census women's and men's positives; the others so few that the delta method would be wrong."""
     draw, sigma, held = np.random.default_rng(0), Z * CLIP, 0
     truth = counts[0] / sum(counts)

@@ -97,7 +97,7 @@ def test_without_noise_answers_are_numpys(pooled: dict[str, np.ndarray]) -> None
         assert abs(figure.value - truth) <= bin_width and figure.low <= truth <= figure.high
 
 
-def test_errors_are_what_the_formula_says(pooled: dict[str, np.ndarray]) -> None:
+def test_errors_are_those_of_the_formula(pooled: dict[str, np.ndarray]) -> None:
     asked, noise = inquiry(), 0.02
     sums, errors = summed(asked), {}
     for seed in range(DRAWS):

@@ -123,7 +123,7 @@ def test_noise_makes_up_a_prefix_as_seldom_as_is_claimed() -> None:
     assert asked.threshold(7.0) == pytest.approx(7 * math.sqrt(2 * math.log(2 * 72 / 0.1)))
 
 
-def test_a_count_is_off_by_what_its_formula_says() -> None:
+def test_count_is_off_by_the_formulas_error() -> None:
     asked = inquiry(records=4)
     (question,) = asked.questions
     assert asked.sigma(question, 2.0) == pytest.approx(2 * 4 / math.sqrt(0.98))

@@ -70,7 +70,7 @@ def test_a_lightning_module_learns_at_both_levels(privacy: Any) -> None:
     assert run.result["task"] == "Net"
 
 
-def test_two_models_of_one_task_are_alike_whatever_the_random_state() -> None:
+def test_two_models_of_one_task_are_alike_under_any_random_state() -> None:
     torch.manual_seed(1)
     one = task_of()
     torch.manual_seed(2)

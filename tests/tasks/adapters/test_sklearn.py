@@ -164,7 +164,7 @@ def test_classes_may_be_words_that_are_declared() -> None:
         SklearnTask(estimator, clients, named(999), classes=["no", "yes"], simulated=True)
 
 
-def test_a_pipeline_takes_what_needs_no_client_to_be_fitted() -> None:
+def test_pipeline_takes_steps_without_fitting_alone() -> None:
     public = StandardScaler().fit(shop(12345)[0])
     for first in (public, Normalizer(), FunctionTransformer(lambda each: each * 2)):
         task = task_of(make_pipeline(first, "passthrough", slow(SGDClassifier)), lambda n: shop(n, 3))

@@ -64,7 +64,7 @@ def test_a_play_is_read_by_its_speakers(tmp_path: Path) -> None:
     }
 
 
-def test_windows_hold_every_character_once_and_what_came_before() -> None:
+def test_windows_hold_every_character_once_with_its_context() -> None:
     text = "in thunder, lightning, or in rain? when the battle's lost and won"
     windows = torch.from_numpy(windows_of(text).copy())
     assert "".join(text_of(row[CONTEXT:]) for row in windows).rstrip() == text
@@ -72,7 +72,7 @@ def test_windows_hold_every_character_once_and_what_came_before() -> None:
     assert text_of(windows[1, :CONTEXT]) == text[WINDOW - CONTEXT : WINDOW]
 
 
-def test_each_place_is_predicted_from_what_stands_before_it() -> None:
+def test_each_position_is_predicted_from_the_ones_before() -> None:
     task = made_up()
     model, data = task.model(), task.client_data(0)
     outputs = model(data.inputs[:2])

@@ -32,9 +32,7 @@ def test_no_file_is_read_but_the_published_one(tmp_path: Path, monkeypatch: pyte
             load_task("star", options)
 
 
-def test_the_bytes_that_are_opened_are_those_that_were_hashed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opened_bytes_are_the_hashed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pandas = pytest.importorskip("pandas")
     file = tmp_path / star.FILE
     file.parent.mkdir(parents=True)

@@ -152,7 +152,7 @@ def test_loss_is_optional() -> None:
         assert run.status == "completed"
 
 
-def test_the_clip_holds_whatever_produced_the_update() -> None:
+def test_clip_holds_for_any_training() -> None:
     huge = fv.simulate(
         Own(lambda model: nn.init.constant_(model.bias, 1e6)),
         privacy=fv.ClientCentral(target_epsilon=None, noise_multiplier=1e-3, clipping_norm=0.5, metrics_share=0.0),

@@ -1,6 +1,6 @@
 """Nodes that go silent at any stage: the exact sum of those who sent, or nothing.
 
-The campaign: `python -m pytest tests/privacy/secagg/test_dropouts.py -m campaign`.
+The campaign: `python -m pytest tests/privacy/secagg/test_server.py -m campaign`.
 """
 
 import runpy
@@ -78,7 +78,7 @@ def holds(case):
 
 @settings(max_examples=150)
 @given(accidents())
-def test_the_exact_sum_of_who_sent_or_nothing(case):
+def test_survivors_have_their_exact_sum_or_nothing(case):
     holds(case)
 
 
