@@ -35,9 +35,9 @@ from ..tasks.persons import names_of
 from ..tasks.protocol import Task, check_trainable, own_training
 from .client_instructions import client_settings
 from .observer import check as check_observer
-from .prepared_run import Run
+from .prepared_run import Run, Saved
 from .queries import queries_of
-from .saved import Saved, require_free
+from .saved import require_free
 from .sum_plan import sum_plan
 from .tuning import require_arms, tuning_of
 from .unit_plan import require_use

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from ..messages.training_order import RUN_NAME
 from ..server.tuning import NO_TUNING, Tuning
 from .record_ledgers import NoClientLedgers, client_ledgers_of
 
@@ -16,7 +17,30 @@ if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Ledger
     from ..server.checkpoint import Checkpoint
     from ..server.round_terms import SumPrivacy
-    from .saved import Saved
+
+
+@dataclass(frozen=True)
+class Saved:
+    """State that a later process of the run needs in addition to its configuration: keys of SAVED.
+
+    Attributes:
+      name: the run's name on the ledgers, under the key `run`; empty for a new run.
+      noise: the run's noise multiplier; None without client-level privacy.
+      filter_order: of its plan's RDP filter; None without one.
+      turns: the cohort's name, which gives the distance of a client's turns; None without turns.
+      deal: key of the clients' arms; None without tuning.
+      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
+    """
+
+    name: Annotated[str, RUN_NAME]
+    noise: float | None = None
+    filter_order: float | None = None
+    turns: str | None = None
+    deal: str | None = None
+    places: str | None = None
+
+
+NEW_RUN = Saved("")
 
 
 @dataclass(frozen=True)

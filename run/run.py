@@ -49,13 +49,13 @@ from .machine_time import machine_time, time_since
 from .observer import Demand
 from .opening import lock_records, opened
 from .prepare import make_strategy_of, prepare
-from .prepared_run import Run
+from .prepared_run import NEW_RUN, Run
 from .progress import Progress, keep, read_progress, record_round
 from .queries import Reach, queries_of, with_everybody
 from .result import cannot_write, finish
 from .round_lines import Lines, metric_means
 from .run_files import MIXED
-from .saved import NEW_RUN, read_saved
+from .saved import read_saved
 from .tuning import order_of_round, require_arms
 
 if TYPE_CHECKING:

@@ -4,47 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, refusing
-from ..messages.training_order import RUN_NAME
 from ..server.rounds import Status
 from ..tasks.arrays import read_arrays
 from ..tasks.protocol import PredictingTask
 from .files import CONFIG, RESULT, SAVED, SCALING, SINGLY
 from .manifest import TASK_FILES
+from .prepared_run import Run, Saved
 from .run_files import MIXED, read_object
-
-if TYPE_CHECKING:
-    from .prepared_run import Run
-
-
-@dataclass(frozen=True)
-class Saved:
-    """State that a later process of the run needs in addition to its configuration: keys of SAVED.
-
-    Attributes:
-      name: the run's name on the ledgers, under the key `run`; empty for a new run.
-      noise: the run's noise multiplier; None without client-level privacy.
-      filter_order: of its plan's RDP filter; None without one.
-      turns: the cohort's name, which gives the distance of a client's turns; None without turns.
-      deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
-    """
-
-    name: Annotated[str, RUN_NAME]
-    noise: float | None = None
-    filter_order: float | None = None
-    turns: str | None = None
-    deal: str | None = None
-    places: str | None = None
-
-
-NEW_RUN = Saved("")
 
 
 def require_free(folder: Path) -> None:

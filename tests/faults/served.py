@@ -27,7 +27,7 @@ from fedveil.messages.run_over import RunOver, read_over, reply_with
 from fedveil.messages.traffic import Carried
 from fedveil.run.build import build
 from fedveil.run.prepare import prepare
-from fedveil.run.saved import Saved
+from fedveil.run.prepared_run import Saved
 
 FEDERATION = """\
 federation: hearts

@@ -25,7 +25,8 @@ from fedveil.privacy.ledger import receipt
 from fedveil.privacy.statistics.evaluation import evaluation_from_json
 from fedveil.privacy.witness import format_cosignatures, read_cosignature, read_stored_cosignatures
 from fedveil.run.files import SAVED
-from fedveil.run.saved import Saved, read_saved
+from fedveil.run.prepared_run import Saved
+from fedveil.run.saved import read_saved
 from fedveil.server import checkpoint
 
 claim_identity(1)
