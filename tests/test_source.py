@@ -55,7 +55,9 @@ BY_KEYWORD = {
     ("adapters/protect", "protect"),
     ("tasks/shipped/census", "load"),
 }
-TYPES = {(("configs", f"{each}_settings"), ("configs", "schema")) for each in ("privacy", "training", "tuning")}
+TYPES = {
+    (("configs", f"{each}_settings"), ("configs", "schema")) for each in ("privacy", "training", "tuning")
+}
 # Ceilings, which fall.
 LONGEST_TITLE = 60
 # Participles and questions that say less than a noun would; held_out and held_back are words of the field.
