@@ -199,10 +199,7 @@ def _both(path: Path) -> tuple[Scores, Scores]:
     from ..base.tensor_file import read_npz
 
     if path.suffix == ".npz":
-        with (
-            _reading(path, "needs the arrays members and others"),
-            path.open("rb") as file,
-        ):
+        with _reading(path, "needs the arrays members and others"), path.open("rb") as file:
             arrays = read_npz(file)
             return _check_scores(path, arrays["members"]), _check_scores(path, arrays["others"])
     with _reading(path, "needs the columns score and member, 1 or 0"), open(path, newline="") as file:

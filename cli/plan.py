@@ -30,15 +30,7 @@ from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
 from ..run.queries import queries_of
-from ..run.unit_plan import (
-    curve,
-    plans_of,
-    questions_of,
-    record_epsilon,
-    tries_of,
-    unit_plans,
-    warnings_for,
-)
+from ..run.unit_plan import curve, plans_of, questions_of, record_epsilon, tries_of, unit_plans, warnings_for
 
 if TYPE_CHECKING:
     from ..simulations.prediction import Prediction

@@ -87,8 +87,5 @@ if __name__ == "__main__":
     server = sys.argv[1:] == ["server"]
     model = extension("settings", "server", "verb", "server") if server else SimulationSettings
     print(
-        json.dumps(
-            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_of(model)},
-            indent=2,
-        )
+        json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_of(model)}, indent=2)
     )

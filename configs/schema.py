@@ -46,17 +46,7 @@ from .training_settings import (
     StrategySettings,
 )
 from .tuning_settings import NoTuning, TuningSettings
-from .values import (
-    MAX_ROUNDS,
-    TRACKERS,
-    By,
-    CallbackName,
-    Clients,
-    Module,
-    Probability,
-    Rounds,
-    Text,
-)
+from .values import MAX_ROUNDS, TRACKERS, By, CallbackName, Clients, Module, Probability, Rounds, Text
 
 
 class FaultSettings(Group):

@@ -9,14 +9,7 @@ from ..base.refusal import Refusal
 from ..messages.local_training import OPTIMIZERS, Optimizer, Option
 from .group import Group, remedy
 from .privacy_settings import Record, RecordAndClient, RecordDistributed, sum_level
-from .values import (
-    Parameter,
-    Positive,
-    Probability,
-    Rounds,
-    Share,
-    Target,
-)
+from .values import Parameter, Positive, Probability, Rounds, Share, Target
 
 if TYPE_CHECKING:
     from .schema import FederationSettings

@@ -52,8 +52,7 @@ HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
 CHOICES = ("name", "target", "kind")
 OF_SCHEMA = ("label", "group_weights", "scaling")  # options of tables that stand in the schema of a bundle
 PATTERN = Form(
-    "[a-z0-9*?][a-z0-9_*?-]{0,47}",
-    f"must be {NAME_FORM}; * and ? stand for any of them in a name of many",
+    "[a-z0-9*?][a-z0-9_*?-]{0,47}", f"must be {NAME_FORM}; * and ? stand for any of them in a name of many"
 )
 
 Values = Mapping[str, Any]

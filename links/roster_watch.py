@@ -17,14 +17,7 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import ROLLOVERS, ROSTER, Credentials, read_signed_roster, spki
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
-from .server_bundle import (
-    FORMER,
-    ServedCredentials,
-    ServerBundle,
-    read_admitted,
-    read_authority,
-    read_served,
-)
+from .server_bundle import FORMER, ServedCredentials, ServerBundle, read_admitted, read_authority, read_served
 
 logger = logging.getLogger("fedveil.server")
 

@@ -100,11 +100,7 @@ class MemoryArray(Array):
     def __init__(self, ndarray: NDArray[np.generic], lent: bool = False) -> None:
         # Not by attributes: Flower's bookkeeping of changed fields takes longer than all the rest.
         self.__dict__.update(
-            dtype=_name(ndarray.dtype),
-            shape=ndarray.shape,
-            stype="numpy.ndarray",
-            ndarray=ndarray,
-            lent=lent,
+            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype="numpy.ndarray", ndarray=ndarray, lent=lent
         )
 
     @property

@@ -105,10 +105,7 @@ class RunFiles:
 
 
 def read_run(
-    folder: Path,
-    assessment: Assessment | None = None,
-    questions: Path | None = None,
-    operator: bool = False,
+    folder: Path, assessment: Assessment | None = None, questions: Path | None = None, operator: bool = False
 ) -> RunFiles:
     """Read a run folder.
 

@@ -111,10 +111,7 @@ class TaskChoice:
             yield "args", "belong to a target; a shipped task has options"
         module = (self.target or "").partition(":")[0]
         if module and module not in self.allow_modules:
-            yield (
-                "target",
-                f"'{module}' is not among the modules you allow; add allow_modules=[{module}]",
-            )
+            yield ("target", f"'{module}' is not among the modules you allow; add allow_modules=[{module}]")
 
 
 @dataclass(frozen=True)

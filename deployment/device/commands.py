@@ -182,10 +182,7 @@ def _model(state: Path, ended: LastRun) -> str | None:
 
 
 def _status_lines(
-    folder: Path,
-    health: agent.Health | None,
-    is_running: bool,
-    spent: dict[str, LedgerSpending],
+    folder: Path, health: agent.Health | None, is_running: bool, spent: dict[str, LedgerSpending]
 ) -> str:
     if health is None:
         history = "no run is recorded" if spent else "never started"
