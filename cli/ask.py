@@ -90,7 +90,7 @@ def _ask_clients(
     if server is not None:
         if into is not None:
             raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
-        from ..deployment.ask import ask_clients
+        from ..deployment.questions import ask_clients
 
         return ask_clients(server, inquiry, spend, overrides, run)
     from ..configs.settings import settings_from_overrides

@@ -32,8 +32,8 @@ from ..run.files import OF_RECORDS, OPERATOR
 from ..run.opening import close_ledger, lock_records, open_ledger
 from ..run.queries import Reach
 from ..server.participants import Participants
-from .asking import Asking, Outcome, require_all_rounds
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
+from .question_rounds import Asking, Outcome, require_all_rounds
 
 # Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}

@@ -32,7 +32,6 @@ from ..server.round_terms import Mean, Round, describe_failure
 from ..strategies.cohorts import All
 from ..tasks.data import Data
 from ..tasks.independence import check_evaluated_apart
-from .asking import question_order
 from .evaluation_plan import (
     check_evaluation,
     evaluated_rounds,
@@ -45,6 +44,7 @@ from .evaluation_plan import (
     scoring_plan,
 )
 from .evaluations import epsilon_of
+from .question_rounds import question_order
 from .settings import evaluate_of, scored_metric
 from .sums import Charge, ask_cohort, sums_of
 from .wire import evaluation_content

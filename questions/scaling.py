@@ -39,8 +39,8 @@ from ..tasks.scaling import ASKED, FIELD, Moments, moments_of
 from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
 from .ask import answer_record, ledger_epsilon
-from .asking import Asking
 from .question_plan import Spend, question_plan
+from .question_rounds import Asking
 from .scaling_plan import one_scaling, scaling_inquiry
 
 

@@ -216,7 +216,7 @@ class Dropped(BaseException):
     ("module", "enter"),
     [
         ("deployment.serve", lambda serve, folder: serve.serve(folder, [])),
-        ("deployment.ask", lambda asks, folder: asks.ask_clients(folder, None, None, [])),
+        ("deployment.questions", lambda asks, folder: asks.ask_clients(folder, None, None, [])),
         ("deployment.device.agent", lambda agent, folder: agent.start(folder)),
         ("deployment.provision", lambda provision, folder: provision.open_desk(folder).__enter__()),
         ("base.core_dumps", lambda _, folder: server.enrol(folder)),

@@ -27,8 +27,8 @@ from dp_accounting.rdp import RdpAccountant
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.provision import provision
+from fedveil.deployment.questions import ask_clients
 from fedveil.deployment.serve import serve
 from fedveil.modes.mode import Mode
 from fedveil.privacy.accounting.events import event_from_json

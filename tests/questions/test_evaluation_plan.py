@@ -33,9 +33,9 @@ from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.statistics.evaluation import HeldOutMeans
-from fedveil.questions.asking import question_order
 from fedveil.questions.client import measured_at
 from fedveil.questions.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan, one_evaluation
+from fedveil.questions.question_rounds import question_order
 from fedveil.questions.sums import CELLS, Charge
 from fedveil.questions.wire import evaluation_content, question_of
 from fedveil.run.build import RunObjects, build

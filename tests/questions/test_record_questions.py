@@ -18,8 +18,8 @@ from shared.runs import reservations
 
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.device_ledger import questions_of
+from fedveil.deployment.questions import ask_clients
 from fedveil.messages.flower_adapter import claim_identity, name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct

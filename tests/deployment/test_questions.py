@@ -21,9 +21,9 @@ from safetensors.numpy import save
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import format_answer
-from fedveil.deployment.ask import ask_clients
 from fedveil.deployment.device.commands import status
 from fedveil.deployment.device.device_ledger import questions_of
+from fedveil.deployment.questions import ask_clients
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.training_order import ORDER_KEY, ModeName
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
@@ -338,7 +338,7 @@ def test_question_on_a_restored_server_is_refused_before_a_charge(hearts: Path) 
         return replace(link, log_loss=lambda: later if calls[-1] else None)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Refusal, match=later) as refused:
-        patch.setattr("fedveil.deployment.ask.with_log", logged)
+        patch.setattr("fedveil.deployment.questions.with_log", logged)
         ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
     assert refused.value.field == "file" and str(refused.value.value).endswith("log.jsonl")
     (ledger,) = (hearts / "server" / "ledgers").glob("*.ledger")
