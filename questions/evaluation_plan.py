@@ -96,10 +96,8 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     plan, tuned = one_evaluation(federation), settings.tune
     if not settings.scored_at_clients:
         return None
-    delta, clients = (
-        federation.mode.promises[0].target_delta,
-        round(federation.declared_clients / len(settings.tried)),
-    )
+    delta = federation.mode.promises[0].target_delta
+    clients = round(federation.declared_clients / len(settings.tried))
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:

@@ -131,16 +131,14 @@ def _generator(how: Partition) -> np.random.Generator:
     return np.random.default_rng([how.seed, how.num_clients])
 
 
-def _draw_classes(
-    generator: np.random.Generator, mix: NDArray[np.float64], remaining: Indices, size: int
-) -> Indices:
+def _draw_classes(rng: np.random.Generator, mix: NDArray[np.float64], rest: Indices, size: int) -> Indices:
     """Return one client's number of examples of each class: `size` in all, never more than are left."""
-    counts = np.zeros_like(remaining)
+    counts = np.zeros_like(rest)
     while (missing := size - int(counts.sum())) > 0:
-        open_mix = mix * (counts < remaining)
+        open_mix = mix * (counts < rest)
         if open_mix.sum() < np.finfo(np.float64).tiny:
-            open_mix = (remaining - counts).astype(np.float64)
-        counts = np.minimum(counts + generator.multinomial(missing, open_mix / open_mix.sum()), remaining)
+            open_mix = (rest - counts).astype(np.float64)
+        counts = np.minimum(counts + rng.multinomial(missing, open_mix / open_mix.sum()), rest)
     return counts
 
 

@@ -58,10 +58,8 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     # A key in Montgomery's form stands for two points.
     if _packed(_times(_blinded(exponent), base)) != _packed(holder):
         exponent = ORDER - exponent
-    secret, nonce = (
-        _times(_blinded(exponent), theirs),
-        int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER,
-    )
+    secret = _times(_blinded(exponent), theirs)
+    nonce = int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER
     first, second = (_times(_blinded(nonce), point) for point in (base, theirs))
     challenge = _challenge(context, holder, theirs, secret, first, second)
     answer = (nonce + challenge * exponent) % ORDER

@@ -272,10 +272,8 @@ class Quantiles:
 
     def _spread(self, level: float) -> Cells:
         """Return the standard deviation at each edge of rows below it less `level` of all, in units of sigma."""
-        single, shared = (
-            1.0,
-            1 / (1 + self.branches),
-        )  # variance of a leaf, and what leaves of one parent share
+        # Variance of a leaf, and what leaves of one parent share.
+        single, shared = 1.0, 1 / (1 + self.branches)
         inside = np.arange(self.bins + 1) % self.branches
         whole = np.arange(self.bins + 1) // self.branches
         total = self.branches * self._parent_variance
