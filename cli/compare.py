@@ -84,8 +84,7 @@ def compare(
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
     sources = [each for each in runs if not each.is_file()] or runs  # sweep/* names its summaries too
-    folders = [folder for each in sources for folder in _folders(each)]
-    rows = read_rows(folders)
+    rows = read_rows([folder for each in sources for folder in _folders(each)])
     try:
         if csv is not None:
             write_csv(rows, csv)

@@ -135,7 +135,6 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
 
 
 def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]:
-    del num_rounds
     return [each.event() for each in _plans(federation, "plan")]
 
 
@@ -145,7 +144,6 @@ def _plans(federation: Federation, run: str) -> Sequence[Plan]:
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
-    del plan
     return {"scaling": scaling_plan(federation)}
 
 

@@ -81,8 +81,7 @@ def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Ind
 
 def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
     """Return shares of a uniformly random deal; sizes differ by at most one."""
-    order = _generator(how).permutation(len(labels))
-    return np.array_split(order, how.num_clients)
+    return np.array_split(_generator(how).permutation(len(labels)), how.num_clients)
 
 
 def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
