@@ -166,10 +166,6 @@ def _with_y(y: int) -> Point:
         x = x * _ROOT % PRIME
     if x * x % PRIME != square:
         raise Refused(Reason.MALFORMED, "no point of the curve")
-    return _even(x, y)
-
-
-def _even(x: int, y: int) -> Point:
     x = PRIME - x if x & 1 else x
     return x, y % PRIME, 1, x * y % PRIME
 
