@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from dp_accounting.dp_event import DpEvent
 
 from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
@@ -25,9 +26,6 @@ from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
 from .settings import evaluate_of, scored_metric
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
 
 SAMPLE_SIZE = 256  # held-out examples
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
