@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.round_line import AT_CLIENTS, main_metric
-from ..privacy.accounting.curve import PrivacyCurve
+from ..privacy.accounting.curve import Pairs, PrivacyCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +37,9 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     from matplotlib.figure import Figure  # without pyplot, whose backend is the caller's
 
     rounds = [row["round"] for row in history]
-    # Each unit's privacy loss against the model's adversary, if it has a curve.
-    rows = {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
-    figure = Figure(figsize=(11, 4) if rows else (7, 4), dpi=120)
-    main_axes, *delta_axes = figure.subplots(1, 2, width_ratios=(3, 2)) if rows else [figure.subplots()]
+    curves = _curves(privacy)
+    figure = Figure(figsize=(11, 4) if curves else (7, 4), dpi=120)
+    main_axes, *delta_axes = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
     held_out = main_metric(history)
     name = held_out or next((key for row in history for key in row if key.startswith(AT_CLIENTS)), None)
     if name is not None:
@@ -53,9 +52,9 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     main_axes.set_title(title, fontsize=10)
     _draw_epsilon(main_axes, rounds, history)
     for axes in delta_axes:
-        _draw_deltas(axes, rows)
+        _draw_deltas(axes, curves)
         axes.set_title("the guarantee at every delta", fontsize=10)
-        for unit, row in rows.items():
+        for unit, row in _rows_of_model(privacy).items():
             at = "epsilon {:.3g} at delta {:g}".format(row["epsilon"], row["delta"])
             axes.plot(row["delta"], row["epsilon"], "o", color="black", ms=4, label=f"one {unit}: {at}")
         axes.legend(frameon=False, fontsize=8)
@@ -63,10 +62,19 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     return figure
 
 
-def _draw_deltas(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    for unit, row in rows.items():
-        deltas, epsilons = zip(*row["curve"]["epsilon"], strict=True)
-        axes.plot(deltas, [float(each) for each in epsilons], marker="o", ms=3, label=f"one {unit}")
+def _rows_of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return each unit's privacy loss against the model's adversary, if it has a curve."""
+    return {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
+
+
+def _curves(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Pairs]:
+    curves = {unit: row["curve"]["epsilon"] for unit, row in _rows_of_model(privacy).items()}
+    return {unit: tuple((delta, float(each)) for delta, each in pairs) for unit, pairs in curves.items()}
+
+
+def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
+    for unit, pairs in curves.items():
+        axes.plot(*zip(*pairs, strict=True), marker="o", ms=3, label=f"one {unit}")
     axes.set(xscale="log", xlabel="delta", ylabel="epsilon", ylim=(0, None))
     axes.grid(alpha=0.25)
 
