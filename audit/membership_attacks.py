@@ -75,13 +75,11 @@ class Attacked:
 
 def by_loss(attacked: Attacked, shadows: int) -> Scores:
     """Score by the loss, negated (Yeom et al. 2018); no reference model."""
-    del shadows
     return -losses_of(attacked.task, attacked.model, attacked.records)
 
 
 def by_rmia(attacked: Attacked, shadows: int) -> Scores:
     """Score by RMIA with one reference model, trained on neither the attacked records nor the population."""
-    del shadows
     models = attacked.model, attacked.reference(attacked.spare, 0)
     records, population = (
         Likelihoods(*(attacked.likelihoods(model, examples) for model in models))
@@ -120,7 +118,6 @@ def by_art(attacked: Attacked, shadows: int) -> Scores:
     Raises:
       Refusal: the extra `mia` is not installed, or the task has no classes.
     """
-    del shadows
     try:
         inference = import_module("art.attacks.inference.membership_inference")
         estimators = import_module("art.estimators.classification")

@@ -327,8 +327,7 @@ def _moved_by_canaries(federation: Federation) -> Arrays | None:
 def _last_clean(run: Run, state: State) -> State:
     clean = checkpoint.read(run.folder / CLEAN)
     if clean is None:
-        first = read_arrays(run.federation.task.model())
-        return State(0, first, state.strategy, state.choices)
+        return State(0, read_arrays(run.federation.task.model()), state.strategy, state.choices)
     model = {name: clean.state.arrays[name] for name in state.arrays}
     return State(clean.state.round, model, state.strategy, state.choices)
 

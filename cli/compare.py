@@ -84,8 +84,7 @@ def compare(
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
     sources = [each for each in runs if not each.is_file()] or runs  # sweep/* names its summaries too
-    folders = [folder for each in sources for folder in _folders(each)]
-    rows = read_rows(folders)
+    rows = read_rows([folder for each in sources for folder in _folders(each)])
     try:
         if csv is not None:
             write_csv(rows, csv)
@@ -233,7 +232,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
             row.run if by_folder else _label(row),
             *((row.status,) if has_status else ()),
             *(_number(row.metrics.get(n)) for n in names),
-            _epsilons(row.epsilon),
+            ", ".join(f"{unit} {value:.3g}" for unit, value in row.epsilon.items()) or "-",
             *(_format_bytes(row.bytes) if has_bytes else ()),
         )
         for row in rows
@@ -332,10 +331,6 @@ def _spread(interval: MeanInterval | None) -> str:
     if interval is None or interval.high is None:
         return "-"
     return f"{interval.mean:.4g} ± {interval.high - interval.mean:.2g}"
-
-
-def _epsilons(epsilon: Mapping[str, float]) -> str:
-    return ", ".join(f"{unit} {value:.3g}" for unit, value in epsilon.items()) or "-"
 
 
 def _format_bytes(sizes: Mapping[str, int] | None) -> tuple[str, str]:

@@ -208,26 +208,24 @@ def verify(
 def _verify(path: Path, head: Sequence[str], *, as_json: bool) -> int:
     from ..run.display import console_for, visible
 
-    verification = verify_ledger(path, head_of(*head) if head else None)
+    verdict = verify_ledger(path, head_of(*head) if head else None)
     console = console_for(120)
     if as_json:
-        print(json.dumps(_as_json(verification), allow_nan=False))
-        return 0 if verification.ok else DAMAGED
-    if not verification.ok:
-        console.print(
-            f"{path}: DAMAGED: {visible(str(verification.problem))}", style="bold red", markup=False
-        )
+        print(json.dumps(_as_json(verdict), allow_nan=False))
+        return 0 if verdict.ok else DAMAGED
+    if not verdict.ok:
+        console.print(f"{path}: DAMAGED: {visible(str(verdict.problem))}", style="bold red", markup=False)
         return DAMAGED
-    last = f"head {verification.head.seq} {verification.head.hash[:16]}"
-    console.print(f"{path}: {verification.entries} entries, every hash is correct; {last}", markup=False)
-    if verification.delta is None:
+    last = f"head {verdict.head.seq} {verdict.head.hash[:16]}"
+    console.print(f"{path}: {verdict.entries} entries, every hash is correct; {last}", markup=False)
+    if verdict.delta is None:
         console.print("nothing was released")
         return 0
-    order = verification.filter_order
+    order = verdict.filter_order
     rdp = "RDP" if order is None else f"the RDP filter at order {order:g}"
-    for name, value in (("PLD", verification.epsilon_pld), (rdp, verification.epsilon_rdp)):
+    for name, value in (("PLD", verdict.epsilon_pld), (rdp, verdict.epsilon_rdp)):
         if value is not None:
-            console.print(f"epsilon by {name}: {value:.4f} at delta {verification.delta:g}")
+            console.print(f"epsilon by {name}: {value:.4f} at delta {verdict.delta:g}")
     return 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,11 +24,9 @@ from ..configs.compose import PRIMARY, SHIPPED_CONFIGS, VERSION_BASE, Job, compo
 from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
+from ..run.callbacks import Callback
 from .compare import JOB, format_table, read_rows, write_csv, write_json
 from .deferred import HEAVY, defer, importing
-
-if TYPE_CHECKING:
-    from ..run.callbacks import Callback
 
 REFUSED = 2
 FAILED = 1

@@ -99,7 +99,6 @@ class Group(BaseModel):
         Args:
             whole: as of `conflicts`.
         """
-        del whole
         return {}
 
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:

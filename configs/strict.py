@@ -131,10 +131,8 @@ def read_group(kind: type[T], values: object, path: str) -> T:
     ]
     result = kind(**_each(parts, strangers))
     rules = cast(Iterable[tuple[str, str]], getattr(result, "rules", tuple)())
-    if mistakes := [
-        Refusal(f"{above}{key}", value_at(group, key.split(".")), remedy) for key, remedy in rules
-    ]:
-        raise Mistakes(mistakes)
+    if faults := [Refusal(f"{above}{key}", value_at(group, key.split(".")), remedy) for key, remedy in rules]:
+        raise Mistakes(faults)
     return result
 
 

@@ -116,7 +116,6 @@ class CsvTask(TableTask):
 
     def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
         """Return the question about the inputs' scale, if the run asks for it."""
-        del whole
         if self.scaling != "asked":
             return {}
         return {"scaling": ("task.scaling", self.scaling)}

@@ -32,17 +32,14 @@ NO_PRIVATE_SELECTION = (
 class _Tune(Group):
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
         """Return the values of the arms where none are given; by default there are no arms."""
-        del whole
         return ()
 
     def rounds_of_arm(self, num_rounds: int) -> int:
         """Return the rounds of each arm, before the best value continues for the rest of `num_rounds`."""
-        del num_rounds
         return 0
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
         """Return how clients train under one of the values."""
-        del value
         return training
 
 

@@ -177,11 +177,9 @@ def facts_of_run(report: Fields) -> dict[str, str]:
     run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     clients = "clients" if run["clients"] is None else f"{run['clients']} clients"
-    stayed = (
-        "Their records stayed at the clients"
-        if run["deployed"]
-        else "This is a simulation: one machine held all records"
-    )
+    stayed = "This is a simulation: one machine held all records"
+    if run["deployed"]:
+        stayed = "Their records stayed at the clients"
     what = (
         f"A model for the task {run['task']} was trained by federated learning over {clients}. {stayed}; the table of "
         "guarantees bounds what others may learn from their updates."
@@ -275,13 +273,11 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     ]
     stamps, checked = report["stamps"], _checked(report["ledger"])
     relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
-    trust = (
-        "Relies on " + "; on ".join(relies) + "."
-        if relies
-        else f"There are no assumptions yet. {nothing}"
-        if not report["privacy"]
-        else "There are no assumptions, because there is no guarantee."
-    )
+    trust = "There are no assumptions, because there is no guarantee."
+    if relies:
+        trust = "Relies on " + "; on ".join(relies) + "."
+    elif not report["privacy"]:
+        trust = f"There are no assumptions yet. {nothing}"
     metrics = (
         ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"]) or "none computed"
     )

@@ -180,11 +180,9 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
         adjacency = Adjacency(book.identity["adjacency"])
         events = book.events(Adversary.MODEL)
         at = delta or payload["budget"]["target_delta"]
-        after = (
-            spent_epsilon(events, at, adjacency, book.filter_order, GATE_INTERVAL)
-            if entry.seq in composed
-            else None
-        )
+        after = None
+        if entry.seq in composed:
+            after = spent_epsilon(events, at, adjacency, book.filter_order, GATE_INTERVAL)
         runs.append(
             {
                 "run": name,

@@ -159,7 +159,6 @@ class PageAnswer(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer with a sentence."""
-        del explain
         self._send(HTTPStatus(code), TEXT, f"{message or HTTPStatus(code).phrase}\n".encode())
 
     def _send(self, code: HTTPStatus, kind: str, body: bytes) -> None:

@@ -8,11 +8,11 @@ import shutil
 import tempfile
 import timeit
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,9 +35,6 @@ from ..tasks.protocol import PredictingTask
 from ..tasks.shapes import SHAPES, shapes
 from ..tasks.tables import additive
 from .distil import check_public, distil
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 AGREES = 1e-4  # largest difference from torch, in units of the largest output (at least 1)
 NUM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed

@@ -130,10 +130,8 @@ def read_authority(folder: Path, federation: str) -> tuple[bytes, tuple[Rollover
     Raises:
       Refusal: a file cannot be read, or the rollovers lead to another key.
     """
-    authority, chain = (
-        read_hexadecimal(folder / "authority.pub"),
-        read_rollovers(folder / ROLLOVERS, federation),
-    )
+    authority = read_hexadecimal(folder / "authority.pub")
+    chain = read_rollovers(folder / ROLLOVERS, federation)
     if chain and bytes.fromhex(chain[-1].new) != authority:
         remedy = "leads to another key than authority.pub beside it; copy both from the desk"
         raise Refusal("file", str(folder / ROLLOVERS), remedy)

@@ -166,15 +166,10 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 # --- out: instruction to the clients ---------------------------------------------------------------------------
 
 
-def fields_of(spec: SumSpec) -> dict[str, Any]:
-    """Return the fields of a spec for sending: `unit_norm` at the record level, `compression` if there is any."""
-    return plain_of(spec)
-
-
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
     """Return the strategy's records with the sum's public parameters."""
     out = RecordDict(dict(content.items()))
-    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(fields_of(spec)), "run": run, "round": server_round})
+    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(plain_of(spec)), "run": run, "round": server_round})
     return out
 
 

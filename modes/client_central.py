@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dp_accounting.dp_event import DpEvent
 
 from ..configs.privacy_settings import ClientCentral
 from ..messages.client_settings import TRAIN_LOSS
@@ -11,9 +11,6 @@ from ..privacy.budget import Adversary
 from ..privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ..privacy.plan import Plan
 from .sums import ClientMode
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
 
 
 class ClientCentralMode(ClientMode):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from dp_accounting.dp_event import DpEvent
 
 from ..configs.privacy_settings import RecordDistributed
 from ..messages.client_settings import NO_CANARY_RECORDS, CanaryRecords, ClientSettings, StepTerms
@@ -15,16 +16,11 @@ from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
-from ..privacy.plan import Plan
+from ..privacy.plan import Plan, Sampling
 from ..server.round_terms import UnitsPerClient
 from ..strategies.record_plan import PoissonBatches
 from .mode import Events, Mode
 from .sums import SumMode
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
-
-    from ..privacy.plan import Sampling
 
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
 ALL_RECORDS = PoissonBatches(1.0, 1)  # of questions and evaluations, which every record answers

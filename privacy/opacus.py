@@ -234,8 +234,7 @@ class LedgerAccountant(IAccountant):
             raise Refusal("accumulated_iterations", batches, remedy)
         if self.simulated or optimizer.secure_mode:
             return
-        device = optimizer.params[0].device
-        seed = (optimizer.generator or _generator_of(device)).initial_seed()
+        seed = (optimizer.generator or _generator_of(optimizer.params[0].device)).initial_seed()
         if seed < BY_HAND:
             remedy = "noise that can be repeated can be subtracted; call torch.seed() before the first step"
             raise Refusal("seed", seed, remedy)

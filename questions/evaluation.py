@@ -155,7 +155,6 @@ def _answer_fields(
 
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
-    del run
     return (one_evaluation(federation),)
 
 

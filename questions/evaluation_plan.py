@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from dp_accounting.dp_event import DpEvent
 
 from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
@@ -25,9 +26,6 @@ from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
 from .settings import evaluate_of, scored_metric
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
 
 SAMPLE_SIZE = 256  # held-out examples
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
@@ -96,10 +94,8 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     plan, tuned = one_evaluation(federation), settings.tune
     if not settings.scored_at_clients:
         return None
-    delta, clients = (
-        federation.mode.promises[0].target_delta,
-        round(federation.declared_clients / len(settings.tried)),
-    )
+    delta = federation.mode.promises[0].target_delta
+    clients = round(federation.declared_clients / len(settings.tried))
     half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
     assert half is not None
     if half * DIFFERENCE > tuned.resolution:

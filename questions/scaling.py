@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from ..run.queries import Query, Reach, with_everybody
-from .scaling_plan import check_scaling, scaling_lines, scaling_plan
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
-
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from dp_accounting.dp_event import DpEvent
 from flwr.serverapp import Grid
 
 from ..base.durable_files import replace_file
@@ -32,6 +25,7 @@ from ..run.client_instructions import task_options, with_task_of
 from ..run.files import SCALING
 from ..run.opening import claim_records
 from ..run.prepared_run import Run
+from ..run.queries import Query, Reach, with_everybody
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW
 from ..tasks import load_task
@@ -41,7 +35,7 @@ from ..tasks.tables import tables_of
 from .ask import answer_record, ledger_epsilon
 from .question_plan import Spend, question_plan
 from .question_rounds import Asking
-from .scaling_plan import one_scaling, scaling_inquiry
+from .scaling_plan import check_scaling, one_scaling, scaling_inquiry, scaling_lines, scaling_plan
 
 
 def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
@@ -135,7 +129,6 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
 
 
 def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]:
-    del num_rounds
     return [each.event() for each in _plans(federation, "plan")]
 
 
@@ -145,7 +138,6 @@ def _plans(federation: Federation, run: str) -> Sequence[Plan]:
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
-    del plan
     return {"scaling": scaling_plan(federation)}
 
 

@@ -61,7 +61,6 @@ class EvaluateSettings(Group):
 
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
         """Return the evaluation of the run's rounds, if there is one."""
-        del whole
         if self.clients == "none":
             return {}
         return {"evaluation": ("evaluate.clients", self.clients)}

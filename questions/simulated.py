@@ -54,8 +54,7 @@ def ask_here(
     quiet_flower()
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
-    settings = replace(question_settings(federation, folder), seed=seed)
-    grid = partial(_engine, federation, settings)
+    grid = partial(_engine, federation, replace(question_settings(federation, folder), seed=seed))
     reach = Reach(randomness=Randomness(seed), released=released)
     with restoring_state():
         return ask(federation, inquiry, spend, folder, grid, reach)

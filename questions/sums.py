@@ -164,11 +164,8 @@ def sums_of(charge: QuestionAccount, result: Round, mean: Mean, masked: bool) ->
     spec, noise, answered = charge.spec, mean.noise, mean.denominator
     unit = spec.unit_norm
     if unit is None:  # each client's own noise, and a mean over those who answered
-        unit, noise, answered = (
-            1.0,
-            charge.plan.noise_over_clip * math.sqrt(result.replies),
-            float(result.replies),
-        )
+        unit, answered = 1.0, float(result.replies)
+        noise = charge.plan.noise_over_clip * math.sqrt(result.replies)
     elif masked:
         assert spec.clipping_norm is not None
         noise *= spec.clipping_norm / unit

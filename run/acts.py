@@ -28,8 +28,7 @@ def write_acts(run: Run, ledger: Ledger) -> None:
     Raises:
       LedgerUnavailable: it could not be written.
     """
-    settings = run.federation.settings
-    act = {"who": acting_user(), "reason": settings.reason}
+    act = {"who": acting_user(), "reason": run.federation.settings.reason}
     for key, cap in cap_acts(ledger.path):
         ledger.act(CAP, key, cap)
     write_accepted(run.federation, run.name, ledger)

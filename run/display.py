@@ -70,11 +70,9 @@ class Display:
         for hint in filter(None, map(ending.result.get, ("rise", "early"))):
             say(hint)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
-        in_vain = (
-            f"; rounds abandoned: {lost} (what was charged for them stays spent)"
-            if lost and not failed
-            else ""
-        )
+        in_vain = ""
+        if lost and not failed:
+            in_vain = f"; rounds abandoned: {lost} (what was charged for them stays spent)"
         say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
         # Of a run that goes on, or of real data, it would show whether a client was drawn that fails.
         show_log = failed and ending.result["rng"] == "seeded"

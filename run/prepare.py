@@ -14,7 +14,6 @@ from ..modes.federation import Federation
 from ..privacy.ledger.caps import CapEnded
 from ..privacy.plan import Unaffordable
 from ..server.checkpoint import NO_CHECKPOINT, Checkpoint, read
-from ..server.tuning import Tuning
 from ..strategies.registry import make_strategy
 from ..tasks.arrays import check_base, dimension_of
 from ..tasks.data import (
@@ -73,7 +72,10 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     if federation.mode.charges_records:
         federation.population.check_mode(federation.mode.charges_records)
     make_strategy_of(federation)
-    tuning = _tuning(federation, saved, checkpoint)
+    has_names = federation.simulated or not federation.population.reads_data
+    has_winner = checkpoint.state.winner is not None
+    # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
+    tuning = tuning_of(federation, saved.deal if has_names or has_winner else None)
     _check_sums(federation)
     if checkpoint.state.winner is None:
         require_arms(federation, tuning)
@@ -113,16 +115,6 @@ def _client_settings(
         if not resumed:
             raise
         return client_settings(federation, folder, 0), str(refusal)
-
-
-def _tuning(federation: Federation, saved: Saved, checkpoint: Checkpoint) -> Tuning:
-    """Return the run's tuning.
-
-    Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
-    """
-    has_names = federation.simulated or not federation.population.reads_data
-    has_winner = checkpoint.state.winner is not None
-    return tuning_of(federation, saved.deal if has_names or has_winner else None)
 
 
 def _check_data(federation: Federation) -> None:

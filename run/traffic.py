@@ -77,9 +77,9 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 
 
 def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
-    message = _last_message(run)
-    if message is not None:
-        return message[way], AT_MOST if _differs(run, way) else ENCODED
+    messages = [row["message_bytes"] for row in run.rounds if row.get("message_bytes")]
+    if messages:
+        return messages[-1][way], AT_MOST if _differs(run, way) else ENCODED
     if is_masked(run):
         trained = sum(row["bytes"][way].get("training", 0) for row in run.rounds if row.get("bytes"))
         return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
@@ -101,11 +101,6 @@ def _in_all(sums: Fields, way: str, size: float | None, note: str, count: float)
     if not size:
         return None, MASKED
     return size * count if count else None, AT_MOST if note == AT_MOST else PLANNED
-
-
-def _last_message(run: RunFiles) -> Fields | None:
-    rows = [row["message_bytes"] for row in run.rounds if row.get("message_bytes")]
-    return rows[-1] if rows else None
 
 
 def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tuple[int, str]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..base.refusal import Refusal
-from ..configs.schema import SimulationSettings
 from ..messages.local_training import Schedule
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation
@@ -52,17 +51,13 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
         settings.tuning_rounds,
         settings.num_rounds,
         ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
-        _compared_by(settings),
+        # None: the task's usual metric.
+        next(filter(None, (q.metric(settings) for q in queries_of(settings))), settings.tune.metric),
         federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:
         tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
     return tuning
-
-
-def _compared_by(settings: SimulationSettings) -> str | None:
-    """Return the metric that compares the arms; None for the task's usual one."""
-    return next(filter(None, (q.metric(settings) for q in queries_of(settings))), settings.tune.metric)
 
 
 def _reported(task: Task) -> dict[str, float]:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
 
 from ..base.refusal import Refusal
 from ..modes.federation import Federation
@@ -23,9 +25,6 @@ from .acts import unless_accepted
 from .client_instructions import client_settings
 from .queries import EvaluationPlan, ScalingPlan, queries_of, query_events
 from .sum_plan import sum_plan
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 OUTSIDE = "This guarantee does not cover a person whose records are at two clients."

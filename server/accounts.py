@@ -52,7 +52,6 @@ class Unnoised:
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return the sum as it is."""
-        del row, spec
         return total
 
     def check(self, event: GaussianDpEvent) -> None:
@@ -79,7 +78,6 @@ class Unprotected(Unnoised):
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
         """Return a spec without a clipping norm."""
-        del layout, expected
         return self._spec
 
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:

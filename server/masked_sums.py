@@ -158,10 +158,8 @@ class MaskedSums:
             violation = "has a mean that is longer than any update may be"
         weight = scalars[WEIGHT] * survivors if spec.weighted else units
         counts = decode_counts_of(opened.total, spec, seed)
-        noise_std = math.sqrt(noise.variance(spec)) / cells
-        mean = Mean(
-            arrays, scalars, arrays, units, counts, survivors, weight, noise=noise_std, step=spec.sum.step
-        )
+        std = math.sqrt(noise.variance(spec)) / cells
+        mean = Mean(arrays, scalars, arrays, units, counts, survivors, weight, noise=std, step=spec.sum.step)
         return mean, WeighedSum(tuple(opened.nodes), norm, bound, violation, noisy)
 
     def _name(self, node: int) -> str:

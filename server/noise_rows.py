@@ -100,7 +100,6 @@ class RunRows:
         Raises:
           RowsExhausted: every row is used.
         """
-        del number
         if len(self.cohorts) >= self.count:
             raise RowsExhausted(self.count)
         return len(self.cohorts) + 1

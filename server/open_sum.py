@@ -37,7 +37,6 @@ class OpenSums:
 
         Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort in advance.
         """
-        del upcoming
         spec, participants = request.spec, self._participants
         outgoing = instruct(request.content, spec, request.run, request.row)
         order = Message(outgoing, 0, request.message_type, group_id=str(request.number))

@@ -301,10 +301,8 @@ class PrivateGrid(PassingGrid):
         layout, expected = wire.layout_of(wire.only_arrays(content)), self.participants.expected
         if self._terms.compress is None:
             return layout, layout, self._account.spec(layout, expected)
-        coordinates = sum(
-            int(np.prod(shape)) for name, shape in layout.items() if name != wire.CANARY_RECORDS
-        )
-        compression = self._terms.compress.of(coordinates, self._public_seed)
+        size = sum(int(np.prod(shape)) for name, shape in layout.items() if name != wire.CANARY_RECORDS)
+        compression = self._terms.compress.of(size, self._public_seed)
         sent_layout = compressed_layout(layout, compression)
         whole_spec = self._account.spec(sent_layout, expected)
         return layout, sent_layout, compressed_spec(whole_spec, compression, self._terms.compress.cells)

@@ -256,7 +256,6 @@ def interruption() -> Generator[Interruption]:
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        del frame
         if flag.is_set():
             signal.default_int_handler(number, None)
         flag.number = number

@@ -91,7 +91,6 @@ class InProcessGrid(AskingGrid):
           messages: at most one to each client.
           timeout: not used; each client has its deadline.
         """
-        del timeout
         if self.workers > 1:
             yield from self._exchange_in_workers(list(messages))
             return

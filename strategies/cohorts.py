@@ -109,7 +109,6 @@ class Poisson:
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return each client with probability `rate` (to within 2^-64); the result may be empty."""
-        del earlier
         if self.rate == 1:
             return list(population)
         return [population[index] for index in coins(len(population), self.rate, stream).tolist()]
@@ -168,7 +167,6 @@ class Fixed(_Plain):
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return `size` clients, each choice of them as likely as any other."""
-        del earlier
         if self.size > len(population):
             remedy = f"only {len(population)} clients are there; ask for fewer"
             raise Refusal("cohort.size", self.size, remedy)
@@ -176,7 +174,6 @@ class Fixed(_Plain):
 
     def expected_size(self, population: int) -> float:
         """Return `size`."""
-        del population
         return float(self.size)
 
 
@@ -199,7 +196,6 @@ class All(_Plain):
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return the population."""
-        del stream, earlier
         return list(population)
 
     def expected_size(self, population: int) -> float:
@@ -268,7 +264,6 @@ class MinSeparation(_Plain):
 
     def expected_size(self, population: int) -> float:
         """Return `size`."""
-        del population
         return float(self.size)
 
 

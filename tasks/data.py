@@ -597,8 +597,7 @@ def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callabl
 
     if not isinstance(data, Examples) or not len(data):
         return
-    ends = torch.tensor([0, len(data) - 1])
-    inputs, targets = data.batch(ends)
+    inputs, targets = data.batch(torch.tensor([0, len(data) - 1]))
     field, value, code = f"{owner}: inputs", "the first example and the last", "model, in evaluation mode,"
     try:
         with torch.no_grad():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,10 +23,8 @@ from .attribution import explained
 from .columns import columns_of
 from .data import Examples, data_of, padded, padded_size
 from .protocol import Task
+from .table_schema import Schema
 from .tables import Tables
-
-if TYPE_CHECKING:
-    from .table_schema import Schema
 
 PREDICTED, SCORE = "predicted", "score"
 

@@ -215,10 +215,8 @@ def _batch_norm(x: Array, *arguments: Any) -> Array:
     weight, bias, mean, variance, training, _, small, *_ = arguments  # in ATen's order
     if training:
         raise TypeError("the operation mixes the examples of a batch")
-    around = (-1, *[1] * (x.ndim - 2))
-    return _scaled(
-        (x - mean.reshape(around)) / np.sqrt(variance.reshape(around) + small), weight, bias, around
-    )
+    shape = (-1, *[1] * (x.ndim - 2))
+    return _scaled((x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + small), weight, bias, shape)
 
 
 def _gelu(x: Array, approximate: str = "none") -> Array:

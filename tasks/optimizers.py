@@ -33,19 +33,17 @@ class AdamBC(torch.optim.Adam):
         """Take one step."""
         for group in self.param_groups:
             rate, (first, second) = group["lr"], group["betas"]
-            for parameter in [each for each in group["params"] if each.grad is not None]:
-                state, gradient = self.state[parameter], parameter.grad
+            for param in [each for each in group["params"] if each.grad is not None]:
+                state, gradient = self.state[param], param.grad
                 if not state:
-                    state.update(
-                        steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
-                    )
+                    state.update(steps=0, mean=torch.zeros_like(param), square=torch.zeros_like(param))
                 state["steps"] += 1
                 state["mean"].lerp_(gradient, 1 - first)
                 state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
                 square = state["square"] / (1 - second ** state["steps"]) - self.variance
                 mean = state["mean"] / (1 - first ** state["steps"])
-                parameter.mul_(1 - rate * group["weight_decay"])
-                parameter.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-rate)
+                param.mul_(1 - rate * group["weight_decay"])
+                param.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-rate)
 
 
 def own_optimizer(task: object) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None:

@@ -81,8 +81,7 @@ def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Ind
 
 def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
     """Return shares of a uniformly random deal; sizes differ by at most one."""
-    order = _generator(how).permutation(len(labels))
-    return np.array_split(order, how.num_clients)
+    return np.array_split(_generator(how).permutation(len(labels)), how.num_clients)
 
 
 def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
@@ -131,16 +130,14 @@ def _generator(how: Partition) -> np.random.Generator:
     return np.random.default_rng([how.seed, how.num_clients])
 
 
-def _draw_classes(
-    generator: np.random.Generator, mix: NDArray[np.float64], remaining: Indices, size: int
-) -> Indices:
+def _draw_classes(rng: np.random.Generator, mix: NDArray[np.float64], rest: Indices, size: int) -> Indices:
     """Return one client's number of examples of each class: `size` in all, never more than are left."""
-    counts = np.zeros_like(remaining)
+    counts = np.zeros_like(rest)
     while (missing := size - int(counts.sum())) > 0:
-        open_mix = mix * (counts < remaining)
+        open_mix = mix * (counts < rest)
         if open_mix.sum() < np.finfo(np.float64).tiny:
-            open_mix = (remaining - counts).astype(np.float64)
-        counts = np.minimum(counts + generator.multinomial(missing, open_mix / open_mix.sum()), remaining)
+            open_mix = (rest - counts).astype(np.float64)
+        counts = np.minimum(counts + rng.multinomial(missing, open_mix / open_mix.sum()), rest)
     return counts
 
 

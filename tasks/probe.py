@@ -296,7 +296,6 @@ class ConstantRandomness(_Mode):
         self.drew = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
         name = func.overloadpacket.__name__
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
@@ -315,7 +314,6 @@ class _Precision(_Mode):
         self.tolerance = ROUNDINGS * torch.finfo(torch.float64).eps
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket is torch.ops.aten.embedding_renorm_:
             remedy = "rescales the rows of the examples' words, which reveals them without noise; leave max_norm out"

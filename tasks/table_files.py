@@ -457,11 +457,8 @@ class OpenTable:
 def open_table(file: Path) -> Generator[OpenTable]:
     """Open a table; refuse one that is neither CSV nor Parquet, cannot be parsed, or is written to while it is read."""
     require_extra("tables", f"the table {file.name}")
-    pa, suffix, version = (
-        import_module("pyarrow"),
-        file.suffix.lower(),
-        attrgetter("st_ino", "st_size", "st_mtime_ns"),
-    )
+    pa, suffix = import_module("pyarrow"), file.suffix.lower()
+    version = attrgetter("st_ino", "st_size", "st_mtime_ns")
     if not file.is_file():
         raise Refusal("table", str(file), "does not exist; name a file, or a folder of them")
     if suffix not in SUFFIXES:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import nn
@@ -27,9 +28,6 @@ from ...tasks.protocol import Objective
 from ..extra import BLOCK, MODEL_PREFIX
 from .sketched import SketchedOptimizer, offsets_of
 from .train import chosen_engine, clipping, plain_sgd
-
-if TYPE_CHECKING:
-    from flwr.app import RecordDict
 
 _engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDictionary()
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw

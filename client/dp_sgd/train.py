@@ -399,7 +399,6 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
 
     Arguments as of `hooks`.
     """
-    del model
     parameters: list[Any] = optimizer.params
 
     def clipped_sums(rows: Tensor) -> Tensor:

@@ -62,10 +62,8 @@ def can_vectorise(bench: Workbench) -> bool:
     """Return whether this task's cohorts can be trained at once."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
-    only_parameters = len(parameters) == len(bench.model.state_dict()) and all(
-        p.requires_grad for p in parameters
-    )
-    plain = only_parameters and next(bench.model.buffers(), None) is None
+    stateless = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
+    plain = stateless and next(bench.model.buffers(), None) is None
     return bench.settings.record is None and few and plain and _steps_stack(bench) and _traces(bench)
 
 

@@ -271,7 +271,6 @@ def _stopping() -> Generator[threading.Event]:
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        del frame
         stop.set()
         signal.signal(number, signal.SIG_DFL)
 

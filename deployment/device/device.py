@@ -252,7 +252,6 @@ class Device:
         return bool(chooses) and terms.roster_hash != self.bundle.identity.roster.hash
 
     def _trained(self, message: Message, context: Context) -> Message:
-        del context
         order = read_order(message.content)
         assert order is not None  # otherwise the charge would have failed
         return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)
@@ -389,7 +388,6 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
         return linear.measure(message, held_out, evaluation)
 
     def columns(content: RecordDict, inquiry: Inquiry) -> Table:
-        del content, inquiry
         return {LABEL: table.targets}
 
     return Device(bundle, settings, train, None, linear.check_order, columns, evaluate)

@@ -78,11 +78,9 @@ def require_agreement(over: RunOver) -> None:
       Refusal: they differ, or the message lacks the manifest or the model.
     """
     if hashlib.sha256(over.listed.encode()).hexdigest() != over.manifest:
-        fault = (
-            "is not in the server's last message: update the server"
-            if not over.listed
-            else "has another hash"
-        )
+        fault = "has another hash"
+        if not over.listed:
+            fault = "is not in the server's last message: update the server"
         raise Refusal("manifest", over.manifest, fault)
     try:
         manifest = read_json(over.listed)

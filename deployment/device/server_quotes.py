@@ -86,8 +86,7 @@ class ServerQuotes:
         if process.returncode != 0:
             output = (process.stderr or process.stdout).decode(errors="replace").strip()[-MAX_OUTPUT:]
             code = f"exit code {process.returncode}: {output or 'silent'}"
-            remedy = f"does not accept the server's quote ({code})"
-            raise Refusal("attest", command, remedy)
+            raise Refusal("attest", command, f"does not accept the server's quote ({code})")
         logger.info("the server's quote is accepted by %s", command)
 
 

@@ -327,7 +327,6 @@ def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[...
     rollovers = Followed[tuple[Rollover, ...]]((), lambda _: read_rollovers(path, ""), (), optional=(path,))
 
     def choose(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        del name, context
         chain = rollovers()
         connection.context = before() if chain and time.time() < chain[-1].until else newest()
 

@@ -191,7 +191,6 @@ class Switchboard:
           requests: unused; they are read from the context when there is room for them.
           context: gRPC's, of this stream.
         """
-        del requests
         certificate = cast(bytes, context.auth_context()["x509_pem_cert"][0])
         key = fingerprint(certificate)
         node = self._admitted().get(key)

@@ -332,8 +332,7 @@ def together_path(folder: Path, data_id: str) -> Path:
 
 def record_paths(folder: Path, data_id: str) -> list[Path]:
     """Return the ledgers of a data set's records: one of all of them, or one for each client."""
-    stored = data_set(folder, data_id)
-    names = dict.fromkeys(client_ledgers(data_id, stored.fingerprints))
+    names = dict.fromkeys(client_ledgers(data_id, data_set(folder, data_id).fingerprints))
     together = together_path(folder, data_id)
     paths = (together, *(folder / f"{name[:NAME_LENGTH]}.ledger" for name in names))
     return [path for path in paths if path.exists()]

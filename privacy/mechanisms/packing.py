@@ -103,10 +103,8 @@ class Packed:
         if self.data.shape != (packed_size(self.count, self.width),):
             raise ValueError(f"{self.data.size} bytes are not {self.count} numbers of {self.width} bits")
         whole, rest = divmod(self.width, 8)
-        low, high = (
-            self.data[: self.count * whole].reshape(self.count, whole),
-            self.data[self.count * whole :],
-        )
+        low = self.data[: self.count * whole].reshape(self.count, whole)
+        high = self.data[self.count * whole :]
         for start in range(0, self.count, BLOCK):
             size = min(BLOCK, self.count - start)
             words = np.zeros(size, np.uint32)

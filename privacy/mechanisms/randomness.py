@@ -51,10 +51,6 @@ class Stream:
         """Return the next `n` bytes of the stream."""
         return self._fill(np.empty(n, np.uint8)).tobytes()
 
-    def _check_process(self) -> None:
-        if not self._seeded and self._process != os.getpid():
-            self._rekey(os.urandom(KEY_BYTES))
-
     def uint64(self, n: int) -> NDArray[np.uint64]:
         """Return `n` independent uniform integers in [0, 2**64), shape (n,)."""
         return self._fill(np.empty(n, "<u8"))
@@ -64,7 +60,8 @@ class Stream:
         return self._fill(np.empty(n, "<u4"))
 
     def _fill(self, out: NDArray[Word]) -> NDArray[Word]:
-        self._check_process()
+        if not self._seeded and self._process != os.getpid():
+            self._rekey(os.urandom(KEY_BYTES))
         space = out.view(np.uint8).data
         if self._compiled is not None:
             # Taken before it is made: another thread gets what follows.

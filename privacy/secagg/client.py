@@ -184,11 +184,9 @@ class Participant:
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
         reply_key = agree(secret, server_key, reply_info(context))
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
-        unsigned = wire.Advert(
-            self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys
-        )
+        draft = wire.Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys)
         advert = replace(
-            unsigned, signature=sign_by(suite_of(terms.suite), self.key, context, advert_body(unsigned))
+            draft, signature=sign_by(suite_of(terms.suite), self.key, context, advert_body(draft))
         )
         for old_context, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):

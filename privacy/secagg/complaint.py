@@ -58,10 +58,8 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     # A key in Montgomery's form stands for two points.
     if _packed(_times(_blinded(exponent), base)) != _packed(holder):
         exponent = ORDER - exponent
-    secret, nonce = (
-        _times(_blinded(exponent), theirs),
-        int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER,
-    )
+    secret = _times(_blinded(exponent), theirs)
+    nonce = int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER
     first, second = (_times(_blinded(nonce), point) for point in (base, theirs))
     challenge = _challenge(context, holder, theirs, secret, first, second)
     answer = (nonce + challenge * exponent) % ORDER
@@ -168,10 +166,6 @@ def _with_y(y: int) -> Point:
         x = x * _ROOT % PRIME
     if x * x % PRIME != square:
         raise Refused(Reason.MALFORMED, "no point of the curve")
-    return _even(x, y)
-
-
-def _even(x: int, y: int) -> Point:
     x = PRIME - x if x & 1 else x
     return x, y % PRIME, 1, x * y % PRIME
 

@@ -86,8 +86,7 @@ class Dealings:
 
     def holders(self, dealer: int, among: frozenset[int]) -> int:
         """Return how many of these nodes hold a share of the dealer's."""
-        peers = self.agreed.neighbours(dealer, among)
-        return sum(self.masked(dealer, peer) for peer in peers)
+        return sum(self.masked(dealer, peer) for peer in self.agreed.neighbours(dealer, among))
 
     def masked(self, node: int, peer: int) -> bool:
         """Return whether two neighbours have a mask: neither has complained of the other without a verdict."""

@@ -355,8 +355,7 @@ M = TypeVar("M", bound=Message | Void)
 
 def write(message: Message) -> bytes:
     """Return the message's bytes."""
-    kind = type(message)
-    return cast(bytes, msgpack.packb([_KINDS.index(kind), *_plain(message)]))
+    return cast(bytes, msgpack.packb([_KINDS.index(type(message)), *_plain(message)]))
 
 
 def read_any(data: bytes) -> Message:

@@ -237,9 +237,7 @@ def cosignatures_in(data: bytes) -> dict[bytes, bytes]:
 
 def cosigned_by(roster: Roster, cosignatures: Mapping[bytes, bytes]) -> frozenset[bytes]:
     """Return the public keys whose signature under the roster holds."""
-    return frozenset(
-        public for public, signature in cosignatures.items() if _holds(roster, public, signature)
-    )
+    return frozenset(key for key, signature in cosignatures.items() if _holds(roster, key, signature))
 
 
 def _holds(roster: Roster, public: bytes, signature: bytes) -> bool:

@@ -81,11 +81,9 @@ class Opening:
             if peer in claims and computed.get(peer, claims[peer]) != claims[peer]:
                 self._blame(peer, Fault.WRONG_MASK, node)
         keys = claims | computed
-        return (
-            {peer: derive(key, self._info) for peer, key in keys.items()}
-            if self.agreed.suite.hybrid
-            else keys
-        )
+        if not self.agreed.suite.hybrid:
+            return keys
+        return {peer: derive(key, self._info) for peer, key in keys.items()}
 
     def _committed(self, node: int, secrets: Mapping[int, bytes], computed: bool) -> dict[int, bytes]:
         """Return the hybrid secrets with a dead node that its pairs committed to, and name who is wrong of the others.

@@ -250,10 +250,8 @@ class Evaluation:
             return _quantile(name, cells, rows, level, edges, sigma, normal)
 
         upper, lower = (at("spread", each, NORMAL_9875) for each in (0.75, 0.25))
-        distance = upper.value - lower.value
-        spread = Figure(
-            "quartiles' distance", distance, max(upper.low - lower.high, 0.0), upper.high - lower.low
-        )
+        gap = upper.value - lower.value
+        spread = Figure("quartiles' distance", gap, max(upper.low - lower.high, 0.0), upper.high - lower.low)
         quartiles = [at(f"{name} quartile", q) for name, q in (("lower", 0.25), ("upper", 0.75))]
         figures = [at("worst decile", WORST), quartiles[0], at("median", 0.5), quartiles[1], spread]
         return [(self._by_metric, bins), ("spread", figures)]

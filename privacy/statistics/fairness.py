@@ -81,8 +81,7 @@ class Fairness:
         here = (group >= 0) & (label >= 0) & (predicted >= 0) & (condition >= 0)
         index = (group * len(self.conditions) + condition) * 2 + inside
         cells = np.bincount(index[here], minlength=math.prod(self.shape)).astype(np.float64)
-        outside = out | beyond | past
-        return cells.reshape(self.shape), share(outside)
+        return cells.reshape(self.shape), share(out | beyond | past)
 
     def _select_rows(self, label: Indices, predicted: Indices) -> tuple[Indices, NDArray[np.bool_]]:
         """Return each row's condition, -1 where the criterion does not ask for it, and whether it counts in the share."""

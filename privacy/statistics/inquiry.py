@@ -373,9 +373,7 @@ def _attributions(group: Mapping[str, Any]) -> ColumnMeans:
     if not isinstance(columns, dict) or not columns:
         remedy = "give a group: each column with the largest attribution, as in {age: 2.0}"
         raise Refusal("of", columns, remedy)
-    highs = {
-        str(name): positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()
-    }
+    highs = {str(name): positive(f"of.{name}", high) for name, high in cast(dict[Any, Any], columns).items()}
     return ColumnMeans(
         tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in highs.items())
     )

@@ -89,7 +89,6 @@ class Count:
         return [count_of("rows", cells[0], sigma)]
 
     def planned(self, sigma: float, rows: float) -> float:
-        del rows
         return NORMAL_95 * sigma
 
 
@@ -117,7 +116,6 @@ class Histogram:
         return [count_of(name, cell, sigma) for name, cell in zip(names, cells.ravel(), strict=True)]
 
     def planned(self, sigma: float, rows: float) -> float:
-        del rows
         return NORMAL_95 * sigma
 
 
@@ -255,8 +253,7 @@ class Quantiles:
         return (leaves + missing[:, None]).ravel()
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        leaves = self.consistent(cells)
-        below = np.concatenate([[0.0], np.cumsum(leaves)])
+        below = np.concatenate([[0.0], np.cumsum(self.consistent(cells))])
         figures = [count_of("rows", below[-1], sigma * math.sqrt(self.branches * self._parent_variance))]
         for level in self.quantiles:
             name, room = f"quantile {level:g}", NORMAL_95 * sigma * self._spread(level)
@@ -272,10 +269,8 @@ class Quantiles:
 
     def _spread(self, level: float) -> Cells:
         """Return the standard deviation at each edge of rows below it less `level` of all, in units of sigma."""
-        single, shared = (
-            1.0,
-            1 / (1 + self.branches),
-        )  # variance of a leaf, and what leaves of one parent share
+        # Variance of a leaf, and what leaves of one parent share.
+        single, shared = 1.0, 1 / (1 + self.branches)
         inside = np.arange(self.bins + 1) % self.branches
         whole = np.arange(self.bins + 1) // self.branches
         total = self.branches * self._parent_variance

@@ -133,5 +133,4 @@ class Prefixes:
 
     def planned(self, sigma: float, rows: float) -> float:
         """Return the rows that a word must have to be found, at a level as wide as one may be."""
-        del rows
         return self.threshold(sigma, min(self.widest, len(self.alphabet) ** (self.longest - 1)))

@@ -86,7 +86,6 @@ class LightningTask:
           outputs: of the model.
           targets: unused; the batch holds them.
         """
-        del targets
         return outputs["loss"]
 
     def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
@@ -96,7 +95,6 @@ class LightningTask:
           outputs: of the model, in evaluation mode.
           targets: unused; the batch holds them.
         """
-        del targets
         return {name: float(value) for name, value in outputs.items() if name != "loss"}
 
     def client_data(self, client: int) -> Data:
@@ -134,7 +132,6 @@ class Stepping(nn.Module):
 
     def _step(self, name: str, batch: Any, logged: dict[str, Any] | None) -> Any:
         def log(name: str, value: Any, *args: Any, **options: Any) -> None:
-            del args, options
             if logged is None:
                 return
             if not isinstance(value, Tensor | int | float):

@@ -109,7 +109,6 @@ class ExposureProbe:
           arrays: the model's, by name.
           number: of the round; unused.
         """
-        del number
         by_copies = exposures(self.task, arrays)
         control = by_copies.pop(0)
         return [

@@ -164,8 +164,7 @@ def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Ch
         _examples(part.reshape(-1, part.shape[-1])) for part in (cut[:, :TRAINED], cut[:, TRAINED:])
     )
     check_examples(train, len(ALPHABET), "training data")
-    owners = np.repeat(np.arange(how.num_clients), TRAINED)
-    shares = how.shares(train.targets[:, 0].numpy(), owners)
+    shares = how.shares(train.targets[:, 0].numpy(), np.repeat(np.arange(how.num_clients), TRAINED))
     return Characters(train, test, shares, draw_secrets(secrets, how.num_clients, how.seed), how.seed)
 
 

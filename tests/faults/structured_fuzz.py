@@ -30,7 +30,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedveil.base.bounded_decoding import Undecodable
+from fedveil.base.bounded_decoding import Undecodable, plain_of
 from fedveil.base.refusal import Refusal
 from fedveil.configs.bundle_files import read_toml
 from fedveil.deployment.device.agent import read_health
@@ -47,7 +47,7 @@ from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.run_over import read_over
 from fedveil.messages.secure_wire import read_share_spec, write_share_spec
 from fedveil.messages.training_order import TrainingOrder
-from fedveil.messages.wire import SPEC_RECORD, VECTOR, VECTOR_RECORD, add_reply, fields_of, memory_arrays
+from fedveil.messages.wire import SPEC_RECORD, VECTOR, VECTOR_RECORD, add_reply, memory_arrays
 from fedveil.messages.wire import read_spec as read_sum_spec
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
@@ -451,7 +451,7 @@ def surfaces(folder: Path) -> list[Surface]:
         *_rosters(),
         Surface("orders", 12, lambda draw: json_wrong(draw, ORDER), TrainingOrder.from_json, (Refusal,)),
         Surface(
-            "sum specs", 4, lambda draw: json_wrong(draw, fields_of(SPEC)), _sum_spec, (ValueError, Refusal)
+            "sum specs", 4, lambda draw: json_wrong(draw, plain_of(SPEC)), _sum_spec, (ValueError, Refusal)
         ),
         Surface(
             "share specs",

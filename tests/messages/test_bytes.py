@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.base.bounded_decoding import build, read_json
+from fedveil.base.bounded_decoding import build, plain_of, read_json
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device import ledger_heads, run_arms, run_end
 from fedveil.links.enrolment.messages import Ask, Reply, decode, send
@@ -87,7 +87,7 @@ def heads(text: str, folder: Path) -> str:
 TEXTS: dict[str, Callable[[str], str]] = {
     "order": lambda text: TrainingOrder.from_json(text).to_json(),
     "settings": lambda text: ClientSettings.from_json(text).to_json(),
-    "sum": lambda text: json.dumps(wire.fields_of(wire.read_spec(spec(text)))),
+    "sum": lambda text: json.dumps(plain_of(wire.read_spec(spec(text)))),
     "shares": lambda text: secure_wire.write_share_spec(secure_wire.read_share_spec(spec(text))),
     "head": lambda text: read_head(text).to_json(),
     "cosignature": lambda text: read_cosignature(text).to_json(),
