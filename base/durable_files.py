@@ -100,9 +100,7 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def write_at(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
-    """Truncate a file to `size` bytes and append data, which is on disk on return.
-
-    What a crash or a full disk left behind the first `size` bytes is removed.
+    """Truncate a file to `size` bytes, to remove an incomplete end, and append data, which is on disk on return.
 
     Args:
       path: the file, created if missing.
@@ -132,11 +130,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Create a folder, and test with a trial file that it has room before anything stored there is charged.
-
-    Args:
-      key: configuration key of the folder; a new folder under `ledger.dir` is accessible to its owner only.
-      folder: path of the folder; it may exist.
+    """Create a folder (for key `ledger.dir`: of its owner alone), and test with a trial file that it has room.
 
     Raises:
       Refusal: the folder cannot be created, or has no room.
