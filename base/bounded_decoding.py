@@ -27,9 +27,7 @@ from .refusal import Refusal, word
 JSON_DEPTH = 8  # levels of nesting; an order has 2, a spec of shares 3
 INFINITY = "infinity"  # word for infinite numbers, which JSON lacks
 MAX_DIGITS = 20  # of an integer, enough for 64 bits
-RARE = (
-    "rare"  # mark of a field that is omitted from JSON at its default, so that earlier releases read the rest
-)
+RARE = "rare"  # mark of a field that JSON omits at its default, so that earlier releases can read the rest
 # MessagePack's formats by first byte (github.com/msgpack/msgpack, spec.md): size in bytes of a value of fixed size, of the
 # length of a text or byte string, and of the count of a list or map. Extensions are absent, and so refused.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 1 << k % 4 for k in range(8)}

@@ -45,16 +45,12 @@ LATE = 1002  # the client exceeded its deadline
 OWNERS_POLICY = 1003  # the client's owner does not allow the request
 NOT_ELIGIBLE = 1004  # the device is on battery, hot, busy, on a metered network, or outside its hours
 NOT_READY = 1005  # the device's clock is wrong, or its disk cannot be written
-HANDLED_BEFORE = (
-    1006  # the client lost the state of an exchange; the request is not answered or charged again
-)
+HANDLED_BEFORE = 1006  # the client lost the state of an exchange; it is not answered or charged again
 UNREADABLE = 1007  # the reply is not a valid message
 NO_EXAMPLES = 1008  # the client has no examples and does not take part
 NO_BASE = 1009  # the device lacks the base model of a difference; it is sent the whole model
 MIXES = 1010  # the client's task mixed the examples of a step
-FORKED = (
-    1011  # the device has read a different log of this server, for example before the server was restored
-)
+FORKED = 1011  # the device has read another log of this server, for example before a restoration
 RESTORED = 1012  # the device's ledger is older than its last answer
 FAILED = 1  # Flower's code for an exception at the client; its text, which may contain data, stays there
 DROP_REASONS = {
@@ -129,7 +125,7 @@ def _name(dtype: np.dtype[Any]) -> str:
 
 def _memory_array(
     ndarray: NDArray[np.generic],
-) -> MemoryArray:  # pickle cannot find a class under a changed name
+) -> MemoryArray:  # for pickle, which cannot find a renamed class
     return MemoryArray(ndarray)
 
 

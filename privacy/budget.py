@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from .accounting.events import Gaussian
     from .arms import Arm
 
-UNLIMITED_EPSILON = (
-    1e9  # target of a ledger that counts releases without a limit, as for a run with fixed noise
-)
+UNLIMITED_EPSILON = 1e9  # target of a ledger that counts releases without a limit, as with fixed noise
 OF_RECORDS, OF_CLIENT = "records", "client"  # values of `Release.source`
 
 

@@ -18,9 +18,7 @@ AUDIT_ROWS = "audit.npy"
 AUDIT_TERMS = "audit.json"
 AUDIT_KEY = "audit.key"
 MANIFEST = "manifest.json"
-FAREWELL = (
-    "farewell.json"  # bytes sent for the final model and received for receipts, after the run was closed
-)
+FAREWELL = "farewell.json"  # bytes of the final model and of receipts, sent after the run was closed
 RECEIPTS = "receipts.json"  # from the devices, after the last round
 WITNESSES = "witnesses.json"  # co-signatures of the server's log, which contains the manifest
 TIME_STAMP = "manifest.tsr"  # of the manifest, by an authority of RFC 3161
@@ -30,9 +28,7 @@ MATERIALS = "bom.cdx.json"
 QUESTIONS = "questions"  # folder of answers to questions, in a server's folder
 SCALING = "scaling.json"  # answer by which a run scales its inputs, if the run sent that question
 OF_RECORDS = "records"  # folder in QUESTIONS: ledger of questions with record-level privacy
-OF_ANSWERS = (
-    "report"  # folder in QUESTIONS: REPORT and PAGE, apart from answers, which have names chosen by users
-)
+OF_ANSWERS = "report"  # folder in QUESTIONS: REPORT and PAGE, apart from answers with users' names
 
 
 def locate_ledger(folder: Path, path: str) -> Path:

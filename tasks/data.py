@@ -26,20 +26,12 @@ if TYPE_CHECKING:
 
     Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
-TARGETS = (
-    "labels",
-    "label",
-    "targets",
-    "target",
-    "y",
-)  # default names of the target field; the first match is used
+TARGETS = ("labels", "label", "targets", "target", "y")  # default names of the target field, in order
 SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out; splits a client's data, see `held_back`
 BATCH = 256  # examples per batch in a pass over all data
 LONGEST_TEXT = 500  # characters of an exception's text, which may contain whole tensors
 FEW = 8  # rows per thread; with fewer, a matrix product uses another algorithm and rounds differently
-MOST_LOOKED_AT = (
-    1000  # synthetic clients checked before a run, at 0.1 ms each; in larger populations on first use
-)
+MOST_LOOKED_AT = 1000  # synthetic clients checked before a run, at 0.1 ms each; others when sampled
 
 
 # --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
