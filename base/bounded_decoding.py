@@ -3,9 +3,9 @@
 All bytes from another party are decoded with these functions. The result consists of lists, dictionaries, strings,
 bytes, numbers, booleans and None within fixed bounds on depth and width, so code that traverses it terminates.
 
-A message is a frozen dataclass whose annotations say all of it: `build` makes it of plain data, `plain_of` is the way
-back, and `check_fields`, which `build` calls, and its `__post_init__` where others make it too, refuses a number out of its
-`Range`, a text of another `Form` and what is none of a StrEnum's or of `OneOf`, by the field's name.
+A message is a frozen dataclass: `build` creates it from decoded JSON, and `plain_of` converts it back. Annotations may
+restrict a field by `Range`, `Form`, `OneOf` or a StrEnum. `check_fields` refuses any other value and names the field;
+`build` calls it, and so does `__post_init__` of a dataclass that is created in other ways too.
 """
 
 import json
@@ -24,12 +24,12 @@ import msgpack
 
 from .refusal import Refusal, word
 
-JSON_DEPTH = 8  # an order has 2, a spec of shares 3
-INFINITY = "infinity"  # the number, in JSON
-MAX_DIGITS = 20  # of a whole number: 64 bits
-RARE = "rare"  # in the annotation of a field that is left out where it has its default, so that earlier releases read the rest
-# MessagePack's first bytes (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
-# the length of a text or byte string, and bytes that hold the count of a list or a map. Extensions stand in none.
+JSON_DEPTH = 8  # levels of nesting; an order has 2, a spec of shares 3
+INFINITY = "infinity"  # word for infinite numbers, which JSON lacks
+MAX_DIGITS = 20  # of an integer, enough for 64 bits
+RARE = "rare"  # mark of a field that JSON omits at its default, so that earlier releases can read the rest
+# MessagePack's formats by first byte (github.com/msgpack/msgpack, spec.md): size in bytes of a value of fixed size, of the
+# length of a text or byte string, and of the count of a list or map. Extensions are absent, and so refused.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 1 << k % 4 for k in range(8)}
 _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _COUNTED = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
@@ -40,17 +40,17 @@ T = TypeVar("T")
 
 
 class Undecodable(ValueError):
-    """Bytes or text that cannot be decoded, or that exceed their bounds; the message names the fault and no value."""
+    """Error of bytes or text that are malformed or exceed their bounds; its message contains no value from them."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of what msgpack may hold.
+    """Bounds of a msgpack value.
 
     Attributes:
-      depth: of nested lists and maps.
-      width: values in any list or map; an entry of a map is two.
-      items: values in all, lists and maps included.
+      depth: levels of nested lists and maps.
+      width: values in one list or map; an entry of a map counts as two.
+      items: values in total, lists and maps included.
     """
 
     depth: int
@@ -59,15 +59,15 @@ class Bounds:
 
 
 def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bool = True) -> Any:
-    """Return the single msgpack value of the bytes, without extensions.
+    """Decode bytes that contain exactly one msgpack value; extension types are refused.
 
     Args:
-      data: the bytes.
-      bounds: of the value.
-      use_list: False returns tuples.
+      data: msgpack bytes.
+      bounds: largest depth, width and number of values.
+      use_list: False decodes lists as tuples.
 
     Raises:
-      Undecodable: no other exception is raised, for any bytes.
+      Undecodable: the bytes are malformed or exceed the bounds; no bytes raise any other exception.
     """
     _check(data, bounds)
     try:
@@ -79,10 +79,10 @@ def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bo
 
 
 def read_json(text: str | bytes) -> Any:
-    """Return the JSON value of the text.
+    """Decode JSON of at most `JSON_DEPTH` levels, without repeated keys, and with integers of at most `MAX_DIGITS`.
 
     Raises:
-      Undecodable: no other exception is raised, for any text.
+      Undecodable: the text is malformed or exceeds the bounds; no text raises any other exception.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
@@ -95,17 +95,17 @@ def read_json(text: str | bytes) -> Any:
 
 
 def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
-    """Return the dataclass that a dictionary read from JSON describes, field by field.
+    """Create a dataclass from a dictionary of decoded JSON, and check the type of every field.
 
     Args:
-      kind: dataclass of whole and finite numbers, switches, texts, None, and tuples, mappings and dataclasses of these.
-      plain: what was read; a part may be of its class already.
-      whole: whether every field must be there, those that are `RARE` apart.
+      kind: dataclass of integers, finite floats, booleans, strings, None, and tuples, mappings and dataclasses of these.
+      plain: the dictionary; a nested value may already be an instance of its dataclass.
+      whole: whether all fields are required except `RARE` ones; by default only fields without a default value are.
 
     Raises:
-      Undecodable: a field is missing, unknown, or of another type, or a number is beyond what can be computed with.
-      Refusal: a field is not what its annotation says (`check_fields`), or as the dataclass says.
-      ValueError: as the dataclass says.
+      Undecodable: a field is missing, unknown or of another type, or a number is infinite or too large.
+      Refusal: a value violates its annotation (`check_fields`), or the dataclass's own checks.
+      ValueError: a value violates the dataclass's own checks.
     """
     hints = hints_of(kind)
     if not isinstance(plain, dict) or not cast(dict[object, object], plain).keys() <= hints.keys():
@@ -123,7 +123,7 @@ def build(kind: type[T], plain: object, *, whole: bool = False) -> T:
 
 
 def build_listed(kind: type[T], values: object) -> T:
-    """Return the dataclass whose fields, in their order, are a list read from msgpack. Undecodable if it is another."""
+    """Create a dataclass from a list of all its fields in order, as decoded from msgpack; errors as of `build`."""
     names = list(hints_of(kind))
     if not isinstance(values, list) or len(cast(list[object], values)) != len(names):
         raise Undecodable(f"no {kind.__name__}: another number of fields")
@@ -131,12 +131,12 @@ def build_listed(kind: type[T], values: object) -> T:
 
 
 def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T | None:
-    """Return the dataclass whose fields a peer put into a record; None if one is missing, or another.
+    """Create a dataclass from a peer's record; return None if a field is missing or invalid.
 
     Args:
-      kind: as of `build`.
-      record: which may have more, from another release.
-      others: fields that come from elsewhere.
+      kind: dataclass, as of `build`.
+      record: fields by name; unknown ones, from another release, are ignored.
+      others: fields that the record does not contain.
     """
     fields = {name: value for name, value in record.items() if name in hints_of(kind)}
     try:
@@ -146,7 +146,7 @@ def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T
 
 
 def plain_of(value: Any) -> Any:
-    """Return a dataclass as plain data, which `build` reads; as `asdict`, but without `RARE` fields at their defaults."""
+    """Return a dataclass as plain data for `build`, like `dataclasses.asdict` but without `RARE` fields at defaults."""
     if is_dataclass(value):
         rare, values = _rare(type(value)), {name: getattr(value, name) for name in hints_of(type(value))}
         return {k: plain_of(each) for k, each in values.items() if k not in rare or each != rare[k]}
@@ -158,29 +158,29 @@ def plain_of(value: Any) -> Any:
 
 
 def json_number(value: T) -> T | str:
-    """Return a value as JSON has it, which knows no infinity: as a word."""
+    """Return a value for JSON: `INFINITY` for an infinite number, any other value unchanged."""
     return INFINITY if isinstance(value, float) and math.isinf(value) else value
 
 
 def format_number(value: float | str, form: str) -> str:
-    """Return a number as text; `INFINITY` for one that is not finite.
+    """Return a number as text; `INFINITY` if it is not finite.
 
     Args:
-      value: as of `json_number`.
+      value: a number, or a result of `json_number`.
       form: format of a finite number, such as `.2f`.
     """
     return format(float(value), form) if math.isfinite(float(value)) else INFINITY
 
 
 def check_fields(value: object, path: str = "") -> None:
-    """Check the fields of a frozen dataclass that say more than their types, and store numbers and words in these types.
+    """Check a dataclass's fields against the marks of their annotations, and convert them to their types in place.
 
     Args:
-      value: complete, or in its `__post_init__`.
-      path: before a field's name, for a refusal.
+      value: instance of a dataclass, which may be frozen or still in its `__post_init__`.
+      path: prefix of the field's name in a refusal, such as `privacy.`.
 
     Raises:
-      Refusal: naming the field.
+      Refusal: a value is invalid; the refusal names its field.
     """
     for name, (optional, check) in _checks(type(value)).items():
         if (each := getattr(value, name)) is not None or not optional:
@@ -188,11 +188,11 @@ def check_fields(value: object, path: str = "") -> None:
 
 
 def read_json_file(kind: type[T], path: Path) -> T | None:
-    """Return the dataclass in a JSON file that this program wrote; None if there is no readable one.
+    """Return the dataclass in a JSON file; None if the file is missing or cannot be decoded.
 
     Args:
-      kind: as of `build`.
-      path: of the file.
+      kind: dataclass, as of `build`.
+      path: path of the file.
     """
     try:
         return build(kind, read_json(path.read_bytes()))
@@ -201,7 +201,7 @@ def read_json_file(kind: type[T], path: Path) -> T | None:
 
 
 def read_lines(kind: type[T], path: Path) -> list[T]:
-    """Return the dataclasses of a file's lines; none without a file, and none for a truncated line.
+    """Return the dataclasses in a file of JSON lines; a missing file is empty, and undecodable lines are skipped.
 
     Arguments as of `read_json_file`.
     """
@@ -214,7 +214,7 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """Return the type of each field, with what else its annotation says."""
+    """Return the annotation of each constructor field by name, with its marks except a `RARE` that is the only one."""
     hints = get_type_hints(kind, include_extras=True)
     bare = {name: get_args(hint)[0] if marks_of(hint) == (RARE,) else hint for name, hint in hints.items()}
     return {each.name: bare[each.name] for each in fields(kind) if each.init}
@@ -222,7 +222,7 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 @cache
 def defaults_of(kind: type) -> dict[str, Any]:
-    """Return the defaults of a dataclass's fields."""
+    """Return the default of each field that has one, by name."""
     pairs = ((each.name, each.default, each.default_factory) for each in fields(kind))
     return {
         name: default if factory is MISSING else factory()
@@ -233,19 +233,19 @@ def defaults_of(kind: type) -> dict[str, Any]:
 
 @cache
 def _rare(kind: type) -> dict[str, Any]:
-    """Return the defaults of rare fields."""
+    """Return the default of each field that is marked `RARE`, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: each for name, each in defaults_of(kind).items() if RARE in marks_of(hints[name])}
 
 
 def marks_of(hint: Any) -> tuple[Any, ...]:
-    """Return the marks of an annotation, without its type."""
+    """Return the metadata of an `Annotated` type; () for any other type."""
     return getattr(hint, "__metadata__", ())
 
 
 @cache
 def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
-    """Return whether None is allowed, and the check, of each field that says more than its type."""
+    """Return, for each field with a StrEnum or a mark, whether None is allowed and the function that checks a value."""
     checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
     for name, hint in hints_of(kind).items():
         for option in (options := options_of(hint)):
@@ -258,12 +258,12 @@ def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
-    """Return the types that an annotation allows."""
+    """Return the members of a union type; any other type is its only member."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
-    """Return the value as the hint has it; a whole number stays one where a real number is due."""
+    """Return the value converted to the annotated type; an int in place of a float stays an int."""
     if (options := options_of(hint)) != (hint,):
         hint = type(None) if value is None else next(each for each in options if each is not type(None))
     if is_dataclass(hint):
@@ -271,7 +271,7 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
     inner = get_args(hint)
     if (
         isinstance(hint, type) and issubclass(hint, tuple) and isinstance(value, list) and not inner
-    ):  # a named one
+    ):  # a NamedTuple
         kinds = get_type_hints(hint).values()
         return hint(*_typed(where, tuple[*kinds], value, whole))
     if get_origin(hint) is list:
@@ -288,7 +288,7 @@ def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
             raise Undecodable(f"{where} has a key of another type")
         return {name: _typed(where, inner[1], each, whole) for name, each in items.items()}
     if hint is Any or marks_of(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
-        return value  # `check_fields` has the sentences for these
+        return value  # `check_fields` checks it, with a sentence for users
     sound = type(value) is hint or (hint is float and type(value) is int)
     if not sound or (isinstance(value, float) and not math.isfinite(value)):
         raise Undecodable(f"{where} is of another type")
@@ -319,9 +319,9 @@ def _whole(digits: str) -> int:
 
 
 def _check(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
-    """Return if the bytes are one value within the bounds, without building any of it."""
+    """Raise Undecodable unless the bytes are one value within the bounds; no value is built."""
     at, items, end = 0, 0, len(data)
-    due = [1]  # values that are still to come, by level
+    due = [1]  # number of missing values, by level
     while due:
         if not due[-1]:
             due.pop()
@@ -343,7 +343,7 @@ def _check(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
 
 
 def _passed(data: bytes | bytearray | memoryview, at: int) -> tuple[int, int | None]:
-    """Return where the value that begins at `at` ends, and of a list or a map its beginning and how many values follow."""
+    """Return the end of the value at `at`, and None; for a list or map, the end of its header and its number of values."""
     head, at = data[at], at + 1
     if head < 0x80 or head >= 0xE0:
         return at, None

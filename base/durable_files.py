@@ -1,4 +1,4 @@
-"""Atomic file replacement: a temporary file is written beside the target, flushed, and renamed."""
+"""Atomic file replacement: a temporary file in the target's folder is written, flushed and renamed."""
 
 import json
 import os
@@ -10,23 +10,23 @@ from typing import Any, BinaryIO
 from .refusal import refusing
 
 Part = bytes | bytearray | memoryview
-Content = bytes | Iterable[Part]  # whole, or part by part, so that a large one is not in memory twice
+Content = bytes | Iterable[Part]  # parts in order, so that large content is not in memory twice
 
-ROOM = 1 << 16  # bytes that a folder takes before what it must store is charged
-PUBLIC = 0o644  # mode of what everybody on the machine may read
+ROOM = 1 << 16  # bytes of the trial file that shows that a folder has room
+PUBLIC = 0o644  # permissions of a file that every user of the machine may read
 
 
 def replace_file(path: Path, data: Content, mode: int | None = 0o600, *, flush: bool = True) -> None:
-    """Replace a file; the new one is on disk when this returns, or the old one stays.
+    """Replace or create a file atomically: on return the new content is on disk, on an error the old file is intact.
 
     Args:
-      path: of the file.
-      data: its new content.
-      mode: its permissions, independent of the umask; None uses the umask.
-      flush: False if a power cut may lose both files, as for a file that is soon written again.
+      path: file in an existing folder.
+      data: new content, bytes or their parts in order.
+      mode: permissions, whatever the umask; None applies the umask.
+      flush: False if a power cut may lose both versions, as for a file that is soon written again.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     replace_files(path.parent, {path.name: data}, mode, flush=flush)
 
@@ -34,16 +34,16 @@ def replace_file(path: Path, data: Content, mode: int | None = 0o600, *, flush: 
 def replace_files(
     folder: Path, files: Mapping[str, Content], mode: int | None = 0o600, *, flush: bool = True
 ) -> None:
-    """Replace files of one folder, each atomically and in their order, with one flush of the folder.
+    """Replace files of one folder in order, each atomically; the folder is flushed once.
 
     Args:
-      folder: of the files.
-      files: contents by name.
+      folder: existing folder.
+      files: new content by file name.
       mode: as in `replace_file`.
       flush: as in `replace_file`.
 
     Raises:
-      OSError: one cannot be written.
+      OSError: a file cannot be written; those before it are replaced.
     """
     for name, data in files.items():
         parts = [data] if isinstance(data, bytes) else data
@@ -53,9 +53,9 @@ def replace_files(
 
 
 def write_aside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, flush: bool = True) -> Path:
-    """Write a file's new content, part by part, to a temporary file beside it, and return its path.
+    """Write new content to a temporary file in the folder of `path`, and return the temporary file's path.
 
-    A temporary file that cannot be written completely is removed, to free the disk. Arguments as of `replace_file`.
+    On an error the temporary file is removed, to free the disk. Arguments as of `replace_file`.
     """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
@@ -76,40 +76,40 @@ def write_aside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, 
 
 
 def open_for_owner(path: Path) -> BinaryIO:
-    """Open a file for appending; only its owner may read it."""
+    """Open or create a file for appending; only its owner may read or write it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.fchmod(descriptor, 0o600)  # whoever made it
+    os.fchmod(descriptor, 0o600)  # also of an existing file
     return open(descriptor, "ab")
 
 
 def append_line(path: Path, fields: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file that only its owner may read; it is on disk when this returns.
+    """Append a line of JSON to a file that only its owner may read; on return the line is on disk.
 
     Args:
-      path: of the file.
-      fields: of the line.
+      path: the file, created if missing.
+      fields: JSON values of the line, by name.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the line cannot be written.
     """
     with open_for_owner(path) as file:
-        cut = file.tell() > 0 and not path.read_bytes().endswith(b"\n")  # a line that a crash cut short
+        cut = file.tell() > 0 and not path.read_bytes().endswith(b"\n")  # a crash cut the last line short
         file.write((cut * "\n" + json.dumps(fields) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_at(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
-    """Write after the first `size` bytes of a file, over any remains of a crash or a full disk.
+    """Truncate a file to `size` bytes, to remove an incomplete end, and append data, which is on disk on return.
 
     Args:
-      path: of the file; created if missing.
-      size: of the part to keep, in bytes.
-      data: on disk when this returns.
-      mode: of a created file.
+      path: the file, created if missing.
+      size: length of the valid content, in bytes.
+      data: bytes to append.
+      mode: permissions of a new file.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the data cannot be written.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode)
     with open(descriptor, "wb") as file:
@@ -121,7 +121,7 @@ def write_at(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Return once the names in a folder are on disk."""
+    """Flush a folder to disk, and with it the names of its new and renamed files."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -130,10 +130,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Make a folder, one of ledgers for its owner alone, and write to it before answers that it must store are charged.
+    """Create a folder (for key `ledger.dir`: of its owner alone), and test with a trial file that it has room.
 
     Raises:
-      Refusal: it cannot be made, or has no room.
+      Refusal: the folder cannot be created, or has no room.
     """
     with refusing(key, folder, "cannot be made or written"):
         folder.mkdir(mode=0o700 if key == "ledger.dir" else 0o777, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Refusal, the one error that a user's mistake raises, and readers of values that raise it."""
+"""Refusal: the exception for a user's mistake, and checks of arguments and fields that raise it."""
 
 import errno
 import math
@@ -12,9 +12,9 @@ from numbers import Real
 from typing import Any, TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
-LONGEST = 400  # characters of a value that a refusal shows
-# What to do where a disk or the system fails and not a file: a file behind such an error is whole, and an older copy of a
-# ledger in its place would lose entries.
+LONGEST = 400  # characters of a value's repr; a refusal shortens a longer one
+# Remedies for errors of the disk or the system. The file itself is intact then: an older copy of a ledger in its place
+# would lose entries.
 _ROOM, _MEND = "make room on its disk (df -h, df -i)", "mend its disk"
 _WRITABLE = "mount its disk for writing (mount -o remount,rw), or mend it"
 _FILES = "close files, or raise the limit of open files (LimitNOFILE, ulimit -n)"
@@ -34,15 +34,15 @@ _REMEDIES_OF_SQLITE = {  # by the low byte of its codes, https://sqlite.org/resc
 
 
 class Refusal(Exception):
-    """Request that is declined before anything is written, sent or spent.
+    """Invalid argument, key or file; the request is declined before anything is written, sent or spent.
 
-    The command line prints it as one sentence, "field=value: remedy", and exits with code 2, without a
-    traceback; with code 1 where `disk_failed`.
+    The command line prints one sentence, "field=value: remedy", without a traceback. Its exit code is 2, or 1 if the
+    disk or the operating system failed (`disk_failed`).
 
     Attributes:
       field: name of the argument or key.
-      value: of the field; its `repr` is shown.
-      remedy: what to do instead, a clause.
+      value: value of the field; the sentence shows its `repr`.
+      remedy: what to do instead, a clause without a full stop.
 
     Example:
       >>> import fedveil as fv
@@ -69,12 +69,12 @@ def _render(value: object) -> str:
 
 
 def disk_failed(error: BaseException | None) -> bool:
-    """Return whether a disk or the system is behind an error: the same request may work later."""
+    """Return whether the disk or the operating system caused an error, so that the same request may succeed later."""
     return disk_remedy(error) is not None
 
 
 def disk_remedy(error: BaseException | None) -> str | None:
-    """Return what to do about the disk or the system behind an error; None where neither is."""
+    """Return the remedy for an error that the disk or the operating system caused; None for any other error."""
     while error is not None:
         remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
         if (code := getattr(error, "sqlite_errorcode", None)) is not None:
@@ -86,12 +86,12 @@ def disk_remedy(error: BaseException | None) -> str | None:
 
 
 def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read") -> str:
-    """Return the clause for a file that cannot be used, whose remedy is another where the disk or the system fails.
+    """Return a refusal's clause for a file that cannot be used: fault, reason and remedy.
 
     Args:
-      error: that occurred.
-      remedy: for the file itself.
-      fault: of the file itself.
+      error: exception from the use of the file.
+      remedy: what to do about the file; replaced if the disk or the operating system failed.
+      fault: what is wrong with the file; replaced likewise.
     """
     mend, reason = disk_remedy(error), getattr(error, "strerror", None) or error
     return f"{fault} ({reason}); {remedy}" if mend is None else f"cannot be used now ({reason}); {mend}"
@@ -99,7 +99,7 @@ def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read")
 
 @contextmanager
 def refusing(field: str, value: object, remedy: str) -> Generator[None]:
-    """Turn an error of the operating system in this context into a refusal that includes the error's reason."""
+    """Convert an `OSError` of the block into a `Refusal` with these parts and the error's reason."""
     try:
         yield
     except OSError as error:
@@ -110,10 +110,10 @@ def refusing(field: str, value: object, remedy: str) -> Generator[None]:
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:
-    """Read a value as a member of an enumeration of words.
+    """Return the member of a string enumeration that has this value.
 
     Raises:
-      Refusal: it is not one of them; the sentence lists those that are.
+      Refusal: no member has the value; the sentence lists the valid ones.
     """
     try:
         return kind(value)
@@ -122,14 +122,14 @@ def word(kind: type[Word], field: str, value: str) -> Word:
 
 
 def real(field: str, value: object) -> float:
-    """Read any real number, numpy's scalars included, as a float.
+    """Return a real number as a float.
 
     Args:
-      field: for a refusal.
-      value: the number; a bool is not accepted.
+      field: name of the field, for a refusal.
+      value: an int, a float or a NumPy scalar; a bool is refused.
 
     Raises:
-      Refusal: it is not a finite number.
+      Refusal: the value is not a finite number.
     """
     huge = isinstance(value, int) and value.bit_length() > 1023  # no float holds it
     if huge or isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
@@ -138,10 +138,10 @@ def real(field: str, value: object) -> float:
 
 
 def positive(field: str, value: object) -> float:
-    """Read a number above 0 as a float; arguments as of `real`.
+    """Return a number above 0 as a float; arguments as of `real`.
 
     Raises:
-      Refusal: it is not.
+      Refusal: the value is not a finite number above 0.
     """
     number = real(field, value)
     if number <= 0:
@@ -151,7 +151,7 @@ def positive(field: str, value: object) -> float:
 
 @dataclass(frozen=True)
 class Range:
-    """Range of a number, in the annotation of a field: above `gt`, at least `ge`, below `lt`, at most `le`, where they are set."""
+    """Range of a field's number, in its annotation: ``Annotated[float, Range(gt=0, le=1)]``; None sets no bound."""
 
     gt: float | None = None
     ge: float | None = None
@@ -159,18 +159,18 @@ class Range:
     le: float | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Give pydantic the bounds as its own, so that its errors and its JSON schema tell them."""
+        """Add the bounds to pydantic's schema, for its errors and its JSON schema."""
         return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
 
     def words(self, kind: type) -> str:
-        """Return the range in words, for a number of this type."""
+        """Return the range of an int or a float in words, such as "above 0 and at most 1"."""
         if kind is int and self.ge is not None and self.le is not None:
             return f"from {self.ge} to {self.le}"
         bounds = {"above": self.gt, "at least": self.ge, "below": self.lt, "at most": self.le}
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
     def check(self, kind: type, field: str, value: object) -> float | int:
-        """Return the value as `kind`; Refusal when it has another type or is out of range."""
+        """Return the value as `kind`, int or float; raise Refusal if it has another type or is out of range."""
         if kind is int and type(value) is not int:
             raise Refusal(field, value, "give a whole number")
         number = value if kind is int and isinstance(value, int) else real(field, value)
@@ -182,14 +182,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a text, in the annotation of a field: its pattern, whether it is printable, and the remedy for another."""
+    """Form of a field's text, in its annotation: a regular expression for the whole text, and the remedy for a mismatch."""
 
     pattern: str
     remedy: str = "has another form"
     printable: bool = True
 
     def check(self, kind: type, field: str, value: object) -> str:
-        """Return the text; Refusal when it is none, or has another form."""
+        """Return the text; raise Refusal if it is not a string, or does not match."""
         if not isinstance(value, str) or (self.printable and not value.isprintable()):
             raise Refusal(field, value, self.remedy)
         if not re.fullmatch(self.pattern, value, re.DOTALL):
@@ -199,12 +199,12 @@ class Form:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Words of which a text must be one, in the annotation of a field."""
+    """Valid words of a field's text, in its annotation: ``Annotated[str, OneOf(("yes", "no"))]``."""
 
     words: tuple[str, ...]
 
     def check(self, kind: type, field: str, value: object) -> str:
-        """Return the text; Refusal when it is none of the words."""
+        """Return the text; raise Refusal if it is not one of the words."""
         if isinstance(value, str) and value in self.words:
             return value
         raise Refusal(field, value, f"must be one of {', '.join(self.words)}")

@@ -1,6 +1,6 @@
-"""Files of a bundle, read strictly: TOML, public files, secrets that only their owner may read, certificates.
+"""Readers of a bundle's files: TOML, public files, secrets that only their owner may read, and certificates.
 
-A bundle is what `fedveil provision` makes for one server or one client. Both ends read theirs with these.
+A bundle is a folder of settings, keys and certificates that `fedveil provision` creates for the server or one client.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from ..privacy.secagg.roster import MEMBER_NAME, Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
 from .strict import read_group
 
-LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
+LARGEST_FILE = 16 * 2**20  # bytes; a roster of 100 000 members takes 5 MiB
 LINKS = names("link")
 CERTIFICATE = "tls.pem"
-ROSTER = "roster.bin"  # in a bundle as it was shipped, in a device's state folder the newest that has come
-ROLLOVERS = "rollovers.json"  # of the authority; in a device's state folder those that are in force there
+ROSTER = "roster.bin"  # in a bundle the issued roster, in a device's state folder the latest one
+ROLLOVERS = "rollovers.json"  # of the authority's key; in a device's state folder those in force there
 SCHEMA = "schema.yaml"  # of tables, the same at the server and at every device
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 NAME = MEMBER_NAME
 NAME_FORM = "at most 48 of a-z, 0-9, - and _, the first a letter or a digit"
-_DNS = "[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"  # IPv4 addresses have that form too
+_DNS = "[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"  # matches IPv4 addresses too
 _IPV6 = "[0-9A-Fa-f:]{2,39}"
 HOST = re.compile(f"{_DNS}|{_IPV6}")
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 ADDRESS = re.compile(rf"({_DNS}|\[{_IPV6}\]):{_PORT}")
 ADDRESS_FORM = "host:port, for instance fl.example.org:8443"
-# Of keys of the files.
+# Types of the files' keys.
 Name = Annotated[str, Form(NAME.pattern, f"must be {NAME_FORM}")]
 Address = Annotated[str, Form(ADDRESS.pattern, f"must be {ADDRESS_FORM}")]
 Link = Annotated[str, OneOf(LINKS)]
@@ -59,12 +59,11 @@ class Credentials:
     """Credentials of one end of a mutually authenticated TLS connection, each in PEM.
 
     Attributes:
-      ca: the certificate of the federation's authority, the only one that is trusted; during an overlap a second
-        behind it.
-      certificate: its own, signed by `ca`.
-      key: the private key of it, secret.
-      earlier: certificates of authorities that `ca` has replaced, by which a server still knows its clients: it admits
-        them by their keys.
+      ca: certificate of the federation's authority, the only trusted one; during an overlap followed by a second.
+      certificate: certificate of this end, signed by the authority.
+      key: private key of the certificate, secret.
+      earlier: certificates of authorities that `ca` has replaced; a server still accepts clients' certificates signed by
+        them, and admits the clients by their keys.
     """
 
     ca: bytes
@@ -74,23 +73,23 @@ class Credentials:
 
 
 def hexadecimal(length: int) -> Form:
-    """Return the form of `length` bytes in hexadecimal."""
+    """Return the form of a text of `length` bytes in lowercase hexadecimal."""
     return Form(f"[0-9a-f]{{{2 * length}}}", f"must be {length} bytes in hexadecimal")
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a regular file. Refusal when there is none, or it is larger than any of a bundle's."""
+    """Return the bytes of a regular file; raise Refusal if it is missing, or larger than `LARGEST_FILE`."""
     return _read(path, forbidden=0)
 
 
 def read_secret(path: Path) -> bytes:
-    """Return the bytes of a file that only its owner may access. Refusal also if other users may."""
+    """Return the bytes of a secret file; raise Refusal as `read_file`, and if users other than its owner have access."""
     return _read(path, forbidden=OTHERS)
 
 
 def _read(path: Path, forbidden: int) -> bytes:
     try:
-        # Nonblocking: a FIFO in the place of the file must not stop its reader.
+        # Nonblocking: opening a FIFO would otherwise wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -111,11 +110,11 @@ def refuse_writable(folder: Path, *names: str) -> None:
     """Refuse a folder, or files in it, that users other than the owner may change, because they cannot be trusted.
 
     Args:
-      folder: of the bundle.
-      names: of the files; one that is missing is left to its reader.
+      folder: folder of the bundle.
+      names: names of the files; missing ones are skipped.
 
     Raises:
-      Refusal: the first that others may write.
+      Refusal: other users may write the folder or a file; the first one is named.
     """
     for path in (folder, *(folder / name for name in names)):
         with suppress(OSError):
@@ -124,38 +123,38 @@ def refuse_writable(folder: Path, *names: str) -> None:
 
 
 def read_toml(kind: type[T], path: Path) -> T:
-    """Return the dataclass that describes a TOML file; see `read_group`.
+    """Read a TOML file as a dataclass; see `read_group`.
 
     Raises:
-      Refusal: the file cannot be read, is no TOML, or holds mistakes, all of which are named.
+      Refusal: the file cannot be read, is not TOML, or has invalid keys, all of which are named.
     """
     return read_toml_text(kind, read_file(path), str(path))
 
 
 def read_toml_text(kind: type[T], data: bytes, where: str) -> T:
-    """Return the dataclass that describes TOML from `where`; see `read_toml`."""
+    """Read TOML as a dataclass; `where` is its source, for a refusal. See `read_toml`."""
     try:
         values = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise Refusal("file", where, f"is not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
-        # A date that is none, or a number of thousands of digits, too.
+        # Also an impossible date, or an integer of thousands of digits.
         raise Refusal("file", where, f"is not TOML: {error}") from None
     return read_group(kind, values, where)
 
 
 def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = b"") -> Credentials:
-    """ca.pem, tls.pem and tls.key of a bundle.
+    """Read and check ca.pem, tls.pem and tls.key of a bundle.
 
     Args:
-      folder: of the bundle.
-      federation: that it is of.
-      name: of its client or of the server.
-      earlier: certificates of further authorities, one of which may have signed its certificate instead.
+      folder: folder of the bundle.
+      federation: name of the federation.
+      name: name of the client or the server.
+      earlier: PEM certificates of previous authorities, which may have signed the certificate instead.
 
     Raises:
-      Refusal: one cannot be read, they do not belong together, they are another federation's or another
-        name's, or their time is over. A certificate whose time has not begun is kept: a device's clock may be late.
+      Refusal: a file cannot be read, or the certificate is invalid (`check_certificate`). A certificate that is not
+        valid yet is accepted: a device's clock may be late.
     """
     path = folder / CERTIFICATE
     key = read_secret(folder / "tls.key")
@@ -165,17 +164,17 @@ def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = 
 
 
 def check_certificate(path: Path, pem: bytes, credentials: Credentials, federation: str, name: str) -> None:
-    """Refuse a certificate that is not the authority's, for this key and this name, or whose time is over.
+    """Check a certificate's signature, key, federation, name and end of validity.
 
     Args:
-      path: of its file.
-      pem: the certificate.
-      credentials: the authority's certificate, and the key; its own certificate is not looked at.
-      federation: for which it must be made.
-      name: of the client or the server.
+      path: path of the certificate's file, for a refusal.
+      pem: certificate in PEM.
+      credentials: authority's certificate and private key to check against; `credentials.certificate` is ignored.
+      federation: required name of the federation.
+      name: required name of the client or the server.
 
     Raises:
-      Refusal: of the first fault.
+      Refusal: a check fails; the first failure is named.
     """
     load_certificate(path.with_name("ca.pem"), credentials.ca)
     certificate = load_certificate(path, pem)
@@ -193,7 +192,7 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
 
 
 def issued_by(certificate: x509.Certificate, authorities: bytes) -> bool:
-    """Return whether one of these authorities, certificates in PEM, has signed a certificate."""
+    """Return whether one of the authorities, certificates in PEM, signed a certificate."""
     for authority in x509.load_pem_x509_certificates(authorities):
         with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             certificate.verify_directly_issued_by(authority)
@@ -202,12 +201,12 @@ def issued_by(certificate: x509.Certificate, authorities: bytes) -> bool:
 
 
 def certificate_ends(path: Path, pem: bytes) -> int:
-    """Return the Unix second in which a certificate ends."""
+    """Return the end of a PEM certificate's validity, in Unix seconds."""
     return int(load_certificate(path, pem).not_valid_after_utc.timestamp())
 
 
 def read_hexadecimal(path: Path) -> bytes:
-    """Return an authority's public key, which the file holds in hexadecimal; see `privacy.secagg.roster.read_roster`."""
+    """Return an authority's public key from a file in hexadecimal; see `privacy.secagg.roster.read_roster`."""
     try:
         key = bytes.fromhex(read_file(path).decode("ascii"))
     except ValueError:
@@ -218,7 +217,7 @@ def read_hexadecimal(path: Path) -> bytes:
 
 
 def read_signed_roster(path: Path, authority: bytes, *others: bytes) -> tuple[Roster, bytes]:
-    """Return a roster and its signed bytes. Refusal when no holder of one of these public keys signed it."""
+    """Return a roster and its signed bytes; raise Refusal if its signature matches none of these public keys."""
     signed = read_file(path)
     try:
         return read_roster(signed, authority, *others), signed
@@ -229,7 +228,7 @@ def read_signed_roster(path: Path, authority: bytes, *others: bytes) -> tuple[Ro
 def read_rollovers(
     path: Path, federation: str, remedy: str = "copy it from the desk"
 ) -> tuple[Rollover, ...]:
-    """Return the rollovers of a federation's authority, none without a file. Refusal when they are not signed."""
+    """Return the rollovers of a federation's authority, () without a file; raise Refusal if a signature is invalid."""
     if not path.exists():
         return ()
     try:
@@ -239,12 +238,12 @@ def read_rollovers(
 
 
 def read_private_key(path: Path) -> Any:
-    """Return a private key in PEM that only its owner may read."""
+    """Return the private key in a PEM file, which only its owner may access."""
     return _private(path, read_secret(path))
 
 
 def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
-    """Return the certificate in the bytes of the file."""
+    """Parse a certificate in PEM; `path` is its file, for a refusal."""
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError:
@@ -259,5 +258,5 @@ def _private(path: Path, pem: bytes) -> Any:
 
 
 def spki(public: Any) -> bytes:
-    """Return a public key's SubjectPublicKeyInfo in DER, by whose hash keys are known."""
+    """Return a public key's SubjectPublicKeyInfo in DER; its hash identifies the key."""
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,7 +1,7 @@
-"""Wire format of a private sum in the clear: Flower records on one side, vectors on the other.
+"""Wire format of an unencrypted private sum: conversion between Flower records and vectors.
 
-An instruction consists of the strategy's records and the sum's public parameters. A reply is one array, the client's
-vector, without metric, count or error text.
+An instruction to a client contains the strategy's records and the sum's public parameters. A reply contains one array,
+the client's vector, and no metric, count or error text.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
 LOG_RECORD, QUOTE_RECORD = "fedveil.log", "fedveil.quote"
 VOUCHING = (LOG_RECORD, QUOTE_RECORD)  # the server's statements about itself, never in a question
 OVER, RENEWAL = "run over", "renewal"
-MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours has under 200
+MAX_HEADER_BYTES = 4096  # of a .npy file; NEP 1 allows 64 KiB, ours has under 200
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
 QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 CANARY_RECORDS = "fedveil.canaries"  # additional array of a sum: a coordinate for each canary record
 
-BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
-LATE = 1002  # of a client that took longer than its deadline
-OWNERS_POLICY = 1003  # of a client whose owner does not allow the request
-NOT_ELIGIBLE = 1004  # of a device that is on battery, hot, busy, on a metered network, or outside its hours
-NOT_READY = 1005  # of a device whose clock is wrong, or that cannot write
-HANDLED_BEFORE = 1006  # of a client that lost the state of an exchange: not answered or charged again
-UNREADABLE = 1007  # of a reply that is not a message
-NO_EXAMPLES = 1008  # of a client without examples, which sits out
-NO_BASE = 1009  # of a device without the base model of a difference; it is sent the whole model
-MIXES = 1010  # of a client whose task mixed the examples of a step
-FORKED = 1011  # of a device that has seen another log of this server, for example before that was restored
-RESTORED = 1012  # of a device whose ledger is older than its last answer
-FAILED = 1  # Flower's error code of a client that raised; its text stays there, since it may hold data
+# Flower error codes of replies.
+BUDGET_SPENT = 1001  # the client's ledger has no budget for the request
+LATE = 1002  # the client exceeded its deadline
+OWNERS_POLICY = 1003  # the client's owner does not allow the request
+NOT_ELIGIBLE = 1004  # the device is on battery, hot, busy, on a metered network, or outside its hours
+NOT_READY = 1005  # the device's clock is wrong, or its disk cannot be written
+HANDLED_BEFORE = 1006  # the client lost the state of an exchange; it is not answered or charged again
+UNREADABLE = 1007  # the reply is not a valid message
+NO_EXAMPLES = 1008  # the client has no examples and does not take part
+NO_BASE = 1009  # the device lacks the base model of a difference; it is sent the whole model
+MIXES = 1010  # the client's task mixed the examples of a step
+FORKED = 1011  # the device has read another log of this server, for example before a restoration
+RESTORED = 1012  # the device's ledger is older than its last answer
+FAILED = 1  # Flower's code for an exception at the client; its text, which may contain data, stays there
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
     LATE: "late",
@@ -66,16 +67,16 @@ DROP_REASONS = {
     FORKED: "has seen another log",
     RESTORED: "restored",
 }
-# Reasons that a client repeats for the same request.
+# Final reasons: the client repeats them for the same request.
 LASTING = frozenset(DROP_REASONS[code] for code in (BUDGET_SPENT, OWNERS_POLICY, FORKED, RESTORED))
-DECLINED = "declined: policy"  # of a client that leaves an encrypted sum for its owner's policy
+DECLINED = "declined: policy"  # the client's owner does not allow an encrypted sum
 POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
 
 
 class Exchange(IntEnum):
-    """Exchange of an attempt, named by the server's message."""
+    """Exchange of messages in an attempt at an encrypted sum, with the name of the server's message."""
 
     PROPOSAL = 0
     COHORT = 1
@@ -90,26 +91,26 @@ Layout = dict[str, tuple[int, ...]]
 
 
 class MemoryArray(Array):
-    """`Array` that stays an ndarray until its bytes are read, so that one process need not serialise.
+    """Flower `Array` that is serialised only when its bytes are read; clients in the server's process never do.
 
     Args:
-      ndarray: the values.
-      given: whether the reader may overwrite them.
+      ndarray: values of the array.
+      lent: whether a reader may overwrite the values.
     """
 
     def __init__(self, ndarray: NDArray[np.generic], lent: bool = False) -> None:
-        # Not by attributes: Flower's bookkeeping of changed fields takes longer than all the rest.
+        # Not by attributes: Flower tracks changed fields, which takes longer than everything else here.
         self.__dict__.update(
             dtype=_name(ndarray.dtype), shape=ndarray.shape, stype="numpy.ndarray", ndarray=ndarray, lent=lent
         )
 
     @property
     def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The array as .npy bytes, made on demand."""
+        """Array in .npy format, serialised on access."""
         return Array.from_numpy_ndarray(self.__dict__["ndarray"]).data
 
     def numpy(self) -> NDArray[np.generic]:
-        """Return a copy, because clients of one process must not see each other's changes."""
+        """Return a copy of the values: clients in one process must not share them."""
         return self.__dict__["ndarray"].copy()
 
     def __reduce__(self) -> tuple[Callable[[NDArray[np.generic]], MemoryArray], tuple[NDArray[np.generic]]]:
@@ -122,7 +123,9 @@ def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
 
 
-def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:  # pickle finds no class by another one's name
+def _memory_array(
+    ndarray: NDArray[np.generic],
+) -> MemoryArray:  # for pickle, which cannot find a renamed class
     return MemoryArray(ndarray)
 
 
@@ -131,11 +134,11 @@ MemoryArray.__qualname__ = "Array"
 
 
 def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> ArrayRecord:
-    """Return a record of arrays that are serialised only when they leave the process.
+    """Return a record of arrays that are serialised only when their bytes are read.
 
     Args:
-      arrays: by name.
-      lent: whether the reader may overwrite them.
+      arrays: values by name.
+      lent: whether a reader may overwrite the values.
     """
     record = ArrayRecord()
     for name, value in arrays.items():
@@ -144,22 +147,22 @@ def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> Arr
 
 
 def view(array: Array) -> NDArray[Any]:
-    """Return the array's values for reading only, without a copy if it was never serialised."""
+    """Return the array's values, not to be changed; a `MemoryArray` is not copied."""
     return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
 
 
 def views(arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
-    """Return the values of arrays by name, each as `view` does."""
+    """Return the values of arrays by name, as `view` does."""
     return {name: view(array) for name, array in arrays.items()}
 
 
 def is_lent(array: Array) -> bool:
-    """Return whether what `view` returns of an array may be overwritten."""
+    """Return whether the values that `view` returns may be overwritten."""
     return isinstance(array, MemoryArray) and bool(array.__dict__["lent"])
 
 
 def layout_of(arrays: Mapping[str, Array]) -> Layout:
-    """Return the shapes of the arrays that are averaged, by name: the floating-point ones, in the record's order."""
+    """Return the shapes, by name, of the arrays that are averaged: all floating-point ones, in the record's order."""
     return {k: tuple(a.shape) for k, a in arrays.items() if np.dtype(a.dtype).kind == "f"}
 
 
@@ -167,14 +170,14 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
-    """Return the strategy's records with the sum's public parameters."""
+    """Return an instruction: the strategy's records, the sum's spec, the run's name and the round's number."""
     out = RecordDict(dict(content.items()))
     out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(plain_of(spec)), "run": run, "round": server_round})
     return out
 
 
 def with_canary_records(content: RecordDict, count: int) -> RecordDict:
-    """Return an instruction whose sum has a coordinate for each canary record; unchanged without canaries."""
+    """Return an instruction with an array of one coordinate for each canary record; unchanged if `count` is 0."""
     if not count:
         return content
     arrays = ArrayRecord(dict(only_arrays(content).items()))
@@ -183,19 +186,19 @@ def with_canary_records(content: RecordDict, count: int) -> RecordDict:
 
 
 def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
-    """Return an instruction with its arrays replaced."""
+    """Return an instruction with other arrays in its one array record."""
     (name,) = records_of(content, ArrayRecord)
     return RecordDict({**dict(content.items()), name: arrays})
 
 
 def read_round(content: RecordDict) -> tuple[str, int]:
-    """Return the run and the round of an instruction, in the ledgers' naming."""
+    """Return the run and the round of an instruction, as in the key of a release."""
     record = config_of(content, SPEC_RECORD)
     return str(record["run"]), int(str(record["round"]))
 
 
 def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
-    """Return the matrix that compresses the updates of an instruction's round; None without compression."""
+    """Return the matrix that compresses updates in an instruction's round; None without compression."""
     return None if spec.compression is None else sketch_of(spec.compression, read_round(content)[1])
 
 
@@ -205,18 +208,18 @@ def read_attempt(content: RecordDict) -> int:
 
 
 def is_query(content: RecordDict) -> bool:
-    """Return whether an instruction asks for something else than training."""
+    """Return whether an instruction is a question or an evaluation, rather than training."""
     return any(values_under(content, key) for key in (QUESTION_KEY, EVALUATION_KEY))
 
 
 def read_spec(content: RecordDict) -> SumSpec | None:
-    """Return the parameters of the private sum that an instruction belongs to, or None."""
+    """Return the spec of an instruction's private sum; None if it has none."""
     record = config_of(content, SPEC_RECORD)
     return build(SumSpec, read_json(str(record["spec"]))) if record else None
 
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
-    """Return the parameters of an instruction's sum, in the clear or masked."""
+    """Return the spec of an instruction's sum, unencrypted or masked; raise Undecodable if it has none."""
     fields = read_json(str(config_of(content, SPEC_RECORD)["spec"]))
     if not isinstance(fields, dict):
         raise Undecodable("the instruction has no spec of a sum")
@@ -239,12 +242,12 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 
 
 def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message:
-    """Return the reply with the client's vector; a lattice vector is packed into the bits that the lattice needs.
+    """Return the reply with a client's vector; integers on the grid are packed to the bits that they need.
 
     Args:
-      vector: shape (size,).
-      spec: of the sum.
-      message: the instruction that it answers.
+      vector: vector of the client, shape (size,).
+      spec: spec of the sum.
+      message: instruction from the server.
     """
     width = width_of(spec)
     payload = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
@@ -252,12 +255,12 @@ def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
-    """Add one reply to the sum; a reply that cannot be used is dropped and counted.
+    """Add one reply to the sum; an error or an invalid reply is counted as dropped, with its reason.
 
     Args:
-      cohort_sum: changed in place.
-      reply: of a client.
-      spec: of the sum.
+      cohort_sum: sum of the cohort, changed in place.
+      reply: reply of one client.
+      spec: spec of the sum.
     """
     if reply.has_error():
         return cohort_sum.drop(DROP_REASONS.get(reply.error.code, "failed"))
@@ -274,12 +277,12 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
 
 
 def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Packed | str:
-    """Return the reply's vector, or the reason for its absence; sizes are checked before any byte is parsed."""
+    """Return the reply's vector, or the reason to drop it; sizes are checked before any byte is parsed."""
     record = records_of(content, ArrayRecord).get(VECTOR_RECORD, ArrayRecord())
     if len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
     array = record[VECTOR]
-    # An older device sends whole words.
+    # A device with an earlier release sends unpacked integers.
     width = width_of(spec) if np.dtype(array.dtype) == np.uint8 else None
     count = size if width is None else packed_size(size, width)
     if tuple(array.shape) != (count,):
@@ -305,7 +308,7 @@ def common_content(messages: list[Message]) -> RecordDict:
     """Return the content that all clients receive.
 
     Raises:
-      Refusal: the strategy sends different content to different clients, which no sum can serve.
+      Refusal: the strategy sends different content to different clients, whose replies have no common sum.
     """
     content = messages[0].content
     for message in messages[1:]:
@@ -318,13 +321,13 @@ def common_content(messages: list[Message]) -> RecordDict:
 def mean_reply(
     arrays: ArrayRecord, mean: dict[str, NDArray[Any]], scalars: dict[str, float], request: Message
 ) -> Message:
-    """Return the single reply for the cohort: the global arrays plus the mean update, with metrics.
+    """Return one reply for the whole cohort: the global arrays plus the mean update, and the mean metrics.
 
     Args:
-      arrays: the global arrays.
-      mean: mean update by name, with the shapes of the layout.
+      arrays: global arrays.
+      mean: mean update of each averaged array, by name.
       scalars: mean metrics by name.
-      request: the strategy's message.
+      request: message of the strategy to which this is the reply.
     """
     metrics = MetricRecord({**scalars, WEIGHT: 1})
     return Message(RecordDict({"arrays": _moved(arrays, mean), "metrics": metrics}), reply_to=request)
@@ -341,7 +344,7 @@ def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
     return memory_arrays(moved)
 
 
-# --- the seam between a grid and the sum ------------------------------------------------------------------------
+# --- sum of a grid's replies ------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -356,14 +359,14 @@ class SummingGrid(Protocol):
 def sum_of(
     replies: Iterable[Message], spec: SumSpec, size: int, invited: int, enough: int | None = None
 ) -> CohortSum:
-    """Return the sum of replies; a repeated answer is ignored, and a node without an answer is dropped.
+    """Return the sum of replies; repeated replies are ignored, and nodes without a reply are counted as dropped.
 
     Args:
-      replies: in order of arrival.
-      spec: of the sum.
-      size: number of its coordinates.
-      invited: number of nodes that were asked.
-      enough: number of replies after which waiting ends; None waits for all.
+      replies: replies in order of arrival.
+      spec: spec of the sum.
+      size: number of coordinates of the sum.
+      invited: number of nodes that received the instruction.
+      enough: number of valid replies after which waiting ends; None waits for all.
     """
     cohort_sum = CohortSum(np.zeros(size))
     missing = NO_REPLY
@@ -374,7 +377,7 @@ def sum_of(
             continue
         answered.add(key)
         add_reply(cohort_sum, reply, spec)
-        del reply  # otherwise it is held until the next one arrives
+        del reply  # otherwise it stays in memory until the next one arrives
         if cohort_sum.replies == enough:
             missing = NOT_NEEDED
             break

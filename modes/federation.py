@@ -1,4 +1,4 @@
-"""Federation: its task, cohort and population, its mode of privacy, and the masks on its sums."""
+"""Federation: task, cohort, population, privacy mode, and secure aggregation of its sums."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 
 def mode_of(settings: SimulationSettings) -> type[Mode]:
-    """Return the mode of privacy of the settings: it has the file of its name in this room."""
+    """Return the class of the settings' privacy mode, from the module with its name in this package."""
     return import_module(f".{settings.privacy.name}", __package__).MODE
 
 
 @dataclass(frozen=True)
 class Federation(Parts):
-    """A federation: its parts, its mode of privacy, and the masks on its sums.
+    """Federation of clients, with its privacy mode and the secure aggregation of its sums.
 
     Attributes:
-      settings, task, cohort, seed, population: as of `Parts`.
-      strategy: given as an object; None makes one from the settings.
-      reported: whether a run draws its rounds, and states the spending in its result.
-      moments: mean and deviation of the columns that scale the run's inputs, from its clients' answer; None without the
-        question.
-      simulated_cost: cost of that question in a simulation; empty if the plan's ledgers hold it.
-      identities: what simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data.
-        A federation that is made from another has its identities, which the clients of the run know.
+      settings, task, cohort, seed, population: as in `Parts`.
+      strategy: Flower strategy; None creates one from the settings.
+      reported: whether a run displays its rounds, and states the spending in its result.
+      moments: mean and standard deviation of each column by name, from the clients' answers, to scale inputs; None
+        without that question.
+      simulated_cost: privacy events of that question in a simulation; () if the plan's ledgers contain them.
+      identities: secret from which simulated identities are derived, 32 bytes in hexadecimal; random on real data. A
+        federation that is derived from another has the same secret, because the run's clients depend on it.
     """
 
     strategy: Strategy | None = None
@@ -56,28 +56,28 @@ class Federation(Parts):
 
     @property
     def held_out_public(self) -> bool:
-        """Whether what is measured on the held-out data may be shown: the settings say it, else the task, else its data."""
+        """Whether metrics on held-out data may be shown, as set by `task.held_out`, else by the task, else if simulated."""
         setting, task = self.settings.task.held_out, self.task
         return getattr(task, "held_out_public", task.simulated) if setting is None else setting == "public"
 
     @cached_property
     def extra_clients(self) -> int:
-        """Number of an observer's clients, in addition to the real ones."""
+        """Number of clients that an observer adds to the real ones."""
         return extra_of(self.settings).extra_clients(self.settings, self.task)
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes of a simulation: real clients and extra ones."""
+        """Number of nodes of a simulation: the real clients and the observer's."""
         return self.num_clients + self.extra_clients
 
     @cached_property
     def mode(self) -> Mode:
-        """What is promised to whom."""
+        """Privacy mode: the guarantee against each adversary, and its mechanism."""
         return mode_of(self.settings)(self)
 
     @cached_property
     def masking(self) -> Masking | None:
-        """Encryption of the sums, if any."""
+        """Secure aggregation of the sums; None if they are not encrypted."""
         secagg = self.settings.secagg
         if secagg is None:
             return None
@@ -103,7 +103,7 @@ class Federation(Parts):
         """Refuse a cohort that is too small for an encrypted sum.
 
         Raises:
-          Refusal: one of the expected size cannot stand the stated dropout and the stated collusion together.
+          Refusal: a cohort of the expected size cannot tolerate the configured dropout and collusion together.
         """
         real = invited_size(self.cohort, self.num_clients)
         self.check_sum(round(real * self.num_nodes / self.num_clients))
@@ -112,14 +112,14 @@ class Federation(Parts):
         """Refuse an encrypted sum of too few clients.
 
         Raises:
-          Refusal: they cannot stand the stated dropout and the stated collusion together.
+          Refusal: so few clients cannot tolerate the configured dropout and collusion together.
         """
         if self.masking is not None:
             self.masking.shape(clients)
 
     @property
     def doubly_signed(self) -> bool:
-        """Whether the suite of the encrypted sums has ML-DSA in addition to Ed25519."""
+        """Whether messages of encrypted sums are signed with ML-DSA in addition to Ed25519."""
         from ..privacy.secagg.suite import SUITES
 
         secagg = self.settings.secagg
@@ -127,12 +127,12 @@ class Federation(Parts):
 
     @property
     def needs_all_clients(self) -> bool:
-        """Whether a client whose data are refused cannot drop out: of an encrypted sum, or of a step on all records."""
+        """Whether every client needs valid data, because none can drop out of an encrypted sum or a step on all records."""
         return self.settings.secagg is not None or self.mode.sums_records
 
     @property
     def compression(self) -> CompressionPlan | None:
-        """Compression of updates before clipping, if any."""
+        """Compression of updates before clipping; None without compression."""
         settings = self.settings.compress
         if isinstance(settings, NoCompression):
             return None
@@ -140,5 +140,5 @@ class Federation(Parts):
 
     @property
     def sends_differences(self) -> bool:
-        """Whether a client that holds an earlier model gets only the difference."""
+        """Whether clients that have an earlier model are sent only the difference to it."""
         return self.settings.compress.down is not None

@@ -1,4 +1,4 @@
-"""Terms of a guarantee: unit, adjacency, adversary, and the budget and the releases that they describe."""
+"""Terms of a privacy guarantee: unit, adjacency, adversary, budget and release."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from .accounting.events import Gaussian
     from .arms import Arm
 
-UNLIMITED_EPSILON = 1e9  # the target where releases are only counted, as of a run that was given noise alone
-
-
-OF_RECORDS, OF_CLIENT = "records", "client"  # sources of a release
+UNLIMITED_EPSILON = 1e9  # target of a ledger that counts releases without a limit, as with fixed noise
+OF_RECORDS, OF_CLIENT = "records", "client"  # values of `Release.source`
 
 
 class Unit(StrEnum):
-    """Contribution that is hidden: one example of one client, all of one person's there, or all that a client contributes.
+    """Unit of privacy: the contribution that the guarantee hides.
 
-    `PERSON_EVERYWHERE` is all of a person's examples at all clients together; the clients agree which of them may train
-    on the person.
+    Attributes:
+      RECORD: one example of one client.
+      PERSON: all examples of one person at one client.
+      PERSON_EVERYWHERE: all examples of one person at all clients; the clients agree which of them train on the person.
+      CLIENT: everything that one client contributes.
 
     Example:
       >>> import fedveil as fv
@@ -38,12 +39,12 @@ class Unit(StrEnum):
 
 
 class Adjacency(StrEnum):
-    """Relation of two data sets that must be hard to tell apart.
+    """Relation of neighbouring data sets, which the guarantee makes hard to distinguish.
 
     Attributes:
-      ZERO_OUT: one unit is blanked; the number of units is public.
-      ADD_OR_REMOVE_ONE: one unit is there or not; the number of units is hidden.
-      REPLACE_ONE: one unit is exchanged for another, which doubles the sensitivity of a clipped sum.
+      ZERO_OUT: the contribution of one unit is replaced by zeros; the number of units is public.
+      ADD_OR_REMOVE_ONE: one unit is present or absent; the number of units is hidden.
+      REPLACE_ONE: one unit is replaced by another, which doubles the sensitivity of a clipped sum.
 
     Example:
       >>> import fedveil as fv
@@ -57,7 +58,7 @@ class Adjacency(StrEnum):
 
     @property
     def distance(self) -> int:
-        """How far one unit moves a clipped sum, in clipping norms."""
+        """Sensitivity of a sum of clipped vectors, in clipping norms: 2 under replace-one, else 1."""
         return 2 if self is Adjacency.REPLACE_ONE else 1
 
 
@@ -77,13 +78,13 @@ class Adversary(StrEnum):
 
 @dataclass(frozen=True)
 class Budget:
-    """Epsilon and delta that one ledger may spend on one unit.
+    """Budget of one ledger: the largest epsilon, at a fixed delta, that all its releases together may cost a unit.
 
     Attributes:
-      unit: of the contribution that is hidden.
-      target_epsilon: above 0, in nats.
-      target_delta: in (0, 1), sensibly below one over the number of units.
-      adjacency: the relation that both hold under.
+      unit: unit of privacy.
+      target_epsilon: largest epsilon in nats, above 0.
+      target_delta: delta in (0, 1); choose it below 1 / number of units.
+      adjacency: relation of neighbouring data sets under which the guarantee holds.
 
     Raises:
       Refusal: a value is out of range.
@@ -114,10 +115,10 @@ def check_delta(path: str, delta: float, population: int, units: str, allowed: b
     Publishing one unit at random in full satisfies (0, 1/population)-DP, so such a delta can mean no protection.
 
     Args:
-      path: the group of the configuration that the delta stands in; empty where it is an argument.
+      path: configuration group of the delta, such as `privacy`; empty if the delta is an argument.
       delta: in (0, 1).
       population: number of units, at least 0.
-      units: their name: clients or records.
+      units: plural name of the unit: clients or records.
       allowed: whether the user has allowed a large delta.
 
     Returns:
@@ -135,27 +136,27 @@ def check_delta(path: str, delta: float, population: int, units: str, allowed: b
 
 @dataclass(frozen=True)
 class Release:
-    """One release across its owner's trust boundary, and its cost against each adversary.
+    """One noised result that leaves its owner's trust boundary, and its privacy cost against each adversary.
 
     Attributes:
-      unit: of the contributions to it.
-      run: the run's name.
-      round: the round's number, from 1.
-      mechanism: that computed it; with run and round the release's key.
-      events: its cost against every adversary that sees it, at least one.
-      rng: `system` if noise and draws come from the system's generator, `seeded` if a declared simulation derives them
-        from its seed.
-      filter_order: None if the events were fixed in advance; the order above 1 of the ledger's RDP filter (module
-        `accounting.renyi_filter`) if they were chosen from earlier releases.
-      cohort: the drawn clients, if later draws need them; public, and kept with the reservation.
-      segments: names of the parts of the vector that leaves, each with its purpose; kept with the reservation.
-      kind: None for a round of training; `question` for a sum that has no update.
-      arm: of a deal, if only its clients take part; None if all do.
-      source: what was computed on, if not the data of the unit: on a ledger of clients `records`, what their ledgers
-        were charged for already; on a ledger of records `client`, the vector of a whole client.
+      unit: unit of privacy of the ledger that pays.
+      run: name of the run.
+      round: number of the round, from 1.
+      mechanism: name of the mechanism; the release's key is (run, round, mechanism).
+      events: privacy event (`dp_accounting.DpEvent`) for each adversary that sees the result, at least one.
+      rng: `system` if noise and sampling use the operating system's generator, `seeded` if a declared simulation
+        derives them from its seed.
+      filter_order: None if the events are fixed in advance; if they depend on earlier releases, the order, above 1, of
+        the ledger's RDP filter (module `accounting.renyi_filter`).
+      cohort: numbers of the sampled clients, if later sampling depends on them; public, stored on the ledger.
+      segments: purpose of each segment of the released vector, by name; stored on the ledger.
+      kind: None for a training round; `question` for a sum without an update.
+      arm: arm of a tuning run whose clients alone take part; None if all clients do.
+      source: None if the result is computed from data of the ledger's own unit; on a ledger of clients `records`, if
+        the clients' ledgers of records paid already; on a ledger of records `client`, for a whole client's vector.
 
     Raises:
-      Refusal: a word is unknown, or no adversary is named.
+      Refusal: the unit, an adversary or `rng` is unknown, or there are no events.
 
     Example:
       >>> import fedveil as fv
@@ -188,5 +189,5 @@ class Release:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """Run, round and mechanism: two releases with the same key are one."""
+        """Key on the ledger, (run, round, mechanism); two releases with the same key are charged once."""
         return (self.run, self.round, self.mechanism)

@@ -1,4 +1,4 @@
-"""Plan: sampling, clipping, noise, event and adjacency, which together define a guarantee."""
+"""Plan of a run's privacy: sampling, clipping, noise and rounds, from which its epsilon follows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,26 +16,42 @@ from .sampling import Sampling
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-# Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
+# Range of the search for a noise multiplier, and its relative tolerance.
 MIN_PLAN_NOISE, MAX_PLAN_NOISE = 2.0**-6, 2.0**24
 NOISE_TOLERANCE = 1e-4
-MIN_SHARE_LEFT = 0.01  # of a budget: with less, only noise that drowns everything fits; better to say so
-MAX_ROUNDS = 1 << 20  # more than anybody runs: affordable rounds are not counted beyond
+MIN_SHARE_LEFT = 0.01  # of a budget; with less the noise would be useless, so calibration is refused
+MAX_ROUNDS = 1 << 20  # limit of `affordable_rounds`
 
 
 class Unaffordable(Refusal):
-    """Refusal of rounds for which too little of the budget is left."""
+    """Refusal of rounds that exceed the rest of the budget."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a run's spending; all of it is public. Refusal if a value is out of range.
+    """Plan of a run: sampling, clipping, noise and rounds, which define its privacy guarantee. All of it is public.
 
-    ``clipping_norm`` C > 0 bounds one unit's L2 norm, in the units of the vectors; ``num_rounds`` >= 1.
-    ``noise_multiplier`` z > 0 is noise std / sensitivity under ``adjacency`` (C, or 2C under replace-one); None until
-    calibrated. ``adversaries``: of the guarantee. ``filter_order`` is None if the events are fixed in advance; if noise
-    is chosen from releases, it is the RDP filter's order. ``mechanism``: the distribution of the noise, which also
-    defines whether the whole run is one release.
+    Attributes:
+      unit: unit of privacy.
+      adjacency: relation of neighbouring data sets.
+      sampling: draw of each round's participants, such as `fedveil.Poisson`.
+      clipping_norm: largest L2 norm of one unit's contribution, above 0, in the units of the vectors.
+      num_rounds: number of rounds, at least 1.
+      noise_multiplier: noise std / sensitivity, above 0; the sensitivity is `clipping_norm`, twice that under
+        replace-one. None until calibrated.
+      adversaries: adversaries against whom the guarantee holds.
+      filter_order: order of the RDP filter if noise depends on earlier releases; None if it is fixed in advance.
+      mechanism: distribution of the noise, and the number of rounds that are one release.
+
+    Raises:
+      Refusal: a value is out of range, or the mechanism does not support the sampling or the adjacency.
+
+    Example:
+      >>> import fedveil as fv
+      >>> plan = fv.privacy.Plan("client", "zero-out", fv.All(), clipping_norm=1.0, num_rounds=10)
+      >>> plan = plan.calibrate(fv.Budget("client", target_epsilon=3.0, target_delta=1e-4))
+      >>> round(plan.noise_multiplier, 2), round(plan.epsilon(delta=1e-4), 2)
+      (3.87, 3.0)
     """
 
     unit: Unit
@@ -60,14 +76,14 @@ class Plan:
 
     @property
     def noise(self) -> float:
-        """The noise multiplier. Refusal if uncalibrated."""
+        """Noise multiplier of a calibrated plan; any other plan raises Refusal."""
         if self.noise_multiplier is None:
             raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
         return self.noise_multiplier
 
     @property
     def noise_over_clip(self) -> float:
-        """Noise std / clip of one release, as the accountants read it; the same float for any clip."""
+        """Noise std / clipping norm of one release, as accountants need it; it does not depend on the clipping norm."""
         return self.noise * self.adjacency.distance
 
     @property
@@ -76,25 +92,25 @@ class Plan:
         return self.noise_over_clip * self.mechanism.sensitivity * self.clipping_norm
 
     def event(self) -> "DpEvent":
-        """Return the event of one release, with noise std / clip as the accountants read it. Refusal if uncalibrated.
+        """Return the privacy event of one release of a calibrated plan.
 
         A release is a round or, with correlated noise, a cycle of rounds or the whole run.
         """
         return self.sampling.event(self.mechanism.event(self.noise_over_clip))
 
     def event_of(self, row: int) -> "DpEvent":
-        """Return the charge of round ``row``, from 1: the first round of a release is charged for all of it."""
+        """Return the event that round ``row``, from 1, is charged: that of a release in its first round, else none."""
         from dp_accounting.dp_event import NoOpDpEvent
 
         return NoOpDpEvent() if (row - 1) % (self.mechanism.rounds or 1) else self.event()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
-        """Return epsilon after `rounds` rounds, on the finer grid for published values.
+        """Return epsilon after `rounds` rounds, computed on the fine grid of published values.
 
         Args:
           delta: in (0, 1).
-          rounds: of this plan; None for all of them.
-          prior: events of the same unit before them.
+          rounds: number of rounds; None for all rounds of the plan.
+          prior: events that the same unit was charged before.
         """
         events = self._after(rounds, prior)
         return spent_epsilon(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
@@ -102,23 +118,23 @@ class Plan:
     def curve(
         self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
     ) -> PrivacyCurve:
-        """Return the whole curve after `rounds` rounds; with a filter, that of its budget.
+        """Return epsilon for a range of deltas after `rounds` rounds; with an RDP filter, the curve of its budget.
 
         Args:
-          budget: of the plan's unit and adjacency.
-          rounds: of this plan; None for all of them.
-          prior: events of the same unit before them.
+          budget: budget with the plan's unit and adjacency.
+          rounds: number of rounds; None for all rounds of the plan.
+          prior: events that the same unit was charged before.
         """
         if self.filter_order is not None:
             return filter_curve(budget, self.filter_order)
         return privacy_curve(self._after(rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
-        """Return how many rounds a gate lets through at this noise, at most `MAX_ROUNDS`.
+        """Return the number of rounds with this noise that fit the budget, at most `MAX_ROUNDS`.
 
         Args:
-          budget: of the plan's unit and adjacency.
-          prior: events of the same unit before them.
+          budget: budget with the plan's unit and adjacency.
+          prior: events that the same unit was charged before.
         """
         self._check(budget)
 
@@ -135,14 +151,14 @@ class Plan:
         return min(count, max_rounds)
 
     def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> None:
-        """Refuse noise so small that a budget does not cover a single round.
+        """Refuse noise that is so small that a single round exceeds the budget.
 
         Args:
-          budget: of the ledger.
-          prior: events that the ledger already holds.
+          budget: budget of the ledger.
+          prior: events on the ledger.
 
         Raises:
-          Unaffordable: it does not; the sentence names the noise multiplier.
+          Unaffordable: one round exceeds the budget; the refusal names the noise multiplier.
         """
         if not admits([*prior, self.event()], budget, self.filter_order):
             remedy = (
@@ -151,14 +167,16 @@ class Plan:
             raise Unaffordable("noise_multiplier", self.noise_multiplier, remedy)
 
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
-        """Return this plan with the least noise, to 1e-4, whose rounds fit the budget.
+        """Return this plan with the smallest noise, up to a relative 1e-4, with which all rounds fit the budget.
 
-        The rounds fit on the gate's coarse grid, so that no planned round is refused, and on the finer grid for
-        published values. Refusal if no noise fits.
+        They fit on the ledger's coarse grid, so that it refuses none of them, and on the fine grid of published values.
 
         Args:
-          budget: of the plan's unit and adjacency.
-          prior: events of the same unit before them.
+          budget: budget with the plan's unit and adjacency.
+          prior: events that the same unit was charged before.
+
+        Raises:
+          Unaffordable: too little of the budget is left for any useful noise.
         """
         self._check(budget)
         spent = spent_epsilon(
@@ -191,16 +209,16 @@ class Plan:
         num_rounds: int | None = None,
         other_events: "Sequence[DpEvent]" = (),
     ) -> "Plan":
-        """Return this plan with the noise of one of `runs` identical runs that fit the budget together.
+        """Return this plan with noise with which `runs` identical runs together fit the budget.
 
-        If `prior` leaves less than that, return `calibrate`.
+        If `prior` leaves too little for one of these runs, the plan is calibrated to the rest of the budget.
 
         Args:
-          runs: at least 1.
-          budget: of the plan's unit and adjacency.
-          prior: events of the same unit before the plan's rounds.
-          num_rounds: of one run; None for the plan's.
-          other_events: further events of one run, besides the plan's rounds.
+          runs: number of runs, at least 1.
+          budget: budget with the plan's unit and adjacency.
+          prior: events that the same unit was charged before.
+          num_rounds: number of rounds of one run; None for the plan's.
+          other_events: events of one run in addition to its rounds, such as evaluations.
         """
         self._check(budget)
         if other_events:
@@ -215,26 +233,26 @@ class Plan:
         return self.calibrate(budget, prior)
 
     def calibrate_for_filter(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
-        """Return `calibrate` for a run that will choose noise from its releases.
+        """Return this plan, calibrated under an RDP filter, for a run whose noise depends on its releases.
 
-        The filter's order is the plan's or, if it has none, the one that admits most rounds at the noise that would
-        suffice without a filter.
+        The filter's order is the plan's. If that is None, it is the order that admits most rounds at the noise of
+        `calibrate`.
 
         Args:
-          budget: of the plan's unit and adjacency.
-          prior: events of the same unit before them.
+          budget: budget with the plan's unit and adjacency.
+          prior: events that the same unit was charged before.
         """
         order = self.filter_order or best_order(self.calibrate(budget, prior).event(), budget, prior)
         return replace(self, filter_order=order).calibrate(budget, prior)
 
     def accountant(self, delta: float) -> str:
-        """Return how the plan's epsilon is computed, for reports."""
+        """Return the description of the accountant that computes the plan's epsilon, for reports."""
         return accountant(delta, self.adjacency, self.filter_order)
 
     def _check_other_events(
         self, budget: Budget, prior: "Sequence[DpEvent]", other_events: "Sequence[DpEvent]"
     ) -> None:
-        """Refuse questions that leave nothing for the rounds, if what was spent before leaves something."""
+        """Refuse other events that use up the rest of the budget before any round."""
         before, after = (
             spent_epsilon(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
             for each in (prior, [*prior, *other_events])
@@ -260,9 +278,10 @@ class Plan:
 
 
 def find_min_noise(cost: Callable[[float], float], target: float) -> float:
-    """Return the least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
+    """Return the smallest noise multiplier, up to a relative 1e-4, that costs at most ``target``.
 
-    Bracketing throughout, so ``cost`` need only fall with noise; the end that is returned was itself evaluated.
+    Doubling or halving brackets it, and the Illinois method on log cost over log noise narrows the bracket. ``cost`` has
+    to decrease with noise and nothing else, and was evaluated at the returned noise.
     """
     high = 1.0
     while (high_cost := cost(high)) > target:
@@ -291,5 +310,5 @@ def find_min_noise(cost: Callable[[float], float], target: float) -> float:
 
 
 def _distance(cost: float, target: float) -> float:
-    # Aimed at the middle of the accepted band; the clip keeps free and infinite costs finite.
+    # Relative to the middle of the tolerance; the limits make a cost of 0 or infinity finite.
     return math.log(min(max(cost / target, 1e-9), 1e9) / (1 - NOISE_TOLERANCE / 2))

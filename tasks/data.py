@@ -1,6 +1,6 @@
-"""Data of a client: sized, and read in batches, from tensors in memory or from a data set that reads each example anew.
+"""Data of a client, read in batches: examples in memory (`Examples`), or read on access from a data set (`LazyExamples`).
 
-A batch is (inputs, targets). Inputs are a tensor, or a dictionary or a tuple of tensors, and go into a model as
+A batch is (inputs, targets). Inputs are a tensor, or a dictionary or a tuple of tensors, and the model is called with
 `model(tensor)`, `model(**dictionary)` or `model(*tuple)`. Other modules do not depend on how data are stored.
 """
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
     Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
-TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
-SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out: parts a client's data, see `held_back`
-BATCH = 256  # examples read at a time in a pass over all of them
-LONGEST_TEXT = 500  # characters of an exception's text, which may hold whole tensors
-FEW = 8  # rows per thread, below which a matrix product is computed, and rounded, differently
-MOST_LOOKED_AT = 1000  # clients of synthetic data that are checked before a run at 0.1 ms each; the others are checked when drawn
+TARGETS = ("labels", "label", "targets", "target", "y")  # default names of the target field, in order
+SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out; splits a client's data, see `held_back`
+BATCH = 256  # examples per batch in a pass over all data
+LONGEST_TEXT = 500  # characters of an exception's text, which may contain whole tensors
+FEW = 8  # rows per thread; with fewer, a matrix product uses another algorithm and rounds differently
+MOST_LOOKED_AT = 1000  # synthetic clients checked before a run, at 0.1 ms each; others when sampled
 
 
 # --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
 
 
 def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """Return the tree with every tensor changed; values other than dictionaries, tuples and tensors are kept.
+    """Apply a function to every tensor of a tree, as `jax.tree.map` does; other leaves stay unchanged.
 
     Args:
-      change: takes and returns a tensor.
-      tree: a tensor, or dictionaries and tuples of them, such as a model's outputs.
+      change: function of a tensor that returns a tensor.
+      tree: a tensor, or nested dictionaries, tuples and lists of tensors, such as a model's outputs.
     """
     if isinstance(tree, dict):
         fields = cast(dict[str, Any], tree)
@@ -54,9 +54,10 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def padded_size(rows: int) -> int:
-    """Return the padded number of rows for a model's input, so that an additional row does not change the rounding of others.
+    """Return the number of rows to which a batch is padded, at least `FEW` per thread.
 
-    Otherwise one record could affect the outputs of a malicious server's model for all others.
+    With that many rows, an additional row does not change the rounding of the others. Otherwise one record could affect
+    the outputs of a malicious server's model for all others.
     """
     import torch
 
@@ -64,11 +65,11 @@ def padded_size(rows: int) -> int:
 
 
 def padded(tree: Any, count: int) -> Any:
-    """Return the tree padded to `count` rows with the last row of every tensor; unchanged if it has no rows.
+    """Pad a tree to `count` rows with copies of each tensor's last row; a tree without rows stays unchanged.
 
     Args:
-      tree: of tensors, shapes (n, ...).
-      count: of rows.
+      tree: tensors of shape (n, ...), nested as in `mapped`.
+      count: number of rows; n or fewer leave the tree unchanged.
     """
     import torch
 
@@ -82,7 +83,7 @@ def padded(tree: Any, count: int) -> Any:
 
 
 def leaves(tree: Any) -> list[Tensor]:
-    """Return the tensors of a tree, in order."""
+    """Return the tensors of a tree, depth first."""
     if isinstance(tree, dict | tuple | list):
         values = tree.values() if isinstance(tree, dict) else cast(Sequence[Any], tree)
         return [leaf for value in cast(Iterable[Any], values) for leaf in leaves(value)]
@@ -90,36 +91,36 @@ def leaves(tree: Any) -> list[Tensor]:
 
 
 def _concatenated(trees: Sequence[Any]) -> Any:
-    """Return trees of the same form as one, their tensors one after the other; at least one."""
-    import torch  # takes a second, and a plan does without
+    """Concatenate at least one tree, all of the same structure, along the first dimension of every tensor."""
+    import torch  # takes a second, and a plan does not need it
 
     parts = iter(zip(*map(leaves, trees), strict=True))
     return mapped(lambda _: torch.cat(list(next(parts))), trees[0])
 
 
 def rows_of(tree: Any, index: Any) -> Any:
-    """Return these rows of every tensor; a tensor without dimensions is returned unchanged.
+    """Select rows of every tensor of a tree; a tensor without dimensions stays unchanged.
 
     Args:
-      tree: inputs or outputs of n examples.
-      index: of the rows, such as a slice or a tensor.
+      tree: tensors of shape (n, ...), nested as in `mapped`.
+      index: rows, as a slice or a tensor of positions.
     """
     return mapped(lambda tensor: tensor[index] if tensor.dim() else tensor, tree)
 
 
 def run_on(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Return the model's outputs for these inputs, passed according to their kind."""
+    """Call a model with a tensor, the positional arguments of a tuple, or the keyword arguments of a dictionary."""
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
-    """Return images in this memory layout, and other tensors contiguous.
+    """Return inputs with contiguous tensors, images in a memory format of their own.
 
     Args:
-      inputs: of a batch.
-      layout: of tensors of four dimensions.
+      inputs: inputs of a batch.
+      layout: memory format of images, the tensors of four dimensions.
     """
 
     def contiguous(tensor: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
 
 
 class Batches(Protocol):
-    """Sized data that yield batches: of a client, or of several."""
+    """Data with a length that are read in batches, of one client or of several."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -141,13 +142,13 @@ class Batches(Protocol):
 
 
 def placeholder(data: Batches, count: int) -> Inputs:
-    """Return zeros in the shape of a batch of `count` copies of the first example; an empty batch without examples.
+    """Return zeros with the shapes and types of a batch's inputs; a batch of no rows if there are no examples.
 
     Args:
-      data: of a client.
+      data: examples, of which the first defines shapes and types.
       count: number of rows.
     """
-    import torch  # takes a second, and a plan does without
+    import torch  # takes a second, and a plan does not need it
 
     rows = torch.zeros(count if len(data) else 0, dtype=torch.int64)
     return mapped(torch.zeros_like, data.batch(rows)[0])
@@ -158,13 +159,13 @@ def placeholder(data: Batches, count: int) -> Inputs:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples with their targets, in memory. NumPy arrays become tensors.
+    """Examples in memory: inputs and targets as tensors. NumPy arrays are converted.
 
     Attributes:
       inputs: shape (n, ...), float32 or int64; or a dictionary or a tuple of such tensors.
-      targets: shape (n, ...): int64 for classes, float32 for numbers.
-      persons: person of each example, n numbers or words; the model never sees them. None if unknown.
-      groups: by attribute, the number of each example's group, shape (n,), -1 if it is unknown. None without groups.
+      targets: shape (n, ...), int64 for classes, float32 for numbers.
+      persons: identifier of each example's person, n numbers or strings, never an input of the model; None if unknown.
+      groups: group number of each example by attribute, shape (n,), -1 if unknown; None without groups.
 
     Example:
       >>> import torch
@@ -188,10 +189,10 @@ class Examples:
         return len(self.targets)
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs and targets of some examples.
+        """Return (inputs, targets) of some examples.
 
         Args:
-          index: their positions, shape (b,), int64.
+          index: positions of the examples, shape (b,), int64.
         """
         inputs = self.inputs
         return inputs[index] if hasattr(inputs, "dim") else rows_of(inputs, index), self.targets[index]
@@ -199,18 +200,18 @@ class Examples:
 
 @dataclass(frozen=True)
 class LazyExamples:
-    """Examples that a data set reads on access: of torch, Hugging Face or your own.
+    """Examples that are read on access from a data set of torch, Hugging Face or your own.
 
-    Each batch reads its items, transforms each, collates them, and separates inputs from targets. A client of a task
-    may return the data set itself if items are pairs, or dictionaries whose targets have a usual name.
+    A batch reads items, transforms each, collates them, and separates inputs from targets. `Task.client_data` may return
+    the data set itself if items are pairs (input, target), or dictionaries with a default name of the target field.
 
     Attributes:
-      dataset: has a length and gives an item for a position.
-      inputs: name of the field for the model, or several names; None takes all but the targets.
-      targets: name of the targets' field; None takes labels, label, targets, target or y, whichever exists.
-      transform: applied to each item on every read; it may be random.
-      collate: makes a batch from items; None takes torch's default.
-      persons: person of each item, as many numbers or words as there are items. None if unknown.
+      dataset: object with `__len__` and `__getitem__`, which returns the item at a position.
+      inputs: name of the input field, or several names; None uses all fields except the targets.
+      targets: name of the target field; None uses the first of labels, label, targets, target and y that exists.
+      transform: function applied to an item on every read; it may be random.
+      collate: function that makes a batch of a list of items; None uses torch's `default_collate`.
+      persons: identifier of each item's person, a number or string; None if unknown.
 
     Example:
       >>> import torch
@@ -236,20 +237,20 @@ class LazyExamples:
         return len(self.dataset)
 
     def raw_items(self, rows: list[int]) -> list[Any]:
-        """Return the items at these positions, untransformed."""
+        """Return the items at these positions, before `transform`."""
         several = getattr(self.dataset, "__getitems__", None)
         return several(rows) if several else [self.dataset[row] for row in rows]
 
     def items(self, rows: list[int]) -> list[Any]:
-        """Return the items at these positions, transformed."""
+        """Return the items at these positions, after `transform`."""
         items = self.raw_items(rows)
         return items if self.transform is None else [self.transform(item) for item in items]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs and targets of some examples.
+        """Return (inputs, targets) of some examples.
 
         Args:
-          index: their positions, shape (b,), int64.
+          index: positions of the examples, shape (b,), int64.
 
         Raises:
           Refusal: the batch has no targets, or the wrong number of rows.
@@ -257,7 +258,7 @@ class LazyExamples:
         return self.collated(self.items(index.tolist()))
 
     def collated(self, items: list[Any]) -> tuple[Any, Tensor]:
-        """Return inputs and targets of these items; refuse as `batch` does."""
+        """Return (inputs, targets) of these items as one batch; errors as of `batch`."""
         from torch.utils.data import default_collate
 
         inputs, targets = self._parted((self.collate or default_collate)(items))
@@ -269,11 +270,11 @@ class LazyExamples:
         return inputs, targets
 
     def _target_of(self, fields: Mapping[str, Any]) -> str:
-        """Return the name of the targets among the fields of a batch."""
+        """Return the name of the target field among the fields of a batch."""
         return self.targets or next((name for name in TARGETS if name in fields), "targets")
 
     def _parted(self, batch: Any) -> tuple[Any, Any]:
-        """Return (inputs, targets) of a collated batch."""
+        """Split a collated batch into (inputs, targets)."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
             target, names = self._target_of(fields), self.inputs
@@ -293,11 +294,11 @@ class LazyExamples:
 
 @dataclass(frozen=True)
 class Union:
-    """Data of several clients, one after the other, without a copy.
+    """Concatenated data of several clients, without a copy.
 
     Attributes:
-      parts: of the clients.
-      first: of each client, the number of its first record, followed by the number of all records.
+      parts: data of each client.
+      first: position of each client's first record, and then the number of all records.
     """
 
     parts: tuple[Data, ...]
@@ -307,7 +308,7 @@ class Union:
         return self.first[-1]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs and targets of some records."""
+        """Return (inputs, targets) of the records at these positions, in ascending order."""
         import torch
 
         bounds = torch.searchsorted(index, torch.tensor(self.first)).tolist()
@@ -327,11 +328,11 @@ def only(data: Examples, rows: NDArray[np.int64]) -> Examples: ...
 @overload
 def only(data: Data, rows: NDArray[np.int64]) -> Data: ...
 def only(data: Data, rows: NDArray[np.int64]) -> Data:
-    """Return data with only these examples.
+    """Return the subset of data at some positions.
 
     Args:
-      data: of a client.
-      rows: their positions, shape (k,).
+      data: data of a client.
+      rows: positions of the examples, shape (k,), int64.
     """
     persons = None if data.persons is None else [data.persons[row] for row in rows.tolist()]
     if isinstance(data, Examples):
@@ -349,7 +350,7 @@ def only(data: Data, rows: NDArray[np.int64]) -> Data:
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
-    """Return the examples of all parts; at least one part."""
+    """Concatenate at least one part; persons and groups remain only if every part has them."""
     persons = [part.persons for part in parts if part.persons is not None]
     groups = [dict(part.groups) for part in parts if part.groups is not None]
     return Examples(
@@ -361,18 +362,18 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def data_of(task: Task, client: int) -> Data:
-    """Return one client's training data, from any form that its task returns.
+    """Return one client's training data, converted from any form that `Task.client_data` supports.
 
     Args:
-      task: gives them.
-      client: 0 <= client < num_clients.
+      task: task with the client.
+      client: number of the client, 0 <= client < num_clients.
     """
     split = getattr(task, SPLIT, None)
     return data_of_all(task, client) if split is None else split.of(task, client)[0]
 
 
 def drawn_data_of(task: Task, client: int) -> Data:
-    """Return one client's training data, and check them if only a part of the population was checked before the run.
+    """Return a sampled client's training data, and check them if the population is too large for checks before the run.
 
     Arguments as of `data_of`.
 
@@ -392,12 +393,12 @@ def data_of_all(task: Task, client: int) -> Data:
 
 
 def size_of(task: Task, client: int, whole: bool = False) -> int:
-    """Return one client's number of examples, without creating them for a `SizedTask`.
+    """Return one client's number of examples, from a `SizedTask` without creating them.
 
     Args:
-      task: has the clients.
-      client: 0 <= client < num_clients.
-      whole: include held-out examples.
+      task: task with the client.
+      client: number of the client, 0 <= client < num_clients.
+      whole: whether to count held-out examples.
     """
     size = _size_function(task)
     if size is not None and (whole or not hasattr(task, SPLIT)):
@@ -406,12 +407,12 @@ def size_of(task: Task, client: int, whole: bool = False) -> int:
 
 
 def _size_function(task: Task) -> Callable[[int], int] | None:
-    """Return a `SizedTask`'s function for a client's size, without a slow check of all its members."""
+    """Return a `SizedTask`'s `client_size`, or None; `isinstance` would check all members, which is slow."""
     return getattr(task, "client_size", None)
 
 
 def check_size(task: Task, client: int, data: Data) -> None:
-    """Refuse a `SizedTask` whose `client_size` differs from the number of its examples; `data` are those for training."""
+    """Refuse a `SizedTask` if `client_size` is not a client's number of examples; `data` is its training data."""
     if (size := _size_function(task)) is None:
         return
     count = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)
@@ -426,10 +427,10 @@ def held_out_of(task: Task) -> Data:
 
 
 def as_data(value: Any) -> Data:
-    """Return data from a task's value: data, a pair (inputs, targets), a dictionary of both, or a data set with a length.
+    """Convert a task's value to data: a pair (inputs, targets), a dictionary of both, or a data set with a length.
 
     Raises:
-      Refusal: the value is none of these.
+      Refusal: the value has no supported form.
     """
     if isinstance(value, Examples | LazyExamples):
         return value
@@ -453,8 +454,8 @@ def with_targets(data: Data, name: str = "") -> Data:
     The inputs are (inputs, targets), or a dictionary of all fields.
 
     Args:
-      data: of a client, or held out.
-      name: of the targets in a dictionary; "" keeps the data set's own, which is `labels` in memory.
+      data: data of a client, or held-out data.
+      name: name of the targets in a dictionary; "" keeps the data set's name, which is `labels` in memory.
     """
 
     def whole(inputs: Any, targets: Any, field: str) -> Any:
@@ -478,10 +479,10 @@ def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
     """Return data whose inputs are one tensor in memory.
 
     Args:
-      data: of a client, or held out.
-      field: that a refusal names.
-      value: of the field.
-      remedy: for the refusal.
+      data: data of a client, or held-out data.
+      field: name of the setting that needs such data, for a refusal.
+      value: value of that setting.
+      remedy: what to do instead.
 
     Raises:
       Refusal: the data are read lazily, or their inputs are several tensors.
@@ -492,18 +493,18 @@ def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
 
 
 def figures_of(task: Task, outputs: Any, targets: Tensor) -> dict[str, float]:
-    """Return a task's metrics of these outputs; a tensor of one element counts as its number."""
+    """Return a task's metrics of these outputs, each converted to a float."""
     return {name: float(value) for name, value in task.metrics(outputs, targets).items()}
 
 
 def derived(task: Task, means: Mapping[str, float]) -> dict[str, float]:
-    """Return a run's metrics of means over all held-out examples; a task may derive some, such as a perplexity."""
+    """Return a run's metrics from their means over held-out data; a task's `derived` may add some, such as perplexity."""
     own = getattr(task, "derived", None)
     return dict(means) if own is None else own(means)
 
 
 def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
-    """Yield all of the data in order: at once if they are in memory, in batches if they are read lazily."""
+    """Yield all data in order: as one batch if they are in memory, in batches of `BATCH` if they are read lazily."""
     import torch
 
     if isinstance(data, Examples):
@@ -514,7 +515,7 @@ def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _tensors(value: Any, name: str = "data") -> Any:
-    """Return tensors of arrays: floats in single precision, integers as int64, bytes unchanged.
+    """Convert arrays to tensors: floats to float32, integers to int64; uint8 and bool stay unchanged.
 
     Raises:
       Refusal: a value is not an array of numbers.
@@ -539,17 +540,17 @@ def _tensors(value: Any, name: str = "data") -> Any:
 
 
 def check_data(data: Data, owner: str, like: Data | None = None) -> None:
-    """Refuse data without valid batches, before anything is spent; a client without examples does not take part.
+    """Refuse invalid data before any budget is spent; data without examples are valid.
 
     Tensors in memory are checked completely, and a lazily read data set at its first and last example.
 
     Args:
-      data: to be checked.
-      owner: owner's name for a refusal, such as `client 3`.
-      like: held-out data, whose batches have the same fields.
+      data: data to check.
+      owner: name of the owner for a refusal, such as `client 3`.
+      like: held-out data, whose batches must have the same fields; None skips this check.
 
     Raises:
-      Refusal: a batch is invalid; the sentence names the owner and the field.
+      Refusal: a batch is invalid; the refusal names the owner and the field.
     """
     import torch
 
@@ -579,19 +580,19 @@ def check_data(data: Data, owner: str, like: Data | None = None) -> None:
 
 
 def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callable[..., Any]) -> None:
-    """Refuse examples in memory that do not fit the model, or labels that do not fit the loss, before anything is spent.
+    """Refuse inputs on which the model fails, or labels on which the loss fails, before any budget is spent.
 
-    The model gets the first example and the last, the loss all labels. Data that are read batch by batch are not
-    checked: an invalid label among them is found in training.
+    The model runs on the first and the last example, the loss on all labels. Lazily read data are not checked: an
+    invalid label in them raises an error in training.
 
     Args:
-      data: of a client.
-      owner: name for a refusal, such as `client 3`.
-      model: in evaluation mode.
-      loss: of outputs and targets, the task's own.
+      data: data of a client.
+      owner: name of the owner for a refusal, such as `client 3`.
+      model: the model, in evaluation mode.
+      loss: the task's function of outputs and targets.
 
     Raises:
-      Refusal: they do not fit; the sentence holds the text of the task's own exception, and goes to no other machine.
+      Refusal: the model or the loss fails; the text of its exception is included and stays on this machine.
     """
     import torch
 
@@ -612,7 +613,7 @@ def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callabl
 
 
 def text_of(error: Exception) -> str:
-    """Return what an exception of a user's code says, in one line: a refusal's sentence, or its type and text."""
+    """Return the text of an exception from a user's code in one line, with its type unless it is a refusal."""
     text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
     return text if isinstance(error, Refusal) else f"{type(error).__name__}: {text}"
@@ -645,12 +646,12 @@ def _form(inputs: Any) -> str:
 
 
 def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
-    """Return the examples after checking them for classification.
+    """Return examples for classification unchanged, after a check.
 
     Args:
-      examples: to be checked.
-      num_classes: targets run from 0 to num_classes - 1.
-      name: of the examples, for a refusal.
+      examples: examples to check.
+      num_classes: number of classes; targets are in [0, num_classes).
+      name: name of the examples for a refusal.
 
     Raises:
       Refusal: there are no examples, inputs and targets differ in number, an input is NaN or infinite, or a target is
@@ -669,15 +670,15 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
 def group_figures(
     outputs: Tensor, targets: Tensor, groups: Mapping[str, Tensor], words: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Return by name each group's accuracy and, with two classes, its rates; a group without such rows has none.
+    """Return each group's accuracy and, with two classes, its true positive, false positive and selection rates, by name.
 
-    A numeric label has none either.
+    A rate of no rows is omitted, and there are no rates for numeric targets.
 
     Args:
       outputs: logits, shape (n, classes).
       targets: classes, shape (n,).
-      groups: by attribute the number of each row's group, shape (n,), -1 where it is unknown.
-      words: the groups of each attribute.
+      groups: group number of each row by attribute, shape (n,), -1 if unknown.
+      words: names of each attribute's groups, in the order of their numbers.
     """
     if outputs.dim() != 2 or targets.is_floating_point():
         return {}

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class PooledTask(Protocol):
-    """User's task whose data are one pool; it has all members of `Task` except `num_clients` and `client_data`.
+    """Task with one pool of data, which a partition splits into clients, instead of `num_clients` and `client_data`.
 
-    If it also has `groups()`, the owner of each example, shape (n,), the natural partition uses these.
+    The natural partition uses `groups()`, if the task has it: the owner of each example, shape (n,).
     """
 
     def pool(self) -> Any:
-        """Return all clients' data, in any form that `client_data` supports."""
+        """Return all clients' data, in any form that `Task.client_data` supports."""
         ...
 
     def labels(self) -> Any:
@@ -35,13 +35,13 @@ class PooledTask(Protocol):
 
 
 class Objective(Protocol):
-    """Objective of training: a loss."""
+    """Training objective: a loss function of outputs and targets."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch, a scalar.
 
         Args:
-          outputs: of the model, shape (n, ...).
+          outputs: outputs of the model, shape (n, ...).
           targets: shape (n,).
         """
         ...
@@ -49,7 +49,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """Learning problem whose examples are spread over clients. Nothing has to be inherited.
+    """Learning problem whose examples are distributed over clients; a class with these members needs no base class.
 
     Example:
       >>> import torch
@@ -102,16 +102,16 @@ class Task(Protocol):
         """Return the mean loss over a batch, a scalar.
 
         Args:
-          outputs: of the model: a tensor of shape (n, ...), a tuple, or an object such as ModelOutput.
+          outputs: outputs of the model: a tensor of shape (n, ...), a tuple, or an object such as ModelOutput.
           targets: shape (n, ...).
         """
         ...
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return means over the examples, by name; with lazily read data, the means of batches are averaged.
+        """Return means over the examples by name; for lazily read data, means of batches are averaged.
 
         Args:
-          outputs: of the model, shape (n, ...).
+          outputs: outputs of the model, shape (n, ...).
           targets: shape (n,).
         """
         ...
@@ -119,29 +119,29 @@ class Task(Protocol):
     def client_data(self, client: int) -> Any:
         """Return the data of one client, 0 <= client < num_clients.
 
-        These are `Examples`, a pair (inputs, targets) of tensors or arrays, `LazyExamples`, or a data set of torch or
-        Hugging Face.
+        Supported forms are `Examples`, a pair (inputs, targets) of tensors or arrays, `LazyExamples`, and a data set of
+        torch or Hugging Face.
         """
         ...
 
     def held_out(self) -> Any:
-        """Return the data on which the model is evaluated and never trained, in any form that `client_data` supports.
+        """Return evaluation data, which are never trained on, in any form that `client_data` supports.
 
-        Metrics on them are exact and public. On real data they count as private, and the run shows no metrics, unless
-        the task has `held_out_public = True` or the run `task.held_out=public`.
+        Their metrics have no noise, so they are shown only if the data are public: simulated data, or real data if the
+        task has `held_out_public = True` or the run `task.held_out=public`.
         """
         ...
 
 
 @runtime_checkable
 class ColumnTask(Task, Protocol):
-    """Task whose clients have columns for questions (`fedveil ask`)."""
+    """Task whose clients can answer questions about columns of their data (`fedveil ask`)."""
 
     def columns(self, client: int) -> Mapping[str, Any]:
-        """Return a client's columns by name, one value per row: numbers, NaN where missing, or words.
+        """Return a client's columns by name, one value per row: numbers, NaN if missing, or strings.
 
         Args:
-          client: its number, 0 <= client < num_clients.
+          client: number of the client, 0 <= client < num_clients.
         """
         ...
 
@@ -154,7 +154,7 @@ class StackedTask(Task, Protocol):
         """Return each client's mean loss, shape (clients,).
 
         Args:
-          outputs: of the model, shape (clients, n, ...).
+          outputs: outputs of the model, shape (clients, n, ...).
           targets: shape (clients, n).
         """
         ...
@@ -162,32 +162,32 @@ class StackedTask(Task, Protocol):
 
 @runtime_checkable
 class SizedTask(Task, Protocol):
-    """Task that knows its clients' numbers of examples without creating them, for plans of large populations."""
+    """Task that returns its clients' numbers of examples without creating them, for plans of large populations."""
 
     def client_size(self, client: int) -> int:
         """Return the number of examples in `client_data`.
 
         Args:
-          client: 0 <= client < num_clients.
+          client: number of the client, 0 <= client < num_clients.
         """
         ...
 
 
 class TrainingTask(Task, Protocol):
-    """Task that trains the model by a function of its own, such as another library's loop, without record-level privacy.
+    """Task with its own training function, such as another library's loop; it supports client-level privacy only.
 
     The update is the trained model minus the received one, clipped like any other. The function is called with a copy
-    of the model, and torch's generator is seeded for the client. It must keep no state between two calls, in the task
-    or elsewhere: state would carry one client's data into another one's update, which no clip bounds.
+    of the model, and torch's generator is seeded for the client. It must store no state between calls, in the task or
+    elsewhere: one client's data would affect another client's update, and clipping would not bound that effect.
     """
 
     def train(self, model: nn.Module, data: Any, training: LocalTraining) -> float | None:
-        """Train the model in place and return its mean loss; None if there is no such number.
+        """Train the model in place and return its mean loss; None if it has no mean loss.
 
         Args:
-          model: as the server sent it, in training mode.
-          data: of one client; `len(data)` examples, of which `data.batch(rows)` returns inputs and targets.
-          training: epochs, batch size and learning rate of this round; the function may have its own.
+          model: model from the server, in training mode.
+          data: data of one client: `len(data)` examples, of which `data.batch(rows)` returns (inputs, targets).
+          training: epochs, batch size and learning rate of this round, which the function may ignore.
         """
         ...
 
@@ -199,20 +199,19 @@ def own_training(task: object) -> Callable[[nn.Module, Any, LocalTraining], floa
 
 
 def check_own_training(task: object, training: LocalTraining, records: bool) -> None:
-    """Refuse a task's own training function if it cannot satisfy the settings.
+    """Refuse settings that a task's own training function does not support.
 
     Args:
-      task: any.
-      training: its settings.
-      records: whether single records are to be protected.
+      task: any task; one without such a function passes.
+      training: settings of local training.
+      records: whether privacy is at the record level.
 
     Raises:
-      Refusal: an optimizer is also named, examples' gradients would have to be clipped in it, or the task's own
-        `check_training` refuses the settings.
+      Refusal: privacy is at the record level, an optimizer is set, or the task's `check_training` refuses the settings.
     """
     if own_training(task) is None:
         return
-    own = getattr(task, "own", None)  # of a task on arrays
+    own = getattr(task, "own", None)  # user's class behind a task on arrays
     name = f"{type(task).__name__}.train" if own is None else f"{type(own).__name__}.fit"
     if records:
         remedy = "supports only client-level privacy, since it does not clip examples' gradients; use privacy=client_central or "
@@ -234,21 +233,21 @@ class ProbedTask(Task, Protocol):
 
 @runtime_checkable
 class GroupedTask(Task, Protocol):
-    """Task with groups of its clients' examples, by which fairness is measured; they never leave a client.
+    """Task with groups of examples, such as age groups, for fairness metrics; an example's groups never leave its client.
 
     Groups of one attribute do not overlap: an example is in one of them, or in none.
     """
 
     @property
     def group_words(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of the groups of each attribute, declared and not read from data."""
+        """Names of the groups of each attribute; constants that do not depend on data."""
         ...
 
     def groups(self, client: int) -> Mapping[str, Tensor]:
-        """Return by attribute the group of each example, shape (n,), int64, -1 where it is unknown.
+        """Return the group number of each example in `client_data` by attribute, shape (n,), int64, -1 if unknown.
 
         Args:
-          client: 0 <= client < num_clients; the examples are those of `client_data`, in their order.
+          client: number of the client, 0 <= client < num_clients.
         """
         ...
 
@@ -258,7 +257,7 @@ class PredictingTask(Task, Protocol):
     """Task that preprocesses raw data to inputs and interprets outputs."""
 
     def beside_the_model(self) -> Mapping[str, bytes]:
-        """Return the files that a run keeps with its model, by name: its preprocessing."""
+        """Return the files, by name, that a run saves with its model, such as the parameters of preprocessing."""
         ...
 
     def encode(self, data: object) -> Tensor:
@@ -273,12 +272,12 @@ class PredictingTask(Task, Protocol):
 def check_trainable(model: nn.Module) -> None:
     """Refuse a model whose gradient for one example depends on the others, which DP-SGD cannot train.
 
-    Batch normalisation is refused even with frozen parameters: in training mode it mixes the examples of a batch. One
-    that stays in evaluation mode is accepted. Other layers are measured by `check_independence`, and the engine
-    `one_by_one` can train every model that passes.
+    Batch normalisation in training mode is refused even with frozen parameters, because it mixes the examples of a
+    batch; in evaluation mode it is accepted. `check_independence` tests all other layers, and the engine `one_by_one`
+    can train every model that passes.
 
     Raises:
-      Refusal: names the layer and what to put in its place.
+      Refusal: a layer mixes examples; the refusal names the layer and a replacement.
     """
     from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 

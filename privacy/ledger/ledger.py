@@ -1,8 +1,8 @@
-"""Ledger of releases, kept on disk before anything leaves, so that a budget can be spent but never overrun.
+"""Ledger: a file of all releases, written before each result is released, so that a budget is never exceeded.
 
 A release is reserved, then committed, or voided with proof that nothing was released. Reserved and committed releases
-both count: after a crash the outcome is unknown, so a reservation stays spent. Entries hold the parameters of the
-releases, never an epsilon; epsilon is computed from them.
+both count: after a crash the outcome is unknown, so a reservation stays spent. Entries contain the parameters of the
+releases, from which epsilon is computed, and never an epsilon.
 """
 
 import contextlib
@@ -62,17 +62,17 @@ __all__ = [
 ]
 
 Key = tuple[str, int, str]
-# Epsilon by PLD differs from the exact epsilon of Gaussians by at most this, relatively.
+# Largest relative difference between epsilon by PLD and the exact epsilon of Gaussian noise.
 ACCOUNTANTS_DIFFER = 1e-6
 
 
 class BudgetExhausted(Exception):
-    """Release that the budget does not afford; nothing was written and nothing was spent.
+    """Error of a release that would exceed the budget; nothing was written and nothing was spent.
 
     Attributes:
-      budget: of the ledger.
-      adversary: against whom it would be overrun.
-      would_be: the epsilon including the release.
+      budget: budget of the ledger.
+      adversary: adversary against whom the budget would be exceeded.
+      would_be: epsilon including the release; infinite if an owner's cap refuses it.
 
     Example:
       >>> import fedveil as fv
@@ -93,14 +93,14 @@ class BudgetExhausted(Exception):
 
 
 class SharedBudget(Protocol):
-    """Budget of others, such as a client's records, that a ledger's releases spend too: its ledger's path, and its book."""
+    """Second budget, such as that of a client's records, which is charged for the same releases as a ledger's own."""
 
     path: Path
     budget: Budget
     book: LedgerState
 
     def require(self, release: Release) -> None:
-        """Raise BudgetExhausted if it does not afford a release."""
+        """Raise BudgetExhausted if a release would exceed the budget."""
         ...
 
     def add(self, release: Release) -> None:
@@ -111,13 +111,13 @@ class SharedBudget(Protocol):
 class Ledger:
     """Record of all releases of one owner's data, charged before anything is released.
 
-    One process at a time holds a ledger; its threads may share it. A failed write closes it, because the state on disk
-    is then unknown until the file is read again.
+    One process at a time can open a ledger; its threads may share it. A failed write closes it, because the state on
+    disk is then unknown until the file is read again.
 
     Attributes:
-      purpose: of this process's releases, in words, kept with each reservation; None for no purpose.
-      caps: further caps of the owner on questions, besides those stored with the ledger.
-      shared: budgets that new releases spend too.
+      purpose: purpose of this process's releases in words, stored with each reservation; None for no purpose.
+      caps: caps of the owner on questions, in addition to those stored with the ledger.
+      shared: other budgets that new releases are charged to as well.
 
     Example:
       >>> import tempfile
@@ -126,7 +126,7 @@ class Ledger:
       >>> path, budget = tempfile.mkdtemp() + "/ages.ledger", fv.Budget("record", 1.0, 1e-6)
       >>> with fv.Ledger.open(path, budget, owner="clinic-7", simulated=False) as ledger:
       ...     mean = fv.Release("record", "monday", 1, "mean age", {"model": GaussianDpEvent(8.0)}, rng="system")
-      ...     entry = ledger.reserve_new(mean)  # on disk: now the noised mean may leave
+      ...     entry = ledger.reserve_new(mean)  # on disk: the noised mean may be released
       ...     ledger.commit(mean.key)
       ...     round(ledger.epsilon(), 2)
       0.5
@@ -158,20 +158,19 @@ class Ledger:
         expect: Head | None = None,
         wait: float = 0.0,
     ) -> Self:
-        """Open a ledger, or start a new one.
+        """Open a ledger, or create a new one.
 
         Args:
-          path: a file in an existing folder; `<path>.lock` beside it names the process that has it open.
-          budget: of the ledger, limited by the owner's caps; its unit and adjacency must be those of the existing
-            ledger.
-          owner: of the data: a fingerprint of the data set or the name of the population.
-          simulated: whether the data is declared simulated; only then may noise come from a seed.
-          durable: whether a reservation survives a power cut, not just the end of the process.
-          expect: the head from a checkpoint; the ledger must contain it.
-          wait: seconds to wait for a process that has the ledger open.
+          path: file in an existing folder; `<path>.lock` contains the process that has it open.
+          budget: budget of the ledger; unit and adjacency must be those of an existing ledger.
+          owner: fingerprint of the data set, or name of the population.
+          simulated: whether the data are declared simulated; only then may noise come from a seed.
+          durable: whether a reservation survives a power cut; with False it survives only the end of the process.
+          expect: head from a checkpoint, which the ledger must contain; None accepts any ledger of this owner.
+          wait: seconds to wait for another process that has the ledger open.
 
         Raises:
-          Refusal: not a ledger, damaged, cut short, rolled back, another's, in use, or not writable.
+          Refusal: the file is not a ledger, damaged, truncated, rolled back, of other data, in use, or not writable.
         """
         path = Path(path)
         if not holds_entries(path) and expect is not None:
@@ -198,56 +197,53 @@ class Ledger:
 
     @property
     def path(self) -> Path:
-        """Path of the file."""
+        """Path of the ledger's file."""
         return self._chain.path
 
     @property
     def budget(self) -> Budget:
-        """Budget that the ledger was opened with, lowered to its owner's current caps.
+        """Budget from `open`, lowered to the owner's current caps.
 
         Raises:
-          Refusal: the caps have expired, or they cannot be read.
+          Refusal: the caps have expired, or cannot be read.
         """
         return capped(self.path, self._budget)
 
     @property
     def head(self) -> Head:
-        """Last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
+        """Last written entry; store it in a checkpoint, and pass it to `open` as `expect`."""
         return self._book.head
 
     @property
     def book(self) -> LedgerState:
-        """Content of the ledger, as of its last reservation."""
+        """State of the ledger after its last write."""
         return self._book
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still be written: not after it was closed, or after a write that failed."""
+        """Whether the ledger can be written; false after `close`, and after a failed write."""
         return self._lock.is_held
 
     def require(self, head: Head) -> None:
-        """Check that the ledger holds an entry that a checkpoint knows.
-
-        Args:
-            head: `head` as it was when the checkpoint was written.
+        """Check that the ledger contains the head that was stored in a checkpoint.
 
         Raises:
-            Refusal: it does not: the ledger was cut short, rolled back, or is another.
+          Refusal: it does not: the file was truncated, rolled back or replaced.
         """
         with self._threads:
             self._require_open()
             self._chain.require(head)
 
     def reserve(self, release: Release) -> Entry:
-        """Charge a release and return its entry once that is on disk; only then may it be sent.
+        """Charge a release and return its entry, which is then on disk; only then may the result be released.
 
-        Reserving a key again with the same events costs nothing and returns the earlier entry. New noise needs a new
-        key: the earlier reservation pays for one result only.
+        To reserve a key again with the same events is free and returns the first entry. New noise needs a new key: a
+        reservation pays for one result only.
 
         Raises:
-          BudgetExhausted: it does not fit; nothing is written.
-          Refusal: it does not belong on this ledger, or its key was reserved with other events or voided.
-          LedgerUnavailable: it could not be written.
+          BudgetExhausted: the release would exceed the budget; nothing is written.
+          Refusal: its unit or `rng` does not fit this ledger, or its key was voided or reserved with other events.
+          LedgerUnavailable: the entry could not be written.
         """
         self._require_admissible(release)
         key = _text(release.key)
@@ -268,39 +264,39 @@ class Ledger:
         return self._book.releases[key].entry
 
     def charge(self, drafts_of: Callable[[LedgerState], Iterable[Draft]]) -> None:
-        """Charge what has left already, whatever the budget, all at once or nothing.
+        """Charge results that were released already, even beyond the budget; either all entries are written or none.
 
         Args:
-          drafts_of: returns the entries, given those that are here.
+          drafts_of: function of the ledger's state that returns the new entries.
 
         Raises:
-          LedgerUnavailable: they could not be written.
+          LedgerUnavailable: the entries could not be written.
         """
         with self._writing() as drafts:
             drafts.extend(drafts_of(self._book))
 
     def charge_unlimited(self, release: Release, purpose: str) -> None:
-        """Charge a release that may have left already, whatever the budget.
+        """Charge a release whose result may be released already, even beyond the budget.
 
         Args:
-          release: under a new key.
-          purpose: of the charge, in words.
+          release: release with a new key.
+          purpose: purpose of the charge in words.
 
         Raises:
-          LedgerUnavailable: it could not be written.
+          LedgerUnavailable: the entry could not be written.
         """
         payload = _payload(release, _written(release), self._budget, purpose)
         self.charge(lambda _: [Draft(RESERVE, _text(release.key), payload)])
 
     def require_question(self, release: Release) -> None:
-        """Refuse a question that owners do not allow, or that exceeds their cap on questions. Write nothing.
+        """Check a question against the owner's rules and caps; nothing is written.
 
         Args:
-          release: to be reserved later; several releases of one question as one, with the event of all.
+          release: release that will be reserved; for several releases of one question, one with their composed event.
 
         Raises:
-          BudgetExhausted: it does not fit.
-          Refusal: its purpose is not allowed.
+          BudgetExhausted: the question would exceed a cap, or the caps have expired.
+          Refusal: the question's purpose is not allowed.
         """
         if release.kind is None:
             return
@@ -311,13 +307,13 @@ class Ledger:
     def reserve_new(self, release: Release) -> Entry:
         """Charge a release as `reserve` does, for a caller that is about to draw noise.
 
-        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free. Noise of
-        the system's generator never repeats: a second result under one key would be an uncharged release.
+        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free. The
+        system's generator never repeats its noise: a second result under one key would be an uncharged release.
 
         Raises:
-          BudgetExhausted: as `reserve`.
-          Refusal: as `reserve`, or noise of the system's generator was reserved under this key before.
-          LedgerUnavailable: as `reserve`.
+          BudgetExhausted: as for `reserve`.
+          Refusal: as for `reserve`, or the key was reserved before and its noise is from the system's generator.
+          LedgerUnavailable: as for `reserve`.
         """
         with self._threads:
             if release.rng == "system" and self.state(release.key) is not None:
@@ -326,15 +322,15 @@ class Ledger:
             return self.reserve(release)
 
     def commit(self, key: Key, durable: bool = True) -> None:
-        """Note that a release left. A note that is lost changes no epsilon: the reservation stays spent.
+        """Record that a result was released. The loss of this entry changes no epsilon: the reservation stays spent.
 
         Args:
-          key: of the release.
-          durable: False lets the note travel with the next reservation.
+          key: key of the release.
+          durable: whether to write the entry at once; with False it is written with the next reservation.
 
         Raises:
-          Refusal: the key was never reserved, or it was voided.
-          LedgerUnavailable: the note could not be written.
+          Refusal: the key was never reserved, or was voided.
+          LedgerUnavailable: the entry could not be written.
         """
         with self._threads:
             booked = self._booked(key)
@@ -349,22 +345,22 @@ class Ledger:
         """Write pending commits, so that `head` includes them; a closed ledger has none.
 
         Raises:
-          LedgerUnavailable: they could not be written.
+          LedgerUnavailable: the entries could not be written.
         """
         with self._threads:
             if self._pending and self.is_open:
                 self._flush()
 
     def void(self, key: Key, proof: str) -> None:
-        """Refund a reservation.
+        """Cancel a reservation and refund its cost.
 
         Args:
-          key: of the release.
-          proof: that nothing was released, a sentence.
+          key: key of the release.
+          proof: sentence that proves that nothing was released.
 
         Raises:
-          Refusal: there is no proof, or the release was never reserved or is committed.
-          LedgerUnavailable: it could not be written.
+          Refusal: the proof is empty, or the release was never reserved or is committed.
+          LedgerUnavailable: the entry could not be written.
         """
         if not proof.strip():
             raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
@@ -376,36 +372,36 @@ class Ledger:
                 drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
 
     def note(self, key: Key, what: Mapping[str, Any]) -> None:
-        """Add a note that is not a release, such as an alarm; it costs nothing.
+        """Add a note without privacy cost, such as an alarm.
 
         Args:
-          key: of the note, in the form of a release's; the first note under a key stays.
+          key: key of the note, in the form of a release's; a second note with the same key is ignored.
           what: JSON values by name.
 
         Raises:
-          LedgerUnavailable: it could not be written.
+          LedgerUnavailable: the entry could not be written.
         """
         with self._writing() as drafts:
             if _text(key) not in self._book.notes:
                 drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
 
     def act(self, kind: str, key: Key, what: Mapping[str, Any]) -> None:
-        """Record a decision of a person or of the budget; it costs nothing.
+        """Record a decision of a person or of the budget, without privacy cost.
 
         Args:
           kind: one of `acts.ACTS`.
-          key: of the act, in the form of a release's; the first act of a kind under a key stays.
+          key: key of the act, in the form of a release's; a second act of this kind with the same key is ignored.
           what: JSON values by name: `who`, `reason` and the act's own fields.
 
         Raises:
-          LedgerUnavailable: it could not be written.
+          LedgerUnavailable: the entry could not be written.
         """
         with self._writing() as drafts:
             if (kind, _text(key)) not in self._book.acts:
                 drafts.append(Draft(kind, _text(key), canonical({**what, "time": _now()})))
 
     def noted(self, run: str, number: int) -> list[dict[str, Any]]:
-        """Return the notes under one round of a run."""
+        """Return the notes of one round of a run."""
         with self._threads:
             return [
                 json.loads(text)
@@ -414,35 +410,35 @@ class Ledger:
             ]
 
     def close_run(self, run: str, manifest: str, status: str) -> Entry:
-        """Bind a run's files: append a free entry with the hash of its manifest.
+        """Record the hash of a run's manifest, to detect later changes of its files; without privacy cost.
 
         A run that is already closed with this manifest is not closed again. A run that continued or changed its files
         gets another entry, and the last one applies.
 
         Args:
-          run: the run's name.
+          run: name of the run.
           manifest: SHA-256 of the manifest in hexadecimal.
-          status: how the run ended, a word.
+          status: outcome of the run, a word such as `completed`.
 
         Raises:
-          LedgerUnavailable: it could not be written.
+          LedgerUnavailable: the entry could not be written.
         """
         with self._writing() as drafts:
             standing = self._book.closes.get(run)
             if standing is None or json.loads(standing.payload)["manifest"] != manifest:
                 closing = {"manifest": manifest, "status": status, "time": _now()}
-                # Kind and key are unique: the number of entries before tells closes of one run apart.
+                # Kind and key are unique: the number of earlier entries distinguishes several closes of one run.
                 key: Key = (run, self._book.head.seq, CLOSE)
                 drafts.append(Draft(CLOSE, _text(key), canonical(closing)))
         return self._book.closes[run]
 
     def closed(self, run: str) -> Entry | None:
-        """Return the entry that closed a run; None if it continued, or was never closed."""
+        """Return the entry that closed a run; None if the run continued, or was never closed."""
         with self._threads:
             return self._book.closes.get(run)
 
     def state(self, key: Key) -> ReleaseState | None:
-        """Return the state of a release; None when it was never reserved."""
+        """Return the state of a release; None if it was never reserved."""
         with self._threads:
             booked = self._book.releases.get(_text(key))
             if booked is None:
@@ -450,7 +446,7 @@ class Ledger:
             return ReleaseState.COMMITTED if _text(key) in self._pending else booked.state
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
-        """Return the events that an adversary has or may have seen, with counts of equal ones."""
+        """Return the events charged against an adversary, reserved or committed; equal ones are one event with a count."""
         with self._threads:
             return self._book.events(adversary)
 
@@ -458,8 +454,8 @@ class Ledger:
         """Return the clients of each round, from round 1 to the first that was reserved without a cohort.
 
         Args:
-          run: the run's name.
-          mechanism: of the releases.
+          run: name of the run.
+          mechanism: mechanism of the releases.
         """
         cohorts: list[list[int]] = []
         with self._threads:
@@ -476,11 +472,11 @@ class Ledger:
     def epsilon(self, delta: float | None = None, interval: float = PUBLISH_INTERVAL) -> float:
         """Return the epsilon spent against the adversary with the largest loss.
 
-        After an adaptively chosen release it is the amount counted by the RDP filter, and the guarantee is the budget.
+        After an adaptive release it is the epsilon that the RDP filter counts, and only the whole budget is guaranteed.
 
         Args:
-          delta: in (0, 1); by default the budget's.
-          interval: step of the PLD's grid in nats.
+          delta: in (0, 1); None uses the budget's.
+          interval: grid step of the PLD accountant, in nats.
         """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
@@ -490,7 +486,7 @@ class Ledger:
         return max((spent_epsilon(events, delta, adjacency, order, interval) for events in past), default=0.0)
 
     def close(self) -> None:
-        """Write pending notes and release the lock. Closing twice does nothing."""
+        """Write pending commits and release the lock; a closed ledger stays closed."""
         with self._threads:
             if not self._lock.is_held:
                 return
@@ -579,18 +575,18 @@ def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, An
 
 
 def _written(release: Release) -> dict[str, Any]:
-    """Return a release's events as JSON, by adversary; one that all of them see is written once."""
+    """Return a release's events as JSON by adversary; a common event is converted once."""
     once = {id(event): event_to_json(event) for event in release.events.values()}
     return {adversary.value: once[id(event)] for adversary, event in release.events.items()}
 
 
 def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: LedgerState) -> None:
-    """Return if a release fits the budget together with those on the ledger.
+    """Check that a release fits the budget together with those on the ledger.
 
-        Adversaries with the same past and the same new events are checked once.
+    Adversaries with the same past and the same new events are checked once.
 
     Raises:
-      BudgetExhausted: it does not.
+      BudgetExhausted: the release would exceed the budget.
       Refusal: the ledger's filter has another order.
     """
     order = _order_with(release, book)
@@ -602,7 +598,7 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
         if any(written is event and spent == counts for event, counts in checks):
             continue
         checks.append((written, spent))
-        # Where all is plain Gaussian noise it takes no accountant.
+        # Plain Gaussian noise has an exact epsilon, without an accountant.
         counts = spent + Counter([canonical(written)])
         exact = exact_epsilon(counts, budget.target_delta, budget.adjacency)
         if order is None and exact is not None:

@@ -1,9 +1,9 @@
 """Source of secrets and noise: AES-256 in counter mode (NIST SP 800-38A, section 6.5).
 
-On real data a stream is keyed by the operating system. Only a declared simulation derives its keys from the
-run's seed, so that it repeats bit for bit; ledger and result then say ``rng: seeded``.
+On real data a stream has a random key from the operating system. Only a declared simulation derives its keys from the
+run's seed, so that it repeats bit for bit; ledger and result then record ``rng: seeded``.
 
-The package `fedveil_compiled`, which `compiled/` builds, makes the same bytes faster.
+The optional package `fedveil_compiled`, built in `compiled/`, generates the same bytes faster.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ KEY_BYTES = 32  # AES-256
 _BLOCK_BYTES = 16
 _SEED_LABEL = b"fedveil seeded stream v1"
 _KEY_LABEL = b"fedveil keyed stream v1"
-_ZEROS = memoryview(bytes(1 << 16))  # what is encrypted for key stream; it stays in a core's cache
+_ZEROS = memoryview(bytes(1 << 16))  # plaintext, whose encryption is the key stream; fits into a core's cache
 Word = TypeVar("Word", np.uint8, np.uint32, np.uint64)
 
 
 class Stream:
-    """An endless string of pseudo-random bytes under one key, never shared by two purposes.
+    """Endless stream of pseudo-random bytes under one key, for a single purpose.
 
-    A process that was forked gets a fresh key of its own, unless the stream is seeded: two processes that
-    drew the same noise would cancel it.
+    Without a key (None) it draws a random one, and another in every forked process, because equal noise of two
+    processes would cancel in the difference of their results.
     """
 
     def __init__(self, key: bytes | None) -> None:
@@ -44,7 +44,7 @@ class Stream:
     def _rekey(self, key: bytes) -> None:
         self._process = os.getpid()
         self._key, self._position, self._compiled = key, 0, compiled()
-        # Nobody can copy an encryptor, and so nobody the stream.
+        # An encryptor cannot be copied, and so the stream cannot.
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK_BYTES))).encryptor()
 
     def bytes(self, n: int) -> bytes:
@@ -64,7 +64,7 @@ class Stream:
             self._rekey(os.urandom(KEY_BYTES))
         space = out.view(np.uint8).data
         if self._compiled is not None:
-            # Taken before it is made: another thread gets what follows.
+            # Advanced first, so that another thread gets the bytes that follow.
             position, self._position = self._position, self._position + out.nbytes
             self._compiled(space, self._key, position)
             return out
@@ -74,16 +74,16 @@ class Stream:
         return out
 
     def generator(self) -> np.random.Generator:
-        """Return a numpy generator seeded from the stream, for shuffles and data without security requirements."""
+        """Return a NumPy generator seeded from the stream, for shuffles and synthetic data but never for noise."""
         return np.random.Generator(np.random.PCG64(int.from_bytes(self.bytes(32), "little")))
 
 
 @cache
 def compiled() -> Callable[[Any, bytes, int], None] | None:
-    """Return the compiled key stream where it is the one that it should be."""
+    """Return the compiled key stream; None if it is not installed, or differs from AES-CTR of `cryptography`."""
     if _key_stream is None:
         return None
-    # Noise that is none would show what it hides. From a byte inside a block, and over 2^32 blocks.
+    # A wrong key stream would be noise without privacy. Compared from inside a block, and across block 2^32.
     key, output = bytes(range(KEY_BYTES)), bytearray(2**12 + 5)
     for position in (0, 2**36 - 1021):
         block = (position // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
@@ -96,7 +96,7 @@ def compiled() -> Callable[[Any, bytes, int], None] | None:
 
 
 def keyed_stream(key: bytes, *purpose: str | int) -> Stream:
-    """Return the stream for one purpose under a secret key of `KEY_BYTES`, the same bytes in every process."""
+    """Return the stream of one purpose under a secret key of `KEY_BYTES` bytes; it is the same in every process."""
     return Stream(hashlib.sha256(_KEY_LABEL + key + _label(purpose)).digest())
 
 
@@ -116,18 +116,18 @@ class Randomness:
 
     @property
     def seeded(self) -> bool:
-        """Whether a seed gives every stream."""
+        """Whether every stream is derived from a seed."""
         return self.seed is not None
 
     @property
     def kind(self) -> str:
-        """``"system"`` or ``"seeded"``, as ledger and result record it."""
+        """Word for the source in ledgers and results, ``"system"`` or ``"seeded"``."""
         return "seeded" if self.seeded else "system"
 
     def stream(self, *purpose: str | int) -> Stream:
-        """Return the stream for one purpose, such as ``("noise", round)``.
+        """Return a stream for one purpose, such as ``("noise", round)``.
 
-        Distinct purposes give independent streams. When seeded, the same purpose gives the same bytes.
+        Streams of different purposes are independent. With a seed, the same purpose always has the same bytes.
         """
         if self.seed is None:
             return Stream(None)

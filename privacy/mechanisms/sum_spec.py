@@ -1,11 +1,12 @@
-"""Public parameters of a private sum: the norm, the grid, and the segments besides the update.
+"""Public parameters of a private sum: clipping norm, integer grid, and segments after the update.
 
-The one vector is a list of named segments. Each is clipped to a norm of its own, and the squares of these norms add up
-to the square of the sum's: one noise on all coordinates hides a client in all of them together.
+A client's vector is its update followed by named segments. Each part is clipped to its own norm, and the squares of
+these norms add up to the squared clipping norm, so noise on all coordinates hides a client in all parts together.
 
-A metric in [0, bound] has a coordinate of +-sqrt(s) C in a vector of norm C, s its share of the squared norm. Noise of
-standard deviation z C on the sum of n clients moves its mean by z / (2 sqrt(s) n) of its range, and the update, clipped
-to sqrt(1 - k s) C with k such metrics, loses that much: so `metrics_share` is the smallest share for the wanted error.
+A metric in [0, bound] is a segment of one coordinate in +-sqrt(s) C, where C is the clipping norm and s the segment's
+share of the squared norm. Noise of standard deviation z C on the sum of n clients gives the metric's mean an error of
+z / (2 sqrt(s) n) of its range. With k metrics the update is clipped to sqrt(1 - k s) C, so the share should be small:
+`metrics_share` returns the smallest one for the required error.
 """
 
 import math
@@ -15,20 +16,18 @@ from typing import Annotated
 from ...base.bounded_decoding import RARE
 from .compression import Compression
 
-WEIGHT = "num-examples"  # the scalar that weighs
+WEIGHT = "num-examples"  # scalar by which clients are weighted
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
 SMOOTHING = 8  # grid units, s of the proofs in `sizing` and `private_sum`
-# The least norm of a sum: scale factors and grid units are then neither zero nor subnormal.
+# Smallest clipping norm: scale factors and grid units are then neither zero nor subnormal.
 MIN_NORM = 1e-150
 MAX_CELLS = 2**30  # squared norms then stay below 2^62, in int64
-_FLOAT_SLACK = 1e-9  # relative: what float64 may err by where two norms are compared
+_FLOAT_SLACK = 1e-9  # relative rounding error of float64 that comparisons of norms tolerate
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
-# A metric's mean over ROUNDS rounds is known to this part of its range (one standard deviation): enough to see a
-# loss fall, and a hundredth of the update's norm on the default task.
+# Standard error of a metric's mean over ROUNDS rounds, as a fraction of its range: enough to see a loss fall. On the
+# default task it takes a hundredth of the update's norm.
 ERROR, ROUNDS = 0.05, 10
-MAX_SHARE = 0.1  # where the cohort is too small, metrics get more noise and the update keeps its norm
-
-
+MAX_SHARE = 0.1  # limits the update's loss of norm in small cohorts, where metrics get more noise instead
 UPDATE, TRAINING = "update", "training"  # name and purpose of the segment that every training round has
 
 
@@ -37,12 +36,12 @@ class Segment:
     """Named part of the vector that a client adds to a sum.
 
     Attributes:
-      name: within the sum.
-      bound: of a scalar, the largest value that counts, in [0, bound]; of a segment with a shape, the largest L2 norm
-        of one client's part. Both are in the segment's own units.
-      share: of the squared clipping norm, its own; None takes an equal part of the spec's `metrics_share`.
-      shape: of the part; a scalar has none. A scalar is centred, so a missing value counts as the middle of its range.
-      purpose: as kept on the ledger.
+      name: unique name in the sum.
+      bound: above 0, in the segment's own units. A scalar is clipped to [0, bound]; the L2 norm of a segment with a
+        shape is clipped to `bound`.
+      share: fraction of the squared clipping norm; None takes an equal part of the spec's `metrics_share`.
+      shape: shape of the segment; () is a scalar, whose missing value counts as the middle of its range.
+      purpose: purpose of the segment, stored on the ledger.
     """
 
     name: str
@@ -57,23 +56,29 @@ class Segment:
 
     @property
     def size(self) -> int:
-        """Coordinates."""
+        """Number of coordinates; 1 for a scalar."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class SumSpec:
-    """Parameters of every client's encoding, and of the server's decoding. All of it is public.
+    """Public parameters with which clients encode their vectors, and the server decodes the sum.
 
     Attributes:
-      clipping_norm: L2 norm of the largest contribution, all segments together, at least `MIN_NORM`; None sums
-        without client-level privacy, weighted by each client's examples.
-      segments: besides the update, in order.
-      metrics_share: share of the squared norm that the segments without a share of their own use, in [0, 1).
-      cells: grid units per clipping norm.
-      unit_norm: L2 norm of one record's part of a vector, at the record level, where a vector is the sum of several
-        records; the clipping norm then only limits the range. None if a vector is that of one unit.
-      compression: of the update, before it is clipped; None sums whole updates.
+      clipping_norm: largest L2 norm of a client's vector, at least `MIN_NORM`; None sums without client-level privacy,
+        weighted by numbers of examples.
+      segments: parts of the vector after the update, in order.
+      metrics_share: share of the squared norm, in [0, 1), that the segments with `share=None` divide equally.
+      cells: grid units per clipping norm, in [1, 2**31).
+      unit_norm: largest L2 norm of one record's part, if a vector is a sum of records with record-level privacy; the
+        clipping norm then only limits the range. None if a vector is the contribution of one unit.
+      compression: compression of the update before clipping; None sums whole updates.
+
+    Example:
+      >>> from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+      >>> spec = SumSpec(clipping_norm=2.0, segments=(Segment("loss", bound=10.0),), metrics_share=0.19)
+      >>> spec.update_norm, spec.sensitivity(coordinates=1000)
+      (1.8, 65536.0)
     """
 
     clipping_norm: float | None
@@ -88,7 +93,7 @@ class SumSpec:
             raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
         if self.clipping_norm is not None and not self.clipping_norm >= MIN_NORM:
             raise ValueError(f"clipping_norm={self.clipping_norm} must be at least {MIN_NORM:g}")
-        # A question has no update, and leaves nothing for one.
+        # The segments of a question may take the whole norm, because it has no update.
         if not 0 <= self._segments_share <= 1 + _FLOAT_SLACK:
             problem = f"the segments' share {self._segments_share:g} of the squared norm must lie in [0, 1]"
             raise ValueError(problem)
@@ -102,29 +107,29 @@ class SumSpec:
 
     @property
     def private(self) -> bool:
-        """Whether a norm bounds each client's contribution, so that noise can hide it."""
+        """Whether a clipping norm bounds each client's vector, so that noise can hide it."""
         return self.clipping_norm is not None
 
     @property
     def step(self) -> float:
-        """Width of one grid unit."""
+        """Width of one grid unit, in the units of the vectors; 1 without a clipping norm."""
         return 1.0 if self.clipping_norm is None else self.clipping_norm / self.cells
 
     @property
     def update_norm(self) -> float:
-        """Clipping norm of the update, after the segments' shares."""
+        """Clipping norm of the update, which the segments' shares reduce; infinite without a clipping norm."""
         if self.clipping_norm is None:
             return math.inf
         return self.clipping_norm * math.sqrt(max(1 - self._segments_share, 0.0))
 
     @property
     def asks(self) -> bool:
-        """Whether the segments leave no norm for an update: the sum is then the answer to a question."""
+        """Whether the segments take the whole norm: the sum answers a question and has no update."""
         return self.private and self._segments_share >= 1 - _FLOAT_SLACK
 
     @property
     def segment_size(self) -> int:
-        """Number of coordinates of the segments besides the update."""
+        """Number of coordinates of all segments, without the update."""
         return sum(each.size for each in self.segments)
 
     @property
@@ -137,11 +142,11 @@ class SumSpec:
         return self.metrics_share / sum(each.share is None for each in self.segments)
 
     def aim(self, coordinates: int) -> float:
-        """Return the norm to which a long update is scaled, so that rounding seldom carries it over `update_norm`.
+        """Return the norm to which a long update is scaled, so that rounding seldom brings it above `update_norm`.
 
-        Rounding moves the squared norm by coordinates / 12 grid units on average and by a normal deviation of cells /
-        sqrt(3), of which this leaves room for three. At the record level the vector is never pulled back, because that
-        could move it by more than one record's part.
+        In squared grid units, rounding adds coordinates / 12 to the squared norm on average, with a standard deviation of
+        cells / sqrt(3), and the result leaves room for three deviations. At the record level it leaves room for the
+        largest possible rounding: scaling a rounded vector could change it by more than one record's part.
         """
         if self.unit_norm is not None:
             return max(self.update_norm * (1 - _FLOAT_SLACK) - math.sqrt(coordinates) / 2 * self.step, 0.0)
@@ -149,18 +154,18 @@ class SumSpec:
         return self.update_norm * math.sqrt(1 - slack)
 
     def sensitivity(self, coordinates: int) -> float:
-        """Return how far one unit moves a vector on the grid, L2, in grid units.
+        """Return the L2 sensitivity of a vector on the grid to one unit, in grid units.
 
-        A record's part is added before the vector is scaled to the range, which is the nearest point of a ball and so
-        moves no two vectors apart, and before each coordinate is rounded to the nearest whole number, which moves two
-        of them apart by at most one more. So the bound is unit_norm / step + sqrt(coordinates).
+        At the record level the vector is projected to a ball and rounded after a record's part is added. The projection
+        increases no distance, and rounding increases that of each coordinate by at most 1. So the sensitivity is
+        unit_norm / step + sqrt(coordinates).
         """
         if self.unit_norm is None:
             return float(self.cells)
         return self.unit_norm / self.step + math.sqrt(coordinates)
 
     def clip(self, segment: Segment) -> float:
-        """Return the norm of one of the segments, in the units of the clipping norm."""
+        """Return the norm of a segment's part of the vector, in the units of the clipping norm; 0 if that is None."""
         return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(segment))
 
     def scale(self, segment: Segment) -> float:
@@ -169,12 +174,12 @@ class SumSpec:
 
 
 def compressed_spec(spec: SumSpec, compression: Compression, cells: int | None = None) -> SumSpec:
-    """Return the spec of compressed updates, with norms scaled by the average effect of compression.
+    """Return the spec of compressed updates, with norms multiplied by `compression.clip_factor`.
 
     Args:
-      spec: of whole updates.
-      compression: of the updates; module `compression` proves that the event stays.
-      cells: of a coarser grid; None leaves the spec's.
+      spec: spec of whole updates.
+      compression: compression of the updates; module `compression` proves that the privacy event is unchanged.
+      cells: grid units per norm of a coarser grid; None uses the spec's.
     """
     factor = compression.clip_factor
     clip, unit = (None if norm is None else norm * factor for norm in (spec.clipping_norm, spec.unit_norm))
@@ -183,11 +188,11 @@ def compressed_spec(spec: SumSpec, compression: Compression, cells: int | None =
 
 
 def cells_for(coordinates: int, units: float = 1.0) -> int:
-    """Return a power of two of grid units per norm, fine enough that rounding costs nothing.
+    """Return the grid units per clipping norm, a power of two up to `MAX_CELLS`, with a negligible effect of rounding.
 
     Args:
-      coordinates: of the vector.
-      units: norm of the vector, in norms of one unit; at most 2^30 cells are returned in any case.
+      coordinates: number of coordinates of the vector.
+      units: norm of the vector divided by the norm of one unit.
     """
     cells = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
     return min(1 << math.ceil(math.log2(cells)), MAX_CELLS)
@@ -197,8 +202,8 @@ def metrics_share(noise_over_clip: float, expected_size: float, metrics: int) ->
     """Return the share of the squared norm that all metrics take together, in [0, MAX_SHARE].
 
     Args:
-      noise_over_clip: standard deviation of a round's noise over the clipping norm.
-      expected_size: of the cohort, the fixed denominator.
-      metrics: how many there are.
+      noise_over_clip: standard deviation of a round's noise / clipping norm.
+      expected_size: expected number of clients in the cohort, the fixed denominator of the mean.
+      metrics: number of metrics.
     """
     return min(metrics * (noise_over_clip / (2 * ERROR * expected_size)) ** 2 / ROUNDS, MAX_SHARE)
