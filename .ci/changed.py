@@ -72,6 +72,7 @@ def _tests_of_file(file: PurePosixPath, texts: dict[str, str], imports: dict[str
         found |= {name for name, text in texts.items() if f'"{file.name}"' in text}
     for start in (*(f"tests/{folder}/test_" for folder in file.parents), f"tests/test_{room}"):
         found = found or {name for name in texts if name.startswith(start)}
+    found |= {name for name, text in texts.items() if f'"{file}"' in text}
     if file.suffix == ".md":
         found.update(DOCUMENTS)
     elif len(file.parts) == 1 or room in (".ci", "containers"):

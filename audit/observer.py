@@ -251,6 +251,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 
 
 def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedProbes) -> AuditTerms:
+    """Return what an audit of this run knows before it looks; all of it is public."""
     settings, audit, mode = federation.settings, audit_of(federation.settings), federation.mode
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.declared_clients
@@ -271,7 +272,7 @@ def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedPro
         terms = replace(
             terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-        if tossed_rate(federation.cohort) < 1:
+        if tossed_rate(federation.cohort) < 1:  # a draw that amplifies depends on it
             terms = replace(terms, clients=clients)
     if canaries is None:
         return terms

@@ -93,7 +93,7 @@ def _store_tuned() -> None:
 
 
 def _store_models() -> None:
-    """Make options of optimizers, which are open to the keywords of torch's classes, and of strategies, by their models."""
+    """Store Hydra options: an optimizer takes any keyword of its torch class, a strategy the keys of its settings."""
     for name, rate in OPTIMIZERS.items():
         node = OmegaConf.create({"optimizer": {"name": name, "lr": None}})
         OmegaConf.set_struct(node.optimizer, name == "auto")

@@ -52,7 +52,7 @@ def ask_here(
         require_budget(federation, inquiry)
         require_columns(federation.task, inquiry, released)
     quiet_flower()
-    # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
+    # The question has its own seed for draws and noise; the task and the rows of each client are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
     grid = partial(_engine, federation, replace(question_settings(federation, folder), seed=seed))
     reach = Reach(randomness=Randomness(seed), released=released)

@@ -128,7 +128,13 @@ class Search:
         return [*first_part, *_divide(rest, min(count, len(rest) // min_size))], ""
 
     def next_state(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
-        """Return the state after a round."""
+        """Return the state after a round: suspects of its untrue sums, or a calm round that ends old suspicions.
+
+        Args:
+          row: of the round's sum.
+          sums: that the server weighed, whole cohorts or their parts.
+          in_parts: whether cohorts were split.
+        """
         if not self.untrue and not any(each.violation for each in sums):
             return self
         true = frozenset(node for each in sums if not each.violation for node in each.nodes)
@@ -146,7 +152,7 @@ class Search:
             return state
         suspected = {node: reason for node, reason in self.suspected.items() if node not in true}
         state = replace(state, untrue_sums=self.untrue_sums + new_sums, suspected=suspected)
-        if not state.culprits.possible:  # too many take turns
+        if not state.culprits.possible:  # more culprits than are assumed, who spoil sums by turns
             explained = (each for each in self.untrue_sums if not suspected.keys().isdisjoint(each[1]))
             state = replace(state, untrue_sums=(*explained, *new_sums), cleared=true)
         rounds = ", ".join(dict.fromkeys(str(row % FIRST_ROW) for row, _ in state.untrue_sums))

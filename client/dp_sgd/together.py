@@ -124,17 +124,18 @@ def _optimizer_of(model: nn.Module, names: Sequence[str], joint: StepTerms, layo
 def _clipped_sums(
     model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], joint: StepTerms, layout: Layout
 ) -> dict[str, NDArray[np.float64]]:
+    """Return the sums of the clipped gradients of these rows, float64, by parameter; zeros without rows."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     totals = {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     if not len(rows):
         return totals
     engines = _engines.setdefault(model, {})  # choosing an engine takes as long as a round's one step
-    key = joint.terms.gradients, joint.sketch is not None
-    engine = engines[key] = engines.get(key) or chosen_engine(joint.terms.gradients, model, data, key[1])
+    gradients, is_compressed = key = joint.terms.gradients, joint.sketch is not None
+    engine = engines[key] = engines.get(key) or chosen_engine(gradients, model, data, is_compressed)
     optimizer = _optimizer_of(model, list(parameters), joint, layout)
     with clipping(model, task, data, optimizer, engine) as clip:
         for start in range(0, len(rows), ROWS):
-            clip(rows[start : start + ROWS])
+            clip(rows[start : start + ROWS])  # writes `summed_grad` of each parameter
             for name, parameter in parameters.items():
                 totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return totals

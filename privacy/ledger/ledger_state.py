@@ -224,18 +224,18 @@ class LedgerState:
                 self._charge(booked.arm, adversary, text, -1)
 
     def events(
-        self, adversary: Adversary, counts: Callable[[LedgerRelease], bool] | None = None
+        self, adversary: Adversary, selects: Callable[[LedgerRelease], bool] | None = None
     ) -> "list[DpEvent]":
-        """Return an adversary's events, with counts of equal ones.
+        """Return the events that an adversary saw, equal ones as one composed event; voided releases have none.
 
         Args:
           adversary: that saw them.
-          counts: whether a release counts; None counts all.
+          selects: whether the events of a release are returned; None selects all.
         """
         event_counts = self.spent.get(adversary, Counter[str]())
-        if counts is not None:
+        if selects is not None:
             spent = (each for each in self.releases.values() if each.state is not ReleaseState.VOID)
-            mine = [each for each in spent if counts(each) and adversary in each.events]
+            mine = [each for each in spent if selects(each) and adversary in each.events]
             event_counts = charged((each.events[adversary], each.arm) for each in mine)
         return [repeated(event_of(text), count) for text, count in event_counts.items()]
 

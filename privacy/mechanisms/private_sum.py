@@ -103,7 +103,15 @@ def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
     norm = math.sqrt(squared_norm(*update))
     if not math.isfinite(norm):
         raise NotFinite("the update has a value that is not finite")
-    return min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
+    return float(_clip_factors(np.array(norm), spec.aim(coordinates)))
+
+
+def _clip_factors(norms: NDArray[np.float64], aim: float) -> NDArray[np.float64]:
+    """Return the factors, in [0, 1], by which vectors of these norms come to their nearest point in a ball of radius `aim`.
+
+    At the record level `SumSpec.sensitivity` relies on it: no two vectors move further apart, so none may jump.
+    """
+    return aim / np.maximum(norms, aim) if aim > 0 else np.where(norms > 0, 0.0, 1.0)
 
 
 def _segments_on_grid(values: Values, factor: float, spec: SumSpec) -> Vector:
@@ -181,7 +189,7 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
         return rows
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     aim = spec.aim(coordinates)
-    wide *= (aim / np.maximum(norms, aim) / spec.step)[:, None]
+    wide *= (_clip_factors(norms, aim) / spec.step)[:, None]
     values = {**values, UNCLIPPED: (norms <= aim).astype(np.float64)}
     if any(each.shape for each in spec.segments):
         for number, row in enumerate(tail):

@@ -89,6 +89,19 @@ def test_one_record_moves_a_vector_by_no_more_than_its_sensitivity(
 
 
 @settings(max_examples=60)
+@given(st.integers(1, 60), st.floats(12.0, 80.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1))
+def test_one_record_moves_a_vector_no_further_where_it_becomes_too_long(
+    size: int, units: float, part: float, seed: int
+) -> None:
+    unit, spec = 0.5, spec_of(size, 0.5, units)
+    direction = np.random.default_rng(seed).normal(size=size)
+    direction /= np.linalg.norm(direction)
+    norms = spec.aim(size) - part * unit, spec.aim(size) + (1 - part) * unit
+    both = [encode({"w": norm * direction}, {}, spec)[0].astype(float) for norm in norms]
+    assert np.linalg.norm(both[0] - both[1]) <= spec.sensitivity(size) * (1 + 1e-9)
+
+
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 80), st.sampled_from([16, 32]), st.integers(0, 2**32 - 1))
 def test_one_record_moves_a_masked_vector_by_no_more_than_that(
     size: int, count: int, bits: int, seed: int

@@ -321,6 +321,7 @@ BEYOND: dict[str, str] = {
     "an average holds other models than those released last": "which of the released models a mean holds, and no number more",
     "rounding left out of what a record moves": GRID,
     "a masked sum of records is rounded to the nearest": GRID,
+    "a record carries the vector of a client over a jump": "only where a vector is too long, which few are, and as noised as claimed",
     "rounding by coins is free": GRID,
     "a vector of records is pulled back after it is rounded": GRID,
     "noise in norms of a record, whatever rounding adds": GRID,
