@@ -123,9 +123,7 @@ def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
 
 
-def _memory_array(
-    ndarray: NDArray[np.generic],
-) -> MemoryArray:  # for pickle, which cannot find a renamed class
+def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:  # pickle cannot find a renamed class
     return MemoryArray(ndarray)
 
 
