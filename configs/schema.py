@@ -135,7 +135,7 @@ class FederationSettings(Group):
     num_rounds: Rounds = 100
     """Number of rounds of the run."""
     model: Literal["last", "average"] = "last"
-    """Final model: that of the last round, or the mean of the last rounds, whose number depends on the noise."""
+    """Final model: that of the last round, or the mean of the last rounds; their number depends on the noise."""
     checkpoint_every: Rounds = 1
     """Number of rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()

@@ -25,8 +25,8 @@ class RecordPrivacy:
 
     Attributes:
       terms: terms of DP-SGD, with the budget of each client's ledger.
-      noise_by_records: pairs (min_records, noise_multiplier), ascending; a client uses the last pair whose minimum its
-        number of records reaches. More records never need more noise, so this is safe between the minima.
+      noise_by_records: pairs (min_records, noise_multiplier), ascending; a client with n records uses the last pair with
+        min_records <= n. More records never need more noise, so the noise suffices between two pairs.
       ledger_dir: folder of the ledgers, one file for each data set, with its fingerprint as the name.
       allow_large_delta: whether to train even if delta is above 1 / the client's number of records.
       canaries: number of an audit's canary records at each client, see `client.extra`.

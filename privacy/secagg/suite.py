@@ -182,10 +182,10 @@ _SMALL = {
 
 
 def check_public(public: bytes) -> None:
-    """Check that an X25519 public key has a large order and canonical form.
+    """Check that an X25519 public key is in canonical form and not of low order.
 
     Raises:
-      Refused: MALFORMED if it has not.
+      Refused: MALFORMED if the check fails.
     """
     number = int.from_bytes(public, "little")
     if number >= _PRIME or number in _SMALL:
