@@ -11,7 +11,6 @@ import pytest
 import fedveil
 import fedveil.privacy
 import fedveil.tasks
-from fedveil.privacy import Plan
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 
 FACES = (fedveil, fedveil.privacy, fedveil.tasks)
@@ -57,7 +56,7 @@ def test_name_of_the_face_documents_arguments_and_errors(name: str) -> None:
     assert "Example:" in text, name
 
 
-@pytest.mark.parametrize("name", [*fedveil.__all__, Plan, SumSpec])
+@pytest.mark.parametrize("name", [*fedveil.__all__, fedveil.privacy.Plan, SumSpec])
 def test_the_example_of_a_name_runs(name: str | type, capsys: pytest.CaptureFixture[str]) -> None:
     text = inspect.getdoc(getattr(fedveil, name) if isinstance(name, str) else name) or ""
     example = doctest.DocTestParser().get_doctest(text, {}, str(name), None, None)
