@@ -1,8 +1,8 @@
 """Models of the configuration: type, range, default and meaning of every key, and the rules between keys.
 
-Hydra composes, these models validate, strictly: "8" and ``true`` are no numbers, nothing is infinite, no key is
-unknown. They are frozen, and are made in Python with keywords: ``ClientCentral(target_epsilon=1.0)``. What a value may
-be, or a key means, is said here and nowhere else.
+Hydra composes a configuration, and these models validate it strictly: "8" and ``true`` are not numbers, and infinite
+numbers and unknown keys are refused. Models are frozen; in Python they are created with keyword arguments, as in
+``ClientCentral(target_epsilon=1.0)``. No other file defines values and meanings of keys.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ from .values import MAX_ROUNDS, TRACKERS, By, CallbackName, Clients, Module, Pro
 
 
 class FaultSettings(Group):
-    """Faults that a simulation injects, each with a probability per client and round; at most 1 in sum."""
+    """Faults that a simulation injects, each with a probability per client and round; their sum is at most 1."""
 
     dropout: Probability = 0.0
     """No reply: the client vanishes before it trains."""
@@ -63,7 +63,7 @@ class FaultSettings(Group):
 
     @property
     def any(self) -> bool:
-        """Whether a fault can happen at all."""
+        """Whether any fault has a probability above 0."""
         return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
 
 
@@ -75,13 +75,13 @@ class LedgerSettings(Group):
 
 
 class BudgetSettings(Group):
-    """Use of a budget."""
+    """Division of a budget among runs."""
 
     runs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Number of runs like this one on the same data that share the budget; each is planned with its share."""
+    """Number of identical runs on the same data that share the budget; each is planned with its share."""
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse noise that is not planned from the budget, and runs that are one release."""
+        """Yield (key, message) for settings with which a budget cannot be shared."""
         if self.runs == 1:
             return
         client, levels = sum_level(whole.privacy), levels_of(whole.privacy)
@@ -135,9 +135,9 @@ class FederationSettings(Group):
     num_rounds: Rounds = 100
     """Number of rounds of the run."""
     model: Literal["last", "average"] = "last"
-    """Final model: that of the last round, or the mean of the last rounds, as many as its noise justifies."""
+    """Final model: that of the last round, or the mean of the last rounds; their number depends on the noise."""
     checkpoint_every: Rounds = 1
-    """Rounds from one checkpoint to the next."""
+    """Number of rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
     budget: BudgetSettings = BudgetSettings()
     evaluate: Annotated[Group, OfExtension("evaluate", _Unasked)] = Field(
@@ -145,11 +145,11 @@ class FederationSettings(Group):
     )
     cost: Annotated[Group, OfExtension("cost", _Ignored)] = Field(default_factory=dict, validate_default=True)
     accept_vacuous: bool = False
-    """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
+    """Train on real data even if the plan calls the guarantee vacuous, or most cohorts would be empty."""
     purpose: Text | None = None
     """Purpose of the run in words; stored with each of its releases on the ledger."""
     reason: Text | None = None
-    """Reason for accepting a vacuous promise, or for continuing after an alarm; stored on the ledger with the user's name."""
+    """Reason for accepting a vacuous guarantee, or for continuing after an alarm; stored on the ledger with the user's name."""
     callbacks: Annotated[
         tuple[CallbackName, ...],
         Field(
@@ -164,11 +164,11 @@ class FederationSettings(Group):
     ] = ()
     """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
     group_equal_rows: Annotated[bool, Field(exclude=True)] = False
-    """Whether equal records are held out together: of a run that an earlier release began, which goes on by its rule."""
+    """Whether equal records are held out together, as in a run that was started with an earlier release."""
     rate_of_task: Annotated[bool, Field(exclude=True, repr=False)] = False
-    """Whether learning_rate is null, so that it follows from the task; false once it does."""
+    """Whether learning_rate is null and still has to be set from the task."""
     source: Annotated[str, Field(exclude=True, repr=False)] = ""
-    """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
+    """Composed configuration as YAML; interpolations are unresolved, so that no secret is saved with it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +179,7 @@ class FederationSettings(Group):
 
     @property
     def local_training(self) -> LocalTraining:
-        """Training of a client in one round."""
+        """Settings of a client's training in one round."""
         optimizer, schedule = self.optimizer, self.schedule.model_dump()
         return replace(
             self.training,
@@ -190,51 +190,51 @@ class FederationSettings(Group):
 
     @property
     def tried(self) -> tuple[float, ...]:
-        """Values of the arms; empty without tuning."""
+        """Values that tuning compares, one for each arm; () without tuning."""
         return self.tune.values or self.tune.usual(self)
 
     @property
     def scored_at_clients(self) -> bool:
-        """Whether the models of arms are compared by evaluations at their clients."""
+        """Whether tuning compares the arms' models by evaluations at their clients."""
         return self.tune.score == "clients"
 
     @property
     def query_fields(self) -> Mapping[str, tuple[str, object]]:
-        """Kinds of query that the run asks of its clients, the first one first, each with the field that asks for it."""
+        """Kinds of query that the run sends to its clients, in order, each with the (key, value) that requests it."""
         return {name: field for group in self.groups for name, field in group.queries(self).items()}
 
     @property
     def groups(self) -> Iterator[Group]:
-        """The groups of keys."""
+        """All groups of keys."""
         values = (getattr(self, field) for field in type(self).model_fields)
         return (each for each in values if isinstance(each, Group))
 
     @property
     def tuning_rounds(self) -> int:
-        """Rounds of each arm, before the best value continues; 0 without tuning."""
+        """Number of rounds of each arm, before the run continues with the best value; 0 without tuning."""
         return self.tune.rounds_of_arm(self.num_rounds)
 
     @property
     def steps(self) -> int:
-        """Sums that the run forms: a round of each arm is one, though no client takes part in more than num_rounds."""
+        """Number of sums in the run: each arm's round is one, although a client takes part in at most num_rounds."""
         more = max(0, len(self.tried) - 1)
         return self.num_rounds + more * self.tuning_rounds
 
     def rounds_begun(self, steps: int) -> int:
-        """Return how many rounds some client may have taken part in after `steps` sums."""
+        """Return the largest number of rounds in which a client may have taken part after `steps` sums."""
         arms = max(1, len(self.tried))
         of_arms = arms * self.tuning_rounds
         return -(-steps // arms) if steps < of_arms else self.num_rounds - (self.steps - steps)
 
     def rounds_left(self, steps: int) -> int:
-        """Return how many rounds some client may still take part in after `steps` sums."""
+        """Return the largest number of rounds in which a client may still take part after `steps` sums."""
         arms = max(1, len(self.tried))
         of_arms = arms * self.tuning_rounds
         return self.num_rounds - steps // arms if steps < of_arms else self.steps - steps
 
     @property
     def secagg(self) -> SecaggSettings | None:
-        """Settings of masks; None: vectors are sent in the clear."""
+        """Settings of secure aggregation; None if vectors are sent unencrypted."""
         group = self.secagg_group
         if isinstance(group, NoSecagg):
             return None
@@ -247,9 +247,9 @@ class FederationSettings(Group):
         return "" if name == "off" else name
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield conflicts between groups."""
+        """Yield (key, message) for each conflict between groups."""
         callbacks = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
-        model: object = getattr(self.task, "model", None)  # of tables a word
+        model: object = getattr(self.task, "model", None)  # a word in tasks on tables
         own_model = model if isinstance(model, str) and ":" in model else None
         targets = [
             ("task.target", self.task.own),
@@ -281,7 +281,7 @@ class SimulationSettings(FederationSettings):
     """Folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield missing settings, limits of the engine, and conflicts with the population."""
+        """Yield (key, message) for missing settings, limits of the engine, and conflicts with the population."""
         yield from super().rules()
         if isinstance(self.task, CsvTask) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"

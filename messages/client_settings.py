@@ -1,4 +1,4 @@
-"""Settings of a client, by which it trains and answers: plain data that travels as JSON."""
+"""Settings with which a client trains and answers: plain data that is sent as JSON."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ TRAIN_LOSS = "train_loss"  # name of the training loss that a client reports
 
 @dataclass(frozen=True)
 class RecordPrivacy:
-    """Record-level privacy at the client.
+    """Settings of record-level privacy at each client.
 
     Attributes:
-      terms: of the budget of each client's own ledger, and of the gradients.
-      noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the last pair whose number of
-        records it reaches. A client with more records needs no more noise, so that this is safe between the pairs.
-      ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
-      allow_large_delta: train even if delta is above one over the client's number of records.
-      canaries: number of an audit's records among each client's, see `client.extra`.
-      ledgers: name of each client's ledger, in the clients' order; empty if fingerprints of the data name them.
-      noise_by_ledger: pairs (name of a ledger, noise_multiplier) for ledgers with entries before the run.
+      terms: terms of DP-SGD, with the budget of each client's ledger.
+      noise_by_records: pairs (min_records, noise_multiplier), ascending; a client with n records uses the last pair with
+        min_records <= n. More records never need more noise, so the noise suffices between two pairs.
+      ledger_dir: folder of the ledgers, one file for each data set, with its fingerprint as the name.
+      allow_large_delta: whether to train even if delta is above 1 / the client's number of records.
+      canaries: number of an audit's canary records at each client, see `client.extra`.
+      ledgers: name of each client's ledger, in the clients' order; () if the names are fingerprints of the data.
+      noise_by_ledger: pairs (ledger name, noise_multiplier) for ledgers with entries before the run.
       clients_per_person: largest number of clients in a simulation that train on one person; None sets no limit.
     """
 
@@ -45,21 +45,21 @@ class RecordPrivacy:
     clients_per_person: int | None = None
 
     def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
-        """Return the number of a client, and those of all, by which a person's clients are chosen."""
+        """Return the number of a client and the numbers of all clients, for the choice of each person's clients."""
         return client, range(clients)
 
     def of_ledger(self, name: str) -> RecordPrivacy:
-        """Return the level with the noise of the client whose ledger has this name."""
+        """Return these settings with the noise of the client whose ledger has this name."""
         noise = dict(self.noise_by_ledger).get(name)
         return self if noise is None else replace(self, noise_by_records=((0, noise),))
 
     def noise_multiplier(self, records: int) -> float:
-        """Return the noise for a client with this many records."""
+        """Return the noise multiplier of a client with this number of records."""
         fitting = [noise for min_records, noise in self.noise_by_records if min_records <= records]
         return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
 
     def ledger_path(self, fingerprint: str) -> Path:
-        """Return the file of the ledger of the data set with this fingerprint."""
+        """Return the path of the ledger of the data set with this fingerprint."""
         return Path(self.ledger_dir) / f"{fingerprint[:32]}.ledger"
 
 
@@ -68,10 +68,10 @@ class CanaryRecords:
     """Canary records of an audit at each simulated client; see `client.extra`.
 
     Attributes:
-      each: number of them at a client.
+      each: number of canary records at each client.
       clients: number of clients.
-      seed: 32 bytes in hexadecimal, from which their coins are drawn.
-      replaced: whether a canary that is out has the opposite gradient instead of none.
+      seed: secret seed of the canaries' coins, 32 bytes in hexadecimal.
+      replaced: whether an excluded canary has the opposite gradient instead of none.
     """
 
     each: int
@@ -81,7 +81,7 @@ class CanaryRecords:
 
     @property
     def count(self) -> int:
-        """Number of them at all clients."""
+        """Number of canary records at all clients."""
         return self.each * self.clients
 
 
@@ -93,11 +93,11 @@ class StepTerms:
     """Parameters of one step of DP-SGD on all clients' records, for a client.
 
     Attributes:
-      terms: with the rate of sampling.
-      node, nodes: of this client and of all clients in the attempt's roster, from which a person's clients are chosen;
-        None and empty in a simulation, which numbers clients by the task.
-      canaries: of an audit, among the clients' records.
-      sketch: compression of each gradient before clipping; specific to a round, so it is not set here.
+      terms: terms of DP-SGD, with a sampling rate.
+      node, nodes: node number of this client, and those of all clients in the attempt's roster, for the choice of each
+        person's clients; None and () in a simulation, where the task numbers the clients.
+      canaries: canary records of an audit.
+      sketch: compression of each gradient before clipping; set anew in each round.
     """
 
     terms: RecordTerms
@@ -112,7 +112,7 @@ class StepTerms:
         return self.terms.clients_per_person
 
     def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
-        """Return the number of a client, and those of all, by which a person's clients are chosen."""
+        """Return the number of a client and the numbers of all clients, for the choice of each person's clients."""
         return (client, range(clients)) if self.node is None else (self.node, self.nodes)
 
 
@@ -121,11 +121,11 @@ class Encryption:
     """Secure aggregation at a simulated client: its identity, and its owner's conditions for every attempt.
 
     Attributes:
-      identities: 32 bytes in hexadecimal, from which all identities are made.
+      identities: secret from which all identities are derived, 32 bytes in hexadecimal.
       clients: number of identities.
       minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile: as in
         `privacy.secagg.policy.Policy`.
-      doubly: whether identities sign doubly, as in suite 3.
+      doubly: whether identities sign with ML-DSA in addition to Ed25519, as in suite 3.
     """
 
     identities: str = field(repr=False)
@@ -144,13 +144,13 @@ class CanaryClients:
     """Canary clients of an audit, whose numbers follow those of the real clients; see `client.extra`.
 
     Attributes:
-      first: number of the first canary as a client.
+      first: client number of the first canary.
       count: number of canaries.
-      seed: 32 bytes in hexadecimal, from which directions and coins are drawn.
+      seed: secret seed of directions and coins, 32 bytes in hexadecimal.
       support: number of coordinates that one canary may use.
       norm: L2 norm of a canary's update.
-      replaced: whether a canary that is out sends the opposite direction instead of nothing.
-      metrics: that a canary reports.
+      replaced: whether an excluded canary sends the opposite direction instead of nothing.
+      metrics: metrics that a canary reports, by name.
     """
 
     first: int
@@ -170,27 +170,25 @@ NO_CANARY_CLIENTS = CanaryClients(0, 0, "", 0, 0.0, replaced=False, metrics={})
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """Task, training and record privacy of a client.
+    """Settings of a client: task, training, record-level privacy and secure aggregation.
 
     Attributes:
-      task: a name of `tasks.TASKS`, or "module:Class" with the module in allow_modules.
-      task_options: arguments of the task.
-      training: parameters, unless the strategy overrides them.
+      task: name in `tasks.TASKS`, or "module:Class" with the module in `allow_modules`.
+      task_options: keyword arguments of the task.
+      training: parameters of local training, which the strategy may override.
       record: record-level privacy; None trains without it.
-      step: of DP-SGD on all clients' records together, whose noise the sum has; None trains otherwise.
-      seed: of a declared simulation; None draws from the operating system.
+      step: terms of DP-SGD on all clients' records together, with noise on the sum; None trains in another way.
+      seed: seed of a declared simulation; None uses the operating system's generator.
       allow_modules: modules that may be imported for the task.
-      encryption: of masked sums, with which sums in the clear are refused; None answers sums in the clear.
-      device: name of a deployed client on its own ledgers, 64 hexadecimal digits; None in a simulation. A device's data
-        are real whatever the task declares, and its ledger of records has this name, so that new records make no new
-        ledger.
-      canaries: canary clients of an audit; None if there are none.
-      loss_traces: the owner's folder of the losses of each record; empty if they are not kept.
-      accelerator: device that models train on, as `tasks.hardware.device_of` reads it.
-      dtype: precision that models run in, `float32` or `bfloat16`.
-      held_out: share of its records that a device holds out of training, from its order; in a simulation the task holds
-        them out.
-      group_equal_rows: whether equal records of those are held out together, as by the rule of earlier releases.
+      encryption: secure aggregation, which refuses unencrypted sums; None answers only unencrypted ones.
+      device: name of a deployed client on its ledgers, 64 hexadecimal digits; None in a simulation. A device's data are
+        real whatever the task declares. Its ledger of records has this name, so that new records continue it.
+      canaries: canary clients of an audit; None without them.
+      loss_traces: folder in which the owner stores each record's losses; empty stores none.
+      accelerator: device for models, in the format of `tasks.hardware.device_of`.
+      dtype: precision of models, `float32` or `bfloat16`.
+      held_out: share of a device's records that are held out of training; in a simulation the task holds them out.
+      group_equal_rows: whether equal records are held out together, the rule of earlier releases.
     """
 
     task: str
@@ -211,12 +209,12 @@ class ClientSettings:
 
     @property
     def canary_clients(self) -> CanaryClients:
-        """Canary clients; none without an audit."""
+        """Canary clients; their count is 0 without an audit."""
         return self.canaries or NO_CANARY_CLIENTS
 
     @property
     def canaries_of_step(self) -> CanaryRecords:
-        """Canary records in the sum of all clients' records; none without a joint step or an audit."""
+        """Canary records in a joint step on all clients' records; their count is 0 without a step or an audit."""
         return NO_CANARY_RECORDS if self.step is None else self.step.canaries
 
     def to_json(self) -> str:
@@ -225,14 +223,14 @@ class ClientSettings:
 
     @classmethod
     def from_json(cls, text: str) -> ClientSettings:
-        """Return the settings that `to_json` wrote."""
+        """Return the settings from the result of `to_json`."""
         return build(cls, read_json(text))
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
-    """Return the training parameters of a round: the client's settings, changed by its schedule and by the strategy.
+    """Return the training parameters of a round: the client's settings after its schedule and the strategy's changes.
 
-    A simulated client follows an order if there is one; a device's settings contain the order that its owner accepted.
+    A simulated client uses the order in `content`, if any; a device's settings contain the order that its owner accepted.
     """
     from .flower_adapter import values_under  # Flower is slow to import, and plans use these settings
     from .wire import read_round

@@ -1,6 +1,6 @@
-"""Adapter to parts of Flower that it does not publish; those of its deployment stand in `links/flower/`.
+"""Adapter to private parts of Flower's Python API; the parts for a deployment are in `links/flower/`.
 
-Contract tests hold `fleet_calls.py` and `control_calls.py` there, and this file, to the pinned release.
+Contract tests check this file, and `fleet_calls.py` and `control_calls.py` there, against the pinned release of Flower.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
 TASK_ID = 1
-QUIET = ("flwr", "httpx", "alembic")  # loggers of Flower, and of what it calls with
+QUIET = ("flwr", "httpx", "alembic")  # loggers of Flower and its libraries
 
 Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
-    """Let this process create messages outside Flower's runtime, and return the run that they belong to."""
+    """Set the run and task ids by which this process may create messages outside Flower's runtime; return their run."""
     TaskIdentity.task_id = task_id
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
@@ -37,18 +37,18 @@ def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
 
 
 def name_message(message: Message, message_id: str) -> None:
-    """Give a message the id that Flower's link would give it, by which its reply is known."""
+    """Set the id of a message, as Flower's link does; its reply refers to this id."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def name_sender(reply: Message, node: int) -> Message:
-    """Return the reply as if it came from the node of that number."""
+    """Set the number of the node that sent a reply, and return the reply."""
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
 
 
 def delivered_message(payload: RecordDict | Error, metadata: Metadata) -> Message:
-    """Return a message as a link delivers it, with the metadata that came with it."""
+    """Return a message with received metadata, as a link delivers it."""
     message_type: Any = Message  # its published overloads leave out the metadata
     return message_type(payload, metadata=metadata)
 
@@ -56,31 +56,31 @@ def delivered_message(payload: RecordDict | Error, metadata: Metadata) -> Messag
 def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
     """Return the records of one kind by name.
 
-    Flower's own `array_records` and the like put the content into a reference cycle. Its arrays, megabytes of a model,
-    then stay until the garbage collector runs, which counts objects and not bytes.
+    Flower's own properties, such as `array_records`, create a reference cycle. The arrays, megabytes of a model, would
+    then stay in memory until the garbage collector runs, which counts objects and not bytes.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def config_of(content: RecordDict, name: str) -> ConfigRecord:
-    """Return the configuration record of a name; an empty one if there is none."""
+    """Return the configuration record with this name; an empty one if there is none."""
     return records_of(content, ConfigRecord).get(name, ConfigRecord())
 
 
 def values_under(content: RecordDict, key: str) -> list[object]:
-    """Return what an instruction's configuration records hold under a key, which no more than one of them should have."""
+    """Return the values of a key in all configuration records of an instruction, normally one at most."""
     return [record[key] for record in records_of(content, ConfigRecord).values() if key in record]
 
 
 def quiet_flower() -> None:
-    """Silence the logs of Flower and its libraries but for errors; fedveil's own table reports the run."""
+    """Silence the logs of Flower and its libraries except errors; fedveil displays the run itself."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @cache
 def report_in_sentences(*kinds: type[Exception]) -> None:
-    """Let Flower report these errors, which are no fault of the code, in a sentence and without a traceback."""
+    """Make Flower log exceptions of these types, which are users' mistakes, as a sentence without a traceback."""
 
     def shorten(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -93,9 +93,9 @@ def report_in_sentences(*kinds: type[Exception]) -> None:
 
 @contextmanager
 def start_checked(check: Callable[[Strategy, object, object], None]) -> Generator[None]:
-    """Call `check` with the strategy, the grid and the `evaluate_fn` before any strategy starts in the block.
+    """Call `check(strategy, grid, evaluate_fn)` before any strategy starts in the block.
 
-    Flower hands `evaluate_fn` to the strategy alone, and calls it before the grid is used at all.
+    Flower passes `evaluate_fn` to the strategy only, and calls it before it uses the grid.
     """
     start = Strategy.start
 
@@ -128,13 +128,13 @@ def client_context(run_id: int, client: int, num_clients: int, run_config: dict[
 
 
 def nodes_by_partition(grid: Grid) -> list[int]:
-    """Return the ids of a simulation's nodes so far, that of partition 0 first.
+    """Return the ids of a simulation's registered nodes, in the order of their partitions.
 
-    Flower draws the ids at random and tells only the client which partition it got. Nodes are registered in the order
-    of their partitions, and the simulation's link state keeps that order.
+    Flower draws ids at random, and sends the number of a partition to its client only. It registers nodes in the order
+    of their partitions, and the simulation's link state returns them in that order.
 
     Raises:
-      TypeError: the grid is not that of Flower's simulation runtime.
+      TypeError: the grid does not belong to Flower's simulation runtime.
     """
     state = getattr(grid, "state", None)
     if state is None:

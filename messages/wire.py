@@ -39,8 +39,7 @@ WEIGHT = "num-examples"  # Flower's key for the weight of a reply
 QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 CANARY_RECORDS = "fedveil.canaries"  # additional array of a sum: a coordinate for each canary record
 
-# Flower error codes of replies.
-BUDGET_SPENT = 1001  # the client's ledger has no budget for the request
+BUDGET_SPENT = 1001  # Flower error code of a reply: the client's ledger has no budget for the request
 LATE = 1002  # the client exceeded its deadline
 OWNERS_POLICY = 1003  # the client's owner does not allow the request
 NOT_ELIGIBLE = 1004  # the device is on battery, hot, busy, on a metered network, or outside its hours
@@ -91,7 +90,7 @@ Layout = dict[str, tuple[int, ...]]
 
 
 class MemoryArray(Array):
-    """Flower `Array` that is serialised only when its bytes are read; clients in the server's process never do.
+    """Flower `Array` that is serialised only when its bytes are read, so never for clients in the server's process.
 
     Args:
       ndarray: values of the array.
@@ -123,9 +122,7 @@ def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
 
 
-def _memory_array(
-    ndarray: NDArray[np.generic],
-) -> MemoryArray:  # for pickle, which cannot find a renamed class
+def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:  # pickle cannot find a renamed class
     return MemoryArray(ndarray)
 
 

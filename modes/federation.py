@@ -56,7 +56,7 @@ class Federation(Parts):
 
     @property
     def held_out_public(self) -> bool:
-        """Whether metrics on held-out data may be shown, as set by `task.held_out`, else by the task, else if simulated."""
+        """Whether metrics on held-out data may be shown: set by `task.held_out`, else by the task, else if simulated."""
         setting, task = self.settings.task.held_out, self.task
         return getattr(task, "held_out_public", task.simulated) if setting is None else setting == "public"
 

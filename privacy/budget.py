@@ -151,7 +151,7 @@ class Release:
       cohort: numbers of the sampled clients, if later sampling depends on them; public, stored on the ledger.
       segments: purpose of each segment of the released vector, by name; stored on the ledger.
       kind: None for a training round; `question` for a sum without an update.
-      arm: arm of a tuning run whose clients alone take part; None if all clients do.
+      arm: arm of a tuning run, if only clients of this arm take part; None if all clients do.
       source: None if the result is computed from data of the ledger's own unit; on a ledger of clients `records`, if
         the clients' ledgers of records paid already; on a ledger of records `client`, for a whole client's vector.
 

@@ -48,8 +48,9 @@ class Plan:
 
     Example:
       >>> import fedveil as fv
-      >>> plan = fv.privacy.Plan("client", "zero-out", fv.All(), clipping_norm=1.0, num_rounds=10)
-      >>> plan = plan.calibrate(fv.Budget("client", target_epsilon=3.0, target_delta=1e-4))
+      >>> from fedveil.privacy import Plan
+      >>> plan = Plan("client", "zero-out", fv.All(), clipping_norm=1.0, num_rounds=10)
+      >>> plan = plan.calibrate(fv.Budget("client", 3.0, 1e-4))
       >>> round(plan.noise_multiplier, 2), round(plan.epsilon(delta=1e-4), 2)
       (3.87, 3.0)
     """
@@ -92,7 +93,7 @@ class Plan:
         return self.noise_over_clip * self.mechanism.sensitivity * self.clipping_norm
 
     def event(self) -> "DpEvent":
-        """Return the privacy event of one release of a calibrated plan.
+        """Return the privacy event of one release of a calibrated plan; any other plan raises Refusal.
 
         A release is a round or, with correlated noise, a cycle of rounds or the whole run.
         """
@@ -280,8 +281,8 @@ class Plan:
 def find_min_noise(cost: Callable[[float], float], target: float) -> float:
     """Return the smallest noise multiplier, up to a relative 1e-4, that costs at most ``target``.
 
-    Doubling or halving brackets it, and the Illinois method on log cost over log noise narrows the bracket. ``cost`` has
-    to decrease with noise and nothing else, and was evaluated at the returned noise.
+    Doubling or halving brackets it, and the Illinois method on log cost over log noise narrows the bracket. ``cost`` must
+    decrease with noise. The returned noise is one at which ``cost`` was evaluated.
     """
     high = 1.0
     while (high_cost := cost(high)) > target:

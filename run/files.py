@@ -28,7 +28,7 @@ MATERIALS = "bom.cdx.json"
 QUESTIONS = "questions"  # folder of answers to questions, in a server's folder
 SCALING = "scaling.json"  # answer by which a run scales its inputs, if the run sent that question
 OF_RECORDS = "records"  # folder in QUESTIONS: ledger of questions with record-level privacy
-OF_ANSWERS = "report"  # folder in QUESTIONS: REPORT and PAGE, apart from answers with users' names
+OF_ANSWERS = "report"  # folder in QUESTIONS: REPORT and PAGE, apart from answers, which users name
 
 
 def locate_ledger(folder: Path, path: str) -> Path:

@@ -476,7 +476,7 @@ def with_targets(data: Data, name: str = "") -> Data:
 
 
 def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
-    """Return data whose inputs are one tensor in memory.
+    """Return data unchanged if their inputs are one tensor in memory, and refuse any other data.
 
     Args:
       data: data of a client, or held-out data.

@@ -11,6 +11,7 @@ import pytest
 import fedveil
 import fedveil.privacy
 import fedveil.tasks
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 
 FACES = (fedveil, fedveil.privacy, fedveil.tasks)
 PROMISED = {
@@ -55,10 +56,10 @@ def test_name_of_the_face_documents_arguments_and_errors(name: str) -> None:
     assert "Example:" in text, name
 
 
-@pytest.mark.parametrize("name", fedveil.__all__)
-def test_the_example_of_a_name_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = inspect.getdoc(getattr(fedveil, name)) or ""
-    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+@pytest.mark.parametrize("name", [*fedveil.__all__, fedveil.privacy.Plan, SumSpec])
+def test_the_example_of_a_name_runs(name: str | type, capsys: pytest.CaptureFixture[str]) -> None:
+    text = inspect.getdoc(getattr(fedveil, name) if isinstance(name, str) else name) or ""
+    example = doctest.DocTestParser().get_doctest(text, {}, str(name), None, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         done = doctest.DocTestRunner().run(example)

@@ -161,7 +161,7 @@ class Ledger:
         """Open a ledger, or create a new one.
 
         Args:
-          path: file in an existing folder; `<path>.lock` contains the process that has it open.
+          path: file in an existing folder; `<path>.lock` names the process that has it open.
           budget: budget of the ledger; unit and adjacency must be those of an existing ledger.
           owner: fingerprint of the data set, or name of the population.
           simulated: whether the data are declared simulated; only then may noise come from a seed.
@@ -276,7 +276,7 @@ class Ledger:
             drafts.extend(drafts_of(self._book))
 
     def charge_unlimited(self, release: Release, purpose: str) -> None:
-        """Charge a release whose result may be released already, even beyond the budget.
+        """Charge a release that may have happened already, even beyond the budget.
 
         Args:
           release: release with a new key.
@@ -486,7 +486,7 @@ class Ledger:
         return max((spent_epsilon(events, delta, adjacency, order, interval) for events in past), default=0.0)
 
     def close(self) -> None:
-        """Write pending commits and release the lock; a closed ledger stays closed."""
+        """Write pending commits and release the lock. A second call does nothing."""
         with self._threads:
             if not self._lock.is_held:
                 return

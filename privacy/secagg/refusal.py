@@ -5,7 +5,7 @@ from typing import final
 
 
 class Reason(StrEnum):
-    """Name by which a refusal is known in messages, logs and tests."""
+    """Reason for a refusal, as it appears in messages, logs and tests."""
 
     POLICY = "policy"
     REPLAY = "replay"
@@ -24,7 +24,7 @@ class Reason(StrEnum):
 
 
 class Fault(StrEnum):
-    """Fault that a node is named for; no behaviour of others can cause it at a node that follows the protocol."""
+    """Fault that evidence proves of a node; nobody can produce evidence against a node that follows the protocol."""
 
     BAD_DEAL = "dealt a share that does not open or does not fit"
     FALSE_COMPLAINT = "complained of a good share"
@@ -37,11 +37,11 @@ class Fault(StrEnum):
 
 @final
 class Refused(Exception):
-    """Attempt that this side does not go on with.
+    """Error that ends an attempt on this side, at a client or at the server.
 
     Attributes:
-      reason: all that may leave this side.
-      detail: for this side's log; it never holds a secret or a vector's value.
+      reason: reason, the only part that may be sent to the other side.
+      detail: text for the local log, which never contains a secret or a vector's value.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:

@@ -1,9 +1,9 @@
-"""Suites of primitives, by number: key agreement, key derivation, sealing and signatures.
+"""Cipher suites, by number: key agreement, key derivation, authenticated encryption and signatures.
 
 X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and ChaCha20-Poly1305 (RFC
-8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose key stream makes the masks, in
-whether ML-KEM-768 (FIPS 203) has a part in their keys (see `hybrid`), and in whether ML-DSA-65 (FIPS 204) signs as well
-(see `double_signature`).
+8439), all from `cryptography`. Suites differ in the cipher, which encrypts shares and generates masks; in whether keys
+depend on ML-KEM-768 (FIPS 203) too, see `hybrid`; and in whether ML-DSA-65 (FIPS 204) signs in addition to Ed25519, see
+`double_signature`.
 """
 
 import os
@@ -24,13 +24,13 @@ from .refusal import Reason, Refused
 from .transcript import Purpose, frame
 
 KEY_BYTES = 32
-KEM_KEY_BYTES = 2 * 1184  # one of ML-KEM-768 for shares, one for masks
+KEM_KEY_BYTES = 2 * 1184  # a public key of ML-KEM-768 for shares, and one for masks
 NONCE_BYTES = 12
 TAG_BYTES = 16
 SIGNATURE_BYTES = 64
 ML_DSA_SIGNATURE_BYTES = 3309  # FIPS 204, table 2
 
-# Takes a 12-byte nonce, n zeros and n + TAG_BYTES of room, of which the first n receive the key stream.
+# Arguments: a 12-byte nonce, n zeros, and a buffer of n + TAG_BYTES bytes, the first n of which receive the key stream.
 KeyStream = Callable[[bytes, memoryview, memoryview], object]
 
 
@@ -53,15 +53,15 @@ def _chacha_stream(key: bytes) -> KeyStream:
 
 @dataclass(frozen=True)
 class Suite:
-    """One choice of primitives, named by number in the terms of an attempt.
+    """Cipher suite, which the terms of an attempt choose by its number.
 
     Attributes:
-      number: in the terms.
-      name: of the primitives, for people.
-      aead: cipher that seals, from a key of 32 bytes.
-      stream: key stream of masks, from a key of 32 bytes.
-      hybrid: whether ML-KEM-768 has a part in the keys.
-      doubly_signed: whether ML-DSA-65 signs beside Ed25519: see `double_signature`.
+      number: number in the terms.
+      name: names of the primitives, for display.
+      aead: function of a 32-byte key that returns the authenticated cipher.
+      stream: function of a 32-byte key that returns the key stream of masks.
+      hybrid: whether keys depend on ML-KEM-768 in addition to X25519.
+      doubly_signed: whether ML-DSA-65 signs in addition to Ed25519, see `double_signature`.
     """
 
     number: int
@@ -73,12 +73,12 @@ class Suite:
 
     @property
     def kem_key_bytes(self) -> int:
-        """Length of a node's ML-KEM keys."""
+        """Length of a node's public ML-KEM keys in bytes; 0 without ML-KEM."""
         return KEM_KEY_BYTES if self.hybrid else 0
 
     @property
     def signature_bytes(self) -> int:
-        """Length of a node's signature."""
+        """Length of a node's signature in bytes."""
         return SIGNATURE_BYTES + (ML_DSA_SIGNATURE_BYTES if self.doubly_signed else 0)
 
 
@@ -90,7 +90,7 @@ SUITES = {
         Suite(
             2, "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream, hybrid=True
         ),
-        # Against one that has it while a federation runs.
+        # Against an adversary that has a quantum computer while a federation runs.
         Suite(
             3,
             "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519 and ML-DSA-65",
@@ -106,10 +106,10 @@ SUITES = {
 
 
 def suite_of(number: int) -> Suite:
-    """Return the suite of that number.
+    """Return the suite with this number.
 
     Raises:
-      Refused: POLICY for a number this version does not know.
+      Refused: POLICY if this version has no such suite.
     """
     if number not in SUITES:
         raise Refused(Reason.POLICY, f"suite {number} is not known; known are {sorted(SUITES)}")
@@ -117,45 +117,45 @@ def suite_of(number: int) -> Suite:
 
 
 def new_key() -> X25519PrivateKey:
-    """Return a fresh key-agreement key."""
+    """Return a new, random private key for key agreement."""
     return X25519PrivateKey.generate()
 
 
 def key_from_seed(seed: bytes, purpose: Purpose = Purpose.MASK_KEY) -> X25519PrivateKey:
-    """Return the key-agreement key derived from a seed; the key reveals nothing about the seed.
+    """Derive a private key for key agreement from a seed; the key reveals nothing about the seed.
 
     Args:
-      seed: 32 bytes.
-      purpose: of the key.
+      seed: uniform secret, 32 bytes.
+      purpose: purpose of the key.
     """
     return X25519PrivateKey.from_private_bytes(derive(seed, frame(purpose)))
 
 
 def public_of(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
-    """Return the public half, 32 bytes."""
+    """Return the public key of a private key, 32 bytes."""
     return key.public_key().public_bytes_raw()
 
 
 def derive(secret: bytes, info: bytes) -> bytes:
-    """Return HKDF-SHA256 of a uniform secret, without salt, 32 bytes.
+    """Derive a 32-byte key from a uniform secret by HKDF-SHA256 without salt.
 
     Args:
-      secret: uniform, at least 32 bytes.
-      info: a `transcript.frame`.
+      secret: uniform secret, at least 32 bytes.
+      info: purpose and context of the key, from `transcript.frame`.
     """
     return HKDF(SHA256(), KEY_BYTES, None, info).derive(secret)
 
 
 def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
-    """Return the 32-byte key that both holders derive; both public keys enter it, in sorted order.
+    """Return the common 32-byte key of two parties, derived from X25519 and both public keys in sorted order.
 
     Args:
-      key: one holder's private key.
-      peer: the other's public key, 32 bytes.
-      info: derivation context of the key.
+      key: private key of one party.
+      peer: public key of the other party, 32 bytes.
+      info: purpose and context of the derived key.
 
     Raises:
-      Refused: MALFORMED if `peer` is not a public key, or one of the few that force a known secret.
+      Refused: MALFORMED if `peer` is not a public key, or has low order, so that everybody knows the secret.
     """
     try:
         secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
@@ -165,7 +165,7 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
 
 
 def pair_key(secret: bytes, public: bytes, peer: bytes, info: bytes) -> bytes:
-    """Return the 32-byte key of a pair from the secret that X25519 gives it; see `agree`."""
+    """Return the common 32-byte key of two parties from their X25519 secret; see `agree`."""
     return derive(secret, frame(Purpose.PAIR, info, *sorted((public, peer))))
 
 
@@ -182,10 +182,10 @@ _SMALL = {
 
 
 def check_public(public: bytes) -> None:
-    """Return if an X25519 public key agrees on a secret, and is written in the one way that has no spare bit.
+    """Check that an X25519 public key is in canonical form and not of low order.
 
     Raises:
-      Refused: MALFORMED.
+      Refused: MALFORMED if the check fails.
     """
     number = int.from_bytes(public, "little")
     if number >= _PRIME or number in _SMALL:
@@ -193,29 +193,29 @@ def check_public(public: bytes) -> None:
 
 
 def seal(suite: Suite, key: bytes, plaintext: bytes, associated: bytes | memoryview) -> bytes:
-    """Return nonce, ciphertext and tag: 28 bytes more than the plaintext. The nonce is random.
+    """Encrypt and authenticate; return a random nonce, the ciphertext and the tag, 28 bytes more than the plaintext.
 
     Args:
-      suite: whose cipher.
-      key: 32 bytes.
-      plaintext: to seal.
-      associated: authenticated data, not included in the result.
+      suite: suite with the cipher.
+      key: secret key, 32 bytes.
+      plaintext: bytes to encrypt.
+      associated: associated data, which are authenticated but not included in the result.
     """
     nonce = os.urandom(NONCE_BYTES)
     return nonce + suite.aead(key).encrypt(nonce, plaintext, associated)
 
 
 def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryview) -> bytes:
-    """Return the plaintext.
+    """Return the plaintext of a ciphertext.
 
     Args:
-      suite: whose cipher.
-      key: 32 bytes.
-      sealed: what `seal` returned.
-      associated: the same as then.
+      suite: suite with the cipher.
+      key: secret key, 32 bytes.
+      sealed: result of `seal`.
+      associated: associated data from `seal`.
 
     Raises:
-      Refused: BAD_SHARE if the ciphertext, the key or the associated data differ from sealing.
+      Refused: BAD_SHARE if the ciphertext, the key or the associated data are not those of `seal`.
     """
     try:
         return suite.aead(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
@@ -224,28 +224,28 @@ def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryvi
 
 
 def sign(key: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
-    """Return the 64-byte signature of a body.
+    """Return the 64-byte Ed25519 signature of a body.
 
     Args:
-      key: the signer's.
-      context: in which the signature counts, 32 bytes.
-      body: what is signed.
+      key: private key of the signer.
+      context: context in which the signature is valid, 32 bytes.
+      body: bytes to sign.
     """
     return key.sign(frame(Purpose.SIGNATURE, context, body))
 
 
 @lru_cache(maxsize=1 << 12)  # simulated nodes in one process check the same signatures
 def verify(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
-    """Return if a signature is what `sign` made.
+    """Check a signature of `sign`.
 
     Args:
-      public: the signer's key, 32 bytes.
-      context: in which the signature counts, 32 bytes.
-      body: what was signed.
-      signature: 64 bytes.
+      public: public key of the signer, 32 bytes.
+      context: context of the signature, 32 bytes.
+      body: signed bytes.
+      signature: signature, 64 bytes.
 
     Raises:
-      Refused: BAD_SIGNATURE.
+      Refused: BAD_SIGNATURE if the signature is invalid.
     """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, frame(Purpose.SIGNATURE, context, body))

@@ -12,20 +12,20 @@ from functools import cache
 
 from .refusal import Reason, Refused
 
-# 1 had no commitments to shares, 2 none to the seeds that they are of, and 3 none to the secrets that ML-KEM has a part in;
-# in 3 a node signed neither complaints nor reveals.
+# Version 2 added commitments to shares, version 3 to the shared seeds, and version 4 to secrets that depend on ML-KEM, and
+# signatures of complaints and reveals.
 PROTOCOL_VERSION = 4
 HASH_BYTES = 32
 _DOMAIN = "fedveil secagg"
-_FRAMING = 1  # stays, so that rosters stay signed and memories open; terms bind an attempt to its version
-_INT_BYTES = 16  # Flower's node and run numbers are unsigned 64-bit; the sign needs one more.
+_FRAMING = 1  # constant, so that signed rosters and stored states stay valid; terms contain the version
+_INT_BYTES = 16  # Flower's node and run numbers are unsigned 64-bit, and the sign needs one more bit
 _INT_OPENING = b"i" + _INT_BYTES.to_bytes(8, "big")
 
 Part = bytes | str | int | float
 
 
 class Purpose(StrEnum):
-    """Use of a hash, key or signature; no two purposes ever share one."""
+    """Purpose of a hash, key or signature; each has exactly one."""
 
     SETUP = "setup"
     ROUND = "round"
@@ -61,7 +61,7 @@ class Purpose(StrEnum):
 
 
 class Profile(StrEnum):
-    """Trust in the server: it follows the protocol, or it is malicious."""
+    """Assumption about the server: it follows the protocol (semi-honest), or may deviate from it (malicious)."""
 
     MALICIOUS = "malicious"
     SEMI_HONEST = "semi_honest"
@@ -76,19 +76,19 @@ class AttemptTerms:
       suite: a key of `suite.SUITES`.
       run: number of the run.
       round: number of the round.
-      attempt: number of the attempt; with run and round never used twice.
-      roster_version: of the roster that holds the identities.
-      roster_hash: its hash, 32 bytes.
-      cohort_size: number of asked clients, n.
-      threshold: shares that open a secret, t.
-      neighbours: number of others with which a client shares masks, k.
-      bits: width of a coordinate of the sum, 16 or 32.
-      step: distance of two lattice points, in the units of the update.
-      clipping_norm: L2 norm no update exceeds.
-      noise_multiplier: noise std of the sum over `clipping_norm`; 0 without noise.
-      minimum_survivors: fewest vectors whose sum may be opened.
-      profile: see `Profile`.
-      task_hash: of the task, 32 bytes.
+      attempt: number of the attempt; (run, round, attempt) is never used twice.
+      roster_version: version of the roster of identities.
+      roster_hash: hash of the roster, 32 bytes.
+      cohort_size: number of invited clients, n.
+      threshold: number of shares that recover a secret, t.
+      neighbours: number of other clients with which each client has pair masks, k.
+      bits: bits per coordinate of the sum, 16 or 32.
+      step: distance of two grid points, in the units of the update.
+      clipping_norm: largest L2 norm of an update.
+      noise_multiplier: noise std of the sum / `clipping_norm`; 0 without noise.
+      minimum_survivors: smallest number of vectors whose sum may be unmasked.
+      profile: assumption about the server.
+      task_hash: hash of the task, 32 bytes.
     """
 
     protocol_version: int
@@ -111,12 +111,12 @@ class AttemptTerms:
 
 
 def signs(terms: AttemptTerms) -> bool:
-    """Return whether nodes sign what they complain of and reveal, as from version 4 on."""
+    """Return whether nodes sign their complaints and reveals, as they do from version 4 on."""
     return terms.protocol_version == PROTOCOL_VERSION
 
 
 def run_number(run: str) -> int:
-    """Return the number of a run in the terms of attempts, unsigned 64 bits."""
+    """Return the number of a run in attempts' terms, an unsigned 64-bit hash of its name."""
     return int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big")
 
 
@@ -124,8 +124,8 @@ def frame(purpose: Purpose, *parts: Part) -> bytes:
     """Return an injective encoding of the parts and their purpose: each part has its type and length.
 
     Args:
-      purpose: of the bytes.
-      *parts: bytes, text, integers below 2**127 in size, or floats.
+      purpose: purpose of the encoding.
+      *parts: bytes, text, integers of a magnitude below 2**127, or floats.
     """
     return _opening(purpose) + b"".join([_framed(part) for part in parts])
 
@@ -141,23 +141,23 @@ def digest(purpose: Purpose, *parts: Part) -> bytes:
 
 
 def setup_context(terms: AttemptTerms) -> bytes:
-    """Return the hash of the terms: the context of adverts and shares, which may precede the model."""
+    """Return the hash of the terms, the context of adverts and shares, which may be sent before the model."""
     return digest(Purpose.SETUP, *(getattr(terms, field.name) for field in fields(terms)))
 
 
 def round_context(
     setup: bytes, cohort: Sequence[int], model_hash: bytes, void: Iterable[tuple[int, int]] = ()
 ) -> bytes:
-    """Return the context of masks and confirmations: masks of clients with different models do not cancel.
+    """Return the context of masks and confirmations, 32 bytes; masks of clients with different models do not cancel.
 
     Args:
-      setup: context of the shares, 32 bytes.
-      cohort: nodes that shared.
-      model_hash: of the round's model, 32 bytes.
-      void: pairs of nodes without a mask between them.
+      setup: context of the shares from `setup_context`, 32 bytes.
+      cohort: numbers of the nodes that sent shares.
+      model_hash: hash of the round's model, 32 bytes.
+      void: pairs of nodes without a pair mask.
 
     Raises:
-      Refused: WRONG_COHORT when a node is listed twice.
+      Refused: WRONG_COHORT if a node is listed twice.
     """
     members = sorted(cohort)
     if len(set(members)) != len(members):
