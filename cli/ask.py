@@ -125,9 +125,8 @@ def _of_kind(kind: str, columns: Sequence[str], keys: Mapping[str, Any]) -> dict
             remedy = "give numbers separated by commas"
             fields[key] = words if key == "categories" else [read(float, key, each, remedy) for each in words]
     if len(columns) != (kind != "count"):
-        raise Refusal(
-            "COLUMN", " ".join(columns), "name one column; write questions about several into a file"
-        )
+        text = "name one column; write questions about several into a file"
+        raise Refusal("COLUMN", " ".join(columns), text)
     of = {"of": columns[0]} if columns else {}
     return {"ask": [{"kind": kind, **of, **fields}]}
 

@@ -197,9 +197,8 @@ def verify(
     """
     ledgers = [each for path in paths if not path.name.endswith(COMPANIONS) for each in ledgers_in(path)]
     if not ledgers:
-        raise Refusal(
-            "ledger", str(paths[0]), "is a lock or journal of a ledger; give the path of the ledger"
-        )
+        text = "is a lock or journal of a ledger; give the path of the ledger"
+        raise Refusal("ledger", str(paths[0]), text)
     if head and len(ledgers) > 1:
         raise Refusal("head", " ".join(head), "belongs to one ledger; give only that ledger")
     return max(_verify(each, head or (), as_json=as_json) for each in ledgers)

@@ -78,9 +78,8 @@ def verify(
             "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
         )
     if roster is not None and not re.fullmatch("[0-9a-f]{64}", roster := roster.lower()):
-        raise Refusal(
-            "--roster", roster, "is not 64 hexadecimal digits, as fedveil client roster prints them"
-        )
+        text = "is not 64 hexadecimal digits, as fedveil client roster prints them"
+        raise Refusal("--roster", roster, text)
     chains = [read_rollovers(each) for each in keys or ()]
     public = tuple(
         chain[-1].new if chain else read_public(each) for each, chain in zip(keys or (), chains, strict=True)

@@ -109,9 +109,8 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
     value = str(value)
     if key in ("task", "strategy") and re.fullmatch(TARGET, value):
         allowed = f"allow_modules=[{value.partition(':')[0]}]"
-        return Refusal(
-            key, value, f"there is no such option; write {key}=custom {key}.target={value} {allowed}"
-        )
+        text = f"there is no such option; write {key}=custom {key}.target={value} {allowed}"
+        return Refusal(key, value, text)
     if key == "compress" and value in UNSAFE:
         return Refusal(key, value, UNSAFE[value])
     if key == "tune" and value.lower() in PRIVATE_SELECTION:

@@ -96,9 +96,8 @@ class BudgetSettings(Group):
 
 
 def _missing(room: str) -> Any:
-    return Field(
-        json_schema_extra=remedy(f"needs fedveil.{room}, which is missing here: install all of fedveil")
-    )
+    text = f"needs fedveil.{room}, which is missing here: install all of fedveil"
+    return Field(json_schema_extra=remedy(text))
 
 
 class _Ignored(Group):

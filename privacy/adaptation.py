@@ -130,9 +130,8 @@ class Adaptation:
           scalars: its noised means by name.
         """
         if self.clipping is not None:
-            last = replace(
-                last, clipping_norm=self.clipping.next_norm(last.clipping_norm, scalars[UNCLIPPED])
-            )
+            norm = self.clipping.next_norm(last.clipping_norm, scalars[UNCLIPPED])
+            last = replace(last, clipping_norm=norm)
         if self.noise is not None:
             losses = (*last.losses, scalars[self.noise.loss])[-2 * WINDOW :]
             noise = self.noise.next_noise(last.noise_multiplier, number, losses)

@@ -162,10 +162,8 @@ class Plan:
           Unaffordable: one round exceeds the budget; the refusal names the noise multiplier.
         """
         if not admits([*prior, self.event()], budget, self.filter_order):
-            remedy = (
-                f"not even one round fits the rest of epsilon {budget.target_epsilon:g}; raise one of them"
-            )
-            raise Unaffordable("noise_multiplier", self.noise_multiplier, remedy)
+            text = f"not even one round fits the rest of epsilon {budget.target_epsilon:g}; raise one of them"
+            raise Unaffordable("noise_multiplier", self.noise_multiplier, text)
 
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
         """Return this plan with the smallest noise, up to a relative 1e-4, with which all rounds fit the budget.

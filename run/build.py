@@ -115,10 +115,8 @@ def _check_training(settings: SimulationSettings, mode: type[Mode], task: Task, 
         remedy = "a task that trains by itself chooses its own precision; leave it out"
         raise Refusal("engine.dtype", settings.engine.dtype, remedy)
     if mode.sums_records and callable(getattr(task, "optimizer", None)):
-        remedy = (
-            "the strategy takes the step, and the task brings an optimizer of its own; use privacy=record"
-        )
-        raise Refusal("privacy", settings.privacy.name, remedy)
+        text = "the strategy takes the step, and the task brings an optimizer of its own; use privacy=record"
+        raise Refusal("privacy", settings.privacy.name, text)
     custom_training = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
     if training.optimizer.plain and not custom_training:
         return
@@ -142,10 +140,8 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], task: Task |
         _refuse_placeholder("task", name)
         return load_task(name, options, settings.allow_modules)
     if settings.engine.elsewhere:
-        remedy = (
-            "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
-        )
-        raise Refusal("engine", "ray", remedy)
+        text = "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
+        raise Refusal("engine", "ray", text)
     from ..tasks.pool import dealt
 
     instance = dealt(task, options.get(DEALT))
@@ -218,10 +214,8 @@ def _check_turns(settings: SimulationSettings) -> None:
             remedy = f"with cohort={cohort.name} rounds are one release, fixed in advance; use fixed"
             raise Refusal(f"privacy.{choice}", "adaptive", remedy)
     if isinstance(cohort, CyclicCohort) and client.noise != "correlated":
-        remedy = (
-            "independent noise gains nothing by turns; add privacy.noise=correlated, or use cohort=poisson"
-        )
-        raise Refusal("cohort", cohort.name, remedy)
+        text = "independent noise gains nothing by turns; add privacy.noise=correlated, or use cohort=poisson"
+        raise Refusal("cohort", cohort.name, text)
 
 
 def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:

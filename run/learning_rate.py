@@ -62,9 +62,8 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
         limit *= OF_CLIPPED
     rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature
     rate = float(f"{rate:.3g}")
-    return settings.model_copy(
-        update={"training": replace(training, learning_rate=rate), "rate_of_task": False}
-    )
+    values = {"training": replace(training, learning_rate=rate), "rate_of_task": False}
+    return settings.model_copy(update=values)
 
 
 def _momentum(num_rounds: int) -> float:

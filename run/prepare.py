@@ -126,9 +126,8 @@ def _check_data(federation: Federation) -> None:
     task, held_out = federation.task, held_out_of(federation.task)
     check_made_here(task.model())
     if not len(held_out) and federation.population.needs_held_out:
-        raise Refusal(
-            "held_out", 0, "there are no examples; give at least one, of tables as task.held_out_file"
-        )
+        text = "there are no examples; give at least one, of tables as task.held_out_file"
+        raise Refusal("held_out", 0, text)
     check_data(held_out, "held-out data")
     check_observer(federation)
     clients = federation.population.clients_to_check(task, federation.needs_all_clients)

@@ -85,9 +85,8 @@ def read_progress(
     forget_rounds_after(folder, state.round)
     history = read_rows(folder / METRICS, state.round)
     before = traffic_in(read_rows(folder / OPERATOR) or history)
-    return Progress(
-        run, state, observer, meter, history, tally, before=before, remembered=run.checkpoint.audit
-    )
+    audit = run.checkpoint.audit
+    return Progress(run, state, observer, meter, history, tally, before=before, remembered=audit)
 
 
 def _restored(run: Run, strategies: Sequence[Strategy], names: Sequence[str]) -> State:

@@ -96,9 +96,8 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
     config = config_of(folder)
     task, partition = config["task"], config.get("partition")
     if lost := next((pair for pair in leaves(task) if str(pair[1]).startswith("${")), None):
-        raise Refusal(
-            f"task.{lost[0]}", lost[1], "cannot be resolved; set what it takes from the environment"
-        )
+        text = "cannot be resolved; set what it takes from the environment"
+        raise Refusal(f"task.{lost[0]}", lost[1], text)
     if task["name"] in TABLES:
         table_options = {"schema": str(folder / "schema.yaml"), "model": task["model"]}
         return load_task(

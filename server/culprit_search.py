@@ -118,10 +118,8 @@ class Search:
         rest += [node for node in others if node in culprits.possible]
         companions = max(min_size - len(suspects), 0) if suspects else 0
         if not min_size or len(rest) - companions < min_size or (not suspects and len(rest) < 2 * min_size):
-            limit = (
-                f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
-            )
-            reason = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small ({limit})"
+            cap = f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
+            reason = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small ({cap})"
             return [list(cohort)], f"{reason}; enlarge the cohort"
         first_part, rest = [sorted([*suspects, *rest[:companions]])] if suspects else [], rest[companions:]
         count = 2 * culprits.min_attackers if culprits.possible or not suspects else 1

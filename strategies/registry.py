@@ -86,9 +86,8 @@ def check_averages(strategy: Strategy) -> None:
         if isinstance(strategy, refused):
             raise Refusal("strategy", type(strategy).__name__, reason)
     if (key := getattr(strategy, "weighted_by_key", WEIGHT)) != WEIGHT:
-        raise Refusal(
-            "strategy.weighted_by_key", key, f"a sum is one reply, weighted by {WEIGHT}; leave it out"
-        )
+        text = f"a sum is one reply, weighted by {WEIGHT}; leave it out"
+        raise Refusal("strategy.weighted_by_key", key, text)
 
 
 def aggregated(

@@ -106,10 +106,8 @@ def _digest(data: Data, name: str, row: int) -> bytes:
         try:
             feed(digest, data.raw_items([row])[0])
         except TypeError as error:
-            remedy = (
-                "such an item cannot be told from others; give at most per_person of a person, or tensors"
-            )
-            raise Refusal("persons", str(error), remedy) from None
+            text = "such an item cannot be told from others; give at most per_person of a person, or tensors"
+            raise Refusal("persons", str(error), text) from None
         return digest.digest()
     for each in leaves((data.inputs, data.targets)):
         if each.dim():

@@ -72,10 +72,8 @@ def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
     """
     numbers = [each for each in _numbers(schema, ASKED) if each.standard is None]
     if not 1 <= len(numbers) <= MAX_QUESTIONS:
-        remedy = (
-            f"asks about 1 to {MAX_QUESTIONS} numbers; write mean and deviation of others into the schema"
-        )
-        raise Refusal(FIELD, f"{len(numbers)} numbers", remedy)
+        text = f"asks about 1 to {MAX_QUESTIONS} numbers; write mean and deviation of others into the schema"
+        raise Refusal(FIELD, f"{len(numbers)} numbers", text)
     return [
         {"name": each.name, "kind": "variance", "of": each.name, "low": each.low, "high": each.high}
         for each in numbers

@@ -465,10 +465,8 @@ def _list(where: str, key: str, value: object) -> tuple[str, ...]:
 
 def _number(where: str, key: str, value: object) -> float:
     if value is None:
-        remedy = (
-            f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"
-        )
-        raise Refusal(where, None, remedy)
+        text = f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"
+        raise Refusal(where, None, text)
     try:
         return real(where, float(value) if isinstance(value, str) else value)
     except ValueError:

@@ -107,7 +107,8 @@ def test_added_mode_gives_its_promise(run: Path) -> None:
 
 
 def test_a_mode_is_planned_verified_and_reported(run: Path, python: Callable[..., str]) -> None:
-    assert python("-m", "fedveil", "plan", *RUN).startswith("Unit: one client")
+    plan = python("-m", "fedveil", "plan", *RUN)
+    assert plan.startswith("Unit: one client") and "Before round 1 the clients are counted" in plan
     python("-m", "fedveil", "verify", "run")
     python("-m", "fedveil", "report", "run")
     (row,) = (each for each in read(run / "report.json")["privacy"] if each["relies_on"])

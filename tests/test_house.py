@@ -76,15 +76,15 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_915,  # with docstrings, comments and blank lines
+    "lines of the package": 81_901,  # with docstrings, comments and blank lines
     "lines of the core": 54_881,
-    "files that know many features": 10,
-    "tests of None": 1_493,
-    "tests of None on a part's name": 26,
-    "conditional expressions": 1_694,
+    "files that know many features": 5,
+    "tests of None": 1_485,
+    "tests of None on a part's name": 23,
+    "conditional expressions": 1_665,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
-    "names that are participles or adverbs": 1_839,
+    "names that are participles or adverbs": 8,
     "files with functions and no test of their name": 265,
     "files that the smallest job loads": 178,
     "lines that the smallest job loads": 29_236,

@@ -470,9 +470,8 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         remedy = f"{reason} in this model; use auto or {'hooks' if visible else 'one_by_one'}"
         raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "ghost" and not _ghost_can(model, batches[0]):
-        raise Refusal(
-            "privacy.gradients", gradients, "the model has several outputs or tied weights; use auto"
-        )
+        text = "the model has several outputs or tied weights; use auto"
+        raise Refusal("privacy.gradients", gradients, text)
     return gradients
 
 

@@ -96,9 +96,7 @@ def _masses(deltas: Vector, interval: float) -> Vector:
 def grid_range(sign: float, rate: float, noise: float, interval: float) -> tuple[int, int]:
     """Return the first and the last place of a side's losses on its grid; arguments as of `side`."""
     reach = (0.5 - noise * LAST_DEVIATION) / noise**2
-    ends = sorted(
-        sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + end)) for end in (-reach, reach)
-    )
+    ends = sorted(sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + x)) for x in (-reach, reach))
     return math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
 
 
