@@ -86,8 +86,8 @@ CEILINGS = {
     "properties that are read for their refusal": 0,
     "names that are participles or adverbs": 8,
     "files with functions and no test of their name": 265,
-    "files that the smallest job loads": 178,
-    "lines that the smallest job loads": 29_236,
+    "files that the smallest job loads": 177,
+    "lines that the smallest job loads": 28_790,
 }
 SMALLEST = """
 import sys, json
