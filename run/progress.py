@@ -29,7 +29,8 @@ from .files import BLAME, METRICS, OPERATOR
 from .observer import Observer
 from .prepared_run import Run
 from .record_ledgers import NoMeter
-from .round_lines import forget_rounds_after, metric_means, read_rows, tell_operator, traffic_in
+from .round_lines import forget_rounds_after, metric_means, tell_operator
+from .run_files import read_rows
 
 
 @dataclass
@@ -84,7 +85,8 @@ def read_progress(
         state = _restored(run, strategies, list(arrays))
     forget_rounds_after(folder, state.round)
     history = read_rows(folder / METRICS, state.round)
-    before = traffic_in(read_rows(folder / OPERATOR) or history)
+    rows = read_rows(folder / OPERATOR) or history
+    before = sum((Carried(**row["bytes"]) for row in rows if row.get("bytes")), start=NOTHING)
     audit = run.checkpoint.audit
     return Progress(run, state, observer, meter, history, tally, before=before, remembered=audit)
 

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..base.durable_files import open_for_owner, replace_file
 from ..configs.round_line import AT_CLIENTS
-from ..messages.traffic import NOTHING, Carried
 from .callbacks import RoundEnd, RunEnd, RunStart
 from .files import METRICS, OPERATOR
+from .run_files import read_rows
 
 LOW, HIGH = "/low", "/high"  # suffixes of an interval's ends in the names of an evaluation's figures
 Row = Mapping[str, Any]
@@ -59,27 +59,6 @@ def _text(rows: Sequence[Row]) -> bytes:
     )
     # Frozen mappings are not dictionaries.
     return "".join(json.dumps(row, allow_nan=False, default=dict) + "\n" for row in finite).encode()
-
-
-def read_rows(path: Path, last: float = math.inf) -> list[dict[str, Any]]:
-    """Return the rounds in a file up to `last` or to the first line truncated by a crash; none without a file."""
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not isinstance(cast(Row, row).get("round"), int):
-            break
-        rows.append(cast("dict[str, Any]", row))
-    return [row for row in rows if row["round"] <= last]
-
-
-def traffic_in(rows: Sequence[Row]) -> Carried:
-    """Return the traffic of rounds, from the rows that state it."""
-    return sum((Carried(**row["bytes"]) for row in rows if row.get("bytes")), start=NOTHING)
 
 
 def drops_in(rows: Sequence[Row]) -> dict[str, int]:

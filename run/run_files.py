@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from ..base.refusal import Refusal, unreadable
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.ledger.ledger_state import read_entries
 from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, OPERATOR, QUESTIONS, RESULT, SAVED
-from .round_lines import read_rows
 
 OWN_LEDGERS = "each client's own ledger, which limits its epsilon to this"  # the accountant of a row
 MIXED = "the task mixed the examples of a step: no epsilon holds"  # begins the reason of a run that ended so
@@ -29,6 +29,22 @@ SIMULATION = "simulation"  # `data` of a result whose data are declared simulate
 TOTALS = ("seconds", "cpu_seconds", "joules", "bytes")  # of a run, in the last line of the operator's file
 MAX_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
 Fields = Mapping[str, Any]
+
+
+def read_rows(path: Path, last: float = math.inf) -> list[dict[str, Any]]:
+    """Return the rounds in a file up to `last` or to the first line truncated by a crash; none without a file."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(row, dict) or not isinstance(cast("Mapping[str, Any]", row).get("round"), int):
+            break
+        rows.append(cast("dict[str, Any]", row))
+    return [row for row in rows if row["round"] <= last]
 
 
 @dataclass(frozen=True)
