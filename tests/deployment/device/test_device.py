@@ -420,8 +420,8 @@ def test_link_asks_the_ledgers_beyond_the_journal(clients, monkeypatch) -> None:
     assert code_of(device, message) == 0
     name, asked = question_id(message, pack_body(message), 2), []
 
-    def follow(endpoint, handle, journal, stop, *rest, charged) -> None:
-        asked.extend([charged(name), charged(name.replace("/7/", "/8/", 1))])
+    def follow(endpoint, handle, journal, stop, *rest, is_charged) -> None:
+        asked.extend([is_charged(name), is_charged(name.replace("/7/", "/8/", 1))])
         stop.set()
 
     monkeypatch.setattr("fedveil.links.grpc.device_end.follow", follow)
