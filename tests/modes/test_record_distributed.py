@@ -90,7 +90,7 @@ def test_one_record_moves_a_vector_by_no_more_than_its_sensitivity(
 
 @settings(max_examples=60)
 @given(st.integers(1, 60), st.floats(12.0, 80.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1))
-def test_one_record_moves_a_vector_no_further_where_it_becomes_too_long(
+def test_one_record_moves_a_vector_no_further_at_its_range(
     size: int, units: float, part: float, seed: int
 ) -> None:
     unit, spec = 0.5, spec_of(size, 0.5, units)
