@@ -41,6 +41,7 @@ from .probes import PlantedProbes, StepScores, planted_probes, step_scores
 from .result import as_json
 from .settings import audit_of
 
+JSON_KEYS = {"figures": "shown"}  # of a memorisation test in result.json
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
 MECHANISM = "audit"  # mechanism of its notes on the ledger
@@ -162,7 +163,7 @@ class RunAudit:
         write_terms(self, opened=over)
         if looks := auditor.looks or auditor.record_looks:
             draw_audit(looks, self.run.folder / PLOT, title)
-        memorised = [asdict(each) for each in auditor.memorised]
+        memorised = [{JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in auditor.memorised]
         return as_json(auditor.terms, summary, auditor.raised, self.on_alarm) | {"memorisation": memorised}
 
 

@@ -38,6 +38,7 @@ from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 
 NOT_RUNNING, REFUSED = 1, 2
+JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
 # Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
 # an older copy.
 WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE})
@@ -80,7 +81,9 @@ def status(folder: Path, as_json: bool) -> int:
                     "running": pid is not None,
                     "ended": over,
                     "ledgers": ledgers,
-                    "questions": [asdict(each) for each in questions],
+                    "questions": [
+                        {JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in questions
+                    ],
                     **rosters,
                 }
             )

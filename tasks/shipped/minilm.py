@@ -81,9 +81,7 @@ class BertLayer(nn.Module):
           query: of each token, before the split into heads.
           value: of each token, before the split into heads.
         """
-        q, k, v = (
-            each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in (query, self.key(inputs), value)
-        )
+        q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (query, self.key(inputs), value))
         scores = q @ k.mT / (WIDTH // HEADS) ** 0.5 + MASKED * (~mask)[:, None, None, :]
         attended = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         middle = self.first_norm(inputs + self.mixed(attended))

@@ -270,6 +270,7 @@ def test_a_run_audits_its_clients_records(tmp_path: Path, capsys: pytest.Capture
     assert outcome.exit_code == 0
     (odd,) = outcome.result["audit"]["memorisation"]
     assert odd["name"] == "odd_examples" and odd["refutes"]
+    assert odd.keys() == {"name", "p_value", "shown", "refutes"}  # readers of result.json go by these
     records = outcome.result["audit"]["records"]
     assert records["claimed"] == 3.0 and min(*records["p_values"].values(), odd["p_value"]) > 0.001
     assert outcome.result["audit"]["verdict"] == "consistent"

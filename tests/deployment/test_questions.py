@@ -179,6 +179,8 @@ def test_owner_reads_question_purpose_and_cost(clients: Path, capsys: pytest.Cap
     )
     status(clients / "c0", as_json=True)
     (told,) = json.loads(capsys.readouterr().out)["questions"]
+    keys = {"name", "purposes", "why", "asked", "epsilon", "when", "state"}
+    assert told.keys() == keys  # programs read them
     assert told["name"] == "labels" and told["purposes"] == ["statistics"] and told["epsilon"] > 0
 
 
