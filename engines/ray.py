@@ -68,7 +68,11 @@ def ray_grid(clients: Clients, settings: Ray) -> Generator[RayGrid]:
 
     try:
         cpus = settings.num_cpus or ray.cluster_resources().get("CPU", 0)
-        yield RayGrid(clients, max(1, min(math.ceil(cpus), clients.invited)))
+        grid = RayGrid(clients, max(1, min(math.ceil(cpus), clients.invited)))
+        try:
+            yield grid
+        finally:
+            grid.end()
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
@@ -142,8 +146,16 @@ class RayGrid(AskingGrid):
         for number in range(self.actors):
             self._start(number)
         if len(here := self._live_actors(self.actors)) < self.actors:
+            self.end()
             remedy = f"Ray had CPUs for {len(here)} actors; ask for fewer"
             raise Refusal("engine.num_cpus", self.actors, remedy)
+
+    def end(self) -> None:
+        """Kill the actors: others need their CPUs, however long somebody keeps this grid."""
+        import ray
+
+        for actor in self._actors.values():
+            ray.kill(actor)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients."""

@@ -365,6 +365,16 @@ def test_clients_beyond_any_actor_are_named_and_are_no_lack_of_cpus() -> None:
         pass
 
 
+def test_an_ended_grid_frees_its_cpus_though_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.engines.ray.START_SECONDS", 30.0)
+    clients, both = clients_of(ClientApp(), 2), Ray(num_cpus=2.0)
+    kept = []
+    for _ in range(2):
+        with ray_grid(clients, both) as grid:
+            kept.append(grid)
+    assert [each.actors for each in kept] == [2, 2]
+
+
 def test_a_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
