@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
     from torch import nn
 
-    from ..messages.client_settings import CanaryClients, CanaryRecords
+    from ..messages.simulated_settings import CanaryClients, CanaryRecords
     from ..privacy.mechanisms.compression import Sketch
     from ..privacy.mechanisms.private_sum import CohortSum
     from ..privacy.mechanisms.randomness import Randomness

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..messages import wire
-from ..messages.client_settings import ClientSettings, RecordPrivacy
+from ..messages.client_settings import ClientSettings
+from ..messages.record_settings import RecordPrivacy
 from ..privacy.ledger.ledger import Ledger
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import Record
-from ..messages.client_settings import TRAIN_LOSS, ClientSettings, RecordPrivacy
+from ..messages.client_settings import TRAIN_LOSS, ClientSettings
+from ..messages.record_settings import RecordPrivacy
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import OF_RECORDS, UNLIMITED_EPSILON, Adversary, Budget, check_delta
 from ..privacy.ledger.caps import NAME_LENGTH, CapEnded, capped

@@ -23,7 +23,7 @@ from .machine import ONE_MACHINE, OnThisMachine
 from .population import ESTIMATED, REAL, Words
 
 if TYPE_CHECKING:
-    from ..messages.client_settings import RecordPrivacy
+    from ..messages.record_settings import RecordPrivacy
     from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Ledger
 

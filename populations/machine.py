@@ -20,7 +20,7 @@ from ..tasks.fingerprint import fingerprint
 from .population import ESTIMATED, SIMULATION, Population, Words
 
 if TYPE_CHECKING:
-    from ..messages.client_settings import RecordPrivacy
+    from ..messages.record_settings import RecordPrivacy
     from ..privacy.secagg.roster import Roster
     from ..tasks.protocol import Task
 

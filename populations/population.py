@@ -14,7 +14,7 @@ from ..configs.schema import SimulationSettings
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-    from ..messages.client_settings import RecordPrivacy
+    from ..messages.record_settings import RecordPrivacy
     from ..privacy.budget import Adjacency, Budget
     from ..privacy.ledger.caps import Cap
     from ..privacy.ledger.data_sets import PendingCharges

@@ -30,7 +30,8 @@ from ..privacy.plan import Plan
 from ..strategies.record_plan import plans_of_sizes, record_plan, steps_of
 
 if TYPE_CHECKING:
-    from ..messages.client_settings import ClientSettings, RecordPrivacy
+    from ..messages.client_settings import ClientSettings
+    from ..messages.record_settings import RecordPrivacy
     from ..modes.federation import Federation
     from ..server.participants import Participants
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..messages.client_settings import ClientSettings, RecordPrivacy
+from ..messages.client_settings import ClientSettings
+from ..messages.record_settings import RecordPrivacy
 from ..privacy.budget import Adversary
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.plan import Plan

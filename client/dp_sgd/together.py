@@ -9,7 +9,7 @@ would start from a state with only a client's own share of the noise, which is t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from ...messages.client_settings import ClientSettings, StepTerms, training_settings
+from ...messages.client_settings import ClientSettings, training_settings
+from ...messages.record_settings import StepTerms
 from ...messages.wire import CANARY_RECORDS, Layout, layout_of, only_arrays, sketch_for, sum_spec_of
+from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.randomness import Stream
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches
@@ -29,8 +31,25 @@ from ..extra import BLOCK, MODEL_PREFIX
 from .sketched import SketchedOptimizer, offsets_of
 from .train import chosen_engine, clipping, plain_sgd
 
-_engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDictionary()
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
+
+# Engine chosen for a model, by the requested engine and whether gradients are compressed: the choice takes as long as a step.
+_engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class GradientClip:
+    """Clipping of each record's gradient in a step.
+
+    Attributes:
+      max_grad_norm: largest L2 norm of a gradient; with a sketch, of its compressed values.
+      gradients: `auto`, or a name of `ENGINES` in `train`.
+      sketch: compression of a gradient before it is clipped; None clips whole gradients.
+    """
+
+    max_grad_norm: float
+    gradients: str = "auto"
+    sketch: Sketch | None = None
 
 
 def draw_records(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
@@ -51,7 +70,7 @@ def step(
     task: Objective,
     data: Batches,
     rows: NDArray[np.intp],
-    joint: StepTerms,
+    clip: GradientClip,
     learning_rate: float,
     layout: Layout,
 ) -> dict[str, NDArray[np.float64]]:
@@ -64,11 +83,11 @@ def step(
       task: gives the loss, a mean over a batch.
       data: that the rows are of.
       rows: indices of the examples that take part.
-      joint: of the step; clipping norm and engine.
+      clip: of each gradient.
       learning_rate: of the step, above 0.
       layout: shapes by name, in the order of the update.
     """
-    sums = _clipped_sums(model, task, data, rows, joint, layout)
+    sums = _clipped_sums(model, task, data, rows, clip, layout)
     return {
         name: sums[name] * -learning_rate if name in sums else np.zeros(shape)
         for name, shape in layout.items()
@@ -83,59 +102,65 @@ def step_of(
     data: Batches,
     rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the contribution of these rows to a round's sum: the step, and the block of an observer's extra records.
+    """Return the contribution of these rows to a round's sum: the step, and the block of an audit's canary records.
 
     Args:
-      model: as the server sent it, with the block if there are extra records.
-      loss: of both.
+      model: as the server sent it; with canary records, the observed model of `Workbench.model_of_step`.
+      loss: of that model.
       settings: of the step.
       content: the instruction.
-      data: source of the rows, extra records included.
+      data: source of the rows, canary records included.
       rows: indices of the examples that take part.
     """
     joint, layout = settings.step, layout_of(only_arrays(content))
     assert joint is not None
     sketch = sketch_for(content, sum_spec_of(content))
-    if sketch is not None:
-        factor = sketch.compression.clip_factor
-        clipped = replace(joint.terms, max_grad_norm=joint.terms.max_grad_norm * factor)
-        joint = replace(joint, terms=clipped, sketch=sketch)
+    factor = 1.0 if sketch is None else sketch.compression.clip_factor
+    terms = joint.terms
+    clip = GradientClip(max_grad_norm=terms.max_grad_norm * factor, gradients=terms.gradients, sketch=sketch)
     rate = training_settings(content, settings).learning_rate
     if not joint.canaries.count:
-        return step(model, loss, data, rows, joint, rate, layout)
-    inside = {name: BLOCK if name == CANARY_RECORDS else MODEL_PREFIX + name for name in layout}
-    shapes = {inside[name]: shape for name, shape in layout.items()}
-    update = step(model, loss, data, rows, joint, rate, shapes)
-    return {name: update[inside[name]].reshape(shape) for name, shape in layout.items()}
+        return step(model, loss, data, rows, clip, rate, layout)
+    # The observed model has the sent parameters under a prefix, and the block with one coordinate for each canary record.
+    observed = {name: BLOCK if name == CANARY_RECORDS else MODEL_PREFIX + name for name in layout}
+    shapes = {observed[name]: shape for name, shape in layout.items()}
+    update = step(model, loss, data, rows, clip, rate, shapes)
+    return {name: update[observed[name]].reshape(shape) for name, shape in layout.items()}
 
 
-def _optimizer_of(model: nn.Module, names: Sequence[str], joint: StepTerms, layout: Layout) -> DPOptimizer:
-    inner = plain_sgd(model)
+def _optimizer_of(model: nn.Module, names: Sequence[str], clip: GradientClip, layout: Layout) -> DPOptimizer:
+    """Return Opacus' optimiser that clips the gradients of the parameters with these names, and adds no noise."""
     options: dict[str, Any] = {
         "noise_multiplier": 0.0,
-        "max_grad_norm": joint.terms.max_grad_norm,
+        "max_grad_norm": clip.max_grad_norm,
         "expected_batch_size": 1,
     }
-    if joint.sketch is None:
-        return DPOptimizer(inner, **options)
-    return SketchedOptimizer(inner, offsets_of(names, layout, joint.sketch), joint.sketch, **options)
+    if clip.sketch is None:
+        return DPOptimizer(plain_sgd(model), **options)
+    offsets = offsets_of(names, layout, clip.sketch)
+    return SketchedOptimizer(plain_sgd(model), offsets, clip.sketch, **options)
 
 
 def _clipped_sums(
-    model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], joint: StepTerms, layout: Layout
+    model: nn.Module,
+    task: Objective,
+    data: Batches,
+    rows: NDArray[np.intp],
+    clip: GradientClip,
+    layout: Layout,
 ) -> dict[str, NDArray[np.float64]]:
     """Return the sums of the clipped gradients of these rows, float64, by parameter; zeros without rows."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     totals = {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     if not len(rows):
         return totals
-    engines = _engines.setdefault(model, {})  # choosing an engine takes as long as a round's one step
-    gradients, is_compressed = key = joint.terms.gradients, joint.sketch is not None
-    engine = engines[key] = engines.get(key) or chosen_engine(gradients, model, data, is_compressed)
-    optimizer = _optimizer_of(model, list(parameters), joint, layout)
-    with clipping(model, task, data, optimizer, engine) as clip:
+    engines, key = _engines.setdefault(model, {}), (clip.gradients, clip.sketch is not None)
+    if key not in engines:
+        engines[key] = chosen_engine(clip.gradients, model, data, compressed=clip.sketch is not None)
+    optimizer = _optimizer_of(model, list(parameters), clip, layout)
+    with clipping(model, task, data, optimizer, engines[key]) as write_sums:
         for start in range(0, len(rows), ROWS):
-            clip(rows[start : start + ROWS])  # writes `summed_grad` of each parameter
+            write_sums(rows[start : start + ROWS])  # to `summed_grad` of each parameter
             for name, parameter in parameters.items():
                 totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return totals

@@ -31,9 +31,10 @@ from ...configs.bundle_files import SCHEMA
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...messages import wire
-from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
+from ...messages.client_settings import ClientSettings
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
+from ...messages.record_settings import RecordPrivacy, StepTerms
 from ...messages.secure_wire import read_position, roster_of
 from ...messages.training_order import (
     ENCRYPTED_MODES,

@@ -29,13 +29,15 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.app import train_round
 from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
-from fedveil.client.dp_sgd.together import draw_records, step
+from fedveil.client.dp_sgd.together import GradientClip, draw_records, step
 from fedveil.client.private_update import RECORD_SUM
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.messages.client_settings import CanaryRecords, ClientSettings, StepTerms
+from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.record_settings import StepTerms
+from fedveil.messages.simulated_settings import CanaryRecords
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import Exchange, instruct, memory_arrays, with_canary_records
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
@@ -57,6 +59,7 @@ from fedveil.simulations.simulate import simulate
 
 MASKED = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "masked_clients.py"))
 TERMS = StepTerms(RecordTerms(8.0, 1e-5, 0.5, Adjacency.ZERO_OUT, sample_rate=0.3))
+CLIP = GradientClip(TERMS.terms.max_grad_norm)
 claim_identity(1)
 SEED = b"public".ljust(32)
 
@@ -268,7 +271,7 @@ def test_fifty_steps_are_those_of_opacus_on_the_pooled_data() -> None:
     for _ in range(50):
         rows = np.flatnonzero(rng.random(len(union)) < 0.3)
         noise = {name: rng.normal(size=shape) * 0.5 for name, shape in layout_of_net().items()}
-        update = step(ours, task, union, rows, TERMS, rate, layout_of_net())
+        update = step(ours, task, union, rows, CLIP, rate, layout_of_net())
         with torch.no_grad():
             for name, parameter in ours.named_parameters():
                 parameter += torch.from_numpy((update[name] - rate * noise[name]) / 20).float()
@@ -302,11 +305,11 @@ def test_writes_of_a_layer_do_not_reach_the_next_step(
     task = Made()
     data, rows = task.client_data(6), np.arange(20)
     whole, parted = Keeping(), Keeping()
-    terms = replace(TERMS, terms=replace(TERMS.terms, gradients="hooks"))
+    clip = replace(CLIP, gradients="hooks")
     monkeypatch.setattr("fedveil.client.dp_sgd.train.check_step", lambda *_: None)  # which refuses the layer
-    at_once = step(whole, task, data, rows, terms, 0.4, layout_of_net())
+    at_once = step(whole, task, data, rows, clip, 0.4, layout_of_net())
     monkeypatch.setattr("fedveil.client.dp_sgd.together.ROWS", 7)
-    in_parts = step(parted, task, data, rows, terms, 0.4, layout_of_net())
+    in_parts = step(parted, task, data, rows, clip, 0.4, layout_of_net())
     assert float(whole.seen) == float(parted.seen) == 0
     for name, value in at_once.items():
         np.testing.assert_allclose(in_parts[name], value, rtol=1e-4, atol=1e-6)
@@ -324,7 +327,7 @@ def test_union_adds_the_gradients_of_its_clients_one_by_one() -> None:
     for client in range(7):
         examples = task.client_data(client)
         rows = draw_records(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
-        update = step(Net(), task, examples, rows, TERMS, 0.4, layout_of_net())
+        update = step(Net(), task, examples, rows, CLIP, 0.4, layout_of_net())
         add(one_by_one, encode(update, {}, spec)[0], spec)
     assert at_once.replies == one_by_one.replies == 7 and at_once.total.any()
     # Each of the seven rounds by half a grid unit; sums of floats differ in their last bits.
@@ -392,7 +395,7 @@ def test_dropout_draws_for_each_example() -> None:
     rows = np.zeros(
         40, np.intp
     )  # one example forty times: with one draw for all, half of its inputs would be dropped
-    sums = step(Dropping().model(), Dropping(), examples, rows, TERMS, 1.0, {"1.weight": (2, 64)})
+    sums = step(Dropping().model(), Dropping(), examples, rows, CLIP, 1.0, {"1.weight": (2, 64)})
     assert np.count_nonzero(sums["1.weight"][0]) == 64
 
 

@@ -16,12 +16,13 @@ from shared.runs import run_quietly
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.dp_sgd.together import step, step_of
+from fedveil.client.dp_sgd.together import GradientClip, step, step_of
 from fedveil.client.private_update import compressed, private_update
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.training_settings import CompressionSettings, NoCompression
-from fedveil.messages.client_settings import ClientSettings, StepTerms
+from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.record_settings import StepTerms
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import WEIGHT, instruct, memory_arrays, only_arrays, view
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
@@ -251,10 +252,8 @@ def test_a_records_gradient_is_compressed_before_it_is_clipped(kind: str, engine
         cut += length > norm
         expected += kept * min(1.0, norm / length)
     assert cut > 4
-    terms = StepTerms(
-        RecordTerms(8.0, 1e-5, norm, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0), sketch=sketch
-    )
-    update = step(model, Classes(), examples, np.arange(9), terms, 0.5, layout)
+    clip = GradientClip(norm, engine, sketch)
+    update = step(model, Classes(), examples, np.arange(9), clip, 0.5, layout)
     (found,) = compress(update, sketch).values()
     np.testing.assert_allclose(found, -0.5 * expected, atol=1e-5)
 
@@ -302,34 +301,26 @@ def test_record_compressed_to_nothing_does_not_drown_the_others(kind: str, engin
     torch.manual_seed(1)
     model, others = nn.Linear(size, 1, bias=False), torch.randn(50, size)
     wrong = (model(far[None])[0] < 0).long()
-    terms = StepTerms(
-        RecordTerms(
-            8.0, 1e-5, sketch.compression.clip_factor, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0
-        ),
-        sketch=sketch,
-    )
+    clip = GradientClip(sketch.compression.clip_factor, engine, sketch)
 
     def left(data: Examples) -> np.ndarray:
-        update = step(model, Signs(), data, np.arange(len(data)), terms, 1.0, {"weight": (1, size)})
+        update = step(model, Signs(), data, np.arange(len(data)), clip, 1.0, {"weight": (1, size)})
         return compress(update, sketch)["compressed"]
 
     without = left(Examples(others, torch.ones(50, dtype=torch.int64)))
     beside = Examples(torch.cat([others, far[None]]), torch.cat([torch.ones(50, dtype=torch.int64), wrong]))
-    assert np.linalg.norm(without) > 2 * terms.terms.max_grad_norm
-    assert np.linalg.norm(left(beside) - without) <= terms.terms.max_grad_norm
+    assert np.linalg.norm(without) > 2 * clip.max_grad_norm
+    assert np.linalg.norm(left(beside) - without) <= clip.max_grad_norm
 
 
 def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
     model = nn.Linear(5, 3)
     sketch = sketch_of(Compression("mask", 18, 5), 1)
-    terms = StepTerms(
-        RecordTerms(8.0, 1e-5, 0.3, Adjacency.ZERO_OUT, gradients="book_keeping", sample_rate=1.0),
-        sketch=sketch,
-    )
+    clip = GradientClip(0.3, "book_keeping", sketch)
     examples = Examples(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with pytest.raises(Refusal, match="does not hold whole gradients"):
-        step(model, Classes(), examples, np.arange(4), replace(terms), 0.5, layout)
+        step(model, Classes(), examples, np.arange(4), clip, 0.5, layout)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

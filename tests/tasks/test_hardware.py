@@ -20,8 +20,9 @@ from fedveil.client.training.cohort_training import sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.messages.client_settings import ClientSettings, RecordPrivacy
+from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity, client_context
+from fedveil.messages.record_settings import RecordPrivacy
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import add_reply
 from fedveil.privacy.budget import Adjacency

@@ -11,10 +11,11 @@ from shared.tasks import Classes
 import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.client.dp_sgd.rounds import union_of
-from fedveil.client.dp_sgd.together import step
+from fedveil.client.dp_sgd.together import GradientClip, step
 from fedveil.client.workbench import Workbench
-from fedveil.messages.client_settings import ClientSettings, StepTerms
+from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.record_settings import StepTerms
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from fedveil.privacy.accounting.gaussian_mixture import group_event
@@ -128,7 +129,7 @@ def test_person_moves_a_sum_by_at_most_the_clips_of_its_examples(per_person):
     own = np.array([n for n, name in enumerate(data.persons) if name == "loud"])
     layout = {"weight": (2, 4), "bias": (2,)}
     sums = [
-        step(bench.model, bench.task, data, rows, terms, 1.0, layout)
+        step(bench.model, bench.task, data, rows, GradientClip(0.5), 1.0, layout)
         for rows in (np.arange(len(data)), np.setdiff1d(np.arange(len(data)), own))
     ]
     moved = np.sqrt(sum(((sums[0][name] - sums[1][name]) ** 2).sum() for name in layout))
@@ -190,7 +191,7 @@ def test_person_at_several_clients_moves_their_sum_by_their_clips(clients, moved
     union, layout = union_of(bench), {"weight": (2, 4), "bias": (2,)}
     own = np.array([bool(each.any()) for each in union.batch(torch.arange(len(union)))[0]])
     sums = [
-        step(bench.model, bench.task, union, np.flatnonzero(rows), terms, 1.0, layout)
+        step(bench.model, bench.task, union, np.flatnonzero(rows), GradientClip(0.5), 1.0, layout)
         for rows in (np.ones_like(own), ~own)
     ]
     size = np.sqrt(sum(((sums[0][name] - sums[1][name]) ** 2).sum() for name in layout))

@@ -24,7 +24,7 @@ from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted
 from fedveil.benchmarks.made_task import Made
 from fedveil.benchmarks.workload import CLASSES, build
 from fedveil.client.dp_sgd import train as dp_sgd
-from fedveil.client.dp_sgd.together import step
+from fedveil.client.dp_sgd.together import GradientClip, step
 from fedveil.client.dp_sgd.train import (
     ENGINES,
     NOISE_BLOCK,
@@ -35,8 +35,8 @@ from fedveil.client.dp_sgd.train import (
 )
 from fedveil.client.training.sgd import with_fast_kernels
 from fedveil.evidence.content import report_of
-from fedveil.messages.client_settings import RecordPrivacy, StepTerms
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.record_settings import RecordPrivacy
 from fedveil.messages.training_order import GRADIENTS, RecordTerms
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
@@ -225,14 +225,10 @@ def test_no_model_that_a_server_sends_takes_a_record_past_its_clip(
         generator = torch.Generator().manual_seed(1)
         places = torch.rand(1, 8, 64, generator=generator)
         inputs = torch.cat([places, places[:, torch.randperm(8, generator=generator)]], 1)
-    model, terms = (
-        build_model(),
-        StepTerms(RecordTerms(8.0, 1e-5, 1e-6, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0)),
-    )
+    model, clip = build_model(), GradientClip(1e-6, engine)
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    update = step(
-        model, Made("tiny", 1), Examples(inputs, torch.tensor([1])), np.arange(1), terms, 1.0, layout
-    )
+    examples = Examples(inputs, torch.tensor([1]))
+    update = step(model, Made("tiny", 1), examples, np.arange(1), clip, 1.0, layout)
     moved = np.concatenate([part.ravel() for part in update.values()])
     assert np.linalg.norm(moved) <= 1e-6 * 1.0001
 
@@ -255,13 +251,10 @@ def undecided() -> nn.Module:
 @pytest.mark.parametrize("engine", NAMES)
 def test_no_record_changes_how_another_one_is_rounded(engine: str) -> None:
     """What a record adds is then its own, and one record more moves a sum by one norm, whatever the model."""
-    model, terms = (
-        undecided(),
-        StepTerms(RecordTerms(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, gradients=engine, sample_rate=1.0)),
-    )
+    model, clip = undecided(), GradientClip(1.0, engine)
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
     data = Examples(torch.ones(9, 8), torch.zeros(9, dtype=torch.int64))
-    updates = [step(model, Made("tiny", 1), data, np.arange(n), terms, 1.0, layout) for n in range(10)]
+    updates = [step(model, Made("tiny", 1), data, np.arange(n), clip, 1.0, layout) for n in range(10)]
     sums = np.stack([np.concatenate([part.ravel() for part in each.values()]) for each in updates])
     assert np.linalg.norm(np.diff(sums, axis=0), axis=1).max() <= 1.0001
 
@@ -492,15 +485,7 @@ def test_layers_that_no_hook_sees_train_one_by_one(build_model: Callable[[], nn.
     check_one_step(model, examples)
     sums = clipped_by_hand(model, examples)
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    update = step(
-        model,
-        Made("tiny", 1),
-        examples,
-        np.arange(4),
-        StepTerms(RecordTerms(8.0, 1e-5, 0.3, Adjacency.ZERO_OUT, sample_rate=1.0)),
-        0.5,
-        layout,
-    )
+    update = step(model, Made("tiny", 1), examples, np.arange(4), GradientClip(0.3), 0.5, layout)
     for name, sum_ in zip(layout, sums, strict=True):
         np.testing.assert_allclose(update[name], -0.5 * sum_.numpy(), rtol=1e-4, atol=1e-6)
 

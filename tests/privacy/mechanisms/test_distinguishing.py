@@ -14,10 +14,10 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
-from fedveil.client.dp_sgd.together import draw_records, step
+from fedveil.client.dp_sgd.together import GradientClip, draw_records, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
-from fedveil.messages.client_settings import StepTerms
 from fedveil.messages.local_training import LocalTraining
+from fedveil.messages.record_settings import StepTerms
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.gaussian import last_true
@@ -167,7 +167,9 @@ def records_together() -> Attacked:
             nn.init.zeros_(model.weight)
             coins = stream("together coins", member, number, client)
             rows = draw_records(3, terms, coins)
-            update = step(model, Line(), Examples(inputs, targets), rows, terms, 1.0, {"weight": shape})
+            update = step(
+                model, Line(), Examples(inputs, targets), rows, GradientClip(0.5), 1.0, {"weight": shape}
+            )
             noise = stream("together", member, number, client)
             total += encode_share(update, {}, shares, noise, seed)[0]
         mean, _ = decode_sum(total, {"weight": shape}, spec, 5, 1.0, seed)

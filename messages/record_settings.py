@@ -1,0 +1,80 @@
+"""Settings of DP-SGD at a client: on the ledger of its own records, or in one step on all clients' records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .simulated_settings import NO_CANARY_RECORDS, CanaryRecords
+from .training_order import RecordTerms
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """Settings of record-level privacy at each client.
+
+    Attributes:
+      terms: terms of DP-SGD, with the budget of each client's ledger.
+      noise_by_records: pairs (min_records, noise_multiplier), ascending; a client with n records uses the last pair with
+        min_records <= n. More records never need more noise, so the noise suffices between two pairs.
+      ledger_dir: folder of the ledgers, one file for each data set, with its fingerprint as the name.
+      allow_large_delta: whether to train even if delta is above 1 / the client's number of records.
+      canaries: number of an audit's canary records at each client, see `client.extra`.
+      ledgers: name of each client's ledger, in the clients' order; () if the names are fingerprints of the data.
+      noise_by_ledger: pairs (ledger name, noise_multiplier) for ledgers with entries before the run.
+      clients_per_person: largest number of clients in a simulation that train on one person; None sets no limit.
+    """
+
+    terms: RecordTerms
+    noise_by_records: tuple[tuple[int, float], ...]
+    ledger_dir: str
+    allow_large_delta: bool = False
+    canaries: int = 0
+    ledgers: tuple[str, ...] = ()
+    noise_by_ledger: tuple[tuple[str, float], ...] = ()
+    clients_per_person: int | None = None
+
+    def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
+        """Return the number of a client and the numbers of all clients, for the choice of each person's clients."""
+        return client, range(clients)
+
+    def of_ledger(self, name: str) -> RecordPrivacy:
+        """Return these settings with the noise of the client whose ledger has this name."""
+        noise = dict(self.noise_by_ledger).get(name)
+        return self if noise is None else replace(self, noise_by_records=((0, noise),))
+
+    def noise_multiplier(self, records: int) -> float:
+        """Return the noise multiplier of a client with this number of records."""
+        fitting = [noise for min_records, noise in self.noise_by_records if min_records <= records]
+        return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
+
+    def ledger_path(self, fingerprint: str) -> Path:
+        """Return the path of the ledger of the data set with this fingerprint."""
+        return Path(self.ledger_dir) / f"{fingerprint[:32]}.ledger"
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """Parameters of one step of DP-SGD on all clients' records, for a client.
+
+    Attributes:
+      terms: terms of DP-SGD, with a sampling rate.
+      node, nodes: node number of this client, and those of all clients in the attempt's roster, for the choice of each
+        person's clients; None and () in a simulation, where the task numbers the clients.
+      canaries: canary records of an audit.
+    """
+
+    terms: RecordTerms
+    node: int | None = None
+    nodes: tuple[int, ...] = ()
+    canaries: CanaryRecords = NO_CANARY_RECORDS
+
+    @property
+    def clients_per_person(self) -> int | None:
+        """Largest number of clients that train on one person; None without a limit."""
+        return self.terms.clients_per_person
+
+    def numbers(self, client: int, clients: int) -> tuple[int, Sequence[int]]:
+        """Return the number of a client and the numbers of all clients, for the choice of each person's clients."""
+        return (client, range(clients)) if self.node is None else (self.node, self.nodes)
