@@ -25,22 +25,22 @@ from .wire import NO_BASE, SPEC_RECORD, views
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-MAX_MODELS, MAX_BYTES = 32, 1 << 29  # of earlier rounds; a client with an older one gets the whole
+MAX_MODELS, MAX_BYTES = 32, 1 << 29  # stored models; a client with an older one gets the whole model
 
 
 class ClientModels:
-    """Models of the last rounds, and which of them each node holds."""
+    """Models of the last rounds, and which of them each node holds; a model's name is its hash."""
 
     def __init__(self) -> None:
-        self._models = OrderedDict[str, Arrays]()
-        self._by_node = dict[int, str]()
-        self._pending_models = dict[int, str]()  # what a node had that was sent a model and has not answered
-        self._differences = dict[tuple[str, str], bytes | None]()
-        self._last: tuple[ArrayRecord, ModelStatement] | None = None
+        self._models = OrderedDict[str, Arrays]()  # oldest first
+        self._by_node = dict[int, str]()  # model that each node holds
+        self._before = dict[int, str]()  # model that a node held before the one that it has not answered
+        self._differences = dict[tuple[str, str], bytes]()  # to the newest model, by base and model
+        self._newest: tuple[ArrayRecord, ModelStatement] | None = None
 
     def take(self, node: int, model: str) -> None:
-        """Record a node's held model; one that is no longer known counts as none."""
-        self._pending_models.pop(node, None)
+        """Record a node's held model; one that is no longer stored counts as none."""
+        self._before.pop(node, None)
         if model in self._models:
             self._by_node[node] = model
         else:
@@ -48,8 +48,8 @@ class ClientModels:
 
     def take_back(self, node: int) -> None:
         """Record that a node did not begin an instruction, and still holds its earlier model."""
-        if node in self._pending_models:
-            self.take(node, self._pending_models[node])
+        if node in self._before:
+            self.take(node, self._before[node])
 
     def encode(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
         """Return the messages to send, each as short as its node's held model allows; shared content stays shared.
@@ -58,8 +58,8 @@ class ClientModels:
           messages: at most one to each node.
           again: whether the nodes did not hold the expected model.
         """
-        cache = dict[tuple[int, str], RecordDict]()
-        return [self._message(each, again, cache) for each in messages]
+        contents = dict[tuple[int, str], RecordDict]()  # by identity of the whole content, and base
+        return [self._encoded(each, again, contents) for each in messages]
 
     def encode_for_storing(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages as `encode` does, for nodes that hold the model of each from then on."""
@@ -69,43 +69,48 @@ class ClientModels:
                 self.take(message.metadata.dst_node_id, statement.model)
         return encoded
 
-    def _message(self, message: Message, again: bool, cache: dict[tuple[int, str], RecordDict]) -> Message:
+    def _encoded(self, message: Message, again: bool, contents: dict[tuple[int, str], RecordDict]) -> Message:
+        """Return an instruction to train with its model as a difference, or whole; other messages as they are."""
         content, head = message.content, message.metadata
         arrays = records_of(content, ArrayRecord)
         trains = purpose_of(content) is TrafficPurpose.TRAINING
         if len(arrays) != 1 or SPEC_RECORD not in content or not trains:
             return message
         ((name, record),) = arrays.items()
-        whole = self._state(name, record)
-        client_model = self._by_node.pop(head.dst_node_id, "")
-        base = self._pending_models[head.dst_node_id] = "" if again else client_model
+        whole = self._statement_of(name, record)
+        client_model = self._by_node.pop(head.dst_node_id, "")  # until a reply says what the node holds
+        base = self._before[head.dst_node_id] = "" if again else client_model
         key = id(content), base
-        if key not in cache:
-            change = self._difference(base, whole.model) if base else None
-            cache[key] = with_model(content, replace(whole, difference=change or b"", again=again))
-        return Message(cache[key], head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id)
+        if key not in contents:
+            change = self._difference(base, whole.model) if base else b""
+            contents[key] = with_model(content, replace(whole, difference=change, again=again))
+        content = contents[key]
+        return Message(content, head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id)
 
-    def _state(self, name: str, record: ArrayRecord) -> ModelStatement:
-        """Return a model by its hash, and store it."""
-        if self._last is None or self._last[0] is not record:
+    def _statement_of(self, name: str, record: ArrayRecord) -> ModelStatement:
+        """Return the statement of a model that is sent whole, and store the model."""
+        if self._newest is None or self._newest[0] is not record:
             arrays = views(record)
             statement = ModelStatement(hash_of(arrays), name, bytes_of(arrays))
-            self._last = record, statement
+            self._newest = record, statement
             self._store(statement.model, arrays)
-        return self._last[1]
+        return self._newest[1]
 
     def _store(self, model: str, arrays: Arrays) -> None:
+        """Store the newest model, and forget the oldest ones beyond `MAX_MODELS` or `MAX_BYTES`, but not the last two."""
         self._models[model] = arrays
         self._models.move_to_end(model)
         capacity = min(MAX_MODELS, max(2, MAX_BYTES // max(1, bytes_of(arrays))))
         while len(self._models) > capacity:
             self._models.popitem(last=False)
         self._by_node = {node: model for node, model in self._by_node.items() if model in self._models}
-        self._differences.clear()  # of an earlier model
+        self._differences.clear()  # they lead to an earlier model
 
-    def _difference(self, base: str, model: str) -> bytes | None:
+    def _difference(self, base: str, model: str) -> bytes:
+        """Return the difference between two stored models; empty if the whole model is shorter."""
         if (base, model) not in self._differences:
-            self._differences[base, model] = difference(self._models[base], self._models[model])
+            change = difference(self._models[base], self._models[model])
+            self._differences[base, model] = change or b""
         return self._differences[base, model]
 
 

@@ -40,12 +40,7 @@ class ModelStatement:
 
 
 def with_model(content: RecordDict, statement: ModelStatement) -> RecordDict:
-    """Return an instruction with this encoding: without arrays if a difference replaces them.
-
-    Args:
-      content: with the arrays.
-      statement: of its model.
-    """
+    """Return an instruction, which has the model's arrays, with a statement of them: a difference replaces the arrays."""
     spec = ConfigRecord(dict(config_of(content, SPEC_RECORD).items()))
     spec[MODEL], spec[ARRAYS], spec[SIZE] = statement.model, statement.arrays, statement.size
     if statement.again:
@@ -72,20 +67,14 @@ def read_statement(content: RecordDict) -> ModelStatement | None:
         raise ValueError("the difference is not bytes")
     if len(model) != HASH_LENGTH or not arrays:
         raise ValueError("the model's hash is invalid")
-    brought = list(records_of(content, ArrayRecord))
-    if brought != ([] if difference else [arrays]) or (difference and arrays in content):
+    expected = [] if difference else [arrays]  # a difference takes the place of the arrays
+    if list(records_of(content, ArrayRecord)) != expected or (difference and arrays in content):
         raise ValueError("arrays of another model")
     return ModelStatement(model, arrays, size, difference, AGAIN in record)
 
 
 def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: ArrayRecord) -> RecordDict:
-    """Return the instruction as it was before `with_model`.
-
-    Args:
-      content: that came.
-      statement: of its model.
-      arrays: of that model.
-    """
+    """Return the instruction as it was before `with_model`, from what came, its statement, and the model's arrays."""
     spec = config_of(content, SPEC_RECORD)
     plain = ConfigRecord({name: value for name, value in spec.items() if name not in KEYS})
     return RecordDict({statement.arrays: arrays, **dict(content.items()), SPEC_RECORD: plain})

@@ -1,4 +1,4 @@
-"""Grids that support only `send_and_receive`: the common part of fedveil's grids, and a wrapper."""
+"""Grids that support only `send_and_receive`: the base of fedveil's grids, and the base of those that wrap another one."""
 
 from __future__ import annotations
 
@@ -33,15 +33,7 @@ class AskingGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Return a message, as Flower's deprecated method does.
-
-        Args:
-          content: records of the message.
-          message_type: such as "train".
-          dst_node_id: number of the node that it goes to.
-          group_id: label that replies carry too.
-          ttl: seconds for which it is valid; None takes Flower's default.
-        """
+        """Return a message, as Flower's deprecated method does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -73,6 +65,6 @@ class PassingGrid(AskingGrid):
         return self._grid.get_node_ids()
 
     def keep_unsent(self, content: RecordDict) -> None:
-        """Keep what an instruction to nobody leaves in the wrapped grid, if anything."""
+        """Record an instruction that goes to nobody, since its cohort is empty, as far as a wrapped grid records any."""
         if isinstance(self._grid, PassingGrid):
             self._grid.keep_unsent(content)

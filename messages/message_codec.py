@@ -47,8 +47,8 @@ MAX_DIMENSIONS = 32  # numpy 1 had no more
 # Message, records, record, entries, entry, value, sides of an array; and each array of a list at its longest.
 HEADER = Bounds(depth=7, width=MAX_ITEMS, items=16 * MAX_ITEMS)
 DTYPES = frozenset(("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"))
-_THREE = b"\x93"  # msgpack: a list of three follows
-BYTES = "bytes"  # key of a header's entry for a byte string that lies among the blobs
+_THREE = b"\x93"  # msgpack: a list of three follows: format, addresses, and the body's header
+BYTES = "bytes"  # key of the header's mapping {"bytes": length}, in the place of a byte string that lies among the blobs
 RUN_LABEL_LENGTH = 64  # characters of a run's name in an id; the digest covers all of it
 KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": ConfigRecord}
 
@@ -64,8 +64,8 @@ class Body:
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
-      stable: the same without parts that may differ when a question is repeated: the server's own statements, and the
-        encoding of a model. None if there are none.
+      stable: the same content without what may differ when a question is repeated: the server's statements about itself,
+        and the encoding of a model. None if the content has neither.
     """
 
     header: bytes
@@ -74,7 +74,9 @@ class Body:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of header and blobs, in hexadecimal."""
+        """SHA-256 of what the content asks, in hexadecimal: the same whenever a question is repeated."""
+        if self.stable is not None:
+            return self.stable.digest
         digest = hashlib.sha256(self.header)
         for blob in self.blobs:
             digest.update(blob)
@@ -106,6 +108,7 @@ def pack_body(message: Message) -> Body:
 
 
 def _body(content: RecordDict) -> Body:
+    """Return records, packed as they are."""
     blobs: list[Buffer] = []
     return Body(_packed(_packed_records(content, blobs)), tuple(blobs))
 
@@ -133,6 +136,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _padded(parts: list[Buffer]) -> Iterator[Buffer]:
+    """Yield each part, and behind it the zeros up to a multiple of `ALIGNMENT`."""
     for part in parts:
         yield part
         if (excess := len(part) % ALIGNMENT) > 0:
@@ -140,6 +144,7 @@ def _padded(parts: list[Buffer]) -> Iterator[Buffer]:
 
 
 def _packed_records(content: RecordDict, blobs: list[Buffer]) -> list[Any]:
+    """Return the header's entries of records: name, kind in `KINDS`, and values; append byte strings and arrays to `blobs`."""
     records: list[Any] = []
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
@@ -180,8 +185,7 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
     if record is None:
         return None
     run, *position = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
-    content_digest = (body.stable or body).digest
-    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{content_digest}".encode())
+    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{body.digest}".encode())
     label = run[:RUN_LABEL_LENGTH] if run.isprintable() else "run"
     return "/".join([label, *position, str(node), digest.hexdigest()[:32]])
 
@@ -203,6 +207,7 @@ def unpack(data: Buffer) -> Message:
 
 
 def _unpacked(data: memoryview) -> Message:
+    """Return the message, or raise what its malformed part raises."""
     length = int.from_bytes(data[:PREFIX_BYTES], "little")
     end = PREFIX_BYTES + length
     if length > MAX_HEADER_BYTES or end > len(data):
@@ -214,11 +219,12 @@ def _unpacked(data: memoryview) -> Message:
     payload = Error(body) if type(body) is int else _records(body, blobs)
     if blobs.at != len(data):
         raise MalformedMessage("bytes are left over")
-    return delivered_message(payload, _metadata(*addresses))
+    return delivered_message(payload, _metadata(addresses))
 
 
-def _metadata(run: Any, message: Any, reply_to: Any, source: Any, target: Any, *labels: Any) -> Metadata:
-    group, message_type = labels
+def _metadata(addresses: list[Any]) -> Metadata:
+    """Return the metadata of a message that arrived now, from its addresses in the order of `segments`."""
+    run, message, reply_to, source, target, group, message_type = addresses
     if {type(text) for text in (message, reply_to, group, message_type)} != {str}:
         raise MalformedMessage("an id is not text")
     if {type(number) for number in (run, source, target)} != {int}:
@@ -227,6 +233,7 @@ def _metadata(run: Any, message: Any, reply_to: Any, source: Any, target: Any, *
 
 
 def _records(body: Any, blobs: _Blobs) -> RecordDict:
+    """Return the records of a header's entries, as `_packed_records` wrote them."""
     return RecordDict(_unique([(name, _record(kind, entries, blobs)) for name, kind, entries in body]))
 
 
@@ -259,7 +266,7 @@ def _value(value: Any, blobs: _Blobs) -> Any:
 
 
 class _Blobs:
-    """Reader of the bytes after the header, in order."""
+    """Reader of the byte strings and arrays in a message, in order; `at` is the position of the next one."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data, self.at = data, at

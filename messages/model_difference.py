@@ -1,7 +1,7 @@
 """Lossless difference of two models, compressed.
 
 An array is encoded by the integer numbers of steps that it moved, if both models lie on a grid of a power of two
-(module `shared_model`), or by the changed coordinates and their new values, whichever is shorter. Both are packed by
+(`strategies/shared_model.py`), or by the changed coordinates and their new values, whichever is shorter. Both are packed by
 zlib, whose Huffman codes come close to the entropy. The reader uses the shapes of its held model. No message can make
 it allocate more than a few times the size of that model.
 """
@@ -22,10 +22,10 @@ Arrays = Mapping[str, NDArray[np.generic]]
 Bytes = NDArray[np.uint8]
 
 _HEAD = struct.Struct("<BhI")  # of an array: encoding, exponent of the step, length of the data in bytes
-_SAME, _CHANGED, _MOVED = 0, 1, 16  # _MOVED + n: whole numbers in n bytes each
-_LENGTH = struct.Struct("<I")
-_EXACT = 53  # bits of a float64's digits
-_WIDEST = 4  # bytes of a whole number
+_SAME, _CHANGED, _MOVED = 0, 1, 16  # encodings; _MOVED + n: numbers of steps, in n bytes each
+_LENGTH = struct.Struct("<I")  # of compressed bytes
+_EXACT = 53  # bits of a float64's significand
+_WIDEST = 4  # largest number of bytes for a number of steps
 _BLOCK = 1 << 16  # coordinates at a time, so that no whole array is held in float64
 
 
@@ -65,18 +65,19 @@ def difference(old: Arrays, new: Arrays) -> bytes | None:
 
 
 def _encode_array(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
+    """Return one array's head and data, in the shortest of its encodings."""
     before, after = _bytes(old), _bytes(new)
     differs = np.empty(new.size, np.bool_)
     for part in _blocks(new.size):
         np.any(before[part] != after[part], axis=1, out=differs[part])
     if not differs.any():
         return _HEAD.pack(_SAME, 0, 0)
-    moved = _encode_steps(old, new) if new.dtype.kind == "f" else None
-    if moved is not None and np.count_nonzero(differs) * new.dtype.itemsize >= len(moved):
-        return moved
-    changed = _compress(np.packbits(differs)) + _compress(after[differs].reshape(-1))
+    moves, values = _encode_steps(old, new), after[differs].reshape(-1)
+    if moves is not None and len(moves) <= values.size:  # compression seldom makes values as short
+        return moves
+    changed = _compress(np.packbits(differs)) + _compress(values)
     encoded = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
-    return encoded if moved is None or len(moved) >= len(encoded) else moved
+    return min(encoded, moves or encoded, key=len)
 
 
 def _bytes(value: NDArray[np.generic]) -> Bytes:
@@ -85,34 +86,45 @@ def _bytes(value: NDArray[np.generic]) -> Bytes:
 
 
 def _blocks(size: int) -> Iterator[slice]:
+    """Return the slices of an array of this size that are worked on at a time."""
     return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
 def _encode_steps(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes | None:
-    """Return an array's difference in whole steps; None without a step, or if the result is not bit-identical."""
+    """Return an array's head and its moves in whole steps of a power of two.
+
+    None if it is no array of floats, if no step fits its moves, or if the moved array is not bit-identical to the new one.
+    """
     before, after = np.ravel(old), np.ravel(new)
-    step = _step_between(before, after)
+    step = _step_between(before, after) if new.dtype.kind == "f" else None
     if step is None:
         return None
-    zigzag = np.empty(after.size, "<u4")  # small numbers, whatever their signs
+    zigzag = np.empty(
+        after.size, "<u4"
+    )  # 0, -1, 1, -2 ... as 0, 1, 2, 3 ...: small numbers, whatever their signs
     for part in _blocks(after.size):
         numbers = np.ldexp(_differences(before[part], after[part]), -step).astype(np.int64)
         if not np.array_equal(_bytes(_moved(before[part], numbers, step)), _bytes(after[part])):
             return None
         zigzag[part] = (numbers << 1) ^ (numbers >> 63)
     width = max(1, (int(zigzag.max()).bit_length() + 7) // 8)
+    # The first bytes of all numbers, then the second ones: Huffman codes of similar bytes are short.
     planes = zigzag.view(np.uint8).reshape(-1, _WIDEST)[:, :width].T
     packed = b"".join(_compress(np.ascontiguousarray(plane)) for plane in planes)
     return _HEAD.pack(_MOVED + width, step, len(packed)) + packed
 
 
 def _differences(old: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return new minus old; differences of infinite values are not numbers."""
     with np.errstate(invalid="ignore"):
         return np.subtract(new, old, dtype=np.float64)
 
 
 def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | None:
-    """Return the exponent of the longest power of two that divides all differences, if these are small multiples of it."""
+    """Return the exponent of the largest power of two that divides all differences.
+
+    None if there are no differences, if one is infinite, or if one is too many steps long for `_WIDEST` bytes.
+    """
     step: int | None = None
     largest = 0.0
     for part in _blocks(new.size):
@@ -122,10 +134,11 @@ def _step_between(old: NDArray[np.generic], new: NDArray[np.generic]) -> int | N
             return None
         if not nonzero.size:
             continue
-        digits, exponents = np.frexp(nonzero)
-        whole = np.abs(np.ldexp(digits, _EXACT)).astype(np.int64)
-        lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
-        divisor = int(np.min(exponents - _EXACT + lowest))
+        # A difference is a whole number, its significand, times a power of two; the zero bits at its end count as steps.
+        significands, exponents = np.frexp(nonzero)
+        whole = np.abs(np.ldexp(significands, _EXACT)).astype(np.int64)
+        trailing_zeros = np.frexp((whole & -whole).astype(np.float64))[1] - 1
+        divisor = int(np.min(exponents - _EXACT + trailing_zeros))
         step = divisor if step is None else min(step, divisor)
         largest = max(largest, float(np.max(np.abs(nonzero))))
         if largest >= math.ldexp(1.0, min(step + 8 * _WIDEST - 2, 1000)):
@@ -182,10 +195,10 @@ class _Reader:
         return data
 
     def decompress(self, count: int) -> Bytes:
-        """Return `count` bytes that `_packed` compressed."""
+        """Return `count` bytes that `_compress` compressed."""
         (length,) = _LENGTH.unpack(self.take(_LENGTH.size))
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        values = unpacker.decompress(self.take(length), count + 1)
+        values = unpacker.decompress(self.take(length), count + 1)  # one byte more shows that it is too long
         if len(values) != count or not unpacker.eof or unpacker.unused_data:
             raise NoDifference("an array has another size")
         return np.frombuffer(values, np.uint8)
@@ -197,6 +210,7 @@ class _Reader:
 
 
 def _decode_array(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.generic]:
+    """Return the new array from the old one and the next head and data, as `_encode_array` wrote them."""
     kind, step, length = _HEAD.unpack(reader.take(_HEAD.size))
     part = _Reader(reader.take(length))
     if kind == _SAME:
@@ -212,11 +226,12 @@ def _decode_array(old: NDArray[np.generic], reader: _Reader) -> NDArray[np.gener
 
 
 def _decode_changes(old: NDArray[np.generic], part: _Reader) -> NDArray[np.generic]:
+    """Return an array with new values, where a bit for each coordinate says whether it has one."""
     bits = part.decompress((old.size + 7) // 8)
     differs = np.unpackbits(bits, count=old.size).astype(bool)
-    words = _bytes(old).copy()
-    words[differs] = part.decompress(int(differs.sum()) * old.dtype.itemsize).reshape(-1, old.dtype.itemsize)
-    return words.reshape(-1).view(old.dtype).reshape(old.shape)
+    rows, width = _bytes(old).copy(), old.dtype.itemsize
+    rows[differs] = part.decompress(int(differs.sum()) * width).reshape(-1, width)
+    return rows.reshape(-1).view(old.dtype).reshape(old.shape)
 
 
 def _add_steps(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> NDArray[np.generic]:
@@ -233,7 +248,7 @@ def _add_steps(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> 
 
 
 def _moved(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
-    """Return values moved by whole steps."""
-    far = np.ldexp(numbers.astype(np.float64), step)
+    """Return values moved by these numbers of steps of 2 ** step."""
+    distances = np.ldexp(numbers.astype(np.float64), step)
     with np.errstate(over="ignore", invalid="ignore"):
-        return (old.astype(np.float64) + far).astype(old.dtype)
+        return (old.astype(np.float64) + distances).astype(old.dtype)

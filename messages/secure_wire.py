@@ -21,9 +21,7 @@ from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import config_of, records_of
 from .wire import ROSTER_RECORD, SECURE_RECORD, SPEC_RECORD, VOUCHING, Exchange, only_arrays, view
 
-OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # in addition to the client's start
-# Listed in the order of a round without a dispute.
-USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
+OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # records that are no part of a client's start (`model_hash`)
 
 
 @dataclass(frozen=True)

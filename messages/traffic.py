@@ -5,13 +5,13 @@ Purposes follow from a message's content, so that each link, and a simulation of
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from .wire import (
     Exchange,
 )
 
-NUMBER = 8  # bytes of a number in a record, about
+NUMBER_BYTES = 8  # of a number in a record, about
 
 Direction = Literal["down", "up"]
 
@@ -52,7 +52,7 @@ class TrafficPurpose(StrEnum):
     LOST = "lost"
 
 
-Shares = Mapping[TrafficPurpose, float]
+Shares = Mapping[TrafficPurpose, float]  # parts of some bytes by purpose, in any unit
 CONTROL: Shares = {TrafficPurpose.CONTROL: 1.0}
 LOST: Shares = {TrafficPurpose.LOST: 1.0}
 
@@ -71,15 +71,13 @@ class Carried:
 
     def minus(self, earlier: Carried) -> Carried:
         """Return the traffic since an earlier count."""
-        return Carried(
-            dict(Counter(self.down) - Counter(earlier.down)), dict(Counter(self.up) - Counter(earlier.up))
-        )
+        down, up = Counter(self.down) - Counter(earlier.down), Counter(self.up) - Counter(earlier.up)
+        return Carried(dict(down), dict(up))
 
     def __add__(self, other: Carried) -> Carried:
         """Return the sum of both."""
-        return Carried(
-            dict(Counter(self.down) + Counter(other.down)), dict(Counter(self.up) + Counter(other.up))
-        )
+        down, up = Counter(self.down) + Counter(other.down), Counter(self.up) + Counter(other.up)
+        return Carried(dict(down), dict(up))
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """Return the counts as plain data."""
@@ -97,13 +95,7 @@ class Tally:
         self._bytes: dict[Direction, Counter[TrafficPurpose]] = {"down": Counter(), "up": Counter()}
 
     def add(self, direction: Direction, shares: Shares, size: float) -> None:
-        """Add bytes.
-
-        Args:
-          direction: in which they went.
-          shares: of the purposes, in any unit.
-          size: of all of them together.
-        """
+        """Add `size` bytes that went in a direction, divided between purposes in the ratio of their shares."""
         whole = sum(shares.values())
         with self._lock:
             sizes: Any = self._bytes[direction]  # fractions of a byte are rounded only in a total
@@ -113,11 +105,11 @@ class Tally:
     def total(self) -> Carried:
         """Return the total so far."""
         with self._lock:
-            down, up = (
-                {str(each): round(sizes[each]) for each in TrafficPurpose if round(sizes[each])}
-                for sizes in (self._bytes["down"], self._bytes["up"])
-            )
-        return Carried(down, up)
+            return Carried(_rounded(self._bytes["down"]), _rounded(self._bytes["up"]))
+
+
+def _rounded(sizes: Mapping[TrafficPurpose, float]) -> dict[str, int]:
+    return {str(purpose): round(sizes[purpose]) for purpose in TrafficPurpose if round(sizes[purpose])}
 
 
 @dataclass(frozen=True)
@@ -127,18 +119,18 @@ class Cargo:
     Attributes:
       down: bytes of the instruction's records, by purpose; at least one.
       purpose: of the reply.
-      vector: bytes of an encrypted reply with this purpose, the others being keys; None: all.
+      vector: bytes of a reply that have this purpose; in an encrypted sum, those above this number are keys.
     """
 
     down: Shares
     purpose: TrafficPurpose
-    vector: int | None = None
+    vector: float = math.inf
 
     def up(self, size: float) -> Shares:
-        """Return the purposes of the bytes of a reply."""
-        if self.vector is None or size <= self.vector:
+        """Return the purposes of a reply of this many bytes."""
+        if size <= self.vector:
             return {self.purpose: 1.0}
-        return {self.purpose: float(self.vector), TrafficPurpose.KEYS: size - self.vector}
+        return {self.purpose: self.vector, TrafficPurpose.KEYS: size - self.vector}
 
 
 def cargo_of(message: Message) -> Cargo:
@@ -147,10 +139,10 @@ def cargo_of(message: Message) -> Cargo:
     main = purpose_of(content)
     down: Counter[TrafficPurpose] = Counter()
     for name, record in content.items():
-        down[_of_record(name, main)] += _size(record)
+        down[_purpose_of_record(name, main)] += _size(record)
     shares = {purpose: float(size) for purpose, size in down.items() if size} or {main: 1.0}
     if OVER in content:
-        return Cargo(shares, TrafficPurpose.CONTROL)  # a receipt
+        return Cargo(shares, TrafficPurpose.CONTROL)  # the reply is a receipt
     if SECURE_RECORD not in content or main is TrafficPurpose.KEYS:
         return Cargo(shares, main)
     return Cargo(shares, main, _vector_bytes(str(config_of(content, SPEC_RECORD)["spec"])))
@@ -169,7 +161,8 @@ def purpose_of(content: RecordDict) -> TrafficPurpose:
     return TrafficPurpose.QUESTIONS if QUESTION_KEY in keys else TrafficPurpose.TRAINING
 
 
-def _of_record(name: str, main: TrafficPurpose) -> TrafficPurpose:
+def _purpose_of_record(name: str, main: TrafficPurpose) -> TrafficPurpose:
+    """Return the purpose of the record with this name in an instruction of the purpose `main`."""
     if name == SECURE_RECORD:
         return TrafficPurpose.KEYS
     return TrafficPurpose.CONTROL if name in (ROSTER_RECORD, *VOUCHING) else main
@@ -181,20 +174,21 @@ def content_bytes(content: RecordDict) -> int:
 
 
 def _size(record: Any) -> int:
+    """Return the approximate bytes of an array, metric or configuration record."""
     if isinstance(record, ArrayRecord):
-        return sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
+        return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
     return sum(len(name) + _size_of_value(value) for name, value in record.items())
 
 
 def _size_of_value(value: Any) -> int:
     if isinstance(value, bytes | str):
         return len(value)
-    return sum(map(_size_of_value, value)) if isinstance(value, list) else NUMBER
+    return sum(map(_size_of_value, value)) if isinstance(value, list) else NUMBER_BYTES
 
 
 @dataclass(frozen=True)
 class NodeTraffic:
-    """Traffic of a link whose bytes cannot be assigned to a message directly.
+    """Traffic of Flower's link, which carries parts of messages: a part's purpose is that of its node's pending message.
 
     Attributes:
       tally: of all bytes.
@@ -207,8 +201,8 @@ class NodeTraffic:
 
 @lru_cache(maxsize=16)  # each message of a round carries the same
 def _vector_bytes(spec: str) -> int:
-
-    from ..privacy.mechanisms.sizing import ShareSpec  # of encrypted sums alone
+    """Return the bytes of a masked vector under a `ShareSpec` in JSON."""
+    from ..privacy.mechanisms.sizing import ShareSpec  # slow to import; only encrypted sums need it
 
     share = build(ShareSpec, read_json(spec))
     return share.size * share.bits // 8
