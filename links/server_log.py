@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..base.bounded_decoding import Undecodable, read_json
 from ..base.durable_files import PUBLIC, sync_folder, write_at
-from ..messages.training_order import NEW, people_call
+from ..messages.training_order import NEW, display_name
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
@@ -79,7 +79,7 @@ def contradicting_entries(entries: Iterable[str]) -> frozenset[int]:
         fields = fields_of(entry)
         if fields.get("kind") == "model" and NEW in (name := fields.get("run", "")):
             suffix = next((each for each in QUERY_SUFFIXES if name.endswith(each)), "")
-            earlier = names.setdefault(people_call(name) + suffix, [])
+            earlier = names.setdefault(display_name(name) + suffix, [])
             if name not in earlier:
                 earlier.append(name)
             elif name != earlier[-1]:

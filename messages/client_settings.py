@@ -86,8 +86,9 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
     from .flower_adapter import values_under  # Flower is slow to import, and plans use these settings
     from .wire import read_round
 
-    order = None if settings.device is not None else read_order(content)
-    ordered = settings.training if order is None else order.training
-    mu = values_under(content, "proximal-mu")
-    training = ordered.in_round(read_round(content)[1])
+    training, (_, number) = settings.training, read_round(content)
+    if settings.device is None and (order := read_order(content)) is not None:
+        training = order.training
+    training = training.in_round(number)
+    mu = values_under(content, "proximal-mu")  # Flower's key, which FedProx sends
     return replace(training, proximal_mu=float(str(mu[0]))) if mu else training

@@ -19,13 +19,13 @@ from .message_codec import Buffer
 
 PROTOCOL_VERSION = 1
 METHOD = "/fedveil.Link/Follow"
-CHUNK_BYTES = 1 << 18  # most that waits for the network, for each client
+CHUNK_BYTES = 1 << 18  # of a message in one frame: what a client's stream holds in memory before it is sent
 MAX_FRAME_BYTES = CHUNK_BYTES + 1024
 MAX_ID_LENGTH = 256
 ID = Form(f".{{1,{MAX_ID_LENGTH}}}", "must have 1 to 256 printable characters")
 MAX_IDS = 8
 MAX_HEAD_BYTES = MAX_IDS * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
-HEAD = Bounds(depth=2, width=MAX_IDS, items=2 * MAX_IDS)  # of a hello, which has most
+HEAD = Bounds(depth=2, width=MAX_IDS, items=2 * MAX_IDS)  # of a hello, the frame with the most fields
 # Bytes that carry a frame beside its own: the prefix of gRPC ("gRPC over HTTP2", length-prefixed message), the header of
 # HTTP/2's DATA frame (RFC 9113, sections 4.1 and 4.2), and of a record of TLS 1.3 its header, type and tag (RFC 8446,
 # section 5.2; RFC 5116).
@@ -39,9 +39,9 @@ class BadFrame(ValueError):
 
 @dataclass(frozen=True)
 class Hello:
-    """First frame of each end: its protocol version, its node number, and the ids of instructions that it knows.
+    """First frame of each end: its protocol version, its node number, and ids of instructions.
 
-    The server's holds the last instruction that it has this key's answer to.
+    A client names those that it works on or has answered; the server names the last one that this key has answered.
     """
 
     version: Annotated[int, Range(ge=0)]
@@ -107,9 +107,8 @@ def read(data: bytes) -> Frame:
             ID.check(str, "known", each)
         return frame
     except (Undecodable, Refusal) as error:
-        reason = (
-            f"{error.field} {error.remedy}" if isinstance(error, Refusal) else str(error)
-        )  # without the value
+        # A refusal's own text has the value, which another party chose.
+        reason = f"{error.field} {error.remedy}" if isinstance(error, Refusal) else str(error)
         raise BadFrame(f"the frame has no readable fields: {reason}") from error
 
 
@@ -121,8 +120,8 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
       parts: the message's bytes in pieces, as `segments` returns them; they are copied only as they are sent.
     """
     yield write(Begin(name, sum(len(part) for part in parts)))
-    waiting: list[Buffer] = []
-    room = CHUNK_BYTES
+    waiting: list[Buffer] = []  # pieces of the next chunk
+    room = CHUNK_BYTES  # left in it
     for part in parts:
         rest = memoryview(part)
         while len(rest) >= room:
@@ -135,18 +134,13 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
 
 
 def wire_bytes(frame: int) -> int:
-    """Return the approximate bytes on a connection of a frame of this size."""
+    """Return the approximate bytes on a connection of a frame of `frame` bytes."""
     message = GRPC_PREFIX + frame
     return message + -(-message // MAX_PAYLOAD) * (DATA_HEADER + TLS_RECORD)
 
 
 def message_bytes(name: str, size: int) -> int:
-    """Return the approximate bytes on a connection of a message.
-
-    Args:
-      name: the instruction's id.
-      size: of the message.
-    """
+    """Return the approximate bytes on a connection of a message of `size` bytes under an instruction's id."""
     whole, rest = divmod(size, CHUNK_BYTES)
     chunks = whole * wire_bytes(1 + CHUNK_BYTES) + (wire_bytes(1 + rest) if rest else 0)
     return wire_bytes(len(write(Begin(name, size)))) + chunks
@@ -158,7 +152,7 @@ class MessageBuffer:
     Args:
       begin: announces the message.
       max_bytes: largest size that is accepted.
-      keep_bytes: False discards the bytes as they arrive.
+      keep_bytes: False discards the bytes as they arrive, and `data` stays empty.
 
     Raises:
       BadFrame: the message is announced empty or too large, or grows beyond its announced size.

@@ -11,7 +11,7 @@ from ..base.bounded_decoding import check_fields
 from ..base.refusal import OneOf, Range, Refusal, real
 
 GRAD_NORM = Range(ge=1e-9, le=1e9)
-"""Of one example's gradient: float32 holds a record's part of a sum, and a batch of them, to its last digits."""
+"""Range of the norm of one example's gradient, in which sums in float32 neither overflow nor underflow."""
 OPTIMIZERS: Mapping[str, float | None] = {
     "auto": None,
     "sgd": None,
@@ -29,9 +29,12 @@ OPTIMIZERS: Mapping[str, float | None] = {
     "rmsprop": 0.01,
     "rprop": 0.01,
 }
-"""Names of a client's optimizer, which are torch's in small letters apart from `auto` and `dp_adambc`, each with its usual
-rate, torch's own; None is the task's. LBFGS needs a closure and SparseAdam sparse gradients: a client has neither."""
-WHOLE = {"ns_steps": int}  # of torch's keywords; other numbers are fractions
+"""Names of a client's optimizer, each with torch's default learning rate; None takes the configured rate.
+
+Names are torch's in small letters, apart from `auto` and `dp_adambc`. Left out are LBFGS, which needs a closure, and
+SparseAdam, which needs sparse gradients: a client has neither.
+"""
+OPTION_TYPES = {"ns_steps": int}  # of torch's keyword arguments that are numbers; all others are floats
 MAX_ROUNDS = 100_000  # as many as the configuration allows
 SCHEDULES = ("constant", "linear", "cosine", "step")
 Option = float | int | bool | tuple[float, ...]
@@ -39,11 +42,14 @@ Option = float | int | bool | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of a client's steps, made anew in every round. Refusal when its name is unknown, or an option no number.
+    """Optimiser of a client's steps, made anew in every round.
 
     Attributes:
       name: of `OPTIMIZERS`; `auto` is what the task's own `optimizer` makes, or plain SGD where it has none.
-      options: torch's keyword arguments without the rate, a mapping or pairs; kept as pairs in the order of names.
+      options: torch's keyword arguments without the rate; given as a mapping or pairs, stored as pairs sorted by name.
+
+    Raises:
+      Refusal: the name is unknown, or an option is not a number, a switch or a list of numbers.
     """
 
     name: str = "auto"
@@ -65,26 +71,29 @@ class Optimizer:
 
 
 def _option(key: str, value: object) -> Option:
-    """Return a switch, a number or a list; whole only where torch's keyword is, so that the bytes of an order stay."""
+    """Return the value of torch's keyword as a switch, list or number: 1 and 1.0 become one, and so orders are equal."""
     field = f"optimizer.{key}"
     if isinstance(value, list | tuple):
         return tuple(real(field, each) for each in value)
     if isinstance(value, bool):
         return value
-    return Range().check(WHOLE.get(key, float), field, value)
+    return Range().check(OPTION_TYPES.get(key, float), field, value)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Schedule of the learning rate over the rounds of a run. Refusal when a value is out of range.
+    """Schedule of the learning rate over the rounds of a run.
 
     Attributes:
       name: of `SCHEDULES`.
-      rounds: of the run, at least 1.
-      warmup: rounds in which the rate rises in a straight line, at least 0; the next one has the full rate.
+      rounds: number of rounds of the run, at least 1.
+      warmup: number of rounds in which the rate rises linearly, at least 0; the next round has the full rate.
       floor: share of the rate that `linear` and `cosine` would reach one round after the last, in [0, 1].
-      every: rounds after which `step` multiplies the rate, at least 1.
-      gamma: by what, in (0, 1].
+      every: number of rounds after which `step` multiplies the rate by `gamma`, at least 1.
+      gamma: factor of `step`, in (0, 1].
+
+    Raises:
+      Refusal: a value is out of range.
     """
 
     name: Annotated[str, OneOf(SCHEDULES)] = "constant"
@@ -107,7 +116,7 @@ class Schedule:
         step = min(number, self.rounds) - 1
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        progress = (step - self.warmup) / (self.rounds - self.warmup)
+        progress = (step - self.warmup) / (self.rounds - self.warmup)  # in [0, 1)
         match self.name:
             case "linear":
                 return 1 - (1 - self.floor) * progress
@@ -121,9 +130,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """Parameters of a client's training in one round. Refusal if a value has another type or is out of range.
+    """Parameters of a client's training in one round.
 
     Ranges and meanings of the keys are here alone: the configuration, its schema and orders to devices read them.
+
+    Raises:
+      Refusal: a value has another type or is out of range.
     """
 
     learning_rate: Annotated[float, Range(gt=0), "Of the client's optimizer."] = 0.1
@@ -149,10 +161,10 @@ RULES: dict[str, tuple[type, Range, str]] = {
     for name, hint in get_type_hints(LocalTraining, include_extras=True).items()
     if get_args(hint)
 }
-"""Type, range and meaning of each number."""
+"""Type, range and meaning of each numeric field of `LocalTraining`."""
 
 ORDER_KEYS = tuple(name for name in RULES if name != "proximal_mu")
-"""Numbers that the configuration sets and an order tells; a strategy tells proximal_mu in each round."""
+"""Numeric fields that the configuration sets and an order contains; a strategy sends proximal_mu in each round."""
 
 ORDERED = (*ORDER_KEYS, "optimizer", "schedule")
-"""All that an order tells of training."""
+"""All fields of `LocalTraining` that an order contains."""

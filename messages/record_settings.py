@@ -12,7 +12,7 @@ from .training_order import RecordTerms
 
 @dataclass(frozen=True)
 class RecordPrivacy:
-    """Settings of record-level privacy at each client.
+    """Settings of DP-SGD at a client with the ledger of its own records.
 
     Attributes:
       terms: terms of DP-SGD, with the budget of each client's ledger.
@@ -56,7 +56,7 @@ class RecordPrivacy:
 
 @dataclass(frozen=True)
 class StepTerms:
-    """Parameters of one step of DP-SGD on all clients' records, for a client.
+    """Settings of a client for one step of DP-SGD on all clients' records.
 
     Attributes:
       terms: terms of DP-SGD, with a sampling rate.

@@ -25,9 +25,9 @@ class DeviceFacts:
 
     Attributes:
       version: of its fedveil.
-      certificate_ends: Unix second.
+      certificate_ends: Unix second at which its certificate expires.
       roster: version of its roster.
-      suites: of primitives allowed by its owner's policy.
+      suites: numbers of the cipher suites that its owner's policy allows.
       log: newest head of the server's log that it has seen, as text; empty for none.
       authority: fingerprint of the authority in force there; empty from an older release.
     """
@@ -48,8 +48,10 @@ def renewal_to(node: int, certificate: str, rollovers: str = "") -> Message:
       certificate: in PEM; empty for none.
       rollovers: of the authority, as text; empty for none.
     """
-    fields = {CERTIFICATE: certificate, **({ROLLOVERS: rollovers} if rollovers else {})}
-    return Message(RecordDict({RENEWAL: ConfigRecord({**fields})}), node, MESSAGE_TYPE)
+    record = ConfigRecord({CERTIFICATE: certificate})
+    if rollovers:
+        record[ROLLOVERS] = rollovers
+    return Message(RecordDict({RENEWAL: record}), node, MESSAGE_TYPE)
 
 
 def read_renewal(message: Message) -> str | None:

@@ -23,8 +23,7 @@ from .wire import OVER, memory_arrays, views
 MODEL, MESSAGE_TYPE = "model", "query"
 RECEIPT = "receipt"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
-MAX_MANIFEST = 1 << 20  # characters
-LISTED = Form(f".{{,{MAX_MANIFEST}}}", printable=False)
+MANIFEST_TEXT = Form(f".{{,{1 << 20}}}", printable=False)
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class RunOver:
     Attributes:
       run: its display name.
       status: how it ended, as in result.json.
-      rounds: number of completed ones.
+      rounds: number of completed rounds.
       model: the released model's arrays by name; empty if the run has no usable model.
       agreement: hash of the run's schema and model, as in its orders; empty without a schema.
-      moments: mean and deviation of the columns that scaled the run's inputs, as JSON; empty without scaling.
       manifest: SHA-256 of the manifest that closed the run, in hexadecimal; empty if it was not closed.
+      moments: mean and deviation of the columns that scaled the run's inputs, as JSON; empty without scaling.
       listed: text of the manifest; empty from a server of an earlier release.
     """
 
@@ -49,7 +48,7 @@ class RunOver:
     agreement: Annotated[str, RARE, Form(".{,64}")] = ""
     manifest: Annotated[str, RARE, HASH] = ""
     moments: Annotated[str, RARE, Form(f".{{,{MAX_ORDER_BYTES}}}", printable=False)] = ""
-    listed: Annotated[str, RARE, LISTED] = ""
+    listed: Annotated[str, RARE, MANIFEST_TEXT] = ""
 
 
 def message_to(node: int, over: RunOver) -> Message:

@@ -32,7 +32,7 @@ class Position:
       run: name of the run.
       round: number of the round, from 1.
       attempt: number of the attempt at the round, from 0.
-      exchange: of the attempt.
+      exchange: exchange of messages in the attempt.
     """
 
     run: str
@@ -50,12 +50,7 @@ def ask(messages: Sequence[bytes], spec: ShareSpec, position: Position) -> dict[
 
 
 def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, ConfigRecord]:
-    """Return the records with a roster.
-
-    Args:
-      records: as `ask` returns them.
-      signed: the roster as its authority signed it; empty if none is to be sent.
-    """
+    """Return the records of `ask` with a roster as its authority signed it; unchanged if `signed` is empty."""
     return {**records, ROSTER_RECORD: ConfigRecord({"signed": signed})} if signed else records
 
 
@@ -69,8 +64,8 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
     """Return the content of a node's reply.
 
     Args:
-      replies: the protocol's messages, one for each that was received; one without an answer is empty.
-      failure: code of why one of them is empty; None if none is.
+      replies: the protocol's messages, one for each that was received; empty for one without an answer.
+      failure: Flower error code that says why a reply is empty; None if none is.
     """
     record = ConfigRecord({"messages": list(replies)})
     if failure is not None:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 8192  # one has under 700, and 100 more for each column that it scales
-MAX_SCALED = 32  # columns, the limit of one question
-MAX_RUN = 200
+MAX_SCALED = 32  # columns that are scaled, the limit of one question
+MAX_RUN = 200  # characters of a run's name
 DIGEST = Form("[0-9a-f]{64}", "give 64 hexadecimal digits")
 NEW = "@"  # between a run's display name and the part that makes it unique
-MAX_RUNS = 1000
+MAX_RUNS = 1000  # that share one budget
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 MAX_PER_PERSON = 100  # as many examples as the configuration allows
 ABOVE_0 = Range(gt=0)
@@ -57,11 +57,10 @@ RECORD_MODES = (ModeName.RECORD, ModeName.RECORD_AND_CLIENT, *STEP_MODES)
 
 @dataclass(frozen=True)
 class ClientClaim:
-    """Claim of the server about the client level.
+    """Claim of the server about the noise that hides whole clients.
 
     Attributes:
-      noise_multiplier: of each round's sum, with fresh and independent noise: std / sensitivity under `adjacency`,
-        above 0.
+      noise_multiplier: std of the fresh, independent noise of each round's sum / sensitivity under `adjacency`, above 0.
       adjacency: of clients.
 
     Raises:
@@ -119,8 +118,10 @@ class RecordTerms:
     @property
     def budget(self) -> Budget:
         """Budget of the records, or of the persons who have them."""
-        unit = Unit.PERSON if self.clients_per_person is None else Unit.PERSON_EVERYWHERE
-        unit = Unit.RECORD if self.per_person is None else unit
+        if self.per_person is None:
+            unit = Unit.RECORD
+        else:
+            unit = Unit.PERSON if self.clients_per_person is None else Unit.PERSON_EVERYWHERE
         return Budget(unit, self.target_epsilon, self.target_delta, self.adjacency)
 
     @property
@@ -138,15 +139,15 @@ class TrainingOrder:
       privacy: mode of protection.
       training: parameters; in JSON its keys are among the others, without those that a strategy sets.
       client: given if and only if `privacy` protects clients.
-      record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
-      agreement: of the server's task, from `tasks.arrays.agreement_of`; None if the task has no schema.
-      held_out: share of its records that a client holds out for evaluation; None for none, as if each client trains its
-        records separately.
-      group_equal_rows: whether equal records of those are held out together, as a server of an earlier release expects; JSON says
+      record: given if and only if `privacy` protects records; has a sampling rate if and only if a round is one step on
+        the records of all clients.
+      agreement: hash of the server's schema and model, from `tasks.arrays.agreement_of`; None if the task has no schema.
+      held_out: share of its records that a client holds out for evaluation; None holds out none.
+      group_equal_rows: whether equal records are held out together, as a server of an earlier release expects; JSON says
         the opposite, `singly`, and only if records are held out.
-      arm: of a round for one arm; in JSON only if given.
-      moments: mean and deviation of table columns for the scaling of inputs, from the clients' answer; in JSON only if
-        given.
+      arm: arm of tuning that the round trains; in JSON only if given.
+      moments: mean and deviation of table columns by name, for the scaling of inputs, from the clients' answer; in JSON
+        only if given.
 
     Raises:
       Refusal: a value is out of range, or incompatible with `privacy`.
@@ -192,10 +193,10 @@ class TrainingOrder:
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
         plain = plain_of(replace(self, arm=None))
-        training, together = plain.pop("training"), plain.pop("group_equal_rows")
+        training, group_equal_rows = plain.pop("training"), plain.pop("group_equal_rows")
         if self.arm is not None:
             plain["arm"] = self.arm.to_json()
-        if self.held_out is not None and not together:
+        if self.held_out is not None and not group_equal_rows:
             plain["singly"] = True
         return json.dumps({**plain, **{name: training[name] for name in ORDERED}}, sort_keys=True)
 
@@ -226,6 +227,7 @@ class TrainingOrder:
             raise Refusal(ORDER_KEY, text[:40], f"is no order ({error})") from error
 
 
+# Keys of an order in JSON: those that may be left out, and those that it must have.
 RARE_KEYS = {"arm", "moments", "singly"}
 KEYS = {each.name for each in fields(TrainingOrder)} - {"training", "group_equal_rows", *RARE_KEYS} | {
     *ORDERED
@@ -249,10 +251,10 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
 
 
 def _moments(plain: object) -> dict[str, tuple[float, float]]:
-    """Return columns with their mean and deviation.
+    """Return the mean and deviation of columns by name, from a mapping of lists or tuples.
 
     Raises:
-      Refusal: the value is not such a group, or has too many columns.
+      Refusal: the value is no such mapping, or has too many columns.
     """
     if not isinstance(plain, Mapping) or not len(plain) <= MAX_SCALED:
         raise Refusal("moments", str(plain)[:40], f"must be a group of at most {MAX_SCALED} columns")
@@ -264,6 +266,6 @@ def _moments(plain: object) -> dict[str, tuple[float, float]]:
     return moments
 
 
-def people_call(run: str) -> str:
+def display_name(run: str) -> str:
     """Return a run's name without the part that a server adds for fresh noise."""
     return run.partition(NEW)[0]

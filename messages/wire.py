@@ -99,9 +99,8 @@ class MemoryArray(Array):
 
     def __init__(self, ndarray: NDArray[np.generic], lent: bool = False) -> None:
         # Not by attributes: Flower tracks changed fields, which takes longer than everything else here.
-        self.__dict__.update(
-            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype="numpy.ndarray", ndarray=ndarray, lent=lent
-        )
+        fields = {"dtype": _name(ndarray.dtype), "shape": ndarray.shape, "stype": "numpy.ndarray"}
+        self.__dict__.update(**fields, ndarray=ndarray, lent=lent)
 
     @property
     def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,7 +116,7 @@ class MemoryArray(Array):
         return _memory_array, (self.__dict__["ndarray"],)
 
 
-@cache
+@cache  # numpy composes the name at each call
 def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)
 
@@ -168,9 +167,8 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
     """Return an instruction: the strategy's records, the sum's spec, the run's name and the round's number."""
-    out = RecordDict(dict(content.items()))
-    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(plain_of(spec)), "run": run, "round": server_round})
-    return out
+    record = ConfigRecord({"spec": json.dumps(plain_of(spec)), "run": run, "round": server_round})
+    return RecordDict({**dict(content.items()), SPEC_RECORD: record})
 
 
 def with_canary_records(content: RecordDict, count: int) -> RecordDict:
@@ -239,12 +237,9 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 
 
 def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message:
-    """Return the reply with a client's vector; integers on the grid are packed to the bits that they need.
+    """Return the reply to an instruction with a client's vector, shape (size,).
 
-    Args:
-      vector: vector of the client, shape (size,).
-      spec: spec of the sum.
-      message: instruction from the server.
+    Integers on the lattice of the sum's spec are packed to the bits that they need.
     """
     width = width_of(spec)
     payload = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
@@ -252,13 +247,7 @@ def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
-    """Add one reply to the sum; an error or an invalid reply is counted as dropped, with its reason.
-
-    Args:
-      cohort_sum: sum of the cohort, changed in place.
-      reply: reply of one client.
-      spec: spec of the sum.
-    """
+    """Add one client's reply to the cohort's sum, in place; an error or an invalid reply counts as dropped, with its reason."""
     if reply.has_error():
         return cohort_sum.drop(DROP_REASONS.get(reply.error.code, "failed"))
     try:
@@ -274,21 +263,26 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
 
 
 def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Packed | str:
-    """Return the reply's vector, or the reason to drop it; sizes are checked before any byte is parsed."""
+    """Return the vector of `size` coordinates in a reply, or the reason to drop the reply.
+
+    The stated type, shape and number of bytes are checked before the array's bytes are parsed, and again afterwards: the
+    .npy header in the bytes has a type and a shape of its own.
+    """
     record = records_of(content, ArrayRecord).get(VECTOR_RECORD, ArrayRecord())
     if len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
     array = record[VECTOR]
-    # A device with an earlier release sends unpacked integers.
-    width = width_of(spec) if np.dtype(array.dtype) == np.uint8 else None
+    dtype = np.dtype(array.dtype)
+    # Bytes are packed integers of `width` bits; a device with an earlier release sends integers that are not packed.
+    width = width_of(spec) if dtype == np.uint8 else None
     count = size if width is None else packed_size(size, width)
     if tuple(array.shape) != (count,):
         return "shape"
-    if width is None and np.dtype(array.dtype).kind not in ("if" if spec.clipping_norm is None else "i"):
+    if width is None and dtype.kind not in ("if" if spec.clipping_norm is None else "i"):
         return "dtype"
     if not isinstance(array, MemoryArray):
-        excess = len(array.data) - count * np.dtype(array.dtype).itemsize
-        if not 0 < excess <= MAX_HEADER_BYTES:
+        header_bytes = len(array.data) - count * dtype.itemsize
+        if not 0 < header_bytes <= MAX_HEADER_BYTES:
             return "size"
     values = view(array)
     if values.shape != (count,) or values.dtype.kind not in ("if" if width is None else "u"):
@@ -318,13 +312,13 @@ def common_content(messages: list[Message]) -> RecordDict:
 def mean_reply(
     arrays: ArrayRecord, mean: dict[str, NDArray[Any]], scalars: dict[str, float], request: Message
 ) -> Message:
-    """Return one reply for the whole cohort: the global arrays plus the mean update, and the mean metrics.
+    """Return one reply for the whole cohort to a strategy's message: the moved global arrays, and the mean metrics.
 
     Args:
       arrays: global arrays.
       mean: mean update of each averaged array, by name.
       scalars: mean metrics by name.
-      request: message of the strategy to which this is the reply.
+      request: message of the strategy.
     """
     metrics = MetricRecord({**scalars, WEIGHT: 1})
     return Message(RecordDict({"arrays": _moved(arrays, mean), "metrics": metrics}), reply_to=request)
@@ -332,12 +326,10 @@ def mean_reply(
 
 def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
     """Return the global arrays plus the mean update; arrays that are not averaged stay unchanged."""
-    moved: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        value: NDArray[Any] = view(array)
-        moved[name] = value
-        if name in mean:
-            moved[name] = np.add(value, mean[name], out=np.empty_like(value), casting="unsafe")
+    moved = views(arrays)
+    for name in mean.keys() & moved.keys():
+        value = moved[name]
+        moved[name] = np.add(value, mean[name], out=np.empty_like(value), casting="unsafe")
     return memory_arrays(moved)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..base.bounded_decoding import read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, unreadable
-from ..messages.training_order import NEW, people_call
+from ..messages.training_order import NEW, display_name
 from ..privacy.budget import Adjacency, Budget
 from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, Cap, capped, caps_on
 from ..privacy.ledger.client_sums import sums_of_records
@@ -100,7 +100,7 @@ class Deployed(Population):
 
     def check_run(self, name: str, folder: Path) -> None:
         """Refuse a checkpoint of another run, which may be on the same ledger."""
-        if (other := people_call(name)) != self.run:
+        if (other := display_name(name)) != self.run:
             remedy = f"holds a checkpoint of run {other!r}; restore its own from a backup"
             raise Refusal("resume", str(folder), remedy)
 

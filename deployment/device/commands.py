@@ -19,7 +19,7 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
 from ...configs.bundle_files import ROLLOVERS, ROSTER, read_signed_roster, read_toml
 from ...links.device_answers import PAID, UNPAID, Journal
-from ...messages.training_order import people_call
+from ...messages.training_order import display_name
 from ...privacy.budget import Budget
 from ...privacy.ledger.question_caps import LedgerQuestion
 from ...privacy.secagg.roster_change import change_between
@@ -196,7 +196,7 @@ def _status_lines(
     if health is not None and health.at:
         ago = time.time() - datetime.fromisoformat(health.at).timestamp()
         parts.append(
-            f"{_describe_row(health.round)} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
+            f"{_describe_row(health.round)} of {display_name(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
         )
     for name, each in spent.items():
         unit = "as a client" if name.startswith("client-") else "by its records"

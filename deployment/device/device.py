@@ -41,7 +41,7 @@ from ...messages.training_order import (
     ModeName,
     RecordTerms,
     TrainingOrder,
-    people_call,
+    display_name,
     read_order,
 )
 from ...messages.wire import SECURE_RECORD, Exchange
@@ -234,7 +234,7 @@ class Device:
         if order.arm is not None:
             bundle = self.bundle
             with _declining(wire.OWNERS_POLICY, "an order is not followed: "):
-                require_arm(order.arm, bundle.settings.name, people_call(order.run), bundle.state)
+                require_arm(order.arm, bundle.settings.name, display_name(order.run), bundle.state)
         if terms is not None and self._roster_changed(order, terms):
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
             raise NotTrained(wire.FAILED)
@@ -294,7 +294,7 @@ class Device:
             if order.privacy is ModeName.RECORD:
                 raise NotTrained(wire.NO_EXAMPLES)
             return settings  # it answers with a zero update
-        return replace(settings, record=self._record(terms, records, settings, people_call(order.run)))
+        return replace(settings, record=self._record(terms, records, settings, display_name(order.run)))
 
     def _record(self, order: RecordTerms, records: int, settings: ClientSettings, run: str) -> RecordPrivacy:
         try:
@@ -326,7 +326,7 @@ class Device:
         from ...strategies.record_plan import calibrated_noise
 
         def is_of_run(booked: LedgerRelease) -> bool:
-            return booked.source is None and people_call(run_of(booked.entry)) == run
+            return booked.source is None and display_name(run_of(booked.entry)) == run
 
         try:
             book = state_at(record.ledger_path(settings.device or ""))

@@ -18,7 +18,7 @@ from ...messages.training_order import (
     ClientClaim,
     ModeName,
     TrainingOrder,
-    people_call,
+    display_name,
     read_order,
 )
 from ...messages.wire import OWNERS_POLICY, read_attempt, read_round, sum_spec_of
@@ -188,7 +188,7 @@ def _violations(
     noise = instruction.client_noise
     run, number = read_round(instruction.content)
     epochs = order.training.local_epochs
-    if run != order.run or (policy.runs and people_call(run) not in policy.runs):
+    if run != order.run or (policy.runs and display_name(run) not in policy.runs):
         yield "run", run, f"runs = {list(policy.runs)}"
     if epochs > policy.maximum_local_epochs:
         yield "local_epochs", epochs, f"maximum_local_epochs = {policy.maximum_local_epochs}"

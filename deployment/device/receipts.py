@@ -16,7 +16,7 @@ from ...base.durable_files import append_line, replace_file
 from ...base.refusal import Refusal
 from ...base.tensor_file import safetensors_parts
 from ...messages.run_over import RunOver
-from ...messages.training_order import people_call
+from ...messages.training_order import display_name
 from ...privacy.ledger.ledger_state import read_entries
 from ...privacy.ledger.receipt import (
     SALT_BYTES,
@@ -84,7 +84,7 @@ def require_agreement(over: RunOver) -> None:
         raise Refusal("manifest", over.manifest, fault)
     try:
         manifest = read_json(over.listed)
-        run, status, model = people_call(manifest["run"]), manifest["status"], manifest["files"].get(MODEL)
+        run, status, model = display_name(manifest["run"]), manifest["status"], manifest["files"].get(MODEL)
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise Refusal("manifest", over.manifest, f"cannot be read ({problem})") from None
     arrays = {name: np.asarray(value, order="C") for name, value in over.model.items()}

@@ -11,7 +11,7 @@ from ...base.bounded_decoding import Undecodable, build, read_json
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
 from ...links.server_log import manifest_entry
-from ...messages.training_order import people_call
+from ...messages.training_order import display_name
 from ...privacy.merkle import includes, inclusion_proof, leaf_hash
 from ...privacy.witness import HeadCosignature
 from ...run.files import MANIFEST, WITNESSES
@@ -134,4 +134,4 @@ def _by_key(record: RunWitnesses) -> dict[str, Witness]:
 
 
 def _entry(manifest: Manifest) -> bytes:
-    return manifest_entry(people_call(manifest.run), manifest.hash)
+    return manifest_entry(display_name(manifest.run), manifest.hash)

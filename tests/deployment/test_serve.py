@@ -49,7 +49,7 @@ from fedveil.links.server_log import LOG
 from fedveil.links.server_log import read_entries as read_log
 from fedveil.messages.renewal import DeviceFacts
 from fedveil.messages.run_over import reply_with
-from fedveil.messages.training_order import people_call, read_order
+from fedveil.messages.training_order import display_name, read_order
 from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
@@ -257,7 +257,7 @@ def test_order_has_the_claims_of_the_run_by_their_usual_names(spring: Spring) ->
     assert len(orders) == 15 and len({order.to_json() for order in orders if order}) == 1
     order = orders[0]
     assert order is not None and order.run == read_round(spring.sent[0].content)[0]
-    assert people_call(order.run) == "spring" and order.run != "spring"
+    assert display_name(order.run) == "spring" and order.run != "spring"
     assert order.client is not None
     assert order.client.noise_multiplier == result_of(spring.hearts, "spring")["noise_multiplier"]
 
@@ -291,7 +291,9 @@ def test_same_command_goes_on_after_a_kill_and_spares_a_finished_run(
     # The lost round was reserved, and stays spent; it was drawn and paid anew under another name.
     entries = [json.loads(e.key)[:2] for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
     assert [number for _, number in entries] == [1, 2, 2, 3]
-    assert len({name for name, _ in entries}) == 2 and {people_call(name) for name, _ in entries} == {"run-1"}
+    assert len({name for name, _ in entries}) == 2 and {display_name(name) for name, _ in entries} == {
+        "run-1"
+    }
     assert result_of(hearts)["privacy"][-1]["epsilon"] <= 8
     before = {path: path.stat().st_mtime_ns for path in (hearts / "server" / "runs").rglob("*")}
     capsys.readouterr()

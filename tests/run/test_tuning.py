@@ -24,7 +24,7 @@ from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import differences
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.training_order import ClientClaim, ModeName, TrainingOrder, people_call
+from fedveil.messages.training_order import ClientClaim, ModeName, TrainingOrder, display_name
 from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -443,8 +443,8 @@ def test_scores_that_no_client_may_give_are_refused(broken: list[str], said: str
 
 def test_a_device_scores_in_its_own_arm_of_the_runs_deal(tmp_path: Path) -> None:
     own = DEAL.arm_of("boston")
-    require_arm(DEAL.arm(own), "boston", people_call("spring@0f"), tmp_path)
-    asked = people_call(name_of("spring@0f"))
+    require_arm(DEAL.arm(own), "boston", display_name("spring@0f"), tmp_path)
+    asked = display_name(name_of("spring@0f"))
     require_arm(DEAL.arm(own), "boston", asked, tmp_path)
     other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
     with pytest.raises(Refusal, match="already dealt its clients"):

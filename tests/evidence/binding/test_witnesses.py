@@ -24,7 +24,7 @@ from fedveil.evidence.binding.time_stamp import stamp, time_of_stamp
 from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
 from fedveil.evidence.binding.witnesses import note_witnesses
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
-from fedveil.messages.training_order import people_call
+from fedveil.messages.training_order import display_name
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.witness import HeadCosignature, cosign_head
 from fedveil.run.files import MANIFEST, TIME_STAMP, WITNESSES
@@ -47,7 +47,7 @@ def kept(tmp_path: Path) -> Path:
 
 def entry_of(folder: Path) -> bytes:
     manifest = read_manifest(folder)
-    return leaf_hash(manifest_entry(people_call(manifest.run), manifest.hash))
+    return leaf_hash(manifest_entry(display_name(manifest.run), manifest.hash))
 
 
 def log_with(*middle: bytes) -> list[bytes]:
