@@ -113,14 +113,7 @@ def start_checked(check: Callable[[Strategy, object, object], None]) -> Generato
 
 
 def client_context(run_id: int, client: int, num_clients: int, run_config: dict[str, Any]) -> Context:
-    """Return the context of one simulated node, with Flower's own keys for its partition.
-
-    Args:
-      run_id: Flower's number of the run.
-      client: number of the client, from 0.
-      num_clients: number of clients.
-      run_config: configuration of the run.
-    """
+    """Return the context of the simulated node of a client, from 0, with Flower's own keys for its partition."""
     node_config: UserConfig = {"partition-id": client, "num-partitions": num_clients}
     return Context(
         run_id=run_id, node_id=client + 2, node_config=node_config, state=RecordDict(), run_config=run_config

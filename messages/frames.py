@@ -113,12 +113,7 @@ def read(data: bytes) -> Frame:
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
-    """Yield the frames of a message, each created on demand.
-
-    Args:
-      name: the instruction's id.
-      parts: the message's bytes in pieces, as `segments` returns them; they are copied only as they are sent.
-    """
+    """Yield the frames of a message under an instruction's id; each is created, and its bytes are copied, on demand."""
     yield write(Begin(name, sum(len(part) for part in parts)))
     waiting: list[Buffer] = []  # pieces of the next chunk
     room = CHUNK_BYTES  # left in it

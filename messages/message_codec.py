@@ -114,11 +114,7 @@ def _body(content: RecordDict) -> Body:
 
 
 def segments(head: Metadata, body: Body) -> list[Buffer]:
-    """Return a message's bytes in pieces; those of its arrays are not copied.
-
-    Args:
-      head: ids, nodes and type of the message.
-      body: its content, as `pack_body` returns it.
+    """Return the bytes of a message, from its metadata and packed content, in pieces; those of its arrays are not copied.
 
     Raises:
       MalformedMessage: names and settings take more than `MAX_HEADER_BYTES`.

@@ -51,12 +51,7 @@ def bytes_of(arrays: Arrays) -> int:
 
 
 def difference(old: Arrays, new: Arrays) -> bytes | None:
-    """Return the difference with which `apply` turns `old` into `new`; None if the whole model is shorter, or shapes differ.
-
-    Args:
-      old: held model.
-      new: target model.
-    """
+    """Return the difference with which `apply` turns `old` into `new`; None if the whole model is shorter, or shapes differ."""
     layouts = [{name: (value.dtype, value.shape) for name, value in each.items()} for each in (old, new)]
     if layouts[0] != layouts[1] or list(old) != list(new):
         return None
@@ -160,11 +155,7 @@ def _compress(values: Bytes) -> bytes:
 
 
 def apply(old: Arrays, difference: bytes) -> dict[str, NDArray[np.generic]]:
-    """Return the model from the held one and a difference.
-
-    Args:
-      old: the held model.
-      difference: as `difference` returns it; untrusted.
+    """Return the model that a difference from the held one gives; the difference is untrusted.
 
     Raises:
       NoDifference: it is not a difference from a model of these shapes; no other exception is raised, for any bytes.

@@ -130,12 +130,7 @@ MemoryArray.__qualname__ = "Array"
 
 
 def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> ArrayRecord:
-    """Return a record of arrays that are serialised only when their bytes are read.
-
-    Args:
-      arrays: values by name.
-      lent: whether a reader may overwrite the values.
-    """
+    """Return a record of arrays, by name, as `MemoryArray` takes each."""
     record = ArrayRecord()
     for name, value in arrays.items():
         record[name] = MemoryArray(value, lent)
