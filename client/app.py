@@ -87,16 +87,17 @@ def make_client_app(
 
 
 def _number(context: Context) -> int:
+    """Return the number of the client whose node this is, from 0."""
     return int(str(context.node_config["partition-id"]))
 
 
 def _answer(message: Message, client: int, bench: Workbench) -> Message:
-    """Return the answer to an instruction of any kind, in the table of this module."""
+    """Return a client's answer to an instruction of any kind, as the table of this module says."""
     settings = bench.settings
     if client in settings.canary_clients:
         return extra_clients().canary_answer(message, settings.canary_clients, client)
     encryption = settings.encryption
-    is_hidden = encryption is not None and encryption.minimum_noise_multiplier > 0
+    has_noise = encryption is not None and encryption.minimum_noise_multiplier > 0
 
     def answer() -> Message:
         if wire.is_query(message.content):
@@ -104,7 +105,7 @@ def _answer(message: Message, client: int, bench: Workbench) -> Message:
         return train_round(message, client, bench, settings)
 
     try:
-        return or_unchanged(message, answer, is_hidden)
+        return or_unchanged(message, answer, must_hide=has_noise)
     except Mixing:
         logger.exception("this client trains no more")
         return _error(message, wire.MIXES, "the task mixes examples")

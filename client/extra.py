@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from ..tasks.data import Data, Examples
     from ..tasks.protocol import Objective, Task
 
-ADDS = "full"  # audit that adds clients and records
+ADDS = "full"  # option of the group `audit` that adds clients and records
 # Names in a model with the block of extra records: prefix of the client's own parameters, and that of the block.
 MODEL_PREFIX, BLOCK = "model.", "block.weight"
 
 
 class ExtraClients(Protocol):
-    """Answers of extra clients: one's reply, several updates as rows, and their parts of a sum."""
+    """Functions of an extension for extra clients, which `audit.canary_updates` documents.
+
+    They return one's reply, return updates as rows, and add one's or several ones' updates to a sum.
+    """
 
     canary_answer: Callable[[Message, CanaryClients, int], Message]
     canary_updates: Callable[[CanaryClients, Sequence[int], int], NDArray[np.float32]]
@@ -40,7 +43,10 @@ class ExtraClients(Protocol):
 
 
 class ExtraRound(Protocol):
-    """Round of a client with extra records in its own DP-SGD: model, loss and examples in the place of its own."""
+    """Round of a client's own DP-SGD with extra records: model, loss and examples to train with, and two calls.
+
+    `after_step` is called after each step, and `keep` with the number of the round at its end.
+    """
 
     @property
     def model(self) -> nn.Module: ...
@@ -68,7 +74,10 @@ class OwnRound:
 
 
 class ExtraRecords(Protocol):
-    """Extra records among a client's own, in its own DP-SGD beside its ledger, or in a step on all clients' records."""
+    """Functions of an extension for extra records, which `audit.record_canaries` documents.
+
+    `begin_round` adds them in a client's own DP-SGD; `with_canaries` and `watch` in a step on all clients' records.
+    """
 
     begin_round: Callable[[nn.Module, Task, Data, Plan, int, Randomness, Path], ExtraRound]
     with_canaries: Callable[[Data, CanaryRecords, int], Examples]
@@ -76,10 +85,10 @@ class ExtraRecords(Protocol):
 
 
 def extra_clients() -> ExtraClients:
-    """Return what answers for the extra clients of a client's settings."""
+    """Return the functions for extra clients, of the extension that has them."""
     return extension("audit", "ExtraClients", "audit", ADDS)
 
 
 def extra_records() -> ExtraRecords:
-    """Return what makes the extra records of a client's settings."""
+    """Return the functions for extra records, of the extension that has them."""
     return extension("audit", "ExtraRecords", "audit", ADDS)

@@ -23,8 +23,9 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 if TYPE_CHECKING:
     from ..privacy.secagg.transcript import AttemptTerms
 
-RECORD_SUM = "fedveil.summed"  # of an app's reply: its part of a sum of records
-SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
+# Records of an app's reply, which stay at the client: they are encoded into its vector.
+RECORD_SUM = "fedveil.summed"  # the client's part of a sum over records, by name of the model's arrays
+SEGMENTS_RECORD = "fedveil.segments"  # the client's values of the segments that have a shape, by name
 
 T = TypeVar("T")
 
@@ -32,7 +33,11 @@ logger = logging.getLogger("fedveil.client")
 
 
 class NotTrained(Exception):
-    """Client that does not answer with a vector; only a known code leaves the client."""
+    """Failure for which a client answers with an error instead of a vector.
+
+    Args:
+      code: Flower error code; one that is not in `DROP_REASONS` may depend on the data, and becomes `FAILED`.
+    """
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -92,13 +97,13 @@ def private_update(
 def _encode(
     reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec
 ) -> Contribution:
-    """Return the vector of an app's reply, and release the reply's arrays."""
+    """Return the vector of an app's reply to an instruction, which contained the arrays `received`."""
     update, values = update_of(reply, received, content, spec), values_of(reply)
     return or_of_zeros(lambda arrays: encode(arrays, values, spec)[0], update)
 
 
 def or_of_zeros(encode_update: Callable[[Arrays], T], update: Arrays) -> T:
-    """Return the vector of an update or, if it is not finite, of zeros.
+    """Return the vector that `encode_update` makes of an update or, if the update is not finite, of zeros.
 
     Divergence of training may depend on one record and on the server's message. A failure would reveal it, uncharged,
     to everyone who sees which clients answer; so the client answers with zeros, like one without examples.
@@ -149,7 +154,7 @@ def unchanged(message: Message) -> Message:
 
 
 def record_sum_reply(message: Message, parts: Mapping[str, NDArray[np.generic]]) -> Message:
-    """Return an app's reply with its records' contribution to a sum of records, by name."""
+    """Return an app's reply to an instruction with its part of a sum over records, by name of the model's arrays."""
     content = RecordDict({RECORD_SUM: wire.memory_arrays(parts), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 
@@ -177,7 +182,7 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
     if spec.unit_norm is None:
         arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
         update: Arrays = difference(wire.only_arrays(arrays), received)
-    else:
+    else:  # the vector is a sum over records, and the app computed it
         sums = cast(ArrayRecord, reply.content[RECORD_SUM])
         update = {k: cast(NDArray[np.floating], wire.view(sums[k])) for k in wire.layout_of(received)}
     return compressed(update, content, spec)
@@ -193,7 +198,7 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
     Args:
-      trained: arrays that the app returned; the update overwrites those that it released.
+      trained: arrays that the app returned; the update overwrites those that are lent.
       received: arrays of the instruction.
 
     Raises:

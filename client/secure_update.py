@@ -75,15 +75,15 @@ def secure_update(
 
 
 def _answered(job: TrainingJob, requests: Sequence[bytes]) -> Message:
-    """Return the reply to the protocol's messages of an instruction."""
+    """Return the reply to an instruction, in which `requests` are the protocol's messages."""
     identity, message, context = job.identity, job.message, job.context
-    node = _remembered(context, _for_vectors(identity, message.content))
+    node = _restored_node(context, _for_vectors(identity, message.content))
     try:
         work = job.work(node) if records_of(message.content, ArrayRecord) else None
         replies = [_handled(node, each, work) for each in requests]
     finally:
         context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
-    codes = [reply for reply in replies if isinstance(reply, int)]
+    codes = [reply for reply in replies if isinstance(reply, int)]  # of messages that failed
     if codes and len(requests) == 1:
         return Message(Error(codes[0], "the client did not train"), reply_to=message)
     messages = [b"" if isinstance(reply, int) else reply for reply in replies]
@@ -91,10 +91,10 @@ def _answered(job: TrainingJob, requests: Sequence[bytes]) -> Message:
 
 
 def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
-    """Return the identity, whose policy bounds the norm of one record's part if a vector is the sum of several.
+    """Return the identity with a policy that bounds a whole vector, where a vector is the sum of several records' parts.
 
-    The norm in the terms is then only the range of a vector. A later check ensures that the vector is made for the spec
-    examined here, before it is charged.
+    The owner's policy then bounds the norm of one record's part (`unit_norm`), and the clipping norm in the terms is only
+    the range of a vector. `_agreed_spec` later ensures that the vector is made for the spec that is read here.
     """
     try:
         spec = sum_spec_of(content)
@@ -107,7 +107,8 @@ def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
     return replace(identity, policy=replace(identity.policy, maximum_clipping_norm=max_norm))
 
 
-def _remembered(context: Context, identity: Identity) -> Participant:
+def _restored_node(context: Context, identity: Identity) -> Participant:
+    """Return the protocol's participant for this node, with its memory of earlier messages in the context."""
     node = identity.participant()
     if record := config_of(context.state, STATE_RECORD):
         sealed = record[STATE]
@@ -136,8 +137,8 @@ class OwnNoise:
     """Noise of a vector if only peers that the owner trusts count as honest.
 
     Attributes:
-      sigma: of this node's own noise in addition to its share, in grid units.
-      multiplier: guaranteed noise over the sensitivity, which is charged.
+      sigma: standard deviation of this node's own noise in addition to its share, in grid units.
+      multiplier: noise of the sum over the sensitivity that is guaranteed, and charged.
     """
 
     sigma: int
@@ -156,11 +157,7 @@ class TrainingJob:
     charge: Charge
 
     def work(self, node: Participant) -> Work:
-        """Return the node's work for the round.
-
-        Args:
-          node: whose memory contains the cohort of the sum.
-        """
+        """Return the work for the protocol in a round of a node, whose memory contains the cohort of the sum."""
         return Work(
             model_hash(self.message.content),
             lambda terms: self._vector(terms, node),
@@ -171,16 +168,20 @@ class TrainingJob:
         return _agreed_spec(self.message.content, terms, self.identity.policy.collusion)
 
     def _noise(self, spec: ShareSpec, terms: AttemptTerms, node: Participant) -> OwnNoise:
-        """Return the node's own noise that guarantees the promised noise even if all untrusted members collude.
+        """Return the node's own noise that guarantees the promised noise even if all members that it does not trust collude.
 
-        If the grid has no room for it, none is added, and the node is charged for the actual noise.
+        If the grid has no room for it, none is added, and the node is charged for the noise that its share guarantees.
+
+        Raises:
+          Refused: POLICY; that noise is below the owner's minimum.
         """
         policy = self.identity.policy
         if not policy.peers:
             return OwnNoise(0, terms.noise_multiplier)
         cohort = next(each.candidates for each in node.attempts.values() if each.terms == terms)
         others = [each for each in cohort if each != self.identity.node]
-        outsiders = len(others) - len(self.identity.roster.holders(policy.peers, others))
+        trusted = self.identity.roster.holders(policy.peers, others)
+        outsiders = len(others) - len(trusted)
         if outsiders >= terms.threshold:  # they open this vector alone, without the noise of its peers
             outsiders = len(others)
         sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
@@ -191,10 +192,11 @@ class TrainingJob:
         return OwnNoise(max(sigma, 0), multiplier)
 
     def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:
+        """Charge the device's ledger, train, and return the noised vector, with what the node opens after dropouts."""
         content = self.message.content
         spec = self._spec(terms)
         noise = self._noise(spec, terms, node)
-        received = dict(only_arrays(content).items())  # the app may change what it was given
+        received = dict(only_arrays(content).items())  # the app may modify its input
         seed = rotation_seed(model_hash(content), terms.round)
         with self.charge(content, replace(terms, noise_multiplier=noise.multiplier)):
             reply = without_error(self.call_next(self.message, self.context))
@@ -222,8 +224,7 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
     except (Refusal, ValueError, KeyError) as error:
         raise Refused(Reason.POLICY, "the vector's spec is missing or unsafe") from error
     attendance = spec.attendance
-    assumed = colluders(terms.cohort_size, collusion)
-    knowing = max(assumed, attendance.colluders)
+    assumed = max(colluders(terms.cohort_size, collusion), attendance.colluders)
     promised = terms.noise_multiplier * (1 - NOISE_TOLERANCE)
     demands = {
         "task_hash": task_hash(spec) == terms.task_hash,
@@ -232,7 +233,7 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
         "clipping_norm": spec.sum.clipping_norm == terms.clipping_norm,
         "most": attendance.most >= terms.cohort_size,
         "minimum_survivors": attendance.least <= terms.minimum_survivors,
-        "noise_multiplier": attendance.least > knowing and spec.min_noise(knowing) >= promised,
+        "noise_multiplier": attendance.least > assumed and spec.min_noise(assumed) >= promised,
     }
     for name, met in demands.items():
         if not met:

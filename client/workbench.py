@@ -33,21 +33,23 @@ from .training.sgd import with_fast_kernels
 LEDGER_WAIT_SECONDS = 10.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Workbench:
     """Task and model that one process keeps between clients; the model's arrays are loaded in place.
 
     Attributes:
       settings: of the clients.
       loaded_task: the task, if it is loaded already; None loads it from the settings.
-      measured: the result of the model's independence check, once it has run.
-      evaluated: whether that check has run in evaluation mode; empty until it has.
+      measured: whether a check of the model's independence has failed or passed.
+      independent: whether one has passed: the model keeps examples independent in training.
+      evaluated: whether one has passed in evaluation mode.
     """
 
     settings: ClientSettings
     loaded_task: Task | None = None
-    measured: list[bool] = field(default_factory=list[bool])
-    evaluated: list[bool] = field(default_factory=list[bool])
+    measured: bool = False
+    independent: bool = False
+    evaluated: bool = False
     _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
     _fingerprints: dict[int, str] = field(default_factory=dict[int, str])
     _bounded: dict[tuple[int, int, Owners | None], Data] = field(
@@ -79,7 +81,7 @@ class Workbench:
 
     @cached_property
     def forget(self) -> Callable[[], None]:
-        """Reset of the model's state besides its arrays, so that no information of a client reaches the next one."""
+        """Function that resets the model's state besides its arrays, so that nothing of a client reaches the next one."""
         restore, require = memory_of(self.model), self.require_base
 
         def forget() -> None:
@@ -90,13 +92,13 @@ class Workbench:
 
     @cached_property
     def require_base(self) -> Callable[[], None]:
-        """Check that training left the model's base, which no sum and no release covers, as it was."""
+        """Function that checks that training left the model's base, which no sum and no release covers, as it was."""
         return base_check(self.model)
 
     def receive(self, arrays: Mapping[str, NDArray[np.generic]], data: Data | None = None) -> None:
         """Load an instruction's arrays into the model, without a trace of the client before.
 
-        With data the model is first checked as by `private_model`.
+        With data, on which DP-SGD is to train it, the model is first checked as by `private_model`.
         """
         self.forget()
         load_arrays(self.model if data is None else self.private_model(data), arrays)
@@ -115,13 +117,13 @@ class Workbench:
         Raises:
           Refusal: the check failed; the sentence names the layer, the loss or the attribute.
         """
-        if len(data) and not any(self.measured):
+        if len(data) and not self.independent:
             check_trainable(self.model)
             check_independence(self.task.model(), self.task, data)  # not with a server's values
-            self.measured.append(True)
+            self.measured = self.independent = True
         if evaluated and len(data) and not self.evaluated:
             check_evaluated_apart(self.task.model(), self.task, data)
-            self.evaluated.append(True)
+            self.evaluated = True
         return self.model
 
     def isolates_examples(self, data: Callable[[], Data]) -> bool:
@@ -130,8 +132,8 @@ class Workbench:
             try:
                 self.private_model(data())
             except Exception:  # noqa: BLE001 (a refusal, or any error of the task's code)
-                self.measured.append(False)
-        return any(self.measured)
+                self.measured = True
+        return self.independent
 
     def engine_of(self, gradients: str, data: Data) -> str:
         """Return the engine of DP-SGD, as `chosen_engine` does, chosen once for each input shape."""
@@ -145,32 +147,36 @@ class Workbench:
 
     def data_of(self, client: int, settings: ClientSettings) -> Data:
         """Return a client's training data, without the examples that exceed the settings' bounds per person."""
-        data, level = drawn_data_of(self.task, client), settings.record or settings.step
-        if level is None or level.terms.per_person is None:
+        data, private = drawn_data_of(self.task, client), settings.record or settings.step
+        per_person = private and private.terms.per_person
+        if private is None or per_person is None:
             return data
-        limit, numbers = level.clients_per_person, level.numbers(client, self.task.num_clients)
-        owners = None if limit is None else Owners(*numbers, limit)
-        key = client, level.terms.per_person, owners
+        owners = None
+        if private.clients_per_person is not None:
+            number, numbers = private.numbers(client, self.task.num_clients)
+            owners = Owners(number, numbers, private.clients_per_person)
+        key = client, per_person, owners
         if key not in self._bounded:
-            self._bounded[key] = kept(data, level.terms.per_person, owners)
+            self._bounded[key] = kept(data, per_person, owners)
         return self._bounded[key]
 
     def records_of(self, client: int, settings: ClientSettings) -> Data:
-        """Return the records that a step samples from: a client's data and, where they are observed, extra records."""
+        """Return the records that a step samples from: a client's data and, in an audit, its canary records."""
         data, extra = self.data_of(client, settings), settings.canaries_of_step
         return extra_records().with_canaries(data, extra, client) if extra.count else data
 
     @cached_property
     def _observed_step(self) -> tuple[nn.Module, Objective]:
+        """Model and loss of a step with an audit's canary records."""
         step = self.settings.step
         assert step is not None
         clients = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
         sample = placed(next(data for data in clients if len(data)), self.device)
-        extra, norm = step.canaries, step.terms.max_grad_norm
-        return extra_records().watch(self.model, self.task, sample, extra.count, extra.replaced, norm)
+        canaries, norm = step.canaries, step.terms.max_grad_norm
+        return extra_records().watch(self.model, self.task, sample, canaries.count, canaries.replaced, norm)
 
     def model_of_step(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
-        """Return model and loss of a step on all clients' records, with the block of its extra ones if it has some."""
+        """Return model and loss of a step on all clients' records; with canary records, the model has their block."""
         return self._observed_step if settings.canaries_of_step.count else (self.model, self.task)
 
     def ledger_name(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> str:
@@ -181,8 +187,9 @@ class Workbench:
         data = data_of(self.task, client)
         if isinstance(data, Examples):
             return fingerprint(data)
-        # Lazily read data are read for it once in this process.
-        return self._fingerprints.get(client) or self._fingerprints.setdefault(client, fingerprint(data))
+        if client not in self._fingerprints:  # of lazy data, which are read for it once in this process
+            self._fingerprints[client] = fingerprint(data)
+        return self._fingerprints[client]
 
     def open_ledger(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
         """Return the ledger of a client's records, open for writing."""
@@ -207,10 +214,10 @@ def workbench(settings_json: str) -> Workbench:
 
 
 def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:
-    """Refuse an engine that was selected by name and cannot train the task's model.
+    """Check that an engine of `chosen_engine`, if it was selected by name, can train the task's model.
 
     Args:
-      gradients: as of `chosen_engine`.
+      gradients: name of the engine, or `auto`.
       task: makes the model.
       examples: returns examples of the model's input shape; called only for an engine selected by name.
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from ...messages import wire
@@ -47,30 +48,31 @@ def train_on_ledger(
     """
     record, (run, number) = settings.record, wire.read_round(content)
     assert record is not None
-    gradients, randomness = record.terms.gradients, Randomness(settings.seed)
-    check_delta("privacy", record.terms.target_delta, len(data), "records", record.allow_large_delta)
+    terms, randomness = record.terms, Randomness(settings.seed)
+    check_delta("privacy", terms.target_delta, len(data), "records", record.allow_large_delta)
     name = bench.ledger_name(client, settings, record)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
-    own = bench.model, bench.task, data
     if record.canaries:
-        path = record.ledger_path(name)
-        observed = extra_records().begin_round(*own, plan, record.canaries, randomness, path)
-        engine = chosen_engine(gradients, observed.model, observed.examples)
+        begin, path = extra_records().begin_round, record.ledger_path(name)
+        private_round = begin(bench.model, bench.task, data, plan, record.canaries, randomness, path)
+        engine = chosen_engine(terms.gradients, private_round.model, private_round.examples)
     else:
-        observed, engine = OwnRound(*own), bench.engine_of(gradients, data)
+        private_round = OwnRound(bench.model, bench.task, data)
+        engine = bench.engine_of(terms.gradients, data)
     batches = randomness.stream("batches", number, client)
     noise = randomness.stream("dp-sgd noise", number, client)
-    steps = PrivateSteps(plan, batches, noise, observed.after_step)
-    # Clients with equal data share a ledger, and each is charged on it. In another attempt at a round seeded noise
-    # repeats at no cost; the system's noise is fresh.
+    steps = PrivateSteps(plan, batches, noise, private_round.after_step)
+    # The release has the client's number because clients with equal data share a ledger, and each is charged. It has the
+    # attempt's number because another attempt at a round draws fresh noise; seeded noise repeats, at no further cost.
     attempt = wire.read_attempt(content) if settings.seed is None else 0
     mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
     events = dict.fromkeys(plan.adversaries, plan.event())
-    release = Release(record.terms.budget.unit, run, number, mechanism, events, randomness.kind)
+    release = Release(terms.budget.unit, run, number, mechanism, events, randomness.kind)
     with bench.open_ledger(client, settings, record) as ledger:
         ledger.reserve_new(release)
-        train_privately(observed.model, observed.loss, observed.examples, training, steps, engine)
-        observed.keep(number)
+        model, loss, examples = private_round.model, private_round.loss, private_round.examples
+        train_privately(model, loss, examples, training, steps, engine)
+        private_round.keep(number)
         ledger.commit(release.key)
 
 
@@ -80,33 +82,35 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     Raises:
       Refusal: the sum does not allow contributions of this norm.
     """
-    step, content, data = settings.step, message.content, bench.data_of(client, settings)
+    step, content = settings.step, message.content
     assert step is not None
     _, number = wire.read_round(content)
-    _begin_step(bench, client, content, settings, data)
+    _begin_step(bench, client, content, settings)
     _check_norm(step.terms.max_grad_norm, content, settings)
     data = bench.records_of(client, settings)
     rows = draw_records(len(data), step, Randomness(settings.seed).stream("batches", number, client))
     examples = placed(data, bench.device)
-    update = step_of(*bench.model_of_step(settings), settings, content, examples, rows)
+    model, loss = bench.model_of_step(settings)
+    update = step_of(model, loss, settings, content, examples, rows)
     bench.require_base()
     return record_sum_reply(message, update)
 
 
-def _begin_step(
-    bench: Workbench, client: int, content: RecordDict, settings: ClientSettings, data: Data
-) -> None:
-    arrays = wire.views(wire.only_arrays(content))
+def _begin_step(bench: Workbench, client: int, content: RecordDict, settings: ClientSettings) -> None:
+    """Load the instruction's arrays into the bench's model, and seed what its layers draw for this client."""
+    data, arrays = bench.data_of(client, settings), wire.views(wire.only_arrays(content))
     arrays.pop(wire.CANARY_RECORDS, None)
     bench.receive(arrays, data)
-    seed_layers(key_of_round(settings.seed, wire.read_round(content)[1]), client, data, bench.device)
+    _, number = wire.read_round(content)
+    seed_layers(key_of_round(settings.seed, number), client, data, bench.device)
 
 
 def _check_norm(norm: float, content: RecordDict, settings: ClientSettings) -> None:
+    """Refuse a clipping norm with which a record's part, learning rate times clipped gradient, exceeds the sum's bound."""
     rate, spec = training_settings(content, settings).learning_rate, wire.sum_spec_of(content)
-    limit, factor = spec.unit_norm, 1.0 if spec.compression is None else spec.compression.clip_factor
-    if limit is None or norm * rate * factor > limit:
-        remedy = f"times the learning rate it exceeds the sum's norm of a record's part, {limit}"
+    factor = 1.0 if spec.compression is None else spec.compression.clip_factor
+    if spec.unit_norm is None or norm * rate * factor > spec.unit_norm:
+        remedy = f"times the learning rate it exceeds the sum's norm of a record's part, {spec.unit_norm}"
         raise Refusal("privacy.max_grad_norm", norm, remedy)
 
 
@@ -129,15 +133,15 @@ def sum_of_union(
     """
     settings, (_, number) = bench.settings, wire.read_round(content)
     assert settings.step is not None
-    _begin_step(bench, 0, content, settings, bench.data_of(0, settings))
+    _begin_step(bench, 0, content, settings)
     randomness = Randomness(settings.seed)
-    rows = [
-        union.first[client]
-        + draw_records(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
-        for client in clients
-    ]
+    rows: list[NDArray[np.intp]] = []  # of the union
+    for client in clients:
+        coins = randomness.stream("batches", number, client)
+        rows.append(union.first[client] + draw_records(len(union.parts[client]), settings.step, coins))
     examples = placed(cast(Data, union), bench.device)
-    update = step_of(*bench.model_of_step(settings), settings, content, examples, np.concatenate(rows))
+    model, loss = bench.model_of_step(settings)
+    update = step_of(model, loss, settings, content, examples, np.concatenate(rows))
     sent = compressed(update, content, spec)
     assert sum(value.size for value in sent.values()) == size
     return CohortSum(on_grid(sent, spec), len(clients))

@@ -328,7 +328,7 @@ def test_clients_with_ignored_labels_are_trained_as_single_ones(measured: bool) 
     task.client_data(1).targets[2] = -100
     task.client_data(3).targets[:] = -100  # no batch of it has a loss
     bench = bench_of(task)
-    bench.measured.extend([True] * measured)  # on data without such labels
+    bench.measured = bench.independent = measured  # on data without such labels
     np.testing.assert_allclose(*unlike(bench, instruction(PLAIN), 4), rtol=1e-4, atol=1e-4)
     assert sum_cohort(bench, instruction(PLAIN), range(4), PLAIN, size_for(PLAIN)).dropped == {
         "not finite": 1
