@@ -46,22 +46,24 @@ def stacked_batches(
       clients: their numbers.
       key: of the round.
     """
+    # One entry for each visit of a record: all epochs of the first client, then all of the second, and so on.
     visits = records * epochs
-    first = np.cumsum(visits) - visits
-    owner = np.repeat(np.arange(len(records)), visits)
-    positions = np.arange(len(owner)) - first[owner]
+    first = np.cumsum(visits) - visits  # of each client
+    owner = np.repeat(np.arange(len(records)), visits)  # the client, for each entry
+    positions = np.arange(len(owner)) - first[owner]  # of an entry among those of its client
     hashes = _mixed(seeds_of(key, clients)[owner] + _GOLDEN * positions.astype(np.uint64))
     hashes = np.where((batch_size < records)[owner], hashes, positions.astype(np.uint64))
-    order = np.lexsort((hashes, positions // records[owner], owner))
-    rows = positions[order] % records[owner]
+    order = np.lexsort((hashes, positions // records[owner], owner))  # by client, then epoch, then hash
+    rows = positions[order] % records[owner]  # the record, for each entry
     batches = -(-records // batch_size)
     for step in range(int(batches[0]) * epochs):
         active = np.count_nonzero(batches * epochs > step)
         epoch, batch = np.divmod(step, batches[:active])
-        start = batch * batch_size
+        start = batch * batch_size  # of each client's batch in its epoch
         counts = np.minimum(batch_size, records[:active] - start)
-        start += first[:active] + epoch * records[:active]
-        yield rows[start[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)], counts
+        start += first[:active] + epoch * records[:active]  # among all entries
+        columns = np.minimum(np.arange(counts.max()), counts[:, None] - 1)  # padding repeats the last record
+        yield rows[start[:, None] + columns], counts
 
 
 def seeds_of(key: int, clients: Sequence[int]) -> NDArray[np.uint64]:
@@ -76,6 +78,7 @@ _LAST_SHIFT = np.uint64(31)
 
 
 def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the hash of each number, shape as of `value`."""
     for shift, factor in _MIX:
         value = (value ^ (value >> shift)) * factor
     return value ^ (value >> _LAST_SHIFT)

@@ -54,17 +54,18 @@ class LoadedClient(NamedTuple):
     examples: Examples
 
 
-Group = list[LoadedClient]  # in descending order of size
+Group = list[LoadedClient]  # in descending order of the number of examples
+# Function from stacked parameters, inputs, targets, and shares as of `_shares`, to each client's loss, shape (clients,).
 Losses = Callable[[dict[str, Tensor], Tensor, Tensor, "Tensor | None"], Tensor]
-Layers = list[tuple[str, nn.Module]]
+Layers = list[tuple[str, nn.Module]]  # each with the prefix of its parameters' names
 
 
 def can_vectorise(bench: Workbench) -> bool:
     """Return whether this task's cohorts can be trained at once."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
-    stateless = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
-    plain = stateless and next(bench.model.buffers(), None) is None
+    all_train = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
+    plain = all_train and next(bench.model.buffers(), None) is None
     return bench.settings.record is None and few and plain and _steps_stack(bench) and _traces(bench)
 
 
@@ -94,7 +95,7 @@ def _traces(bench: Workbench) -> bool:
 def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
-    """Train clients from the instruction's arrays and return the sum of their vectors."""
+    """Train clients from the instruction's arrays and return the sum of their vectors, of `size` coordinates."""
     bench.forget()
     training = training_settings(content, bench.settings)
     _, number = wire.read_round(content)
@@ -119,9 +120,9 @@ def sum_cohort(
             return cohort_sum.drop("failed")
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), scalars, spec)
 
-    dummies = bench.settings.canary_clients
-    real = [client for client in clients if client not in dummies]
-    apart: list[int] = []
+    canaries = bench.settings.canary_clients
+    real = [client for client in clients if client not in canaries]
+    apart: list[int] = []  # clients that are trained one by one
     for first in range(0, len(real), MAX_STACK):
         loaded = _loaded(bench, real[first : first + MAX_STACK], apart)
         filled = [one for one in loaded if len(one.examples)]
@@ -133,26 +134,27 @@ def sum_cohort(
         single = begin(bench, content)
         for client in apart:
             single.add(cohort_sum, single.train(client), spec)
-    _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
+    _add_canaries(canaries, [client for client in clients if client in canaries], spec, cohort_sum, sketch)
     return cohort_sum
 
 
 def _add_canaries(
-    dummies: CanaryClients,
+    canaries: CanaryClients,
     clients: Sequence[int],
     spec: SumSpec,
     cohort_sum: CohortSum,
     sketch: Sketch | None,
 ) -> None:
+    """Add the updates of these canary clients of an audit to the sum."""
     size = cohort_sum.total.size - spec.segment_size if sketch is None else sketch.compression.coordinates
     for first in range(0, len(clients), MAX_STACK):
-        update = extra_clients().canary_updates(dummies, clients[first : first + MAX_STACK], size)
-        metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
+        update = extra_clients().canary_updates(canaries, clients[first : first + MAX_STACK], size)
+        metrics = {name: np.full(len(update), value) for name, value in canaries.metrics.items()}
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 
 
 def _loaded(bench: Workbench, clients: Sequence[int], apart: list[int]) -> Group:
-    """Return the clients with their examples, by falling number; append others, such as those of lazy data, to `apart`."""
+    """Return the clients with their examples; append those that cannot be stacked, such as of lazy data, to `apart`."""
     loaded: Group = []
     for client in clients:
         try:
@@ -167,22 +169,29 @@ def _records(one: LoadedClient) -> int:
 
 
 def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[Group]:
-    """Return the clients in groups that are trained at once."""
+    """Return the clients in groups that are trained at once.
+
+    Clients with different numbers of examples share a group only if the loss keeps examples independent, and if the first
+    step, with all batches padded to the widest, has at most `FREE_ROWS` rows or twice as many as without padding.
+    """
     by_size = [list(group) for _, group in groupby(clients, _records)]
     if len(by_size) < 2 or not bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
         return by_size
     stacks: list[Group] = []
-    rows = visits = 0  # of the last stack
+    rows = visits = (
+        0  # of the last stack: rows of its first step without padding, and examples in all its epochs
+    )
     for one in clients:
-        batch_size = min(_records(one), training.batch_size)
-        rows, visits = rows + batch_size, visits + _records(one) * training.local_epochs
+        own_rows, own_visits = min(_records(one), training.batch_size), _records(one) * training.local_epochs
+        rows, visits = rows + own_rows, visits + own_visits
         if stacks and visits <= MAX_VISITS:
             widest = min(_records(stacks[-1][0]), training.batch_size)
-            if widest * (len(stacks[-1]) + 1) <= max(2 * rows, FREE_ROWS):
+            padded_rows = widest * (len(stacks[-1]) + 1)
+            if padded_rows <= max(2 * rows, FREE_ROWS):
                 stacks[-1].append(one)
                 continue
         stacks.append([one])
-        rows, visits = batch_size, _records(one) * training.local_epochs
+        rows, visits = own_rows, own_visits
     return stacks
 
 
@@ -190,11 +199,12 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     """Count clients without examples; at the client level each adds a zero update, which hides this."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
-    nothing = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
-    _add_rows(cohort_sum, nothing, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec)
+    update = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
+    _add_rows(cohort_sum, update, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec)
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:
+    """Return a client's examples as tensors, or raise Refusal if they have no common shape and type."""
     remedy = "stacked clients need tensors of equal shape and type"
     return in_tensors(drawn_data_of(bench.task, client), "client_data", client, remedy)
 
@@ -202,8 +212,9 @@ def _stackable(bench: Workbench, client: int) -> Examples:
 def _train_group(
     bench: Workbench, group: Group, start: Mapping[str, Tensor], training: LocalTraining, key: int
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
+    """Train the clients of a group at once; return their updates as rows, and their metrics by name, shape (clients,)."""
     records = np.array([_records(one) for one in group])
-    first = np.cumsum(records) - records
+    first = np.cumsum(records) - records  # row of each client's first example
     inputs = moved(torch.cat([examples.inputs for _, examples in group]), bench.device)
     targets = moved(torch.cat([examples.targets for _, examples in group]), bench.device)
     batches = stacked_batches(
@@ -214,7 +225,7 @@ def _train_group(
     steps = steps_of(bench.task, trained, origins, training)
     losses, num_steps = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
     for positions, counts in batches:
-        active = len(counts)
+        active = len(counts)  # clients, the first of the group, that have not taken all their steps
         steps.keep_first(active)
         index = moved(torch.from_numpy((first[:active, None] + positions).ravel()), bench.device)
         gradients, loss = _gradients(
@@ -253,7 +264,7 @@ def _stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
 
 
 def _losses(bench: Workbench) -> Losses:
-    """Return the function from stacked parameters, inputs, targets and shares to each client's loss, shape (clients,)."""
+    """Return the function that computes each client's loss with the task's model."""
     model, task = bench.model, bench.task
     loss_of = task.losses if isinstance(task, StackedTask) else vmap(task.loss)
 
@@ -266,8 +277,8 @@ def _losses(bench: Workbench) -> Losses:
             outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
             if shares is None:
                 return loss_of(outputs, targets)
-            each = loss_of(mapped(_as_batch_of_one, outputs), _as_batch_of_one(targets))
-            return (each.unflatten(0, shares.shape) * shares).sum(1)
+            of_examples = loss_of(mapped(_as_batch_of_one, outputs), _as_batch_of_one(targets))
+            return (of_examples.unflatten(0, shares.shape) * shares).sum(1)
 
     return losses
 
@@ -278,27 +289,25 @@ def _as_batch_of_one(examples: Tensor) -> Tensor:
 
 
 def _perceptron(model: nn.Module, flat: bool) -> Layers:
-    """Return a model's layers with their parameters' prefixes if all are linear or elementwise; otherwise none.
-
-    `flat` says whether an example is a vector; if it is not, the first layer must flatten it.
-    """
+    """Return the layers of a perceptron, none for another model; unless examples are flat, the first layer flattens them."""
     layers = [("", model)]
     if type(model) is nn.Sequential:
         layers = [(f"{name}.", layer) for name, layer in model.named_children()]
-        if len(layers) < len(model):  # one layer twice
+        if len(layers) < len(model):  # one layer is used twice, and named once
             return []
     flat = flat or isinstance(layers[0][1], nn.Flatten)
     return layers if flat and all(_is_plain(layer) for _, layer in layers) else []
 
 
 def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer is linear, acts on each number alone, or flattens each example."""
     if isinstance(layer, nn.Flatten):
         return (layer.start_dim, layer.end_dim) == (1, -1)
     return type(layer) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)
 
 
 def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs of all clients' models, like vmap but without its cost at every layer."""
+    """Return the outputs of all clients' perceptrons, shape (clients, n, ...): vmap without its cost at every layer."""
     values = inputs.flatten(2).transpose(1, 2)  # examples last: gradients then have the layout of the weights
     for name, layer in layers:
         if isinstance(layer, nn.Linear):
@@ -324,9 +333,12 @@ def _add_rows(
     scalars: dict[str, NDArray[np.float64]],
     spec: SumSpec,
 ) -> None:
+    """Add clients to the sum: their updates, one in each row, and their metrics, by name.
+
+    A client whose update is not finite answers with zeros where whole clients are hidden, and drops out otherwise.
+    """
     finite = np.isfinite(update).all(axis=1)
     update[~finite] = 0
-    # As with messages: at the client level, a client that diverges answers with a zero update.
     usable = np.full(len(update), True)
     if spec.clipping_norm is None:
         usable = np.logical_and.reduce([finite, *map(np.isfinite, scalars.values())])

@@ -10,7 +10,8 @@ and five passes over the model for each client. It supports only plain training:
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,9 +38,21 @@ from .sgd import key_of_round, seed_layers, train
 logger = logging.getLogger("fedveil.client")
 
 ROUNDING = 1e-6  # of the largest number in a model
-FEW = 2  # examples of a step of the other client
+MAX_OTHER = 2  # examples of the other client in a step of `check_apart`, which takes many of them
 
-Move = tuple[NDArray[Any], Tensor, NDArray[Any]]
+
+class AveragedArray(NamedTuple):
+    """Averaged array of a round: the trained tensor minus the received array is the update.
+
+    Attributes:
+      update: memory for the update; on a CPU it may be that of the tensor, which the update then overwrites.
+      tensor: of the model.
+      received: of the instruction.
+    """
+
+    update: NDArray[Any]
+    tensor: Tensor
+    received: NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +65,8 @@ class InPlaceRound:
       key: of the round; examples' orders and layers' draws derive from it.
       received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
-      update: trained minus received of each averaged array, flat, in the layout's order; on a CPU they overwrite the
-        trained arrays.
-      moves: for each of those, its update, the model's tensor and the received array.
-      hides: whether whole clients are hidden, so that a client must not reveal that it has no examples.
+      averaged: the arrays that are averaged, in the layout's order.
+      hides_clients: whether whole clients are hidden, so that a client must not reveal that it has no examples.
       sketch: compression of updates; None leaves them whole.
     """
 
@@ -64,23 +75,22 @@ class InPlaceRound:
     key: int
     received: list[Tensor]
     state: list[Tensor]
-    update: list[NDArray[np.floating]]
-    moves: list[Move]
-    hides: bool = False
-    sketch: Sketch | None = None
+    averaged: list[AveragedArray]
+    hides_clients: bool
+    sketch: Sketch | None
 
     def train(self, client: int) -> dict[str, float] | str:
-        """Train the model on one client's data and return its scalars, or the reason for a failure, which the log explains."""
+        """Train the model on one client's data and return the values of its metrics, or the reason to drop the client."""
+        bench = self.bench
         try:
-            data = drawn_data_of(self.bench.task, client)
-            if not len(data) and not self.hides:
+            data = drawn_data_of(bench.task, client)
+            if not len(data) and not self.hides_clients:
                 return wire.DROP_REASONS[wire.NO_EXAMPLES]
-            self.bench.forget()
+            bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
             if not len(data):  # it answers with a zero update
                 return {wire.WEIGHT: 0.0, TRAIN_LOSS: 0.0}
-            bench = self.bench
             seed_layers(self.key, client, data, bench.device)
             examples = placed(data, bench.device)
             loss = train(bench.model, bench.task, examples, self.training, client, self.key, bench.precision)
@@ -91,37 +101,32 @@ class InPlaceRound:
         return {wire.WEIGHT: float(len(data))} | ({} if loss is None else {TRAIN_LOSS: loss})
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
-        """Add the update of a canary client, and return whether the client is a canary.
-
-        Args:
-          client: number of the client.
-          cohort_sum: changed in place.
-          spec: of the sum.
-        """
-        dummies = self.bench.settings.canary_clients
-        if client not in dummies:
+        """Add a client's update to the sum, in place, if it is a canary of an audit; return whether it is one."""
+        canaries = self.bench.settings.canary_clients
+        if client not in canaries:
             return False
-        extra_clients().add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
+        extra_clients().add_canary(cohort_sum, self._start, spec, canaries, client, self.sketch)
         return True
 
     @cached_property
     def _start(self) -> NDArray[np.floating]:
         """Received arrays that are averaged, flat, in the layout's order."""
-        return np.concatenate([np.ravel(received) for _, _, received in self.moves])
+        return np.concatenate([np.ravel(each.received) for each in self.averaged])
 
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float] | str, spec: SumSpec) -> None:
-        """Add the update of the client that was trained last, or count its failure.
+        """Add the update of the client that was trained last to the sum, in place, or count it as dropped.
 
         Args:
-          cohort_sum: changed in place.
-          scalars: of that client, or the reason, as `train` returned it.
+          cohort_sum: of the round.
+          scalars: values of that client's metrics, or the reason to drop it, as `train` returned them.
           spec: of the sum.
         """
         if isinstance(scalars, str):
             return cohort_sum.drop(scalars)
-        for part, trained, received in self.moves:
-            np.subtract(trained.cpu().numpy(), received, out=part)
-        update = self.update if self.sketch is None else self.sketch.of(np.concatenate(self.update))
+        for each in self.averaged:
+            np.subtract(each.tensor.cpu().numpy(), each.received, out=each.update)
+        whole = [np.ravel(each.update) for each in self.averaged]
+        update = whole if self.sketch is None else self.sketch.of(np.concatenate(whole))
         try:
             add_update(cohort_sum, update, scalars, spec)
         except NotFinite as error:  # as in a message
@@ -132,75 +137,70 @@ class InPlaceRound:
 def check_apart(bench: Workbench) -> None:
     """Refuse a task that leaks state from one client to the next one in this process.
 
-    A client trains on few of its examples, then another client, for as many steps as it takes until state in an object of
-    any class is likely to be used, then the first again: its vector must be the same.
+    One client takes two steps, another client `LATE` steps, after which state that an object keeps is likely to be used,
+    and the first client the same two steps again: its trained model must be the same.
 
     Args:
       bench: of the task, not used otherwise.
 
     Raises:
-      Refusal: the vectors differ.
+      Refusal: the models differ.
     """
     start = read_arrays(bench.model)
     training = replace(bench.settings.training, local_epochs=1)
-    pair: list[Data] = []
-    for client in range(bench.task.num_clients):
-        if len(data := data_of(bench.task, client)):
-            pair.append(data)
-        if len(pair) == 2:
-            break
-    else:
-        return  # there are no two clients
+    filled = (data for client in range(bench.task.num_clients) if len(data := data_of(bench.task, client)))
+    pair = list(islice(filled, 2))
+    if len(pair) < 2:
+        return
     first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in pair)
     check_reading(first_batch, first_batch, second_batch)
-    # Copies of a task's own batches, so that nothing random is read twice.
-    batches = training.batch_size, min(training.batch_size, max(1, len(pair[1]) // 2), FEW)
-    few = [Examples(*d.batch(torch.arange(min(2 * b, len(d))))) for d, b in zip(pair, batches, strict=True)]
+    batch_sizes = training.batch_size, min(training.batch_size, max(1, len(pair[1]) // 2), MAX_OTHER)
+    examples: list[
+        Data
+    ] = []  # of two steps; copies of a task's own batches, so that nothing random is read twice
+    for data, batch_size in zip(pair, batch_sizes, strict=True):
+        copy = Examples(*data.batch(torch.arange(min(2 * batch_size, len(data)))))
+        examples.append(placed(copy, bench.device))
 
-    def trained(which: int) -> dict[str, NDArray[Any]]:
+    def trained(client: int) -> NDArray[np.float64]:
         bench.forget()
         load_arrays(bench.model, start)
-        examples = placed(few[which], bench.device)
-        seed_layers(0, which, examples, bench.device)
-        settings = replace(training, batch_size=batches[which])
-        train(bench.model, bench.task, examples, settings, which, 0, bench.precision)
+        seed_layers(0, client, examples[client], bench.device)
+        settings = replace(training, batch_size=batch_sizes[client])
+        train(bench.model, bench.task, examples[client], settings, client, 0, bench.precision)
         bench.require_base()
-        return read_arrays(bench.model)
+        return np.concatenate([np.ravel(each).astype(float) for each in read_arrays(bench.model).values()])
 
-    def vector(arrays: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-        return np.concatenate([np.ravel(each).astype(np.float64) for each in arrays.values()])
-
-    before = vector(trained(0))
+    before = trained(0)
     for _ in range(LATE // 2):  # two steps each
         trained(1)
-    after = vector(trained(0))
+    after = trained(0)
     if not np.allclose(before, after, rtol=0, atol=ROUNDING * float(np.abs(before).max()), equal_nan=True):
         remedy = "another vector after another client has trained; keep nothing of the examples in the loss or the optimizer"
         raise Refusal("task", type(bench.task).__name__, f"a client gives {remedy}")
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
-    """Return the round of an instruction."""
+    """Return the round of an instruction for every client of a cohort."""
     _, number = wire.read_round(content)
     arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
     state = bench.model.state_dict(keep_vars=True)
     tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
     received = {name: np.require(wire.view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = wire.layout_of(arrays)
-    memory, moves = memory_alone(tensors, layout), list[Move]()
+    memory, averaged = memory_alone(tensors, layout), list[AveragedArray]()
     for name in layout:
-        room = memory.get(name)
-        if room is None or room.dtype != received[name].dtype:
-            room = np.empty_like(received[name])
-        moves.append((room, tensors[name], received[name]))
+        update = memory.get(name)
+        if update is None or update.dtype != received[name].dtype:
+            update = np.empty_like(received[name])
+        averaged.append(AveragedArray(update, tensors[name], received[name]))
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),
         key_of_round(bench.settings.seed, number),
-        [moved(torch.from_numpy(value), bench.device) for value in received.values()],
-        [tensors[name] for name in received],
-        [np.ravel(part) for part, _, _ in moves],
-        moves,
-        spec.clipping_norm is not None,
-        wire.sketch_for(content, spec),
+        received=[moved(torch.from_numpy(value), bench.device) for value in received.values()],
+        state=[tensors[name] for name in received],
+        averaged=averaged,
+        hides_clients=spec.clipping_norm is not None,
+        sketch=wire.sketch_for(content, spec),
     )

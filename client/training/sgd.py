@@ -54,8 +54,8 @@ def train(
     if (task_training := own_training(task)) is not None:
         return _by_itself(task_training, model, data, training)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    kernels = any(p.dim() == 4 for p in parameters)
-    layout = torch.channels_last if kernels else torch.contiguous_format
+    has_kernels = any(p.dim() == 4 for p in parameters)
+    layout = torch.channels_last if has_kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
     steps = steps_of(task, parameters, start, training, -(-len(data) // training.batch_size))
     losses: list[Tensor] = []
@@ -78,6 +78,7 @@ def _by_itself(
     data: Data,
     training: LocalTraining,
 ) -> float | None:
+    """Train a copy by the task's own function, load its arrays into the model, and return the function's loss."""
     copied = copy.deepcopy(model)
     require_base = base_check(copied)
     loss = task_training(copied, data, training)
@@ -100,7 +101,7 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps of one client, or of several at once, in place.
+    """Optimisation steps of one client, or of several at once, in place.
 
     Attributes:
       values: the parameters, with a leading dimension for clients if several are trained at once.
@@ -129,7 +130,7 @@ class Steps:
             value.grad = None
 
     def keep_first(self, clients: int) -> None:
-        """Train only the first clients further; drop the optimiser's state of the others."""
+        """Train only the first clients further: drop the others' parameters, and the optimiser's state of them."""
         if len(self.values[0]) == clients:
             return
         for number, value in enumerate(self.values):
@@ -145,16 +146,10 @@ class Steps:
 def steps_of(
     task: object, values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining, epoch: int = 1
 ) -> Steps:
-    """Return the steps that train these values.
+    """Return the steps that train these values, arguments as of `Steps`.
 
-    Their optimiser is new, so its state reaches neither another client nor the next round.
-
-    Args:
-      task: may define its own optimiser.
-      values: as in `Steps`.
-      start: as in `Steps`.
-      training: optimiser, learning rate and weight of FedProx's pull.
-      epoch: number of the steps of an epoch.
+    Their optimiser, which a task may define itself, is new, so its state reaches neither another client nor the next round.
+    `epoch` is the number of steps in an epoch.
     """
     optimizer = optimizer_of(task, values, training)
     if optimizer is not None:
@@ -183,13 +178,8 @@ def key_of_round(seed: int | None, number: int) -> int:
 def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:
     """Seed torch's own generators, from which layers such as Dropout draw, for one client of a round.
 
-    For data that are read batch by batch, the generators of Python and NumPy, which transforms use, are seeded as well.
-
-    Args:
-      key: of the round.
-      client: number of the client.
-      data: of the client.
-      device: of the model, whose generator is seeded in addition to the CPU's.
+    The generator of the model's device is seeded in addition to the CPU's; for data that are read batch by batch, those of
+    Python and NumPy as well, which transforms use. `key` is that of the round.
     """
     seed = int(seeds_of(key, [client])[0])
     # `torch.manual_seed` would also seed absent devices, and store a stack trace for each at every call.
