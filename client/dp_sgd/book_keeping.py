@@ -23,18 +23,19 @@ from .example_gradients import RULES, Share, norms_of, plain_embedding
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
 
-# Returns the outputs for the examples in these rows, padded to a given number, and the loss, their mean.
+# Function from rows of the data, and the number of examples to which to pad them, to the model's outputs and mean loss.
 Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
-# Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
+# Function that writes the clipped sum over some rows to `summed_grad` of the parameters, and returns whether each row's
+# gradient is finite, shape (rows,). If one is not, the sums are not to be used.
 ClippedSums = Callable[[Tensor], Tensor]
 
 
-class Noted(NamedTuple):
-    """Call of one layer.
+class LayerCall(NamedTuple):
+    """Call of one layer in a forward pass.
 
     Attributes:
-      layer: the called one.
-      inputs: of the call, shape (n, ...).
+      layer: of the model.
+      inputs: of the call, shape (n, ...); empty if the layer took several tensors.
       version: number of in-place changes of the inputs before the call.
       edge: of the outputs in torch's graph.
     """
@@ -51,17 +52,17 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def noting(model: nn.Module) -> Generator[list[Noted]]:
+def recorded_calls(model: nn.Module) -> Generator[list[LayerCall]]:
     """Yield a list to which each call of a trainable layer is appended."""
-    notes: list[Noted] = []
+    calls: list[LayerCall] = []
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         only = inputs[0].detach() if len(inputs) == 1 else torch.empty(0)
-        notes.append(Noted(layer, only, only._version, get_gradient_edge(output)))
+        calls.append(LayerCall(layer, only, only._version, get_gradient_edge(output)))
 
-    handles = [layer.register_forward_hook(note) for layer in layers_of(model)]
+    handles = [layer.register_forward_hook(record) for layer in layers_of(model)]
     try:
-        yield notes
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -69,15 +70,17 @@ def noting(model: nn.Module) -> Generator[list[Noted]]:
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give the function that computes clipped sums, of a model for which `obstacle` is None; arguments as of `hooks`."""
+    """Yield the function that computes clipped sums by book-keeping, of a model for which `obstacle` is None.
+
+    Arguments as of `hooks`.
+    """
     layers = len(layers_of(model))
-    with noting(model) as notes:
+    with recorded_calls(model) as calls:
 
         def clipped_sums(rows: Tensor) -> Tensor:
-            notes.clear()
+            calls.clear()
             batch = padded_size(len(rows))
             _, loss = forward(rows, batch)
-            calls = tuple(notes)
             if len(calls) != layers:
                 raise RuntimeError(f"{len(calls)} calls of {layers} layers")
             backward = torch.autograd.grad(loss, [call.edge for call in calls])
@@ -88,8 +91,17 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
 
 
 def _clip(
-    calls: tuple[Noted, ...], backward: tuple[Tensor, ...], rows: int, batch: int, optimizer: DPOptimizer
+    calls: Sequence[LayerCall], backward: Sequence[Tensor], rows: int, batch: int, optimizer: DPOptimizer
 ) -> Tensor:
+    """Write the clipped sums, and return whether each example's gradient is finite, as `ClippedSums`.
+
+    Args:
+      calls: of the layers, one of each.
+      backward: gradients of the layers' outputs for the mean loss.
+      rows: number of examples.
+      batch: number of examples with the padding behind them.
+      optimizer: has the clipping norm.
+    """
     shares: list[Share] = []
     for call, gradients in zip(calls, backward, strict=True):
         if len(call.inputs) != batch or call.inputs._version != call.version:
@@ -101,10 +113,9 @@ def _clip(
     norms = torch.linalg.vector_norm(parts.double(), dim=0) * batch  # the loss is a mean
     finite = norms.isfinite()[:rows]
     if bool(finite.all()):
-        # As Opacus clips.
-        factors = (optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        factors = (optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)  # as Opacus clips
         weights = (factors * batch).to(small.dtype)
-        weights[rows:] = 0
+        weights[rows:] = 0  # of the padding
         sums = (weights @ small).split([parameter.numel() for parameter in grad_samples])
         _set_sums({p: value.view(p.shape) for p, value in zip(grad_samples, sums, strict=True)})
         for share in shares:
@@ -130,12 +141,12 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
             return f"{type(layer).__name__} has no rule"
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
-    with noting(model) as notes:
+    with recorded_calls(model) as calls:
         used = uses(outputs_of(model, batch))
     for parameter in model.parameters():
         if parameter.requires_grad and used[parameter] != 1:
             return f"a parameter is used {used[parameter]} times"
-    for call in notes:
+    for call in calls:
         if len(call.inputs) != len(leaves(batch)[0]) or call.inputs._version != call.version:
             return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
     return None
@@ -150,7 +161,7 @@ def outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
 
 
 def uses(outputs: Sequence[Tensor]) -> Counter[Tensor]:
-    """Return how often these outputs use each trainable parameter."""
+    """Return how often the graph that computed these outputs uses each trainable parameter."""
     used: Counter[Tensor] = Counter()
     nodes: list[Any] = [each.grad_fn for each in outputs if each.grad_fn is not None]
     visited = set(nodes)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
@@ -23,7 +24,7 @@ ENGINES = ("hooks", "one_by_one")  # engines that hold an example's whole gradie
 # Rounding to float32 changes such a part by less than 64 / 2^24 of the norm; random rows seldom leave less than a
 # 64th.
 LOUDEST = 64.0
-_NUMBERS = 1 << 24  # of gradients compressed at a time: 64 MiB
+_NUMBERS = 1 << 24  # in the gradients that are compressed at a time: 64 MiB
 
 
 class SketchedOptimizer(DPOptimizer):
@@ -43,39 +44,43 @@ class SketchedOptimizer(DPOptimizer):
         self.offsets, self.sketch = offsets, sketch
 
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
-        """Return the norm of each example's compressed gradient, (examples,), float64; NaN if it is not finite.
+        """Return the norm of each example's compressed gradient, shape (examples,), float64; NaN if it is not finite.
 
-        It is at least a `LOUDEST`-th of the average norm of such gradients after compression.
+        It is at least a `LOUDEST`-th of the norm to which a random matrix compresses such a gradient on average.
+
+        Args:
+          samples: examples' gradients of each parameter, shapes (examples, ...).
         """
         coordinates, count = self.sketch.compression.coordinates, len(samples[0])
         squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)
         min_ratio = (self.sketch.compression.clip_factor / LOUDEST) ** 2
         for start in range(0, count, at_a_time):
             chunk = slice(start, min(start + at_a_time, count))
-            whole = np.zeros((chunk.stop - start, coordinates), np.float32)
-            rest = np.zeros(len(whole))
+            whole = np.zeros((chunk.stop - start, coordinates), np.float32)  # gradients as in an update
+            rest = np.zeros(len(whole))  # squared norms of the parts that are not compressed
             for offset, sample in zip(self.offsets, samples, strict=True):
                 values = sample[chunk].detach().unsqueeze(-1).flatten(1).cpu().numpy()
                 if offset is None:
-                    rest += np.einsum("ij,ij->i", values, values, dtype=np.float64)
+                    rest += _squared_norms(values)
                 else:
                     whole[:, offset : offset + values.shape[1]] = values
             with np.errstate(invalid="ignore", over="ignore"):
-                compressed = self.sketch.of(whole)
-                compressed_squares, whole_squares = (
-                    np.einsum("ij,ij->i", each, each, dtype=np.float64) + rest for each in (compressed, whole)
-                )
-                squares[chunk] = np.maximum(compressed_squares, min_ratio * whole_squares)
+                compressed_squares = _squared_norms(self.sketch.of(whole)) + rest
+                squares[chunk] = np.maximum(compressed_squares, min_ratio * (_squared_norms(whole) + rest))
         return torch.from_numpy(np.sqrt(squares)).to(samples[0].device)
 
 
+def _squared_norms(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+
+
 def offsets_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int | None]:
-    """Return the first coordinate in an update of each of these parameters; None where it is not compressed.
+    """Return the first coordinate of each parameter in an update; None where the parameter is not compressed.
 
     Args:
-      names: of parameters.
+      names: of the parameters.
       layout: shapes of the update's arrays by name, in its order.
-      sketch: that compresses the first of them.
+      sketch: compresses the first coordinates of an update.
     """
     starts: dict[str, int] = {}
     offset = 0

@@ -130,8 +130,8 @@ def step_of(
 
 def _optimizer_of(model: nn.Module, names: Sequence[str], clip: GradientClip, layout: Layout) -> DPOptimizer:
     """Return Opacus' optimiser that clips the gradients of the parameters with these names, and adds no noise."""
-    options: dict[str, Any] = {"noise_multiplier": 0.0, "max_grad_norm": clip.max_grad_norm}
-    options["expected_batch_size"] = 1
+    norm = clip.max_grad_norm
+    options: Any = {"noise_multiplier": 0.0, "max_grad_norm": norm, "expected_batch_size": 1}
     if clip.sketch is None:
         return DPOptimizer(plain_sgd(model), **options)
     offsets = offsets_of(names, layout, clip.sketch)

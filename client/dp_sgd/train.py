@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -48,18 +48,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedveil.client")
 
-NOISE_BLOCK = 1 << 18  # numbers drawn at a time: each takes its calls, and more would leave a core's caches
+NOISE_BLOCK = 1 << 18  # numbers drawn at a time, which stay in a core's caches
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
-DIFFERENCE = 1e-3  # of gradients, relative, that rounding to float32 does not reach
+DIFFERENCE = 1e-3  # relative difference of gradients that rounding to float32 does not reach
 LOOKED_AT = 128  # steps from one in which independence is measured to the next
 MIN_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
 
-
-_steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # that each model has taken in this process
+_steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # steps of each model in this process
 
 
 def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) -> tuple[int, float]:
-    """Return a standard deviation in lattice steps, and the step, for exact noise on a clipped sum.
+    """Return the standard deviation, in lattice steps, and the size of a step, for exact noise on a clipped sum.
 
     Rounding moves each coordinate by at most half a step, so two sums that differ by a vector of norm at most
     `max_grad_norm` differ by at most sqrt(coordinates) steps more after rounding. The noise is `noise_multiplier` times
@@ -68,7 +67,7 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     Args:
       noise_multiplier: of the event that accounts for it, above 0.
       max_grad_norm: longest part of one record in the sum.
-      coordinates: of the sum.
+      coordinates: number of coordinates of the sum.
 
     Raises:
       Refusal: the noise for the rounding takes half of the finest lattice's steps.
@@ -82,7 +81,7 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
 
 
 def plain_sgd(model: nn.Module) -> Any:
-    """Return what Opacus reads of plain SGD: torch's own class would import torch's compiler, for a third of a second."""
+    """Return the attributes that Opacus reads of plain SGD; importing torch's own class would take a third of a second."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return SimpleNamespace(param_groups=[{"params": parameters}], zero_grad=model.zero_grad)
 
@@ -94,6 +93,9 @@ class StreamNoiseOptimizer(DPOptimizer):
       optimizer: takes the steps.
       stream: from which the noise is drawn.
       options: as of `DPOptimizer`.
+
+    Attributes:
+      views: noised mean gradient of each parameter, after `pre_step`; parts of `flat`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, stream: Stream, **options: Any) -> None:
@@ -131,7 +133,7 @@ class StreamNoiseOptimizer(DPOptimizer):
 
 @dataclass(frozen=True)
 class PrivateSteps:
-    """Steps of one private training.
+    """Steps of one training by DP-SGD.
 
     Attributes:
       plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
@@ -204,15 +206,15 @@ def train_privately(
 def clipping(
     model: nn.Module, task: Objective, data: Batches, optimizer: DPOptimizer, gradients: str
 ) -> Generator[Callable[[NDArray[np.intp]], None]]:
-    """Yield the function that writes the clipped sum over some rows to the parameters.
+    """Yield the function that writes the clipped sum over some rows to `summed_grad` of the parameters.
 
     Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each call.
 
     Args:
-      model: whose gradients are clipped.
+      model: to be trained.
       task: gives the loss, a mean over a batch.
       data: that the rows are of.
-      optimizer: whose parameters receive the sum; holds the clipping norm.
+      optimizer: has the parameters and the clipping norm.
       gradients: a name of `ENGINES`.
     """
     layout = _lay_out(model, gradients)
@@ -220,10 +222,11 @@ def clipping(
     buffers = [{k: b.detach().clone() for k, b in each._buffers.items() if b is not None} for each in layers]
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
+        """Return outputs and loss of the rows, as `Forward`; raise TaskFailed if that depends on the examples."""
         _forget_call(layers)
         try:
             inputs, targets = padded(data.batch(rows), count)
-        except Exception as error:  # a refusal too: it may be of one record's form
+        except Exception as error:  # a refusal too: it may be due to the form of one record
             raise TaskFailed from error
         try:
             outputs = run_on(model, laid_out(inputs, layout))
@@ -237,10 +240,11 @@ def clipping(
             raise TaskFailed from error
 
     def look(rows: Tensor) -> None:
+        """Measure on the rows of some steps, on a CPU, whether the model still keeps examples independent."""
         step = _steps.get(model, 0)
         if step % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
             check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), step)
-        _steps[model] = step + 1  # not after a look that fails: each later step of the model is to fail, too
+        _steps[model] = step + 1  # not counted if the check fails: the model's next step is then checked, too
 
     def clip(rows: NDArray[np.intp]) -> None:
         _clip(torch.from_numpy(rows), clipped_sums, optimizer)
@@ -264,7 +268,7 @@ class TaskFailed(Exception):
 
 
 def _forget_call(layers: Sequence[Any]) -> None:
-    """Delete the state of Opacus' hooks after a failed call: the next call would wait for its gradients."""
+    """Delete the state that a failed forward pass left in Opacus' hooks, which would wait for its backward pass."""
     for layer in layers:
         vars(layer).pop("activations", None)
         vars(layer).pop("max_batch_len", None)
@@ -275,6 +279,7 @@ def _forget_call(layers: Sequence[Any]) -> None:
 
 
 def _restore_buffers(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
+    """Set each layer's buffers to the copies with their names."""
     for layer, saved in zip(layers, buffers, strict=True):
         for name, buffer in layer._buffers.items():
             if buffer is not None and not torch.equal(buffer, saved[name]):
@@ -297,44 +302,52 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
             if len(rows) == 1:
                 logger.exception("an example is left out of a step because the task fails on it")
                 break
-            totals = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+            totals = _zeros_like(parameters)
             for row in rows.split(1):
                 _clip(row, clipped_sums, optimizer)
                 for total, parameter in zip(totals, parameters, strict=True):
                     total.add_(parameter.summed_grad)
-            for total, parameter in zip(totals, parameters, strict=True):
-                parameter.summed_grad = total
+            _write_sums(parameters, totals)
             return
         if bool(finite.all()):
             return
         rows = rows[finite.cpu()]
     # A step without examples still adds noise: its absence would reveal an empty batch.
-    for parameter in parameters:
-        parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)
+    _write_sums(parameters, _zeros_like(parameters))
+
+
+def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+
+
+def _write_sums(parameters: Sequence[Any], sums: Iterable[Tensor]) -> None:
+    for parameter, each in zip(parameters, sums, strict=True):
+        parameter.summed_grad = each
 
 
 @contextmanager
 def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by Opacus' hooks, with all examples' gradients at once.
+    """Yield the function that computes clipped sums by Opacus' hooks, which hold all examples' gradients at once.
 
     Args:
       model: to be trained.
       forward: returns outputs and loss of some rows.
-      optimizer: holds the clipping norm.
+      optimizer: has the parameters and the clipping norm.
     """
     attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
 
     def clipped_sums(rows: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        forward(rows, batch := padded_size(len(rows)))[1].backward()
+        batch = padded_size(len(rows))
+        _, loss = forward(rows, batch)
+        loss.backward()
         samples = optimizer.grad_samples
         _check_batch([len(each) for each in samples], batch)
         for each in samples:
-            each[len(rows) :] = 0
+            each[len(rows) :] = 0  # gradients of the padding
         weights = (optimizer.max_grad_norm / (_norms(optimizer, samples) + 1e-6)).clamp(max=1.0)
         parameters: list[Any] = optimizer.params
-        for parameter, each in zip(parameters, samples, strict=True):
-            parameter.summed_grad = torch.einsum("i,i...", weights.to(each), each)
+        _write_sums(parameters, (torch.einsum("i,i...", weights.to(each), each) for each in samples))
         if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):
             return torch.ones(len(rows), dtype=torch.bool)
         finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
@@ -347,7 +360,7 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
 
 class OwnGhost(GradSampleHooksFastGradientClipping):
-    """Opacus' ghost clipping with norms that are never too small."""
+    """Opacus' ghost clipping with fedveil's norms, which are never too small, for the layers in `GHOST`."""
 
     NORM_SAMPLERS: Mapping[Any, Any] = {**GradSampleHooksFastGradientClipping.NORM_SAMPLERS, **GHOST}
 
@@ -368,7 +381,8 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         attached.enable_hooks()
-        result, loss = forward(rows, batch := padded_size(len(rows)))
+        batch = padded_size(len(rows))
+        result, loss = forward(rows, batch)
         (outputs,) = leaves(result)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
         outputs.backward(back, retain_graph=True)
@@ -381,8 +395,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         attached.disable_hooks()
         # Each example's loss depends only on its own outputs, so weights on these weight the losses.
         outputs.backward(back * (weights * batch).view(-1, *[1] * (back.dim() - 1)))
-        for parameter in parameters:
-            parameter.summed_grad = parameter.grad
+        _write_sums(parameters, [parameter.grad for parameter in parameters])
         return finite
 
     try:
@@ -402,22 +415,25 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
     parameters: list[Any] = optimizer.params
 
     def clipped_sums(rows: Tensor) -> Tensor:
-        sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+        sums = _zeros_like(parameters)
         for row in rows.split(1):
-            gradients = gradients_of(forward(row, 1)[1], parameters)
+            _, loss = forward(row, 1)
+            gradients = gradients_of(loss, parameters)
             norm = float(_norms(optimizer, [each.unsqueeze(0) for each in gradients]))
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=min(1.0, optimizer.max_grad_norm / (norm + 1e-6)))
-        for parameter, total in zip(parameters, sums, strict=True):
-            parameter.summed_grad = total
+        _write_sums(parameters, sums)
         return torch.ones(len(rows), dtype=torch.bool)
 
     yield clipped_sums
 
 
 def _norms(optimizer: DPOptimizer, samples: Sequence[Tensor]) -> Tensor:
-    """Return the norms of examples' gradients, compressed ones if so configured, shape (B,), float64."""
+    """Return the norm of each example's gradient or, under compression, of its compressed values, shape (B,), float64.
+
+    `samples` are the examples' gradients of each parameter, shapes (B, ...).
+    """
     if isinstance(optimizer, SketchedOptimizer):
         return optimizer.norms(samples)
     return torch.linalg.vector_norm(torch.stack([norms_of(each) for each in samples]).double(), dim=0)
@@ -452,23 +468,24 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "one_by_one":
         return gradients
-    # A dimension other than the batch may have one of the two sizes, but not both.
+    # A dimension that is not the batch may have one of the two sizes by chance, but not both.
     batches = [placeholder(data, size) for size in (2, 3)]
-    reason = None
+    reason = None  # why book-keeping cannot train the model
     if gradients in ("auto", "book_keeping") and not compressed:
         reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
         if reason is None:
             return "book_keeping"
-    visible = not len(data) or all(_hooks_see(model, batch) for batch in batches)
+    hooks_work = not len(data) or all(_hooks_see(model, batch) for batch in batches)
+    other = "hooks" if hooks_work else "one_by_one"
     if gradients == "auto":
         # Hooks would hold an embedding for each example.
-        words = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
-        engine = "ghost" if words and not compressed and _ghost_can(model, batches[0]) else "hooks"
-        return engine if visible else "one_by_one"
-    reason = reason or (None if visible else "Opacus does not see each example, or each use of a weight,")
+        embeds = any(type(m) is nn.Embedding and m.weight.requires_grad for m in model.modules())
+        ghost_fits = hooks_work and embeds and not compressed and _ghost_can(model, batches[0])
+        return "ghost" if ghost_fits else other
+    if reason is None and not hooks_work:
+        reason = "Opacus does not see each example, or each use of a weight,"
     if reason is not None:
-        remedy = f"{reason} in this model; use auto or {'hooks' if visible else 'one_by_one'}"
-        raise Refusal("privacy.gradients", gradients, remedy)
+        raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or {other}")
     if gradients == "ghost" and not _ghost_can(model, batches[0]):
         text = "the model has several outputs or tied weights; use auto"
         raise Refusal("privacy.gradients", gradients, text)
@@ -476,7 +493,7 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
 
 
 def _ghost_can(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether the model gives one tensor, and uses each weight once of which ghost clipping has the norms alone."""
+    """Return whether the model gives one tensor, and uses each weight of which ghost clipping computes only norms once."""
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
     used = uses(outputs := outputs_of(model, batch))
     once = all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
@@ -484,13 +501,14 @@ def _ghost_can(model: nn.Module, batch: Inputs) -> bool:
 
 
 def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
-    """Return whether Opacus' hooks find each example's gradient, and all of it: their mean is autograd's.
+    """Return whether Opacus' hooks find the whole gradient of each example: their mean must be autograd's gradient.
 
     They do not where a weight is also used outside its layer, or a layer's option has no rule. Ghost clipping would then
-    add up whole gradients by the norms of parts. The model is looked at with weights and inputs that are not zero.
+    add up whole gradients by the norms of parts. Weights and inputs are moved from zero for the comparison, and the
+    model's are restored after it.
     """
     parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    # Whatever Opacus or the model's own code raises, another engine takes it.
+    # Whatever Opacus or the model's own code raises, another engine is chosen.
     with ExitStack() as after, suppress(Exception), torch.random.fork_rng(devices=[]):
         after.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
@@ -503,14 +521,14 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
         inputs = mapped(lambda each: each + torch.rand(each.shape).to(each), batch)
         outputs = [each for each in outputs_of(model, inputs) if each.requires_grad]
         torch.autograd.backward([(each * torch.rand(each.shape).to(each)).mean() for each in outputs])
-        words: list[Any] = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
-        for layer in words:
+        embeddings: list[Any] = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+        for layer in embeddings:
             if layer.padding_idx is not None and layer.weight.requires_grad:
-                layer.weight.grad_sample[:, layer.padding_idx] = 0  # for which autograd has none
+                layer.weight.grad_sample[:, layer.padding_idx] = 0  # as autograd's gradient is
         pairs = [(float(p.grad.norm()), float((p.grad_sample.mean(0) - p.grad).norm())) for p in parameters]
-        whole, apart = torch.tensor(pairs).T
+        lengths, differences = torch.tensor(pairs).T  # of each parameter's gradient
         complete = all(len(p.grad_sample) == len(leaves(batch)[0]) for p in parameters)
-        return complete and bool((apart <= DIFFERENCE * (whole + DIFFERENCE * whole.norm())).all())
+        return complete and bool((differences <= DIFFERENCE * (lengths + DIFFERENCE * lengths.norm())).all())
     return False
 
 
@@ -527,6 +545,7 @@ def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
 
 
 def _check_batch(sizes: list[int], batch: int) -> None:
+    """Refuse a model in which a parameter got another number of examples' gradients than the batch has examples."""
     if set(sizes) != {batch}:
         remedy = "every trainable layer must see the batch of examples as its first dimension"
         raise Refusal("model", f"{batch} examples became {max(sizes)}", remedy)

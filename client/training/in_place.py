@@ -27,7 +27,7 @@ from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, NotFinite, add_update
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...tasks.arrays import load_arrays, memory_alone, read_arrays
-from ...tasks.data import Data, Examples, data_of, drawn_data_of
+from ...tasks.data import Examples, data_of, drawn_data_of
 from ...tasks.hardware import moved, placed
 from ...tasks.independence import LATE
 from ...tasks.reading_order import check_reading
@@ -155,19 +155,17 @@ def check_apart(bench: Workbench) -> None:
     first_batch, second_batch = (partial(each.batch, torch.arange(min(2, len(each)))) for each in pair)
     check_reading(first_batch, first_batch, second_batch)
     batch_sizes = training.batch_size, min(training.batch_size, max(1, len(pair[1]) // 2), MAX_OTHER)
-    examples: list[
-        Data
-    ] = []  # of two steps; copies of a task's own batches, so that nothing random is read twice
-    for data, batch_size in zip(pair, batch_sizes, strict=True):
-        copy = Examples(*data.batch(torch.arange(min(2 * batch_size, len(data)))))
-        examples.append(placed(copy, bench.device))
+    # Copies of a task's own batches, for two steps, so that nothing random is read twice.
+    rows = [torch.arange(min(2 * size, len(data))) for size, data in zip(batch_sizes, pair, strict=True)]
+    copies = [Examples(*data.batch(each)) for data, each in zip(pair, rows, strict=True)]
 
     def trained(client: int) -> NDArray[np.float64]:
         bench.forget()
         load_arrays(bench.model, start)
-        seed_layers(0, client, examples[client], bench.device)
+        examples = placed(copies[client], bench.device)
+        seed_layers(0, client, examples, bench.device)
         settings = replace(training, batch_size=batch_sizes[client])
-        train(bench.model, bench.task, examples[client], settings, client, 0, bench.precision)
+        train(bench.model, bench.task, examples, settings, client, 0, bench.precision)
         bench.require_base()
         return np.concatenate([np.ravel(each).astype(float) for each in read_arrays(bench.model).values()])
 
