@@ -116,12 +116,7 @@ def or_of_zeros(encode_update: Callable[[Arrays], T], update: Arrays) -> T:
 
 
 def answer_of(message: Message, compute_reply: Callable[[], Message]) -> Message:
-    """Return a client's reply, or an error with a code and no detail.
-
-    Args:
-      message: the instruction.
-      compute_reply: computes the reply; raises NotTrained if there is none.
-    """
+    """Return a client's reply, or an error with a code and no detail; `compute_reply` may raise NotTrained."""
     try:
         return compute_reply()
     except NotTrained as error:

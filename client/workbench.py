@@ -20,7 +20,7 @@ from ..messages.record_settings import RecordPrivacy
 from ..privacy.ledger.ledger import Ledger
 from ..tasks import load_task
 from ..tasks.arrays import base_check, lent_arrays, load_arrays, memory_of
-from ..tasks.data import Data, Examples, data_of, drawn_data_of, leaves, placeholder
+from ..tasks.data import Data, Examples, data_of, drawn_data_of
 from ..tasks.fingerprint import fingerprint
 from ..tasks.hardware import check_made_here, device_of, placed, precision
 from ..tasks.independence import check_evaluated_apart, check_independence
@@ -50,7 +50,6 @@ class Workbench:
     measured: bool = False
     independent: bool = False
     evaluated: bool = False
-    _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
     _fingerprints: dict[int, str] = field(default_factory=dict[int, str])
     _bounded: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
@@ -134,16 +133,6 @@ class Workbench:
             except Exception:  # noqa: BLE001 (a refusal, or any error of the task's code)
                 self.measured = True
         return self.independent
-
-    def engine_of(self, gradients: str, data: Data) -> str:
-        """Return the engine of DP-SGD, as `chosen_engine` does, chosen once for each input shape."""
-        from .dp_sgd.train import chosen_engine
-
-        parts = leaves(placeholder(data, 1))
-        shape = (gradients, bool(len(data)), *((tuple(each.shape), each.dtype) for each in parts))
-        if shape not in self._engines:
-            self._engines[shape] = chosen_engine(gradients, self.model, data)
-        return self._engines[shape]
 
     def data_of(self, client: int, settings: ClientSettings) -> Data:
         """Return a client's training data, without the examples that exceed the settings' bounds per person."""

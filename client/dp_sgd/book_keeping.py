@@ -93,14 +93,9 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
 def _clip(
     calls: Sequence[LayerCall], backward: Sequence[Tensor], rows: int, batch: int, optimizer: DPOptimizer
 ) -> Tensor:
-    """Write the clipped sums, and return whether each example's gradient is finite, as `ClippedSums`.
+    """Write the clipped sums over the first `rows` of the `batch` examples, as `ClippedSums`; the others are padding.
 
-    Args:
-      calls: of the layers, one of each.
-      backward: gradients of the layers' outputs for the mean loss.
-      rows: number of examples.
-      batch: number of examples with the padding behind them.
-      optimizer: has the clipping norm.
+    `backward` are the gradients of the calls' outputs for the mean loss.
     """
     shares: list[Share] = []
     for call, gradients in zip(calls, backward, strict=True):

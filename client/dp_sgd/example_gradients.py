@@ -32,6 +32,7 @@ class Share(NamedTuple):
     sums: Callable[[Tensor], dict[Any, Tensor]]
 
 
+# Function from a layer, its inputs, shape (B, ...), and the gradients of its outputs, shape (B, ...), to its share.
 Rule = Callable[[Any, Tensor, Tensor], Share]
 
 CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
@@ -55,18 +56,19 @@ def norms_of(values: Tensor) -> Tensor:
 
 
 def _not_below(norms: Tensor, lengths: Tensor) -> Tensor:
-    """Return norms, shape (n,), that are at least the rounding of their parts, whose lengths have shape (n, L)."""
+    """Return the norms of sums, shape (n,), raised to the rounding of their terms, whose norms have shape (n, L)."""
     return torch.maximum(norms, lengths.sum(1).to(norms.dtype) / LOUDEST)
 
 
 def _lengths(parts: Tensor) -> Tensor:
+    """Return the norms of vectors, shape (n, L), from shape (n, L, K)."""
     return norms_of(parts.flatten(0, 1)).view(len(parts), -1)
 
 
 def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
     """Return the norms of a layer's gradients, shape (B,), by parameter, for Opacus' ghost clipping.
 
-    Its own multiply squares in float32, and loses half the digits of gradients that cancel.
+    Opacus' own rules multiply squares in float32, and lose half the digits of gradients that cancel.
 
     Args:
       layer: one of `GHOST`.
@@ -78,9 +80,9 @@ def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> 
         (norms,) = _embedding(layer, activations[0], backward).norms
         return {layer.weight: _not_below(norms.to(backward.dtype), _lengths(gradients))}
     inputs = activations[0].reshape(len(backward), -1, layer.in_features).to(backward.dtype)
-    norms_by_parameter: dict[Any, Tensor] = (
-        {layer.weight: _cancelling(inputs, gradients)} if _learns(layer, "weight") else {}
-    )
+    norms_by_parameter: dict[Any, Tensor] = {}
+    if _learns(layer, "weight"):
+        norms_by_parameter[layer.weight] = _cancelling(inputs, gradients)
     if _learns(layer, "bias"):
         norms_by_parameter[layer.bias] = _not_below(norms_of(gradients.sum(1)), _lengths(gradients))
     return norms_by_parameter
@@ -90,20 +92,22 @@ GHOST = dict.fromkeys((nn.Linear, nn.Embedding), _norms_by_ghost)  # layers whos
 
 
 def _learns(layer: nn.Module, name: str) -> bool:
+    """Return whether a layer has a trainable parameter with this name."""
     parameter = getattr(layer, name)
     return parameter is not None and parameter.requires_grad
 
 
 def _nothing(weights: Tensor) -> dict[Any, Tensor]:
+    """Return the sums of a layer that holds the gradients of all its parameters."""
     return {}
 
 
 def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> Tensor:
-    """Return the norms, shape (N,), of the sums over positions of outer products.
+    """Return the norms, shape (N,), of examples' gradients: sums over positions of outer products.
 
     Args:
-      pairs: of inputs, shape (n, L, K), and gradients, shape (n, L, O), for some examples at a time.
-      buffer: takes the sums, shape (N, O, K).
+      pairs: of inputs, shape (n, L, K), and output gradients, shape (n, L, O), for some examples at a time.
+      buffer: takes the gradients, shape (N, O, K); None holds none.
     """
     norms: list[Tensor] = []
     start = 0
@@ -120,7 +124,7 @@ def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> 
 
 
 def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Return the norms, shape (n,), of the sums over positions of outer products that are not held."""
+    """Return the norms, shape (n,), of gradients that are not held: sums over positions of outer products."""
     positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
     if 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
         # In double precision, since in float32 a Gram matrix loses half the digits of cancelling gradients.
@@ -132,24 +136,27 @@ def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
     return _not_below(norms, _lengths(inputs) * _lengths(gradients))
 
 
-def _room(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
-    """Return a buffer for each part's gradient, or None if it is large compared with inputs and gradients."""
-    few = math.prod(shape) <= BUFFER_RATIO * (inputs.numel() + gradients.numel())
-    return gradients.new_empty(shape) if few else None
+def _buffer(inputs: Tensor, gradients: Tensor, *shape: int) -> Tensor | None:
+    """Return memory of this shape for each example's gradient; None if it is large compared with the arguments."""
+    small = math.prod(shape) <= BUFFER_RATIO * (inputs.numel() + gradients.numel())
+    return gradients.new_empty(shape) if small else None
 
 
 def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of a linear layer, as `Rule`; dimensions between batch and features are positions."""
     batch, weight = len(inputs), layer.weight
     inputs = inputs.reshape(batch, -1, layer.in_features).contiguous()
     gradients = gradients.reshape(batch, -1, layer.out_features).contiguous()
     bias = {layer.bias: gradients.sum(1)} if _learns(layer, "bias") else {}
     if not weight.requires_grad:
         return Share(bias, [], _nothing)
-    single = inputs.shape[1] == 1
-    turned = layer.in_features < min(VECTOR, layer.out_features)  # as in a convolution
+    single = inputs.shape[1] == 1  # one position: the norm is a product of norms
+    turned = layer.in_features < min(
+        VECTOR, layer.out_features
+    )  # gradients are held transposed, see `_convolution`
     shape = (layer.in_features, layer.out_features) if turned else (layer.out_features, layer.in_features)
-    buffer = None if single else _room(inputs, gradients, batch, *shape)
-    few = batch if single else max(1, CHUNK // weight.numel())
+    buffer = None if single else _buffer(inputs, gradients, batch, *shape)
+    few = batch if single else max(1, CHUNK // weight.numel())  # examples at a time
     one, other = (gradients, inputs) if turned else (inputs, gradients)
     norms = _products(zip(one.split(few), other.split(few), strict=True), buffer)
 
@@ -158,7 +165,7 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
             weight_sum = (weights @ buffer.flatten(1)).view(shape)
             return {weight: weight_sum.t() if turned else weight_sum}
         scale = weights[:, None, None]
-        narrow = layer.in_features < layer.out_features
+        narrow = layer.in_features < layer.out_features  # scale the smaller factor
         output_side, input_side = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
         return {weight: output_side.flatten(0, 1).t() @ input_side.flatten(0, 1)}
 
@@ -166,7 +173,10 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tensor:
-    """Return the inputs of each output of a convolution, shape (n * groups, L, K) with K = rows * columns * channels."""
+    """Return the inputs of each output of a convolution, shape (n * groups, L, K).
+
+    L = height * width are the outputs of a channel; K = rows * columns * channels are the inputs of one in its group.
+    """
     batch, channels = len(padded), layer.in_channels // layer.groups
     (down, right), (lower, further) = layer.stride, layer.dilation
     rows, columns = layer.kernel_size
@@ -184,6 +194,7 @@ def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tenso
 
 
 def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of a convolution, as `Rule`: a linear layer on the windows of its inputs, in each of its groups."""
     bias = {layer.bias: gradients.sum((2, 3))} if _learns(layer, "bias") else {}
     weight = layer.weight
     if not weight.requires_grad:
@@ -192,13 +203,15 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     sides = layer._reversed_padding_repeated_twice
     padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
     batch, outputs, height, width = gradients.shape
-    size, each = weight[0].numel(), outputs // layer.groups
-    turned = size < max(VECTOR, 2 * each)  # a product is as fast as its last dimension fills vectors
+    size, each = weight[0].numel(), outputs // layer.groups  # inputs and channels of an output in a group
+    # Gradients are held transposed if that makes their last dimension longer: it is what fills a processor's vectors.
+    turned = size < max(VECTOR, 2 * each)
     shape = (size, each) if turned else (each, size)
-    buffer = _room(inputs, gradients, batch * layer.groups, *shape)
-    few = max(1, CHUNK // (height * width * size * layer.groups))
+    buffer = _buffer(inputs, gradients, batch * layer.groups, *shape)
+    few = max(1, CHUNK // (height * width * size * layer.groups))  # examples at a time
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the factors of some examples' gradients: windows and output gradients, in the order of `_products`."""
         for images, back in zip(padded.split(few), gradients.split(few), strict=True):
             heads = back.permute(0, 2, 3, 1).reshape(len(back), height * width, layer.groups, -1)
             windows, heads = _windows(layer, images, height, width), heads.transpose(1, 2).flatten(0, 1)
@@ -219,14 +232,19 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of an embedding, as `Rule`: the gradient of a row is the sum over the positions with its index."""
     batch, size = len(inputs), layer.embedding_dim
     indices = inputs.reshape(batch, -1)
     rows = gradients.clone(memory_format=torch.contiguous_format).view(-1, size)
     # An example's rows of one index are added up in the first of them, so that its gradient is rounded by itself.
     sorted_indices, order = indices.sort(stable=True)
-    again = sorted_indices[:, 1:] == sorted_indices[:, :-1]
-    order += indices.shape[1] * torch.arange(batch)[:, None]
-    first = torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
+    again = (
+        sorted_indices[:, 1:] == sorted_indices[:, :-1]
+    )  # the index is that of the place before, in sorted order
+    order += indices.shape[1] * torch.arange(batch)[:, None]  # positions among the rows of all examples
+    first = (
+        torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
+    )  # place where the index begins
     later = order[:, 1:][again]
     rows.index_add_(0, order.gather(1, first)[again], rows[later])
     rows[later] = 0
@@ -243,17 +261,20 @@ def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _layer_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of a layer normalisation, as `Rule`."""
     normal = nn.functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
     between = tuple(range(1, inputs.dim() - len(layer.normalized_shape)))
     return _affine(layer, normal, gradients, between)
 
 
 def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    """Return the share of a group normalisation, as `Rule`."""
     normal = nn.functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
     return _affine(layer, normal, gradients, tuple(range(2, inputs.dim())))
 
 
 def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]) -> Share:
+    """Return the share of weight * normal + bias, elementwise, whose gradients are sums over the dimensions `over`."""
     grad_samples: dict[Any, Tensor] = {}
     if _learns(layer, "bias"):
         grad_samples[layer.bias] = gradients.sum(over) if over else gradients

@@ -25,7 +25,7 @@ from ..private_update import compressed, record_sum_reply
 from ..training.sgd import key_of_round, seed_layers
 from ..workbench import Workbench
 from .together import draw_records, step_of
-from .train import PrivateSteps, chosen_engine, train_privately
+from .train import PrivateSteps, engine_of, train_privately
 
 MECHANISM = "dp_sgd"
 
@@ -55,10 +55,9 @@ def train_on_ledger(
     if record.canaries:
         begin, path = extra_records().begin_round, record.ledger_path(name)
         private_round = begin(bench.model, bench.task, data, plan, record.canaries, randomness, path)
-        engine = chosen_engine(terms.gradients, private_round.model, private_round.examples)
     else:
         private_round = OwnRound(bench.model, bench.task, data)
-        engine = bench.engine_of(terms.gradients, data)
+    engine = engine_of(terms.gradients, private_round.model, private_round.examples)
     batches = randomness.stream("batches", number, client)
     noise = randomness.stream("dp-sgd noise", number, client)
     steps = PrivateSteps(plan, batches, noise, private_round.after_step)

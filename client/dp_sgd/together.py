@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import RecordDict
@@ -29,12 +28,9 @@ from ...tasks.data import Batches
 from ...tasks.protocol import Objective
 from ..extra import BLOCK, MODEL_PREFIX
 from .sketched import SketchedOptimizer, offsets_of
-from .train import chosen_engine, clipping, plain_sgd
+from .train import clipping, engine_of, plain_sgd
 
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
-
-# Engine chosen for a model, by the requested engine and whether gradients are compressed: the choice takes as long as a step.
-_engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -102,15 +98,9 @@ def step_of(
     data: Batches,
     rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the contribution of these rows to a round's sum: the step, and the block of an audit's canary records.
+    """Return the contribution of these rows to the sum of an instruction's round, by name, as `step` does.
 
-    Args:
-      model: as the server sent it; with canary records, the observed model of `Workbench.model_of_step`.
-      loss: of that model.
-      settings: of the step.
-      content: the instruction.
-      data: source of the rows, canary records included.
-      rows: indices of the examples that take part.
+    In an audit, model and loss are those of `Workbench.model_of_step`, and the sum has a block of its canary records.
     """
     joint, layout = settings.step, layout_of(only_arrays(content))
     assert joint is not None
@@ -151,11 +141,9 @@ def _clipped_sums(
     totals = {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     if not len(rows):
         return totals
-    engines, key = _engines.setdefault(model, {}), (clip.gradients, clip.sketch is not None)
-    if key not in engines:
-        engines[key] = chosen_engine(clip.gradients, model, data, compressed=clip.sketch is not None)
+    engine = engine_of(clip.gradients, model, data, compressed=clip.sketch is not None)
     optimizer = _optimizer_of(model, list(parameters), clip, layout)
-    with clipping(model, task, data, optimizer, engines[key]) as write_sums:
+    with clipping(model, task, data, optimizer, engine) as write_sums:
         for start in range(0, len(rows), ROWS):
             write_sums(rows[start : start + ROWS])  # to `summed_grad` of each parameter
             for name, parameter in parameters.items():

@@ -55,6 +55,7 @@ LOOKED_AT = 128  # steps from one in which independence is measured to the next
 MIN_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
 
 _steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # steps of each model in this process
+_engines: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = WeakKeyDictionary()  # see `engine_of`
 
 
 def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) -> tuple[int, float]:
@@ -445,6 +446,16 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
     "book_keeping": book_keeping,
     "one_by_one": one_by_one,
 }
+
+
+def engine_of(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
+    """Return `chosen_engine`, chosen once for each model and shape of its inputs: choosing takes as long as a step."""
+    parts = leaves(placeholder(data, 1))
+    key = (gradients, compressed, len(data) > 0, *((tuple(each.shape), each.dtype) for each in parts))
+    engines = _engines.setdefault(model, {})
+    if key not in engines:
+        engines[key] = chosen_engine(gradients, model, data, compressed)
+    return engines[key]
 
 
 def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
