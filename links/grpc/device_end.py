@@ -55,7 +55,6 @@ logger = logging.getLogger("fedveil.client")
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
 POLL_SECONDS = 0.5  # between two checks of the stop event
-NO_CHARGES = frozenset[str]()
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -74,7 +73,7 @@ UNTRUSTED = (
     "replaced: ask its holder for rollovers.json, then: fedveil client authority FOLDER --rollover rollovers.json"
 )
 
-Parts = Sequence[Buffer]
+Parts = Sequence[Buffer]  # bytes of a message in pieces
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def follow(
     stop: threading.Event,
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
-    is_charged: Callable[[str], bool] = NO_CHARGES.__contains__,
+    is_charged: Callable[[str], bool] = lambda _: False,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 
@@ -107,11 +106,11 @@ def follow(
       endpoint: the server's address and this device's identity.
       handle: called in this thread with one instruction at a time; what it raises is logged and stays here.
       journal: file of the instructions that were begun.
-      stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
+      stop: once set, the present instruction is finished, its reply is sent, and the function returns.
       notify: called from another thread with a line of text when the link comes up, goes down or waits.
       longest: returns the longest wait between two attempts to connect, in seconds.
-      is_charged: returns whether the device's ledgers hold a charge for the instruction of an id; the journal forgets old
-        ones.
+      is_charged: returns whether the device's ledgers hold a charge for the instruction with an id; asked for old ones,
+        which the journal has forgotten.
 
     Raises:
       OSError: the journal cannot be opened.
@@ -131,6 +130,7 @@ def follow(
 
 
 def _describe(error: grpc.aio.AioRpcError) -> str:
+    """Return why a stream ended, for the device's owner."""
     details = str(error.details())
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
         return f"the server turns this device away, which was revoked or has new keys: {details}"
@@ -141,12 +141,9 @@ def _describe(error: grpc.aio.AioRpcError) -> str:
 
 
 def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream], Journal]) -> None:
-    """Answer the next instruction, if one comes within `POLL_SECONDS`, and release its memory.
+    """Answer the next instruction in the queue, if one comes within `POLL_SECONDS`, and release its memory.
 
-    Args:
-      inbox: queue of instructions.
-      handle: does what an instruction asks for.
-      journal_of: returns the journal of a stream.
+    `handle` computes the reply, and `journal_of` returns the journal of the device that has a stream.
     """
     with suppress(queue.Empty):
         stream, name, data = inbox.get(timeout=POLL_SECONDS)
@@ -154,24 +151,14 @@ def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream]
 
 
 def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Journal) -> Parts:
-    """Return the reply to one instruction.
+    """Return the reply to the instruction with this id; empty if its bytes are no message.
 
-    Args:
-      name: the instruction's id.
-      data: its bytes.
-      handle: does what it asks for.
-      journal: journal of what was begun.
-
-    Returns:
-      The reply's bytes in pieces; empty if the instruction is no message.
+    `handle` computes the reply, unless the journal says that the instruction was begun before.
     """
     try:
         message = unpack(data)
-    except Exception as error:  # noqa: BLE001 (whatever one instruction is, it costs that instruction)
-        logger.error(
-            "an instruction cannot be read: %s",
-            error if isinstance(error, MalformedMessage) else type(error).__name__,
-        )
+    except MalformedMessage as error:
+        logger.error("an instruction cannot be read: %s", error)
         return ()
     try:
         reply = handle_once(name, message, handle, journal)
@@ -184,15 +171,15 @@ def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Jour
 
 
 class DeviceStream:
-    """One device's stream, and the replies that it still has to carry.
+    """One device's stream, and the replies that the server has not acknowledged.
 
-    It runs in the loop of streams and puts instructions into a queue.
+    It runs in the loop of streams. It puts instructions into a queue, and another thread hands in the replies.
 
     Args:
       endpoint: the server's address and this device's identity.
       inbox: takes this stream, an instruction's id, and its bytes.
       notify, longest: as in `follow`.
-      unknown: returns which instructions, of those that the server greets with, this device has not answered.
+      unknown: returns which instructions, of those in the server's hello, this device has not answered.
     """
 
     def __init__(
@@ -205,27 +192,22 @@ class DeviceStream:
     ) -> None:
         self._unknown = unknown
         self._endpoint, self._inbox, self._notify, self._longest = endpoint, inbox, notify, longest
-        self._pending: set[str] = set()
+        self._unanswered: set[str] = set()  # ids of instructions in the queue or at work
         self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
-        self._pending_replies: set[str] = set()
-        self._outbox: asyncio.Queue[str] | None = None
-        self._failures = 0
+        self._unacknowledged: set[str] = set()  # ids of replies that the server still wants
+        self._outbox: asyncio.Queue[str] | None = None  # ids of replies to send; None without a connection
+        self._failures = 0  # to connect, since the last success
         self._ending, self._settled = asyncio.Event(), asyncio.Event()
         self._settled.set()
 
     # --- from other threads -----------------------------------------------------------------------------------------
 
     def answer(self, name: str, parts: Parts) -> None:
-        """Send the reply to an instruction, now or after the server reconnects.
-
-        Args:
-          name: the instruction's id.
-          parts: the reply's bytes in pieces; empty if there is none.
-        """
+        """Send the reply to the instruction with this id, now or after a reconnection; empty parts are not sent."""
         stream_loop().call_soon_threadsafe(self._answer, name, parts)
 
     def hang_up(self) -> None:
-        """End `keep` once no reply is owed to a connected server, or after `LINGER_SECONDS`."""
+        """End `keep` once a connected server has acknowledged all replies, or after `LINGER_SECONDS`."""
         stream_loop().call_soon_threadsafe(self._ending.set)
 
     # --- in the event loop ------------------------------------------------------------------------------------------
@@ -272,8 +254,9 @@ class DeviceStream:
         return "the server ended the stream"
 
     async def _greet(self, call: Any) -> None:
+        """Exchange hellos; refuse a server that names an instruction which this device has not answered."""
         async with asyncio.timeout(GREETING_SECONDS):
-            ids = [*self._pending, *reversed(self._replies)][:MAX_IDS]
+            ids = [*self._unanswered, *reversed(self._replies)][:MAX_IDS]
             await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, ids)))
             frame = await next_frame(call)
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
@@ -287,8 +270,9 @@ class DeviceStream:
         self._failures = 0
 
     async def _exchange(self, call: Any) -> None:
+        """Receive instructions and send replies until the stream ends; raise why it ended."""
         self._outbox = asyncio.Queue()
-        self._pending_replies.clear()  # the server reminds of what it still wants
+        self._unacknowledged.clear()  # the server reminds of what it still wants
         for task in await until_one_ends(self._receive(call), self._send(call, self._outbox)):
             task.result()
 
@@ -297,10 +281,13 @@ class DeviceStream:
         while True:
             frame = await next_frame(call)
             if isinstance(frame, Ack):
-                self._pending_replies.discard(frame.id)
+                self._unacknowledged.discard(frame.id)
                 self._settle()
             elif isinstance(frame, Begin) and gathering is None:
-                gathering = self._begin(frame)
+                if frame.size == 0:
+                    self._send_again(frame.id)
+                else:
+                    gathering = MessageBuffer(frame, MAX_BYTES)
             elif isinstance(frame, Chunk) and gathering is not None:
                 if gathering.add(frame):
                     self._take(gathering)
@@ -308,34 +295,30 @@ class DeviceStream:
             else:
                 raise BadFrame("a frame is out of order")
 
-    def _begin(self, begin: Begin) -> MessageBuffer | None:
-        if begin.size == 0:
-            return self._remind(begin.id)
-        return MessageBuffer(begin, MAX_BYTES)
-
-    def _remind(self, name: str) -> None:
+    def _send_again(self, name: str) -> None:
+        """Send the reply to an instruction, if there is one and the server is connected."""
         if name in self._replies and self._outbox is not None:
-            self._pending_replies.add(name)
+            self._unacknowledged.add(name)
             self._outbox.put_nowait(name)
 
     def _take(self, gathering: MessageBuffer) -> None:
+        """Put an instruction that has arrived into the queue, unless it is there, or answered already."""
         name = gathering.id
         if name in self._replies:
-            return self._remind(name)
-        if name not in self._pending:
-            if len(self._pending) == MAX_IDS:
+            return self._send_again(name)
+        if name not in self._unanswered:
+            if len(self._unanswered) == MAX_IDS:
                 raise BadFrame("too many instructions for one device")
-            self._pending.add(name)
+            self._unanswered.add(name)
             self._inbox.put((self, name, gathering.data))
 
     def _answer(self, name: str, parts: Parts) -> None:
-        self._pending.discard(name)
-        if not parts:
-            return
-        self._replies[name] = parts
-        self._pending_replies.add(name)
-        self._remind(name)
-        self._settle()
+        self._unanswered.discard(name)
+        if parts:
+            self._replies[name] = parts
+            self._unacknowledged.add(name)
+            self._send_again(name)
+            self._settle()
 
     async def _send(self, call: Any, outbox: asyncio.Queue[str]) -> None:
         while True:
@@ -345,11 +328,11 @@ class DeviceStream:
                     await call.write(frame)
 
     def _settle(self) -> None:
-        """Drop replies that have arrived, except for the last, and note whether one is owed to a connected server."""
+        """Drop acknowledged replies, except for the last, and note whether a connected server still wants one."""
         for name in list(self._replies)[:-1]:
-            if name not in self._pending_replies or len(self._replies) > MAX_IDS:
+            if name not in self._unacknowledged or len(self._replies) > MAX_IDS:
                 del self._replies[name]
-        if self._pending_replies and self._outbox is not None:
+        if self._unacknowledged and self._outbox is not None:
             self._settled.clear()
         else:
             self._settled.set()

@@ -83,7 +83,7 @@ class ServerEndpoint:
 
 @contextmanager
 def open_link(endpoint: ServerEndpoint) -> Generator[LinkGrid]:
-    """Listen as long as the context lasts, and give the grid.
+    """Listen as long as the context lasts, and yield the grid.
 
     Raises:
       Refusal: the address cannot be listened on, certificate and key do not go together, or a file cannot be read.
@@ -105,6 +105,7 @@ def open_link(endpoint: ServerEndpoint) -> Generator[LinkGrid]:
 
 
 async def _listen(endpoint: ServerEndpoint, board: Switchboard) -> tuple[Any, int]:
+    """Start gRPC's server, and return it with its port."""
     connection_limit = ("grpc.max_allowed_incoming_connections", min(for_connections(), MAX_CONNECTIONS))
     server = grpc.aio.server(options=(*OPTIONS, connection_limit))
     service, method = METHOD.strip("/").split("/")
@@ -114,6 +115,7 @@ async def _listen(endpoint: ServerEndpoint, board: Switchboard) -> tuple[Any, in
     last = endpoint.credentials()
 
     def renewal() -> Any:
+        """Return the certificate for the connections from now on; None keeps the last one."""
         nonlocal last
         newest = endpoint.credentials()
         if newest == last:
@@ -155,13 +157,23 @@ def read_acknowledged(path: Path | None) -> dict[str, str]:
 
 
 class LinkGrid(RosterGrid):
-    """Grid over the streams of a roster's nodes; `open_link` makes it."""
+    """Grid over the streams of a roster's nodes; `open_link` makes it.
 
-    def __init__(self, nodes: Nodes, board: Switchboard, port: int, acknowledged: Path | None = None) -> None:
+    Args:
+      nodes: returns the roster's nodes.
+      board: the server's end of all streams.
+      port: on which the server listens.
+      acknowledged: as of `ServerEndpoint`.
+    """
+
+    def __init__(self, nodes: Nodes, board: Switchboard, port: int, acknowledged: Path | None) -> None:
         super().__init__(claim_identity(run_id=1), nodes)
         self._board, self.port, self._acknowledged = board, port, acknowledged
         self._call = stream_loop().call_soon_threadsafe
-        self._session, self._count = secrets.token_hex(8), itertools.count()
+        self._session, self._count = (
+            secrets.token_hex(8),
+            itertools.count(),
+        )  # for ids of messages outside a run
         self._unreadable, self._stored = 0, dict(board.acknowledged)
 
     @property
@@ -182,7 +194,7 @@ class LinkGrid(RosterGrid):
 
     @property
     def restored(self) -> dict[int, float]:
-        """Nodes that did not know what their key had answered, with the Unix second at which they said so."""
+        """Nodes that did not know an instruction that their key had answered, with the Unix second at which they said so."""
         return self._board.restored.copy()
 
     @property
@@ -191,6 +203,7 @@ class LinkGrid(RosterGrid):
         return {**self._board.counts(), "unreadable": self._unreadable}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        """Post a letter for each message, and yield the replies; withdraw the letters at the end."""
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
         outgoing = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
         letters = [letter for letter, _ in outgoing.values()]
@@ -205,8 +218,9 @@ class LinkGrid(RosterGrid):
                     waiting = self._in_roster(waiting) if seconds_left else {}
                     continue
                 del waiting[letter.id]
-                reply = self._read(outgoing[letter.id][1], data)
-                if not reply.has_error() and SPEC_RECORD in outgoing[letter.id][1].content:
+                _, request = outgoing[letter.id]
+                reply = self._read(request, data)
+                if not reply.has_error() and SPEC_RECORD in request.content:
                     self._board.acknowledge(letter.node, letter.id)
                 del data  # or its memory is held until the next reply
                 yield reply
@@ -216,7 +230,7 @@ class LinkGrid(RosterGrid):
             self._store_acknowledged()
 
     def _store_acknowledged(self) -> None:
-        """Store what each key has answered; where that fails, the file tells of less, and fewer copies are noticed."""
+        """Store the last instruction that each key has answered; if that fails, fewer copied devices are noticed."""
         acknowledged = dict(self._board.acknowledged)
         if self._acknowledged is not None and acknowledged != self._stored:
             try:
@@ -228,7 +242,10 @@ class LinkGrid(RosterGrid):
     def _write_letters(
         self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
     ) -> dict[str, tuple[Letter, Message]]:
-        """Return the messages and their letters by id; content that several messages share is packed once."""
+        """Return the letter and the message of each id; content that several messages share is packed once.
+
+        `deliver` is called with a letter and the bytes of its reply.
+        """
         bodies: dict[int, tuple[Body, Cargo]] = {}
         letters: dict[str, tuple[Letter, Message]] = {}
         for message in messages:
@@ -244,12 +261,12 @@ class LinkGrid(RosterGrid):
         return letters
 
     def _name(self, message: Message, body: Body) -> str:
+        """Return the id of a message; outside a run a fresh one, since an equal question may need another answer."""
         node = message.metadata.dst_node_id
-        # A message outside a run gets a fresh id: an equal question may need another answer.
         return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
 
     def _read(self, request: Message, data: bytearray) -> Message:
-        """Return the reply with the asked node as its sender, whatever sender it names."""
+        """Return the reply in the bytes, with the requested node as its sender, whatever sender it names."""
         node = request.metadata.dst_node_id
         try:
             reply = unpack(data)

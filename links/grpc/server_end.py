@@ -37,13 +37,13 @@ from .event_loop import next_frame, until_one_ends
 
 HELLO_SECONDS = 10.0  # for the first frame
 CHECK_SECONDS = 1.0  # between two reads of the admission list; a restored or copied device refuses sooner
-REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
-REPLY_ROOM = 1 << 20
-MAX_UNREAD = 1000  # of what waits to be sent to a client
+# Largest reply: a ratio to its instruction, since 8 bytes a coordinate answer a model of 4 (and as much to spare); and bytes.
+REPLY_RATIO, REPLY_ROOM = 4, 1 << 20
+MAX_UNREAD = 1000  # letters and frames that wait to be sent to a client
 REMEMBERED = 4096  # answered ids, to distinguish a duplicate reply from a late one
-# Bytes that a relay measured beside frames: a stream's beginning and end (handshake of TLS 1.3, settings and headers
-# of HTTP/2), without certificates, of which each end sends one and the server's two tickets hold the client's; the window
-# updates that answer a message; and pings with their answers on a quiet stream.
+# Bytes that a relay measured in addition to frames: a stream's beginning and end (handshake of TLS 1.3, settings and
+# headers of HTTP/2), without certificates: each end sends one, and the server's two tickets contain the client's; the
+# window updates that answer a message; and pings with their answers on a quiet stream.
 OPENING_UP, OPENING_DOWN, CERTIFICATES_DOWN = 2025, 2280, 3
 WINDOW_UPDATES = 2 * 13  # of the stream and of the connection (RFC 9113, section 6.9)
 PINGS = 2 * (17 + 22)  # each end's, and its answer to the other's (section 6.7), in a record of TLS each
@@ -97,7 +97,17 @@ class Traffic:
 
 @dataclass(frozen=True, eq=False)
 class _Peer:
-    """One node's stream."""
+    """One node's stream.
+
+    Attributes:
+      node: number of the node.
+      key: fingerprint of its TLS key.
+      context: gRPC's, of the stream.
+      traffic: of the node, over all of its streams.
+      began: when the stream began, by the monotonic clock.
+      outbox: letters and frames to send; of a letter that was withdrawn, nothing is sent.
+      revoked: set once the node is no longer admitted.
+    """
 
     node: int
     key: str
@@ -106,6 +116,12 @@ class _Peer:
     began: float = field(default_factory=time.monotonic)
     outbox: asyncio.Queue[Letter | Begin | Ack] = field(default_factory=asyncio.Queue[Letter | Begin | Ack])
     revoked: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def _size_received(peer: _Peer, frame: Frame) -> int:
+    """Return the bytes on the connection of a frame that a node has sent now."""
+    peer.traffic.last_frame = time.monotonic()
+    return wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
 
 
 def _der_bytes(pem: bytes) -> int:
@@ -118,24 +134,23 @@ class Switchboard:
 
     Args:
       admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
-      most_reply_bytes: size of the largest reply to any instruction.
-      acknowledged: the last instruction that each key has answered, by its fingerprint.
+      max_reply_bytes: size of the largest reply to any instruction.
+      acknowledged: id of the last instruction that each key has answered, by its fingerprint.
 
     Attributes:
       tally: of all bytes between the server and its nodes.
       acknowledged: as above, and what was answered since.
-      restored: of nodes that did not know what their key had answered, the Unix second at which they said so.
+      restored: nodes that did not know an instruction that their key had answered, and the Unix second at which they said
+        so.
     """
 
-    def __init__(
-        self, admitted: Admitted, max_reply_bytes: int, acknowledged: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, admitted: Admitted, max_reply_bytes: int, acknowledged: Mapping[str, str]) -> None:
         self._admitted, self._max_reply_bytes = admitted, max_reply_bytes
-        self.acknowledged, self.restored = dict(acknowledged or {}), dict[int, float]()
+        self.acknowledged, self.restored = dict(acknowledged), dict[int, float]()
         self.tally = Tally()
-        self._peers: dict[int, _Peer] = {}
-        self._keys: dict[int, str] = {}
-        self._waiting: dict[int, dict[str, Letter]] = {}
+        self._peers: dict[int, _Peer] = {}  # connected nodes
+        self._keys: dict[int, str] = {}  # fingerprints of the keys of nodes that ever connected
+        self._waiting: dict[int, dict[str, Letter]] = {}  # by node and id
         self._answered: deque[str] = deque(maxlen=REMEMBERED)
         self._traffic: dict[int, Traffic] = {}
         self._counts: Counter[str] = Counter()
@@ -163,7 +178,7 @@ class Switchboard:
                 del waiting[letter.id]
 
     def acknowledge(self, node: int, name: str) -> None:
-        """Note that a node has answered an instruction of a run."""
+        """Record that a node has answered the instruction with this id, of a run."""
         self.acknowledged[self._keys[node]] = name
         self.restored.pop(node, None)
 
@@ -200,12 +215,12 @@ class Switchboard:
         peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
         self._peers[node] = peer  # no await between the check of connected nodes and this
         self._keys[node] = key
-        if node not in self.restored:  # of a restored node the stream counts later: see `watch`
+        if node not in self.restored:  # a restored node may refuse; it counts as connected later, see `watch`
             peer.traffic.connected_since = time.time()
         peer.traffic.streams += 1
         last_ids = [self.acknowledged[key]] if key in self.acknowledged else []
         greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, last_ids)), _der_bytes(certificate)
-        self.tally.add("up", CONTROL, OPENING_UP + size + self._count_received(peer, hello))
+        self.tally.add("up", CONTROL, OPENING_UP + size + _size_received(peer, hello))
         self.tally.add("down", CONTROL, OPENING_DOWN + CERTIFICATES_DOWN * size)
         for letter in self._waiting.get(node, {}).values():
             peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.instruction_ids else letter)
@@ -220,11 +235,13 @@ class Switchboard:
             await self._refuse(context, *ended)
 
     async def _refuse(self, context: Any, code: Any, reason: str) -> NoReturn:
+        """Count and end a stream with an error of gRPC's."""
         self._counts[code.name.lower()] += 1
         await context.abort(code, reason)
         raise AssertionError("abort raises")
 
     async def _greet(self, context: Any, node: int) -> Hello:
+        """Return the hello of a node, or refuse the stream."""
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 frame = await next_frame(context)
@@ -250,6 +267,7 @@ class Switchboard:
         return None
 
     async def _send(self, peer: _Peer) -> None:
+        """Send what comes into the outbox."""
         while True:
             item = await peer.outbox.get()
             if isinstance(item, Letter) and item.id not in self._waiting.get(peer.node, {}):
@@ -265,24 +283,18 @@ class Switchboard:
                 self.tally.add("up", CONTROL, WINDOW_UPDATES)
 
     def _count_sent(self, peer: _Peer, shares: Shares, frame: int) -> None:
-        """Count a frame's bytes."""
-        size = wire_bytes(frame)
+        """Count the bytes of a frame by purpose."""
         peer.traffic.last_frame = time.monotonic()
-        self.tally.add("down", shares, size)
-
-    def _count_received(self, peer: _Peer, frame: Frame) -> int:
-        """Count a frame's bytes for its node, and return them: their purpose is known after the last frame."""
-        size = wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
-        peer.traffic.last_frame = time.monotonic()
-        return size
+        self.tally.add("down", shares, wire_bytes(frame))
 
     async def _receive(self, peer: _Peer) -> None:
+        """Receive replies, and deliver those that are waited for."""
         gathering: MessageBuffer | None = None
-        arrived = 0
+        arrived = 0  # bytes of its frames, whose purpose is known after the last one
         try:
             while True:
                 frame = await next_frame(peer.context)
-                arrived += self._count_received(peer, frame)
+                arrived += _size_received(peer, frame)
                 if isinstance(frame, Begin) and gathering is None:
                     gathering = self._begin(peer, frame)
                 elif isinstance(frame, Chunk) and gathering is not None:
@@ -295,6 +307,7 @@ class Switchboard:
             self.tally.add("up", LOST, arrived)
 
     def _begin(self, peer: _Peer, begin: Begin) -> MessageBuffer:
+        """Return the buffer for an announced reply; one that nobody waits for is read and discarded."""
         if begin.size == 0 and begin.id == self.acknowledged.get(peer.key):
             self.restored[peer.node] = time.time()
             raise BadFrame("the key has answered more than this device knows: it was restored or copied")
@@ -305,6 +318,7 @@ class Switchboard:
         return MessageBuffer(begin, min(self._max_reply_bytes, letter.reply_bytes))
 
     def _finish(self, peer: _Peer, gathering: MessageBuffer, arrived: int) -> None:
+        """Count, deliver and acknowledge a reply, which `arrived` in this many bytes."""
         letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
         self.tally.add("up", LOST if letter is None else letter.cargo.up(arrived), arrived)
         self.tally.add("down", CONTROL, WINDOW_UPDATES)

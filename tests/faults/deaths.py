@@ -202,7 +202,7 @@ def _line_is_rid_of(exchange: str) -> Callable[[int], Dies]:
     wanted = str(Exchange[exchange.upper()].value)
 
     def dies(number: int, line: Any) -> bool:
-        names = [name.split("/") for name in line._replies if name not in line._pending_replies]
+        names = [name.split("/") for name in line._replies if name not in line._unacknowledged]
         return any((name[1], name[3]) == (str(number), wanted) for name in names)
 
     return lambda number: partial(dies, number)
