@@ -33,12 +33,7 @@ _TAG = b"fedveil attestation 1\0"
 
 @dataclass(frozen=True)
 class Quote:
-    """Quote of a server.
-
-    Attributes:
-      quote: output of its command.
-      certificate: of its TLS key, in PEM.
-    """
+    """Quote of a server: the output of its command, and the certificate of its TLS key, in PEM."""
 
     quote: bytes
     certificate: bytes
@@ -83,13 +78,7 @@ def quote_of(content: RecordDict) -> Quote | None:
 
 
 def run_quote_command(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
-    """Return the output of the server's command for a nonce; on failure, empty and a line in the log.
-
-    Args:
-      command: of the server; the hash to attest is its last argument.
-      nonce: of a device.
-      certificate: of the server, in PEM.
-    """
+    """Return the output of the server's command, whose last argument is the hash to attest; empty if it fails."""
     try:
         arguments = [*command, report_data(nonce, certificate)]
         process = subprocess.run(
@@ -107,7 +96,7 @@ class AttestedGrid(PassingGrid):
     def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
         super().__init__(grid)
         self._command, self._credentials = shlex.split(command), credentials
-        self._nonces = dict[int, bytes]()  # by node, its nonce
+        self._nonces = dict[int, bytes]()  # by node
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -127,6 +116,7 @@ class AttestedGrid(PassingGrid):
             yield reply
 
     def _with_quote(self, message: Message) -> Message:
+        """Return an instruction with a quote over its node's nonce, if the node has sent one."""
         head = message.metadata
         nonce = self._nonces.get(head.dst_node_id)
         if nonce is None or SPEC_RECORD not in message.content:

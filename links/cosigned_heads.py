@@ -36,12 +36,12 @@ WITNESS_SECONDS = 30.0
 
 
 def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
-    """Return the newest co-signature of each witness in the folder of a server's bundle, as `cosigned_in` does."""
+    """Return the newest co-signature of each witness in the folder of a server's bundle."""
     return read_cosignatures(folder, "remove it, and ask the witnesses again")
 
 
 def read_cosignatures(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
-    """Return the co-signatures that a server, or a device in its state folder, has kept; none without a file.
+    """Return the co-signatures that a server, or a device in its state folder, has stored; none without a file.
 
     Raises:
       Refusal: the file cannot be read; the sentence ends in the remedy.
@@ -56,7 +56,7 @@ def read_cosignatures(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
 
 
 def _split(text: str) -> list[list[str]]:
-    """Return the commands in a text; a semicolon in quotes is part of a word."""
+    """Return the commands in a text, each as its words; a semicolon in quotes is part of a word."""
     words = shlex.shlex(text, posix=True, punctuation_chars=";")
     words.whitespace_split, words.commenters = True, ""
     commands: list[list[str]] = [[]]
@@ -121,7 +121,7 @@ class CosignedHeads:
         return newest((*stored, *answers))
 
     def require(self, head: TreeHead) -> None:
-        """Return if each witness that has a command co-signs a head.
+        """Ask each witness that has a command to co-sign a head.
 
         Raises:
           Refusal: one does not.
@@ -130,6 +130,7 @@ class CosignedHeads:
             self._run_witness(command, head)
 
     def _run_witness(self, command: Sequence[str], head: TreeHead) -> HeadCosignature:
+        """Return, and store, the co-signature of a head that a witness's command prints."""
         leaves = tuple(each.hex() for each in self._log.leaves[: head.size])
         text = to_text(LogExport(head, leaves))
         try:
@@ -148,6 +149,7 @@ class CosignedHeads:
         return cosignature
 
     def _branch_sentence(self, cosignature: HeadCosignature) -> str:
+        """Return the sentence on a co-signature that is not under a head of this log."""
         leaves, size = self._log.leaves, cosignature.size
         if cosignature.federation != self._federation:
             return f"co-signed the log of {cosignature.federation!r}, and this is {self._federation!r}"

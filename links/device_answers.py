@@ -19,12 +19,12 @@ from ..base.refusal import disk_remedy
 from ..messages.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
 
 MAX_BYTES = 1 << 30  # of an instruction
-JOURNAL_IDS = 1024  # ids; a server repeats an instruction of its present exchange only
+JOURNAL_IDS = 1024  # ids that a journal keeps; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MAX_DOUBLINGS = 16
 AWAY = "not connected"  # start of a device's state without a connection
-# Lines of a journal until the next greeting: its owner has paid, or begun to, for the answers that it names and the device
-# lacks. No backup of a device that went on has one.
+# Lines in the journal of a restored device until its next greeting: its owner has paid, or has begun to pay, for answers
+# that the server has and the device does not know. A backup of a device that went on has no such line.
 PAID, UNPAID = "restored", "restoring"
 COPIED = (
     "the server says that it has an answer of this device which the device does not know: it was restored from a backup, or a "
@@ -33,8 +33,10 @@ COPIED = (
 
 logger = logging.getLogger("fedveil.client")
 
-Handle = Callable[[Message], Message]
-Longest = Callable[[], float]
+Handle = Callable[[Message], Message]  # function from an instruction to its reply
+Longest = Callable[
+    [], float
+]  # function that returns the longest wait between two connection attempts, in seconds
 
 
 def usual_wait() -> float:
@@ -59,7 +61,7 @@ class Journal:
         lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
         self._ids = OrderedDict.fromkeys([line for line in lines if line][-JOURNAL_IDS:])
         self.restore = next((line for line in (PAID, UNPAID) if line in self._ids), None)
-        self._path, self._end = path, 0  # before the last note
+        self._path, self._end = path, 0  # size of the file before the last note
         self._file = self._rewrite(self._ids)
 
     def _rewrite(self, ids: Collection[str]) -> TextIO:
@@ -68,16 +70,24 @@ class Journal:
         self._lines = len(ids)
         return open(self._path, "a", encoding="utf-8")
 
+    def _replace(self, ids: OrderedDict[str, None]) -> None:
+        """Continue in a new file with these ids."""
+        old, self._file = self._file, self._rewrite(ids)
+        old.close()
+        self._ids = ids
+
     def __contains__(self, name: str) -> bool:
         """Return whether that instruction was begun."""
         return name in self._ids
 
     def unknown(self, names: Sequence[str], is_charged: Callable[[str], bool]) -> list[str]:
-        """Return which answers of a greeting this device has not given; none at the first greeting after its owner paid.
+        """Return which instructions of a server's greeting this device has not answered.
+
+        At the first greeting after its owner paid for a restore, the device adopts them all, and none is returned.
 
         Args:
-          names: of the instructions.
-          is_charged: returns whether the device's ledgers hold a charge for one.
+          names: ids of the instructions.
+          is_charged: returns whether the device's ledgers hold a charge for an id.
 
         Raises:
           OSError: the file cannot be written.
@@ -89,19 +99,17 @@ class Journal:
         return [] if adopted else missing
 
     def _end_restore(self, adopted: Sequence[str]) -> None:
-        """Take the line of a restore off the file, and adopt these instructions."""
-        ids = OrderedDict.fromkeys([*(each for each in self._ids if each not in (PAID, UNPAID)), *adopted])
-        old, self._file = self._file, self._rewrite(ids)
-        old.close()
-        self._ids, self.restore = ids, None
+        """Remove the line of a restore from the file, and add these ids as those of begun instructions."""
+        own = [each for each in self._ids if each not in (PAID, UNPAID)]
+        self._replace(OrderedDict.fromkeys([*own, *adopted]))
+        self.restore = None
 
     def note(self, name: str) -> None:
         """Record durably that this instruction is begun."""
         if self.restore is not None:  # on a link without greetings
             self._end_restore([])
         if self._lines >= 2 * JOURNAL_IDS:
-            full, self._file = self._file, self._rewrite(self._ids)
-            full.close()
+            self._replace(self._ids)
         self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")
         self._file.flush()
@@ -136,9 +144,8 @@ def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -
     try:
         journal.note(name)
     except OSError as error:
-        logger.error(
-            "no instruction can be begun (%s); %s", error.strerror, disk_remedy(error) or "mend the disk"
-        )
+        remedy = disk_remedy(error) or "mend the disk"
+        logger.error("no instruction can be begun (%s); %s", error.strerror, remedy)
         return Message(Error(NOT_READY, "the client's disk fails"), reply_to=message)
     reply = handle(message)
     if reply.has_error() and reply.error.code in (NOT_ELIGIBLE, NO_BASE):
@@ -147,21 +154,11 @@ def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -
 
 
 def back_off(failures: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
-    """Return how long to wait before connecting again, in seconds: exponential back-off with jitter.
-
-    Args:
-      failures: in a row, from 1.
-      longest: wait, in seconds.
-    """
+    """Return how long to wait before connecting again after failures in a row: exponential back-off with jitter, in seconds."""
     wait = min(longest, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MAX_DOUBLINGS))
     return wait * random.uniform(0.2, 1.0)
 
 
 def loss_line(seconds: float, reason: str) -> str:
-    """Return the log line of a device that has lost its connection.
-
-    Args:
-      seconds: until it tries again.
-      reason: the reason, in a few words.
-    """
+    """Return the log line of a device that lost its connection for a reason, and tries again after these seconds."""
     return f"{AWAY}, trying again in {seconds:.0f} s: {reason}"

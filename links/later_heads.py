@@ -38,12 +38,12 @@ class LaterHeads:
 
     def __init__(self, folder: Path, log: ServerLog, ca: bytes, federation: str) -> None:
         self._path, self._log, self._ca, self._federation = folder / FILE, log, ca, federation
-        self._checked = set[str]()
+        self._checked = set[str]()  # heads, as text
         lost = folder / LOST
-        self._lost = read_head(lost.read_text("utf-8", "replace")).size if lost.exists() else 0
+        self._lost_size = read_head(lost.read_text("utf-8", "replace")).size if lost.exists() else 0
 
     def refuse(self) -> None:
-        """Return if the log extends the later head that an earlier process was shown; forget that head then.
+        """Check that the log extends the later head that an earlier process stored; forget the head then.
 
         Raises:
           Refusal: it does not.
@@ -56,10 +56,9 @@ class LaterHeads:
         self._path.unlink()
 
     def log_loss(self, heads: Iterable[str]) -> str | None:
-        """Return a sentence if the log does not extend one of these heads, as text, and keep that one; None if it does.
+        """Return a sentence if the log does not extend one of these heads, as text, and store that one; None if it does.
 
-        Args:
-          heads: unverified; one that this server has not signed counts for nothing.
+        The heads are unverified: one that this server has not signed is ignored.
         """
         for text in set(heads) - self._checked - {""}:
             self._checked.add(text)
@@ -69,12 +68,13 @@ class LaterHeads:
                 if self._lacks(head):
                     with suppress(OSError):
                         replace_file(self._path, text.encode(), PUBLIC)
-                    self._checked.discard(text)
+                    self._checked.discard(text)  # each later call says it again
                     return LOG_LOSS.format(head.size)
         return None
 
     def _lacks(self, head: TreeHead) -> bool:
+        """Return whether the log does not extend a head, other than one that its operator gave up."""
         leaves = self._log.leaves
-        if head.size <= self._lost:
+        if head.size <= self._lost_size:
             return False
         return head.size > len(leaves) or root_of(leaves[: head.size]).hex() != head.root

@@ -44,7 +44,7 @@ class InclusionProof:
     Attributes:
       head: of the log.
       entry: as text.
-      place: of it, from 0.
+      place: index of the entry, from 0.
       inclusion: the proof's hashes, in hexadecimal.
       format: `FORMAT`.
     """
@@ -120,6 +120,7 @@ def parse_log(text: bytes, name: str, ca: bytes, federation: str | None = None) 
 
 
 def _holds(document: LogDocument) -> bool:
+    """Return whether a log's content, or a proof, matches its head."""
     root, size = bytes.fromhex(document.head.root), document.head.size
     match document:
         case InclusionProof():
@@ -149,44 +150,33 @@ def covers(cosignature: HeadCosignature, federation: str, leaves: Sequence[bytes
 
 
 def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[HeadCosignature, HeadCosignature]]:
-    """Return the co-signatures of each witness that signed both of two logs behind the entry where they part.
+    """Return the two co-signatures of each witness that signed both of two logs at or after the entry where they fork.
 
-    Args:
-      mine: checked by itself.
-      other: checked by itself.
+    Each log is checked by itself before.
     """
-    if not isinstance(other, LogExport):
+    if not isinstance(other, LogExport) or (fork := _fork_index(mine, other)) is None:
         return []
-    fork = next(
-        (
-            index
-            for index, pair in enumerate(zip(mine.leaves, other.leaves, strict=False))
-            if pair[0] != pair[1]
-        ),
-        None,
-    )
     others = {each.public: each for each in other.cosignatures}
-    return [
-        (each, others[each.public])
-        for each in mine.cosignatures
-        if fork is not None and each.public in others and min(each.size, others[each.public].size) > fork
-    ]
+    pairs = [(each, others[each.public]) for each in mine.cosignatures if each.public in others]
+    return [pair for pair in pairs if min(each.size for each in pair) > fork]
+
+
+def _fork_index(mine: LogExport, other: LogExport) -> int | None:
+    """Return the index of the first entry that differs; None if the common part agrees."""
+    leaves = enumerate(zip(mine.leaves, other.leaves, strict=False))
+    return next((index for index, (one, another) in leaves if one != another), None)
 
 
 def fork_between(mine: LogExport, other: LogDocument) -> str:
     """Return a sentence on how another log contradicts this one; empty if their common part agrees.
 
-    Args:
-      mine: as I have it.
-      other: checked by itself.
+    Each log is checked by itself before.
     """
-    size = min(mine.head.size, other.head.size)
     if isinstance(other, LogExport):
-        indices = (index for index in range(size) if mine.leaves[index] != other.leaves[index])
-        fork = next(indices, None)
+        fork = _fork_index(mine, other)
         return "" if fork is None else f"entry {fork} is another one there"
     if other.head.size == mine.head.size and other.head.root != mine.head.root:
-        return f"the root of {size} entries is another one there"
+        return f"the root of {mine.head.size} entries is another one there"
     if isinstance(other, InclusionProof):
         leaf = leaf_hash(other.entry.encode()).hex()
         here = other.place >= mine.head.size or mine.leaves[other.place] == leaf

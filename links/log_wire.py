@@ -1,4 +1,4 @@
-"""Log in instructions: a signed head, the leaves that the node may lack, and the places of the instruction's entries."""
+"""Log in instructions: a signed head, the leaves that the node may lack, and the indices of the instruction's entries."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,9 +11,8 @@ from ..messages.flower_adapter import records_of
 from ..messages.wire import LOG_RECORD
 from ..privacy.merkle import HASH_BYTES
 
-MALFORMED = "is not made as it should be; the server may be of another release"
 MAX_COSIGNATURES = 64
-NO_ENTRY = -1  # place of what an instruction does not bring
+NO_ENTRY = -1  # index of an entry that an instruction does not have
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class LogStatement:
 
     Attributes:
       head: a `TreeHead` as text.
-      start: place of the first leaf that it brings.
+      start: index of the first leaf in the statement.
       leaves: hashes from there up to the head's size.
-      model, roster: places of the instruction's entries; `NOWHERE` without one.
+      model, roster: indices of the entries of the instruction's model and roster; `NO_ENTRY` without one.
       cosignatures: of witnesses under the head, as text, unchecked.
     """
 
@@ -56,5 +55,5 @@ def log_of(content: RecordDict) -> LogStatement | None:
         hashes = [leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES)]
     statement = read_record(LogStatement, record, leaves=hashes)
     if statement is None or len(statement.cosignatures) > MAX_COSIGNATURES:
-        raise Refusal("log", "record", MALFORMED)
+        raise Refusal("log", "record", "is not made as it should be; the server may be of another release")
     return statement

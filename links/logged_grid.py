@@ -24,7 +24,7 @@ from .tree_head import TreeHead, sign_head
 
 
 class LogIndices(NamedTuple):
-    """Indices in the log of an instruction's model and roster."""
+    """Indices in the log of the entries of an instruction's model and roster."""
 
     model: int = NO_ENTRY
     roster: int = NO_ENTRY
@@ -33,7 +33,13 @@ class LogIndices(NamedTuple):
 class LoggedGrid(PassingGrid):
     """Grid whose instructions are logged before they are sent.
 
-    `cosigned` returns the co-signatures of witnesses under a new head.
+    Args:
+      grid: sends the instructions.
+      log: of the server.
+      bundle: of the server.
+      credentials: returns the server's credentials; their key signs the heads.
+      rosters: returns the newest roster.
+      cosigned: returns the co-signatures of witnesses under a new head.
     """
 
     def __init__(
@@ -63,10 +69,12 @@ class LoggedGrid(PassingGrid):
           OSError: the log cannot be written; nothing is sent.
         """
         requests = list(messages)
-        hashes = dict[tuple[int, ...], bytes]()
+        hashes = dict[tuple[int, ...], bytes]()  # of models, by identity of the records that have the model
         indices = [self._log_one(message.content, hashes) for message in requests]
         size = len(self._log.leaves)
-        written = dict[tuple[int, int], RecordDict]()  # by content, and the first leaf that goes with it
+        written = dict[
+            tuple[int, int], RecordDict
+        ]()  # by identity of the content, and the first leaf sent with it
         outgoing = [
             message if each is None else self._with_log(message, each, written)
             for message, each in zip(requests, indices, strict=True)
@@ -75,12 +83,14 @@ class LoggedGrid(PassingGrid):
             node = reply.metadata.src_node_id
             if not reply.has_error():
                 self._sizes[node] = size
-            elif reply.error.code == FAILED:  # perhaps for want of leaves: one that forgot gets all of them
+            elif (
+                reply.error.code == FAILED
+            ):  # perhaps since it lost its leaves: the next time it gets all of them
                 self._sizes.pop(node, None)
             yield reply
 
     def keep_unsent(self, content: RecordDict) -> None:
-        """Log the instruction of an empty cohort, which a gap in the log would reveal."""
+        """Log the instruction of an empty cohort, which would otherwise show as a gap in the log."""
         self._log_one(content, {})
 
     def _log_one(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> LogIndices | None:
@@ -114,14 +124,14 @@ class LoggedGrid(PassingGrid):
         start = min(self._sizes.get(node, 0), head.size)
         key = (id(message.content), start)
         if key not in written:
-            leaves, cosignatures = tuple(self._log.leaves[start:]), self._cosignatures
-            text, (model, roster) = head.to_json(), indices
-            statement = LogStatement(text, start, leaves, model, roster, cosignatures)
+            leaves, (model, roster) = tuple(self._log.leaves[start:]), indices
+            statement = LogStatement(head.to_json(), start, leaves, model, roster, self._cosignatures)
             written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(statement)})
         meta = message.metadata
         return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
 
     def _current_head(self) -> TreeHead:
+        """Return the head of the log, signed anew, and co-signed, after an entry or a renewal of the certificate."""
         credentials, size = self._credentials(), len(self._log.leaves)
         head = self._head
         if head is None or head.size != size or head.certificate != credentials.certificate.decode():

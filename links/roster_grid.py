@@ -17,7 +17,7 @@ class RosterGrid(AskingGrid):
     """Grid whose nodes are those of a roster, connected or not.
 
     Args:
-      run: the identity of this process.
+      run: identity of this process.
       nodes: returns the roster's nodes; called every second.
     """
 
@@ -43,9 +43,10 @@ class RosterGrid(AskingGrid):
         return self._exchange(list(messages), math.inf if timeout is None else timeout)
 
     @abstractmethod
-    def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]: ...
+    def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        """Exchange messages as `send_and_receive` does, for at most this long."""
 
     def _in_roster(self, waiting: dict[str, int]) -> dict[str, int]:
-        """Return those questions, with their nodes, whose nodes are still in the roster."""
+        """Return those of the messages, by id, whose nodes are still in the roster."""
         members = set(self._nodes())
         return {name: node for name, node in waiting.items() if node in members}

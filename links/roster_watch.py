@@ -22,22 +22,24 @@ from .server_bundle import FORMER, ServedCredentials, ServerBundle, read_admitte
 logger = logging.getLogger("fedveil.server")
 
 T = TypeVar("T")
-SignedRoster = tuple[Roster, bytes]
-Nodes = Callable[[], Collection[int]]
-Admitted = Callable[[], Mapping[str, int]]
+SignedRoster = tuple[Roster, bytes]  # a roster, and its bytes as its authority signed them
+Nodes = Callable[[], Collection[int]]  # function that returns the nodes of the newest roster
+Admitted = Callable[
+    [], Mapping[str, int]
+]  # function that returns the admitted nodes by the fingerprints of their keys
 
 
 @dataclass
 class Followed(Generic[T]):
-    """Value read from files; calling it reads them again after a change.
+    """Value that is read from files; calling it reads them again after a change, and returns the value.
 
     An error is logged once and never raised.
 
     Attributes:
       paths: the files.
-      read: reads them, given the value held before; raises Refusal or OSError.
+      read: reads them and returns the new value, given the present one; raises Refusal or OSError.
       value: the value read last.
-      fallback: the value while they cannot be read; None keeps `value`.
+      fallback: the value while the files cannot be read; None stands for `value`.
       optional: further files, which may be missing.
     """
 
@@ -62,6 +64,7 @@ class Followed(Generic[T]):
             return self.value
 
     def _fall_back(self, error: str) -> T:
+        """Log an error, unless it is the last one again, and return the value to go on with."""
         self._stamp = None
         if error != self._error:
             self._error = error
@@ -71,6 +74,7 @@ class Followed(Generic[T]):
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int]:
+    """Return what changes with a file's content."""
     state = path.stat()
     return state.st_mtime_ns, state.st_ino, state.st_size
 
@@ -112,10 +116,9 @@ def followed_credentials(bundle: ServerBundle) -> Callable[[], Credentials]:
 def followed_rollovers(bundle: ServerBundle) -> Callable[[], tuple[Rollover, ...]]:
     """Return a function that returns the rollovers of a running server's authority."""
     path = bundle.folder / ROLLOVERS
-    followed = Followed[tuple[Rollover, ...]](
+    return Followed[tuple[Rollover, ...]](
         (), lambda _: read_authority(bundle.folder, bundle.federation)[1], bundle.rollovers, optional=(path,)
     )
-    return followed
 
 
 def nodes_of(rosters: Callable[[], SignedRoster]) -> Nodes:

@@ -28,9 +28,9 @@ from ..configs.bundle_files import (
 from ..privacy.secagg.rollover import Rollover
 from ..privacy.secagg.roster import Roster
 
-SERVER = "server"  # the common name of its certificate
-FORMER = "tls.former.pem"  # its certificate by the authority before, until the overlap ends
-OWNERS = "owners.toml"  # beside server.toml, which a server of an earlier release reads strictly
+SERVER = "server"  # common name of the server's certificate, and name of its folder
+FORMER = "tls.former.pem"  # its certificate by the former authority, until the overlap ends
+OWNERS = "owners.toml"  # a file of its own, since a server of an earlier release refuses unknown keys in server.toml
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
@@ -140,14 +140,14 @@ def read_authority(folder: Path, federation: str) -> tuple[bytes, tuple[Rollover
 
 @dataclass(frozen=True)
 class ServedCredentials:
-    """Credentials of a server, and during an overlap those by the authority before, which all devices still trust."""
+    """Credentials of a server, and until an overlap ends those by the former authority, which all devices still trust."""
 
     newest: Credentials
     former: Credentials | None = None
     until: int = 0
 
     def at(self, now: float) -> Credentials:
-        """Return those that devices are shown at a Unix second."""
+        """Return the credentials that the server shows to devices at a Unix second."""
         return self.former if self.former is not None and now < self.until else self.newest
 
 

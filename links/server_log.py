@@ -17,7 +17,7 @@ from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
 
 LOG = "log.jsonl"  # in the server's bundle
-QUERY_SUFFIXES = (" evaluation", " scaling")  # ends of a run's names for what it asks between its rounds
+QUERY_SUFFIXES = (" evaluation", " scaling")  # of a run's name, in the names of its queries
 
 
 def roster_entry(roster: Roster) -> bytes:
@@ -26,13 +26,7 @@ def roster_entry(roster: Roster) -> bytes:
 
 
 def model_entry(run: str, number: int, model: bytes) -> bytes:
-    """Return the entry of a round's initial model.
-
-    Args:
-      run: its name.
-      number: of the round.
-      model: hash of the model and of the values sent with it, from `strategies.secure_wire.model_hash`.
-    """
+    """Return the entry of a round's initial model, with its hash from `messages.secure_wire.model_hash`."""
     return canonical({"kind": "model", "run": run, "round": number, "model": model.hex()}).encode()
 
 
@@ -42,12 +36,7 @@ def final_entry(run: str, model: bytes) -> bytes:
 
 
 def manifest_entry(run: str, manifest: str) -> bytes:
-    """Return the entry that binds a run's files.
-
-    Args:
-      run: its name, without the part that a server adds for fresh noise.
-      manifest: hash of its manifest, in hexadecimal.
-    """
+    """Return the entry that binds a run's files: its display name, and the hash of its manifest, in hexadecimal."""
     return canonical({"kind": "manifest", "run": run, "hash": manifest}).encode()
 
 
@@ -66,14 +55,14 @@ def fields_of(entry: str) -> dict[str, str]:
 
 
 def contradicting_entries(entries: Iterable[str]) -> frozenset[int]:
-    """Return the places of entries that contradict an earlier one: a second model of a round or a run, or manifest, or roster.
+    """Return the indices of entries that contradict an earlier one: a second model of a round or run, manifest or roster.
 
-    Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a
-    new name whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two
-    models, and never goes back to a name of a run after it has begun another one.
+    Devices know only hashes of entries, so that a log with two histories looks to them like any other. A run gets a new
+    name whenever its noise is drawn afresh, so an honest server never starts a round of one name from two models, and
+    never returns to an earlier name of a run.
     """
-    first = dict[tuple[str, ...], str]()
-    names = dict[str, list[str]]()  # of a run, in their order
+    first = dict[tuple[str, ...], str]()  # value of the first entry with each key
+    names = dict[str, list[str]]()  # by display name and suffix: the names of a run, in their order
     contradictions: set[int] = set()
     for index, entry in enumerate(entries):
         fields = fields_of(entry)
@@ -133,6 +122,7 @@ class ServerLog:
         return self._indices[entry]
 
     def _note(self, entry: bytes) -> None:
+        """Add an entry that is on disk."""
         leaf = leaf_hash(entry)
         self._size += len(entry) + 1
         self._indices.setdefault(entry, len(self.leaves))

@@ -28,7 +28,7 @@ from ..configs.bundle_files import Credentials, issued_by
 from ..privacy.ledger.hash_chain import canonical
 from .server_bundle import SERVER
 
-TAG = b"fedveil log head 1\0"  # no signature under a head is one of anything else, TLS's handshakes included
+TAG = b"fedveil log head 1\0"  # so that a head's signature is valid for nothing else that the TLS key signs
 MAX_BYTES = 1 << 14  # of a head in JSON; a certificate has about 900
 _ROOT = re.compile("[0-9a-f]{64}")
 
@@ -55,7 +55,7 @@ class TreeHead:
 
     @property
     def signed_bytes(self) -> bytes:
-        """What is signed."""
+        """Bytes that the signature covers."""
         fields = {"federation": self.federation, "size": self.size, "root": self.root, "at": self.at}
         return TAG + canonical(fields).encode()
 
@@ -90,7 +90,7 @@ def read_head(text: str) -> TreeHead:
     return head
 
 
-@lru_cache(maxsize=64)  # the messages of a round carry one
+@lru_cache(maxsize=64)  # all messages of a round carry the same head
 def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
     """Verify that the federation's server signed a head with a key that the authority had certified for that time.
 
@@ -115,13 +115,10 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
 def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
     """Return the certificate if it is that of the federation's server; its validity period is not checked.
 
-    Args:
-      pem: the certificate.
-      ca: of the authority; during an overlap another behind it.
-      federation: its name.
+    `ca` is the authority's certificate in PEM, during an overlap followed by that of the other authority.
 
     Raises:
-      ValueError: it is none, or another's.
+      ValueError: it is no certificate, or another's.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)

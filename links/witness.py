@@ -55,20 +55,16 @@ def heads_of_key(path: Path) -> dict[str, WitnessedHead]:
 
 
 def contradiction(last: TreeHead, document: LogDocument) -> str:
-    """Return how a log does not extend a head, with both heads; empty if it does.
-
-    Args:
-      last: the head that was co-signed before.
-      document: the log or proof, checked by itself.
+    """Return a sentence on how a log, or a proof, does not extend the head that was co-signed last; empty if it does.
 
     Raises:
-      Refusal: it shows nothing of that head.
+      Refusal: the document does not show whether it does.
     """
     head = document.head
     both = f"this key co-signed {last.size} entries, root {last.root}; here are {head.size}, root {head.root}"
     if head.size < last.size:
         return f"the log was cut, or is forked: {both}"
-    root = None
+    root = None  # of the first `last.size` entries, in this document
     if head.size == last.size:
         root = head.root
     elif isinstance(document, LogExport):

@@ -13,9 +13,8 @@ import msgpack
 from ...base.bounded_decoding import Bounds, Undecodable, build_listed, unpack
 from ...configs.bundle_files import LARGEST_FILE
 
-MAX_ASK = 1 << 14  # bytes; a request has about 4 800, of which an ML-DSA key takes 3 900
-MAX_REPLY = 2 * LARGEST_FILE
-MAX_REQUEST = 1 << 13
+# Bytes of messages, and of the request in a question, which has about 4 800 (an ML-DSA key takes 3 900).
+MAX_ASK, MAX_REPLY, MAX_REQUEST = 1 << 14, 2 * LARGEST_FILE, 1 << 13
 _LENGTH = struct.Struct(">I")
 _BOUNDS = Bounds(depth=1, width=8, items=9)
 
@@ -64,30 +63,20 @@ def send(stream: socket.socket, message: Ask | Reply, end: float) -> None:
 
 
 def receive(stream: socket.socket, kind: type[T], max_bytes: int, end: float) -> T:
-    """Return the next message.
-
-    Args:
-      stream: over TLS.
-      kind: of the message.
-      max_bytes: bytes that are taken.
-      end: by the monotonic clock.
+    """Return the next message, of at most `max_bytes`, once it has come, by the monotonic second `end`.
 
     Raises:
       OSError: it does not come in time, or not whole.
-      Undecodable: it is none.
+      Undecodable: the bytes are no message of this kind.
     """
     (size,) = _LENGTH.unpack(_read(stream, _LENGTH.size, end))
     if size > max_bytes:
         raise Undecodable(f"a message of {size} bytes; at most {max_bytes} are taken")
-    return decode(kind, _read(stream, size, end))
-
-
-def decode(kind: type[T], data: bytes) -> T:
-    """Return the message in the bytes. Raise Undecodable if there is none."""
-    return build_listed(kind, unpack(data, _BOUNDS))
+    return build_listed(kind, unpack(_read(stream, size, end), _BOUNDS))
 
 
 def _read(stream: socket.socket, size: int, end: float) -> bytes:
+    """Return the next bytes of this number."""
     data = bytearray()
     while len(data) < size:
         stream.settimeout(_seconds_until(end))
@@ -98,6 +87,7 @@ def _read(stream: socket.socket, size: int, end: float) -> bytes:
 
 
 def _seconds_until(end: float) -> float:
+    """Return the seconds until a second of the monotonic clock, or raise TimeoutError if it has passed."""
     seconds = end - time.monotonic()
     if seconds <= 0:
         raise TimeoutError("it took too long")

@@ -53,6 +53,7 @@ def open_tokens(folder: Path, now: float) -> dict[str, OpenToken]:
 
 
 def _read_tokens(folder: Path) -> dict[str, OpenToken]:
+    """Return all tokens of a server's bundle, expired ones too, by the names of their clients."""
     path = folder / TOKENS
     if not path.exists():
         return {}
@@ -134,6 +135,7 @@ class EnrolmentPort:
         notify("no token is open any more: closed" if not tokens else "stopped")
 
     def _still_open(self, tokens: Mapping[str, OpenToken]) -> Mapping[str, OpenToken]:
+        """Return the open tokens; those of before while the list cannot be read."""
         try:
             return open_tokens(self._bundle.folder, self._now())
         except Refusal as refusal:
@@ -141,7 +143,7 @@ class EnrolmentPort:
             return tokens
 
     def _accept(self, listening: socket.socket) -> None:
-        """Accept the next connection when a place is free."""
+        """Accept the next connection when a slot is free, and serve it in a thread of its own."""
         if not self._slots.acquire(timeout=POLL_SECONDS):
             return
         try:
@@ -156,6 +158,7 @@ class EnrolmentPort:
         time.sleep(PAUSE_SECONDS)
 
     def _hear(self, stream: socket.socket) -> None:
+        """Answer the question on a connection, and free its slot."""
         end = time.monotonic() + SECONDS
         try:
             with suppress(OSError, Undecodable), stream:  # an unverified connection may end at any time

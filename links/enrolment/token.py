@@ -51,12 +51,12 @@ class Token:
 
     @property
     def port_key(self) -> bytes:
-        """The key that is shown to the server, 32 bytes."""
+        """Key that the device shows to the server, 32 bytes."""
         return derive(self.secret, frame(Purpose.TOKEN, "door"))
 
     @property
     def seal_key(self) -> bytes:
-        """The key that seals the request, 32 bytes, which device and authority have."""
+        """Key that seals the request, 32 bytes, which only device and authority have."""
         return derive(self.secret, frame(Purpose.TOKEN, "seal"))
 
 
@@ -75,12 +75,7 @@ def read_token(text: str) -> Token:
 
 
 def fingerprint_of(ca: bytes, authority: bytes) -> bytes:
-    """Return the SHA-256 that identifies an authority in a token.
-
-    Args:
-      ca: its certificate in PEM.
-      authority: its public key for rosters.
-    """
+    """Return the SHA-256 of an authority's certificate in PEM and its public key for rosters, which a token contains."""
     return hashlib.sha256(frame(Purpose.TOKEN, "authority", ca, authority)).digest()
 
 

@@ -1,4 +1,4 @@
-"""Calls of a SuperLink's operator (Flower's Control and Runtime interfaces), made by the door on the loopback address.
+"""Calls of a SuperLink's operator (Flower's Control and Runtime interfaces), made on the loopback address.
 
 Access to these interfaces allows running code on the server, and on every SuperNode that installs sent apps.
 """
@@ -120,7 +120,7 @@ class ServedRun:
 
     Args:
       grid: Flower's, connected to the run.
-      most_bytes: size of the largest reply that is accepted.
+      max_bytes: size of the largest reply that is accepted.
     """
 
     def __init__(self, grid: HttpGrid, max_bytes: int) -> None:
@@ -145,6 +145,7 @@ class ServedRun:
         ]
 
     def _fetch(self, client: RuntimeHttpClient, tree: ObjectTree, seconds: float) -> Message | None:
+        """Return the reply with these parts; None if it does not come within the seconds, or is no message."""
         node, run = self._grid.node, self.run.run_id
         try:
             return pull_message(client, node, run, tree, self._max_bytes, seconds)
@@ -159,7 +160,7 @@ def open_run(address: str, secret: bytes, max_bytes: int) -> Generator[ServedRun
 
     Args:
       address: host and port of a SuperLink that leaves its tasks to others (`--isolation process`).
-      secret: by which it knows who may take them.
+      secret: shows that this process may take them.
       max_bytes: size of the largest reply that is accepted.
 
     Raises:
@@ -185,6 +186,7 @@ def open_run(address: str, secret: bytes, max_bytes: int) -> Generator[ServedRun
 
 
 def _app() -> bytes:
+    """Return `APP` as Flower takes it, a ZIP file."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as app:
         app.writestr("pyproject.toml", APP)
@@ -208,5 +210,6 @@ def _claim_task(address: str, secret: bytes, run_id: int) -> str:
 def _runtime(
     address: str, auth: RuntimeTokenHttpInterceptor | SuperExecAuthHttpInterceptor
 ) -> RuntimeHttpClient:
+    """Return a client of Flower's Runtime interface, which authenticates its calls by `auth`."""
     version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
     return RuntimeHttpClient.from_server_address(address, True, None, [version, auth])

@@ -70,22 +70,31 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """Memory of the last reply, for a repeated instruction, and of a reply not yet delivered."""
+    """Memory of the last reply, for a repeated instruction, and of a reply that is not delivered yet.
+
+    Attributes:
+      node: number of this device.
+      handle: computes the reply to an instruction.
+      journal: of the instructions that were begun.
+      unsent: the reply that is not delivered; None if there is none.
+    """
 
     node: int
     handle: Handle
     journal: Journal
     unsent: Message | None = None
-    _last: tuple[str, Message] | None = None
+    _last_id: str = ""
+    _last_reply: Message | None = None
 
     def reply_to(self, message: Message) -> Message:
         """Return the reply to an instruction; a repeated one is answered from memory."""
         try:
             name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
-            if self._last is None or self._last[0] != name:
-                self._last = None
-                self._last = (name, handle_once(name, message, self.handle, self.journal))
-            reply = self._last[1]
+            reply = self._last_reply if name == self._last_id else None
+            if reply is None:
+                self._last_reply = None  # its memory is free for the next one
+                reply = handle_once(name, message, self.handle, self.journal)
+                self._last_id, self._last_reply = name, reply
             content = reply.error if reply.has_error() else reply.content
             return Message(content, reply_to=message)
         except Exception:
@@ -94,7 +103,7 @@ class ReplyMemory:
         return Message(Error(FAILED, "the client failed"), reply_to=message)
 
     def settle(self, connection: FleetNode) -> None:
-        """Deliver the pending reply, unless the server no longer needs it."""
+        """Deliver the unsent reply, if there is one; a server that refuses it no longer needs it."""
         if self.unsent is None:
             return
         try:
@@ -114,9 +123,7 @@ def follow_fleet(
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
-    """Follow a SuperLink, like `follow` of the gRPC link.
-
-    Arguments as of `grpc.device_end.follow`, with the door of a SuperLink in the place of the endpoint.
+    """Follow a SuperLink, like `follow` of the gRPC link, whose docstring explains the other arguments.
 
     Raises:
       OSError: the journal cannot be opened.
@@ -145,6 +152,7 @@ def follow_fleet(
 
 
 def _work(connection: FleetNode, answers: ReplyMemory, stop: threading.Event) -> None:
+    """Answer messages until `stop` is set or a call fails; while there are none, poll less and less often."""
     answers.settle(connection)
     wait = SHORTEST_POLL_SECONDS
     while not stop.is_set():
@@ -156,7 +164,7 @@ def _work(connection: FleetNode, answers: ReplyMemory, stop: threading.Event) ->
 
 
 def _answer_next(connection: FleetNode, answers: ReplyMemory) -> bool:
-    """Answer the next message, if there is one, and release its memory."""
+    """Answer the next message, if there is one, release its memory, and return whether there was one."""
     message = connection.receive()
     if message is not None:
         answers.unsent = answers.reply_to(message)
@@ -165,8 +173,9 @@ def _answer_next(connection: FleetNode, answers: ReplyMemory) -> bool:
 
 
 def _reason(failure: Exception) -> str:
-    if isinstance(failure, httpx.HTTPStatusError) and failure.response.status_code == UNKNOWN_NODE:
+    """Return why a call failed, for the device's owner."""
+    if not isinstance(failure, httpx.HTTPStatusError):
+        return str(failure) or type(failure).__name__
+    if failure.response.status_code == UNKNOWN_NODE:
         return "the server turns this device away, which was revoked, has new keys, or a clock that is wrong"
-    if isinstance(failure, httpx.HTTPStatusError):
-        return f"the server said {failure.response.status_code}"
-    return str(failure) or type(failure).__name__
+    return f"the server said {failure.response.status_code}"

@@ -78,7 +78,9 @@ HEARTBEAT_SECONDS = 15
 # Flower itself retries a missing part after 1 s, then 2, 4 ...
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 2.0
 UNKNOWN_NODE, RUN_OVER, TOO_LARGE = 401, 403, 413  # HTTP status codes
-PULL_SECONDS = 180.0  # after which a SuperLink gives up an end that announced a message and does not send it
+PULL_SECONDS = (
+    180.0  # after which a SuperLink gives up a node or app that announced a message and does not send it
+)
 # Failures of server and network; Flower raises ValueError for a message that it does not understand.
 FLEET_FAILURES = (httpx.HTTPError, ObjectPullError, ObjectPushError, ValueError, TypeError, KeyError)
 
@@ -118,11 +120,11 @@ def pull_message(
     """Pull the parts of a message from the other end and return the message.
 
     Args:
-      client: of the other end.
-      node: that pulls.
-      run: of the message.
+      client: makes the calls.
+      node: the node that pulls.
+      run: Flower's number of the run.
       tree: ids of the message's parts.
-      max_bytes: of all parts together.
+      max_bytes: largest size of all parts together.
       seconds: how long to wait for parts that the other end does not have yet.
 
     Raises:
@@ -131,6 +133,7 @@ def pull_message(
     pull, received = make_pull_object_fn_protobuf(client.PullObject, node, run), 0
 
     def pull_part(name: str) -> bytes:
+        """Return the part with this id, unless the message becomes too large."""
         nonlocal received
         content = pull(name)
         received += len(content)
@@ -189,7 +192,7 @@ class FleetNode:
       server: host and port.
       ca: the authority's certificate in PEM.
       key: the node's private key.
-      most_bytes: size of the largest message that is accepted.
+      max_bytes: size of the largest message that is accepted.
     """
 
     def __init__(self, server: str, ca: bytes, key: EllipticCurvePrivateKey, max_bytes: int) -> None:

@@ -23,7 +23,7 @@ from .control_calls import RUN_LOST, ServedRun
 logger = logging.getLogger("fedveil.server")
 
 POLL_SECONDS = 0.2
-MAX_FETCHES, FETCH_SECONDS = 32, 120.0  # replies at once, and the time for one from its announcement on
+MAX_FETCHES, FETCH_SECONDS = 32, 120.0  # replies that are fetched at once, and the time for one
 # Flower accepts a device's clock that is up to 305 s wrong, and a reply's lifetime counts by that clock.
 CLOCK_SECONDS = 600.0
 
@@ -54,7 +54,10 @@ class SuperNodeGrid(RosterGrid):
       opened: ends the run.
       nodes: returns the roster's nodes; called every second.
       admitted: returns the nodes by the fingerprints of their SuperNode keys; called every second.
-      traffic: with its nodes, which is told what is out to each.
+      traffic: counter of bytes, in which the grid records the purposes of each node's pending message.
+
+    Attributes:
+      lost: number of runs that the SuperLink lost.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class SuperNodeGrid(RosterGrid):
         return {"runs lost": self.lost}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
-        """Exchange messages; if the SuperLink loses the run, start another: nodes that have not answered drop out."""
+        """Exchange messages; if the SuperLink loses the run, start another one: nodes that have not answered drop out."""
         try:
             yield from self._exchange_in_run(messages, seconds)
         except RUN_LOST as loss:
@@ -95,8 +98,10 @@ class SuperNodeGrid(RosterGrid):
             self._served = self._opened.enter_context(self._open_run())
 
     def _exchange_in_run(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        """Exchange messages: send them to nodes as these connect, and fetch the replies that nodes announce."""
         end, last_poll = time.monotonic() + seconds, -math.inf
-        waiting, coming = dict[str, int](), dict[Future[Message | None], int]()
+        waiting = dict[str, int]()  # nodes that have not announced a reply, by the id of the message
+        coming = dict[Future[Message | None], int]()  # nodes whose replies are being fetched
         fetching = ThreadPoolExecutor(MAX_FETCHES, "flower reply")
         try:
             while (messages or waiting or coming) and (seconds_left := end - time.monotonic()) > 0:
@@ -120,7 +125,7 @@ class SuperNodeGrid(RosterGrid):
                 self._cargo.pop(node, None)
 
     def _send(self, messages: list[Message], seconds_left: float, waiting: dict[str, int]) -> list[Message]:
-        """Deliver messages to connected nodes and record them in `waiting`; return those to absent nodes."""
+        """Deliver messages to connected nodes and record them in `waiting`; return those to absent nodes of the roster."""
         ids = self._on_line()
         lifetime = None if math.isinf(seconds_left) else seconds_left + CLOCK_SECONDS
         deliverable = [message for message in messages if message.metadata.dst_node_id in ids]
@@ -133,11 +138,12 @@ class SuperNodeGrid(RosterGrid):
         return [message for message in messages if message.metadata.dst_node_id in absent]
 
     def _on_line(self) -> dict[int, int]:
-        """Return Flower's ids of the nodes that are connected and admitted."""
+        """Return Flower's ids, by node number, of the nodes that are connected and admitted."""
         admitted, here = self._admitted(), self._served.online_nodes()
         return {admitted[key]: node for key, node in here.items() if key in admitted}
 
 
 def _address(message: Message, node: int, lifetime: float | None) -> Message:
+    """Return the message to a node, by Flower's id, valid for these seconds; None takes Flower's default."""
     head = message.metadata
     return Message(message.content, node, head.message_type, ttl=lifetime, group_id=head.group_id)

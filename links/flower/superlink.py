@@ -37,7 +37,10 @@ from .tls_proxy import MAX_REPLY_BYTES, TlsProxy, open_tls_proxy
 logger = logging.getLogger("fedveil.server")
 
 STATE, DATABASE, LOG, SECRET = "flower", "superlink.db", "superlink.log", "executor.key"
-LISTED, KEYS = "supernodes.json", "supernodes"
+LISTED, KEYS = (
+    "supernodes.json",
+    "supernodes",
+)  # admission list of SuperNodes, and folder of their public keys
 SECRET_BYTES = 32
 START_SECONDS = 120.0  # it needs 7 on a busy machine of two cores
 STOP_SECONDS = 10.0
@@ -71,8 +74,8 @@ class SuperLink:
     """SuperLink process; `open_superlink` starts, watches and ends it.
 
     Attributes:
-      folder: of its database, log and secret; readable for this user alone.
-      address: of its proxy on the loopback address; access to it allows running code here and on SuperNodes.
+      folder: has its database, log and secret; readable for this user alone.
+      address: host and port of its proxy on the loopback address; access to it allows running code here and on SuperNodes.
       listens: path of the Unix socket that it listens on.
       admitted: returns the nodes by the fingerprints of their SuperNode keys.
       keys: folder of the public keys themselves.
@@ -244,6 +247,7 @@ def open_proxy(path: Path) -> Generator[str]:
 
 
 async def _pass_on(path: Path, caller: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+    """Forward one connection to the socket at `path`, if a process of this user opened it."""
     theirs, ours = (back.get_extra_info(end) for end in ("peername", "sockname"))
     with suppress(OSError):  # the SuperLink does not listen yet, or one end has closed
         try:
@@ -270,6 +274,7 @@ def owner_of(end: Address, other: Address) -> int | None:
 
 
 def _table_address(host: str, port: int) -> str:
+    """Return an address as `TCP_TABLE` writes it: hexadecimal, with the bytes of the host in the machine's order."""
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 

@@ -41,25 +41,27 @@ MAX_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB
 MAX_REPLY_BYTES = 1 << 28  # of one message, as on our own link
 MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 512
-MAX_CALLS, MAX_NODE_CALLS = 64, 8
+MAX_CALLS, MAX_NODE_CALLS = 64, 8  # at one time: of all nodes, and of one
 HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
 STOP_SECONDS = 2
-PASSED = ("content-type", "content-length", "accept", "user-agent")
-FLOWER = "flwr-"  # of headers
-# Bytes that carry a call beside its own: a record of TLS 1.3 has 22 more (RFC 8446, section 5.2), and at most 16 KiB.
+PASSED, PASSED_PREFIX = (
+    ("content-type", "content-length", "accept", "user-agent"),
+    "flwr-",
+)  # forwarded headers
+# A record of TLS 1.3 has 22 bytes more than its content (RFC 8446, section 5.2), which has at most 16 KiB.
 TLS_RECORD, MAX_RECORD = 22, 1 << 14
-# Bytes of a connection's handshake, with a post-quantum exchange of keys and the server's certificate alone. Measured by a relay.
+# Bytes of a connection's handshake, with a post-quantum exchange of keys, and the server's certificate alone, by a relay.
 OPENING_UP, OPENING_DOWN = 1620, 2490
 LINE_END = "\r\n"
 STATUS_LINE = len("HTTP/1.1 200 OK" + LINE_END + "date: Thu, 01 Jan 1970 00:00:00 GMT" + LINE_END)
 
 
 class _TooLarge(Exception):
-    """Body that exceeds the limit of forwarded bytes."""
+    """Body of a call that exceeds `MAX_BODY_BYTES`, or `MAX_REPLY_BYTES` together with the message's other parts."""
 
 
 class TlsProxy:
-    """Front as an ASGI application.
+    """Proxy as an ASGI application.
 
     Args:
       upstream: URL of the SuperLink.
@@ -77,8 +79,8 @@ class TlsProxy:
             uds=None if socket_path is None else str(socket_path), limits=limits, trust_env=False
         )
         self._client = httpx.AsyncClient(timeout=CALL_SECONDS, transport=way, trust_env=False)
-        self._calls: Counter[int] = Counter()
-        self._message_bytes: Counter[int] = Counter()
+        self._calls: Counter[int] = Counter()  # that are being answered, by node
+        self._message_bytes: Counter[int] = Counter()  # of the message that each node pushes in parts
         self.traffic = NodeTraffic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +113,8 @@ class TlsProxy:
         up = down = CONTROL
         received = call.received
         if node is not None:
-            received = received or int(Headers(scope=scope).get("content-length", "0"))  # came, was not read
+            # A body that was not read has come, too.
+            received = received or int(Headers(scope=scope).get("content-length", "0"))
             path, cargo = scope["raw_path"].decode("latin-1"), self.traffic.cargo.get(node)
             if path in (PUSH_MESSAGES, PUSH_OBJECT):
                 up = LOST if cargo is None else cargo.up(received)
@@ -136,6 +139,7 @@ class TlsProxy:
         return node
 
     async def _pass_on(self, request: Request, node: int) -> Response:
+        """Forward a node's call to the SuperLink, and return the response, whose body is read as it is sent on."""
         path = request.url.path
         if path == PUSH_MESSAGES:
             self._message_bytes[node] = 0
@@ -155,7 +159,7 @@ class TlsProxy:
         )
 
     async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives, and count the bytes of a node's message."""
+        """Yield the body as it arrives; if a node is named, the body is a part of its message, and counts for its size."""
         received = 0
         async for chunk in request.stream():
             received += len(chunk)
@@ -172,12 +176,12 @@ class TlsProxy:
 
 
 def _forwarded_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the forwarded headers."""
-    return {name: value for name, value in headers.items() if name in PASSED or name.startswith(FLOWER)}
+    """Return those of the headers that are forwarded."""
+    return {k: v for k, v in headers.items() if k in PASSED or k.startswith(PASSED_PREFIX)}
 
 
 class _CountedCall:
-    """Both directions of a call, with their bytes: `received` of its body, `head` and `sent` of the answer."""
+    """Both directions of a call, and their bytes so far: `received` of its body, `head` and `sent` of the answer."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -218,46 +222,46 @@ def refused(status: int) -> Response:
     return Response(status_code=status, headers={"connection": "close"})
 
 
-class _Punctual(H11Protocol):
+class _BoundedHttp(H11Protocol):
     """Uvicorn's HTTP/1.1 with bounds on the number of connections and on the time for a request's headers."""
 
-    _due: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, if there is room for it."""
         super().connection_made(transport)
         if isinstance(self.app, TlsProxy):
             self.app.connected()
-        self._hurry()
+        self._time_headers()
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes."""
         super().data_received(data)
-        self._hurry()
+        self._time_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._relax()
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _hurry(self) -> None:
-        """Run the timer while headers are incomplete; between two requests uvicorn's own runs."""
+    def _time_headers(self) -> None:
+        """Run the timer while a request's headers are incomplete; afterwards uvicorn's own timers run."""
         if self.conn.their_state is not h11.IDLE:
-            self._relax()
-        elif self._due is None:
-            self._due = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
-    def _relax(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 @contextmanager
 def open_tls_proxy(proxy: TlsProxy, listen: str, certificate: Path, key: Path) -> Generator[int]:
-    """Serve the front in a separate thread within the context, and yield its port.
+    """Serve the proxy in a separate thread within the context, and yield its port.
 
     Connections that begin after certificate and key were replaced get the new ones.
 
@@ -273,7 +277,7 @@ def open_tls_proxy(proxy: TlsProxy, listen: str, certificate: Path, key: Path) -
     listening = listener("listen", listen)
     config = uvicorn.Config(
         proxy,
-        http=_Punctual,
+        http=_BoundedHttp,
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -311,7 +315,12 @@ def open_tls_proxy(proxy: TlsProxy, listen: str, certificate: Path, key: Path) -
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
     """Return the callback that gives each new connection the current certificate of the files.
 
-    Until the overlap of a rollover ends that is the one by the authority before.
+    Until the overlap of a rollover ends, that is the certificate by the former authority.
+
+    Args:
+      first: with the certificate that was loaded at the start.
+      certificate: path of the certificate.
+      key: path of its key.
     """
 
     def followed(path: Path) -> Followed[ssl.SSLContext]:
@@ -322,13 +331,14 @@ def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[...
 
         return Followed((path, key), read, first)
 
-    newest, before = followed(certificate), followed(certificate.with_name(FORMER))
+    newest, former = followed(certificate), followed(certificate.with_name(FORMER))
     path = certificate.with_name(ROLLOVERS)
     rollovers = Followed[tuple[Rollover, ...]]((), lambda _: read_rollovers(path, ""), (), optional=(path,))
 
     def choose(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         chain = rollovers()
-        connection.context = before() if chain and time.time() < chain[-1].until else newest()
+        overlaps = chain and time.time() < chain[-1].until
+        connection.context = former() if overlaps else newest()
 
     return choose
 
