@@ -203,12 +203,7 @@ def workbench(settings_json: str) -> Workbench:
 
 
 def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:
-    """Check that an engine of `chosen_engine`, if it was selected by name, can train the task's model.
-
-    Args:
-      gradients: name of the engine, or `auto`.
-      task: makes the model.
-      examples: returns examples of the model's input shape; called only for an engine selected by name.
+    """Check that an engine of `chosen_engine`, unless it is `auto`, can train the task's model on these examples.
 
     Raises:
       Refusal: it cannot; the sentence names the engine.

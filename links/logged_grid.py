@@ -33,13 +33,7 @@ class LogIndices(NamedTuple):
 class LoggedGrid(PassingGrid):
     """Grid whose instructions are logged before they are sent.
 
-    Args:
-      grid: sends the instructions.
-      log: of the server.
-      bundle: of the server.
-      credentials: returns the server's credentials; their key signs the heads.
-      rosters: returns the newest roster.
-      cosigned: returns the co-signatures of witnesses under a new head.
+    The key of `credentials` signs the log's heads, and `cosigned` returns the co-signatures of witnesses under a new one.
     """
 
     def __init__(

@@ -211,12 +211,7 @@ def clipping(
 
     Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each call.
 
-    Args:
-      model: to be trained.
-      task: gives the loss, a mean over a batch.
-      data: that the rows are of.
-      optimizer: has the parameters and the clipping norm.
-      gradients: a name of `ENGINES`.
+    Arguments as of `train_privately`; `optimizer` has the parameters and the clipping norm.
     """
     layout = _lay_out(model, gradients)
     layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
@@ -330,10 +325,7 @@ def _write_sums(parameters: Sequence[Any], sums: Iterable[Tensor]) -> None:
 def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by Opacus' hooks, which hold all examples' gradients at once.
 
-    Args:
-      model: to be trained.
-      forward: returns outputs and loss of some rows.
-      optimizer: has the parameters and the clipping norm.
+    `optimizer` has the model's parameters and the clipping norm.
     """
     attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
 

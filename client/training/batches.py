@@ -39,12 +39,7 @@ def stacked_batches(
     A client's batches are those of `shuffled_batches`. A batch that is smaller than the widest of its step is padded
     with its own last record. A client that has taken all its steps is left out of later ones.
 
-    Args:
-      records: of each client, at least 1 and none more than of the client before.
-      batch_size: at least 1.
-      epochs: passes over the data, at least 1.
-      clients: their numbers.
-      key: of the round.
+    Arguments as of `shuffled_batches`; no client has more records than the one before it.
     """
     # One entry for each visit of a record: all epochs of the first client, then all of the second, and so on.
     visits = records * epochs

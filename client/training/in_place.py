@@ -116,10 +116,7 @@ class InPlaceRound:
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float] | str, spec: SumSpec) -> None:
         """Add the update of the client that was trained last to the sum, in place, or count it as dropped.
 
-        Args:
-          cohort_sum: of the round.
-          scalars: values of that client's metrics, or the reason to drop it, as `train` returned them.
-          spec: of the sum.
+        `scalars` are what `train` returned for it.
         """
         if isinstance(scalars, str):
             return cohort_sum.drop(scalars)

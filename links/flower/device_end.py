@@ -70,14 +70,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """Memory of the last reply, for a repeated instruction, and of a reply that is not delivered yet.
-
-    Attributes:
-      node: number of this device.
-      handle: computes the reply to an instruction.
-      journal: of the instructions that were begun.
-      unsent: the reply that is not delivered; None if there is none.
-    """
+    """Memory of the last reply, for a repeated instruction, and of the reply that is not delivered yet, if any."""
 
     node: int
     handle: Handle

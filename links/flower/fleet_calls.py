@@ -59,16 +59,8 @@ if TYPE_CHECKING:
 FLEET_PATHS = frozenset(
     f"/v1/fleet/{call}"
     for call in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "get-run",
-        "get-fab",
-        "push-object",
-        "pull-object",
-        "confirm-message-received",
+        *("activate-node", "deactivate-node", "send-node-heartbeat", "get-run", "get-fab"),
+        *("pull-messages", "push-messages", "push-object", "pull-object", "confirm-message-received"),
     )
 )
 PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"

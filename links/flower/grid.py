@@ -34,14 +34,7 @@ OpenRun = Callable[[], AbstractContextManager[ServedRun]]
 def open_supernodes(
     open_run: OpenRun, nodes: Nodes, admitted: Admitted, traffic: NodeTraffic | None = None
 ) -> Generator[SuperNodeGrid]:
-    """Yield a grid on a run of a SuperLink.
-
-    Args:
-      open_run: starts a run of the SuperLink and ends it with its context.
-      nodes: returns the roster's nodes.
-      admitted: returns the nodes by the fingerprints of their SuperNode keys.
-      traffic: counter of bytes; None without one.
-    """
+    """Yield a grid on a run of a SuperLink, and end the run with the context; arguments as of `SuperNodeGrid`."""
     with ExitStack() as opened:
         yield SuperNodeGrid(open_run, opened, nodes, admitted, traffic or NodeTraffic())
 

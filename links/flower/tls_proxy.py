@@ -315,12 +315,8 @@ def open_tls_proxy(proxy: TlsProxy, listen: str, certificate: Path, key: Path) -
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
     """Return the callback that gives each new connection the current certificate of the files.
 
-    Until the overlap of a rollover ends, that is the certificate by the former authority.
-
-    Args:
-      first: with the certificate that was loaded at the start.
-      certificate: path of the certificate.
-      key: path of its key.
+    Until the overlap of a rollover ends, that is the certificate by the former authority. `first` is the context that is
+    used while the files cannot be read.
     """
 
     def followed(path: Path) -> Followed[ssl.SSLContext]:

@@ -22,7 +22,6 @@ from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
 from ...messages.frames import (
-    MAX_FRAME_BYTES,
     MAX_IDS,
     METHOD,
     PROTOCOL_VERSION,
@@ -48,7 +47,7 @@ from ..device_answers import (
     loss_line,
     usual_wait,
 )
-from .event_loop import next_frame, stream_loop, until_one_ends
+from .event_loop import OPTIONS_OF_BOTH_ENDS, next_frame, stream_loop, until_one_ends
 
 logger = logging.getLogger("fedveil.client")
 
@@ -57,13 +56,7 @@ LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
 POLL_SECONDS = 0.5  # between two checks of the stop event
 
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
-    ("grpc.http2.lookahead_bytes", 1 << 19),  # as at the server
-    ("grpc.http2.bdp_probe", 0),
-    # Through NAT: RFC 5382 asks that a quiet connection is kept for two hours; not all do.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    *OPTIONS_OF_BOTH_ENDS,
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
 )

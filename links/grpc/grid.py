@@ -31,13 +31,13 @@ from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
 from ...messages.difference_wire import read_statement
 from ...messages.flower_adapter import claim_identity, name_message, name_sender
-from ...messages.frames import MAX_FRAME_BYTES, METHOD
+from ...messages.frames import METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from ...messages.traffic import Cargo, Tally, cargo_of
 from ...messages.wire import SPEC_RECORD, UNREADABLE
 from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
-from .event_loop import stream_loop
+from .event_loop import OPTIONS_OF_BOTH_ENDS, stream_loop
 from .server_end import Letter, Switchboard, Traffic
 
 logger = logging.getLogger("fedveil.server")
@@ -47,17 +47,10 @@ RENEWAL_SECONDS = 0.1  # see `_listen`; the gap that it covers lasts microsecond
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
-    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_concurrent_streams", 2),
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # Bytes of one client that may wait unread: 5 MB/s at 100 ms, and no probing for more.
-    ("grpc.http2.lookahead_bytes", 1 << 19),
-    ("grpc.http2.bdp_probe", 0),
-    # A client that vanished is noticed within 40 s; clients may ask as often whether the server is there.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
+    *OPTIONS_OF_BOTH_ENDS,
+    ("grpc.http2.max_ping_strikes", 0),  # clients ping as often as the server
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 
@@ -157,14 +150,7 @@ def read_acknowledged(path: Path | None) -> dict[str, str]:
 
 
 class LinkGrid(RosterGrid):
-    """Grid over the streams of a roster's nodes; `open_link` makes it.
-
-    Args:
-      nodes: returns the roster's nodes.
-      board: the server's end of all streams.
-      port: on which the server listens.
-      acknowledged: as of `ServerEndpoint`.
-    """
+    """Grid over the streams of a roster's nodes, which listens on `port`; `open_link` makes it."""
 
     def __init__(self, nodes: Nodes, board: Switchboard, port: int, acknowledged: Path | None) -> None:
         super().__init__(claim_identity(run_id=1), nodes)
