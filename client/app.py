@@ -147,7 +147,9 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
             return _error(message, wire.NO_EXAMPLES, "this client has no examples")
         return unchanged(message)
     training, (_, number) = training_settings(content, settings), wire.read_round(content)
-    bench.receive(wire.views(wire.only_arrays(content)), data if settings.record else None)
+    if settings.record:
+        bench.private_model(data)
+    bench.receive(wire.views(wire.only_arrays(content)))
     key = key_of_round(settings.seed, number)
     seed_layers(key, client, data, bench.device)
     examples = placed(data, bench.device)

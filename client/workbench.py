@@ -94,13 +94,10 @@ class Workbench:
         """Function that checks that training left the model's base, which no sum and no release covers, as it was."""
         return base_check(self.model)
 
-    def receive(self, arrays: Mapping[str, NDArray[np.generic]], data: Data | None = None) -> None:
-        """Load an instruction's arrays into the model, without a trace of the client before.
-
-        With data, on which DP-SGD is to train it, the model is first checked as by `private_model`.
-        """
+    def receive(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Load an instruction's arrays into the model, without a trace of the client before."""
         self.forget()
-        load_arrays(self.model if data is None else self.private_model(data), arrays)
+        load_arrays(self.model, arrays)
 
     def lend(self) -> ArrayRecord:
         """Return the trained arrays to a caller that overwrites them with the update; the model must be loaded again."""

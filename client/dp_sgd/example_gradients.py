@@ -10,7 +10,7 @@ norm includes a bound on the float32 rounding of its squares, and a gradient tha
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +28,8 @@ class Share(NamedTuple):
     """
 
     grad_samples: dict[Any, Tensor]
-    norms: list[Tensor]
-    sums: Callable[[Tensor], dict[Any, Tensor]]
+    norms: Sequence[Tensor] = ()
+    sums: Callable[[Tensor], dict[Any, Tensor]] = lambda _: {}
 
 
 # Function from a layer, its inputs, shape (B, ...), and the gradients of its outputs, shape (B, ...), to its share.
@@ -97,11 +97,6 @@ def _learns(layer: nn.Module, name: str) -> bool:
     return parameter is not None and parameter.requires_grad
 
 
-def _nothing(weights: Tensor) -> dict[Any, Tensor]:
-    """Return the sums of a layer that holds the gradients of all its parameters."""
-    return {}
-
-
 def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> Tensor:
     """Return the norms, shape (N,), of examples' gradients: sums over positions of outer products.
 
@@ -149,7 +144,7 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     gradients = gradients.reshape(batch, -1, layer.out_features).contiguous()
     bias = {layer.bias: gradients.sum(1)} if _learns(layer, "bias") else {}
     if not weight.requires_grad:
-        return Share(bias, [], _nothing)
+        return Share(bias)
     single = inputs.shape[1] == 1  # one position: the norm is a product of norms
     turned = layer.in_features < min(
         VECTOR, layer.out_features
@@ -198,7 +193,7 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     bias = {layer.bias: gradients.sum((2, 3))} if _learns(layer, "bias") else {}
     weight = layer.weight
     if not weight.requires_grad:
-        return Share(bias, [], _nothing)
+        return Share(bias)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     sides = layer._reversed_padding_repeated_twice
     padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
@@ -228,7 +223,7 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
         options = (layer.stride, 0, layer.dilation, layer.groups)
         return {weight: conv2d_weight(padded, list(weight.shape), scaled, *options)}
 
-    return Share(bias, [*norms.unbind(1)], sums)
+    return Share(bias, norms.unbind(1), sums)
 
 
 def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
@@ -281,7 +276,7 @@ def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]
     if _learns(layer, "weight"):
         products = normal.mul_(gradients)
         grad_samples[layer.weight] = products.sum(over) if over else products
-    return Share(grad_samples, [], _nothing)
+    return Share(grad_samples)
 
 
 RULES: dict[type[nn.Module], Rule] = {

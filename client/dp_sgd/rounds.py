@@ -99,7 +99,8 @@ def _begin_step(bench: Workbench, client: int, content: RecordDict, settings: Cl
     """Load the instruction's arrays into the bench's model, and seed what its layers draw for this client."""
     data, arrays = bench.data_of(client, settings), wire.views(wire.only_arrays(content))
     arrays.pop(wire.CANARY_RECORDS, None)
-    bench.receive(arrays, data)
+    bench.private_model(data)
+    bench.receive(arrays)
     _, number = wire.read_round(content)
     seed_layers(key_of_round(settings.seed, number), client, data, bench.device)
 

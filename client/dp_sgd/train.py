@@ -146,7 +146,7 @@ class PrivateSteps:
     plan: Plan
     draws: Stream
     noise: Stream
-    after: Callable[[], None] | None = None
+    after: Callable[[], None] = lambda: None
 
 
 def train_privately(
@@ -196,8 +196,7 @@ def train_privately(
             else:
                 for value, view in zip(parameters, optimizer.views, strict=True):
                     value.data.add_(view, alpha=-training.learning_rate)
-            if steps.after is not None:
-                steps.after()
+            steps.after()
             if training.proximal_mu:  # FedProx's proximal step, which reads no data
                 for value, origin in zip(parameters, start, strict=True):
                     value.data.add_(value.data - origin, alpha=-training.learning_rate * training.proximal_mu)

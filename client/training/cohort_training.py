@@ -118,7 +118,7 @@ def sum_cohort(
                 return
             logger.exception("round failed at this client")
             return cohort_sum.drop("failed")
-        _add_rows(cohort_sum, update if sketch is None else sketch.of(update), scalars, spec)
+        _add_rows(cohort_sum, update, scalars, spec, sketch)
 
     canaries = bench.settings.canary_clients
     real = [client for client in clients if client not in canaries]
@@ -150,7 +150,7 @@ def _add_canaries(
     for first in range(0, len(clients), MAX_STACK):
         update = extra_clients().canary_updates(canaries, clients[first : first + MAX_STACK], size)
         metrics = {name: np.full(len(update), value) for name, value in canaries.metrics.items()}
-        _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
+        _add_rows(cohort_sum, update, metrics, spec, sketch)
 
 
 def _loaded(bench: Workbench, clients: Sequence[int], apart: list[int]) -> Group:
@@ -200,7 +200,7 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
     update = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)
-    _add_rows(cohort_sum, update, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec)
+    _add_rows(cohort_sum, update, {s.name: np.zeros((count, *s.shape)) for s in spec.segments}, spec, None)
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:
@@ -332,11 +332,13 @@ def _add_rows(
     update: NDArray[np.floating],
     scalars: dict[str, NDArray[np.float64]],
     spec: SumSpec,
+    sketch: Sketch | None,
 ) -> None:
-    """Add clients to the sum: their updates, one in each row, and their metrics, by name.
+    """Add clients to the sum: their updates, one in each row, compressed by the sketch, and their metrics, by name.
 
     A client whose update is not finite answers with zeros where whole clients are hidden, and drops out otherwise.
     """
+    update = update if sketch is None else sketch.of(update)
     finite = np.isfinite(update).all(axis=1)
     update[~finite] = 0
     usable = np.full(len(update), True)

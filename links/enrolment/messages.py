@@ -72,7 +72,12 @@ def receive(stream: socket.socket, kind: type[T], max_bytes: int, end: float) ->
     (size,) = _LENGTH.unpack(_read(stream, _LENGTH.size, end))
     if size > max_bytes:
         raise Undecodable(f"a message of {size} bytes; at most {max_bytes} are taken")
-    return build_listed(kind, unpack(_read(stream, size, end), _BOUNDS))
+    return decode(kind, _read(stream, size, end))
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """Return the message in the bytes, or raise Undecodable."""
+    return build_listed(kind, unpack(data, _BOUNDS))
 
 
 def _read(stream: socket.socket, size: int, end: float) -> bytes:
