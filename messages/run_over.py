@@ -23,7 +23,8 @@ from .wire import OVER, memory_arrays, views
 MODEL, MESSAGE_TYPE = "model", "query"
 RECEIPT = "receipt"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
-MANIFEST_TEXT = Form(f".{{,{1 << 20}}}", printable=False)
+MAX_MANIFEST = 1 << 20  # characters
+MANIFEST_TEXT = Form(f".{{,{MAX_MANIFEST}}}", printable=False)
 
 
 @dataclass(frozen=True)
