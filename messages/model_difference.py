@@ -67,10 +67,10 @@ def _encode_array(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes:
         np.any(before[part] != after[part], axis=1, out=differs[part])
     if not differs.any():
         return _HEAD.pack(_SAME, 0, 0)
-    moves, values = _encode_steps(old, new), after[differs].reshape(-1)
-    if moves is not None and len(moves) <= values.size:  # compression seldom makes values as short
+    moves, value_bytes = _encode_steps(old, new), np.count_nonzero(differs) * new.dtype.itemsize
+    if moves is not None and len(moves) <= value_bytes:  # compression seldom makes new values as short
         return moves
-    changed = _compress(np.packbits(differs)) + _compress(values)
+    changed = _compress(np.packbits(differs)) + _compress(after[differs].reshape(-1))
     encoded = _HEAD.pack(_CHANGED, 0, len(changed)) + changed
     return min(encoded, moves or encoded, key=len)
 
