@@ -112,13 +112,9 @@ def _answer(message: Message, client: int, bench: Workbench) -> Message:
 
 
 def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with one client's trained model, or an error if its ledger does not allow it.
+    """Return a client's reply to an instruction to train, or an error if its ledger does not allow it.
 
-    Args:
-      message: the global model, in an instruction of a private sum.
-      client: number of the client in the task, from 0.
-      bench: task and model.
-      settings: of this round.
+    Clients are numbered from 0, as in the task; the settings are those of this round.
     """
     try:
         if settings.step is None:
@@ -140,7 +136,7 @@ def _error(message: Message, code: int, text: str) -> Message:
 
 
 def _trained(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with the model that a client trained on its own, arguments as of `train_round`."""
+    """Return the reply with the model that a client trained by itself, with or without a ledger of its records."""
     data, content = bench.data_of(client, settings), message.content
     if not len(data):
         if wire.sum_spec_of(message.content).clipping_norm is None:

@@ -65,12 +65,8 @@ class OwnRound:
     model: nn.Module
     loss: Objective
     examples: Data
-
-    def after_step(self) -> None:
-        """Do nothing."""
-
-    def keep(self, number: int, /) -> None:
-        """Keep nothing."""
+    after_step: Callable[[], None] = lambda: None
+    keep: Callable[[int], None] = lambda _: None
 
 
 class ExtraRecords(Protocol):

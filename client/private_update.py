@@ -192,9 +192,7 @@ def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
 def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
-    Args:
-      trained: arrays that the app returned; the update overwrites those that are lent.
-      received: arrays of the instruction.
+    The update overwrites trained arrays that are lent.
 
     Raises:
       KeyError: an array is missing.

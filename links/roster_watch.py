@@ -84,6 +84,7 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     path = bundle.folder / ROSTER
 
     def read(value: SignedRoster) -> SignedRoster:
+        """Return the roster in the file if it follows from the present one, or refuse it."""
         roster, signed = read_signed_roster(path, read_authority(bundle.folder, bundle.federation)[0])
         if (roster.version, roster.hash) == (value[0].version, value[0].hash):
             return value[0], signed  # members may have signed it since

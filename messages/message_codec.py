@@ -153,6 +153,7 @@ def _packed_records(content: RecordDict, blobs: list[Buffer]) -> list[Any]:
 
 
 def _packed_array(array: NDArray[Any], blobs: list[Buffer]) -> list[Any]:
+    """Return the header's entry of an array, dtype and shape, and append its bytes to `blobs`."""
     little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     if little.dtype.str not in DTYPES:
         raise MalformedMessage(f"arrays of {array.dtype} cannot be encoded")
@@ -161,6 +162,7 @@ def _packed_array(array: NDArray[Any], blobs: list[Buffer]) -> list[Any]:
 
 
 def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
+    """Return the header's entry of a value in a configuration or metric record; byte strings are appended to `blobs`."""
     if isinstance(value, bytes):
         blobs.append(value)
         return {BYTES: len(value)}
@@ -247,6 +249,7 @@ def _text(key: Any) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dictionary, or refuse a repeated name."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise MalformedMessage("a name occurs twice")

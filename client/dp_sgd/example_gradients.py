@@ -68,12 +68,8 @@ def _lengths(parts: Tensor) -> Tensor:
 def _norms_by_ghost(layer: Any, activations: list[Tensor], backward: Tensor) -> dict[Any, Tensor]:
     """Return the norms of a layer's gradients, shape (B,), by parameter, for Opacus' ghost clipping.
 
-    Opacus' own rules multiply squares in float32, and lose half the digits of gradients that cancel.
-
-    Args:
-      layer: one of `GHOST`.
-      activations: its inputs.
-      backward: gradients of its outputs for the sum of the examples' losses.
+    Opacus' own rules multiply squares in float32, and lose half the digits of gradients that cancel. `activations` are
+    the layer's inputs, and `backward` the gradients of its outputs for the sum of the examples' losses.
     """
     gradients = backward.reshape(len(backward), -1, backward.shape[-1])
     if isinstance(layer, nn.Embedding):
@@ -100,9 +96,8 @@ def _learns(layer: nn.Module, name: str) -> bool:
 def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> Tensor:
     """Return the norms, shape (N,), of examples' gradients: sums over positions of outer products.
 
-    Args:
-      pairs: of inputs, shape (n, L, K), and output gradients, shape (n, L, O), for some examples at a time.
-      buffer: takes the gradients, shape (N, O, K); None holds none.
+    A pair is inputs, shape (n, L, K), and output gradients, shape (n, L, O), of some examples at a time. The buffer, if
+    any, takes the gradients, shape (N, O, K).
     """
     norms: list[Tensor] = []
     start = 0

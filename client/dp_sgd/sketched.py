@@ -46,10 +46,8 @@ class SketchedOptimizer(DPOptimizer):
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
         """Return the norm of each example's compressed gradient, shape (examples,), float64; NaN if it is not finite.
 
-        It is at least a `LOUDEST`-th of the norm to which a random matrix compresses such a gradient on average.
-
-        Args:
-          samples: examples' gradients of each parameter, shapes (examples, ...).
+        It is at least a `LOUDEST`-th of the norm to which a random matrix compresses such a gradient on average. `samples`
+        are the examples' gradients of each parameter, shapes (examples, ...).
         """
         coordinates, count = self.sketch.compression.coordinates, len(samples[0])
         squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)
@@ -75,13 +73,7 @@ def _squared_norms(rows: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def offsets_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int | None]:
-    """Return the first coordinate of each parameter in an update; None where the parameter is not compressed.
-
-    Args:
-      names: of the parameters.
-      layout: shapes of the update's arrays by name, in its order.
-      sketch: compresses the first coordinates of an update.
-    """
+    """Return the first coordinate of each parameter in an update of this layout; None for one that is not compressed."""
     starts: dict[str, int] = {}
     offset = 0
     for name, shape in layout.items():

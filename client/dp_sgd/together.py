@@ -49,12 +49,9 @@ class GradientClip:
 
 
 def draw_records(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
-    """Return the records of a client that take part in a round, each drawn by its own secret coin.
+    """Return the rows of a client's records that take part in a round, each drawn by its own secret coin.
 
-    Args:
-      records: of the client.
-      joint: of the step.
-      stream: of this client and round; used for this draw only.
+    The stream is that of the client and the round, and is used for this draw only.
     """
     rate = joint.terms.sample_rate
     assert rate is not None
@@ -77,10 +74,10 @@ def step(
     Args:
       model: as the server sent it; its gradients are overwritten, its parameters do not change.
       task: gives the loss, a mean over a batch.
-      data: that the rows are of.
+      data: source of the rows.
       rows: indices of the examples that take part.
-      clip: of each gradient.
-      learning_rate: of the step, above 0.
+      clip: clipping of each gradient.
+      learning_rate: above 0.
       layout: shapes by name, in the order of the update.
     """
     sums = _clipped_sums(model, task, data, rows, clip, layout)

@@ -65,11 +65,6 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     `max_grad_norm` differ by at most sqrt(coordinates) steps more after rounding. The noise is `noise_multiplier` times
     that sensitivity.
 
-    Args:
-      noise_multiplier: of the event that accounts for it, above 0.
-      max_grad_norm: longest part of one record in the sum.
-      coordinates: number of coordinates of the sum.
-
     Raises:
       Refusal: the noise for the rounding takes half of the finest lattice's steps.
     """
@@ -159,14 +154,13 @@ def train_privately(
 ) -> None:
     """Train the model in place by DP-SGD; `steps.plan.event()` accounts for all of its steps.
 
-    An example whose gradient is not finite adds nothing to its step.
+    An example whose gradient is not finite adds nothing to its step. An optimiser receives only noised means.
 
     Args:
       model: without batch normalisation, in the state that the server sent.
       task: gives the loss, a mean over a batch.
       data: the client's own.
-      training: optimiser, which receives only noised means, learning rate and FedProx weight; epochs and batches come
-        from the plan.
+      training: optimiser, learning rate and weight of FedProx's pull; batches and their number come from the plan.
       steps: the plan, and the streams of its steps.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
 
@@ -450,20 +444,16 @@ def engine_of(gradients: str, model: nn.Module, data: Batches, compressed: bool 
 
 
 def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
-    """Return the engine to train with, which does not depend on the data.
+    """Return the engine of this name or, for `auto`, the one to train with; it depends on the data's shapes alone.
 
     `auto` chooses book-keeping if possible, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
     clipping if an embedding would be held for every example, hooks if they see every example in every layer, and one
     example at a time for all other models.
 
-    Args:
-      gradients: `auto`, or a name of `ENGINES`.
-      model: to be trained.
-      data: for the shape of an input.
-      compressed: whether a gradient is compressed before it is clipped, so that the engine must hold each whole one.
+    If gradients are compressed before they are clipped, the engine must hold each whole one.
 
     Raises:
-      Refusal: an engine was asked for by name and cannot train the model, or holds no gradient that is compressed.
+      Refusal: the engine of this name cannot train the model, or does not hold whole gradients to be compressed.
     """
     if compressed and gradients not in ("auto", *sketched.ENGINES):
         remedy = "does not hold whole gradients, which compression needs; use auto"

@@ -109,10 +109,11 @@ def sum_cohort(
     key = key_of_round(bench.settings.seed, number)
 
     def add(group: Group) -> None:
+        """Train a group and add its updates; if that fails, train each client alone, and drop one that fails."""
         try:
             update, scalars = _train_group(bench, group, start, training, key)
         except Exception:
-            if len(group) > 1:  # one client fails, or they cannot be stacked: train each separately
+            if len(group) > 1:
                 for one in group:
                     add([one])
                 return

@@ -40,14 +40,8 @@ def train(
     A task with its own training function trains a copy, whose arrays are taken over: other changes to the copy cannot
     reach another client. Its return value is the loss, None if it has none.
 
-    Args:
-      model: in the state that the server sent.
-      task: gives the loss.
-      data: the client's own.
-      training: optimiser, learning rate, epochs, batch size and weight of FedProx's pull.
-      client: number of the client; with `key` it decides the order of the examples.
-      key: of the round.
-      precision: returns the context in which the model and its loss run.
+    The client's number and the round's key decide the order of its examples. `precision` returns the context in which the
+    model and its loss run.
     """
     if not model.training:
         model.train()

@@ -215,6 +215,7 @@ class DeviceStream:
         await asyncio.gather(connecting, return_exceptions=True)
 
     async def _reconnect(self) -> None:
+        """Open one stream after another, with longer and longer pauses while that fails."""
         while True:
             try:
                 reason = await self._session()
@@ -270,6 +271,7 @@ class DeviceStream:
             task.result()
 
     async def _receive(self, call: Any) -> None:
+        """Take instructions, reminders and acknowledgements as they come."""
         gathering: MessageBuffer | None = None
         while True:
             frame = await next_frame(call)
@@ -314,6 +316,7 @@ class DeviceStream:
             self._settle()
 
     async def _send(self, call: Any, outbox: asyncio.Queue[str]) -> None:
+        """Send the replies whose ids come into the outbox."""
         while True:
             name = await outbox.get()
             if (parts := self._replies.get(name)) is not None:
