@@ -34,9 +34,7 @@ COPIED = (
 logger = logging.getLogger("fedveil.client")
 
 Handle = Callable[[Message], Message]  # function from an instruction to its reply
-Longest = Callable[
-    [], float
-]  # function that returns the longest wait between two connection attempts, in seconds
+Longest = Callable[[], float]  # function that returns the longest wait between two connection attempts
 
 
 def usual_wait() -> float:

@@ -66,9 +66,7 @@ class LoggedGrid(PassingGrid):
         hashes = dict[tuple[int, ...], bytes]()  # of models, by identity of the records that have the model
         indices = [self._log_one(message.content, hashes) for message in requests]
         size = len(self._log.leaves)
-        written = dict[
-            tuple[int, int], RecordDict
-        ]()  # by identity of the content, and the first leaf sent with it
+        written = dict[tuple[int, int], RecordDict]()  # by identity of the content, and first leaf with it
         outgoing = [
             message if each is None else self._with_log(message, each, written)
             for message, each in zip(requests, indices, strict=True)

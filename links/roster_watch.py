@@ -23,10 +23,9 @@ logger = logging.getLogger("fedveil.server")
 
 T = TypeVar("T")
 SignedRoster = tuple[Roster, bytes]  # a roster, and its bytes as its authority signed them
-Nodes = Callable[[], Collection[int]]  # function that returns the nodes of the newest roster
-Admitted = Callable[
-    [], Mapping[str, int]
-]  # function that returns the admitted nodes by the fingerprints of their keys
+# Functions that return the nodes of the newest roster, and the admitted nodes by the fingerprints of their keys.
+Nodes = Callable[[], Collection[int]]
+Admitted = Callable[[], Mapping[str, int]]
 
 
 @dataclass

@@ -94,9 +94,7 @@ def _encode_steps(old: NDArray[np.generic], new: NDArray[np.generic]) -> bytes |
     step = _step_between(before, after) if new.dtype.kind == "f" else None
     if step is None:
         return None
-    zigzag = np.empty(
-        after.size, "<u4"
-    )  # 0, -1, 1, -2 ... as 0, 1, 2, 3 ...: small numbers, whatever their signs
+    zigzag = np.empty(after.size, "<u4")  # 0, -1, 1, -2 ... as 0, 1, 2, 3 ...: small, whatever the signs
     for part in _blocks(after.size):
         numbers = np.ldexp(_differences(before[part], after[part]), -step).astype(np.int64)
         if not np.array_equal(_bytes(_moved(before[part], numbers, step)), _bytes(after[part])):

@@ -22,9 +22,8 @@ from .flower_adapter import config_of, records_of
 from .wire import ROSTER_RECORD, SECURE_RECORD, SPEC_RECORD, VOUCHING, Exchange, only_arrays, view
 
 OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # records that are no part of a client's start (`model_hash`)
-USUAL = tuple(
-    each for each in Exchange if each is not Exchange.DISPUTED
-)  # exchanges of a round without a dispute
+# Exchanges of a round without a dispute, in their order.
+USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,7 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     if not weight.requires_grad:
         return Share(bias)
     single = inputs.shape[1] == 1  # one position: the norm is a product of norms
-    turned = layer.in_features < min(
-        VECTOR, layer.out_features
-    )  # gradients are held transposed, see `_convolution`
+    turned = layer.in_features < min(VECTOR, layer.out_features)  # transposed gradients, see `_convolution`
     shape = (layer.in_features, layer.out_features) if turned else (layer.out_features, layer.in_features)
     buffer = None if single else _buffer(inputs, gradients, batch, *shape)
     few = batch if single else max(1, CHUNK // weight.numel())  # examples at a time
@@ -228,13 +226,11 @@ def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     rows = gradients.clone(memory_format=torch.contiguous_format).view(-1, size)
     # An example's rows of one index are added up in the first of them, so that its gradient is rounded by itself.
     sorted_indices, order = indices.sort(stable=True)
-    again = (
-        sorted_indices[:, 1:] == sorted_indices[:, :-1]
-    )  # the index is that of the place before, in sorted order
+    # The index is that of the place before, in sorted order
+    again = sorted_indices[:, 1:] == sorted_indices[:, :-1]
     order += indices.shape[1] * torch.arange(batch)[:, None]  # positions among the rows of all examples
-    first = (
-        torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
-    )  # place where the index begins
+    # Place where the index begins
+    first = torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
     later = order[:, 1:][again]
     rows.index_add_(0, order.gather(1, first)[again], rows[later])
     rows[later] = 0

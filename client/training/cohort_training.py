@@ -179,9 +179,7 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
     if len(by_size) < 2 or not bench.isolates_examples(lambda: joined([examples for _, examples in clients])):
         return by_size
     stacks: list[Group] = []
-    rows = visits = (
-        0  # of the last stack: rows of its first step without padding, and examples in all its epochs
-    )
+    rows = visits = 0  # of the last stack: rows of its first step unpadded, and examples of all its epochs
     for one in clients:
         own_rows, own_visits = min(_records(one), training.batch_size), _records(one) * training.local_epochs
         rows, visits = rows + own_rows, visits + own_visits

@@ -70,9 +70,7 @@ HEARTBEAT_SECONDS = 15
 # Flower itself retries a missing part after 1 s, then 2, 4 ...
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 2.0
 UNKNOWN_NODE, RUN_OVER, TOO_LARGE = 401, 403, 413  # HTTP status codes
-PULL_SECONDS = (
-    180.0  # after which a SuperLink gives up a node or app that announced a message and does not send it
-)
+PULL_SECONDS = 180.0  # after which a SuperLink gives up an announced message that is not sent
 # Failures of server and network; Flower raises ValueError for a message that it does not understand.
 FLEET_FAILURES = (httpx.HTTPError, ObjectPullError, ObjectPushError, ValueError, TypeError, KeyError)
 

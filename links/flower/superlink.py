@@ -37,10 +37,7 @@ from .tls_proxy import MAX_REPLY_BYTES, TlsProxy, open_tls_proxy
 logger = logging.getLogger("fedveil.server")
 
 STATE, DATABASE, LOG, SECRET = "flower", "superlink.db", "superlink.log", "executor.key"
-LISTED, KEYS = (
-    "supernodes.json",
-    "supernodes",
-)  # admission list of SuperNodes, and folder of their public keys
+LISTED, KEYS = "supernodes.json", "supernodes"  # SuperNodes' admission list, and folder of their public keys
 SECRET_BYTES = 32
 START_SECONDS = 120.0  # it needs 7 on a busy machine of two cores
 STOP_SECONDS = 10.0

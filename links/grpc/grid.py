@@ -156,10 +156,7 @@ class LinkGrid(RosterGrid):
         super().__init__(claim_identity(run_id=1), nodes)
         self._board, self.port, self._acknowledged = board, port, acknowledged
         self._call = stream_loop().call_soon_threadsafe
-        self._session, self._count = (
-            secrets.token_hex(8),
-            itertools.count(),
-        )  # for ids of messages outside a run
+        self._session, self._count = secrets.token_hex(8), itertools.count()  # of messages outside a run
         self._unreadable, self._stored = 0, dict(board.acknowledged)
 
     @property
