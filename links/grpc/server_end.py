@@ -119,7 +119,7 @@ class _Peer:
 
 
 def _size_received(peer: _Peer, frame: Frame) -> int:
-    """Return the bytes on the connection of a frame that a node has sent now."""
+    """Note the time of a frame that a node has sent, and return its bytes on the connection."""
     peer.traffic.last_frame = time.monotonic()
     return wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
 
@@ -190,6 +190,7 @@ class Switchboard:
             for peer in self._peers.values():
                 if admitted.get(peer.key) != peer.node:
                     peer.revoked.set()
+                # A device that was restored or copied would have refused by now.
                 if not peer.traffic.connected_since and time.monotonic() - peer.began >= CHECK_SECONDS:
                     peer.traffic.connected_since = time.time()
                 if time.monotonic() - peer.traffic.last_frame >= QUIET_SECONDS:
