@@ -184,7 +184,7 @@ class TrainingJob:
         outsiders = len(others) - len(trusted)
         if outsiders >= terms.threshold:  # they open this vector alone, without the noise of its peers
             outsiders = len(others)
-        sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
+        sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)  # below 0 if the grid has no room
         multiplier = spec.single_noise(outsiders) if sigma < 0 else terms.noise_multiplier
         if multiplier < policy.minimum_noise_multiplier:
             reason = "minimum_noise_multiplier is not met without the noise of untrusted members"

@@ -162,6 +162,7 @@ def read_served(folder: Path, federation: str) -> ServedCredentials:
     newest = replace(read_credentials(folder, federation, SERVER), earlier=earlier)
     if not chain or time.time() >= chain[-1].until:
         return ServedCredentials(newest)
+    # Devices that do not follow the rollover yet can verify only the certificate by the former authority.
     former = replace(newest, ca=chain[-1].old_ca.encode(), certificate=read_file(path))
     check_certificate(path, former.certificate, former, federation, SERVER)
     return ServedCredentials(newest, replace(newest, certificate=former.certificate), chain[-1].until)

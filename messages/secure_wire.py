@@ -21,7 +21,7 @@ from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import config_of, records_of
 from .wire import ROSTER_RECORD, SECURE_RECORD, SPEC_RECORD, VOUCHING, Exchange, only_arrays, view
 
-OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # records that are no part of a client's start (`model_hash`)
+OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # no part of what a client starts from (`model_hash`)
 # Exchanges of a round without a dispute, in their order.
 USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
@@ -119,7 +119,7 @@ def task_hash(spec: ShareSpec) -> bytes:
 
 
 def model_hash(content: RecordDict) -> bytes:
-    """Return SHA-256 over a client's start: the model and the strategy's other records."""
+    """Return SHA-256 over what a client starts from: the model, and the strategy's other records."""
     digest = hashlib.sha256()
     for name, array in only_arrays(content).items():
         value = np.ascontiguousarray(view(array))

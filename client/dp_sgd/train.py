@@ -63,7 +63,7 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
 
     Rounding moves each coordinate by at most half a step, so two sums that differ by a vector of norm at most
     `max_grad_norm` differ by at most sqrt(coordinates) steps more after rounding. The noise is `noise_multiplier` times
-    that sensitivity.
+    that sensitivity: sigma = noise_multiplier * (max_grad_norm / step + sqrt(coordinates)), solved for the step.
 
     Raises:
       Refusal: the noise for the rounding takes half of the finest lattice's steps.
@@ -467,6 +467,7 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
         if reason is None:
             return "book_keeping"
+    # A client without data trains nothing, and its placeholders have no rows to look at.
     hooks_work = not len(data) or all(_hooks_see(model, batch) for batch in batches)
     other = "hooks" if hooks_work else "one_by_one"
     if gradients == "auto":

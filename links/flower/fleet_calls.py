@@ -237,7 +237,7 @@ class FleetNode:
             return None
 
     def send(self, reply: Message) -> None:
-        """Deliver the reply to a received message."""
+        """Deliver the reply to a received message, as Flower's own client does: announce its parts, then push them."""
         run = reply.metadata.run_id
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
@@ -247,7 +247,7 @@ class FleetNode:
                     node=self._node,
                     messages_list=[message_to_proto(remove_content_from_message(reply))],
                     message_object_trees=[get_object_tree(reply)],
-                    clientapp_runtime_list=[0.0],
+                    clientapp_runtime_list=[0.0],  # seconds of work, which may depend on the data
                 )
             )
             push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run, response.session_id)

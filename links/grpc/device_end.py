@@ -334,4 +334,5 @@ class DeviceStream:
             self._settled.set()
 
 
+# Queue of instructions: the stream on which to answer, the instruction's id, and its bytes.
 Inbox = queue.SimpleQueue[tuple[DeviceStream, str, bytearray]]
