@@ -114,7 +114,11 @@ def _answer(message: Message, client: int, bench: Workbench) -> Message:
 def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
     """Return a client's reply to an instruction to train, or an error if its ledger does not allow it.
 
-    Clients are numbered from 0, as in the task; the settings are those of this round.
+    Args:
+      message: the instruction of a private sum, with the global model.
+      client: number of the client in the task, from 0.
+      bench: task and model.
+      settings: of this round.
     """
     try:
         if settings.step is None:

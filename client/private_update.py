@@ -116,7 +116,12 @@ def or_of_zeros(encode_update: Callable[[Arrays], T], update: Arrays) -> T:
 
 
 def answer_of(message: Message, compute_reply: Callable[[], Message]) -> Message:
-    """Return a client's reply, or an error with a code and no detail; `compute_reply` may raise NotTrained."""
+    """Return a client's reply, or an error with a code and no detail.
+
+    Args:
+      message: the instruction.
+      compute_reply: computes the reply; raises NotTrained if there is none.
+    """
     try:
         return compute_reply()
     except NotTrained as error:
@@ -192,7 +197,9 @@ def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
 def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
-    The update overwrites trained arrays that are lent.
+    Args:
+      trained: arrays that the app returned; the update overwrites those that are lent.
+      received: arrays of the instruction.
 
     Raises:
       KeyError: an array is missing.

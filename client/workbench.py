@@ -200,7 +200,12 @@ def workbench(settings_json: str) -> Workbench:
 
 
 def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:
-    """Check that an engine of `chosen_engine`, unless it is `auto`, can train the task's model on these examples.
+    """Check that an engine that was selected by name can train the task's model.
+
+    Args:
+      gradients: name of the engine, or `auto`, which is not checked.
+      task: makes the model.
+      examples: returns examples of the model's input shape.
 
     Raises:
       Refusal: it cannot; the sentence names the engine.

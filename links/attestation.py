@@ -78,7 +78,13 @@ def quote_of(content: RecordDict) -> Quote | None:
 
 
 def run_quote_command(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
-    """Return the output of the server's command, whose last argument is the hash to attest; empty if it fails."""
+    """Return the output of the server's command for a nonce; on failure, empty and a line in the log.
+
+    Args:
+      command: of the server; the hash to attest is added as its last argument.
+      nonce: of a device.
+      certificate: of the server, in PEM.
+    """
     try:
         arguments = [*command, report_data(nonce, certificate)]
         process = subprocess.run(

@@ -152,7 +152,12 @@ def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -
 
 
 def back_off(failures: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
-    """Return how long to wait before connecting again after failures in a row: exponential back-off with jitter, in seconds."""
+    """Return how long to wait before connecting again, in seconds: exponential back-off with jitter.
+
+    Args:
+      failures: number of failures in a row, from 1.
+      longest: longest wait, in seconds.
+    """
     wait = min(longest, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MAX_DOUBLINGS))
     return wait * random.uniform(0.2, 1.0)
 

@@ -152,7 +152,9 @@ def covers(cosignature: HeadCosignature, federation: str, leaves: Sequence[bytes
 def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[HeadCosignature, HeadCosignature]]:
     """Return the two co-signatures of each witness that signed both of two logs at or after the entry where they fork.
 
-    Each log is checked by itself before.
+    Args:
+      mine: the own log, checked by itself.
+      other: the other party's log or proof, checked by itself.
     """
     if not isinstance(other, LogExport) or (fork := _fork_index(mine, other)) is None:
         return []
@@ -168,9 +170,9 @@ def _fork_index(mine: LogExport, other: LogExport) -> int | None:
 
 
 def fork_between(mine: LogExport, other: LogDocument) -> str:
-    """Return a sentence on how another log contradicts this one; empty if their common part agrees.
+    """Return a sentence on how another log contradicts the own one; empty if their common part agrees.
 
-    Each log is checked by itself before.
+    Arguments as of `double_signers`.
     """
     if isinstance(other, LogExport):
         fork = _fork_index(mine, other)

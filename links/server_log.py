@@ -26,17 +26,28 @@ def roster_entry(roster: Roster) -> bytes:
 
 
 def model_entry(run: str, number: int, model: bytes) -> bytes:
-    """Return the entry of a round's initial model, with its hash from `messages.secure_wire.model_hash`."""
+    """Return the entry of a round's initial model.
+
+    Args:
+      run: name of the run.
+      number: number of the round.
+      model: hash of the model and of the values sent with it, from `messages.secure_wire.model_hash`.
+    """
     return canonical({"kind": "model", "run": run, "round": number, "model": model.hex()}).encode()
 
 
 def final_entry(run: str, model: bytes) -> bytes:
-    """Return the entry of a run's final model, with its hash as in `model_entry`."""
+    """Return the entry of a run's final model, arguments as of `model_entry`."""
     return canonical({"kind": "final", "run": run, "model": model.hex()}).encode()
 
 
 def manifest_entry(run: str, manifest: str) -> bytes:
-    """Return the entry that binds a run's files: its display name, and the hash of its manifest, in hexadecimal."""
+    """Return the entry that binds a run's files.
+
+    Args:
+      run: display name of the run.
+      manifest: hash of its manifest, in hexadecimal.
+    """
     return canonical({"kind": "manifest", "run": run, "hash": manifest}).encode()
 
 

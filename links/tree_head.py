@@ -115,7 +115,10 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
 def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
     """Return the certificate if it is that of the federation's server; its validity period is not checked.
 
-    `ca` is the authority's certificate in PEM, during an overlap followed by that of the other authority.
+    Args:
+      pem: the certificate.
+      ca: certificate of the authority, in PEM; during an overlap, of both authorities.
+      federation: name of the federation.
 
     Raises:
       ValueError: it is no certificate, or another's.

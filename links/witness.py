@@ -55,7 +55,11 @@ def heads_of_key(path: Path) -> dict[str, WitnessedHead]:
 
 
 def contradiction(last: TreeHead, document: LogDocument) -> str:
-    """Return a sentence on how a log, or a proof, does not extend the head that was co-signed last; empty if it does.
+    """Return a sentence on how a log does not extend a head, with both heads; empty if it does.
+
+    Args:
+      last: the head that was co-signed last.
+      document: the log or a proof, checked by itself.
 
     Raises:
       Refusal: the document does not show whether it does.

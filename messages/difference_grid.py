@@ -16,10 +16,17 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from .difference_wire import ModelStatement, read_statement, split_report, with_model
 from .flower_adapter import delivered_message, records_of
 from .grids import PassingGrid
-from .model_difference import bytes_of, difference, hash_of
+from .model_difference import (
+    ModelStatement,
+    bytes_of,
+    difference,
+    hash_of,
+    read_statement,
+    split_report,
+    with_model,
+)
 from .traffic import TrafficPurpose, purpose_of
 from .wire import NO_BASE, SPEC_RECORD, views
 

@@ -113,7 +113,12 @@ def read(data: bytes) -> Frame:
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
-    """Yield the frames of a message under an instruction's id; each is created, and its bytes are copied, on demand."""
+    """Yield the frames of a message; each is created, and its bytes are copied, on demand.
+
+    Args:
+      name: id of the instruction.
+      parts: bytes of the message in pieces, as `segments` returns them.
+    """
     yield write(Begin(name, sum(len(part) for part in parts)))
     waiting: list[Buffer] = []  # pieces of the next chunk
     room = CHUNK_BYTES  # left in it

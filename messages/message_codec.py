@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from ..base import bounded_decoding
 from ..base.bounded_decoding import Bounds
-from .difference_wire import without_encoding
 from .flower_adapter import delivered_message, records_of
+from .model_difference import without_encoding
 from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
@@ -114,7 +114,11 @@ def _body(content: RecordDict) -> Body:
 
 
 def segments(head: Metadata, body: Body) -> list[Buffer]:
-    """Return the bytes of a message, from its metadata and packed content, in pieces; those of its arrays are not copied.
+    """Return a message's bytes in pieces; those of its arrays are not copied.
+
+    Args:
+      head: ids, nodes and type of the message.
+      body: content of the message, as `pack_body` returns it.
 
     Raises:
       MalformedMessage: names and settings take more than `MAX_HEADER_BYTES`.

@@ -52,7 +52,12 @@ def ask(messages: Sequence[bytes], spec: ShareSpec, position: Position) -> dict[
 
 
 def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, ConfigRecord]:
-    """Return the records of `ask` with a roster as its authority signed it; unchanged if `signed` is empty."""
+    """Return an instruction's records with a roster.
+
+    Args:
+      records: as `ask` returns them.
+      signed: the roster as its authority signed it; empty if none is to be sent.
+    """
     return {**records, ROSTER_RECORD: ConfigRecord({"signed": signed})} if signed else records
 
 

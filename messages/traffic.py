@@ -1,6 +1,8 @@
 """Traffic between a server and its clients, in bytes by direction and purpose.
 
 Purposes follow from a message's content, so that each link, and a simulation of one, divides its bytes in the same way.
+Sizes are those of the gRPC link. Names and specs are public, and honest vectors of a round have equal length, so a size
+reveals nothing about a client.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ..base.bounded_decoding import build, read_json
+from ..privacy.mechanisms.packing import packed_size, width_of
+from ..privacy.mechanisms.sum_spec import SumSpec
 from .flower_adapter import config_of, records_of
+from .frames import message_bytes
+from .message_codec import MalformedMessage, pack_body, segments
 from .wire import (
     EVALUATION_KEY,
     OVER,
@@ -27,11 +33,15 @@ from .wire import (
     ROSTER_RECORD,
     SECURE_RECORD,
     SPEC_RECORD,
+    VECTOR,
+    VECTOR_RECORD,
     VOUCHING,
     Exchange,
+    memory_arrays,
 )
 
 NUMBER_BYTES = 8  # of a number in a record, about
+ID_BYTES = 64  # of an instruction's id, about: run, round, attempt, exchange, node and a digest of 32
 
 Direction = Literal["down", "up"]
 
@@ -95,7 +105,13 @@ class Tally:
         self._bytes: dict[Direction, Counter[TrafficPurpose]] = {"down": Counter(), "up": Counter()}
 
     def add(self, direction: Direction, shares: Shares, size: float) -> None:
-        """Add `size` bytes that went in a direction, divided between purposes in the ratio of their shares."""
+        """Add bytes, divided between purposes in the ratio of their shares.
+
+        Args:
+          direction: in which they went.
+          shares: of the purposes, in any unit.
+          size: number of bytes.
+        """
         whole = sum(shares.values())
         with self._lock:
             sizes: Any = self._bytes[direction]  # fractions of a byte are rounded only in a total
@@ -206,3 +222,33 @@ def _vector_bytes(spec: str) -> int:
 
     share = build(ShareSpec, read_json(spec))
     return share.size * share.bits // 8
+
+
+def carried_bytes(message: Message) -> int:
+    """Return the approximate bytes on a connection of a message that has no id yet."""
+    try:
+        size = sum(len(part) for part in segments(message.metadata, pack_body(message)))
+    except MalformedMessage:  # the gRPC link does not carry arrays of this type, but an engine does
+        size = content_bytes(message.content)
+    return message_bytes("x" * ID_BYTES, ID_BYTES + size)
+
+
+def update_bytes(spec: SumSpec, size: int) -> int:
+    """Return the approximate bytes of a client's reply to an instruction in the clear.
+
+    Args:
+      spec: of the sum.
+      size: number of coordinates of the vector, all segments included.
+    """
+    return _update_bytes(size, width_of(spec), spec.clipping_norm is not None)
+
+
+@lru_cache(maxsize=8)
+def _update_bytes(size: int, width: int | None, on_grid: bool) -> int:
+    """Return the same for a vector of integers of `width` bits, or of numbers that are not packed."""
+    if width is None:
+        vector = np.zeros(size, np.int32 if on_grid else np.float64)  # zeros that nobody reads take no memory
+    else:
+        vector = np.zeros(packed_size(size, width), np.uint8)
+    content = RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})})
+    return carried_bytes(Message(content, reply_to=Message(RecordDict(), 2, "train")))

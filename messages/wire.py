@@ -130,7 +130,7 @@ MemoryArray.__qualname__ = "Array"
 
 
 def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> ArrayRecord:
-    """Return a record of arrays, by name, as `MemoryArray` takes each."""
+    """Return a record of arrays, by name; arguments as of `MemoryArray`."""
     record = ArrayRecord()
     for name, value in arrays.items():
         record[name] = MemoryArray(value, lent)
@@ -232,9 +232,12 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 
 
 def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message:
-    """Return the reply to an instruction with a client's vector, shape (size,).
+    """Return the reply with a client's vector; integers on the lattice are packed to the bits that they need.
 
-    Integers on the lattice of the sum's spec are packed to the bits that they need.
+    Args:
+      vector: of the client, shape (size,).
+      spec: of the sum.
+      message: instruction of the server.
     """
     width = width_of(spec)
     payload = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
@@ -242,7 +245,13 @@ def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
-    """Add one client's reply to the cohort's sum, in place; an error or an invalid reply counts as dropped, with its reason."""
+    """Add one reply to the sum; an error or an invalid reply counts as dropped, with its reason.
+
+    Args:
+      cohort_sum: sum of the cohort, changed in place.
+      reply: of one client.
+      spec: of the sum.
+    """
     if reply.has_error():
         return cohort_sum.drop(DROP_REASONS.get(reply.error.code, "failed"))
     try:

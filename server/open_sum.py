@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Message
 
-from ..messages.sizes import carried_bytes, update_bytes
+from ..messages.traffic import carried_bytes, update_bytes
 from ..messages.wire import Layout, instruct
 from ..privacy.mechanisms.private_sum import Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec

@@ -15,8 +15,7 @@ from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..messages.client_settings import ClientSettings
 from ..messages.grids import PassingGrid
-from ..messages.sizes import carried_bytes, update_bytes
-from ..messages.traffic import LOST, Cargo, Tally, cargo_of
+from ..messages.traffic import LOST, Cargo, Tally, cargo_of, carried_bytes, update_bytes
 from ..messages.wire import SummingGrid
 from ..modes.federation import Federation
 from ..privacy.mechanisms.private_sum import CohortSum

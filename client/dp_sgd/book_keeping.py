@@ -124,7 +124,12 @@ def _set_sums(sums: dict[Any, Tensor]) -> None:
 
 
 def obstacle(model: nn.Module, batch: Inputs) -> str | None:
-    """Return why this engine cannot train the model, or None; the model is run once on inputs of any values."""
+    """Return why this engine cannot train the model, or None.
+
+    Args:
+      model: is run once.
+      batch: inputs of some examples; their values are irrelevant.
+    """
     for layer in layers_of(model):
         names = [name for name, _ in layer.named_parameters(recurse=False)]
         if type(layer) not in RULES or not {"weight", "bias"}.issuperset(names):

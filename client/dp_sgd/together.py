@@ -51,7 +51,10 @@ class GradientClip:
 def draw_records(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
     """Return the rows of a client's records that take part in a round, each drawn by its own secret coin.
 
-    The stream is that of the client and the round, and is used for this draw only.
+    Args:
+      records: number of the client's records.
+      joint: settings of the step, with its sampling rate.
+      stream: of this client and round; used for this draw only.
     """
     rate = joint.terms.sample_rate
     assert rate is not None
@@ -95,7 +98,7 @@ def step_of(
     data: Batches,
     rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the contribution of these rows to the sum of an instruction's round, by name, as `step` does.
+    """Return the contribution of these rows to the sum of an instruction's round, by name; other arguments as of `step`.
 
     In an audit, model and loss are those of `Workbench.model_of_step`, and the sum has a block of its canary records.
     """

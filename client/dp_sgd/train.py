@@ -65,6 +65,11 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
     `max_grad_norm` differ by at most sqrt(coordinates) steps more after rounding. The noise is `noise_multiplier` times
     that sensitivity: sigma = noise_multiplier * (max_grad_norm / step + sqrt(coordinates)), solved for the step.
 
+    Args:
+      noise_multiplier: of the event that accounts for the noise, above 0.
+      max_grad_norm: largest norm of one record's part in the sum.
+      coordinates: number of coordinates of the sum.
+
     Raises:
       Refusal: the noise for the rounding takes half of the finest lattice's steps.
     """
@@ -318,7 +323,10 @@ def _write_sums(parameters: Sequence[Any], sums: Iterable[Tensor]) -> None:
 def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
     """Yield the function that computes clipped sums by Opacus' hooks, which hold all examples' gradients at once.
 
-    `optimizer` has the model's parameters and the clipping norm.
+    Args:
+      model: to be trained.
+      forward: returns outputs and loss of some rows.
+      optimizer: has the parameters and the clipping norm.
     """
     attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
 
@@ -444,13 +452,17 @@ def engine_of(gradients: str, model: nn.Module, data: Batches, compressed: bool 
 
 
 def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
-    """Return the engine of this name or, for `auto`, the one to train with; it depends on the data's shapes alone.
+    """Return the engine to train with, which depends on nothing but the shapes of the data.
 
     `auto` chooses book-keeping if possible, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
     clipping if an embedding would be held for every example, hooks if they see every example in every layer, and one
     example at a time for all other models.
 
-    If gradients are compressed before they are clipped, the engine must hold each whole one.
+    Args:
+      gradients: `auto`, or the name of the engine.
+      model: to be trained.
+      data: for the shape of an input.
+      compressed: whether gradients are compressed before they are clipped: the engine must then hold each whole one.
 
     Raises:
       Refusal: the engine of this name cannot train the model, or does not hold whole gradients to be compressed.

@@ -116,7 +116,10 @@ class InPlaceRound:
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float] | str, spec: SumSpec) -> None:
         """Add the update of the client that was trained last to the sum, in place, or count it as dropped.
 
-        `scalars` are what `train` returned for it.
+        Args:
+          cohort_sum: of the round.
+          scalars: what `train` returned for that client.
+          spec: of the sum.
         """
         if isinstance(scalars, str):
             return cohort_sum.drop(scalars)

@@ -40,8 +40,14 @@ def train(
     A task with its own training function trains a copy, whose arrays are taken over: other changes to the copy cannot
     reach another client. Its return value is the loss, None if it has none.
 
-    The client's number and the round's key decide the order of its examples. `precision` returns the context in which the
-    model and its loss run.
+    Args:
+      model: in the state that the server sent.
+      task: gives the loss.
+      data: the client's own.
+      training: optimiser, learning rate, epochs, batch size and weight of FedProx's pull.
+      client: number of the client; with `key` it decides the order of the examples.
+      key: of the round.
+      precision: returns the context in which the model and its loss run.
     """
     if not model.training:
         model.train()
@@ -172,8 +178,13 @@ def key_of_round(seed: int | None, number: int) -> int:
 def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:
     """Seed torch's own generators, from which layers such as Dropout draw, for one client of a round.
 
-    The generator of the model's device is seeded in addition to the CPU's; for data that are read batch by batch, those of
-    Python and NumPy as well, which transforms use. `key` is that of the round.
+    For data that are read batch by batch, the generators of Python and NumPy, which transforms use, are seeded as well.
+
+    Args:
+      key: of the round.
+      client: number of the client.
+      data: of the client.
+      device: of the model, whose generator is seeded in addition to the CPU's.
     """
     seed = int(seeds_of(key, [client])[0])
     # `torch.manual_seed` would also seed absent devices, and store a stack trace for each at every call.

@@ -12,10 +12,16 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...base.durable_files import replace_file
 from ...client.private_update import NotTrained
-from ...messages.difference_wire import ModelStatement, read_statement, with_arrays_again, with_report
 from ...messages.flower_adapter import delivered_message
 from ...messages.message_codec import MalformedMessage, pack_body, segments, unpack
-from ...messages.model_difference import apply, hash_of
+from ...messages.model_difference import (
+    ModelStatement,
+    apply,
+    hash_of,
+    read_statement,
+    with_arrays_again,
+    with_report,
+)
 from ...messages.wire import FAILED, NO_BASE, memory_arrays, only_arrays, views
 
 logger = logging.getLogger("fedveil.client")

@@ -63,7 +63,13 @@ def send(stream: socket.socket, message: Ask | Reply, end: float) -> None:
 
 
 def receive(stream: socket.socket, kind: type[T], max_bytes: int, end: float) -> T:
-    """Return the next message, of at most `max_bytes`, once it has come, by the monotonic second `end`.
+    """Return the next message.
+
+    Args:
+      stream: over TLS.
+      kind: of the message.
+      max_bytes: largest size that is accepted.
+      end: second of the monotonic clock by which it must have come.
 
     Raises:
       OSError: it does not come in time, or not whole.

@@ -116,7 +116,7 @@ def follow_fleet(
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
-    """Follow a SuperLink, like `follow` of the gRPC link, whose docstring explains the other arguments.
+    """Follow a SuperLink, like `follow` of the gRPC link; other arguments as of `grpc.device_end.follow`.
 
     Raises:
       OSError: the journal cannot be opened.

@@ -136,7 +136,10 @@ def _describe(error: grpc.aio.AioRpcError) -> str:
 def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream], Journal]) -> None:
     """Answer the next instruction in the queue, if one comes within `POLL_SECONDS`, and release its memory.
 
-    `handle` computes the reply, and `journal_of` returns the journal of the device that has a stream.
+    Args:
+      inbox: queue of instructions.
+      handle: returns the reply to an instruction.
+      journal_of: returns the journal of the device that has a stream.
     """
     with suppress(queue.Empty):
         stream, name, data = inbox.get(timeout=POLL_SECONDS)
@@ -144,9 +147,13 @@ def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream]
 
 
 def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Journal) -> Parts:
-    """Return the reply to the instruction with this id; empty if its bytes are no message.
+    """Return the reply to one instruction, its bytes in pieces; empty if the instruction is no message.
 
-    `handle` computes the reply, unless the journal says that the instruction was begun before.
+    Args:
+      name: id of the instruction.
+      data: bytes of the instruction.
+      handle: returns the reply, if the instruction was not begun before.
+      journal: instructions that were begun.
     """
     try:
         message = unpack(data)

@@ -29,10 +29,10 @@ from ...base.durable_files import replace_file
 from ...base.open_files import MAX_CONNECTIONS, for_connections, listener
 from ...base.refusal import Refusal, unreadable
 from ...configs.bundle_files import Credentials
-from ...messages.difference_wire import read_statement
 from ...messages.flower_adapter import claim_identity, name_message, name_sender
 from ...messages.frames import METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
+from ...messages.model_difference import read_statement
 from ...messages.traffic import Cargo, Tally, cargo_of
 from ...messages.wire import SPEC_RECORD, UNREADABLE
 from ..roster_grid import PRESENCE_SECONDS, RosterGrid

@@ -19,22 +19,21 @@ from fedveil.deployment.device.last_model import LastModel
 from fedveil.deployment.serve import serve
 from fedveil.links.device_answers import Journal, handle_once
 from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, DifferenceGrid
-from fedveil.messages.difference_wire import (
+from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
+from fedveil.messages.grids import AskingGrid
+from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
+from fedveil.messages.model_difference import (
     ARRAYS,
     DIFFERENCE,
     KEYS,
     MODEL,
+    hash_of,
     read_statement,
     split_report,
     with_report,
 )
-from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
-from fedveil.messages.grids import AskingGrid
-from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
-from fedveil.messages.model_difference import hash_of
 from fedveil.messages.secure_wire import model_hash
-from fedveil.messages.sizes import carried_bytes
-from fedveil.messages.traffic import Tally
+from fedveil.messages.traffic import Tally, carried_bytes
 from fedveil.messages.wire import (
     FAILED,
     NO_BASE,

@@ -18,8 +18,15 @@ from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.renewal import renewal_to
 from fedveil.messages.run_over import RunOver, message_to
 from fedveil.messages.secure_wire import Position, ask, with_roster
-from fedveil.messages.sizes import carried_bytes, update_bytes
-from fedveil.messages.traffic import Cargo, Carried, Tally, TrafficPurpose, cargo_of
+from fedveil.messages.traffic import (
+    Cargo,
+    Carried,
+    Tally,
+    TrafficPurpose,
+    cargo_of,
+    carried_bytes,
+    update_bytes,
+)
 from fedveil.messages.wire import (
     EVALUATION_KEY,
     LOG_RECORD,
