@@ -32,11 +32,11 @@ class OtherModel:
 
 
 def model_named(target: str, field: str) -> nn.Module:
-    """Return a class's model, with the same values on every call.
+    """Return a new model of a class, with the same values on every call.
 
     Args:
       target: `module:Class`, called without arguments.
-      field: its key, for refusals.
+      field: configuration key or option that names the class, for refusals.
 
     Raises:
       Refusal: it cannot be imported or created.
@@ -60,7 +60,7 @@ def with_model(task: Task, target: str, allow: tuple[str, ...]) -> Task:
     """Return the task with another model.
 
     Args:
-      task: any; it is not changed.
+      task: a task, which is not changed.
       target: `module:Class` of the model.
       allow: modules that may be imported.
 
@@ -76,11 +76,11 @@ def with_model(task: Task, target: str, allow: tuple[str, ...]) -> Task:
     if getattr(task, "own", None) is not None:
         remedy = "the task trains arrays itself and has no torch model; leave it out"
         raise Refusal("task.model", target, remedy)
-    maker = OtherModel(target)
-    maker()
+    make_model = OtherModel(target)
+    make_model()  # refuses a class that makes no model
     copied = copy(task)
     try:
-        object.__setattr__(copied, "model", maker)
+        object.__setattr__(copied, "model", make_model)
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; give it a __dict__, or the model in its own code"
         raise Refusal("task.model", target, remedy) from error
