@@ -333,11 +333,9 @@ class ProtectedGrid(PassingGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return stand-in nodes; see `PrivateGrid`."""
         nodes, everybody = self.grid.get_node_ids(), self.grid.participants
-        connected = len(everybody.first_nodes(everybody.clients))
-        if connected < everybody.clients and not self.grid.rounds:
-            logger.warning(
-                "%d of %d clients are connected: later ones take no part", connected, everybody.clients
-            )
+        connected, clients = len(everybody.first_nodes(everybody.clients)), everybody.clients
+        if connected < clients and not self.grid.rounds:
+            logger.warning("%d of %d clients are connected: later ones take no part", connected, clients)
         return nodes
 
     def send_and_receive(
@@ -345,12 +343,7 @@ class ProtectedGrid(PassingGrid):
     ) -> Iterable[Message]:
         """Run one private sum and return it as one reply; nothing after the end of the run, so that the model is unchanged.
 
-        Args:
-          messages: the strategy's messages, the same to all.
-          timeout: seconds for the replies of one exchange; None waits for all.
-
-        Raises:
-          NobodyAnswered: no client ever answered.
+        Arguments as of `PrivateGrid.send_and_receive`; NobodyAnswered if no client ever answered.
         """
         messages, rounds_before = list(messages), len(self.grid.rounds)
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):

@@ -27,14 +27,11 @@ class Answered:
 
 
 def read_answer(path: Path, field: str) -> list[Answered] | None:
-    """Return the questions of an answer's record with their figures; None if the file is not a record.
+    """Return the questions of an answer with their figures, None for a file of another kind; refuse a broken one.
 
     Args:
       path: of the file.
       field: configuration key that names the file, for a refusal.
-
-    Raises:
-      Refusal: the file cannot be read, or is a broken record.
     """
     check_file(path)
     try:

@@ -235,11 +235,7 @@ def agreement_of(task: Task) -> str | None:
 
 
 def dimension_of(task: Task) -> int:
-    """Return the number of coordinates of an update, those of the model's floating-point arrays.
-
-    Raises:
-      Refusal: an entry of the state dictionary cannot be sent.
-    """
+    """Return the number of an update's coordinates, the model's floating-point numbers; refuse what cannot be sent."""
     dimension = 0
     for name, each in sent_state(task.model()).items():
         if not isinstance(each, Tensor) or is_lazy(each):

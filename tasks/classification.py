@@ -87,7 +87,7 @@ def classification(
     build: Callable[[], nn.Module],
     groups: Indices | None = None,
 ) -> Classification:
-    """Return a `Classification` after checking its data.
+    """Return a `Classification`; refuse data as `check_examples` and `Partition.shares` do.
 
     Args:
       train: all clients' examples.
@@ -96,9 +96,6 @@ def classification(
       partition: of `train` among clients.
       build: returns a new model.
       groups: natural owner of each training example, shape (len(train),); None if unknown.
-
-    Raises:
-      Refusal: as `check_examples` and `Partition.shares` do.
     """
     check_examples(train, num_classes, "training data")
     check_examples(test, num_classes, "held-out data")

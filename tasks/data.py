@@ -269,11 +269,7 @@ class LazyExamples:
         return self.targets or next((name for name in TARGETS if name in fields), "targets")
 
     def inputs_and_targets(self, batch: Any) -> tuple[Any, Any]:
-        """Split a collated batch, a mapping of fields or a pair, into inputs and targets.
-
-        Raises:
-          Refusal: a field is missing, or the batch is neither.
-        """
+        """Split a collated batch, a mapping of fields or a pair, into inputs and targets; refuse any other."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
             target, inputs = self.target_name(fields), self.inputs
@@ -417,11 +413,7 @@ def held_out_of(task: Task) -> Data:
 
 
 def as_data(value: Any) -> Data:
-    """Convert a task's value to data: a pair (inputs, targets), a dictionary of both, or a data set with a length.
-
-    Raises:
-      Refusal: the value has no supported form.
-    """
+    """Convert a pair (inputs, targets), a dictionary of both, or a data set with a length; refuse any other value."""
     if isinstance(value, Examples | LazyExamples):
         return value
     if isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
@@ -502,11 +494,7 @@ def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _tensors(value: Any, name: str = "data") -> Any:
-    """Convert arrays to tensors: floats to float32, integers to int64; uint8 and bool stay unchanged.
-
-    Raises:
-      Refusal: a value is not an array of numbers.
-    """
+    """Convert arrays to tensors of float32 or int64, uint8 and bool as they are; refuse any other value."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -634,16 +622,12 @@ def _form(inputs: Any) -> str:
 
 
 def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
-    """Return examples for classification unchanged, after a check.
+    """Return examples for classification; refuse none, NaN, infinity, and labels out of range.
 
     Args:
       examples: examples to check.
       num_classes: number of classes.
       name: name of the examples for a refusal.
-
-    Raises:
-      Refusal: there are no examples, inputs and targets differ in number, an input is NaN or infinite, or a target is
-        out of range.
     """
     inputs, targets = examples.inputs, examples.targets
     if len(targets) == 0:

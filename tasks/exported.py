@@ -69,11 +69,7 @@ class Exported:
 
 
 def read_export(folder: Path) -> Exported | None:
-    """Return the exported model of a folder; None if the folder has no card.
-
-    Raises:
-      Refusal: its card cannot be read.
-    """
+    """Return the exported model of a folder, None if it has no card; refuse a card that cannot be read."""
     path = folder / CARD
     if not path.is_file():
         return None
@@ -91,15 +87,12 @@ def check_kind(kind: str) -> None:
 
 
 def read_model(folder: Path, kind: str, digest: str) -> Model:
-    """Return a function from inputs to outputs, shape (n, ...) each.
+    """Return a function from inputs to outputs, shape (n, ...) each; refuse a missing file and a changed one.
 
     Args:
       folder: folder of the export.
       kind: format, one of `FILES`.
       digest: SHA-256 of the model's file, from the card.
-
-    Raises:
-      Refusal: the file is missing, is another one, or needs a package that is not installed.
     """
     path = folder / FILES[kind]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -148,11 +141,7 @@ def _of_torchscript(path: Path) -> Model:
 
 
 def read_array(data: object) -> NDArray[Any]:
-    """Return an array, or that of a .npy file, in float32 or int64.
-
-    Raises:
-      Refusal: it is neither, or a number is not finite.
-    """
+    """Return an array, or that of a .npy file, in float32 or int64; refuse a number that is not finite."""
     name = type(data).__name__
     try:
         if isinstance(data, str | Path):

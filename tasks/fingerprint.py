@@ -47,11 +47,7 @@ def content_of(data: Data) -> str | None:
 
 
 def _stored_items(data: LazyExamples) -> Iterator[Any]:
-    """Yield all items in stored form: one by one, or blocks of a data set of Hugging Face.
-
-    Raises:
-      TypeError: two readings of a sampled item differ.
-    """
+    """Yield all items in stored form, one by one or in blocks; TypeError if two readings of a sampled item differ."""
     rows = list(range(len(data)))
     if hasattr(data.dataset, "with_format"):
         table = data.dataset.with_format("arrow")

@@ -23,14 +23,11 @@ NO_TABLE = (
 
 
 def weighted_schema(schema: Schema, path: str | None) -> Schema:
-    """Return the schema with a file's weights by group and class.
+    """Return the schema with a file's weights by group and class; refuse a file that lacks some.
 
     Args:
       schema: of the tables.
       path: a YAML file of weights, or the JSON file of an answer; None leaves the schema unchanged.
-
-    Raises:
-      Refusal: the file cannot be read, lacks a group or a class, or the schema already has such weights.
     """
     if path is None:
         return schema

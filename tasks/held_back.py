@@ -50,16 +50,13 @@ class _Split:
 
 
 def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows: bool = False) -> AnyTask:
-    """Return the task whose clients train without their held-out records.
+    """Return the task whose clients train without their held-out records; refuse a task that has slots.
 
     Args:
       task: any; it is not changed.
       share: of all records that are held out, in (0, 1).
       alone: whether each record is selected independently of the others, as the record level requires.
       group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
-
-    Raises:
-      Refusal: the task takes no further attribute.
     """
     split_task = copy(task)
     try:

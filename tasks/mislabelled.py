@@ -99,11 +99,7 @@ class Mislabelled:
 
 
 def mislabelled(task: Task, seed: int) -> Mislabelled:
-    """Return a simulated task with odd examples, whose content, owners and coins are drawn from a seed.
-
-    Raises:
-      Refusal: the task's data are real.
-    """
+    """Return a simulated task with odd examples, owners and coins that are drawn from a seed; refuse real data."""
     if not task.simulated:
         raise Refusal("audit", "full", "no example is planted in real data; use audit=light")
     generator = np.random.default_rng([seed, MOST, task.num_clients])

@@ -50,16 +50,13 @@ def read_released(model: nn.Module, file: bytes) -> None:
 
 
 def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) -> dict[str, NDArray[Any]]:
-    """Return a client's own columns and those of a released model, all of one length.
+    """Return a client's own columns and those of a released model; refuse rows that are not tensors.
 
     Args:
       task: of the client.
       client: its number.
       model: released, in evaluation mode, on the device of the task's inputs.
       attributed: whether attributions are columns; each row takes 50 passes of the model.
-
-    Raises:
-      Refusal: the rows are not tensors.
     """
     own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
     inputs = _without_failures(model, padded(rows, padded_size(len(rows))))

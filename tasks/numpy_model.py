@@ -46,11 +46,7 @@ class Program:
 
 
 def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
-    """Return the program and the arrays of a file; int8 arrays are multiplied by their scales.
-
-    Raises:
-      ValueError: the file is damaged or holds no program.
-    """
+    """Return the program and the arrays of a file, int8 ones times their scales; ValueError if it is damaged."""
     content = path.read_bytes()
     try:
         length = int.from_bytes(content[:8], "little")

@@ -119,9 +119,6 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
       task: defines the model, and optionally the optimiser.
       training: as of `optimizer_of`.
       noise: as of `optimizer_of`.
-
-    Raises:
-      Refusal: torch refuses options or parameters, a step needs more than gradients, or the task trains by itself.
     """
     from ..configs.optimizers import mistakes_of_options
 

@@ -62,9 +62,6 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
     Args:
       task: instance of the user's class.
       how: name, num_clients, seed and other keys of the partition; None if the clients are real.
-
-    Raises:
-      Refusal: the partition does not suit the task.
     """
     if isinstance(task, Task) or not isinstance(task, PooledTask):
         if how is not None and how["name"] != "natural":

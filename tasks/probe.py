@@ -119,11 +119,7 @@ class Probe:
 
 
 def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
-    """Return the probe in double precision, or in the model's own if its code requires that.
-
-    Raises:
-      Refusal: the model cannot be copied, or its outputs are no batch.
-    """
+    """Return the probe in double precision, or in the model's own if its code requires that."""
     data = _usable(model, objective, data)
     inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
     for tensor in leaves(
@@ -166,11 +162,7 @@ def _measured(probe: Probe) -> Probe:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy in training mode.
-
-    Raises:
-      Refusal: the model cannot be copied, so that nothing can be measured without changing it.
-    """
+    """Return a copy in training mode; refuse a model that cannot be copied, since a measurement would change it."""
     try:
         return copy.deepcopy(model).train()
     except (RuntimeError, TypeError) as error:

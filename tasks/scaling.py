@@ -63,11 +63,7 @@ def with_moments(schema: Schema, moments: Moments) -> Schema:
 
 
 def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
-    """Return the questions of a run about its numbers: mean and variance of each within the bounds of the schema.
-
-    Raises:
-      Refusal: the schema already scales all numbers, or there are too many for one answer.
-    """
+    """Return a run's questions about mean and variance of its numbers; refuse none and too many."""
     numbers = [each for each in _numbers(schema, ASKED) if each.standard is None]
     if not 1 <= len(numbers) <= MAX_QUESTIONS:
         text = f"asks about 1 to {MAX_QUESTIONS} numbers; write mean and deviation of others into the schema"

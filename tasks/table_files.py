@@ -69,11 +69,7 @@ class Rows:
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the tables of one client: the file itself, or the files of its folder by name.
-
-    Raises:
-      Refusal: there is none.
-    """
+    """Return the tables of one client: the file itself, or the files of its folder by name; refuse if there is none."""
     if path.is_file():
         return [path]
     tables = sorted(filter(_is_table, path.glob("*"))) if path.is_dir() else []
@@ -90,9 +86,6 @@ def clients_of(folder: Path, public: Sequence[Path] = ()) -> list[Path]:
     Args:
       folder: folder of all clients, or one client's file.
       public: files in it that belong to no client.
-
-    Raises:
-      Refusal: there is no table.
     """
     if folder.is_file():
         return [folder]
@@ -184,11 +177,7 @@ def _read_columns(
 
 
 def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
-    """Return `Rows.inputs` of a data frame of pandas, or of another object that `pyarrow.table` accepts.
-
-    Raises:
-      Refusal: it is no data frame, or has a mistake, named by column and row.
-    """
+    """Return `Rows.inputs` of a data frame of pandas, or of what else `pyarrow.table` accepts; refuse anything else."""
     require_extra("tables", "a data frame")
     pa: Any = import_module("pyarrow")
     try:
@@ -313,13 +302,10 @@ class Cells:
         return numbers
 
     def codes(self, is_label: bool = False) -> NDArray[np.int64]:
-        """Return the number of each cell's category, shape (n,), -1 if it is missing.
+        """Return the number of each cell's category, shape (n,), -1 if it is missing; refuse an unknown word.
 
         Args:
           is_label: whether a missing word is refused.
-
-        Raises:
-          Refusal: a word is no category, or is missing although the column requires it.
         """
         column, (words, index) = self.column, self.words()
         numbers = {**dict.fromkeys((*self.missing, *column.absent), -1), **column.codes}
@@ -424,11 +410,7 @@ class OpenTable:
             row += len(arrays[0])
 
     def positions(self, columns: Sequence[Column]) -> list[int]:
-        """Return the position of each column.
-
-        Raises:
-          Refusal: one is missing, or occurs twice.
-        """
+        """Return the position of each column; refuse one that is missing or occurs twice."""
         header = [plain(name) for name in self.header]
         counts, positions = Counter(header), {name: position for position, name in enumerate(header)}
         for column in columns:

@@ -241,15 +241,12 @@ def read_words(path: Path) -> object:
 
 
 def with_label(schema: Schema, label: object, where: str) -> Schema:
-    """Return the schema with a label.
+    """Return the schema with a label; refuse one that is no column, is the only one, or has keys of inputs.
 
     Args:
       schema: schema of all columns.
       label: name of the column to predict.
       where: file of the schema, for a refusal.
-
-    Raises:
-      Refusal: there is no such column, or no other one, or a key belongs to another kind of column.
     """
     names = {plain(column.name): column.name for column in schema.columns}
     if not isinstance(label, str) or plain(label) not in names:
@@ -273,15 +270,12 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
 
 
 def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
-    """Return the schema with weights by group and class, scaled so that the largest is 1.
+    """Return the schema with weights by group and class, scaled so that the largest is 1; refuse a missing one.
 
     Args:
       schema: schema with its label.
       value: a mapping from the name of one column of groups to its words, and from each to the weight of each class.
       where: file or key of the value, for a refusal.
-
-    Raises:
-      Refusal: a group or a class has no weight, or has one that is not above 0.
     """
     if not isinstance(value, dict) or len(value) != 1:
         remedy = (

@@ -449,9 +449,6 @@ def _split(
       clients: all examples of each client.
       keys: share and rule.
       hashed: the same rows, before a scaling that a run asked for; their hashes select.
-
-    Raises:
-      Refusal: the share is invalid, or holds out nothing.
     """
     field, share = "task.held_out_share", keys.held_out_share
     if not 0 < share < 1:

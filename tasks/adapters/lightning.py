@@ -189,11 +189,7 @@ def _check_hooks(module: Any) -> None:
 
 
 def _optimizer_of(module: Any) -> torch.optim.Optimizer:
-    """Return the optimiser of `configure_optimizers`, which also steps the learning-rate schedule.
-
-    Raises:
-      Refusal: there are several or none, or a schedule counts neither steps nor epochs.
-    """
+    """Return the optimiser of `configure_optimizers`, which also steps its schedules; refuse several, and none."""
     field = f"{type(module).__name__}.configure_optimizers"
     try:
         optimizers, schedules = _optimizers_and_schedules(module.configure_optimizers())

@@ -192,11 +192,7 @@ class SklearnTask:
         return make_pipeline(*self._transformers, fitted)
 
     def client_data(self, client: int) -> Any:
-        """Return a client's arrays.
-
-        Raises:
-          Refusal: a target is not a known class.
-        """
+        """Return a client's arrays; refuse an unknown class."""
         return self._arrays(self._clients[client], f"client {client}")
 
     def held_out(self) -> Any:

