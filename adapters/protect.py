@@ -53,9 +53,11 @@ from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.registry import check_averages
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
-OPERATOR = ".operator.jsonl"  # beside the ledger: facts about rounds that only a trusted server may read
-# Times delta: largest probability that empty draws end a run for lack of answers. The end is public and adds at most
-# e^epsilon times this to delta.
+OPERATOR = (
+    ".operator.jsonl"  # file next to the ledger with facts about rounds that only a trusted server may read
+)
+# The probability that empty draws alone end a run for lack of answers is at most this times delta. The end is public and
+# adds at most e^epsilon times that to delta.
 BY_CHANCE = 1e-6
 
 logger = logging.getLogger("flwr.fedveil")  # below Flower's logger, whose output users read
@@ -155,18 +157,20 @@ def protect(
         logger.warning(warning)
     path = _ledger_path(data_id, ledger_dir)
     budget = capped(path, budget)
-    for cap in () if evaluate is None else caps_on(path):
-        require_purposes([EVALUATION], cap)
     plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
-    evaluating = None if evaluate is None else _terms_of(evaluate, plan, population, budget)
-    other_events = [] if evaluating is None else events_of(evaluating.plan, len(evaluating.rounds))
+    evaluating, other_events = None, []
+    if evaluate is not None:
+        for cap in caps_on(path):
+            require_purposes([EVALUATION], cap)
+        evaluating = _evaluation_terms(evaluate, plan, population, budget)
+        other_events = events_of(evaluating.plan, len(evaluating.rounds))
     plan = plan.calibrate(budget, other_events)
     if not accept_vacuous:
         _require_use(plan, cohort, population, parameters)
     with refusing("ledger_dir", path.parent, "cannot be made"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusive_access(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
-        if prior := tuple(ledger.events(Adversary.MODEL)):
+        if prior := tuple(ledger.events(Adversary.MODEL)):  # of earlier runs on this ledger
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *other_events])
         for shared in ledger.shared:
             plan = within_records(plan, shared, budget, "budget", other_events)
@@ -181,13 +185,14 @@ def protect(
 
 @contextmanager
 def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
+    """Open the clients' ledger after the settlement of what is pending; store its head when it is closed."""
     settle(path.parent, data_id, pending_for_population(path.parent, data_id), budget, POPULATION)
     with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
         try:
             yield ledger
         finally:
-            with suppress(Refusal):  # of a full disk: the head before stays
+            with suppress(Refusal):  # of a full disk: the earlier head remains
                 keep_head(ledger, data_id)
 
 
@@ -196,7 +201,7 @@ def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
 
 @dataclass(frozen=True)
 class EvaluationTerms:
-    """Terms of an evaluation at the clients."""
+    """Evaluations at the clients: the user's terms, the plan of one, the rounds before each, and the releases' name."""
 
     terms: ClientEvaluation
     plan: Plan
@@ -204,24 +209,26 @@ class EvaluationTerms:
     name: str
 
 
-def _terms_of(terms: ClientEvaluation, plan: Plan, population: int, budget: Budget) -> EvaluationTerms:
-    """Return the terms of the evaluations; refuse ones with too wide an interval."""
+def _evaluation_terms(
+    terms: ClientEvaluation, plan: Plan, population: int, budget: Budget
+) -> EvaluationTerms:
+    """Return the terms of the evaluations of a run with this plan of training; refuse too wide an interval."""
     rounds = terms.rounds(plan.num_rounds)
     noise = noise_of(terms.noise_multiplier, len(rounds))
-    one = replace(plan, sampling=All(), num_rounds=1, noise_multiplier=noise)
+    plan_of_one = replace(plan, sampling=All(), num_rounds=1, noise_multiplier=noise)
     name = name_of(uuid.uuid4().hex)
-    planned_half_width(terms.asked(name), one, population, terms.resolution, budget.target_delta)
-    return EvaluationTerms(terms, one, rounds, name)
+    planned_half_width(terms.asked(name), plan_of_one, population, terms.resolution, budget.target_delta)
+    return EvaluationTerms(terms, plan_of_one, rounds, name)
 
 
-def _evaluated(
+def _evaluate(
     evaluating: EvaluationTerms,
     grid: PrivateGrid,
     ledger: Ledger,
     messages: list[Message],
     timeout: float | None,
 ) -> list[Message]:
-    """Return the clients' means as one reply, with the ends of their intervals; nothing if there is no valid mean."""
+    """Let all clients evaluate the model; return their means and intervals as one reply, or nothing without a mean."""
     number = grid.rounds[-1].number
     evaluation = evaluating.terms.asked(evaluating.name)
     charge = Charge(evaluating.plan, ledger, evaluation, Randomness(), row_after(number))
@@ -237,9 +244,8 @@ def _evaluated(
         return []
     charge.settle()
     means = means_of(dict(evaluation.answers(mean.counts, mean.noise, everybody.clients)))
-    summary = ", ".join(
-        f"{name} {each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in means.items()
-    )
+    texts = [f"{name} {each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in means.items()]
+    summary = ", ".join(texts)
     logger.info("the clients after round %d: %s", number, summary or "no mean can be estimated")
     if not means:
         return []
@@ -269,7 +275,7 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
 def _check_start(
     protected: ProtectedGrid, held_out: str, strategy: Strategy, grid: object, evaluate_fn: object
 ) -> None:
-    """Refuse a strategy that a private sum cannot serve, or what it would measure on private data, before a round is charged."""
+    """Refuse, before `Strategy.start` with these arguments, one that needs single replies or measures on private data."""
     if grid is not protected:
         return
     check_averages(strategy)
@@ -280,22 +286,21 @@ def _check_start(
 
 
 def _require_use(plan: Plan, cohort: Cohort, population: int, parameters: int | None) -> None:
-    wrong = vacuity(plan, cohort.expected_size(population), population, parameters)
-    wrong = wrong or emptiness(cohort.coin, population)
-    if wrong is not None:
+    """Refuse a plan whose guarantee is vacuous, or whose rounds are often empty; `parameters` as of `protect`."""
+    fault = vacuity(plan, cohort.expected_size(population), population, parameters)
+    fault = fault or emptiness(cohort.coin, population)
+    if fault is not None:
         small = ", give parameters= of a small model" if parameters is None else ""
-        remedy = f"this guarantee {wrong}; use more clients{small}, or accept it with accept_vacuous=True"
+        remedy = f"this guarantee {fault}; use more clients{small}, or accept it with accept_vacuous=True"
         raise Refusal("population", population, remedy)
 
 
 def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
-    """Return the ledger of a data set, independent of the working folder."""
+    """Return the path of a data set's ledger, which does not depend on the working folder."""
     if not re.fullmatch(DATA_ID, data_id):
         raise Refusal("data_id", data_id, NO_DATA_ID)
-    return (
-        ledger_folder("ledger_dir", ledger_dir)
-        / f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
-    )
+    name = f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
+    return ledger_folder("ledger_dir", ledger_dir) / name
 
 
 # --- the rounds ---------------------------------------------------------------------------------------------------
@@ -303,15 +308,15 @@ def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
 
 @dataclass
 class ProtectedGrid(PassingGrid):
-    """Grid that `protect` yields: it prints one line per round, and does nothing after the end of the run.
+    """Grid that `protect` yields: it logs one line per round, and does nothing after the end of the run.
 
     Attributes:
-      grid: sums privately.
-      privacy: protection of the clients.
-      budget: of the ledger, within its owner's caps.
+      grid: grid of private sums.
+      privacy: plan and ledger of the clients.
+      budget: budget of the ledger, within its owner's caps.
       evaluating: terms of the evaluations; None without evaluations.
-      ended: why the run has ended; None while it continues.
-      start_round: rounds before the strategy that runs.
+      ended: reason why the run has ended; None while it continues.
+      start_round: number of rounds before the present strategy started.
     """
 
     grid: PrivateGrid
@@ -328,11 +333,9 @@ class ProtectedGrid(PassingGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return stand-in nodes; see `PrivateGrid`."""
         nodes, everybody = self.grid.get_node_ids(), self.grid.participants
-        connected = len(everybody.first_nodes(everybody.clients))
-        if connected < everybody.clients and not self.grid.rounds:
-            logger.warning(
-                "%d of %d clients are connected: later ones take no part", connected, everybody.clients
-            )
+        connected, clients = len(everybody.first_nodes(everybody.clients)), everybody.clients
+        if connected < clients and not self.grid.rounds:
+            logger.warning("%d of %d clients are connected: later ones take no part", connected, clients)
         return nodes
 
     def send_and_receive(
@@ -340,23 +343,17 @@ class ProtectedGrid(PassingGrid):
     ) -> Iterable[Message]:
         """Run one private sum and return it as one reply; nothing after the end of the run, so that the model is unchanged.
 
-        Args:
-          messages: of the strategy, the same to all.
-          timeout: seconds for the replies of one exchange; None waits for all.
-
-        Raises:
-          NobodyAnswered: no client ever answered.
-
+        Arguments as of `PrivateGrid.send_and_receive`; NobodyAnswered if no client ever answered.
         """
-        messages, before = list(messages), len(self.grid.rounds)
+        messages, rounds_before = list(messages), len(self.grid.rounds)
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
             return self._evaluate(messages, timeout)
         if self.ended is not None:
-            return [] if before > self.start_round else self._end(self.ended)
+            return [] if rounds_before > self.start_round else self._end(self.ended)
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))
         if self.grid.exhausted is not None:
             return self._end(str(self.grid.exhausted))
-        if len(self.grid.rounds) == before:
+        if len(self.grid.rounds) == rounds_before:  # no message of training, and the grid sends no others
             return replies
         self._log_round(self.grid.rounds[-1])
         reason = self._silence_reason()
@@ -367,15 +364,17 @@ class ProtectedGrid(PassingGrid):
         return self._end(reason)
 
     def _evaluate(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        """Return the reply of an evaluation that is due after the last round, or nothing."""
         if self.evaluating is None:
             self._warn_of_evaluation()
             return []
         rounds = self.grid.rounds
         if self.ended is not None or not rounds or rounds[-1].number not in self.evaluating.rounds:
             return []
-        return _evaluated(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
+        return _evaluate(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
 
     def _end(self, reason: str) -> list[Message]:
+        """End the run and return no replies; refuse a strategy that had no round."""
         self.ended = reason
         if len(self.grid.rounds) == self.start_round:  # Flower would return an empty model
             raise Refusal("num_rounds", "none is left for this strategy", reason)
@@ -385,10 +384,9 @@ class ProtectedGrid(PassingGrid):
     def _log_round(self, round_: Round) -> None:
         """Log a round's result; exact counts, which may depend on a client's data, go to the operator's file."""
         ledger = self.privacy.ledger
-        counts: dict[str, object] = {"round": round_.number, "invited": round_.invited}
-        counts |= {"replies": round_.replies, "dropped": round_.dropped}
+        counts = {name: getattr(round_, name) for name in ("invited", "replies", "dropped")}
         with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
-            file.write((json.dumps(counts) + "\n").encode())
+            file.write((json.dumps({"round": round_.number, **counts}) + "\n").encode())
         delta, adjacency = self.budget.target_delta, self.budget.adjacency
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
         spent = spent_epsilon(events, delta, adjacency, order, GATE_INTERVAL)
@@ -405,9 +403,10 @@ class ProtectedGrid(PassingGrid):
         self._warned_of_evaluation = True
 
     def _silence_reason(self) -> str | None:
-        """Return a message if no client answered for more rounds than empty draws explain, or None."""
-        last = self.grid.rounds[-self._patience() :]
-        if len(last) < self._patience() or any(each.replies for each in last):
+        """Return why the run ends if no client answered for more rounds than empty draws explain; else None."""
+        patience = self._patience()
+        last = self.grid.rounds[-patience:]
+        if len(last) < patience or any(each.replies for each in last):
             return None
         reasons = sorted({reason for each in last for reason in each.dropped})
         first, end = last[0].number, last[-1].number
@@ -418,8 +417,9 @@ class ProtectedGrid(PassingGrid):
         )
 
     def _patience(self) -> int:
-        participants, delta = self.grid.participants, self.budget.target_delta
-        rate = tossed_rate(participants.cohort)
+        """Return the least number n of rounds that are all empty with probability (1 - rate)^(clients n) <= BY_CHANCE delta."""
+        rate = tossed_rate(self.grid.participants.cohort)
         if rate >= 1:
             return 1
-        return math.ceil(math.log(BY_CHANCE * delta) / (participants.clients * math.log1p(-rate)))
+        log_of_empty_round = self.grid.participants.clients * math.log1p(-rate)
+        return math.ceil(math.log(BY_CHANCE * self.budget.target_delta) / log_of_empty_round)

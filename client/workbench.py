@@ -25,7 +25,7 @@ from ..tasks.fingerprint import fingerprint
 from ..tasks.hardware import check_made_here, device_of, placed, precision
 from ..tasks.independence import check_evaluated_apart, check_independence
 from ..tasks.memory import keep_freed
-from ..tasks.persons import Owners, kept
+from ..tasks.persons import Owners, limit_per_person
 from ..tasks.protocol import Objective, Task, check_trainable
 from .extra import extra_records
 from .training.sgd import with_fast_kernels
@@ -143,7 +143,7 @@ class Workbench:
             owners = Owners(number, numbers, private.clients_per_person)
         key = client, per_person, owners
         if key not in self._bounded:
-            self._bounded[key] = kept(data, per_person, owners)
+            self._bounded[key] = limit_per_person(data, per_person, owners)
         return self._bounded[key]
 
     def records_of(self, client: int, settings: ClientSettings) -> Data:

@@ -24,7 +24,7 @@ from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency
 from ..server.round_terms import UnitsPerClient
 from ..tasks.data import Data, data_of, size_of
-from ..tasks.persons import Owners, kept
+from ..tasks.persons import Owners, limit_per_person
 from .parts import Parts
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Mode:
         """Return a client's training data, without a person's examples beyond the limit."""
         max_clients = self.clients_per_person
         owners = None if max_clients is None else Owners(client, range(self.parts.num_clients), max_clients)
-        return kept(data_of(self.parts.task, client), self.per_person, owners)
+        return limit_per_person(data_of(self.parts.task, client), self.per_person, owners)
 
     @cached_property
     def sizes(self) -> list[int]:

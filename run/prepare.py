@@ -153,7 +153,7 @@ def _warn_of_scale(federation: Federation) -> None:
     clients = federation.population.local_clients(task) if federation.settings.task.own else ()
     if not clients or not mode.spends:
         return
-    from ..tasks.own_scale import SAID, own_scale  # of real data alone
+    from ..tasks.own_scale import WARNING, own_scale  # of real data alone
 
     reads = [partial(data_of_all, task, client) for client in clients]
     scales = [own_scale(lambda read=read: [read()]) for read in reads]
@@ -161,9 +161,9 @@ def _warn_of_scale(federation: Federation) -> None:
     if mode.hides_records and any(scales):
         number = next(client for client, scale in enumerate(scales) if scale)
         others = sum(map(bool, scales)) - 1
-        warn(f"columns of client {number}, and of {others} others, {SAID.format(scales[number])}")
+        warn(f"columns of client {number}, and of {others} others, {WARNING.format(scales[number])}")
     elif pooled and not all(scales):  # where clients are hidden, each may scale by its own
-        warn(f"columns of all clients' data together {SAID.format(pooled)}")
+        warn(f"columns of all clients' data together {WARNING.format(pooled)}")
 
 
 def _check_evaluation(federation: Federation) -> None:

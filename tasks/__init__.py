@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..base.extensions import extension, names
@@ -37,17 +38,22 @@ __all__ = [
 
 TASKS = names("task")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their module names
+MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")  # of every task
 
 MODEL = "model"  # option: another model of the task
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
 HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
 HELD_ALONE = "held back by itself"  # option: select each record independently of the others
-GROUP_EQUAL_ROWS = "equal records held back together"  # option: of runs that an earlier release began, which go on by its rule
+GROUP_EQUAL_ROWS = (
+    "equal records held back together"  # option: rule of earlier releases, for runs that they began
+)
 DEALT = "partition of a pool"  # option with the partition's keys, num_clients and seed
 OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS)  # options that every task takes
 
 
-def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
+def load_task(
+    name: str, options: Mapping[str, Any] = MappingProxyType({}), allow: tuple[str, ...] = ()
+) -> Task:
     """Return the task of that name.
 
     Args:
@@ -61,52 +67,56 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
       Refusal: the name is unknown, the module is not allowed or cannot be imported, the task does not take an option,
         or the task itself refuses one.
     """
-    make = _own(name, allow) if ":" in name else _shipped(name)
-    own = {key: value for key, value in (options or {}).items() if key not in OF_ALL}
-    # A class with a parameter of this name gets the model; for any other it is set from outside.
-    takes = MODEL in inspect.signature(make).parameters
-    other = own.pop(MODEL, None) if not takes or (":" in str(own.get(MODEL)) and ":" not in name) else None
-    if ":" in name:
+    is_users = ":" in name
+    make = _own(name, allow) if is_users else _shipped(name)
+    signature = inspect.signature(make)
+    arguments = {key: value for key, value in options.items() if key not in OF_ALL}
+    model = arguments.get(MODEL)
+    # A shipped task's own parameter takes words such as `student`; a class is set from outside.
+    replaces_model = MODEL not in signature.parameters or (":" in str(model) and not is_users)
+    if replaces_model:
+        arguments.pop(MODEL, None)
+    if is_users:
         if hasattr(make, "pool") and not hasattr(make, "client_data"):
-            own.pop("num_clients", None)  # of the partition
-        _check_arguments(name, make, own)
+            arguments.pop("num_clients", None)  # the partition's; the class has a pool and no clients
+        _check_arguments(name, make, arguments)
     try:
-        arguments = inspect.signature(make).bind(**own)
+        signature.bind(**arguments)
     except TypeError as error:
-        raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
+        raise Refusal("task", name, f"its options are {signature}; {error}") from error
     try:
-        instance = make(*arguments.args, **arguments.kwargs)
-        if ":" in name:
+        instance = make(**arguments)
+        if is_users:
             from .pool import dealt
 
-            instance = dealt(instance, (options or {}).get(DEALT))
+            instance = dealt(instance, options.get(DEALT))
         task = as_task(instance)
     except (OSError, ValueError) as error:
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise Refusal("task", name, f"it lacks {', '.join(lacking(task))}")
-    if other is not None:
+    if replaces_model and model is not None:
         from .other_model import with_model
 
-        task = with_model(task, other, allow)
-    return as_run(task, options or {})
+        task = with_model(task, model, allow)
+    return as_run(task, options)
 
 
 def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that a user's class does not accept, or lacks."""
+    """Refuse arguments that a user's class does not accept, and arguments without a default that are missing."""
     parameters = inspect.signature(make).parameters.values()
-    accepted = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        accepted = dict.fromkeys(arguments) | accepted
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    accepts_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     for key, value in arguments.items():
-        if key == "num_clients" and key not in accepted:
+        if key in named or accepts_any:
+            continue
+        if key == "num_clients":
             remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
-        if key not in accepted:
-            remedy = f"{name} takes no such argument; {nearest(key, accepted)}"
-            raise Refusal(f"task.args.{key}", value, remedy)
-    for key, each in accepted.items():
-        if each is not None and each.default is each.empty and key not in arguments:
+        remedy = f"{name} takes no such argument; {nearest(key, named)}"
+        raise Refusal(f"task.args.{key}", value, remedy)
+    for key, each in named.items():
+        if each.default is each.empty and key not in arguments:
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 
 
@@ -115,14 +125,17 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
 
     Args:
       task: as constructed.
-      options: HELD_BACK leaves out the records that clients hold out for evaluation; PLANTED plants odd examples in
-        simulated data.
+      options: of `load_task`; only HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS and PLANTED are read here.
     """
     if options.get(HELD_BACK) is not None:
         from .held_back import held_back
 
-        rules = (options.get(key, False) for key in (HELD_ALONE, GROUP_EQUAL_ROWS))
-        task = held_back(task, options[HELD_BACK], *rules)
+        task = held_back(
+            task,
+            options[HELD_BACK],
+            alone=options.get(HELD_ALONE, False),
+            group_equal_rows=options.get(GROUP_EQUAL_ROWS, False),
+        )
     if options.get(PLANTED) is None or not task.simulated:
         return task
     from .mislabelled import mislabelled
@@ -131,14 +144,12 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
 
 
 def lacking(task: object) -> list[str]:
-    """Return the members of a task that an object lacks."""
-    return sorted(member for member in _MEMBERS if getattr(task, member, None) is None)
-
-
-_MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")
+    """Return the names of the members of `Task` that an object lacks."""
+    return sorted(member for member in MEMBERS if getattr(task, member, None) is None)
 
 
 def _shipped(name: str) -> Callable[..., object]:
+    """Return the `load` function of a shipped task's module."""
     if name not in TASKS:
         raise Refusal("task", name, f'choose one of {", ".join(TASKS)}, or your own as "module:Class"')
     try:
@@ -151,6 +162,7 @@ def _shipped(name: str) -> Callable[..., object]:
 
 
 def _own(name: str, allow: tuple[str, ...]) -> Callable[..., object]:
+    """Import the user's class "module:Class" from a module that is allowed."""
     module, _, attribute = name.partition(":")
     if module not in allow:
         listed = ", ".join(allow) or "none"
@@ -163,7 +175,10 @@ def _own(name: str, allow: tuple[str, ...]) -> Callable[..., object]:
 
 
 class AnnouncedTask:
-    """Simulated task that is loaded at the first access to its model or data."""
+    """Simulated task that is loaded at the first access to its model or data.
+
+    Until then only the number of its clients is known, which is all that a plan needs.
+    """
 
     simulated = True
 
@@ -176,21 +191,16 @@ class AnnouncedTask:
         return self._load()
 
     def model(self) -> nn.Module:
-        """Return a new model."""
         return self._task.model()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over the batch."""
         return self._task.loss(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return means over the examples given."""
         return self._task.metrics(outputs, targets)
 
     def client_data(self, client: int) -> Any:
-        """Return the examples of one client."""
         return self._task.client_data(client)
 
     def held_out(self) -> Any:
-        """Return the held-out examples."""
         return self._task.held_out()

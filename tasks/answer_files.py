@@ -11,13 +11,13 @@ from ..configs.yaml_guard import check_file
 
 @dataclass(frozen=True)
 class Answered:
-    """One question and its answer.
+    """One question and the figures of its answer.
 
     Attributes:
-      question: keys of the question.
-      names: of the figures.
-      values: of the figures; None for one below the noise.
-      halves: half-width of each interval; None likewise.
+      question: keys of the question, with `kind`.
+      names: name of each figure.
+      values: value of each figure; None for one below the noise.
+      halves: half-width of each figure's interval; None likewise.
     """
 
     question: dict[str, Any]
@@ -27,14 +27,11 @@ class Answered:
 
 
 def read_answer(path: Path, field: str) -> list[Answered] | None:
-    """Return the questions of an answer's record with their figures; None if the file is not a record.
+    """Return the questions of an answer with their figures, None for a file of another kind; refuse a broken one.
 
     Args:
       path: of the file.
-      field: its key, for a refusal.
-
-    Raises:
-      Refusal: the file cannot be read, or is a broken record.
+      field: configuration key that names the file, for a refusal.
     """
     check_file(path)
     try:
@@ -44,23 +41,27 @@ def read_answer(path: Path, field: str) -> list[Answered] | None:
     if not isinstance(record, dict) or "question" not in record:
         return None
     try:
-        pairs = zip(record["question"]["ask"], record["answers"], strict=False)  # none if not released
+        # `answers` is empty if nothing was released.
+        pairs = zip(record["question"]["ask"], record["answers"], strict=False)
         return [_answered(dict(question), answer["figures"]) for question, answer in pairs]
     except (Refusal, LookupError, TypeError, ValueError, AttributeError) as problem:
         raise Refusal(field, str(path), f"is not an answer of fedveil ask ({problem})") from problem
 
 
 def _answered(question: dict[str, Any], figures: Any) -> Answered:
+    """Return a question with its figures, mappings of name, value, low and high."""
+    names = tuple(str(each.get("name", "")) for each in figures)
     values = tuple(_number(each["value"]) for each in figures)
-    ends = [(_number(each["low"]), _number(each["high"])) for each in figures]
-    for each, (low, high) in zip(figures, ends, strict=True):
-        if low is not None and high is not None and low > high:
-            remedy = "is a reversed interval"
-            raise Refusal(str(each.get("name", "figure")), f"{low:g} to {high:g}", remedy)
-    halves = tuple(None if low is None or high is None else (high - low) / 2 for low, high in ends)
-    return Answered(
-        {"kind": "", **question}, tuple(str(each.get("name", "")) for each in figures), values, halves
-    )
+    return Answered({"kind": "", **question}, names, values, tuple(map(_half_width, figures)))
+
+
+def _half_width(figure: Any) -> float | None:
+    low, high = _number(figure["low"]), _number(figure["high"])
+    if low is None or high is None:
+        return None
+    if low > high:
+        raise Refusal(str(figure.get("name", "figure")), f"{low:g} to {high:g}", "is a reversed interval")
+    return (high - low) / 2
 
 
 def _number(value: object) -> float | None:

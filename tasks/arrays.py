@@ -1,10 +1,13 @@
 """Arrays of a model that are sent: its trainable parameters and buffers, read, and loaded in place."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
 from types import NoneType
 from typing import Any
@@ -28,12 +31,7 @@ BASE_REMEDY = (
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Copy arrays into the model's parameters and buffers, in place.
-
-    Args:
-      model: whose state takes the values.
-      arrays: by name of the model's state dictionary, with its shapes.
-    """
+    """Copy arrays, by the names of a model's state dictionary, into its parameters and buffers, in place."""
     own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in arrays.items():
@@ -50,12 +48,7 @@ def emptied(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def holding(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> Generator[None]:
-    """Set copies of arrays in an emptied model within the context.
-
-    Args:
-      model: changed in place.
-      arrays: by name of the model's state dictionary, with its shapes.
-    """
+    """Load arrays into an `emptied` model for a block; empty it again afterwards."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             parameter.data = parameter.data.new_empty(arrays[name].shape)
@@ -75,21 +68,21 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 
 def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """Return the result of `read_arrays`, in the model's own memory if that may be overwritten; see `memory_alone`.
+    """Return the result of `read_arrays` without copies, except of tensors that share memory; see `memory_alone`.
 
     A change of such an array changes the model, which must be loaded before its next use.
     """
-    travelling = sent_state(model)
-    alone = memory_alone(model.state_dict(), travelling)
-    return {name: alone[name] if name in alone else _copy(value) for name, value in travelling.items()}
+    sent = sent_state(model)
+    alone = memory_alone(model.state_dict(), sent)
+    return {name: alone[name] if name in alone else _copy(value) for name, value in sent.items()}
 
 
 def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Return the memory, by name, of the tensors that are contiguous, on the CPU, and not shared.
+    """Return by name the memory of those tensors that are contiguous, on the CPU, and share it with no other.
 
     Args:
-      tensors: all that a model has, without gradients.
-      names: of those to examine.
+      tensors: all tensors of a model, without gradients.
+      names: names of the tensors to examine.
     """
     # Packed weights of other libraries are tensors without memory of their own.
     count = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if type(t) is Tensor)
@@ -104,6 +97,7 @@ def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
 
 
 def _copy(value: Tensor) -> NDArray[np.generic]:
+    """Return a tensor's values in new memory."""
     return value.numpy().copy() if value.device.type == "cpu" else value.cpu().numpy()
 
 
@@ -117,7 +111,7 @@ def sent_state(model: nn.Module) -> dict[str, Any]:
 
     def sent(name: str) -> bool:
         path, _, own = name.rpartition(".")
-        while path not in modules:  # an entry that a library adds beside its parameter
+        while path not in modules:  # of packed weights, which add entries under a parameter's name
             path, _, own = path.rpartition(".")
         parameter = modules[path]._parameters.get(own)  # pyright: ignore[reportPrivateUsage]
         return kinds[path] if parameter is None else parameter.requires_grad
@@ -153,16 +147,16 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
-    """Return whether arrays are all that is sent of this model; earlier versions sent buffers of its base as well.
+    """Return whether arrays, of a checkpoint or a released model, are those that are sent of this model.
 
-    Args:
-      model: of a task.
-      arrays: by name, of a checkpoint or of a released model.
+    Earlier versions sent buffers of its base as well.
     """
-    own = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
-    former = dict(model.named_buffers()).keys() & base_of(model).keys()
-    forms = {name: (value.shape, value.dtype) for name, value in arrays.items() if name not in former}
-    return forms == own
+    buffers_of_base = dict(model.named_buffers()).keys() & base_of(model).keys()
+    expected = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
+    forms = {
+        name: (value.shape, value.dtype) for name, value in arrays.items() if name not in buffers_of_base
+    }
+    return forms == expected
 
 
 def base_check(model: nn.Module) -> Callable[[], None]:
@@ -171,26 +165,31 @@ def base_check(model: nn.Module) -> Callable[[], None]:
     A base that a client's training changed holds information of its data, which no release covers. A tensor of more than
     `COPIED` numbers, or of another library's kind, is compared by its count of changes: copies would double the memory.
     """
-    initial = {name: (value, value._version, _small_copy(value)) for name, value in base_of(model).items()}
+    base = base_of(model)
+    copies = {name: value.detach().clone() for name, value in base.items() if _is_small(value)}
+    versions = {name: value._version for name, value in base.items()}
 
     def require() -> None:
-        present = base_of(model) if initial else {}
-        for name, (value, version, copied) in initial.items():
+        present = base_of(model) if base else {}
+        for name, value in base.items():
             now = present.get(name)
-            still = now is value and value._version == version if copied is None else _equal(now, copied)
-            if not still:
+            if name in copies:
+                unchanged = now is not None and _equal(now, copies[name])
+            else:
+                unchanged = now is value and value._version == versions[name]
+            if not unchanged:
                 raise Refusal("model", f"{name} of the base is changed by training", BASE_REMEDY)
 
     return require
 
 
-def _small_copy(value: Tensor) -> Tensor | None:
-    small = value.numel() <= COPIED and type(value) in (Tensor, nn.Parameter)
-    return value.detach().clone() if small else None
+def _is_small(value: Tensor) -> bool:
+    return value.numel() <= COPIED and type(value) in (Tensor, nn.Parameter)
 
 
-def _equal(now: Tensor | None, before: Tensor) -> bool:
-    if now is None or now.shape != before.shape or now.dtype != before.dtype:
+def _equal(now: Tensor, before: Tensor) -> bool:
+    """Return whether two tensors are equal in shape, type and values; NaN equals NaN."""
+    if now.shape != before.shape or now.dtype != before.dtype:
         return False
     if not now.is_floating_point():
         return torch.equal(now, before)
@@ -201,23 +200,23 @@ def check_base(task: Task, inputs: Any) -> list[str]:
     """Refuse a model whose base is changed by a pass in training mode.
 
     Args:
-      task: makes the model.
-      inputs: of two examples or more.
+      task: creates the model.
+      inputs: inputs of two examples or more.
 
     Returns:
       The names of floating-point buffers that are sent although the pass did not change them.
     """
     model = task.model().train()
     buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
-    sent = {name: buffers[name].clone() for name in sent_state(model).keys() & buffers}
-    if not sent and not base_of(model):
+    sent_buffers = {name: buffers[name].clone() for name in sent_state(model).keys() & buffers}
+    if not sent_buffers and not base_of(model):
         return []
-    require = base_check(model)
-    # On what the model fails, training fails as well, and says so.
+    require_unchanged = base_check(model)
+    # Inputs on which the model fails are refused elsewhere, by a sentence of their own.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
         run_on(model, inputs)
-    require()
-    return sorted(name for name, value in sent.items() if _equal(model.get_buffer(name), value))
+    require_unchanged()
+    return sorted(name for name, value in sent_buffers.items() if _equal(model.get_buffer(name), value))
 
 
 def agreement_of(task: Task) -> str | None:
@@ -236,20 +235,17 @@ def agreement_of(task: Task) -> str | None:
 
 
 def dimension_of(task: Task) -> int:
-    """Return the coordinates of an update, those of the model's floating-point arrays; Refusal of what cannot be sent."""
-    return sum(each.numel() for each in _sent_arrays(task.model()).values() if each.is_floating_point())
-
-
-def _sent_arrays(model: nn.Module) -> dict[str, Tensor]:
-    state = sent_state(model)
-    for name, each in state.items():
+    """Return the number of an update's coordinates, the model's floating-point numbers; refuse what cannot be sent."""
+    dimension = 0
+    for name, each in sent_state(task.model()).items():
         if not isinstance(each, Tensor) or is_lazy(each):
             what = f"{name} of type {type(each).__name__}"
             raise Refusal("model", what, "is no array and cannot travel; keep it out of the state dictionary")
         if each.dtype == torch.bfloat16:
             remedy = "cannot travel; make it float32, and let engine.dtype=bfloat16 compute"
             raise Refusal("model", f"{name} in bfloat16", remedy)
-    return state
+        dimension += each.numel() if each.is_floating_point() else 0
+    return dimension
 
 
 def memory_of(model: nn.Module) -> Callable[[], None]:
@@ -259,30 +255,45 @@ def memory_of(model: nn.Module) -> Callable[[], None]:
     containers of them. Attributes that were created since are removed. Otherwise a layer could carry information about
     its inputs there from one client to the next. Objects of other kinds are not changed.
     """
-    copies: list[tuple[dict[str, Any], frozenset[str], dict[str, Any]]] = []
+    snapshots: list[_Snapshot] = []
     for module in model.modules():
-        hidden: set[str] = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
         buffers: dict[str, Any] = module._buffers  # pyright: ignore[reportPrivateUsage]
-        attributes = {
-            name: value
-            for name, value in vars(module).items()
-            if name not in _OF_EVERY_MODULE and _plain(value)
-        }
-        for where, values in (
-            (buffers, {name: buffers[name] for name in hidden}),
-            (vars(module), attributes),
-        ):
-            copied = {name: _copied(value) for name, value in values.items()}
-            copies.append((where, frozenset(where), copied))
+        attributes = vars(module)
+        not_persistent: set[str] = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+        plain = [n for n, value in attributes.items() if n not in _OF_EVERY_MODULE and _is_plain(value)]
+        snapshots += [_Snapshot.of(buffers, not_persistent), _Snapshot.of(attributes, plain)]
 
     def put_back() -> None:
-        for where, names, values in copies:
-            for name in where.keys() - names:
-                del where[name]
-            for name, value in values.items():
-                where[name] = _copied(value)
+        for snapshot in snapshots:
+            snapshot.restore()
 
     return put_back
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Some values of a layer's dictionary of attributes or buffers at one time.
+
+    Attributes:
+      target: the dictionary, which training changes in place.
+      names: all its names at that time.
+      values: copies of the values to restore.
+    """
+
+    target: dict[str, Any]
+    names: frozenset[str]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, target: dict[str, Any], restored: Iterable[str]) -> _Snapshot:
+        return cls(target, frozenset(target), {name: _copied(target[name]) for name in restored})
+
+    def restore(self) -> None:
+        """Put the copies back, and remove names that were added since."""
+        for name in self.target.keys() - self.names:
+            del self.target[name]
+        for name, value in self.values.items():
+            self.target[name] = _copied(value)
 
 
 def _copied(value: Any) -> Any:
@@ -295,9 +306,10 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _IMMUTABLE = (int, float, str, bytes, NoneType)
 
 
-def _plain(value: object) -> bool:
+def _is_plain(value: object) -> bool:
+    """Return whether an attribute is a number, a text, a tensor, an array, or a container of them."""
     if isinstance(value, list | tuple | set):
-        return all(_plain(each) for each in value)
+        return all(map(_is_plain, value))
     if isinstance(value, dict):
-        return all(_plain(each) for each in value.values())
+        return all(map(_is_plain, value.values()))
     return isinstance(value, (*_IMMUTABLE, torch.Tensor, np.ndarray)) and not isinstance(value, nn.Parameter)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 METHOD = "integrated_gradients"
 # Data that each of these explainers needs in addition to the model and the row.
-CARRIES: Mapping[str, str] = {
+NEEDED_DATA: Mapping[str, str] = {
     "kernel_shap": "background rows of the training data, which it stores",
     "deep_shap": "background rows of the training data, which it stores",
     "gradient_shap": "background rows of the training data, which it averages over",
@@ -37,22 +37,14 @@ STEPS = 50  # nodes of Gauss and Legendre, exact for polynomials of degree 99; c
 
 
 def check_method(name: str) -> None:
-    """Refuse an unknown explainer, or one that contains other people's rows.
-
-    Args:
-      name: from `--explain`.
-
-    Raises:
-      Refusal: it is; the sentence gives the reason.
-    """
+    """Refuse a value of `--explain` that is unknown, or needs other people's rows."""
     method = name.lower().replace("-", "_")
-    if method in CARRIES:
-        remedy = f"needs {CARRIES[method]}: that is a release without a ledger entry; use {METHOD}"
+    if method in NEEDED_DATA:
+        remedy = f"needs {NEEDED_DATA[method]}: that is a release without a ledger entry; use {METHOD}"
         raise Refusal("--explain", name, remedy)
     if method != METHOD:
-        raise Refusal(
-            "--explain", name, nearest(method, [METHOD, *CARRIES]).replace("known", f"use {METHOD}; known")
-        )
+        known = nearest(method, [METHOD, *NEEDED_DATA])
+        raise Refusal("--explain", name, known.replace("known", f"use {METHOD}; known"))
 
 
 def integrated_gradients(
@@ -74,15 +66,15 @@ def integrated_gradients(
     """
     _check_inputs(inputs)
     exact = copy.deepcopy(model).double().eval()
-    start, away = baseline.double(), inputs.double() - baseline.double()
-    nodes, weights = np.polynomial.legendre.leggauss(STEPS)
-    total = torch.zeros_like(away)
+    difference = inputs.double() - baseline.double()
+    nodes, weights = np.polynomial.legendre.leggauss(STEPS)  # on [-1, 1]
+    mean_gradient = torch.zeros_like(difference)  # on the line from the baseline to each row
     for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-        here = (start + (node + 1) / 2 * away).requires_grad_()
-        chosen = picked(exact(here), outputs)
-        (slope,) = torch.autograd.grad(chosen.sum(), here)
-        total += weight / 2 * slope
-    return away * total
+        point = (baseline.double() + (node + 1) / 2 * difference).requires_grad_()
+        explained_outputs = _select_outputs(exact(point), outputs)
+        (gradient,) = torch.autograd.grad(explained_outputs.sum(), point)
+        mean_gradient += weight / 2 * gradient
+    return difference * mean_gradient
 
 
 def _check_inputs(inputs: Tensor) -> None:
@@ -91,16 +83,11 @@ def _check_inputs(inputs: Tensor) -> None:
         raise Refusal("data", str(inputs.dtype), remedy)
 
 
-def picked(outputs: Tensor, which: Tensor | None) -> Tensor:
-    """Return one output of each row, shape (n,).
-
-    Args:
-      outputs: of a model, shape (n,), (n, 1) or (n, outputs).
-      which: shape (n,), int64; None with one output.
-    """
-    if which is None:
+def _select_outputs(outputs: Tensor, numbers: Tensor | None) -> Tensor:
+    """Return of each row the output of a number, shape (n,), or the only output if `numbers` is None."""
+    if numbers is None:
         return outputs.reshape(len(outputs), -1)[:, 0]
-    return outputs.gather(1, which[:, None])[:, 0]
+    return outputs.gather(1, numbers[:, None])[:, 0]
 
 
 def explained(
@@ -122,17 +109,22 @@ def explained(
     baseline = inputs.new_zeros(inputs.shape[1:])
     with torch.no_grad():
         outputs = model(inputs)
-        which = outputs.argmax(1) if classifies and outputs.dim() == 2 and outputs.shape[1] > 1 else None
+        has_classes = classifies and outputs.dim() == 2 and outputs.shape[1] > 1
+        predicted = outputs.argmax(1) if has_classes else None
         exact = copy.deepcopy(model).double().eval()
-        score = picked(exact(inputs.double()), which)
-        start = picked(exact(baseline.double()[None]).expand(len(inputs), *outputs.shape[1:]), which)
-    parts = integrated_gradients(model, inputs, baseline, which).flatten(1)
-    if schema is not None:
-        middle, half = schema.unit
-        score, start, parts = middle + half * score, middle + half * start, half * parts
-    columns = {"score": score.numpy(), "at_baseline": start.numpy()}
+        outputs_at_baseline = exact(baseline.double()[None]).expand(len(inputs), *outputs.shape[1:])
+        at_baseline = _select_outputs(outputs_at_baseline, predicted)
+        score = _select_outputs(exact(inputs.double()), predicted)
+    parts = integrated_gradients(model, inputs, baseline, predicted).flatten(1)
     if schema is None:
+        columns = {"score": score.numpy(), "at_baseline": at_baseline.numpy()}
         return columns | {f"input_{index}": column.numpy() for index, column in enumerate(parts.T)}
-    widths = [column.width for column in schema.inputs]
-    sums = [part.sum(1).numpy() for part in parts.split(widths, 1)]
-    return columns | {column.name: each for column, each in zip(schema.inputs, sums, strict=True)}
+    offset, scale = schema.unit
+    columns = {
+        "score": (offset + scale * score).numpy(),
+        "at_baseline": (offset + scale * at_baseline).numpy(),
+    }
+    inputs_by_column = (scale * parts).split([column.width for column in schema.inputs], 1)
+    for column, contributions in zip(schema.inputs, inputs_by_column, strict=True):
+        columns[column.name] = contributions.sum(1).numpy()
+    return columns

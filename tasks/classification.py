@@ -67,16 +67,16 @@ def cross_entropies(outputs: Tensor, targets: Tensor, weights: Sequence[float] =
     Args:
       outputs: logits, shape (clients, n, classes).
       targets: shape (clients, n).
-      weights: of an example by its target, at most 1, since its gradient is clipped after weighting; the mean is over
-        the number of examples, so that no example's part depends on another. With more weights than classes, a target
-        is a class plus a multiple of the number of classes.
+      weights: weight of an example by its target, at most 1, since its gradient is clipped after weighting; empty if all
+        are 1. The mean is over the number of examples, so that no example's part depends on another. With more weights
+        than classes, a target is a class plus a multiple of the number of classes, which stands for a group.
     """
-    classes, codes = outputs.shape[-1], targets.flatten()
-    labels = codes % classes if len(weights) > classes else codes
-    each = nn.functional.cross_entropy(outputs.flatten(0, 1), labels, reduction="none")
+    num_classes, codes = outputs.shape[-1], targets.flatten()
+    labels = codes % num_classes if len(weights) > num_classes else codes
+    losses = nn.functional.cross_entropy(outputs.flatten(0, 1), labels, reduction="none")
     if weights:
-        each = each * torch.tensor(weights, device=targets.device)[codes]
-    return each.view(targets.shape).mean(1)
+        losses = losses * torch.tensor(weights, device=targets.device)[codes]
+    return losses.view(targets.shape).mean(1)
 
 
 def classification(
@@ -87,7 +87,7 @@ def classification(
     build: Callable[[], nn.Module],
     groups: Indices | None = None,
 ) -> Classification:
-    """Return a `Classification` after checking its data.
+    """Return a `Classification`; refuse data as `check_examples` and `Partition.shares` do.
 
     Args:
       train: all clients' examples.
@@ -96,9 +96,6 @@ def classification(
       partition: of `train` among clients.
       build: returns a new model.
       groups: natural owner of each training example, shape (len(train),); None if unknown.
-
-    Raises:
-      Refusal: as `check_examples` and `Partition.shares` do.
     """
     check_examples(train, num_classes, "training data")
     check_examples(test, num_classes, "held-out data")
@@ -122,22 +119,28 @@ def softmax_regression(features: int, classes: int) -> nn.Module:
 def class_metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Return accuracy, the mean of the classes' recalls, and of two classes the area under the ROC curve.
 
-    With one frequent class, a model that always predicts it has a high accuracy. The area is the probability that an
-    example of the second class gets the higher score, ties counted half (Hanley and McNeil 1982).
+    With one frequent class, a model that always predicts it has a high accuracy.
 
     Args:
       outputs: shape (n, classes).
       targets: shape (n,), whole numbers below `classes`.
     """
     hits = (outputs.argmax(-1) == targets).double()
-    there = targets.unique()
-    recalls = torch.stack([hits[targets == each].mean() for each in there])
+    present = targets.unique()
+    recalls = torch.stack([hits[targets == each].mean() for each in present])
     metrics = {"accuracy": float(hits.mean()), "balanced_accuracy": float(recalls.mean())}
-    if outputs.shape[-1] == 2 and len(there) == 2:
-        scores = outputs[:, 1].double() - outputs[:, 0].double()
-        _, index, ties = scores.unique(return_inverse=True, return_counts=True)
-        ranks = (ties.cumsum(0) - (ties - 1) / 2.0)[index]
-        second = int(targets.sum())
-        above = float(ranks[targets == 1].sum()) - second * (second + 1) / 2
-        metrics["auc"] = above / (second * (len(targets) - second))
+    if outputs.shape[-1] == 2 and len(present) == 2:
+        metrics["auc"] = _area_under_roc(outputs[:, 1].double() - outputs[:, 0].double(), targets)
     return metrics
+
+
+def _area_under_roc(scores: Tensor, targets: Tensor) -> float:
+    """Return the probability that an example of class 1 has a higher score than one of class 0, ties counted half.
+
+    It is computed from the ranks of class 1 (Hanley and McNeil 1982); scores and targets have shape (n,).
+    """
+    _, index, ties = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (ties.cumsum(0) - (ties - 1) / 2.0)[index]  # from 1; the mean rank of equal scores
+    ones = int(targets.sum())
+    pairs_won = float(ranks[targets == 1].sum()) - ones * (ones + 1) / 2
+    return pairs_won / (ones * (len(targets) - ones))

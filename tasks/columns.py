@@ -13,30 +13,30 @@ from .protocol import Task
 
 
 @dataclass(frozen=True)
-class ColumnsAsked(Mapping[str, NDArray[Any]]):
+class LazyColumns(Mapping[str, NDArray[Any]]):
     """Columns of one length, each computed on access, because a question needs few of them.
 
     Attributes:
-      makers: of each column, by name.
+      functions: by a column's name, the function that computes it.
     """
 
-    makers: Mapping[str, Callable[[], NDArray[Any]]]
+    functions: Mapping[str, Callable[[], NDArray[Any]]]
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.makers[name]()
+        return self.functions[name]()
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.makers
+    def __contains__(self, name: object) -> bool:  # the default computes the column
+        return name in self.functions
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.makers)
+        return iter(self.functions)
 
     def __len__(self) -> int:
-        return len(self.makers)
+        return len(self.functions)
 
 
 def columns_of(task: Task, client: int) -> Mapping[str, NDArray[Any]]:
-    """Return a client's columns by name, all of one length.
+    """Return a client's columns by name, all of one length; arguments as of `data_of`.
 
     Raises:
       ValueError: the task's columns are not of one length.
@@ -45,9 +45,9 @@ def columns_of(task: Task, client: int) -> Mapping[str, NDArray[Any]]:
     columns: Callable[[int], Mapping[str, Any]] | None = getattr(task, "columns", None)
     if columns is not None:
         values_by_name = columns(client)
-        if isinstance(values_by_name, ColumnsAsked):
+        if isinstance(values_by_name, LazyColumns):
             return values_by_name
-        # Cells of a list are kept as objects: numpy would choose one type for all, which one row can change.
+        # Cells of a list stay objects: numpy would choose one type for all of them, which one row can change.
         arrays = {
             name: np.asarray(values, object if isinstance(values, list) else None)
             for name, values in values_by_name.items()

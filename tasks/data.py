@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from importlib.util import find_spec
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .protocol import Task
+    from .protocol import SizedTask, Task
 
     Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -37,6 +39,11 @@ MOST_LOOKED_AT = 1000  # synthetic clients checked before a run, at 0.1 ms each;
 # --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
 
 
+def is_tensor(value: object) -> bool:
+    """Return whether a value is a tensor, without the import of torch, which takes a second."""
+    return hasattr(value, "dim")
+
+
 def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
     """Apply a function to every tensor of a tree, as `jax.tree.map` does; other leaves stay unchanged.
 
@@ -45,12 +52,13 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
       tree: a tensor, or nested dictionaries, tuples and lists of tensors, such as a model's outputs.
     """
     if isinstance(tree, dict):
-        fields = cast(dict[str, Any], tree)
+        fields = cast(dict[str, Any], tree)  # keywords, as the outputs of Hugging Face's models take them
         return type(tree)(**{name: mapped(change, value) for name, value in fields.items()})
     if isinstance(tree, tuple | list):
         parts = [mapped(change, value) for value in cast(tuple[Any, ...], tree)]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return change(tree) if hasattr(tree, "dim") else tree
+        is_namedtuple = hasattr(tree, "_fields")
+        return type(tree)(*parts) if is_namedtuple else type(tree)(parts)
+    return change(tree) if is_tensor(tree) else tree
 
 
 def padded_size(rows: int) -> int:
@@ -74,28 +82,28 @@ def padded(tree: Any, count: int) -> Any:
     import torch
 
     def longer(tensor: Tensor) -> Tensor:
-        more = count - len(tensor)
-        if more <= 0 or not len(tensor):
+        missing = count - len(tensor)
+        if missing <= 0 or not len(tensor):
             return tensor
-        return torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
+        return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
     return mapped(longer, tree)
 
 
 def leaves(tree: Any) -> list[Tensor]:
-    """Return the tensors of a tree, depth first."""
+    """Return the tensors of a tree, in the order in which `mapped` visits them."""
     if isinstance(tree, dict | tuple | list):
         values = tree.values() if isinstance(tree, dict) else cast(Sequence[Any], tree)
         return [leaf for value in cast(Iterable[Any], values) for leaf in leaves(value)]
-    return [tree] if hasattr(tree, "dim") else []
+    return [tree] if is_tensor(tree) else []
 
 
 def _concatenated(trees: Sequence[Any]) -> Any:
     """Concatenate at least one tree, all of the same structure, along the first dimension of every tensor."""
     import torch  # takes a second, and a plan does not need it
 
-    parts = iter(zip(*map(leaves, trees), strict=True))
-    return mapped(lambda _: torch.cat(list(next(parts))), trees[0])
+    leaves_of_all = iter(zip(*map(leaves, trees), strict=True))  # one tensor of each tree at a time
+    return mapped(lambda _: torch.cat(next(leaves_of_all)), trees[0])
 
 
 def rows_of(tree: Any, index: Any) -> Any:
@@ -116,12 +124,7 @@ def run_on(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 
 def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
-    """Return inputs with contiguous tensors, images in a memory format of their own.
-
-    Args:
-      inputs: inputs of a batch.
-      layout: memory format of images, the tensors of four dimensions.
-    """
+    """Return inputs of a batch as contiguous tensors, those of four dimensions (images) in a memory format."""
 
     def contiguous(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor.contiguous()
@@ -182,20 +185,15 @@ class Examples:
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
             value = getattr(self, name)
-            if not hasattr(value, "dim"):
+            if not is_tensor(value):
                 object.__setattr__(self, name, _tensors(value))
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return (inputs, targets) of some examples.
-
-        Args:
-          index: positions of the examples, shape (b,), int64.
-        """
-        inputs = self.inputs
-        return inputs[index] if hasattr(inputs, "dim") else rows_of(inputs, index), self.targets[index]
+        """Return (inputs, targets) of the examples at these positions, shape (b,), int64."""
+        return rows_of(self.inputs, index), self.targets[index]
 
 
 @dataclass(frozen=True)
@@ -247,10 +245,7 @@ class LazyExamples:
         return items if self.transform is None else [self.transform(item) for item in items]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return (inputs, targets) of some examples.
-
-        Args:
-          index: positions of the examples, shape (b,), int64.
+        """Return (inputs, targets) of the examples at these positions, shape (b,), int64.
 
         Raises:
           Refusal: the batch has no targets, or the wrong number of rows.
@@ -261,7 +256,7 @@ class LazyExamples:
         """Return (inputs, targets) of these items as one batch; errors as of `batch`."""
         from torch.utils.data import default_collate
 
-        inputs, targets = self._parted((self.collate or default_collate)(items))
+        inputs, targets = self.inputs_and_targets((self.collate or default_collate)(items))
         for name, tree in (("inputs", inputs), ("targets", targets)):
             for tensor in leaves(tree):
                 if tensor.dim() == 0 or len(tensor) != len(items):
@@ -269,23 +264,24 @@ class LazyExamples:
                     raise Refusal("collate", value, "must return one row for each example")
         return inputs, targets
 
-    def _target_of(self, fields: Mapping[str, Any]) -> str:
+    def target_name(self, fields: Mapping[str, Any]) -> str:
         """Return the name of the target field among the fields of a batch."""
         return self.targets or next((name for name in TARGETS if name in fields), "targets")
 
-    def _parted(self, batch: Any) -> tuple[Any, Any]:
-        """Split a collated batch into (inputs, targets)."""
+    def inputs_and_targets(self, batch: Any) -> tuple[Any, Any]:
+        """Split a collated batch, a mapping of fields or a pair, into inputs and targets; refuse any other."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
-            target, names = self._target_of(fields), self.inputs
-            if names is None:
-                names = [name for name in fields if name != target]
-            for name in (target, *([names] if isinstance(names, str) else names)):
+            target, inputs = self.target_name(fields), self.inputs
+            if inputs is None:
+                inputs = [name for name in fields if name != target]
+            for name in (target, *([inputs] if isinstance(inputs, str) else inputs)):
                 if name not in fields:
                     raise Refusal("data", name, f"no such field; items have {', '.join(map(str, fields))}")
-            if isinstance(names, str):
-                return _tensors(fields[names], names), _tensors(fields[target], target)
-            return {name: _tensors(fields[name], name) for name in names}, _tensors(fields[target], target)
+            targets = _tensors(fields[target], target)
+            if isinstance(inputs, str):
+                return _tensors(fields[inputs], inputs), targets
+            return {name: _tensors(fields[name], name) for name in inputs}, targets
         if not isinstance(batch, list | tuple) or len(cast(list[Any], batch)) != 2:
             raise Refusal("data", type(batch).__name__, "give items (inputs, targets), or dictionaries")
         inputs, targets = cast(list[Any], batch)
@@ -308,16 +304,18 @@ class Union:
         return self.first[-1]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return (inputs, targets) of the records at these positions, in ascending order."""
+        """Return (inputs, targets) of the records at these positions, which must ascend."""
         import torch
 
         bounds = torch.searchsorted(index, torch.tensor(self.first)).tolist()
-        read = [
+        batches = [
             part.batch(index[start:stop] - first)
-            for part, first, start, stop in zip(self.parts, self.first, bounds, bounds[1:], strict=False)
+            for part, first, (start, stop) in zip(self.parts, self.first, pairwise(bounds), strict=False)
             if stop > start
         ]
-        return _concatenated([inputs for inputs, _ in read]), torch.cat([targets for _, targets in read])
+        return _concatenated([inputs for inputs, _ in batches]), torch.cat(
+            [targets for _, targets in batches]
+        )
 
 
 Data = Examples | LazyExamples
@@ -328,12 +326,7 @@ def only(data: Examples, rows: NDArray[np.int64]) -> Examples: ...
 @overload
 def only(data: Data, rows: NDArray[np.int64]) -> Data: ...
 def only(data: Data, rows: NDArray[np.int64]) -> Data:
-    """Return the subset of data at some positions.
-
-    Args:
-      data: data of a client.
-      rows: positions of the examples, shape (k,), int64.
-    """
+    """Return the subset of a client's data at some positions, shape (k,), int64."""
     persons = None if data.persons is None else [data.persons[row] for row in rows.tolist()]
     if isinstance(data, Examples):
         import torch  # takes a second, and a linear device does not need it
@@ -373,13 +366,7 @@ def data_of(task: Task, client: int) -> Data:
 
 
 def drawn_data_of(task: Task, client: int) -> Data:
-    """Return a sampled client's training data, and check them if the population is too large for checks before the run.
-
-    Arguments as of `data_of`.
-
-    Raises:
-      Refusal: the data are invalid.
-    """
+    """Return a sampled client's data, checked if the population is too large for checks before; arguments as of `data_of`."""
     data = data_of(task, client)
     if task.simulated and task.num_clients > MOST_LOOKED_AT:
         check_size(task, client, data)
@@ -393,32 +380,31 @@ def data_of_all(task: Task, client: int) -> Data:
 
 
 def size_of(task: Task, client: int, whole: bool = False) -> int:
-    """Return one client's number of examples, from a `SizedTask` without creating them.
+    """Return one client's number of examples, of the `whole` data or without held-out ones.
 
-    Args:
-      task: task with the client.
-      client: number of the client, 0 <= client < num_clients.
-      whole: whether to count held-out examples.
+    A `SizedTask` returns it without creating them. Other arguments as of `data_of`.
     """
-    size = _size_function(task)
-    if size is not None and (whole or not hasattr(task, SPLIT)):
-        return size(client)
-    return len((data_of_all if whole else data_of)(task, client))
-
-
-def _size_function(task: Task) -> Callable[[int], int] | None:
-    """Return a `SizedTask`'s `client_size`, or None; `isinstance` would check all members, which is slow."""
-    return getattr(task, "client_size", None)
+    counts_all = whole or not hasattr(task, SPLIT)
+    if counts_all and hasattr(task, "client_size"):  # `isinstance` would check all members, which is slow
+        return cast("SizedTask", task).client_size(client)
+    return len(data_of_all(task, client) if counts_all else data_of(task, client))
 
 
 def check_size(task: Task, client: int, data: Data) -> None:
-    """Refuse a `SizedTask` if `client_size` is not a client's number of examples; `data` is its training data."""
-    if (size := _size_function(task)) is None:
+    """Refuse a `SizedTask` whose `client_size` is wrong; `data` are its training data, other arguments as of `data_of`."""
+    if not hasattr(task, "client_size"):
         return
+    size = cast("SizedTask", task).client_size(client)
     count = len(data_of_all(task, client) if hasattr(task, SPLIT) else data)
-    if size(client) != count:
+    if size != count:
         remedy = f"client_data makes {count} examples for client {client}; return that number"
-        raise Refusal("client_size", size(client), remedy)
+        raise Refusal("client_size", size, remedy)
+
+
+def package_folders(module: str) -> list[Path]:
+    """Return the folders of an installed package with data, without its import; empty if it is not installed."""
+    package = find_spec(module)
+    return [Path(folder) for folder in package.submodule_search_locations or ()] if package else []
 
 
 def held_out_of(task: Task) -> Data:
@@ -427,11 +413,7 @@ def held_out_of(task: Task) -> Data:
 
 
 def as_data(value: Any) -> Data:
-    """Convert a task's value to data: a pair (inputs, targets), a dictionary of both, or a data set with a length.
-
-    Raises:
-      Refusal: the value has no supported form.
-    """
+    """Convert a pair (inputs, targets), a dictionary of both, or a data set with a length; refuse any other value."""
     if isinstance(value, Examples | LazyExamples):
         return value
     if isinstance(value, tuple) and len(cast(tuple[Any, ...], value)) == 2:
@@ -458,19 +440,19 @@ def with_targets(data: Data, name: str = "") -> Data:
       name: name of the targets in a dictionary; "" keeps the data set's name, which is `labels` in memory.
     """
 
-    def whole(inputs: Any, targets: Any, field: str) -> Any:
+    def with_field(inputs: Any, targets: Any, field: str) -> Any:
         return {**inputs, name or field: targets} if isinstance(inputs, dict) else (inputs, targets)
 
     if isinstance(data, Examples):
-        return Examples(whole(data.inputs, data.targets, TARGETS[0]), data.targets, data.persons)
+        return Examples(with_field(data.inputs, data.targets, TARGETS[0]), data.targets, data.persons)
 
     def collated(items: list[Any]) -> tuple[Any, Any]:
         from torch.utils.data import default_collate
 
         batch: Any = (data.collate or default_collate)(items)
-        field = data._target_of(batch) if isinstance(batch, Mapping) else ""  # pyright: ignore[reportPrivateUsage]
-        inputs, targets = data._parted(batch)  # pyright: ignore[reportPrivateUsage]
-        return whole(inputs, targets, field), targets
+        inputs, targets = data.inputs_and_targets(batch)
+        field = data.target_name(batch) if isinstance(batch, Mapping) else ""
+        return with_field(inputs, targets, field), targets
 
     return LazyExamples(data.dataset, transform=data.transform, collate=collated, persons=data.persons)
 
@@ -483,11 +465,8 @@ def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
       field: name of the setting that needs such data, for a refusal.
       value: value of that setting.
       remedy: what to do instead.
-
-    Raises:
-      Refusal: the data are read lazily, or their inputs are several tensors.
     """
-    if isinstance(data, Examples) and hasattr(data.inputs, "dim"):
+    if isinstance(data, Examples) and is_tensor(data.inputs):
         return data
     raise Refusal(field, value, f"it needs inputs that are one tensor in memory; {remedy}")
 
@@ -515,18 +494,15 @@ def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _tensors(value: Any, name: str = "data") -> Any:
-    """Convert arrays to tensors: floats to float32, integers to int64; uint8 and bool stay unchanged.
-
-    Raises:
-      Refusal: a value is not an array of numbers.
-    """
+    """Convert arrays to tensors of float32 or int64, uint8 and bool as they are; refuse any other value."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return value.float() if value.dtype == torch.float64 else value
     if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
-        small = value.dtype in (np.uint8, np.bool_)
-        kind = value.dtype if small else np.float32 if value.dtype.kind == "f" else np.int64
+        kind = np.float32 if value.dtype.kind == "f" else np.int64
+        if value.dtype in (np.uint8, np.bool_):
+            kind = value.dtype
         return torch.from_numpy(np.require(value, kind, ["C", "W"]))
     if isinstance(value, Mapping):
         return {str(key): _tensors(each, str(key)) for key, each in cast(Mapping[Any, Any], value).items()}
@@ -548,9 +524,6 @@ def check_data(data: Data, owner: str, like: Data | None = None) -> None:
       data: data to check.
       owner: name of the owner for a refusal, such as `client 3`.
       like: held-out data, whose batches must have the same fields; None skips this check.
-
-    Raises:
-      Refusal: a batch is invalid; the refusal names the owner and the field.
     """
     import torch
 
@@ -567,7 +540,7 @@ def check_data(data: Data, owner: str, like: Data | None = None) -> None:
         except Exception as error:
             what = f"reading the first and the last failed ({text_of(error)})"
             raise Refusal(f"{owner}: data", f"{count} examples", what) from error
-    if not hasattr(targets, "dim"):
+    if not is_tensor(targets):
         raise Refusal(f"{owner}: targets", type(targets).__name__, "give one tensor")
     fields = inputs.items() if isinstance(inputs, dict) else [("inputs", inputs)]
     for name, tree in [*fields, ("targets", targets)]:
@@ -583,33 +556,33 @@ def check_taken(data: Data, owner: str, model: Callable[..., Any], loss: Callabl
     """Refuse inputs on which the model fails, or labels on which the loss fails, before any budget is spent.
 
     The model runs on the first and the last example, the loss on all labels. Lazily read data are not checked: an
-    invalid label in them raises an error in training.
+    invalid label in them raises an error in training. The refusal has the exception's text and stays on this machine.
 
     Args:
       data: data of a client.
       owner: name of the owner for a refusal, such as `client 3`.
       model: the model, in evaluation mode.
       loss: the task's function of outputs and targets.
-
-    Raises:
-      Refusal: the model or the loss fails; the text of its exception is included and stays on this machine.
     """
     import torch
 
     if not isinstance(data, Examples) or not len(data):
         return
     inputs, targets = data.batch(torch.tensor([0, len(data) - 1]))
-    field, value, code = f"{owner}: inputs", "the first example and the last", "model, in evaluation mode,"
     try:
         with torch.no_grad():
             outputs = run_on(model, inputs)
-            field, value, code = f"{owner}: targets", "its labels", "loss"
+    except Exception as error:
+        remedy = f"the task's model, in evaluation mode, fails on them: {text_of(error)}"
+        raise Refusal(f"{owner}: inputs", "the first example and the last", remedy) from error
+    try:
+        with torch.no_grad():
             loss(outputs, targets)
-            labels = data.targets.unique() if _are_labels(data.targets, outputs) else targets[:0]
-            for label in labels:
+            for label in data.targets.unique() if _are_classes(data.targets, outputs) else ():
                 loss(outputs[:1], label[None])
     except Exception as error:
-        raise Refusal(field, value, f"the task's {code} fails on them: {text_of(error)}") from error
+        remedy = f"the task's loss fails on them: {text_of(error)}"
+        raise Refusal(f"{owner}: targets", "its labels", remedy) from error
 
 
 def text_of(error: Exception) -> str:
@@ -619,14 +592,16 @@ def text_of(error: Exception) -> str:
     return text if isinstance(error, Refusal) else f"{type(error).__name__}: {text}"
 
 
-def _are_labels(targets: Tensor, outputs: Any) -> bool:
+def _are_classes(targets: Tensor, outputs: Any) -> bool:
+    """Return whether targets are classes and outputs their logits: shapes (n,) and (n, classes)."""
     import torch
 
-    single = not targets.is_floating_point() and targets.dim() == 1
-    return single and isinstance(outputs, torch.Tensor) and outputs.dim() == 2
+    are_single = not targets.is_floating_point() and targets.dim() == 1
+    return are_single and isinstance(outputs, torch.Tensor) and outputs.dim() == 2
 
 
 def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
+    """Refuse a tensor with NaN or infinity, or with another number of rows than `count`."""
     import torch
 
     if tensor.dim() == 0 or len(tensor) != count:
@@ -640,22 +615,19 @@ def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
 
 
 def _form(inputs: Any) -> str:
+    """Return the structure of a batch's inputs in words, for a comparison and for a refusal."""
     if isinstance(inputs, dict):
         return "a dictionary of " + ", ".join(sorted(cast(dict[str, Any], inputs)))
     return f"a tuple of {len(cast(tuple[Any, ...], inputs))}" if isinstance(inputs, tuple) else "a tensor"
 
 
 def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
-    """Return examples for classification unchanged, after a check.
+    """Return examples for classification; refuse none, NaN, infinity, and labels out of range.
 
     Args:
       examples: examples to check.
-      num_classes: number of classes; targets are in [0, num_classes).
+      num_classes: number of classes.
       name: name of the examples for a refusal.
-
-    Raises:
-      Refusal: there are no examples, inputs and targets differ in number, an input is NaN or infinite, or a target is
-        out of range.
     """
     inputs, targets = examples.inputs, examples.targets
     if len(targets) == 0:
@@ -686,7 +658,7 @@ def group_figures(
     for attribute, codes in groups.items():
         for code, word in enumerate(words[attribute]):
             group = codes.cpu() == code
-            rates = {"accuracy": (predicted == truth, group)}
+            rates = {"accuracy": (predicted == truth, group)}  # hits, and the rows that they are a share of
             if outputs.shape[-1] == 2:
                 rates |= {
                     "true positive rate": (predicted == 1, group & (truth == 1)),

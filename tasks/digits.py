@@ -2,14 +2,12 @@
 
 import gzip
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from .classification import Classification, classification, softmax_regression
-from .data import Examples
+from .data import Examples, package_folders
 from .partition import Partition
 
 NUM_CLASSES = 10
@@ -18,15 +16,10 @@ HELD_OUT = 360
 SPLIT_SEED = 1797
 
 
-def _table() -> Path:
-    """Return scikit-learn's data file without importing it, which takes as long as the import of torch."""
-    package = find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("scikit-learn is not installed", name="sklearn")
-    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-
-
-TABLE = _table()
+# The import of scikit-learn would take as long as that of torch.
+if not (FOLDERS := package_folders("sklearn")):
+    raise ModuleNotFoundError("scikit-learn is not installed", name="sklearn")
+TABLE = FOLDERS[0] / "datasets" / "data" / "digits.csv.gz"
 
 
 def load(num_clients: int = 100, partition: str = "iid", alpha: float = 0.5, seed: int = 0) -> Classification:
@@ -38,7 +31,7 @@ def load(num_clients: int = 100, partition: str = "iid", alpha: float = 0.5, see
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
     """
-    how = Partition(partition, num_clients, alpha, seed)
+    dealer = Partition(partition, num_clients, alpha, seed)
     with gzip.open(TABLE, "rt") as file:
         rows = np.loadtxt(file, delimiter=",")
     pixels, labels = rows[:, :PIXELS], rows[:, PIXELS].astype(np.int64)
@@ -48,4 +41,4 @@ def load(num_clients: int = 100, partition: str = "iid", alpha: float = 0.5, see
         Examples(torch.from_numpy(pixels[part].astype(np.float32)), torch.from_numpy(labels[part]))
         for part in (order[:HELD_OUT], order[HELD_OUT:])
     )
-    return classification(train, test, NUM_CLASSES, how, partial(softmax_regression, PIXELS, NUM_CLASSES))
+    return classification(train, test, NUM_CLASSES, dealer, partial(softmax_regression, PIXELS, NUM_CLASSES))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,7 @@ Model = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """Exported model."""
+    """Exported model: its folder, and its card as JSON."""
 
     folder: Path
     card: Mapping[str, Any]
@@ -55,10 +56,10 @@ class Exported:
             if outputs.shape[:1] != inputs.shape[:1] or outputs.dtype.kind not in "fiub":
                 raise ValueError(f"it gives {outputs.dtype} of shape {outputs.shape}")
         except Exception as error:  # noqa: BLE001 (each runtime raises its own)
-            remedy = f"does not suit the model: {_said(error)}"
+            remedy = f"does not suit the model: {_first_line(error)}"
             raise Refusal("data", f"shape {tuple(inputs.shape)}", remedy) from None
         if schema is not None:
-            return told_by_schema(schema, outputs)
+            return schema_predictions(schema, outputs)
         return numpy_model.columns(outputs, bool(self.card["classifies"]))
 
     @property
@@ -68,24 +69,15 @@ class Exported:
 
 
 def read_export(folder: Path) -> Exported | None:
-    """Return the exported model of a folder; None without one.
-
-    Raises:
-      Refusal: its card cannot be read.
-    """
+    """Return the exported model of a folder, None if it has no card; refuse a card that cannot be read."""
     path = folder / CARD
     if not path.is_file():
         return None
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         card = json.loads(path.read_text(encoding="utf-8"))
-        valid = (
-            card["format"] == FORMAT and card["to"] in FILES and card["sha256"] and card["inputs"]["dtype"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        valid, card = None, {}
-    if not valid:
-        raise Refusal("card", str(path), f"is not a card of {FORMAT!r}; make the export again")
-    return Exported(folder, card)
+        if card["format"] == FORMAT and card["to"] in FILES and card["sha256"] and card["inputs"]["dtype"]:
+            return Exported(folder, card)
+    raise Refusal("card", str(path), f"is not a card of {FORMAT!r}; make the export again")
 
 
 def check_kind(kind: str) -> None:
@@ -95,15 +87,12 @@ def check_kind(kind: str) -> None:
 
 
 def read_model(folder: Path, kind: str, digest: str) -> Model:
-    """Return a function from inputs to outputs, shape (n, ...) each.
+    """Return a function from inputs to outputs, shape (n, ...) each; refuse a missing file and a changed one.
 
     Args:
-      folder: of the export.
-      kind: one of `FILES`.
-      digest: SHA-256 of the file from its card, in hexadecimal.
-
-    Raises:
-      Refusal: the file is missing, is another one, or needs a package that is not installed.
+      folder: folder of the export.
+      kind: format, one of `FILES`.
+      digest: SHA-256 of the model's file, from the card.
     """
     path = folder / FILES[kind]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -114,10 +103,10 @@ def read_model(folder: Path, kind: str, digest: str) -> Model:
     except Refusal:
         raise
     except Exception as error:  # noqa: BLE001 (each runtime raises its own)
-        raise Refusal("model", str(path), f"cannot be read: {_said(error)}") from None
+        raise Refusal("model", str(path), f"cannot be read: {_first_line(error)}") from None
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -152,16 +141,16 @@ def _of_torchscript(path: Path) -> Model:
 
 
 def read_array(data: object) -> NDArray[Any]:
-    """Return an array, or that of a .npy file, in float32 or int64.
-
-    Raises:
-      Refusal: it is neither, or a number is not finite.
-    """
-    name = str(data) if isinstance(data, str | Path) else type(data).__name__
+    """Return an array, or that of a .npy file, in float32 or int64; refuse a number that is not finite."""
+    name = type(data).__name__
     try:
-        array = np.asarray(_saved(Path(data)) if isinstance(data, str | Path) else data)
+        if isinstance(data, str | Path):
+            name = str(data)
+            with Path(data).open("rb") as file:
+                data = read_npy(file)
+        array = np.asarray(data)
         kind = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}[array.dtype.kind]
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused below
             numbers = np.ascontiguousarray(array, dtype=kind)
     except (OSError, ValueError, KeyError):
         remedy = "this run has no schema; give an array of numbers, or a .npy file"
@@ -172,13 +161,8 @@ def read_array(data: object) -> NDArray[Any]:
     return numbers
 
 
-def _saved(path: Path) -> NDArray[Any]:
-    with path.open("rb") as file:
-        return read_npy(file)
-
-
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
-    """Return the model's inputs, shape (n, schema.width), for a table, a folder of tables or a data frame."""
+    """Return the model's inputs, shape (n, schema.width), for tables; arguments as of `PredictingTask.encode`."""
     from .table_files import frame_inputs, read_rows
 
     if isinstance(data, str | Path):
@@ -186,16 +170,15 @@ def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
     return frame_inputs(data, schema)
 
 
-def told_by_schema(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return predictions by column name: the label's most likely category and its probability, or a number.
+def schema_predictions(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return predictions by column name, for outputs of shape (n, classes), or (n, 1) for a numeric label.
 
-    Args:
-      schema: of the tables.
-      outputs: of the model, shape (n, classes), or (n, 1) for a numeric label.
+    They are the label's most likely category and its probability, or its number.
     """
     target = schema.target
     if not target.categories:
-        middle, half = schema.unit
-        return {target.name: middle + half * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
-    columns = numpy_model.columns(outputs, classifies=True)
-    return {target.name: np.array(target.words)[columns["class"]], "probability": columns["probability"]}
+        offset, scale = schema.unit
+        return {target.name: offset + scale * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
+    predictions = numpy_model.columns(outputs, classifies=True)
+    words = np.array(target.words)[predictions["class"]]
+    return {target.name: words, "probability": predictions["probability"]}

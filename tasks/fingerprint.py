@@ -27,8 +27,8 @@ def fingerprint(data: Data) -> str:
 def content_of(data: Data) -> str | None:
     """Return the SHA-256 over the content of a data set, in hexadecimal; None if it cannot be hashed.
 
-    The items of a data set that is read are hashed before `transform`; those of Hugging Face as they are stored. There
-    is no hash if items differ between two readings, or have unknown types.
+    Lazily read items are hashed before `transform`, those of Hugging Face as they are stored. There is no hash if items
+    differ between two readings, or have unknown types.
     """
     digest = hashlib.sha256()
     if isinstance(data, Examples):
@@ -39,24 +39,20 @@ def content_of(data: Data) -> str | None:
                 feed(digest, tensor)
         return digest.hexdigest()
     try:
-        for item in stored(data):
+        for item in _stored_items(data):
             feed(digest, item)
     except TypeError:
         return None
     return digest.hexdigest()
 
 
-def stored(data: LazyExamples) -> Iterator[Any]:
-    """Yield all items in stored form.
-
-    Raises:
-      TypeError: two readings differ.
-    """
+def _stored_items(data: LazyExamples) -> Iterator[Any]:
+    """Yield all items in stored form, one by one or in blocks; TypeError if two readings of a sampled item differ."""
     rows = list(range(len(data)))
     if hasattr(data.dataset, "with_format"):
-        stored = data.dataset.with_format("arrow")
+        table = data.dataset.with_format("arrow")
         for start in range(0, len(rows), BATCH):
-            yield stored[rows[start : start + BATCH]].to_pydict()
+            yield table[rows[start : start + BATCH]].to_pydict()
         return
     for row in rows[:: max(1, len(rows) // SAMPLED)]:
         one, other = hashlib.sha256(), hashlib.sha256()
@@ -69,10 +65,10 @@ def stored(data: LazyExamples) -> Iterator[Any]:
 
 
 def feed(digest: Any, value: Any) -> None:
-    """Hash a value and its content.
+    """Update a hash with a value and all that it contains.
 
     Args:
-      digest: of hashlib, to update.
+      digest: a hash object of hashlib.
       value: an array, a tensor, text, a number, or mappings and sequences of them.
 
     Raises:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +23,11 @@ NO_TABLE = (
 
 
 def weighted_schema(schema: Schema, path: str | None) -> Schema:
-    """Return the schema with a file's weights by group and class.
+    """Return the schema with a file's weights by group and class; refuse a file that lacks some.
 
     Args:
       schema: of the tables.
-      path: of a YAML file of weights, or of the JSON of an answer; None leaves the schema unchanged.
-
-    Raises:
-      Refusal: the file cannot be read, lacks a group or a class, or the schema already has such weights.
+      path: a YAML file of weights, or the JSON file of an answer; None leaves the schema unchanged.
     """
     if path is None:
         return schema
@@ -39,32 +38,41 @@ def weighted_schema(schema: Schema, path: str | None) -> Schema:
     return with_group_weights(schema, weights, path)
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """Rows or columns of a table of counts: a column of the clients' tables, and its words."""
+
+    name: str
+    words: list[str]
+
+
+def _axis(question: Mapping[str, Any], key: str) -> _Axis:
+    """Return the axis that a question's key names: of, by or label."""
+    words = question.get("categories" if key == "of" else f"{key}_categories")
+    return _Axis(str(question.get(key, "")), list(map(str, words)) if isinstance(words, list) else [])
+
+
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
-    """Return the weights computed from the first counts by groups and label."""
-    for each in answers:
-        odds = each.question.get("criterion") == "equalised_odds"
-        keys = ("label", "of") if odds else ("of", "by")
-        names = [str(each.question.get(key, "")) for key in keys]
-        words = [
-            _words(each.question.get("categories" if key == "of" else f"{key}_categories")) for key in keys
-        ]
-        pairs = zip(each.names, each.values, strict=True)
-        values = [value for name, value in pairs if not odds or name.startswith(ROWS)]
-        if not (odds or each.question["kind"] == "crosstable") or not values or not all(words):
+    """Return weights from the first table of counts by groups and label, in the form of a file of weights."""
+    for answer in answers:
+        question, label = answer.question, plain(schema.label)
+        is_fairness = question.get("criterion") == "equalised_odds"
+        if not is_fairness and question["kind"] != "crosstable":
             continue
-        if plain(schema.label) not in map(plain, names):
+        rows, columns = (_axis(question, key) for key in (("label", "of") if is_fairness else ("of", "by")))
+        figures = zip(answer.names, answer.values, strict=True)
+        counts = [value for name, value in figures if not is_fairness or name.startswith(ROWS)]
+        if not counts or not rows.words or not columns.words:
             continue
-        cells, half = np.array(values, np.float64), each.halves[-1]
-        if half is None or cells.size != len(words[0]) * len(words[1]):
+        if label not in (plain(rows.name), plain(columns.name)):
+            continue
+        half_width = answer.halves[-1]  # the same for every count
+        if half_width is None or len(counts) != len(rows.words) * len(columns.words):
             raise Refusal(FIELD, path, "is not an answer of fedveil ask (a cross table lacks cells)")
-        cells = cells.reshape(len(words[0]), len(words[1]))
-        if plain(names[0]) == plain(schema.label):
-            cells, words, names = cells.T, words[::-1], names[::-1]
-        weights: list[list[float]] = reweighing(cells, half / NORMAL_95).tolist()
-        rows = (dict(zip(words[1], row, strict=True)) for row in weights)
-        return {names[0]: dict(zip(words[0], rows, strict=True))}
+        cells = np.array(counts, np.float64).reshape(len(rows.words), len(columns.words))
+        if plain(rows.name) == label:
+            rows, columns, cells = columns, rows, cells.T
+        weights: list[list[float]] = reweighing(cells, half_width / NORMAL_95).tolist()
+        by_class = [dict(zip(columns.words, row, strict=True)) for row in weights]
+        return {rows.name: dict(zip(rows.words, by_class, strict=True))}
     raise Refusal(FIELD, path, NO_TABLE.format(schema.label))
-
-
-def _words(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else []

@@ -24,7 +24,7 @@ _WORKER = [0]  # number of this process among the workers of its engine
 
 
 def be_worker(number: int) -> None:
-    """Make this process one of several workers, which use the machine's GPUs in turn, from 0."""
+    """Set the number of this process among its engine's workers, from 0, which selects the GPU of `device_of`."""
     _WORKER[0] = number
 
 
@@ -33,10 +33,7 @@ def check_device(name: str, field: str = "engine.device") -> None:
 
     Args:
       name: `auto`, `cpu`, `mps`, `cuda`, or one GPU as `cuda:N`.
-      field: that a refusal names.
-
-    Raises:
-      Refusal: torch does not see the device.
+      field: configuration key, for a refusal.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise Refusal(field, name, "give auto, cpu, mps, cuda, or one GPU as cuda:N")
@@ -50,11 +47,7 @@ def check_device(name: str, field: str = "engine.device") -> None:
 
 
 def check_made_here(model: nn.Module) -> None:
-    """Refuse a model that a task creates outside the CPU, or without values.
-
-    Raises:
-      Refusal: names the first parameter or buffer that is elsewhere.
-    """
+    """Refuse a task's new model with a parameter or a buffer outside the CPU, such as on the meta device."""
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.device.type != "cpu":
             remedy = "a task must create its model on the CPU; engine.device moves it"
@@ -62,26 +55,17 @@ def check_made_here(model: nn.Module) -> None:
 
 
 def units(name: str) -> int:
-    """Return the number of cores or GPUs that this process may train on at once; no GPU is initialised.
-
-    Args:
-      name: as in `check_device`.
-    """
-    kind, _, number = name.partition(":")
-    gpus = torch.cuda.device_count() if kind in ("auto", "cuda") else 0
-    if kind == "mps" or number:
+    """Return the number of GPUs of a device's name, or else of cores; no GPU is initialised."""
+    if name == "mps" or ":" in name:
         return 1
-    return gpus or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    if gpus or not hasattr(os, "sched_getaffinity"):  # which macOS lacks
+        return gpus or os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that this process trains on.
-
-    Args:
-      name: as in `check_device`; `auto` takes a CUDA GPU if there is one. Workers use several in turn.
-    """
+    """Return the device of a name, as in `check_device`: a CUDA GPU for `auto` if there is one; see `be_worker`."""
     if name in ("auto", "cuda"):
         count = torch.cuda.device_count()
         return torch.device("cuda", _WORKER[0] % count) if count else CPU
@@ -89,24 +73,14 @@ def device_of(name: str) -> torch.device:
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """Return the context in which a model runs: torch's autocast, or nothing in single precision.
-
-    Args:
-      device: of the model.
-      dtype: `float32` or `bfloat16`.
-    """
+    """Return the context in which a model runs: torch's autocast, or nothing for the dtype `float32`."""
     if dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on a device; for a GPU from pinned memory, so that the copy is asynchronous.
-
-    Args:
-      tensor: on the processor.
-      device: where it is needed.
-    """
+    """Return a tensor on a device, arguments as of `placed`; for a GPU from pinned memory: the copy is asynchronous."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -135,11 +109,11 @@ class OnDevice:
 
 
 def placed(data: Data, device: torch.device) -> Data:
-    """Return data on the model's device: tensors are moved at once, and lazily read data batch by batch.
+    """Return data on a device: tensors are moved at once, and lazily read data batch by batch.
 
     Args:
-      data: of a client, or held out; on the processor.
-      device: of the model.
+      data: data of a client, or held-out data, on the CPU.
+      device: device of the model.
     """
     if device.type == "cpu":
         return data

@@ -23,19 +23,25 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 @dataclass(frozen=True)
 class _Split:
-    """Split of each client's records, made once in a process."""
+    """Rule that splits each client's records, with the splits that this process has computed.
+
+    Attributes:
+      share, alone, group_equal_rows: as of `held_back`.
+      parts: by client, its training records and its held-out ones.
+    """
 
     share: float
-    alone: bool = False
-    group_equal_rows: bool = False
+    alone: bool
+    group_equal_rows: bool
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
-        """Return a client's training records, and its held-out ones."""
+        """Return a client's training records and its held-out ones; arguments as of `data_of`."""
         if client not in self.parts:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
             data = data_of_all(task, client)
+            # The rule of earlier releases knew no persons.
             by_person = data.persons is not None and not self.group_equal_rows
             hashes = _hashes_of_persons(data, client) if by_person else _hashes_of(data)
             held_out = holdout_mask(hashes, self.share, self.alone, self.group_equal_rows or by_person)
@@ -44,16 +50,13 @@ class _Split:
 
 
 def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows: bool = False) -> AnyTask:
-    """Return the task whose clients train without their held-out records.
+    """Return the task whose clients train without their held-out records; refuse a task that has slots.
 
     Args:
       task: any; it is not changed.
       share: of all records that are held out, in (0, 1).
       alone: whether each record is selected independently of the others, as the record level requires.
       group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
-
-    Raises:
-      Refusal: the task takes no further attribute.
     """
     split_task = copy(task)
     try:
@@ -65,7 +68,7 @@ def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows
 
 
 def held_back_of(task: Task, client: int) -> Data | None:
-    """Return a client's held-out records; None if the task holds none out."""
+    """Return a client's held-out records, None if the task holds none out; arguments as of `data_of`."""
     split: _Split | None = getattr(task, SPLIT, None)
     if split is None:
         inner: Task | None = getattr(task, "task", None)  # of a task with planted examples
@@ -74,11 +77,13 @@ def held_back_of(task: Task, client: int) -> Data | None:
 
 
 def _hashes_of_persons(data: Data, client: int) -> NDArray[np.uint64]:
+    """Return the hash of each record's person, shape (n,)."""
     names = [each.encode() for each in names_of(data, f"client {client}")]
     return np.fromiter((hashed(lambda digest, name=name: digest.update(name)) for name in names), np.uint64)
 
 
 def _hashes_of(data: Data) -> NDArray[np.uint64]:
+    """Return the hash of each record's content, shape (n,)."""
     if isinstance(data, Examples):
         tensors = [*leaves(data.inputs), *leaves(data.targets)]
         return hashes_of_rows(each.detach().cpu().numpy() for each in tensors)
@@ -95,6 +100,7 @@ def _hashes_of(data: Data) -> NDArray[np.uint64]:
 
 
 def _hashes_of_items(data: LazyExamples, count: int) -> Iterator[int]:
+    """Yield the hashes of the first `count` items, before `transform`."""
     for start in range(0, count, BATCH):
         for item in data.raw_items(list(range(start, min(start + BATCH, count)))):
             yield hashed(lambda digest, item=item: feed(digest, item))

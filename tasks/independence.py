@@ -2,10 +2,10 @@
 
 DP-SGD bounds one example's contribution to a step's sum. The bound holds only if that contribution depends on no other
 example and if only the parameters are carried from step to step. Both are measured here on the model's own code and on
-a few of the owner's examples, before anything is spent: `CHECKS` lists what may not move.
+a few of the owner's examples, before anything is spent: `CHECKS` lists the checks.
 
-Where records are hidden, and a model is evaluated on them or says something of each, the outputs are measured in
-evaluation mode as well, and metrics of single records in one order and the other.
+At the record level, if a model is evaluated on records or computes columns of them, its outputs are also measured in
+evaluation mode, and metrics of single records after each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.refusal import Refusal
-from .data import Data, Examples, LazyExamples, leaves, mapped, rows_of
+from .data import Data, Examples, LazyExamples, figures_of, leaves, mapped, rows_of
 from .probe import (
     BATCH,
     HALVES,
@@ -44,14 +44,16 @@ from .protocol import Objective, Task
 
 MAX_CLASS_BATCHES = 500  # batches of targets, of one example and some classes each
 MANY = 24  # examples of a batch that exceeds limits such as the capacity of an expert
-EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
-MOVED = 1e-3  # of a row's largest number: rows of equal batches are rounded alike
+EXTREME = 1e3  # size of a replaced input relative to the batch: changes sorted places, maxima and thresholds
+MOVED = 1e-3  # tolerance of a step's check, relative to a row's largest number: rows of equal batches are rounded alike
 LATE = 64  # steps on other examples before the first ones are computed again
-LARGE = 1_000_000  # numbers in one tensor that are not copied to be compared
-MAX_ENTRIES = 1000  # of a container, that are compared
-MAX_DEPTH = 3  # of containers in attributes
-ROUNDED = 0.1  # of the tolerance: share of an example's whole gradient by which a tensor may differ; 0.002 was measured at most
-NAMED = 0.1  # of the tolerance: the layer that mixes may move less than the next one makes of it
+LARGE = 1_000_000  # numbers of a tensor that is too large to be copied for a comparison
+MAX_ENTRIES = 1000  # entries of a container that are compared
+MAX_DEPTH = 3  # depth of containers in attributes that are compared
+# Shares of the tolerance: by which one tensor's gradient may differ relative to an example's whole gradient (at most 0.002
+# was measured), and by which a layer's output must differ to be named, which the next layer may amplify.
+ROUNDED = 0.1
+NAMED = 0.1
 OUTPUT_REMEDY = "make each example's output depend on that example alone (as GroupNorm and LayerNorm do)"
 WEIGHTS_REMEDY = (
     "return the mean over the batch of losses that each look at one example; class weights so: "
@@ -69,7 +71,7 @@ class Dependence(NamedTuple):
 
 
 class Mixing(Refusal):
-    """Refusal of a task that mixed the examples of a step in the middle of a run."""
+    """Refusal during a run of a task that mixed the examples of a step."""
 
 
 def check_independence(model: nn.Module, objective: Objective, data: Data) -> None:
@@ -77,11 +79,8 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
 
     Args:
       model: in its initial state for training; it is not changed.
-      objective: its `loss` takes outputs and targets of a batch.
-      data: the owner's own; only a few examples are read, and none is kept.
-
-    Raises:
-      Refusal: a check failed; the sentence names the layer, the loss or the attribute, and the remedy.
+      objective: defines the loss.
+      data: the owner's data, of which a few examples are read.
     """
     if not len(data):
         return
@@ -91,12 +90,12 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
     if isinstance(probe.data, LazyExamples):
         from .reading_order import check_reading
 
-        rows = spread(len(probe.data))[:4].tensor_split((2, 3))
-        check_reading(*(partial(probe.data.batch, part) for part in rows))
+        batches = spread(len(probe.data))[:4].tensor_split((2, 3))  # positions of two examples, one and one
+        check_reading(*(partial(probe.data.batch, rows) for rows in batches))
 
 
 def _refuse(checks: Checks, probe: Probe) -> None:
-    """Refuse the first dependence that is measured."""
+    """Apply checks in order; refuse the first dependence that one measures."""
     for measure, remedy in checks.items():
         if (dependence := measure(probe)) is not None:
             raise Refusal(*dependence, remedy)
@@ -105,22 +104,22 @@ def _refuse(checks: Checks, probe: Probe) -> None:
 def check_step(
     model: nn.Module, objective: Objective, read: Callable[[], tuple[Any, Tensor]], number: int
 ) -> None:
-    """Refuse a model or a loss with which others' outputs or loss gradients move if a step's first example is replaced.
+    """Replace a step's first example; the outputs and loss gradients of the others may not change.
 
     Args:
       model: in training mode.
-      objective: its `loss` takes outputs and targets of a batch.
-      read: returns the batch, of at least two examples.
-      number: of the step; it seeds what is random, so that a rare coin falls differently in other steps.
+      objective: defines the loss.
+      read: returns the step's batch, of at least two examples.
+      number: number of the step; it seeds random layers, so that a rare coin falls differently in other steps.
 
     Raises:
-      Mixing: they moved.
+      Mixing: they changed.
     """
 
     def results(inputs: Any, targets: Tensor) -> list[Any]:
         outputs = mapped(Tensor.detach, probe.outputs(inputs=inputs, draw=number))
-        fractions = [tensor.requires_grad_() for tensor in leaves(outputs) if tensor.is_floating_point()]
-        return [outputs, *_gradient(fractions, objective.loss(outputs, targets))]
+        variables = _differentiable(outputs)
+        return [outputs, *_gradient(variables, objective.loss(outputs, targets))]
 
     with quiet_generators():
         try:
@@ -128,7 +127,7 @@ def check_step(
             probe = Probe(model, objective, *batch, tuple(p.detach() for p in model.parameters()), MOVED)
             replaced = mapped(lambda tensor: torch.cat([tensor[1:2], tensor[1:]]), batch)
             before, after = results(*batch), results(*replaced)
-        except Exception:  # noqa: BLE001 (the step itself leaves an example out on which the task fails)
+        except Exception:  # noqa: BLE001 (of the task's own code; the step itself leaves such an example out)
             return
     if probe.rows_differ(before, after, range(1, len(batch[1]))):
         remedy = "an example's part of a step changed when another example did; let it depend on that example alone"
@@ -153,28 +152,31 @@ def check_measured_apart(task: Task, outputs: Any, targets: Tensor, size: int = 
 
     Args:
       task: defines the metrics.
-      outputs: of a model.
+      outputs: outputs of a model.
       targets: shape (n, ...).
-      size: number of examples measured together.
+      size: number of examples that are measured together.
     """
-    parts = [slice(start, start + size) for start in range(0, len(targets), size)]
-    # Extreme outputs in between: a maximum that the task keeps may already be that of all examples.
-    first, _, second = (
-        [_metrics(task, rows_of(values, part), targets[part]) for part in parts]
-        for values in (outputs, mapped(lambda tensor: tensor * -EXTREME, outputs), outputs)
-    )
-    if first != second:
+
+    def metrics_of_parts(outputs: Any) -> list[str]:
+        parts = [slice(start, start + size) for start in range(0, len(targets), size)]
+        return [_metrics(task, rows_of(outputs, part), targets[part]) for part in parts]
+
+    before = metrics_of_parts(outputs)
+    # Extreme outputs, since a maximum that the task keeps may already be that of all examples.
+    metrics_of_parts(mapped(lambda tensor: tensor * -EXTREME, outputs))
+    if before != metrics_of_parts(outputs):
         name = f"{type(task).__name__}.metrics"
         remedy = "return the metrics of one batch, and keep nothing of earlier ones"
         raise Refusal(name, "the same examples give other metrics after another batch was measured", remedy)
 
 
 def _metrics(task: Task, outputs: Any, targets: Tensor) -> str:
+    """Return the metrics as text, in which NaN equals NaN; empty if the task's code fails, as on examples of one class."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return repr({name: float(value) for name, value in task.metrics(outputs, targets).items()})
-    except Exception:  # noqa: BLE001 (of the task's own code, such as an area under a curve, which few examples do not have)
+            return repr(figures_of(task, outputs, targets))
+    except Exception:  # noqa: BLE001 (of the task's own code)
         return ""
 
 
@@ -191,31 +193,39 @@ def _other_rows(probe: Probe) -> Dependence | None:
         for inputs in _replacements(probe.inputs, row):
             run_replaced = partial(run, inputs=inputs)
             if probe.rows_differ(outputs, run_replaced(), others):
-                model = probe.model
-                return _layer(probe, _traced(model, run, others), _traced(model, run_replaced, others))
+                traces = (_traced(probe.model, each, others) for each in (run, run_replaced))
+                return _mixing_layer(probe, *traces)
     return None
 
 
 def _replacements(inputs: Any, row: int) -> Iterator[Any]:
-    """Yield the batch with another example in one row: a neighbour's, and two that are out of all proportion."""
+    """Yield the batch with another example in one row: that of the next row, and two of extreme size."""
 
-    def replaced(sign: float, tensor: Tensor) -> Tensor:
-        batch, example = tensor.clone(), tensor[row]
-        if not sign:
-            batch[row] = tensor[(row + 1) % BATCH]
-        elif tensor.is_floating_point():
-            batch[row] = sign * EXTREME * (float(tensor.abs().max()) or 1.0) * torch.rand_like(example)
-        else:  # whole numbers may be indices: the same ones in another order
-            batch[row] = example.flatten().flip(0).reshape(example.shape)
-        return batch
+    def with_neighbour(tensor: Tensor) -> Tensor:
+        return _with_row(tensor, row, tensor[(row + 1) % BATCH])
 
-    for sign in (0.0, 1.0, -1.0):
-        yield mapped(partial(replaced, sign), inputs)
+    def with_extreme(sign: float, tensor: Tensor) -> Tensor:
+        example = tensor[row]
+        if not tensor.is_floating_point():  # whole numbers may be indices: the same ones in another order
+            return _with_row(tensor, row, example.flatten().flip(0).reshape(example.shape))
+        size = EXTREME * (float(tensor.abs().max()) or 1.0)
+        return _with_row(tensor, row, sign * size * torch.rand_like(example))
+
+    yield mapped(with_neighbour, inputs)
+    for sign in (1.0, -1.0):
+        yield mapped(partial(with_extreme, sign), inputs)
+
+
+def _with_row(tensor: Tensor, row: int, value: Tensor) -> Tensor:
+    copied = tensor.clone()
+    copied[row] = value
+    return copied
 
 
 @torch.no_grad()
 def _rows_of_parts(probe: Probe) -> Dependence | None:
     """Compute parts of the batch alone, and one example many times; the rows may not differ."""
+    # Positions of one example, of two, of all but one, and of one example that is repeated.
     parts = torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1), torch.zeros(MANY).long()
     for half in HALVES:
         with ConstantRandomness(half) as randomness:
@@ -223,46 +233,53 @@ def _rows_of_parts(probe: Probe) -> Dependence | None:
             for part in parts:
                 run, rows = partial(probe.outputs, part), range(len(part))
                 if probe.rows_differ(rows_of(outputs, part), run(), rows):
-                    trace = _traced(probe.model, probe.outputs, part.tolist())
-                    return _layer(probe, trace, _traced(probe.model, run, rows))
+                    trace_of_batch = _traced(probe.model, probe.outputs, part.tolist())
+                    return _mixing_layer(probe, trace_of_batch, _traced(probe.model, run, rows))
         if not randomness.drew:
             break
     return None
 
 
-Trace = dict[
-    str, tuple[Tensor | None, Tensor | None]
-]  # by layer: rows of its first input and its first output tensor
+class LayerTrace(NamedTuple):
+    """Some rows of a layer's first input and first output tensor in one pass; empty if they have no such rows."""
+
+    inputs: Tensor
+    outputs: Tensor
 
 
-def _layer(probe: Probe, trace: Trace, other: Trace) -> Dependence:
-    """Return the innermost layer whose output differs at rows where its input does not."""
+def _mixing_layer(
+    probe: Probe, trace: Mapping[str, LayerTrace], other: Mapping[str, LayerTrace]
+) -> Dependence:
+    """Return the innermost layer whose output differs between two passes at rows where its input does not."""
     finer = replace(probe, tolerance=NAMED * probe.tolerance)
 
-    def differ(a: Tensor | None, b: Tensor | None) -> bool:
-        return a is not None and b is not None and finer.differ(a, b, by_row=True)
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return len(a) == len(b) > 0 and finer.differ(a, b, by_row=True)
 
-    for name, (inputs, outputs) in trace.items():
-        if name in other and differ(outputs, other[name][1]) and not differ(inputs, other[name][0]):
-            break
-    else:
-        name = ""
+    mixing = (
+        name
+        for name, layer in trace.items()
+        if name in other
+        and differ(layer.outputs, other[name].outputs)
+        and not differ(layer.inputs, other[name].inputs)
+    )
+    name = next(mixing, "")
     kind = type(probe.model.get_submodule(name)).__name__
     return Dependence("model", f"{name}: {kind}" if name else kind)
 
 
-def _traced(model: nn.Module, run: Callable[[], Any], rows: Sequence[int]) -> Trace:
-    """Return the trace of a run, in the order in which layers finish: inner ones first."""
-    trace: Trace = {}
+def _traced(model: nn.Module, run: Callable[[], Any], rows: Sequence[int]) -> dict[str, LayerTrace]:
+    """Return the traces of a pass by layer, in the order in which layers finish: inner ones first."""
+    trace: dict[str, LayerTrace] = {}
 
-    def first(tree: Any) -> Tensor | None:
-        tensor = next(iter(leaves(tree)), None)
-        if tensor is None or tensor.dim() == 0 or len(tensor) <= max(rows):
-            return None
+    def rows_of_first(tree: Any) -> Tensor:
+        tensor = next(iter(leaves(tree)), torch.empty(0))
+        if tensor.dim() == 0 or len(tensor) <= max(rows):
+            return torch.empty(0)
         return tensor.detach()[torch.tensor([*rows])]
 
     def record(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
-        trace[name] = first(inputs), first(output)
+        trace[name] = LayerTrace(rows_of_first(inputs), rows_of_first(output))
 
     with ExitStack() as hooks:
         for name, layer in model.named_modules():
@@ -275,25 +292,24 @@ def _traced(model: nn.Module, run: Callable[[], Any], rows: Sequence[int]) -> Tr
 
 
 def _loss_of_batch(probe: Probe) -> Dependence | None:
-    """Hold the loss of the batch against the mean of the examples' losses."""
-    name = f"{type(probe.objective).__name__}.loss"
+    """Compare the loss of the batch with the mean of the examples' losses."""
     with ConstantRandomness():
         outputs = mapped(Tensor.detach, probe.outputs())
-        losses = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(outputs) else None
-    fault = _loss_of_outputs(probe, outputs) if losses is None else _loss_of_model(probe, outputs, losses)
-    return None if fault is None else Dependence(name, fault)
+        losses = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(outputs) else []
+    fault = _loss_of_model(probe, outputs, losses) if losses else _loss_of_outputs(probe, outputs)
+    return Dependence(f"{type(probe.objective).__name__}.loss", fault) if fault else None
 
 
-def _loss_of_outputs(probe: Probe, outputs: Any) -> str | None:
-    """Return how the loss or its gradient, at several outputs and targets, is not that of the mean; None if it is."""
+# The faults name no number: these are losses of an owner's examples, and the sentence is printed and logged.
+def _loss_of_outputs(probe: Probe, outputs: Any) -> str:
+    """Return how the loss or its gradient is not that of the mean, at several outputs and targets; empty if it is."""
     for variant, targets in _variants(outputs, probe.targets):
-        fractions = [tensor.requires_grad_() for tensor in leaves(variant) if tensor.is_floating_point()]
+        variables = _differentiable(variant)
         loss = _number(probe.objective.loss(variant, targets))
         mean = torch.stack(probe.losses(variant, targets)).mean()
         if probe.differ(loss, mean):
-            # No number: these are losses of an owner's examples, and the sentence is printed and logged.
             return "it is not the mean of the examples' losses"
-        for a, b in zip(_gradient(fractions, loss), _gradient(fractions, mean), strict=True):
+        for a, b in zip(_gradient(variables, loss), _gradient(variables, mean), strict=True):
             if probe.differ(a, b):
                 return "its gradient is not that of the mean of the examples' losses"
     for targets in _targets_of_every_class(outputs, probe.targets):
@@ -303,14 +319,14 @@ def _loss_of_outputs(probe: Probe, outputs: Any) -> str | None:
             continue  # a class that the loss does not know
         if probe.differ(loss, torch.stack(losses).mean()):
             return "it is not the mean of the examples' losses where their classes differ"
-    return None
+    return ""
 
 
-def _loss_of_model(probe: Probe, outputs: Any, losses: Sequence[Tensor]) -> str | None:
-    """Return how a loss that the model itself computes is not the mean; its gradient is that of the parameters.
+def _loss_of_model(probe: Probe, outputs: Any, losses: Sequence[Tensor]) -> str:
+    """Return how a loss that the model itself computes is not the mean of the examples' losses; empty if it is.
 
-    Where nothing else is put out, no row shows whose part is whose: an example is replaced, and the loss may move by that
-    one's alone.
+    If the model has no output besides the loss, no other check sees its rows. So each example is also replaced, and the
+    loss must remain the mean.
     """
     loss = _number(probe.objective.loss(outputs, probe.targets))
     if probe.differ(loss, torch.stack([*losses]).mean()):
@@ -319,13 +335,15 @@ def _loss_of_model(probe: Probe, outputs: Any, losses: Sequence[Tensor]) -> str 
         for inputs in _replacements(probe.inputs, row):
             with ConstantRandomness():
                 loss = probe.objective.loss(probe.outputs(inputs=inputs), probe.targets)
-                moved = [*losses[:row], probe.loss_alone(row, inputs), *losses[row + 1 :]]
-            if probe.differ(loss, torch.stack(moved).mean()):
+                others = [*losses[:row], *losses[row + 1 :]]
+                mean = torch.stack([*others, probe.loss_alone(row, inputs)]).mean()
+            if probe.differ(loss, mean):
                 return "it is not the mean of the examples' losses once an example is replaced"
-    return None
+    return ""
 
 
 def _number(loss: Tensor) -> Tensor:
+    """Return a loss; refuse one that is not a scalar."""
     if loss.dim() != 0:
         raise Refusal("loss", f"shape {tuple(loss.shape)}", "it must be one number; " + WEIGHTS_REMEDY)
     return loss
@@ -337,38 +355,45 @@ def _has_loss(outputs: Any) -> bool:
 
 
 def _variants(outputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """Yield possible outputs of a model: a loss with a margin or a maximum mixes examples only away from the present ones.
+    """Yield batches of outputs and targets: the present ones, and outputs with small and with large noise.
 
-    One of the batches has many rows, of which a loss may use only some.
+    A loss with a margin or a maximum may mix examples only at other outputs than the present ones. One of the batches has
+    many rows, of which a loss may use only some.
     """
     many = BATCH if sum(tensor.numel() for tensor in leaves(outputs)) > LARGE else MANY
 
-    def shifted(scale: float, tensor: Tensor) -> Tensor:
+    def with_noise(scale: float, tensor: Tensor) -> Tensor:
         if not scale or not tensor.is_floating_point() or not tensor.numel():
             return tensor.clone()
-        return tensor + scale * (float(tensor.abs().max().nan_to_num()) or 1.0) * torch.randn_like(tensor)
+        size = float(tensor.abs().max().nan_to_num()) or 1.0
+        return tensor + scale * size * torch.randn_like(tensor)
 
     for scale, count in ((0.0, BATCH), (1.0, many), (30.0, BATCH)):
         rows = torch.arange(count) % BATCH
-        yield mapped(partial(shifted, scale), rows_of(outputs, rows)), targets[rows]
+        yield mapped(partial(with_noise, scale), rows_of(outputs, rows)), targets[rows]
 
 
 def _targets_of_every_class(outputs: Any, targets: Tensor) -> Iterator[Tensor]:
-    """Yield targets in which each class stands beside others: few examples of one client may all be of one."""
+    """Yield batches of targets with several classes, in which every class occurs: a client's may all be of one class.
+
+    There are none unless outputs are logits, shape (n, classes), and targets their classes.
+    """
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or targets.dim() != 1:
         return
     classes = outputs.shape[1]
     if targets.is_floating_point() or not bool(((targets >= 0) & (targets < classes)).all()):
         return
     for first in range(0, classes, max(BATCH - 1, classes // MAX_CLASS_BATCHES)):
-        yield torch.cat([targets[:1], (first + torch.arange(BATCH - 1)) % classes])
+        next_classes = (first + torch.arange(BATCH - 1)) % classes
+        yield torch.cat([targets[:1], next_classes])
 
 
 def _loss_of_extreme_targets(probe: Probe) -> Dependence | None:
-    """Hold the loss of examples in memory whose targets it may leave out against the mean."""
+    """Apply `_loss_of_batch` to examples in memory whose targets are extreme, which a loss may ignore."""
     if not isinstance(probe.data, Examples):
         return None
-    return _loss_of_batch(probe.on(*probe.data.batch(selected(probe.data)[-BATCH:])))
+    extreme_rows = selected(probe.data)[-BATCH:]
+    return _loss_of_batch(probe.on(*probe.data.batch(extreme_rows)))
 
 
 def _collated_loss(probe: Probe) -> Dependence | None:
@@ -381,7 +406,7 @@ def _collated_loss(probe: Probe) -> Dependence | None:
         seed()
         batch = probe.on(*data.collated(items))
         outputs = batch.outputs()
-        if _has_loss(outputs):  # of all: that of the first one's row alone
+        if _has_loss(outputs):  # which is that of all items
             return batch.loss_alone(0).detach()
         return batch.objective.loss(rows_of(outputs, slice(1)), batch.targets[:1]).detach()
 
@@ -389,8 +414,8 @@ def _collated_loss(probe: Probe) -> Dependence | None:
     for row, item in enumerate(items[: BATCH // 2]):
         others = [*items[:row], *items[row + 1 :]]
         with ConstantRandomness():
-            among, alone = first_loss([item, *others]), first_loss([item] * len(items))
-        if probe.differ(among, alone):
+            with_others, with_itself = first_loss([item, *others]), first_loss([item] * len(items))
+        if probe.differ(with_others, with_itself):
             return Dependence("collate", "one example's loss changes when another example does")
     return None
 
@@ -406,33 +431,39 @@ def _gradients(probe: Probe) -> Dependence | None:
     weights = (1 + torch.arange(BATCH, dtype=torch.float64) / BATCH).tolist()
     with ConstantRandomness():
         outputs = probe.outputs()
-        if _has_loss(outputs):  # it weighs all alike
+        if _has_loss(outputs):  # the model's own, in which examples have equal weights
             weights = [1.0] * BATCH
             loss: Any = probe.objective.loss(outputs, probe.targets) * BATCH
         else:
             losses = probe.losses(outputs, probe.targets)
             loss = sum(weight * single for weight, single in zip(weights, losses, strict=True))
-        gradient = _gradient(parameters, loss)
-        total, length = [torch.zeros_like(p) for p in parameters], 0.0
+        gradient_of_sum = _gradient(parameters, loss)
+        sum_of_gradients, norms = [torch.zeros_like(p) for p in parameters], 0.0
         for row, weight in enumerate(weights):
             single = _gradient(parameters, probe.loss_alone(row))
-            total = [a + weight * b for a, b in zip(total, single, strict=True)]
-            length += weight * _norm(single)
-    rounding = ROUNDED * probe.tolerance * length
-    for name, a, b in zip(probe.parameters, gradient, total, strict=True):
-        # A gradient that is zero, as of the bias of an attention's key, has the roundings of the whole one, which is
-        # clipped as one. Compared so that infinity and NaN are refused.
+            sum_of_gradients = [a + weight * b for a, b in zip(sum_of_gradients, single, strict=True)]
+            norms += weight * _norm(single)
+    # An example is clipped by its whole gradient: a tensor's part that is zero, as of the bias of an attention's key, has
+    # the roundings of the whole. Infinity and NaN are no rounding.
+    rounding = ROUNDED * probe.tolerance * norms
+    for name, a, b in zip(probe.parameters, gradient_of_sum, sum_of_gradients, strict=True):
         if probe.differ(a, b) and not _norm([a - b]) <= rounding < math.inf:
             return Dependence("model", f"gradient of {name}")
     return None
 
 
+def _differentiable(outputs: Any) -> list[Tensor]:
+    """Return the floating-point tensors of outputs, as variables of `_gradient`."""
+    return [tensor.requires_grad_() for tensor in leaves(outputs) if tensor.is_floating_point()]
+
+
 def _norm(gradient: Sequence[Tensor]) -> float:
+    """Return the L2 norm of all tensors together."""
     return math.hypot(*(float(tensor.detach().double().norm()) for tensor in gradient))
 
 
 def _gradient(variables: Sequence[Tensor], loss: Any) -> list[Tensor]:
-    """Return the gradient of the loss, zeros for a tensor that it does not depend on."""
+    """Return the gradient of a loss by each variable, zeros for one on which the loss does not depend."""
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return [torch.zeros_like(variable) for variable in variables]
     parts = torch.autograd.grad(loss, variables, allow_unused=True, retain_graph=True)
@@ -446,7 +477,7 @@ def _gradient(variables: Sequence[Tensor], loss: Any) -> list[Tensor]:
 
 
 def _state_of_steps(probe: Probe) -> Dependence | None:
-    """Take steps on two batches in turn; neither results nor state may depend on which came before."""
+    """Take steps on two batches in turn; neither losses nor state may depend on the batch before."""
 
     def step(rows: Sequence[int]) -> Tensor:
         index = torch.tensor(rows)
@@ -456,17 +487,17 @@ def _state_of_steps(probe: Probe) -> Dependence | None:
 
     one, other = [0, 1, 2], [5, 4, 3]
     step(one)  # state that the first call creates is no memory of examples
-    initial = {name: value for name, value in _state(probe) if isinstance(value, Array)}
+    initial_arrays = {name: value for name, value in _state(probe) if isinstance(value, Array)}
     loss, state = step(one), dict(_state(probe))
     step(other)
     other_state = dict(_state(probe))
-    changed = [name for name, value in initial.items() if not equal(value, state.get(name))]
+    changed = [name for name, value in initial_arrays.items() if not equal(value, state.get(name))]
     names = sorted({*state, *other_state})
     changed += [name for name in names if not equal(state.get(name), other_state.get(name))]
     if changed:
         return Dependence(changed[0], "changed by a step")
     with torch.no_grad():
-        for _ in range(LATE):  # state of an object that nothing looks into may be used late
+        for _ in range(LATE):  # state in an object that `_state` does not read may affect only later steps
             probe.objective.loss(probe.outputs(torch.tensor(other[:1])), probe.targets[other[:1]])
     if probe.differ(loss, step(one)):
         return Dependence("model or loss", "the same batch gives another loss after a step on others")
@@ -474,12 +505,12 @@ def _state_of_steps(probe: Probe) -> Dependence | None:
 
 
 def _state(probe: Probe) -> Iterator[tuple[str, Any]]:
-    """Yield name and copied value of all state of the model and the objective."""
+    """Yield name and value of all state of the model and the objective: copies of arrays, sums of parameters, numbers."""
     for name, buffer in probe.model.named_buffers():
         yield f"model: buffer {name}", buffer.detach().clone()
     for name, parameter in probe.model.named_parameters():
-        plain = type(parameter) is nn.Parameter  # other libraries' packed weights have no sum
-        yield f"model: parameter {name}", float(parameter.detach().sum()) if plain else parameter._version
+        has_sum = type(parameter) is nn.Parameter  # and is not another library's packed weight
+        yield f"model: parameter {name}", float(parameter.detach().sum()) if has_sum else parameter._version
     for name, module in probe.model.named_modules():
         path = f"model: {name or type(module).__name__}"
         yield from _attributes(path, {k: v for k, v in vars(module).items() if k not in _MODULE_FIELDS})
@@ -487,12 +518,14 @@ def _state(probe: Probe) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(path: str, values: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of the arrays and numbers among an object's attributes or a container's entries, recursively."""
     for key, value in values.items():
         name = f"{path}.{key}"
         if isinstance(value, Tensor):
-            if not isinstance(value, nn.Parameter):
-                version = f"{value.data_ptr()} {value._version}"  # of a tensor too large to copy, such as a task's data
-                yield name, version if value.numel() > LARGE else value.detach().clone()
+            if isinstance(value, nn.Parameter):
+                continue  # which is in the model's state
+            version = f"{value.data_ptr()} {value._version}"
+            yield name, version if value.numel() > LARGE else value.detach().clone()
         elif isinstance(value, np.ndarray):
             yield name, value.copy()
         elif isinstance(value, int | float | str | bool):
@@ -508,7 +541,7 @@ def _attributes(path: str, values: Mapping[Any, Any], depth: int = 0) -> Iterato
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
-Checks = Mapping[Callable[[Probe], Dependence | None], str]  # what is measured, and the remedy
+Checks = Mapping[Callable[[Probe], Dependence | None], str]  # by the function that measures, the remedy
 CHECKS_OF_OUTPUTS: Checks = {
     _other_rows: f"one example's output changes when another example does; {OUTPUT_REMEDY}",
     _rows_of_parts: f"an example's output depends on the size of its batch; {OUTPUT_REMEDY}",

@@ -1,7 +1,7 @@
-"""Odd examples with random labels, planted at a simulated task's clients by a coin each, for black-box audits.
+"""Odd examples with random labels for black-box audits: a coin decides whether each trains at its simulated client.
 
-An odd example that trained has a lower loss than one that did not only if the model memorised it. Each is a held-out
-example with its inputs in another order, so that it teaches nothing about the task and is easily told apart.
+Odd examples that trained have lower losses than the others only if the model memorised them. Each is a held-out example
+with its inputs in random order, so that it teaches nothing about the task and is easy to recognise.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .protocol import ProbedTask, Task, own_training
 if TYPE_CHECKING:
     from ..privacy.audit.memorisation import MemorisationProbe
 
-MOST = 1000
+MOST = 1000  # odd examples
 ONLY_TENSORS = "its odd examples are made of held-out ones; use audit=light"
-SHARE = 0.2  # most odd examples, as a share of the clients' own; half of them train
+SHARE = 0.2  # largest number of odd examples, as a share of the clients' own; about half of them train
 
 
 @dataclass(frozen=True)
 class Mislabelled:
-    """Task with odd examples beside its own.
+    """Task whose clients have odd examples in addition to their own.
 
     Attributes:
-      task: the task itself.
+      task: the task without odd examples.
       odd: n odd examples.
-      owners: client of each, shape (n,).
+      owners: client of each odd example, shape (n,).
       coins: whether each trains at its client, shape (n,).
     """
 
@@ -84,51 +84,42 @@ class Mislabelled:
 
     def client_data(self, client: int) -> Examples:
         own = in_tensors(data_of(self.task, client), "audit", "full", ONLY_TENSORS)
-        return joined([own, only(self.odd, np.flatnonzero((self.owners == client) & self.coins))])
+        return joined([own, only(self.odd, self._planted(client))])
+
+    def _planted(self, client: int) -> NDArray[np.int64]:
+        return np.flatnonzero((self.owners == client) & self.coins)
 
     def planted_at(self, client: int) -> int:
         """Return the number of odd examples that train at a client; they are its last ones."""
-        return int(((self.owners == client) & self.coins).sum())
+        return len(self._planted(client))
 
     def memorisation_probe(self) -> MemorisationProbe | None:
-        """Return the task's own probe; odd examples are tested against a claim, which the task does not know."""
+        """Return the task's own probe; the audit tests the odd examples, against a claim that the task does not know."""
         return self.task.memorisation_probe() if isinstance(self.task, ProbedTask) else None
 
 
 def mislabelled(task: Task, seed: int) -> Mislabelled:
-    """Return a simulated task with odd examples planted in it.
-
-    Args:
-      task: whose data are public or made up.
-      seed: from which the odd examples, their owners and their coins are drawn.
-
-    Raises:
-      Refusal: the task's data are real.
-    """
+    """Return a simulated task with odd examples, owners and coins that are drawn from a seed; refuse real data."""
     if not task.simulated:
         raise Refusal("audit", "full", "no example is planted in real data; use audit=light")
     generator = np.random.default_rng([seed, MOST, task.num_clients])
     held_out = in_tensors(held_out_of(task), "audit", "full", ONLY_TENSORS)
-    every = [in_tensors(data_of(task, n), "audit", "full", ONLY_TENSORS) for n in range(task.num_clients)]
-    total = sum(map(len, every))
+    clients = (data_of(task, client) for client in range(task.num_clients))
+    total = sum(len(in_tensors(data, "audit", "full", ONLY_TENSORS)) for data in clients)
     count = max(2, min(MOST, int(SHARE * total)))
-    inputs = held_out.inputs[torch.from_numpy(generator.integers(len(held_out), size=count))].flatten(1)
+    sources = torch.from_numpy(generator.integers(len(held_out), size=count))
+    inputs = held_out.inputs[sources].flatten(1)
     order = torch.from_numpy(generator.permuted(np.tile(np.arange(inputs.shape[1]), (count, 1)), axis=1))
-    labels = torch.from_numpy(generator.integers(len(held_out), size=count))
-    odd = Examples(inputs.gather(1, order).unflatten(1, held_out.inputs.shape[1:]), held_out.targets[labels])
+    shuffled = inputs.gather(1, order).unflatten(1, held_out.inputs.shape[1:])
+    sources_of_labels = torch.from_numpy(generator.integers(len(held_out), size=count))
+    odd = Examples(shuffled, held_out.targets[sources_of_labels])
     owners = generator.integers(task.num_clients, size=count)
     return Mislabelled(task, odd, owners, generator.random(count) < 0.5)
 
 
 @torch.no_grad()
 def losses_of(task: Task, model: nn.Module, data: Data) -> NDArray[np.float64]:
-    """Return the loss of each example by itself, shape (n,).
-
-    Args:
-      task: gives the loss.
-      model: is put into evaluation mode.
-      data: n examples.
-    """
+    """Return the loss of each of n examples by itself, shape (n,); the model is put into evaluation mode."""
     model.eval()
     losses: list[float] = []
     for inputs, targets in batches_of(data):
@@ -139,16 +130,16 @@ def losses_of(task: Task, model: nn.Module, data: Data) -> NDArray[np.float64]:
 
 
 def keep_losses(folder: Path, client: int, number: int, task: Task, model: nn.Module, data: Data) -> None:
-    """Add the losses of a client's records in a round to its file.
+    """Append the losses of a client's records under a round's model to the client's file.
 
     They reveal which records the model memorised (arXiv:2411.05743), so the file is for the owner alone.
 
     Args:
-      folder: of the files of all clients.
-      client: its number.
-      number: of the round.
-      task: gives the loss.
-      model: of the round.
+      folder: folder with one file per client.
+      client: number of the client.
+      number: number of the round.
+      task: defines the loss.
+      model: model of the round.
       data: records of the client.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,8 @@ def read_released(model: nn.Module, file: bytes) -> None:
     """Load a released model's file into a model of the task, in place.
 
     Args:
-      model: of the task.
-      file: in the format safetensors.
+      model: a model of the task.
+      file: content in the safetensors format.
 
     Raises:
       Refusal: the file is invalid, or of a model with other arrays; nothing was loaded.
@@ -50,27 +50,25 @@ def read_released(model: nn.Module, file: bytes) -> None:
 
 
 def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) -> dict[str, NDArray[Any]]:
-    """Return a client's own columns and those of a released model, all of one length.
+    """Return a client's own columns and those of a released model; refuse rows that are not tensors.
 
     Args:
       task: of the client.
       client: its number.
       model: released, in evaluation mode, on the device of the task's inputs.
       attributed: whether attributions are columns; each row takes 50 passes of the model.
-
-    Raises:
-      Refusal: the rows are not tensors.
     """
     own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
-    inputs = _answered(model, padded(rows, padded_size(len(rows))))
-    words = schema.target.words if schema is not None and schema.target.categories else ()
-    columns = model_columns(model, inputs, words)
-    columns |= _attributions(model, inputs, schema) if attributed else {}
-    return {**own, **{name: values[: len(rows)] for name, values in columns.items()}}
+    inputs = _without_failures(model, padded(rows, padded_size(len(rows))))
+    columns = model_columns(model, inputs, () if schema is None else schema.target.words)
+    if attributed:
+        columns |= _attributions(model, inputs, schema)
+    unpadded = {name: values[: len(rows)] for name, values in columns.items()}
+    return {**own, **unpadded}
 
 
-def _answered(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the inputs with zeros in rows on which the model fails: with one of them all rows would be missing."""
+def _without_failures(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the inputs with zeros in rows on which the model fails; one such row would fail all others."""
     with torch.no_grad(), suppress(Exception):
         model(inputs)
         return inputs
@@ -84,8 +82,9 @@ def _answered(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _inputs(task: Task, client: int) -> Tensor:
+    """Return the model's inputs for the rows of `columns_of`, shape (n, ...)."""
     if isinstance(task, Tables) and task.paths:
-        return task.encode(task.paths[client])  # all rows of the table, in the order of its columns
+        return task.encode(task.paths[client])  # held-out rows too, as the table's columns have them
     data = data_of(task, client)
     if not isinstance(data, Examples) or not isinstance(data.inputs, Tensor):
         raise Refusal("model", "lazy data", "supports only rows that are tensors; leave it out")
@@ -93,8 +92,10 @@ def _inputs(task: Task, client: int) -> Tensor:
 
 
 def _attributions(model: nn.Module, inputs: Tensor, schema: Schema | None) -> dict[str, NDArray[Any]]:
-    explanation = explained(model, inputs, schema, schema is None or bool(schema.target.categories))
-    parts = {name: values for name, values in explanation.items() if name not in (SCORE, "at_baseline")}
+    """Return the size of each input's contribution to the model's prediction, by column name."""
+    classifies = schema is None or bool(schema.target.categories)
+    parts = explained(model, inputs, schema, classifies)
+    del parts["score"], parts["at_baseline"]
     return {f"{ATTRIBUTION}{name}": np.abs(values) for name, values in parts.items()}
 
 
@@ -104,7 +105,7 @@ def model_columns(model: nn.Module, inputs: Tensor, words: Sequence[str]) -> dic
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
-      words: of the classes; empty if they are numbers.
+      words: names of the classes; empty if they are numbers.
     """
     with torch.no_grad():
         outputs = cast(Tensor, model(inputs))

@@ -46,11 +46,7 @@ class Program:
 
 
 def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
-    """Return the program and the arrays of a file; int8 arrays are multiplied by their scales.
-
-    Raises:
-      ValueError: the file is damaged or holds no program.
-    """
+    """Return the program and the arrays of a file, int8 ones times their scales; ValueError if it is damaged."""
     content = path.read_bytes()
     try:
         length = int.from_bytes(content[:8], "little")
@@ -73,6 +69,7 @@ def program_of(text: str) -> Program:
 
 
 def _array(data: bytes, entry: Mapping[str, Any]) -> Array:
+    """Return the array of an entry of the header, which gives its dtype, shape and place in the file's data."""
     begin, end = entry["data_offsets"]
     return np.frombuffer(data[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
@@ -104,6 +101,7 @@ def run(program: Program, arrays: Mapping[str, Array], inputs: Array) -> Array:
 
 
 def _value(argument: Any, values: Mapping[str, Any]) -> Any:
+    """Return an argument of a node, with earlier results in place of references to them."""
     if isinstance(argument, dict):
         return values[argument["node"]]
     return [_value(each, values) for each in argument] if isinstance(argument, list) else argument
@@ -117,7 +115,7 @@ def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
       classifies: whether they are logits of classes, given two dimensions and more than one output.
     """
     if classifies and outputs.ndim == 2 and outputs.shape[1] > 1:
-        shares = softmax(outputs.astype(np.float64))
+        shares = _softmax(outputs.astype(np.float64))
         return {"class": shares.argmax(-1), "probability": shares.max(-1)}
     flat = outputs.reshape(len(outputs), -1).T if outputs.ndim > 1 else outputs[None]
     return {f"output_{index}": column.astype(np.float64) for index, column in enumerate(flat)}
@@ -126,13 +124,14 @@ def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
 # --- operations, by their names in torch's ATen ------------------------------------------------------
 
 
-def softmax(x: Array, dim: int = -1, dtype: object = None) -> Array:
+def _softmax(x: Array, dim: int = -1, dtype: object = None) -> Array:
     """Return exponentials that sum to one along a dimension."""
     raised = np.exp(x - x.max(dim, keepdims=True))
     return raised / raised.sum(dim, keepdims=True)
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """Return a size for rows and one for columns, which ATen may give as one number."""
     first, last = (value, value) if isinstance(value, int) else (value[0], value[-1])
     return first, last
 
@@ -140,12 +139,14 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 def _windows(
     x: Array, size: tuple[int, int], stride: Any, padding: Any, dilation: Any = 1, fill: float = 0.0
 ) -> Array:
-    """Return the windows of images, shape (n, c, h, w, *size)."""
-    (down, across), (rows, columns), (apart, aside) = _pair(stride), _pair(padding), _pair(dilation)
-    around = ((0, 0), (0, 0), (rows, rows), (columns, columns))
-    padded = np.pad(x, around, constant_values=fill) if rows or columns else x
-    reach = (apart * (size[0] - 1) + 1, aside * (size[1] - 1) + 1)
-    return sliding_window_view(padded, reach, (2, 3))[:, :, ::down, ::across, ::apart, ::aside]
+    """Return the windows of images of shape (n, c, rows, columns), shape (n, c, windows down, windows across, *size)."""
+    (down, across), (rows, columns) = _pair(stride), _pair(padding)
+    row_step, column_step = _pair(dilation)
+    if rows or columns:
+        x = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)), constant_values=fill)
+    extent = (row_step * (size[0] - 1) + 1, column_step * (size[1] - 1) + 1)
+    windows = sliding_window_view(x, extent, (2, 3))
+    return windows[:, :, ::down, ::across, ::row_step, ::column_step]
 
 
 def _conv2d(
@@ -159,7 +160,8 @@ def _conv2d(
 ) -> Array:
     windows = _windows(x, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
     pairs = zip(np.split(windows, groups, 1), np.split(weight, groups, 0), strict=True)
-    parts = [np.tensordot(pixels, kernels, ((1, 4, 5), (1, 2, 3))) for pixels, kernels in pairs]
+    axes = (1, 4, 5), (1, 2, 3)  # channels, rows and columns of a window and of a kernel
+    parts = [np.tensordot(pixels, kernels, axes) for pixels, kernels in pairs]
     outputs = np.moveaxis(np.concatenate(parts, -1), -1, 1)
     return outputs if bias is None else outputs + bias[:, None, None]
 
@@ -192,31 +194,37 @@ def _adaptive_avg_pool2d(x: Array, size: Any) -> Array:
     return x.mean((-2, -1), keepdims=True)
 
 
-def _normal(x: Array, axes: tuple[int, ...], small: float) -> Array:
-    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + small)
+def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
 
 
-def _scaled(x: Array, weight: Array | None, bias: Array | None, around: Sequence[int] | None = None) -> Array:
-    """Return x times weight plus bias, if given, each in the shape `around` if given."""
-    for step, by in ((np.multiply, weight), (np.add, bias)):
-        if by is not None:
-            x = step(x, by if around is None else by.reshape(around))
+def _affine(x: Array, weight: Array | None, bias: Array | None, shape: Sequence[int]) -> Array:
+    """Return x times weight plus bias, where there are any, both reshaped so that they broadcast."""
+    for operation, operand in ((np.multiply, weight), (np.add, bias)):
+        if operand is not None:
+            x = operation(x, operand.reshape(shape))
     return x
 
 
+def _shape_of_channels(x: Array) -> tuple[int, ...]:
+    """Return the shape in which one number per channel broadcasts with x, whose second dimension are channels."""
+    return (-1, *[1] * (x.ndim - 2))
+
+
 def _group_norm(
-    x: Array, groups: int, weight: Any = None, bias: Any = None, small: float = 1e-5, *_: Any
+    x: Array, groups: int, weight: Any = None, bias: Any = None, epsilon: float = 1e-5, *_: Any
 ) -> Array:
-    normal = _normal(x.reshape(len(x), groups, -1), (-1,), small).reshape(x.shape)
-    return _scaled(normal, weight, bias, (-1, *[1] * (x.ndim - 2)))
+    standardised = _standardised(x.reshape(len(x), groups, -1), (-1,), epsilon).reshape(x.shape)
+    return _affine(standardised, weight, bias, _shape_of_channels(x))
 
 
 def _batch_norm(x: Array, *arguments: Any) -> Array:
-    weight, bias, mean, variance, training, _, small, *_ = arguments  # in ATen's order
+    weight, bias, mean, variance, training, _, epsilon, *_ = arguments  # in ATen's order
     if training:
         raise TypeError("the operation mixes the examples of a batch")
-    shape = (-1, *[1] * (x.ndim - 2))
-    return _scaled((x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + small), weight, bias, shape)
+    shape = _shape_of_channels(x)
+    standardised = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + epsilon)
+    return _affine(standardised, weight, bias, shape)
 
 
 def _gelu(x: Array, approximate: str = "none") -> Array:
@@ -235,9 +243,10 @@ def _flatten(x: Array, start: int = 0, end: int = -1) -> Array:
 
 
 def _reduced(
-    how: Callable[..., Any], x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None
+    reduce: Callable[..., Any], x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None
 ) -> Array:
-    return np.asarray(how(x, None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim))
+    axes = None if dim is None else tuple(np.atleast_1d(dim))
+    return np.asarray(reduce(x, axes, keepdims=keepdim))
 
 
 def _same(x: Array, *_: object, **__: object) -> Array:
@@ -273,8 +282,8 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "group_norm": _group_norm,
     "hardtanh": lambda x, low=-1, high=1: np.clip(x, low, high),
-    "layer_norm": lambda x, shape, weight=None, bias=None, small=1e-5, *_: _scaled(
-        _normal(x, tuple(range(-len(shape), 0)), small), weight, bias
+    "layer_norm": lambda x, shape, weight=None, bias=None, epsilon=1e-5, *_: _affine(
+        _standardised(x, tuple(range(-len(shape), 0)), epsilon), weight, bias, shape
     ),
     "leaky_relu": lambda x, slope=0.01: np.where(x > 0, x, slope * x),
     "linear": lambda x, weight, bias=None: x @ weight.T if bias is None else x @ weight.T + bias,
@@ -292,7 +301,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "slice": lambda x, dim=0, start=None, end=None, step=1: x[
         (*[slice(None)] * (dim % x.ndim), slice(start, end, step))
     ],
-    "softmax": softmax,
+    "softmax": _softmax,
     "squeeze": lambda x, dim: x.squeeze(tuple(each for each in np.atleast_1d(dim) if x.shape[each] == 1)),
     "sub": lambda x, y, alpha=1: x - alpha * y,
     "sum": partial(_reduced, np.sum),
@@ -308,7 +317,7 @@ def main(words: Sequence[str]) -> int:
     """Print the predictions for the inputs of a file as CSV; return the exit code.
 
     Args:
-      words: of the command line: the file .npy of inputs, shape (n, ...).
+      words: arguments of the command line: a .npy file of inputs, shape (n, ...).
     """
     if len(words) != 1:
         print("usage: python predict.py inputs.npy", file=sys.stderr)

@@ -35,38 +35,23 @@ class NumpyTask(Protocol):
         """Return the arrays after training on one client's data; store no state for the next client.
 
         Args:
-          arrays: as the server sent them, copies.
+          arrays: copies of the arrays that the server sent.
           inputs: shape (n, ...).
           targets: shape (n, ...).
-          training: epochs, batch size and learning rate of this round; the function may have its own.
+          training: epochs, batch size and learning rate of this round, which the function may ignore.
         """
         ...
 
     def predict(self, arrays: Arrays, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Return the outputs for some inputs.
-
-        Args:
-          arrays: of the model.
-          inputs: shape (n, ...).
-        """
+        """Return the outputs of a model for inputs of shape (n, ...)."""
         ...
 
     def loss(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-        """Return the mean loss over some examples.
-
-        Args:
-          outputs: as `predict` returned them.
-          targets: of the same examples.
-        """
+        """Return the mean loss over some examples, of which `predict` returned the outputs."""
         ...
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Return means over some examples, by name.
-
-        Args:
-          outputs: as `predict` returned them.
-          targets: of the same examples.
-        """
+        """Return means over some examples by name; arguments as of `loss`."""
         ...
 
     def client_data(self, client: int) -> Any:
@@ -74,7 +59,7 @@ class NumpyTask(Protocol):
         ...
 
     def held_out(self) -> Any:
-        """Return the inputs and targets on which the model is evaluated, a pair of arrays."""
+        """Return the inputs and targets on which models are evaluated, a pair of arrays."""
         ...
 
 
@@ -85,7 +70,7 @@ def as_task(value: object) -> object:
 
 @dataclass(frozen=True)
 class FromArrays:
-    """`Task` made of a `NumpyTask`."""
+    """`Task` made of a `NumpyTask`, which is the user's `own`."""
 
     own: NumpyTask
 
@@ -112,21 +97,21 @@ class FromArrays:
     def model(self) -> nn.Module:
         from torch import nn, tensor
 
-        own = self.own
+        predict = self.own.predict
 
         class OfArrays(nn.Module):
             def forward(self, inputs: Tensor) -> Tensor:
-                return tensor(own.predict(_arrays_of(self), inputs.numpy()))
+                return tensor(predict(_arrays_of(self), inputs.numpy()))
 
         model = OfArrays()
-        for name, value in own.arrays().items():
+        for name, value in self.own.arrays().items():
             if "." in name or hasattr(model, name):
                 raise Refusal("arrays", name, "use a name without dots")
-            value = tensor(np.asarray(value))
-            if value.is_floating_point():
-                model.register_parameter(name, nn.Parameter(value))
-            else:
-                model.register_buffer(name, value)
+            array = tensor(np.asarray(value))
+            if array.is_floating_point():
+                model.register_parameter(name, nn.Parameter(array))
+            else:  # which cannot be a parameter
+                model.register_buffer(name, array)
         return model
 
     def train(self, model: nn.Module, data: Any, training: LocalTraining) -> None:
@@ -157,4 +142,5 @@ class FromArrays:
 
 
 def _arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Return copies of the arrays in a model of `FromArrays`."""
     return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}

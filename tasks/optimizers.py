@@ -24,7 +24,7 @@ class AdamBC(torch.optim.Adam):
     """
 
     def __init__(self, parameters: Iterable[Tensor], variance: float, **options: Any) -> None:
-        """Take the variance of the noise on each coordinate of a gradient, and what Adam takes."""
+        """Create the optimiser; `variance` is that of the noise on each coordinate of a gradient, options are Adam's."""
         super().__init__(parameters, **options)
         self.variance = variance
 
@@ -32,16 +32,16 @@ class AdamBC(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step."""
         for group in self.param_groups:
-            rate, (first, second) = group["lr"], group["betas"]
+            rate, (beta1, beta2) = group["lr"], group["betas"]
             for param in [each for each in group["params"] if each.grad is not None]:
                 state, gradient = self.state[param], param.grad
                 if not state:
                     state.update(steps=0, mean=torch.zeros_like(param), square=torch.zeros_like(param))
                 state["steps"] += 1
-                state["mean"].lerp_(gradient, 1 - first)
-                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                square = state["square"] / (1 - second ** state["steps"]) - self.variance
-                mean = state["mean"] / (1 - first ** state["steps"])
+                state["mean"].lerp_(gradient, 1 - beta1)
+                state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                square = state["square"] / (1 - beta2 ** state["steps"]) - self.variance
+                mean = state["mean"] / (1 - beta1 ** state["steps"])
                 param.mul_(1 - rate * group["weight_decay"])
                 param.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-rate)
 
@@ -58,9 +58,9 @@ def optimizer_of(
     """Return a new optimiser of the parameters; None stands for plain SGD.
 
     Args:
-      task: may define `optimizer(parameters)`, which `auto` uses.
-      parameters: to be trained.
-      training: names the optimiser; its learning rate is that of the round.
+      task: may define `optimizer(parameters)`, which the name `auto` selects.
+      parameters: parameters to train.
+      training: settings of the round: name and options of the optimiser, and the learning rate.
       noise: standard deviation of DP-SGD's noise on each coordinate of a gradient; None without it.
 
     Raises:
@@ -68,10 +68,10 @@ def optimizer_of(
     """
     optimizer, own = training.optimizer, own_optimizer(task)
     if optimizer.name == "auto" and own is not None:
-        return _of_these(own(parameters), parameters)
+        return _with_these_parameters(own(parameters), parameters)
     if optimizer.plain:
         return None
-    from ..configs.optimizers import CLASSES, keywords_of  # which plain SGD does without
+    from ..configs.optimizers import CLASSES, keywords_of  # plain SGD does without this import
 
     options: dict[str, Any] = dict(optimizer.options)
     if not options.keys() <= keywords_of(optimizer.name).keys():
@@ -89,8 +89,10 @@ def optimizer_of(
         raise Refusal("optimizer", optimizer.name, f"torch refuses it: {error}") from error
 
 
-def _of_these(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Refuse a task's optimiser with other parameters: a reused one holds another client's state."""
+def _with_these_parameters(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> torch.optim.Optimizer:
+    """Return a task's optimiser; refuse one with other parameters, since a reused one holds another client's state."""
     expected = {id(parameter) for parameter in parameters}
     groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", [])
     if any(id(parameter) not in expected for group in groups for parameter in group["params"]):
@@ -100,11 +102,11 @@ def _of_these(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) ->
 
 
 def follow_epochs(optimizer: object, steps: int) -> None:
-    """Tell the epoch schedules of a task's own optimiser the number of steps of an epoch.
+    """Pass the number of steps of an epoch to an optimiser's learning-rate schedules that count epochs.
 
     Args:
-      optimizer: of the task; its attribute `by_epochs` holds functions that take the number of steps of an epoch.
-      steps: of one epoch, at least 1.
+      optimizer: a task's own may have functions `by_epochs` that take this number, one for each schedule.
+      steps: number of steps of an epoch, at least 1.
     """
     for follow in getattr(optimizer, "by_epochs", ()):
         follow(steps)
@@ -114,27 +116,24 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
     """Refuse training settings that the task's model does not support, before anything is spent.
 
     Args:
-      task: gives the model, and optionally the optimiser.
-      training: names the optimiser.
-      noise: as in `optimizer_of`.
-
-    Raises:
-      Refusal: torch refuses options or parameters, a step needs more than gradients, or the task trains by itself.
+      task: defines the model, and optionally the optimiser.
+      training: as of `optimizer_of`.
+      noise: as of `optimizer_of`.
     """
     from ..configs.optimizers import mistakes_of_options
 
     check_own_training(task, training, records=noise is not None)
     for mistake in mistakes_of_options(training.optimizer):
         raise mistake
-    own = training.optimizer.name == "auto" and own_optimizer(task) is not None
-    if training.optimizer.plain and not own:
+    is_own = training.optimizer.name == "auto" and own_optimizer(task) is not None
+    if training.optimizer.plain and not is_own:
         return
-    if own and training.schedule.changes:
+    if is_own and training.schedule.changes:
         remedy = "the task's own optimizer has its own rates; leave it out, or name an optimizer"
         raise Refusal("schedule", training.schedule.name, remedy)
     parameters = [p for p in task.model().parameters() if p.requires_grad]
     optimizer: Any = optimizer_of(task, parameters, training, noise)
-    if own:  # again with another model, to detect state kept from the first call
+    if is_own:  # again with another model, to detect state kept from the first call
         optimizer_of(task, [p.detach().clone().requires_grad_() for p in parameters], training, noise)
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         remedy = f"the task's optimizer(parameters) returned a {type(optimizer).__name__}; return one of torch.optim"

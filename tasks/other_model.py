@@ -32,14 +32,11 @@ class OtherModel:
 
 
 def model_named(target: str, field: str) -> nn.Module:
-    """Return a class's model, with the same values on every call.
+    """Return a new model of a class, with the same values on every call; refuse a class that makes none.
 
     Args:
       target: `module:Class`, called without arguments.
-      field: its key, for refusals.
-
-    Raises:
-      Refusal: it cannot be imported or created.
+      field: configuration key or option that names the class, for refusals.
     """
     import torch  # takes a second
 
@@ -57,15 +54,12 @@ def model_named(target: str, field: str) -> nn.Module:
 
 
 def with_model(task: Task, target: str, allow: tuple[str, ...]) -> Task:
-    """Return the task with another model.
+    """Return the task with another model; refuse a class that is not allowed, or makes no model.
 
     Args:
-      task: any; it is not changed.
+      task: a task, which is not changed.
       target: `module:Class` of the model.
       allow: modules that may be imported.
-
-    Raises:
-      Refusal: the module is not allowed, the class makes no model, or the task has arrays instead of a torch model.
     """
     if ":" not in target:
         remedy = "mnist5k and fashion_mnist ship with one; name a class of your own as module:Class"
@@ -76,11 +70,11 @@ def with_model(task: Task, target: str, allow: tuple[str, ...]) -> Task:
     if getattr(task, "own", None) is not None:
         remedy = "the task trains arrays itself and has no torch model; leave it out"
         raise Refusal("task.model", target, remedy)
-    maker = OtherModel(target)
-    maker()
+    make_model = OtherModel(target)
+    make_model()  # refuses a class that makes no model
     copied = copy(task)
     try:
-        object.__setattr__(copied, "model", maker)
+        object.__setattr__(copied, "model", make_model)
     except AttributeError as error:
         remedy = f"{type(task).__name__} has slots; give it a __dict__, or the model in its own code"
         raise Refusal("task.model", target, remedy) from error

@@ -68,7 +68,7 @@ class Partition:
 
 
 def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return one share for each owner in the data; arguments and result as of `Partition.shares`, unsorted."""
+    """Return one share for each owner in the data; result, unsorted, and arguments as of `Partition.shares`."""
     if groups is None:
         remedy = "these data do not name owners; choose iid, dirichlet or shards"
         raise Refusal("partition", how.name, remedy)
@@ -80,7 +80,7 @@ def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Ind
 
 
 def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return shares of a uniformly random deal; sizes differ by at most one."""
+    """Return shares of a uniformly random deal, whose sizes differ by at most one; arguments as of `Partition.shares`."""
     return np.array_split(_generator(how).permutation(len(labels)), how.num_clients)
 
 
@@ -88,17 +88,20 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
     """Return shares whose class mixes are drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
 
     Hsu, Qi and Brown 2019, arXiv:1909.06335, section 3: an exhausted class is no longer drawn. A small alpha gives
-    clients with one class, a large one approaches iid.
+    clients with one class, a large one approaches iid. Arguments as of `Partition.shares`.
     """
     generator = _generator(how)
     order = generator.permutation(len(labels))
     pools = [order[labels[order] == label] for label in np.unique(labels)]
-    remaining = np.array([len(pool) for pool in pools])
+    remaining = np.array(
+        [len(pool) for pool in pools]
+    )  # examples of each class, dealt from the end of its pool
     concentration = how.alpha * remaining / remaining.sum()
+    sizes = map(len, np.array_split(order, how.num_clients))
     shares: list[Indices] = []
-    for chunk in np.array_split(order, how.num_clients):
+    for size in sizes:
         mix = np.nan_to_num(generator.dirichlet(concentration))
-        counts = _draw_classes(generator, mix, remaining, len(chunk))
+        counts = _draw_classes(generator, mix, remaining, size)
         parts = zip(pools, remaining, counts, strict=True)
         shares.append(np.concatenate([pool[end - count : end] for pool, end, count in parts]))
         remaining = remaining - counts
@@ -106,16 +109,17 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
 
 
 def shards(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return shares of two pieces each of the examples sorted by class (McMahan et al. 2017, arXiv:1602.05629)."""
+    """Return shares of two pieces each of the examples sorted by class; arguments as of `Partition.shares`."""
     pieces = SHARDS_PER_CLIENT * how.num_clients
     if len(labels) < pieces:
         remedy = f"shards need {SHARDS_PER_CLIENT} examples per client, and there are {len(labels)}"
         raise Refusal("num_clients", how.num_clients, remedy)
     generator = _generator(how)
     shuffled = generator.permutation(len(labels))
-    cut = np.array_split(shuffled[np.argsort(labels[shuffled], kind="stable")], pieces)
-    hands = generator.permutation(pieces).reshape(how.num_clients, SHARDS_PER_CLIENT)
-    return [np.concatenate([cut[piece] for piece in hand]) for hand in hands]
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    shards = np.array_split(by_class, pieces)
+    numbers = generator.permutation(pieces).reshape(how.num_clients, SHARDS_PER_CLIENT)
+    return [np.concatenate([shards[number] for number in row]) for row in numbers]
 
 
 PARTITIONS: Mapping[str, Callable[[Partition, Indices, Indices | None], list[Indices]]] = {
@@ -130,14 +134,17 @@ def _generator(how: Partition) -> np.random.Generator:
     return np.random.default_rng([how.seed, how.num_clients])
 
 
-def _draw_classes(rng: np.random.Generator, mix: NDArray[np.float64], rest: Indices, size: int) -> Indices:
-    """Return one client's number of examples of each class: `size` in all, never more than are left."""
-    counts = np.zeros_like(rest)
+def _draw_classes(
+    generator: np.random.Generator, mix: NDArray[np.float64], remaining: Indices, size: int
+) -> Indices:
+    """Return one client's number of examples of each class: `size` in all, at most `remaining` of each."""
+    counts = np.zeros_like(remaining)
     while (missing := size - int(counts.sum())) > 0:
-        open_mix = mix * (counts < rest)
-        if open_mix.sum() < np.finfo(np.float64).tiny:
-            open_mix = (rest - counts).astype(np.float64)
-        counts = np.minimum(counts + rng.multinomial(missing, open_mix / open_mix.sum()), rest)
+        weights = mix * (counts < remaining)
+        if weights.sum() < np.finfo(np.float64).tiny:  # the client's own classes are exhausted
+            weights = (remaining - counts).astype(np.float64)
+        drawn = generator.multinomial(missing, weights / weights.sum())
+        counts = np.minimum(counts + drawn, remaining)
     return counts
 
 

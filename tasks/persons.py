@@ -48,15 +48,15 @@ def names_of(data: Data, owner: str = "data") -> list[str]:
 
 @dataclass(frozen=True)
 class Owners:
-    """Clients that may train on a person: those of all clients whose hash with the person is largest (rendezvous).
+    """Clients that may train on a person: those whose hash with the person is largest (rendezvous hashing).
 
     Each client computes by itself whether it is one of them; a selected client without examples of the person is not
     replaced.
 
     Attributes:
-      client: number of the client that asks.
+      client: number of the client that computes.
       clients: numbers of all clients, the same at each of them.
-      most: of them that train on one person, at least 1.
+      most: largest number of clients that train on one person, at least 1.
     """
 
     client: int
@@ -64,22 +64,22 @@ class Owners:
     most: int
 
     def include(self, name: str) -> bool:
-        """Return whether the client is one of those that may train on a person."""
+        """Return whether this client may train on a person."""
         own = self._weight(name, self.client)
-        ahead = (each for each in self.clients if self._weight(name, each) > own)
-        return sum(1 for _ in islice(ahead, self.most)) < self.most  # no more are hashed than it takes to see
+        larger = (each for each in self.clients if self._weight(name, each) > own)
+        return sum(1 for _ in islice(larger, self.most)) < self.most  # stops at `most`, to save hashes
 
     def _weight(self, name: str, client: int) -> bytes:
         return hashlib.blake2b(f"{client} {name}".encode(), key=KEY, digest_size=16).digest()
 
 
-def kept(data: Data, most: int | None, owners: Owners | None = None) -> Data:
-    """Return data with at most `most` examples of each person, in their order.
+def limit_per_person(data: Data, most: int | None, owners: Owners | None = None) -> Data:
+    """Return a client's data with at most `most` examples of each person, in their order.
 
     Args:
-      data: of a client.
-      most: at least 1; None keeps all.
-      owners: which clients may train on a person; None lets all.
+      data: data of the client.
+      most: at least 1; None keeps all examples.
+      owners: the clients that may train on a person; None if all may.
     """
     if most is None or not len(data):
         return data
@@ -90,17 +90,19 @@ def kept(data: Data, most: int | None, owners: Owners | None = None) -> Data:
         rows = {name: own for name, own in rows.items() if owners.include(name)}
     if sum(map(len, rows.values())) == len(data) and all(len(own) <= most for own in rows.values()):
         return data
-    chosen = [row for name, own in rows.items() for row in _chosen(data, name, own, most)]
+    chosen = [row for name, own in rows.items() for row in _select(data, name, own, most)]
     return only(data, np.array(sorted(chosen), np.int64))
 
 
-def _chosen(data: Data, name: str, rows: list[int], most: int) -> list[int]:
+def _select(data: Data, name: str, rows: list[int], most: int) -> list[int]:
+    """Return the `most` of a person's rows whose hashes are smallest."""
     if len(rows) <= most:
         return rows
     return sorted(rows, key=lambda row: _digest(data, name, row))[:most]
 
 
 def _digest(data: Data, name: str, row: int) -> bytes:
+    """Return a hash of an example's content and its person."""
     digest = hashlib.blake2b(name.encode(), key=KEY)
     if isinstance(data, LazyExamples):
         try:

@@ -57,14 +57,11 @@ class Dealt:
 
 
 def dealt(task: object, how: Mapping[str, Any] | None) -> object:
-    """Return the task with its pool dealt to clients, or unchanged if each client has its own data.
+    """Return the user's task with its pool dealt to clients, or unchanged if each client has its own data.
 
     Args:
-      task: the user's.
-      how: name, num_clients, seed and other keys of the partition; None with real clients.
-
-    Raises:
-      Refusal: the partition does not suit the task.
+      task: instance of the user's class.
+      how: name, num_clients, seed and other keys of the partition; None if the clients are real.
     """
     if isinstance(task, Task) or not isinstance(task, PooledTask):
         if how is not None and how["name"] != "natural":
@@ -75,17 +72,17 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
         remedy = "deals one pool to simulated clients; define client_data(client) for real ones"
         raise Refusal("task", type(task).__name__, remedy)
     data, labels = as_data(task.pool()), np.asarray(task.labels())
-    owners: Any = getattr(task, "groups", None)
-    groups = None if owners is None else np.asarray(owners())
+    get_groups: Any = getattr(task, "groups", None)
+    groups = None if get_groups is None else np.asarray(get_groups())
     for name, each in (("labels", labels), ("groups", groups)):
         if each is not None and each.shape != (len(data),):
             raise Refusal(name, each.shape, f"must have one for each of the pool's {len(data)} examples")
     count: Any = how["num_clients"] or getattr(task, "num_clients", None)
-    if how["name"] == FLWR:
-        return Dealt(task, data, flwr_shares({**how, "num_clients": count}, labels, groups))
     if count is None and groups is not None and how["name"] == "natural":
         count = len(np.unique(groups))
+    fields: dict[str, Any] = {**how, "num_clients": count}
+    if how["name"] == FLWR:  # whose partitioner may know the number of clients
+        return Dealt(task, data, flwr_shares(fields, labels, groups))
     if count is None:
         raise Refusal("task.num_clients", None, "give the number of clients to deal the pool to")
-    fields: dict[str, Any] = {**how, "num_clients": count}
     return Dealt(task, data, Partition(**fields).shares(labels, groups))

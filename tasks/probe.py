@@ -27,24 +27,24 @@ from .protocol import Objective
 
 BATCH = 6  # examples of the probe; each pair of them is tested
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
-ROUNDINGS = 1e5  # of the least precise number in a model, by which equal results may differ
-COARSEST = 0.1  # of what two results are: in half precision that many roundings would be all of them
-HALVES = (0.5, 0.0, 1 - 2**-24)  # coins of any probability fall on both sides of the last two
+ROUNDINGS = 1e5  # roundings, in the least precise type of a model, by which equal results may differ
+COARSEST = 0.1  # largest tolerance, relative; in half precision ROUNDINGS would exceed the results themselves
+HALVES = (0.5, 0.0, 1 - 2**-24)  # constants for uniform draws; every coin falls differently at the last two
 Array = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A model, a loss and a few examples.
+    """A model, a loss and a batch of few examples.
 
     Attributes:
-      model: a copy, in training mode; double precision where the model can.
-      objective: gives the loss of a batch.
-      inputs: of `BATCH` examples.
+      model: a copy, in training mode; in double precision if its code allows that.
+      objective: defines the loss.
+      inputs: inputs of `BATCH` examples.
       targets: shape (BATCH, ...).
-      initial: the parameters' values before the first forward pass.
+      initial: values of the parameters, which every pass starts from.
       tolerance: relative difference above which two results differ.
-      data: the examples are of these; None in the middle of a run.
+      data: the owner's data, from which the examples are; None in the middle of a run.
     """
 
     model: nn.Module
@@ -56,7 +56,13 @@ class Probe:
     data: Data | None = None
 
     def outputs(self, rows: Tensor | None = None, inputs: Any = None, draw: int = 0) -> Any:
-        """Return the outputs of these rows, from the same random state and parameters at every call."""
+        """Return the model's outputs, from the same random state and parameters at every call.
+
+        Args:
+          rows: positions in the batch, shape (b,); None for all.
+          inputs: a batch in place of the probe's own.
+          draw: number of the random state.
+        """
         inputs = self.inputs if inputs is None else inputs
         seed(draw)
         for parameter, value in zip(self.model.parameters(), self.initial, strict=True):
@@ -64,28 +70,36 @@ class Probe:
         return run_on(self.model, inputs if rows is None else rows_of(inputs, rows))
 
     def losses(self, outputs: Any, targets: Tensor) -> list[Tensor]:
-        """Return each example's loss by itself."""
+        """Return each example's loss by itself; arguments as of `Objective.loss`."""
         rows = [slice(row, row + 1) for row in range(len(targets))]
         return [self.objective.loss(rows_of(outputs, row), targets[row]) for row in rows]
 
     def loss_alone(self, row: int, inputs: Any = None) -> Tensor:
-        """Return the loss of a batch of one example."""
+        """Return the loss of a batch of one example, of a row; other arguments as of `outputs`."""
         rows = torch.tensor([row])
         return self.objective.loss(self.outputs(rows, inputs), self.targets[rows])
 
     def differ(self, a: Tensor, b: Tensor, by_row: bool = False) -> bool:
-        """Whether two results, or rows of them, differ by more than rounding; NaN against NaN is no difference."""
+        """Return whether two results differ by more than rounding; NaN equals NaN, and infinity infinity.
+
+        Args:
+          a: one result.
+          b: the other.
+          by_row: whether rounding is relative to the largest number of each row, instead of that of the whole.
+        """
         if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
             return True
         if not a.is_floating_point():
             return not torch.equal(a, b)
-        a, b = (each.detach().nan_to_num(0, 0, 0).double() for each in (a, b))
-        a, b = (each.reshape(len(a) if by_row and a.numel() else 1, -1) for each in (a, b))
-        scale = torch.maximum(a.abs(), b.abs()).amax(1, keepdim=True) if a.numel() else 0.0
-        return bool(((a - b).abs() > self.tolerance * scale).any())
+        if not a.numel():
+            return False
+        rows = len(a) if by_row else 1
+        x, y = (each.detach().nan_to_num(0, 0, 0).double().reshape(rows, -1) for each in (a, b))
+        scale = torch.maximum(x.abs(), y.abs()).amax(1, keepdim=True)
+        return bool(((x - y).abs() > self.tolerance * scale).any())
 
     def rows_differ(self, a: Any, b: Any, rows: Sequence[int]) -> bool:
-        """Whether any of these rows of any output differs."""
+        """Return whether any of these rows differs in any tensor of two trees; other arguments as of `differ`."""
         index = list(rows)
         return any(
             x.dim() and (x.shape[1:] != y.shape[1:] or self.differ(x[index], y[index], by_row=True))
@@ -93,7 +107,7 @@ class Probe:
         )
 
     def on(self, inputs: Any, targets: Tensor) -> Probe:
-        """Return the probe on another batch, in its own precision."""
+        """Return the probe with another batch, converted to its precision."""
         if any(p.dtype == torch.float64 for p in self.initial):
             inputs, targets = mapped(_double, (inputs, targets))
         return replace(self, inputs=inputs, targets=targets)
@@ -105,15 +119,13 @@ class Probe:
 
 
 def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
-    """Return the probe in double precision, or in the model's own if its code requires that.
-
-    Raises:
-      Refusal: the model cannot be copied, or its outputs are no batch.
-    """
+    """Return the probe in double precision, or in the model's own if its code requires that."""
     data = _usable(model, objective, data)
     inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
-    for tensor in leaves(inputs):
-        if len(data) < BATCH and tensor.is_floating_point():  # equal rows would hide what orders them
+    for tensor in leaves(
+        inputs
+    ):  # of few examples some are repeated; equal rows would hide a dependence on their order
+        if len(data) < BATCH and tensor.is_floating_point():
             tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
     double = mapped(_double, (inputs, targets))
     try:
@@ -125,7 +137,7 @@ def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
 
 @torch.no_grad()
 def _perturbed(model: nn.Module, objective: Objective, inputs: Any, targets: Tensor) -> Probe:
-    """Perturb the parameters: a layer that is initialised to zero would hide every dependence."""
+    """Return a probe with perturbed parameters: a layer that is initialised to zero would hide every dependence."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             size = float(parameter.abs().mean()) if parameter.numel() else 0.0
@@ -134,7 +146,7 @@ def _perturbed(model: nn.Module, objective: Objective, inputs: Any, targets: Ten
 
 
 def _measured(probe: Probe) -> Probe:
-    """Return the probe with the tolerance of a first run; refuse outputs that are no batch."""
+    """Return the probe with the tolerance that a first pass shows; refuse outputs that are no batch."""
     with _Precision() as precision:
         outputs = probe.outputs()
         probe.objective.loss(outputs, probe.targets)
@@ -142,19 +154,15 @@ def _measured(probe: Probe) -> Probe:
     if not shapes:
         raise Refusal("model", type(outputs).__name__, "return a tensor, or a tuple or dictionary of them")
     # A number among several outputs, or one that bears a name, is a loss that the model computed itself.
-    lone = len(shapes) == 1 and not isinstance(outputs, dict)
-    if any(shape[:1] != (BATCH,) and (shape or lone) for shape in shapes):
+    may_have_loss = len(shapes) > 1 or isinstance(outputs, dict)
+    if any(shape[:1] != (BATCH,) and not (shape == () and may_have_loss) for shape in shapes):
         value = f"{BATCH} examples became outputs of shape {', '.join(map(str, shapes))}"
         raise Refusal("model", value, "the first dimension of the outputs must be the batch")
     return replace(probe, tolerance=precision.tolerance)
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy in training mode.
-
-    Raises:
-      Refusal: the model holds what cannot be copied, so that nothing can be measured without changing it.
-    """
+    """Return a copy in training mode; refuse a model that cannot be copied, since a measurement would change it."""
     try:
         return copy.deepcopy(model).train()
     except (RuntimeError, TypeError) as error:
@@ -186,7 +194,7 @@ def spread(count: int) -> Tensor:
 def selected(data: Data) -> Tensor:
     """Return positions of examples for the checks: spread over the data and, in memory, those of extreme targets.
 
-    As many of every client, so that in a batch of several clients each part of it holds one example of each.
+    The number is the same for every client: in a batch of several clients, `spread` then selects one example of each.
     """
     rows = spread(len(data))
     return torch.cat([rows, _extreme(data.targets)]) if isinstance(data, Examples) else rows
@@ -198,50 +206,55 @@ def _extreme(targets: Tensor) -> Tensor:
     Such a value is the least or the greatest: these are the rows with the most and the fewest of each.
     """
     flat = targets.reshape(len(targets), -1)
-    counts = [(flat == end).sum(1) for end in flat.aminmax()] if flat.numel() else []
-    rows = [row for count in counts for row in (count.argmax(), count.argmin())]
-    return torch.stack(rows) if rows else torch.arange(0)
+    if not flat.numel():
+        return torch.arange(0)
+    counts = [(flat == value).sum(1) for value in flat.aminmax()]
+    return torch.stack([row for count in counts for row in (count.argmax(), count.argmin())])
 
 
 def _usable(model: nn.Module, objective: Objective, data: Data) -> Data:
-    """Return the data without those of the selected examples that training leaves out.
+    """Return the data, or if training fails on some of the selected examples, the selected ones on which it does not.
 
-    Such an example cannot be read, fails alone, or fits in no batch with others. A failure of the whole client would
-    drop all its records because of one.
+    Training leaves out an example that cannot be read, fails alone, or fits in no batch with others. A refusal of the
+    client for one such example would drop all its records.
     """
-    rows, trial, batch = selected(data).unique().tolist(), _copied(model), list[int]()
+    rows, trial_model = selected(data).unique().tolist(), _copied(model)
 
     def trains(rows: list[int]) -> bool:
         try:
             inputs, targets = data.batch(torch.tensor(rows))
-            objective.loss(run_on(trial, inputs), targets)
+            objective.loss(run_on(trial_model, inputs), targets)
         except Exception:  # noqa: BLE001 (of the task's own code)
             return False
         return True
 
+    usable: list[int] = []
     with quiet_generators(), torch.no_grad():
         if trains(rows):
             return data
         for row in rows:
-            if trains([*batch, row]):
-                batch.append(row)
-    return only(data, np.array(batch)) if batch else data
+            if trains([*usable, row]):
+                usable.append(row)
+    return only(data, np.array(usable)) if usable else data
 
 
 def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
-    """Yield data for the checks, with an example of each client that has some.
+    """Yield data for the checks, with examples of each client that has some.
 
-    Up to `BATCH` clients share a batch. Lazy data, and data of another shape than the first, are yielded separately.
+    Up to `BATCH` clients share a batch. Lazy data, several inputs, and data of another shape are yielded separately.
     """
     shared: list[Examples] = []
     for data in clients:
         if not len(data):
             continue
-        few = isinstance(data, Examples) and only(data, selected(data).numpy())
-        if not few or not isinstance(few.inputs, Tensor) or (shared and _form(few) != _form(shared[0])):
+        if not isinstance(data, Examples) or not isinstance(data.inputs, Tensor):
             yield data
             continue
-        shared.append(few)
+        examples = only(data, selected(data).numpy())
+        if shared and _form(examples) != _form(shared[0]):
+            yield data
+            continue
+        shared.append(examples)
         if len(shared) == BATCH:
             yield joined(shared)
             shared = []
@@ -257,7 +270,7 @@ def _form(data: Examples) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 def seed(draw: int = 0) -> None:
-    """Seed the generators of torch, NumPy and Python; each draw differs."""
+    """Seed the generators of torch, NumPy and Python; each number of a draw gives another state."""
     torch.default_generator.manual_seed(SEED + draw)
     np.random.seed((SEED + draw) & 0x7FFFFFFF)
     random.seed(SEED + draw)
@@ -278,7 +291,7 @@ def quiet_generators() -> Generator[None]:
 
 
 class _Mode(TorchDispatchMode):
-    """Mode that torch's compiler does not handle: to skip it, torch would first load the compiler for most of a second."""
+    """Dispatch mode for code that is not compiled; torch would else load its compiler, for most of a second, to skip it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -286,7 +299,10 @@ class _Mode(TorchDispatchMode):
 
 
 class ConstantRandomness(_Mode):
-    """Replaces random draws of layers by constants, for any shape of the draw; uniform ones by `half`."""
+    """Context in which random draws of layers are constants, whatever their shape: `half` for uniform draws.
+
+    `drew` says whether there was a draw.
+    """
 
     def __init__(self, half: float = 0.5) -> None:
         super().__init__()
@@ -307,7 +323,7 @@ class ConstantRandomness(_Mode):
 
 
 class _Precision(_Mode):
-    """Records the least precise type in which a model computes."""
+    """Context that records the `tolerance` of the least precise type in which a model computes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -138,11 +138,7 @@ class ColumnTask(Task, Protocol):
     """Task whose clients can answer questions about columns of their data (`fedveil ask`)."""
 
     def columns(self, client: int) -> Mapping[str, Any]:
-        """Return a client's columns by name, one value per row: numbers, NaN if missing, or strings.
-
-        Args:
-          client: number of the client, 0 <= client < num_clients.
-        """
+        """Return the columns of `client_data(client)` by name, one value per row: numbers, NaN if missing, or strings."""
         ...
 
 
@@ -165,11 +161,7 @@ class SizedTask(Task, Protocol):
     """Task that returns its clients' numbers of examples without creating them, for plans of large populations."""
 
     def client_size(self, client: int) -> int:
-        """Return the number of examples in `client_data`.
-
-        Args:
-          client: number of the client, 0 <= client < num_clients.
-        """
+        """Return the number of examples in `client_data(client)`."""
         ...
 
 
@@ -205,20 +197,21 @@ def check_own_training(task: object, training: LocalTraining, records: bool) -> 
       task: any task; one without such a function passes.
       training: settings of local training.
       records: whether privacy is at the record level.
-
-    Raises:
-      Refusal: privacy is at the record level, an optimizer is set, or the task's `check_training` refuses the settings.
     """
     if own_training(task) is None:
         return
-    own = getattr(task, "own", None)  # user's class behind a task on arrays
-    name = f"{type(task).__name__}.train" if own is None else f"{type(own).__name__}.fit"
+    numpy_task = getattr(task, "own", None)  # the user's class in a `FromArrays`
+    owner, method = (task, "train") if numpy_task is None else (numpy_task, "fit")
+    name = f"{type(owner).__name__}.{method}"
     if records:
-        remedy = "supports only client-level privacy, since it does not clip examples' gradients; use privacy=client_central or "
-        raise Refusal("privacy", "record", f"{name} {remedy}client_distributed, or a task without train")
+        remedy = (
+            "supports only client-level privacy, since it does not clip examples' gradients; use privacy=client_central "
+            "or client_distributed, or a task without train"
+        )
+        raise Refusal("privacy", "record", f"{name} {remedy}")
     if training.optimizer.name != "auto":
         raise Refusal("optimizer", training.optimizer.name, f"{name} has its own optimizer; leave this out")
-    if callable(check := getattr(task if own is None else own, "check_training", None)):
+    if callable(check := getattr(owner, "check_training", None)):
         check(training)
 
 
@@ -244,11 +237,7 @@ class GroupedTask(Task, Protocol):
         ...
 
     def groups(self, client: int) -> Mapping[str, Tensor]:
-        """Return the group number of each example in `client_data` by attribute, shape (n,), int64, -1 if unknown.
-
-        Args:
-          client: number of the client, 0 <= client < num_clients.
-        """
+        """Return by attribute the group number of each example of a client, shape (n,), int64, -1 if unknown."""
         ...
 
 
@@ -275,9 +264,6 @@ def check_trainable(model: nn.Module) -> None:
     Batch normalisation in training mode is refused even with frozen parameters, because it mixes the examples of a
     batch; in evaluation mode it is accepted. `check_independence` tests all other layers, and the engine `one_by_one`
     can train every model that passes.
-
-    Raises:
-      Refusal: a layer mixes examples; the refusal names the layer and a replacement.
     """
     from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 

@@ -19,9 +19,10 @@ from .fingerprint import content_of
 from .probe import equal, quiet_generators, seed, spread
 from .protocol import Task
 
-# Of two examples after each of two others: equal coins would look like a memory in one of 100 000 data sets.
+# Readings of a batch after each of two others. The coins of two random examples agree after the one, agree after the
+# other, and differ between them in one of 100 000 data sets.
 READINGS = 5
-ROUNDING = 1e-5  # by which a number of a client's data may differ that was computed again
+ROUNDING = 1e-5  # relative difference of a client's number that was computed twice
 
 
 def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
@@ -30,9 +31,9 @@ def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callab
     Items are read several times: data with an own random generator differ also after the same items, and pass.
 
     Args:
-      read: returns some examples.
-      one: reads other examples first.
-      other: reads yet other examples first.
+      read: returns a batch.
+      one: reads another batch.
+      other: reads a third one.
     """
 
     def examples_after(reading: Callable[[], Any]) -> list[Tensor]:
@@ -58,19 +59,19 @@ def check_order(task: Task) -> None:
     modules and their caches, and leaves that as it is. Data in memory are read whole, of others a few items.
 
     Args:
-      task: of which no client has been read.
-
-    Raises:
-      Refusal: a client's data differ by more than rounding.
+      task: a task of which no client has been read.
     """
     clients = range(task.num_clients)
-    forward, backward = _contents(task, clients), _contents(task, clients[::-1])
-    if not (moving := [client for client in clients if forward[client] != backward[client]]):
+    orders = clients, clients[::-1]
+    forward, backward = (_contents(task, order) for order in orders)
+    if not (changed := [client for client in clients if forward[client] != backward[client]]):
         return
     repeated = _contents(task, clients)  # data that differ in the same order too are random
-    suspects = [client for client in moving if forward[client] == repeated[client]]
-    for client in suspects[:: max(1, len(moving) - 1)]:
-        a, b = (np.frombuffer(_contents(task, order, client)[client]) for order in (clients, clients[::-1]))
+    suspects = [client for client in changed if forward[client] == repeated[client]]
+    for client in suspects[
+        :: max(1, len(changed) - 1)
+    ]:  # two at most: each takes two readings of all clients
+        a, b = (np.frombuffer(_contents(task, order, whole=client)[client]) for order in orders)
         rounding = ROUNDING * float(np.abs(np.nan_to_num(a)).max(initial=0)) / 100
         if a.shape != b.shape or not np.allclose(a, b, ROUNDING, rounding, equal_nan=True):
             remedy = (
@@ -81,7 +82,7 @@ def check_order(task: Task) -> None:
 
 
 def _contents(task: Task, order: Sequence[int], whole: int | None = None) -> dict[int, bytes]:
-    """Return each client's content as a new process reads them in this order; refuse if it dies."""
+    """Return `_content` of each client, the numbers of client `whole`, as a forked process reads them in this order."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     if (process := os.fork()) == 0:
         with suppress(BaseException):
@@ -103,12 +104,16 @@ def _contents(task: Task, order: Sequence[int], whole: int | None = None) -> dic
 
 def _content(task: Task, client: int, whole: bool) -> bytes:
     """Return a hash of a client's data, or all their numbers; nothing if they fail, or differ after the same seed."""
+
+    def seeded_batch(data: LazyExamples) -> Examples:
+        seed()
+        return Examples(*data.batch(spread(len(data))))
+
     try:
         seed()
         data = data_of_all(task, client)
         if isinstance(data, LazyExamples):
-            lazy, rows = data, spread(len(data))
-            first, data = (Examples(*(seed(), lazy.batch(rows))[1]) for _ in range(2))
+            first, data = seeded_batch(data), seeded_batch(data)
             if content_of(first) != content_of(data):
                 return b""
         if not whole:

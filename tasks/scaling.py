@@ -16,19 +16,20 @@ from .table_schema import Column, Schema, plain, require_within
 FIELD = "task.scaling"
 ASKED = "asked"
 MEAN, DEVIATION = "mean", "standard deviation"
-# of a deviation: largest half-width of its interval in the answer to a run's own question
-KNOWN_TO = 0.5
+PRECISION = (
+    0.5  # largest half-width of a deviation's interval relative to the deviation, in the answer to a run
+)
 
-Moments = Mapping[str, tuple[float, float]]  # mean and standard deviation of a number, by its column
+Moments = Mapping[str, tuple[float, float]]  # by a column of numbers, their mean and standard deviation
 
 
 def standardised(schema: Schema, path: str | None) -> Schema:
     """Return the schema that scales each number to mean 0 and variance 1 by an answer.
 
     Args:
-      schema: of the tables.
-      path: of the JSON of an answer of kind variance for each number of the model; None leaves the schema unchanged,
-        and so does ASKED until the run has asked.
+      schema: schema of the tables.
+      path: JSON file of answers, one of kind variance for each number of the model; None leaves the schema unchanged, and
+        so does ASKED, since `with_moments` follows when the run has asked.
 
     Raises:
       Refusal: the file lacks such an answer for a number, or has one within bounds other than the schema's.
@@ -45,14 +46,11 @@ def standardised(schema: Schema, path: str | None) -> Schema:
 
 
 def with_moments(schema: Schema, moments: Moments) -> Schema:
-    """Return the schema that scales these numbers by their mean and deviation, and the others as before.
+    """Return the schema that scales some numbers by other moments; refuse moments that its columns cannot have.
 
     Args:
-      schema: of the tables.
-      moments: of the model's columns.
-
-    Raises:
-      Refusal: a column is not a number of the model, or its mean or deviation is impossible within its bounds.
+      schema: schema of the tables.
+      moments: mean and deviation by the name of a number of the model.
     """
     numbers = {each.name for each in schema.numbers}
     for name, (mean, deviation) in moments.items():
@@ -65,11 +63,7 @@ def with_moments(schema: Schema, moments: Moments) -> Schema:
 
 
 def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
-    """Return the questions of a run about its numbers: mean and variance of each within the bounds of the schema.
-
-    Raises:
-      Refusal: the schema already scales all numbers, or there are too many for one answer.
-    """
+    """Return a run's questions about mean and variance of its numbers; refuse none and too many."""
     numbers = [each for each in _numbers(schema, ASKED) if each.standard is None]
     if not 1 <= len(numbers) <= MAX_QUESTIONS:
         text = f"asks about 1 to {MAX_QUESTIONS} numbers; write mean and deviation of others into the schema"
@@ -81,29 +75,27 @@ def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
 
 
 def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float, float]]:
-    """Return mean and deviation of the columns for which an answer is precise enough.
-
-    A column whose deviation is not known to within half of itself is left out and stays scaled by its bounds.
-    """
+    """Return mean and deviation from the answers by column; those of too little PRECISION stay scaled by bounds."""
     moments: dict[str, tuple[float, float]] = {}
     for name, figures in answers.items():
         by_name = {each.name: each for each in figures}
         mean, deviation = by_name[MEAN], by_name[DEVIATION]
         if not mean.has_value or not deviation.has_value or deviation.value <= 0:
             continue
-        if (deviation.high - deviation.low) / 2 <= KNOWN_TO * deviation.value:
+        if (deviation.high - deviation.low) / 2 <= PRECISION * deviation.value:
             moments[name] = float(mean.value), float(deviation.value)
     return moments
 
 
 def _numbers(schema: Schema, path: str) -> tuple[Column, ...]:
+    """Return the numbers that are inputs of the model; refuse a scaling without any."""
     if not schema.numbers:
         raise Refusal(FIELD, path, "the model has no number to scale; leave it out")
     return schema.numbers
 
 
 def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[float, float]:
-    """Return the mean and the standard deviation of a column."""
+    """Return the mean and the standard deviation of a column from the first answer about its variance."""
     where = f"{FIELD}: {column.name}"
     if column.standard is not None:
         raise Refusal(where, path, "also has a mean and a deviation in the schema; remove one of them")

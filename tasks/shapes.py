@@ -20,9 +20,6 @@ def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
     Args:
       schema: file of the tables' schema, stored with the run's model.
       model: file of the model's arrays.
-
-    Raises:
-      Refusal: the schema cannot be read.
     """
     if not schema.is_file() or not model.is_file():
         return None
@@ -45,20 +42,17 @@ def shapes(
     in its own unit, before it is clipped to its bounds.
 
     Args:
-      schema: in which every number of the model has edges.
+      schema: schema of the inputs.
       weight: shape (outputs, schema.width).
       bias: shape (outputs,).
-      lines: whether a number without bins has a line, with values at its two bounds.
-
-    Raises:
-      Refusal: a number has no bins, and no line is wanted.
+      lines: whether a number without bins has a line, with values at its two bounds; such a number is refused otherwise.
     """
     if (numbers := [each.name for each in schema.numbers]) and not lines:
         raise Refusal("task.model", ", ".join(numbers), "have no bins; train with task.model=gam")
     if len(bias) == 2:
         weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-    origin, half = schema.unit
-    weight, bias = half * weight, origin + half * bias
+    offset_of_label, scale_of_label = schema.unit
+    weight, bias = scale_of_label * weight, offset_of_label + scale_of_label * bias
     scores = list(schema.target.words[-len(bias) :]) if schema.target.categories else [schema.target.name]
     intercept, curves, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
@@ -66,23 +60,24 @@ def shapes(
         if not column.categories and not column.edges:
             offset, scale = column.scale
             values = values * ((np.array([column.low, column.high]) - offset) / scale)
-        middle = values.mean(1)
-        intercept = intercept + middle
-        curves.append(_shape(column, values - middle[:, None], -middle))
+        mean = values.mean(1)
+        intercept = intercept + mean
+        curves.append(_shape(column, values - mean[:, None], -mean))
         start += column.width
     curves.sort(key=lambda each: -each["range"])
     return {"scores": scores, "intercept": intercept.tolist(), "shapes": curves}
 
 
 def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:
-    """Return one column's shape; `values` have shape (scores, bins or words)."""
-    edges = {"edges": [column.low, *column.edges, column.high]}
-    where = {"words": list(column.words)} if column.categories else edges
-    rests = column.categories or (column.edges and column.missing is None)  # else a number stands in
-    return {
-        "column": column.name,
-        "range": float(np.ptp(values, 1).max()),
-        **where,
-        "values": values.tolist(),
-        **({"missing": missing.tolist()} if rests else {}),
-    }
+    """Return one column's shape; `values` have shape (scores, bins or words), `missing` shape (scores,)."""
+    shape: dict[str, Any] = {"column": column.name, "range": float(np.ptp(values, 1).max())}
+    if column.categories:
+        shape["words"] = list(column.words)
+    else:
+        shape["edges"] = [column.low, *column.edges, column.high]
+    shape["values"] = values.tolist()
+    if column.categories or (
+        column.edges and column.missing is None
+    ):  # else a number stands for a missing one
+        shape["missing"] = missing.tolist()
+    return shape

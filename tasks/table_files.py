@@ -29,7 +29,7 @@ from ..configs.strict import nearest
 from .table_schema import Column, Schema, plain
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
-# Files that may hold a client's rows and are not read, by suffix: a client may not be left out in silence.
+# Files that may hold a client's rows and are not read, by suffix; they are refused, so that no client is left out silently.
 UNREAD = {
     suffix: fault
     for fault, suffixes in (
@@ -45,7 +45,7 @@ BLOCK_ROWS = 1 << 17  # of a Parquet file
 NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
 CODE = re.compile(NUMBER)  # a number that stands for a missing value
 DECIMAL_COMMA = "a decimal comma goes with semicolons between the columns, and no points between thousands"
-NO_NUMBER = {  # what to do about a word in a column of numbers, by the beginning of the word
+NO_NUMBER = {  # remedy for a word in a column of numbers, by the first pattern with which the word begins
     r"\d{4}-\d\d-\d\d|\d\d?[./]\d\d?[./]\d\d": "write a date as an age or a number of days, or leave the column out of "
     "the schema",
     r"[^,]*,": DECIMAL_COMMA,
@@ -69,11 +69,7 @@ class Rows:
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the tables of one client: the file itself, or the files of its folder by name.
-
-    Raises:
-      Refusal: there is none.
-    """
+    """Return the tables of one client: the file itself, or the files of its folder by name; refuse if there is none."""
     if path.is_file():
         return [path]
     tables = sorted(filter(_is_table, path.glob("*"))) if path.is_dir() else []
@@ -85,19 +81,16 @@ def table_files(path: Path) -> list[Path]:
 
 
 def clients_of(folder: Path, public: Sequence[Path] = ()) -> list[Path]:
-    """Return one path a client: the tables and the folders with tables in `folder`, by name; or the file itself.
+    """Return one path per client: the tables and the folders with tables in `folder`, by name; or `folder`, if a file.
 
     Args:
-      folder: of all clients.
-      public: files that are no client's.
-
-    Raises:
-      Refusal: there is no table.
+      folder: folder of all clients, or one client's file.
+      public: files in it that belong to no client.
     """
     if folder.is_file():
         return [folder]
-    others = set(map(os.path.realpath, public))  # Path.resolve raises where links form a loop
-    paths = [path for path in sorted(folder.glob("[!.]*")) if os.path.realpath(path) not in others]
+    excluded = set(map(os.path.realpath, public))  # Path.resolve raises where links form a loop
+    paths = [path for path in sorted(folder.glob("[!.]*")) if os.path.realpath(path) not in excluded]
     clients = [p for p in paths if _is_table(p) or (p.is_dir() and any(map(_is_table, p.iterdir())))]
     return clients or table_files(folder)
 
@@ -119,12 +112,12 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
     """Return the rows of a client's file, or of all files of its folder.
 
     Args:
-      path: of the file or the folder.
-      schema: what the columns hold.
+      path: the file or the folder.
+      schema: schema of the tables.
       labelled: whether the label's column is read.
 
     Raises:
-      Refusal: a mistake in a table, by file, column and row; it has no rows; or it changed while it was read.
+      Refusal: a table has a mistake, named by file, column and row; has no rows; or changed while it was read.
     """
     columns = schema.columns if labelled else schema.inputs
     parts = list[Rows]()
@@ -139,33 +132,22 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
 
 
 def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
-    """Return the columns of a client's file, or of all files of its folder: numbers, NaN where missing, and words.
+    """Return the schema's columns of all rows of `read_rows` by name: numbers, NaN if missing, and words.
 
-    A word is the first spelling of its category, empty where it is missing, and as it stands where it is none: a question
-    counts it nowhere and tells it as clipped.
-
-    Arguments as of `read_rows`.
-
-    Raises:
-      Refusal: as of `read_rows`.
+    A word is the first spelling of its category, or empty if it is missing. A word of no category remains as it is; a
+    question counts it among the clipped values. Arguments as of `read_rows`.
     """
-    columns = (*schema.columns, *schema.groups)
-    return _read_each(path, columns, schema, lambda c: c.spelled() if c.column.categories else c.numbers())
+
+    def values_of(cells: Cells) -> NDArray[Any]:
+        return cells.spelled() if cells.column.categories else cells.numbers()
+
+    return _read_columns(path, (*schema.columns, *schema.groups), schema, values_of)
 
 
 def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
-    """Return whose each row of a client's file is, or of all files of its folder, in the order of `read_rows`.
+    """Return the person of each row from a column that is not in the schema; other arguments as of `read_rows`."""
 
-    Args:
-      path: of the file or the folder.
-      column: that names persons; it is no column of the schema.
-      schema: says how a missing value is written.
-
-    Raises:
-      Refusal: as of `read_rows`, or a cell is missing.
-    """
-
-    def names_of(cells: Cells) -> NDArray[np.object_]:
+    def persons_of(cells: Cells) -> NDArray[np.object_]:
         words, index = cells.words()
         names = ["" if word is None else plain(word) for word in words]
         absent = np.array([name in schema.missing for name in names])[index]
@@ -173,27 +155,18 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
         cells.refuse_any(absent, remedy)
         return np.array(names, dtype=object)[index]
 
-    return _read_each(path, [Column(column)], schema, names_of)[column].tolist()
+    return _read_columns(path, [Column(column)], schema, persons_of)[column].tolist()
 
 
 def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[str, NDArray[np.int64]]:
-    """Return the number of each row's category, -1 where it is missing, by column and in the order of `read_rows`.
-
-    Args:
-      path: of the file or the folder.
-      columns: whose categories are the groups.
-      schema: says how a missing value is written.
-
-    Raises:
-      Refusal: as of `read_rows`.
-    """
-    return _read_each(path, columns, schema, Cells.codes)
+    """Return by column the number of each row's category, -1 if it is missing; other arguments as of `read_rows`."""
+    return _read_columns(path, columns, schema, Cells.codes)
 
 
-def _read_each(
+def _read_columns(
     path: Path, columns: Sequence[Column], schema: Schema, read: Callable[[Cells], NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Return what is read of each column, by its name, over all blocks of a client's files."""
+    """Return the results of a function of a column's cells in one block, by column, over all blocks of a client's files."""
     parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     for file in table_files(path):
         with open_table(file) as table:
@@ -204,15 +177,7 @@ def _read_each(
 
 
 def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
-    """Return the inputs of a data frame's rows, as of `Rows`.
-
-    Args:
-      frame: of pandas, or what else `pyarrow.table` takes.
-      schema: what the columns hold.
-
-    Raises:
-      Refusal: it is no frame, or a mistake in it, by column and row.
-    """
+    """Return `Rows.inputs` of a data frame of pandas, or of what else `pyarrow.table` accepts; refuse anything else."""
     require_extra("tables", "a data frame")
     pa: Any = import_module("pyarrow")
     try:
@@ -222,14 +187,22 @@ def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
         raise Refusal("data", type(frame).__name__, remedy) from None
     batches = (batch.columns for batch in table.to_batches(max_chunksize=BLOCK_ROWS))
 
-    def read(index: Sequence[int]) -> Iterator[Sequence[Any]]:
-        return ([columns[i] for i in index] for columns in batches)
+    def read(positions: Sequence[int]) -> Iterator[Sequence[Any]]:
+        return ([columns[position] for position in positions] for columns in batches)
 
-    opened = OpenTable(Path("data frame"), table.column_names, table.num_rows, 1, False, read)
+    opened = OpenTable(
+        Path("data frame"),
+        header=table.column_names,
+        max_rows=table.num_rows,
+        first_row=1,
+        comma=False,
+        read=read,
+    )
     return _read_table(opened, schema, schema.inputs).inputs
 
 
 def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> Rows:
+    """Return the rows of a table; the label is read if it is among the columns."""
     target, labelled = schema.target, schema.target in columns
     inputs = np.empty((table.max_rows, schema.width), dtype=np.float32)
     targets: NDArray[Any] = np.empty(table.max_rows, dtype=np.int64 if target.categories else np.float32)
@@ -239,7 +212,7 @@ def _read_table(table: OpenTable, schema: Schema, columns: Sequence[Column]) -> 
         offset = 0
         for column in schema.inputs:
             part, cells = inputs[start:stop, offset : offset + column.width], block[column.name]
-            if column.categories or column.edges:
+            if column.categories or column.edges:  # one-hot; zeros for -1
                 codes = cells.codes() if column.categories else cells.bins()
                 part[:] = codes[:, None] == np.arange(column.width)
             else:
@@ -262,11 +235,11 @@ class Cells:
 
     Attributes:
       values: an Arrow array, shape (n,).
-      column: of the schema.
+      column: the column of the schema.
       missing: words that stand for a missing value in any column.
-      file: for refusals.
+      file: the table, for refusals.
       comma: whether numbers are written with a decimal comma.
-      first_row: number of the block's first row.
+      first_row: number of the block's first row, for refusals.
     """
 
     values: Any
@@ -278,39 +251,41 @@ class Cells:
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
     def scaled(self, is_label: bool = False) -> NDArray[np.float64]:
-        """Return scaled numbers, shape (n,): the column's bounds become -1 and 1, unless it has a mean and a deviation.
+        """Return numbers scaled by `Column.scale` and clipped to the column's bounds, shape (n,).
 
         Args:
-          is_label: whether none may be missing.
+          is_label: whether a missing number is refused.
 
         Raises:
-          Refusal: a cell is no finite number, or is missing where it must not be.
+          Refusal: a cell is no finite number, or is missing although the column requires it.
         """
         column, numbers = self.column, self.numbers()
         absent = np.isnan(numbers)
         self._check_present(absent, is_label)
-        middle, half = column.scale
-        numbers[absent] = middle if column.missing is None else column.missing
-        low, high = (column.low - middle) / half, (column.high - middle) / half
-        ends = (-1.0, 1.0) if column.standard is None else (low, high)
-        return np.clip((numbers - middle) / half, *ends, out=numbers)
+        offset, scale = column.scale
+        numbers[absent] = offset if column.missing is None else column.missing
+        low, high = (column.low - offset) / scale, (column.high - offset) / scale
+        if column.standard is None:  # exactly, whatever the rounding
+            low, high = -1.0, 1.0
+        return np.clip((numbers - offset) / scale, low, high, out=numbers)
 
     def bins(self) -> NDArray[np.int64]:
-        """Return the bin of each number, shape (n,), -1 where it is missing and nothing stands in for it.
+        """Return the bin of each number, shape (n,), -1 if it is missing and no number stands for it.
 
         A number on an edge is in the bin above it; refusals as of `scaled`.
         """
         numbers = self.numbers()
         absent = np.isnan(numbers)
         self._check_present(absent)
-        if self.column.missing is not None:
-            numbers[absent], absent = self.column.missing, np.zeros_like(absent)
-        return np.where(absent, -1, np.searchsorted(self.column.edges, numbers, side="right"))
+        bins = np.searchsorted(self.column.edges, numbers, side="right")
+        missing = self.column.missing
+        bins[absent] = -1 if missing is None else np.searchsorted(self.column.edges, missing, side="right")
+        return bins
 
     def numbers(self) -> NDArray[np.float64]:
-        """Return numbers, shape (n,), NaN where one is missing; refusals as of `scaled`."""
+        """Return numbers, shape (n,), NaN for a missing one; refuse a cell that is no finite number."""
         pa, pc = import_module("pyarrow"), self._pc
-        cells, values = self._written()
+        cells, values = self._trimmed()
         try:
             numbers = np.array(pc.fill_null(pc.cast(values, pa.float64(), safe=False), math.nan))
         except pa.ArrowInvalid:
@@ -327,13 +302,10 @@ class Cells:
         return numbers
 
     def codes(self, is_label: bool = False) -> NDArray[np.int64]:
-        """Return the number of each cell's category, shape (n,), -1 where it is missing.
+        """Return the number of each cell's category, shape (n,), -1 if it is missing; refuse an unknown word.
 
         Args:
-          is_label: whether none may be missing.
-
-        Raises:
-          Refusal: a word is none of the categories, or is missing where it must not be.
+          is_label: whether a missing word is refused.
         """
         column, (words, index) = self.column, self.words()
         numbers = {**dict.fromkeys((*self.missing, *column.absent), -1), **column.codes}
@@ -349,7 +321,7 @@ class Cells:
         return codes
 
     def spelled(self) -> NDArray[np.str_]:
-        """Return each cell's word, shape (n,): the first spelling of its category, or as it stands; empty where it is missing."""
+        """Return each cell's word, shape (n,): the first spelling of its category, or the word itself; empty if missing."""
         column, (words, index) = self.column, self.words()
         spellings = {word: column.words[code] for word, code in column.codes.items()}
         spellings |= dict.fromkeys((*self.missing, *column.absent), "")
@@ -357,7 +329,7 @@ class Cells:
         return np.array(by_word, dtype=np.str_)[index]
 
     def words(self) -> tuple[list[str | None], NDArray[np.int64]]:
-        """Return the different words of the cells, then None, and the index of each cell's own among them, shape (n,)."""
+        """Return the distinct words of the cells with None at their end, and each cell's index among them, shape (n,)."""
         pa, pc = import_module("pyarrow"), self._pc
         is_encoded = pa.types.is_dictionary(self.values.type)
         encoded = self.values if is_encoded else self.values.dictionary_encode()
@@ -365,15 +337,15 @@ class Cells:
         return [*words, None], np.asarray(pc.fill_null(encoded.indices, len(words)), dtype=np.int64)
 
     def odd_words(self) -> list[str]:
-        """Return the different texts of the cells that are neither numbers nor missing."""
-        _, values = self._written()
+        """Return the distinct texts of the cells that are neither numbers nor missing."""
+        _, values = self._trimmed()
         if not self._is_text(values):
             return []
         fits = self._pc.match_substring_regex(values, NUMBER)
         return values.filter(self._pc.invert(fits)).unique().to_pylist()
 
-    def _written(self) -> tuple[Any, Any]:
-        """Return cells without outer spaces, null where a text stands for a missing value; and with a decimal point."""
+    def _trimmed(self) -> tuple[Any, Any]:
+        """Return the cells without outer spaces, null for a missing value; and the same with a decimal point for a comma."""
         pa, pc, cells = import_module("pyarrow"), self._pc, self.values
         if pa.types.is_dictionary(cells.type):
             cells = cells.dictionary_decode()
@@ -397,7 +369,7 @@ class Cells:
             self.refuse_any(absent, "is missing, and the schema requires it")
 
     def refuse_any(self, faults: NDArray[np.bool_], remedy: str, values: Any = None) -> None:
-        """Refuse the first faulty cell, if there is one; `values` are what cells hold that are not missing."""
+        """Refuse the first faulty cell, if there is one, with its value among `values`, or none for missing values."""
         if faults.any():
             row = int(faults.argmax())
             self._refuse(row, None if values is None else values[row].as_py(), remedy)
@@ -411,15 +383,15 @@ class Cells:
 
 @dataclass(frozen=True)
 class OpenTable:
-    """Table that is open.
+    """Open table.
 
     Attributes:
-      file: for refusals.
-      header: names of its columns as it has them.
+      file: the table, for refusals.
+      header: names of its columns as they are written.
       max_rows: a bound on its number of rows.
       first_row: number of its first row.
       comma: whether numbers are written with a decimal comma.
-      read: yields blocks: Arrow arrays of the columns at these positions.
+      read: function of positions of columns; yields blocks, an Arrow array for each of these columns.
     """
 
     file: Path
@@ -438,24 +410,21 @@ class OpenTable:
             row += len(arrays[0])
 
     def positions(self, columns: Sequence[Column]) -> list[int]:
-        """Return the position of each column.
-
-        Raises:
-          Refusal: one is missing, or occurs twice.
-        """
+        """Return the position of each column; refuse one that is missing or occurs twice."""
         header = [plain(name) for name in self.header]
         counts, positions = Counter(header), {name: position for position, name in enumerate(header)}
         for column in columns:
             if (count := counts[plain(column.name)]) != 1:
-                missing = f"is missing; {nearest(column.name, self.header)}"
-                remedy = "occurs twice; rename one" if count else missing
+                remedy = f"is missing; {nearest(column.name, self.header)}"
+                if count:
+                    remedy = "occurs twice; rename one"
                 raise Refusal(f"{self.file}: column", column.name, remedy)
         return [positions[plain(column.name)] for column in columns]
 
 
 @contextmanager
 def open_table(file: Path) -> Generator[OpenTable]:
-    """Open a table; refuse one that is neither CSV nor Parquet, cannot be parsed, or is written to while it is read."""
+    """Open a table; refuse one that is neither CSV nor Parquet, cannot be parsed, or changes while it is read."""
     require_extra("tables", f"the table {file.name}")
     pa, suffix = import_module("pyarrow"), file.suffix.lower()
     version = attrgetter("st_ino", "st_size", "st_mtime_ns")
@@ -479,6 +448,7 @@ def open_table(file: Path) -> Generator[OpenTable]:
 
 
 def _csv(file: Path) -> OpenTable:
+    """Open a CSV file whose separator is the one that splits the header into most columns."""
     reader: Any = import_module("pyarrow.csv")
     pa = import_module("pyarrow")
     with file.open("rb") as opened:
@@ -488,7 +458,7 @@ def _csv(file: Path) -> OpenTable:
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             starts = range(0, len(content), BLOCK_BYTES)
             lines = sum(content[start : start + BLOCK_BYTES].count(b"\n") for start in starts)
-    separator = max(SEPARATORS, key=lambda each: len(_split(first, each)))
+    separator = max(SEPARATORS, key=lambda candidate: len(_split(first, candidate)))
     header = _split(first, separator)
     if (longest := max(map(len, header))) > LONGEST_NAME:
         remedy = f"its first line has a name of {longest} characters; it must name the columns"
@@ -507,13 +477,13 @@ def _csv(file: Path) -> OpenTable:
         ) as batches:
             yield from (batch.columns for batch in batches)
 
-    return OpenTable(file, header, lines + 1, 2, separator == ";", read)
+    return OpenTable(file, header, max_rows=lines + 1, first_row=2, comma=separator == ";", read=read)
 
 
 def _split(line: str, separator: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=separator))
-    except csv.Error:  # a cell that is longer than any name, so that this does not separate
+    except csv.Error:  # a cell that is longer than any name: it is not the separator
         return [line]
 
 
@@ -526,7 +496,7 @@ def _parquet(file: Path) -> OpenTable:
         for batch in opened.iter_batches(batch_size=BLOCK_ROWS, columns=names):
             yield [batch.column(name) for name in names]
 
-    return OpenTable(file, header, opened.metadata.num_rows, 1, False, read)
+    return OpenTable(file, header, max_rows=opened.metadata.num_rows, first_row=1, comma=False, read=read)
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:

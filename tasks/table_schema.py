@@ -30,16 +30,16 @@ class Column:
     """Column of a table: a number between two bounds, or one of several words.
 
     Attributes:
-      name: in the header of a table, whatever its case and spaces.
-      low, high: bounds of a number; it is cut to them and scaled to -1 .. 1.
-      missing: number that stands for a missing one; the middle by default.
-      absent: words that stand for a missing value in this column, beside the schema's, as `plain` has them.
+      name: as in the header of a table, but for case and spaces.
+      low, high: bounds to which a number is clipped, and which are scaled to -1 and 1.
+      missing: number that stands for a missing one; None: for a number that is an input, the middle of its range or its
+        mean; for bins, none.
       required: whether a missing value is refused.
       categories: for each word its spellings, the word itself first; empty for a number.
-      edges: of a number's bins, ascending, between its bounds; each bin is then an input, and a missing number is in none.
-        Empty where the number itself is the input.
-      weights: of an example of each category in the loss of a label, the largest 1; empty where all are 1.
-      standard: mean and standard deviation by which a number that was cut is scaled, in the place of its bounds.
+      absent: words that stand for a missing value in this column, besides the schema's, in the form of `plain`.
+      weights: weight in the loss of an example of each category of a label, the largest 1; empty if all are 1.
+      edges: edges between the bins of a number, ascending; each bin is an input. Empty if the number itself is the input.
+      standard: mean and standard deviation that scale a clipped number, in place of its bounds.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Column:
 
     @cached_property
     def codes(self) -> Mapping[str, int]:
-        """The number of a category by each of its spellings, as `plain` has it."""
+        """The number of a category by each of its spellings, in the form of `plain`."""
         return {plain(word): code for code, spellings in enumerate(self.categories) for word in spellings}
 
 
@@ -81,11 +81,11 @@ def categorical(name: str, words: Iterable[str]) -> Column:
 
 @dataclass(frozen=True)
 class GroupWeights:
-    """Public weights of examples in the loss, by their group and their class; the largest is 1.
+    """Public weights of examples in the loss, by group and class; the largest is 1.
 
     Attributes:
-      of: the column whose words are the groups.
-      weights: of each class, for each group in the order of its words.
+      of: name of the column whose words are the groups.
+      weights: for each group, in the order of the words, the weight of each class.
     """
 
     of: str
@@ -93,7 +93,7 @@ class GroupWeights:
 
     @property
     def unknown(self) -> tuple[float, ...]:
-        """Weight of each class where the group is not known: the mean over the groups."""
+        """Weight of each class in an unknown group: the mean over the groups."""
         return tuple(sum(weights) / len(weights) for weights in zip(*self.weights, strict=True))
 
 
@@ -104,9 +104,9 @@ class Schema:
     Attributes:
       columns: inputs of the model in their order, and the label.
       label: name of the column that is predicted.
-      missing: words that stand for a missing value, as `plain` has them.
-      groups: columns with categories that are no inputs of the model, and may name groups.
-      group_weights: of examples in the loss; None where a group changes nothing.
+      missing: words that stand for a missing value, in the form of `plain`.
+      groups: columns with categories that may be groups, and are no inputs of the model.
+      group_weights: weights of examples in the loss by group and class; None if all are 1.
     """
 
     columns: tuple[Column, ...]
@@ -127,7 +127,7 @@ class Schema:
 
     @property
     def numbers(self) -> tuple[Column, ...]:
-        """The numbers that the model sees themselves, and not their bins."""
+        """The columns of numbers that are inputs themselves, and not by their bins."""
         return tuple(column for column in self.inputs if not column.categories and not column.edges)
 
     @property
@@ -137,11 +137,11 @@ class Schema:
 
     @property
     def unit(self) -> tuple[float, float]:
-        """Offset and scale that turn an output of the model into the unit of the label; 0 and 1 where it has words."""
+        """Offset and scale that convert an output of the model to the unit of the label; 0 and 1 for classes."""
         return (0.0, 1.0) if self.target.categories else self.target.scale
 
     def text(self) -> str:
-        """Return the schema as the file from which `read_schema` makes it."""
+        """Return the schema as the content of a file that `read_schema` reads."""
         lines = [f"label: {_word(self.label)}"]
         if self.missing != MISSING:
             lines.append(f"missing: {_words(self.missing)}")
@@ -156,11 +156,7 @@ class Schema:
         return "\n".join([*lines, ""])
 
     def group(self, name: str) -> Column:
-        """Return the column of that name whose categories are groups: one of `groups`, or an input of the model.
-
-        Raises:
-          Refusal: there is none, or it holds numbers.
-        """
+        """Return the column of that name among `groups` and inputs of the model; refuse one without categories."""
         columns = {plain(column.name): column for column in (*self.inputs, *self.groups)}
         if (column := columns.get(plain(name))) is None:
             remedy = f"is not a column; {nearest(name, (column.name for column in columns.values()))}"
@@ -171,15 +167,11 @@ class Schema:
         return column
 
     def unbinned(self) -> Schema:
-        """Return the schema in which numbers are inputs themselves."""
+        """Return the schema without bins: numbers are inputs themselves."""
         return replace(self, columns=tuple(replace(column, edges=()) for column in self.columns))
 
     def binned(self, bins: int) -> Schema:
-        """Return the schema in which every number that the model sees has bins, of equal width unless it declares edges.
-
-        Args:
-          bins: number of bins of a column without edges, at least 2.
-        """
+        """Return the schema in which each number of the inputs has bins: of its own edges, or at least 2 of equal width."""
         return replace(self, columns=tuple(self._binned(column, bins) for column in self.columns))
 
     def _binned(self, column: Column, bins: int) -> Column:
@@ -191,20 +183,17 @@ class Schema:
 
 
 def plain(text: str) -> str:
-    """Return a word as words are compared: without case, outer and double spaces, and 1.0 as 1."""
+    """Return a word in the form in which words are compared: lower case, single spaces, and 1.0 as 1."""
     word = " ".join(text.lower().split())
     return re.sub(r"^(-?\d+)\.0+$", r"\1", word)
 
 
 def read_schema(path: Path, label: str | None = None) -> Schema:
-    """Return the schema that a YAML file declares.
+    """Return the schema that a YAML file declares; refuse a file that cannot be read, or has a mistake.
 
     Args:
-      path: of the file.
-      label: of the column that is predicted; None takes the file's own word.
-
-    Raises:
-      Refusal: the file cannot be read, or holds a mistake.
+      path: the file.
+      label: name of the column that is predicted; None for the file's own `label`.
     """
     where = str(path)
     values = _mapping(where, read_words(path), KEYS)
@@ -240,11 +229,7 @@ def _columns(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
 
 
 def read_words(path: Path) -> object:
-    """Return what a YAML file holds, every word and number of it as text.
-
-    Raises:
-      Refusal: the file cannot be read.
-    """
+    """Return the content of a YAML file, with every word and number as text; refuse a file that cannot be read."""
     check_file(path)
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Words)
@@ -256,15 +241,12 @@ def read_words(path: Path) -> object:
 
 
 def with_label(schema: Schema, label: object, where: str) -> Schema:
-    """Return the schema with the column that is to be predicted.
+    """Return the schema with a label; refuse one that is no column, is the only one, or has keys of inputs.
 
     Args:
-      schema: of all columns.
-      label: the name of one.
-      where: the schema's file, for a refusal.
-
-    Raises:
-      Refusal: there is no such column, or none beside it.
+      schema: schema of all columns.
+      label: name of the column to predict.
+      where: file of the schema, for a refusal.
     """
     names = {plain(column.name): column.name for column in schema.columns}
     if not isinstance(label, str) or plain(label) not in names:
@@ -288,15 +270,12 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
 
 
 def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
-    """Return the schema with weights by group and class, scaled so that the largest is 1.
+    """Return the schema with weights by group and class, scaled so that the largest is 1; refuse a missing one.
 
     Args:
-      schema: with its label.
-      value: the name of one column of groups; under it each of its words; under each the weight of each class.
-      where: the value stands, for a refusal.
-
-    Raises:
-      Refusal: a group or a class has no weight, or has one that is not above 0.
+      schema: schema with its label.
+      value: a mapping from the name of one column of groups to its words, and from each to the weight of each class.
+      where: file or key of the value, for a refusal.
     """
     if not isinstance(value, dict) or len(value) != 1:
         remedy = (
@@ -322,7 +301,7 @@ def with_group_weights(schema: Schema, value: object, where: str) -> Schema:
 
 
 def _by_word(where: str, value: object, column: Column) -> list[object]:
-    """Return what stands under each of a column's words, in their order."""
+    """Return the values of a mapping by a column's words, one for each word, in the order of the words."""
     if not isinstance(value, dict):
         raise Refusal(where, value, f"must be a mapping with the keys {', '.join(column.words)}")
     by_code: dict[int, object] = {}
@@ -338,8 +317,11 @@ def _by_word(where: str, value: object, column: Column) -> list[object]:
     return [by_code[code] for code in range(len(column.words))]
 
 
+# In the functions below `where` is the field that a refusal names: the file, and the column in it.
+
+
 class _Words(yaml.BaseLoader):
-    """Text as it stands, so that `no` is a word and no switch."""
+    """Loader of YAML that keeps every scalar as text, so that `no` is a word and not false."""
 
 
 def _column(where: str, name: str, definition: object) -> Column:
@@ -349,10 +331,13 @@ def _column(where: str, name: str, definition: object) -> Column:
         raise Refusal(where, required, "required must be true or false")
     absent, missing = _missing(where, values.get("missing"))
     column = Column(name, missing=missing, required=required == "true", absent=absent)
-    return (_categorical if "categories" in values else _numeric)(where, column, values)
+    if "categories" in values:
+        return _categorical(where, column, values)
+    return _numeric(where, column, values)
 
 
 def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
+    """Return the column with the keys of its definition that belong to categories; refuse those of numbers."""
     for key in ("low", "high", "mean", "deviation", "edges"):
         if key in values:
             raise Refusal(where, values[key], f"{key} belongs to a number; remove it here")
@@ -362,12 +347,13 @@ def _categorical(where: str, column: Column, values: dict[str, Any]) -> Column:
     column = replace(column, categories=_categories(where, values["categories"]))
     if both := [word for word in column.absent if word in column.codes]:
         raise Refusal(where, both[0], "is in missing and in categories; remove it from one")
-    return (
-        replace(column, weights=_weights(where, values["weights"], column)) if "weights" in values else column
-    )
+    if "weights" not in values:
+        return column
+    return replace(column, weights=_weights(where, values["weights"], column))
 
 
 def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
+    """Return the column with the keys of its definition that belong to numbers; refuse weights."""
     if "weights" in values:
         raise Refusal(where, "weights", "belong to categories; a number has no classes")
     low, high = (_number(where, key, values.get(key)) for key in ("low", "high"))
@@ -380,7 +366,7 @@ def _numeric(where: str, column: Column, values: dict[str, Any]) -> Column:
 
 
 def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tuple[float, float] | None:
-    """Return the mean and the standard deviation of a number; None where it has none."""
+    """Return the mean and the standard deviation of a number's definition; None if it has neither."""
     keys = [key for key in ("mean", "deviation") if key in values]
     if not keys:
         return None
@@ -392,7 +378,7 @@ def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tu
 
 
 def require_within(where: str, mean: float, deviation: float, low: float, high: float) -> None:
-    """Refuse a mean and a standard deviation that no numbers between two bounds have."""
+    """Refuse a mean and a standard deviation that numbers between two bounds cannot have."""
     if not low <= mean <= high or not 0 < deviation <= high - low:
         remedy = f"the mean lies between {low:g} and {high:g}, and the deviation is above 0 and at most their distance"
         raise Refusal(where, f"{mean:g}, {deviation:g}", remedy)
@@ -409,18 +395,19 @@ def _edges(where: str, value: object, low: float, high: float) -> tuple[float, .
 
 
 def _missing(where: str, value: object) -> tuple[tuple[str, ...], float | None]:
-    """Return the words that stand for a missing value, and the number that stands in for one."""
+    """Return a column's words for a missing value, and the number that stands for one, from words, a number or both."""
     words: tuple[str, ...] = ()
+    number = value
     if isinstance(value, dict):
         values = _mapping(f"{where}: missing", value, MISSING_KEYS)
-        words, value = _list(where, "missing.words", values.get("words", [])), values.get("value")
+        words, number = _list(where, "missing.words", values.get("words", [])), values.get("value")
     elif isinstance(value, list):
-        words, value = _list(where, "missing", value), None
-    return tuple(map(plain, words)), None if value is None else _number(where, "missing", value)
+        words, number = _list(where, "missing", value), None
+    return tuple(map(plain, words)), None if number is None else _number(where, "missing", number)
 
 
 def _weights(where: str, value: object, column: Column) -> tuple[float, ...]:
-    """Return the weight of each category, scaled so that the largest is 1; one without a weight weighs as 1 did."""
+    """Return the weight of each category, 1 by default, scaled so that the largest is 1."""
     if not isinstance(value, dict) or not value:
         raise Refusal(where, value, "weights must be a mapping of categories to their weights")
     weights = [1.0] * column.width
@@ -436,6 +423,7 @@ def _weights(where: str, value: object, column: Column) -> tuple[float, ...]:
 
 
 def _categories(where: str, value: object) -> tuple[tuple[str, ...], ...]:
+    """Return the spellings of each category, from a list of words or a mapping of words to other spellings."""
     if isinstance(value, dict):
         categories = tuple((str(word), *_list(where, "categories", more)) for word, more in value.items())
     else:
@@ -477,11 +465,12 @@ def _number(where: str, key: str, value: object) -> float:
 
 
 def column_line(column: Column) -> str:
-    """Return a column's line in the file of a schema."""
+    """Return a column's definition as a line of a schema's file."""
     return f"  {_word(column.name)}: {{{', '.join(_parts(column))}}}"
 
 
 def _parts(column: Column) -> Iterator[str]:
+    """Yield the keys of a column's definition with their values."""
     if column.categories and all(len(each) == 1 for each in column.categories):
         yield f"categories: {_words(column.words)}"
     elif column.categories:

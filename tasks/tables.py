@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial, wraps
 from itertools import chain, pairwise
@@ -19,9 +19,9 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import SCHEMA
 from ..privacy.statistics.holdout import holdout_mask
 from .classification import class_metrics, cross_entropies, softmax_regression
-from .columns import ColumnsAsked
+from .columns import LazyColumns
 from .data import Examples, joined, only
-from .exported import schema_inputs, told_by_schema
+from .exported import schema_inputs, schema_predictions
 from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
@@ -36,17 +36,17 @@ SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywh
 
 @dataclass(frozen=True)
 class Tables:
-    """`Task` over tables: cross-entropy where the label has categories, else squared error.
+    """`Task` over tables: cross-entropy for a label with categories, otherwise squared error.
 
     Attributes:
-      schema: of every table.
-      clients: each client's examples; empty on a server, which has none. With weights by group a target says group and
+      schema: schema of every table.
+      clients: each client's examples; empty on a server, which has none. With weights by group a target encodes group and
         class (`weighted_task`).
-      test: held-out examples; none of real clients are, since what is measured on them would be a release.
+      test: held-out examples; empty if the clients are real, since metrics on their rows would be a release.
       hidden: sizes of the hidden layers; empty for a linear model.
-      simulated: whether the tables are public or made up.
+      simulated: whether the tables are public or synthetic.
       grouped: names of the columns whose categories are groups.
-      paths: of each client's own table; empty where rows were dealt anew, or on a server.
+      paths: each client's own table; empty if a partition dealt the rows, or on a server.
     """
 
     schema: Schema
@@ -57,21 +57,25 @@ class Tables:
     grouped: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
 
+    held_out_public = (
+        True  # only simulated clients' rows are held out, and `held_out_file` is declared public
+    )
+
     @property
     def num_clients(self) -> int:
         return len(self.clients)
 
     @property
     def classes(self) -> int:
-        """Number of classes; 0 where the label is a number."""
+        """Number of classes; 0 if the label is a number."""
         return len(self.schema.target.categories)
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Weight of an example in the loss by its target; empty where all are 1.
+        """Weight of an example in the loss by its target; empty if all are 1.
 
-        With weights by group, a class alone weighs 1, as of held-out examples; behind the classes are those of unknown
-        groups, and those of each group.
+        With weights by group, targets are those of `weighted_task`: the classes alone, of held-out examples, which weigh
+        1; then the classes in an unknown group, and in each group.
         """
         groups = self.schema.group_weights
         if groups is None:
@@ -80,9 +84,9 @@ class Tables:
 
     @property
     def squared_length(self) -> int:
-        """Bound on the squared length of an input with its 1: a column adds at most 1, as a number, a bin or a word.
+        """Bound on the squared length of an input with the 1 of the bias: each column adds at most 1.
 
-        A number that is scaled by its deviation adds 1 in the mean.
+        A number that is scaled by its deviation adds 1 on average.
         """
         return 1 + len(self.schema.inputs)
 
@@ -120,11 +124,7 @@ class Tables:
         return metrics
 
     def labels(self, targets: Tensor) -> Tensor:
-        """Return the classes of targets, some of which say a group as well; numbers as they are.
-
-        Args:
-          targets: shape (n,).
-        """
+        """Return the classes of targets that may encode a group as well, shape (n,); numeric targets unchanged."""
         return targets % self.classes if self.classes else targets
 
     def client_data(self, client: int) -> Examples:
@@ -148,10 +148,10 @@ class Tables:
         return {name: self.schema.group(name).words for name in self.grouped}
 
     def columns(self, client: int) -> Mapping[str, NDArray[Any]]:
-        """Return a client's columns as its table has them, with missing values, for questions.
+        """Return a client's columns for questions: those of its table, with missing values.
 
-        Of rows that were dealt anew only the model's inputs are there, in which a missing number is none any more: of these
-        the words, the groups and the label are columns.
+        Of rows that a partition dealt there are only inputs, where a missing number is replaced: their columns are the
+        label, the groups and the categories.
         """
         if self.paths:
             return read_columns(self.paths[client], self.schema)
@@ -159,50 +159,46 @@ class Tables:
         inputs = data.inputs.numpy()
         columns = {self.schema.target.name: partial(self._labels, data)}
         for name, codes in (data.groups or {}).items():
-            columns[name] = partial(words_of, self.group_words[name], codes.numpy())
+            columns[name] = partial(_words_of, self.group_words[name], codes.numpy())
         for column in self.schema.inputs:
             if column.categories:
                 one_hot = inputs[:, start : start + column.width]
-                columns[column.name] = partial(_words_of_inputs, column.words, one_hot)
+                columns[column.name] = partial(_words_of_one_hot, column.words, one_hot)
             start += column.width
-        return ColumnsAsked(columns)
+        return LazyColumns(columns)
 
     def _labels(self, data: Examples) -> NDArray[Any]:
+        """Return the words or the numbers that targets stand for, shape (n,)."""
         if self.classes:
-            return words_of(self.schema.target.words, self.labels(data.targets).numpy())
-        middle, half = self.schema.unit
-        return middle + half * data.targets.numpy().astype(np.float64)
-
-    @property
-    def held_out_public(self) -> bool:
-        """True: rows of clients are held out where they are simulated alone, and a file is declared public by its key."""
-        return True
+            return _words_of(self.schema.target.words, self.labels(data.targets).numpy())
+        offset, scale = self.schema.unit
+        return offset + scale * data.targets.numpy().astype(np.float64)
 
     def beside_the_model(self) -> Mapping[str, bytes]:
-        """Return what a run keeps with its model, by file name: the schema, which is its preprocessing."""
+        """Return the schema, which is the preprocessing, as the file that a run saves with its model."""
         return {SCHEMA: self.schema.text().encode()}
 
     def encode(self, data: object) -> Tensor:
-        """Return the model's inputs for a table, a folder of tables or a data frame; a label in it is not looked at."""
+        """Return the model's inputs for a table, a folder of tables or a data frame; a label in it is ignored."""
         return torch.from_numpy(schema_inputs(self.schema, data))
 
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
-        """Return predictions by column name: the likeliest word and its probability, or a number."""
-        return told_by_schema(self.schema, outputs.detach().numpy())
+        """Return predictions by column name: the most likely category and its probability, or a number."""
+        return schema_predictions(self.schema, outputs.detach().numpy())
 
 
 def tables_of(task: object) -> Tables:
-    """Return the tables of a task that is of tables, or stands around such a task."""
+    """Return a task of tables, or the one inside a wrapper such as `Mislabelled`."""
     while not isinstance(task, Tables):
         task = task.task  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
     return task
 
 
 def weighted_task(task: Tables) -> Tables:
-    """Return a task whose clients' targets say by which weight an example enters the loss, if its schema has any by group.
+    """Return a task whose clients' targets encode the group as well, if its schema has weights by group.
 
-    Such a target is the class + classes (2 + group), with -1 for a group that is not known. Every loop of training hands
-    targets to the loss and to nothing else, so that a weight needs no way of its own.
+    Such a target is class + classes * (2 + group), with group -1 if unknown, and selects the weight in `Tables.weights`.
+    Every training loop passes targets to the loss and to nothing else, so that weights need no channel of their own.
     """
     if (weights := task.schema.group_weights) is None:
         return task
@@ -214,23 +210,29 @@ def weighted_task(task: Tables) -> Tables:
     return replace(task, clients=tuple(map(coded, task.clients)))
 
 
-def words_of(words: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
+def _words_of(words: tuple[str, ...], codes: NDArray[Any]) -> NDArray[Any]:
     """Return the word of each code, empty for -1."""
     return _array_of(words)[codes]
 
 
-@lru_cache(maxsize=256)  # of all columns of a schema, for each client
+def codes_of(words: Sequence[str], cells: Iterable[object]) -> Tensor:
+    """Return the number of each cell's word, shape (n,), int64, -1 for other words; outer spaces do not count."""
+    codes = {word: code for code, word in enumerate(words)}
+    return torch.tensor([codes.get(str(cell).strip(), -1) for cell in cells], dtype=torch.int64)
+
+
+@lru_cache(maxsize=256)  # for the columns of a schema, at each client
 def _array_of(words: tuple[str, ...]) -> NDArray[Any]:
     return np.array([*words, ""], dtype=np.str_)
 
 
-def _words_of_inputs(words: tuple[str, ...], inputs: NDArray[Any]) -> NDArray[Any]:
-    """Return the word that each row of a column's inputs says; empty where all are zero."""
-    return words_of(words, np.where(inputs.any(1), inputs.argmax(1), -1))
+def _words_of_one_hot(words: tuple[str, ...], inputs: NDArray[Any]) -> NDArray[Any]:
+    """Return the word of each row of a column's inputs, shape (n, words); empty if all are zero."""
+    return _words_of(words, np.where(inputs.any(1), inputs.argmax(1), -1))
 
 
 def additive(task: object) -> Schema | None:
-    """Return the schema of a task whose model is a sum of one shape a column; None of any other."""
+    """Return the schema of a task whose model is a sum of one shape per column; None for any other task."""
     if not isinstance(task, Tables) or task.hidden or task.schema.numbers:
         return None
     return task.schema
@@ -250,15 +252,7 @@ def perceptron(sizes: Sequence[int]) -> nn.Module:
 
 
 def layers_of(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
-    """Return the sizes of the hidden layers that a model has.
-
-    Args:
-      model: its name.
-      hidden: sizes that an mlp has; one number is one layer.
-
-    Raises:
-      Refusal: there is no model of that name.
-    """
+    """Return the sizes of a model's hidden layers: `hidden` for an mlp, or else none; refuse an unknown model."""
     if model not in MODELS:
         raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
     sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
@@ -267,34 +261,34 @@ def layers_of(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TableKeys:
-    """Keys of tables as a task, as `task=csv` has them.
+    """Keys of the task `csv`.
 
     Attributes:
-      folder: of the tables, each file or folder in it one client's; None on a server, which has none.
-      label: column that is predicted; None: as the schema says.
-      schema: YAML file; None: schema.yaml in the folder, or inferred where the tables are simulated.
-      model: linear; mlp with hidden layers; or gam, which is linear over the bins of each number and the words of each
-        category, so that what it says is a sum of one shape a column.
+      folder: folder of the tables, in which each file or folder belongs to one client; None on a server.
+      label: column that is predicted; None for that of the schema.
+      schema: YAML file; None for schema.yaml in the folder or, if the tables are simulated, a draft from their rows.
+      model: linear; mlp, with hidden layers; or gam, which is linear over the bins of each number and the words of each
+        category, so that its score is a sum of one shape per column.
       hidden: sizes of the hidden layers of an mlp.
-      simulated: whether the tables are public or made up.
-      held_out_share: of all clients' rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row and of
-        how many equal ones come before it, or of the person whose row it is.
-      held_out_file: public table, on which the model is measured in the place of clients' rows.
-      person: column that says whose a row is, which the model never sees; None where nobody says.
-      groups: columns whose categories are groups, by which fairness is measured.
-      bins: of a number that declares no edges, for gam; at least 2.
-      group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None: those of
-        the schema.
-      scaling: file of an answer that tells mean and variance of each number, by which numbers are scaled; None: by the
-        schema, which declares their bounds; `asked` likewise, until the run has asked.
-      moments: mean and deviation by column, by which a run that has asked scales its numbers; None where it has not.
-      group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
-      num_clients: None for the natural partition.
-      partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
+      simulated: whether the tables are public or synthetic.
+      held_out_share: share of all clients' rows that are held out if they are simulated, in (0, 1); selected by a keyed
+        hash of the row and of the number of equal rows before it, or of its person.
+      held_out_file: public table, on which the model is evaluated instead.
+      person: column that identifies the person of a row, which the model never sees; None without one.
+      groups: columns whose categories are groups, for figures of fairness.
+      bins: number of bins of a number without edges, for gam; at least 2.
+      group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None for those
+        of the schema.
+      scaling: file of an answer with the mean and variance of each number, by which numbers are scaled; None for the
+        bounds of the schema. `asked` is the same as None, until the run has asked for `moments`.
+      num_clients: number of clients; None for the natural partition.
+      partition: natural (one client per file or folder); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
-      seed: of the partition.
+      seed: seed of the partition.
       dealer: target and args of a partitioner of flwr-datasets, for partition=flwr.
-      data: of a device, its own table or folder of tables, in the place of `folder`.
+      data: on a device, its own table or folder of tables, in place of `folder`.
+      moments: mean and deviation of columns by which a run that has asked scales its numbers; None for other runs.
+      group_equal_rows: whether equal rows are held out together, as by the rule of earlier releases.
     """
 
     folder: str | None = None
@@ -327,22 +321,19 @@ class TableKeys:
         return clients_of(Path(self.folder), public) if self.folder is not None else []
 
     def agreed(self, paths: Sequence[Path]) -> Schema:
-        """Return the schema that all clients have, without the column of persons, in the form that the model sees."""
+        """Return the schema that all clients share, with the model's bins, scaling and weights, and without persons."""
         schema = _without(self.person, _schema(self, paths), self.simulated)
-        if self.model == "gam" and self.scaling is not None:
-            raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
-        schema = standardised(schema.binned(self.bins) if self.model == "gam" else schema, self.scaling)
-        schema = schema if self.moments is None else with_moments(schema, self.moments)
+        if self.model == "gam":
+            if self.scaling is not None:
+                raise Refusal(FIELD, self.scaling, "scales numbers, and a gam uses their bins; leave it out")
+            schema = schema.binned(self.bins)
+        schema = with_moments(standardised(schema, self.scaling), self.moments or {})
         return weighted_schema(schema, self.group_weights)
 
 
 @wraps(TableKeys, assigned=(), updated=())
 def load(*args: Any, **options: Any) -> Tables:
-    """Return the task of `TableKeys`, which are the arguments.
-
-    Raises:
-      Refusal: a value, the schema or a table is not as it should be.
-    """
+    """Return the task; arguments as of `TableKeys`. Refuse an invalid value, schema or table."""
     keys = TableKeys(*args, **options)
     layers, paths = layers_of(keys.model, keys.hidden), keys.paths()
     schema = keys.agreed(paths)
@@ -358,19 +349,20 @@ def load(*args: Any, **options: Any) -> Tables:
     elif keys.simulated:
         clients, test = _split(clients, keys, _unscaled(keys, paths) or clients)
     else:
-        kind = torch.int64 if schema.target.categories else torch.float32
-        test = Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=kind))
+        dtype = torch.int64 if schema.target.categories else torch.float32
+        test = Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=dtype))
     return weighted_task(Tables(schema, clients, test, layers, keys.simulated, groups, tuple(paths)))
 
 
 def _groups(schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of groups by their names in the schema, and the one that weights go by."""
-    weighted = () if schema.group_weights is None else (schema.group_weights.of,)
-    return tuple(dict.fromkeys(schema.group(name).name for name in (*names, *weighted)))
+    """Return the names of the columns of groups as the schema spells them, with that of weights by group."""
+    if schema.group_weights is not None:
+        names = [*names, schema.group_weights.of]
+    return tuple(dict.fromkeys(schema.group(name).name for name in names))
 
 
 def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
-    """Return the schema that is declared or, of simulated tables, drafted from their rows."""
+    """Return the declared schema or, for simulated tables without one, a draft from their rows."""
     declared = Path(keys.schema) if keys.schema else Path(keys.folder or ".") / SCHEMA
     if keys.schema or (keys.folder and declared.is_file()):
         return read_schema(declared, keys.label)
@@ -388,15 +380,16 @@ def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
         raise Refusal(FIELD, ASKED, f"{remedy}; write one: {command}")
     if keys.label is None:
         raise Refusal("task.label", None, "name the column to predict")
-    schema, _, others = draft_schema(paths, keys.label)
-    if (other := others.get(schema.label)) is not None and other.doubtful:
+    draft = draft_schema(paths, keys.label)
+    label = draft.schema.label
+    if (other := draft.other_words.get(label)) is not None and other.doubtful:
         remedy = f"has other words in other tables ({other}); say which are the same: {command}"
-        raise Refusal("task.label", schema.label, remedy)
-    return schema
+        raise Refusal("task.label", label, remedy)
+    return draft.schema
 
 
 def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
-    """Return the schema without the column that names persons, which a model must not see; a draft may hold it."""
+    """Return the schema without the column of persons, which a model must not see; only a draft may have it."""
     if person is None:
         return schema
     others = tuple(column for column in schema.columns if plain(column.name) != plain(person))
@@ -409,18 +402,17 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
 
 
 def _examples(path: Path, schema: Schema, person: str | None = None, grouped: Sequence[str] = ()) -> Examples:
+    """Return the rows of a client's table, with their persons and their groups by the columns `grouped`."""
     rows = read_rows(path, schema)
     assert rows.targets is not None
     persons = None if person is None else read_persons(path, person, schema)
-    groups = None
-    if grouped:
-        codes = read_groups(path, [schema.group(name) for name in grouped], schema)
-        groups = {name: torch.from_numpy(numbers) for name, numbers in codes.items()}
-    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons, groups)
+    codes = read_groups(path, [schema.group(name) for name in grouped], schema) if grouped else {}
+    groups = {name: torch.from_numpy(numbers) for name, numbers in codes.items()}
+    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons, groups or None)
 
 
 def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tuple[Examples, ...]:
-    """Return the rows of all clients, dealt anew."""
+    """Return the rows of all clients, dealt anew by a partition."""
     name, pool = keys.partition, joined(clients)
     if not keys.simulated:
         remedy = "real rows stay with their owners; use natural, or set task.simulated=true"
@@ -439,7 +431,7 @@ def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tupl
 
 
 def _unscaled(keys: TableKeys, paths: Sequence[Path]) -> list[Examples]:
-    """Return the clients' rows as they were before a run asked by what to scale them; nothing where it did not."""
+    """Return the clients' rows without `moments`; empty if there are none, or a partition dealt the rows."""
     if keys.moments is None:
         return []
     schema = replace(keys, moments=None).agreed(paths)
@@ -449,42 +441,44 @@ def _unscaled(keys: TableKeys, paths: Sequence[Path]) -> list[Examples]:
 def _split(
     clients: Sequence[Examples], keys: TableKeys, hashed: Sequence[Examples]
 ) -> tuple[tuple[Examples, ...], Examples]:
-    """Return the clients without the examples that are held out, and those: whole persons, or single rows.
+    """Return the clients' training examples, and the held-out ones of all: single rows, or whole persons.
 
-    Equal rows are numbered over all clients: of many small clients with few different rows, each would hold out the same.
+    Equal rows are numbered over all clients: otherwise many small clients with few distinct rows would hold out the same.
 
-    Raises:
-      Refusal: it is no share, or holds out nothing.
+    Args:
+      clients: all examples of each client.
+      keys: share and rule.
+      hashed: the same rows, before a scaling that a run asked for; their hashes select.
     """
     field, share = "task.held_out_share", keys.held_out_share
     if not 0 < share < 1:
         raise Refusal(field, share, "give a number above 0 and below 1")
     hashes = [row_hashes(data) if data.persons is None else person_hashes(data.persons) for data in hashed]
-    equal_together = keys.group_equal_rows or keys.person is not None
-    held_out = holdout_mask(np.concatenate(hashes), share, True, equal_together)
-    parts = np.split(held_out, np.cumsum([len(client) for client in clients])[:-1])
-    training, tests = (
-        [only(client, np.flatnonzero(part == out)) for client, part in zip(clients, parts, strict=True)]
-        for out in (False, True)
+    mask = holdout_mask(
+        np.concatenate(hashes),
+        share,
+        independent=True,
+        group_equal_rows=keys.group_equal_rows or keys.person is not None,
     )
-    test = joined(tests)
+    masks = np.split(mask, np.cumsum([len(client) for client in clients])[:-1])
+    test = joined([only(data, np.flatnonzero(part)) for data, part in zip(clients, masks, strict=True)])
     if not len(test):
         raise Refusal(field, share, "holds out no row; increase it, or set task.held_out_file")
-    return tuple(training), test
+    return tuple(only(data, np.flatnonzero(~part)) for data, part in zip(clients, masks, strict=True)), test
 
 
 def person_hashes(persons: Sequence[object]) -> NDArray[np.uint64]:
-    """Return a keyed hash of whose each row is; a person has the same one everywhere."""
+    """Return a keyed hash of each row's person, which is the same everywhere."""
     key = SPLIT_KEY.to_bytes(2, "big")
     digests = (hashlib.blake2b(str(person).encode(), key=key, digest_size=8).digest() for person in persons)
     return np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64)
 
 
 def row_hashes(examples: Examples) -> NDArray[np.uint64]:
-    """Return a keyed hash of each row's inputs and target; positions do not matter."""
+    """Return a keyed hash of each row's inputs and target, whatever the row's position."""
     inputs, targets = examples.inputs.numpy(), examples.targets.numpy().astype(np.float32)
-    stream, size = np.random.default_rng(SPLIT_KEY), inputs.shape[1] + 2
-    factors = stream.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
+    generator, size = np.random.default_rng(SPLIT_KEY), inputs.shape[1] + 2
+    factors = generator.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)  # odd, and so invertible
     total = np.full(len(targets), factors[-1], dtype=np.uint64)
     for column, factor in zip((*inputs.T, targets), factors, strict=False):
         bits = (column + np.float32(0)).view(np.uint32).astype(np.uint64)  # 0 for -0

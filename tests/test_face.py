@@ -20,6 +20,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, Krum
 from matplotlib.figure import Figure
+from shared.tasks import Points
 from torch import Tensor, nn
 
 import fedveil as fv
@@ -29,37 +30,19 @@ from fedveil.face import FinishedRun
 from fedveil.modes.mode import COUNT_BOUND_BATCHES, LOSS_BOUND
 from fedveil.run.plots import curve
 from fedveil.tasks import load_task
+from fedveil.tasks.classification import softmax_regression
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 
-class Shops:
-    """30 shops with 20 customers each: a task of one's own, as an object."""
+class Shops(Points):
+    """30 shops with 20 customers each: a user's task, as an object."""
 
-    simulated = True
-
-    def __init__(self, num_clients: int = 30) -> None:
-        self.num_clients = num_clients
+    num_clients = 30
+    held_out_client = 10_000
 
     def model(self) -> nn.Module:
-        net = nn.Linear(4, 2)
-        for parameter in net.parameters():
-            nn.init.zeros_(parameter)
-        return net
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
-
-    def client_data(self, client: int) -> fv.Examples:
-        generator = torch.Generator().manual_seed(client)
-        inputs = torch.randn(20, 4, generator=generator)
-        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
-
-    def held_out(self) -> fv.Examples:
-        return self.client_data(10_000)
+        return softmax_regression(self.width, 2)
 
 
 class Normalised(Shops):

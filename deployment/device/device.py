@@ -401,7 +401,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
     from ...tasks.hardware import check_device
     from ...tasks.memory import give_back
     from ...tasks.optimizers import check_optimizer
-    from ...tasks.persons import kept, names_of
+    from ...tasks.persons import limit_per_person, names_of
     from .order_contexts import create_contexts, key_of
 
     check_device(settings.accelerator, ACCELERATOR)
@@ -449,7 +449,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
         bundle,
         settings,
         train,
-        lambda max_per_person: len(kept(data_of(bench.task, choice.client), max_per_person)),
+        lambda most: len(limit_per_person(data_of(bench.task, choice.client), most)),
         prepare,
         partial(table_of, bench, choice.client),
         evaluate,
@@ -459,13 +459,13 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
 def _check_data(task: Task, client: int) -> None:
     """Refuse unusable data of the owner, when the client starts and before any charge."""
     from ...tasks.data import check_data, check_taken, data_of, data_of_all
-    from ...tasks.own_scale import SAID, own_scale
+    from ...tasks.own_scale import WARNING, own_scale
     from ...tasks.protocol import own_training
 
     data, client_name = data_of(task, client), f"client {client}"
     check_data(data, client_name)
     if scale := own_scale(lambda: [data_of_all(task, client)]):  # in the device's own log alone
-        logger.warning("columns of this device's data %s", SAID.format(scale))
+        logger.warning("columns of this device's data %s", WARNING.format(scale))
     if own_training(task) is None:
         check_taken(data, client_name, task.model().eval(), task.loss)
 

@@ -5,6 +5,7 @@ This file does not import Lightning: the module does, under either of its two pa
 
 import copy
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -16,7 +17,8 @@ from ...base.refusal import Refusal
 from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 
-LIGHTNING = ("lightning", "pytorch_lightning", "torch")  # packages whose hooks do nothing
+LIGHTNING = ("lightning", "pytorch_lightning", "torch")  # packages whose own hooks do nothing
+# Prefixes and names of hooks that only a `Trainer` calls.
 HOOKS = ("on_train_", "on_before_", "on_after_", "on_fit_", "on_validation_")
 STEPS = (
     "backward",
@@ -55,8 +57,8 @@ class LightningTask:
         self._module: Any = made_once(module)
         self._clients, self._held_out = clients, held_out
         _check_hooks(self._module)
-        _optimizer_of(self._module)
-        if len(data := self.held_out()):
+        _optimizer_of(self._module)  # refuses optimisers and schedules that cannot be used
+        if len(data := self.held_out()):  # one step, which shows errors early
             with torch.random.fork_rng(devices=[]):
                 run_on(self.model().train(), data.batch(torch.arange(min(2, len(data))))[0])
 
@@ -72,10 +74,11 @@ class LightningTask:
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """Return the optimiser of `configure_optimizers` for these parameters."""
         optimizer = _optimizer_of(self._module)
-        own = dict(zip((p for p in self._module.parameters() if p.requires_grad), parameters, strict=True))
+        trainable = (p for p in self._module.parameters() if p.requires_grad)
+        substitutes = dict(zip(trainable, parameters, strict=True))
         for group in optimizer.param_groups:
-            group["params"] = [own[p] for p in group["params"] if p in own]
-        states = {own[p]: state for p, state in optimizer.state.items() if p in own}
+            group["params"] = [substitutes[p] for p in group["params"] if p in substitutes]
+        states = {substitutes[p]: state for p, state in optimizer.state.items() if p in substitutes}
         optimizer.state = defaultdict(dict, states)
         return optimizer
 
@@ -107,9 +110,9 @@ class LightningTask:
 
 
 class Stepping(nn.Module):
-    """Model whose output for a batch is the loss of a LightningModule, and its logged values in evaluation mode.
+    """Model that returns for a batch the loss of a LightningModule, and its logged values in evaluation mode.
 
-    For inputs without targets it returns the module's outputs.
+    For a single input, which has no targets, it returns the module's outputs.
     """
 
     def __init__(self, module: Any) -> None:
@@ -119,26 +122,27 @@ class Stepping(nn.Module):
     def forward(self, *parts: Any, **fields: Any) -> Any:
         if len(parts) == 1:
             return self.module(parts[0])
-        batch, logged = fields or parts, dict[str, Any]()
-        loss = self._step("training_step", batch, None)
+        batch = fields or parts
+        loss = self._step("training_step", batch, lambda *_, **__: None)
         if isinstance(loss, Mapping):
             loss = cast(Mapping[str, Any], loss)["loss"]
         if not isinstance(loss, Tensor):
             remedy = "must return the loss of every batch; none can be skipped"
             raise Refusal("training_step", f"returned {type(loss).__name__}", remedy)
-        if not self.training and _is_own(self.module, "validation_step"):
-            self._step("validation_step", batch, logged)
-        return {**logged, "loss": loss}
+        logged: dict[str, Any] = {}
 
-    def _step(self, name: str, batch: Any, logged: dict[str, Any] | None) -> Any:
-        def log(name: str, value: Any, *args: Any, **options: Any) -> None:
-            if logged is None:
-                return
+        def record(name: str, value: Any, *args: Any, **options: Any) -> None:
             if not isinstance(value, Tensor | int | float):
                 remedy = "log a number for each batch; metrics that accumulate over batches are not supported"
                 raise Refusal("self.log", f"{name}: {type(value).__name__}", remedy)
             logged[name] = torch.as_tensor(value).detach()
 
+        if not self.training and _is_own(self.module, "validation_step"):
+            self._step("validation_step", batch, record)
+        return {**logged, "loss": loss}
+
+    def _step(self, name: str, batch: Any, log: Callable[..., None]) -> Any:
+        """Call a step of the module, with `log` as its `self.log`."""
         step, own = getattr(self.module, name), vars(self.module)
         own["log"] = log
         try:
@@ -185,14 +189,10 @@ def _check_hooks(module: Any) -> None:
 
 
 def _optimizer_of(module: Any) -> torch.optim.Optimizer:
-    """Return the optimiser of `configure_optimizers`, which also steps the learning-rate schedule.
-
-    Raises:
-      Refusal: there are several or none, or a schedule counts neither steps nor epochs.
-    """
+    """Return the optimiser of `configure_optimizers`, which also steps its schedules; refuse several, and none."""
     field = f"{type(module).__name__}.configure_optimizers"
     try:
-        optimizers, schedules = _parted(module.configure_optimizers())
+        optimizers, schedules = _optimizers_and_schedules(module.configure_optimizers())
     except RuntimeError as error:
         if "Trainer" not in str(error):
             raise
@@ -205,8 +205,8 @@ def _optimizer_of(module: Any) -> torch.optim.Optimizer:
     return optimizers[0]
 
 
-def _parted(value: Any) -> tuple[list[Any], list[Any]]:
-    """Return optimisers and schedules from any of Lightning's forms."""
+def _optimizers_and_schedules(value: Any) -> tuple[list[Any], list[Any]]:
+    """Return optimisers and schedules from any form in which `configure_optimizers` may return them."""
     if isinstance(value, dict):
         schedule = cast(dict[str, Any], value).get("lr_scheduler")
         return [value["optimizer"]], [] if schedule is None else [schedule]
@@ -216,14 +216,13 @@ def _parted(value: Any) -> tuple[list[Any], list[Any]]:
     if several and isinstance(several[0], list | tuple):
         optimizers, schedules = several
         return list(optimizers), schedules if isinstance(schedules, list) else [schedules]
-    return _parted(several[0]) if len(several) == 1 else (several, [])
+    return _optimizers_and_schedules(several[0]) if len(several) == 1 else (several, [])
 
 
 def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: str) -> None:
-    """Advance a schedule with the optimiser's steps, or with its epochs once their length is known.
+    """Advance a schedule with the optimiser's steps, or with its epochs once `follow_epochs` passes their length.
 
-    Raises:
-      Refusal: it monitors a metric, or counts neither.
+    The schedule is Lightning's dictionary of scheduler, interval and frequency; a refusal names `field`.
     """
     scheduler, frequency = schedule["scheduler"], schedule.get("frequency", 1)
     name, interval = type(scheduler).__name__, schedule.get("interval", "epoch")
@@ -232,13 +231,17 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
     if interval not in ("step", "epoch"):
         raise Refusal(field, f"{name} by {interval}", 'give "interval": "step" or "epoch"')
 
-    def follow(steps: int) -> None:
-        every, last, count_of_steps = steps * frequency, getattr(scheduler, "total_steps", None), [0]
+    def follow(steps_per_interval: int) -> None:
+        period = steps_per_interval * frequency
+        last = getattr(
+            scheduler, "total_steps", math.inf
+        )  # then a schedule such as OneCycleLR's keeps its last rate
+        steps = 0
 
         def count(*_: object) -> None:
-            count_of_steps[0] += 1
-            # A finished schedule, such as OneCycleLR's, keeps its last rate.
-            if count_of_steps[0] % every == 0 and (last is None or count_of_steps[0] // every < last):
+            nonlocal steps
+            steps += 1
+            if steps % period == 0 and steps // period < last:
                 scheduler.step()
 
         optimizer.register_step_post_hook(count)
@@ -246,5 +249,5 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
     if interval == "step":
         follow(1)
     else:
-        own: Any = optimizer
-        own.by_epochs = [*getattr(own, "by_epochs", ()), follow]
+        with_epochs: Any = optimizer
+        with_epochs.by_epochs = [*getattr(optimizer, "by_epochs", ()), follow]

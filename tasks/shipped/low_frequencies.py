@@ -18,11 +18,11 @@ class LowFrequencies(nn.Module):
     """Softmax over low frequencies. It starts at zero, where every class is equally likely.
 
     Args:
-      channels: of an input, which is flat: channels x side x side.
+      channels: number of channels of an input, which is flat: channels x side x side.
       side: pixels of a channel along one axis.
       order: bound on the sum of the frequencies along both axes.
       classes: number of outputs.
-      mix: linear combinations of the channels to transform, shape (combinations, channels); None takes each channel.
+      mix: linear combinations of the channels to transform, shape (combinations, channels); None for each channel.
     """
 
     rows: Tensor
@@ -37,11 +37,7 @@ class LowFrequencies(nn.Module):
         self.head = softmax_regression(size, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits, shape (..., classes).
-
-        Args:
-          inputs: shape (..., channels x side x side).
-        """
+        """Return logits, shape (..., classes), for inputs of shape (..., channels x side x side)."""
         leading = inputs.shape[:-1]
         planes = inputs.reshape(*leading, self.channels, self.side * self.side)
         if self.mix is not None:
@@ -53,14 +49,9 @@ class LowFrequencies(nn.Module):
 
 
 def cosines(side: int, order: int) -> Tensor:
-    """Return the first vectors of the orthonormal discrete cosine transform (Ahmed, Natarajan and Rao 1974, II).
+    """Return the first vectors of the orthonormal discrete cosine transform, shape (order, side), float32.
 
-    Args:
-      side: length of a vector.
-      order: number of vectors, at most `side`.
-
-    Returns:
-      float32, shape (order, side).
+    It is the transform DCT-II of Ahmed, Natarajan and Rao 1974.
     """
     frequencies, places = torch.arange(order)[:, None], torch.arange(side)[None]
     rows = torch.cos(math.pi * frequencies * (2 * places + 1) / (2 * side)) * math.sqrt(2 / side)

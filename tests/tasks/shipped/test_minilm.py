@@ -135,7 +135,7 @@ def test_large_domains_are_clients_and_others_are_held_out() -> None:
         for domain, count in (("a", 40), ("b", 8), ("c", 7), ("d", 3))
         for n in range(count)
     ]
-    chosen = sentences.choose(sent)
+    chosen = sentences.select(sent)
     counts = {owner: chosen.owners.count(owner) for owner in (-1, 0, 1)}
     assert counts == {0: sentences.MOST, 1: 8, -1: 10}
     assert {mail.domain for mail, owner in zip(chosen.mails, chosen.owners, strict=True) if owner == -1} == {

