@@ -21,10 +21,11 @@ from ...messages.training_order import (
     people_call,
     read_order,
 )
-from ...messages.wire import OWNERS_POLICY, read_attempt, read_round, sum_spec_of
+from ...messages.wire import FAILED, OWNERS_POLICY, read_attempt, read_round, sum_spec_of
 from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
+from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
 from ...questions.wire import Request, client_noise_of, question_of
@@ -114,6 +115,23 @@ def accept_order(
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
     return order, _cost(instruction)
+
+
+def require_cohorts_roster(order: TrainingOrder, terms: AttemptTerms | None, roster: Roster) -> None:
+    """Refuse to let another roster than the cohort's choose the clients that train on each person.
+
+    Args:
+      order: of the training.
+      terms: of the attempt; None if the vector is not masked.
+      roster: of the device, which may be newer than the terms.
+
+    Raises:
+      NotTrained: FAILED.
+    """
+    is_chosen = order.record is not None and order.record.clients_per_person is not None
+    if terms and is_chosen and terms.roster_hash != roster.hash:
+        logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
+        raise NotTrained(FAILED)
 
 
 def _cost(instruction: Instruction) -> Cost | None:

@@ -139,12 +139,11 @@ def test_device_without_its_table_says_so_before_it_connects(desk: Path) -> None
 def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None:
     (desk / "clients" / "a" / "table.csv").write_text(ROWS)
     device = read_device(read_client_bundle(desk / "clients" / "a"))
-    assert device.prepare is not None
     record = RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10)
     order = TrainingOrder("r", ModeName.RECORD, LocalTraining(), record=record)
     schema = str(desk / "server" / "schema.yaml")
     own = agreement_of(load(schema=schema))
-    device.prepare(replace(order, agreement=own))
+    device.task.check_order(replace(order, agreement=own), None)
     assert TrainingOrder.from_json(replace(order, agreement=own).to_json()).agreement == own
     others = [None, agreement_of(load(schema=schema, model="mlp"))]
     (desk / "other.yaml").write_text(SCHEMA.replace("high: 4", "high: 5"))
@@ -152,7 +151,7 @@ def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None
     for other in others:
         assert other != own
         with pytest.raises(Refusal, match="another schema or model"):
-            device.prepare(replace(order, agreement=other))
+            device.task.check_order(replace(order, agreement=other), None)
     with pytest.raises(Refusal, match="64 hexadecimal digits"):
         replace(order, agreement="0")
 

@@ -127,13 +127,13 @@ def diverged(message: Message, settings: object) -> Message:
 def test_device_with_diverging_training_answers_no_change_and_pays(clients):
     """What a server sends may let training diverge, or fail, by one record alone: a failure would tell it, uncharged."""
     device = device_of(clients / "c0")
-    device.train = diverged
+    device.task.train = diverged
     told = CohortSum(np.zeros(18 + 3 + SPEC.segment_size))
     add_reply(told, device.answer(in_the_clear()), SPEC)
     assert told.replies == 1 and not told.total[: 18 + 3].any()
     assert epsilon_of(device.ledger.path)[0] > 0
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(1, 5)}
-    devices[3].train, devices[4].train = diverged, broken
+    devices[3].task.train, devices[4].task.train = diverged, broken
     assert masked_sum(Devices(devices)).survivors == 4
     for device in devices.values():
         assert epsilon_of(device.ledger.path)[0] > 0
@@ -218,7 +218,7 @@ def test_after_the_owners_last_day_nothing_leaves(clients):
 def test_reservation_is_void_where_no_vector_exists(clients):
     """The server is trusted here, and keeps to itself who failed; where it is not, nothing may show that."""
     device = device_of(clients / "c0")
-    device.train = broken
+    device.task.train = broken
     reply = device.answer(in_the_clear())
     assert (reply.error.code, reply.error.reason) == (FAILED, "the client failed")
     entries = [(e.kind, json.loads(e.key or "null")) for e in read_entries(device.ledger.path)]
@@ -267,17 +267,17 @@ def test_ledger_replaced_during_an_answer_does_not_count(clients, tmp_path):
     path, older = device.ledger.path, tmp_path / "older"
     older.write_bytes(path.read_bytes())
     assert code_of(device, in_the_clear(number=2)) == 0
-    known, train = (device.bundle.state / ledger_heads.FILE).read_text(), device.train
+    known, train = (device.bundle.state / ledger_heads.FILE).read_text(), device.task.train
 
     def replacing(message: Message, settings: object) -> Message:
         os.replace(older, path)
         path.with_name(f"{path.name}-wal").unlink()  # or it completes the copy
         return train(message, settings)
 
-    device.train = replacing
+    device.task.train = replacing
     assert code_of(device, in_the_clear(number=3)) == NOT_READY
     assert (device.bundle.state / ledger_heads.FILE).read_text() == known
-    device.train = train
+    device.task.train = train
     assert code_of(device, in_the_clear(number=4)) == RESTORED
 
 
@@ -478,7 +478,7 @@ RECORD = RecordTerms(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
 def test_order_against_the_policy_is_refused_and_costs_nothing(clients, order, policy, spec):
     device = device_of(clients / "c0", **policy)
     trained = []
-    device.train = lambda *asked: trained.append(asked)
+    device.task.train = lambda *asked: trained.append(asked)
     reply = device.answer(in_the_clear(order, spec=spec))
     assert (reply.error.code, reply.error.reason) == (OWNERS_POLICY, "the client did not train")
     assert not trained and not device.ledger.path.exists()

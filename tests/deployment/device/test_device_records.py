@@ -83,12 +83,12 @@ def only_ledger(device: Device, pattern: str) -> Path:
 def test_noise_is_planned_from_own_records_and_the_smaller_budget(device):
     merged = device.merged(ORDER)
     record = merged.record
-    assert record is not None and device.count is not None
+    assert record is not None
     budget = record.terms.budget
     assert (budget.target_epsilon, budget.target_delta) == (2.0, 1e-5)  # of the owner, not of the order
     assert merged.device == device.settings.device and merged.seed is None
-    noise = record.noise_multiplier(device.count(None))
-    assert noise == calibrated_noise(record, device.count(None), merged, 3)
+    noise = record.noise_multiplier(device.task.count(None))
+    assert noise == calibrated_noise(record, device.task.count(None), merged, 3)
     less = device.merged(replace(ORDER, record=replace(RECORD, target_epsilon=1.0))).record
     assert less is not None and less.terms.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
 
@@ -151,7 +151,7 @@ def test_person_is_trained_on_under_the_cohorts_roster_alone(device):
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     order = replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)
     device.ledgers.mkdir(parents=True)
-    device.prepare = lambda order, released: None  # the task does not say whose its examples are
+    device.task.check_order = lambda order, released: None  # the task does not say whose its examples are
     message = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5))
     content = message.content
     roster = device.bundle.identity.roster
@@ -166,7 +166,7 @@ def test_person_is_trained_on_under_the_cohorts_roster_alone(device):
             found.append(said.code)
         assert found == codes
     assert len([e for e in read_entries(only_ledger(device, "*.ledger")) if e.kind == RESERVE]) == 1
-    device.train = None  # what fails, fails unseen where a sum alone is seen
+    device.task.train = None  # what fails, fails unseen where a sum alone is seen
     moved = update_of(
         device._trained(message, None), dict(only_arrays(content).items()), content, sum_spec_of(content)
     )
@@ -348,7 +348,7 @@ def test_a_hidden_device_without_examples_plans_no_noise_and_answers(bundle: Pat
     both = replace(ORDER, privacy=ModeName.RECORD_AND_CLIENT, client=claim)
     told = device.merged(both)
     assert told.record is None
-    reply = device.train(asked(device, both, spec=SumSpec(1.0), model=nn.Linear(3, 2)), told)
+    reply = device.task.train(asked(device, both, spec=SumSpec(1.0), model=nn.Linear(3, 2)), told)
     assert not reply.has_error()
 
 
