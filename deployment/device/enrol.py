@@ -175,7 +175,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # The certificate is compared with the fingerprint.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    reply = _answer(token, Ask("", b"", b"", b""), context)  # an empty question: who are you?
+    reply = _answer(token, Ask("", b"", b"", b""), context)  # without a name it asks for the authority
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):
         remedy = "is not of the authority that the token names: the connection is intercepted, or the authority was replaced; ask the operator"
         raise Refusal("server", token.address, remedy)

@@ -1,4 +1,4 @@
-"""Held model of a device: the last one that it received, in a file; the server may send the next one as a difference from it.
+"""Last model of a device: the one that it received last, in a file; the server may send the next as a difference from it.
 
 The file is not flushed to disk: after a power cut a truncated file has another hash, and the device requests the whole
 model.
@@ -25,7 +25,11 @@ FILE = "held"
 
 @dataclass(frozen=True)
 class LastModel:
-    """Model that a device holds."""
+    """Last model that a device received, if it has stored one.
+
+    Attributes:
+      path: of its file.
+    """
 
     path: Path
 
@@ -33,7 +37,7 @@ class LastModel:
         """Return an instruction with its whole model, and the encoding in which it came; None for the plain encoding.
 
         Raises:
-          NotTrained: NO_BASE if no model is held, or the difference from it does not give the named model; FAILED if a
+          NotTrained: NO_BASE if no model is stored, or the difference from it does not give the named model; FAILED if a
             whole model is not the named one.
         """
         try:
@@ -56,7 +60,7 @@ class LastModel:
 
         Args:
           message: with the whole model.
-          statement: as `whole` returns it.
+          statement: as `with_whole_model` returned it.
           reply: to the instruction; after an error nothing is stored.
         """
         if reply.has_error():
@@ -71,6 +75,7 @@ class LastModel:
         return Message(with_report(reply.content, statement.model), reply_to=message)
 
     def _apply_difference(self, statement: ModelStatement) -> ArrayRecord:
+        """Return the stored model with the statement's difference added."""
         try:
             stored = only_arrays(unpack(self.path.read_bytes()).content)
             return memory_arrays(apply(views(stored), statement.difference))

@@ -76,7 +76,12 @@ def text_of_head(state: Path) -> str:
 
 
 class LogCopy:
-    """Log of one federation's server.
+    """Device's copy of the log of its federation's server.
+
+    Args:
+      state: the device's state folder.
+      federation: its name.
+      ca: as the attribute.
 
     Attributes:
       ca: certificates of the federation's authority, in PEM, one of which must have signed the server's.
@@ -112,7 +117,7 @@ class LogCopy:
         roster: bytes | None,
         policy: OwnerPolicy | None = None,
     ) -> None:
-        """Return if an instruction's log extends the device's copy, and contains the instruction's entries; store it.
+        """Require that an instruction's log extends the device's copy and contains the instruction's entries; store it.
 
         Args:
           statement: the instruction's statement about the log.
@@ -141,7 +146,7 @@ class LogCopy:
             store_cosignatures(self._state, cosignatures)
 
     def _new_leaves(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
-        """Return the new leaves; refuse a log that does not continue the known one."""
+        """Return the statement's leaves that the copy lacks; refuse a log that does not continue the copy."""
         size, end = len(self.leaves), statement.start + len(statement.leaves)
         if not 0 <= statement.start <= min(size, head.size) or end != head.size:
             remedy = f"leaves out entries; this device has {size} of {head.size}"
@@ -157,6 +162,7 @@ class LogCopy:
         return new_leaves
 
     def _refuse_fork(self, statement: LogStatement, head: TreeHead) -> NoReturn:
+        """Store both heads as evidence, and refuse."""
         evidence = {
             "seen": None if self.head is None else asdict(self.head),
             "told": asdict(head),
@@ -170,10 +176,11 @@ class LogCopy:
         remedy = f"{FORKED}, {len(self.leaves)} entries; compare with other clients: fedveil client log"
         raise Forked("log", f"{head.size} entries", remedy)
 
-    def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
+    def _keep(self, head: TreeHead, new_leaves: tuple[bytes, ...]) -> None:
+        """Store a newer head; the leaves first, so that a head on disk never lacks some."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_at(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(grown))
+        write_at(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(new_leaves))
         replace_file(self._state / HEAD, head.to_json().encode())
-        self.leaves += grown
-        self._frontier.add(grown)
+        self.leaves += new_leaves
+        self._frontier.add(new_leaves)
         self.head = head

@@ -26,7 +26,7 @@ MAX_OUTPUT = 200  # characters of the command's output
 
 @dataclass
 class ServerQuotes:
-    """Quotes that one process of a device has requested and accepted.
+    """Owner's requirement of quotes, and the nonce and the quote of this process that are current.
 
     Attributes:
       command: of the owner: it gets the quote on its standard input and the expected report data as its last argument,
@@ -42,10 +42,10 @@ class ServerQuotes:
     _accepted: float = field(default=float("-inf"))  # by the monotonic clock
 
     def check(self, content: RecordDict) -> None:
-        """Return if the instruction may be answered: its quote or one before is accepted, or the answer consists of keys only.
+        """Require an accepted quote, in this instruction or lately, unless the answer consists of keys only.
 
         Raises:
-          Refusal: neither holds, or the quote is not accepted.
+          Refusal: there is none, or the instruction's is not accepted.
         """
         if not self.command:
             return
@@ -67,6 +67,7 @@ class ServerQuotes:
         return self._nonce
 
     def _run(self, quote: Quote, nonce: bytes) -> None:
+        """Let the owner's command judge a quote for this nonce; refuse what it does not accept."""
         try:
             server_certificate(quote.certificate, self.ca, self.federation)
         except ValueError as error:
