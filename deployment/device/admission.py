@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...base.bounded_decoding import Undecodable, read_json
 from ...base.refusal import Refusal
-from ...configs.bundle_files import ROLLOVERS, SCHEMA
+from ...configs.bundle_files import CERTIFICATE, ROLLOVERS, SCHEMA
 from ...privacy.secagg.double_signature import (
     AUTHORITY_BYTES,
     BOTH_BYTES,
@@ -18,20 +18,19 @@ from ...privacy.secagg.double_signature import (
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.suite import SIGNATURE_BYTES
 from ...privacy.secagg.transcript import Purpose, digest, frame
-from .client_bundle import DEVICE_FILE, POLICY
+from .client_bundle import CA, DEVICE_FILE, POLICY
 
-FILES = frozenset(
-    {
-        "ca.pem",
-        "tls.pem",
-        DEVICE_FILE,
-        POLICY,
-        ROLLOVERS,
-        SCHEMA,
-        "requirements.txt",
-        "fedveil-client.service",
-    }
-)
+# Files of a bundle that an authority may send; keys and the roster come otherwise.
+FILES = {
+    CA,
+    CERTIFICATE,
+    DEVICE_FILE,
+    POLICY,
+    ROLLOVERS,
+    SCHEMA,
+    "requirements.txt",
+    "fedveil-client.service",
+}
 _CONTEXT = digest(Purpose.ADMISSION)
 
 
@@ -69,8 +68,8 @@ def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) ->
     Raises:
       Refusal: it is not for this device, or not signed by the authority.
     """
-    end = AUTHORITY_BYTES if len(authority) == BOTH_BYTES else SIGNATURE_BYTES
-    signature, body = data[:end], data[end:]
+    length = AUTHORITY_BYTES if len(authority) == BOTH_BYTES else SIGNATURE_BYTES
+    signature, body = data[:length], data[length:]
     try:
         verify_authority(authority, _CONTEXT, frame(Purpose.ADMISSION, name, identity, body), signature)
         content = read_json(body)
