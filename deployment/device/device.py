@@ -21,7 +21,6 @@ from typing import ClassVar, Protocol
 
 from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.clientapp.typing import ClientAppCallable
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, disk_remedy
@@ -127,9 +126,9 @@ class Device:
         return LedgerHeads(self.bundle.state)
 
     @cached_property
-    def _quotes(self) -> ServerQuotes:
-        bundle = self.bundle
-        return ServerQuotes(bundle.policy.attest, bundle.roots, bundle.settings.federation)
+    def server_quotes(self) -> ServerQuotes:
+        """The owner's requirement of the server's quotes, and the last accepted one."""
+        return ServerQuotes(self.bundle.policy.attest, self.bundle.settings.federation)
 
     @cached_property
     def _records(self) -> RecordPlanner:
@@ -176,33 +175,49 @@ class Device:
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
     def _answer(self, message: Message) -> Message:
+        """Return the reply to an instruction; all that a later answer depends on is on disk before it leaves."""
         if message.metadata.message_type != "train" or wire.SPEC_RECORD not in message.content:
             raise NotTrained(wire.FAILED)
         if clock_fault(self.bundle):
             raise NotTrained(wire.NOT_READY)
         message, statement = self.last_model.with_whole_model(message)
+        content = message.content
         # New work, or a commitment to it: existing commitments are always kept.
-        work = records_of(message.content, ArrayRecord)
-        if (work or read_position(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
+        is_new = (
+            bool(records_of(content, ArrayRecord)) or read_position(content).exchange is Exchange.PROPOSAL
+        )
+        if is_new and self.ineligibility():
             raise NotTrained(wire.NOT_ELIGIBLE)
-        self.check_log(message.content)
+        self.check_log(content)
         with _declining(wire.OWNERS_POLICY, level=logging.ERROR):
-            self.server_quotes.check(message.content)
-        self._renew_roster(message.content)
+            self.server_quotes.check(content, self.bundle.roots)
+        self._renew_roster(content)
         with _declining(wire.RESTORED, level=logging.ERROR):
             self._heads.require()
+        reply = self._update(message)
+        with _declining(wire.NOT_READY, level=logging.ERROR):
+            self._heads.keep()
+        if reply.has_error():
+            return reply
+        if nonce := self.server_quotes.nonce(content):
+            reply = Message(with_nonce(reply.content, nonce), reply_to=message)
+        return reply if statement is None else self.last_model.keep(message, statement, reply)
+
+    def _update(self, message: Message) -> Message:
+        """Return the client's vector, or its step in a masked sum, and store the memory that the next step needs."""
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
         context = Context(0, self.bundle.identity.node, {}, state, {})
-        reply = self._update(message, context)
+        identity, trained = self.bundle.identity, self._trained
+        if SECURE_RECORD in message.content:
+            reply = secure_update(identity, Randomness(None), message, context, trained, self._charged)
+        else:
+            reply = private_update(message, context, trained, self._charged)
         after = config_of(context.state, STATE_RECORD).get(STATE, b"")
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
-        with _declining(wire.NOT_READY, level=logging.ERROR):
-            self._heads.keep()
-        reply = self._asking_for_quote(message, reply)
-        return reply if statement is None else self.last_model.keep(message, statement, reply)
+        return reply
 
     def check_log(self, content: RecordDict) -> None:
         """Compare the server's log in an instruction with this device's copy, and store it.
@@ -222,30 +237,11 @@ class Device:
                 remedy = "the server sent no log; update the server, or ask its operator why there is none"
                 raise Refusal("require_log", policy.require_log, remedy)
 
-    @property
-    def server_quotes(self) -> ServerQuotes:
-        """The owner's requirements on the server's quotes."""
-        self._quotes.ca = self.bundle.roots  # as of `check_log`
-        return self._quotes
-
-    def _asking_for_quote(self, message: Message, reply: Message) -> Message:
-        """Return the reply, with a nonce if the owner requires a quote and none was accepted recently."""
-        if reply.has_error() or not (nonce := self.server_quotes.nonce(message.content)):
-            return reply
-        return Message(with_nonce(reply.content, nonce), reply_to=message)
-
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt a proposal's roster if the authority signed it and it is newer than the device's."""
         if (signed := roster_of(content)) is not None:
             with _declining(wire.FAILED):
                 self.bundle = renew_roster(self.bundle, signed)
-
-    def _update(self, message: Message, context: Context) -> Message:
-        trained: ClientAppCallable = self._trained
-        if SECURE_RECORD not in message.content:
-            return private_update(message, context, trained, self._charged)
-        identity, system = self.bundle.identity, Randomness(None)
-        return secure_update(identity, system, message, context, trained, self._charged)
 
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
@@ -277,6 +273,7 @@ class Device:
         return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)
 
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
+        """Return the task's reply: to an evaluation, to a question, or to a round of training."""
         request = question_of(message.content)
         if isinstance(request, Evaluation):
             return answer_evaluation(message, request, self.task.evaluate(message, order, request))
@@ -303,7 +300,13 @@ class Device:
 
 @contextmanager
 def _declining(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
-    """Log a refusal, of which only a code is sent; behind one of the disk or the system the device is not ready."""
+    """Turn a refusal into `NotTrained`, so that only a code is sent; the device's log has the sentence.
+
+    Args:
+      code: is sent; where the disk or the system failed, or the log forks, it is NOT_READY or FORKED instead.
+      what: stands in the log before the sentence.
+      level: of the log's line.
+    """
     try:
         yield
     except Refusal as refusal:

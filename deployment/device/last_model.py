@@ -61,10 +61,8 @@ class LastModel:
         Args:
           message: with the whole model.
           statement: as `with_whole_model` returned it.
-          reply: to the instruction; after an error nothing is stored.
+          reply: to the instruction, no error.
         """
-        if reply.has_error():
-            return reply
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
             stored = Message(record, 0, "train")
