@@ -9,13 +9,7 @@ from pydantic import Field
 from ..base.refusal import Refusal
 from ..configs.compose import arguments, compose_jobs, is_sweep, read_job
 from ..configs.group import Group, remedy
-from ..configs.privacy_settings import (
-    Record,
-    RecordAndClient,
-    RecordDistributed,
-    SecaggSettings,
-    sum_level,
-)
+from ..configs.privacy_settings import Record, RecordAndClient, RecordDistributed, SecaggSettings, sum_level
 from ..configs.schema import FaultSettings, FederationSettings, InProcess, SimulationSettings
 from ..configs.settings import validated
 from ..configs.strict import Mistakes

@@ -34,12 +34,7 @@ from ...messages.client_settings import ClientSettings
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
 from ...messages.secure_wire import read_position, roster_of
-from ...messages.training_order import (
-    ENCRYPTED_MODES,
-    TrainingOrder,
-    people_call,
-    read_order,
-)
+from ...messages.training_order import ENCRYPTED_MODES, TrainingOrder, people_call, read_order
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
