@@ -43,7 +43,15 @@ FILE, REGISTER = "federation.yaml", "register.json"
 
 @dataclass(frozen=True)
 class Desk:
-    """The operator's folder: federation file, authority, register, and the earlier register."""
+    """The operator's folder, open.
+
+    Attributes:
+      folder: that `provision` made.
+      federation: described by its federation.yaml.
+      authority: of the federation.
+      before: the register as it was when the desk was opened.
+      register: with the changes since, which `publish` stores.
+    """
 
     folder: Path
     federation: FederationFile
@@ -59,8 +67,8 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
 
     Args:
       file: federation.yaml.
-      out: the folder to make it in; None stands for one of the federation's name.
-      wheels: a folder of what a device installs; None leaves the requirements as they are, or has none.
+      out: the folder to make it in; None takes the federation's name.
+      wheels: a folder of what a device installs; None leaves the requirements as they are.
       lock: hashes of what is not in `wheels`; see `wheel_requirements`.
 
     Raises:
@@ -87,7 +95,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
         return publish(desk)
 
 
-def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> Desk:
+def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
     """Give clients, or the server, new keys and new certificates; the old ones are no longer admitted.
 
     Args:
@@ -99,14 +107,13 @@ def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> De
       Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
     """
     with open_desk(folder) as desk:
-        requested = [names] if isinstance(names, str) else names
-        if request is not None and (len(requested) > 1 or is_pattern(requested[0]) or SERVER in requested):
+        if request is not None and (len(names) > 1 or is_pattern(names[0]) or SERVER in names):
             raise Refusal("request", str(request), "belongs to one device; name only that client")
-        if SERVER in requested:
+        if SERVER in names:
             desk = _with_server(replace(desk, register=replace(desk.register, server="")))
-        clients = select_clients(desk.register, [name for name in requested if name != SERVER])
-        for issued in clients if request is None else ():
-            if issued.on_device:
+        clients = select_clients(desk.register, [name for name in names if name != SERVER])
+        for issued in clients:
+            if issued.on_device and request is None:
                 remedy = (
                     f"has its keys on the device; create a token (fedveil provision token FOLDER {issued.name}), "
                     f"or run fedveil client request NEW --name {issued.name} there, and pass --request"
@@ -151,7 +158,7 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
         return publish(desk)
 
 
-def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
+def revoke(folder: Path, names: Sequence[str]) -> Desk:
     """Revoke clients: later rosters exclude them, and their certificates open no connection.
 
     Args:
@@ -161,12 +168,11 @@ def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
     Raises:
       Refusal: there is no such client, or it is the server; nobody is revoked then.
     """
-    requested = [names] if isinstance(names, str) else names
     with open_desk(folder) as desk:
-        if SERVER in requested:
+        if SERVER in names:
             raise Refusal("name", SERVER, "the server can only be rotated")
         register = desk.register
-        for issued in select_clients(register, requested):
+        for issued in select_clients(register, names):
             register = register.with_client(replace(issued, revoked=True))
         return publish(replace(desk, register=register))
 
@@ -180,9 +186,11 @@ def select_clients(register: Register, names: Sequence[str]) -> list[Issued]:
     clients: dict[int, Issued] = {}
     for name in names:
         matches = [each for each in register.admitted if fnmatch.fnmatchcase(each.name, name)]
-        if is_pattern(name) and not matches:
+        if not is_pattern(name):
+            matches = [_find(register, name)]
+        if not matches:
             raise Refusal("name", name, "matches no admitted client")
-        clients |= {each.node: each for each in (matches if is_pattern(name) else [_find(register, name)])}
+        clients |= {each.node: each for each in matches}
     return [clients[node] for node in sorted(clients)]
 
 
@@ -240,7 +248,7 @@ def _read_requirements(path: Path) -> str:
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
-    """Refuse a description that contradicts the register."""
+    """Refuse a description, or requests by clients' names, that contradict the register."""
     _require_entries(federation, before.admitted)
     _require_second_keys(federation.post_quantum, before.admitted)
     for entry in federation.clients:
@@ -275,7 +283,7 @@ def _require_entries(federation: FederationFile, admitted: Sequence[Issued]) -> 
 
 def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
     """Refuse members without an ML-DSA key if all must have one."""
-    for name in [each.name for each in admitted if not each.post_quantum] if post_quantum else ():
+    for name in [each.name for each in admitted if post_quantum and not each.post_quantum]:
         remedy = f"has no ML-DSA key, which post_quantum requires; rotate {name} without post_quantum, then set it again"
         raise Refusal("post_quantum", name, remedy)
 
@@ -290,6 +298,7 @@ def check_request(name: str, enrolment: Enrolment, doubly: bool) -> None:
 
 
 def _find(register: Register, name: str) -> Issued:
+    """Return the admitted client of this name; refuse a name that is nobody's, or of a revoked client."""
     issued = register.find(name)
     if issued is None:
         similar = difflib.get_close_matches(name, [each.name for each in register.admitted], n=1)
@@ -301,7 +310,7 @@ def _find(register: Register, name: str) -> Issued:
 
 
 def _with_server(desk: Desk) -> Desk:
-    """Make a key for the server if it has none, and a certificate if its hosts have changed."""
+    """Return the desk with a key for the server if it had none, and a certificate if its hosts have changed."""
     register, hosts = desk.register, desk.federation.hosts
     if register.server and register.hosts == hosts:
         return desk
@@ -317,12 +326,12 @@ def _with_server(desk: Desk) -> Desk:
 
 
 def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool = False) -> Desk:
-    """Issue a certificate for the keys of the request, or for new ones in the client's folder.
+    """Return the desk with a certificate for a client's keys.
 
     Args:
       desk: the operator's.
       name: of the client.
-      enrolment: what its device asks for; None makes its keys here.
+      enrolment: its public keys, by its device's request; None makes keys in the client's folder.
       by_token: the device gets its bundle over the enrolment port, and the desk keeps no folder of it.
     """
     existing, on_device = desk.register.find(name), enrolment is not None
@@ -344,6 +353,7 @@ def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool 
 
 
 def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
+    """Return a client's certificate in PEM."""
     days = desk.federation.certificate_days
     return issue(desk.authority, name, public, addresses=(), days=days).decode()
 
@@ -354,8 +364,8 @@ def publish(desk: Desk) -> Desk:
     _require_entries(desk.federation, register.admitted)
     _require_second_keys(register.post_quantum, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
-        numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
-        register = replace(numbered, cosignatures=())
+        version, earlier_rosters = register.version + 1, desk.before.chain
+        register = replace(register, version=version, rosters=earlier_rosters, cosignatures=())
     write_register(desk.folder / AUTHORITY / REGISTER, register)
     write_server(desk.folder / SERVER, desk.federation, desk.authority, register)
     write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements_of(desk))
@@ -381,13 +391,14 @@ def _renew_under_authority(desk: Desk) -> Register:
     if authority.former is None:
         return replace(register, former_server="")
     if not register.former_server or register.server != desk.before.server:
-        days = max(days, MAX_DAYS + 1)
+        days = max(days, MAX_DAYS + 1)  # longer than any overlap
         former = issue(authority.former, SERVER, public, addresses=hosts, days=days).decode()
         register = replace(register, former_server=former)
     return register
 
 
 def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
+    """Return the key of a certificate that this desk has issued."""
     public = certificate.public_key()
     assert isinstance(public, EllipticCurvePublicKey)
     return public
@@ -395,6 +406,7 @@ def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
 
 @contextmanager
 def open_desk(folder: Path) -> Generator[Desk]:
+    """Open the operator's folder for this process alone; Refusal if it holds no federation, or is in use."""
     if not (folder / AUTHORITY / REGISTER).exists():
         raise Refusal("folder", str(folder), "holds no federation; create one with fedveil provision FILE")
     with _exclusive_folder(folder):

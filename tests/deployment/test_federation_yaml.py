@@ -230,13 +230,13 @@ def test_a_federation_does_not_lose_a_client_in_silence(tmp_path: Path) -> None:
     fewer = {**SMALLEST, "clients": SMALLEST["clients"][:1]}
     with pytest.raises(Refusal, match="'hungary': was admitted and is not in the file; revoke it first"):
         provision(written(tmp_path, fewer), out, None)
-    revoke(out, "hungary")
+    revoke(out, ["hungary"])
     provision(file, out, None)
     with pytest.raises(Refusal, match="did you mean 'cleveland'"):
-        rotate(out, "clevland", None)
+        rotate(out, ["clevland"], None)
     with pytest.raises(Refusal, match="is the authority of hearts"):
         provision(written(tmp_path, {**SMALLEST, "federation": "lungs"}), out, None)
     shutil.rmtree(out)
     with pytest.raises(Refusal, match="holds no federation"):
-        revoke(out, "cleveland")
+        revoke(out, ["cleveland"])
     assert not out.exists()

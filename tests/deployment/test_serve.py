@@ -844,7 +844,7 @@ def test_revocations_and_admissions_count_from_the_next_round(
     grid = Devices(hearts / "clients")
 
     def change() -> None:
-        revoke(hearts, "boston")
+        revoke(hearts, ["boston"])
         fresh = (hearts / "authority" / "federation.yaml").read_text().replace("boston", "utrecht")
         (tmp_path / "federation.yaml").write_text(
             fresh.replace("{name: cleveland}", "{name: cleveland}, {name: basel}")
@@ -896,7 +896,7 @@ def test_revocations_and_admissions_count_from_the_next_round(
 
 def test_too_small_roster_ends_the_run_until_there_are_more(hearts: Path, tmp_path: Path) -> None:
     asked = (*CENTRAL, "cohort=fixed", "cohort.size=5")
-    code, _ = served(hearts, *asked, fault=changing(6, lambda: revoke(hearts, "boston")))
+    code, _ = served(hearts, *asked, fault=changing(6, lambda: revoke(hearts, ["boston"])))
     result = result_of(hearts)
     assert (code, result["status"], result["rounds_completed"]) == (1, "failed", 2)
     assert "cohort.size" in result["reason"] and "4 clients" in result["reason"]
@@ -916,7 +916,7 @@ def test_a_roster_of_nobody_is_refused_at_the_start(hearts: Path) -> None:
 
 def test_an_older_roster_than_was_served_is_refused_at_the_start(hearts: Path, tmp_path: Path) -> None:
     kept = Path(shutil.copytree(hearts / "server", tmp_path / "kept"))
-    revoke(hearts, "boston")
+    revoke(hearts, ["boston"])
     assert served(hearts, *CENTRAL)[0] == 0
     for name in ("roster.bin", "admitted.json"):
         shutil.copy(kept / name, hearts / "server")

@@ -90,7 +90,7 @@ def test_weights_by_group_go_to_every_device_in_the_schema(desk: Path) -> None:
         != agreement_of(load(schema=str(desk / "server" / "schema.yaml")))
     )
     shutil.rmtree(desk.parent / "common")
-    rotate(folder, "a", None)  # by the desk's copy of the schema, which holds them
+    rotate(folder, ["a"], None)  # by the desk's copy of the schema, which holds them
 
 
 def test_numbers_are_scaled_alike_at_every_device(desk: Path) -> None:
@@ -123,7 +123,7 @@ def test_each_client_may_name_its_own_tables_and_the_federation_none(desk: Path)
 
 def test_new_keys_need_no_schema_but_the_desks_own(desk: Path) -> None:
     shutil.rmtree(desk.parent / "common")
-    rotate(desk, "a", None)
+    rotate(desk, ["a"], None)
     assert read_schema(desk / "clients" / "a" / "schema.yaml").label == "y"
 
 
