@@ -31,7 +31,7 @@ from .write_bundles import client_files
 
 HOURS, MAX_HOURS = 24, 24 * 30
 SEAL_BYTES = 32
-ISSUED_TOKENS = "tokens.json"  # of the authority, with the keys that seal, encrypted
+ISSUED_TOKENS = "tokens.json"  # in the authority's folder, with the keys that seal, encrypted
 NONCE_BYTES = 12
 
 
@@ -58,8 +58,8 @@ class Approval:
 
     Attributes:
       desk: afterwards.
-      admitted: names.
-      refused: why, by name.
+      admitted: names of the admitted devices.
+      refused: reasons by name.
       silent: names whose tokens have no request.
     """
 
@@ -74,8 +74,8 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
 
     Args:
       folder: that `provision` made.
-      names: of clients that `federation.yaml` names or fits; one that is admitted gets new keys.
-      hours: until they end.
+      names: of clients in `federation.yaml`, or that fit a pattern there; an admitted one gets new keys.
+      hours: until the tokens end.
 
     Raises:
       Refusal: a name has no place in the federation, or the federation no port for enrolments.
@@ -133,7 +133,7 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approval:
                 continue
             requests[name] = request
             client = desk.register.find(name)
-            # Otherwise this was cut short after the register.
+            # An admitted client with these keys is of an approval that was interrupted after the register.
             if client is None or client.identity != request.identity.hex():
                 desk = admit(desk, name, request, by_token=True)
         desk = publish(desk)
@@ -149,6 +149,7 @@ def end_tokens(desk: Desk) -> None:
 
 
 def _check_name(desk: Desk, name: str) -> None:
+    """Refuse the name of a pattern, of the server, of nobody in the federation, or of a revoked client."""
     if not NAME.fullmatch(name) or name == SERVER:
         raise Refusal("name", name, f"must name one client, {NAME_FORM}")
     if desk.federation.entry(name) is None:
@@ -184,6 +185,7 @@ def _request_under(desk: Desk, name: str, token: IssuedToken) -> Enrolment | Non
 
 
 def _answer(desk: Desk, name: str, token: IssuedToken, enrolment: Enrolment) -> None:
+    """Put the bundle of an admitted client into the server's queue, signed for its keys."""
     issued = desk.register.find(name)
     assert issued is not None
     files = client_files(desk.federation, desk.authority, desk.register, issued, requirements_of(desk))
@@ -215,11 +217,14 @@ def _write_tokens(desk: Desk, tokens: Mapping[str, IssuedToken]) -> None:
     queue = folder / SERVER / QUEUE
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():
-        if path.stem not in names and (path.is_symlink() or not path.is_dir()):  # put there by a server
-            path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
+        if path.stem not in names and (
+            path.is_symlink() or not path.is_dir()
+        ):  # the server may write anything there
+            path.unlink(missing_ok=True)  # the port may remove it meanwhile
 
 
 def _read_tokens(desk: Desk) -> dict[str, IssuedToken]:
+    """Return the issued tokens by name, their keys decrypted."""
     path, cipher = desk.folder / AUTHORITY / ISSUED_TOKENS, _cipher(desk)
     if not path.exists():
         return {}

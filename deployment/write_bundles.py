@@ -25,13 +25,13 @@ CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 ENROLMENT_UNIT = "fedveil-enrolment.service"
 
 # Training a small convolutional network under DP-SGD peaks at 530 MiB; a server keeps a few models.
-_CLIENT = """\
+_CLIENT_SERVICE = """\
 ExecStart=/opt/fedveil/bin/fedveil client start %S/fedveil-client
 Restart=always
 MemoryMax=1G
 CPUWeight=20
 Nice=10"""
-_SERVER = """\
+_SERVER_SERVICE = """\
 ExecStart=/opt/fedveil/bin/fedveil server %S/fedveil-server $RUN
 EnvironmentFile=-%S/fedveil-server/run.env
 Restart=on-failure
@@ -39,7 +39,7 @@ RestartPreventExitStatus=2 3 4 5
 MemoryMax=8G"""
 
 # The user is the server's, whose bundle it shares. It ends once no token is open.
-_ENROLMENT = """\
+_ENROLMENT_SERVICE = """\
 ExecStart=/opt/fedveil/bin/fedveil server enrol %S/fedveil-server
 User=fedveil-server
 Restart=on-failure
@@ -57,7 +57,7 @@ After=network-online.target time-sync.target
 StartLimitIntervalSec=0
 
 [Service]
-{own}
+{service}
 RestartSec=10
 KillMode=control-group
 TimeoutStopSec=60
@@ -99,7 +99,7 @@ WantedBy=multi-user.target
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """Write the server's bundle except its private key; the admission list comes first."""
+    """Write the server's bundle except its private key; the list of admitted keys comes first."""
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
     if federation.enrolment is not None:
         settings["enrolment"] = federation.enrolment.listen
@@ -111,7 +111,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
             ROSTER: _roster(authority, register),
             "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
             "server.toml": tomli_w.dumps(settings).encode(),
-            OWNERS: tomli_w.dumps(_owners(federation, register)).encode(),
+            OWNERS: tomli_w.dumps(_owners_budget(federation, register)).encode(),
             "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
             "ca.pem": authority.ca_pem,
             "tls.pem": register.server.encode(),
@@ -127,7 +127,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
     keys = {f"{each.name}.pub": each.supernode.encode() for each in register.admitted}
     _write(folder / SUPERNODES, keys)
     for path in (folder / SUPERNODES).iterdir():
-        if path.name not in keys:  # of who was revoked, or half of a file that a power cut left
+        if path.name not in keys:  # a revoked client's, or half of a file that a power cut left
             path.unlink()
 
 
@@ -138,23 +138,23 @@ def write_clients(
 
     Args:
       folder: of all bundles.
-      federation: that they are of.
+      federation: whose clients they are.
       authority: signs the roster.
-      register: of who is admitted.
-      requirements: of every device; empty gives none, and takes away those of earlier.
+      register: lists the admitted clients.
+      requirements: of every device; empty removes earlier ones.
     """
     roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:
-        if issued.enrolled:  # what the desk made for it before is admitted no longer
-            for key in PRIVATE:
-                (folder / issued.name / key).unlink(missing_ok=True)
-            continue
-        files = client_files(federation, authority, register, issued, requirements)
-        _write(folder / issued.name, {**files, **roster})
-        for name in {REQUIREMENTS, ROLLOVERS} - files.keys():
-            (folder / issued.name / name).unlink(missing_ok=True)
-        for key in PRIVATE if issued.on_device else ():  # once the device has made its own
-            (folder / issued.name / key).unlink(missing_ok=True)
+        bundle = folder / issued.name
+        outdated = (
+            {*PRIVATE} if issued.on_device else set[str]()
+        )  # the desk's keys, before the device made its own
+        if not issued.enrolled:
+            files = client_files(federation, authority, register, issued, requirements)
+            _write(bundle, {**files, **roster})
+            outdated |= {REQUIREMENTS, ROLLOVERS} - files.keys()
+        for name in outdated:
+            (bundle / name).unlink(missing_ok=True)
 
 
 def client_files(
@@ -190,12 +190,10 @@ def _rollovers(authority: Authority) -> dict[str, bytes]:
     return {ROLLOVERS: write_chain(authority.rollovers).encode()} if authority.rollovers else {}
 
 
-def _owners(federation: FederationFile, register: Register) -> dict[str, float]:
+def _owners_budget(federation: FederationFile, register: Register) -> dict[str, float]:
     """Return the budget that every member's policy allows; before there is a member, every policy of the file."""
-    entries = [federation.entry(each.name) for each in register.admitted] or [
-        *federation.clients,
-        *federation.patterns,
-    ]
+    entries = [federation.entry(each.name) for each in register.admitted]
+    entries = entries or [*federation.clients, *federation.patterns]
     policies = [each.policy for each in entries if each is not None]
     return {key: min(float(each[key]) for each in policies) for key in ("target_epsilon", "target_delta")}
 
@@ -206,8 +204,9 @@ def _tables(federation: FederationFile) -> dict[str, bytes]:
 
 
 def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
+    """Return the content of a client's client.toml; the options that its schema holds are not repeated."""
     task = _present_values(entry.task)
-    if entry.task["name"] == TABLES:  # what the schema of the bundle holds
+    if entry.task["name"] == TABLES:
         options = {key: value for key, value in entry.task["options"].items() if key not in OF_SCHEMA}
         task = {**task, "options": {**options, "schema": SCHEMA}}
     return {
@@ -230,6 +229,7 @@ def _json(values: Mapping[str, int | str]) -> bytes:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write those files of a bundle that differ from the ones on disk."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     current = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
     if fresh := {name: data for name, data in files.items() if current.get(name) != data}:
@@ -238,12 +238,16 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def client_unit(federation: str, name: str) -> str:
     """Return the unit of one client; its bundle is in /var/lib/fedveil-client, the package in /opt/fedveil."""
-    return _UNIT.format(what=f"client {name}", federation=federation, folder="fedveil-client", own=_CLIENT)
+    return _UNIT.format(
+        what=f"client {name}", federation=federation, folder="fedveil-client", service=_CLIENT_SERVICE
+    )
 
 
 def enrolment_unit(federation: str) -> str:
     """Return the unit of the server's port for enrolments, beside the server's own unit."""
-    return _UNIT.format(what="enrolment", federation=federation, folder="fedveil-server", own=_ENROLMENT)
+    return _UNIT.format(
+        what="enrolment", federation=federation, folder="fedveil-server", service=_ENROLMENT_SERVICE
+    )
 
 
 def server_unit(federation: str) -> str:
@@ -251,4 +255,6 @@ def server_unit(federation: str) -> str:
 
     A run that is refused, has no budget, or was ended or left in doubt by an alarm of its audit is not tried again.
     """
-    return _UNIT.format(what="server", federation=federation, folder="fedveil-server", own=_SERVER)
+    return _UNIT.format(
+        what="server", federation=federation, folder="fedveil-server", service=_SERVER_SERVICE
+    )
