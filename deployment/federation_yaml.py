@@ -49,7 +49,7 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {
     "policy": POLICY_DEFAULTS,
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
-CHOICES = ("name", "target", "kind")
+CHOICES = ("name", "target", "kind")  # of a task, of which one is set
 OF_SCHEMA = ("label", "group_weights", "scaling")  # options of tables that stand in the schema of a bundle
 PATTERN = Form(
     "[a-z0-9*?][a-z0-9_*?-]{0,47}", f"must be {NAME_FORM}; * and ? stand for any of them in a name of many"
@@ -67,7 +67,14 @@ class EnrolmentAddresses(NamedTuple):
 
 @dataclass(frozen=True)
 class _Server:
-    """Group `server` of the file."""
+    """Group `server` of the file.
+
+    Attributes:
+      address: what the clients dial.
+      listen: where the server listens; None for the address's port on all interfaces.
+      also: further DNS names and IP addresses of the server.
+      enrolment: what devices dial to enrol; None for no such port.
+    """
 
     address: Address
     listen: Address | None = None
@@ -110,9 +117,8 @@ class _Authority:
 
     @property
     def care(self) -> KeyCare:
-        return KeyCare(
-            self.passphrase, TokenChoice(self.pkcs11, self.token) if self.pkcs11 and self.token else None
-        )
+        token = TokenChoice(self.pkcs11, self.token) if self.pkcs11 and self.token else None
+        return KeyCare(self.passphrase, token)
 
     def rules(self) -> Iterator[tuple[str, str]]:
         if (self.pkcs11 is None) != (self.token is None):
@@ -170,7 +176,7 @@ class ClientEntry:
     Attributes:
       name: unique, and never "server"; with * or ? in it, of all clients that enrol under such a name.
       request: the file by which the device asks for admission; None has its keys made here.
-      task, eligibility, policy: what the files of its bundle hold; None stands for what they leave out.
+      task, eligibility, policy: values for the files of its bundle; those that are None stand in no file.
     """
 
     name: str
@@ -194,9 +200,9 @@ class FederationFile:
       requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
       care: how the authority's keys are kept.
       post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
+      enrolment: addresses of the port for enrolments; None has no such port.
       clients: in the order of the file.
       patterns: entries whose names are patterns, in the order of the file; the first that fits counts.
-      enrolment: None has no such port.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
       source: the bytes of the file, all of which was read.
     """
@@ -229,7 +235,7 @@ def read_federation(path: Path) -> FederationFile:
     """Return the description in the file.
 
     Raises:
-      Refusal: it cannot be read, or a part of it holds mistakes; all mistakes of the first such part are told.
+      Refusal: it cannot be read, or a part of it holds mistakes; it names all mistakes of the first such part.
     """
     check_file(path)
     source = path.read_bytes()
@@ -247,25 +253,25 @@ def read_federation(path: Path) -> FederationFile:
     patterns = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in patterns)
     return FederationFile(
-        file.federation,
-        file.server.address,
-        file.server.listens,
-        file.server.hosts,
-        file.link,
-        file.certificate_days,
-        file.requirements,
-        file.authority.care,
-        file.post_quantum,
-        file.server.enrols,
-        clients,
-        patterns,
-        _schema(entries, path.parent),
-        source,
+        name=file.federation,
+        address=file.server.address,
+        listen=file.server.listens,
+        hosts=file.server.hosts,
+        link=file.link,
+        certificate_days=file.certificate_days,
+        requirements=file.requirements,
+        care=file.authority.care,
+        post_quantum=file.post_quantum,
+        enrolment=file.server.enrols,
+        clients=clients,
+        patterns=patterns,
+        schema=_schema(entries, path.parent),
+        source=source,
     )
 
 
 def fill(defaults: Values, values: Values) -> dict[str, Any]:
-    """Return the values and, group by group, the defaults that they leave out."""
+    """Return values with the defaults of missing keys, also in groups within groups."""
     whole = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, Mapping) and isinstance(whole[key], Mapping):
@@ -279,13 +285,18 @@ def is_pattern(name: str) -> bool:
 
 
 def _common_data(clients: Sequence[_Client]) -> Values:
-    """Return one client's data if each client names its own instead of the federation."""
+    """Return the first client's data if each client has its own, so that the federation's task can be checked; else nothing."""
     paths = [each.task.get("data") for each in clients]
     return {"data": paths[0]} if all(paths) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
-    """Return the common schema of all tables; the desk has a copy next to its copy of the file."""
+    """Return the common schema of all tables as text; None without tables.
+
+    Args:
+      entries: of all clients.
+      folder: of the file; at the desk, which keeps a copy of the file, the schema as `SCHEMA`.
+    """
     choices = {
         tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries
@@ -295,7 +306,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
         names = ", ".join(sorted(str(name or SCHEMA) for name, *_ in choices))
         remedy = "must be the same, with the same label, for all clients; so must group_weights and scaling"
         raise Refusal("task.options.schema", names, remedy)
-    for name, label, *files in choices:
+    for name, label, *files in choices:  # one, or none
         path = folder / str(name or SCHEMA)
         if not path.is_file():  # the desk's copy has what these files say already
             return read_schema(folder / SCHEMA, label).text()
@@ -326,11 +337,11 @@ def _is_host(text: str) -> bool:
 def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Path) -> ClientEntry:
     """Return a client's description, in which its own values replace the federation's."""
     task = shared["task"]
+    # A task of its own takes nothing of the federation's that would select another.
     if any(choice in client.task for choice in CHOICES):
         task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
-    parts = {
-        group: fill(values, getattr(client, group)) for group, values in {**shared, "task": task}.items()
-    }
+    defaults = {**shared, "task": task}
+    parts = {group: fill(values, getattr(client, group)) for group, values in defaults.items()}
     for group, part in parts.items():
         _check(group, part, f"{path}.{group}")
     return ClientEntry(client.name, folder / client.request if client.request else None, **parts)
@@ -353,6 +364,7 @@ def _check(group: str, values: Values, path: str) -> None:
 
 
 def _load(path: Path, source: bytes) -> dict[str, Any]:
+    """Return the mapping in the YAML `source` of the file at `path`."""
     try:
         content = yaml.load(source.decode("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
