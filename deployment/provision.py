@@ -195,11 +195,7 @@ def select_clients(register: Register, names: Sequence[str]) -> list[Issued]:
 
 
 def cosign(folder: Path, files: Sequence[Path]) -> Desk:
-    """Add signatures of members to the newest roster, and publish it.
-
-    Args:
-      folder: that `provision` made.
-      files: that devices wrote.
+    """Add the signatures in members' files to the newest roster, and publish it.
 
     Raises:
       Refusal: a file is none, is of another roster, or of a key that was never admitted.

@@ -151,14 +151,7 @@ def _session(choice: TokenChoice) -> Any:
 
 
 def _pair(session: Any, label: str, curve: str, make: bool) -> tuple[bytes, Any]:
-    """Return the point of a public key, and the private key that stays on the token.
-
-    Args:
-      session: with the token.
-      label: of both keys.
-      curve: ED25519 or P256.
-      make: whether they are made if the token has none.
-    """
+    """Return the point of a public key on `curve`, ED25519 or P256, and the private key that stays on the token."""
     pkcs11, curves = import_module("pkcs11"), import_module("pkcs11.util.ec")
     kinds = pkcs11.ObjectClass
     try:

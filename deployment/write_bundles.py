@@ -134,14 +134,9 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """Write the bundles of all admitted clients, except their private keys.
+    """Write the bundles of all admitted clients to their folders in `folder`, except private keys.
 
-    Args:
-      folder: of all bundles.
-      federation: whose clients they are.
-      authority: signs the roster.
-      register: lists the admitted clients.
-      requirements: of every device; empty removes earlier ones.
+    Empty requirements remove those of earlier. A device that enrolled by a token has no bundle here.
     """
     roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:

@@ -71,28 +71,18 @@ class OwnerTask(Protocol):
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
         """Return the reply with the model of the message, trained by the settings on the owner's data."""
-        ...
 
     def count(self, max_per_person: int | None) -> int:
         """Return the number of the owner's records, with at most so many of each person; None limits nothing."""
-        ...
 
     def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
-        """Refuse an order that the task cannot follow, before any charge.
-
-        Args:
-          order: of the server.
-          released: file of the model that a question is about; None without one.
-        """
-        ...
+        """Refuse an order, or a question about the model in a file `released`, that the task cannot follow."""
 
     def columns(self, content: RecordDict, inquiry: Inquiry) -> Table:
         """Return the owner's columns, with those of a model in the instruction that a question is about."""
-        ...
 
     def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> Measured | None:
         """Return the measurement of the message's model on held-out records; None if there are too few."""
-        ...
 
 
 @dataclass

@@ -94,8 +94,7 @@ class DeviceLedger:
     def charge_records(self, budget: Budget) -> None:
         """Charge the records with earlier releases of the whole client, before a release of their own is planned.
 
-        Args:
-          budget: of the records' next release: gives unit and adjacency of their ledger.
+        `budget` is that of the records' next release, and gives unit and adjacency of their ledger.
 
         Raises:
           Refusal: a ledger cannot be read or written, or is kept for another unit or adjacency.

@@ -100,13 +100,7 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
 
 
 def _poll(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str:
-    """Ask the server once, and complete the bundle if the device is admitted.
-
-    Args:
-      token: of the operator.
-      folder: of the bundle.
-      request: the bytes of request.toml.
-      enrolment: the public keys in it.
+    """Send the request to the server once, and complete the bundle if the device is admitted.
 
     Returns:
       The pending step, in words; empty once the device is admitted.
@@ -183,13 +177,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
 
 
 def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
-    """Return the port's answer to a request, over TLS by the authority.
-
-    Args:
-      token: opens the port.
-      ca: the authority's certificate, as `authority_of` returned it.
-      request: the bytes of request.toml.
-      seal: under the token's key.
+    """Return the port's answer to a request, which the token's key sealed, over TLS by the authority's certificate.
 
     Raises:
       OSError: no server answers, or it has no certificate of the authority.

@@ -56,13 +56,7 @@ class LastModel:
         return delivered_message(content, message.metadata), statement
 
     def keep(self, message: Message, statement: ModelStatement, reply: Message) -> Message:
-        """Store the model of an answered instruction, and return the reply with its hash.
-
-        Args:
-          message: with the whole model.
-          statement: as `with_whole_model` returned it.
-          reply: to the instruction, no error.
-        """
+        """Store the model of an answered instruction, both as `with_whole_model` returned them; add its hash to the reply."""
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
             stored = Message(record, 0, "train")

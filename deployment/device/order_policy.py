@@ -117,12 +117,7 @@ def accept_order(
 
 
 def require_cohorts_roster(order: TrainingOrder, terms: AttemptTerms | None, roster: Roster) -> None:
-    """Refuse to let another roster than the cohort's choose the clients that train on each person.
-
-    Args:
-      order: of the training.
-      terms: of the attempt; None if the vector is not masked.
-      roster: of the device, which may be newer than the terms.
+    """Refuse to let a newer roster than that of the attempt's terms choose the clients that train on each person.
 
     Raises:
       NotTrained: FAILED.

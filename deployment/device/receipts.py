@@ -49,13 +49,9 @@ class SignedRun:
 
 
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
-    """Return a device's receipt for a closed run.
+    """Return a device's receipt for the run of a server's last message.
 
-    It is None for another run, if its manifest contradicts the message, or if a ledger cannot be read.
-
-    Args:
-      bundle: of the device.
-      over: the server's message.
+    It is None for a run without a manifest, one that contradicts the message, or if a ledger cannot be read.
 
     Raises:
       OSError: the opening cannot be written.

@@ -106,15 +106,7 @@ def pending(state: Path) -> RosterChange | None:
 
 
 def waiting_for(state: Path, version: int) -> RosterChange:
-    """Return the change that waits for the owner's approval.
-
-    Args:
-      state: the device's state folder.
-      version: of the roster that the owner read.
-
-    Raises:
-      Refusal: this version does not wait for approval.
-    """
+    """Return the change that waits for the owner's approval; Refusal if it is of another version than the owner read."""
     waiting = pending(state)
     if waiting is None or waiting.version != version:
         status = "none waits" if waiting is None else f"version {waiting.version} waits"
@@ -123,12 +115,7 @@ def waiting_for(state: Path, version: int) -> RosterChange:
 
 
 def approve(state: Path, change: RosterChange) -> None:
-    """Approve a change; a running agent applies it in the next round.
-
-    Args:
-      state: the device's state folder.
-      change: as `waiting_for` returned it.
-    """
+    """Approve a change that waits; a running agent applies it in the next round."""
     replace_file(state / APPROVED, change.hash.encode())
 
 
