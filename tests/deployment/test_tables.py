@@ -63,8 +63,8 @@ def test_every_bundle_has_the_one_schema_and_a_device_its_own_tables(desk: Path)
     tables.mkdir()
     (tables / "1.csv").write_text(ROWS)
     (tables / "2.csv").write_text(ROWS)
-    counts = [read_device(read_client_bundle(desk / "clients" / name)).count for name in "ab"]
-    assert [count(None) for count in counts if count is not None] == [40, 80]
+    tasks = [read_device(read_client_bundle(desk / "clients" / name)).task for name in "ab"]
+    assert [task.count(None) for task in tasks] == [40, 80]
     assert not (desk / "clients" / "a" / "requirements.txt").exists()
 
 

@@ -218,7 +218,7 @@ def test_unusable_record_ledger_is_named_and_the_clients_returned(device):
 
 def test_records_are_planned_from_the_rest_after_client_sums(device):
     fresh = device.merged(ORDER).record
-    device._noise.clear()  # as when another run begins
+    device._records.forget()  # as when another run begins
     claim = ClientClaim(12.0, Adjacency.ZERO_OUT)  # to a trusted server, which is charged nothing
     whole = replace(ORDER, run="winter", privacy=ModeName.CLIENT_CENTRAL, client=claim, record=None)
     answers = [device.answer(asked(device, whole, spec=MADE["SPEC"]))]
@@ -236,7 +236,7 @@ def test_second_run_and_restarted_device_plan_from_the_rest(device):
     fresh = device.merged(ORDER).record
     assert planned.noise_by_records[0][1] > fresh.noise_by_records[0][1]
     answers += [device.answer(asked(device, second, number)) for number in (4, 5)]
-    device._noise.clear()  # a restart, in the middle of the run
+    device._records.forget()  # a restart, in the middle of the run
     assert device.merged(second).record == planned
     answers.append(device.answer(asked(device, second, 6)))
     assert not any(reply.has_error() for reply in answers)
