@@ -69,7 +69,10 @@ def _family(
     samples: Mapping[tuple[str, ...], float | str | None],
     labels: tuple[str, ...] = (),
 ) -> Metric:
-    """Return a family without unknown values; an epsilon may be the word "infinity"."""
+    """Return a metric with its samples, by the values of its labels.
+
+    Unknown samples are left out. An epsilon may be the word "infinity".
+    """
     family = kind(f"fedveil_{name}", text, labels=labels)
     for values, sample in sorted(samples.items()):
         if sample is not None:
@@ -78,15 +81,13 @@ def _family(
 
 
 def _by(counts: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    """Return samples of a metric with one label."""
     return {(name,): count for name, count in counts.items()}
 
 
-def _carried(by_purpose: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...], float]:
-    return {
-        (direction, purpose): size
-        for direction, sizes in by_purpose.items()
-        for purpose, size in sizes.items()
-    }
+def _carried(by_direction: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...], float]:
+    """Return samples of bytes by direction and purpose."""
+    return {(way, purpose): size for way, sizes in by_direction.items() for purpose, size in sizes.items()}
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
 
     Args:
       port: to listen on; nothing is served where it is None.
-      status: returns what is told.
+      status: returns the present status.
 
     Raises:
       Refusal: the port is taken.

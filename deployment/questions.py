@@ -29,7 +29,7 @@ from ..run.released import released_file
 from ..run.run import answers_of
 from .allowance import budget_line
 from .open_link import open_link
-from .pace import Rosters, certificate_end, pace_of, required_clients
+from .pace import Rosters, certificate_end_of, pace_of, required_clients
 from .serve import Open, complete_overrides, deployed_in, earlier_runs, refuse_roster, with_log
 from .settings import LinkSettings, server_settings
 from .status import RUNNING
@@ -86,6 +86,13 @@ def _open_grid(
     reach: Open,
     required: Callable[[int, int], int],
 ) -> Generator[tuple[Grid, Tally]]:
+    """Open the link, and wait until enough clients are connected.
+
+    Arguments as of `pace_of` and `serve`.
+
+    Raises:
+      Refusal: too few connect in time, or a device has seen entries that the server's log lacks.
+    """
     announced = set[int]()
 
     def wait_for(clients: int) -> None:
@@ -95,7 +102,7 @@ def _open_grid(
 
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = with_log(unlogged, bundle, rosters)
-        pace = pace_of(rosters, settings, link, wait_for, required, certificate_end(bundle))
+        pace = pace_of(rosters, settings, link, wait_for, required, certificate_end_of(bundle))
         reason = pace.ready(threading.Event())
         if reason is not None and reason == link.log_loss():
             raise Refusal("file", str(bundle.folder / LOG), reason)

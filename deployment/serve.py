@@ -65,7 +65,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
-from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, certificate_end, pace_of, required_clients
+from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, certificate_end_of, pace_of, required_clients
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
@@ -334,7 +334,7 @@ def _run(
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(rosters, settings.link, link, watch.wait_for, required, certificate_end(bundle)),
+            pace=pace_of(rosters, settings.link, link, watch.wait_for, required, certificate_end_of(bundle)),
             callbacks=(watch,),
             objects=(Farewell(link, federation, bundle, rosters), *callbacks),
             renew=partial(renew_roster, rosters),
