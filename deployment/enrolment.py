@@ -83,7 +83,7 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
     if not 0 < hours <= MAX_HOURS:
         raise Refusal("hours", hours, f"must be above 0 and at most {MAX_HOURS}")
     with open_desk(folder) as desk:
-        port = desk.federation.enrolment
+        port = desk.federation.content.server.enrolment_addresses
         if port is None:
             remedy = "has no port for enrolments; give server.enrolment: HOST:PORT, and provision again"
             raise Refusal("federation", desk.federation.name, remedy)
@@ -91,7 +91,7 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
         for name in names:
             _check_name(desk, name)
         fingerprint = fingerprint_of(
-            desk.authority.ca_pem, desk.authority.public(desk.federation.post_quantum)
+            desk.authority.ca_pem, desk.authority.public(desk.federation.content.post_quantum)
         )
         end = int(time.time() + hours * 3600)
         tokens = [Token(port.address, name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
@@ -179,7 +179,7 @@ def _request_under(desk: Desk, name: str, token: IssuedToken) -> Enrolment | Non
         remedy = "was not sealed with the token; investigate, and create another token"
         raise Refusal("request", name, remedy)
     enrolment = parse_request(request, str(path))
-    check_request(name, enrolment, desk.federation.post_quantum)
+    check_request(name, enrolment, desk.federation.content.post_quantum)
     desk.register.refuse_shared([enrolment])
     return enrolment
 

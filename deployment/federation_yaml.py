@@ -66,7 +66,7 @@ class EnrolmentAddresses(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Server:
+class ServerGroup:
     """Group `server` of the file.
 
     Attributes:
@@ -83,17 +83,20 @@ class _Server:
 
     @property
     def hosts(self) -> tuple[str, ...]:
+        """DNS names and IP addresses in the server's certificate; the first is that of `address`."""
         return _host(self.address), *self.also
 
     @property
-    def listens(self) -> str:
+    def listen_address(self) -> str:
+        """Where the server listens, host:port."""
         return self.listen or f"0.0.0.0:{_port(self.address)}"
 
     @property
-    def enrols(self) -> EnrolmentAddresses | None:
+    def enrolment_addresses(self) -> EnrolmentAddresses | None:
+        """Addresses of the port for enrolments; None has no such port."""
         if self.enrolment is None:
             return None
-        listen = f"{self.listens.rpartition(':')[0]}:{_port(self.enrolment)}"
+        listen = f"{self.listen_address.rpartition(':')[0]}:{_port(self.enrolment)}"
         return EnrolmentAddresses(listen, self.enrolment)
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -103,12 +106,12 @@ class _Server:
             yield "address", f"must be {ADDRESS_FORM}"
         if self.enrolment and _host(self.enrolment) not in self.hosts:
             yield "enrolment", "must have a host of the server's certificate: that of address, or one of also"
-        if self.enrolment and _port(self.enrolment) == _port(self.listens):
+        if self.enrolment and _port(self.enrolment) == _port(self.listen_address):
             yield "enrolment", "must be another port than the link's, which admits only who is enrolled"
 
 
 @dataclass(frozen=True)
-class _Authority:
+class AuthorityGroup:
     """Group `authority` of the file."""
 
     passphrase: bool = False
@@ -117,6 +120,7 @@ class _Authority:
 
     @property
     def care(self) -> KeyCare:
+        """How the authority's keys are kept."""
         token = TokenChoice(self.pkcs11, self.token) if self.pkcs11 and self.token else None
         return KeyCare(self.passphrase, token)
 
@@ -149,12 +153,19 @@ class _Client(_Groups):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File(_Groups):
-    """Content of the file."""
+class FileContent(_Groups):
+    """Content of the file.
+
+    Attributes:
+      link: `grpc` or `flower`.
+      certificate_days: how long a certificate is valid.
+      requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
+      post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
+    """
 
     federation: Name
-    server: _Server
-    authority: _Authority = _Authority()
+    server: ServerGroup
+    authority: AuthorityGroup = AuthorityGroup()
     link: Link = "grpc"
     certificate_days: Annotated[int, Range(ge=1, le=MAX_DAYS)] = DAYS
     requirements: Annotated[str, OneOf(REQUIREMENTS)] = HASHED
@@ -191,36 +202,23 @@ class FederationFile:
     """The operator's description of a federation.
 
     Attributes:
-      name: of the federation.
-      address: what the clients dial, host:port.
-      listen: where the server listens, host:port.
-      hosts: DNS names and IP addresses in the server's certificate; the first is the host of `address`.
-      link: `grpc` or `flower`.
-      certificate_days: how long a certificate is valid.
-      requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
-      care: how the authority's keys are kept.
-      post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
-      enrolment: addresses of the port for enrolments; None has no such port.
+      content: values of the file, without those of clients.
       clients: in the order of the file.
       patterns: entries whose names are patterns, in the order of the file; the first that fits counts.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
-      source: the bytes of the file, all of which was read.
+      source: the bytes of the file.
     """
 
-    name: str
-    address: str
-    listen: str
-    hosts: tuple[str, ...]
-    link: str
-    certificate_days: int
-    requirements: str
-    care: KeyCare
-    post_quantum: bool
-    enrolment: EnrolmentAddresses | None
-    clients: tuple[ClientEntry, ...] = ()
-    patterns: tuple[ClientEntry, ...] = ()
-    schema: str | None = None
-    source: bytes = field(default=b"", repr=False)
+    content: FileContent
+    clients: tuple[ClientEntry, ...]
+    patterns: tuple[ClientEntry, ...]
+    schema: str | None
+    source: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the federation."""
+        return self.content.federation
 
     def entry(self, name: str) -> ClientEntry | None:
         """Return the description of the client of this name; None if the file has none."""
@@ -239,7 +237,7 @@ def read_federation(path: Path) -> FederationFile:
     """
     check_file(path)
     source = path.read_bytes()
-    file = read_group(_File, _load(path, source), "")
+    file = read_group(FileContent, _load(path, source), "")
     shared = {group: fill(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
     for group in ("eligibility", "policy", *(["task"] if file.task else [])):
         task_data = _common_data(file.clients) if group == "task" else {}
@@ -252,22 +250,7 @@ def read_federation(path: Path) -> FederationFile:
             raise Refusal("name", name, "belongs to the server" if name == SERVER else "names two clients")
     patterns = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in patterns)
-    return FederationFile(
-        name=file.federation,
-        address=file.server.address,
-        listen=file.server.listens,
-        hosts=file.server.hosts,
-        link=file.link,
-        certificate_days=file.certificate_days,
-        requirements=file.requirements,
-        care=file.authority.care,
-        post_quantum=file.post_quantum,
-        enrolment=file.server.enrols,
-        clients=clients,
-        patterns=patterns,
-        schema=_schema(entries, path.parent),
-        source=source,
-    )
+    return FederationFile(file, clients, patterns, _schema(entries, path.parent), source)
 
 
 def fill(defaults: Values, values: Values) -> dict[str, Any]:

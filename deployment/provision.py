@@ -82,7 +82,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
     with _exclusive_folder(folder):
         before = read_register(folder / AUTHORITY / REGISTER)
         _check(federation, before, requests)  # again: another process may have been here in between
-        authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
+        authority = open_authority(folder / AUTHORITY, federation.name, federation.content.authority.care)
         desk = _with_server(Desk(folder, federation, authority, before, before))
         for entry in federation.clients:
             if before.find(entry.name) is None:
@@ -128,7 +128,7 @@ def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
 def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
     """Return the new keys in an admitted client's request."""
     enrolment = read_request(request)
-    check_request(issued.name, enrolment, desk.federation.post_quantum)
+    check_request(issued.name, enrolment, desk.federation.content.post_quantum)
     if enrolment.identity.hex() == issued.identity:
         raise Refusal(
             "request", str(request), "holds the keys that are to be replaced; make new keys on the device"
@@ -219,7 +219,7 @@ def _new_requirements(path: Path, federation: FederationFile, wheels: Path | Non
         return wheel_requirements(wheels, lock)
     if lock is not None:
         raise Refusal("lock", str(lock), "needs --wheels, a folder with fedveil's own wheel")
-    if federation.requirements == UNVERIFIED:
+    if federation.content.requirements == UNVERIFIED:
         return installed_requirements(("client",) if federation.schema is None else ("client", "tables"))
     current = _read_requirements(path)
     if line := unverified(current):
@@ -234,7 +234,7 @@ def _new_requirements(path: Path, federation: FederationFile, wheels: Path | Non
 def requirements_of(desk: Desk) -> str:
     """Return the current content of the bundles' requirements; empty for none."""
     current = _read_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
-    if desk.federation.requirements == HASHED and unverified(current):
+    if desk.federation.content.requirements == HASHED and unverified(current):
         return ""  # of an older desk; a bundle without requirements names no package that others may own
     return current
 
@@ -246,12 +246,12 @@ def _read_requirements(path: Path) -> str:
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
     """Refuse a description, or requests by clients' names, that contradict the register."""
     _require_entries(federation, before.admitted)
-    _require_second_keys(federation.post_quantum, before.admitted)
+    _require_second_keys(federation.content.post_quantum, before.admitted)
     for entry in federation.clients:
         if before.find(entry.name) is None:
             _require_service(entry)
     for name, enrolment in requests.items():
-        check_request(name, enrolment, federation.post_quantum)
+        check_request(name, enrolment, federation.content.post_quantum)
         issued = before.find(name)
         if issued is not None and issued.identity != enrolment.identity.hex():
             remedy = "holds keys other than the admitted ones; use fedveil provision rotate"
@@ -307,7 +307,7 @@ def _find(register: Register, name: str) -> Issued:
 
 def _with_server(desk: Desk) -> Desk:
     """Return the desk with a key for the server if it had none, and a certificate if its hosts have changed."""
-    register, hosts = desk.register, desk.federation.hosts
+    register, hosts = desk.register, desk.federation.content.server.hosts
     if register.server and register.hosts == hosts:
         return desk
     if register.server:
@@ -316,7 +316,7 @@ def _with_server(desk: Desk) -> Desk:
         key = new_tls_key()
         public = key.public_key()
         replace_file(desk.folder / SERVER / TLS, pem_of(key))
-    days = desk.federation.certificate_days
+    days = desk.federation.content.certificate_days
     certificate = issue(desk.authority, SERVER, public, addresses=hosts, days=days).decode()
     return replace(desk, register=replace(register, server=certificate, hosts=hosts))
 
@@ -350,13 +350,13 @@ def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool 
 
 def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
     """Return a client's certificate in PEM."""
-    days = desk.federation.certificate_days
+    days = desk.federation.content.certificate_days
     return issue(desk.authority, name, public, addresses=(), days=days).decode()
 
 
 def publish(desk: Desk) -> Desk:
     """Store the register, with a new version for a changed roster, and write all public files."""
-    register = replace(_renew_under_authority(desk), post_quantum=desk.federation.post_quantum)
+    register = replace(_renew_under_authority(desk), post_quantum=desk.federation.content.post_quantum)
     _require_entries(desk.federation, register.admitted)
     _require_second_keys(register.post_quantum, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
@@ -373,7 +373,7 @@ def _renew_under_authority(desk: Desk) -> Register:
 
     During an overlap the server has another by the authority before, which every device still trusts.
     """
-    register, authority, days = desk.register, desk.authority, desk.federation.certificate_days
+    register, authority, days = desk.register, desk.authority, desk.federation.content.certificate_days
     for issued in register.admitted:
         certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
         if not issued_by(certificate, authority.ca_pem):
@@ -408,7 +408,7 @@ def open_desk(folder: Path) -> Generator[Desk]:
     with _exclusive_folder(folder):
         federation = read_federation(folder / AUTHORITY / FILE)
         register = read_register(folder / AUTHORITY / REGISTER)
-        authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
+        authority = open_authority(folder / AUTHORITY, federation.name, federation.content.authority.care)
         yield Desk(folder, federation, authority, register, register)
 
 

@@ -43,13 +43,15 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
         if number > MAX_ROLLOVERS:
             remedy = f"has had {MAX_ROLLOVERS} rollovers, the most; make a new federation"
             raise Refusal("federation", federation.name, remedy)
-        new = make_keys(keys_folder, federation.name, federation.care, number + 1)
-        old_key, new_key = (each.public(federation.post_quantum).hex() for each in (old, new))
+        new = make_keys(keys_folder, federation.name, federation.content.authority.care, number + 1)
+        old_key, new_key = (each.public(federation.content.post_quantum).hex() for each in (old, new))
         old_ca, new_ca = (each.ca_pem.decode() for each in (old, new))
         until = now + max(1, int(days * DAY_SECONDS))
         rollover = Rollover(federation.name, number, old_key, new_key, old_ca, new_ca, now, until)
         chain = (*old.rollovers, sign_rollover(rollover, old.signer, new.signer))
         replace_file(keys_folder / ROLLOVERS, write_chain(chain).encode())
-        desk = replace(desk, authority=open_authority(keys_folder, federation.name, federation.care))
+        desk = replace(
+            desk, authority=open_authority(keys_folder, federation.name, federation.content.authority.care)
+        )
         end_tokens(desk)
         return publish(desk)

@@ -100,28 +100,27 @@ WantedBy=multi-user.target
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
     """Write the server's bundle except its private key; the list of admitted keys comes first."""
-    settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
-    if federation.enrolment is not None:
-        settings["enrolment"] = federation.enrolment.listen
-    _write(
-        folder,
-        {
-            "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
-            "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
-            ROSTER: _roster(authority, register),
-            "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
-            "server.toml": tomli_w.dumps(settings).encode(),
-            OWNERS: tomli_w.dumps(_owners_budget(federation, register)).encode(),
-            "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
-            "ca.pem": authority.ca_pem,
-            "tls.pem": register.server.encode(),
-            **_rollovers(authority),
-            **({FORMER: register.former_server.encode()} if register.former_server else {}),
-            SERVER_UNIT: server_unit(federation.name).encode(),
-            **({ENROLMENT_UNIT: enrolment_unit(federation.name).encode()} if federation.enrolment else {}),
-            **_tables(federation),
-        },
-    )
+    server, link = federation.content.server, federation.content.link
+    settings = {"federation": federation.name, "listen": server.listen_address, "link": link}
+    files = {
+        "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
+        "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
+        ROSTER: _roster(authority, register),
+        "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
+        OWNERS: tomli_w.dumps(_owners_budget(federation, register)).encode(),
+        "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
+        "ca.pem": authority.ca_pem,
+        "tls.pem": register.server.encode(),
+        **_rollovers(authority),
+        SERVER_UNIT: server_unit(federation.name).encode(),
+        **_tables(federation),
+    }
+    if addresses := server.enrolment_addresses:
+        settings["enrolment"] = addresses.listen
+        files[ENROLMENT_UNIT] = enrolment_unit(federation.name).encode()
+    if register.former_server:
+        files[FORMER] = register.former_server.encode()
+    _write(folder, {**files, "server.toml": tomli_w.dumps(settings).encode()})
     if not register.former_server:
         (folder / FORMER).unlink(missing_ok=True)
     keys = {f"{each.name}.pub": each.supernode.encode() for each in register.admitted}
@@ -208,8 +207,8 @@ def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) ->
         "federation": federation.name,
         "name": issued.name,
         "node": issued.node,
-        "server": federation.address,
-        "link": federation.link,
+        "server": federation.content.server.address,
+        "link": federation.content.link,
         "task": {"client": issued.node - FIRST_NODE, **task},
         "eligibility": _present_values(entry.eligibility),
     }

@@ -42,8 +42,11 @@ def written(folder: Path, values: object) -> Path:
 
 def test_the_smallest_file_is_enough(tmp_path: Path) -> None:
     federation = read_federation(written(tmp_path, SMALLEST))
-    assert (federation.listen, federation.hosts) == ("0.0.0.0:8443", ("fl.example.org",))
-    assert (federation.link, federation.certificate_days) == ("grpc", 365)
+    assert (federation.content.server.listen_address, federation.content.server.hosts) == (
+        "0.0.0.0:8443",
+        ("fl.example.org",),
+    )
+    assert (federation.content.link, federation.content.certificate_days) == ("grpc", 365)
     assert federation.clients[1].policy["minimum_cohort"] == 3
     assert federation.clients[1].policy["trust_server"] is False
     assert federation.clients[1].request is None
