@@ -40,7 +40,6 @@ from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
 from fedveil.deployment.settings import LinkSettings
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
-from fedveil.deployment.watch import rounds_of
 from fedveil.evidence.content import report_of
 from fedveil.evidence.live_page import live_page
 from fedveil.evidence.page import page_of
@@ -1041,51 +1040,6 @@ def test_numbers_for_prometheus(spring: Spring) -> None:
     assert not [name for name in samples if name.startswith(secret)]
     assert samples["fedveil_clients_connected"] == "4.0" and samples["fedveil_clients"] == "5.0"
     assert float(samples['fedveil_epsilon_spent{unit="client"}']) > 0
-
-
-def test_labels_are_escaped_and_infinity_has_its_word() -> None:
-    status = {
-        **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned", "untrue"), 0),
-        "clients": [],
-        "dropped": {'a "b"\\\n': 1},
-        "turned_away": {},
-        "bytes": {},
-        "privacy": [{"unit": "client", "spent": "infinity", "target": None}],
-    }
-    text = text_of(status)
-    assert 'fedveil_dropped_total{reason="a \\"b\\"\\\\\\n"} 1' in text
-    assert 'fedveil_epsilon_spent{unit="client"} +Inf' in text
-
-
-def test_a_status_shows_brackets_of_a_reason_as_they_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": {"said": ["[/b]"]}}
-    said = {"federation": "hearts", "run": "spring", "state": "failed", "reason": "[red] is no [/value]"}
-    (tmp_path / "status.json").write_text(json.dumps({**status, **said}))
-    show(tmp_path, as_json=False)
-    out = capsys.readouterr().out
-    assert "hearts, run spring: failed: [red] is no [/value]" in out and "audit: [/b]" in out
-
-
-@pytest.mark.parametrize(("left", "said"), [(0.0004, ", nothing left"), (0.0006, ", 0.001 left")])
-def test_status_reports_an_empty_budget_and_no_enrolment(
-    left: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    row = {"unit": "client", "target": 3.0, "spent": 3.0 - left, "left": left, "delta": 1e-4}
-    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [{**row, "own_ledgers": False}]}
-    about = {"federation": "hearts", "run": "spring", "state": "completed", "reason": ""}
-    (tmp_path / "status.json").write_text(json.dumps({**status, **about}))
-    assert show(tmp_path, as_json=False) == 0
-    out = capsys.readouterr().out
-    assert f"of 3 spent at delta 0.0001{said}\n" in out and "no client is on the roster" in out
-
-
-def test_prometheus_answers_before_the_first_round() -> None:
-    """Nobody has replied yet, which is no secret; bytes already are the operator's."""
-    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
-    text = text_of({**status, "bytes": None, "turned_away": {}})
-    assert "fedveil_round 0" in text and "fedveil_replies" not in text and "fedveil_bytes" not in text
 
 
 @pytest.mark.parametrize(
