@@ -43,7 +43,7 @@ EXHAUSTED = "nothing is left unless owners raise target_epsilon in their policy.
 
 
 def allowed_targets(
-    bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None = None
+    bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None
 ) -> list[str]:
     """Return overrides that set the targets which a command leaves out: to what owners allow, or as the run began.
 
@@ -181,15 +181,13 @@ def records_line(
     reason = "a device charges its records for a sum of whole clients as for half its noise"
     remedy = _fitting_remedy(federation, plan, record_plan, budget, other_events, prior)
     if not admits([*(spent if all_take_part else []), record_plan.event()], budget, None):
-        field, value = _noise_field(level)
-        raise Refusal(field, value, f"{reason}: {allowance} records cannot pay for one round; {remedy}")
+        key = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
+        raise Refusal(
+            f"privacy.{key}",
+            getattr(level, key),
+            f"{reason}: {allowance} records cannot pay for one round; {remedy}",
+        )
     return f"{reason}: {allowance} records pay for {affordable} of {rounds} rounds; {remedy}"
-
-
-def _noise_field(level: Promise) -> tuple[str, float | None]:
-    """Return key and value of the setting that determines the noise."""
-    field = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
-    return f"privacy.{field}", getattr(level, field)
 
 
 def _fitting_remedy(

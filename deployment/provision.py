@@ -245,8 +245,7 @@ def _read_requirements(path: Path) -> str:
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
     """Refuse a description, or requests by clients' names, that contradict the register."""
-    _require_entries(federation, before.admitted)
-    _require_second_keys(federation.content.post_quantum, before.admitted)
+    _require_members(federation, before.admitted)
     for entry in federation.clients:
         if before.find(entry.name) is None:
             _require_service(entry)
@@ -270,16 +269,11 @@ def _require_service(entry: ClientEntry) -> None:
         raise Refusal("policy.until", str(until), remedy)
 
 
-def _require_entries(federation: FederationFile, admitted: Sequence[Issued]) -> None:
-    """Refuse members that the file does not describe."""
-    for issued in admitted:
-        if federation.entry(issued.name) is None:
-            raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
-
-
-def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
-    """Refuse members without an ML-DSA key if all must have one."""
-    for name in [each.name for each in admitted if post_quantum and not each.post_quantum]:
+def _require_members(federation: FederationFile, admitted: Sequence[Issued]) -> None:
+    """Refuse members that the file does not describe, and members without an ML-DSA key if all must have one."""
+    for name in [each.name for each in admitted if federation.entry(each.name) is None]:
+        raise Refusal("clients", name, "was admitted and is not in the file; revoke it first")
+    for name in [each.name for each in admitted if federation.content.post_quantum and not each.post_quantum]:
         remedy = f"has no ML-DSA key, which post_quantum requires; rotate {name} without post_quantum, then set it again"
         raise Refusal("post_quantum", name, remedy)
 
@@ -357,8 +351,7 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 def publish(desk: Desk) -> Desk:
     """Store the register, with a new version for a changed roster, and write all public files."""
     register = replace(_renew_under_authority(desk), post_quantum=desk.federation.content.post_quantum)
-    _require_entries(desk.federation, register.admitted)
-    _require_second_keys(register.post_quantum, register.admitted)
+    _require_members(desk.federation, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
         version, earlier_rosters = register.version + 1, desk.before.chain
         register = replace(register, version=version, rosters=earlier_rosters, cosignatures=())

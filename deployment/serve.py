@@ -306,16 +306,7 @@ def _run(
     callbacks: Sequence[Callback],
     reach: Open,
 ) -> RunResult:
-    """Serve a run to its end, and return its result.
-
-    Args:
-      bundle: the server's.
-      settings: of the run.
-      where: folder of the run.
-      quiet: whether nothing is printed.
-      callbacks: as of `serve`.
-      reach: as of `serve`.
-    """
+    """Serve the run of a folder to its end, and return its result; the other arguments are those of `serve`."""
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     lines = [f"{bundle.federation}: listening on {bundle.listen}"]
     if not settings.resume:
@@ -327,7 +318,10 @@ def _run(
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
         watching(Watch(bundle, settings, federation, unlogged.presence, rosters, quiet)) as watch,
     ):
-        link = with_log(with_differences(unlogged, federation), bundle, rosters)
+        link = unlogged
+        if federation.sends_differences:
+            link = replace(link, grid=DifferenceGrid(link.grid))
+        link = with_log(link, bundle, rosters)
         required = partial(required_clients, federation)
         if not quiet:
             print("\n".join(filter(None, lines)), flush=True)
@@ -374,11 +368,6 @@ def _warning() -> Generator[None]:
         print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
-def with_differences(link: Link, federation: Federation) -> Link:
-    """Return the link, with models sent as differences if the run's settings enable that."""
-    return replace(link, grid=DifferenceGrid(link.grid)) if federation.sends_differences else link
-
-
 def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
     """Return the link with the transparency log, and with quotes if the server has a command for them.
 
@@ -409,15 +398,7 @@ def _log_loss(later_heads: LaterHeads, link: Link) -> str | None:
 
 @dataclass
 class Farewell:
-    """Callback that sends the end of the run and its final model to connected clients, and collects their receipts.
-
-    Attributes:
-      link: to the clients.
-      federation: of the run.
-      bundle: the server's.
-      rosters: returns the newest roster.
-      run: name of the run, once it has started.
-    """
+    """Callback that sends the end of the run and its final model to connected clients, and collects their receipts."""
 
     link: Link
     federation: Federation

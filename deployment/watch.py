@@ -54,16 +54,7 @@ def describe_absent(members: Sequence[Member], presence: Presence, seconds: floa
 
 
 class Watch:
-    """Callback that collects the status, and writes it at most once a second if it has changed.
-
-    Args:
-      bundle: of the server.
-      settings: of the run.
-      federation: of the run.
-      presence: returns the state of the link's connections.
-      rosters: returns the newest roster.
-      quiet: whether nothing is printed.
-    """
+    """Callback that collects the status, and writes it at most once a second if it has changed; `quiet` prints nothing."""
 
     def __init__(
         self,
@@ -72,7 +63,7 @@ class Watch:
         federation: Federation,
         presence: Callable[[], Presence],
         rosters: Callable[[], SignedRoster],
-        quiet: bool = False,
+        quiet: bool,
     ) -> None:
         self._rosters, self._version = rosters, bundle.roster.version
         self._quiet = quiet
@@ -189,10 +180,7 @@ class Watch:
         self._stop.set()
 
     def _write(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Write the status if it differs from the one before, and return it.
-
-        An error here, such as a full disk or a failing link, does not affect the run.
-        """
+        """Write the status if it differs from `before`, and return it; an error, such as a full disk, does not affect the run."""
         try:
             return self._write_if_changed(before)
         except OSError as error:

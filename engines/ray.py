@@ -211,13 +211,9 @@ class RayGrid(AskingGrid):
                     calls = {other: number for other, number in calls.items() if number != index}
 
     def _take(self, added: Added | None, index: int, shares: _Shares, total: CohortSum) -> bool:
-        """Merge an actor's sum, and return whether the actor is alive; if it is lost, its clients are dropped.
+        """Merge the result of an actor's call, None if it died or is late, into the total; return whether it is alive.
 
-        Args:
-          added: result of the actor's call; None if it died or is late.
-          index: number of the actor.
-          shares: of the cohort.
-          total: the sum of all actors.
+        The clients of a lost actor are dropped.
         """
         if added is None:
             self._replace(index)

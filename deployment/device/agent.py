@@ -97,12 +97,7 @@ class Health:
 class Agent:
     """Agent that answers the link's messages, and keeps the health file and the final model of a run.
 
-    Args:
-      bundle: of the device.
-      over: is set when a run is over.
-
-    Attributes:
-      device: answers the rounds; None until the clock is right.
+    The event `over` is set when a run is over. `device` answers the rounds; it is None until the clock is right.
     """
 
     def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:

@@ -154,14 +154,7 @@ def pending_rollovers(state: Path, federation: str) -> tuple[Rollover, ...]:
 
 
 def _objection(fresh: Sequence[Rollover], last: Rollover, policy: OwnerPolicy, approved: str) -> str:
-    """Return why a chain of rollovers does not take effect now; empty if it does.
-
-    Args:
-      fresh: its rollovers after the authority in force.
-      last: its last.
-      policy: the owner's.
-      approved: as of `adopt_rollovers`.
-    """
+    """Return why a chain does not take effect now, empty if it does, from its `fresh` rollovers and its last one."""
     new = new_fingerprint(last)
     if approved:
         return "" if approved == new else f"has the fingerprint {new}, and --approve names another"

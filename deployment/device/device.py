@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -38,10 +38,8 @@ from ...messages.training_order import ENCRYPTED_MODES, TrainingOrder, people_ca
 from ...messages.wire import SECURE_RECORD, Exchange
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
-from ...privacy.statistics.columns import Table
 from ...privacy.statistics.evaluation import Evaluation
-from ...privacy.statistics.inquiry import Inquiry
-from ...questions.answers import Measured, answer_evaluation, answer_inquiry
+from ...questions.answers import answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
@@ -55,34 +53,13 @@ from .record_privacy import RecordPlanner
 from .run_arms import require_arm
 from .server_quotes import ServerQuotes
 
+if TYPE_CHECKING:  # a linear model needs no torch
+    from .linear import LinearTask
+    from .torch_task import TorchTask
+
 logger = logging.getLogger("fedveil.client")
 
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
-
-
-class OwnerTask(Protocol):
-    """Task on the data of a device's owner, loaded once for all messages.
-
-    Attributes:
-      can_protect_records: whether the task can train by DP-SGD.
-    """
-
-    can_protect_records: ClassVar[bool]
-
-    def train(self, message: Message, settings: ClientSettings) -> Message:
-        """Return the reply with the model of the message, trained by the settings on the owner's data."""
-
-    def count(self, max_per_person: int | None) -> int:
-        """Return the number of the owner's records, with at most so many of each person; None limits nothing."""
-
-    def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
-        """Refuse an order, or a question about the model in a file `released`, that the task cannot follow."""
-
-    def columns(self, content: RecordDict, inquiry: Inquiry) -> Table:
-        """Return the owner's columns, with those of a model in the instruction that a question is about."""
-
-    def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> Measured | None:
-        """Return the measurement of the message's model on held-out records; None if there are too few."""
 
 
 @dataclass
@@ -92,13 +69,13 @@ class Device:
     Attributes:
       bundle: the node's identity and its owner's policy.
       settings: the owner's, before an order is applied.
-      task: the owner's.
+      task: the owner's, loaded once for all messages.
       root: of the system's files, which tell whether the device may train now.
     """
 
     bundle: ClientBundle
     settings: ClientSettings
-    task: OwnerTask
+    task: TorchTask | LinearTask
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 

@@ -201,13 +201,7 @@ class DeviceLedger:
         return Budget(Unit.CLIENT, epsilon, delta)
 
     def _reserve(self, release: Release, of_records: Budget | None, purpose: str | None) -> Ledger:
-        """Reserve a release on one ledger, and return it open.
-
-        Args:
-          release: of the client, or of its records.
-          of_records: budget of the records, on whose ledger the release is then reserved; None: on the client's.
-          purpose: of a question, in words; None without one.
-        """
+        """Reserve a release on one ledger, and return it open: the records' if there is a budget of them, else the client's."""
         path, budget = (self.path, self.budget) if of_records is None else (self.records, of_records)
         try:
             ledger = self._open(path, lowered(budget, [self.cap]))

@@ -70,7 +70,7 @@ def read_table(path: Path) -> Table:
 
 @dataclass
 class LinearTask:
-    """Owner's linear model, without torch; see `device.OwnerTask`.
+    """Owner's linear model, with the methods of `torch_task.TorchTask`.
 
     Attributes:
       table: the owner's examples.
@@ -108,9 +108,22 @@ class LinearTask:
         return {LABEL: self.table.targets}
 
     def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> HeldOutMeans | None:
-        """Return the measurement of the message's model on held-out records; None if there are none."""
+        """Return the measurement of the message's model on held-out records; None if there are none.
+
+        Raises:
+          Refusal: a metric other than accuracy is requested.
+        """
+        if evaluation.metric != "accuracy":
+            remedy = "a linear device without torch measures only accuracy"
+            raise Refusal("evaluate.metric", evaluation.metric, remedy)
         _, held_out = parts_of(self.table, evaluation.share, order.group_equal_rows)
-        return measure(message, held_out, evaluation)
+        if not len(held_out):
+            return None
+        weight, bias = _weight_and_bias(only_arrays(message.content))
+        log_probabilities = _log_softmax(held_out.inputs @ weight.T + bias)
+        accuracy = (log_probabilities.argmax(1) == held_out.targets).mean()
+        loss = -log_probabilities[np.arange(len(held_out)), held_out.targets].mean()
+        return HeldOutMeans(float(accuracy), float(loss))
 
 
 def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
@@ -148,24 +161,6 @@ def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = Fals
         hashes_of_rows([table.inputs, table.targets]), held_out, group_equal_rows=group_equal_rows
     )
     return Table(table.inputs[~mask], table.targets[~mask]), Table(table.inputs[mask], table.targets[mask])
-
-
-def measure(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
-    """Return the measurement of an instruction's model on held-out examples; None if there are none.
-
-    Raises:
-      Refusal: a metric other than accuracy is requested.
-    """
-    if evaluation.metric != "accuracy":
-        remedy = "a linear device without torch measures only accuracy"
-        raise Refusal("evaluate.metric", evaluation.metric, remedy)
-    if not len(table):
-        return None
-    weight, bias = _weight_and_bias(only_arrays(message.content))
-    log_probabilities = _log_softmax(table.inputs @ weight.T + bias)
-    accuracy = (log_probabilities.argmax(1) == table.targets).mean()
-    loss = -log_probabilities[np.arange(len(table)), table.targets].mean()
-    return HeldOutMeans(float(accuracy), float(loss))
 
 
 def train(

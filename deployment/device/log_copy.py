@@ -76,12 +76,7 @@ def text_of_head(state: Path) -> str:
 
 
 class LogCopy:
-    """Device's copy of the log of its federation's server.
-
-    Args:
-      state: the device's state folder.
-      federation: its name.
-      ca: as the attribute.
+    """Device's copy, in its state folder, of the log of its federation's server.
 
     Attributes:
       ca: certificates of the federation's authority, in PEM, one of which must have signed the server's.

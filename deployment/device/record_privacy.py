@@ -26,7 +26,7 @@ class RecordPlanner:
     Attributes:
       ledger: of the device, with its owner's cap.
       minimum_noise: least noise of the owner's policy, standard deviation over clipping norm.
-      count: returns the number of the owner's records; see `device.OwnerTask.count`.
+      count: returns the number of the owner's records; see `torch_task.TorchTask.count`.
     """
 
     ledger: DeviceLedger

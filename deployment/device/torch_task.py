@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,25 +34,8 @@ from ...tasks.protocol import Task, own_training
 logger = logging.getLogger("fedveil.client")
 
 
-@dataclass(frozen=True)
-class View:
-    """View of the owner's data in a run: which records are held out of training, and how columns are scaled.
-
-    Attributes:
-      held_out: share of the records that are held out; None holds none out.
-      alone: whether each of them is selected independently of the others; see `tasks.held_back`.
-      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
-      scaling: the order's moments of table columns as JSON; empty without scaling.
-    """
-
-    held_out: float | None
-    alone: bool
-    group_equal_rows: bool
-    scaling: str
-
-
 class TorchTask:
-    """Owner's task with torch; see `device.OwnerTask`.
+    """Owner's task with torch. A linear model has the same methods without torch: `linear.LinearTask`.
 
     Args:
       settings: of the device; they name the task and its options.
@@ -62,11 +45,11 @@ class TorchTask:
       Refusal: the task cannot be loaded, does not have this client, or cannot train on its data.
     """
 
-    can_protect_records = True
+    can_protect_records = True  # by DP-SGD
 
     def __init__(self, settings: ClientSettings, client: int) -> None:
         self._settings, self._client, self._own_bench = settings, client, Workbench(settings)
-        # A run has one scaling and one view; a question before its rounds has others.
+        # A run has one scaling and one share of held-out records; a question before its rounds has others.
         self._scaled_bench = lru_cache(maxsize=2)(self._new_scaled_bench)
         self._bench = lru_cache(maxsize=2)(self._new_bench)
         self._agreement = lru_cache(maxsize=2)(lambda scaling: agreement_of(self._scaled_bench(scaling).task))
@@ -82,19 +65,20 @@ class TorchTask:
         options = {**self._settings.task_options, "moments": json.loads(scaling)}
         return Workbench(replace(self._settings, task_options=options))
 
-    def _new_bench(self, view: View) -> Workbench:
-        bench = self._scaled_bench(view.scaling)
-        if view.held_out is None:
+    def _new_bench(
+        self, held_out: float | None, alone: bool, group_equal_rows: bool, scaling: str
+    ) -> Workbench:
+        """Return a workbench for a run, as `tasks.held_back` holds records out; a share of None holds none out."""
+        bench = self._scaled_bench(scaling)
+        if held_out is None:
             return bench
-        return Workbench(
-            bench.settings, held_back(bench.task, view.held_out, view.alone, view.group_equal_rows)
-        )
+        return Workbench(bench.settings, held_back(bench.task, held_out, alone, group_equal_rows))
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
         """Return the reply with the model trained on the owner's data."""
-        joint_step, scaling = settings.step is not None, _scaling_in(settings.task_options)
-        view = View(settings.held_out, joint_step, settings.group_equal_rows, scaling)
-        reply = train_round(message, self._client, self._bench(view), settings)
+        is_joint_step, scaling = settings.step is not None, _scaling_in(settings.task_options)
+        bench = self._bench(settings.held_out, is_joint_step, settings.group_equal_rows, scaling)
+        reply = train_round(message, self._client, bench, settings)
         give_back()  # frees the gradients before the vector is computed
         return reply
 
@@ -123,13 +107,9 @@ class TorchTask:
 
     def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> Measured | None:
         """Return the measurement of the message's model on held-out records; None if there are none."""
-        view = View(
-            evaluation.share,
-            evaluation.unit is Unit.RECORD,
-            order.group_equal_rows,
-            _scaling_in(order.task_options),
-        )
-        return measured_at(self._bench(view), self._client, message.content, evaluation)
+        is_of_records, scaling = evaluation.unit is Unit.RECORD, _scaling_in(order.task_options)
+        bench = self._bench(evaluation.share, is_of_records, order.group_equal_rows, scaling)
+        return measured_at(bench, self._client, message.content, evaluation)
 
 
 def _scaling_in(task_options: Mapping[str, object]) -> str:
