@@ -1,6 +1,5 @@
 """Question to the clients of a real federation, from its server's folder; a run of training and a question exclude each other."""
 
-import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ..base.core_dumps import without_core_dumps
+from ..base.notice import say
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..links.roster_watch import followed_roster, nodes_of
@@ -70,7 +70,7 @@ def ask_clients(
         if not record_path(folder / QUESTIONS, inquiry).exists():
             line = budget_line(federation, bundle.allowed, earlier_runs(folder), min_share_left=0.0)
             if line:
-                _say(line)
+                say(line, failed=True)
         released = released_file(run, inquiry.model, federation.task)
         rosters, required = followed_roster(bundle), partial(required_clients, federation)
         grid = partial(_open_grid, bundle, settings.link, rosters, reach, required)
@@ -98,7 +98,9 @@ def _open_grid(
     def wait_for(clients: int) -> None:
         if clients and clients not in announced:
             announced.add(clients)
-            _say(f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect")
+            say(
+                f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect", failed=True
+            )
 
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = with_log(unlogged, bundle, rosters)
@@ -109,10 +111,6 @@ def _open_grid(
         if reason is not None:
             raise Refusal("link.clients", settings.clients, reason)
         if away := describe_absent(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
-            _say(away)
+            say(away, failed=True)
         yield link.grid, link.tally
         link.log_loss()  # stores a later head of a device, so that the same command refuses before it charges
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.core_dumps import without_core_dumps
+from ..base.notice import warn
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..client.workbench import check_engine
@@ -365,7 +366,7 @@ def _warning() -> Generator[None]:
     try:
         yield
     except (Refusal, OSError) as problem:
-        print(f"warning: {problem}", file=sys.stderr, flush=True)
+        warn(str(problem))
 
 
 def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:

@@ -25,13 +25,13 @@ CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 ENROLMENT_UNIT = "fedveil-enrolment.service"
 
 # Training a small convolutional network under DP-SGD peaks at 530 MiB; a server keeps a few models.
-_CLIENT_SERVICE = """\
+_CLIENT = """\
 ExecStart=/opt/fedveil/bin/fedveil client start %S/fedveil-client
 Restart=always
 MemoryMax=1G
 CPUWeight=20
 Nice=10"""
-_SERVER_SERVICE = """\
+_SERVER = """\
 ExecStart=/opt/fedveil/bin/fedveil server %S/fedveil-server $RUN
 EnvironmentFile=-%S/fedveil-server/run.env
 Restart=on-failure
@@ -39,12 +39,21 @@ RestartPreventExitStatus=2 3 4 5
 MemoryMax=8G"""
 
 # The user is the server's, whose bundle it shares. It ends once no token is open.
-_ENROLMENT_SERVICE = """\
+_ENROLMENT = """\
 ExecStart=/opt/fedveil/bin/fedveil server enrol %S/fedveil-server
 User=fedveil-server
 Restart=on-failure
 RestartPreventExitStatus=2 3 4 5
 MemoryMax=512M"""
+
+# Folder in /var/lib, which is the bundle, and lines of the service. What a unit runs is in /opt/fedveil. `run.env` in the
+# server's bundle names its run; a run that is refused, has no budget, or was ended or left in doubt by an alarm of its
+# audit is not tried again.
+_SERVICES = {
+    CLIENT_UNIT: ("fedveil-client", _CLIENT),
+    SERVER_UNIT: ("fedveil-server", _SERVER),
+    ENROLMENT_UNIT: ("fedveil-server", _ENROLMENT),
+}
 
 # The bundle is the state folder: systemd gives it to the service's own, fresh user. Nothing of torch, OpenBLAS or
 # SQLite needs what is taken away; MemoryDenyWriteExecute is not set since torch generates code. Of the open files
@@ -112,12 +121,12 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
         "ca.pem": authority.ca_pem,
         "tls.pem": register.server.encode(),
         **_rollovers(authority),
-        SERVER_UNIT: server_unit(federation.name).encode(),
+        SERVER_UNIT: unit_of(SERVER_UNIT, "server", federation.name),
         **_tables(federation),
     }
     if addresses := server.enrolment_addresses:
         settings["enrolment"] = addresses.listen
-        files[ENROLMENT_UNIT] = enrolment_unit(federation.name).encode()
+        files[ENROLMENT_UNIT] = unit_of(ENROLMENT_UNIT, "enrolment", federation.name)
     if register.former_server:
         files[FORMER] = register.former_server.encode()
     _write(folder, {**files, "server.toml": tomli_w.dumps(settings).encode()})
@@ -167,7 +176,7 @@ def client_files(
         "policy.toml": tomli_w.dumps(_present_values({**policy, **trust})).encode(),
         "tls.pem": issued.certificate.encode(),
         **(_rollovers(authority) if authority.former else {}),
-        CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
+        CLIENT_UNIT: unit_of(CLIENT_UNIT, f"client {issued.name}", federation.name),
         **(_tables(federation) if entry.task["name"] == TABLES else {}),
     }
 
@@ -230,25 +239,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         replace_files(folder, fresh, PUBLIC)
 
 
-def client_unit(federation: str, name: str) -> str:
-    """Return the unit of one client; its bundle is in /var/lib/fedveil-client, the package in /opt/fedveil."""
-    return _UNIT.format(
-        what=f"client {name}", federation=federation, folder="fedveil-client", service=_CLIENT_SERVICE
-    )
-
-
-def enrolment_unit(federation: str) -> str:
-    """Return the unit of the server's port for enrolments, beside the server's own unit."""
-    return _UNIT.format(
-        what="enrolment", federation=federation, folder="fedveil-server", service=_ENROLMENT_SERVICE
-    )
-
-
-def server_unit(federation: str) -> str:
-    """Return the unit of the server; its bundle lies in /var/lib/fedveil-server, and `run.env` there names the run.
-
-    A run that is refused, has no budget, or was ended or left in doubt by an alarm of its audit is not tried again.
-    """
-    return _UNIT.format(
-        what="server", federation=federation, folder="fedveil-server", service=_SERVER_SERVICE
-    )
+def unit_of(name: str, what: str, federation: str) -> bytes:
+    """Return systemd's unit of this name, for `what` of the federation."""
+    folder, service = _SERVICES[name]
+    return _UNIT.format(what=what, federation=federation, folder=folder, service=service).encode()

@@ -46,7 +46,6 @@ from ...messages.renewal import DeviceFacts, facts_reply, read_renewal, rollover
 from ...messages.run_over import RunOver, read_over, reply_with
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import hash_chain
-from ...privacy.ledger.receipt import Receipt
 from .authority import adopt_rollovers
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, clock_fault, read_device
@@ -172,7 +171,7 @@ class Agent:
             if self.device is not None:
                 self.device.check_log(message.content)
             self.say(str(record_end(self._state, over)))
-            receipt = self._receipt(over)
+            receipt = receipt_for(self._bundle, over)
         except NotTrained as refusal:
             return Message(Error(refusal.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
@@ -182,15 +181,6 @@ class Agent:
         self._rests = True
         self._over.set()
         return reply_with(receipt, message)
-
-    def _receipt(self, over: RunOver) -> Receipt | None:
-        """Return the receipt for a run; None, as of `receipt_for` or if the ledgers lack releases."""
-        try:
-            LedgerHeads(self._state).require()
-        except Refusal as refusal:
-            logger.error("no receipt is given: %s", refusal)
-            return None
-        return receipt_for(self._bundle, over)
 
     def _note(self, **changed: str | int) -> None:
         """Change fields of the health, and write its file."""

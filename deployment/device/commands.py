@@ -32,8 +32,8 @@ from .client_bundle import POLICY, read_client_bundle, read_device_file
 from .cosignature import write_cosignature
 from .device import device_name
 from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
+from .ledger_heads import LEDGERS, RECEIPTS
 from .owner_policy import OwnerPolicy
-from .receipts import LEDGERS, RECEIPTS
 from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 

@@ -45,10 +45,9 @@ from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
 from .last_model import FILE, LastModel
-from .ledger_heads import LedgerHeads
+from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
 from .order_policy import accept_order, require_cohorts_roster
-from .receipts import LEDGERS
 from .record_privacy import RecordPlanner
 from .run_arms import require_arm
 from .server_quotes import ServerQuotes

@@ -15,9 +15,9 @@ from ...messages.message_codec import RUN_LABEL_LENGTH
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
 from ...privacy.ledger.ledger_state import RESERVE, read_entries
 from ...privacy.ledger.receipt import read_opening
-from .receipts import LEDGERS, RECEIPTS
 
 FILE = "heads.json"
+LEDGERS, RECEIPTS = "ledgers", "receipts"  # folders of a device's state
 REMEDY = "; if its newest copy is lost: fedveil client forget FOLDER --restored, which charges what it may have missed"
 
 

@@ -29,11 +29,11 @@ from ...privacy.ledger.receipt import (
     sign_receipt,
 )
 from .client_bundle import ClientBundle
+from .ledger_heads import LEDGERS, RECEIPTS, LedgerHeads
 from .run_end import MODEL
 
 logger = logging.getLogger("fedveil.client")
 
-RECEIPTS, LEDGERS = "receipts", "ledgers"
 SIGNED = "signed"  # file of a line for each run that got a receipt, never forgotten
 # Limits of stored openings and of runs, so that a server cannot fill the disk.
 MAX_OPENINGS, MAX_RUNS = 1024, 65_536
@@ -51,15 +51,17 @@ class SignedRun:
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
     """Return a device's receipt for the run of a server's last message.
 
-    It is None for a run without a manifest, one that contradicts the message, or if a ledger cannot be read.
+    It is None for a run without a manifest, one that contradicts the message, or if a ledger cannot be read or lacks
+    releases.
 
     Raises:
       OSError: the opening cannot be written.
     """
-    if not over.manifest:
-        return None
     description = RunDescription(bundle.settings.federation, over.run, over.manifest)
     try:
+        LedgerHeads(bundle.state).require()
+        if not over.manifest:
+            return None
         require_agreement(over)
         return give_receipt(bundle.state, description, bundle.identity.node, bundle.identity.key)
     except Refusal as refusal:

@@ -6,19 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.deployment.write_bundles import (
-    CLIENT_UNIT,
-    ENROLMENT_UNIT,
-    SERVER_UNIT,
-    client_unit,
-    enrolment_unit,
-    server_unit,
-)
+from fedveil.deployment.write_bundles import CLIENT_UNIT, ENROLMENT_UNIT, SERVER_UNIT, unit_of
 
 UNITS = {
-    CLIENT_UNIT: client_unit("hearts", "cleveland"),
-    SERVER_UNIT: server_unit("hearts"),
-    ENROLMENT_UNIT: enrolment_unit("hearts"),
+    CLIENT_UNIT: unit_of(CLIENT_UNIT, "client cleveland", "hearts").decode(),
+    SERVER_UNIT: unit_of(SERVER_UNIT, "server", "hearts").decode(),
+    ENROLMENT_UNIT: unit_of(ENROLMENT_UNIT, "enrolment", "hearts").decode(),
 }
 
 
