@@ -51,25 +51,24 @@ def certificate_end_of(bundle: ServerBundle) -> Callable[[], int]:
 
 
 def pace_of(
+    bundle: ServerBundle,
+    federation: Federation,
     rosters: Rosters,
     settings: LinkSettings,
     link: Link,
     wait_for: Callable[[int], None],
-    required: Callable[[int, int], int],
-    certificate_end: Callable[[], int],
 ) -> Pace:
     """Return the pace of rounds: each begins when enough clients with valid certificates are connected.
 
     Args:
+      bundle: of the server, whose certificate must be valid: no device trusts it afterwards.
+      federation: of the run or question.
       rosters: returns the newest roster.
       settings: of the link.
       link: says who is connected.
       wait_for: notes how many clients must be connected; 0 once they are.
-      required: returns with how many clients at least a round is not charged in vain; see `required_clients`, whose last
-        two arguments it takes.
-      certificate_end: returns the Unix second at which the server's certificate ends; no device trusts it afterwards.
     """
-    announced, heads_end = set[str](), 0.0
+    certificate_end, announced, heads_end = certificate_end_of(bundle), set[str](), 0.0
 
     def shortage() -> str | None:
         """Return what a round lacks, in words; None if it may begin."""
@@ -83,7 +82,8 @@ def pace_of(
             if each not in announced:
                 logger.warning("%s has expired; renew it with fedveil provision renew or rotate", each)
                 announced.add(each)
-        needed = max(math.ceil(settings.clients * clients), required(clients, clients - len(ended)))
+        required = required_clients(federation, clients, clients - len(ended))
+        needed = max(math.ceil(settings.clients * clients), required)
         count = len(link.presence().connected_since.keys() - ended)
         if is_valid and count >= needed:
             wait_for(0)

@@ -66,7 +66,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
-from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, certificate_end_of, pace_of, required_clients
+from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, pace_of
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
@@ -323,13 +323,12 @@ def _run(
         if federation.sends_differences:
             link = replace(link, grid=DifferenceGrid(link.grid))
         link = with_log(link, bundle, rosters)
-        required = partial(required_clients, federation)
         if not quiet:
             print("\n".join(filter(None, lines)), flush=True)
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(rosters, settings.link, link, watch.wait_for, required, certificate_end_of(bundle)),
+            pace=pace_of(bundle, federation, rosters, settings.link, link, watch.wait_for),
             callbacks=(watch,),
             objects=(Farewell(link, federation, bundle, rosters), *callbacks),
             renew=partial(renew_roster, rosters),

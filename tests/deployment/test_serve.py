@@ -5,8 +5,6 @@ import re
 import runpy
 import shutil
 import signal
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -34,11 +32,10 @@ from fedveil.deployment.device.device import read_device
 from fedveil.deployment.device.device_ledger import epsilon_of, spent_on
 from fedveil.deployment.device.log_copy import text_of_head
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import pace_of, required_clients
+from fedveil.deployment.pace import required_clients
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
-from fedveil.deployment.settings import LinkSettings
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
 from fedveil.evidence.content import report_of
 from fedveil.evidence.live_page import live_page
@@ -58,7 +55,6 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.ledger.ledger_state import read_events, read_ledger
 from fedveil.privacy.ledger.receipt import Receipt
 from fedveil.privacy.mechanisms import distributed, private_sum
-from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.run import result as results
 from fedveil.run.build import build
 from fedveil.run.callbacks import Callback, RunEnd
@@ -1049,30 +1045,6 @@ def test_a_refused_run_leaves_no_folder(hearts: Path, asked: tuple[str, ...]) ->
     with pytest.raises(Refusal):
         served(hearts, *CENTRAL, *asked, "run=spring")
     assert not (hearts / "server" / "runs").exists()
-
-
-def test_rounds_wait_for_certificates_that_have_not_ended() -> None:
-    """Of five members one has ended; then the server's own, whose word no device takes."""
-    now = int(time.time())
-    members = tuple(
-        Member(node, f"c{node}", bytes(31) + bytes([node]), now + (-1 if node == 6 else 1000))
-        for node in range(2, 7)
-    )
-    here, waited, ends = {2: 0.0, 3: 0.0, 4: 0.0, 6: 0.0}, list[int](), [now + 1000]
-    link = Link(Devices.__new__(Devices), lambda: Presence(here))
-    settings = LinkSettings(name="grpc", clients=0.8, wait=0.2)
-    rosters = (Roster(1, members), b"")
-    pace = pace_of(lambda: rosters, settings, link, waited.append, lambda _, valid: valid, lambda: ends[0])
-    stop = threading.Event()
-    why = pace.ready(stop)
-    assert why == "3 of 4 clients that a round needs were connected after 0.2 s" and set(waited) == {4}
-    here[5] = 0.0
-    assert pace.ready(stop) is None and waited[-1] == 0
-    ends[0] = now - 1
-    why = pace.ready(stop)
-    assert why == "the server's own certificate had expired and was not renewed after 0.2 s"
-    ends[0] = now + 1000
-    assert pace.ready(stop) is None
 
 
 def test_encrypted_round_waits_for_the_members_of_its_sum_alone(
