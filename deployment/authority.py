@@ -111,13 +111,9 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
 
 
 def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
-    """Make an authority's keys; a repetition takes those on a token, and replaces those in files.
+    """Make an authority's keys of a generation, which counts rollovers from 1.
 
-    Args:
-      folder: of the authority.
-      federation: its name.
-      care: how the keys are kept.
-      generation: counts from 1, one more with each rollover.
+    A repetition takes the keys that are on a token already, and replaces those in files.
     """
     keys_folder = _keys_folder(folder, generation)
     keys_folder.mkdir(mode=0o700, exist_ok=True)
@@ -242,6 +238,7 @@ def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
 
 
 def _load_key(path: Path, pem: bytes, secret: bytes | None) -> Any:
+    """Return the private key in the PEM of a file, decrypted by a passphrase if there is one."""
     try:
         return load_pem_private_key(pem, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -266,6 +263,7 @@ def _prompt_twice(folder: Path) -> bytes:
 
 
 def _prompt(folder: Path, prompt: str) -> bytes:
+    """Return a passphrase that is typed at a terminal; refuse without one."""
     if not sys.stdin.isatty():
         remedy = f"its keys are encrypted; set {PASSPHRASE} or {PASSPHRASE_FILE}, or type the passphrase at a terminal"
         raise Refusal("folder", str(folder), remedy)

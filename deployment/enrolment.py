@@ -70,12 +70,9 @@ class Approval:
 
 
 def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
-    """Return one token for each name, replacing an earlier one of that name.
+    """Return one token for each name, replacing an earlier one of that name; they end after so many hours.
 
-    Args:
-      folder: that `provision` made.
-      names: of clients in `federation.yaml`, or that fit a pattern there; an admitted one gets new keys.
-      hours: until the tokens end.
+    A name is of a client in `federation.yaml`, or fits a pattern there; an admitted one gets new keys.
 
     Raises:
       Refusal: a name has no place in the federation, or the federation no port for enrolments.
@@ -105,9 +102,7 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
 def approve(folder: Path, names: Sequence[str] = ()) -> Approval:
     """Admit the devices with requests under open tokens, and write the answers for their server to deliver.
 
-    Args:
-      folder: that `provision` made; the server's part of it holds the queue.
-      names: of clients; none stands for all.
+    Without names all are admitted. The server's part of the desk's folder holds requests and answers.
 
     Raises:
       Refusal: a name has no open token.

@@ -94,6 +94,7 @@ def pace_of(
         return f"{count} of {needed} clients that a round needs were connected after {settings.wait:g} s"
 
     def ready(stop: threading.Event) -> str | None:
+        """Wait until a round may begin, or for `link.wait` seconds; return why none may, or None."""
         end = time.monotonic() + settings.wait
         while (reason := shortage()) is not None:
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:

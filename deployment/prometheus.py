@@ -32,6 +32,7 @@ def text_of(status: Mapping[str, Any]) -> str:
 
 
 def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
+    """Yield the metrics of a status."""
     yield _family(GaugeMetricFamily, "round", "The last finished round.", {(): status["round"]})
     yield _family(GaugeMetricFamily, "rounds_planned", "Rounds of the run.", {(): status["num_rounds"]})
     yield _family(

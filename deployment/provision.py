@@ -98,10 +98,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
 def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
     """Give clients, or the server, new keys and new certificates; the old ones are no longer admitted.
 
-    Args:
-      folder: that `provision` made.
-      names: of clients, with * and ? for many, or "server".
-      request: by which one device asks for keys that it made itself; None makes them here.
+    Names may have * and ? for many. With a `request` its one device has made the keys itself; else they are made here.
 
     Raises:
       Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
@@ -140,10 +137,7 @@ def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
 def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
     """Give clients new certificates, valid for `certificate_days`, for their existing keys; the server delivers them.
 
-    Args:
-      folder: that `provision` made.
-      names: of clients, with * and ? for many; none stands for all.
-      within: days; a certificate that ends later is left alone.
+    Names may have * and ? for many, and none stands for all. Certificates that end later than `within` days stay.
 
     Raises:
       Refusal: there is no such client.
@@ -159,11 +153,7 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
 
 
 def revoke(folder: Path, names: Sequence[str]) -> Desk:
-    """Revoke clients: later rosters exclude them, and their certificates open no connection.
-
-    Args:
-      folder: that `provision` made.
-      names: of clients, with * and ? for many.
+    """Revoke clients: later rosters exclude them, and their certificates open no connection. Names may have * and ?.
 
     Raises:
       Refusal: there is no such client, or it is the server; nobody is revoked then.

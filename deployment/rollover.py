@@ -26,14 +26,11 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
     """Replace the authority's keys, and give all certificates and the roster by the new ones.
 
     The file of the rollovers decides: before it is written the old keys are in force, and after it the next command
-    completes what was cut short. The old keys sign rosters too until the overlap ends; then they are removed.
-
-    Args:
-      folder: that `provision` made.
-      days: of the overlap, in which devices accept both.
+    completes what was cut short. The old keys sign rosters too for so many days, in which devices accept both; then they
+    are removed.
 
     Raises:
-      Refusal: the overlap is none, or too long.
+      Refusal: there are no days of overlap, or too many.
     """
     if not 0 < days <= MAX_DAYS:
         raise Refusal("days", days, f"must be above 0 and at most {MAX_DAYS}: as long, the old keys count")

@@ -191,6 +191,7 @@ def _model(state: Path, ended: LastRun) -> str | None:
 def _status_lines(
     folder: Path, health: agent.Health | None, is_running: bool, spent: dict[str, LedgerSpending]
 ) -> str:
+    """Return lines on the agent's state, its last answer, what its ledgers have spent, and its owner's budget."""
     if health is None:
         history = "no run is recorded" if spent else "never started"
         parts = [f"{folder}: starting" if is_running else f"{folder}: {history}"]

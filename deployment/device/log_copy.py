@@ -96,6 +96,7 @@ class LogCopy:
             self._read()
 
     def _read(self) -> None:
+        """Read head and leaves from disk; the leaves of an interrupted write beyond the head are left out."""
         head = read_head((self._state / HEAD).read_text("utf-8", "replace"))
         data = (self._state / LEAVES).read_bytes() if (self._state / LEAVES).exists() else b""
         self.leaves = [data[at : at + HASH_BYTES] for at in range(0, head.size * HASH_BYTES, HASH_BYTES)]
