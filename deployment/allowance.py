@@ -141,10 +141,7 @@ def records_line(
     A device charges a sum to its records as half its noise, without amplification. What it has spent is known here at
     most: as if it took part in every earlier round, and spent the targets of earlier runs on its own ledger.
 
-    Args:
-      federation: of the run.
-      allowed: as of `budget_line`.
-      earlier: as of `budget_line`.
+    Arguments as of `budget_line`.
 
     Raises:
       Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.

@@ -274,12 +274,7 @@ def _common_data(clients: Sequence[_Client]) -> Values:
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
-    """Return the common schema of all tables as text; None without tables.
-
-    Args:
-      entries: of all clients.
-      folder: of the file; at the desk, which keeps a copy of the file, the schema as `SCHEMA`.
-    """
+    """Return the common schema of all tables as text, None without tables, from the folder of the file."""
     choices = {
         tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries

@@ -93,11 +93,7 @@ def _carried(by_direction: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, .
 
 @contextmanager
 def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Generator[None]:
-    """Answer `GET /metrics` on 127.0.0.1 within the context.
-
-    Args:
-      port: to listen on; nothing is served where it is None.
-      status: returns the present status.
+    """Answer `GET /metrics` on a port of 127.0.0.1 within the context; nothing is served where it is None.
 
     Raises:
       Refusal: the port is taken.

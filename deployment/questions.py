@@ -82,13 +82,7 @@ def ask_clients(
 def _open_grid(
     bundle: ServerBundle, federation: Federation, settings: LinkSettings, reach: Open
 ) -> Generator[tuple[Grid, Tally]]:
-    """Open the link, and wait until enough clients are connected.
-
-    Arguments as of `pace_of` and `serve`.
-
-    Raises:
-      Refusal: too few connect in time, or a device has seen entries that the server's log lacks.
-    """
+    """Open the link, and wait until enough clients are connected. Refusal if they are not, or the server's log has a loss."""
     rosters, announced = followed_roster(bundle), set[int]()
 
     def wait_for(clients: int) -> None:

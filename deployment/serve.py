@@ -248,7 +248,7 @@ def newest_heads(folder: Path, ledgers: str | None) -> dict[str, Head]:
 
     Args:
       folder: of the server's bundle.
-      ledgers: the setting `ledger.dir` of the ledgers.
+      ledgers: the setting `ledger.dir`.
 
     Returns:
       The heads, by "run NAME" or "question NAME".

@@ -105,12 +105,9 @@ class TokenP256(EllipticCurvePrivateKey):
 
 
 def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[TokenEd25519, TokenP256]:
-    """Return the authority's keys on a token: one signs rosters, the other certificates.
+    """Return the keys of a federation's authority on a token: one signs rosters, the other certificates.
 
-    Args:
-      choice: of the token.
-      federation: whose authority it is; the keys' labels name it.
-      make: whether they are made if the token has none.
+    The keys' labels name the federation. With `make` they are made if the token has none.
 
     Raises:
       Refusal: python-pkcs11 is missing, or the token does not have the keys or does not let them be used.

@@ -40,16 +40,12 @@ def write_admission(
     identity: bytes,
     files: Mapping[str, bytes],
     *,
-    doubly: bool = False,
+    doubly: bool,
 ) -> bytes:
-    """Return the authority's answer to a device that it admits.
+    """Return the authority's answer to a device that it admits: the texts of its bundle's files by name, in UTF-8.
 
-    Args:
-      authority: signs it.
-      name: of the client.
-      identity: its Ed25519 public key, 32 bytes.
-      files: of its bundle, by name, texts in UTF-8.
-      doubly: whether the authority's ML-DSA key signs as well.
+    The signature binds them to the client's name and to its identity, an Ed25519 public key of 32 bytes. If the authority
+    signs doubly, its ML-DSA key does so too.
     """
     body = json.dumps({file: data.decode() for file, data in files.items()}).encode()
     signed = frame(Purpose.ADMISSION, name, identity, body)
@@ -57,13 +53,9 @@ def write_admission(
 
 
 def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) -> dict[str, bytes]:
-    """Return the files that the authority has signed for this device, by name.
+    """Return the files in an admission that the authority has signed for this name and identity, by name.
 
-    Args:
-      data: as `write_admission` returned it.
-      authority: its Ed25519 public key, 32 bytes; if the hash of its ML-DSA key follows, both must have signed.
-      name: of the client.
-      identity: its Ed25519 public key, 32 bytes.
+    The authority is its Ed25519 public key, 32 bytes; if the hash of its ML-DSA key follows, both must have signed.
 
     Raises:
       Refusal: it is not for this device, or not signed by the authority.

@@ -193,11 +193,10 @@ class Agent:
 
 
 def start(folder: Path, *, once: bool = False) -> int:
-    """Follow the server of the bundle in `folder` until SIGTERM or SIGINT; return the exit code.
+    """Follow the server of the bundle in `folder` until SIGTERM or SIGINT, `once` only until a run is over.
 
-    Args:
-      folder: the device's bundle.
-      once: also end when a run is over.
+    Returns:
+      The exit code.
 
     Raises:
       Refusal: the bundle cannot be used, another process uses it, or its ledgers were deleted or rolled back.

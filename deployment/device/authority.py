@@ -63,13 +63,7 @@ class TrustedAuthority:
 
 
 def current_authority(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
-    """Return the authority that is in force on a device.
-
-    Args:
-      state: the device's state folder.
-      policy: the owner's.
-      ca: the certificate in the device's bundle, in PEM.
-      federation: of the device.
+    """Return the authority that is in force on a device, whose bundle has the certificate `ca` in PEM.
 
     Raises:
       Refusal: the rollovers in the state folder are damaged.

@@ -192,8 +192,8 @@ class Device:
             self._log.ca = bundle.roots  # which change when a rollover is followed, and when its overlap ends
             statement = log_of(content)
             if statement is not None:
-                entries = expected_entries(content, *bundle.authority.keys(time.time()))
-                self._log.check(statement, *entries, policy)
+                model, roster = expected_entries(content, *bundle.authority.keys(time.time()))
+                self._log.check(statement, model, roster, policy)
             elif policy.require_log or policy.witnessed_by_at_least or self._log.head is not None:
                 remedy = "the server sent no log; update the server, or ask its operator why there is none"
                 raise Refusal("require_log", policy.require_log, remedy)

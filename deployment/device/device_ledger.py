@@ -141,10 +141,7 @@ class DeviceLedger:
     def _reserve_on_all(
         self, release: Release, of_records: Budget | None, purpose: str | None
     ) -> Generator[list[tuple[Ledger, Key]]]:
-        """Reserve a release on every ledger that pays for it: the records' own first, then the client's.
-
-        Arguments as of `_reserve`. Each ledger is open within the context, and comes with the key of its reservation.
-        """
+        """Reserve a release on every ledger that pays for it, open within the context: the records' first, then the client's."""
         reservations: list[tuple[Ledger, Key]] = []
         with ExitStack() as stack:
             try:

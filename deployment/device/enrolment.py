@@ -146,12 +146,7 @@ def read_request(path: Path) -> Enrolment:
 
 
 def parse_request(data: bytes, where: str) -> Enrolment:
-    """Return the public keys in a request; see `read_request`.
-
-    Args:
-      data: of the request's file.
-      where: it came from, in words of a refusal.
-    """
+    """Return the public keys in the bytes of a request, as of `read_request`; a refusal says `where` they came from."""
     request = read_toml_text(Request, data, where)
     identity, second_key = bytes.fromhex(request.identity), request.post_quantum or ""
     try:

@@ -148,12 +148,9 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
 
 @lru_cache(maxsize=2)  # a device has one table, and a run one share
 def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = False) -> tuple[Table, Table]:
-    """Return the training part and the held-out part, chosen as by a task with torch.
+    """Return the training part and the held-out part, chosen as by a task with torch; a share of None holds none out.
 
-    Args:
-      table: the examples.
-      held_out: share of all records; None holds none out.
-      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
+    Equal records are held out together by the rule of earlier releases, `group_equal_rows`.
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])

@@ -41,9 +41,7 @@ class Forked(Refusal):
 def expected_entries(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
     """Return the entries that the log must contain for an instruction: of its model, and of its roster.
 
-    Args:
-      content: of the instruction.
-      authorities: keys one of which must have signed the roster.
+    One of the `authorities`' keys must have signed the roster.
 
     Raises:
       Refusal: it belongs to a round and to a run's end, so that one of its models would be unchecked; or the roster is
