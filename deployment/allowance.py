@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import Record, RecordAndClient
@@ -36,14 +36,14 @@ from .settings import ServerSettings
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-# Groups of targets; the modes that are not here have one, without a name.
+# Keys of `privacy` under which a mode has its targets; those of the modes that are not here stand in `privacy` itself.
 LEVELS: Mapping[str, tuple[str, ...]] = {ModeName.NONE: (), ModeName.RECORD_AND_CLIENT: ("record", "client")}
 WHOLE = (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED)  # whose sums cost records too
 EXHAUSTED = "nothing is left unless owners raise target_epsilon in their policy.toml"
 
 
 def allowed_targets(
-    bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None = None
+    bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None
 ) -> list[str]:
     """Return overrides that set the targets which a command leaves out: to what owners allow, or as the run began.
 
@@ -59,13 +59,15 @@ def allowed_targets(
         return []
     explicit = {each.partition("=")[0].lstrip("+~"): each.partition("=")[2] for each in overrides}
     mode = explicit.get("privacy", str(ModeName.RECORD))
+    if resumed is not None and resumed.privacy.name != mode:
+        return []
     targets: list[str] = []
     for level in LEVELS.get(mode, ("",)):
-        source = _for_clients(bundle.allowed) if mode in WHOLE else bundle.allowed
+        source: Any = bundle.allowed
         if resumed is not None:
-            if resumed.privacy.name != mode:
-                return []
             source = getattr(resumed.privacy, level) if level else resumed.privacy
+        elif source is not None and mode in WHOLE:
+            source = _for_clients(source)
         for key in ("target_epsilon", "target_delta") if source is not None else ():
             path, value = ".".join(filter(None, ("privacy", level, key))), getattr(source, key)
             if path not in explicit:
@@ -73,9 +75,8 @@ def allowed_targets(
     return targets
 
 
-def _for_clients(allowed: OwnersBudget | None) -> OwnersBudget | None:
-    if allowed is None:
-        return None
+def _for_clients(allowed: OwnersBudget) -> OwnersBudget:
+    """Return the budget of whole clients whose cost to records is `allowed`, rounded down to three digits."""
     delta = allowed.target_delta
     epsilon = gaussian_epsilon(gaussian_mu(allowed.target_epsilon, delta) / 2, delta)
     digit = 10.0 ** (math.floor(math.log10(epsilon)) - 2) if epsilon else 1.0
@@ -93,25 +94,29 @@ def budget_line(
     It is empty if nothing was spent, and owners allow the target.
 
     Args:
-      federation: whose ledger is looked at.
+      federation: of the run or question.
       allowed: by the owners; None if unknown.
       earlier: names and settings of the finished runs on this server.
       min_share_left: share of the target that must be left.
 
     Raises:
-      Refusal: no more than that is left of the target.
+      Refusal: less is left on this server's ledger.
     """
     level = next(iter(federation.mode.promises), None)
     if level is None or level.target_epsilon is None:
         return ""
-    unit, target, budget = f"{level.unit.partition('_')[0]}s", level.target_epsilon, federation.mode.budget
+    units, target = f"{level.unit.partition('_')[0]}s", level.target_epsilon
     owners = "" if allowed is None else f"owners allow {allowed.target_epsilon:g}"
-    spent, spender = _spent(federation, level), f"{unit} have spent"
-    clients = _path(federation, Unit.CLIENT)
-    sums = [] if level.unit == Unit.CLIENT else sums_of_records(clients, level.adjacency)
-    if (cost := spent_epsilon(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)) > spent:
+    spent, spender = _spent(federation, level), f"{units} have spent"
+    sums: list[DpEvent] = []
+    if level.unit != Unit.CLIENT:
+        sums = sums_of_records(_path(federation, Unit.CLIENT), level.adjacency)
+    cost = spent_epsilon(sums, level.target_delta, level.adjacency, None, GATE_INTERVAL)
+    if cost > spent:
         spent, spender = cost, "sums of whole clients have cost records"
-    if budget is not None and budget.target_epsilon == target and spent > (1 - min_share_left) * target:
+    most = (1 - min_share_left) * target
+    budget = federation.mode.budget  # of a ledger on this server; None where each client's own decides
+    if budget is not None and budget.target_epsilon == target and spent > most:
         clauses = (f"{spender} {spent:.4g}", owners, _remedy(spent, allowed))
         raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, clauses)))
     history = f"{spender} epsilon {spent:.4g} before; " if spent else ""
@@ -123,8 +128,9 @@ def budget_line(
     if not history and (allowed is None or target <= allowed.target_epsilon):
         return ""
     line = history + ", ".join(filter(None, (f"the target is {target:g}", owners)))
-    is_exhausted = budget is None and spent > (1 - min_share_left) * target
-    return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}" if is_exhausted else line
+    if budget is None and spent > most:
+        return f"{line}: clients that have spent it decline; {_remedy(spent, allowed)}"
+    return line
 
 
 def records_line(
@@ -135,10 +141,7 @@ def records_line(
     A device charges a sum to its records as half its noise, without amplification. What it has spent is known here at
     most: as if it took part in every earlier round, and spent the targets of earlier runs on its own ledger.
 
-    Args:
-      federation: of the run.
-      allowed: as of `budget_line`.
-      earlier: as of `budget_line`.
+    Arguments as of `budget_line`.
 
     Raises:
       Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.
@@ -154,13 +157,14 @@ def records_line(
     budget = Budget(Unit.RECORD, allowed.target_epsilon, allowed.target_delta, adjacency)
 
     def of_records(events: Iterable[DpEvent]) -> list[DpEvent]:
+        """Return what sums of whole clients cost each record, as its device charges them."""
         plain = map(event_to_json, events)
         return [event_from_json(record_event(each, adjacency, secret=False)) for each in plain]
 
     sums = clients.events(Adversary.MODEL, lambda booked: booked.source != OF_RECORDS)
     spent = [*of_records(sums), *records.events(Adversary.MODEL)]
     rounds = likely_participations(federation.cohort, federation.num_clients, plan.num_rounds)
-    noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2
+    noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2  # as for half the noise
     record_plan = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
     all_take_part = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
     record_target = max((_record_target(each) or 0.0 for _, each in earlier), default=0.0)
@@ -174,14 +178,13 @@ def records_line(
     reason = "a device charges its records for a sum of whole clients as for half its noise"
     remedy = _fitting_remedy(federation, plan, record_plan, budget, other_events, prior)
     if not admits([*(spent if all_take_part else []), record_plan.event()], budget, None):
-        field, value = _noise_field(level)
-        raise Refusal(field, value, f"{reason}: {allowance} records cannot pay for one round; {remedy}")
+        key = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
+        raise Refusal(
+            f"privacy.{key}",
+            getattr(level, key),
+            f"{reason}: {allowance} records cannot pay for one round; {remedy}",
+        )
     return f"{reason}: {allowance} records pay for {affordable} of {rounds} rounds; {remedy}"
-
-
-def _noise_field(level: Promise) -> tuple[str, float | None]:
-    field = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
-    return f"privacy.{field}", getattr(level, field)
 
 
 def _fitting_remedy(
@@ -212,13 +215,14 @@ def _fitting_remedy(
 
 
 def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
+    """Return what helps where a target is spent."""
     if allowed is not None and spent > (1 - MIN_SHARE_LEFT) * allowed.target_epsilon:
         return EXHAUSTED
     return f"give a target above {spent:.4g}"
 
 
 def _spent(federation: Federation, level: Promise) -> float:
-    """Return the epsilon of the unit on this server's ledger; 0 if it was begun otherwise, and is refused later."""
+    """Return the unit's spent epsilon on this server's ledger; 0 under another adjacency, with which it is refused later."""
     book = state_at(_path(federation, level.unit))
     if book.identity.get("adjacency") != str(level.adjacency):
         return 0.0

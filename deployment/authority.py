@@ -40,7 +40,7 @@ AUTHORITY_LIFE = timedelta(days=3650)
 SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
 PASSPHRASE_FILE = "FEDVEIL_PASSPHRASE_FILE"  # environment variable: a file that holds it, for its owner alone
-SHORTEST = 16  # characters of it; scrypt slows a guess down and no more
+SHORTEST = 16  # characters of a passphrase; scrypt only slows a guess down
 WITHOUT_KEYS = "holds no keys of an authority; restore them from a backup"
 ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
@@ -66,7 +66,7 @@ class Authority:
       signer: signs rosters.
       ca_key: signs certificates.
       ca: its certificate.
-      rollovers: that led to these keys, the first one's first.
+      rollovers: that led to these keys, in order.
       former: the authority before, whose keys still sign until the overlap ends; None afterwards.
     """
 
@@ -96,26 +96,24 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     """
     if not (folder / CA).exists() and not (folder / ROLLOVERS).exists():  # the certificate is written last
         make_keys(folder, federation, care, 1)
-    chain = read_rollovers(folder / ROLLOVERS, federation) if _names(folder) == [federation] else ()
+    chain = read_rollovers(folder / ROLLOVERS, federation) if _federations(folder) == [federation] else ()
     current = _keys(folder, federation, care, len(chain) + 1)
     if chain and public_of(current.signer) != bytes.fromhex(chain[-1].new)[:KEY_BYTES]:
         raise Refusal("file", str(folder), WITHOUT_KEYS)
-    overlaps = bool(chain) and time.time() < chain[-1].until
-    for generation in range(1, len(chain) + (not overlaps)):
+    former_generation, former = len(chain), None
+    if chain and time.time() < chain[-1].until:
+        former = _keys(folder, federation, care, former_generation)
+    ended = former_generation if former is None else former_generation - 1
+    for generation in range(1, ended + 1):
         for name in (SIGNER, CA_KEY):
             (_keys_folder(folder, generation) / name).unlink(missing_ok=True)
-    former = _keys(folder, federation, care, len(chain)) if overlaps else None
     return replace(current, rollovers=chain, former=former)
 
 
 def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
-    """Make an authority's keys; a repetition takes those on a token, and replaces those in files.
+    """Make an authority's keys of a generation, which counts rollovers from 1.
 
-    Args:
-      folder: of the authority.
-      federation: its name.
-      care: how the keys are kept.
-      generation: counts from 1, one more with each rollover.
+    A repetition takes the keys that are on a token already, and replaces those in files.
     """
     keys_folder = _keys_folder(folder, generation)
     keys_folder.mkdir(mode=0o700, exist_ok=True)
@@ -128,15 +126,17 @@ def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> 
 
 
 def _keys_folder(folder: Path, generation: int) -> Path:
-    """Return the folder of an authority's keys; those that it began with lie in its own."""
+    """Return the folder of a generation's keys; the first lie in the authority's own folder."""
     return folder if generation == 1 else folder / f"keys-{generation}"
 
 
 def _label(federation: str, generation: int) -> str:
+    """Return the label of a generation's keys on a token."""
     return federation if generation == 1 else f"{federation} {generation}"
 
 
-def _names(folder: Path) -> list[Any]:
+def _federations(folder: Path) -> list[Any]:
+    """Return the name of the federation in a folder's certificate of an authority, in a list as X.509 has it."""
     ca = load_certificate(folder / CA, read_file(folder / CA))
     return [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
 
@@ -152,7 +152,7 @@ def _keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Auth
         signer, ca_key = token_keys(care.token, _label(federation, generation), make=False)
     else:
         signer, ca_key = _read_keys(keys_folder, care)
-    federations = _names(keys_folder)
+    federations = _federations(keys_folder)
     if federations != [federation]:
         remedy = f"{folder} is the authority of {federations[0]}; give another --out"
         raise Refusal("federation", federation, remedy)
@@ -192,6 +192,7 @@ def issue(
 
 
 def _make(folder: Path, federation: str, care: KeyCare) -> None:
+    """Make an authority's keys in files, encrypted if there is a passphrase."""
     signer, ca_key = Ed25519PrivateKey.generate(), new_tls_key()
     secret = _passphrase_from_environment() or (_prompt_twice(folder) if care.passphrase else None)
     keys = {SIGNER: _pem_of_new_key(signer, secret), CA_KEY: _pem_of_new_key(ca_key, secret)}
@@ -199,11 +200,13 @@ def _make(folder: Path, federation: str, care: KeyCare) -> None:
 
 
 def _keep(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files to a folder that its owner alone may open."""
     folder.chmod(0o700)  # whichever process created it
     replace_files(folder, files)
 
 
 def _certificate(ca_key: EllipticCurvePrivateKey, federation: str) -> bytes:
+    """Return the authority's own certificate in PEM, which it signs itself."""
     subject = _name(federation, f"{federation} authority")
     builder = (
         _builder(subject, ca_key.public_key(), AUTHORITY_LIFE)
@@ -235,6 +238,7 @@ def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
 
 
 def _load_key(path: Path, pem: bytes, secret: bytes | None) -> Any:
+    """Return the private key in the PEM of a file, decrypted by a passphrase if there is one."""
     try:
         return load_pem_private_key(pem, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -259,6 +263,7 @@ def _prompt_twice(folder: Path) -> bytes:
 
 
 def _prompt(folder: Path, prompt: str) -> bytes:
+    """Return a passphrase that is typed at a terminal; refuse without one."""
     if not sys.stdin.isatty():
         remedy = f"its keys are encrypted; set {PASSPHRASE} or {PASSPHRASE_FILE}, or type the passphrase at a terminal"
         raise Refusal("folder", str(folder), remedy)
@@ -276,6 +281,7 @@ def _pem_of_new_key(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: by
 
 
 def _builder(subject: x509.Name, public: EllipticCurvePublicKey, life: timedelta) -> x509.CertificateBuilder:
+    """Return a certificate's builder with what those of the authority and of members have in common."""
     now = datetime.now(UTC).replace(microsecond=0)
     return (
         x509.CertificateBuilder()

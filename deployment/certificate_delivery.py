@@ -48,7 +48,9 @@ class CertificateDelivery:
     ) -> None:
         self._grid, self._connected_since, self._certificates = grid, connected_since, certificates
         self._rollovers = rollovers
-        self._announced: dict[int, tuple[float, str, str]] = {}
+        self._announced: dict[
+            int, tuple[float, str, str]
+        ] = {}  # by node, what its stream was sent last; see `deliver`
         self.facts: dict[int, DeviceFacts] = {}
 
     @property
@@ -59,11 +61,14 @@ class CertificateDelivery:
 
     def deliver(self) -> int:
         """Deliver pending certificates to connected devices, and return how many have answered."""
-        here, certificates, chain = self._connected_since(), self._certificates(), self._rollovers()
+        certificates, chain = self._certificates(), self._rollovers()
         rollovers = write_chain(chain) if chain else ""
-        news = {node: (since, certificates.get(str(node), ""), rollovers) for node, since in here.items()}
-        pending = {node: each for node, each in news.items() if self._announced.get(node) != each}
-        messages = [renewal_to(node, pem, chain) for node, (_, pem, chain) in pending.items()]
+        pending: dict[int, tuple[float, str, str]] = {}
+        for node, since in self._connected_since().items():
+            news = (since, certificates.get(str(node), ""), rollovers)
+            if self._announced.get(node) != news:
+                pending[node] = news
+        messages = [renewal_to(node, pem, text) for node, (_, pem, text) in pending.items()]
         answered = 0
         for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
@@ -105,6 +110,7 @@ def followed_certificates(bundle: ServerBundle) -> Certificates:
 
 
 def _read(path: Path) -> dict[str, str]:
+    """Return the certificates in a file in PEM, by node."""
     try:
         certificates = read_json(read_file(path))
     except Undecodable:

@@ -31,7 +31,7 @@ from .write_bundles import client_files
 
 HOURS, MAX_HOURS = 24, 24 * 30
 SEAL_BYTES = 32
-ISSUED_TOKENS = "tokens.json"  # of the authority, with the keys that seal, encrypted
+ISSUED_TOKENS = "tokens.json"  # in the authority's folder, with the keys that seal, encrypted
 NONCE_BYTES = 12
 
 
@@ -58,8 +58,8 @@ class Approval:
 
     Attributes:
       desk: afterwards.
-      admitted: names.
-      refused: why, by name.
+      admitted: names of the admitted devices.
+      refused: reasons by name.
       silent: names whose tokens have no request.
     """
 
@@ -70,12 +70,9 @@ class Approval:
 
 
 def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
-    """Return one token for each name, replacing an earlier one of that name.
+    """Return one token for each name, replacing an earlier one of that name; they end after so many hours.
 
-    Args:
-      folder: that `provision` made.
-      names: of clients that `federation.yaml` names or fits; one that is admitted gets new keys.
-      hours: until they end.
+    A name is of a client in `federation.yaml`, or fits a pattern there; an admitted one gets new keys.
 
     Raises:
       Refusal: a name has no place in the federation, or the federation no port for enrolments.
@@ -83,7 +80,7 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
     if not 0 < hours <= MAX_HOURS:
         raise Refusal("hours", hours, f"must be above 0 and at most {MAX_HOURS}")
     with open_desk(folder) as desk:
-        port = desk.federation.enrolment
+        port = desk.federation.content.server.enrolment_addresses
         if port is None:
             remedy = "has no port for enrolments; give server.enrolment: HOST:PORT, and provision again"
             raise Refusal("federation", desk.federation.name, remedy)
@@ -91,7 +88,7 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
         for name in names:
             _check_name(desk, name)
         fingerprint = fingerprint_of(
-            desk.authority.ca_pem, desk.authority.public(desk.federation.post_quantum)
+            desk.authority.ca_pem, desk.authority.public(desk.federation.content.post_quantum)
         )
         end = int(time.time() + hours * 3600)
         tokens = [Token(port.address, name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
@@ -105,9 +102,7 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
 def approve(folder: Path, names: Sequence[str] = ()) -> Approval:
     """Admit the devices with requests under open tokens, and write the answers for their server to deliver.
 
-    Args:
-      folder: that `provision` made; the server's part of it holds the queue.
-      names: of clients; none stands for all.
+    Without names all are admitted. The server's part of the desk's folder holds requests and answers.
 
     Raises:
       Refusal: a name has no open token.
@@ -133,7 +128,7 @@ def approve(folder: Path, names: Sequence[str] = ()) -> Approval:
                 continue
             requests[name] = request
             client = desk.register.find(name)
-            # Otherwise this was cut short after the register.
+            # An admitted client with these keys is of an approval that was interrupted after the register.
             if client is None or client.identity != request.identity.hex():
                 desk = admit(desk, name, request, by_token=True)
         desk = publish(desk)
@@ -149,6 +144,7 @@ def end_tokens(desk: Desk) -> None:
 
 
 def _check_name(desk: Desk, name: str) -> None:
+    """Refuse the name of a pattern, of the server, of nobody in the federation, or of a revoked client."""
     if not NAME.fullmatch(name) or name == SERVER:
         raise Refusal("name", name, f"must name one client, {NAME_FORM}")
     if desk.federation.entry(name) is None:
@@ -178,12 +174,13 @@ def _request_under(desk: Desk, name: str, token: IssuedToken) -> Enrolment | Non
         remedy = "was not sealed with the token; investigate, and create another token"
         raise Refusal("request", name, remedy)
     enrolment = parse_request(request, str(path))
-    check_request(name, enrolment, desk.federation.post_quantum)
+    check_request(name, enrolment, desk.federation.content.post_quantum)
     desk.register.refuse_shared([enrolment])
     return enrolment
 
 
 def _answer(desk: Desk, name: str, token: IssuedToken, enrolment: Enrolment) -> None:
+    """Put the bundle of an admitted client into the server's queue, signed for its keys."""
     issued = desk.register.find(name)
     assert issued is not None
     files = client_files(desk.federation, desk.authority, desk.register, issued, requirements_of(desk))
@@ -215,11 +212,14 @@ def _write_tokens(desk: Desk, tokens: Mapping[str, IssuedToken]) -> None:
     queue = folder / SERVER / QUEUE
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():
-        if path.stem not in names and (path.is_symlink() or not path.is_dir()):  # put there by a server
-            path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
+        if path.stem not in names and (
+            path.is_symlink() or not path.is_dir()
+        ):  # the server may write anything there
+            path.unlink(missing_ok=True)  # the port may remove it meanwhile
 
 
 def _read_tokens(desk: Desk) -> dict[str, IssuedToken]:
+    """Return the issued tokens by name, their keys decrypted."""
     path, cipher = desk.folder / AUTHORITY / ISSUED_TOKENS, _cipher(desk)
     if not path.exists():
         return {}

@@ -49,7 +49,7 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {
     "policy": POLICY_DEFAULTS,
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
-CHOICES = ("name", "target", "kind")
+CHOICES = ("name", "target", "kind")  # of a task, of which one is set
 OF_SCHEMA = ("label", "group_weights", "scaling")  # options of tables that stand in the schema of a bundle
 PATTERN = Form(
     "[a-z0-9*?][a-z0-9_*?-]{0,47}", f"must be {NAME_FORM}; * and ? stand for any of them in a name of many"
@@ -66,8 +66,15 @@ class EnrolmentAddresses(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Server:
-    """Group `server` of the file."""
+class ServerGroup:
+    """Group `server` of the file.
+
+    Attributes:
+      address: what the clients dial.
+      listen: where the server listens; None for the address's port on all interfaces.
+      also: further DNS names and IP addresses of the server.
+      enrolment: what devices dial to enrol; None for no such port.
+    """
 
     address: Address
     listen: Address | None = None
@@ -76,17 +83,20 @@ class _Server:
 
     @property
     def hosts(self) -> tuple[str, ...]:
+        """DNS names and IP addresses in the server's certificate; the first is that of `address`."""
         return _host(self.address), *self.also
 
     @property
-    def listens(self) -> str:
+    def listen_address(self) -> str:
+        """Where the server listens, host:port."""
         return self.listen or f"0.0.0.0:{_port(self.address)}"
 
     @property
-    def enrols(self) -> EnrolmentAddresses | None:
+    def enrolment_addresses(self) -> EnrolmentAddresses | None:
+        """Addresses of the port for enrolments; None has no such port."""
         if self.enrolment is None:
             return None
-        listen = f"{self.listens.rpartition(':')[0]}:{_port(self.enrolment)}"
+        listen = f"{self.listen_address.rpartition(':')[0]}:{_port(self.enrolment)}"
         return EnrolmentAddresses(listen, self.enrolment)
 
     def rules(self) -> Iterator[tuple[str, str]]:
@@ -96,12 +106,12 @@ class _Server:
             yield "address", f"must be {ADDRESS_FORM}"
         if self.enrolment and _host(self.enrolment) not in self.hosts:
             yield "enrolment", "must have a host of the server's certificate: that of address, or one of also"
-        if self.enrolment and _port(self.enrolment) == _port(self.listens):
+        if self.enrolment and _port(self.enrolment) == _port(self.listen_address):
             yield "enrolment", "must be another port than the link's, which admits only who is enrolled"
 
 
 @dataclass(frozen=True)
-class _Authority:
+class AuthorityGroup:
     """Group `authority` of the file."""
 
     passphrase: bool = False
@@ -110,9 +120,9 @@ class _Authority:
 
     @property
     def care(self) -> KeyCare:
-        return KeyCare(
-            self.passphrase, TokenChoice(self.pkcs11, self.token) if self.pkcs11 and self.token else None
-        )
+        """How the authority's keys are kept."""
+        token = TokenChoice(self.pkcs11, self.token) if self.pkcs11 and self.token else None
+        return KeyCare(self.passphrase, token)
 
     def rules(self) -> Iterator[tuple[str, str]]:
         if (self.pkcs11 is None) != (self.token is None):
@@ -143,12 +153,19 @@ class _Client(_Groups):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File(_Groups):
-    """Content of the file."""
+class FileContent(_Groups):
+    """Content of the file.
+
+    Attributes:
+      link: `grpc` or `flower`.
+      certificate_days: how long a certificate is valid.
+      requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
+      post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
+    """
 
     federation: Name
-    server: _Server
-    authority: _Authority = _Authority()
+    server: ServerGroup
+    authority: AuthorityGroup = AuthorityGroup()
     link: Link = "grpc"
     certificate_days: Annotated[int, Range(ge=1, le=MAX_DAYS)] = DAYS
     requirements: Annotated[str, OneOf(REQUIREMENTS)] = HASHED
@@ -170,7 +187,7 @@ class ClientEntry:
     Attributes:
       name: unique, and never "server"; with * or ? in it, of all clients that enrol under such a name.
       request: the file by which the device asks for admission; None has its keys made here.
-      task, eligibility, policy: what the files of its bundle hold; None stands for what they leave out.
+      task, eligibility, policy: values for the files of its bundle; those that are None stand in no file.
     """
 
     name: str
@@ -185,36 +202,23 @@ class FederationFile:
     """The operator's description of a federation.
 
     Attributes:
-      name: of the federation.
-      address: what the clients dial, host:port.
-      listen: where the server listens, host:port.
-      hosts: DNS names and IP addresses in the server's certificate; the first is the host of `address`.
-      link: `grpc` or `flower`.
-      certificate_days: how long a certificate is valid.
-      requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
-      care: how the authority's keys are kept.
-      post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
+      content: values of the file, without those of clients.
       clients: in the order of the file.
       patterns: entries whose names are patterns, in the order of the file; the first that fits counts.
-      enrolment: None has no such port.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
-      source: the bytes of the file, all of which was read.
+      source: the bytes of the file.
     """
 
-    name: str
-    address: str
-    listen: str
-    hosts: tuple[str, ...]
-    link: str
-    certificate_days: int
-    requirements: str
-    care: KeyCare
-    post_quantum: bool
-    enrolment: EnrolmentAddresses | None
-    clients: tuple[ClientEntry, ...] = ()
-    patterns: tuple[ClientEntry, ...] = ()
-    schema: str | None = None
-    source: bytes = field(default=b"", repr=False)
+    content: FileContent
+    clients: tuple[ClientEntry, ...]
+    patterns: tuple[ClientEntry, ...]
+    schema: str | None
+    source: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the federation."""
+        return self.content.federation
 
     def entry(self, name: str) -> ClientEntry | None:
         """Return the description of the client of this name; None if the file has none."""
@@ -229,11 +233,11 @@ def read_federation(path: Path) -> FederationFile:
     """Return the description in the file.
 
     Raises:
-      Refusal: it cannot be read, or a part of it holds mistakes; all mistakes of the first such part are told.
+      Refusal: it cannot be read, or a part of it holds mistakes; it names all mistakes of the first such part.
     """
     check_file(path)
     source = path.read_bytes()
-    file = read_group(_File, _load(path, source), "")
+    file = read_group(FileContent, _load(path, source), "")
     shared = {group: fill(defaults, getattr(file, group)) for group, defaults in GROUPS.items()}
     for group in ("eligibility", "policy", *(["task"] if file.task else [])):
         task_data = _common_data(file.clients) if group == "task" else {}
@@ -246,26 +250,11 @@ def read_federation(path: Path) -> FederationFile:
             raise Refusal("name", name, "belongs to the server" if name == SERVER else "names two clients")
     patterns = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in patterns)
-    return FederationFile(
-        file.federation,
-        file.server.address,
-        file.server.listens,
-        file.server.hosts,
-        file.link,
-        file.certificate_days,
-        file.requirements,
-        file.authority.care,
-        file.post_quantum,
-        file.server.enrols,
-        clients,
-        patterns,
-        _schema(entries, path.parent),
-        source,
-    )
+    return FederationFile(file, clients, patterns, _schema(entries, path.parent), source)
 
 
 def fill(defaults: Values, values: Values) -> dict[str, Any]:
-    """Return the values and, group by group, the defaults that they leave out."""
+    """Return values with the defaults of missing keys, also in groups within groups."""
     whole = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, Mapping) and isinstance(whole[key], Mapping):
@@ -279,13 +268,13 @@ def is_pattern(name: str) -> bool:
 
 
 def _common_data(clients: Sequence[_Client]) -> Values:
-    """Return one client's data if each client names its own instead of the federation."""
+    """Return the first client's data if each client has its own, so that the federation's task can be checked; else nothing."""
     paths = [each.task.get("data") for each in clients]
     return {"data": paths[0]} if all(paths) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
-    """Return the common schema of all tables; the desk has a copy next to its copy of the file."""
+    """Return the common schema of all tables as text, None without tables, from the folder of the file."""
     choices = {
         tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries
@@ -295,7 +284,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
         names = ", ".join(sorted(str(name or SCHEMA) for name, *_ in choices))
         remedy = "must be the same, with the same label, for all clients; so must group_weights and scaling"
         raise Refusal("task.options.schema", names, remedy)
-    for name, label, *files in choices:
+    for name, label, *files in choices:  # one, or none
         path = folder / str(name or SCHEMA)
         if not path.is_file():  # the desk's copy has what these files say already
             return read_schema(folder / SCHEMA, label).text()
@@ -326,11 +315,11 @@ def _is_host(text: str) -> bool:
 def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Path) -> ClientEntry:
     """Return a client's description, in which its own values replace the federation's."""
     task = shared["task"]
+    # A task of its own takes nothing of the federation's that would select another.
     if any(choice in client.task for choice in CHOICES):
         task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
-    parts = {
-        group: fill(values, getattr(client, group)) for group, values in {**shared, "task": task}.items()
-    }
+    defaults = {**shared, "task": task}
+    parts = {group: fill(values, getattr(client, group)) for group, values in defaults.items()}
     for group, part in parts.items():
         _check(group, part, f"{path}.{group}")
     return ClientEntry(client.name, folder / client.request if client.request else None, **parts)
@@ -353,6 +342,7 @@ def _check(group: str, values: Values, path: str) -> None:
 
 
 def _load(path: Path, source: bytes) -> dict[str, Any]:
+    """Return the mapping in the YAML `source` of the file at `path`."""
     try:
         content = yaml.load(source.decode("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:

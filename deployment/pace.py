@@ -27,11 +27,13 @@ logger = logging.getLogger("fedveil.server")
 def required_clients(federation: Federation, clients: int, valid: int) -> int:
     """Return the number of clients that an encrypted sum of all of them needs; with fewer it is always abandoned.
 
+    It is 0 where sums are not encrypted, or a round does not draw all clients.
+
     Args:
-      federation: says how sums are encrypted, and who is drawn; 0 where they are not, or not everybody is.
-      clients: of the newest roster.
-      valid: of these, those whose certificates have not ended: a sum is of them. Where they are too few for any, it
-        waits for others to be renewed.
+      federation: says how sums are encrypted, and who is drawn.
+      clients: number of clients in the newest roster.
+      valid: number of those whose certificates have not ended, of whom a sum consists. Where they are too few for any
+        sum, it waits for others to be renewed.
     """
     masking, includes_all = federation.masking, federation.cohort.expected_size(clients) >= clients
     if masking is None or not includes_all:
@@ -42,54 +44,57 @@ def required_clients(federation: Federation, clients: int, valid: int) -> int:
     return 0
 
 
-def certificate_end(bundle: ServerBundle) -> Callable[[], int]:
+def certificate_end_of(bundle: ServerBundle) -> Callable[[], int]:
     """Return a function that returns the Unix second at which the server's newest certificate ends."""
     credentials, path = followed_credentials(bundle), bundle.folder / CERTIFICATE
     return lambda: certificate_ends(path, credentials().certificate)
 
 
 def pace_of(
+    bundle: ServerBundle,
+    federation: Federation,
     rosters: Rosters,
     settings: LinkSettings,
     link: Link,
     wait_for: Callable[[int], None],
-    required: Callable[[int, int], int],
-    ends: Callable[[], int],
 ) -> Pace:
     """Return the pace of rounds: each begins when enough clients with valid certificates are connected.
 
     Args:
+      bundle: of the server, whose certificate must be valid: no device trusts it afterwards.
+      federation: of the run or question.
       rosters: returns the newest roster.
       settings: of the link.
       link: says who is connected.
       wait_for: notes how many clients must be connected; 0 once they are.
-      required: returns, of so many clients and so many whose certificates have not ended, with fewer than how many a
-        round would be charged in vain.
-      ends: returns the Unix second in which the server's certificate ends, after which no device takes its word.
     """
-    announced, heads_end = set[str](), 0.0
+    certificate_end, announced, heads_end = certificate_end_of(bundle), set[str](), 0.0
 
     def shortage() -> str | None:
+        """Return what a round lacks, in words; None if it may begin."""
         (roster, _), now = rosters(), int(time.time())
         ended, clients = roster.ended(now), len(roster.members)
         expired = [f"the certificate of {roster.name_of(node)}" for node in sorted(ended)]
-        served = ends() >= now
-        for each in [*expired, *(() if served else (SERVER_CERTIFICATE,))]:
+        is_valid = certificate_end() >= now
+        if not is_valid:
+            expired.append(SERVER_CERTIFICATE)
+        for each in expired:
             if each not in announced:
                 logger.warning("%s has expired; renew it with fedveil provision renew or rotate", each)
                 announced.add(each)
-        minimum, here = required(clients, clients - len(ended)), link.presence().connected_since
-        needed = max(math.ceil(settings.clients * clients), minimum)
-        if served and len(here.keys() - ended) >= needed:
+        required = required_clients(federation, clients, clients - len(ended))
+        needed = max(math.ceil(settings.clients * clients), required)
+        count = len(link.presence().connected_since.keys() - ended)
+        if is_valid and count >= needed:
             wait_for(0)
             return None
         wait_for(needed)
-        if not served:
+        if not is_valid:
             return f"{SERVER_CERTIFICATE} had expired and was not renewed after {settings.wait:g} s"
-        count = len(here.keys() - ended)
         return f"{count} of {needed} clients that a round needs were connected after {settings.wait:g} s"
 
     def ready(stop: threading.Event) -> str | None:
+        """Wait until a round may begin, or for `link.wait` seconds; return why none may, or None."""
         end = time.monotonic() + settings.wait
         while (reason := shortage()) is not None:
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:

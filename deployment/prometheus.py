@@ -32,6 +32,7 @@ def text_of(status: Mapping[str, Any]) -> str:
 
 
 def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
+    """Yield the metrics of a status."""
     yield _family(GaugeMetricFamily, "round", "The last finished round.", {(): status["round"]})
     yield _family(GaugeMetricFamily, "rounds_planned", "Rounds of the run.", {(): status["num_rounds"]})
     yield _family(
@@ -69,7 +70,10 @@ def _family(
     samples: Mapping[tuple[str, ...], float | str | None],
     labels: tuple[str, ...] = (),
 ) -> Metric:
-    """Return a family without unknown values; an epsilon may be the word "infinity"."""
+    """Return a metric with its samples, by the values of its labels.
+
+    Unknown samples are left out. An epsilon may be the word "infinity".
+    """
     family = kind(f"fedveil_{name}", text, labels=labels)
     for values, sample in sorted(samples.items()):
         if sample is not None:
@@ -78,24 +82,18 @@ def _family(
 
 
 def _by(counts: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    """Return samples of a metric with one label."""
     return {(name,): count for name, count in counts.items()}
 
 
-def _carried(by_purpose: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...], float]:
-    return {
-        (direction, purpose): size
-        for direction, sizes in by_purpose.items()
-        for purpose, size in sizes.items()
-    }
+def _carried(by_direction: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...], float]:
+    """Return samples of bytes by direction and purpose."""
+    return {(way, purpose): size for way, sizes in by_direction.items() for purpose, size in sizes.items()}
 
 
 @contextmanager
 def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Generator[None]:
-    """Answer `GET /metrics` on 127.0.0.1 within the context.
-
-    Args:
-      port: to listen on; nothing is served where it is None.
-      status: returns what is told.
+    """Answer `GET /metrics` on a port of 127.0.0.1 within the context; nothing is served where it is None.
 
     Raises:
       Refusal: the port is taken.

@@ -43,7 +43,15 @@ FILE, REGISTER = "federation.yaml", "register.json"
 
 @dataclass(frozen=True)
 class Desk:
-    """The operator's folder: federation file, authority, register, and the earlier register."""
+    """The operator's folder, open.
+
+    Attributes:
+      folder: that `provision` made.
+      federation: described by its federation.yaml.
+      authority: of the federation.
+      before: the register as it was when the desk was opened.
+      register: with the changes since, which `publish` stores.
+    """
 
     folder: Path
     federation: FederationFile
@@ -59,8 +67,8 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
 
     Args:
       file: federation.yaml.
-      out: the folder to make it in; None stands for one of the federation's name.
-      wheels: a folder of what a device installs; None leaves the requirements as they are, or has none.
+      out: the folder to make it in; None takes the federation's name.
+      wheels: a folder of what a device installs; None leaves the requirements as they are.
       lock: hashes of what is not in `wheels`; see `wheel_requirements`.
 
     Raises:
@@ -74,7 +82,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
     with _exclusive_folder(folder):
         before = read_register(folder / AUTHORITY / REGISTER)
         _check(federation, before, requests)  # again: another process may have been here in between
-        authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
+        authority = open_authority(folder / AUTHORITY, federation.name, federation.content.authority.care)
         desk = _with_server(Desk(folder, federation, authority, before, before))
         for entry in federation.clients:
             if before.find(entry.name) is None:
@@ -87,26 +95,22 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
         return publish(desk)
 
 
-def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> Desk:
+def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
     """Give clients, or the server, new keys and new certificates; the old ones are no longer admitted.
 
-    Args:
-      folder: that `provision` made.
-      names: of clients, with * and ? for many, or "server".
-      request: by which one device asks for keys that it made itself; None makes them here.
+    Names may have * and ? for many. With a `request` its one device has made the keys itself; else they are made here.
 
     Raises:
       Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
     """
     with open_desk(folder) as desk:
-        requested = [names] if isinstance(names, str) else names
-        if request is not None and (len(requested) > 1 or is_pattern(requested[0]) or SERVER in requested):
+        if request is not None and (len(names) > 1 or is_pattern(names[0]) or SERVER in names):
             raise Refusal("request", str(request), "belongs to one device; name only that client")
-        if SERVER in requested:
+        if SERVER in names:
             desk = _with_server(replace(desk, register=replace(desk.register, server="")))
-        clients = select_clients(desk.register, [name for name in requested if name != SERVER])
-        for issued in clients if request is None else ():
-            if issued.on_device:
+        clients = select_clients(desk.register, [name for name in names if name != SERVER])
+        for issued in clients:
+            if issued.on_device and request is None:
                 remedy = (
                     f"has its keys on the device; create a token (fedveil provision token FOLDER {issued.name}), "
                     f"or run fedveil client request NEW --name {issued.name} there, and pass --request"
@@ -121,7 +125,7 @@ def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> De
 def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
     """Return the new keys in an admitted client's request."""
     enrolment = read_request(request)
-    check_request(issued.name, enrolment, desk.federation.post_quantum)
+    check_request(issued.name, enrolment, desk.federation.content.post_quantum)
     if enrolment.identity.hex() == issued.identity:
         raise Refusal(
             "request", str(request), "holds the keys that are to be replaced; make new keys on the device"
@@ -133,10 +137,7 @@ def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
 def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
     """Give clients new certificates, valid for `certificate_days`, for their existing keys; the server delivers them.
 
-    Args:
-      folder: that `provision` made.
-      names: of clients, with * and ? for many; none stands for all.
-      within: days; a certificate that ends later is left alone.
+    Names may have * and ? for many, and none stands for all. Certificates that end later than `within` days stay.
 
     Raises:
       Refusal: there is no such client.
@@ -151,22 +152,17 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
         return publish(desk)
 
 
-def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
-    """Revoke clients: later rosters exclude them, and their certificates open no connection.
-
-    Args:
-      folder: that `provision` made.
-      names: of clients, with * and ? for many.
+def revoke(folder: Path, names: Sequence[str]) -> Desk:
+    """Revoke clients: later rosters exclude them, and their certificates open no connection. Names may have * and ?.
 
     Raises:
       Refusal: there is no such client, or it is the server; nobody is revoked then.
     """
-    requested = [names] if isinstance(names, str) else names
     with open_desk(folder) as desk:
-        if SERVER in requested:
+        if SERVER in names:
             raise Refusal("name", SERVER, "the server can only be rotated")
         register = desk.register
-        for issued in select_clients(register, requested):
+        for issued in select_clients(register, names):
             register = register.with_client(replace(issued, revoked=True))
         return publish(replace(desk, register=register))
 
@@ -180,18 +176,16 @@ def select_clients(register: Register, names: Sequence[str]) -> list[Issued]:
     clients: dict[int, Issued] = {}
     for name in names:
         matches = [each for each in register.admitted if fnmatch.fnmatchcase(each.name, name)]
-        if is_pattern(name) and not matches:
+        if not is_pattern(name):
+            matches = [_find(register, name)]
+        if not matches:
             raise Refusal("name", name, "matches no admitted client")
-        clients |= {each.node: each for each in (matches if is_pattern(name) else [_find(register, name)])}
+        clients |= {each.node: each for each in matches}
     return [clients[node] for node in sorted(clients)]
 
 
 def cosign(folder: Path, files: Sequence[Path]) -> Desk:
-    """Add signatures of members to the newest roster, and publish it.
-
-    Args:
-      folder: that `provision` made.
-      files: that devices wrote.
+    """Add the signatures in members' files to the newest roster, and publish it.
 
     Raises:
       Refusal: a file is none, is of another roster, or of a key that was never admitted.
@@ -215,7 +209,7 @@ def _new_requirements(path: Path, federation: FederationFile, wheels: Path | Non
         return wheel_requirements(wheels, lock)
     if lock is not None:
         raise Refusal("lock", str(lock), "needs --wheels, a folder with fedveil's own wheel")
-    if federation.requirements == UNVERIFIED:
+    if federation.content.requirements == UNVERIFIED:
         return installed_requirements(("client",) if federation.schema is None else ("client", "tables"))
     current = _read_requirements(path)
     if line := unverified(current):
@@ -230,7 +224,7 @@ def _new_requirements(path: Path, federation: FederationFile, wheels: Path | Non
 def requirements_of(desk: Desk) -> str:
     """Return the current content of the bundles' requirements; empty for none."""
     current = _read_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
-    if desk.federation.requirements == HASHED and unverified(current):
+    if desk.federation.content.requirements == HASHED and unverified(current):
         return ""  # of an older desk; a bundle without requirements names no package that others may own
     return current
 
@@ -240,14 +234,13 @@ def _read_requirements(path: Path) -> str:
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
-    """Refuse a description that contradicts the register."""
-    _require_entries(federation, before.admitted)
-    _require_second_keys(federation.post_quantum, before.admitted)
+    """Refuse a description, or requests by clients' names, that contradict the register."""
+    _require_members(federation, before.admitted)
     for entry in federation.clients:
         if before.find(entry.name) is None:
             _require_service(entry)
     for name, enrolment in requests.items():
-        check_request(name, enrolment, federation.post_quantum)
+        check_request(name, enrolment, federation.content.post_quantum)
         issued = before.find(name)
         if issued is not None and issued.identity != enrolment.identity.hex():
             remedy = "holds keys other than the admitted ones; use fedveil provision rotate"
@@ -266,16 +259,11 @@ def _require_service(entry: ClientEntry) -> None:
         raise Refusal("policy.until", str(until), remedy)
 
 
-def _require_entries(federation: FederationFile, admitted: Sequence[Issued]) -> None:
-    """Refuse members that the file does not describe."""
-    for issued in admitted:
-        if federation.entry(issued.name) is None:
-            raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
-
-
-def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
-    """Refuse members without an ML-DSA key if all must have one."""
-    for name in [each.name for each in admitted if not each.post_quantum] if post_quantum else ():
+def _require_members(federation: FederationFile, admitted: Sequence[Issued]) -> None:
+    """Refuse members that the file does not describe, and members without an ML-DSA key if all must have one."""
+    for name in [each.name for each in admitted if federation.entry(each.name) is None]:
+        raise Refusal("clients", name, "was admitted and is not in the file; revoke it first")
+    for name in [each.name for each in admitted if federation.content.post_quantum and not each.post_quantum]:
         remedy = f"has no ML-DSA key, which post_quantum requires; rotate {name} without post_quantum, then set it again"
         raise Refusal("post_quantum", name, remedy)
 
@@ -290,6 +278,7 @@ def check_request(name: str, enrolment: Enrolment, doubly: bool) -> None:
 
 
 def _find(register: Register, name: str) -> Issued:
+    """Return the admitted client of this name; refuse a name that is nobody's, or of a revoked client."""
     issued = register.find(name)
     if issued is None:
         similar = difflib.get_close_matches(name, [each.name for each in register.admitted], n=1)
@@ -301,8 +290,8 @@ def _find(register: Register, name: str) -> Issued:
 
 
 def _with_server(desk: Desk) -> Desk:
-    """Make a key for the server if it has none, and a certificate if its hosts have changed."""
-    register, hosts = desk.register, desk.federation.hosts
+    """Return the desk with a key for the server if it had none, and a certificate if its hosts have changed."""
+    register, hosts = desk.register, desk.federation.content.server.hosts
     if register.server and register.hosts == hosts:
         return desk
     if register.server:
@@ -311,18 +300,18 @@ def _with_server(desk: Desk) -> Desk:
         key = new_tls_key()
         public = key.public_key()
         replace_file(desk.folder / SERVER / TLS, pem_of(key))
-    days = desk.federation.certificate_days
+    days = desk.federation.content.certificate_days
     certificate = issue(desk.authority, SERVER, public, addresses=hosts, days=days).decode()
     return replace(desk, register=replace(register, server=certificate, hosts=hosts))
 
 
 def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool = False) -> Desk:
-    """Issue a certificate for the keys of the request, or for new ones in the client's folder.
+    """Return the desk with a certificate for a client's keys.
 
     Args:
       desk: the operator's.
       name: of the client.
-      enrolment: what its device asks for; None makes its keys here.
+      enrolment: its public keys, by its device's request; None makes keys in the client's folder.
       by_token: the device gets its bundle over the enrolment port, and the desk keeps no folder of it.
     """
     existing, on_device = desk.register.find(name), enrolment is not None
@@ -344,18 +333,18 @@ def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool 
 
 
 def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
-    days = desk.federation.certificate_days
+    """Return a client's certificate in PEM."""
+    days = desk.federation.content.certificate_days
     return issue(desk.authority, name, public, addresses=(), days=days).decode()
 
 
 def publish(desk: Desk) -> Desk:
     """Store the register, with a new version for a changed roster, and write all public files."""
-    register = replace(_renew_under_authority(desk), post_quantum=desk.federation.post_quantum)
-    _require_entries(desk.federation, register.admitted)
-    _require_second_keys(register.post_quantum, register.admitted)
+    register = replace(_renew_under_authority(desk), post_quantum=desk.federation.content.post_quantum)
+    _require_members(desk.federation, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
-        numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
-        register = replace(numbered, cosignatures=())
+        version, earlier_rosters = register.version + 1, desk.before.chain
+        register = replace(register, version=version, rosters=earlier_rosters, cosignatures=())
     write_register(desk.folder / AUTHORITY / REGISTER, register)
     write_server(desk.folder / SERVER, desk.federation, desk.authority, register)
     write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements_of(desk))
@@ -367,7 +356,7 @@ def _renew_under_authority(desk: Desk) -> Register:
 
     During an overlap the server has another by the authority before, which every device still trusts.
     """
-    register, authority, days = desk.register, desk.authority, desk.federation.certificate_days
+    register, authority, days = desk.register, desk.authority, desk.federation.content.certificate_days
     for issued in register.admitted:
         certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
         if not issued_by(certificate, authority.ca_pem):
@@ -381,13 +370,14 @@ def _renew_under_authority(desk: Desk) -> Register:
     if authority.former is None:
         return replace(register, former_server="")
     if not register.former_server or register.server != desk.before.server:
-        days = max(days, MAX_DAYS + 1)
+        days = max(days, MAX_DAYS + 1)  # longer than any overlap
         former = issue(authority.former, SERVER, public, addresses=hosts, days=days).decode()
         register = replace(register, former_server=former)
     return register
 
 
 def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
+    """Return the key of a certificate that this desk has issued."""
     public = certificate.public_key()
     assert isinstance(public, EllipticCurvePublicKey)
     return public
@@ -395,12 +385,13 @@ def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
 
 @contextmanager
 def open_desk(folder: Path) -> Generator[Desk]:
+    """Open the operator's folder for this process alone; Refusal if it holds no federation, or is in use."""
     if not (folder / AUTHORITY / REGISTER).exists():
         raise Refusal("folder", str(folder), "holds no federation; create one with fedveil provision FILE")
     with _exclusive_folder(folder):
         federation = read_federation(folder / AUTHORITY / FILE)
         register = read_register(folder / AUTHORITY / REGISTER)
-        authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
+        authority = open_authority(folder / AUTHORITY, federation.name, federation.content.authority.care)
         yield Desk(folder, federation, authority, register, register)
 
 

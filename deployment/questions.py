@@ -1,8 +1,7 @@
 """Question to the clients of a real federation, from its server's folder; a run of training and a question exclude each other."""
 
-import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ..base.core_dumps import without_core_dumps
+from ..base.notice import say
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..links.roster_watch import followed_roster, nodes_of
@@ -18,6 +18,7 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG
 from ..messages.flower_adapter import quiet_flower
 from ..messages.traffic import Tally
+from ..modes.federation import Federation
 from ..privacy.ledger.hash_chain import exclusive_lock
 from ..privacy.statistics.inquiry import Inquiry
 from ..questions.ask import ask, record_path
@@ -29,7 +30,7 @@ from ..run.released import released_file
 from ..run.run import answers_of
 from .allowance import budget_line
 from .open_link import open_link
-from .pace import Rosters, certificate_end, pace_of, required_clients
+from .pace import pace_of
 from .serve import Open, complete_overrides, deployed_in, earlier_runs, refuse_roster, with_log
 from .settings import LinkSettings, server_settings
 from .status import RUNNING
@@ -70,42 +71,36 @@ def ask_clients(
         if not record_path(folder / QUESTIONS, inquiry).exists():
             line = budget_line(federation, bundle.allowed, earlier_runs(folder), min_share_left=0.0)
             if line:
-                _say(line)
+                say(line, failed=True)
         released = released_file(run, inquiry.model, federation.task)
-        rosters, required = followed_roster(bundle), partial(required_clients, federation)
-        grid = partial(_open_grid, bundle, settings.link, rosters, reach, required)
+        grid = partial(_open_grid, bundle, federation, settings.link, reach)
         query_reach = Reach(answers_of(federation), settings.link.deadline, released=released)
         return ask(federation, inquiry, spend, folder / QUESTIONS, grid, query_reach)
 
 
 @contextmanager
 def _open_grid(
-    bundle: ServerBundle,
-    settings: LinkSettings,
-    rosters: Rosters,
-    reach: Open,
-    required: Callable[[int, int], int],
+    bundle: ServerBundle, federation: Federation, settings: LinkSettings, reach: Open
 ) -> Generator[tuple[Grid, Tally]]:
-    announced = set[int]()
+    """Open the link, and wait until enough clients are connected. Refusal if they are not, or the server's log has a loss."""
+    rosters, announced = followed_roster(bundle), set[int]()
 
     def wait_for(clients: int) -> None:
         if clients and clients not in announced:
             announced.add(clients)
-            _say(f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect")
+            say(
+                f"waiting up to {settings.wait:g} s (link.wait) for {clients} clients to connect", failed=True
+            )
 
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = with_log(unlogged, bundle, rosters)
-        pace = pace_of(rosters, settings, link, wait_for, required, certificate_end(bundle))
+        pace = pace_of(bundle, federation, rosters, settings, link, wait_for)
         reason = pace.ready(threading.Event())
         if reason is not None and reason == link.log_loss():
             raise Refusal("file", str(bundle.folder / LOG), reason)
         if reason is not None:
             raise Refusal("link.clients", settings.clients, reason)
         if away := describe_absent(rosters()[0].members, link.presence(), settings.deadline, "the answer"):
-            _say(away)
+            say(away, failed=True)
         yield link.grid, link.tally
         link.log_loss()  # stores a later head of a device, so that the same command refuses before it charges
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

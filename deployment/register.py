@@ -25,7 +25,7 @@ from .device.cosignature import Cosignature
 from .device.enrolment import Enrolment
 
 FORMAT = 2
-UNCHAINED = 1  # format of before a register knew the rosters of earlier versions
+UNCHAINED = 1  # format without the rosters of earlier versions
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Issued:
       on_device: its private keys were made there and are not known here.
       revoked: it is admitted no longer.
       post_quantum: its ML-DSA-65 public key in hexadecimal; empty of who was admitted before there were any.
-      enrolled: it got its bundle by a token, so that the desk has no folder of it.
+      enrolled: it got its bundle by a token, and the desk keeps no bundle of it.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Register:
       clients: in order of their nodes, the revoked ones included.
       server: the server's certificate in PEM; empty before there is one.
       hosts: what that certificate was made for.
-      rosters: hashes of the rosters of earlier versions, in hexadecimal.
+      rosters: hashes of the rosters of earlier versions, in hexadecimal and in their order.
       cosignatures: of members under the roster of this version.
       post_quantum: whether the roster holds ML-DSA keys, and one signs it.
       replaced: keys, as `Issued.keys` has them, that clients had before they got others.
@@ -110,14 +110,12 @@ class Register:
 
     def roster(self) -> Roster:
         """Return the roster of admitted clients."""
-        members = tuple(
-            Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after, self._second_of(i))
-            for i in self.admitted
-        )
-        return Roster(self.version, members, tuple(map(bytes.fromhex, self.rosters)))
-
-    def _second_of(self, issued: Issued) -> bytes:
-        return bytes.fromhex(issued.post_quantum) if self.post_quantum else b""
+        members: list[Member] = []
+        for each in self.admitted:
+            identity = bytes.fromhex(each.identity)
+            post_quantum = bytes.fromhex(each.post_quantum) if self.post_quantum else b""
+            members.append(Member(each.node, each.name, identity, each.not_after, post_quantum))
+        return Roster(self.version, tuple(members), tuple(map(bytes.fromhex, self.rosters)))
 
     @property
     def cosigners(self) -> tuple[str, ...]:
@@ -136,7 +134,9 @@ class Register:
         """Hashes of the rosters up to this version, in hexadecimal, to include in the next one."""
         if not self.version:
             return ()
-        unknown_versions = self.version - 1 - len(self.rosters)
+        unknown_versions = (
+            self.version - 1 - len(self.rosters)
+        )  # of a register that began without their hashes
         return (*self.rosters, *[UNKNOWN.hex()] * unknown_versions, self.roster().hash.hex())
 
     def with_client(self, issued: Issued) -> Register:
@@ -151,7 +151,11 @@ class Register:
         """Refuse enrolments with a key that belongs or belonged to another client, or was replaced."""
         holders = {key: each.name for each in self.clients for key in each.keys}
         for each in enrolments:
-            for key in (each.identity.hex(), each.fingerprint, each.supernode_fingerprint):
+            for key in (
+                each.identity.hex(),
+                each.fingerprint,
+                each.supernode_fingerprint,
+            ):  # as `Issued.keys`
                 if key in self.replaced:
                     remedy = "holds a key that was replaced; make new keys on the device"
                     raise Refusal("request", each.name, remedy)

@@ -27,6 +27,7 @@ WHEELS = "wheels"  # folder of a device's wheels, beside which it installs
 HASHES = re.compile(r"\s--hash=sha256:[0-9a-f]{64}(?=\s|$)")
 CPU_TORCH = ">=2.10,<2.11"
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
+# Environment of a small device, for the markers of requirements.
 DEVICE = {"platform_machine": "aarch64", "platform_system": "Linux", "sys_platform": "linux", "extra": ""}
 TORCH = (
     f"torch{CPU_TORCH}; platform_machine == 'aarch64'",
@@ -35,7 +36,7 @@ TORCH = (
 
 
 def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
-    """Pins of the packages that these extras of fedveil need, as installed here, without hashes or fedveil."""
+    """Return pins of the packages that these extras of fedveil need, as installed here, without hashes or fedveil."""
     pins: dict[str, str] = {}
     _pin(PACKAGE, pins, extras)
     torch = pins.pop("torch")
@@ -58,19 +59,19 @@ def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
     Raises:
       Refusal: fedveil's wheel is missing, a wheel is of CUDA or, on aarch64, requires it, or a name has no hash.
     """
-    hashes: dict[str, dict[str, list[str]]] = {}
+    # By package and version, of which fedveil's is its file: the hashes of its wheels, one for each kind of machine.
+    wheels: dict[str, dict[str, list[str]]] = {}
     for path in sorted(folder.glob("*.whl")):
         name, version = _device_wheel(path)
-        hashes.setdefault(name, {}).setdefault(
-            f"./{WHEELS}/{path.name}" if name == PACKAGE else version, []
-        ).append(f"--hash=sha256:{sha256_of(path)}")
-    lines = [] if lock is None else [line for line in _locked(lock) if _name_of(line) not in hashes]
-    for name, versions in sorted(hashes.items()):
+        version = f"./{WHEELS}/{path.name}" if name == PACKAGE else version
+        wheels.setdefault(name, {}).setdefault(version, []).append(f"--hash=sha256:{sha256_of(path)}")
+    lines = [] if lock is None else [line for line in _locked(lock) if _name_of(line) not in wheels]
+    for name, versions in sorted(wheels.items()):
         if len(versions) > 1:
             raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(versions)}; keep one of them")
-        for version, pins in versions.items():
-            lines.append(" ".join([version if name == PACKAGE else f"{name}=={version}", *pins]))
-    if PACKAGE not in hashes:
+        for version, hashes in versions.items():
+            lines.append(" ".join([version if name == PACKAGE else f"{name}=={version}", *hashes]))
+    if PACKAGE not in wheels:
         missing = "all that a device needs" if lock is None else "the one that you built"
         raise Refusal("wheels", str(folder), f"holds no wheel of fedveil; collect {missing}")
     return "\n".join([*lines, ""])
@@ -102,6 +103,7 @@ def _logical(text: str) -> list[str]:
 
 
 def _name_of(line: str) -> str:
+    """Return the normalised name of the package in a requirement."""
     return canonicalize_name(Requirement(HASHES.sub("", line)).name)
 
 
@@ -125,11 +127,11 @@ def _refuse_cuda(wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
             text = archive.read(name).decode()
-        bringing = cuda_on_device(message_from_string(text).get_all("Requires-Dist", []))
+        cuda_packages = cuda_on_device(message_from_string(text).get_all("Requires-Dist", []))
     except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError, InvalidRequirement):
         raise Refusal("wheels", str(wheel), "is not a readable wheel; download it again") from None
-    if bringing:
-        raise Refusal("wheels", str(wheel), f"requires {bringing[0]} on aarch64; use torch{CPU_TORCH}")
+    if cuda_packages:
+        raise Refusal("wheels", str(wheel), f"requires {cuda_packages[0]} on aarch64; use torch{CPU_TORCH}")
 
 
 def cuda_on_device(requires: Iterable[str]) -> list[str]:

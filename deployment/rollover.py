@@ -26,14 +26,11 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
     """Replace the authority's keys, and give all certificates and the roster by the new ones.
 
     The file of the rollovers decides: before it is written the old keys are in force, and after it the next command
-    completes what was cut short. The old keys sign rosters too until the overlap ends; then they are removed.
-
-    Args:
-      folder: that `provision` made.
-      days: of the overlap, in which devices accept both.
+    completes what was cut short. The old keys sign rosters too for so many days, in which devices accept both; then they
+    are removed.
 
     Raises:
-      Refusal: the overlap is none, or too long.
+      Refusal: there are no days of overlap, or too many.
     """
     if not 0 < days <= MAX_DAYS:
         raise Refusal("days", days, f"must be above 0 and at most {MAX_DAYS}: as long, the old keys count")
@@ -43,13 +40,15 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
         if number > MAX_ROLLOVERS:
             remedy = f"has had {MAX_ROLLOVERS} rollovers, the most; make a new federation"
             raise Refusal("federation", federation.name, remedy)
-        new = make_keys(keys_folder, federation.name, federation.care, number + 1)
-        old_key, new_key = (each.public(federation.post_quantum).hex() for each in (old, new))
+        new = make_keys(keys_folder, federation.name, federation.content.authority.care, number + 1)
+        old_key, new_key = (each.public(federation.content.post_quantum).hex() for each in (old, new))
         old_ca, new_ca = (each.ca_pem.decode() for each in (old, new))
         until = now + max(1, int(days * DAY_SECONDS))
         rollover = Rollover(federation.name, number, old_key, new_key, old_ca, new_ca, now, until)
         chain = (*old.rollovers, sign_rollover(rollover, old.signer, new.signer))
         replace_file(keys_folder / ROLLOVERS, write_chain(chain).encode())
-        desk = replace(desk, authority=open_authority(keys_folder, federation.name, federation.care))
+        desk = replace(
+            desk, authority=open_authority(keys_folder, federation.name, federation.content.authority.care)
+        )
         end_tokens(desk)
         return publish(desk)

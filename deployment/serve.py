@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.core_dumps import without_core_dumps
+from ..base.notice import warn
 from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..client.workbench import check_engine
@@ -65,7 +66,7 @@ from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .allowance import allowed_targets, budget_line, records_line
 from .open_link import Link, open_link
-from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, certificate_end, pace_of, required_clients
+from .pace import HEADS_SECONDS, POLL_SECONDS, Rosters, pace_of
 from .settings import SERVER, LinkSettings, ServerSettings, server_from_config, server_settings
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
@@ -76,7 +77,7 @@ RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
 WAITS = ("clients", "deadline", "patience", "wait")  # of `link`: neither noise nor accounting rests on them
-Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
+Open = Callable[[LinkSettings, ServerBundle, Nodes], AbstractContextManager[Link]]  # as `open_link`
 
 
 def serve(
@@ -94,8 +95,8 @@ def serve(
       folder: the server's bundle.
       overrides: Hydra's flags and overrides.
       as_json: print the result as JSON, and nothing else.
-      despite_alarm: go on with a run that an alarm has paused. Otherwise it stays so: a unit may start the same
-        command again and again.
+      despite_alarm: resume a run that an alarm has paused. By default it stays paused, because systemd may start the
+        same command again and again.
       callbacks: watch the run beside those that its settings name.
       reach: opens the link.
 
@@ -138,12 +139,13 @@ def refuse_roster(bundle: ServerBundle) -> None:
 
 
 def is_show_command(argv: Sequence[str]) -> bool:
-    """Whether the flags only ask Hydra to show something."""
+    """Return whether the flags only ask Hydra to show something."""
     args = arguments(argv)
     return args.cfg is not None or any(getattr(args, flag) for flag in SHOW_ONLY)
 
 
 def _show(argv: Sequence[str]) -> int:
+    """Print what a show command asks for; return the exit code."""
     args = arguments(["--config-name", SERVER, *argv])
     if args.help:
         print(help_text(compose_jobs(args)[0].config, ServerSettings))
@@ -163,11 +165,8 @@ def _nothing(config: DictConfig) -> None:
 def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettings:
     """Return the settings of the requested run; if it has begun, `resume` names its folder.
 
-    The link is the bundles' own unless another is named, which then is refused.
-
-    Args:
-      bundle: the server's.
-      overrides: Hydra's overrides; none goes on with the run that was left unfinished.
+    Without overrides it is the last unfinished run. The link is that of the bundles unless another is named, which is
+    refused when it is opened.
 
     Raises:
       Refusal: a mistake, or a run of this name was begun with other settings.
@@ -202,11 +201,16 @@ def _lasting(settings: ServerSettings) -> dict[str, Any]:
     return {**read, **read.pop("training")}  # its keys are on the same level as the others
 
 
+def _runs_in(folder: Path) -> list[Path]:
+    """Return the folders of the runs that have begun on a server, by name."""
+    return [config.parent for config in sorted((folder / RUNS).glob(f"*/{CONFIG}"))]
+
+
 def _close_finished(folder: Path) -> None:
     """Close the runs whose server was killed between result and close."""
-    for config in sorted((folder / RUNS).glob(f"*/{CONFIG}")):
-        if _result(config.parent).get("status") in FINISHED:
-            close_again(config.parent)
+    for where in _runs_in(folder):
+        if _result(where).get("status") in FINISHED:
+            close_again(where)
 
 
 def complete_overrides(
@@ -223,19 +227,18 @@ def complete_overrides(
 
 def _unfinished(folder: Path) -> Path | None:
     """Return the folder of the last begun run that has not finished."""
-    configs = sorted((folder / RUNS).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
-    folders = (path.parent for path in reversed(configs))
-    return next((where for where in folders if _result(where).get("status") not in FINISHED), None)
+    newest_first = sorted(_runs_in(folder), key=lambda where: (where / CONFIG).stat().st_mtime, reverse=True)
+    return next((where for where in newest_first if _result(where).get("status") not in FINISHED), None)
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
     """Yield name and settings of each run on this server that has released something and is over."""
-    for config in sorted((folder / RUNS).glob(f"*/{CONFIG}")):
-        result = _result(config.parent)
+    for where in _runs_in(folder):
+        result = _result(where)
         released = result.get("rounds_completed", 0) > result.get("rounds_abandoned", 0)
         with suppress(Refusal):  # settings of a release that this one cannot read
             if released and result.get("status") in FINISHED:
-                yield config.parent.name, _stored_settings(config.parent)
+                yield where.name, _stored_settings(where)
 
 
 def newest_heads(folder: Path, ledgers: str | None) -> dict[str, Head]:
@@ -245,28 +248,31 @@ def newest_heads(folder: Path, ledgers: str | None) -> dict[str, Head]:
 
     Args:
       folder: of the server's bundle.
-      ledgers: the setting `ledger.dir` of the ledgers.
+      ledgers: the setting `ledger.dir`.
 
     Returns:
-      The heads, by "run" or "question" and its name.
+      The heads, by "run NAME" or "question NAME".
     """
     answers = last_questions(folder / QUESTIONS).items()
     newest = {(ledger_dir, f"question {name}"): head for ledger_dir, (name, head) in answers}
     for where in sorted((folder / RUNS).glob("*")):
+        # A run has a head in its checkpoint, and once it has ended another in its result.
         stored: tuple[Any, ...] = (head_in(where), _result(where).get("ledger_head"))
         if heads := [Head(*each) for each in stored if each]:
-            newest[_ledgers_of(where), f"run {where.name}"] = max(heads)
+            newest[_ledger_dir_of(where), f"run {where.name}"] = max(heads)
     matching = {name: head for (ledger_dir, name), head in newest.items() if ledger_dir == (ledgers or "")}
     return matching or {name: head for (_, name), head in newest.items()}
 
 
-def _ledgers_of(where: Path) -> str:
+def _ledger_dir_of(where: Path) -> str:
+    """Return the setting `ledger.dir` of a run; empty for the server's own folder of ledgers."""
     with suppress(Refusal, OSError):  # settings of a release that this one cannot read
         return _stored_settings(where).ledger.dir or ""
     return ""
 
 
 def _stored_settings(where: Path) -> ServerSettings:
+    """Return the settings with which a run began."""
     check_file(where / CONFIG)
     config: Any = OmegaConf.load(where / CONFIG)
     return server_from_config(config)
@@ -280,6 +286,7 @@ def _result(where: Path) -> dict[str, Any]:
 
 
 def _print_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
+    """Print that a run is over and is not served again; return the exit code of its result."""
     status = Status(result["status"])
     state, remedy = "finished", "name a new one with run="
     if status is Status.PAUSED:
@@ -300,23 +307,28 @@ def _run(
     callbacks: Sequence[Callback],
     reach: Open,
 ) -> RunResult:
+    """Serve the run of a folder to its end, and return its result; the other arguments are those of `serve`."""
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
-    earlier = () if settings.resume else tuple(earlier_runs(bundle.folder))
-    lines = (f(federation, bundle.allowed, earlier) for f in (budget_line, records_line))
-    begins = [] if settings.resume else [each for each in lines if each]
+    lines = [f"{bundle.federation}: listening on {bundle.listen}"]
+    if not settings.resume:
+        earlier = tuple(earlier_runs(bundle.folder))
+        lines.append(budget_line(federation, bundle.allowed, earlier))
+        lines.append(records_line(federation, bundle.allowed, earlier))
     check_engine(federation.mode.gradients, federation.task, partial(held_out_of, federation.task))
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
         watching(Watch(bundle, settings, federation, unlogged.presence, rosters, quiet)) as watch,
     ):
-        link = with_log(with_differences(unlogged, federation), bundle, rosters)
-        required = partial(required_clients, federation)
+        link = unlogged
+        if federation.sends_differences:
+            link = replace(link, grid=DifferenceGrid(link.grid))
+        link = with_log(link, bundle, rosters)
         if not quiet:
-            print("\n".join([f"{bundle.federation}: listening on {bundle.listen}", *begins]), flush=True)
+            print("\n".join(filter(None, lines)), flush=True)
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(rosters, settings.link, link, watch.wait_for, required, certificate_end(bundle)),
+            pace=pace_of(bundle, federation, rosters, settings.link, link, watch.wait_for),
             callbacks=(watch,),
             objects=(Farewell(link, federation, bundle, rosters), *callbacks),
             renew=partial(renew_roster, rosters),
@@ -337,31 +349,31 @@ def _run(
 def note_outside(bundle: ServerBundle, where: Path) -> None:
     """Note in the folder of a finished run its witnesses, and a time stamp if an authority is configured.
 
-    The run stands without them: a failure is printed as a warning.
+    The run is valid without them.
     """
-
-    def witnesses() -> None:
+    with _warning():
         leaves = ServerLog(bundle.folder / LOG).leaves
         note_witnesses(bundle.folder / RUNS, leaves, read_cosigned(bundle.folder))
-
-    def time_stamp() -> None:
+    with _warning():
         if url := os.environ.get(TSA):
             stamp(where, url)
 
-    for note in (witnesses, time_stamp):
-        try:
-            note()
-        except (Refusal, OSError) as problem:
-            print(f"warning: {problem}", file=sys.stderr, flush=True)
 
-
-def with_differences(link: Link, federation: Federation) -> Link:
-    """Return the link, with models sent as differences if the run's settings enable that."""
-    return replace(link, grid=DifferenceGrid(link.grid)) if federation.sends_differences else link
+@contextmanager
+def _warning() -> Generator[None]:
+    """End the block at a failure, which is printed as a warning."""
+    try:
+        yield
+    except (Refusal, OSError) as problem:
+        warn(str(problem))
 
 
 def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
-    """Return the link with the transparency log, and with quotes if the server has a command for them."""
+    """Return the link with the transparency log, and with quotes if the server has a command for them.
+
+    Raises:
+      Refusal: the log cannot be read, lacks entries that a device has seen, or is not co-signed by its witnesses.
+    """
     try:
         log = ServerLog(bundle.folder / LOG)
     except OSError as error:
@@ -380,6 +392,7 @@ def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 
 def _log_loss(later_heads: LaterHeads, link: Link) -> str | None:
+    """Return a sentence if a connected device has seen entries that the log lacks; else None."""
     return later_heads.log_loss(each.log for each in link.presence().devices.values())
 
 
@@ -410,14 +423,16 @@ class Farewell:
         rounds = ending.result["rounds_completed"]
         learned = ending.status != Status.ALARMED and rounds > ending.result["rounds_abandoned"]
         model = ending.model if learned else {}
-        manifest = listed = ""
+        manifest_hash = manifest_text = ""
         if closed := (ending.folder / MANIFEST).exists():
-            read = read_manifest(ending.folder)
-            manifest, listed = read.hash, read.text
+            manifest = read_manifest(ending.folder)
+            manifest_hash, manifest_text = manifest.hash, manifest.text
         federation = apply_answer(self.federation, ending.folder)
         moments = json.dumps(federation.moments) if federation.moments else ""
         agreement = agreement_of(federation.task) or ""
-        run_over = RunOver(self.run, ending.status, rounds, model, agreement, manifest, moments, listed)
+        run_over = RunOver(
+            self.run, ending.status, rounds, model, agreement, manifest_hash, moments, manifest_text
+        )
         messages = [message_to(node, run_over) for node in self.link.presence().connected_since]
         if not messages and isinstance(self.link.grid, PassingGrid):  # the log holds the manifest in any case
             self.link.grid.keep_unsent(message_to(0, run_over).content)
@@ -431,7 +446,7 @@ class Farewell:
             missing, count = len(messages) - len(receipts), len(messages)
             logger.warning("%d of %d devices gave no receipt: %s", missing, count, reason)
         if closed and receipts:
-            description = RunDescription(self.bundle.federation, self.run, manifest)
+            description = RunDescription(self.bundle.federation, self.run, manifest_hash)
             self._write_receipts(ending.folder, description, receipts)
 
     def _write_receipts(self, folder: Path, run: RunDescription, by_node: Mapping[int, Receipt]) -> None:
@@ -468,7 +483,7 @@ def _interruptible() -> Generator[None]:
 
 
 def _authority_now(bundle: ServerBundle) -> tuple[bytes, tuple[Rollover, ...]]:
-    """Return the authority's key and its rollovers, which a command of the desk may have replaced while the server ran."""
+    """Return the authority's key and its rollovers, which the desk may have replaced while the server ran."""
     try:
         return read_authority(bundle.folder, bundle.federation)
     except Refusal as refusal:
@@ -477,7 +492,7 @@ def _authority_now(bundle: ServerBundle) -> tuple[bytes, tuple[Rollover, ...]]:
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
-    """Return the values that this bundle and these settings give a server in place of data."""
+    """Return the population of a server, which has real clients in the place of data."""
     ledgers = settings.ledger.dir
     return Deployed(
         run=settings.run,

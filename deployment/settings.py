@@ -1,23 +1,15 @@
 """Settings of ``fedveil server``: the group link, and the rules that real clients need."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from omegaconf import DictConfig
 from pydantic import Field
 
 from ..base.refusal import Refusal
-from ..client.extra import ADDS
 from ..configs.compose import arguments, compose_jobs, is_sweep, read_job
 from ..configs.group import Group, remedy
-from ..configs.privacy_settings import (
-    ClientDistributed,
-    Record,
-    RecordAndClient,
-    RecordDistributed,
-    SecaggSettings,
-    sum_level,
-)
+from ..configs.privacy_settings import Record, RecordAndClient, RecordDistributed, SecaggSettings, sum_level
 from ..configs.schema import FaultSettings, FederationSettings, InProcess, SimulationSettings
 from ..configs.settings import validated
 from ..configs.strict import Mistakes
@@ -51,6 +43,7 @@ class LinkSettings(Group):
 class ServerSettings(FederationSettings):
     """Settings of ``fedveil server``."""
 
+    simulates_clients: ClassVar[bool] = False
     run: Annotated[
         str,
         Field(
@@ -100,48 +93,36 @@ class ServerSettings(FederationSettings):
             if getattr(self.task, key, None) not in (None, "asked"):
                 remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"
                 yield f"task.{key}", remedy
-        yield from self._rules_of_clients()
+        yield from self._rules_of_privacy()
         if self.link.quorum is not None and self.secagg is not None:
             yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"
-        client = sum_level(self.privacy)
-        if self.observer != ADDS:
-            return
-        if client is None:
-            text = "its canary clients test a client-level claim, and there is none; use light"
-            yield "audit.name", text
-        elif isinstance(client, RecordDistributed):
-            text = "the server opens the sum in which canary records are scored, but only their owners may know which took part; use "
-            yield "audit.name", text + "light, and full in a simulation"
-        elif isinstance(client, ClientDistributed):
-            text = "a canary client needs keys in the roster, and the operator would know its share of the noise; use "
-            yield "audit.name", text + "light"
 
-    def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
+    def _rules_of_privacy(self) -> Iterator[tuple[str, str]]:
         """Yield missing public numbers, and noise that a client's own ledger cannot account for in advance."""
-        if isinstance(self.privacy, RecordDistributed):
-            if self.privacy.records is None:
+        privacy = self.privacy
+        if isinstance(privacy, RecordDistributed):
+            if privacy.records is None:
                 yield "privacy.records", "give the approximate number of records of all clients"
-            if self.privacy.most_records is None:
+            if privacy.most_records is None:
                 yield "privacy.most_records", "give an upper bound on the records of one client"
-        both = isinstance(self.privacy, RecordAndClient)
-        level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
-        if isinstance(level, Record) and level.clients_per_person is not None:
+        if isinstance(privacy, RecordAndClient):
+            record, record_path, client_path = privacy.record, "privacy.record", "privacy.client"
+        else:
+            record, record_path, client_path = privacy, "privacy", "privacy"
+        if isinstance(record, Record) and record.clients_per_person is not None:
             text = "each client charges its own ledger, and nobody can add up the ledgers of one person's clients; leave it "
             text += "null, or use privacy=record_distributed"
-            yield f"privacy{'.record' if both else ''}.clients_per_person", text
-        if isinstance(level, Record) and level.noise_multiplier is not None:
-            path = "privacy.record" if both else "privacy"
-            yield (
-                f"{path}.noise_multiplier",
-                "each client plans its own noise from target_epsilon; leave it null",
-            )
-        client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"
+            yield f"{record_path}.clients_per_person", text
+        if isinstance(record, Record) and record.noise_multiplier is not None:
+            text = "each client plans its own noise from target_epsilon; leave it null"
+            yield f"{record_path}.noise_multiplier", text
+        client = sum_level(privacy)
         if client and client.noise_schedule == "adaptive":
             text = "a client's own ledger accounts only for noise that is fixed in advance; use fixed"
-            yield f"{path}.noise_schedule", text
+            yield f"{client_path}.noise_schedule", text
         if client and client.noise == "correlated":
             text = "a client's own ledger accounts only for independent noise in each round; use independent"
-            yield f"{path}.noise", text
+            yield f"{client_path}.noise", text
 
 
 def server_from_config(cfg: DictConfig) -> ServerSettings:
@@ -149,8 +130,11 @@ def server_from_config(cfg: DictConfig) -> ServerSettings:
     settings = validated(ServerSettings, cfg)
     if settings.link.quorum is not None:
         return settings
-    none = settings.secagg is not None or _claims_a_draw(settings)
-    link = settings.link.model_copy(update={"quorum": 0.0 if none else DEFAULT_QUORUM})
+    level = sum_level(settings.privacy)
+    # Whoever saw that a quorum was met would learn about a draw that the accounting takes as secret; an encrypted sum has
+    # secagg.dropout.
+    must_not_show = settings.secagg is not None or (level is not None and settings.cohort.secret)
+    link = settings.link.model_copy(update={"quorum": 0.0 if must_not_show else DEFAULT_QUORUM})
     return settings.model_copy(update={"link": link})
 
 
@@ -174,9 +158,3 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
         raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
     (job,) = compose_jobs(args, server_from_config)
     return read_job(job, server_from_config)
-
-
-def _claims_a_draw(settings: FederationSettings) -> bool:
-    """Return whether the accounting rests on nobody seeing how many took part."""
-    level = sum_level(settings.privacy)
-    return level is not None and settings.cohort.secret

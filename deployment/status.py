@@ -72,6 +72,7 @@ def running(folder: Path) -> bool:
 
 
 def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
+    """Print a status; `runs` says whether its server is alive."""
     state, clients = status["state"], status["clients"]
     if not runs:
         state = "killed" if state in ("training", "waiting", "starting") else state
@@ -100,7 +101,7 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
 
 
 def authority_lines(clients: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each authority that devices follow by their own words, if a rollover has not reached all of them."""
+    """Return a line for each authority that devices report, if there are several: a rollover has not reached all of them."""
     members: dict[str, list[str]] = {}
     for each in clients:
         if each.get("authority"):
@@ -111,6 +112,7 @@ def authority_lines(clients: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:
+    """Return a line on one unit's budget; `refused` clients reported theirs as spent."""
     unit, target = f"{row['unit'].partition('_')[0]}s", row["target"]
     of, limit = "no target", "without a target"
     if target is not None:
@@ -146,6 +148,7 @@ def _table(clients: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _presence(client: Mapping[str, Any]) -> str:
+    """Return how long a client is connected, or when it was last."""
     if client.get("restored"):
         return "[red]restored or copied[/red]"
     if client["since"] is not None:
@@ -154,11 +157,13 @@ def _presence(client: Mapping[str, Any]) -> str:
 
 
 def _until(end: str) -> str:
+    """Return how many days a certificate is still valid."""
     seconds_left = datetime.fromisoformat(end).timestamp() - time.time()
     return "[red]ended[/red]" if seconds_left < 0 else f"{seconds_left / 86400:.0f} d left"
 
 
 def _ago(start: str) -> str:
+    """Return the time since a moment in the largest unit of which it has one."""
     seconds = max(0.0, time.time() - datetime.fromisoformat(start).timestamp())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:

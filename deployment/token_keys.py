@@ -14,7 +14,7 @@ from functools import cache
 from getpass import getpass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
@@ -27,9 +27,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from ..base.refusal import Refusal
 
+T = TypeVar("T")
+
 PIN = "FEDVEIL_PIN"  # environment variable: the token's
 ED25519, P256 = "1.3.101.112", "1.2.840.10045.3.1.7"  # curves, RFC 8410 and RFC 5480
-POINT_BYTES = {ED25519: 32, P256: 65}
+POINT_BYTES = {ED25519: 32, P256: 65}  # of a public key, without PKCS#11's prefix
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,12 @@ def _stays(*_: object, **__: object) -> NoReturn:
     raise NotImplementedError("the key never leaves its token")
 
 
+def _itself(key: T, *_: object) -> T:
+    return key
+
+
 class TokenEd25519(Ed25519PrivateKey):
-    """Ed25519 key on a token."""
+    """Ed25519 key on a token, which signs there by `sign`."""
 
     def __init__(self, public: Ed25519PublicKey, sign: Callable[[bytes], bytes]) -> None:
         self._public, self._sign = public, sign
@@ -64,16 +70,11 @@ class TokenEd25519(Ed25519PrivateKey):
         return self._sign(bytes(data))
 
     private_bytes_raw = private_bytes = _stays
-
-    def __copy__(self) -> TokenEd25519:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> TokenEd25519:
-        return self
+    __copy__ = __deepcopy__ = _itself
 
 
 class TokenP256(EllipticCurvePrivateKey):
-    """ECDSA key on P-256 on a token."""
+    """ECDSA key on P-256 on a token, which signs digests there by `sign`."""
 
     def __init__(self, public: EllipticCurvePublicKey, sign: Callable[[bytes], bytes]) -> None:
         self._public, self._sign = public, sign
@@ -100,21 +101,13 @@ class TokenP256(EllipticCurvePrivateKey):
         return 256
 
     exchange = private_numbers = private_bytes = _stays
-
-    def __copy__(self) -> TokenP256:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> TokenP256:
-        return self
+    __copy__ = __deepcopy__ = _itself
 
 
 def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[TokenEd25519, TokenP256]:
-    """Return the authority's keys on a token: one signs rosters, the other certificates.
+    """Return the keys of a federation's authority on a token: one signs rosters, the other certificates.
 
-    Args:
-      choice: of the token.
-      federation: whose authority it is; the keys' labels name it.
-      make: whether they are made if the token has none.
+    The keys' labels name the federation. With `make` they are made if the token has none.
 
     Raises:
       Refusal: python-pkcs11 is missing, or the token does not have the keys or does not let them be used.
@@ -150,27 +143,23 @@ def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[Tok
 
 @cache  # a process logs in to a token once
 def _session(choice: TokenChoice) -> Any:
-    return (
-        import_module("pkcs11")
-        .lib(choice.module)
-        .get_token(token_label=choice.label)
-        .open(rw=True, user_pin=_pin(choice))
-    )
+    token = import_module("pkcs11").lib(choice.module).get_token(token_label=choice.label)
+    return token.open(rw=True, user_pin=_pin(choice))
 
 
 def _pair(session: Any, label: str, curve: str, make: bool) -> tuple[bytes, Any]:
-    """Return the point of a public key, and the private key that stays on the token."""
+    """Return the point of a public key on `curve`, ED25519 or P256, and the private key that stays on the token."""
     pkcs11, curves = import_module("pkcs11"), import_module("pkcs11.util.ec")
-    edwards, kinds = curve == ED25519, pkcs11.ObjectClass
+    kinds = pkcs11.ObjectClass
     try:
         public = session.get_key(label=label, object_class=kinds.PUBLIC_KEY)
         private = session.get_key(label=label, object_class=kinds.PRIVATE_KEY)
     except pkcs11.exceptions.NoSuchKey:
         if not make:
             raise
-        kind = pkcs11.KeyType.EC_EDWARDS if edwards else pkcs11.KeyType.EC
-        mechanisms = pkcs11.Mechanism
-        mechanism = mechanisms.EC_EDWARDS_KEY_PAIR_GEN if edwards else mechanisms.EC_KEY_PAIR_GEN
+        kind, mechanism = pkcs11.KeyType.EC, pkcs11.Mechanism.EC_KEY_PAIR_GEN
+        if curve == ED25519:
+            kind, mechanism = pkcs11.KeyType.EC_EDWARDS, pkcs11.Mechanism.EC_EDWARDS_KEY_PAIR_GEN
         parameters = {pkcs11.Attribute.EC_PARAMS: curves.encode_named_curve_parameters(curve)}
         domain = session.create_domain_parameters(kind, parameters, local=True)
         public, private = domain.generate_keypair(mechanism=mechanism, store=True, label=label)

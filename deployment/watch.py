@@ -36,7 +36,7 @@ from .status import STATUS, earlier_clients
 
 LOG = "server.log"
 LOOK_SECONDS = 1.0
-MAX_NAMES = 5  # of clients that are away
+MAX_NAMES = 5  # of absent clients in a sentence
 OF_DEVICE = ("roster", "version", "suites", "authority")  # what a device says of itself
 LOG_BYTES, NUM_LOGS = 10 * 2**20, 3
 
@@ -44,17 +44,17 @@ logger = logging.getLogger("fedveil.server")
 
 
 def describe_absent(members: Sequence[Member], presence: Presence, seconds: float, what: str) -> str:
-    """Report the members that are not connected, and how long `what` waits for them; nothing if all are."""
-    away = [each.name for each in members if each.node not in presence.connected_since]
-    if not away:
+    """Return a sentence on the members that are not connected, and how long `what` waits for them; empty if all are."""
+    absent = [each.name for each in members if each.node not in presence.connected_since]
+    if not absent:
         return ""
-    names = ", ".join([*away[:MAX_NAMES], *(["..."] if len(away) > MAX_NAMES else [])])
-    sentence = f"{len(away)} of {len(members)} clients are not connected yet ({names})"
+    names = ", ".join([*absent[:MAX_NAMES], "..."] if len(absent) > MAX_NAMES else absent)
+    sentence = f"{len(absent)} of {len(members)} clients are not connected yet ({names})"
     return f"{sentence}: {what} waits for them, up to {seconds:g} s (link.deadline)"
 
 
 class Watch:
-    """Callback that collects the status, and writes it at most once a second if it has changed."""
+    """Callback that collects the status, and writes it at most once a second if it has changed; `quiet` prints nothing."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Watch:
         federation: Federation,
         presence: Callable[[], Presence],
         rosters: Callable[[], SignedRoster],
-        quiet: bool = False,
+        quiet: bool,
     ) -> None:
         self._rosters, self._version = rosters, bundle.roster.version
         self._quiet = quiet
@@ -71,7 +71,8 @@ class Watch:
         self.settings, self._federation = settings, federation
         self._rows: list[Mapping[str, Any]] = []
         self._audit: ObserverLine | None = None
-        self._state, self._reason, self._waited = "starting", "", False
+        self._state, self._reason = "starting", ""
+        self._has_trained = False  # before the first round the absent clients are printed once
         self._started, self._present = time.time(), set[int]()
         self._stop = threading.Event()
         self._earlier_clients = earlier_clients(bundle.folder)
@@ -91,6 +92,7 @@ class Watch:
         log("round", run=self.settings.run, **{key: end.row[key] for key in LOGGED if key in end.row})
 
     def _look(self, audit: ObserverLine | None) -> None:
+        """Log the alarms of the audit that are new since the last look."""
         previous, self._audit = self._audit, audit
         self._set_state("training", "")
         num_alarms = len(previous.alarms_in_words()) if previous else 0
@@ -99,21 +101,22 @@ class Watch:
 
     def wait_for(self, clients: int) -> None:
         """Record that the next round waits for this many connected clients; 0: that it may begin."""
-        waiting, link, members = "", self.settings.link, len(self._rosters()[0].members)
-        if clients:
-            of_all = clients <= math.ceil(link.clients * members)
-            reason = f"link.clients={link.clients:g}" if of_all else "an encrypted sum needs them"
-            waiting = f"for {clients} of {members} clients ({reason}), up to {link.wait:g} s (link.wait)"
-        if waiting and self._state != "waiting":
+        link, members = self.settings.link, self._rosters()[0].members
+        if not clients:
+            if not (self._quiet or self._has_trained):
+                self._has_trained = True
+                if absent := describe_absent(members, self._presence(), link.deadline, "a round"):
+                    say(absent)
+            self._set_state("training", "")
+            return
+        is_share = clients <= math.ceil(link.clients * len(members))
+        reason = f"link.clients={link.clients:g}" if is_share else "an encrypted sum needs them"
+        wait = f"for {clients} of {len(members)} clients ({reason}), up to {link.wait:g} s (link.wait)"
+        if self._state != "waiting":
             log("waits", run=self.settings.run, clients=clients)
             if not self._quiet:
-                say(f"waiting {waiting}")
-        if not (clients or self._quiet or self._waited):
-            self._waited = True
-            roster = self._rosters()[0]
-            if away := describe_absent(roster.members, self._presence(), link.deadline, "a round"):
-                say(away)
-        self._set_state("waiting" if clients else "training", waiting)
+                say(f"waiting {wait}")
+        self._set_state("waiting", wait)
 
     def end(self, ending: RunEnd) -> None:
         """Handle the end of the run."""
@@ -177,7 +180,7 @@ class Watch:
         self._stop.set()
 
     def _write(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Return the written status; an error here, such as a full disk or a failing link, does not affect the run."""
+        """Write the status if it differs from `before`, and return it; an error, such as a full disk, does not affect the run."""
         try:
             return self._write_if_changed(before)
         except OSError as error:
@@ -203,6 +206,7 @@ class Watch:
                 say(f"roster version {version}, of {clients} clients, from the next round on")
 
     def _log_arrivals(self, here: set[int]) -> None:
+        """Log the nodes that have connected or disconnected since the last call."""
         for event, nodes in (("connected", here - self._present), ("disconnected", self._present - here)):
             for node in sorted(nodes):
                 log(event, node=node)
@@ -295,6 +299,7 @@ def watching(watch: Watch) -> Generator[Watch]:
 
 @contextmanager
 def _logging(path: Path) -> Generator[None]:
+    """Write the server's log to a file within the context."""
     with refusing("log", path, "cannot be written"):
         handler = LogFile(path, maxBytes=LOG_BYTES, backupCount=NUM_LOGS)
     handler.setFormatter(JsonLines())
@@ -308,6 +313,7 @@ def _logging(path: Path) -> Generator[None]:
 
 
 def _utc(seconds: float | None) -> str | None:
+    """Return a Unix second as text, UTC; None for none, or an infinite one."""
     if seconds is None or not math.isfinite(seconds):
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -46,6 +46,15 @@ Restart=on-failure
 RestartPreventExitStatus=2 3 4 5
 MemoryMax=512M"""
 
+# Folder in /var/lib, which is the bundle, and lines of the service. What a unit runs is in /opt/fedveil. `run.env` in the
+# server's bundle names its run; a run that is refused, has no budget, or was ended or left in doubt by an alarm of its
+# audit is not tried again.
+_SERVICES = {
+    CLIENT_UNIT: ("fedveil-client", _CLIENT),
+    SERVER_UNIT: ("fedveil-server", _SERVER),
+    ENROLMENT_UNIT: ("fedveil-server", _ENROLMENT),
+}
+
 # The bundle is the state folder: systemd gives it to the service's own, fresh user. Nothing of torch, OpenBLAS or
 # SQLite needs what is taken away; MemoryDenyWriteExecute is not set since torch generates code. Of the open files
 # `base/open_files.py` lets in a quarter as connections.
@@ -57,7 +66,7 @@ After=network-online.target time-sync.target
 StartLimitIntervalSec=0
 
 [Service]
-{own}
+{service}
 RestartSec=10
 KillMode=control-group
 TimeoutStopSec=60
@@ -99,62 +108,56 @@ WantedBy=multi-user.target
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """Write the server's bundle except its private key; the admission list comes first."""
-    settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
-    if federation.enrolment is not None:
-        settings["enrolment"] = federation.enrolment.listen
-    _write(
-        folder,
-        {
-            "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
-            "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
-            ROSTER: _roster(authority, register),
-            "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
-            "server.toml": tomli_w.dumps(settings).encode(),
-            OWNERS: tomli_w.dumps(_owners(federation, register)).encode(),
-            "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
-            "ca.pem": authority.ca_pem,
-            "tls.pem": register.server.encode(),
-            **_rollovers(authority),
-            **({FORMER: register.former_server.encode()} if register.former_server else {}),
-            SERVER_UNIT: server_unit(federation.name).encode(),
-            **({ENROLMENT_UNIT: enrolment_unit(federation.name).encode()} if federation.enrolment else {}),
-            **_tables(federation),
-        },
-    )
+    """Write the server's bundle except its private key; the list of admitted keys comes first."""
+    server, link = federation.content.server, federation.content.link
+    settings = {"federation": federation.name, "listen": server.listen_address, "link": link}
+    files = {
+        "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
+        "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
+        ROSTER: _roster(authority, register),
+        "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
+        OWNERS: tomli_w.dumps(_owners_budget(federation, register)).encode(),
+        "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
+        "ca.pem": authority.ca_pem,
+        "tls.pem": register.server.encode(),
+        **_rollovers(authority),
+        SERVER_UNIT: unit_of(SERVER_UNIT, "server", federation.name),
+        **_tables(federation),
+    }
+    if addresses := server.enrolment_addresses:
+        settings["enrolment"] = addresses.listen
+        files[ENROLMENT_UNIT] = unit_of(ENROLMENT_UNIT, "enrolment", federation.name)
+    if register.former_server:
+        files[FORMER] = register.former_server.encode()
+    _write(folder, {**files, "server.toml": tomli_w.dumps(settings).encode()})
     if not register.former_server:
         (folder / FORMER).unlink(missing_ok=True)
     keys = {f"{each.name}.pub": each.supernode.encode() for each in register.admitted}
     _write(folder / SUPERNODES, keys)
     for path in (folder / SUPERNODES).iterdir():
-        if path.name not in keys:  # of who was revoked, or half of a file that a power cut left
+        if path.name not in keys:  # a revoked client's, or half of a file that a power cut left
             path.unlink()
 
 
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """Write the bundles of all admitted clients, except their private keys.
+    """Write the bundles of all admitted clients to their folders in `folder`, except private keys.
 
-    Args:
-      folder: of all bundles.
-      federation: that they are of.
-      authority: signs the roster.
-      register: of who is admitted.
-      requirements: of every device; empty gives none, and takes away those of earlier.
+    Empty requirements remove those of earlier. A device that enrolled by a token has no bundle here.
     """
     roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:
-        if issued.enrolled:  # what the desk made for it before is admitted no longer
-            for key in PRIVATE:
-                (folder / issued.name / key).unlink(missing_ok=True)
-            continue
-        files = client_files(federation, authority, register, issued, requirements)
-        _write(folder / issued.name, {**files, **roster})
-        for name in {REQUIREMENTS, ROLLOVERS} - files.keys():
-            (folder / issued.name / name).unlink(missing_ok=True)
-        for key in PRIVATE if issued.on_device else ():  # once the device has made its own
-            (folder / issued.name / key).unlink(missing_ok=True)
+        bundle = folder / issued.name
+        outdated = (
+            {*PRIVATE} if issued.on_device else set[str]()
+        )  # the desk's keys, before the device made its own
+        if not issued.enrolled:
+            files = client_files(federation, authority, register, issued, requirements)
+            _write(bundle, {**files, **roster})
+            outdated |= {REQUIREMENTS, ROLLOVERS} - files.keys()
+        for name in outdated:
+            (bundle / name).unlink(missing_ok=True)
 
 
 def client_files(
@@ -173,7 +176,7 @@ def client_files(
         "policy.toml": tomli_w.dumps(_present_values({**policy, **trust})).encode(),
         "tls.pem": issued.certificate.encode(),
         **(_rollovers(authority) if authority.former else {}),
-        CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
+        CLIENT_UNIT: unit_of(CLIENT_UNIT, f"client {issued.name}", federation.name),
         **(_tables(federation) if entry.task["name"] == TABLES else {}),
     }
 
@@ -190,12 +193,10 @@ def _rollovers(authority: Authority) -> dict[str, bytes]:
     return {ROLLOVERS: write_chain(authority.rollovers).encode()} if authority.rollovers else {}
 
 
-def _owners(federation: FederationFile, register: Register) -> dict[str, float]:
+def _owners_budget(federation: FederationFile, register: Register) -> dict[str, float]:
     """Return the budget that every member's policy allows; before there is a member, every policy of the file."""
-    entries = [federation.entry(each.name) for each in register.admitted] or [
-        *federation.clients,
-        *federation.patterns,
-    ]
+    entries = [federation.entry(each.name) for each in register.admitted]
+    entries = entries or [*federation.clients, *federation.patterns]
     policies = [each.policy for each in entries if each is not None]
     return {key: min(float(each[key]) for each in policies) for key in ("target_epsilon", "target_delta")}
 
@@ -206,16 +207,17 @@ def _tables(federation: FederationFile) -> dict[str, bytes]:
 
 
 def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
+    """Return the content of a client's client.toml; the options that its schema holds are not repeated."""
     task = _present_values(entry.task)
-    if entry.task["name"] == TABLES:  # what the schema of the bundle holds
+    if entry.task["name"] == TABLES:
         options = {key: value for key, value in entry.task["options"].items() if key not in OF_SCHEMA}
         task = {**task, "options": {**options, "schema": SCHEMA}}
     return {
         "federation": federation.name,
         "name": issued.name,
         "node": issued.node,
-        "server": federation.address,
-        "link": federation.link,
+        "server": federation.content.server.address,
+        "link": federation.content.link,
         "task": {"client": issued.node - FIRST_NODE, **task},
         "eligibility": _present_values(entry.eligibility),
     }
@@ -230,25 +232,14 @@ def _json(values: Mapping[str, int | str]) -> bytes:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write those files of a bundle that differ from the ones on disk."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     current = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
     if fresh := {name: data for name, data in files.items() if current.get(name) != data}:
         replace_files(folder, fresh, PUBLIC)
 
 
-def client_unit(federation: str, name: str) -> str:
-    """Return the unit of one client; its bundle is in /var/lib/fedveil-client, the package in /opt/fedveil."""
-    return _UNIT.format(what=f"client {name}", federation=federation, folder="fedveil-client", own=_CLIENT)
-
-
-def enrolment_unit(federation: str) -> str:
-    """Return the unit of the server's port for enrolments, beside the server's own unit."""
-    return _UNIT.format(what="enrolment", federation=federation, folder="fedveil-server", own=_ENROLMENT)
-
-
-def server_unit(federation: str) -> str:
-    """Return the unit of the server; its bundle lies in /var/lib/fedveil-server, and `run.env` there names the run.
-
-    A run that is refused, has no budget, or was ended or left in doubt by an alarm of its audit is not tried again.
-    """
-    return _UNIT.format(what="server", federation=federation, folder="fedveil-server", own=_SERVER)
+def unit_of(name: str, what: str, federation: str) -> bytes:
+    """Return systemd's unit of this name, for `what` of the federation."""
+    folder, service = _SERVICES[name]
+    return _UNIT.format(what=what, federation=federation, folder=folder, service=service).encode()

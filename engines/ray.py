@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Error, Message
@@ -33,13 +33,19 @@ from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InP
 from .settings import Ray
 
 DIED = "worker died"  # why its clients' answers are missing
-AHEAD = 2  # shares that an actor holds, so that none waits for a message
+AHEAD = 2  # shares that are on the way to an actor, so that none waits for a message
 INLINE_BYTES = 80_000  # of arrays: Ray carries arguments of up to 100 KiB in the call, in a fifth of the time
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
 
-SumStart = tuple[CohortOrder, int]  # an instruction to nobody yet, and the coordinates of its sum
-# A partial sum, if it was fetched, and the nodes that keep state there.
-Added = tuple[CohortSum | None, list[int]]
+SumStart = tuple[CohortOrder, int]  # an instruction without nodes, and the number of coordinates of its sum
+
+
+class Added(NamedTuple):
+    """Result of a call that adds: the actor's partial sum, None until it is fetched, and the nodes that keep state there."""
+
+    part: CohortSum | None
+    stateful: list[int]
+
 
 # Set before Ray is imported: it reports no usage, and does not warn of how it will treat missing accelerators.
 RAY_DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -92,7 +98,7 @@ class Trainer:
 
     @cached_property
     def _grid(self) -> InProcessGrid:
-        # Made in a call and not with the actor, whose death would not tell why.
+        """The actor's clients; made in its first call, whose failure has a reason, and not with the actor."""
         return self._clients.grid()
 
     def ready(self) -> int:
@@ -111,11 +117,11 @@ class Trainer:
             self._order, size = sum_start
             self._sum = CohortSum(np.zeros(size))
         self._sum = self._grid.add(replace(self._order, nodes=nodes), self._sum)
-        return self.fetch() if last else (None, self._grid.stateful)
+        return self.fetch() if last else Added(None, self._grid.stateful)
 
     def fetch(self) -> Added:
         """Return the sum since the round began."""
-        return self._sum, self._grid.stateful
+        return Added(self._sum, self._grid.stateful)
 
     def answers(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         """Return the clients' replies, and the nodes that keep state here."""
@@ -128,8 +134,11 @@ class RayGrid(AskingGrid):
 
     Attributes:
       clients: of the simulation.
-      actors: how many, at least 1.
+      actors: number of actors, at least 1.
     """
+
+    # Actors have numbers from 0. `_starting` has the number of each that has not answered yet, by its pending call; `_homes`
+    # has the actor that keeps a node's state; `_together` is the number of clients that an actor trains at once, or 0.
 
     clients: Clients
     actors: int
@@ -174,19 +183,20 @@ class RayGrid(AskingGrid):
         """Deal shares to these actors until no share or no actor is left; each then returns its sum."""
         import ray
 
-        calls: dict[Any, int] = {}
-        fetches: set[int] = set()  # for their sums
+        calls: dict[Any, int] = {}  # pending, with the actor's number
+        fetched = set[int]()  # actors whose last call returns their sum
         ahead = 1 if self._together else AHEAD
 
         def give(index: int) -> None:
-            first = not shares.shares[index]
+            """Send an actor its next share or, if none is left, fetch its sum."""
+            is_first, actor = not shares.shares[index], self._actors[index]
             if share := shares.next(index):
-                last = self._together > 0 or not shares.remaining
-                calls[self._actors[index].add.remote(share, sum_start if first else None, last)] = index
-            elif last := bool(shares.shares[index]) and index not in fetches:
-                calls[self._actors[index].fetch.remote()] = index
-            if last:
-                fetches.add(index)
+                is_last = self._together > 0 or not shares.remaining
+                calls[actor.add.remote(share, sum_start if is_first else None, is_last)] = index
+            elif is_last := not is_first and index not in fetched:
+                calls[actor.fetch.remote()] = index
+            if is_last:
+                fetched.add(index)
 
         for index in here * ahead:
             give(index)
@@ -198,19 +208,21 @@ class RayGrid(AskingGrid):
                 if self._take(_result(call) if ready else None, index, shares, total):
                     give(index)
                 else:
-                    calls = {other: at for other, at in calls.items() if at != index}
+                    calls = {other: number for other, number in calls.items() if number != index}
 
     def _take(self, added: Added | None, index: int, shares: _Shares, total: CohortSum) -> bool:
-        """Merge an actor's sum, and return whether the actor is alive; if it is lost, its clients are dropped."""
+        """Merge the result of an actor's call, None if it died or is late, into the total; return whether it is alive.
+
+        The clients of a lost actor are dropped.
+        """
         if added is None:
             self._replace(index)
             total.drop(DIED, len(shares.shares[index]))
             shares.shares[index] = []
             return False
-        part, stateful = added
-        self._homes |= dict.fromkeys(stateful, index)
-        if part is not None:
-            total.merge(part)
+        self._homes |= dict.fromkeys(added.stateful, index)
+        if added.part is not None:
+            total.merge(added.part)
             shares.shares[index] = []
         return True
 
@@ -249,10 +261,11 @@ class RayGrid(AskingGrid):
                 yield from replies
 
     def _patience(self, clients: int) -> float:
+        """Return the seconds after which a call on so many clients is late."""
         return self.clients.deadline * clients + GRACE_SECONDS
 
     def _live_actors(self, required: int = 1) -> list[int]:
-        """Return the live actors; if they are fewer than wanted, wait for those that are starting."""
+        """Return the numbers of the live actors; if they are fewer than required, wait for those that are starting."""
         import ray
 
         if self._starting:
@@ -268,6 +281,7 @@ class RayGrid(AskingGrid):
         return sorted({*range(self.actors)} - {*self._starting.values()})
 
     def _start(self, number: int) -> None:
+        """Start an actor; it gets no share before it is ready."""
         import ray
 
         actor_type: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Trainer)
@@ -276,6 +290,7 @@ class RayGrid(AskingGrid):
         self._starting[actor.ready.remote()] = number
 
     def _replace(self, index: int) -> None:
+        """Kill an actor and start another in its place; the state of its nodes is lost."""
         import ray
 
         ray.kill(self._actors[index])
@@ -284,14 +299,18 @@ class RayGrid(AskingGrid):
 
 
 class _Shares:
-    """Shares of a cohort: first three quarters of an even deal to each actor, then half of what one of the rest would be.
+    """Shares of a cohort for actors. The first share of each is three quarters of an even one, later ones are ever smaller.
 
     Args:
       nodes: of the cohort.
-      homes: actors of the nodes that keep state; each is dealt to its own.
-      actors: how many there are.
-      together: clients that an actor should train at once: even shares, of no fewer, are dealt; 0 for one after the
-        other.
+      homes: actors of the nodes that keep state, to which alone these go.
+      actors: number of actors.
+      together: number of clients that an actor should train at once; then shares are even, and of no fewer clients. 0 for
+        one after the other.
+
+    Attributes:
+      shares: by actor, the nodes whose replies its present sum has or will have.
+      longest: size of the largest share so far.
     """
 
     def __init__(
@@ -313,9 +332,8 @@ class _Shares:
         """Return the next share of an actor; empty when there is none."""
         share, self._by_home[index] = self._by_home[index], []
         if not share:
-            size = (
-                self._first if not self.shares[index] else math.ceil(len(self._rest) / (2 * len(self.shares)))
-            )
+            half_of_even = math.ceil(len(self._rest) / (2 * len(self.shares)))
+            size = half_of_even if self.shares[index] else self._first
             share, self._rest = self._rest[:size], self._rest[size:]
         self.shares[index] = [*self.shares[index], *share]
         self.longest = max(self.longest, len(share))
@@ -326,10 +344,10 @@ def _travelling(instruction: SumStart) -> Any:
     """Return an instruction for actors: itself if it is small, otherwise a reference to the object store."""
     import ray
 
-    arrays = instruction[0].content.array_records.values()
-    sizes = (math.prod(a.shape) * np.dtype(a.dtype).itemsize for record in arrays for a in record.values())
-    large = sum(sizes) > INLINE_BYTES
-    return ray.put(instruction) if large else instruction
+    order, _ = instruction
+    arrays = [each for record in order.content.array_records.values() for each in record.values()]
+    size = sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in arrays)
+    return ray.put(instruction) if size > INLINE_BYTES else instruction
 
 
 def _result(call: Any) -> Any:
@@ -346,6 +364,7 @@ def _result(call: Any) -> Any:
 
 
 def _start_ray(settings: Ray) -> None:
+    """Start Ray on this machine, or connect to the cluster of the settings, unless this process has done so already."""
     for name, value in (RAY_DEFAULTS | ({} if settings.address else RAY_ON_LOOPBACK)).items():
         os.environ.setdefault(name, value)
     import ray

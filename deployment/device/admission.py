@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...base.bounded_decoding import Undecodable, read_json
 from ...base.refusal import Refusal
-from ...configs.bundle_files import ROLLOVERS, SCHEMA
+from ...configs.bundle_files import CERTIFICATE, ROLLOVERS, SCHEMA
 from ...privacy.secagg.double_signature import (
     AUTHORITY_BYTES,
     BOTH_BYTES,
@@ -18,20 +18,19 @@ from ...privacy.secagg.double_signature import (
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.suite import SIGNATURE_BYTES
 from ...privacy.secagg.transcript import Purpose, digest, frame
-from .client_bundle import DEVICE_FILE, POLICY
+from .client_bundle import CA, DEVICE_FILE, POLICY
 
-FILES = frozenset(
-    {
-        "ca.pem",
-        "tls.pem",
-        DEVICE_FILE,
-        POLICY,
-        ROLLOVERS,
-        SCHEMA,
-        "requirements.txt",
-        "fedveil-client.service",
-    }
-)
+# Files of a bundle that an authority may send; keys and the roster come otherwise.
+FILES = {
+    CA,
+    CERTIFICATE,
+    DEVICE_FILE,
+    POLICY,
+    ROLLOVERS,
+    SCHEMA,
+    "requirements.txt",
+    "fedveil-client.service",
+}
 _CONTEXT = digest(Purpose.ADMISSION)
 
 
@@ -41,16 +40,12 @@ def write_admission(
     identity: bytes,
     files: Mapping[str, bytes],
     *,
-    doubly: bool = False,
+    doubly: bool,
 ) -> bytes:
-    """Return the authority's answer to a device that it admits.
+    """Return the authority's answer to a device that it admits: the texts of its bundle's files by name, in UTF-8.
 
-    Args:
-      authority: signs it.
-      name: of the client.
-      identity: its Ed25519 public key, 32 bytes.
-      files: of its bundle, by name, texts in UTF-8.
-      doubly: whether the authority's ML-DSA key signs as well.
+    The signature binds them to the client's name and to its identity, an Ed25519 public key of 32 bytes. If the authority
+    signs doubly, its ML-DSA key does so too.
     """
     body = json.dumps({file: data.decode() for file, data in files.items()}).encode()
     signed = frame(Purpose.ADMISSION, name, identity, body)
@@ -58,19 +53,15 @@ def write_admission(
 
 
 def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) -> dict[str, bytes]:
-    """Return the files that the authority has signed for this device, by name.
+    """Return the files in an admission that the authority has signed for this name and identity, by name.
 
-    Args:
-      data: as `write_admission` returned it.
-      authority: its Ed25519 public key, 32 bytes; if the hash of its ML-DSA key follows, both must have signed.
-      name: of the client.
-      identity: its Ed25519 public key, 32 bytes.
+    The authority is its Ed25519 public key, 32 bytes; if the hash of its ML-DSA key follows, both must have signed.
 
     Raises:
       Refusal: it is not for this device, or not signed by the authority.
     """
-    end = AUTHORITY_BYTES if len(authority) == BOTH_BYTES else SIGNATURE_BYTES
-    signature, body = data[:end], data[end:]
+    length = AUTHORITY_BYTES if len(authority) == BOTH_BYTES else SIGNATURE_BYTES
+    signature, body = data[:length], data[length:]
     try:
         verify_authority(authority, _CONTEXT, frame(Purpose.ADMISSION, name, identity, body), signature)
         content = read_json(body)

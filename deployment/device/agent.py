@@ -46,7 +46,6 @@ from ...messages.renewal import DeviceFacts, facts_reply, read_renewal, rollover
 from ...messages.run_over import RunOver, read_over, reply_with
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import hash_chain
-from ...privacy.ledger.receipt import Receipt
 from .authority import adopt_rollovers
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, clock_fault, read_device
@@ -64,6 +63,8 @@ WAIT_SECONDS = 10.0  # between two checks of a wrong clock or a full disk
 REST_SECONDS = 120.0  # the longest wait between two attempts to connect once a run is over
 RESTING = "the run is over; polling for another at least every 2 minutes"
 
+# Follows a server until the event is set. It takes the handler of messages, the file of its journal, the event, the
+# display of its current activity, and the longest wait between two attempts to connect.
 Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None], Longest], None]
 
 
@@ -93,15 +94,19 @@ class Health:
 
 
 class Agent:
-    """Agent that answers the link's messages, and keeps the health file and the final model of a run."""
+    """Agent that answers the link's messages, and keeps the health file and the final model of a run.
+
+    The event `over` is set when a run is over. `device` answers the rounds; it is None until the clock is right.
+    """
 
     def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:
-        settings, self._bundle = bundle.settings, bundle
-        self._path = bundle.state / HEALTH
+        settings, self._bundle, self._state = bundle.settings, bundle, bundle.state
         self._health = Health(settings.name, settings.federation, settings.node, os.getpid(), "starting")
         self._lock = threading.Lock()
-        self._over, self._state = over or threading.Event(), bundle.state
-        self._rests = read_ended(bundle.state) is not None
+        self._over = over or threading.Event()
+        self._rests = (
+            read_ended(bundle.state) is not None
+        )  # whether the last run is over and no other has begun
         self.device: Device | None = None
 
     def say(self, state: str) -> None:
@@ -114,7 +119,7 @@ class Agent:
         self._note(state=state)
 
     def handle(self, message: Message) -> Message:
-        """Answer one message."""
+        """Answer one message: of a run's end, of a later certificate, or of a round."""
         if (over := read_over(message)) is not None:
             return self._ended(message, over)
         if (certificate := read_renewal(message)) is not None:
@@ -130,7 +135,7 @@ class Agent:
         if outcome in ("not eligible", "not ready"):
             with suppress(OSError):  # without open files; the device has logged it
                 outcome += f": {self.device.ineligibility() or 'a moment ago'}"
-        run, number = ("", 0) if SPEC_RECORD not in message.content else read_round(message.content)
+        run, number = read_round(message.content) if SPEC_RECORD in message.content else ("", 0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._note(run=run, round=number, outcome=outcome, at=now, answered=self._health.answered + 1)
         return reply
@@ -161,11 +166,12 @@ class Agent:
         return facts_reply(message, facts)
 
     def _ended(self, message: Message, over: RunOver) -> Message:
+        """Store the end of a run and its final model, and reply with a receipt."""
         try:
             if self.device is not None:
                 self.device.check_log(message.content)
             self.say(str(record_end(self._state, over)))
-            receipt = self._receipt(over)
+            receipt = receipt_for(self._bundle, over)
         except NotTrained as refusal:
             return Message(Error(refusal.code, "the client does not accept it"), reply_to=message)
         except OSError as error:
@@ -176,29 +182,21 @@ class Agent:
         self._over.set()
         return reply_with(receipt, message)
 
-    def _receipt(self, over: RunOver) -> Receipt | None:
-        try:
-            LedgerHeads(self._state).require()  # or a receipt would bind ledgers that lack releases
-        except Refusal as refusal:
-            logger.error("no receipt is given: %s", refusal)
-            return None
-        return receipt_for(self._bundle, over)
-
     def _note(self, **changed: str | int) -> None:
+        """Change fields of the health, and write its file."""
         with self._lock:
             self._health = replace(self._health, **changed)
             with suppress(OSError):  # on a full disk the file becomes outdated; the log is still current
                 text = json.dumps(asdict(self._health), indent=1) + "\n"
                 # No flush: several writes a round would wear the flash.
-                replace_file(self._path, text.encode(), flush=False)
+                replace_file(self._state / HEALTH, text.encode(), flush=False)
 
 
 def start(folder: Path, *, once: bool = False) -> int:
-    """Follow the server of the bundle in `folder` until SIGTERM or SIGINT; return the exit code.
+    """Follow the server of the bundle in `folder` until SIGTERM or SIGINT, `once` only until a run is over.
 
-    Args:
-      folder: the device's bundle.
-      once: also end when a run is over.
+    Returns:
+      The exit code.
 
     Raises:
       Refusal: the bundle cannot be used, another process uses it, or its ledgers were deleted or rolled back.
@@ -222,6 +220,7 @@ def start(folder: Path, *, once: bool = False) -> int:
 
 
 def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
+    """Follow the server until `stop` is set; after a failure, try again."""
     follow = _link(bundle)
     while not stop.is_set():
         try:
@@ -310,11 +309,12 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
     path = bundle.folder / CERTIFICATE
     check_certificate(path, pem, current, settings.federation, settings.name)
     pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without trailing data from the server
-    current_rank, new_rank = (
-        issued_by(load_certificate(path, each), authority.ca) for each in (current.certificate, pem)
-    )
-    ends_later = certificate_ends(path, pem) > certificate_ends(path, current.certificate)
-    if new_rank < current_rank or (new_rank == current_rank and not ends_later):
+
+    def rank(each: bytes) -> tuple[bool, int]:
+        """Return the order of a certificate: by the authority in force above by an earlier one, then by its end."""
+        return issued_by(load_certificate(path, each), authority.ca), certificate_ends(path, each)
+
+    if rank(pem) <= rank(current.certificate):
         return bundle
     replace_file(path, pem, PUBLIC)
     logger.info("the certificate was renewed")

@@ -51,25 +51,19 @@ class TrustedAuthority:
 
     def keys(self, now: float) -> tuple[bytes, ...]:
         """Return the keys whose signature counts at a Unix second."""
-        return (self.key, *(bytes.fromhex(former.old) for former in self._former(now)))
+        return self.key, *(bytes.fromhex(last.old) for last in self._overlapping(now))
 
     def roots(self, now: float) -> bytes:
         """Return the certificates, in PEM, one of which must have signed the server's at a Unix second."""
-        return b"\n".join([self.ca, *(former.old_ca.encode() for former in self._former(now))])
+        return b"\n".join([self.ca, *(last.old_ca.encode() for last in self._overlapping(now))])
 
-    def _former(self, now: float) -> list[Rollover]:
-        """Return the rollover whose overlap lasts at a Unix second, if there is one."""
+    def _overlapping(self, now: float) -> list[Rollover]:
+        """Return the last rollover if old and new authority both count at a Unix second; else an empty list."""
         return [self.last] if self.last and now < self.last.until else []
 
 
 def current_authority(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
-    """Return the authority that is in force on a device.
-
-    Args:
-      state: the device's state folder.
-      policy: the owner's.
-      ca: the certificate in the device's bundle, in PEM.
-      federation: of the device.
+    """Return the authority that is in force on a device, whose bundle has the certificate `ca` in PEM.
 
     Raises:
       Refusal: the rollovers in the state folder are damaged.
@@ -79,10 +73,12 @@ def current_authority(state: Path, policy: OwnerPolicy, ca: bytes, federation: s
     later = rollovers_since(chain, pinned)
     if not chain or later is None:  # the owner pinned another authority since
         return TrustedAuthority(pinned, ca)
-    last, path = chain[-1], later or chain[-1:]
-    keys = (pinned, *(bytes.fromhex(each.new) for each in later))
-    certificates = [ca, *(each.encode() for one in path for each in (one.old_ca, one.new_ca))]
-    return TrustedAuthority(keys[-1], last.new_ca.encode(), last, keys[:-1], b"\n".join(certificates))
+    *earlier, key = (pinned, *(bytes.fromhex(rollover.new) for rollover in later))
+    # The policy may name the newest key before the bundle has its certificate: then the last rollover leads there.
+    path = later or chain[-1:]
+    certificates = [ca, *(each.encode() for rollover in path for each in (rollover.old_ca, rollover.new_ca))]
+    last = chain[-1]
+    return TrustedAuthority(key, last.new_ca.encode(), last, tuple(earlier), b"\n".join(certificates))
 
 
 def adopt_rollovers(
@@ -109,7 +105,7 @@ def adopt_rollovers(
     except Refused as refused:
         raise Refusal("rollover", federation, f"is not that of this device's authority ({refused})") from None
     stored = _read_stored(state / ROLLOVERS, federation)
-    bodies, stored_bodies = ([each.body for each in one] for one in (chain, stored))
+    bodies, stored_bodies = [each.body for each in chain], [each.body for each in stored]
     if bodies == stored_bodies[: len(bodies)]:
         return False  # an older copy, or the same
     if stored_bodies != bodies[: len(stored_bodies)]:
@@ -152,7 +148,7 @@ def pending_rollovers(state: Path, federation: str) -> tuple[Rollover, ...]:
 
 
 def _objection(fresh: Sequence[Rollover], last: Rollover, policy: OwnerPolicy, approved: str) -> str:
-    """Return why rollovers do not take effect now; empty if they do. `fresh` are those after the authority in force."""
+    """Return why a chain does not take effect now, empty if it does, from its `fresh` rollovers and its last one."""
     new = new_fingerprint(last)
     if approved:
         return "" if approved == new else f"has the fingerprint {new}, and --approve names another"

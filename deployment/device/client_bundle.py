@@ -47,7 +47,7 @@ logger = logging.getLogger("fedveil.client")
 
 DEVICE_FILE, POLICY = OWNERS = ("client.toml", "policy.toml")  # which a new enrolment keeps
 CA = "ca.pem"
-REPLACING = "replacing"  # folder of a whole new bundle, of which every reader completes the replacement
+REPLACING = "replacing"  # folder of a new bundle, complete, by which every reader replaces the old one
 KINDS = ("linear",)
 TABLES = "csv"  # the shipped task on the device's own tables
 HOUR = "([01][0-9]|2[0-3])"
@@ -60,14 +60,20 @@ MAX_MEBIBYTES = 2**20
 
 @dataclass(frozen=True)
 class Argument:
-    """Argument of a constructor, in the annotation of a field: a number, a word, a switch, or a list of them where it may be."""
+    """Check of a constructor's argument in a file: a finite number, a text, true or false.
+
+    Attributes:
+      remedy: sentence of its refusal.
+      listed: whether a list of them is allowed too.
+    """
 
     remedy: str
     listed: bool = False
 
     def check(self, kind: type, field: str, value: object) -> Any:
-        """Return the argument; Refusal when it is none."""
-        for each in cast(list[object], value) if self.listed and isinstance(value, list) else [value]:
+        """Return the argument; Refusal if it is none."""
+        values = cast(list[object], value) if self.listed and isinstance(value, list) else [value]
+        for each in values:
             if not isinstance(each, str | int | float) or (isinstance(each, float) and not isfinite(each)):
                 raise Refusal(field, value, self.remedy)
         return value
@@ -111,7 +117,7 @@ class TaskChoice:
             yield "args", "belong to a target; a shipped task has options"
         module = (self.target or "").partition(":")[0]
         if module and module not in self.allow_modules:
-            yield ("target", f"'{module}' is not among the modules you allow; add allow_modules=[{module}]")
+            yield "target", f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
 
 
 @dataclass(frozen=True)
@@ -209,16 +215,16 @@ def read_client_bundle(folder: Path, installed: Path | None = None) -> ClientBun
       Refusal: a file is missing, invalid or inconsistent with the others, other users may read a secret, or its roster
         changes the device's in a way that the owner does not allow.
     """
-    settings = read_device_file(folder)
-    policy = read_toml(OwnerPolicy, folder / POLICY)
-    authority = _authority_in_force(folder, installed or folder, settings, policy)
+    installed = installed or folder
+    settings, policy = read_device_file(folder), read_toml(OwnerPolicy, folder / POLICY)
+    authority = _authority_in_force(folder, installed, settings, policy)
     credentials = read_credentials(folder, settings.federation, settings.name, authority.earlier_ca)
     key = read_private_key(folder / "identity.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
-    roster = _roster_in_force(folder, installed or folder, settings, policy, key, authority)
+    roster = _roster_in_force(folder, installed, settings, policy, key, authority)
     _check_membership(settings, key, roster)
-    node_key = _node_key((installed or folder) / settings.state / "node.key")
+    node_key = _node_key(installed / settings.state / "node.key")
     identity = Identity(settings.node, key, node_key, policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
 
@@ -229,15 +235,17 @@ def take_shipped(bundle: ClientBundle) -> None:
     Raises:
       OSError: the state folder cannot be written.
     """
-    path, newest, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.authority
+    path, current, authority = bundle.state / ROSTER, bundle.identity.roster, bundle.authority
     keys = authority.key, *authority.earlier
     shipped, signed = read_signed_roster(bundle.folder / ROSTER, *keys)
-    if shipped.hash != newest.hash:  # the device has a newer one, or its owner does not allow this one yet
+    if shipped.hash != current.hash:  # the device has a newer one, or its owner does not allow this one yet
         return
     if not path.exists():
         replace_file(path, signed)
-    elif (stored := read_signed_roster(path, *keys)[0]).version < newest.version:
-        adopt(bundle.state, change_between(stored, newest), signed)
+        return
+    stored, _ = read_signed_roster(path, *keys)
+    if stored.version < current.version:
+        adopt(bundle.state, change_between(stored, current), signed)
 
 
 def read_device_file(folder: Path) -> DeviceFile:
@@ -273,11 +281,8 @@ def read_pinned(folder: Path) -> Pinned:
 def replace_bundle(folder: Path, whole: Path) -> None:
     """Replace the bundle in `folder`, except its owner's files, by one that was read whole.
 
-    One rename decides: before it the old bundle is in force, and after it every reader completes the new one.
-
-    Args:
-      folder: of the bundle.
-      whole: a folder in it with the new files.
+    The new files lie in the folder `whole` of the bundle. One rename decides: before it the old bundle is in force, and
+    after it every reader completes the new one.
 
     Raises:
       Refusal: the folder cannot be written.
@@ -296,9 +301,12 @@ def finish_replacement(folder: Path) -> None:
     already_done = suppress(FileNotFoundError, NotADirectoryError)
     with refusing("folder", folder, "cannot be written"), already_done:
         for path in fresh.iterdir():
-            is_owners = path.name == REQUEST or (path.name in OWNERS and (folder / path.name).exists())
+            stays = path.name in OWNERS and (folder / path.name).exists()
             with suppress(FileNotFoundError):  # another process completes it as well
-                path.unlink() if is_owners else path.replace(folder / path.name)
+                if stays or path.name == REQUEST:
+                    path.unlink()
+                else:
+                    path.replace(folder / path.name)
         sync_folder(folder)
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -361,12 +369,11 @@ def _roster_in_force(
         try:
             read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
             check_change(state, stored, roster, signed, device.name, policy)
+            stored = roster
         except Refusal:
             if not _lists(stored, device, key):
                 raise
-            roster = stored
-    else:
-        roster = stored
+    roster = stored
     if roster.version < policy.minimum_roster_version:
         minimum = policy.minimum_roster_version
         remedy = f"has version {roster.version}; the policy requires {minimum} or newer"
@@ -375,11 +382,13 @@ def _roster_in_force(
 
 
 def _lists(roster: Roster, device: DeviceFile, key: Ed25519PrivateKey) -> bool:
+    """Return whether a roster has the device's node, under its name and with this key."""
     members = [(each.name, each.public) for each in roster.members if each.node == device.node]
     return members == [(device.name, public_of(key))]
 
 
 def _check_membership(device: DeviceFile, key: Ed25519PrivateKey, roster: Roster) -> None:
+    """Refuse a roster from which the device was revoked, or that has other keys of it."""
     if not _lists(roster, device, key):
         remedy = f"is not in roster version {roster.version} with this key: it was revoked or has new keys"
         raise Refusal("name", device.name, remedy)

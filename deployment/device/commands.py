@@ -32,16 +32,20 @@ from .client_bundle import POLICY, read_client_bundle, read_device_file
 from .cosignature import write_cosignature
 from .device import device_name
 from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
+from .ledger_heads import LEDGERS, RECEIPTS
 from .owner_policy import OwnerPolicy
-from .receipts import LEDGERS, RECEIPTS
 from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 
 NOT_RUNNING, REFUSED = 1, 2
 JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
-# Without the others an owner opens no receipt of them, a run may have the device in a second arm, and it does not notice
-# an older copy.
-WITH_LEDGERS = frozenset({LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE})
+# Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, and
+# a replaced authority does not return.
+LASTING = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+LASTING |= {agent.JOURNAL, ROLLOVERS, WAITING}
+# The ledgers, and what goes with them: without it an owner opens no receipt of them, a run may have the device in a second
+# arm, and the device does not notice an older copy of a ledger.
+WITH_LEDGERS = {LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE}
 UNIT = "fedveil-client.service"
 UNIT_FOLDER = Path("/etc/systemd/system")
 STOP_SECONDS = 60.0
@@ -63,31 +67,17 @@ def status(folder: Path, as_json: bool) -> int:
     questions = [each for path in paths for each in questions_of(path)]
     if as_json:
         plain = {} if health is None else asdict(health)
-        ledgers = {
-            name: each.spent
-            and each.spent._asdict() | ({"as_client": each.as_client} if each.as_client else {})
-            for name, each in spent.items()
-        }
-        rosters = {
+        over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
+        more = {
+            "running": pid is not None,
+            "ended": over,
+            "ledgers": {name: _spending_in_json(each) for name, each in spent.items()},
+            "questions": [{JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in questions],
             "roster_pending": None if waiting is None else asdict(waiting),
             "roster_changes": [asdict(each) for each in changes],
             "authority_pending": new_fingerprint(rollovers[-1]) if rollovers else None,
         }
-        over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
-        print(
-            json.dumps(
-                {
-                    **plain,
-                    "running": pid is not None,
-                    "ended": over,
-                    "ledgers": ledgers,
-                    "questions": [
-                        {JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in questions
-                    ],
-                    **rosters,
-                }
-            )
-        )
+        print(json.dumps({**plain, **more}))
     else:
         print(_status_lines(folder, health, pid is not None, spent))
         if ended is not None:
@@ -122,13 +112,7 @@ def roster(
       Refusal: the bundle cannot be used, no such version waits, or the roster in the file is not to be signed.
     """
     if version is not None:
-        # The bundle may not be usable before this approval, or before its keys are renewed.
-        state, policy = state_of(folder), read_toml(OwnerPolicy, folder / POLICY)
-        waiting = roster_changes.waiting_for(state, version)
-        ledger = DeviceLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
-        ledger.record_approval(waiting.version, waiting.hash, reason)
-        roster_changes.approve(state, waiting)
-        print(f"approved: {waiting}")
+        _approve_roster(folder, version, reason)
         return 0
     bundle = read_client_bundle(folder)
     if sign is not None:
@@ -156,9 +140,10 @@ def roster(
     print(f"version {current.version}, hash {current.hash.hex()}")
     width = max(len(member.name) for member in current.members)
     for member in current.members:
-        word = "this device" if member.node == bundle.settings.node else ""
-        word = "vouched for" if member.fingerprint in vouched else word
-        print(f"  {member.name:{width}}  {member.fingerprint}  {word}".rstrip())
+        note = "this device" if member.node == bundle.settings.node else ""
+        if member.fingerprint in vouched:
+            note = "vouched for"
+        print(f"  {member.name:{width}}  {member.fingerprint}  {note}".rstrip())
     for each in changes:
         print(f"{each.at}  {each}")
     if waiting is not None:
@@ -171,6 +156,24 @@ def roster(
     return 0
 
 
+def _approve_roster(folder: Path, version: int, reason: str | None) -> None:
+    """Record the owner's approval of the roster that waits; the bundle may not be usable before it."""
+    state, policy = state_of(folder), read_toml(OwnerPolicy, folder / POLICY)
+    waiting = roster_changes.waiting_for(state, version)
+    ledger = DeviceLedger(state / LEDGERS, device_name(read_device_file(folder)), policy.cap)
+    ledger.record_approval(waiting.version, waiting.hash, reason)
+    roster_changes.approve(state, waiting)
+    print(f"approved: {waiting}")
+
+
+def _spending_in_json(spending: LedgerSpending) -> dict[str, float] | None:
+    """Return a ledger's spending as plain data; None if nothing was spent."""
+    if spending.spent is None:
+        return None
+    as_client = {"as_client": spending.as_client} if spending.as_client else {}
+    return spending.spent._asdict() | as_client
+
+
 def _question_line(question: LedgerQuestion) -> str:
     """Return one line with a question, its purpose and its cost."""
     reason = f" ({question.reason})" if question.reason else ""
@@ -181,12 +184,14 @@ def _question_line(question: LedgerQuestion) -> str:
 
 
 def _model(state: Path, ended: LastRun) -> str | None:
+    """Return the path of a finished run's model; None if it left none."""
     return str(state / ended.model) if ended.model else None
 
 
 def _status_lines(
     folder: Path, health: agent.Health | None, is_running: bool, spent: dict[str, LedgerSpending]
 ) -> str:
+    """Return lines on the agent's state, its last answer, what its ledgers have spent, and its owner's budget."""
     if health is None:
         history = "no run is recorded" if spent else "never started"
         parts = [f"{folder}: starting" if is_running else f"{folder}: {history}"]
@@ -227,14 +232,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
     state = state_of(folder)
     with agent.exclusive_lock(state):
         budget = _charge_restore(folder, state) if restored else None
-        kept_files = {
-            ROSTER,
-            roster_changes.CHANGES,
-            agent.JOURNAL,
-        }  # who was revoked stays so, what was answered too
-        kept_files |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-        kept_files |= {ROLLOVERS, WAITING}  # an authority that was replaced does not return
-        _empty(state, kept_files if ledgers else kept_files | WITH_LEDGERS)
+        _empty(state, LASTING if ledgers else LASTING | WITH_LEDGERS)
         if restored:
             ledger_heads.store_heads(state)
             replace_file(state / agent.JOURNAL, f"{PAID}\n".encode())
@@ -251,7 +249,7 @@ def _charge_restore(folder: Path, state: Path) -> Budget:
     """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
     bundle = read_client_bundle(folder)
     journal = Journal(state / agent.JOURNAL)
-    is_repeated = journal.restore is not None
+    is_repeated = journal.restore is not None  # then an earlier command noted it, and may have charged it
     if not is_repeated:
         journal.note(UNPAID)
     journal.close()
@@ -285,20 +283,22 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
 
 
 def state_of(folder: Path) -> Path:
-    """Return the folder of what the device remembers. Refusal if `folder` holds no client's bundle."""
+    """Return the state folder of a bundle's device. Refusal if `folder` holds no client's bundle."""
     return folder / read_device_file(folder).state
 
 
 def _ledgers_clause(state: Path, ledgers: bool) -> str:
+    """Return a clause that says whether the ledgers are removed as well, or where they stay."""
     folder = state / LEDGERS
     if ledgers:
         return f"; its ledgers as well ({WHAT_LEDGERS_ARE})"
     return f"; the ledgers stay in {folder}" if folder.exists() else ""
 
 
-def _empty(state: Path, kept_files: Collection[str]) -> None:
+def _empty(state: Path, excepted: Collection[str]) -> None:
+    """Remove all files of the state folder except these, and except the lock that this process holds."""
     for path in state.iterdir():
-        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept_files:
+        if path.name != f"{agent.RUNNING}.lock" and path.name not in excepted:
             _remove(path)
 
 
@@ -310,6 +310,7 @@ def _remove(path: Path) -> None:
 
 
 def _stop(state: Path) -> None:
+    """End the device's agent, if one runs, and wait until it has ended."""
     pid = agent.running(state)
     if pid is None:
         return

@@ -30,12 +30,8 @@ class Cosignature:
 def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
     """Sign a roster with the device's identity; return the file, in its bundle.
 
-    Args:
-      bundle: of the device.
-      roster: of the authority, the device's own or one that follows from it.
-
     Raises:
-      Refusal: it does not follow, or the file cannot be written.
+      Refusal: it is neither the device's roster nor follows from it, or the file cannot be written.
     """
     current, key = bundle.identity.roster, bundle.identity.key
     if roster.hash != current.hash and not roster.follows(current):

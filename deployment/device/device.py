@@ -11,17 +11,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.clientapp.typing import ClientAppCallable
 
 from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, disk_failed, disk_remedy
@@ -36,43 +35,30 @@ from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
 from ...messages.record_settings import RecordPrivacy, StepTerms
 from ...messages.secure_wire import read_position, roster_of
-from ...messages.training_order import (
-    ENCRYPTED_MODES,
-    ModeName,
-    RecordTerms,
-    TrainingOrder,
-    display_name,
-    read_order,
-)
+from ...messages.training_order import ENCRYPTED_MODES, TrainingOrder, display_name, read_order
 from ...messages.wire import SECURE_RECORD, Exchange
-from ...privacy.budget import Adversary, Unit
-from ...privacy.ledger.caps import CapEnded, lowered
-from ...privacy.ledger.ledger_state import LedgerRelease, run_of, state_at
-from ...privacy.ledger.question_caps import is_question
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.secagg.transcript import AttemptTerms
-from ...privacy.statistics.columns import LABEL, Table
-from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
-from ...privacy.statistics.inquiry import Inquiry
-from ...questions.answers import Measured, answer_evaluation, answer_inquiry
+from ...privacy.statistics.evaluation import Evaluation
+from ...questions.answers import answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
 from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
 from .last_model import FILE, LastModel
-from .ledger_heads import LedgerHeads
+from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
-from .order_policy import accept_order
-from .receipts import LEDGERS
+from .order_policy import accept_order, require_cohorts_roster
+from .record_privacy import RecordPlanner
 from .run_arms import require_arm
 from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch
-    from ...tasks.protocol import Task
+    from .linear import LinearTask
+    from .torch_task import TorchTask
 
 logger = logging.getLogger("fedveil.client")
 
-Trainer = Callable[[Message, ClientSettings], Message]
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
 
 
@@ -82,26 +68,16 @@ class Device:
 
     Attributes:
       bundle: the node's identity and its owner's policy.
-      settings: the owner's task, before an order is applied.
-      train: trains on the owner's data with the settings.
-      count: returns the number of the owner's records, with at most the given number per person; None on a device
-        without record-level privacy.
-      prepare: refuses an order or a question about a model that this device cannot follow, before any charge.
-      columns: returns the owner's columns for a question.
-      evaluate: measures the model of an instruction on the owner's held-out records; None where there are too few.
-      root: of the system's files.
+      settings: the owner's, before an order is applied.
+      task: the owner's, loaded once for all messages.
+      root: of the system's files, which tell whether the device may train now.
     """
 
     bundle: ClientBundle
     settings: ClientSettings
-    train: Trainer
-    count: Callable[[int | None], int] | None
-    prepare: Callable[[TrainingOrder, bytes | None], None]
-    columns: Callable[[RecordDict, Inquiry], Table]
-    evaluate: Callable[[Message, Evaluation], Measured | None]
+    task: TorchTask | LinearTask
     root: Path = ROOT
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
-    _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
     @cached_property
     def _log(self) -> LogCopy:
@@ -112,9 +88,13 @@ class Device:
         return LedgerHeads(self.bundle.state)
 
     @cached_property
-    def _quotes(self) -> ServerQuotes:
-        bundle = self.bundle
-        return ServerQuotes(bundle.policy.attest, bundle.roots, bundle.settings.federation)
+    def server_quotes(self) -> ServerQuotes:
+        """The owner's requirement of the server's quotes, and the last accepted one."""
+        return ServerQuotes(self.bundle.policy.attest, self.bundle.settings.federation)
+
+    @cached_property
+    def _records(self) -> RecordPlanner:
+        return RecordPlanner(self.ledger, self.bundle.policy.minimum_noise_multiplier, self.task.count)
 
     @property
     def ledgers(self) -> Path:
@@ -157,33 +137,49 @@ class Device:
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
     def _answer(self, message: Message) -> Message:
+        """Return the reply to an instruction; all that a later answer depends on is on disk before it leaves."""
         if message.metadata.message_type != "train" or wire.SPEC_RECORD not in message.content:
             raise NotTrained(wire.FAILED)
         if clock_fault(self.bundle):
             raise NotTrained(wire.NOT_READY)
         message, statement = self.last_model.with_whole_model(message)
+        content = message.content
         # New work, or a commitment to it: existing commitments are always kept.
-        work = records_of(message.content, ArrayRecord)
-        if (work or read_position(message.content).exchange is Exchange.PROPOSAL) and self.ineligibility():
+        is_new = (
+            bool(records_of(content, ArrayRecord)) or read_position(content).exchange is Exchange.PROPOSAL
+        )
+        if is_new and self.ineligibility():
             raise NotTrained(wire.NOT_ELIGIBLE)
-        self.check_log(message.content)
+        self.check_log(content)
         with _declining(wire.OWNERS_POLICY, level=logging.ERROR):
-            self.server_quotes.check(message.content)
-        self._renew_roster(message.content)
+            self.server_quotes.check(content, self.bundle.roots)
+        self._renew_roster(content)
         with _declining(wire.RESTORED, level=logging.ERROR):
             self._heads.require()
+        reply = self._update(message)
+        with _declining(wire.NOT_READY, level=logging.ERROR):
+            self._heads.keep()
+        if reply.has_error():
+            return reply
+        if nonce := self.server_quotes.nonce(content):
+            reply = Message(with_nonce(reply.content, nonce), reply_to=message)
+        return reply if statement is None else self.last_model.keep(message, statement, reply)
+
+    def _update(self, message: Message) -> Message:
+        """Return the client's vector, or its step in a masked sum, and store the memory that the next step needs."""
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
         context = Context(0, self.bundle.identity.node, {}, state, {})
-        reply = self._update(message, context)
+        identity, trained = self.bundle.identity, self._trained
+        if SECURE_RECORD in message.content:
+            reply = secure_update(identity, Randomness(None), message, context, trained, self._charged)
+        else:
+            reply = private_update(message, context, trained, self._charged)
         after = config_of(context.state, STATE_RECORD).get(STATE, b"")
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
-        with _declining(wire.NOT_READY, level=logging.ERROR):
-            self._heads.keep()
-        reply = self._asking_for_quote(message, reply)
-        return reply if statement is None else self.last_model.keep(message, statement, reply)
+        return reply
 
     def check_log(self, content: RecordDict) -> None:
         """Compare the server's log in an instruction with this device's copy, and store it.
@@ -197,23 +193,11 @@ class Device:
             self._log.ca = bundle.roots  # which change when a rollover is followed, and when its overlap ends
             statement = log_of(content)
             if statement is not None:
-                entries = expected_entries(content, *bundle.authority.keys(time.time()))
-                self._log.check(statement, *entries, policy)
+                model, roster = expected_entries(content, *bundle.authority.keys(time.time()))
+                self._log.check(statement, model, roster, policy)
             elif policy.require_log or policy.witnessed_by_at_least or self._log.head is not None:
                 remedy = "the server sent no log; update the server, or ask its operator why there is none"
                 raise Refusal("require_log", policy.require_log, remedy)
-
-    @property
-    def server_quotes(self) -> ServerQuotes:
-        """The owner's requirements on the server's quotes."""
-        self._quotes.ca = self.bundle.roots  # as of `check_log`
-        return self._quotes
-
-    def _asking_for_quote(self, message: Message, reply: Message) -> Message:
-        """Return the reply, with a nonce if the owner requires a quote and none was accepted recently."""
-        if reply.has_error() or not (nonce := self.server_quotes.nonce(message.content)):
-            return reply
-        return Message(with_nonce(reply.content, nonce), reply_to=message)
 
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt a proposal's roster if the authority signed it and it is newer than the device's."""
@@ -221,129 +205,70 @@ class Device:
             with _declining(wire.FAILED):
                 self.bundle = renew_roster(self.bundle, signed)
 
-    def _update(self, message: Message, context: Context) -> Message:
-        trained: ClientAppCallable = self._trained
-        if SECURE_RECORD not in message.content:
-            return private_update(message, context, trained, self._charged)
-        identity, system = self.bundle.identity, Randomness(None)
-        return secure_update(identity, system, message, context, trained, self._charged)
-
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
-        order, cost = accept_order(content, terms, self.bundle.policy, self.count is not None)
+        """Check an instruction, and charge its cost to the device's ledger while its vector is computed.
+
+        `client.private_update.Charge` says what the arguments are.
+        """
+        bundle = self.bundle
+        order, cost = accept_order(content, terms, bundle.policy, self.task.can_protect_records)
+        run, number = wire.read_round(content)
         if order.arm is not None:
-            bundle = self.bundle
             with _declining(wire.OWNERS_POLICY, "an order is not followed: "):
-                require_arm(order.arm, bundle.settings.name, display_name(order.run), bundle.state)
-        if terms is not None and self._roster_changed(order, terms):
-            logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
-            raise NotTrained(wire.FAILED)
+                require_arm(order.arm, bundle.settings.name, display_name(run), bundle.state)
+        require_cohorts_roster(order, terms, bundle.identity.roster)
         with _declining(wire.FAILED, "an order cannot be followed: "):
-            self.prepare(order, released_of(content))
-        _, number = wire.read_round(content)
+            self.task.check_order(order, released_of(content))
         if question_of(content):
-            self._noise.clear()  # the plan did not include the answer
-        attempt = wire.read_attempt(content)
-        with nullcontext() if cost is None else self.ledger.charged(order.run, number, attempt, cost):
+            self._records.forget()
+        if cost is None:  # the records' own ledger is charged where DP-SGD draws them
+            yield
+            return
+        with self.ledger.charged(run, number, wire.read_attempt(content), cost):
             yield
 
-    def _roster_changed(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
-        """Return whether roster and terms disagree on which clients may train on a person."""
-        chooses = order.record and order.record.clients_per_person is not None
-        return bool(chooses) and terms.roster_hash != self.bundle.identity.roster.hash
-
     def _trained(self, message: Message, context: Context) -> Message:
+        """Return the task's reply, as Flower's app would; `_charged` has accepted the order."""
         order = read_order(message.content)
-        assert order is not None  # otherwise the charge would have failed
+        assert order is not None
         return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)
 
     def _computed(self, message: Message, order: TrainingOrder) -> Message:
+        """Return the task's reply: to an evaluation, to a question, or to a round of training."""
         request = question_of(message.content)
         if isinstance(request, Evaluation):
-            return answer_evaluation(message, request, self.evaluate(message, request))
+            return answer_evaluation(message, request, self.task.evaluate(message, order, request))
         if request is not None:
-            table = self.columns(message.content, request)
+            table = self.task.columns(message.content, request)
             return answer_inquiry(message, request, table, Randomness(None).stream("question noise"))
-        return self.train(message, self.merged(order))
+        return self.task.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
-        """Return the owner's settings merged with the order, and record-level noise planned from the owner's records.
+        """Return the owner's settings merged with the order, and the privacy of the owner's records that it demands.
 
         Raises:
-          NotTrained: BUDGET_SPENT if the owner's cap has expired, or too little of the budget is left; NOT_READY if the
-            ledger cannot be read; NO_EXAMPLES if the owner has none.
+          NotTrained: as of `RecordPlanner.protected`.
         """
-        options = {**self.settings.task_options, **order.task_options}
         settings = replace(
             self.settings,
             training=order.training,
             held_out=order.held_out,
             group_equal_rows=order.group_equal_rows,
-            task_options=options,
+            task_options={**self.settings.task_options, **order.task_options},
         )
-        terms = order.record
-        if terms is None:
-            return settings
-        if terms.sample_rate is not None:
-            identity = self.bundle.identity
-            nodes = tuple(member.node for member in identity.roster.members)
-            return replace(settings, step=StepTerms(terms, identity.node, nodes))
-        assert self.count is not None  # otherwise the owner's policy would have refused
-        records = self.count(terms.per_person)
-        if not records:
-            if order.privacy is ModeName.RECORD:
-                raise NotTrained(wire.NO_EXAMPLES)
-            return settings  # it answers with a zero update
-        return replace(settings, record=self._record(terms, records, settings, display_name(order.run)))
-
-    def _record(self, order: RecordTerms, records: int, settings: ClientSettings, run: str) -> RecordPrivacy:
-        try:
-            budget = lowered(order.budget, [self.bundle.policy.cap])
-        except CapEnded as ended:
-            logger.warning("%s", ended)
-            raise NotTrained(wire.BUDGET_SPENT) from ended
-        limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
-        record = RecordPrivacy(replace(order, **limits), (), str(self.ledgers))
-        try:
-            self.ledger.charge_records(record.terms.budget)
-        except Refusal as refusal:
-            logger.warning("%s", refusal)
-            raise NotTrained(wire.NOT_READY) from refusal
-        plan = (record, records, settings.training, order.participations, run)
-        if plan not in self._noise:
-            self._noise[plan] = self._planned(record, records, settings, order.participations, run)
-        min_noise = self.bundle.policy.minimum_noise_multiplier / order.adjacency.distance
-        return replace(record, noise_by_records=((0, max(self._noise[plan], min_noise)),))
-
-    def _planned(
-        self, record: RecordPrivacy, records: int, settings: ClientSettings, participations: int, run: str
-    ) -> float:
-        """Return the noise for a run, planned from the budget that earlier runs left.
-
-        The plan includes the rounds that this run has already spent, so that the noise is the same after a restart; its
-        earlier questions are charged in addition.
-        """
-        from ...strategies.record_plan import calibrated_noise
-
-        def is_of_run(booked: LedgerRelease) -> bool:
-            return booked.source is None and display_name(run_of(booked.entry)) == run
-
-        try:
-            book = state_at(record.ledger_path(settings.device or ""))
-            # The model is all releases; of sums of whole clients a trusted server is charged nothing.
-            prior = book.events(Adversary.MODEL, lambda each: not is_of_run(each))
-            questions = book.events(Adversary.MODEL, lambda each: is_of_run(each) and is_question(each))
-            return calibrated_noise(record, records, settings, participations, prior, other_events=questions)
-        except Refusal as refusal:
-            if refusal.field not in ("ledger", "target_epsilon"):
-                raise
-            logger.warning("%s", refusal)
-            raise NotTrained(wire.NOT_READY if refusal.field == "ledger" else wire.BUDGET_SPENT) from refusal
+        return self._records.protected(settings, order, self.bundle.identity)
 
 
 @contextmanager
 def _declining(code: int, what: str = "", level: int = logging.WARNING) -> Generator[None]:
-    """Log a refusal, of which only a code is sent; behind one of the disk or the system the device is not ready."""
+    """Turn a refusal into `NotTrained`, so that only a code is sent; the device's log has the sentence.
+
+    Args:
+      code: is sent; where the disk or the system failed, or the log forks, it is NOT_READY or FORKED instead.
+      what: stands in the log before the sentence.
+      level: of the log's line.
+    """
     try:
         yield
     except Refusal as refusal:
@@ -359,115 +284,31 @@ def read_device(bundle: ClientBundle) -> Device:
     Raises:
       Refusal: the task cannot be loaded, or does not have this client.
     """
-    choice = bundle.settings.task
+    choice, client, table_options = bundle.settings.task, bundle.settings.task.client, dict[str, str]()
+    if choice.name == TABLES:  # each device has one table, or one folder of tables, of its own
+        schema = choice.options.get("schema", SCHEMA)
+        table_options = {
+            "data": str(bundle.folder / str(choice.data)),
+            "schema": str(bundle.folder / str(schema)),
+        }
+        client = 0
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",
         LocalTraining(),  # each order has its own
-        task_options={**choice.options, **choice.args},
+        task_options={**choice.options, **choice.args, **table_options},
         allow_modules=choice.allow_modules,
         device=device_name(bundle.settings),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
-    make = _of_task if choice.kind is None else _of_linear_model
-    return make(bundle, settings)
+    if choice.kind is None:
+        from ...tasks.hardware import check_device  # torch, not needed by a linear model
+        from .torch_task import TorchTask
 
+        check_device(settings.accelerator, ACCELERATOR)
+        return Device(bundle, settings, TorchTask(settings, client))
+    from .linear import LinearTask, read_table
 
-def _of_linear_model(bundle: ClientBundle, settings: ClientSettings) -> Device:
-    from . import linear
-
-    choice = bundle.settings.task
-    table = linear.read_table(bundle.folder / (choice.data or ""))
-
-    def train(message: Message, settings: ClientSettings) -> Message:
-        rows, _ = linear.parts_of(table, settings.held_out, settings.group_equal_rows)
-        return linear.train_round(message, choice.client, rows, settings)
-
-    def evaluate(message: Message, evaluation: Evaluation) -> HeldOutMeans | None:
-        order = read_order(message.content)
-        assert order is not None
-        _, held_out = linear.parts_of(table, evaluation.share, order.group_equal_rows)
-        return linear.measure(message, held_out, evaluation)
-
-    def columns(content: RecordDict, inquiry: Inquiry) -> Table:
-        return {LABEL: table.targets}
-
-    return Device(bundle, settings, train, None, linear.check_order, columns, evaluate)
-
-
-def _of_task(bundle: ClientBundle, settings: ClientSettings) -> Device:
-    from ...client.app import train_round  # torch, not needed by a linear model
-    from ...questions.client import measured_at, table_of
-    from ...tasks.data import data_of
-    from ...tasks.hardware import check_device
-    from ...tasks.memory import give_back
-    from ...tasks.optimizers import check_optimizer
-    from ...tasks.persons import limit_per_person, names_of
-    from .order_contexts import create_contexts, key_of
-
-    check_device(settings.accelerator, ACCELERATOR)
-    choice = bundle.settings.task
-    if choice.name == TABLES:
-        schema = bundle.folder / str(choice.options.get("schema", SCHEMA))
-        table_paths = {"data": str(bundle.folder / str(choice.data)), "schema": str(schema)}
-        settings = replace(settings, task_options={**choice.options, **table_paths})
-        choice = replace(choice, client=0)
-    bench, context_for, agreement = create_contexts(settings)
-    if not 0 <= choice.client < bench.task.num_clients:
-        raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
-    bench.require_base()  # creates the model, or refuses it now
-
-    def train(message: Message, settings: ClientSettings) -> Message:
-        per_record, scaling = settings.step is not None, key_of(settings.task_options)
-        context = context_for(settings.held_out, per_record, settings.group_equal_rows, scaling)
-        reply = train_round(message, choice.client, context, settings)
-        give_back()  # frees the gradients before the vector is computed
-        return reply
-
-    def evaluate(message: Message, evaluation: Evaluation) -> Measured | None:
-        order = read_order(message.content)
-        assert order is not None
-        per_record, scaling = evaluation.unit is Unit.RECORD, key_of(order.task_options)
-        context = context_for(evaluation.share, per_record, order.group_equal_rows, scaling)
-        return measured_at(context, choice.client, message.content, evaluation)
-
-    _check_data(bench.task, choice.client)
-
-    def prepare(order: TrainingOrder, released: bytes | None = None) -> None:
-        if order.agreement != agreement(key_of(order.task_options)):
-            remedy = "the server has another schema or model; take both from the same fedveil provision"
-            raise Refusal("schema", str(choice.options.get("schema")), remedy)
-        level = order.record
-        if level is not None and level.per_person is not None:
-            names_of(data_of(bench.task, choice.client), f"client {choice.client}")  # or refuses
-        check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
-        if released is not None:
-            from ...tasks.model_columns import read_released  # tables, not needed for training
-
-            read_released(bench.model, released)
-
-    return Device(
-        bundle,
-        settings,
-        train,
-        lambda most: len(limit_per_person(data_of(bench.task, choice.client), most)),
-        prepare,
-        partial(table_of, bench, choice.client),
-        evaluate,
-    )
-
-
-def _check_data(task: Task, client: int) -> None:
-    """Refuse unusable data of the owner, when the client starts and before any charge."""
-    from ...tasks.data import check_data, check_taken, data_of, data_of_all
-    from ...tasks.own_scale import WARNING, own_scale
-    from ...tasks.protocol import own_training
-
-    data, client_name = data_of(task, client), f"client {client}"
-    check_data(data, client_name)
-    if scale := own_scale(lambda: [data_of_all(task, client)]):  # in the device's own log alone
-        logger.warning("columns of this device's data %s", WARNING.format(scale))
-    if own_training(task) is None:
-        check_taken(data, client_name, task.model().eval(), task.loss)
+    return Device(bundle, settings, LinearTask(read_table(bundle.folder / str(choice.data)), client))
 
 
 def device_name(device: DeviceFile) -> str:

@@ -76,17 +76,25 @@ class DeviceLedger:
         return self.folder / f"{self.device[:NAME_LENGTH]}.ledger"
 
     @property
+    def budget(self) -> Budget:
+        """Owner's budget of the whole client."""
+        # Zero-out, because an event is noise over the clipping norm, whatever the adjacency of a server.
+        return Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+
+    @property
     def budget_of_records(self) -> Budget:
         """Owner's budget of its records, in the unit of their ledger; before there is one, of single records."""
         identity = identity_of(self.records)
         unit, adjacency = identity.get("unit", Unit.RECORD), identity.get("adjacency", Adjacency.ZERO_OUT)
         return Budget(unit, self.cap.target_epsilon, self.cap.target_delta, adjacency)
 
+    def _open(self, path: Path, budget: Budget) -> Ledger:
+        return Ledger.open(path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
+
     def charge_records(self, budget: Budget) -> None:
         """Charge the records with earlier releases of the whole client, before a release of their own is planned.
 
-        Args:
-          budget: of the records' next release: gives unit and adjacency of their ledger.
+        `budget` is that of the records' next release, and gives unit and adjacency of their ledger.
 
         Raises:
           Refusal: a ledger cannot be read or written, or is kept for another unit or adjacency.
@@ -95,9 +103,7 @@ class DeviceLedger:
             return
         records = state_at(self.records)
         if pending_drafts(read_ledger(self.path), records, budget):
-            with Ledger.open(
-                self.records, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS
-            ) as ledger:
+            with self._open(self.records, budget) as ledger:
                 charge_records(ledger, self.path, budget)
 
     @contextmanager
@@ -111,47 +117,46 @@ class DeviceLedger:
           NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
           Refusal: the attempt was answered before.
         """
-        mechanism = f"{MECHANISM} {attempt}"
-        unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
-        events, inquiry, purpose = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry, None
+        is_of_client = cost.budget is None
+        unit, events = (cost.budget or self.budget).unit, dict.fromkeys(cost.adversaries, cost.event)
         source = OF_RECORDS if cost.is_of_records else None
-        release = Release(unit, run, number, mechanism, events, "system", source=source)
+        release = Release(unit, run, number, f"{MECHANISM} {attempt}", events, "system", source=source)
+        inquiry, purpose = cost.inquiry, None
         if inquiry is not None:
             release, purpose = replace(release, segments=inquiry.purposes, kind=QUESTION), inquiry.why or None
-        with self._reserve_on_all(release, cost.budget, purpose) as ledgers:
+        with self._reserve_on_all(release, cost.budget, purpose) as reservations:
             try:
                 yield
             except Exception as error:
                 # At the record level a failure on records may reveal one: only a failure before any record is read is
                 # free.
-                if cost.budget is None or isinstance(error, NotTrained | Refusal):
-                    for ledger, paid in ledgers:
-                        ledger.void(paid, "no vector was made")
+                if is_of_client or isinstance(error, NotTrained | Refusal):
+                    for ledger, key in reservations:
+                        ledger.void(key, "no vector was made")
                 raise
-            for ledger, paid in ledgers:
-                _commit(ledger, paid)
+            for ledger, key in reservations:
+                _commit(ledger, key)
 
     @contextmanager
     def _reserve_on_all(
         self, release: Release, of_records: Budget | None, purpose: str | None
     ) -> Generator[list[tuple[Ledger, Key]]]:
-        """Reserve a release on every ledger that pays for it: the records' own first, then the client's."""
-        ledgers: list[tuple[Ledger, Key]] = []
+        """Reserve a release on every ledger that pays for it, open within the context: the records' first, then the client's."""
+        reservations: list[tuple[Ledger, Key]] = []
         with ExitStack() as stack:
             try:
                 if of_records is None and release.source is None and self.records.exists():
                     budget = self.budget_of_records
                     charge = release_of(release, budget)
-                    ledgers.append(
-                        (stack.enter_context(closing(self._reserve(charge, budget, purpose))), charge.key)
-                    )
+                    reserved = self._reserve(charge, budget, purpose)
+                    reservations.append((stack.enter_context(closing(reserved)), charge.key))
                 reserved = self._reserve(release, of_records, purpose)
-                ledgers.append((stack.enter_context(closing(reserved)), release.key))
+                reservations.append((stack.enter_context(closing(reserved)), release.key))
             except (NotTrained, Refusal) as error:
-                for ledger, paid in ledgers:
-                    ledger.void(paid, "the client's own ledger refused: no vector was made")
+                for ledger, key in reservations:
+                    ledger.void(key, "the client's own ledger refused: no vector was made")
                 raise _not_trained(error) from error
-            yield ledgers
+            yield reservations
 
     def record_approval(self, version: int, digest: str, reason: str | None) -> None:
         """Record the owner's approval of a roster: user, time and reason.
@@ -159,17 +164,16 @@ class DeviceLedger:
         Raises:
           Refusal: the ledger cannot be written.
         """
-        budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
         fields = {"version": version, "hash": digest, "who": acting_user(), "reason": reason}
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
+        with self._open(self.path, self.budget) as ledger:
             ledger.act(ROSTER, (ROSTERS, version, digest), fields)
 
     def charge_restored(self, is_repeated: bool) -> Budget:
         """Charge what a device that was restored or copied may have missed, and return the budget that it can have spent.
 
-        No record tells what left in its name, and neither the server nor a copy is trusted for that: but no device
-        exceeds its budget, so one Gaussian release with all of it is charged, beside what the ledger holds: with the
+        No record tells what left in its name, and neither the server nor a copy is trusted for that. But no device
+        exceeds its budget, so one Gaussian release with all of it is charged beside what the ledger holds, for the
         largest of its owner's budgets, now and in the entries of both ledgers. Records pay for it as for any other.
 
         Args:
@@ -179,11 +183,11 @@ class DeviceLedger:
           Refusal: the ledger cannot be read or written.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
-        with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
+        with self._open(self.path, self.budget) as ledger:
             records = state_at(self.records)
-            pairs = {(budget.target_epsilon, budget.target_delta), *_budgets(ledger.book), *_budgets(records)}
-            epsilon, delta = max(pairs, key=lambda pair: gaussian_mu(*pair))
+            targets = {(self.cap.target_epsilon, self.cap.target_delta)}
+            targets |= {*_targets(ledger.book), *_targets(records)}
+            epsilon, delta = max(targets, key=lambda target: gaussian_mu(*target))
             event = Gaussian(1 / gaussian_mu(epsilon, delta))
             release = Release(
                 Unit.CLIENT, MISSED, ledger.head.seq, MECHANISM, dict.fromkeys(Adversary, event), "system"
@@ -194,12 +198,10 @@ class DeviceLedger:
         return Budget(Unit.CLIENT, epsilon, delta)
 
     def _reserve(self, release: Release, of_records: Budget | None, purpose: str | None) -> Ledger:
-        path = self.path if of_records is None else self.records
+        """Reserve a release on one ledger, and return it open: the records' if there is a budget of them, else the client's."""
+        path, budget = (self.path, self.budget) if of_records is None else (self.records, of_records)
         try:
-            # Counted as zero-out: an event is noise over the clipping norm, for any adjacency of a server.
-            target = of_records or Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
-            budget = lowered(target, [self.cap])
-            ledger = Ledger.open(path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
+            ledger = self._open(path, lowered(budget, [self.cap]))
         except CapEnded as ended:
             logger.warning("%s", ended)
             raise NotTrained(BUDGET_SPENT) from ended
@@ -211,7 +213,7 @@ class DeviceLedger:
             for key, fields in cap_acts(path):
                 ledger.act(CAP, key, fields)
             if of_records is not None:
-                charge_records(ledger, self.path, target)
+                charge_records(ledger, self.path, budget)
             elif release.source is None and not self.records.exists():
                 ledger.shared = (self._shared(ledger.book),)
             ledger.reserve_new(release)
@@ -221,6 +223,7 @@ class DeviceLedger:
         return ledger
 
     def _shared(self, clients: LedgerState) -> RecordsBudget:
+        """Return the budget of records that have no ledger yet, which the client's releases must fit as well."""
         budget = self.budget_of_records
         spent = as_records(clients, LedgerState(), budget)
         return RecordsBudget(self.records, lowered(budget, [self.cap]), spent, (self.cap,))
@@ -232,7 +235,7 @@ def _is_same(booked: LedgerRelease, release: Release) -> bool:
     return run_of(booked.entry) == MISSED and booked.events == events
 
 
-def _budgets(book: LedgerState) -> Iterator[tuple[float, float]]:
+def _targets(book: LedgerState) -> Iterator[tuple[float, float]]:
     """Yield target epsilon and delta of the budgets under which a ledger's releases were ever granted."""
     for booked in book.releases.values():
         budget = json.loads(booked.entry.payload)["budget"]
@@ -241,6 +244,7 @@ def _budgets(book: LedgerState) -> Iterator[tuple[float, float]]:
 
 
 def _not_trained(error: BaseException) -> BaseException:
+    """Return the error in which a failed reservation ends: of a code that the server may see, where there is one."""
     if isinstance(error, BudgetExhausted):
         logger.warning("%s", error)
         return NotTrained(BUDGET_SPENT)
@@ -314,6 +318,7 @@ def spent_in(book: LedgerState) -> Spending | None:
 
 
 def _epsilon(book: LedgerState, adversary: Adversary, delta: float) -> float:
+    """Return what releases have spent against an adversary, exactly if all of them are Gaussian."""
     adjacency = Adjacency(book.identity["adjacency"])
     exact = exact_epsilon(book.spent[adversary], delta, adjacency) if book.filter_order is None else None
     if exact is not None:

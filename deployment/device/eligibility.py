@@ -38,6 +38,7 @@ def _obstacles(eligibility: Eligibility, now: datetime, root: Path) -> Iterator[
 
 
 def _within(hour: int, start: int, end: int) -> bool:
+    """Return whether an hour is from `start` to before `end`; across midnight if `end` is not later."""
     return start <= hour < end if start < end else hour >= start or hour < end
 
 
@@ -76,6 +77,7 @@ def _over_modem(root: Path) -> bool:
 
 
 def _text(path: Path) -> str:
+    """Return the text of a system's file; empty if there is none."""
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):

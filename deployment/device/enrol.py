@@ -43,7 +43,7 @@ REASONS = {
     "ended": "has ended; ask for a new one",
     "used": "was used by another device: tell the operator, and ask for a new one",
 }
-SECONDS = 30.0  # of one question
+SECONDS = 30.0  # for one question and its answer
 
 
 def enrol(
@@ -72,12 +72,12 @@ def enrol(
     request, enrolment = _request_in(token, folder)
     end, reported = time.monotonic() + wait, ""
     while True:
-        state = _poll(token, folder, request, enrolment)
-        if state is None:
+        pending = _poll(token, folder, request, enrolment)
+        if not pending:
             return True
-        if state != reported:
-            notify(state)
-            reported = state
+        if pending != reported:
+            notify(pending)
+            reported = pending
         if time.monotonic() + ASK_SECONDS > end:
             return False
         time.sleep(ASK_SECONDS)
@@ -99,8 +99,12 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
     return request, enrolment
 
 
-def _poll(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:
-    """Ask once; return None once the device is admitted, and otherwise the pending step, in words."""
+def _poll(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str:
+    """Send the request to the server once, and complete the bundle if the device is admitted.
+
+    Returns:
+      The pending step, in words; empty once the device is admitted.
+    """
     try:
         ca, authority = authority_of(token)
         _check_authority(token, folder, authority)
@@ -117,10 +121,11 @@ def _poll(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> s
         return "asked; the authority has not answered yet"
     files = read_admission(reply.answer, authority, token.name, enrolment.identity)
     _complete(token, folder, files, reply.roster)
-    return None
+    return ""
 
 
 def _check_folder(token: Token, folder: Path) -> None:
+    """Refuse a folder with another device's bundle, or with keys that no bundle belongs to."""
     if (folder / DEVICE_FILE).exists():
         if (name := read_device_file(folder).name) != token.name:
             raise Refusal("token", token.name, f"is for another client than {folder}, which is of {name}")
@@ -164,7 +169,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # The certificate is compared with the fingerprint.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    reply = _answer(token, Ask("", b"", b"", b""), context)
+    reply = _answer(token, Ask("", b"", b"", b""), context)  # without a name it asks for the authority
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):
         remedy = "is not of the authority that the token names: the connection is intercepted, or the authority was replaced; ask the operator"
         raise Refusal("server", token.address, remedy)
@@ -172,13 +177,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
 
 
 def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
-    """Return the port's answer to a request, over TLS by the authority.
-
-    Args:
-      token: opens the port.
-      ca: the authority's certificate, as `authority_of` returned it.
-      request: the bytes of request.toml.
-      seal: under the token's key.
+    """Return the port's answer to a request, which the token's key sealed, over TLS by the authority's certificate.
 
     Raises:
       OSError: no server answers, or it has no certificate of the authority.
@@ -189,6 +188,7 @@ def ask(token: Token, ca: bytes, request: bytes, seal: bytes) -> Reply:
 
 
 def _answer(token: Token, question: Ask, context: ssl.SSLContext) -> Reply:
+    """Return the reply of the enrolment port to a question, over TLS under `context`."""
     host, _, port = token.address.rpartition(":")
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     end = time.monotonic() + SECONDS

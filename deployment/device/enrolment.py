@@ -146,13 +146,14 @@ def read_request(path: Path) -> Enrolment:
 
 
 def parse_request(data: bytes, where: str) -> Enrolment:
-    """Return the public keys in a request from `where`; see `read_request`."""
+    """Return the public keys in the bytes of a request, as of `read_request`; a refusal says `where` they came from."""
     request = read_toml_text(Request, data, where)
-    identity, second = bytes.fromhex(request.identity), request.post_quantum or ""
+    identity, second_key = bytes.fromhex(request.identity), request.post_quantum or ""
     try:
-        signed = (request.name, request.identity, request.tls, request.supernode, *filter(None, [second]))
+        signed = [request.name, request.identity, request.tls, request.supernode]
+        signed += [second_key] if second_key else []
         verify(identity, _CONTEXT, _body(*signed), bytes.fromhex(request.signature))
-        post_quantum = bytes.fromhex(second)
+        post_quantum = bytes.fromhex(second_key)
         if len(post_quantum) not in (0, ML_DSA_KEY_BYTES):
             raise ValueError("its ML-DSA key has the wrong length")
         certificate = x509.load_pem_x509_csr(request.tls.encode())
@@ -168,6 +169,7 @@ def parse_request(data: bytes, where: str) -> Enrolment:
 
 
 def _request(keys: Keys, name: str) -> dict[str, str]:
+    """Return the fields of a `Request`; its certificate request bears the signature of the key for TLS."""
     public = keys.enrolment(name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
@@ -179,4 +181,5 @@ def _request(keys: Keys, name: str) -> dict[str, str]:
 
 
 def _body(*request: str) -> bytes:
+    """Return what the identity signs: the fields before the signature, in their order."""
     return frame(Purpose.ENROLMENT, *request)

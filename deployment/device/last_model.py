@@ -1,4 +1,4 @@
-"""Held model of a device: the last one that it received, in a file; the server may send the next one as a difference from it.
+"""Last model of a device: the one that it received last, in a file; the server may send the next as a difference from it.
 
 The file is not flushed to disk: after a power cut a truncated file has another hash, and the device requests the whole
 model.
@@ -31,7 +31,11 @@ FILE = "held"
 
 @dataclass(frozen=True)
 class LastModel:
-    """Model that a device holds."""
+    """Last model that a device received, if it has stored one.
+
+    Attributes:
+      path: of its file.
+    """
 
     path: Path
 
@@ -39,7 +43,7 @@ class LastModel:
         """Return an instruction with its whole model, and the encoding in which it came; None for the plain encoding.
 
         Raises:
-          NotTrained: NO_BASE if no model is held, or the difference from it does not give the named model; FAILED if a
+          NotTrained: NO_BASE if no model is stored, or the difference from it does not give the named model; FAILED if a
             whole model is not the named one.
         """
         try:
@@ -58,15 +62,7 @@ class LastModel:
         return delivered_message(content, message.metadata), statement
 
     def keep(self, message: Message, statement: ModelStatement, reply: Message) -> Message:
-        """Store the model of an answered instruction, and return the reply with its hash.
-
-        Args:
-          message: with the whole model.
-          statement: as `whole` returns it.
-          reply: to the instruction; after an error nothing is stored.
-        """
-        if reply.has_error():
-            return reply
+        """Store the model of an answered instruction, both as `with_whole_model` returned them; add its hash to the reply."""
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
             stored = Message(record, 0, "train")
@@ -77,6 +73,7 @@ class LastModel:
         return Message(with_report(reply.content, statement.model), reply_to=message)
 
     def _apply_difference(self, statement: ModelStatement) -> ArrayRecord:
+        """Return the stored model with the statement's difference added."""
         try:
             stored = only_arrays(unpack(self.path.read_bytes()).content)
             return memory_arrays(apply(views(stored), statement.difference))

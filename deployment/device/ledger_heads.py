@@ -15,22 +15,30 @@ from ...messages.message_codec import RUN_LABEL_LENGTH
 from ...privacy.ledger.hash_chain import Head, heads_of, require_heads
 from ...privacy.ledger.ledger_state import RESERVE, read_entries
 from ...privacy.ledger.receipt import read_opening
-from .receipts import LEDGERS, RECEIPTS
 
 FILE = "heads.json"
+LEDGERS, RECEIPTS = "ledgers", "receipts"  # folders of a device's state
 REMEDY = "; if its newest copy is lost: fedveil client forget FOLDER --restored, which charges what it may have missed"
 
 
 @dataclass(frozen=True)
 class StoredHeads:
-    """Heads of a device's ledgers by their files' names, and the receipts that say nothing of them."""
+    """Content of the file of heads.
+
+    Attributes:
+      heads: of the ledgers, by their files' names.
+      settled: manifests of receipts from before a restore, whose heads the ledgers need not hold.
+    """
 
     heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
     settled: tuple[str, ...] = ()
 
 
 class LedgerHeads:
-    """Heads that a device's ledgers must hold.
+    """Heads that a device's ledgers must hold: those after its last answer, and those in receipts.
+
+    Args:
+      state: the device's state folder.
 
     Raises:
       Refusal: the file cannot be read, or the disk or the system fails.
@@ -48,7 +56,7 @@ class LedgerHeads:
                     self._heads[name] = max(head, self._heads.get(name, head))
 
     def require(self) -> None:
-        """Return if the ledgers hold the heads.
+        """Require that the ledgers hold the heads.
 
         Raises:
           Refusal: naming the ledger that does not, and the remedy; or one cannot be read.
@@ -77,21 +85,20 @@ class LedgerHeads:
 def is_charged(state: Path, name: str) -> bool:
     """Return whether a device's ledgers hold a charge in the round of an instruction, which its journal may have lost.
 
-    Args:
-      state: folder of the device's state.
-      name: the instruction's id, as `question_id` makes it.
+    The name is the instruction's id, as `question_id` makes it.
 
     Raises:
       Refusal: a ledger cannot be read.
     """
-    run, number = [*name.rsplit("/", 5), ""][:2]
+    run, number, *_ = [*name.rsplit("/", 5), ""]
     ledgers = sorted((state / LEDGERS).glob("*.ledger"))
     keys = (json.loads(each.key) for path in ledgers for each in read_entries(path) if each.kind == RESERVE)
+    # A key begins with the run and the round, an id with the beginning of the run's name and the round.
     return any((str(key[0])[:RUN_LABEL_LENGTH], str(key[1])) == (run, number) for key in keys)
 
 
 def store_heads(state: Path) -> None:
-    """Store the ledgers' present heads, whatever earlier ones were, and let receipts so far say nothing of them.
+    """Store the ledgers' present heads in the place of earlier ones, and settle all receipts so far.
 
     Raises:
       OSError: they cannot be written.
@@ -107,7 +114,7 @@ def _heads_of_receipt(path: Path) -> Mapping[str, Head]:
     except Refusal as refusal:
         if disk_failed(refusal):
             raise
-        return {}  # a damaged one knows nothing
+        return {}  # a damaged receipt demands nothing
 
 
 def _write(path: Path, stored: StoredHeads) -> None:

@@ -7,9 +7,10 @@ agree up to float32 rounding.
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
@@ -20,8 +21,11 @@ from ...messages.local_training import LocalTraining
 from ...messages.training_order import TrainingOrder
 from ...messages.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.statistics.columns import LABEL
+from ...privacy.statistics.columns import Table as Columns
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...privacy.statistics.holdout import hashes_of_rows, holdout_mask
+from ...privacy.statistics.inquiry import Inquiry
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -64,6 +68,64 @@ def read_table(path: Path) -> Table:
     return Table(inputs, targets.astype(np.int64))
 
 
+@dataclass
+class LinearTask:
+    """Owner's linear model, with the methods of `torch_task.TorchTask`.
+
+    Attributes:
+      table: the owner's examples.
+      client: number of the device, which decides the order of its examples.
+    """
+
+    table: Table
+    client: int
+
+    can_protect_records: ClassVar[bool] = False
+
+    def train(self, message: Message, settings: ClientSettings) -> Message:
+        """Return the reply with the model trained on the owner's data."""
+        rows, _ = parts_of(self.table, settings.held_out, settings.group_equal_rows)
+        return train_round(message, self.client, rows, settings)
+
+    def count(self, max_per_person: int | None) -> int:
+        """Return the number of the owner's records, none of which names a person."""
+        return len(self.table)
+
+    def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
+        """Refuse what needs torch: an optimiser other than plain SGD, scaling, and questions about a `released` model."""
+        if released is not None:
+            remedy = "a linear device without torch has no columns of a model; ask for columns of its data"
+            raise Refusal("model", f"{len(released)} bytes", remedy)
+        if order.moments:
+            remedy = "scale the columns of tables; this device has no schema"
+            raise Refusal("moments", list(order.moments), remedy)
+        if not order.training.optimizer.plain:
+            remedy = "a linear device trains by plain SGD; use optimizer=sgd, or a task with torch"
+            raise Refusal("optimizer", order.training.optimizer.name, remedy)
+
+    def columns(self, content: RecordDict, inquiry: Inquiry) -> Columns:
+        """Return the owner's only column, the targets."""
+        return {LABEL: self.table.targets}
+
+    def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> HeldOutMeans | None:
+        """Return the measurement of the message's model on held-out records; None if there are none.
+
+        Raises:
+          Refusal: a metric other than accuracy is requested.
+        """
+        if evaluation.metric != "accuracy":
+            remedy = "a linear device without torch measures only accuracy"
+            raise Refusal("evaluate.metric", evaluation.metric, remedy)
+        _, held_out = parts_of(self.table, evaluation.share, order.group_equal_rows)
+        if not len(held_out):
+            return None
+        weight, bias = _weight_and_bias(only_arrays(message.content))
+        log_probabilities = _log_softmax(held_out.inputs @ weight.T + bias)
+        accuracy = (log_probabilities.argmax(1) == held_out.targets).mean()
+        loss = -log_probabilities[np.arange(len(held_out)), held_out.targets].mean()
+        return HeldOutMeans(float(accuracy), float(loss))
+
+
 def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
     """Return the reply with the trained model, as `app.train_round` does.
 
@@ -71,7 +133,7 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
       ValueError: the model does not fit the table.
     """
     arrays = only_arrays(message.content)
-    weight, bias = (view(arrays[name]).astype(np.float32) for name in ("weight", "bias"))
+    weight, bias = _weight_and_bias(arrays)
     if len(arrays) != 2 or weight.shape != (len(bias), table.inputs.shape[1]) or bias.ndim != 1:
         raise ValueError(f"a model of shape {weight.shape} for inputs {table.inputs.shape}")
     if table.targets.max(initial=0) >= len(bias):
@@ -84,14 +146,11 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
     return Message(content, reply_to=message)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # a device has one table, and a run one share
 def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = False) -> tuple[Table, Table]:
-    """Return the training part and the held-out part, chosen as by a task with torch.
+    """Return the training part and the held-out part, chosen as by a task with torch; a share of None holds none out.
 
-    Args:
-      table: the examples.
-      held_out: share of all records; None holds none out.
-      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
+    Equal records are held out together by the rule of earlier releases, `group_equal_rows`.
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])
@@ -101,46 +160,10 @@ def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = Fals
     return Table(table.inputs[~mask], table.targets[~mask]), Table(table.inputs[mask], table.targets[mask])
 
 
-def measure(message: Message, table: Table, evaluation: Evaluation) -> HeldOutMeans | None:
-    """Return the measurement of an instruction's model on held-out examples; None if there are none.
-
-    Raises:
-      Refusal: a metric other than accuracy is requested.
-    """
-    if evaluation.metric != "accuracy":
-        remedy = "a linear device without torch measures only accuracy"
-        raise Refusal("evaluate.metric", evaluation.metric, remedy)
-    if not len(table):
-        return None
-    arrays = only_arrays(message.content)
-    weight, bias = (view(arrays[name]).astype(np.float32) for name in ("weight", "bias"))
-    logs = _log_softmax(table.inputs @ weight.T + bias)
-    right = logs.argmax(1) == table.targets
-    return HeldOutMeans(float(right.mean()), float(-logs[np.arange(len(table)), table.targets].mean()))
-
-
-def check_order(order: TrainingOrder, released: bytes | None = None) -> None:
-    """Refuse features that need torch: an optimiser other than plain SGD, scaling, and questions about a model.
-
-    Args:
-      order: of the server.
-      released: file of the model that a question is about; None without one.
-    """
-    if released is not None:
-        remedy = "a linear device without torch has no columns of a model; ask for columns of its data"
-        raise Refusal("model", f"{len(released)} bytes", remedy)
-    if order.moments:
-        remedy = "scale the columns of tables; this device has no schema"
-        raise Refusal("moments", list(order.moments), remedy)
-    if not order.training.optimizer.plain:
-        remedy = "a linear device trains by plain SGD; use optimizer=sgd, or a task with torch"
-        raise Refusal("optimizer", order.training.optimizer.name, remedy)
-
-
 def train(
     weight: Matrix, bias: Matrix, table: Table, training: LocalTraining, client: int, key: int
 ) -> float:
-    """Train in place and return the mean loss of the steps, as `sgd.train` does.
+    """Train in place by SGD on the cross-entropy and return the mean loss of the steps, as `sgd.train` does.
 
     Args:
       weight: shape (classes, d).
@@ -150,7 +173,7 @@ def train(
       client: number of the client; with `key` it decides the order of the examples.
       key: of the round.
     """
-    start = weight.copy(), bias.copy()
+    start_weight, start_bias = weight.copy(), bias.copy()
     rate, pull = np.float32(training.learning_rate), np.float32(training.proximal_mu)
     losses: list[np.float32] = []
     for batch in shuffled_batches(
@@ -158,14 +181,19 @@ def train(
     ):
         inputs, targets = table.inputs[batch], table.targets[batch]
         rows = np.arange(len(targets))
-        logs = _log_softmax(inputs @ weight.T + bias)
-        losses.append(-logs[rows, targets].mean())
-        wrong = np.exp(logs)
-        wrong[rows, targets] -= 1
-        wrong /= np.float32(len(targets))
-        weight -= rate * (wrong.T @ inputs + pull * (weight - start[0]))
-        bias -= rate * (wrong.sum(0) + pull * (bias - start[1]))
+        log_probabilities = _log_softmax(inputs @ weight.T + bias)
+        losses.append(-log_probabilities[rows, targets].mean())
+        # The gradient of the mean cross-entropy with respect to the outputs: (softmax - one-hot target) / batch size.
+        gradient = np.exp(log_probabilities)
+        gradient[rows, targets] -= 1
+        gradient /= np.float32(len(targets))
+        weight -= rate * (gradient.T @ inputs + pull * (weight - start_weight))
+        bias -= rate * (gradient.sum(0) + pull * (bias - start_bias))
     return float(np.mean(losses))
+
+
+def _weight_and_bias(arrays: ArrayRecord) -> list[Matrix]:
+    return [view(arrays[name]).astype(np.float32) for name in ("weight", "bias")]
 
 
 def _log_softmax(outputs: Matrix) -> Matrix:

@@ -41,9 +41,7 @@ class Forked(Refusal):
 def expected_entries(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
     """Return the entries that the log must contain for an instruction: of its model, and of its roster.
 
-    Args:
-      content: of the instruction.
-      authorities: keys one of which must have signed the roster.
+    One of the `authorities`' keys must have signed the roster.
 
     Raises:
       Refusal: it belongs to a round and to a run's end, so that one of its models would be unchecked; or the roster is
@@ -76,7 +74,7 @@ def text_of_head(state: Path) -> str:
 
 
 class LogCopy:
-    """Log of one federation's server.
+    """Device's copy, in its state folder, of the log of its federation's server.
 
     Attributes:
       ca: certificates of the federation's authority, in PEM, one of which must have signed the server's.
@@ -96,6 +94,7 @@ class LogCopy:
             self._read()
 
     def _read(self) -> None:
+        """Read head and leaves from disk; the leaves of an interrupted write beyond the head are left out."""
         head = read_head((self._state / HEAD).read_text("utf-8", "replace"))
         data = (self._state / LEAVES).read_bytes() if (self._state / LEAVES).exists() else b""
         self.leaves = [data[at : at + HASH_BYTES] for at in range(0, head.size * HASH_BYTES, HASH_BYTES)]
@@ -112,7 +111,7 @@ class LogCopy:
         roster: bytes | None,
         policy: OwnerPolicy | None = None,
     ) -> None:
-        """Return if an instruction's log extends the device's copy, and contains the instruction's entries; store it.
+        """Require that an instruction's log extends the device's copy and contains the instruction's entries; store it.
 
         Args:
           statement: the instruction's statement about the log.
@@ -141,7 +140,7 @@ class LogCopy:
             store_cosignatures(self._state, cosignatures)
 
     def _new_leaves(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
-        """Return the new leaves; refuse a log that does not continue the known one."""
+        """Return the statement's leaves that the copy lacks; refuse a log that does not continue the copy."""
         size, end = len(self.leaves), statement.start + len(statement.leaves)
         if not 0 <= statement.start <= min(size, head.size) or end != head.size:
             remedy = f"leaves out entries; this device has {size} of {head.size}"
@@ -157,6 +156,7 @@ class LogCopy:
         return new_leaves
 
     def _refuse_fork(self, statement: LogStatement, head: TreeHead) -> NoReturn:
+        """Store both heads as evidence, and refuse."""
         evidence = {
             "seen": None if self.head is None else asdict(self.head),
             "told": asdict(head),
@@ -170,10 +170,11 @@ class LogCopy:
         remedy = f"{FORKED}, {len(self.leaves)} entries; compare with other clients: fedveil client log"
         raise Forked("log", f"{head.size} entries", remedy)
 
-    def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
+    def _keep(self, head: TreeHead, new_leaves: tuple[bytes, ...]) -> None:
+        """Store a newer head; the leaves first, so that a head on disk never lacks some."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_at(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(grown))
+        write_at(self._state / LEAVES, len(self.leaves) * HASH_BYTES, b"".join(new_leaves))
         replace_file(self._state / HEAD, head.to_json().encode())
-        self.leaves += grown
-        self._frontier.add(grown)
+        self.leaves += new_leaves
+        self._frontier.add(new_leaves)
         self.head = head

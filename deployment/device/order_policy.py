@@ -21,10 +21,11 @@ from ...messages.training_order import (
     display_name,
     read_order,
 )
-from ...messages.wire import OWNERS_POLICY, read_attempt, read_round, sum_spec_of
+from ...messages.wire import FAILED, OWNERS_POLICY, read_attempt, read_round, sum_spec_of
 from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
+from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.transcript import AttemptTerms, run_number
 from ...privacy.statistics.evaluation import Evaluation
 from ...questions.wire import Request, client_noise_of, question_of
@@ -90,8 +91,7 @@ def accept_order(
 
     Args:
       content: the instruction.
-      terms: of the attempt, as its cohort signed them and the owner's policy for secure aggregation accepted them; None
-        if the vector is not masked.
+      terms: as in `Instruction`.
       policy: the owner's.
       can_protect_records: whether this device can train by DP-SGD.
 
@@ -116,6 +116,18 @@ def accept_order(
     return order, _cost(instruction)
 
 
+def require_cohorts_roster(order: TrainingOrder, terms: AttemptTerms | None, roster: Roster) -> None:
+    """Refuse to let a newer roster than that of the attempt's terms choose the clients that train on each person.
+
+    Raises:
+      NotTrained: FAILED.
+    """
+    is_chosen = order.record is not None and order.record.clients_per_person is not None
+    if terms and is_chosen and terms.roster_hash != roster.hash:
+        logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
+        raise NotTrained(FAILED)
+
+
 def _cost(instruction: Instruction) -> Cost | None:
     """Return what an instruction costs the client; None if records are protected instead of it."""
     order, terms, inquiry = instruction.order, instruction.terms, instruction.inquiry
@@ -128,7 +140,7 @@ def _cost(instruction: Instruction) -> Cost | None:
         return Cost(event, tuple(Adversary), record.budget, inquiry)
     if terms and order.privacy is ModeName.CLIENT_DISTRIBUTED:
         return Cost(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
-    if inquiry and record and instruction.client_noise is not None:  # a number that costs, whatever it is
+    if inquiry and record and instruction.client_noise is not None:  # 0 as well, which costs without end
         return Cost(Gaussian(instruction.client_noise), tuple(Adversary), record.budget, inquiry)
     if order.client is None:
         return None
@@ -162,7 +174,11 @@ def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
 
 
 def _is_vector_of(spec: SumSpec, inquiry: Request, order: TrainingOrder, client_noise: float | None) -> bool:
-    """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires."""
+    """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires.
+
+    Of clients the sum has the noise, and the question the segments. Of records under `record` each client noises its own
+    answer, which is not clipped again; under `record_distributed` the sum has the noise, over each record's norm.
+    """
     if inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and client_noise is None
     if order.privacy is ModeName.RECORD:
@@ -185,7 +201,7 @@ def _violations(
 ) -> Iterator[tuple[str, object, str]]:
     """Yield the field, its value and the policy's limit, for each limit that an order violates."""
     order, terms, spec = instruction.order, instruction.terms, instruction.spec
-    noise = instruction.client_noise
+    noise = instruction.client_noise  # or that of the sum, where the server claims one; masks check their own
     run, number = read_round(instruction.content)
     epochs = order.training.local_epochs
     if run != order.run or (policy.runs and display_name(run) not in policy.runs):
@@ -205,7 +221,8 @@ def _violations(
         attempt = (run_number(run), number, read_attempt(instruction.content))
         if attempt != (terms.run, terms.round, terms.attempt):
             yield "terms", attempt, "the cohort signed other terms"
-        if (spec.unit_norm is not None) != (order.privacy in STEP_MODES):
+        sums_records = spec.unit_norm is not None
+        if sums_records != (order.privacy in STEP_MODES):
             yield "unit_norm", spec.unit_norm, f"is not of privacy={order.privacy}"
         yield from _too_long(spec, policy)
     elif order.client:
@@ -216,6 +233,7 @@ def _violations(
 
 
 def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object, str]]:
+    """Yield the norm of a record or a client in the sum, if it is none or above the policy's."""
     norm = spec.unit_norm or spec.clipping_norm
     if norm is None or not 0 < norm <= policy.maximum_clipping_norm:
         yield "clipping_norm", norm, f"maximum_clipping_norm = {policy.maximum_clipping_norm:g}"

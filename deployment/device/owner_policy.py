@@ -15,7 +15,7 @@ from ...privacy.secagg.suite import KEY_BYTES, SUITES
 from ...privacy.secagg.transcript import HASH_BYTES, Profile
 
 MAX_EPOCHS = 10_000
-NEWEST_ROSTER = 2**53
+NEWEST_ROSTER = 2**53  # largest version of a roster, which JSON numbers hold exactly
 AUTHORITY = f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}"
 
 

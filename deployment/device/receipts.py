@@ -29,11 +29,11 @@ from ...privacy.ledger.receipt import (
     sign_receipt,
 )
 from .client_bundle import ClientBundle
+from .ledger_heads import LEDGERS, RECEIPTS, LedgerHeads
 from .run_end import MODEL
 
 logger = logging.getLogger("fedveil.client")
 
-RECEIPTS, LEDGERS = "receipts", "ledgers"
 SIGNED = "signed"  # file of a line for each run that got a receipt, never forgotten
 # Limits of stored openings and of runs, so that a server cannot fill the disk.
 MAX_OPENINGS, MAX_RUNS = 1024, 65_536
@@ -49,21 +49,19 @@ class SignedRun:
 
 
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
-    """Return a device's receipt for a closed run.
+    """Return a device's receipt for the run of a server's last message.
 
-    It is None for another run, if its manifest contradicts the message, or if a ledger cannot be read.
-
-    Args:
-      bundle: of the device.
-      over: the server's message.
+    It is None for a run without a manifest, one that contradicts the message, or if a ledger cannot be read or lacks
+    releases.
 
     Raises:
       OSError: the opening cannot be written.
     """
-    if not over.manifest:
-        return None
     description = RunDescription(bundle.settings.federation, over.run, over.manifest)
     try:
+        LedgerHeads(bundle.state).require()
+        if not over.manifest:
+            return None
         require_agreement(over)
         return give_receipt(bundle.state, description, bundle.identity.node, bundle.identity.key)
     except Refusal as refusal:
@@ -91,7 +89,9 @@ def require_agreement(over: RunOver) -> None:
     digest = hashlib.sha256()
     for part in safetensors_parts(arrays):
         digest.update(part)
-    received = model if status == ALARMED and not arrays else digest.hexdigest() if arrays else None
+    received = digest.hexdigest() if arrays else None
+    if status == ALARMED and not arrays:
+        received = model  # which is not sent
     comparisons = (("run", run, over.run), ("status", status, over.status), ("model", model, received))
     for name, listed, actual in comparisons:
         if listed != actual:
@@ -121,7 +121,7 @@ def give_receipt(state: Path, description: RunDescription, node: int, key: Ed255
 
 
 def _record_manifest(folder: Path, signed_run: SignedRun) -> None:
-    """Record the manifest of a run, before anything is signed; refuse a second one."""
+    """Record the manifest of a run, before anything is signed; refuse another manifest of the same run."""
     if not (folder / SIGNED).exists():  # receipts of earlier releases are in their openings alone
         lines = ""
         for each in folder.glob("*.json"):
@@ -131,16 +131,18 @@ def _record_manifest(folder: Path, signed_run: SignedRun) -> None:
         replace_file(folder / SIGNED, lines.encode())
     manifests = {each.run: each.manifest for each in read_lines(SignedRun, folder / SIGNED)}
     earlier = manifests.get(signed_run.run)
-    if earlier not in (None, signed_run.manifest):
+    if earlier == signed_run.manifest:
+        return
+    if earlier:
         remedy = f"a device gives one receipt a run, and {signed_run.run} has one for {earlier}"
         raise Refusal("manifest", signed_run.manifest, remedy)
-    if earlier is None and len(manifests) >= MAX_RUNS:
+    if len(manifests) >= MAX_RUNS:
         raise Refusal("receipts", str(folder), f"holds {len(manifests)} runs, the most; it gives no more")
-    if earlier is None:
-        append_line(folder / SIGNED, asdict(signed_run))
+    append_line(folder / SIGNED, asdict(signed_run))
 
 
 def _forget_oldest(folder: Path) -> None:
+    """Remove the oldest openings beyond the limit."""
     openings = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     for path in openings[:-MAX_OPENINGS]:
         path.unlink(missing_ok=True)

@@ -45,7 +45,8 @@ def check_change(
         logger.error("roster version %s %s", new.version, remedy)
         raise Refusal("roster", f"version {new.version}", remedy)
     change = change_between(old, new)
-    if {entry.split()[0] for entry in (*change.added, *change.removed)} - {device}:
+    changed_names = {entry.split()[0] for entry in (*change.added, *change.removed)}
+    if changed_names - {device}:
         fault = _missing_peers(new, device, policy) or _missing_signatures(old, new, signed, device, policy)
         if not fault and policy.approve_rosters and _approved(state) != change.hash:
             fault = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
@@ -56,6 +57,7 @@ def check_change(
 
 
 def _missing_peers(new: Roster, device: str, policy: OwnerPolicy) -> str:
+    """Return a clause if the newer roster has too few of the owner's peers; empty if it has enough."""
     peers = set(policy.peers.values())
     num_peers = sum(member.fingerprint in peers for member in new.members if member.name != device)
     if num_peers >= policy.peers_at_least:
@@ -104,15 +106,7 @@ def pending(state: Path) -> RosterChange | None:
 
 
 def waiting_for(state: Path, version: int) -> RosterChange:
-    """Return the change that waits for the owner's approval.
-
-    Args:
-      state: the device's state folder.
-      version: of the roster that the owner read.
-
-    Raises:
-      Refusal: this version does not wait for approval.
-    """
+    """Return the change that waits for the owner's approval; Refusal if it is of another version than the owner read."""
     waiting = pending(state)
     if waiting is None or waiting.version != version:
         status = "none waits" if waiting is None else f"version {waiting.version} waits"
@@ -121,16 +115,12 @@ def waiting_for(state: Path, version: int) -> RosterChange:
 
 
 def approve(state: Path, change: RosterChange) -> None:
-    """Approve a change; a running agent applies it in the next round.
-
-    Args:
-      state: the device's state folder.
-      change: as `waiting_for` returned it.
-    """
+    """Approve a change that waits; a running agent applies it in the next round."""
     replace_file(state / APPROVED, change.hash.encode())
 
 
 def _approved(state: Path) -> str:
+    """Return the hash of the roster that the owner has approved; empty for none."""
     try:
         return (state / APPROVED).read_text("ascii")
     except (OSError, ValueError):
@@ -138,6 +128,7 @@ def _approved(state: Path) -> str:
 
 
 def _wait(state: Path, change: RosterChange, signed: bytes) -> None:
+    """Keep a change for its owner's approval or signatures; a stored one is replaced by a newer version only."""
     earlier = pending(state)
     if earlier is not None and change.version <= earlier.version:
         if change.hash != earlier.hash:  # the owner's version refers to the displayed roster

@@ -8,7 +8,9 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
 from ...privacy.arms import Arm
 
-DEALS = "deals.json"  # in the device's state: by run the deal's key, its number of arms, and the device's
+DEALS = (
+    "deals.json"  # in the device's state: by run the deal's key, its number of arms, and the device's own arm
+)
 MAX_RUNS = 1000  # stored runs; the oldest are dropped
 
 
@@ -29,17 +31,18 @@ def require_arm(arm: Arm, name: str, run: str, state: Path) -> None:
     if not arm.holds(name):
         remedy = f"this client is in arm {arm.deal.arm_of(name)} of that deal"
         raise Refusal("arm", arm.number, remedy)
-    stored, deal = _read_deals(state), [arm.deal.key, arm.deal.arms, arm.number]
-    if stored.get(run) == deal:
+    stored_deals, deal = _read_deals(state), [arm.deal.key, arm.deal.arms, arm.number]
+    if stored_deals.get(run) == deal:
         return
-    if stored.setdefault(run, deal) != deal:
+    if stored_deals.setdefault(run, deal) != deal:
         raise Refusal("deal", arm.deal.key, f"run {run} already dealt its clients, and each has one arm")
-    newest = dict(list(stored.items())[-MAX_RUNS:])
+    newest = dict(list(stored_deals.items())[-MAX_RUNS:])
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(state / DEALS, json.dumps(newest).encode())
 
 
 def _read_deals(state: Path) -> dict[str, list[str | int]]:
+    """Return the stored deals by run; see `DEALS`."""
     path = state / DEALS
     if not path.exists():
         return {}

@@ -38,11 +38,7 @@ class LastRun:
 
 
 def record_end(state: Path, over: RunOver) -> LastRun:
-    """Record that a run is over, its model first; the model of an earlier run is replaced.
-
-    Args:
-      state: the device's state folder.
-      over: the server's message.
+    """Record in the state folder that a run is over, its model first; the model of an earlier run is replaced.
 
     Raises:
       OSError: the folder cannot be written.

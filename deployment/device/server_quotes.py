@@ -26,33 +26,33 @@ MAX_OUTPUT = 200  # characters of the command's output
 
 @dataclass
 class ServerQuotes:
-    """Quotes that one process of a device has requested and accepted.
+    """Owner's requirement of quotes, and the nonce and the quote of this process that are current.
 
     Attributes:
       command: of the owner: it gets the quote on its standard input and the expected report data as its last argument,
         and accepts by exit code 0. Without one no quote is required.
-      ca: certificate of the federation's authority, in PEM.
-      federation: its name.
+      federation: name of the device's federation.
     """
 
     command: Sequence[str]
-    ca: bytes
     federation: str
     _nonce: bytes = b""
     _accepted: float = field(default=float("-inf"))  # by the monotonic clock
 
-    def check(self, content: RecordDict) -> None:
-        """Return if the instruction may be answered: its quote or one before is accepted, or the answer consists of keys only.
+    def check(self, content: RecordDict, ca: bytes) -> None:
+        """Require an accepted quote, in this instruction or lately, unless the answer consists of keys only.
+
+        One of the certificates in `ca`, in PEM, must have signed the server's.
 
         Raises:
-          Refusal: neither holds, or the quote is not accepted.
+          Refusal: there is none, or the instruction's is not accepted.
         """
         if not self.command:
             return
         quote = quote_of(content)
         if quote is not None and self._nonce:
             nonce, self._nonce = self._nonce, b""  # each nonce is used once
-            self._run(quote, nonce)
+            self._run(quote, nonce, ca)
             self._accepted = time.monotonic()
         if time.monotonic() - self._accepted > VALID_SECONDS and not all(_proposals(content)):
             remedy = "the server sent no quote; shares leave only after the command accepts one"
@@ -66,9 +66,10 @@ class ServerQuotes:
         self._nonce = os.urandom(NONCE_BYTES)
         return self._nonce
 
-    def _run(self, quote: Quote, nonce: bytes) -> None:
+    def _run(self, quote: Quote, nonce: bytes, ca: bytes) -> None:
+        """Let the owner's command judge a quote for this nonce; refuse what it does not accept."""
         try:
-            server_certificate(quote.certificate, self.ca, self.federation)
+            server_certificate(quote.certificate, ca, self.federation)
         except ValueError as error:
             raise Refusal("attest", "certificate", f"is not the server's ({error})") from None
         expected = report_data(nonce, quote.certificate)
@@ -91,7 +92,10 @@ class ServerQuotes:
 
 
 def _proposals(content: RecordDict) -> list[bool]:
-    """Return for each protocol message in an instruction whether it requests only keys; a sum in the clear does not."""
+    """Return whether each protocol message in an instruction is a proposal, whose answer consists of keys only.
+
+    An instruction without any is of a sum in the clear: its answer is a vector.
+    """
     return [_is_proposal(each) for each in messages_of(content) or []] or [False]
 
 

@@ -42,8 +42,11 @@ def written(folder: Path, values: object) -> Path:
 
 def test_the_smallest_file_is_enough(tmp_path: Path) -> None:
     federation = read_federation(written(tmp_path, SMALLEST))
-    assert (federation.listen, federation.hosts) == ("0.0.0.0:8443", ("fl.example.org",))
-    assert (federation.link, federation.certificate_days) == ("grpc", 365)
+    assert (federation.content.server.listen_address, federation.content.server.hosts) == (
+        "0.0.0.0:8443",
+        ("fl.example.org",),
+    )
+    assert (federation.content.link, federation.content.certificate_days) == ("grpc", 365)
     assert federation.clients[1].policy["minimum_cohort"] == 3
     assert federation.clients[1].policy["trust_server"] is False
     assert federation.clients[1].request is None
@@ -230,13 +233,13 @@ def test_a_federation_does_not_lose_a_client_in_silence(tmp_path: Path) -> None:
     fewer = {**SMALLEST, "clients": SMALLEST["clients"][:1]}
     with pytest.raises(Refusal, match="'hungary': was admitted and is not in the file; revoke it first"):
         provision(written(tmp_path, fewer), out, None)
-    revoke(out, "hungary")
+    revoke(out, ["hungary"])
     provision(file, out, None)
     with pytest.raises(Refusal, match="did you mean 'cleveland'"):
-        rotate(out, "clevland", None)
+        rotate(out, ["clevland"], None)
     with pytest.raises(Refusal, match="is the authority of hearts"):
         provision(written(tmp_path, {**SMALLEST, "federation": "lungs"}), out, None)
     shutil.rmtree(out)
     with pytest.raises(Refusal, match="holds no federation"):
-        revoke(out, "cleveland")
+        revoke(out, ["cleveland"])
     assert not out.exists()

@@ -10,10 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.refusal import Refusal
-from fedveil.deployment.certificate_delivery import CertificateDelivery
 from fedveil.deployment.device import agent as agents
 from fedveil.deployment.device.agent import newest_credentials, renew_certificate
 from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bundle
@@ -28,8 +26,7 @@ from fedveil.links.grpc import device_end
 from fedveil.links.grpc.device_end import Endpoint, follow
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.messages.flower_adapter import claim_identity, name_sender
-from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
+from fedveil.messages.flower_adapter import claim_identity
 
 claim_identity(1)
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
@@ -154,46 +151,3 @@ def test_a_device_takes_a_later_certificate_of_its_own_alone(desk: Path, tmp_pat
     assert newest_credentials(one) == renewed.credentials != one.credentials
     # The earlier one does not come back.
     assert renew_certificate(renewed, own) is renewed
-
-
-@pytest.mark.parametrize(
-    "told",
-    [
-        {"version": "0.1\n", "certificate_ends": 1, "roster": 1, "suites": [1]},
-        {"version": "x" * 33, "certificate_ends": 1, "roster": 1, "suites": [1]},
-        {"version": "0.1", "certificate_ends": 2**62, "roster": 1, "suites": [1]},
-        {"version": "0.1", "certificate_ends": -1, "roster": 1, "suites": [1]},
-        {"version": "0.1", "certificate_ends": 1, "roster": 1.0, "suites": [1]},
-        {"version": "0.1", "certificate_ends": 1, "roster": 1, "suites": [1] * 65},
-        {"version": "0.1", "certificate_ends": 1, "roster": 1},
-    ],
-)
-def test_self_description_of_a_device_is_read_strictly(told: dict[str, object]) -> None:
-    question = renewal_to(2, "")
-    facts = DeviceFacts("0.1.0", 1_900_000_000, 3, (1, 2))
-    assert read_renewal(question) == "" and read_facts(facts_reply(question, facts)) == facts
-    reply = Message(RecordDict({"device": ConfigRecord(told)}), reply_to=question)  # pyright: ignore
-    assert read_facts(reply) is None
-
-
-def test_courier_asks_each_stream_once_per_certificate() -> None:
-    asked: list[tuple[int, str]] = []
-    since, certificates = {2: 1.0, 3: 1.0}, {"2": "first"}
-
-    class Grid:
-        def send_and_receive(self, messages: list[Message], *, timeout: float) -> Iterator[Message]:
-            for each in messages:
-                node = each.metadata.dst_node_id
-                asked.append((node, read_renewal(each) or ""))
-                if node == 2:  # the other one trains
-                    yield name_sender(facts_reply(each, DeviceFacts("1", 1, 1, ())), node)
-
-    delivery = CertificateDelivery(Grid(), lambda: since, lambda: certificates)  # pyright: ignore
-    assert delivery.deliver() == 1 and set(delivery.facts) == {2}
-    assert delivery.deliver() == 0
-    assert asked == [(2, "first"), (3, ""), (3, "")]
-    certificates["2"] = "second"
-    delivery.deliver()
-    since[2] = 2.0  # it came again
-    delivery.deliver()
-    assert [each for each in asked if each[0] == 2] == [(2, "first"), (2, "second"), (2, "second")]

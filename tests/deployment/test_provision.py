@@ -343,7 +343,7 @@ def test_rotation_replaces_keys_and_bars_the_old_ones(desk: Path) -> None:
 
 def test_old_bundle_of_a_rotated_client_is_refused_by_the_roster(desk: Path) -> None:
     kept = Path(shutil.copytree(desk / "hearts" / "clients" / "cleveland", desk / "stolen"))
-    rotate(desk / "hearts", "cleveland", None)
+    rotate(desk / "hearts", ["cleveland"], None)
     newer = read_server_bundle(desk / "hearts" / "server").signed_roster
     with pytest.raises(Refusal, match="it was revoked or has new keys"):
         renew_roster(read_client_bundle(kept), newer)
@@ -373,13 +373,13 @@ def test_keys_on_a_device_are_rotated_by_another_request(desk: Path) -> None:
 
 def test_a_device_may_take_over_its_keys(desk: Path) -> None:
     assert fedveil("client", "request", "new", "--name", "cleveland", folder=desk).returncode == 0
-    rotate(desk / "hearts", "cleveland", desk / "new" / "request.toml")
+    rotate(desk / "hearts", ["cleveland"], desk / "new" / "request.toml")
     assert {path.name for path in (desk / "hearts" / "clients" / "cleveland").iterdir()} == SHARED
 
 
 def test_the_servers_keys_rotate_alone(desk: Path) -> None:
     before = contents(desk)
-    rotate(desk / "hearts", "server", None)
+    rotate(desk / "hearts", ["server"], None)
     after = contents(desk)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"hearts/server/tls.key", "hearts/server/tls.pem", "hearts/authority/register.json"}
@@ -482,8 +482,8 @@ def test_repeating_completes_a_rotation_cut_short_anywhere(
         out = Path(shutil.copytree(tmp_path / "made", tmp_path / str(step)))
         with monkeypatch.context() as patched, pytest.raises(PowerCut):
             cut_at(step, patched)
-            rotate(out, "cleveland", None)
-        rotate(out, "cleveland", None)
+            rotate(out, ["cleveland"], None)
+        rotate(out, ["cleveland"], None)
         assert read_client_bundle(out / "clients/cleveland").identity.roster.version in (2, 3)
         assert (out / "clients/cleveland/identity.key").read_bytes() != old
         assert sorted(read_admitted(out / "server/admitted.json").values()) == [2, 3]
@@ -504,20 +504,20 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
         assert is_scrypt((tmp_path / "hearts" / "authority" / name).read_bytes())
     for name in ("server/tls.key", "clients/cleveland/identity.key"):
         assert b"ENCRYPTED" not in (tmp_path / "hearts" / name).read_bytes()  # machines start by themselves
-    assert revoke(tmp_path / "hearts", "cleveland").register.version == 2
+    assert revoke(tmp_path / "hearts", ["cleveland"]).register.version == 2
     monkeypatch.setenv("FEDVEIL_PASSPHRASE", "correct horse battery stable")
     with pytest.raises(Refusal, match="does not match this passphrase"):
-        revoke(tmp_path / "hearts", "hungary")
+        revoke(tmp_path / "hearts", ["hungary"])
     monkeypatch.delenv("FEDVEIL_PASSPHRASE")
     with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE"):
-        revoke(tmp_path / "hearts", "hungary")
+        revoke(tmp_path / "hearts", ["hungary"])
     assert read_register(tmp_path / "hearts" / "authority" / "register.json").version == 2
     (tmp_path / "secret").write_text("correct horse battery staple\n")
     monkeypatch.setenv("FEDVEIL_PASSPHRASE_FILE", str(tmp_path / "secret"))
     with pytest.raises(Refusal, match="chmod 600"):
-        revoke(tmp_path / "hearts", "hungary")
+        revoke(tmp_path / "hearts", ["hungary"])
     (tmp_path / "secret").chmod(0o600)
-    assert revoke(tmp_path / "hearts", "hungary").register.version == 3
+    assert revoke(tmp_path / "hearts", ["hungary"]).register.version == 3
 
 
 def test_keys_of_an_earlier_release_move_to_scrypt_at_their_next_use(
@@ -533,7 +533,7 @@ def test_keys_of_an_earlier_release_move_to_scrypt_at_their_next_use(
     old = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
     path.write_bytes(old)
     assert not is_scrypt(old)
-    assert revoke(tmp_path / "hearts", "cleveland").register.version == 2
+    assert revoke(tmp_path / "hearts", ["cleveland"]).register.version == 2
     assert is_scrypt(path.read_bytes()) and path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "hearts" / public).read_bytes() == before
     with pytest.raises(ValueError, match="password"):
@@ -569,7 +569,7 @@ def test_keys_of_another_authority_are_not_used(tmp_path: Path) -> None:
         provision(file, tmp_path / name, None)
     shutil.copy(tmp_path / "other" / "authority" / "ca.key", tmp_path / "one" / "authority" / "ca.key")
     with pytest.raises(Refusal, match="holds no keys of an authority"):
-        revoke(tmp_path / "one", "hungary")
+        revoke(tmp_path / "one", ["hungary"])
 
 
 @pytest.mark.parametrize(
@@ -624,7 +624,7 @@ def test_unverified_code_needs_a_word_that_says_so(tmp_path: Path) -> None:
     provision(file, out)
     named = requirements(out) or ""
     assert "cryptography==" in named and "\nfedveil" not in named
-    rotate(out, "cleveland", None)
+    rotate(out, ["cleveland"], None)
     assert requirements(out) == named
     # The word is taken back: what stands there without hashes is not handed out again.
     file.write_text(SMALL)
@@ -633,7 +633,7 @@ def test_unverified_code_needs_a_word_that_says_so(tmp_path: Path) -> None:
     ):
         provision(file, out)
     (out / "authority" / "federation.yaml").write_text(SMALL)
-    revoke(out, "hungary")
+    revoke(out, ["hungary"])
     assert requirements(out) is None
 
 
@@ -641,9 +641,9 @@ def test_two_cannot_provision_one_folder_at_once(desk: Path) -> None:
     descriptor = os.open(desk / "hearts" / "authority", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(Refusal, match="is being provisioned by another process"):
-        revoke(desk / "hearts", "cleveland")
+        revoke(desk / "hearts", ["cleveland"])
     os.close(descriptor)
-    assert len(revoke(desk / "hearts", "cleveland").register.admitted) == 2
+    assert len(revoke(desk / "hearts", ["cleveland"]).register.admitted) == 2
 
 
 def test_the_desk_keeps_the_file_that_it_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,16 +659,16 @@ def test_the_desk_keeps_the_file_that_it_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(provisioning, "open_authority", meanwhile)
     provision(file, out)
     assert (out / "authority" / "federation.yaml").read_text() == SMALL
-    assert len(revoke(out, "hungary").register.admitted) == 1
+    assert len(revoke(out, ["hungary"]).register.admitted) == 1
 
 
 def test_a_key_that_was_replaced_is_nobodys_again(desk: Path) -> None:
     """Whoever took a device's keys before they were rotated is not let in with them under another name."""
     hearts = desk / "hearts"
     assert fedveil("client", "request", "new", "--name", "switzerland", folder=desk).returncode == 0
-    rotate(hearts, "switzerland", desk / "new" / "request.toml")
+    rotate(hearts, ["switzerland"], desk / "new" / "request.toml")
     with pytest.raises(Refusal, match="that was replaced"):
-        rotate(hearts, "switzerland", desk / "device" / "request.toml")
+        rotate(hearts, ["switzerland"], desk / "device" / "request.toml")
     stolen = {name: (desk / "device" / name).read_bytes() for name in SECRETS}
     thief = desk / "thief"
     thief.mkdir()
@@ -688,7 +688,7 @@ def test_a_key_that_was_replaced_is_nobodys_again(desk: Path) -> None:
 def test_leftovers_of_a_power_cut_stop_nothing(desk: Path) -> None:
     left = desk / "hearts" / "server" / "supernodes" / ".cleveland.pub.new"
     left.write_bytes(b"half")
-    assert len(revoke(desk / "hearts", "cleveland").register.admitted) == 2
+    assert len(revoke(desk / "hearts", ["cleveland"]).register.admitted) == 2
     assert not left.exists() and not (left.parent / "cleveland.pub").exists()
 
 
@@ -696,4 +696,4 @@ def test_desk_of_a_file_without_a_client_says_so(desk: Path) -> None:
     kept = desk / "hearts" / "authority" / "federation.yaml"
     kept.write_text(kept.read_text().replace("  - name: cleveland\n", ""))
     with pytest.raises(Refusal, match="clients='cleveland': was admitted and is not in the file"):
-        rotate(desk / "hearts", "hungary", None)
+        rotate(desk / "hearts", ["hungary"], None)

@@ -206,7 +206,7 @@ def test_desk_signs_with_both_keys_until_the_overlap_ends(desk: Path, clock: Clo
     for name in ("signer.key", "ca.key"):
         assert (desk / "authority" / name).exists() and (desk / "authority" / "keys-2" / name).exists()
     clock(DAYS + 1)
-    revoke(desk, "c")
+    revoke(desk, ["c"])
     signed = (desk / "server" / "roster.bin").read_bytes()
     assert read_roster(signed, new.public(both)).version == 3
     with pytest.raises(Refused):

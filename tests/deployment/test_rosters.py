@@ -41,7 +41,7 @@ def out_there(made: Path) -> Devices:
 
 def test_devices_take_the_newer_roster_with_the_first_exchange(made: Path) -> None:
     devices = out_there(made)
-    rotate(made, "c4", None)
+    rotate(made, ["c4"], None)
     devices.devices[6] = device_of(made / "clients" / "c4")
     opened = served(made, devices)
     assert opened.survivors == 5 and not opened.dropped
@@ -52,14 +52,14 @@ def test_devices_take_the_newer_roster_with_the_first_exchange(made: Path) -> No
 
 def test_without_it_they_would_all_refuse(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = out_there(made)
-    rotate(made, "c4", None)
+    rotate(made, ["c4"], None)
     monkeypatch.setattr("fedveil.server.secure_sum.with_roster", lambda records, signed: records)
     assert served(made, devices).total is None
 
 
 def test_device_with_replaced_keys_is_out_and_the_others_go_on(made: Path) -> None:
     devices = out_there(made)
-    rotate(made, "c1", None)  # the device still has its old keys
+    rotate(made, ["c1"], None)  # the device still has its old keys
     opened = served(made, devices)
     assert sorted(opened.nodes) == [2, 4, 5, 6] and opened.dropped == {"failed": 1}
     assert devices.devices[3].bundle.identity.roster.version == 1
@@ -67,7 +67,7 @@ def test_device_with_replaced_keys_is_out_and_the_others_go_on(made: Path) -> No
 
 def test_revoked_device_gets_no_order_and_would_not_answer(made: Path) -> None:
     devices = out_there(made)
-    revoke(made, "c0")
+    revoke(made, ["c0"])
     assert sorted(served(made, devices).nodes) == [3, 4, 5, 6]
     proposal = next(message for message, _ in devices.seen if message.metadata.dst_node_id == 3)
     assert devices.devices[2].answer(proposal).has_error()
@@ -80,7 +80,7 @@ def test_older_roster_is_refused_even_by_restarted_devices(
     before = tmp_path / "before"
     shutil.copytree(made / "server", before / "server")
     devices = out_there(made)
-    revoke(made, "c0")
+    revoke(made, ["c0"])
     assert served(made, devices).survivors == 4
     for n in range(5):
         shutil.copy(

@@ -63,8 +63,8 @@ def test_every_bundle_has_the_one_schema_and_a_device_its_own_tables(desk: Path)
     tables.mkdir()
     (tables / "1.csv").write_text(ROWS)
     (tables / "2.csv").write_text(ROWS)
-    counts = [read_device(read_client_bundle(desk / "clients" / name)).count for name in "ab"]
-    assert [count(None) for count in counts if count is not None] == [40, 80]
+    tasks = [read_device(read_client_bundle(desk / "clients" / name)).task for name in "ab"]
+    assert [task.count(None) for task in tasks] == [40, 80]
     assert not (desk / "clients" / "a" / "requirements.txt").exists()
 
 
@@ -90,7 +90,7 @@ def test_weights_by_group_go_to_every_device_in_the_schema(desk: Path) -> None:
         != agreement_of(load(schema=str(desk / "server" / "schema.yaml")))
     )
     shutil.rmtree(desk.parent / "common")
-    rotate(folder, "a", None)  # by the desk's copy of the schema, which holds them
+    rotate(folder, ["a"], None)  # by the desk's copy of the schema, which holds them
 
 
 def test_numbers_are_scaled_alike_at_every_device(desk: Path) -> None:
@@ -123,7 +123,7 @@ def test_each_client_may_name_its_own_tables_and_the_federation_none(desk: Path)
 
 def test_new_keys_need_no_schema_but_the_desks_own(desk: Path) -> None:
     shutil.rmtree(desk.parent / "common")
-    rotate(desk, "a", None)
+    rotate(desk, ["a"], None)
     assert read_schema(desk / "clients" / "a" / "schema.yaml").label == "y"
 
 
@@ -139,12 +139,11 @@ def test_device_without_its_table_says_so_before_it_connects(desk: Path) -> None
 def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None:
     (desk / "clients" / "a" / "table.csv").write_text(ROWS)
     device = read_device(read_client_bundle(desk / "clients" / "a"))
-    assert device.prepare is not None
     record = RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10)
     order = TrainingOrder("r", ModeName.RECORD, LocalTraining(), record=record)
     schema = str(desk / "server" / "schema.yaml")
     own = agreement_of(load(schema=schema))
-    device.prepare(replace(order, agreement=own))
+    device.task.check_order(replace(order, agreement=own), None)
     assert TrainingOrder.from_json(replace(order, agreement=own).to_json()).agreement == own
     others = [None, agreement_of(load(schema=schema, model="mlp"))]
     (desk / "other.yaml").write_text(SCHEMA.replace("high: 4", "high: 5"))
@@ -152,7 +151,7 @@ def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None
     for other in others:
         assert other != own
         with pytest.raises(Refusal, match="another schema or model"):
-            device.prepare(replace(order, agreement=other))
+            device.task.check_order(replace(order, agreement=other), None)
     with pytest.raises(Refusal, match="64 hexadecimal digits"):
         replace(order, agreement="0")
 

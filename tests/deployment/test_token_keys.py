@@ -62,7 +62,7 @@ def test_an_authority_on_a_token_provisions_and_revokes(module: str, tmp_path: P
     file.write_text(FEDERATION.format(module=module, label="hearts"))
     out = provision(file, tmp_path / "hearts", None).folder
     assert not list((out / "authority").glob("*.key")) and (out / "authority" / "ca.pem").exists()
-    assert revoke(out, "c").register.version == 2
+    assert revoke(out, ["c"]).register.version == 2
     assert [each.name for each in read_server_bundle(out / "server").roster.members] == ["a", "b"]
     assert read_client_bundle(out / "clients" / "a").identity.roster.version == 2
     signer, ca = token_keys(TokenChoice(module, "hearts"), "hearts", make=False)
@@ -92,7 +92,7 @@ def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
     bundle = read_client_bundle(device)
     assert bundle.settings.name == "c-1" and bundle.identity.roster.version == 2
     assert renew(desk, ["c-1"], within=400).register.find("c-1") is not None
-    assert revoke(desk, "c-1").register.version == 4
+    assert revoke(desk, ["c-1"]).register.version == 4
 
 
 def test_missing_pin_is_requested_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

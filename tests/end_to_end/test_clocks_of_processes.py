@@ -162,7 +162,7 @@ def test_certificates_expiring_under_streams_cost_nobody_a_charge(tmp_path: Path
         file = world.hearts / "authority" / "federation.yaml"
         file.write_text(file.read_text().replace(f"days: {CERTIFICATE_DAYS}", "days: 60"))
         renew(world.hearts, [name for name in world.clients if name != VICTIM], within=30)
-        rotate(world.hearts, "server", None)
+        rotate(world.hearts, ["server"], None)
         SERVED["until"](lambda: renewed(world) == CLIENTS - 1, lambda: str(renewed(world)))
         world.jump(past, server, *devices)
         rounds_on(world, server, 1)

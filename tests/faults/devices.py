@@ -138,7 +138,7 @@ def _live(bundle: Path, message: Path, reply: Path, point: str) -> None:
     device = device_of(bundle)
     match point:
         case "after the reservation":
-            device.train = _die
+            device.task.train = _die
         case "while training":
             linear.train = _die
         case "before the memory is kept":

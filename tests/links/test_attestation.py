@@ -118,7 +118,7 @@ def test_a_server_that_gives_no_quotes_gets_no_shares(made: Path, caplog: pytest
 def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
     device = clients(made)[2]
     own = read_server_bundle(made / "server").credentials
-    quotes, command = device.server_quotes, [str(made.parent / "quotes")]
+    quotes, ca, command = device.server_quotes, device.bundle.roots, [str(made.parent / "quotes")]
     asked: list[Message] = []
     opened(Devices(clients(made), asked.append))
     proposal, cohort = (
@@ -137,18 +137,18 @@ def test_a_quote_is_good_for_one_nonce_and_one_key(made: Path) -> None:
     first, second = (quotes.nonce(proposal.content) for _ in range(2))
     assert first and second and first != second
     with pytest.raises(Refusal, match="does not accept"):  # made for the nonce before
-        quotes.check(bringing(run_quote_command(command, first, own.certificate), own.certificate))
+        quotes.check(bringing(run_quote_command(command, first, own.certificate), own.certificate), ca)
     with pytest.raises(Refusal, match="sent no quote"):  # a nonce is spent by one try
-        quotes.check(bringing(run_quote_command(command, second, own.certificate), own.certificate))
+        quotes.check(bringing(run_quote_command(command, second, own.certificate), own.certificate), ca)
     third = quotes.nonce(proposal.content)
     assert third
     stranger = (made / "clients" / "c1" / "tls.pem").read_bytes()
     with pytest.raises(Refusal, match="is not the server's"):
-        quotes.check(bringing(run_quote_command(command, third, stranger), stranger))
+        quotes.check(bringing(run_quote_command(command, third, stranger), stranger), ca)
     fourth = quotes.nonce(proposal.content)
     assert fourth and report_data(fourth, own.certificate) != report_data(fourth, stranger)
-    quotes.check(bringing(run_quote_command(command, fourth, own.certificate), own.certificate))
-    quotes.check(cohort.content)
+    quotes.check(bringing(run_quote_command(command, fourth, own.certificate), own.certificate), ca)
+    quotes.check(cohort.content, ca)
     assert not quotes.nonce(proposal.content)
 
 

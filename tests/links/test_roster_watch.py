@@ -34,7 +34,7 @@ def test_newer_roster_is_used_at_once_and_an_older_one_never(
     rosters = followed_roster(server)
     first = (made / "server" / ROSTER).read_bytes()
     assert (rosters()[0].version, nodes_of(rosters)()) == (1, [2, 3, 4])
-    revoke(made, "hungary")
+    revoke(made, ["hungary"])
     assert (rosters()[0].version, nodes_of(rosters)()) == (2, [2, 4])
     second = (made / "server" / ROSTER).read_bytes()
     assert rosters()[1] == second
@@ -43,7 +43,7 @@ def test_newer_roster_is_used_at_once_and_an_older_one_never(
         assert [rosters()[0].version for _ in range(3)] == [2, 2, 2]
     assert len(caplog.records) == 1 and "is not newer than the server's version 2" in caplog.text
     (made / "server" / ROSTER).write_bytes(second)
-    rotate(made, "boston", None)
+    rotate(made, ["boston"], None)
     assert rosters()[0].version == 3
 
 
@@ -55,13 +55,13 @@ def test_roster_without_a_new_number_is_not_used(
     path = made / "server" / ROSTER
     if how == "another authority's":
         other = provision(tmp_path / "federation.yaml", tmp_path / "other", None)
-        revoke(other.folder, "hungary")
+        revoke(other.folder, ["hungary"])
         shutil.copy(other.folder / "server" / ROSTER, path)
     elif how == "of the same version":  # a desk that was put back from its backup, and went on otherwise
         shutil.copytree(made, tmp_path / "backup")
-        revoke(made, "hungary")
+        revoke(made, ["hungary"])
         assert rosters()[0].version == 2
-        revoke(tmp_path / "backup", "boston")
+        revoke(tmp_path / "backup", ["boston"])
         shutil.copy(tmp_path / "backup" / "server" / ROSTER, path)
     elif how == "damaged":
         path.write_bytes(path.read_bytes()[:-1])
@@ -79,7 +79,7 @@ def test_client_outside_the_roster_is_not_admitted_by_the_list(made: Path) -> No
     admitted = admitted_in(bundle.admitted, nodes_of(rosters))
     listed = bundle.admitted.read_bytes()
     assert sorted(admitted().values()) == [2, 3, 4]
-    revoke(made, "boston")
+    revoke(made, ["boston"])
     bundle.admitted.write_bytes(listed)  # only the roster has come
     assert sorted(admitted().values()) == [2, 3]
 
@@ -88,7 +88,7 @@ def test_servers_certificate_is_used_once_its_key_is_there(made: Path) -> None:
     bundle = read_server_bundle(made / "server")
     credentials, old = followed_credentials(bundle), (made / "server" / "tls.key").read_bytes()
     assert credentials() == bundle.credentials
-    rotate(made, "server", None)
+    rotate(made, ["server"], None)
     fresh = (made / "server" / "tls.key").read_bytes()
     (made / "server" / "tls.key").write_bytes(old)
     assert credentials() == bundle.credentials

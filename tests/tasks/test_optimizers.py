@@ -461,9 +461,10 @@ def test_an_order_tells_optimizer_and_schedule() -> None:
 
 
 def test_linear_device_refuses_unsupported_optimizers() -> None:
-    linear.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(schedule=Schedule("cosine", 9))))
+    task = linear.LinearTask(linear.Table(np.ones((1, 1), np.float32), np.array([0])), 0)
+    task.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(schedule=Schedule("cosine", 9))), None)
     with pytest.raises(Refusal, match="plain SGD"):
-        linear.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(optimizer=Optimizer("adam"))))
+        task.check_order(TrainingOrder("r", ModeName.NONE, LocalTraining(optimizer=Optimizer("adam"))), None)
 
 
 # --- record level -------------------------------------------------------------------------------------------------

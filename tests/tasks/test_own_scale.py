@@ -11,7 +11,7 @@ from shared.tasks import Classes
 from torch import nn
 
 import fedveil as fv
-from fedveil.deployment.device.device import _check_data
+from fedveil.deployment.device.torch_task import check_owners_data
 from fedveil.tasks import TASKS, load_task
 from fedveil.tasks.data import Examples, data_of_all
 from fedveil.tasks.own_scale import BOUNDED, STANDARD, own_scale
@@ -138,5 +138,5 @@ def test_owner_of_the_data_is_warned(
 
 @pytest.mark.parametrize(("scale", "warns"), [(BY_CLIENT, True), (raw, False)])
 def test_a_device_says_so_in_its_own_log(scale: Any, warns: bool, caplog: Any) -> None:
-    _check_data(Wards(scale), 0)
+    check_owners_data(Wards(scale), 0)
     assert ("columns of this device's data have mean 0 and deviation 1" in caplog.text) == warns

@@ -25,7 +25,6 @@ from fedveil.deployment.device import agent, commands, ledger_heads
 from fedveil.deployment.device.client_bundle import Eligibility
 from fedveil.deployment.device.commands import forget, status
 from fedveil.deployment.device.device_ledger import DeviceLedger, epsilon_of, spent_on
-from fedveil.deployment.device.eligibility import obstacle
 from fedveil.deployment.device.order_policy import accept_order
 from fedveil.deployment.device.receipts import receipt_for
 from fedveil.deployment.device.run_end import read_ended
@@ -127,13 +126,13 @@ def diverged(message: Message, settings: object) -> Message:
 def test_device_with_diverging_training_answers_no_change_and_pays(clients):
     """What a server sends may let training diverge, or fail, by one record alone: a failure would tell it, uncharged."""
     device = device_of(clients / "c0")
-    device.train = diverged
+    device.task.train = diverged
     told = CohortSum(np.zeros(18 + 3 + SPEC.segment_size))
     add_reply(told, device.answer(in_the_clear()), SPEC)
     assert told.replies == 1 and not told.total[: 18 + 3].any()
     assert epsilon_of(device.ledger.path)[0] > 0
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(1, 5)}
-    devices[3].train, devices[4].train = diverged, broken
+    devices[3].task.train, devices[4].task.train = diverged, broken
     assert masked_sum(Devices(devices)).survivors == 4
     for device in devices.values():
         assert epsilon_of(device.ledger.path)[0] > 0
@@ -218,7 +217,7 @@ def test_after_the_owners_last_day_nothing_leaves(clients):
 def test_reservation_is_void_where_no_vector_exists(clients):
     """The server is trusted here, and keeps to itself who failed; where it is not, nothing may show that."""
     device = device_of(clients / "c0")
-    device.train = broken
+    device.task.train = broken
     reply = device.answer(in_the_clear())
     assert (reply.error.code, reply.error.reason) == (FAILED, "the client failed")
     entries = [(e.kind, json.loads(e.key or "null")) for e in read_entries(device.ledger.path)]
@@ -267,17 +266,17 @@ def test_ledger_replaced_during_an_answer_does_not_count(clients, tmp_path):
     path, older = device.ledger.path, tmp_path / "older"
     older.write_bytes(path.read_bytes())
     assert code_of(device, in_the_clear(number=2)) == 0
-    known, train = (device.bundle.state / ledger_heads.FILE).read_text(), device.train
+    known, train = (device.bundle.state / ledger_heads.FILE).read_text(), device.task.train
 
     def replacing(message: Message, settings: object) -> Message:
         os.replace(older, path)
         path.with_name(f"{path.name}-wal").unlink()  # or it completes the copy
         return train(message, settings)
 
-    device.train = replacing
+    device.task.train = replacing
     assert code_of(device, in_the_clear(number=3)) == NOT_READY
     assert (device.bundle.state / ledger_heads.FILE).read_text() == known
-    device.train = train
+    device.task.train = train
     assert code_of(device, in_the_clear(number=4)) == RESTORED
 
 
@@ -478,7 +477,7 @@ RECORD = RecordTerms(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
 def test_order_against_the_policy_is_refused_and_costs_nothing(clients, order, policy, spec):
     device = device_of(clients / "c0", **policy)
     trained = []
-    device.train = lambda *asked: trained.append(asked)
+    device.task.train = lambda *asked: trained.append(asked)
     reply = device.answer(in_the_clear(order, spec=spec))
     assert (reply.error.code, reply.error.reason) == (OWNERS_POLICY, "the client did not train")
     assert not trained and not device.ledger.path.exists()
@@ -614,67 +613,12 @@ def test_random_kills_of_a_device(clients, tmp_path):
 # --- when it trains ----------------------------------------------------------------------------------------------
 
 
-def system(root: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    return root
-
-
-NIGHT, NOON = datetime(2026, 3, 1, 23), datetime(2026, 3, 1, 12)
-BATTERY, CHARGER = "sys__class__power_supply__BAT0__", "sys__class__power_supply__AC__"
-HEAT, MEMORY = "sys__class__thermal__thermal_zone{}__temp", "proc__meminfo"
-ROUTES, MODEM = "proc__net__route", "sys__class__net__wwan0__uevent"
-ROUTE = "Iface\tDestination\tGateway\n{}\t00000000\t0100A8C0"
-
-
-@pytest.mark.parametrize(
-    ("asked", "files", "said"),
-    [
-        ({"on_mains_power": True}, {}, None),
-        (
-            {"on_mains_power": True},
-            {BATTERY + "type": "Battery", BATTERY + "status": "Discharging"},
-            "battery",
-        ),
-        ({"on_mains_power": True}, {BATTERY + "type": "Battery", BATTERY + "status": "Full"}, None),
-        (
-            {"on_mains_power": True},
-            {
-                BATTERY + "type": "Battery",
-                BATTERY + "status": "Discharging",
-                CHARGER + "type": "Mains",
-                CHARGER + "online": "1",
-            },
-            None,
-        ),
-        ({}, {BATTERY + "type": "Battery", BATTERY + "status": "Discharging"}, None),
-        ({"max_temperature_celsius": 75.0}, {HEAT.format(0): "41000", HEAT.format(1): "76500"}, "76 degrees"),
-        ({"max_temperature_celsius": 77.0}, {HEAT.format(0): "41000", HEAT.format(1): "76500"}, None),
-        ({"max_temperature_celsius": 20.0}, {HEAT.format(0): "unknown"}, None),
-        ({"min_free_mebibytes": 600}, {MEMORY: "MemTotal: 9 kB\nMemAvailable:  524288 kB"}, "512 MiB"),
-        ({"min_free_mebibytes": 512}, {MEMORY: "MemTotal: 9 kB\nMemAvailable:  524288 kB"}, None),
-        ({"unmetered": True}, {ROUTES: ROUTE.format("wwan0"), MODEM: "DEVTYPE=wwan"}, "metered"),
-        ({"unmetered": True}, {ROUTES: ROUTE.format("eth0"), MODEM: "DEVTYPE=wwan"}, None),
-        ({"hours": "22-06"}, {}, None),
-        ({"hours": "06-22"}, {}, "06-22"),
-        ({"hours": "23-00"}, {}, None),
-    ],
-)
-def test_gates_read_the_systems_files(tmp_path, asked, files, said):
-    found = obstacle(Eligibility(**asked), NIGHT, system(tmp_path, **files))
-    assert bool(found) == (said is not None) and (said or "") in found
-
-
-def test_hours_of_the_day_and_across_midnight():
-    assert obstacle(Eligibility(hours="22-06"), NOON)
-    assert not obstacle(Eligibility(hours="09-17"), NOON)
-
-
 def test_barred_device_says_so_at_once_and_keeps_its_promise(clients, tmp_path):
-    hot = system(tmp_path / "hot", **{HEAT.format(0): "90000"})
-    cool = system(tmp_path / "cool", **{HEAT.format(0): "40000"})
+    hot, cool = tmp_path / "hot", tmp_path / "cool"
+    for root, temperature in ((hot, "90000"), (cool, "40000")):
+        zone = root / "sys/class/thermal/thermal_zone0"
+        zone.mkdir(parents=True)
+        (zone / "temp").write_text(temperature)
     devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
     for device in devices.values():
         gates = Eligibility(max_temperature_celsius=75.0)

@@ -338,9 +338,9 @@ def declines(reply: bytes) -> bool:
 
 def changed(desk: Path, rotated: bool) -> bytes:
     """Revoke c4 and, to enrol again, give c0 new keys; return the newer roster."""
-    revoke(desk, "c4")
+    revoke(desk, ["c4"])
     if rotated:
-        rotate(desk, "c0", None)
+        rotate(desk, ["c0"], None)
     return (desk / "server" / "roster.bin").read_bytes()
 
 

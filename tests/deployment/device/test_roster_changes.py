@@ -102,7 +102,7 @@ def file_of(*names: str) -> str:
 def surrounded(desk: Path) -> bytes:
     """Do what an operator who holds the authority does: replace all peers of c0; return the roster."""
     for number in range(1, 5):
-        revoke(desk / "made", f"c{number}")
+        revoke(desk / "made", [f"c{number}"])
     (desk / "federation.yaml").write_text(file_of("c0", "eve1", "eve2", "eve3", "eve4"))
     provision(desk / "federation.yaml", desk / "made", None)
     return (desk / "made" / "server" / "roster.bin").read_bytes()
@@ -162,18 +162,18 @@ def test_two_rosters_of_one_version_are_detected(desk: Path, tmp_path: Path) -> 
     other = Path(shutil.copytree(desk, tmp_path / "other"))
     victim = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
     server = read_server_bundle(desk / "made" / "server")
-    revoke(desk / "made", "c1")
+    revoke(desk / "made", ["c1"])
     mine = renew_roster(read_client_bundle(victim), (desk / "made" / "server" / "roster.bin").read_bytes())
     rosters = followed_roster(server)
     assert rosters()[0].version == 2
-    revoke(other / "made", "c2")
-    revoke(other / "made", "c3")
+    revoke(other / "made", ["c2"])
+    revoke(other / "made", ["c3"])
     forked = (other / "made" / "server" / "roster.bin").read_bytes()
     with pytest.raises(Refusal, match="does not follow from version 2"):
         renew_roster(mine, forked)
     (desk / "made" / "server" / "roster.bin").write_bytes(forked)
     assert rosters()[0].version == 2
-    revoke(desk / "made", "c4")
+    revoke(desk / "made", ["c4"])
     sound = (desk / "made" / "server" / "roster.bin").read_bytes()
     assert renew_roster(mine, sound).identity.roster.version == 3
 
@@ -182,7 +182,7 @@ def test_changed_members_wait_for_a_demanding_owner(desk: Path, capsys: pytest.C
     folder = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
     bundle = read_client_bundle(folder)
     bundle = replace(bundle, policy=replace(bundle.policy, approve_rosters=True))
-    revoke(desk / "made", "c1")
+    revoke(desk / "made", ["c1"])
     first = (desk / "made" / "server" / "roster.bin").read_bytes()
     for _ in range(2):
         with pytest.raises(Refusal, match="waits for its owner: fedveil client roster FOLDER --approve 2"):
@@ -213,9 +213,9 @@ def test_pending_roster_is_not_exchanged_before_approval(
     other = Path(shutil.copytree(desk, tmp_path / "other"))
     bundle = read_client_bundle(Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim")))
     bundle = replace(bundle, policy=replace(bundle.policy, approve_rosters=True))
-    revoke(desk / "made", "c1")
+    revoke(desk / "made", ["c1"])
     shown = (desk / "made" / "server" / "roster.bin").read_bytes()
-    revoke(other / "made", "c2")
+    revoke(other / "made", ["c2"])
     exchanged = (other / "made" / "server" / "roster.bin").read_bytes()
     for signed in (shown, exchanged):
         with pytest.raises(Refusal, match="waits"):
@@ -251,7 +251,7 @@ def test_a_roster_that_too_few_members_signed_is_refused_by_name(
     policy.write_text(policy.read_text().replace("cosigned_by_at_least = 0", "cosigned_by_at_least = 2"))
     bundle, server = read_client_bundle(folder), read_server_bundle(desk / "made" / "server")
     rosters = followed_roster(server)
-    revoke(desk / "made", "c4")
+    revoke(desk / "made", ["c4"])
     bare = (desk / "made" / "server" / "roster.bin").read_bytes()
     with pytest.raises(
         Refusal, match="is signed by nobody of the members of version 1, and cosigned_by_at_least=2"
@@ -310,7 +310,7 @@ def test_desk_takes_no_strange_signature_of_a_roster(desk: Path) -> None:
         with pytest.raises(Refusal, match=said):
             cosign_at_desk(desk / "made", [file])
     file.write_text(text)
-    revoke(desk / "made", "c4")
+    revoke(desk / "made", ["c4"])
     with pytest.raises(Refusal, match="is for a roster other than"):
         cosign_at_desk(desk / "made", [file])
     other = Ed25519PrivateKey.generate()

@@ -69,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     keys = {each.identity.node: each.identity.key for each in bundles.values()}
     reach = SERVED["reaching"](SERVED["Devices"](hearts / "clients"))
     assert serve(hearts / "server", [*ASKED, *MASKED, "run=masked"], reach=reach) == 0
-    revoke(hearts, REVOKED)
+    revoke(hearts, [REVOKED])
     shutil.rmtree(hearts / "clients" / REVOKED)
     reach = SERVED["reaching"](SERVED["Devices"](hearts / "clients"), 4)
     assert serve(hearts / "server", [*ASKED, "privacy=record", "run=records"], reach=reach) == 0

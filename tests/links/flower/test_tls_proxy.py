@@ -389,7 +389,7 @@ def test_connection_after_a_renewal_sees_the_new_certificate(made: Path, tmp_pat
 
     with open_tls_proxy(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
         first, key = shown(), (server / "tls.key").read_bytes()
-        rotate(tmp_path / "made", "server", None)
+        rotate(tmp_path / "made", ["server"], None)
         fresh = (server / "tls.key").read_bytes()
         (server / "tls.key").write_bytes(key)  # half of it has come
         assert shown() == first

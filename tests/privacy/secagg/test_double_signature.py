@@ -153,7 +153,7 @@ def test_federation_becomes_post_quantum_and_sums_by_suite_3(tmp_path: Path) -> 
     assert after.authority[:32] == before.authority and after.roster.follows(before.roster)
     old = renew_roster(read_client_bundle(devices / "c0"), after.signed_roster)  # knows the Ed25519 key alone
     assert old.identity.roster.version == 2
-    assert revoke(made, "c4").register.version == 3
+    assert revoke(made, ["c4"]).register.version == 3
     grid = DEVICES["Devices"](
         {2 + n: DEVICES["device_of"](made / "clients" / f"c{n}", suites=(3,)) for n in range(4)}
     )

@@ -83,12 +83,12 @@ def only_ledger(device: Device, pattern: str) -> Path:
 def test_noise_is_planned_from_own_records_and_the_smaller_budget(device):
     merged = device.merged(ORDER)
     record = merged.record
-    assert record is not None and device.count is not None
+    assert record is not None
     budget = record.terms.budget
     assert (budget.target_epsilon, budget.target_delta) == (2.0, 1e-5)  # of the owner, not of the order
     assert merged.device == device.settings.device and merged.seed is None
-    noise = record.noise_multiplier(device.count(None))
-    assert noise == calibrated_noise(record, device.count(None), merged, 3)
+    noise = record.noise_multiplier(device.task.count(None))
+    assert noise == calibrated_noise(record, device.task.count(None), merged, 3)
     less = device.merged(replace(ORDER, record=replace(RECORD, target_epsilon=1.0))).record
     assert less is not None and less.terms.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
 
@@ -151,7 +151,7 @@ def test_person_is_trained_on_under_the_cohorts_roster_alone(device):
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     order = replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)
     device.ledgers.mkdir(parents=True)
-    device.prepare = lambda order, released: None  # the task does not say whose its examples are
+    device.task.check_order = lambda order, released: None  # the task does not say whose its examples are
     message = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5))
     content = message.content
     roster = device.bundle.identity.roster
@@ -166,7 +166,7 @@ def test_person_is_trained_on_under_the_cohorts_roster_alone(device):
             found.append(said.code)
         assert found == codes
     assert len([e for e in read_entries(only_ledger(device, "*.ledger")) if e.kind == RESERVE]) == 1
-    device.train = None  # what fails, fails unseen where a sum alone is seen
+    device.task.train = None  # what fails, fails unseen where a sum alone is seen
     moved = update_of(
         device._trained(message, None), dict(only_arrays(content).items()), content, sum_spec_of(content)
     )
@@ -218,7 +218,7 @@ def test_unusable_record_ledger_is_named_and_the_clients_returned(device):
 
 def test_records_are_planned_from_the_rest_after_client_sums(device):
     fresh = device.merged(ORDER).record
-    device._noise.clear()  # as when another run begins
+    device._records.forget()  # as when another run begins
     claim = ClientClaim(12.0, Adjacency.ZERO_OUT)  # to a trusted server, which is charged nothing
     whole = replace(ORDER, run="winter", privacy=ModeName.CLIENT_CENTRAL, client=claim, record=None)
     answers = [device.answer(asked(device, whole, spec=MADE["SPEC"]))]
@@ -236,7 +236,7 @@ def test_second_run_and_restarted_device_plan_from_the_rest(device):
     fresh = device.merged(ORDER).record
     assert planned.noise_by_records[0][1] > fresh.noise_by_records[0][1]
     answers += [device.answer(asked(device, second, number)) for number in (4, 5)]
-    device._noise.clear()  # a restart, in the middle of the run
+    device._records.forget()  # a restart, in the middle of the run
     assert device.merged(second).record == planned
     answers.append(device.answer(asked(device, second, 6)))
     assert not any(reply.has_error() for reply in answers)
@@ -348,7 +348,7 @@ def test_a_hidden_device_without_examples_plans_no_noise_and_answers(bundle: Pat
     both = replace(ORDER, privacy=ModeName.RECORD_AND_CLIENT, client=claim)
     told = device.merged(both)
     assert told.record is None
-    reply = device.train(asked(device, both, spec=SumSpec(1.0), model=nn.Linear(3, 2)), told)
+    reply = device.task.train(asked(device, both, spec=SumSpec(1.0), model=nn.Linear(3, 2)), told)
     assert not reply.has_error()
 
 

@@ -1,0 +1,127 @@
+"""Task of a device's owner with torch: one task and one model, loaded once for all messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Message, RecordDict
+
+from ...base.refusal import Refusal
+from ...client.app import train_round
+from ...client.workbench import Workbench
+from ...messages.client_settings import ClientSettings
+from ...messages.training_order import TrainingOrder
+from ...privacy.budget import Unit
+from ...privacy.statistics.columns import Table
+from ...privacy.statistics.evaluation import Evaluation
+from ...privacy.statistics.inquiry import Inquiry
+from ...questions.answers import Measured
+from ...questions.client import measured_at, table_of
+from ...tasks.arrays import agreement_of
+from ...tasks.data import check_data, check_taken, data_of, data_of_all
+from ...tasks.held_back import held_back
+from ...tasks.memory import give_back
+from ...tasks.optimizers import check_optimizer
+from ...tasks.own_scale import SAID, own_scale
+from ...tasks.persons import kept, names_of
+from ...tasks.protocol import Task, own_training
+
+logger = logging.getLogger("fedveil.client")
+
+
+class TorchTask:
+    """Owner's task with torch. A linear model has the same methods without torch: `linear.LinearTask`.
+
+    Args:
+      settings: of the device; they name the task and its options.
+      client: number of the device among the task's clients, from 0.
+
+    Raises:
+      Refusal: the task cannot be loaded, does not have this client, or cannot train on its data.
+    """
+
+    can_protect_records = True  # by DP-SGD
+
+    def __init__(self, settings: ClientSettings, client: int) -> None:
+        self._settings, self._client, self._own_bench = settings, client, Workbench(settings)
+        # A run has one scaling and one share of held-out records; a question before its rounds has others.
+        self._scaled_bench = lru_cache(maxsize=2)(self._new_scaled_bench)
+        self._bench = lru_cache(maxsize=2)(self._new_bench)
+        self._agreement = lru_cache(maxsize=2)(lambda scaling: agreement_of(self._scaled_bench(scaling).task))
+        num_clients = self._own_bench.task.num_clients
+        if not 0 <= client < num_clients:
+            raise Refusal("task.client", client, f"the task has clients 0 to {num_clients - 1}")
+        self._own_bench.require_base()  # creates the model, or refuses it now
+        check_owners_data(self._own_bench.task, client)
+
+    def _new_scaled_bench(self, scaling: str) -> Workbench:
+        if not scaling:
+            return self._own_bench
+        options = {**self._settings.task_options, "moments": json.loads(scaling)}
+        return Workbench(replace(self._settings, task_options=options))
+
+    def _new_bench(
+        self, held_out: float | None, alone: bool, group_equal_rows: bool, scaling: str
+    ) -> Workbench:
+        """Return a workbench for a run, as `tasks.held_back` holds records out; a share of None holds none out."""
+        bench = self._scaled_bench(scaling)
+        if held_out is None:
+            return bench
+        return Workbench(bench.settings, held_back(bench.task, held_out, alone, group_equal_rows))
+
+    def train(self, message: Message, settings: ClientSettings) -> Message:
+        """Return the reply with the model trained on the owner's data."""
+        is_joint_step, scaling = settings.step is not None, _scaling_in(settings.task_options)
+        bench = self._bench(settings.held_out, is_joint_step, settings.group_equal_rows, scaling)
+        reply = train_round(message, self._client, bench, settings)
+        give_back()  # frees the gradients before the vector is computed
+        return reply
+
+    def count(self, max_per_person: int | None) -> int:
+        """Return the number of the owner's records, with at most so many of each person; None limits nothing."""
+        return len(kept(data_of(self._own_bench.task, self._client), max_per_person))
+
+    def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
+        """Refuse an order, or a question about the `released` model, that the task cannot follow."""
+        task, record = self._own_bench.task, order.record
+        if order.agreement != self._agreement(_scaling_in(order.task_options)):
+            remedy = "the server has another schema or model; take both from the same fedveil provision"
+            schema = Path(str(self._settings.task_options.get("schema")))
+            raise Refusal("schema", schema.name, remedy)
+        if record and record.per_person is not None:
+            names_of(data_of(task, self._client), f"client {self._client}")  # or refuses
+        check_optimizer(task, order.training, record and 1.0)
+        if released is not None:
+            from ...tasks.model_columns import read_released  # tables, not needed for training
+
+            read_released(self._own_bench.model, released)
+
+    def columns(self, content: RecordDict, inquiry: Inquiry) -> Table:
+        """Return the owner's columns, with those of the released model that a question is about."""
+        return table_of(self._own_bench, self._client, content, inquiry)
+
+    def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> Measured | None:
+        """Return the measurement of the message's model on held-out records; None if there are none."""
+        is_of_records, scaling = evaluation.unit is Unit.RECORD, _scaling_in(order.task_options)
+        bench = self._bench(evaluation.share, is_of_records, order.group_equal_rows, scaling)
+        return measured_at(bench, self._client, message.content, evaluation)
+
+
+def _scaling_in(task_options: Mapping[str, object]) -> str:
+    """Return the scaling in a task's options as JSON, which can be a key; empty where there is none."""
+    return json.dumps(task_options["moments"], sort_keys=True) if task_options.get("moments") else ""
+
+
+def check_owners_data(task: Task, client: int) -> None:
+    """Refuse data that the task cannot train on, before any charge; warn of columns that the data scaled themselves."""
+    data, client_name = data_of(task, client), f"client {client}"
+    check_data(data, client_name)
+    if scale := own_scale(lambda: [data_of_all(task, client)]):  # in the device's own log alone
+        logger.warning("columns of this device's data %s", SAID.format(scale))
+    if own_training(task) is None:
+        check_taken(data, client_name, task.model().eval(), task.loss)
