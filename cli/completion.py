@@ -169,14 +169,14 @@ def hydra_words(config_name: str, prior: Sequence[str], incomplete: str) -> list
 def _words(config_name: str, prior: Sequence[str], incomplete: str, added: bool) -> Iterator[str]:
     from omegaconf import OmegaConf
 
-    from ..configs.compose import arguments, compose_jobs
+    from ..configs.compose import compose_jobs, parse_arguments
     from ..configs.strict import leaves
 
     try:
-        args = arguments([*prior, "--config-name", config_name])
+        args = parse_arguments([*prior, "--config-name", config_name])
         (job,) = compose_jobs(args)
     except (Refusal, ValueError, SystemExit):  # what was typed so far is no whole command line
-        args = arguments(["--config-name", config_name])
+        args = parse_arguments(["--config-name", config_name])
         (job,) = compose_jobs(args)
     groups = _groups([Path(__file__).parents[1] / "configs", args.config_dir, args.config_path])
     name, equals, _ = incomplete.removeprefix("+").partition("=")

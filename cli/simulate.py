@@ -20,7 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal, refusing
-from ..configs.compose import PRIMARY, SHIPPED_CONFIGS, VERSION_BASE, Job, compose_jobs, opened, run_composed
+from ..configs.compose import (
+    PRIMARY,
+    SHIPPED_CONFIGS,
+    VERSION_BASE,
+    Job,
+    allow_arguments,
+    compose_jobs,
+    run_composed,
+)
 from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
@@ -67,7 +75,7 @@ def simulate(
         page_port: of the page that is served while the run goes on; 0 lets the system choose, None serves none.
         accept_sweep: run several private runs on real data without asking.
     """
-    argv = opened(argv)
+    argv = allow_arguments(argv)
     checked = preflight(argv, writes=True)
     if _print_flags(checked):
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from ..base.refusal import Refusal
-from .compose import BASIC_SWEEPER, Job, arguments, compose_jobs, is_sweep, unique
+from .compose import BASIC_SWEEPER, Job, compose_jobs, is_sweep, parse_arguments, unique
 from .schema import SimulationSettings
 from .settings import from_config, settings_of
 from .strict import Mistakes
@@ -51,7 +51,7 @@ def preflight(argv: Sequence[str], *, writes: bool) -> CheckedJobs:
     Raises:
         Refusal: one sentence for each mistake, of all jobs together.
     """
-    args = arguments(argv)
+    args = parse_arguments(argv)
     if any(getattr(args, flag) for flag in SHOW_ONLY):
         return CheckedJobs(args)
     jobs = compose_jobs(args, from_config)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..base.refusal import Refusal
 from ..client.extra import ADDS
-from ..configs.compose import arguments, compose_jobs, is_sweep, read_job
+from ..configs.compose import compose_jobs, is_sweep, parse_arguments, read_job
 from ..configs.group import Group, remedy
 from ..configs.privacy_settings import (
     ClientDistributed,
@@ -169,7 +169,7 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
         mistakes.append(Refusal("task", None, "say what is to be learned, for instance task=heart"))
     if mistakes:
         raise Mistakes(mistakes)
-    args = arguments(["--config-name", SERVER, *argv])
+    args = parse_arguments(["--config-name", SERVER, *argv])
     if is_sweep(args):
         raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
     (job,) = compose_jobs(args, server_from_config)

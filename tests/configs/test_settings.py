@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fedveil import configs
 from fedveil.base.refusal import Refusal
-from fedveil.configs.compose import arguments, compose_jobs
+from fedveil.configs.compose import compose_jobs, parse_arguments
 from fedveil.configs.privacy_settings import ClientCentral, NoPrivacy, Record, RecordAndClient
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides, settings_of
@@ -40,7 +40,7 @@ OWN_CLASS = {
 
 
 def settings_of_command(*argv: str) -> SimulationSettings:
-    (job,) = compose_jobs(arguments(argv))
+    (job,) = compose_jobs(parse_arguments(argv))
     return settings_of(job)
 
 
@@ -73,7 +73,7 @@ def test_a_row_of_tuned_settings_holds_for_its_task_and_mode_alone(
     task: str, mode: str, keys: dict[str, object]
 ) -> None:
     def shown(*overrides: str) -> object:
-        (job,) = compose_jobs(arguments(overrides))
+        (job,) = compose_jobs(parse_arguments(overrides))
         return [OmegaConf.select(job.config, key) for key in keys]
 
     asked = [f"task={task}", f"privacy={mode}"] + (["task.folder=tables"] if task == "csv" else [])
@@ -93,7 +93,7 @@ def test_settings_of_ones_own_go_before_those_that_are_tuned(
     study = ("--config-path", ".", "--config-name", "study", "task=digits")
     assert settings_of_command(*study).num_rounds == 9
     assert settings_of_command(*study).model == "average"
-    first, second = compose_jobs(arguments(["-m", "task=digits,heart", "privacy=record"]))
+    first, second = compose_jobs(parse_arguments(["-m", "task=digits,heart", "privacy=record"]))
     assert (settings_of(first).training.batch_size, settings_of(second).training.batch_size) == (10, 100)
 
 
@@ -275,7 +275,7 @@ def test_byte_order_marks_and_windows_line_ends_are_accepted(
 
 
 def test_a_sweep_is_composed_in_hydras_order() -> None:
-    jobs = compose_jobs(arguments(["-m", "privacy.target_epsilon=1,3", "seed=0,1"]))
+    jobs = compose_jobs(parse_arguments(["-m", "privacy.target_epsilon=1,3", "seed=0,1"]))
     assert [job.overrides for job in jobs] == [
         ("privacy.target_epsilon=1", "seed=0"),
         ("privacy.target_epsilon=1", "seed=1"),
