@@ -246,11 +246,10 @@ def _loader(args: argparse.Namespace) -> ConfigLoader:
         directory = os.path.abspath(args.config_dir)
         if not os.path.isdir(directory):
             raise Refusal("--config-dir", args.config_dir, "there is no such directory")
-        search_path.prepend(
-            provider="command-line", path=f"file://{directory}", anchor=SearchPathQuery(provider="schema")
-        )
-    if args.config_path is not None and "://" not in args.config_path and not os.path.isdir(args.config_path):
-        raise Refusal("--config-path", args.config_path, "there is no such directory")
+        search_path.prepend("command-line", f"file://{directory}", SearchPathQuery(provider="schema"))
+    config_path = args.config_path or SHIPPED_CONFIGS
+    if "://" not in config_path and not os.path.isdir(config_path):
+        raise Refusal("--config-path", config_path, "there is no such directory")
     return ConfigLoaderImpl(config_search_path=search_path)
 
 

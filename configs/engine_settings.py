@@ -9,10 +9,16 @@ from .values import Positive
 
 
 class Engine(Protocol):
-    """Settings of an engine, whichever it is.
+    """Settings that every engine has.
 
-    They say the number of processes on this machine (None: the engine's own), device and precision of models, the seconds
-    until a client's reply is late, the address of other machines, and whether clients and their ledgers may be there.
+    Attributes:
+        option: name of the engine.
+        workers: processes on this machine; None: the engine's own number.
+        device: device of models.
+        dtype: precision of models.
+        deadline: seconds until a client's reply is late.
+        address: address of a cluster of machines; None without one.
+        elsewhere: whether clients and their ledgers may be on other machines.
     """
 
     @property
