@@ -1,6 +1,7 @@
-"""Command line: the verbs of every group, and the declarations of those whose body is imported when it is called.
+"""Command line: the groups of verbs, and the declarations of verbs whose body is in another file.
 
-Help, completion and the nearest name come from the declarations alone, so that no file that declares one imports much.
+Help, completion and the nearest name need only the declarations. So a file of declarations imports little, and bodies are
+imported when they are called.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from .. import __version__
 from . import ask, audit, budget, client, export, ledger, new, predict, provision, report, server, verify
+from .completion import install_script, script
 from .grammar import (
     AcceptSweep,
     AcceptVacuous,
@@ -48,32 +51,18 @@ Accuracy = Annotated[
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"fedveil {version('fedveil')}"
+    return f"fedveil {__version__}"
 
 
-def _script() -> str:
-    from .completion import script
-
-    return script()
-
-
-def _install() -> str:
-    from .completion import install_script
-
-    return install_script()
-
-
-def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
-    """Return an option that prints its answer and ends the command."""
+def _printing(name: str, make_text: Callable[[], str], help_text: str) -> Any:
+    """Return an option that prints a text and ends the command."""
 
     def callback(ctx: typer.Context, is_set: bool) -> None:
         if is_set and not ctx.resilient_parsing:
-            typer.echo(answer())
+            typer.echo(make_text())
             raise typer.Exit
 
-    return Option(name, is_eager=True, callback=callback, help=text)
+    return Option(name, is_eager=True, callback=callback, help=help_text)
 
 
 INSTALL_HELP = "Install completion for this shell: bash, zsh or fish."
@@ -82,11 +71,13 @@ SHOW_HELP = "Print the completion script."
 
 @app.callback()
 def root(
-    version: Annotated[bool, _answer("--version", _version, "Print the version.")] = False,
-    install_completion: Annotated[bool, _answer("--install-completion", _install, INSTALL_HELP)] = False,
-    show_completion: Annotated[bool, _answer("--show-completion", _script, SHOW_HELP)] = False,
+    version: Annotated[bool, _printing("--version", _version, "Print the version.")] = False,
+    install_completion: Annotated[
+        bool, _printing("--install-completion", install_script, INSTALL_HELP)
+    ] = False,
+    show_completion: Annotated[bool, _printing("--show-completion", script, SHOW_HELP)] = False,
 ) -> None:
-    """Take what stands before a verb; each option ends the command by itself."""
+    """Declare the options before a verb, each of which prints its text and ends the command."""
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -177,6 +168,6 @@ def doctor(
     return body(choices or [], as_json)
 
 
-# In the order of the list of verbs.
+# Order of the verbs in the help.
 VERBS = (simulate, plan, ask.ask, compare, predict.predict, export.export, verify.verify, new.new, doctor)
 app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))
