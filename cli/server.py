@@ -1,4 +1,4 @@
-"""Verbs of `fedveil server`: a federation that is served, its state, its log and its enrolments."""
+"""Verbs of `fedveil server`: serve a federation, show its state and its log, accept enrolments."""
 
 from __future__ import annotations
 
