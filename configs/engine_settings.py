@@ -45,16 +45,15 @@ class InProcess(Group):
     """Processes; null: one for each core or GPU, if each has enough work."""
     device: Annotated[
         str,
-        Field(
+        remedy(
+            "must be auto, cpu, mps, cuda, or one GPU as cuda:N",
             pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
-            json_schema_extra=remedy("must be auto, cpu, mps, cuda, or one GPU as cuda:N"),
         ),
     ] = "cpu"
     """Device on which models train and are evaluated; auto: a CUDA GPU if there is one. Workers share several GPUs."""
-    dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        Field(json_schema_extra=remedy("float16 would need a loss that is scaled")),
-    ] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], remedy("float16 would need a loss that is scaled")] = (
+        "float32"
+    )
     """Precision of models, by autocast; parameters and updates stay in float32."""
     deadline: Positive = 60.0
     """Seconds until one client's reply is late."""

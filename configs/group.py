@@ -12,7 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from ..base.extensions import extension, installed
@@ -29,9 +29,9 @@ BOUNDS = {
 }  # fields of `Range`
 
 
-def remedy(text: str) -> Any:
-    """Return the extra schema of a Field whose refusal says this text, besides the range if there is one."""
-    return {"remedy": text}
+def remedy(text: str, **keywords: Any) -> Any:
+    """Return pydantic's Field with these keywords, whose refusal says this text, besides the range if there is one."""
+    return Field(json_schema_extra={"remedy": text}, **keywords)
 
 
 class OfKeys:

@@ -25,9 +25,7 @@ class PrivacyLevel(Group):
     """Budget; null: no limit, which requires noise_multiplier."""
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Delta of the guarantee; it should be below one over the number of units."""
-    noise_multiplier: Annotated[
-        Positive | None, Field(json_schema_extra=remedy("without noise it is privacy=none"))
-    ] = None
+    noise_multiplier: Annotated[Positive | None, remedy("without noise it is privacy=none")] = None
     """Noise over clipping norm. Null: planned from the budget. A value: the run stops when the budget is spent."""
     adjacency: Adjacent = Adjacency.ZERO_OUT
     """Which two data sets are neighbours."""

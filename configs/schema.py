@@ -98,9 +98,7 @@ class BudgetSettings(Group):
 
 def _only_without(room: str) -> Any:
     """Return the field of a key whose other values need an extension that is not installed."""
-    return Field(
-        json_schema_extra=remedy(f"needs fedveil.{room}, which is missing here: install all of fedveil")
-    )
+    return remedy(f"needs fedveil.{room}, which is missing here: install all of fedveil")
 
 
 class _Ignored(Group):
@@ -156,15 +154,11 @@ class FederationSettings(Group):
     """Reason for accepting a vacuous guarantee, or for continuing after an alarm; stored on the ledger with the user's name."""
     callbacks: Annotated[
         tuple[CallbackName, ...],
-        Field(
-            strict=False,
-            json_schema_extra=remedy(f"must hold {', '.join(TRACKERS)}, or classes as 'module:Class'"),
-        ),
+        remedy(f"must hold {', '.join(TRACKERS)}, or classes as 'module:Class'", strict=False),
     ] = ()
     """Callbacks: csv, mlflow, tensorboard, wandb, or your own class as module:Class."""
     allow_modules: Annotated[
-        tuple[Module, ...],
-        Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
+        tuple[Module, ...], remedy("must hold module names only, for instance [my_task]", strict=False)
     ] = ()
     """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
     group_equal_rows: Annotated[bool, Field(exclude=True)] = False

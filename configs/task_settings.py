@@ -39,7 +39,7 @@ class TaskGroup(Group):
     """L2 norm to which one client's update is clipped."""
     longest_update: Positive = 100.0
     """Norm above every honest update without noise; encrypted sums without client-level privacy clip to it."""
-    data_id: Annotated[str, Field(pattern=f"^{DATA_ID}$", json_schema_extra=remedy(NO_DATA_ID))] | None = None
+    data_id: Annotated[str, remedy(NO_DATA_ID, pattern=f"^{DATA_ID}$")] | None = None
     """Name of the real data, by which ledgers identify them in any order, split or preprocessing. Null: the task's."""
     held_out: Literal["public", "private"] | None = None
     """Whether the held-out data are public; private ones are not evaluated. Null: the task's, private if its data are real."""

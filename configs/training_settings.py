@@ -101,8 +101,8 @@ class CustomStrategy(Group):
     name: Literal["custom"] = "custom"
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
-    parameters: dict[str, Parameter] = Field(
-        {}, json_schema_extra=remedy("must be a finite number, a word, true or false")
+    parameters: Annotated[dict[str, Parameter], remedy("must be a finite number, a word, true or false")] = (
+        Field({})
     )
     """Keyword arguments of its constructor: strategy.parameters.eta=0.1."""
 
@@ -111,7 +111,7 @@ class AutoOptimizer(Group):
     """Optimizer of a client from the task's own `optimizer`; plain SGD if the task has none."""
 
     name: Literal["auto"] = "auto"
-    lr: Annotated[None, Field(json_schema_extra=remedy("give learning_rate, or name the optimizer"))] = None
+    lr: Annotated[None, remedy("give learning_rate, or name the optimizer")] = None
     """Null: learning_rate holds."""
     options: ClassVar[Mapping[str, float]] = {}
 

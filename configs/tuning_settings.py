@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
-
 from ..messages.local_training import LocalTraining
 from ..privacy.arms import MAX_ARMS
 from .group import Group, remedy
@@ -17,12 +15,8 @@ if TYPE_CHECKING:
 
 USUAL_FACTORS = (0.25, 1.0, 4.0)  # of a value that is tuned
 TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
-SEVERAL = Field(
-    strict=False,
-    min_length=2,
-    max_length=MAX_ARMS,
-    json_schema_extra=remedy(f"must be a list of 2 to {MAX_ARMS} values, such as [5,20,80]"),
-)
+_NOT_SEVERAL = f"must be a list of 2 to {MAX_ARMS} values, such as [5,20,80]"
+SEVERAL = remedy(_NOT_SEVERAL, strict=False, min_length=2, max_length=MAX_ARMS)
 NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
     "against an adversary that sees only the winner: against clients whole runs compose, and arms cost as much as one run"
@@ -62,7 +56,7 @@ class _Tuning(_Tune):
     """Where the arms' models are compared: on public held-out data, or by a charged evaluation at each arm's clients."""
     resolution: Positive = 0.1
     """With score=clients: least difference of two scores that the noise must resolve; more noise is refused."""
-    by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
+    by: Annotated[Literal["arms"], remedy(NO_PRIVATE_SELECTION)] = "arms"
     """Trials are separated by arms: disjoint sets of clients."""
 
     def rounds_of_arm(self, num_rounds: int) -> int:

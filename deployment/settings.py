@@ -53,11 +53,9 @@ class ServerSettings(FederationSettings):
 
     run: Annotated[
         str,
-        Field(
+        remedy(
+            "must be a name of letters, digits, '-', '_' and '.', at most 64 of them",
             pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-            json_schema_extra=remedy(
-                "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
-            ),
         ),
     ] = "run-1"
     """Name of the run: the folder of its results, and the name that owners' policies may allow."""
