@@ -27,6 +27,7 @@ from .grammar import (
     allow_local_modules,
     app,
     argument,
+    flag,
     option,
     port_of,
     verb,
@@ -46,7 +47,7 @@ for name, group, text in (
 Plot = Annotated[Path | None, option("PNG", "Plot the guarantees to this file.", "--plot")]
 Accuracy = Annotated[
     bool,
-    Option("--accuracy", help="Predict accuracy over epsilon, rounds and clients, from public data alone."),
+    flag("--accuracy", "Predict accuracy over epsilon, rounds and clients, from public data alone."),
 ]
 
 

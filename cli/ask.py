@@ -6,15 +6,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
 from .grammar import Json, allow_local_modules, app, argument, option, options_of, read, verb
-
-if TYPE_CHECKING:
-    from ..privacy.statistics.inquiry import Inquiry
 
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
@@ -54,9 +51,13 @@ def ask(
     Exit codes: 0 answered, 1 too few answers, 2 refused and not charged, 3 budget spent.
     """
     require_extra("simulation" if server is None else "server", "fedveil ask")
+    from ..configs.settings import settings_from_overrides
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from ..questions.question_plan import Spend
+    from ..questions.simulated import ask_here
+    from ..run.build import build
     from ..run.released import model_run_of
 
     allow_local_modules()
@@ -71,42 +72,22 @@ def ask(
     request = read_inquiry(keys)
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in values), *overrides]
+    if server is not None and into is not None:
+        raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
+    spend = Spend(**cost)
     try:
-        record = _ask_clients(request, model_run, cost, overrides, into, server)
+        if server is not None:
+            from ..deployment.questions import ask_clients
+
+            record = ask_clients(server, request, spend, overrides, model_run)
+        else:
+            federation = build(settings_from_overrides(overrides))
+            record = ask_here(federation, request, spend, into or DEFAULT_FOLDER, model_run)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)
         return EXHAUSTED
     print(json.dumps(record) if as_json else format_answer(record))
     return 0 if record["released"] else UNANSWERED
-
-
-def _ask_clients(
-    inquiry: Inquiry,
-    model_run: Path | None,
-    cost: dict[str, Any],
-    overrides: list[str],
-    into: Path | None,
-    server: Path | None,
-) -> dict[str, Any]:
-    """Ask a server's clients, or without a server simulated ones, and return the record of the answer.
-
-    `model_run` is the run whose model the questions are about; `cost` has the keys `COSTS`; the others are options of `ask`.
-    """
-    from ..questions.question_plan import Spend
-
-    spend = Spend(**cost)
-    if server is not None:
-        if into is not None:
-            raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
-        from ..deployment.questions import ask_clients
-
-        return ask_clients(server, inquiry, spend, overrides, model_run)
-    from ..configs.settings import settings_from_overrides
-    from ..questions.simulated import ask_here
-    from ..run.build import build
-
-    federation = build(settings_from_overrides(overrides))
-    return ask_here(federation, inquiry, spend, into or DEFAULT_FOLDER, model_run)
 
 
 def _of_file(path: Path, columns: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from typer import Option
 
 from ..base.bounded_decoding import format_number, json_number
 from ..base.refusal import Refusal
-from .grammar import GROUP, Json, argument, option, read, verb
+from .grammar import GROUP, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from ..audit.result import RecomputedAudit
@@ -32,7 +31,7 @@ group = typer.Typer(**GROUP)
 @verb(group, "RUN", "Compare a run's claims and measurements.", hidden=True, needs="simulation")
 def audit_run(
     run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
-    records: Annotated[bool, Option("--records", help="Show memorised records, by client.")] = False,
+    records: Annotated[bool, flag("--records", "Show memorised records, by client.")] = False,
     membership: Annotated[
         str | None,
         option("ATTACK", "Membership attack on the final model: ", words=("loss", "rmia", "lira", "art")),
@@ -137,8 +136,8 @@ def claim(
     ] = None,
     out_scores: Annotated[Path | None, option("FILE", "Scores of excluded canaries.")] = None,
     confidence: Annotated[str, option("C", "Confidence of the bounds and the verdict.")] = "0.99",
-    gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
-    many_runs: Annotated[bool, Option("--many-runs", help="Each score comes from a separate run.")] = False,
+    gaussian: Annotated[bool, flag("--gaussian", "The claim is about a Gaussian mechanism.")] = False,
+    many_runs: Annotated[bool, flag("--many-runs", "Each score comes from a separate run.")] = False,
     as_json: Json = False,
 ) -> int:
     """Test any claim of differential privacy against evidence: guesses or scores.

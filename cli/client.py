@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
 
 from ..base.refusal import Refusal, refusing
-from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, option, verb
+from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, flag, option, verb
 
 if TYPE_CHECKING:
     from ..deployment.device.authority import TrustedAuthority
@@ -26,7 +25,7 @@ MIN_SHOWN = 5e-5  # least contribution to a score that an explanation shows
 FORKED = NOT_YET = 1
 STANDARD_INPUT = Path("-")
 Ledgers = Annotated[
-    bool, Option("--ledgers", help="Remove the ledgers too: the record of the spent budget is then lost.")
+    bool, flag("--ledgers", "Remove the ledgers too: the record of the spent budget is then lost.")
 ]
 
 
@@ -100,9 +99,7 @@ def request(
 
 
 @verb(group, "start", "Run the client until SIGTERM.", needs="client")
-def start(
-    folder: Bundle, once: Annotated[bool, Option("--once", help="Exit when a run ends.")] = False
-) -> int:
+def start(folder: Bundle, once: Annotated[bool, flag("--once", "Exit when a run ends.")] = False) -> int:
     """Run the client until SIGTERM. The final model of a run is saved in the bundle's state folder.
 
     Example:
@@ -326,7 +323,7 @@ def forget(
     ledgers: Ledgers = False,
     restored: Annotated[
         bool,
-        Option("--restored", help="Go on after a restore or a copy: charge all of the budget as missed."),
+        flag("--restored", "Go on after a restore or a copy: charge all of the budget as missed."),
     ] = False,
 ) -> int:
     """Remove the device's state, except its ledgers and rosters.
@@ -342,7 +339,7 @@ def forget(
 @verb(group, "uninstall", "Remove the client from the device.", needs="client")
 def uninstall(
     folder: Bundle,
-    yes: Annotated[bool, Option("--yes", help="Confirm; without it nothing is removed.")] = False,
+    yes: Annotated[bool, flag("--yes", "Confirm; without it nothing is removed.")] = False,
     ledgers: Ledgers = False,
 ) -> int:
     """Stop the agent; remove its unit, its bundle and its state.

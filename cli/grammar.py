@@ -39,6 +39,11 @@ def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
     return Option(*names, metavar=metavar, **_with_words(text, **more))
 
 
+def flag(name: str, text: str) -> Any:
+    """Return an option without a value, from its name and help."""
+    return Option(name, help=text)
+
+
 def argument(metavar: str, text: str, **more: Any) -> Any:
     """Return an argument, from its metavar and help; `more` has the permitted `words`, and keywords of typer's."""
     return Argument(metavar=metavar, **_with_words(text, **more))
@@ -53,22 +58,22 @@ def _with_words(text: str, words: Sequence[str] = (), **more: Any) -> dict[str, 
 
 
 AcceptVacuous = Annotated[
-    bool, Option("--accept-vacuous", help="Train on real data although the plan calls the guarantee vacuous.")
+    bool, flag("--accept-vacuous", "Train on real data although the plan calls the guarantee vacuous.")
 ]
 AcceptSweep = Annotated[
-    bool, Option("--accept-sweep", help="Run a sweep on real data; every run is charged to the same ledger.")
+    bool, flag("--accept-sweep", "Run a sweep on real data; every run is charged to the same ledger.")
 ]
 Reason = Annotated[
     str | None, option("TEXT", "Reason for accepting or overriding; recorded on the ledger.", "--reason")
 ]
-Page = Annotated[bool, Option("--page", help="Serve a live page of the run, on this machine only.")]
+Page = Annotated[bool, flag("--page", "Serve a live page of the run, on this machine only.")]
 PagePort = Annotated[
     int | None,
     Option(
         "--page-port", metavar="PORT", min=1024, max=65535, help="Port of the page; a free port by default."
     ),
 ]
-Json = Annotated[bool, Option("--json", help="Print the result as JSON only.")]
+Json = Annotated[bool, flag("--json", "Print the result as JSON only.")]
 Head = Annotated[
     tuple[str, str] | None,
     option("SEQ HASH", "Number and hash of an entry that the ledger must hold, as a result's ledger_head."),

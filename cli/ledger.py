@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from typer import Option
 
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..run.files import OF_RECORDS
-from .grammar import GROUP, Head, Json, argument, option, read, verb
+from .grammar import GROUP, Head, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Entry, Verification
@@ -236,8 +235,8 @@ def _verify(path: Path, head: Sequence[str], *, as_json: bool) -> int:
 @verb(group, "export", "Export a ledger for an auditor.")
 def export(
     path: Annotated[Path, argument("PATH", "File of a ledger.")],
-    as_json: Annotated[bool, Option("--json", help="Write JSON; the default.")] = False,
-    as_csv: Annotated[bool, Option("--csv", help="Write CSV.")] = False,
+    as_json: Annotated[bool, flag("--json", "Write JSON; the default.")] = False,
+    as_csv: Annotated[bool, flag("--csv", "Write CSV.")] = False,
 ) -> int:
     """Write a ledger, and the epsilon recomputed from it, for an auditor.
 

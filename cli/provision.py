@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
 
 from ..base.extras import require_extra
-from .grammar import GROUP, Json, argument, option, verb
+from .grammar import GROUP, Json, argument, flag, option, verb
 
 if TYPE_CHECKING:
     from ..deployment.provision import Desk
@@ -122,7 +121,7 @@ def tokens(
     folder: Folder,
     names: Annotated[list[str], argument("NAME", "Clients, one device each.")],
     hours: Annotated[float, option("N", "Hours until the tokens expire.")] = 24.0,
-    qr: Annotated[bool, Option("--qr", help="Print the tokens as QR codes too.")] = False,
+    qr: Annotated[bool, flag("--qr", "Print the tokens as QR codes too.")] = False,
     as_json: Json = False,
 ) -> int:
     """Print a token for each name. A token enrols one device once: fedveil client enrol FILE FOLDER.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Option
 
 from ..base.refusal import Refusal
 from ..run.files import (
@@ -25,7 +24,7 @@ from ..run.files import (
     REPORT,
     TIME_STAMP,
 )
-from .grammar import DAY, GROUP, Json, argument, option, read, verb
+from .grammar import DAY, GROUP, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,9 +60,7 @@ def report(
     ] = None,
     operator: Annotated[
         bool,
-        Option(
-            "--operator", help="Write RUN/operator with all times, bytes and counts, for its owner alone."
-        ),
+        flag("--operator", "Write RUN/operator with all times, bytes and counts, for its owner alone."),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -172,7 +169,7 @@ def _write(target: Path, files: Mapping[str, str], mode: int = READABLE) -> None
 def compare(
     first: Annotated[Path, argument("A", "A run folder.", file_okay=False)],
     second: Annotated[Path, argument("B", "Another run folder.", file_okay=False)],
-    everything: Annotated[bool, Option("--all", help="Show equal values too.")] = False,
+    everything: Annotated[bool, flag("--all", "Show equal values too.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show how the reports of two runs differ: settings, guarantees, measurements, results and costs.
@@ -230,10 +227,7 @@ def bundle(
     keys: Signers = None,
     with_audit_rows: Annotated[
         bool,
-        Option(
-            "--with-audit-rows",
-            help="Include the audit's rows, which reveal the number of clients per round.",
-        ),
+        flag("--with-audit-rows", "Include the audit's rows, which reveal the number of clients per round."),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -317,10 +311,8 @@ def stamp(
 @verb(group, "key", "Make a signing key.")
 def key(
     path: Annotated[Path, argument("FILE", "Private key to write; FILE.pub is the public key.")],
-    ml_dsa: Annotated[
-        bool, Option("--ml-dsa", help="Make an ML-DSA-65 key; the default is Ed25519.")
-    ] = False,
-    unlocked: Annotated[bool, Option("--unlocked", help="Do not encrypt the key with a passphrase.")] = False,
+    ml_dsa: Annotated[bool, flag("--ml-dsa", "Make an ML-DSA-65 key; the default is Ed25519.")] = False,
+    unlocked: Annotated[bool, flag("--unlocked", "Do not encrypt the key with a passphrase.")] = False,
 ) -> int:
     """Make a key that signs bundles. The passphrase is read from FEDVEIL_PASSPHRASE or the terminal.
 

@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +93,11 @@ def simulate(
     ended: list[Ended] = []  # filled by the job, unless Hydra fails before it
     ((job, _),) = checked.jobs
     with live_page(page_port) as callbacks:
-        run_into = partial(_run_into, ended, as_json, callbacks)
-        code = run_composed(job, checked.arguments, _make_folder(checked.folder), run_into)
+
+        def run(config: DictConfig) -> None:
+            ended.append(_run(_this_job(config), _folder(), as_json, callbacks))
+
+        code = run_composed(job, checked.arguments, _make_folder(checked.folder), run)
     if ended and ended[0].status == "refused":
         _remove_empty(new_folders)
     if as_json:
@@ -151,11 +153,6 @@ def _print_flags(checked: CheckedJobs) -> bool:
 
 
 # --- one job ------------------------------------------------------------------------------------------------------
-
-
-def _run_into(ended: list[Ended], quiet: bool, callbacks: Sequence[Callback], config: DictConfig) -> None:
-    """Run the only job, and append how it ended: Hydra returns nothing of what it calls."""
-    ended.append(_run(_this_job(config), _folder(), quiet, callbacks))
 
 
 def _job(config: DictConfig) -> float | None:
