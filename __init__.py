@@ -1,7 +1,7 @@
 """fedveil: federated learning that keeps count of what it reveals.
 
-``import fedveil as fv`` is the Python face; docs/python.md shows it. Importing it loads nothing heavy: a name is
-imported when it is first used, and says which extra brings what it lacks.
+``import fedveil as fv`` is the Python face; docs/python.md shows it. A name is imported when it is first used, so that the
+import itself is fast; a name whose packages are not installed is refused with the extra that installs them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ __all__ = [
     "simulate",
 ]
 
-# What its names need: a module, the extra that brings what it lacks ("" for none), and the names that live there.
+# Of the names above: their module, the extra that it needs ("" for none), and the names in it, separated by blanks.
 _MODULES = (
     (".questions.private_evaluation", "client", "private_evaluation"),
     (".client.private_update", "client", "private_update"),
@@ -102,7 +102,7 @@ def __getattr__(name: str) -> Any:
 
     Raises:
         AttributeError: there is no such name.
-        Refusal: what it needs is not installed.
+        Refusal: a package that it needs is not installed.
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

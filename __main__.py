@@ -1,4 +1,4 @@
-"""Entry point of the command line: runs a verb, and turns how it ended into an exit code."""
+"""Entry point of the command line: it runs a verb, prints refusals and returns the exit code."""
 
 import io
 import os
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# Before anything imports Flower or Ray: nothing goes over the network unless it is asked for, and of a handshake that
-# fails the link itself has something to say, not gRPC.
+# Set before anything imports Flower, Ray or gRPC. No telemetry is sent and no update is looked for; gRPC prints nothing,
+# since the link itself reports a handshake that fails.
 for _name, _value in (
     ("FLWR_TELEMETRY_ENABLED", "0"),
     ("FLWR_DISABLE_UPDATE_CHECK", "1"),
@@ -17,22 +17,21 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 
-FAILED, REFUSED = 1, 2  # what failed may work later: a unit tries it again
+FAILED, REFUSED = 1, 2  # exit codes; systemd restarts a service that failed, and not one that was refused
 INTERRUPTED = 130
-COMPLETE = "_FEDVEIL_COMPLETE"  # set by a shell that wants to complete a command line
 
 
 class _Output(io.FileIO):
-    """Standard output or error. Once it cannot be written it is discarded, so that the verb still does its work."""
+    """Standard output or error. After a write fails, it goes to /dev/null, so that the verb still does its work."""
 
-    lost: OSError | None = None
+    error: OSError | None = None  # the first that a write raised
 
     def write(self, data: Any) -> int | None:
-        """Write what the file takes; return how many bytes."""
+        """Write bytes; return their number."""
         try:
             return super().write(data)
         except OSError as error:
-            self.lost = error
+            self.error = error
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return super().write(data)
 
@@ -40,31 +39,35 @@ class _Output(io.FileIO):
 def main() -> int:
     """Entry point of ``fedveil`` and ``python -m fedveil``; the return value is the exit code."""
     argv = sys.argv[1:]
-    outputs = [_guarded("stdout"), _guarded("stderr")]
+    output, _ = _replace_stream("stdout"), _replace_stream("stderr")
     try:
         code = _version() if argv == ["--version"] else run(argv)
         print(end="", flush=True)
     except KeyboardInterrupt:  # before a run began; a run in progress ends in its own order
         return INTERRUPTED
-    lost = outputs[0] and outputs[0].lost
-    if not lost or isinstance(lost, BrokenPipeError):  # the reader of the output, such as `head`, has ended
+    error = output and output.error
+    if not error or isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has ended
         return code
-    print(f"standard output: cannot be written ({lost.strerror})", file=sys.stderr)
+    print(f"standard output: cannot be written ({error.strerror})", file=sys.stderr)
     return code or FAILED
 
 
-def _guarded(name: str) -> _Output | None:
-    """Put a guard before a standard stream; None if the shell has closed it, or somebody has replaced it."""
-    own = getattr(sys, name)
-    if own is None or own is not getattr(sys, f"__{name}__"):
+def _replace_stream(name: str) -> _Output | None:
+    """Replace a standard stream by one over an `_Output`, and return that.
+
+    A stream that the shell has closed, or that a program has replaced, stays; then None is returned.
+    """
+    stream = getattr(sys, name)
+    if stream is None or stream is not getattr(sys, f"__{name}__"):
         return None
-    raw = _Output(own.fileno(), "wb", closefd=False)
+    raw = _Output(stream.fileno(), "wb", closefd=False)
     buffer = io.BufferedWriter(raw)
-    setattr(sys, name, io.TextIOWrapper(buffer, own.encoding, own.errors, None, own.line_buffering))
+    setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, None, stream.line_buffering))
     return raw
 
 
 def _version() -> int:
+    """Print the version; without the imports of a verb it takes no time."""
     from . import __version__
 
     print(f"fedveil {__version__}")
@@ -72,22 +75,23 @@ def _version() -> int:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the verb; what a user mistook is told on standard error."""
+    """Run the verb of a command line, print a user's mistakes on standard error, and return the exit code."""
     import click
     from click.exceptions import Exit, NoArgsIsHelpError
     from typer.main import get_command
 
     from .base.refusal import Refusal, disk_failed
     from .cli.app import app
+    from .cli.completion import VARIABLE, complete
     from .cli.verbs import describe_error
 
     command = get_command(app)
-    words = [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]
+    words = (
+        [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]
+    )  # `fedveil help plan`: fedveil plan --help
     try:
-        if COMPLETE in os.environ:
-            from .cli.completion import complete
-
-            return complete(command, os.environ[COMPLETE])
+        if VARIABLE in os.environ:
+            return complete(command, os.environ[VARIABLE])
         with command.make_context("fedveil", words) as context:
             code: Any = command.invoke(context)
         return int(code or 0)
@@ -104,11 +108,12 @@ def run(argv: Sequence[str]) -> int:
         return FAILED if disk_failed(refusal) else refused
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(f"{__package__}."):
-            raise
+            raise  # what is missing is no extension of fedveil
         return _refuse(f"{words[0]}: needs {error.name}, which is missing here: install all of fedveil", argv)
 
 
 def _refuse(sentence: str, argv: Sequence[str]) -> int:
+    """Print why a command line is refused; with --verbose also the traceback of the exception that is handled."""
     if {"-v", "--verbose"} & set(argv):
         import traceback
 

@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     from .run.build import RunObjects
     from .run.callbacks import Callback
     from .run.unit_plan import UnitPlan
-    from .tasks import Task
+    from .tasks import PooledTask, Task
 
 WORDS = ("true", "false", "null", "nan", "inf")  # of Hydra's grammar; as text they need quotes
 
 
-# --- what a run left ----------------------------------------------------------------------------------------------
+# --- results of a run ---------------------------------------------------------------------------------------------
 
 
 class Temporary:
-    """Folder that `simulate` chose; it is removed with the last run that holds it."""
+    """Folder that `simulate` chose; it is removed with the last `FinishedRun` that refers to it."""
 
     def __init__(self, folder: Path) -> None:
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         TEMPORARY[folder] = self
 
 
-TEMPORARY = weakref.WeakValueDictionary[Path, Temporary]()
+TEMPORARY = weakref.WeakValueDictionary[Path, Temporary]()  # by folder, for runs that are loaded or resumed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FinishedRun:
     Returned by `simulate` and `load`.
 
     Attributes:
-        folder: of the results. A folder that `simulate` chose is removed with the last object that reads it.
+        folder: folder of the results. One that `simulate` chose is removed with the last object that reads it.
 
     Example:
         >>> import fedveil as fv
@@ -90,7 +90,7 @@ class FinishedRun:
     def metrics(self) -> dict[str, float]:
         """Held-out metrics of the released model, by name; NaN where the model diverged.
 
-        What the cohort's sum says of training (`train/...`) is in `history`.
+        Figures of the training, `train/...`, are in `history`.
         """
         held_out = {k: value for k, value in self.result["metrics"].items() if not k.startswith(TRAIN)}
         return {name: math.nan if value is None else value for name, value in held_out.items()}
@@ -166,8 +166,8 @@ class FinishedRun:
         if not self.history:
             raise Refusal("folder", str(self.folder), "no round has ended there, so there is nothing to plot")
         pyplot = import_module("matplotlib.pyplot")
-        if "inline" in pyplot.get_backend():  # a notebook's is loaded by the first figure that pyplot makes
-            pyplot.close(pyplot.figure())
+        if "inline" in pyplot.get_backend():
+            pyplot.close(pyplot.figure())  # loads a notebook's backend, as pyplot's first figure does
         from .run.plots import curve
         from .run.released import config_of
 
@@ -183,9 +183,9 @@ def load(
     """Read a run that has ended from its folder.
 
     Args:
-        folder: of a run, simulated or served.
-        task: that the run trained, if it was an object; only `model` needs it.
-        allow_modules: modules that may be imported for the task, if it is a class of one's own.
+        folder: folder of a run, simulated or served.
+        task: the task that the run trained, if it was an object; only `model` and `predict` need it.
+        allow_modules: modules that may be imported for the task, if it is your own class.
 
     Returns:
         The results.
@@ -245,12 +245,12 @@ def simulate(
         strategy: aggregation of updates: one of Flower's strategies or your own subclass as an object (it is copied, so
             that a second run starts fresh), or a name such as "fedadam".
         num_rounds: 1 to 100 000.
-        seed: of draws, noise and training; None is 0 on simulated data. Refused on real data.
-        folder: for the results; None keeps them for the lifetime of the returned object.
+        seed: seed of draws, noise and training; None is 0 on simulated data. Refused on real data.
+        folder: folder of the results; None keeps them for the lifetime of the returned object.
         resume: the folder of an earlier run to continue with its configuration; pass its task or strategy again if they
             were objects, and nothing else.
         quiet: whether to show no progress.
-        callbacks: of the run: objects with the functions of `Callback`, or names such as "tensorboard".
+        callbacks: objects with the functions of `Callback`, or names such as "tensorboard".
         allow_modules: modules that may be imported for a task or strategy that is named "module:Class".
         args: keyword arguments of such a task's class: numbers, strings, booleans, None and lists of them.
         **keys: any other key of the configuration by its name, such as `local_epochs=2`; a group's keys as a dictionary,
@@ -278,24 +278,24 @@ def simulate(
     from .run.build import build
     from .simulations.simulate import run_simulation
 
-    names = [each for each in callbacks if isinstance(each, str)]
-    objects = [each for each in callbacks if not isinstance(each, str)]
-    options = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
-    options |= {"callbacks": names} if names else {}
+    callback_names = [each for each in callbacks if isinstance(each, str)]
+    callback_objects = [each for each in callbacks if not isinstance(each, str)]
+    options = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed}
+    options |= {"callbacks": callback_names or None, **keys}
     if resume is not None and folder is not None:
         raise Refusal("folder", str(folder), "a resumed run uses its own folder; omit folder or resume")
-    settings, run_objects = _settings(task, strategy, options, allow_modules, resume, args)
+    settings, objects = _settings(task, strategy, options, allow_modules, resume, args)
     if folder is not None and (Path(folder) / CONFIG).exists():
         remedy = "holds a run: fedveil.load(folder) reads it, resume=folder resumes it, or choose another"
         raise Refusal("folder", str(folder), remedy)
-    federation = build(settings, objects=run_objects)
+    federation = build(settings, objects=objects)
     chosen = folder if resume is None else resume
-    where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen).absolute()
-    temporary = Temporary(where) if chosen is None else TEMPORARY.get(where)
-    run = FinishedRun(where, lambda: federation.task, temporary)
-    outcome = run_simulation(federation, where, quiet=quiet, callbacks=objects)
+    run_folder = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen).absolute()
+    temporary = Temporary(run_folder) if chosen is None else TEMPORARY.get(run_folder)
+    run = FinishedRun(run_folder, lambda: federation.task, temporary)
+    outcome = run_simulation(federation, run_folder, quiet=quiet, callbacks=callback_objects)
     if outcome.signal == signal.SIGTERM:
-        signal.raise_signal(signal.SIGTERM)  # the whole program was asked to end, and not one run of several
+        signal.raise_signal(signal.SIGTERM)  # the signal is for the whole program, not for one run of several
     return run
 
 
@@ -354,12 +354,12 @@ def ask(
 
     Args:
         questions: a YAML file, or its content: `name`, `records`, `ask` and, optionally, `unit`, `purpose` and `why`.
-        task: as in `simulate`; a task of one's own has columns by its function `columns(client)`, or `label` alone.
-        folder: for the records; in a simulation also for its ledger.
+        task: as in `simulate`; your own task has columns by its function `columns(client)`, or `label` alone.
+        folder: folder of the records; in a simulation also of its ledger.
         privacy: mode of protection: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)` or
             `RecordDistributed(...)`, or an option's name; by default the first, or the last if the questions have
             `unit: record`, as those of tables (`task="csv"`) have unless they or this mode say otherwise.
-        cohort: of the asked clients: `All()` or `Poisson(rate)`.
+        cohort: draw of the clients that answer: `All()` or `Poisson(rate)`.
         allow_modules: as in `simulate`.
         args: as in `simulate`.
         **keys: `epsilon`, the cost of the answer alone, or `noise_multiplier` instead; `name`, `purpose`, `why`, `unit`
@@ -396,11 +396,11 @@ def ask(
     plain = InquiryOptions(**inquiry_options).over(plain)
     plain = with_unit(plain, _option(task), _option(privacy))
     cost = {key: plain.pop(key, None) for key in COSTS}
-    run = model_run_of(plain)
+    model_run = model_run_of(plain)
     inquiry = read_inquiry(plain)
-    hides = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort}
-    settings, objects = _settings(task, None, {**hides, **keys}, allow_modules, args=args)
-    return ask_here(build(settings, objects=objects), inquiry, Spend(**cost), Path(folder), run)
+    keys = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort, **keys}
+    settings, objects = _settings(task, None, keys, allow_modules, args=args)
+    return ask_here(build(settings, objects=objects), inquiry, Spend(**cost), Path(folder), model_run)
 
 
 # --- values of Python as overrides of the configuration -----------------------------------------------------------
@@ -410,38 +410,30 @@ def _settings(
     task: object,
     strategy: object,
     keys: Mapping[str, object],
-    allow: Sequence[str],
+    allow_modules: Sequence[str],
     resume: object = None,
     args: Mapping[str, Any] | None = None,
 ) -> tuple[SimulationSettings, RunObjects]:
-    """Return the settings that these values describe, and the objects that stand in the place of names in them.
+    """Return the settings that arguments of `simulate` describe, and the task and the strategy that are objects.
 
-    All goes through the reader of the command line, so that ranges, defaults and sentences are the same.
+    Each value becomes an override of the command line, so that ranges, defaults and refusals are the same. An object has a
+    placeholder in the settings.
     """
     from flwr.serverapp.strategy import Strategy
 
     from .configs.settings import settings_from_overrides
     from .run.build import OBJECT, RunObjects
     from .strategies.hints import hinted
-    from .tasks import PooledTask, Task, as_task, lacking
 
-    if isinstance(task, type):
-        raise Refusal("task", task.__name__, f"is a class; give an object of it, as {task.__name__}()")
-    instance = as_task(task)
-    no_name = instance is not None and not isinstance(instance, str) and _fields(instance) is None
-    if (no_name or hasattr(instance, "client_data")) and not isinstance(instance, Task | PooledTask):
-        raise Refusal("task", type(instance).__name__, f"it lacks {', '.join(lacking(instance))}")
-    objects = RunObjects(
-        instance if isinstance(instance, Task | PooledTask) else None,
-        strategy if isinstance(strategy, Strategy) else None,
-    )
-    modules, overrides = list(allow), list[str]()
+    objects = RunObjects(_task_object(task), strategy if isinstance(strategy, Strategy) else None)
+    modules, overrides = list(allow_modules), list[str]()
     for group, instance, value in (("task", objects.task, task), ("strategy", objects.strategy, strategy)):
-        if instance is not None:
-            value = f"{OBJECT}:{type(value).__name__}"
-            modules.append(OBJECT)
-        if resume is None or instance is None:
+        if instance is None:
             overrides += _overrides(group, value)
+            continue
+        modules.append(OBJECT)
+        if resume is None:
+            overrides += _overrides(group, f"{OBJECT}:{type(value).__name__}")
     for key, value in keys.items():
         overrides += _overrides(key, value)
     if args and objects.task is not None:
@@ -458,48 +450,67 @@ def _settings(
         raise hinted(refusal) from None
 
 
+def _task_object(value: object) -> Task | PooledTask | None:
+    """Return a task that is an object; None for the name or the keys of one. Any other object is refused."""
+    from .tasks import PooledTask, Task, as_task, lacking
+
+    if isinstance(value, type):
+        raise Refusal("task", value.__name__, f"is a class; give an object of it, as {value.__name__}()")
+    task = as_task(value)
+    if isinstance(task, Task | PooledTask):
+        return task
+    if (isinstance(task, str | None) or _is_group(task)) and not hasattr(task, "client_data"):
+        return None
+    raise Refusal("task", type(task).__name__, f"it lacks {', '.join(lacking(task))}")
+
+
 def _overrides(path: str, value: object) -> Iterator[str]:
-    """Yield what gives the key, or the group, at `path` this value; None leaves it as it is shipped."""
+    """Yield the overrides that give the key, or the group, at `path` this value; None leaves the shipped value."""
     if value is None:
         return
-    top, values = "." not in path, _fields(value)
-    if values is None and path in ("task", "strategy") and ":" in str(value):
+    if _is_group(value):
+        option = _option(value)
+        if option and "." not in path:
+            yield f"{path}={option}"
+        for key, each in _fields(value).items():
+            yield from [f"{path}.{key}=null"] if each is None else _overrides(f"{path}.{key}", each)
+    elif path in ("task", "strategy") and ":" in str(value):
         yield f"{path}=custom"
         yield f"{path}.target={value}"
-    elif values is None:
-        yield f"{path}={_text(path, value)}"
     else:
-        words = re.findall("[A-Z][a-z]+", type(value).__name__)  # a cohort is an option by its class's name
-        option = "_".join(words).lower() if is_dataclass(value) else getattr(value, "name", None)
-        name = values.pop("name", None) or option
-        if top and name is not None:
-            yield f"{path}={name}"
-        for key, each in values.items():
-            yield from [f"{path}.{key}=null"] if each is None else _overrides(f"{path}.{key}", each)
+        yield f"{path}={_text(path, value)}"
+
+
+def _is_group(value: object) -> bool:
+    """Return whether a value stands for a group of keys: a dictionary, a model of the configuration or a cohort."""
+    has_fields = is_dataclass(value) or hasattr(value, "model_fields_set")
+    return isinstance(value, Mapping) or (has_fields and not isinstance(value, type))
 
 
 def _option(value: object) -> str | None:
-    """Return the option that a value of a group names; None of an object that is none of the configuration."""
-    option = value if isinstance(value, str) or _fields(value) is not None else None
-    return next(
-        (each.partition("=")[2] for each in _overrides("option", option) if each.startswith("option=")), None
-    )
-
-
-def _fields(value: object) -> dict[str, object] | None:
-    """Return what was set of a dictionary, a model of the configuration or a cohort; None of any other value."""
-    if isinstance(value, type):
-        return None
+    """Return the name of the option that a group's value chooses; a cohort's is that of its class."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, Mapping):
-        return dict(value)
+        return value.get("name")
     if is_dataclass(value):
-        return {each.name: getattr(value, each.name) for each in fields(value) if each.default is MISSING}
-    chosen = getattr(value, "model_fields_set", None)
-    return None if chosen is None else {name: getattr(value, name) for name in sorted(chosen)}
+        return "_".join(re.findall("[A-Z][a-z]+", type(value).__name__)).lower()
+    return getattr(value, "name", None) if _is_group(value) else None
+
+
+def _fields(value: Any) -> dict[str, object]:
+    """Return the keys of a group's value (`_is_group`) that were set, without its option's name."""
+    if isinstance(value, Mapping):
+        return {name: each for name, each in value.items() if name != "name"}
+    if is_dataclass(value):
+        names = [each.name for each in fields(value) if each.default is MISSING]
+    else:
+        names = sorted(value.model_fields_set - {"name"})
+    return {name: getattr(value, name) for name in names}
 
 
 def _text(path: str, value: object) -> str:
-    """Return a value as Hydra's grammar has it."""
+    """Return a value in Hydra's grammar; `path` is its key, for a refusal."""
     from .configs.overrides import quoted
 
     match value:
@@ -523,4 +534,5 @@ def _text(path: str, value: object) -> str:
 
 
 def _with_infinity(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of JSON with `math.inf` in place of the word for it."""
     return {name: math.inf if value == INFINITY else value for name, value in row.items()}

@@ -29,7 +29,7 @@ class NoAudit(Group):
 class _Audit(Group):
     on_alarm: Annotated[
         Literal["stop", "pause", "raise_noise", "rollback", "note"],
-        Field(json_schema_extra=remedy("no check of a sum names a client to drop")),
+        remedy("no check of a sum names a client to drop"),
     ] = "stop"
     """Effect of an alarm; note: record it and continue."""
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01

@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -26,15 +26,16 @@ from .refusal import Refusal, word
 
 JSON_DEPTH = 8  # levels of nesting; an order has 2, a spec of shares 3
 INFINITY = "infinity"  # word for infinite numbers, which JSON lacks
-MAX_DIGITS = 20  # of an integer, enough for 64 bits
+MAX_DIGITS = 20  # digits of an integer in JSON, enough for 64 bits
 RARE = "rare"  # mark of a field that JSON omits at its default, so that earlier releases can read the rest
-# MessagePack's formats by first byte (github.com/msgpack/msgpack, spec.md): size in bytes of a value of fixed size, of the
-# length of a text or byte string, and of the count of a list or map. Extensions are absent, and so refused.
+# MessagePack's formats by first byte (github.com/msgpack/msgpack, spec.md). Extensions are absent, and so refused.
+# _FIXED: bytes of the value itself; _SIZED: bytes of the length of a text or byte string; _COUNTED: bytes of the number of
+# items of a list or entries of a map.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 1 << k % 4 for k in range(8)}
 _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _COUNTED = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 _MAPS = (0xDE, 0xDF)
-_MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)  # a string may hold brackets
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bo
     Raises:
       Undecodable: the bytes are malformed or exceed the bounds; no bytes raise any other exception.
     """
-    _check(data, bounds)
+    _check_bounds(data, bounds)
     try:
         return msgpack.unpackb(data, use_list=use_list, strict_map_key=True, object_pairs_hook=_unique)
     except Undecodable:
@@ -148,8 +149,9 @@ def read_record(kind: type[T], record: Mapping[str, Any], **others: object) -> T
 def plain_of(value: Any) -> Any:
     """Return a dataclass as plain data for `build`, like `dataclasses.asdict` but without `RARE` fields at defaults."""
     if is_dataclass(value):
-        rare, values = _rare(type(value)), {name: getattr(value, name) for name in hints_of(type(value))}
-        return {k: plain_of(each) for k, each in values.items() if k not in rare or each != rare[k]}
+        rare = _rare(type(value))
+        values = {name: getattr(value, name) for name in hints_of(type(value))}
+        return {name: plain_of(v) for name, v in values.items() if name not in rare or v != rare[name]}
     if isinstance(value, list | tuple):
         return [plain_of(each) for each in cast(list[Any], value)]
     if isinstance(value, Mapping):
@@ -182,18 +184,12 @@ def check_fields(value: object, path: str = "") -> None:
     Raises:
       Refusal: a value is invalid; the refusal names its field.
     """
-    for name, (optional, check) in _checks(type(value)).items():
-        if (each := getattr(value, name)) is not None or not optional:
-            object.__setattr__(value, name, check(f"{path}{name}", each))
+    for name, check in _checks(type(value)).items():
+        object.__setattr__(value, name, check(f"{path}{name}", getattr(value, name)))
 
 
 def read_json_file(kind: type[T], path: Path) -> T | None:
-    """Return the dataclass in a JSON file; None if the file is missing or cannot be decoded.
-
-    Args:
-      kind: dataclass, as of `build`.
-      path: path of the file.
-    """
+    """Return the dataclass in a JSON file; None if the file is missing or cannot be decoded. Arguments as of `build`."""
     try:
         return build(kind, read_json(path.read_bytes()))
     except (OSError, ValueError):
@@ -201,12 +197,10 @@ def read_json_file(kind: type[T], path: Path) -> T | None:
 
 
 def read_lines(kind: type[T], path: Path) -> list[T]:
-    """Return the dataclasses in a file of JSON lines; a missing file is empty, and undecodable lines are skipped.
-
-    Arguments as of `read_json_file`.
-    """
+    """Return the dataclasses in a file of JSON lines; a missing file has none, and undecodable lines are skipped."""
     values: list[T] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
         with suppress(Undecodable):
             values.append(build(kind, read_json(line)))
     return values
@@ -214,7 +208,7 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """Return the annotation of each constructor field by name, with its marks except a `RARE` that is the only one."""
+    """Return the annotation of each constructor field by name; one whose only mark is `RARE` is returned without it."""
     hints = get_type_hints(kind, include_extras=True)
     bare = {name: get_args(hint)[0] if marks_of(hint) == (RARE,) else hint for name, hint in hints.items()}
     return {each.name: bare[each.name] for each in fields(kind) if each.init}
@@ -244,17 +238,23 @@ def marks_of(hint: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _checks(kind: type) -> dict[str, tuple[bool, Callable[[str, Any], Any]]]:
-    """Return, for each field with a StrEnum or a mark, whether None is allowed and the function that checks a value."""
-    checks: dict[str, tuple[bool, Callable[[str, Any], Any]]] = {}
+def _checks(kind: type) -> dict[str, Callable[[str, Any], Any]]:
+    """Return a check for each field with a StrEnum or a mark; it converts a value, or raises Refusal with the name given."""
+    checks: dict[str, Callable[[str, Any], Any]] = {}
     for name, hint in hints_of(kind).items():
-        for option in (options := options_of(hint)):
+        for option in options_of(hint):
             if isinstance(option, type) and issubclass(option, StrEnum):
-                checks[name] = type(None) in options, partial(word, option)
+                checks[name] = partial(word, option)
             for mark in marks_of(option):
                 if hasattr(mark, "check"):
-                    checks[name] = type(None) in options, partial(mark.check, get_args(option)[0])
+                    checks[name] = partial(mark.check, get_args(option)[0])
+        if name in checks and NoneType in options_of(hint):
+            checks[name] = partial(_check_optional, checks[name])
     return checks
+
+
+def _check_optional(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    return None if value is None else check(name, value)
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -262,49 +262,52 @@ def options_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _typed(where: str, hint: Any, value: Any, whole: bool) -> Any:
-    """Return the value converted to the annotated type; an int in place of a float stays an int."""
-    if (options := options_of(hint)) != (hint,):
-        hint = type(None) if value is None else next(each for each in options if each is not type(None))
-    if is_dataclass(hint):
-        return value if type(value) is hint else build(cast(type, hint), value, whole=whole)
-    inner = get_args(hint)
-    if (
-        isinstance(hint, type) and issubclass(hint, tuple) and isinstance(value, list) and not inner
-    ):  # a NamedTuple
-        kinds = get_type_hints(hint).values()
-        return hint(*_typed(where, tuple[*kinds], value, whole))
-    if get_origin(hint) is list:
-        return list(_typed(where, tuple[inner[0], ...], value, whole))
-    if get_origin(hint) is tuple and isinstance(value, list):
-        items = cast(list[Any], value)
-        if inner[-1] is not Ellipsis and len(items) != len(inner):
-            raise Undecodable(f"{where} has another length")
-        kinds = inner if inner[-1] is not Ellipsis else inner[:1] * len(items)
-        return tuple(_typed(where, *each, whole) for each in zip(kinds, items, strict=True))
-    if get_origin(hint) is Mapping and isinstance(value, dict):
-        items = cast(dict[Any, Any], value)
-        if any(type(name) is not inner[0] for name in items):
-            raise Undecodable(f"{where} has a key of another type")
-        return {name: _typed(where, inner[1], each, whole) for name, each in items.items()}
+def _typed(field: str, hint: Any, value: Any, whole: bool) -> Any:
+    """Return a field's decoded value as its annotated type; an int in place of a float stays an int. `whole` as of `build`."""
+    if (options := options_of(hint)) != (hint,):  # an optional field
+        hint = NoneType if value is None else next(each for each in options if each is not NoneType)
     if hint is Any or marks_of(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
         return value  # `check_fields` checks it, with a sentence for users
-    sound = type(value) is hint or (hint is float and type(value) is int)
-    if not sound or (isinstance(value, float) and not math.isfinite(value)):
-        raise Undecodable(f"{where} is of another type")
+    if is_dataclass(hint):
+        return value if type(value) is hint else build(cast(type, hint), value, whole=whole)
+    kind = get_origin(hint) or hint  # such as tuple of tuple[int, ...]
+    if isinstance(value, list) and isinstance(kind, type) and issubclass(kind, list | tuple):
+        return _typed_items(field, hint, cast(list[Any], value), whole)
+    if isinstance(value, dict) and kind is Mapping:
+        (key_type, value_type), entries = get_args(hint), cast(dict[Any, Any], value)
+        if any(type(key) is not key_type for key in entries):
+            raise Undecodable(f"{field} has a key of another type")
+        return {key: _typed(field, value_type, each, whole) for key, each in entries.items()}
+    is_type = type(value) is hint or (hint is float and type(value) is int)
+    if not is_type or (isinstance(value, float) and not math.isfinite(value)):
+        raise Undecodable(f"{field} is of another type")
     return value
 
 
+def _typed_items(field: str, hint: Any, items: list[Any], whole: bool) -> Any:
+    """Return the items of a decoded list as the annotated list, tuple or NamedTuple."""
+    types = get_args(hint) or tuple(get_type_hints(hint).values())  # the latter of a NamedTuple
+    if get_origin(hint) is list or types[-1] is Ellipsis:  # one type for any number of items
+        types = types[:1] * len(items)
+    if len(items) != len(types):
+        raise Undecodable(f"{field} has another length")
+    converted = [_typed(field, each, item, whole) for each, item in zip(types, items, strict=True)]
+    make = get_origin(hint) or hint._make
+    return make(converted)
+
+
 def _check_depth(text: str) -> None:
+    """Raise Undecodable if more than `JSON_DEPTH` brackets are open at one time, before a recursive parser reads them."""
     depth = 0
-    for match in _MARKS.finditer(text):
-        mark = match[0]
-        depth += (mark in "[{") - (mark in "]}")
+    for match in _STRING_OR_BRACKET.finditer(text):
+        token = match[0]
+        depth += (token in "[{") - (token in "]}")
         if depth > JSON_DEPTH:
             raise Undecodable(f"groups deeper than {JSON_DEPTH}")
 
 
 def _unique(pairs: Any) -> dict[Any, Any]:
+    """Return the pairs of a decoded object as a dictionary; raise Undecodable if a key is repeated."""
     items = list(cast(Iterator[tuple[Any, Any]], pairs))
     unique = dict(items)
     if len(unique) != len(items):
@@ -318,44 +321,52 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _check(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
+def _check_bounds(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
     """Raise Undecodable unless the bytes are one value within the bounds; no value is built."""
     at, items, end = 0, 0, len(data)
-    due = [1]  # number of missing values, by level
-    while due:
-        if not due[-1]:
-            due.pop()
+    missing = [
+        1
+    ]  # number of values that have to follow: of the whole, of the open list in it, of the open list in that, ...
+    while missing:
+        if missing[-1] == 0:
+            missing.pop()
             continue
-        due[-1] -= 1
+        missing[-1] -= 1
         if at >= end:
             raise Undecodable("it ends before its last value")
         items += 1
-        at, count = _passed(data, at)
-        if count is None:
+        at, count = _skip(data, at)
+        if count is None:  # neither a list nor a map
             continue
-        if len(due) > bounds.depth:
+        if len(missing) > bounds.depth:
             raise Undecodable(f"lists deeper than {bounds.depth}")
         if count > min(bounds.width, bounds.items - items, end - at):
             raise Undecodable("a list that is longer than the bytes, or than any")
-        due.append(count)
+        missing.append(count)
     if at != end or items > bounds.items:
         raise Undecodable("bytes behind its last value, or too many values")
 
 
-def _passed(data: bytes | bytearray | memoryview, at: int) -> tuple[int, int | None]:
-    """Return the end of the value at `at`, and None; for a list or map, the end of its header and its number of values."""
-    head, at = data[at], at + 1
-    if head < 0x80 or head >= 0xE0:
+def _skip(data: bytes | bytearray | memoryview, at: int) -> tuple[int, int | None]:
+    """Return the end of the value that begins at `at`, and None; of a list or map the end of its header, and its length.
+
+    The length is in values, of which an entry of a map has two.
+    """
+    first, at = data[at], at + 1
+    if first < 0x80 or first >= 0xE0:  # a small integer
         return at, None
-    if head < 0xA0:
-        return at, (head & 15) * (2 if head < 0x90 else 1)
-    if head < 0xC0:
-        return at + (head & 31), None
-    if head in _FIXED:
-        return at + _FIXED[head], None
-    if (wide := _SIZED.get(head)) is not None:
-        return at + wide + int.from_bytes(data[at : at + wide], "big"), None
-    if (wide := _COUNTED.get(head)) is not None:
-        count = int.from_bytes(data[at : at + wide], "big")
-        return at + wide, count * (2 if head in _MAPS else 1)
+    if first < 0x90:  # a short map
+        return at, 2 * (first & 15)
+    if first < 0xA0:  # a short list
+        return at, first & 15
+    if first < 0xC0:  # a short text
+        return at + (first & 31), None
+    if first in _FIXED:
+        return at + _FIXED[first], None
+    if first in _SIZED:
+        end = at + _SIZED[first]
+        return end + int.from_bytes(data[at:end], "big"), None
+    if first in _COUNTED:
+        end = at + _COUNTED[first]
+        return end, (1 + (first in _MAPS)) * int.from_bytes(data[at:end], "big")
     raise Undecodable("an extension")

@@ -36,11 +36,7 @@ def replace_files(
 ) -> None:
     """Replace files of one folder in order, each atomically; the folder is flushed once.
 
-    Args:
-      folder: existing folder.
-      files: new content by file name.
-      mode: as in `replace_file`.
-      flush: as in `replace_file`.
+    `files` is the new content by file name; the other arguments as of `replace_file`.
 
     Raises:
       OSError: a file cannot be written; those before it are replaced.
@@ -83,18 +79,11 @@ def open_for_owner(path: Path) -> BinaryIO:
 
 
 def append_line(path: Path, fields: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file that only its owner may read; on return the line is on disk.
-
-    Args:
-      path: the file, created if missing.
-      fields: JSON values of the line, by name.
-
-    Raises:
-      OSError: the line cannot be written.
-    """
+    """Append an object of JSON as a line to a file for its owner alone, created if missing; on return it is on disk."""
     with open_for_owner(path) as file:
-        cut = file.tell() > 0 and not path.read_bytes().endswith(b"\n")  # a crash cut the last line short
-        file.write((cut * "\n" + json.dumps(fields) + "\n").encode())
+        if file.tell() > 0 and not path.read_bytes().endswith(b"\n"):  # a crash cut the last line short
+            file.write(b"\n")
+        file.write(json.dumps(fields).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -130,7 +119,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Create a folder (for key `ledger.dir`: of its owner alone), and test with a trial file that it has room.
+    """Create the folder that a key names, and test that it has room; that of `ledger.dir` is for its owner alone.
 
     Raises:
       Refusal: the folder cannot be created, or has no room.

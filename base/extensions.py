@@ -6,7 +6,9 @@ from typing import Any
 
 from .refusal import Refusal
 
-# By extension point and name, the module below fedveil that has it, and the object in it; without one, all of its functions.
+PACKAGE = __name__.partition(".")[0]  # fedveil
+# By extension point and name: the module below fedveil, and the object in it; without an object the module itself. The
+# comment names the module that asks for it.
 TABLE = {
     ("audit", "Observation"): "audit.observer",  # run/observer.py
     ("audit", "ExtraParticipants"): "audit.participants",  # populations/population.py
@@ -42,36 +44,35 @@ TABLE = {
 
 
 def names(point: str) -> tuple[str, ...]:
-    """Return the names that stand in the table, installed or not."""
+    """Return the names of an extension point's extensions, installed or not."""
     return tuple(name for each, name in TABLE if each == point)
 
 
 def installed(point: str, name: str) -> bool:
-    """Whether this installation has an extension."""
+    """Return whether this installation has an extension."""
     return find_spec(_room(point, name)) is not None
 
 
 def _room(point: str, name: str) -> str:
-    return f"{__name__.split('.')[0]}.{TABLE[point, name].rpartition('.')[0]}"
+    """Return the package that contains an extension's module, such as `fedveil.tasks.shipped`."""
+    return f"{PACKAGE}.{TABLE[point, name].rpartition('.')[0]}"
 
 
 def extension(point: str, name: str, field: str, value: object) -> Any:
     """Return an extension's object or module, which is imported when it is first used.
 
     Args:
-      point: of extension.
-      name: of the extension.
-      field: of the configuration that asks for it.
-      value: of that field.
+      point: extension point, such as `task`.
+      name: name of the extension there.
+      field: key of the configuration that requests it, for a refusal.
+      value: value of that key.
 
     Raises:
       Refusal: this installation does not have it.
     """
-    package = _room(point, name)
     if not installed(point, name):
-        raise Refusal(
-            field, value, f"needs {package}, which is missing here: install all of fedveil, or change this"
-        )
-    module, _, attribute = TABLE[point, name].partition(":")
-    module = import_module(f"{package}.{module.rpartition('.')[2]}")
+        remedy = f"needs {_room(point, name)}, which is missing here: install all of fedveil, or change this"
+        raise Refusal(field, value, remedy)
+    module_name, _, attribute = TABLE[point, name].partition(":")
+    module = import_module(f"{PACKAGE}.{module_name}")
     return getattr(module, attribute) if attribute else module

@@ -4,22 +4,13 @@ from importlib.util import find_spec
 
 from .refusal import Refusal
 
-# By extra, the modules that stand for it: if these are there, the others are.
+# By extra: modules of its main packages. If these are installed, so are the packages that they depend on.
+_SIMULATION = ("flwr", "hydra", "matplotlib", "opacus", "pydantic", "torch")
 MODULES = {
     "opacus": ("opacus", "torch"),
     "client": ("flwr", "grpc", "opacus", "torch"),
-    "server": (
-        "flwr",
-        "grpc",
-        "hydra",
-        "matplotlib",
-        "opacus",
-        "prometheus_client",
-        "pydantic",
-        "starlette",
-        "torch",
-    ),
-    "simulation": ("flwr", "hydra", "matplotlib", "opacus", "pydantic", "torch"),
+    "server": tuple(sorted((*_SIMULATION, "grpc", "prometheus_client", "starlette"))),
+    "simulation": _SIMULATION,
     "ray": ("ray",),
     "mlflow": ("mlflow",),
     "tensorboard": ("tensorboard",),

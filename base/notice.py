@@ -12,6 +12,6 @@ def warn(text: str) -> None:
 
 
 def say(text: str, failed: bool = False) -> None:
-    """Print one line of a person's report; rounds that are paid for outlive the terminal or pipe that shows them."""
+    """Print one line to stdout, or to stderr if a command failed; a closed terminal or pipe ends no run."""
     with suppress(OSError):
         print(text, file=sys.stderr if failed else sys.stdout, flush=True)

@@ -12,14 +12,13 @@ from typing import Any
 
 from .refusal import Refusal
 
-RESERVED = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
-# A connection of the gRPC link takes 21 KiB before its first message; all take 340 MiB.
-MAX_CONNECTIONS = 1 << 14
-MAX_TLS = 1024  # where Python speaks TLS, each takes 256 KiB
+RESERVED = 256  # files for ledgers, logs, checkpoints, data and the process's own sockets; a server has some 100 open
+MAX_CONNECTIONS = 1 << 14  # of the gRPC link; each takes 21 KiB before its first message, all 340 MiB
+MAX_TLS = 1024  # connections of a server whose TLS is Python's; each takes 256 KiB
 
 
 def raise_limit() -> None:
-    """Raise the soft limit of open files to the hard one; systemd starts a service with 1024 of 524 288."""
+    """Raise the soft limit of open files to the hard one; systemd starts a service with 1024 and 524 288."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -40,17 +39,17 @@ class Listener(socket.socket):
           ConnectionAbortedError: too many files are open; asyncio and socketserver go on with the next one.
         """
         connection, address = super().accept()
-        if connection.fileno() >= min(for_connections(), MAX_TLS):  # the lowest number that was free
+        if connection.fileno() >= min(for_connections(), MAX_TLS):  # the system gives the lowest free number
             connection.close()
             raise ConnectionAbortedError("no file descriptor is left for it")
         return connection, address
 
 
 def listener(field: str, address: str) -> Listener:
-    """Return a socket that listens for devices at the address and port of a field.
+    """Return a socket that listens for devices at an address, host:port or [IPv6]:port, that the key `field` has.
 
     Raises:
-      Refusal: it cannot be listened on, with the system's reason.
+      Refusal: the system cannot listen there; its reason is named.
     """
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

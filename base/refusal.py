@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
 LONGEST = 400  # characters of a value's repr; a refusal shortens a longer one
-# Remedies for errors of the disk or the system. The file itself is intact then: an older copy of a ledger in its place
-# would lose entries.
+# Remedies for errors of the disk or the system. They never advise to restore a file: it is intact, and an older copy of a
+# ledger would lack entries.
 _ROOM, _MEND = "make room on its disk (df -h, df -i)", "mend its disk"
 _WRITABLE = "mount its disk for writing (mount -o remount,rw), or mend it"
 _FILES = "close files, or raise the limit of open files (LimitNOFILE, ulimit -n)"
@@ -61,6 +61,7 @@ class Refusal(Exception):
 
 
 def _render(value: object) -> str:
+    """Return a value's repr for a refusal; of a long one only the beginning."""
     try:
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}... ({len(text)} characters)"
@@ -70,19 +71,18 @@ def _render(value: object) -> str:
 
 def disk_failed(error: BaseException | None) -> bool:
     """Return whether the disk or the operating system caused an error, so that the same request may succeed later."""
-    return disk_remedy(error) is not None
+    return bool(disk_remedy(error))
 
 
-def disk_remedy(error: BaseException | None) -> str | None:
-    """Return the remedy for an error that the disk or the operating system caused; None for any other error."""
-    while error is not None:
-        remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
-        if (code := getattr(error, "sqlite_errorcode", None)) is not None:
-            remedy = _REMEDIES_OF_SQLITE.get(code & 0xFF)
-        if remedy is not None:
+def disk_remedy(error: BaseException | None) -> str:
+    """Return the remedy for an error that the disk or the operating system caused; empty for any other error."""
+    while error:
+        system_code = (isinstance(error, OSError) and error.errno) or 0
+        sqlite_code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if remedy := _REMEDIES.get(system_code) or _REMEDIES_OF_SQLITE.get(sqlite_code):
             return remedy
         error = error.__cause__ or error.__context__
-    return None
+    return ""
 
 
 def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read") -> str:
@@ -93,8 +93,10 @@ def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read")
       remedy: what to do about the file; replaced if the disk or the operating system failed.
       fault: what is wrong with the file; replaced likewise.
     """
-    mend, reason = disk_remedy(error), getattr(error, "strerror", None) or error
-    return f"{fault} ({reason}); {remedy}" if mend is None else f"cannot be used now ({reason}); {mend}"
+    reason = getattr(error, "strerror", None) or error
+    if of_disk := disk_remedy(error):
+        return f"cannot be used now ({reason}); {of_disk}"
+    return f"{fault} ({reason}); {remedy}"
 
 
 @contextmanager
@@ -103,10 +105,8 @@ def refusing(field: str, value: object, remedy: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        mend = disk_remedy(error)
-        raise Refusal(
-            field, str(value), f"{remedy} ({error.strerror}){'' if mend is None else f'; {mend}'}"
-        ) from error
+        clauses = (f"{remedy} ({error.strerror})", disk_remedy(error))
+        raise Refusal(field, str(value), "; ".join(filter(None, clauses))) from error
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:
@@ -158,31 +158,38 @@ class Range:
     lt: float | None = None
     le: float | None = None
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Bounds that are set, by the names of the comparisons in `operator`, and of pydantic's."""
+        return {name: bound for name, bound in vars(self).items() if bound is not None}
+
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Add the bounds to pydantic's schema, for its errors and its JSON schema."""
-        return {**handler(source), **{name: bound for name, bound in vars(self).items() if bound is not None}}
+        return {**handler(source), **self.bounds}
 
     def words(self, kind: type) -> str:
         """Return the range of an int or a float in words, such as "above 0 and at most 1"."""
-        if kind is int and self.ge is not None and self.le is not None:
+        if kind is int and self.bounds.keys() >= {"ge", "le"}:
             return f"from {self.ge} to {self.le}"
-        bounds = {"above": self.gt, "at least": self.ge, "below": self.lt, "at most": self.le}
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+        return " and ".join(f"{words[name]} {bound:g}" for name, bound in self.bounds.items())
 
     def check(self, kind: type, field: str, value: object) -> float | int:
         """Return the value as `kind`, int or float; raise Refusal if it has another type or is out of range."""
         if kind is int and type(value) is not int:
             raise Refusal(field, value, "give a whole number")
         number = value if kind is int and isinstance(value, int) else real(field, value)
-        bounds = ((name, bound) for name, bound in vars(self).items() if bound is not None)
-        if not all(getattr(operator, name)(number, bound) for name, bound in bounds):
+        if not all(getattr(operator, name)(number, bound) for name, bound in self.bounds.items()):
             raise Refusal(field, value, f"must be {self.words(kind)}")
         return number
 
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a field's text, in its annotation: a regular expression for the whole text, and the remedy for a mismatch."""
+    """Form of a field's text, in its annotation: a regular expression for the whole text, and the remedy for a mismatch.
+
+    A text that is not printable, such as two lines, does not match; `printable=False` allows it.
+    """
 
     pattern: str
     remedy: str = "has another form"
@@ -190,11 +197,10 @@ class Form:
 
     def check(self, kind: type, field: str, value: object) -> str:
         """Return the text; raise Refusal if it is not a string, or does not match."""
-        if not isinstance(value, str) or (self.printable and not value.isprintable()):
-            raise Refusal(field, value, self.remedy)
-        if not re.fullmatch(self.pattern, value, re.DOTALL):
-            raise Refusal(field, value, self.remedy)
-        return value
+        is_text = isinstance(value, str) and (value.isprintable() or not self.printable)
+        if is_text and re.fullmatch(self.pattern, value, re.DOTALL):
+            return value
+        raise Refusal(field, value, self.remedy)
 
 
 @dataclass(frozen=True)

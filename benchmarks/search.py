@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..configs.compose import arguments, compose_jobs
+from ..configs.compose import compose_jobs, parse_arguments
 from ..configs.settings import settings_of
 from ..simulations.prediction import predict, public_federation
 from ..tasks import TASKS
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     fixed = [f"task={given.task}", f"privacy={given.mode}", f"privacy.target_epsilon={given.epsilon}"]
     found: list[tuple[float, str]] = []
-    for job in compose_jobs(arguments(["-m", *fixed, *given.keys])):
+    for job in compose_jobs(parse_arguments(["-m", *fixed, *given.keys])):
         prediction = predict(public_federation(settings_of(job)), range(given.seeds))
         spread = f"{min(prediction.values):.3f} to {max(prediction.values):.3f}"
         found.append((prediction.mean, f"{prediction.mean:.4f}  {spread}  {' '.join(job.overrides[3:])}"))

@@ -1,6 +1,7 @@
-"""Command line: the verbs of every group, and the declarations of those whose body is imported when it is called.
+"""Command line: the groups of verbs, and the declarations of verbs whose body is in another file.
 
-Help, completion and the nearest name come from the declarations alone, so that no file that declares one imports much.
+Help, completion and the nearest name need only the declarations. So a file of declarations imports little, and bodies are
+imported when they are called.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import typer
 from typer import Option
 
 from . import ask, audit, budget, client, export, ledger, new, predict, provision, report, server, verify
+from .completion import install_script, script
 from .grammar import (
     AcceptSweep,
     AcceptVacuous,
@@ -24,6 +26,7 @@ from .grammar import (
     allow_local_modules,
     app,
     argument,
+    flag,
     option,
     port_of,
     verb,
@@ -43,7 +46,7 @@ for name, group, text in (
 Plot = Annotated[Path | None, option("PNG", "Plot the guarantees to this file.", "--plot")]
 Accuracy = Annotated[
     bool,
-    Option("--accuracy", help="Predict accuracy over epsilon, rounds and clients, from public data alone."),
+    flag("--accuracy", "Predict accuracy over epsilon, rounds and clients, from public data alone."),
 ]
 
 
@@ -53,27 +56,15 @@ def _version() -> str:
     return f"fedveil {version('fedveil')}"
 
 
-def _script() -> str:
-    from .completion import script
-
-    return script()
-
-
-def _install() -> str:
-    from .completion import install_script
-
-    return install_script()
-
-
-def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
-    """Return an option that prints its answer and ends the command."""
+def _printing(name: str, make_text: Callable[[], str], help_text: str) -> Any:
+    """Return an option that prints a text and ends the command."""
 
     def callback(ctx: typer.Context, is_set: bool) -> None:
         if is_set and not ctx.resilient_parsing:
-            typer.echo(answer())
+            typer.echo(make_text())
             raise typer.Exit
 
-    return Option(name, is_eager=True, callback=callback, help=text)
+    return Option(name, is_eager=True, callback=callback, help=help_text)
 
 
 INSTALL_HELP = "Install completion for this shell: bash, zsh or fish."
@@ -82,11 +73,13 @@ SHOW_HELP = "Print the completion script."
 
 @app.callback()
 def root(
-    version: Annotated[bool, _answer("--version", _version, "Print the version.")] = False,
-    install_completion: Annotated[bool, _answer("--install-completion", _install, INSTALL_HELP)] = False,
-    show_completion: Annotated[bool, _answer("--show-completion", _script, SHOW_HELP)] = False,
+    version: Annotated[bool, _printing("--version", _version, "Print the version.")] = False,
+    install_completion: Annotated[
+        bool, _printing("--install-completion", install_script, INSTALL_HELP)
+    ] = False,
+    show_completion: Annotated[bool, _printing("--show-completion", script, SHOW_HELP)] = False,
 ) -> None:
-    """Take what stands before a verb; each option ends the command by itself."""
+    """Declare the options before a verb, each of which prints its text and ends the command."""
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -177,6 +170,6 @@ def doctor(
     return body(choices or [], as_json)
 
 
-# In the order of the list of verbs.
+# Order of the verbs in the help.
 VERBS = (simulate, plan, ask.ask, compare, predict.predict, export.export, verify.verify, new.new, doctor)
 app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))

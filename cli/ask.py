@@ -6,22 +6,24 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
 from .grammar import Json, allow_local_modules, app, argument, option, options_of, read, verb
 
-if TYPE_CHECKING:
-    from ..privacy.statistics.inquiry import Inquiry
-
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
 DEFAULT_FOLDER = Path("questions")
-# Of a run that says nothing else: everybody is asked.
 DEFAULT_COHORT = "cohort=all"
-COMMON = ("count", "mean", "variance", "histogram", "quantiles")  # kinds, for help and completion
+COMMON = (
+    "count",
+    "mean",
+    "variance",
+    "histogram",
+    "quantiles",
+)  # kinds of questions, for help and completion
 
 
 @verb(app, "ask", "Ask the clients under a privacy budget.")
@@ -49,26 +51,38 @@ def ask(
     Exit codes: 0 answered, 1 too few answers, 2 refused and not charged, 3 budget spent.
     """
     require_extra("simulation" if server is None else "server", "fedveil ask")
+    from ..configs.settings import settings_from_overrides
     from ..privacy.ledger.ledger import BudgetExhausted
     from ..privacy.statistics.inquiry import KINDS, read_inquiry
     from ..questions.ask import PRIVACY_OF_QUESTIONS, with_unit
+    from ..questions.question_plan import Spend
+    from ..questions.simulated import ask_here
+    from ..run.build import build
     from ..run.released import model_run_of
 
     allow_local_modules()
-    overrides = [each for each in words or () if "=" in each]
     columns = [each for each in words or () if "=" not in each]
-    keys = options_in(question)
-    fields = _of_kind(what, columns, keys) if what in KINDS else _of_file(Path(what), columns, keys)
-    fields = inquiry.over(fields)
-    groups = dict(each.split("=", 1) for each in overrides)
-    fields = with_unit(fields, groups.get("task"), groups.get("privacy"))
-    cost = {key: fields.pop(key, None) for key in COSTS}
-    run = model_run_of(fields)
-    request = read_inquiry(fields)
+    overrides = [each for each in words or () if "=" in each]
+    values = dict(each.split("=", 1) for each in overrides)
+    options = options_in(question)
+    keys = _of_kind(what, columns, options) if what in KINDS else _of_file(Path(what), columns, options)
+    keys = with_unit(inquiry.over(keys), values.get("task"), values.get("privacy"))
+    cost = {key: keys.pop(key, None) for key in COSTS}
+    model_run = model_run_of(keys)
+    request = read_inquiry(keys)
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[request.unit]}")
-    overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
+    overrides = [*(each for each in defaults if each.partition("=")[0] not in values), *overrides]
+    if server is not None and into is not None:
+        raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
+    spend = Spend(**cost)
     try:
-        record = _ask_clients(request, run, cost, overrides, into, server)
+        if server is not None:
+            from ..deployment.questions import ask_clients
+
+            record = ask_clients(server, request, spend, overrides, model_run)
+        else:
+            federation = build(settings_from_overrides(overrides))
+            record = ask_here(federation, request, spend, into or DEFAULT_FOLDER, model_run)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)
         return EXHAUSTED
@@ -76,63 +90,39 @@ def ask(
     return 0 if record["released"] else UNANSWERED
 
 
-def _ask_clients(
-    inquiry: Inquiry,
-    run: Path | None,
-    cost: dict[str, Any],
-    overrides: list[str],
-    into: Path | None,
-    server: Path | None,
-) -> dict[str, Any]:
-    from ..questions.question_plan import Spend
-
-    spend = Spend(**cost)
-    if server is not None:
-        if into is not None:
-            raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
-        from ..deployment.questions import ask_clients
-
-        return ask_clients(server, inquiry, spend, overrides, run)
-    from ..configs.settings import settings_from_overrides
-    from ..questions.simulated import ask_here
-    from ..run.build import build
-
-    return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER, run)
-
-
-def _of_file(path: Path, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
+def _of_file(path: Path, columns: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a file of questions; refuse columns and options of a single question."""
     from ..privacy.statistics.inquiry import KINDS
 
     if columns:
         remedy = "a file of questions names its columns itself; write keys as key=value"
         raise Refusal("FILE", columns[0], remedy)
     if not path.is_file():
-        raise Refusal(
-            "FILE", str(path), f"is neither a file nor a kind of question; name one of {', '.join(KINDS)}"
-        )
-    fields = read_question_file(path)
-    for key, value in keys.items():
-        raise Refusal(f"--{key}", value, "belongs to one question; write it into the file")
-    return fields
+        remedy = f"is neither a file nor a kind of question; name one of {', '.join(KINDS)}"
+        raise Refusal("FILE", str(path), remedy)
+    keys = read_question_file(path)
+    for name, value in options.items():
+        raise Refusal(f"--{name}", value, "belongs to one question; write it into the file")
+    return keys
 
 
-def _of_kind(kind: str, columns: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one question of the arguments as a file would hold it."""
-    fields = dict(keys)
-    for key in ("edges", "categories"):
-        if key in fields:
-            words = str(fields[key]).split(",")
-            remedy = "give numbers separated by commas"
-            fields[key] = words if key == "categories" else [read(float, key, each, remedy) for each in words]
+def _of_kind(kind: str, columns: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a file with one question, of this kind, about the only column; count has none."""
+    fields = dict(options)
+    if "categories" in options:
+        fields["categories"] = str(options["categories"]).split(",")
+    if "edges" in options:
+        remedy = "give numbers separated by commas"
+        fields["edges"] = [read(float, "edges", each, remedy) for each in str(options["edges"]).split(",")]
     if len(columns) != (kind != "count"):
         text = "name one column; write questions about several into a file"
         raise Refusal("COLUMN", " ".join(columns), text)
-    of = {"of": columns[0]} if columns else {}
-    return {"ask": [{"kind": kind, **of, **fields}]}
+    column = {"of": columns[0]} if columns else {}
+    return {"ask": [{"kind": kind, **column, **fields}]}
 
 
 def format_answer(record: Mapping[str, Any]) -> str:
-    """Return an answer in lines of at most 80 characters: each figure with its interval, and what it cost."""
+    """Return the record of an answer in lines of at most 80 characters: each figure with its interval, and the cost."""
     from ..privacy.budget import UNLIMITED_EPSILON
 
     cost = f"epsilon {record['epsilon']:.3g} at delta {record['delta']:g}"
@@ -143,9 +133,9 @@ def format_answer(record: Mapping[str, Any]) -> str:
         owner = "what clients reserved" if record["epsilon_after"] is None else "the reservation"
         return "\n".join([*lines, f"no answer: {record['reason']}; {owner} stays spent"])
     figures_of_answers = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
-    wide = min(max(len(each["name"]) for figures in figures_of_answers for each in figures), 30)
+    width = min(max(len(each["name"]) for figures in figures_of_answers for each in figures), 30)
     for answer, figures in zip(record["answers"], figures_of_answers, strict=True):
-        lines += ["", _cut(answer["name"], WIDTH), *(_line(each, wide) for each in figures)]
+        lines += ["", _cut(answer["name"], WIDTH), *(_line(each, width) for each in figures)]
     against = ", ".join(record["adversaries"])
     lines += ["", *_bytes(record)]
     lines.append(f"95 % intervals; hides a {record['unit']} ({record['adjacency']}) from: {against}")
@@ -158,22 +148,22 @@ def format_answer(record: Mapping[str, Any]) -> str:
 
 
 def _bytes(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line of what went over the link; nothing of a record that does not say it."""
+    """Yield a line with the bytes that went over the link, if the record has them."""
     from ..evidence.page_text import text_of
 
-    one, totals = record.get("message_bytes"), record.get("bytes")
-    parts = (
-        [f"{text_of(one['down'], 'bytes')} to a client, {text_of(one['up'], 'bytes')} back"] if one else []
-    )
-    if totals:
+    parts: list[str] = []
+    if one := record.get("message_bytes"):
+        parts.append(f"{text_of(one['down'], 'bytes')} to a client, {text_of(one['up'], 'bytes')} back")
+    if totals := record.get("bytes"):
         down, up = (text_of(sum(totals[way].values()), "bytes") for way in ("down", "up"))
         parts.append(f"{down} down, {up} up in total")
     if parts:
         yield f"bytes: {'; '.join(parts)}"
 
 
-def _line(figure: Mapping[str, Any], wide: int) -> str:
-    name = f"  {_cut(figure['name'], wide):{wide}}"
+def _line(figure: Mapping[str, Any], width: int) -> str:
+    """Return the line of a figure: its name in a column of this width, its value, and the ends of its interval."""
+    name = f"  {_cut(figure['name'], width):{width}}"
     if figure["value"] is None:
         return f"{name}  cannot be said: the noise is as large as the value"
     value, low, high = (_digits(figure[key]) for key in ("value", "low", "high"))
@@ -184,5 +174,5 @@ def _digits(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}"
 
 
-def _cut(text: str, wide: int) -> str:
-    return text if len(text) <= wide else f"{text[: wide - 3]}..."
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,29 +1,29 @@
-"""Verbs of `fedveil audit`: a run's claim held against its measurements, and any claim of privacy against evidence."""
+"""Verbs of `fedveil audit`: a run's claim compared with its measurements, and any claim of privacy with evidence."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from typer import Option
 
 from ..base.bounded_decoding import format_number, json_number
 from ..base.refusal import Refusal
-from .grammar import GROUP, Json, argument, option, read, verb
+from .grammar import GROUP, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from ..audit.result import RecomputedAudit
+    from ..privacy.audit.normality import Estimate
     from ..privacy.audit.one_run import Scores
     from ..privacy.audit.run_audit import Measured
     from ..privacy.audit.verdict import Judgement
 
-# By verdict; a run may have none.
+# By verdict; None is that of a run without a claim to test.
 EXIT_CODES = {"consistent": 0, "violated": 3, "too weak to tell": 4, None: 4}
 group = typer.Typer(**GROUP)
 
@@ -31,7 +31,7 @@ group = typer.Typer(**GROUP)
 @verb(group, "RUN", "Compare a run's claims and measurements.", hidden=True, needs="simulation")
 def audit_run(
     run: Annotated[Path, argument("RUN", "A run folder.", file_okay=False)],
-    records: Annotated[bool, Option("--records", help="Show memorised records, by client.")] = False,
+    records: Annotated[bool, flag("--records", "Show memorised records, by client.")] = False,
     membership: Annotated[
         str | None,
         option("ATTACK", "Membership attack on the final model: ", words=("loss", "rmia", "lira", "art")),
@@ -51,13 +51,13 @@ def audit_run(
     if records and membership:
         raise click.UsageError("--records and --membership exclude each other", click.get_current_context())
     if records:
-        from .audit_records import records as of_records
+        from .audit_records import show_records
 
-        return of_records(run, as_json=as_json)
+        return show_records(run, as_json=as_json)
     if membership is not None:
-        from ..audit.membership_attacks import membership as of_membership
+        from ..audit.membership_attacks import membership as show_membership
 
-        return of_membership(run, membership, shadows, epochs, as_json=as_json)
+        return show_membership(run, membership, shadows, epochs, as_json=as_json)
     from ..audit.result import recompute_audit
     from ..run.run_files import as_a_run_wrote
 
@@ -68,53 +68,53 @@ def audit_run(
 
 
 def _audit_lines(folder: Path, audit: RecomputedAudit) -> list[str]:
-    from ..audit.line import format_alarm, visibility
-
+    """Return the title, the rows and the verdict of a run's audit; tests that it did not make have no row."""
     terms, summary = audit.terms, audit.summary
     clients = f", {terms.canaries} canary clients" if terms.canaries else ""
     claim = f"; epsilon at delta {terms.delta:g}" if terms.delta else ""
-    lines = [f"{folder}: {audit.rounds} rounds{clients}{claim}"]
-    measurement = summary.measured
-    if measurement is not None:
-        lines.append(_line("claimed, at most", _number(measurement.claimed)))
-        span = f"({_number(measurement.low)} to {_number(measurement.high)} at 95 %)"
-        lines.append(_line("measured", f"{_number(measurement.epsilon)} {span}"))
-    lines += [_line(f"at least, {each.method}", _number(each.lower)) for each in summary.findings]
+    title = f"{folder}: {audit.rounds} rounds{clients}{claim}"
+    rows = [f"{name:<40}  {text}" for name, text in _audit_rows(audit)]
+    return [title, *rows, f"{summary.verdict or 'no verdict'}: {summary.sentence}"]
+
+
+def _audit_rows(audit: RecomputedAudit) -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of each measurement, test and alarm."""
+    from ..audit.line import format_alarm, visibility
+
+    terms, summary = audit.terms, audit.summary
+    clients, records = summary.measured, summary.records
+    if clients is not None:
+        yield "claimed, at most", _number(clients.claimed)
+        yield "measured", _interval(clients, " at 95 %")
+    for each in summary.findings:
+        yield f"at least, {each.method}", _number(each.lower)
     if summary.final is not None:
-        final = summary.final
-        span = f"({_number(final.low)} to {_number(final.high)})"
-        lines.append(_line("first and last model alone", f"{_number(final.epsilon)} {span}"))
-    if measurement is not None:
-        lines.append(_line("could have been shown", _number(measurement.ceiling)))
+        yield "first and last model alone", _interval(summary.final)
+    if clients is not None:
+        yield "could have been shown", _number(clients.ceiling)
     if terms.delta:
-        lines.append(
-            _line("noise as claimed", f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}")
-        )
-        lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
+        yield "noise as claimed", f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}"
+        yield "noise new in each round", f"p = {summary.reuse_p:.2g}"
     if terms.clients:
-        lines.append(_line("drawn as accounted", f"p = {summary.draw_p:.2g}"))
-    if summary.records is not None:
-        lines += _of_records(summary.records)
-    lines += [_line("alarm", f"round {each.round}, {format_alarm(each.alarm)}") for each in audit.raised]
-    return [*lines, f"{summary.verdict or 'no verdict'}: {summary.sentence}"]
+        yield "drawn as accounted", f"p = {summary.draw_p:.2g}"
+    if records is not None:
+        yield "claimed of records, at most", _number(records.claimed)
+        yield "measured of records", _interval(records, " at 95 %")
+        for name, value in records.lower.items():
+            yield f"at least, {name}", _number(value)
+        yield "could have been shown of records", _number(records.ceiling)
+    for each in audit.raised:
+        yield "alarm", f"round {each.round}, {format_alarm(each.alarm)}"
 
 
-def _of_records(measurement: Measured) -> list[str]:
-    span = f"({_number(measurement.low)} to {_number(measurement.high)} at 95 %)"
-    return [
-        _line("claimed of records, at most", _number(measurement.claimed)),
-        _line("measured of records", f"{_number(measurement.epsilon)} {span}"),
-        *(_line(f"at least, {name}", _number(value)) for name, value in measurement.lower.items()),
-        _line("could have been shown of records", _number(measurement.ceiling)),
-    ]
+def _interval(measurement: Measured | Estimate, suffix: str = "") -> str:
+    """Return a measured epsilon, and in brackets the ends of its interval with a suffix."""
+    low, high = _number(measurement.low), _number(measurement.high)
+    return f"{_number(measurement.epsilon)} ({low} to {high}{suffix})"
 
 
 def _number(value: float) -> str:
     return format_number(value, ".3f")
-
-
-def _line(name: str, value: str) -> str:
-    return f"{name:<40}  {value}"
 
 
 @verb(group, "claim", "Test a privacy claim against evidence.")
@@ -136,8 +136,8 @@ def claim(
     ] = None,
     out_scores: Annotated[Path | None, option("FILE", "Scores of excluded canaries.")] = None,
     confidence: Annotated[str, option("C", "Confidence of the bounds and the verdict.")] = "0.99",
-    gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
-    many_runs: Annotated[bool, Option("--many-runs", help="Each score comes from a separate run.")] = False,
+    gaussian: Annotated[bool, flag("--gaussian", "The claim is about a Gaussian mechanism.")] = False,
+    many_runs: Annotated[bool, flag("--many-runs", "Each score comes from a separate run.")] = False,
     as_json: Json = False,
 ) -> int:
     """Test any claim of differential privacy against evidence: guesses or scores.
@@ -154,36 +154,39 @@ def claim(
     from ..privacy.audit.one_run import Guesses
     from ..privacy.audit.verdict import by_guesses, by_many_runs, by_one_run, judge
 
-    claimed, at = _within("epsilon", epsilon, 0, math.inf), _within("delta", delta, 0, 1, or_at=0)
-    if gaussian and at == 0:
-        raise Refusal("delta", at, "a Gaussian mechanism has a delta above 0; give such a number")
-    alpha = 1 - _within("confidence", confidence, 0.5, 1)
+    claimed, claimed_delta = (
+        _between("epsilon", epsilon, 0, math.inf),
+        _between("delta", delta, 0, 1, or_low=True),
+    )
+    if gaussian and claimed_delta == 0:
+        raise Refusal("delta", claimed_delta, "a Gaussian mechanism has a delta above 0; give such a number")
+    alpha = 1 - _between("confidence", confidence, 0.5, 1)
     by_scores = by_many_runs if many_runs else by_one_run
     match guesses, correct, canaries, scores, in_scores, out_scores:
         case str(), str(), _, None, None, None if not many_runs:
             num_guesses, count = _whole("guesses", guesses), _whole("canaries", canaries or guesses)
-            methods = by_guesses(Guesses(count, num_guesses, _whole("correct", correct)), at, gaussian)
+            evidence = Guesses(count, num_guesses, _whole("correct", correct))
+            methods = by_guesses(evidence, claimed_delta, gaussian)
         case None, None, None, Path(), None, None:
-            methods = by_scores(*_both(scores), at, gaussian)
+            methods = by_scores(*_read_both_scores(scores), claimed_delta, gaussian)
         case None, None, None, None, Path(), Path():
-            methods = by_scores(_numbers(in_scores), _numbers(out_scores), at, gaussian)
-        case evidence:
+            methods = by_scores(_read_scores(in_scores), _read_scores(out_scores), claimed_delta, gaussian)
+        case options:
             names = ("guesses", "correct", "canaries", "scores", "in-scores", "out-scores")
-            options = sorted(
-                f"--{name}" for name, each in zip(names, evidence, strict=True) if each is not None
-            )
+            used = sorted(f"--{name}" for name, each in zip(names, options, strict=True) if each is not None)
             remedy = "give it in one of the forms that fedveil audit claim --help lists"
-            raise Refusal("evidence", ", ".join(options) or "none", remedy)
+            raise Refusal("evidence", ", ".join(used) or "none", remedy)
     judgement = judge(methods, claimed, alpha)
-    print(_as_json(judgement) if as_json else _format_judgement(judgement, claimed, at, alpha))
+    print(_as_json(judgement) if as_json else _format_judgement(judgement, claimed, claimed_delta, alpha))
     return EXIT_CODES[judgement.verdict]
 
 
-def _within(field: str, text: str, low: float, high: float, or_at: float | None = None) -> float:
+def _between(field: str, text: str, low: float, high: float, *, or_low: bool = False) -> float:
+    """Return an option's number, which must be above `low`, or also `low` itself, and below `high`."""
     value = read(float, field, text)
-    if not (low < value < high or value == or_at):
+    if not (low < value < high or (or_low and value == low)):
         upper = "" if math.isinf(high) else f" and below {high:g}"
-        raise Refusal(field, text, f"give a number {'from' if or_at == low else 'above'} {low:g}{upper}")
+        raise Refusal(field, text, f"give a number {'from' if or_low else 'above'} {low:g}{upper}")
     return value
 
 
@@ -191,7 +194,8 @@ def _whole(field: str, text: str) -> int:
     return read(int, field, text, "give a whole number")
 
 
-def _both(path: Path) -> tuple[Scores, Scores]:
+def _read_both_scores(path: Path) -> tuple[Scores, Scores]:
+    """Return the scores of included and of excluded canaries in a .npz or a .csv file."""
     import csv
 
     import numpy as np
@@ -208,7 +212,8 @@ def _both(path: Path) -> tuple[Scores, Scores]:
     return _check_scores(path, members), _check_scores(path, others)
 
 
-def _numbers(path: Path) -> Scores:
+def _read_scores(path: Path) -> Scores:
+    """Return the scores in a .npy file, or in a text file with one number a line."""
     import numpy as np
 
     from ..base.tensor_file import read_npy
@@ -222,6 +227,7 @@ def _numbers(path: Path) -> Scores:
 
 @contextmanager
 def _reading(path: Path, remedy: str) -> Generator[None]:
+    """Refuse a file that the block cannot read, or whose content is of another form, with this remedy."""
     try:
         yield
     except OSError as error:
@@ -231,6 +237,7 @@ def _reading(path: Path, remedy: str) -> Generator[None]:
 
 
 def _check_scores(path: Path, scores: Any) -> Scores:
+    """Return scores as float64; refuse those that are not one row of finite numbers."""
     import numpy as np
 
     array = np.asarray(scores, np.float64)
@@ -240,6 +247,7 @@ def _check_scores(path: Path, scores: Any) -> Scores:
 
 
 def _format_judgement(judgement: Judgement, epsilon: float, delta: float, alpha: float) -> str:
+    """Return the claim, a row for each method, and the verdict; `alpha` is one minus the confidence."""
     from ..privacy.audit.verdict import Verdict
 
     lines = [f"claim: epsilon {epsilon:g} at delta {delta:g}; confidence {1 - alpha:g}"]

@@ -1,4 +1,4 @@
-"""``fedveil audit RUN --records``: how far each client's records were learnt by heart, and which ones most, in its owner's view.
+"""Memorisation of records, as ``fedveil audit RUN --records`` shows it to a client's owner: a score of each record.
 
 For simulations with ``audit.loss_traces=true``, where one person plays all owners; on real data it is refused.
 """
@@ -22,13 +22,13 @@ from ..run.build import build
 from ..run.client_instructions import TRACES
 from ..tasks.mislabelled import Mislabelled
 
-FEWEST = 3  # rounds of which a trace can be scored
-NUM_LISTED = 5  # of the most exposed records of a client
+FEWEST = 3  # rounds that a trace needs for a score
+NUM_LISTED = 5  # most exposed records that are listed of a client
 
 
 @dataclass(frozen=True)
 class ClientRecords:
-    """One client's records: the score of each, and which were planted with random labels, (records,)."""
+    """One client's records: the score of each, and whether it was planted with a random label, shape (records,) both."""
 
     client: int
     scores: Scores
@@ -36,23 +36,23 @@ class ClientRecords:
 
     @property
     def top(self) -> list[int]:
-        """The records that stand out most, by their number, the first one first."""
+        """Numbers of the records with the highest scores, the highest first."""
         return np.argsort(-self.scores, kind="stable")[:NUM_LISTED].tolist()
 
 
-def records(folder: Path, *, as_json: bool = False) -> int:
-    """Print what a run learnt by heart of each owner; return the exit code: 0, whatever is remembered.
+def show_records(folder: Path, *, as_json: bool = False) -> int:
+    """Print the scores of each client's records; return the exit code 0, whatever a run has memorised.
 
     Raises:
-      Refusal: a folder without traces.
+      Refusal: the folder has no traces.
     """
-    owned = client_records_in(folder)
-    print(json.dumps(plain(owned)) if as_json else "\n".join(_format_records(owned)))
+    clients = client_records_in(folder)
+    print(json.dumps(plain(clients)) if as_json else "\n".join(_format_records(clients)))
     return 0
 
 
 def client_records_in(folder: Path) -> list[ClientRecords]:
-    """Every client's scores, of those who took part in enough rounds."""
+    """Return the scores of the clients that took part in at least `FEWEST` rounds."""
     paths = sorted((folder / TRACES).glob(f"*{LOSSES}"), key=lambda path: int(path.stem))
     if not paths:
         remedy = "holds no traces of losses; give the folder of a simulation with audit=full audit.loss_traces=true"
@@ -63,45 +63,45 @@ def client_records_in(folder: Path) -> list[ClientRecords]:
         client, losses = int(path.stem), trace(path)
         if len(losses) < FEWEST:
             continue
-        real = losses.shape[1] - task.planted_at(client) if isinstance(task, Mislabelled) else losses.shape[1]
-        clients.append(ClientRecords(client, late_fall(losses), np.arange(losses.shape[1]) >= real))
+        num_planted = task.planted_at(client) if isinstance(task, Mislabelled) else 0  # the last records
+        planted = np.arange(losses.shape[1]) >= losses.shape[1] - num_planted
+        clients.append(ClientRecords(client, late_fall(losses), planted))
     if not clients:
         raise Refusal("audit", str(folder), f"no client took part in {FEWEST} rounds; run more rounds")
     return clients
 
 
-def planted_auc(owned: Sequence[ClientRecords]) -> Mapping[str, float] | None:
-    """How often a planted record stands above one of its client's own; None without two of each."""
-    scores, planted = (
-        np.concatenate([getattr(each, name) for each in owned]) for name in ("scores", "planted")
-    )
+def planted_auc(clients: Sequence[ClientRecords]) -> Mapping[str, float] | None:
+    """Return how often a planted record has a higher score than another, with an interval; None without two of each."""
+    scores = np.concatenate([each.scores for each in clients])
+    planted = np.concatenate([each.planted for each in clients])
     if min(planted.sum(), (~planted).sum()) < 2:
         return None
     area = auc(scores[planted], scores[~planted])
     return {"value": area.value, "low": area.low, "high": area.high}
 
 
-def plain(owned: Sequence[ClientRecords]) -> Mapping[str, object]:
-    """Return the same as plain data: every score, by client and record."""
-    clients = [{"client": each.client, "scores": each.scores.tolist(), "most": each.top} for each in owned]
-    return {"planted_auc": planted_auc(owned), "clients": clients}
+def plain(clients: Sequence[ClientRecords]) -> Mapping[str, object]:
+    """Return all scores, by client and record, as plain data."""
+    fields = [{"client": each.client, "scores": each.scores.tolist(), "most": each.top} for each in clients]
+    return {"planted_auc": planted_auc(clients), "clients": fields}
 
 
-def _format_records(owned: Sequence[ClientRecords]) -> list[str]:
+def _format_records(clients: Sequence[ClientRecords]) -> list[str]:
+    """Return a table with a line for each client, and its legend."""
     lines = [f"{'client':>6}  {'records':>7}  {'median':>10}  {'q 0.95':>9}  most exposed (record: score)"]
-    for client in owned:
-        middle, high = np.quantile(client.scores, (0.5, 0.95))
+    for client in clients:
+        median, high = np.quantile(client.scores, (0.5, 0.95))
         exposed = ", ".join(
             f"{row}{'*' if client.planted[row] else ''}: {client.scores[row]:.2f}" for row in client.top
         )
-        lines.append(f"{client.client:>6}  {len(client.scores):>7}  {middle:>10.2f}  {high:>9.2f}  {exposed}")
-    area = planted_auc(owned)
-    if area is not None:
+        lines.append(f"{client.client:>6}  {len(client.scores):>7}  {median:>10.2f}  {high:>9.2f}  {exposed}")
+    if area := planted_auc(clients):
         span = f"({area['low']:.3f} to {area['high']:.3f})"
         lines.append(
             f"* planted with a random label; AUC against the other records {area['value']:.3f} {span}"
         )
-    return [
-        *lines,
-        "a score is a record's mean loss over the rounds minus its last loss; 0 or less: not memorised",
-    ]
+    lines.append(
+        "a score is a record's mean loss over the rounds minus its last loss; 0 or less: not memorised"
+    )
+    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..privacy.ledger.ledger_state import LedgerState
 
 group = typer.Typer(**GROUP)
-COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")
+COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id", "as_client")  # fields of a row, see `_row`
 LedgerDir = Annotated[
     Path | None, option("FOLDER", "Folder of the ledgers; ~/.local/share/fedveil/ledgers by default.")
 ]
@@ -72,27 +73,25 @@ def show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
     from ..run.display import console_for
 
     folder = ledger_dir or default_folder()
-    decisions = read_caps(folder)
-    names, clients = _names(folder), _clients_of(folder)
-    paths = dict.fromkeys([*sorted(folder.glob("*.ledger")), *sorted(clients)])
-    rows = [_row(path, clients.get(path)) for path in paths]
-    rows = [(*row[:-1], names.get(row[0], ""), row[-1]) for row in rows]
-    rows.sort(key=lambda row: _sort_key(row[-2]))
+    caps = read_caps(folder)
+    data_ids, client_ledgers = _data_ids(folder), _client_ledgers(folder)
+    paths = dict.fromkeys([*sorted(folder.glob("*.ledger")), *sorted(client_ledgers)])
+    rows = [_row(path, client_ledgers.get(path), data_ids) for path in paths]
+    rows.sort(key=lambda row: _sort_key(row["data_id"]))
     if as_json:
-        ledgers = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
-        print(json.dumps({"caps": [_plain(cap) for cap in decisions], "ledgers": ledgers}))
+        print(json.dumps({"caps": [_plain(cap) for cap in caps], "ledgers": rows}))
         return 0
     console = console_for(120)
-    for cap in decisions:
+    for cap in caps:
         console.print(f"{cap.decided}  {cap.data}: {_format_cap(cap)}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in COLUMNS:
         table.add_column(column, no_wrap=column in ("unit", "spent", "delta"), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     if rows:
         console.print(table)
-    elif not decisions:
+    elif not caps:
         print(f"{folder}: no cap and no ledger")
     return 0
 
@@ -116,61 +115,66 @@ def adopt(
     return 0
 
 
-def _names(folder: Path) -> dict[str, str]:
-    """Return what people call the data of each ledger that goes by a name."""
+def _data_ids(folder: Path) -> dict[str, str]:
+    """Return the data set, with the client's number if it is a client's, of each ledger, by the name in column data."""
     from ..privacy.ledger import data_sets
     from ..privacy.ledger.caps import NAME_LENGTH
 
-    names: dict[str, str] = {}
+    ids: dict[str, str] = {}
     for data_id, data_set in data_sets.read_data_sets(folder).items():
-        names[data_sets.population_ledger(data_id)[:NAME_LENGTH]] = data_id
+        ids[data_sets.population_ledger(data_id)[:NAME_LENGTH]] = data_id
         ledgers = data_sets.client_ledgers(data_id, data_set.fingerprints)
-        names |= {
-            name[:NAME_LENGTH]: f"{data_id}, client {number}"
-            for number, name in reversed(list(enumerate(ledgers)))
-        }
-    return names
+        for number, name in reversed(
+            list(enumerate(ledgers))
+        ):  # clients with equal data share the first one's number
+            ids[name[:NAME_LENGTH]] = f"{data_id}, client {number}"
+    return ids
 
 
-def _sort_key(name: str) -> tuple[bool, str, int]:
-    """Return the sort key of a ledger: data sets by name, their clients by number, others last."""
-    data_id, _, client = name.partition(", client ")
-    return not name, data_id, int(client) if client else -1
+def _sort_key(data_id: str) -> tuple[bool, str, int]:
+    """Return the sort key of a row: data sets by name, their clients by number, ledgers without a data set last."""
+    data_set, _, client = data_id.partition(", client ")
+    return not data_id, data_set, int(client or -1)
 
 
-def _clients_of(folder: Path) -> dict[Path, Path]:
-    """Return the ledgers of records that pay for sums of whole clients, each with the ledger of these."""
+def _client_ledgers(folder: Path) -> dict[Path, Path]:
+    """Return, by ledger of records, the ledger of whole clients whose sums are charged to these records too."""
     from ..privacy.ledger import data_sets
 
-    clients_of: dict[Path, Path] = {}
+    ledgers: dict[Path, Path] = {}
     for data_id in data_sets.read_data_sets(folder):
         clients = data_sets.population_path(folder, data_id)
-        paths = data_sets.record_paths(folder, data_id) or [data_sets.together_path(folder, data_id)]
-        clients_of |= dict.fromkeys(paths, clients) if clients.exists() else {}
-    return clients_of
+        if clients.exists():
+            records = data_sets.record_paths(folder, data_id) or [data_sets.together_path(folder, data_id)]
+            ledgers |= dict.fromkeys(records, clients)
+    return ledgers
 
 
 def _plain(cap: Cap) -> dict[str, object]:
     return {**asdict(cap), "until": cap.until and cap.until.isoformat()}
 
 
-def _row(path: Path, clients: Path | None) -> tuple[str, ...]:
+def _row(path: Path, clients: Path | None, data_ids: Mapping[str, str]) -> dict[str, str]:
+    """Return the row of a ledger, by `COLUMNS`; as_client is its epsilon by sums of the ledger `clients`, if there is one."""
     from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
     from ..privacy.ledger.ledger_state import LedgerState, read_ledger
 
     book, sums = (read_ledger(path), LedgerState()) if clients is None else read_records(clients, path)
-    cap = " and ".join(map(_format_cap, caps_on(path))) or "none"
     owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
-    prefix = (str(owner)[:NAME_LENGTH], str(book.identity["unit"]))
-    if not book.granted:
-        return (*prefix, "0", "", cap, "")
-    delta = list(book.granted.values())[-1].target_delta
-    part = f"{_spent(sums, delta):.4g}" if sums.releases else ""
-    return (*prefix, f"{_spent(book, delta):.4g}", f"{delta:g}", cap, part)
+    name = str(owner)[:NAME_LENGTH]
+    row = {"data": name, "unit": str(book.identity["unit"]), "spent": "0", "delta": ""}
+    row["cap"] = " and ".join(map(_format_cap, caps_on(path))) or "none"
+    row |= {"data_id": data_ids.get(name, ""), "as_client": ""}
+    if book.granted:
+        delta = [*book.granted.values()][-1].target_delta
+        row |= {"spent": f"{_spent(book, delta):.4g}", "delta": f"{delta:g}"}
+        row["as_client"] = f"{_spent(sums, delta):.4g}" if sums.releases else ""
+    return row
 
 
 def _spent(book: LedgerState, delta: float) -> float:
+    """Return the largest epsilon of a ledger's releases against any adversary, at delta."""
     from ..privacy.accounting.epsilon import GATE_INTERVAL
     from ..privacy.accounting.renyi_filter import spent_epsilon
     from ..privacy.budget import Adjacency

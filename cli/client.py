@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
 
 from ..base.refusal import Refusal, refusing
-from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, option, verb
+from .grammar import GROUP, Bundle, Json, Reason, allow_local_modules, argument, flag, option, verb
 
 if TYPE_CHECKING:
     from ..deployment.device.authority import TrustedAuthority
 
 group = typer.Typer(**GROUP)
 APPROVALS = "authorities.jsonl"  # in the state folder: who approved what authority, and why
-MIN_SHOWN = 5e-5  # of an addition that is shown, in the unit of the score
+MIN_SHOWN = 5e-5  # least contribution to a score that an explanation shows
 FORKED = NOT_YET = 1
 STANDARD_INPUT = Path("-")
 Ledgers = Annotated[
-    bool, Option("--ledgers", help="Remove the ledgers too: the record of the spent budget is then lost.")
+    bool, flag("--ledgers", "Remove the ledgers too: the record of the spent budget is then lost.")
 ]
 
 
@@ -63,7 +62,7 @@ def enrol(
 
 
 def _token_in(text: str) -> str:
-    """Return the line of a token: of standard input, of a file, or as it is."""
+    """Return the token that an argument names: a line of standard input for -, a file's content, or the argument itself."""
     import os
 
     from ..configs.bundle_files import read_secret
@@ -73,7 +72,7 @@ def _token_in(text: str) -> str:
         return sys.stdin.readline()
     if os.path.isfile(text):
         return read_secret(Path(text)).decode(errors="replace")
-    if not text.startswith(f"{SCHEME}:"):  # it may be a token all the same, and is not repeated
+    if not text.startswith(f"{SCHEME}:"):  # the text is not printed, since it may be a token with a mistake
         remedy = f"is no file, and no token, which begins with {SCHEME}:; give the token's file, or -"
         raise Refusal("token", "what was given", remedy)
     print("warning: the process list shows the token to all users; give its file, or -", file=sys.stderr)
@@ -100,9 +99,7 @@ def request(
 
 
 @verb(group, "start", "Run the client until SIGTERM.", needs="client")
-def start(
-    folder: Bundle, once: Annotated[bool, Option("--once", help="Exit when a run ends.")] = False
-) -> int:
+def start(folder: Bundle, once: Annotated[bool, flag("--once", "Exit when a run ends.")] = False) -> int:
     """Run the client until SIGTERM. The final model of a run is saved in the bundle's state folder.
 
     Example:
@@ -170,22 +167,23 @@ def authority(
     from ..deployment.device.client_bundle import read_pinned
     from ..privacy.ledger.acts import acting_user
 
-    device, policy, before = read_pinned(folder)
+    device, policy, trusted = read_pinned(folder)
     state = folder / device.state
     if rollover is not None or approve is not None:
-        text = _rollover(state, rollover, device.federation)
-        adopt_rollovers(state, policy, text, device.federation, (approve or "").strip().lower())
-        _, _, trusted = read_pinned(folder)
+        rollovers = _read_rollovers(state, rollover, device.federation)
+        adopt_rollovers(state, policy, rollovers, device.federation, (approve or "").strip().lower())
+        before, (_, _, trusted) = trusted, read_pinned(folder)
         if approve is not None:
             act = {"authority": trusted.fingerprint, "who": acting_user(), "reason": reason}
             append_line(state / APPROVALS, {"at": datetime.now(UTC).isoformat(timespec="seconds"), **act})
         if not as_json:
             print("already in force" if trusted == before else "the authority was replaced")
-    _show_authority(read_pinned(folder)[2], state, device.federation, as_json)
+    _show_authority(trusted, state, device.federation, as_json)
     return 0
 
 
-def _rollover(state: Path, rollover: Path | None, federation: str) -> bytes:
+def _read_rollovers(state: Path, rollover: Path | None, federation: str) -> bytes:
+    """Return the signed rollovers to adopt: those of the file `rollover`, else those that the device received."""
     from ..configs.bundle_files import read_file
     from ..deployment.device.authority import WAITING, pending_rollovers
 
@@ -198,20 +196,21 @@ def _rollover(state: Path, rollover: Path | None, federation: str) -> bytes:
 
 
 def _show_authority(trusted: TrustedAuthority, state: Path, federation: str, as_json: bool) -> None:
+    """Print the trusted authority, until when the one before it counts, and the rollover that waits for approval."""
     from ..deployment.device.authority import describe_rollover, new_fingerprint, pending_rollovers
 
-    waits = pending_rollovers(state, federation)
-    until = trusted.last.until if trusted.last is not None and time.time() < trusted.last.until else None
+    pending = pending_rollovers(state, federation)
+    until = trusted.last.until if trusted.last and time.time() < trusted.last.until else None
     if as_json:
-        pending = None if not waits else {**asdict(waits[-1]), "fingerprint": new_fingerprint(waits[-1])}
+        newest = {**asdict(pending[-1]), "fingerprint": new_fingerprint(pending[-1])} if pending else None
         fields = {"authority": trusted.key.hex(), "fingerprint": trusted.fingerprint, "former_until": until}
-        print(json.dumps({**fields, "rollovers": len(trusted.earlier), "waiting": pending}))
+        print(json.dumps({**fields, "rollovers": len(trusted.earlier), "waiting": newest}))
         return
     print(f"authority {trusted.key.hex()}, fingerprint {trusted.fingerprint}")
-    if until is not None:
+    if until:
         print(f"the one before it counts until {datetime.fromtimestamp(until, UTC).isoformat()}")
-    if waits:
-        print(f"waits (--approve FINGERPRINT): {describe_rollover(waits[-1])}")
+    if pending:
+        print(f"waits (--approve FINGERPRINT): {describe_rollover(pending[-1])}")
 
 
 @verb(group, "log", "Show the server's log.", needs="client")
@@ -265,13 +264,12 @@ def witness(
     document = parse_log(text, str(log), read_file(ca))
     with refusing("--key", key, "has a folder that cannot be written"), exclusive_lock(key, "witness"):
         last = heads_of_key(key).get(document.head.federation)
-        fault = "" if last is None else contradiction(last.head, document)
-        if fault:
-            print(f"REFUSED: {fault}; nothing is signed. Keep this log and {key}.heads.json", file=sys.stderr)
-            return FORKED
         if last is None:
             message = f"the first head of {document.head.federation} that this key co-signs: nothing earlier is compared"
             print(message, file=sys.stderr)
+        elif fault := contradiction(last.head, document):
+            print(f"REFUSED: {fault}; nothing is signed. Keep this log and {key}.heads.json", file=sys.stderr)
+            return FORKED
         print(cosign_log(document, signer, key).to_json())
     return 0
 
@@ -304,11 +302,11 @@ def explain(
     if as_json:
         print(json.dumps(values))
         return 0
-    names = [*values]
-    outputs, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
+    names = [*values]  # outputs, score, at_baseline, and the contribution of each input
+    outputs, inputs = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
     print(f"row {row}: {', '.join(f'{name} {_format(values[name])}' for name in outputs)}")
     print(f"  {values['at_baseline']:+8.4f}  baseline: midpoint of each number, no bin, no category")
-    for name in sorted(parts, key=lambda each: -abs(values[each])):
+    for name in sorted(inputs, key=lambda each: -abs(values[each])):
         if abs(values[name]) >= MIN_SHOWN:
             print(f"  {values[name]:+8.4f}  {name}")
     print(f"  {values['score']:+8.4f}  score. Nothing was sent from this device, and nothing was charged.")
@@ -325,7 +323,7 @@ def forget(
     ledgers: Ledgers = False,
     restored: Annotated[
         bool,
-        Option("--restored", help="Go on after a restore or a copy: charge all of the budget as missed."),
+        flag("--restored", "Go on after a restore or a copy: charge all of the budget as missed."),
     ] = False,
 ) -> int:
     """Remove the device's state, except its ledgers and rosters.
@@ -341,7 +339,7 @@ def forget(
 @verb(group, "uninstall", "Remove the client from the device.", needs="client")
 def uninstall(
     folder: Bundle,
-    yes: Annotated[bool, Option("--yes", help="Confirm; without it nothing is removed.")] = False,
+    yes: Annotated[bool, flag("--yes", "Confirm; without it nothing is removed.")] = False,
     ledgers: Ledgers = False,
 ) -> int:
     """Stop the agent; remove its unit, its bundle and its state.

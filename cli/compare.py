@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 JOB, RESULT, CONFIG = "job.json", "result.json", "config.yaml"
 SEED = "seed"
 CONFIDENCE = 0.95
-WIDEST, NARROWEST = 40, 20  # columns of the table's first
+WIDEST, NARROWEST = 40, 20  # characters of the table's first column
 PRICES = "cost."  # prefix of the keys of a report's prices, which change no run
 NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
-# https://owasp.org/www-community/attacks/CSV_Injection, with the wide forms that spreadsheets take for the same.
+# First characters of a formula in a spreadsheet (https://owasp.org/www-community/attacks/CSV_Injection), and wide ones.
 FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 
 
@@ -35,14 +35,14 @@ class Row:
     """Settings and results of one run.
 
     Attributes:
-        run: its folder, relative to that of its sweep where it has one.
-        overrides: the keys in which the runs differ, without their seeds.
-        seed: of a declared simulation.
-        status: word of result.json.
-        reason: sentence of result.json.
-        metrics: of the last evaluation.
-        epsilon: by unit, against recipients of the model; infinity where nothing is promised.
-        bytes: down to all clients and up from them; None where that may not be told, or was not counted.
+        run: folder, relative to that of its sweep.
+        overrides: the keys in which the compared runs differ, without their seeds.
+        seed: seed of a declared simulation.
+        status: `status` in result.json.
+        reason: `reason` in result.json.
+        metrics: metrics of the last evaluation.
+        epsilon: epsilon by unit, against recipients of the model; infinity without a promise.
+        bytes: bytes `down` to all clients and `up` from them; None if they are secret or were not counted.
     """
 
     run: str
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """Mean over seeds, and its 95 % interval by Student's t; a single run has none."""
+    """Mean over seeds, and its 95 % interval by Student's t; a single run has no interval."""
 
     mean: float
     low: float | None
@@ -83,7 +83,9 @@ def compare(
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
-    sources = [each for each in runs if not each.is_file()] or runs  # sweep/* names its summaries too
+    sources = [
+        each for each in runs if not each.is_file()
+    ] or runs  # a shell expands sweep/* to its summaries too
     rows = read_rows([folder for each in sources for folder in _folders(each)])
     try:
         if csv is not None:
@@ -92,23 +94,23 @@ def compare(
             draw(rows, plot)
     except (OSError, ValueError) as error:
         raise Refusal("compare", str(plot or csv), f"cannot be written ({error})") from None
-    print(
-        json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else format_table(rows, len(runs) > 1)
-    )
+    by_folder = len(runs) > 1
+    print(json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else format_table(rows, by_folder))
     return 0
 
 
 def _folders(path: Path) -> list[Path]:
-    """Return the folders of runs: the path itself, or those of the jobs of a sweep."""
+    """Return the run at a path, or the runs of the sweep at it, in order of their numbers."""
     if (path / RESULT).is_file() or (path / JOB).is_file():
         return [path]
-    folders = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=_natural)
+    folders = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=natural_key)
     if not folders:
         raise Refusal("RUN", str(path), "holds no run that has ended; name the folder of a run or of a sweep")
     return folders
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural_key(path: Path) -> list[tuple[int, str]]:
+    """Return a sort key by which 9 comes before 10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in path.parts]
 
 
@@ -119,69 +121,71 @@ def read_rows(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
     """Return one row for each folder of a run.
 
     Args:
-        folders: each with job.json or result.json.
-        base: what the folders are shown relative to.
+        folders: folders with job.json or result.json.
+        base: folder to which the names of the rows are relative; None keeps them as they are.
     """
     jobs = [read_object(folder / JOB) for folder in folders]
-    settings = [_overrides(job) for job in jobs] if all(jobs) else [_flat(folder) for folder in folders]
-    keys = [
-        key
-        for key in dict.fromkeys(key for each in settings for key in each)
-        if key not in (SEED, *NO_DIFFERENCE)
-        and not key.startswith(PRICES)
-        and len({each.get(key) for each in settings}) > 1
-        if all(jobs) or all(key in each for each in settings)
-    ]
+    of_sweep = all(jobs)
+    settings = [_overrides(job) for job in jobs] if of_sweep else [_configuration(each) for each in folders]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differing = [key for key in keys if _differs(key, settings, of_sweep)]
     names = [str(each if base is None else each.relative_to(base)) for each in folders]
     return [
-        _row(run, {key: each[key] for key in keys if key in each}, _result(folder, job))
-        for run, each, folder, job in zip(names, settings, folders, jobs, strict=True)
+        _row(name, {key: each[key] for key in differing if key in each}, _result(folder, job))
+        for name, each, folder, job in zip(names, settings, folders, jobs, strict=True)
     ]
+
+
+def _differs(key: str, settings: Sequence[Mapping[str, str]], of_sweep: bool) -> bool:
+    """Return whether runs may differ in their results by this key; outside a sweep each of them must have it."""
+    if key in (SEED, *NO_DIFFERENCE) or key.startswith(PRICES):
+        return False
+    if not of_sweep and not all(key in each for each in settings):
+        return False
+    return len({each.get(key) for each in settings}) > 1
 
 
 def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> Row:
+    """Return the row of a run's result.json; other arguments as the fields of `Row`."""
     privacy = [each for each in result.get("privacy", ()) if each["adversary"] == "model"]
+    metrics: Mapping[str, Any] = result.get("metrics") or {}
+    held_out = {key: value for key, value in metrics.items() if not key.startswith(TRAIN)}
+    carried = result.get("bytes")
     return Row(
         run,
         overrides,
-        result.get("seed"),
-        str(result.get("status", "failed")),
-        str(result.get("reason", "")),
-        {
-            key: value
-            for key, value in (result.get("metrics") or {}).items()
-            if isinstance(value, int | float) and not key.startswith(TRAIN)
-        },
-        {each["unit"]: float(each["epsilon"]) for each in privacy},
-        _bytes(result.get("bytes")),
+        seed=result.get("seed"),
+        status=str(result.get("status", "failed")),
+        reason=str(result.get("reason", "")),
+        metrics={key: value for key, value in held_out.items() if isinstance(value, int | float)},
+        epsilon={each["unit"]: float(each["epsilon"]) for each in privacy},
+        bytes=carried and {way: sum(carried[way].values()) for way in ("down", "up")},
     )
 
 
-def _bytes(carried: Mapping[str, Any] | None) -> dict[str, int] | None:
-    return None if carried is None else {way: sum(carried[way].values()) for way in ("down", "up")}
-
-
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's result.json, else the result in job.json; with the seed that the job has by an override."""
     result = read_object(folder / RESULT) or job.get("result", {})
     seeds = [each.partition("=")[2] for each in job.get("overrides", ()) if each.startswith(f"{SEED}=")]
     return {SEED: int(seeds[0]) if seeds and seeds[0].isdigit() else None, **result}
 
 
 def _overrides(job: Mapping[str, Any]) -> dict[str, str]:
+    """Return the overrides in job.json by key."""
     pairs = (each.lstrip("+").partition("=") for each in job["overrides"])
     return {key: _text(value) for key, _, value in pairs}
 
 
 def _text(value: object) -> str:
     """Return a value as text, equal for 3 and 3.0."""
-    number = _real(str(value))
     if value is None:
         return "null"
+    number = _real(str(value))
     return str(value) if number is None else f"{number:.15g}"
 
 
-def _flat(folder: Path) -> dict[str, str]:
-    """Return the configuration of a run by dotted keys."""
+def _configuration(folder: Path) -> dict[str, str]:
+    """Return the configuration of a run by dotted keys; none if it was not saved."""
     if not (folder / CONFIG).is_file():
         return {}
     from ..run.run_files import read_config
@@ -219,79 +223,72 @@ def _interval(values: Sequence[float]) -> MeanInterval:
 
 
 def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
-    """Return the rows as a table for a terminal, and a second one over seeds where there are several.
+    """Return the rows as a table for a terminal; then one by groups of people and one over seeds, if there are any.
 
     Args:
-        rows: of the runs.
+        rows: rows of the runs.
         by_folder: whether a row is named by the folder of its run, with its overrides in the line below.
     """
-    names, has_bytes = _names(rows), any(row.bytes for row in rows)
-    has_status = any(row.status != "completed" for row in rows)
-    lines = [
-        (
-            row.run if by_folder else _label(row),
-            *((row.status,) if has_status else ()),
-            *(_number(row.metrics.get(n)) for n in names),
-            ", ".join(f"{unit} {value:.3g}" for unit, value in row.epsilon.items()) or "-",
-            *(_format_bytes(row.bytes) if has_bytes else ()),
-        )
-        for row in rows
-    ]
-    header = (
-        "run" if by_folder else "job",
-        *(("status",) if has_status else ()),
-        *names,
-        "epsilon",
-        *(("down", "up") if has_bytes else ()),
-    )
-    table = _align([header, *lines], ["", *map(_label, rows)] if by_folder else ())
-    if by_group := _by_group(over_seeds(rows)):
-        table += "\n\n" + by_group
     from ..run.display import visible
 
-    table = visible(table)  # run folders may be somebody else's
-    groups = [each for each in over_seeds(rows) if each.runs > 1]
-    if not groups:
-        return table
+    names = _names(rows)
+    columns = {"run" if by_folder else "job": [row.run if by_folder else _label(row) for row in rows]}
+    if any(row.status != "completed" for row in rows):
+        columns["status"] = [row.status for row in rows]
+    columns |= {name: [_number(row.metrics.get(name)) for row in rows] for name in names}
+    columns["epsilon"] = [
+        ", ".join(f"{unit} {value:.3g}" for unit, value in row.epsilon.items()) or "-" for row in rows
+    ]
+    if any(row.bytes for row in rows):
+        columns |= {way: [_format_bytes(row.bytes, way) for row in rows] for way in ("down", "up")}
+    lines = [[*columns], *map(list, zip(*columns.values(), strict=True))]
+    groups = over_seeds(rows)
+    tables = [_align(lines, ["", *map(_label, rows)] if by_folder else ()), _by_group(groups)]
+    tables = [visible(each) for each in tables if each]  # run folders may be somebody else's
     means = [
         (_describe(each.overrides) or "all", str(each.runs), *(_spread(each.metrics.get(n)) for n in names))
         for each in groups
+        if each.runs > 1
     ]
-    return table + "\n\n" + _align([("mean over seeds, 95 % interval", "runs", *names), *means])
+    if means:
+        tables.append(_align([("mean over seeds, 95 % interval", "runs", *names), *means]))
+    return "\n\n".join(tables)
 
 
 def _by_group(runs: Sequence[OverSeeds]) -> str:
-    """Return each group's figures, with the difference to the run without privacy; empty without groups."""
+    """Return a table of the metrics by group of people, with differences to the run without privacy; empty without any."""
     names = list(dict.fromkeys(name for each in runs for name in each.metrics if name.startswith(GROUPS)))
     if not names:
         return ""
     plain = [each for each in runs if each.overrides.get("privacy") == "none"]
-    base = plain[0].metrics if plain else {}
     ordered = [*plain, *(each for each in runs if each not in plain)]
     lines = [("by group", *(_describe(each.overrides) or "all" for each in ordered))]
     for name in names:
-        cells: list[str] = []
-        for group in ordered:
-            cell = _number(group.metrics[name].mean) if name in group.metrics else "-"
-            if name in base and name in group.metrics and group.metrics is not base:
-                cell += f" ({group.metrics[name].mean - base[name].mean:+.4f})"
-            cells.append(cell)
+        means = [each.metrics[name].mean if name in each.metrics else None for each in ordered]
+        cells = [_number(mean) for mean in means]
+        if plain and (base := means[0]) is not None:
+            cells[1:] = [
+                cell if mean is None else f"{cell} ({mean - base:+.4f})"
+                for cell, mean in zip(cells[1:], means[1:], strict=True)
+            ]
         lines.append((name.removeprefix(GROUPS), *cells))
     return _align(lines)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Return the held-out metrics that fit into a table."""
+    """Return the names of the two held-out metrics that a table shows, accuracy first."""
     names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
     return sorted(names, key=lambda name: name != "accuracy")[:2]
 
 
 def _label(row: Row) -> str:
+    """Return the overrides and the seed of a run, else its folder."""
     seeds = {} if row.seed is None else {SEED: str(row.seed)}
     return _describe({**row.overrides, **seeds}) or row.run
 
 
 def _describe(overrides: Mapping[str, str]) -> str:
+    """Return overrides in one line, numbers with four digits."""
     numbers = {key: _real(value) for key, value in overrides.items()}
     return " ".join(
         f"{key}={value}" if numbers[key] is None else f"{key}={numbers[key]:.4g}"
@@ -300,26 +297,26 @@ def _describe(overrides: Mapping[str, str]) -> str:
 
 
 def _align(lines: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """Return the cells in columns; what is longer than its column goes on in the line below.
+    """Return lines of cells in columns that fit the terminal; a long first cell is continued in the line below.
 
     Args:
-        lines: of cells.
-        notes: text under each line; empty for none.
+        lines: cells by line and column; the first line is the header.
+        notes: text under each line; () for none.
     """
     import shutil
     import textwrap
 
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     others = sum(2 + width for width in widths[1:])
-    room = shutil.get_terminal_size((WIDEST + others, 1)).columns
-    widths[0] = min(widths[0], WIDEST, max(NARROWEST, room - others))
+    available = shutil.get_terminal_size((WIDEST + others, 1)).columns
+    widths[0] = min(widths[0], WIDEST, max(NARROWEST, available - others))
     output: list[str] = []
     for number, line in enumerate(lines):
         first = textwrap.wrap(line[0], widths[0], break_on_hyphens=False, subsequent_indent="  ") or [""]
         cells = zip((first[0], *line[1:]), widths, strict=True)
         output += ["  ".join(cell.ljust(width) for cell, width in cells).rstrip(), *first[1:]]
         if number < len(notes):
-            output += textwrap.wrap(notes[number], room - 2, initial_indent="  ", subsequent_indent="  ")
+            output += textwrap.wrap(notes[number], available - 2, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(output)
 
 
@@ -328,27 +325,24 @@ def _number(value: float | None) -> str:
 
 
 def _spread(interval: MeanInterval | None) -> str:
+    """Return a mean and half the width of its interval."""
     if interval is None or interval.high is None:
         return "-"
     return f"{interval.mean:.4g} ± {interval.high - interval.mean:.2g}"
 
 
-def _format_bytes(sizes: Mapping[str, int] | None) -> tuple[str, str]:
-    """Return the bytes down and up in words."""
-    if sizes is None:
-        return "-", "-"
-    return text_of(sizes["down"], "bytes"), text_of(sizes["up"], "bytes")
+def _format_bytes(sizes: Mapping[str, int] | None, way: str) -> str:
+    return text_of(sizes[way], "bytes") if sizes else "-"
 
 
 def _plain(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the rows for JSON: null for NaN, a word for infinity."""
-    return {
-        "runs": _json_values([asdict(row) for row in rows]),
-        "over_seeds": _json_values([asdict(g) for g in over_seeds(rows)]),
-    }
+    """Return the rows, and their means over seeds, as values of JSON."""
+    groups = [asdict(each) for each in over_seeds(rows)]
+    return _json_values({"runs": [asdict(row) for row in rows], "over_seeds": groups})
 
 
 def _json_values(value: Any) -> Any:
+    """Return a value with null for NaN, and a word for infinity, neither of which JSON has."""
     if isinstance(value, Mapping):
         return {key: _json_values(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -364,32 +358,29 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write a row a run, each with the means over seeds of its group."""
-    keys = list(dict.fromkeys(key for row in rows for key in row.overrides))
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    units = list(dict.fromkeys(unit for row in rows for unit in row.epsilon))
-    means = {tuple(each.overrides.items()): each for each in over_seeds(rows)}
+    """Write a line for each run, with the means over seeds of the runs that differ from it only in their seed."""
+    keys = dict.fromkeys(key for row in rows for key in row.overrides)
+    metrics = dict.fromkeys(name for row in rows for name in row.metrics)
+    units = dict.fromkeys(unit for row in rows for unit in row.epsilon)
+    groups = {tuple(each.overrides.items()): each.metrics for each in over_seeds(rows)}
     text = io.StringIO()
-    out = tables.writer(text, lineterminator="\n")
-    spread = [f"{name} {part}" for name in metrics for part in ("mean", "low", "high")]
-    head = ["run", *keys, SEED, "status", *metrics, *(f"epsilon {unit}" for unit in units), *spread]
-    out.writerow(map(cell, head))
+    lines = tables.writer(text, lineterminator="\n")
+    interval_names = [f"{name} {part}" for name in metrics for part in ("mean", "low", "high")]
+    header = ["run", *keys, SEED, "status", *metrics, *(f"epsilon {unit}" for unit in units), *interval_names]
+    lines.writerow(map(cell, header))
     for row in rows:
-        group = means.get(tuple(row.overrides.items()))
-        stats = [group.metrics.get(name) if group else None for name in metrics]
-        cells = [
-            part for each in stats for part in ((each.mean, each.low, each.high) if each else ("", "", ""))
-        ]
-        settings = [row.overrides.get(key, "") for key in keys]
-        values = [row.metrics.get(name, "") for name in metrics] + [
-            row.epsilon.get(unit, "") for unit in units
-        ]
-        out.writerow(map(cell, [row.run, *settings, row.seed, row.status, *values, *cells]))
+        means = groups.get(tuple(row.overrides.items()), {})
+        cells = [row.run, *(row.overrides.get(key, "") for key in keys), row.seed, row.status]
+        cells += [row.metrics.get(name, "") for name in metrics]
+        cells += [row.epsilon.get(unit, "") for unit in units]
+        for name in metrics:
+            cells += astuple(means[name]) if name in means else ("", "", "")
+        lines.writerow(map(cell, cells))
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the first metric of the runs: over the one number in which they differ, else a line for each setting."""
+    """Plot the first metric of the runs: over the only key in which they differ if it is a number, else by settings."""
     from matplotlib.figure import Figure
 
     names, groups = _names(rows), over_seeds(rows)
@@ -402,12 +393,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     if numeric:
         _draw_curve(axes, rows, groups, keys[0], names[0])
     else:
-        _draw_lines(axes, rows, groups, names[0])
+        _draw_settings(axes, rows, groups, names[0])
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
 def _real(text: str | None) -> float | None:
+    """Return the number that a text is; None of any other text."""
     try:
         return float(text or "")
     except ValueError:
@@ -415,17 +407,20 @@ def _real(text: str | None) -> float | None:
 
 
 def _draw_curve(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], key: str, name: str) -> None:
-    at = sorted((float(each.overrides[key]), each.metrics[name]) for each in groups)
-    axes.errorbar(
-        [x for x, _ in at], [y.mean for _, y in at], _bars([y for _, y in at]), marker="o", capsize=3
-    )
-    points = [(float(row.overrides[key]), row.metrics[name]) for row in rows if name in row.metrics]
-    axes.plot([x for x, _ in points], [y for _, y in points], ".", color="0.6", zorder=1)
+    """Draw the means of a metric over the numbers of a key, with their intervals, and a point for each run."""
+    ordered = sorted(groups, key=lambda each: float(each.overrides[key]))
+    means = [each.metrics[name] for each in ordered]
+    numbers = [float(each.overrides[key]) for each in ordered]
+    axes.errorbar(numbers, [each.mean for each in means], _bars(means), marker="o", capsize=3)
+    shown = [row for row in rows if name in row.metrics]
+    numbers, values = [float(row.overrides[key]) for row in shown], [row.metrics[name] for row in shown]
+    axes.plot(numbers, values, ".", color="0.6", zorder=1)
     axes.set_xlabel(key)
     axes.set_ylabel(_axis(name, groups))
 
 
-def _draw_lines(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], name: str) -> None:
+def _draw_settings(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], name: str) -> None:
+    """Draw the mean of a metric for each setting in a line of its own, with its interval, and a point for each run."""
     labels = [_describe(each.overrides) or "all runs" for each in groups]
     means = [each.metrics[name] for each in groups]
     heights = list(range(len(groups)))[::-1]
@@ -440,6 +435,7 @@ def _draw_lines(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], 
 
 
 def _bars(means: Sequence[MeanInterval]) -> list[list[float]]:
+    """Return the lengths of Matplotlib's error bars, below and above; 0 without an interval."""
     halves = [0.0 if each.high is None else each.high - each.mean for each in means]
     return [halves, halves]
 
@@ -450,11 +446,7 @@ def _axis(name: str, groups: Sequence[OverSeeds]) -> str:
 
 
 def cell(value: object) -> object:
-    """Return a value, a text that begins a formula behind an apostrophe; one that reads as a number begins none."""
-    if not isinstance(value, str) or not FORMULA.match(value):
+    """Return a cell of a CSV file that no spreadsheet evaluates: a formula has an apostrophe before it, unlike a number."""
+    if not isinstance(value, str) or not FORMULA.match(value) or _real(value) is not None:
         return value
-    try:
-        float(value)
-        return value
-    except ValueError:
-        return f"'{value}"
+    return f"'{value}"

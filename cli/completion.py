@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem, FishComplete, ShellComplete, 
 from ..base.refusal import Refusal, refusing
 
 VARIABLE = "_FEDVEIL_COMPLETE"
-# bash breaks words at `=`: what stands before it is taken off again. No blank follows `=`, `.` or `/`.
+# bash breaks words at `=`, so the script removes the part before it from each answer. No blank follows `=`, `.` or `/`.
 BASH = """\
 %(complete_func)s() {
     local line="${COMP_LINE:0:$COMP_POINT}" kind value prefix=""
@@ -55,24 +55,24 @@ if [[ $zsh_eval_context[-1] == loadautofunc ]]; then %(complete_func)s "$@"; els
 
 
 class _OrFiles(ShellComplete):
-    """Completion that offers files where fedveil knows nothing, as shells do by themselves."""
+    """Completion that offers files if fedveil has no words, as shells do by default."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """Return what may stand there."""
+        """Return the words that may follow, else an item by which the shell completes files."""
         return super().get_completions(args, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 class _Line(_OrFiles):
-    """Completion of the line up to the cursor, which the shell's script hands over in COMP_LINE."""
+    """Completion of the line up to the cursor, which the shell's script passes in COMP_LINE."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the finished words behind the program's name, and the one that is being typed."""
+        """Return the complete words after the program's name, and the one that is being typed."""
         line = os.environ.get("COMP_LINE", "")
         words = split_arg_string(line)[1:]
         return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Return one line of the answer."""
+        """Return an item as the scripts read it: type, comma, word."""
         return f"{item.type},{item.value}"
 
 
@@ -98,7 +98,7 @@ SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "
 
 
 def complete(command: click.Command, instruction: str) -> int:
-    """Answer a shell: print its script, or the words that may stand at the cursor; return the exit code."""
+    """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return the exit code."""
     shell, _, request = instruction.partition("_")
     shell_class = SHELLS.get(shell)
     if shell_class is None:
@@ -109,13 +109,13 @@ def complete(command: click.Command, instruction: str) -> int:
 
 
 def script() -> str:
-    """Return the script of the shell that SHELL names. Refusal if it is none of `SHELLS`."""
+    """Return the script of the user's shell; refuse a shell that is none of `SHELLS`."""
     shell = _shell()
     return SHELLS[shell](click.Command("fedveil"), {}, "fedveil", VARIABLE).source()
 
 
 def install_script() -> str:
-    """Write the script where this shell finds it; return what to tell the user."""
+    """Write the script of the user's shell to a file that the shell reads; return a sentence for the user."""
     shell, home = _shell(), Path.home()
     if shell == "fish":
         path = home / ".config" / "fish" / "completions" / "fedveil.fish"
@@ -139,6 +139,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _shell() -> str:
+    """Return the name of the user's shell, from SHELL."""
     shell = Path(os.environ.get("SHELL", "")).name
     if shell not in SHELLS:
         raise Refusal("SHELL", shell, f"completion is for {', '.join(SHELLS)}; set SHELL to one of them")
@@ -146,59 +147,61 @@ def _shell() -> str:
 
 
 def hydra_words(config_name: str, prior: Sequence[str], incomplete: str) -> list[CompletionItem]:
-    """Return the overrides that begin as the word that is being typed does.
+    """Return the overrides that begin with the word that is being typed.
 
     Args:
-      config_name: of the primary configuration, as the verb has it.
+      config_name: primary configuration of the verb.
       prior: the words before, which choose groups and may name a folder of options.
       incomplete: the word.
 
     Returns:
-      Groups as ``privacy=``, options of a group as ``privacy=record``, keys as ``privacy.target_epsilon=``, and a
-      key's value as it stands. What cannot be composed completes to nothing.
+      Groups as ``privacy=``, options of a group as ``privacy=record``, keys as ``privacy.target_epsilon=``, and the
+      present value of a key. What cannot be composed completes to nothing.
     """
-    added = incomplete[:1] == "+"
+    plus = "+" if incomplete.startswith("+") else ""
     try:
-        with redirect_stderr(StringIO()):  # a parser writes the faults of half a line there
-            words = [f"+{word}" if added else word for word in _words(config_name, prior, incomplete, added)]
+        with redirect_stderr(StringIO()):  # a parser prints the mistakes of an unfinished line
+            words = [
+                plus + word for word in _words(config_name, prior, incomplete.removeprefix(plus), bool(plus))
+            ]
         return [CompletionItem(word) for word in dict.fromkeys(words) if word.startswith(incomplete)]
-    except Exception:  # noqa: BLE001 (a shell shows what a completion prints: it prints nothing)
+    except Exception:  # noqa: BLE001 (a shell would show an error in the middle of the line)
         return []
 
 
-def _words(config_name: str, prior: Sequence[str], incomplete: str, added: bool) -> Iterator[str]:
+def _words(config_name: str, prior: Sequence[str], incomplete: str, adds: bool) -> Iterator[str]:
+    """Yield overrides for `hydra_words`, not yet filtered by the word; `adds`: it adds a group (+group=option)."""
     from omegaconf import OmegaConf
 
-    from ..configs.compose import arguments, compose_jobs
+    from ..configs.compose import compose_jobs, parse_arguments
     from ..configs.strict import leaves
 
     try:
-        args = arguments([*prior, "--config-name", config_name])
+        args = parse_arguments([*prior, "--config-name", config_name])
         (job,) = compose_jobs(args)
-    except (Refusal, ValueError, SystemExit):  # what was typed so far is no whole command line
-        args = arguments(["--config-name", config_name])
+    except (Refusal, ValueError, SystemExit):  # the words before are mistaken or unfinished
+        args = parse_arguments(["--config-name", config_name])
         (job,) = compose_jobs(args)
     groups = _groups([Path(__file__).parents[1] / "configs", args.config_dir, args.config_path])
-    name, equals, _ = incomplete.removeprefix("+").partition("=")
+    name, equals, _ = incomplete.partition("=")
     if equals and name in groups:
         yield from (f"{name}={option}" for option in sorted(groups[name]))
         return
     values = dict(leaves(OmegaConf.to_container(job.config, resolve=False)))
-    if equals:
-        value = values.get(name)
-        choices = ("true", "false") if isinstance(value, bool) else () if value is None else (value,)
-        yield from (f"{name}={each}" for each in choices)
-        return
-    if "." not in incomplete:
-        yield from (f"{group}=" for group in sorted(groups) if (group in job.config) != added)
-    yield from (f"{key}=" for key in values if not added and not key.endswith(".name"))
+    if equals and isinstance(values.get(name), bool):
+        yield from (f"{name}=true", f"{name}=false")
+    elif equals:
+        yield from [] if values.get(name) is None else [f"{name}={values[name]}"]
+    else:
+        if "." not in incomplete:
+            yield from (f"{group}=" for group in sorted(groups) if (group in job.config) != adds)
+        yield from (f"{key}=" for key in values if not adds and not key.endswith(".name"))
 
 
 def _groups(folders: Sequence[object]) -> dict[str, set[str]]:
-    """Return every group's options, of the shipped folder and of the user's own."""
+    """Return the options of each group in folders of a configuration, of which some may be None or missing."""
     groups: dict[str, set[str]] = {}
-    for folder in folders:
-        if folder is not None and Path(str(folder)).is_dir():
-            for file in Path(str(folder)).glob("*/*.yaml"):
-                groups.setdefault(file.parent.name, set()).add(file.stem)
+    for folder in filter(None, folders):
+        for file in Path(str(folder)).glob("*/*.yaml"):
+            groups.setdefault(file.parent.name, set()).add(file.stem)
     return groups

@@ -1,8 +1,7 @@
-"""Packages whose own code runs when a name of theirs is used, and not when a module inside them is imported.
+"""Deferred packages: their own code runs when a name in them is first used, and not when a module below them is imported.
 
 `import dp_accounting.dp_event` runs all of dp_accounting, which loads half of SciPy: 1.7 s of CPU for a table that
-needs neither its statistics nor its signals. Flower imports an HTTP client that a simulation never calls. A package
-deferred here costs nothing until a name that is not a submodule is accessed; it is then imported as usual.
+needs neither its statistics nor its signals. Flower imports an HTTP client that a simulation never calls.
 """
 
 import gc
@@ -16,19 +15,21 @@ from types import ModuleType
 from typing import Any
 
 HEAVY = "dp_accounting", "httpx", "scipy.signal", "scipy.stats"
-_running = threading.RLock()  # held by the thread that runs one; what it runs may ask for another
-_started: list[ModuleType] = []
+_execution = threading.RLock()  # reentrant, since the code of one package may use a name of another
+_executed: list[ModuleType] = []
 
 
 class _Deferred(ModuleType):
+    """Package whose code has not run yet. It becomes an ordinary module when a name is used that is no submodule."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         if find_spec(f"{self.__name__}.{name}"):
             return import_module(f"{self.__name__}.{name}")
-        with _running:
-            if self not in _started:
-                _started.append(self)
+        with _execution:
+            if self not in _executed:
+                _executed.append(self)
                 assert self.__spec__ is not None and self.__spec__.loader is not None
                 self.__spec__.loader.exec_module(self)
                 module: Any = self
@@ -37,17 +38,16 @@ class _Deferred(ModuleType):
 
 
 def defer(*names: str) -> None:
-    """Defer these packages, except those that are loaded already."""
+    """Defer packages, except those that are loaded already or not installed."""
     for name in names:
-        spec = None if name in sys.modules else find_spec(name)
-        if spec is not None:
+        if name not in sys.modules and (spec := find_spec(name)):
             sys.modules[name] = module = module_from_spec(spec)
             module.__class__ = _Deferred
 
 
 @contextmanager
 def importing() -> Generator[None]:
-    """Look for no garbage while the block imports PyTorch for the first time: a sixth of its time would go into that."""
+    """Disable garbage collection in a block that imports PyTorch for the first time, which takes a sixth less time then."""
     first = "torch" not in sys.modules
     if first:
         gc.disable()
@@ -56,5 +56,5 @@ def importing() -> Generator[None]:
     finally:
         if first:
             gc.freeze()
-            gc.unfreeze()  # all objects are of the oldest generation now
+            gc.unfreeze()  # with freeze: all objects are in the oldest generation now, which is rarely searched
             gc.enable()

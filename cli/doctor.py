@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -26,10 +26,10 @@ from ..privacy.secagg import masks
 from ..run.display import hanging
 
 WRONG = 1
-# Processor flags by what they speed up, of x86 and of ARM.
+# Processor flags of x86 and of ARM, by the name of the feature.
 FEATURES = {"AES": ("aes",), "AVX2": ("avx2",), "AVX-512": ("avx512f",), "NEON": ("asimd", "neon")}
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "glusterfs")
-FUTURE_SECONDS = 120.0  # by which a file may seem newer than now
+FUTURE_SECONDS = 120.0  # tolerance for files that are newer than the clock says
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Diagnosis:
     """Result of one check.
 
     Attributes:
-      subject: of the check.
+      subject: what was checked.
       ok: whether it passed; None for information.
-      finding: clause, with the remedy if the check failed.
+      finding: result in words, with the remedy if the check failed.
     """
 
     subject: str
@@ -48,17 +48,14 @@ class Diagnosis:
 
 
 def doctor(choices: Sequence[str], as_json: bool) -> int:
-    """Print what this machine has and lacks.
+    """Print what this machine has and lacks; return the exit code, 1 if something is wrong or a choice cannot run.
 
     Args:
-      choices: options to try here, such as ``task=heart``, ``engine=ray``, ``link=flower``.
+      choices: options to try, such as ``task=heart``, ``engine=ray``, ``link=flower``.
       as_json: print a list of findings as JSON.
 
-    Returns:
-      The exit code: 0, or 1 if something is wrong or a choice cannot run.
-
     Raises:
-      Refusal: a word is none of these groups' options.
+      Refusal: a word is no option of these groups.
     """
     trials = [_trial(word) for word in choices]
     findings = [
@@ -84,6 +81,7 @@ def doctor(choices: Sequence[str], as_json: bool) -> int:
 
 
 def _python() -> Iterator[Diagnosis]:
+    """Check Python, and that the packages that fedveil requires without extras are installed."""
     yield Diagnosis("fedveil", None, f"{version('fedveil')}, in {Path(__file__).parents[1]}")
     yield Diagnosis("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}")
     for line in requires("fedveil") or []:
@@ -108,26 +106,21 @@ def _version(package: str) -> str | None:
 
 
 def _torch() -> Iterator[Diagnosis]:
-    """Look whether torch brought CUDA to a machine without a GPU: gigabytes that nothing uses."""
+    """Report a torch with CUDA on a machine without a GPU, gigabytes that nothing uses; torch is not imported."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return
-    file = Path(spec.origin).parent / "version.py"
-    values = {
-        target.id: ast.literal_eval(node.value)
-        for node in ast.parse(file.read_text()).body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
-    cuda = values.get("cuda")
-    if cuda and not _has_gpu():
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    match = re.search(r"^cuda\b[^=]*= *[\"']([^\"']+)", text, re.MULTILINE)  # None of a build for CPUs
+    if match is None:
+        yield Diagnosis("torch's build", True, "CPU only")
+    elif _has_gpu():
+        yield Diagnosis("torch's build", True, f"with CUDA {match[1]}")
+    else:
         remedy = (
             "pip install torch --index-url https://download.pytorch.org/whl/cpu needs 1.2 GB instead of 5.7"
         )
-        yield Diagnosis("torch's build", None, f"with CUDA {cuda}, but there is no GPU: {remedy}")
-    else:
-        yield Diagnosis("torch's build", True, f"with CUDA {cuda}" if cuda else "CPU only")
+        yield Diagnosis("torch's build", None, f"with CUDA {match[1]}, but there is no GPU: {remedy}")
 
 
 def _has_gpu() -> bool:
@@ -135,6 +128,7 @@ def _has_gpu() -> bool:
 
 
 def _machine() -> Iterator[Diagnosis]:
+    """Report the processor, and which implementations of masks and noise it uses; check that it has AES."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Diagnosis("processor", None, f"{platform.machine()}, {cores} cores for this process")
     flags = _flags()
@@ -153,51 +147,51 @@ def _machine() -> Iterator[Diagnosis]:
 
 
 def _flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    flags = [line for line in lines if line.lower().startswith(("flags", "features"))]
-    return set(flags[0].partition(":")[2].split()) if flags else set()
+    """Return the processor's flags; none if the system does not list them."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return set(line.partition(":")[2].split())
+    return set()
 
 
 def _clock() -> Diagnosis:
-    """Compare the clock with the newest of fedveil's own files, which cannot be of the future."""
+    """Compare the clock with the newest of fedveil's own files, which were written in the past."""
     now = time.time()
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     clock = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if now < newest - FUTURE_SECONDS:
-        return Diagnosis(
-            "clock", False, f"{clock} is before fedveil was installed; set the clock, which certificates need"
-        )
+        remedy = "is before fedveil was installed; set the clock, which certificates need"
+        return Diagnosis("clock", False, f"{clock} {remedy}")
     synchronized = Path("/run/systemd/timesync/synchronized").exists()
     return Diagnosis("clock", True, f"{clock}{', synchronized' if synchronized else ''}")
 
 
 def _ledgers() -> Iterator[Diagnosis]:
+    """Check the folder of the ledgers: whether it can be created, who may read or replace them, and its disk."""
     folder = default_folder()
-    if not os.path.exists(folder):  # of a home that may not be entered nothing exists; Path.exists raises
+    if not os.path.exists(folder):  # Path.exists would raise in a home that may not be entered
         above = next(each for each in folder.parents if os.path.exists(each))
-        state = "does not exist yet; the first run on real data creates it"
-        writable = os.access(above, os.W_OK)
-        refused = f"cannot be created because {above} is not writable: set HOME or ledger.dir"
-        yield Diagnosis("ledgers", None if writable else False, f"{folder}: {state if writable else refused}")
+        if os.access(above, os.W_OK):
+            text = f"{folder}: does not exist yet; the first run on real data creates it"
+            yield Diagnosis("ledgers", None, text)
+        else:
+            remedy = f"cannot be created because {above} is not writable: set HOME or ledger.dir"
+            yield Diagnosis("ledgers", False, f"{folder}: {remedy}")
         return
     count = len(list(folder.glob("*.ledger")))
     mode, others = folder.stat().st_mode, stat.S_IRWXG | stat.S_IRWXO
-    entered = mode & (stat.S_IXGRP | stat.S_IXOTH) and any(
-        path.stat().st_mode & others for path in folder.iterdir()
-    )
-    if entered or mode & (stat.S_IWGRP | stat.S_IWOTH):
-        state = f"other users may read or replace them: chmod -R go= {folder}"
-        yield Diagnosis("ledgers", False, f"{count} in {folder}; {state}")
+    others_enter = bool(mode & (stat.S_IXGRP | stat.S_IXOTH))
+    others_read = others_enter and any(path.stat().st_mode & others for path in folder.iterdir())
+    if others_read or mode & (stat.S_IWGRP | stat.S_IWOTH):
+        remedy = f"other users may read or replace them: chmod -R go= {folder}"
+        yield Diagnosis("ledgers", False, f"{count} in {folder}; {remedy}")
     else:
         yield Diagnosis("ledgers", True, f"{count} in {folder}; only their owner may read them")
     kind = _file_system(folder)
     if kind.startswith(NETWORK_FILE_SYSTEMS):
-        yield Diagnosis(
-            "ledger disk", False, f"is {kind}, which may lose locks; set ledger.dir to a local disk"
-        )
+        remedy = f"is {kind}, which may lose locks; set ledger.dir to a local disk"
+        yield Diagnosis("ledger disk", False, remedy)
 
 
 def _file_system(folder: Path) -> str:
@@ -212,7 +206,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _trial(word: str) -> Callable[[], Diagnosis]:
-    """Return what tries one ``group=option``. Refusal if there is none of the name."""
+    """Return a function that tries an option, as ``group=option``; refuse a word that is no option."""
     group, _, option = word.partition("=")
     if group not in TRIALS:
         raise Refusal("doctor", word, "give task=..., engine=... or link=...")
@@ -223,11 +217,11 @@ def _trial(word: str) -> Callable[[], Diagnosis]:
 
 
 def _try_task(option: str) -> Diagnosis:
+    """Load a shipped task, with its data."""
     subject = f"task={option}"
     if option == "custom":
-        return Diagnosis(
-            subject, None, "is your own task: try it with fedveil plan task=custom task.target=module:Class"
-        )
+        text = "is your own task: try it with fedveil plan task=custom task.target=module:Class"
+        return Diagnosis(subject, None, text)
     try:
         from ..tasks import load_task
 
@@ -250,6 +244,7 @@ def _try_link(option: str) -> Diagnosis:
 
 
 def _needs(subject: str, extra: str) -> Diagnosis:
+    """Check that an extra is installed, without which the subject cannot run."""
     try:
         require_extra(extra, subject)
     except Refusal as refusal:

@@ -43,13 +43,14 @@ def export(
 
 
 def _lines(card: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a card."""
+    """Return a card in two columns."""
     facts = list(_facts(card))
     width = max(len(name) for name, _ in facts)
     return [f"  {name:{width}}  {value}" for name, value in facts]
 
 
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each fact: size, latency, agreement, metrics, epsilon."""
     share = card["bytes"] / card["released_bytes"]
     larger = ": the program of so small a model outweighs its numbers" if share > 1 else ""
     yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's{larger}"
@@ -60,8 +61,8 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         same = "" if card["agreement"] is None else f"{card['agreement']:.2%}, "
         where = f"on {card['rows']} rows of {card['measured_on']}"
         yield "agreement", f"{same}outputs within {card['largest_difference']:.2g}, {where}"
-    for name, now in (card["metrics"] or {}).get("exported", {}).items():
-        yield name, f"{now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
+    for name, value in (card["metrics"] or {}).get("exported", {}).items():
+        yield name, f"{value:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
     for row in card["privacy"]:
         if row["adversary"] == "model":
             spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"

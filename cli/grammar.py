@@ -1,4 +1,4 @@
-"""Grammar that verbs share: their declaration, common options, and decisions that are recorded as acts."""
+"""Declarations of verbs: the decorators, options that several verbs have, and values from words of the command line."""
 
 from __future__ import annotations
 
@@ -35,16 +35,22 @@ HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_op
 
 
 def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
-    """Return an option with a value, from its metavar, help and names; `words` as in `argument`."""
+    """Return an option with a value, from its metavar, help and names; `more` as in `argument`."""
     return Option(*names, metavar=metavar, **_with_words(text, **more))
 
 
+def flag(name: str, text: str) -> Any:
+    """Return an option without a value, from its name and help."""
+    return Option(name, help=text)
+
+
 def argument(metavar: str, text: str, **more: Any) -> Any:
-    """Return an argument, from its metavar and help; the permitted `words` end the help and are completed by shells."""
+    """Return an argument, from its metavar and help; `more` has the permitted `words`, and keywords of typer's."""
     return Argument(metavar=metavar, **_with_words(text, **more))
 
 
 def _with_words(text: str, words: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    """Return typer's keywords for a help text; permitted words are listed at its end, and completed by shells."""
     if not words:
         return {"help": text, **more}
     help_text = f"{text}{', '.join(words[:-1])} or {words[-1]}."
@@ -52,22 +58,22 @@ def _with_words(text: str, words: Sequence[str] = (), **more: Any) -> dict[str, 
 
 
 AcceptVacuous = Annotated[
-    bool, Option("--accept-vacuous", help="Train on real data although the plan calls the guarantee vacuous.")
+    bool, flag("--accept-vacuous", "Train on real data although the plan calls the guarantee vacuous.")
 ]
 AcceptSweep = Annotated[
-    bool, Option("--accept-sweep", help="Run a sweep on real data; every run is charged to the same ledger.")
+    bool, flag("--accept-sweep", "Run a sweep on real data; every run is charged to the same ledger.")
 ]
 Reason = Annotated[
     str | None, option("TEXT", "Reason for accepting or overriding; recorded on the ledger.", "--reason")
 ]
-Page = Annotated[bool, Option("--page", help="Serve a live page of the run, on this machine only.")]
+Page = Annotated[bool, flag("--page", "Serve a live page of the run, on this machine only.")]
 PagePort = Annotated[
     int | None,
     Option(
         "--page-port", metavar="PORT", min=1024, max=65535, help="Port of the page; a free port by default."
     ),
 ]
-Json = Annotated[bool, Option("--json", help="Print the result as JSON only.")]
+Json = Annotated[bool, flag("--json", "Print the result as JSON only.")]
 Head = Annotated[
     tuple[str, str] | None,
     option("SEQ HASH", "Number and hash of an entry that the ledger must hold, as a result's ledger_head."),
@@ -84,30 +90,30 @@ def verb(
     hidden: bool = False,
     needs: str | None = None,
 ) -> Any:
-    """Return the decorator that makes a function the verb of this name; a hidden one takes any word that names no verb.
+    """Return a decorator that declares a function as a verb.
 
     Args:
-      of: the group, or the whole command line.
-      name: of the verb, or of what a hidden one takes first.
-      short: its line in a list of verbs.
-      cls: what reads its words.
-      hidden: whether it is called without its name.
-      needs: the extra without which it is refused; None where there is none, or it depends on the words.
+      of: the group of the verb, or the whole command line.
+      name: name of the verb; of a hidden one the metavar of its first argument.
+      short: line in the list of verbs.
+      cls: parser of the verb's words.
+      hidden: whether it is the group's verb without a name, for words that name no other verb of the group.
+      needs: extra without which the verb is refused; None if there is none, or it depends on the words.
     """
     settings = HYDRA if issubclass(cls, HydraVerb) else CONTEXT
 
-    def declared(body: Callable[..., int]) -> Any:
+    def declare(body: Callable[..., int]) -> Any:
         vars(body)["needs"] = needs  # `Verb` reads it
         return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)(body)
 
-    return declared
+    return declare
 
 
 def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Return the decorator that shows a parameter of a verb as options, one for each field of its dataclass.
+    """Return a decorator that replaces parameters of a verb by options, one for each field of their dataclass.
 
     Args:
-      **kinds: by parameter its dataclass, whose fields have `metavar` and `help` in their metadata.
+      **kinds: dataclasses by parameter; their fields have typer's `metavar` and `help` as metadata.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., int]:
@@ -132,6 +138,7 @@ def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..
 
 
 def _options(kind: type[Any]) -> list[inspect.Parameter]:
+    """Return the parameters by which typer reads the fields of a dataclass as options."""
     hints = get_type_hints(kind)
     return [
         inspect.Parameter(
@@ -145,27 +152,27 @@ def _options(kind: type[Any]) -> list[inspect.Parameter]:
 
 
 def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
-    """Return as overrides what a person decides with this command, and why."""
-    accepted = ["accept_vacuous=true"] if accept_vacuous else []
-    if reason is None:
-        return accepted
-    text = reason.replace("\\", "\\\\").replace("'", "\\'")
-    return [*accepted, f"reason='{text}'"]
+    """Return the overrides of --accept-vacuous and --reason, which the ledger records."""
+    overrides = ["accept_vacuous=true"] if accept_vacuous else []
+    if reason is not None:
+        text = reason.replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"reason='{text}'")
+    return overrides
 
 
 def port_of(page: bool, port: int | None) -> int | None:
-    """Return the port of a run's page: 0 for one that is free, None for no page."""
-    return port if port is not None else 0 if page else None
+    """Return the port of a run's page from --page and --page-port: 0 for any free port, None for no page."""
+    return 0 if page and port is None else port
 
 
 def read(kind: Callable[[str], T], field: str, text: str, remedy: str = "give a number") -> T:
     """Return the value of a word of the command line.
 
     Args:
-      kind: reads it, and raises ValueError for any other.
-      field: of the word, for a refusal.
+      kind: type or function that converts the word; ValueError refuses it.
+      field: name of the option, for a refusal.
       text: the word.
-      remedy: for a word that is none.
+      remedy: remedy of the refusal.
     """
     try:
         return kind(text)
@@ -174,5 +181,5 @@ def read(kind: Callable[[str], T], field: str, text: str, remedy: str = "give a 
 
 
 def allow_local_modules() -> None:
-    """Let a user's own task or strategy lie in the folder of the command; last, so that it shadows nothing."""
-    sys.path.append(os.getcwd())
+    """Make modules of the working folder importable, for a user's own task or strategy."""
+    sys.path.append(os.getcwd())  # last, so that none of them shadows an installed one

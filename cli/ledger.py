@@ -1,4 +1,4 @@
-"""Verbs of `fedveil ledger`: entries as sentences, verification and export of a ledger that may be in use, or not trusted at all."""
+"""Verbs of `fedveil ledger`: a ledger shown, verified and exported, without trust in its content, also while it is in use."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from typer import Option
 
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..run.files import OF_RECORDS
-from .grammar import GROUP, Head, Json, argument, option, read, verb
+from .grammar import GROUP, Head, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from ..privacy.ledger.ledger import Entry, Verification
@@ -71,15 +70,15 @@ def show(
 
 
 def ledgers_in(path: Path) -> list[Path]:
-    """Return the ledgers at a path, without locks and journals.
+    """Return the ledgers at a path: the path itself, or those of a folder of ledgers, a run or a bundle.
 
     Raises:
-      Refusal: it is a folder without one.
+      Refusal: the path is a folder without a ledger.
     """
     if not path.is_dir():
         return [path]
     paths = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
-    paths += [each for each in [path / OF_RECORDS / "ledger"] if each.is_file()]
+    paths += path.glob(f"{OF_RECORDS}/ledger")
     for folder in (
         "ledgers",
         "state/ledgers",
@@ -92,17 +91,17 @@ def ledgers_in(path: Path) -> list[Path]:
 
 
 def _matches(entry: Entry, run: str | None, purpose: str | None) -> bool:
+    """Return whether the entry's run begins with `run`, and its purpose contains `purpose`."""
     from ..privacy.ledger.ledger_state import run_of
 
-    if run is not None and not run_of(entry).startswith(run):
-        return False
-    return purpose is None or purpose in str(json.loads(entry.payload).get("purpose", ""))
+    entry_purpose = str(json.loads(entry.payload).get("purpose", ""))
+    return run_of(entry).startswith(run or "") and (purpose or "") in entry_purpose
 
 
 def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """Yield a line for each run, the newest first, and one for each of its entries, as their leads and their texts.
+    """Yield a line for each run, the newest first, and one for each of its entries, each as (indent with number, text).
 
-    A commit is told with its release.
+    A commit or void has no line, but is part of that of its release.
     """
     from ..privacy.ledger.acts import CAPS, ROSTERS
     from ..privacy.ledger.ledger_state import COMMIT, VOID, run_of
@@ -124,12 +123,13 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
+    """Return an entry in a sentence; `payload` is its own, and `settled` has the commits and voids by key of the release."""
     from ..privacy.ledger.acts import ACTS, REFUSAL
     from ..privacy.ledger.ledger_state import CLOSE, OPEN, RESERVE
     from ..server.query_rows import FIRST_ROW
 
     _, row, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
-    number = row % FIRST_ROW  # rows of evaluations lie beyond those of rounds
+    number = row % FIRST_ROW  # the round; rows of queries are FIRST_ROW and more beyond it
     if entry.kind == OPEN:
         return "The ledger was created."
     if entry.kind == RESERVE:
@@ -145,19 +145,21 @@ def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry
 
 
 def _charged(payload: dict[str, Any]) -> str:
-    """Return what a reservation charges, against whom, and how it was chosen."""
+    """Return the clauses of a reservation: each event with its adversaries, arm, source of noise, order of the filter."""
     by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
         by_event.setdefault(format_event(event), []).append(adversary)
-    costs = "; ".join(f"{event} against the {' and the '.join(names)}" for event, names in by_event.items())
-    order, arm = payload.get("filter_order"), payload.get("arm")
-    costs += f"; arm {arm['arm']} of {arm['arms']}" if arm else ""
-    return f"{costs}; rng {payload['rng']}" + (
-        f"; chosen adaptively, filter at order {order:g}" if order else ""
-    )
+    clauses = [f"{event} against the {' and the '.join(names)}" for event, names in by_event.items()]
+    if arm := payload.get("arm"):
+        clauses.append(f"arm {arm['arm']} of {arm['arms']}")
+    clauses.append(f"rng {payload['rng']}")
+    if order := payload.get("filter_order"):
+        clauses.append(f"chosen adaptively, filter at order {order:g}")
+    return "; ".join(clauses)
 
 
 def _outcome(settled: Entry | None) -> str:
+    """Return what became of a reservation, from its commit or void; None without one."""
     from ..privacy.ledger.ledger_state import COMMIT
 
     if settled is None:
@@ -166,6 +168,7 @@ def _outcome(settled: Entry | None) -> str:
 
 
 def _detail(payload: dict[str, Any]) -> str:
+    """Return the object of a person's decision: a roster's version, or a cap; empty for any other."""
     if "version" in payload:
         return f", version {payload['version']}"
     if "target_epsilon" not in payload:
@@ -205,6 +208,7 @@ def verify(
 
 
 def _verify(path: Path, head: Sequence[str], *, as_json: bool) -> int:
+    """Verify one ledger, print the result, and return the exit code; `head` has two words, or none."""
     from ..run.display import console_for, visible
 
     verdict = verify_ledger(path, head_of(*head) if head else None)
@@ -231,8 +235,8 @@ def _verify(path: Path, head: Sequence[str], *, as_json: bool) -> int:
 @verb(group, "export", "Export a ledger for an auditor.")
 def export(
     path: Annotated[Path, argument("PATH", "File of a ledger.")],
-    as_json: Annotated[bool, Option("--json", help="Write JSON; the default.")] = False,
-    as_csv: Annotated[bool, Option("--csv", help="Write CSV.")] = False,
+    as_json: Annotated[bool, flag("--json", "Write JSON; the default.")] = False,
+    as_csv: Annotated[bool, flag("--csv", "Write CSV.")] = False,
 ) -> int:
     """Write a ledger, and the epsilon recomputed from it, for an auditor.
 
@@ -274,11 +278,7 @@ def _as_json(verification: Verification) -> dict[str, Any]:
 
 
 def head_of(seq: str, digest: str) -> EntryHead:
-    """Return an entry's number and hash from typed text.
-
-    Raises:
-      Refusal: the number is none.
-    """
+    """Return an entry's number and hash from the two words of --head."""
     from ..privacy.ledger.ledger import Head as EntryHead
 
     remedy = "give the entry's number and its hash, as a result's ledger_head"
@@ -286,6 +286,7 @@ def head_of(seq: str, digest: str) -> EntryHead:
 
 
 def _spent(verification: Verification) -> list[dict[str, Any]]:
+    """Return the recomputed epsilons of each adversary, for JSON."""
     names = ("epsilon", "epsilon_pld", "epsilon_rdp")
     return [
         {"adversary": str(adversary), "delta": verification.delta, "filter_order": verification.filter_order}
@@ -295,15 +296,7 @@ def _spent(verification: Verification) -> list[dict[str, Any]]:
 
 
 def verify_ledger(path: Path, head: EntryHead | None = None) -> Verification:
-    """Check a ledger.
-
-    Args:
-      path: of the ledger.
-      head: an entry that it must hold.
-
-    Raises:
-      Refusal: there is none.
-    """
+    """Verify a ledger, and that it contains the entry `head`; refuse a path without a ledger."""
     import logging
 
     from ..privacy.ledger.hash_chain import Chain

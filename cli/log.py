@@ -1,4 +1,4 @@
-"""Transparency log of a server, at both ends: shown, exported, proved, and compared with another's."""
+"""Transparency log of a server, shown at the server and at a device: exports, proofs, co-signatures, comparisons."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def of_server(
     *,
     as_json: bool = False,
 ) -> int:
-    """Print a server's log, or a proof of it, or take co-signatures of witnesses; return the exit code.
+    """Print a server's log or a proof of it, or store co-signatures of witnesses; return the exit code.
 
     Arguments as of `fedveil server log`.
 
@@ -53,10 +53,10 @@ def of_server(
     """
     bundle, entries = read_server_bundle(folder), read_entries(folder / LOG)
     if cosigned:
-        return _take(bundle, cosigned)
+        return _store_cosignatures(bundle, cosigned)
     leaves = [leaf_hash(entry) for entry in entries]
     head = sign_head(bundle.federation, len(leaves), root_of(leaves), followed_credentials(bundle)())
-    texts = [entry.decode() for entry in entries]
+    texts = tuple(entry.decode() for entry in entries)
     try:
         if inclusion is not None:
             proof = tuple(each.hex() for each in inclusion_proof(leaves, inclusion))
@@ -68,21 +68,20 @@ def of_server(
             print(to_text(ConsistencyProof(head, consistency, root, proof)))
             return 0
     except ValueError:
-        requested = inclusion if inclusion is not None else consistency
-        raise Refusal("log", requested, f"the log has {len(leaves)} entries, counted from 0") from None
+        number = consistency if inclusion is None else inclusion
+        raise Refusal("log", number, f"the log has {len(leaves)} entries, counted from 0") from None
+    cosignatures = read_cosigned(folder)
     if as_json:
-        hashes, cosignatures = tuple(each.hex() for each in leaves), read_cosigned(folder)
-        print(to_text(LogExport(head, hashes, tuple(texts), cosignatures=cosignatures)))
-    else:
-        print(
-            "\n".join(
-                [_format_head(head), *map(_format_cosignature, read_cosigned(folder)), *_entry_lines(texts)]
-            )
-        )
+        hashes = tuple(each.hex() for each in leaves)
+        print(to_text(LogExport(head, hashes, texts, cosignatures=cosignatures)))
+        return 0
+    for line in (_format_head(head), *map(_format_cosignature, cosignatures), *_entry_lines(texts)):
+        print(line)
     return 0
 
 
-def _take(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
+def _store_cosignatures(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
+    """Store witnesses' co-signatures of the log, from files, beside it and in the runs whose files it lists."""
     cosignatures = [read_cosignature(read_file(each)) for each in cosigned]
     with refusing("file", bundle.folder / LOG, "cannot be read, or its co-signatures cannot be stored"):
         log = ServerLog(bundle.folder / LOG)
@@ -96,7 +95,7 @@ def _take(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
 
 
 def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> int:
-    """Print what a device has seen of its server's log, or hold another's against it; return 1 where they contradict.
+    """Print what a device has seen of its server's log, or compare it with another's; return 1 if they contradict.
 
     Arguments as of `fedveil client log`.
 
@@ -104,8 +103,10 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
       Refusal: the bundle or the file cannot be used, or the device has seen no log.
     """
     bundle = read_client_bundle(folder)
-    authority = bundle.authority  # a head may stand under an authority that was replaced since
-    federation, ca = bundle.settings.federation, authority.ca + b"\n" + authority.earlier_ca
+    federation, authority = bundle.settings.federation, bundle.authority
+    ca = (
+        authority.ca + b"\n" + authority.earlier_ca
+    )  # a replaced authority may have signed the head's certificate
     seen_log = LogCopy(bundle.state, federation, ca)
     if seen_log.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"
@@ -125,6 +126,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
 
 
 def _compare(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
+    """Print whether another's log, in a file, agrees with that of this device; return the exit code."""
     other = read_log(against, ca, federation)
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")
@@ -136,8 +138,8 @@ def _compare(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
         print(line)
     common_size = min(mine.head.size, other.head.size)
     print(f"the logs agree on their first {common_size} entries")
-    if again := contradicting_entries(texts):
-        print(f"CONFLICT in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
+    if conflicts := contradicting_entries(texts):
+        print(f"CONFLICT in one log: entries {', '.join(map(str, sorted(conflicts)))}. Keep the file")
         return FORKED
     return 0
 
@@ -154,7 +156,7 @@ def _format_cosignature(each: HeadCosignature) -> str:
 
 def _entry_lines(texts: Sequence[str]) -> Iterator[str]:
     """Yield a line for each entry; one that contradicts an earlier one is marked."""
-    again = contradicting_entries(texts)
+    conflicts = contradicting_entries(texts)
     for index, text in enumerate(texts):
         entry = fields_of(text)
         name, new, suffix = entry.get("run", "").partition(NEW)
@@ -170,4 +172,4 @@ def _entry_lines(texts: Sequence[str]) -> Iterator[str]:
                 description = f"manifest of {run}  {digits}"
             case _:
                 description = "an entry of an unknown kind"
-        yield visible(f"{index:6}  {description}{'  CONFLICT' if index in again else ''}")
+        yield visible(f"{index:6}  {description}{'  CONFLICT' if index in conflicts else ''}")

@@ -1,9 +1,10 @@
-"""Verb `fedveil new`: projects that begin from a template, run at once and have a test that passes."""
+"""Verb `fedveil new`: projects from templates, each of which runs and has a test that passes."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ DRAFT_HEAD = """\
 #   refuses it.
 # - classes of the label may have weights: weights: {{healthy: 1, ill: 4}}. Use public numbers; do not count rows.
 """
-OWNERS, ROWS, COLUMNS = 8, 120, 6
+OWNERS, ROWS, COLUMNS = 8, 120, 6  # of the made-up tables
 HELD_OUT_ROWS = 400
 SIMULATE = "fedveil simulate --config-dir . --config-name project"
 COMMANDS = {"csv": SIMULATE, "torch": SIMULATE, "sklearn": SIMULATE, "flower": "python run.py"}
@@ -56,37 +57,34 @@ def new(
     if (data or label) and source != "csv":
         remedy = f"are tables, for --from csv; {source} takes none"
         raise Refusal("DATA", str(data[0]) if data else label, remedy)
-    draft, doubts = _draft(data, label) if data else (None, [])
+    draft, doubts = _draft(data, label) if data else ("", [])
     with refusing("folder", folder, "cannot be made"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Refusal("folder", str(folder), "is not empty; name a new folder")
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
         _name_data(folder)
-        if draft is not None:
-            _write_project(folder, data or (), draft)
+        if data:
+            _write_project(folder, data, draft)
         elif source == "csv":
             _write_tables(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    if draft is not None:
-        print(
-            f"Check each line of {folder / SCHEMA}: it was derived from these tables and reveals their content."
-        )
+    enter = f"cd {shlex.quote(str(folder))}"
+    if data:
+        schema = folder / SCHEMA
+        print(f"Check each line of {schema}: it was derived from these tables and reveals their content.")
         for each in doubts:
             print(each)
         print("A first run on real tables spends their whole budget; try one with task.simulated=true. Then:")
-    import shlex
-
-    where = shlex.quote(str(folder))
-    print(f"  cd {where} && {COMMANDS[source]}")
-    if draft is None:
+    print(f"  {enter} && {COMMANDS[source]}")
+    if not data:
         install = "" if find_spec("pytest") else "pip install pytest && "
-        print(f"  {install}cd {where} && python -m pytest")
+        print(f"  {install}{enter} && python -m pytest")
     return 0
 
 
 def _name_data(folder: Path) -> None:
-    """Name the project's data as its folder is called."""
+    """Set the project's data_id to the name of its folder."""
     project = folder / PROJECT
     if project.exists():
         name = re.sub("[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-")[:64] or "data"
@@ -95,9 +93,9 @@ def _name_data(folder: Path) -> None:
 
 
 def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
-    """Return a first schema of these tables, with comments on what to check, and sentences on its columns in doubt.
+    """Return a first schema of tables, with comments on what to check, and a sentence on each doubtful column.
 
-    A label in doubt is in comments alone, so that no run trains on several spellings as several classes.
+    If the label is doubtful, its line is a comment: no run shall train on several spellings as several classes.
     """
     from ..tasks.table_draft import draft_schema
     from ..tasks.table_schema import column_line
@@ -105,16 +103,20 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
     if len({each.parent.resolve() for each in data}) > 1:
         remedy = "are in several folders; put them into one"
         raise Refusal("DATA", ", ".join(map(str, data)), remedy)
-    schema, omissions, others = draft_schema(data, label)
+    schema, omissions, doubtful_columns = draft_schema(data, label)
     text, doubts = schema.text(), list[str]()
-    for name, other in others.items():
-        line, sentence = column_line(other.column), f"{name} has other words in other tables ({other})."
+    for name, doubt in doubtful_columns.items():
+        line, sentence = column_line(doubt.column), f"{name} has other words in other tables ({doubt})."
         lines = [f"  # {sentence} If they mean the same, list them as spellings:"]
-        lines += [] if other.guess is None else [f"#{column_line(other.guess)}  # a guess, check it"]
-        if choose := name == schema.label and other.doubtful:
+        if doubt.guess is not None:
+            lines.append(f"#{column_line(doubt.guess)}  # a guess, check it")
+        if name == schema.label and doubt.doubtful:
             lines.append("  # Else they are classes of their own. Choose one line, and delete its first #:")
+            lines.append(f"#{line}")
             sentence += f" Choose its line in {SCHEMA}: before that, every run is refused."
-        text = text.replace(line, "\n".join([*lines, f"#{line}" if choose else line]))
+        else:
+            lines.append(line)
+        text = text.replace(line, "\n".join(lines))
         doubts.append(sentence)
     lines = [DRAFT_HEAD.format(", ".join(map(str, data))), text]
     lines += [f"# left out: {name} ({reason})\n" for name, reason in omissions.items()]
@@ -122,7 +124,7 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
 
 
 def _write_project(folder: Path, data: Sequence[Path], draft: str) -> None:
-    """Turn the template into the project of somebody's own tables, which stay where they are."""
+    """Change the template's project to the user's own tables, which stay where they are, and their drafted schema."""
     (folder / SCHEMA).write_text(draft, encoding="utf-8")
     (folder / "test_project.py").unlink()
     where = (data[0] if len(data) == 1 else data[0].parent).resolve()
@@ -134,17 +136,17 @@ def _write_project(folder: Path, data: Sequence[Path], draft: str) -> None:
 
 
 def _write_tables(folder: Path) -> None:
-    """Write a table for each of several owners, and one that is nobody's, of made-up rows."""
+    """Write made-up tables for `OWNERS` owners, and a held-out one; labels follow a logistic model."""
     import numpy as np
 
     (folder / "data").mkdir()
     stream = np.random.default_rng(0)
-    towards = np.linspace(-1, 1, COLUMNS)
+    weights = np.linspace(-4, 4, COLUMNS)
     header = ",".join([*(f"column_{number}" for number in range(COLUMNS)), "label"])
     names = [*(f"data/owner_{number}.csv" for number in range(OWNERS)), "held_out.csv"]
     for name in names:
         rows = stream.standard_normal((HELD_OUT_ROWS if name == "held_out.csv" else ROWS, COLUMNS))
-        labels = stream.random(len(rows)) < 1 / (1 + np.exp(-4 * rows @ towards))
+        labels = stream.random(len(rows)) < 1 / (1 + np.exp(-rows @ weights))
         table = np.column_stack([rows.round(3), labels])
         lines = [",".join([*(f"{cell:g}" for cell in row[:-1]), str(int(row[-1]))]) for row in table]
         (folder / name).write_text("\n".join([header, *lines]) + "\n")

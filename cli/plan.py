@@ -36,20 +36,21 @@ if TYPE_CHECKING:
     from ..simulations.prediction import Prediction
 
 ACCEPTED = "--accept-sweep"
+# Predicted points: epsilons, one of which is predicted if the settings have none; factors of the settings' rounds, clients.
 EPSILONS, USUAL = (1.0, 3.0, 8.0), 3.0
-ROUNDS, CLIENTS = (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)  # times what was asked for
-KNEE_MARGIN = 0.01  # of the best: more epsilon, rounds or clients than at the knee gain no more than that
-BETTER = 0.03  # a mode that is predicted to be this much better is named
+ROUNDS, CLIENTS = (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)
+KNEE_MARGIN = 0.01  # accuracy below the best: the knee is the first point within it
+BETTER = 0.03  # accuracy by which another mode must be better to be recommended
 BEST = ModeName.RECORD_DISTRIBUTED  # the mode that other modes are compared with: its noise is the least
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
-    """Print the plan, as JSON in one line if asked for, and return the exit code.
+    """Print the plan of a run, as JSON in one line or as text, and return the exit code.
 
     Args:
-      settings: of the run.
+      settings: settings of the run.
       as_json: print JSON.
-      plot: picture of the guarantees to write; None for none.
+      plot: file for a picture of the guarantees; None for no picture.
     """
     federation = build(settings, announced=True)
     if plot is not None:
@@ -58,7 +59,7 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
         print(json.dumps(plain(federation), allow_nan=False))
         return 0
     for query in queries_of(federation.settings):
-        query.plans(federation, "plan")  # refuses before anything is shown
+        query.plans(federation, "plan")  # refuses a query before anything is printed
     console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
@@ -68,16 +69,15 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
             console.print()
         _show(console, federation, plan, budget)
     if isinstance(settings.task, CsvTask):
-        console.print(_training(federation.settings))
+        chosen = federation.settings  # with the rate and the strategy that suit the tables
+        rate, strategy = chosen.local_training.learning_rate, chosen.strategy.target or chosen.strategy.name
+        batch_size = chosen.training.batch_size
+        console.print(f"Training: learning_rate {rate:g}, batch_size {batch_size}, {strategy}.")
     return 0
 
 
-def _training(settings: SimulationSettings) -> str:
-    rate, strategy = settings.local_training.learning_rate, settings.strategy.target or settings.strategy.name
-    return f"Training: learning_rate {rate:g}, batch_size {settings.training.batch_size}, {strategy}."
-
-
 def _draw(federation: Federation, plot: Path) -> None:
+    """Draw epsilon against delta of each unit to a file."""
     from ..run.plots import draw_guarantees
 
     curves = {str(plan.unit): plan.curve(budget) for plan, budget in plans_of(federation)}
@@ -90,10 +90,12 @@ def _draw(federation: Federation, plot: Path) -> None:
 
 
 def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) -> None:
-    unlimited, rounds = budget.target_epsilon >= UNLIMITED_EPSILON, plan.num_rounds
+    """Print the plan of one unit: noise, accountant, epsilon by rounds, what the budget affords, and warnings."""
+    unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
+    unit = plan.unit.replace("_", " ")
     console.print(
-        f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
+        f"[bold]Unit: one {unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
     over = "sensitivity" if federation.mode.records_of_unit == 1 else "clip of one example"
     console.print(
@@ -107,51 +109,53 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
     table.add_column("rounds", justify="right")
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
-    for mark, value in curve(plan, budget.target_delta, rounds):
+    for num_rounds, value in curve(plan, budget.target_delta, plan.num_rounds):
         cells = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
-        table.add_row(str(mark), *cells)
+        table.add_row(str(num_rounds), *cells)
     console.print(table)
-    if federation.mode.client_budget and plan.unit == federation.mode.client_budget.unit:
-        console.print(
-            f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
-            f"{federation.settings.num_rounds}."
-        )
-    if not unlimited:
-        affordable = plan.affordable_rounds(budget, questions_of(federation, plan))
-        ends = "; the run ends there" if affordable < rounds else ""
-        console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
-    if (runs := federation.settings.budget.runs) > 1:
-        num_questions = questions_of(federation, plan)
-        once, all_of_them = (
-            plan.epsilon(budget.target_delta, rounds * each, num_questions * each) for each in (1, runs)
-        )
-        console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
-    if federation.settings.tried:
-        tries, whole = tries_of(federation, plan, budget)
-        once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
-        each = "round" if arms == 1 else f"{arms} rounds"
-        console.print(
-            f"Tuning: {tries} arms of the clients try {federation.settings.tune.name} for {each} each, and the best continues with all. One client is "
-            f"in one arm: epsilon {once:.3f}. As many whole runs would cost {whole:.3f}."
-        )
-    queries = queries_of(federation.settings)
-    for line in (line for query in queries if query.first for line in query.lines(federation, plan, budget)):
-        console.print(line)
-    if (lost := record_epsilon(federation, plan, budget.target_delta, rounds)) is not None:
-        console.print(
-            f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
-        )
-    if plan.unit == "client":
-        console.print(_metrics(federation, plan))
-    for line in (
-        line for query in queries if not query.first for line in query.lines(federation, plan, budget)
-    ):
+    for line in _consequences(federation, plan, budget):
         console.print(line)
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
 
 
+def _consequences(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
+    """Yield lines on what the plan of one unit means for rounds, repeated runs, arms, queries and records."""
+    settings, rounds, delta = federation.settings, plan.num_rounds, budget.target_delta
+    if federation.mode.client_budget and plan.unit == federation.mode.client_budget.unit:
+        yield (
+            f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
+            f"{settings.num_rounds}."
+        )
+    num_questions = questions_of(federation, plan)
+    if budget.target_epsilon < UNLIMITED_EPSILON:
+        affordable = plan.affordable_rounds(budget, num_questions)
+        ends = "; the run ends there" if affordable < rounds else ""
+        yield f"At this noise the budget affords {affordable} rounds{ends}."
+    if (runs := settings.budget.runs) > 1:
+        one, together = (plan.epsilon(delta, rounds * n, num_questions * n) for n in (1, runs))
+        yield f"Each of {runs} runs costs epsilon {one:.3f}, and all together {together:.3f}."
+    if settings.tried:
+        tries, whole_runs = tries_of(federation, plan, budget)
+        each = "round" if settings.tuning_rounds == 1 else f"{settings.tuning_rounds} rounds"
+        yield (
+            f"Tuning: {tries} arms of the clients try {settings.tune.name} for {each} each, and the best continues "
+            f"with all. One client is in one arm: epsilon {plan.epsilon(delta, rounds):.3f}. As many whole runs would "
+            f"cost {whole_runs:.3f}."
+        )
+    queries = queries_of(settings)
+    for query in (each for each in queries if each.first):
+        yield from query.lines(federation, plan, budget)
+    if (lost := record_epsilon(federation, plan, delta, rounds)) is not None:
+        yield f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
+    if plan.unit == "client":
+        yield _metrics(federation, plan)
+    for query in (each for each in queries if not each.first):
+        yield from query.lines(federation, plan, budget)
+
+
 def _accounting(federation: Federation, plan: Plan, budget: Budget) -> str:
+    """Return a sentence on the accountant, and on whether the noise is fixed in advance."""
     accountant = plan.accountant(budget.target_delta)
     if plan.filter_order is not None:
         return f"Noise is chosen adaptively: {accountant}. The guarantee is the whole budget."
@@ -161,6 +165,7 @@ def _accounting(federation: Federation, plan: Plan, budget: Budget) -> str:
 
 
 def _metrics(federation: Federation, plan: Plan) -> str:
+    """Return a sentence on what loss and count in the sum cost the update."""
     share = federation.mode.metrics_share(plan)
     if share == 0:
         return "No metrics leave a client."
@@ -169,11 +174,11 @@ def _metrics(federation: Federation, plan: Plan) -> str:
 
 
 def plain(federation: Federation) -> list[dict[str, Any]]:
-    """Return the plan of each unit as plain data, with a word for the number that JSON does not have."""
+    """Return the plan of each unit as values of JSON, which has a word for infinity."""
     return [
         asdict(each)
         | {
-            "epsilon": [(mark, json_number(value)) for mark, value in each.epsilon],
+            "epsilon": [(num_rounds, json_number(value)) for num_rounds, value in each.epsilon],
             "runs_epsilon": json_number(each.runs_epsilon),
             "tries_epsilon": json_number(each.tries_epsilon),
             "record_epsilon": each.record_epsilon and json_number(each.record_epsilon),
@@ -185,30 +190,30 @@ def plain(federation: Federation) -> list[dict[str, Any]]:
 
 
 def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
-    """Refuse a sweep of private runs on real data, which all are charged to the same people.
+    """Refuse a sweep of private runs on real data, which are all charged to the same people.
 
     Raises:
-      Refusal: saying what the runs cost together and what arms would; nothing was trained.
+      Refusal: at least two such runs; the sentence says what they cost together, and what a run with arms would.
     """
-    several = [each for each in jobs if isinstance(each.task, CsvTask | CustomTask)]
-    several = [each for each in several if not isinstance(each.privacy, NoPrivacy)]
-    if len(several) < 2:
+    own_data = [each for each in jobs if isinstance(each.task, CsvTask | CustomTask)]
+    private = [each for each in own_data if not isinstance(each.privacy, NoPrivacy)]
+    if len(private) < 2:
         return
-    federations = [build(each, announced=True) for each in several]
-    real = [each for each in federations if not each.simulated]
+    real = [each for each in (build(each, announced=True) for each in private) if not each.simulated]
     if len(real) < 2:
         return
     events: dict[Budget, Counter[DpEvent]] = {}
     for federation in real:
         for plan, budget in plans_of(federation):
-            releases = 1 if plan.mechanism.rounds else plan.num_rounds
-            events.setdefault(budget, Counter())[plan.event()] += releases
+            num_releases = (
+                1 if plan.mechanism.rounds else plan.num_rounds
+            )  # with correlated noise the run is one
+            events.setdefault(budget, Counter())[plan.event()] += num_releases
     costs: list[str] = []
     for budget, counts in events.items():
         together = epsilon(dict(counts), budget.target_delta, budget.adjacency, GATE_INTERVAL)
-        costs.append(
-            f"epsilon {together:.3g} for one {budget.unit.replace('_', ' ')} at delta {budget.target_delta:g}"
-        )
+        unit = budget.unit.replace("_", " ")
+        costs.append(f"epsilon {together:.3g} for one {unit} at delta {budget.target_delta:g}")
     remedy = (
         f"on real data each run is charged to the same people: as planned they cost {' and '.join(costs)}, and the ledger "
         f"stops them at its budget; tune=learning_rate tune.values=[...] tries values on arms of the clients at the cost "
@@ -219,32 +224,27 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """Predicted point of one axis."""
+    """Prediction for one value of an axis: epsilon, rounds or clients."""
 
     axis: str
-    value: float
+    value: float | str
     prediction: Prediction
 
 
 def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
-    """Print the predicted accuracy of runs with these settings, and return the exit code."""
-    from ..simulations.prediction import SEEDS, predict, public_federation
+    """Print the predicted accuracy of runs with a job's settings, and return the exit code."""
+    from ..simulations.prediction import SEEDS
 
     if not isinstance(settings.privacy, PrivacyLevel):
         raise Refusal("privacy", settings.privacy.name, "has no epsilon to vary; choose another mode")
-    rows: list[Point] = []
-    mode, alternative = settings.privacy.name, _alternative(job, settings)
-    for row in _rows(settings):
-        rows.append(row)
+    mode, usual_epsilon = settings.privacy.name, settings.privacy.target_epsilon or USUAL
+    points: list[Point] = []
+    for point in _points(job, settings, usual_epsilon):
+        points.append(point)
         if as_json:
-            print(
-                json.dumps({"axis": row.axis, "value": row.value, "values": row.prediction.values}),
-                flush=True,
-            )
-    other = None if alternative is None else predict(public_federation(alternative))
+            fields = {"axis": point.axis, "value": point.value, "values": point.prediction.values}
+            print(json.dumps(fields), flush=True)
     if as_json:
-        if other is not None and alternative is not None:
-            print(json.dumps({"axis": "mode", "value": alternative.privacy.name, "values": other.values}))
         return 0
     console = console_for(100)
     task = settings.task.option
@@ -253,42 +253,39 @@ def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = Fal
         "proportionally less noise. Nothing is charged, and your own data are not read."
     )
     for axis in ("epsilon", "rounds", "clients"):
-        console.print(_table([row for row in rows if row.axis == axis]))
-    accuracy = next(
-        row.prediction.mean for row in rows if row.axis == "rounds" and row.value == settings.num_rounds
-    )
-    if other is not None and alternative is not None and other.mean > accuracy + BETTER:
-        console.print(
-            f"{alternative.privacy.name}: {other.mean:.0%}, {mode}: {accuracy:.0%}. Use privacy={alternative.privacy.name}.",
-            style="yellow",
-        )
+        console.print(_table([point for point in points if point.axis == axis]))
+    means = {(point.axis, point.value): point.prediction.mean for point in points}
+    accuracy, best = means["rounds", settings.num_rounds], means.get(("mode", BEST), 0.0)
+    if best > accuracy + BETTER:
+        sentence = f"{BEST}: {best:.0%}, {mode}: {accuracy:.0%}. Use privacy={BEST}."
+        console.print(sentence, style="yellow")
     return 0
 
 
-def _rows(settings: SimulationSettings) -> Iterator[Point]:
+def _points(job: Job, settings: SimulationSettings, usual_epsilon: float) -> Iterator[Point]:
+    """Yield the points of the three axes, and one of `BEST` at its defaults and the same budget, if it is another mode."""
     from ..simulations.prediction import predict, public_federation
 
-    for target in sorted({*EPSILONS, _epsilon(settings)}):
-        level = settings.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
-        yield Point("epsilon", target, predict(public_federation(_update(settings, privacy=level))))
+    data = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
+    best = [*data, f"privacy={BEST}", f"privacy.target_epsilon={usual_epsilon}"]
+    others = [] if settings.privacy.name == BEST else [settings_from_overrides(best)]
+    for target in sorted({*EPSILONS, usual_epsilon}):
+        privacy = settings.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
+        federation = public_federation(settings.model_copy(update={"privacy": privacy}))
+        yield Point("epsilon", target, predict(federation))
     for factor in ROUNDS:
-        rounds = max(1, round(settings.num_rounds * factor))
-        yield Point("rounds", rounds, predict(public_federation(_update(settings, num_rounds=rounds))))
+        num_rounds = max(1, round(settings.num_rounds * factor))
+        federation = public_federation(settings.model_copy(update={"num_rounds": num_rounds}))
+        yield Point("rounds", num_rounds, predict(federation))
     federation = public_federation(settings)
     for factor in CLIENTS:
         yield Point("clients", round(federation.num_clients * factor), predict(federation, clients=factor))
-
-
-def _epsilon(settings: SimulationSettings) -> float:
-    target = settings.privacy.target_epsilon if isinstance(settings.privacy, PrivacyLevel) else None
-    return USUAL if target is None else target
-
-
-def _update(settings: SimulationSettings, **update: object) -> SimulationSettings:
-    return settings.model_copy(update=update)
+    for other in others:
+        yield Point("mode", other.privacy.name, predict(public_federation(other)))
 
 
 def _table(rows: Sequence[Point]) -> Table:
+    """Return the table of one axis, in which the knee is marked."""
     axis, metric = rows[0].axis, rows[0].prediction.metric
     best = max(row.prediction.mean for row in rows)
     knee = next(row for row in rows if row.prediction.mean >= best - KNEE_MARGIN)
@@ -300,11 +297,3 @@ def _table(rows: Sequence[Point]) -> Table:
         more = "knee: more gains less than one point" if row is knee and row is not rows[-1] else ""
         table.add_row(f"{row.value:g}", f"{row.prediction.mean:.3f}", spread, more)
     return table
-
-
-def _alternative(job: Job, settings: SimulationSettings) -> SimulationSettings | None:
-    """Return the settings of the mode that may do better, at its defaults and the same budget; None where there is none."""
-    if settings.privacy.name == BEST:
-        return None
-    data = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
-    return settings_from_overrides([*data, f"privacy={BEST}", f"privacy.target_epsilon={_epsilon(settings)}"])

@@ -1,4 +1,4 @@
-"""Verb `fedveil predict`: predictions of the model of a run, of an export or of a client's bundle, as CSV."""
+"""Verb `fedveil predict`: predictions, as CSV, of the model of a run, of an export or of a client's bundle."""
 
 from __future__ import annotations
 
@@ -47,27 +47,30 @@ def predict(
     exported, modules = read_export(run), tuple(allow_module or ())
     if explain is not None:
         columns = explanation(run, data, modules, explain)
+    elif exported:
+        columns = exported.predict(data)
     else:
-        columns = _released(run, data, modules) if exported is None else exported.predict(data)
+        columns = _predict_of_run(run, data, modules)
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
         if explain is not None:
-            print(_means_of(columns))
+            print(_mean_contributions(columns))
     return 0
 
 
-def _means_of(columns: Mapping[str, NDArray[Any]]) -> str:
-    """Return what each input adds to the score, or takes from it, on average over the rows, the largest first."""
+def _mean_contributions(columns: Mapping[str, NDArray[Any]]) -> str:
+    """Return the mean absolute contribution of each input to the score over the rows, the largest first."""
     names = [*columns]
-    parts = names[names.index("at_baseline") + 1 :]
-    means = {name: float(abs(columns[name]).mean()) for name in parts}
+    inputs = names[names.index("at_baseline") + 1 :]
+    means = {name: float(abs(columns[name]).mean()) for name in inputs}
     lines = [f"  {means[name]:8.4f}  {name}" for name in sorted(means, key=lambda each: -means[each])]
     title = "mean contribution of each input, without sign; the rows were not sent, and nothing was charged"
     return "\n".join([title, *lines])
 
 
-def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def _predict_of_run(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Return the predictions of a run's or a device's model, by column name, shape (n,) each."""
     require_extra("client", "fedveil predict of a run")
     from ..run.released import predictions
 
@@ -78,16 +81,16 @@ def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str
 def explanation(
     run: Path, data: Path, allow_modules: tuple[str, ...], method: str
 ) -> dict[str, NDArray[Any]]:
-    """Return predictions by column name, shape (n,) each, and what each input adds to the score of the prediction.
+    """Return predictions by column name, shape (n,) each, then score, at_baseline and the contribution of each input.
 
     Args:
       run: folder of a run or of a client's bundle; an export is refused.
       data: as of `predict`.
       allow_modules: as of `predict`.
-      method: how it is explained.
+      method: method of attribution, of which some are refused because they would publish rows of others.
 
     Raises:
-      Refusal: the method carries others' rows, or there is no such model.
+      Refusal: there is no such method or model, or the data do not suit the model.
     """
     require_extra("client", "an explanation")
     from torch import from_numpy
@@ -109,11 +112,7 @@ def explanation(
 
 
 def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
-    """Write columns of shape (n,) as CSV, of which a spreadsheet runs nothing; None prints.
-
-    Raises:
-      Refusal: the file cannot be written.
-    """
+    """Write columns of shape (n,) as CSV in which a spreadsheet evaluates nothing, to a file or, if None, stdout."""
     import csv
 
     from .compare import cell
@@ -150,40 +149,37 @@ def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
     """Return the model of a run or of a client's device.
 
     Args:
-      folder: of a run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
+      folder: folder of a run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
       allow_modules: modules that may be imported for the run's task.
 
     Raises:
-      Refusal: there is no such run, or no model that was made by the schema that is here now.
+      Refusal: there is no such run, no model, or the model has another schema than the bundle has now.
     """
-    bundle = _bundle_of(folder)
-    return _load_run(folder, allow_modules) if bundle is None else _load_device(bundle, allow_modules)
-
-
-def _load_run(run: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
-    """Return the model of a run."""
     from ..run.released import model_of, require_ended, task_of
     from ..run.run_files import read_object
 
-    require_ended(run)
-    task = task_of(run, allow_modules)
-    classifies = "accuracy" in read_object(run / RESULT)["metrics"]
-    return LoadedModel(model_of(run, task), task, classifies)
+    if bundle := _bundle_of(folder):
+        return _load_device(bundle, allow_modules)
+    require_ended(folder)
+    task = task_of(folder, allow_modules)
+    classifies = "accuracy" in read_object(folder / RESULT)["metrics"]
+    return LoadedModel(model_of(folder, task), task, classifies)
 
 
 def _bundle_of(folder: Path) -> Path | None:
-    """Return the client's bundle that a folder is, or whose state folder it is."""
+    """Return the client's bundle that a folder is, or whose state folder it is; None of a run's folder."""
     from ..deployment.device.client_bundle import DEVICE_FILE
 
-    for bundle in (folder, folder.resolve().parent):
-        if (bundle / DEVICE_FILE).is_file() and (
-            bundle == folder or (bundle / _settings(bundle).state).resolve() == folder.resolve()
-        ):
-            return bundle
+    if (folder / DEVICE_FILE).is_file():
+        return folder
+    above = folder.resolve().parent
+    if (above / DEVICE_FILE).is_file() and (above / _settings(above).state).resolve() == folder.resolve():
+        return above
     return None
 
 
 def _settings(bundle: Path) -> DeviceFile:
+    """Return the settings in a client's bundle."""
     from ..configs.bundle_files import read_toml
     from ..deployment.device.client_bundle import DEVICE_FILE, DeviceFile
 
@@ -191,7 +187,7 @@ def _settings(bundle: Path) -> DeviceFile:
 
 
 def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
-    """Return the model that a device keeps."""
+    """Return the model that a device has saved at the end of a run, for the task in its bundle."""
     import torch
     from safetensors import safe_open
     from safetensors.numpy import load_file
@@ -219,7 +215,8 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
     options = {**choice.options, **choice.args}
     if choice.name == TABLES:
         options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
-        options |= {"moments": read_json(metadata["moments"])} if metadata.get("moments") else {}
+        if metadata.get("moments"):  # means and deviations by which the run scaled inputs
+            options["moments"] = read_json(metadata["moments"])
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
         remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"

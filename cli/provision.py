@@ -1,4 +1,4 @@
-"""Verbs of `fedveil provision`: bundles made, keys changed and clients left out, at the operator's desk."""
+"""Verbs of `fedveil provision`, at the operator's desk: bundles, keys, tokens, admissions and revocations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
 
 from ..base.extras import require_extra
-from .grammar import GROUP, Json, argument, option, verb
+from .grammar import GROUP, Json, argument, flag, option, verb
 
 if TYPE_CHECKING:
     from ..deployment.provision import Desk
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 group = typer.Typer(**GROUP)
 Folder = Annotated[Path, argument("FOLDER", "Folder made by fedveil provision.", file_okay=False)]
-SOON_SECONDS = 30 * 86400
+SOON_SECONDS = 30 * 86400  # time before the end of a certificate from which it is mentioned
 
 
 @verb(group, "FILE", "Make the bundles of a federation.", hidden=True, needs="server")
@@ -106,11 +105,8 @@ def rollover(
     last, server = desk.authority.rollovers[-1], desk.folder / SERVER
     new, end = new_fingerprint(last), datetime.fromtimestamp(last.until, UTC).isoformat()
     if as_json:
-        print(
-            json.dumps(
-                {"rollover": last.number, "fingerprint": new, "until": end, "file": str(server / ROLLOVERS)}
-            )
-        )
+        fields = {"rollover": last.number, "fingerprint": new, "until": end, "file": str(server / ROLLOVERS)}
+        print(json.dumps(fields))
         return 0
     print(f"rollover {last.number} of {desk.federation.name}: the old keys count until {end}")
     print(f"  new fingerprint {new}: tell it to the owners by another way than the server")
@@ -125,7 +121,7 @@ def tokens(
     folder: Folder,
     names: Annotated[list[str], argument("NAME", "Clients, one device each.")],
     hours: Annotated[float, option("N", "Hours until the tokens expire.")] = 24.0,
-    qr: Annotated[bool, Option("--qr", help="Print the tokens as QR codes too.")] = False,
+    qr: Annotated[bool, flag("--qr", "Print the tokens as QR codes too.")] = False,
     as_json: Json = False,
 ) -> int:
     """Print a token for each name. A token enrols one device once: fedveil client enrol FILE FOLDER.
@@ -215,7 +211,7 @@ def cosign(
 
 
 def _show(desk: Desk, *, as_json: bool) -> int:
-    """Print what a command has changed of a federation; return the exit code."""
+    """Print a federation, and what a command has changed in it; return the exit code."""
     print(json.dumps(_as_json(desk)) if as_json else "\n".join(_lines(desk)))
     return 0
 
@@ -235,6 +231,7 @@ def _as_json(desk: Desk) -> dict[str, object]:
 
 
 def _lines(desk: Desk) -> Iterator[str]:
+    """Yield the lines of `_show`: members, those that changed or need attention, and what to copy where."""
     from ..deployment.provision import AUTHORITY, CLIENTS
     from ..links.server_bundle import SERVER
 
@@ -262,13 +259,12 @@ def _lines(desk: Desk) -> Iterator[str]:
     copy = ": copy it to the server" if register != desk.before else ""
     yield f"  server  {desk.folder / SERVER}{certificate}{copy}"
     if "rotated" in outcomes.values():
-        yield (
-            "  copy *.key, tls.pem and roster.bin of each rotated client to its device, and restart the client"
-        )
+        yield "  copy *.key, tls.pem and roster.bin of each rotated client to its device, and restart the client"
     yield f"  keep {desk.folder / AUTHORITY} here: its holder can admit any client"
 
 
 def _outcome(issued: Issued, before: Register) -> str:
+    """Return what happened to a client since the register before the command, in a word."""
     previous = before.find(issued.name)
     if issued.revoked:
         return "revoked"
@@ -280,6 +276,7 @@ def _outcome(issued: Issued, before: Register) -> str:
 
 
 def _remark(issued: Issued, outcome: str) -> str:
+    """Return remarks on a client's keys and the end of its certificate, in brackets; empty without any."""
     remarks = ["its private keys are on the device"] if issued.on_device and outcome != "kept" else []
     if issued.not_after < time.time() + SOON_SECONDS:
         end = datetime.fromtimestamp(issued.not_after, UTC)

@@ -1,4 +1,4 @@
-"""Verbs of `fedveil report`: a run's page, JSON, model card and bill of materials, its bundle, and the signatures under it."""
+"""Verbs of `fedveil report`: a run's page, JSON, model card and bill of materials, its bundle, and signatures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Option
 
 from ..base.refusal import Refusal
 from ..run.files import (
@@ -25,7 +24,7 @@ from ..run.files import (
     REPORT,
     TIME_STAMP,
 )
-from .grammar import DAY, GROUP, Json, argument, option, read, verb
+from .grammar import DAY, GROUP, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
     from ..evidence.comparison import ComparedValue
     from ..run.run_files import Fields
 
-READABLE, PRIVATE = 0o644, 0o600  # readable like the run itself, and by its owner alone
+READABLE, PRIVATE = 0o644, 0o600  # permissions of files that all may read, and of those for the owner alone
 WIDTH = 110
-BUNDLE = "bundle"  # folder in the run's, where no other is named
+BUNDLE = "bundle"  # default name of the bundle's folder, in the run's
 Signers = Annotated[
     list[Path] | None, option("F", "Private key to sign with; once for each algorithm.", "--key")
 ]
@@ -61,9 +60,7 @@ def report(
     ] = None,
     operator: Annotated[
         bool,
-        Option(
-            "--operator", help="Write RUN/operator with all times, bytes and counts, for its owner alone."
-        ),
+        flag("--operator", "Write RUN/operator with all times, bytes and counts, for its owner alone."),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -77,13 +74,10 @@ def report(
       fedveil report questions
     """
     if not (run / CONFIG).is_file() and any(run.glob("*.json")):
-        for option_, value in (
-            ("--assessment", assessment),
-            ("--answers", answers),
-            ("--operator", operator),
-        ):
+        options = {"--assessment": assessment, "--answers": answers, "--operator": operator}
+        for name, value in options.items():
             if value:
-                raise Refusal(option_, str(value), "belongs to the report of a run")
+                raise Refusal(name, str(value), "belongs to the report of a run")
         return _report_answers(run, out, as_json=as_json)
     if assessment is not None and not assessment.is_file():
         remedy = f"does not exist; start from the {ASSESSMENT} of a report"
@@ -93,13 +87,13 @@ def report(
     if operator and not (run / OPERATOR).is_file():
         remedy = f"has no {OPERATOR}: all that is known of the run is public; leave --operator out"
         raise Refusal("RUN", str(run), remedy)
-    filled = run / ASSESSMENT if assessment is None else assessment
-    return _report_run(run, out, filled, answers, operator, as_json)
+    return _report_run(run, out, assessment or run / ASSESSMENT, answers, operator, as_json)
 
 
 def _report_run(
     folder: Path, out: Path | None, assessment: Path, answers: Path | None, operator: bool, as_json: bool
 ) -> int:
+    """Write or print the report of a run; arguments as of `report`. Without an assessment an empty form is written."""
     from ..evidence.card import card_of
     from ..evidence.commands import commands_of
     from ..evidence.content import report_of, to_json
@@ -117,11 +111,11 @@ def _report_run(
     if as_json:
         print(text, end="")
     elif operator:
-        target = folder / FOR_OPERATOR if out is None else out
+        target = out or folder / FOR_OPERATOR
         _write(target, {REPORT: text, PAGE: files[PAGE]}, PRIVATE)
         print(f"{target / PAGE}: {status}; for the operator alone")
     else:
-        target = folder if out is None else out
+        target = out or folder
         if assessment == folder / ASSESSMENT and not assessment.is_file():
             files[ASSESSMENT] = empty_assessment()
         _write(target, files)
@@ -131,10 +125,10 @@ def _report_run(
 
 
 def _shapes(folder: Path) -> dict[str, Any] | None:
-    """Return the shapes of a run's additive model; None for any other."""
+    """Return the shapes of a run's additive model on tables; None for any other model."""
     from ..configs.bundle_files import SCHEMA
 
-    if not (folder / SCHEMA).is_file():  # of no table
+    if not (folder / SCHEMA).is_file():
         return None
     from ..tasks.shapes import read_shapes
 
@@ -142,6 +136,7 @@ def _shapes(folder: Path) -> dict[str, Any] | None:
 
 
 def _report_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
+    """Write or print the report of a folder of answers."""
     from ..evidence.answers import report_of_answers
     from ..evidence.content import to_json
     from ..evidence.page import page_of
@@ -151,13 +146,14 @@ def _report_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
     if as_json:
         print(text, end="")
         return 0
-    target = folder / OF_ANSWERS if out is None else out
+    target = out or folder / OF_ANSWERS
     _write(target, {REPORT: text, PAGE: page_of(report)})
     print(f"{target / PAGE}: {report['answered']} answer{'' if report['answered'] == 1 else 's'}")
     return 0
 
 
 def _write(target: Path, files: Mapping[str, str], mode: int = READABLE) -> None:
+    """Write files by name into a folder, which is created; refuse one that cannot be written."""
     from ..base.durable_files import replace_file
 
     try:
@@ -173,7 +169,7 @@ def _write(target: Path, files: Mapping[str, str], mode: int = READABLE) -> None
 def compare(
     first: Annotated[Path, argument("A", "A run folder.", file_okay=False)],
     second: Annotated[Path, argument("B", "Another run folder.", file_okay=False)],
-    everything: Annotated[bool, Option("--all", help="Show equal values too.")] = False,
+    everything: Annotated[bool, flag("--all", "Show equal values too.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show how the reports of two runs differ: settings, guarantees, measurements, results and costs.
@@ -196,6 +192,7 @@ def compare(
 
 
 def _report(folder: Path) -> Fields:
+    """Return the report of a run, with the assessment in its folder."""
     from ..evidence.content import report_of
     from ..evidence.forms import read_assessment
     from ..run.run_files import as_a_run_wrote, read_run
@@ -205,6 +202,7 @@ def _report(folder: Path) -> Fields:
 
 
 def _table(rows: list[ComparedValue], first: Path, second: Path) -> Table:
+    """Return a table of the values in which two runs differ; the part of a report stands in its first row alone."""
     from rich.table import Table
     from rich.text import Text
 
@@ -229,10 +227,7 @@ def bundle(
     keys: Signers = None,
     with_audit_rows: Annotated[
         bool,
-        Option(
-            "--with-audit-rows",
-            help="Include the audit's rows, which reveal the number of clients per round.",
-        ),
+        flag("--with-audit-rows", "Include the audit's rows, which reveal the number of clients per round."),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -248,7 +243,7 @@ def bundle(
 
     signers = [read_key(each) for each in keys or ()]
     contents, lines = contents_of(run)
-    target = run / BUNDLE if out is None else out
+    target = out or run / BUNDLE
     names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not reveals_counts(run))
     if signers:
         add_signature(target, FEDERATION, _day(None), signers)
@@ -316,10 +311,8 @@ def stamp(
 @verb(group, "key", "Make a signing key.")
 def key(
     path: Annotated[Path, argument("FILE", "Private key to write; FILE.pub is the public key.")],
-    ml_dsa: Annotated[
-        bool, Option("--ml-dsa", help="Make an ML-DSA-65 key; the default is Ed25519.")
-    ] = False,
-    unlocked: Annotated[bool, Option("--unlocked", help="Do not encrypt the key with a passphrase.")] = False,
+    ml_dsa: Annotated[bool, flag("--ml-dsa", "Make an ML-DSA-65 key; the default is Ed25519.")] = False,
+    unlocked: Annotated[bool, flag("--unlocked", "Do not encrypt the key with a passphrase.")] = False,
 ) -> int:
     """Make a key that signs bundles. The passphrase is read from FEDVEIL_PASSPHRASE or the terminal.
 
@@ -334,7 +327,7 @@ def key(
 
 
 def _day(text: str | None) -> str:
-    """Return a day as typed; today, UTC, where none is."""
+    """Return the day of --date as YYYY-MM-DD; without one, today in UTC."""
     from datetime import UTC, date, datetime
 
     day = datetime.now(UTC).date() if text is None else read(date.fromisoformat, "--date", text, DAY)

@@ -1,4 +1,4 @@
-"""Verbs of `fedveil server`: a federation that is served, its state, its log and its enrolments."""
+"""Verbs of `fedveil server`: serve a federation, show its state and its log, accept enrolments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
 
 from ..base.refusal import Refusal
 from .grammar import (
@@ -19,6 +18,7 @@ from .grammar import (
     Reason,
     acts,
     allow_local_modules,
+    flag,
     option,
     port_of,
     verb,
@@ -35,7 +35,7 @@ def serve(
     as_json: Json = False,
     accept_vacuous: AcceptVacuous = False,
     despite_alarm: Annotated[
-        bool, Option("--despite-alarm", help="Resume a run that an alarm of its audit has paused.")
+        bool, flag("--despite-alarm", "Resume a run that an alarm of its audit has paused.")
     ] = False,
     reason: Reason = None,
     page: Page = False,

@@ -1,7 +1,7 @@
-"""Runs that the preflight let pass: one job or a sweep, and the table and exit code that come of it.
+"""Bodies of `fedveil simulate` and `fedveil plan`: jobs that passed the preflight, one alone or those of a sweep.
 
-A single run is Hydra's call in this process. A job of a sweep may run anywhere that a launcher takes it: it leaves
-`job.json` in its folder, and all that is said of a sweep is read from there.
+A single run is a call in this process. A job of a sweep may run on any machine to which Hydra's launcher sends it, so it
+leaves `job.json` in its folder, from which the table and the exit code of a sweep are made.
 """
 
 import contextlib
@@ -9,9 +9,8 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..base.refusal import Refusal, refusing
-from ..configs.compose import PRIMARY, SHIPPED_CONFIGS, VERSION_BASE, Job, compose_jobs, opened, run_composed
+from ..configs.compose import (
+    PRIMARY,
+    SHIPPED_CONFIGS,
+    VERSION_BASE,
+    Job,
+    allow_arguments,
+    compose_jobs,
+    run_composed,
+)
 from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..run.callbacks import Callback
-from .compare import JOB, format_table, read_rows, write_csv, write_json
+from .compare import JOB, format_table, natural_key, read_rows, write_csv, write_json
 from .deferred import HEAVY, defer, importing
 
-REFUSED = 2
-FAILED = 1
-INTERRUPTED = 130
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # From best to worst; the worst job of a sweep decides its exit code.
 STATUSES = ("completed", "exhausted", "refused", "failed", "interrupted")
 TABLE = "sweep.csv"
@@ -38,12 +43,12 @@ TABLE = "sweep.csv"
 
 @dataclass(frozen=True)
 class Ended:
-    """How one job ended.
+    """One job that has ended.
 
     Attributes:
-        overrides: that made the job.
-        exit_code: of the job alone.
-        result: as result.json has it, at least a status.
+        overrides: overrides of the job.
+        exit_code: exit code of the job alone.
+        result: content of result.json, or at least a status.
     """
 
     overrides: tuple[str, ...]
@@ -52,7 +57,7 @@ class Ended:
 
     @property
     def status(self) -> str:
-        """Word of the result."""
+        """Status in the result, one of `STATUSES` or of an audit."""
         return str(self.result.get("status", "failed"))
 
 
@@ -64,17 +69,16 @@ def simulate(
     Args:
         argv: Hydra's flags and overrides.
         as_json: print results as JSON, and nothing else.
-        page_port: of the page that is served while the run goes on; 0 lets the system choose, None serves none.
-        accept_sweep: run several private runs on real data without asking.
+        page_port: port of the page that is served during the run; 0 for any free port, None for no page.
+        accept_sweep: whether a sweep of private runs on real data is not refused.
     """
-    argv = opened(argv)
+    argv = allow_arguments(argv)
     checked = preflight(argv, writes=True)
     if _print_flags(checked):
         return 0
-    if not checked.jobs:
+    if checked.folder is None:  # there is no job
         return _hydra(checked, argv, _job)
-    assert checked.folder is not None
-    new = [each for each in (checked.folder, *checked.folder.parents) if not each.exists()]
+    new_folders = [each for each in (checked.folder, *checked.folder.parents) if not each.exists()]
     if checked.sweep:
         if page_port is not None:
             raise Refusal("--page", "with a sweep", "one page shows one run; give one value to each key")
@@ -82,24 +86,27 @@ def simulate(
             from .plan import require_accepted
 
             require_accepted([settings for _, settings in checked.jobs])
-        return _sweep(checked, new, argv, as_json)
+        return _sweep(checked, checked.folder, new_folders, argv, as_json)
     defer(*HEAVY)
     from ..evidence.live_page import live_page
 
-    ended: list[Ended] = []
+    ended: list[Ended] = []  # filled by the job, unless Hydra fails before it
     ((job, _),) = checked.jobs
-    with live_page(page_port) as watching:
-        run_into = partial(_run_into, ended, as_json, watching)
-        code = run_composed(job, checked.arguments, _make_folder(checked.folder), run_into)
+    with live_page(page_port) as callbacks:
+
+        def run(config: DictConfig) -> None:
+            ended.append(_run(_this_job(config), _folder(), as_json, callbacks))
+
+        code = run_composed(job, checked.arguments, _make_folder(checked.folder), run)
     if ended and ended[0].status == "refused":
-        _remove_empty(new)
+        _remove_empty(new_folders)
     if as_json:
         _print_json(ended)
     return code or (ended[0].exit_code if ended else FAILED)
 
 
 def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, accuracy: bool = False) -> int:
-    """Run ``fedveil plan``: the same command line, no training and no folder."""
+    """Run ``fedveil plan`` on a command line of simulate; return the exit code. With `accuracy` print predictions instead."""
     checked = preflight(argv, writes=False)
     if plot is not None and checked.sweep:
         raise Refusal("--plot", str(plot), "one picture shows one plan; give one value to each key")
@@ -123,7 +130,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
 
 
 def _print_flags(checked: CheckedJobs) -> bool:
-    """Print the output of Hydra's flags that Hydra lacks: keys and their meaning, a sweep's jobs."""
+    """Print for --help and --cfg what Hydra does not: the meaning of keys, and each job of a sweep; return whether."""
     args = checked.arguments
     if args.help:
         from ..configs.reference import help_text
@@ -141,12 +148,8 @@ def _print_flags(checked: CheckedJobs) -> bool:
 # --- one job ------------------------------------------------------------------------------------------------------
 
 
-def _run_into(ended: list[Ended], quiet: bool, watching: "Sequence[Callback]", config: DictConfig) -> None:
-    ended.append(_run(_this(config), _folder(), quiet, watching))
-
-
 def _job(config: DictConfig) -> float | None:
-    """Run one job of a sweep; return its objective, if a sweeper wants one."""
+    """Run one job of a sweep, which Hydra calls by the name of this function; see `_run_sweep_job`."""
     return _run_sweep_job(config, quiet=False)
 
 
@@ -155,8 +158,9 @@ def _quiet_job(config: DictConfig) -> float | None:
 
 
 def _run_sweep_job(config: DictConfig, quiet: bool) -> float | None:
+    """Run one job of a sweep and write job.json; return the metric that `optimize` names, for a sweeper."""
     folder = _folder()
-    ended = _run(_this(config), folder, quiet)
+    ended = _run(_this_job(config), folder, quiet)
     fields = {"overrides": ended.overrides, "exit_code": ended.exit_code, "result": _finite(ended.result)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -173,22 +177,25 @@ def _run_sweep_job(config: DictConfig, quiet: bool) -> float | None:
     return float(metrics[objective])
 
 
-def _this(config: DictConfig) -> Job:
-    context: Any = HydraConfig.get()
-    return Job(tuple(str(each) for each in context.overrides.task), config, context)
+def _this_job(config: DictConfig) -> Job:
+    """Return the job that Hydra is running, of this configuration."""
+    hydra_node: Any = HydraConfig.get()
+    return Job(tuple(str(each) for each in hydra_node.overrides.task), config, hydra_node)
 
 
 def _folder() -> Path:
+    """Return the folder of the job that Hydra is running."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def _run(job: Job, folder: Path, quiet: bool, watching: "Sequence[Callback]" = ()) -> Ended:
+def _run(job: Job, folder: Path, quiet: bool, callbacks: Sequence[Callback] = ()) -> Ended:
+    """Run a job and return how it ended; errors are printed, and no exception is raised."""
     defer(*HEAVY)
     try:
         with importing():
             from ..simulations.simulate import simulate as run
 
-        outcome = run(settings_of(job), folder, quiet=quiet, callbacks=watching)
+        outcome = run(settings_of(job), folder, quiet=quiet, callbacks=callbacks)
         return Ended(job.overrides, outcome.exit_code, outcome.result)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
@@ -206,11 +213,7 @@ def _run(job: Job, folder: Path, quiet: bool, watching: "Sequence[Callback]" = (
 
 
 def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig], Any]) -> int:
-    """Hand the command line to Hydra, which makes the folder of each job and calls it.
-
-    Returns:
-        0 unless Hydra itself could not go on.
-    """
+    """Run Hydra on the command line, which makes the folder of each job and calls `job`; return Hydra's exit code."""
     flags = [*argv]
     if checked.arguments.config_path is not None:
         flags += ["--config-path", checked.arguments.config_path]
@@ -221,20 +224,21 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
         hydra.main(config_path=SHIPPED_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as stop:  # how Hydra ends when it has shown something, or could not go on
+    except SystemExit as stop:  # Hydra has printed something, or failed
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else 0
     return 0
 
 
 def _make_folder(folder: Path) -> Path:
+    """Create the folder of a run or a sweep, and return it."""
     with refusing("hydra.run.dir", folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders that hold nothing, each before the one that holds it."""
-    with contextlib.suppress(OSError):  # the first that holds something, and those above it, stay
+    """Remove folders that are empty, from the lowest to the highest."""
+    with contextlib.suppress(OSError):  # the first that is not empty stays, with those above it
         for each in folders:
             each.rmdir()
 
@@ -242,17 +246,21 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 # --- a sweep ------------------------------------------------------------------------------------------------------
 
 
-def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_json: bool) -> int:
-    assert checked.folder is not None
-    sweep = checked.folder
+def _sweep(
+    checked: CheckedJobs, sweep: Path, new_folders: Sequence[Path], argv: Sequence[str], as_json: bool
+) -> int:
+    """Run a sweep into a folder, write and print its table, and return the exit code.
+
+    If all jobs are refused, `new_folders`, which did not exist before, are removed again.
+    """
     code = _hydra(checked, argv, _quiet_job if as_json else _job)
-    folders = sorted((path.parent for path in sweep.rglob(JOB)), key=_order)
+    folders = sorted((path.parent for path in sweep.rglob(JOB)), key=natural_key)
     ended = [_read(folder) for folder in folders]
     rows = read_rows(folders, sweep)
-    with contextlib.suppress(OSError):  # a full disk loses no more than the summary
+    with contextlib.suppress(OSError):  # on a full disk only the summary is lost
         if ended and all(each.status == "refused" for each in ended):
-            _forget(folders, sweep)
-            _remove_empty(new)
+            _remove_refused(folders, sweep)
+            _remove_empty(new_folders)
         else:
             write_json(rows, sweep / SWEEP)
             write_csv(rows, sweep / TABLE)
@@ -269,8 +277,8 @@ def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_js
     return worst or code
 
 
-def _forget(folders: Sequence[Path], sweep: Path) -> None:
-    """Remove what refused jobs, and Hydra, have left of a sweep in which no job ran."""
+def _remove_refused(folders: Sequence[Path], sweep: Path) -> None:
+    """Remove the files of refused jobs, and Hydra's, of a sweep in which no job ran."""
     for folder in folders:
         (folder / JOB).unlink()
         _remove_empty([each for each in (folder, *folder.parents) if sweep in each.parents])
@@ -278,22 +286,18 @@ def _forget(folders: Sequence[Path], sweep: Path) -> None:
 
 
 def _read(folder: Path) -> Ended:
+    """Return how the job of a folder ended, from job.json."""
     fields = json.loads((folder / JOB).read_text(encoding="utf-8"))
     return Ended(tuple(fields["overrides"]), fields["exit_code"], fields["result"])
 
 
-def _order(folder: Path) -> tuple[int, str]:
-    """Return the sort key of a folder: the number of its job, otherwise its name."""
-    return (int(folder.name), "") if folder.name.isdigit() else (0, str(folder))
-
-
-def _print_json(ended: Iterator[Ended] | Sequence[Ended]) -> None:
+def _print_json(ended: Sequence[Ended]) -> None:
     for each in ended:
         print(json.dumps(_finite(each.result), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
-    """Return the same with null for what JSON has no number for: a model that diverged has a loss of NaN."""
+    """Return a value of JSON with null for numbers that are not finite: a model that diverged has a loss of NaN."""
     if isinstance(value, Mapping):
         return {str(key): _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -302,4 +306,5 @@ def _finite(value: Any) -> Any:
 
 
 def _badness(job: Ended) -> int:
+    """Return the place of a job's status in `STATUSES`; a status that is not listed is the worst."""
     return STATUSES.index(job.status) if job.status in STATUSES else len(STATUSES)

@@ -1,4 +1,4 @@
-"""Verbs of the command line: the help, the volume and the usage errors that all of them share."""
+"""Classes of verbs and of their groups: help, completion, --quiet and --verbose, and errors of usage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..strategies.hints import option_hint
 
-# Hydra's own flags: (names, what stands behind, help). Hydra reads them; here they are shown, completed and compared.
+# Hydra's own flags: (names, value, help). Hydra parses them; here they are listed, completed and known as no mistakes.
 HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("-m", "--multirun"), "", "Run every combination of comma-separated values."),
     (("-c", "--cfg"), "job|hydra|all", "Show the configuration; run nothing."),
@@ -34,7 +34,7 @@ HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("-sc", "--shell-completion"), "", "Hydra's own completion; prefer --install-completion."),
     (("--experimental-rerun",), "FILE", "Refused: it reads a pickle."),
 )
-NUM_FLAGS = 9
+NUM_FLAGS = 9  # the first of these, which the help lists
 HELP = ("-h", "--help")
 CONTEXT: dict[str, Any] = {"help_option_names": list(HELP), "max_content_width": 100}
 VOLUME = (
@@ -45,6 +45,7 @@ VOLUME = (
 
 @contextmanager
 def _volume(quiet: bool, verbose: bool) -> Generator[None]:
+    """Discard standard output in the block if quiet; log to standard error from here on if verbose."""
     if verbose:
         import logging
 
@@ -57,7 +58,7 @@ def _volume(quiet: bool, verbose: bool) -> Generator[None]:
 
 
 class Verb(TyperCommand):
-    """A verb that does something."""
+    """A verb, not a group of them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -85,26 +86,27 @@ class Verb(TyperCommand):
         _write_rows(formatter, "Options", [record for record in records if record is not None])
 
     def _help(self, argument: click.Argument) -> str:
-        """Return an argument's help. typer hands it to click's class, which since 8.5 loses it again."""
+        """Return an argument's help from its declaration; click's class loses it since 8.5."""
         assert self.callback is not None
         declared = get_type_hints(inspect.unwrap(self.callback), include_extras=True)[str(argument.name)]
         return next((str(each.help) for each in get_args(declared) if isinstance(each, ArgumentInfo)), "")
 
 
 class HydraVerb(Verb):
-    """A verb that hands overrides and Hydra's flags on to Hydra."""
+    """A verb whose other words are overrides, and flags of Hydra."""
 
     config_name = "config"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the verb's own options; leave Hydra's words in `ctx.args`, --help among them."""
+        """Parse the verb's own options and leave Hydra's words, --help among them, in `ctx.args`."""
         asks_help = not ctx.resilient_parsing and bool(set(args) & set(HELP))
         super().parse_args(ctx, [each for each in args if each not in HELP])
         opts = [name for each in self.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
         flags = [*(name for names, _, _ in HYDRA_FLAGS for name in names), *HELP, *opts]
         for word in ctx.args:
-            if word.startswith("-") and word.partition("=")[0] not in flags and not ctx.resilient_parsing:
-                raise click.NoSuchOption(word.partition("=")[0], possibilities=flags, ctx=ctx)
+            name = word.partition("=")[0]
+            if name.startswith("-") and name not in flags and not ctx.resilient_parsing:
+                raise click.NoSuchOption(name, possibilities=flags, ctx=ctx)
         if asks_help:
             click.echo(ctx.get_help())
             if find_spec("hydra") is None:
@@ -120,74 +122,77 @@ class HydraVerb(Verb):
         _write_rows(formatter, "Flags of Hydra", rows[:NUM_FLAGS])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete options, Hydra's flags and what stands behind one, groups, options of groups and keys."""
+        """Complete options, Hydra's flags and the value of one, groups, options of groups and keys."""
         if incomplete.startswith("-"):
-            flags = [CompletionItem(n, help=text) for names, _, text in HYDRA_FLAGS for n in names[-1:]]
+            flags = [CompletionItem(names[-1], help=text) for names, _, text in HYDRA_FLAGS]
             return [*super().shell_complete(ctx, incomplete), *_beginning(flags, incomplete)]
         flag_values = {name: value for names, value, _ in HYDRA_FLAGS for name in names}
-        if value := flag_values.get(ctx.args[-1] if ctx.args else ""):
+        previous = "".join(ctx.args[-1:])
+        value = flag_values.get(previous, "")
+        if value == "DIR":
+            return [CompletionItem(incomplete, type="dir")]
+        if value:
             words = [CompletionItem(each) for each in value.split("|") if not each.isupper()]
-            return (
-                [CompletionItem(incomplete, type="dir")] if value == "DIR" else _beginning(words, incomplete)
-            )
+            return _beginning(words, incomplete)
         from .completion import hydra_words
 
         return hydra_words(self.config_name, ctx.args, incomplete)
 
 
 class ServerVerb(HydraVerb):
-    """The verb whose configuration is a server's."""
+    """A verb of Hydra's whose primary configuration is that of a server."""
 
     config_name = "server"
 
 
 class Verbs(TyperGroup):
-    """A group of verbs; a hidden one among them takes any word that names none of the others."""
+    """A group of verbs. At most one is hidden: it is called without its name, with words that name no other verb."""
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name, each in self.commands.items() if not each.hidden]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the hidden verb's name before what is none of the others' names."""
-        names = {*(name for name, each in self.commands.items() if not each.hidden), *HELP}
+        """Insert the hidden verb's name before a word that names no verb; refuse one that is nearly a verb's name."""
+        words = [*self._names, *HELP]
         default = self._default()
-        if default is not None and args and args[0] not in names:
-            self._refuse_misspelling(ctx, args, names)
+        if default is not None and args and args[0] not in words:
+            matches = difflib.get_close_matches(args[0], words, n=1, cutoff=0.75)
+            if matches and not os.path.exists(args[0]) and not ctx.resilient_parsing:
+                raise _no_such_verb(ctx, args[0], matches)
             args = [str(default.name), *args]
         return super().parse_args(ctx, args)
 
     def _default(self) -> click.Command | None:
+        """Return the hidden verb; None of a group without one."""
         return next((each for each in self.commands.values() if each.hidden), None)
-
-    def _refuse_misspelling(self, ctx: click.Context, args: Sequence[str], names: set[str]) -> None:
-        """Refuse what is nearly the name of a verb and of no file."""
-        matches = difflib.get_close_matches(args[0], names, n=1, cutoff=0.75)
-        if matches and not os.path.exists(args[0]) and not ctx.resilient_parsing:
-            raise _no_such_verb(ctx, args[0], matches)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb, or refuse with the nearest."""
+        """Return click's result for the verb that the first word names; refuse another word with the nearest verb."""
         if args[0] not in self.commands and not ctx.resilient_parsing and not args[0].startswith("-"):
-            names = [name for name, each in self.commands.items() if not each.hidden]
+            names = self._names
             matches = [name for name in names if name.startswith(args[0])]
             raise _no_such_verb(ctx, args[0], matches[:1] or difflib.get_close_matches(args[0], names, n=1))
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what the verbs are for and a line for each."""
-        formatter.write(f"usage: {_path(ctx)} VERB ...\n" if ctx.parent is None else "")
+        """Write the purpose of the verbs and a line for each; of the whole command line also its usage and options."""
+        verb = "..."
+        if ctx.parent is None:
+            verb = "VERB"
+            formatter.write(f"usage: {_path(ctx)} VERB ...\n")
         _write_text(formatter, self.help or "")
         rows = [(_listed(leaf), leaf.command.get_short_help_str(200)) for leaf in leaves(ctx)]
         _write_rows(formatter, "", rows)
         if ctx.parent is None:
-            _write_rows(
-                formatter, "Options", [r for p in self.get_params(ctx) if (r := p.get_help_record(ctx))]
-            )
-        _write_text(
-            formatter, f"{_path(ctx)} {'VERB' if ctx.parent is None else '...'} --help shows the details."
-        )
+            records = [each.get_help_record(ctx) for each in self.get_params(ctx)]
+            _write_rows(formatter, "Options", [*filter(None, records)])
+        _write_text(formatter, f"{_path(ctx)} {verb} --help shows the details.")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete the verbs, and what the hidden verb takes first."""
+        """Complete the verbs, and the first argument of the hidden one."""
         items = super().shell_complete(ctx, incomplete)
         default = self._default()
         if default is not None:
@@ -197,14 +202,13 @@ class Verbs(TyperGroup):
 
 
 def leaves(ctx: click.Context) -> list[click.Context]:
-    """Return the contexts of the verbs below this one that do something, in the order in which they are listed."""
-    contexts: list[click.Context] = []
+    """Return the context of each verb of a group and the groups below it, in the order of the list: groups last."""
     command = ctx.command
     if not isinstance(command, click.Group):
         return [ctx]
-    for name, each in sorted(command.commands.items(), key=lambda item: isinstance(item[1], click.Group)):
-        contexts += leaves(click.Context(each, parent=ctx, info_name=name, **CONTEXT))
-    return contexts
+    ordered = sorted(command.commands.items(), key=lambda item: isinstance(item[1], click.Group))
+    inner = (click.Context(each, parent=ctx, info_name=name, **CONTEXT) for name, each in ordered)
+    return [leaf for each in inner for leaf in leaves(each)]
 
 
 def usage(ctx: click.Context) -> str:
@@ -221,7 +225,7 @@ def usage(ctx: click.Context) -> str:
 
 
 def _listed(ctx: click.Context) -> str:
-    """Return the words of a verb and its arguments, as a list of verbs shows them."""
+    """Return a verb with the metavars of its arguments, for a list of verbs."""
     arguments = [_metavar(each) for each in ctx.command.params if isinstance(each, click.Argument)]
     return " ".join([_path(ctx), *arguments])
 
@@ -241,6 +245,7 @@ def describe_error(error: click.UsageError) -> str:
 
 
 def _no_such_verb(ctx: click.Context, word: str, matches: Sequence[str]) -> Refusal:
+    """Return the refusal of a word that is no verb, with the first of the similar verbs."""
     path = _path(ctx)
     matches = ["--version"] if word == "version" else matches
     nearest = f"did you mean '{path} {matches[0]}'?" if matches else f"{path} --help lists them"
@@ -248,7 +253,7 @@ def _no_such_verb(ctx: click.Context, word: str, matches: Sequence[str]) -> Refu
 
 
 def _path(ctx: click.Context) -> str:
-    """Return the words before a verb's arguments; a hidden verb's own name is none of them."""
+    """Return the words before a verb's arguments, such as `fedveil ledger show`; a hidden verb's name is left out."""
     if ctx.parent is None:
         return "fedveil"
     above = _path(ctx.parent)
@@ -256,6 +261,7 @@ def _path(ctx: click.Context) -> str:
 
 
 def _metavar(param: click.Parameter) -> str:
+    """Return the metavar of a parameter; of an argument with ... if it may repeat, and in brackets if it is optional."""
     name = param.metavar or str(param.name).upper()
     if not isinstance(param, click.Argument):
         return name
@@ -264,7 +270,7 @@ def _metavar(param: click.Parameter) -> str:
 
 
 def _write_text(formatter: click.HelpFormatter, text: str) -> None:
-    """Write paragraphs; those that are indented stand as they are."""
+    """Write paragraphs; one with indented lines, such as an example, is not wrapped."""
     for paragraph in text.strip("\n").split("\n\n"):
         formatter.write_paragraph()
         if any(line.startswith("  ") for line in paragraph.splitlines()):
@@ -274,6 +280,7 @@ def _write_text(formatter: click.HelpFormatter, text: str) -> None:
 
 
 def _write_rows(formatter: click.HelpFormatter, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Write (name, help) in two columns under a title, which may be empty; nothing if there are no rows."""
     if not rows:
         return
     formatter.write_paragraph()
@@ -285,4 +292,5 @@ def _write_rows(formatter: click.HelpFormatter, title: str, rows: Sequence[tuple
 
 
 def _beginning(items: Sequence[CompletionItem], incomplete: str) -> list[CompletionItem]:
+    """Return the items that begin with the word that is being typed."""
     return [each for each in items if each.value.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Verb `fedveil verify`: a bundle, a run folder, a ledger or a folder of ledgers, checked by what it holds alone."""
+"""Verb `fedveil verify`: checks of a bundle, a run folder, a ledger or a folder of ledgers, from its files alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ UNBOUND_WORDS = (
     "no ledger, signature or receipt binds these files, so whoever holds them may have written all of them; make a "
     "bundle that is signed, by fedveil report bundle RUN --key KEY"
 )
-MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
+MARKS = {
+    True: ("\u2713", "ok"),
+    False: ("\u2717", "FAILED"),
+    None: ("\u2013", "-"),
+}  # as a sign, and in ASCII
 
 
 @verb(app, "verify", "Check a run, a bundle or ledgers.")
@@ -74,17 +78,17 @@ def verify(
     from ..run.display import hanging
 
     if not path.exists():
-        raise Refusal(
-            "PATH", str(path), "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
-        )
+        remedy = "does not exist; name a run folder, a bundle, a ledger or a folder of ledgers"
+        raise Refusal("PATH", str(path), remedy)
     if roster is not None and not re.fullmatch("[0-9a-f]{64}", roster := roster.lower()):
         text = "is not 64 hexadecimal digits, as fedveil client roster prints them"
         raise Refusal("--roster", roster, text)
-    chains = [read_rollovers(each) for each in keys or ()]
+    keys, witnesses = keys or [], witnesses or []
+    chains = [read_rollovers(each) for each in keys]  # () of a key that is no file of rollovers
     public = tuple(
-        chain[-1].new if chain else read_public(each) for each, chain in zip(keys or (), chains, strict=True)
+        chain[-1].new if chain else read_public(key) for key, chain in zip(keys, chains, strict=True)
     )
-    rollovers, witness_keys = tuple(filter(None, chains)), tuple(map(read_public, witnesses or ()))
+    rollovers, witness_keys = tuple(filter(None, chains)), tuple(map(read_public, witnesses))
     ledger_head = head_of(*head) if head else None
     knowledge = Knowledge(public, ledger_head, device, roster, receipts, rollovers, witness_keys, tsa)
     if path.is_dir() and any((path / name).exists() for name in (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)):
@@ -93,14 +97,14 @@ def verify(
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
-        of_runs = (("--device", device), ("--roster", roster), ("--receipts", receipts))
-        for option, value in (*of_runs, ("--witness", witnesses or None), ("--tsa", tsa)):
+        options = {"--device": device, "--roster": roster, "--receipts": receipts}
+        options |= {"--witness": witnesses or None, "--tsa": tsa}
+        for name, value in options.items():
             if value is not None:
-                raise Refusal(
-                    option, str(value), "is of a run, and not of a ledger; give the folder of a run"
-                )
+                remedy = "is of a run, and not of a ledger; give the folder of a run"
+                raise Refusal(name, str(value), remedy)
         lines = [*_answers(path), *(_ledger(each, path, ledger_head) for each in ledgers_in(path))]
-        bound = True  # a ledger is what binds
+        bound = True  # by the ledgers themselves
     ok = all(line.ok is not False for line in lines)
     code = WRONG if not ok else 0 if bound else UNBOUND
     if as_json:
@@ -116,7 +120,7 @@ def verify(
 
 
 def _count_checks(lines: Sequence[CheckLine]) -> str:
-    """Return how many checks passed, failed and could not be made, with the names of the last two."""
+    """Return the numbers of checks that failed, passed and could not be made; all but those that passed are named."""
     names = {ok: [line.name for line in lines if line.ok is ok] for ok in (True, False, None)}
     failed, open_ = (", ".join(names[ok]) for ok in (False, None))
     counts = [f"{len(names[False])} failed: {failed}"] if failed else []
@@ -126,16 +130,17 @@ def _count_checks(lines: Sequence[CheckLine]) -> str:
 
 
 def _mark(ok: bool | None) -> str:
-    tick, word = MARKS[ok]
+    """Return the sign of a check's result, or its word on a terminal that cannot print the sign."""
+    sign, word = MARKS[ok]
     try:
-        tick.encode(sys.stdout.encoding or "ascii")
+        sign.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         return word
-    return tick
+    return sign
 
 
 def _answers(folder: Path) -> Iterator[CheckLine]:
-    """Yield whether the page of a folder of answers, if any, matches the answers."""
+    """Yield the check that the page and the report of a folder of answers match the answers; none without a page."""
     from ..evidence.answers import report_of_answers
     from ..evidence.binding.page import ANOTHER, UNMADE, page_again, require_values
     from ..evidence.binding.verify import FAULTS, CheckLine
@@ -144,24 +149,25 @@ def _answers(folder: Path) -> Iterator[CheckLine]:
     if not page.exists() and not report.exists():
         return
     try:
-        html, whole = page.read_bytes().decode(), json.loads(report.read_bytes())
-        count, again = require_values(html, whole), page_again(whole)
-        if whole != report_of_answers(folder):
+        html, fields = page.read_bytes().decode(), json.loads(report.read_bytes())
+        count, expected = require_values(html, fields), page_again(fields)  # None if it cannot be made here
+        if fields != report_of_answers(folder):
             raise ValueError(f"{REPORT} differs from the answers and their ledger; make it again")
-        if again not in (html, None):
+        if expected not in (html, None):
             raise ValueError(ANOTHER)
-        ok = None if again is None else True
+        ok = True if expected else None
         finding = f"{count} values match the answers{'' if ok else f'; {UNMADE}'}"
     except FAULTS as problem:
         ok, finding = False, str(problem) or type(problem).__name__
     yield CheckLine("page", ok, finding)
 
 
-def _ledger(path: Path, among: Path, head: EntryHead | None) -> CheckLine:
+def _ledger(path: Path, root: Path, head: EntryHead | None) -> CheckLine:
+    """Return the check of one ledger, named by its path below `root`."""
     from ..evidence.binding.verify import CheckLine
 
     verification = verify_ledger(path, head)
-    name = path.name if path == among else str(path.relative_to(among))
+    name = path.name if path == root else str(path.relative_to(root))
     if verification.problem is not None:
         return CheckLine(name, False, verification.problem)
     spent = "nothing was released"

@@ -35,7 +35,7 @@ CERTIFICATE = "tls.pem"
 ROSTER = "roster.bin"  # in a bundle the issued roster, in a device's state folder the latest one
 ROLLOVERS = "rollovers.json"  # of the authority's key; in a device's state folder those in force there
 SCHEMA = "schema.yaml"  # of tables, the same at the server and at every device
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
+OTHERS = stat.S_IRWXG | stat.S_IRWXO  # permissions of users other than the owner
 
 NAME = MEMBER_NAME
 NAME_FORM = "at most 48 of a-z, 0-9, - and _, the first a letter or a digit"
@@ -59,7 +59,7 @@ class Credentials:
     """Credentials of one end of a mutually authenticated TLS connection, each in PEM.
 
     Attributes:
-      ca: certificate of the federation's authority, the only trusted one; during an overlap followed by a second.
+      ca: certificate of the federation's authority, the only trusted one; during a rollover of its keys also the second.
       certificate: certificate of this end, signed by the authority.
       key: private key of the certificate, secret.
       earlier: certificates of authorities that `ca` has replaced; a server still accepts clients' certificates signed by
@@ -88,8 +88,9 @@ def read_secret(path: Path) -> bytes:
 
 
 def _read(path: Path, forbidden: int) -> bytes:
+    """Return the bytes of a file; raise Refusal as `read_file`, and if it has one of the forbidden permissions."""
     try:
-        # Nonblocking: opening a FIFO would otherwise wait for its writer.
+        # O_NONBLOCK: opening a FIFO would otherwise wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -107,15 +108,7 @@ def _read(path: Path, forbidden: int) -> bytes:
 
 
 def refuse_writable(folder: Path, *names: str) -> None:
-    """Refuse a folder, or files in it, that users other than the owner may change, because they cannot be trusted.
-
-    Args:
-      folder: folder of the bundle.
-      names: names of the files; missing ones are skipped.
-
-    Raises:
-      Refusal: other users may write the folder or a file; the first one is named.
-    """
+    """Refuse a bundle's folder, or files in it, that users other than the owner may write; a missing file is skipped."""
     for path in (folder, *(folder / name for name in names)):
         with suppress(OSError):
             if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -123,7 +116,7 @@ def refuse_writable(folder: Path, *names: str) -> None:
 
 
 def read_toml(kind: type[T], path: Path) -> T:
-    """Read a TOML file as a dataclass; see `read_group`.
+    """Read a TOML file as a dataclass (`read_group`).
 
     Raises:
       Refusal: the file cannot be read, is not TOML, or has invalid keys, all of which are named.
@@ -131,16 +124,18 @@ def read_toml(kind: type[T], path: Path) -> T:
     return read_toml_text(kind, read_file(path), str(path))
 
 
-def read_toml_text(kind: type[T], data: bytes, where: str) -> T:
-    """Read TOML as a dataclass; `where` is its source, for a refusal. See `read_toml`."""
+def read_toml_text(kind: type[T], data: bytes, source: str) -> T:
+    """Read TOML as a dataclass; `source` is its path or origin, for a refusal. Errors as of `read_toml`."""
     try:
         values = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
-        raise Refusal("file", where, f"is not UTF-8 (byte {error.start})") from None
-    except (ValueError, RecursionError) as error:
-        # Also an impossible date, or an integer of thousands of digits.
-        raise Refusal("file", where, f"is not TOML: {error}") from None
-    return read_group(kind, values, where)
+        raise Refusal("file", source, f"is not UTF-8 (byte {error.start})") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an impossible date and an integer of thousands of digits too
+        raise Refusal("file", source, f"is not TOML: {error}") from None
+    return read_group(kind, values, source)
 
 
 def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = b"") -> Credentials:
@@ -157,9 +152,9 @@ def read_credentials(folder: Path, federation: str, name: str, earlier: bytes = 
         valid yet is accepted: a device's clock may be late.
     """
     path = folder / CERTIFICATE
-    key = read_secret(folder / "tls.key")
-    credentials = Credentials(read_file(folder / "ca.pem"), read_file(path), key, earlier)
-    check_certificate(path, credentials.certificate, credentials, federation, name)
+    key, ca, certificate = read_secret(folder / "tls.key"), read_file(folder / "ca.pem"), read_file(path)
+    credentials = Credentials(ca, certificate, key, earlier)
+    check_certificate(path, certificate, credentials, federation, name)
     return credentials
 
 
@@ -181,7 +176,7 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
     if not issued_by(certificate, credentials.ca + b"\n" + credentials.earlier):
         raise Refusal("file", str(path), "was not signed by the authority in ca.pem")
     key = path.with_name("tls.key")
-    if spki(_private(key, credentials.key).public_key()) != spki(certificate.public_key()):
+    if spki(_load_private_key(key, credentials.key).public_key()) != spki(certificate.public_key()):
         raise Refusal("file", str(key), "is not the key of the certificate beside it")
     for attribute, expected in ((NameOID.ORGANIZATION_NAME, federation), (NameOID.COMMON_NAME, name)):
         if [each.value for each in certificate.subject.get_attributes_for_oid(attribute)] != [expected]:
@@ -205,19 +200,18 @@ def certificate_ends(path: Path, pem: bytes) -> int:
     return int(load_certificate(path, pem).not_valid_after_utc.timestamp())
 
 
-def read_hexadecimal(path: Path) -> bytes:
-    """Return an authority's public key from a file in hexadecimal; see `privacy.secagg.roster.read_roster`."""
-    try:
+def read_authority_key(path: Path) -> bytes:
+    """Return an authority's public key, which signs rosters, from its file in hexadecimal."""
+    key = b""
+    with suppress(ValueError):
         key = bytes.fromhex(read_file(path).decode("ascii"))
-    except ValueError:
-        key = b""
     if len(key) not in (KEY_BYTES, BOTH_BYTES):
         raise Refusal("file", str(path), f"must hold {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")
     return key
 
 
 def read_signed_roster(path: Path, authority: bytes, *others: bytes) -> tuple[Roster, bytes]:
-    """Return a roster and its signed bytes; raise Refusal if its signature matches none of these public keys."""
+    """Return a roster and its signed bytes; raise Refusal if it was signed by none of these authorities' keys."""
     signed = read_file(path)
     try:
         return read_roster(signed, authority, *others), signed
@@ -238,8 +232,8 @@ def read_rollovers(
 
 
 def read_private_key(path: Path) -> Any:
-    """Return the private key in a PEM file, which only its owner may access."""
-    return _private(path, read_secret(path))
+    """Return the private key in a PEM file; raise Refusal as `read_secret`, or if the file contains none."""
+    return _load_private_key(path, read_secret(path))
 
 
 def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
@@ -250,7 +244,8 @@ def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
         raise Refusal("file", str(path), "is not a certificate in PEM") from None
 
 
-def _private(path: Path, pem: bytes) -> Any:
+def _load_private_key(path: Path, pem: bytes) -> Any:
+    """Parse a private key in PEM without a passphrase; `path` is its file, for a refusal."""
     try:
         return load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):

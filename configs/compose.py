@@ -48,7 +48,7 @@ Reader = Callable[[DictConfig], object]
 SHIPPED_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
-ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
+CONSTRUCTOR_ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
 VERSION_BASE = "1.3"
 # Errors of Hydra, OmegaConf and the YAML parser for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
@@ -66,7 +66,7 @@ if sys.version_info >= (3, 14):
 
 
 class OwnConfigs(SearchPathPlugin):
-    """Puts this package's options last in the search path, so that a user's own tree may leave them out."""
+    """Plugin that puts this package's options last in the search path, so that a user's own tree may leave them out."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("fedveil", SHIPPED_CONFIGS)
@@ -74,7 +74,7 @@ class OwnConfigs(SearchPathPlugin):
 
 @dataclass(frozen=True)
 class Job:
-    """One composed job: the overrides that make it, and the configuration without Hydra's node."""
+    """One composed job: its overrides, its configuration without Hydra's node, and that node."""
 
     overrides: tuple[str, ...]
     config: DictConfig
@@ -82,7 +82,7 @@ class Job:
 
 
 def _store_tuned() -> None:
-    """Make each row of tuned.yaml an option of the group `tuned`, which the choice of task and privacy names."""
+    """Store each row of tuned.yaml as an option of the group `tuned`; config.yaml chooses it by task and privacy."""
     table = yaml.safe_load((Path(__file__).parent / "tuned.yaml").read_text("utf-8"))
     for task, modes in table.items():
         for mode, keys in modes.items():
@@ -110,17 +110,17 @@ _store_tuned()
 _store_models()
 
 
-def opened(argv: Sequence[str]) -> list[str]:
-    """Return the overrides with those of a constructor's arguments as additions, which no shipped file can list."""
-    return [f"++{each}" if each.startswith(ARGUMENTS) else each for each in argv]
+def allow_arguments(argv: Sequence[str]) -> list[str]:
+    """Return a command line with ++ before each argument of a user's class, a key that no shipped file can have."""
+    return [f"++{each}" if each.startswith(CONSTRUCTOR_ARGUMENTS) else each for each in argv]
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Hydra's own flags, with ``--config-path`` relative to where the user stands."""
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse Hydra's flags and the overrides; --config-path is relative to the working folder."""
     parser = get_args_parser()
     parser.prog = "fedveil"
     args = parser.parse_args(list(argv))
-    args.overrides = opened(args.overrides)
+    args.overrides = allow_arguments(args.overrides)
     if args.experimental_rerun is not None:
         remedy = "reads a pickle; use resume=RUN instead"
         raise Refusal("--experimental-rerun", args.experimental_rerun, remedy)
@@ -133,23 +133,23 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     """Compose each job of this command line, a sweep's in Hydra's own order.
 
     Args:
-        args: as `arguments` parsed them.
-        read: reader of a job's configuration; called for further mistakes if one was found.
+        args: result of `parse_arguments`.
+        read: reader of a configuration that raises its mistakes; if some overrides cannot be composed, it reads the
+            others, so that all mistakes are reported at once.
 
     Raises:
-        Mistakes: one sentence for each thing that Hydra could not compose.
+        Mistakes: one sentence for each mistake.
     """
     version.setbase(VERSION_BASE)
     setup_globals()
     loader = _loader(args)
     name = args.config_name or PRIMARY
-    # Without its name a group is as good as left out, and the table `tuned`, whose rows bear both names, can be read.
+    # Hydra cannot delete a group that names the option of another, `tuned`. Without its name it is read as missing too.
     overrides = [f"{each}.name" if each in ("~task", "~privacy") else each for each in args.overrides]
     parsed = lint.parse(overrides, loader)
-    files = [each for directory in _directories(loader, overrides) for each in check_directory(directory)]
-    if files:
-        raise Mistakes(files)
-    jobs = _split(loader, name, parsed) if is_sweep(args) else [overrides]
+    if bad_files := [each for folder in _directories(loader, overrides) for each in check_directory(folder)]:
+        raise Mistakes(bad_files)
+    jobs = _jobs_of_sweep(loader, name, parsed) if is_sweep(args) else [overrides]
     composed: list[Job] = []
     mistakes: list[Refusal] = []
     for job in jobs:
@@ -162,17 +162,19 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     return composed
 
 
-def _split(loader: ConfigLoader, name: str, parsed: list[Override]) -> list[list[str]]:
+def _jobs_of_sweep(loader: ConfigLoader, name: str, parsed: list[Override]) -> list[list[str]]:
     """Return the overrides of each job of a sweep.
 
-    Hydra's own sweeper runs every combination. Another chooses values as it goes: of its search space the two corners
-    are composed, that of each first value and that of each last.
+    Hydra's own sweeper runs every combination. Others choose values during the sweep: of their search space two jobs are
+    checked, that with the first value of each key and that with the last of each.
     """
     fixed = [lint.text_of(each) for each in parsed if not each.is_sweep_override()]
     try:
         sweeper = _load(loader, name, fixed).hydra.sweeper
     except COMPOSITION_ERRORS:
-        return BasicSweeper.split_arguments(parsed, None)[0]  # composing the jobs tells what is wrong
+        return BasicSweeper.split_arguments(parsed, None)[
+            0
+        ]  # the mistake is reported when the jobs are composed
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     overrides = [*lint.parse(params, loader), *parsed]
     if sweeper.get("_target_") == BASIC_SWEEPER:
@@ -181,17 +183,17 @@ def _split(loader: ConfigLoader, name: str, parsed: list[Override]) -> list[list
 
 
 def is_sweep(args: argparse.Namespace) -> bool:
-    """Whether Hydra will run one job for each combination of values."""
+    """Return whether Hydra will run one job for each combination of values."""
     return args.multirun or "hydra.mode=MULTIRUN" in args.overrides
 
 
 def compose_overrides(overrides: Sequence[str], read: Reader | None = None) -> Job:
-    """Return the one job that these overrides make of the shipped configuration."""
-    return compose_jobs(arguments(["--", *overrides]), read)[0]
+    """Return the one job that these overrides make of the shipped configuration; arguments and errors as of `compose_jobs`."""
+    return compose_jobs(parse_arguments(["--", *overrides]), read)[0]
 
 
 def unique(mistakes: Sequence[Refusal]) -> list[Refusal]:
-    """Return the same without repetitions: jobs of a sweep share their mistakes."""
+    """Return mistakes without repetitions, which the jobs of a sweep have."""
     return list({str(mistake): mistake for mistake in mistakes}.values())
 
 
@@ -207,30 +209,28 @@ def read_job(job: Job, read: Callable[[DictConfig], Settings]) -> Settings:
 
 
 def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callable[[DictConfig], None]) -> int:
-    """Call `task` as Hydra's own run does, with the composed configuration: Hydra would compose it twice more.
+    """Call a function as Hydra's own run does, with logging and callbacks; Hydra would compose the job twice more.
 
     Args:
-        job: the only one of its command line.
-        args: as `arguments` parsed them.
-        folder: of the run.
-        task: is given the job's configuration.
+        job: the only job of its command line.
+        args: result of `parse_arguments`.
+        folder: run folder.
+        task: function that gets the job's configuration.
 
     Returns:
-        0 unless Hydra itself could not go on.
+        Exit code: 0, or Hydra's own if Hydra failed.
     """
     hydra: Any = job.hydra
     hydra.run.dir, hydra.mode = str(folder), RunMode.RUN
-
-    def whole(**_: object) -> DictConfig:
-        return hydra._get_parent()
-
     loader = _loader(args)
-    vars(loader)["load_configuration"] = whole
+    vars(loader)["load_configuration"] = lambda **_: (
+        hydra._get_parent()
+    )  # the configuration that was composed
     runner = Hydra("simulate", loader)
     GlobalHydra.instance().initialize(runner)
     try:
         run_and_report(lambda: runner.run(args.config_name or PRIMARY, task, args.overrides))
-    except SystemExit as stop:  # how Hydra ends where it could not go on
+    except SystemExit as stop:  # Hydra has failed, and printed why
         return stop.code if isinstance(stop.code, int) else 1
     finally:
         GlobalHydra.instance().clear()
@@ -238,6 +238,7 @@ def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callabl
 
 
 def _loader(args: argparse.Namespace) -> ConfigLoader:
+    """Return Hydra's loader for the shipped configuration and the user's folders; refuse a folder that does not exist."""
     if OwnConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(OwnConfigs)
     search_path = create_config_search_path(args.config_path or SHIPPED_CONFIGS)
@@ -245,11 +246,10 @@ def _loader(args: argparse.Namespace) -> ConfigLoader:
         directory = os.path.abspath(args.config_dir)
         if not os.path.isdir(directory):
             raise Refusal("--config-dir", args.config_dir, "there is no such directory")
-        search_path.prepend(
-            provider="command-line", path=f"file://{directory}", anchor=SearchPathQuery(provider="schema")
-        )
-    if args.config_path is not None and "://" not in args.config_path and not os.path.isdir(args.config_path):
-        raise Refusal("--config-path", args.config_path, "there is no such directory")
+        search_path.prepend("command-line", f"file://{directory}", SearchPathQuery(provider="schema"))
+    config_path = args.config_path or SHIPPED_CONFIGS
+    if "://" not in config_path and not os.path.isdir(config_path):
+        raise Refusal("--config-path", config_path, "there is no such directory")
     return ConfigLoaderImpl(config_search_path=search_path)
 
 
@@ -263,40 +263,43 @@ def _directories(loader: ConfigLoader, overrides: Sequence[str]) -> list[Path]:
 
 
 def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Reader | None) -> Job:
+    """Compose one job of the primary configuration `name`; raise all mistakes, arguments and errors as of `compose_jobs`."""
     try:
         return _load(loader, name, overrides)
     except Refusal:
         raise
     except COMPOSITION_ERRORS as error:
-        mistakes, good = _explain(loader, name, overrides)
+        mistakes, others = _explain(loader, name, overrides)
         if not mistakes:
-            raise _sentence(name, error) from None
+            raise _refusal_of(name, error) from None
     try:
         if read is not None:
-            read(_load(loader, name, good).config)
+            read(_load(loader, name, others).config)
     except Mistakes as more:
         mistakes += more.each
     except COMPOSITION_ERRORS:
-        pass  # what is left cannot be composed either: the first mistakes must go before more can be seen
+        pass  # the others depend on the mistaken ones, and cannot be read without them
     raise Mistakes(mistakes)
 
 
 def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple[list[Refusal], list[str]]:
-    groups, keys, mistakes = lint.split(loader, overrides)
+    """Return the mistakes in overrides that Hydra could not compose, and the overrides without one."""
+    choices, keys, mistakes = lint.split(loader, overrides)
     try:
-        config = _load(loader, name, groups).config
+        config = _load(loader, name, choices).config
     except COMPOSITION_ERRORS:  # the primary configuration itself is broken: nothing to compare the keys with
         return mistakes, []
     unplaced, placed = lint.place_keys(keys, config)
-    return mistakes + unplaced, groups + placed
+    return mistakes + unplaced, choices + placed
 
 
 def _load(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
+    """Compose one job by Hydra, which raises one of `COMPOSITION_ERRORS`; what Hydra would run of others is refused."""
     try:
         config = loader.load_configuration(
             config_name=name, overrides=list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=True
         )
-    except (AssertionError, AttributeError):  # of OmegaConf, which does not expect it
+    except (AssertionError, AttributeError):  # OmegaConf raises them for a key below a null
         remedy = "Hydra cannot put keys below one that is null; a space to search is given as learning_rate=interval(1,9)"
         raise Refusal("overrides", " ".join(overrides), remedy) from None
     hydra = config.hydra
@@ -307,7 +310,8 @@ def _load(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
     return Job(tuple(each for each in overrides if not each.startswith("hydra.")), job, hydra)
 
 
-def _sentence(name: str, error: Exception) -> Refusal:
+def _refusal_of(name: str, error: Exception) -> Refusal:
+    """Return one of `COMPOSITION_ERRORS` as a refusal; `name` is the primary configuration."""
     if isinstance(error, yaml.MarkedYAMLError):
         file = error.problem_mark.name if error.problem_mark else name
         return Refusal("file", file, yaml_sentence(error))

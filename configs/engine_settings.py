@@ -9,10 +9,9 @@ from .values import Positive
 
 
 class Engine(Protocol):
-    """Settings of an engine, whichever it is.
+    """Settings that every engine has, as they are described in `InProcess`.
 
-    They say the number of processes on this machine (None: the engine's own), device and precision of models, the seconds
-    until a client's reply is late, the address of other machines, and whether clients and their ledgers may be there.
+    `address` is that of a cluster of machines, and `elsewhere` whether clients and their ledgers may be on other machines.
     """
 
     @property
@@ -39,16 +38,15 @@ class InProcess(Group):
     """Processes; null: one for each core or GPU, if each has enough work."""
     device: Annotated[
         str,
-        Field(
+        remedy(
+            "must be auto, cpu, mps, cuda, or one GPU as cuda:N",
             pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
-            json_schema_extra=remedy("must be auto, cpu, mps, cuda, or one GPU as cuda:N"),
         ),
     ] = "cpu"
     """Device on which models train and are evaluated; auto: a CUDA GPU if there is one. Workers share several GPUs."""
-    dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        Field(json_schema_extra=remedy("float16 would need a loss that is scaled")),
-    ] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], remedy("float16 would need a loss that is scaled")] = (
+        "float32"
+    )
     """Precision of models, by autocast; parameters and updates stay in float32."""
     deadline: Positive = 60.0
     """Seconds until one client's reply is late."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from ..base.extensions import extension, installed
@@ -20,51 +20,52 @@ from ..base.refusal import Range, Refusal
 from ..messages.local_training import RULES
 from .strict import Mistakes, unknown_key, value_at, wrong
 
-Schema = Mapping[str, Any]
+Schema = Mapping[str, Any]  # JSON schema, of a whole configuration or a part
 BOUNDS = {
     "exclusiveMinimum": "gt",
     "minimum": "ge",
     "exclusiveMaximum": "lt",
     "maximum": "le",
-}  # as of `Range`
+}  # fields of `Range`
 
 
-def remedy(text: str) -> Any:
-    """Return the Field metadata for a refusal text other than the range."""
-    return {"remedy": text}
+def remedy(text: str, **keywords: Any) -> Any:
+    """Return pydantic's Field with these keywords, whose refusal says this text, besides the range if there is one."""
+    return Field(json_schema_extra={"remedy": text}, **keywords)
 
 
 class OfKeys:
-    """Mark of a frozen dataclass that is read from a group of keys, as strictly as any."""
+    """Mark of a field that is a frozen dataclass, read from a group of keys as strictly as a `Group`."""
 
     def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
-        """Let pydantic read the keys, and make the dataclass of what it read."""
-        read = {
+        """Return a schema that reads those fields of the dataclass that are keys, and then creates the dataclass."""
+        fields = {
             name: core_schema.typed_dict_field(handler.generate_schema(hint), required=False)
             for name, hint in get_type_hints(source, include_extras=True).items()
             if name in RULES
         }
         keys = core_schema.no_info_before_validator_function(
             lambda value: vars(value) if is_dataclass(value) else value,
-            core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False}),
+            core_schema.typed_dict_schema(fields, config={"strict": True, "allow_inf_nan": False}),
         )
         return core_schema.no_info_after_validator_function(
-            lambda fields: source(**fields),
+            lambda values: source(**values),
             keys,
             serialization=core_schema.plain_serializer_function_ser_schema(vars),
         )
 
 
 class OfExtension:
-    """Mark of a field whose models an extension brings; without it the field is read by the core's own model."""
+    """Mark of a field whose models belong to an extension; without the extension it is read by the core's own model."""
 
     def __init__(self, group: str, core: Any) -> None:
         self.group, self.core = group, core
 
     def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
-        """Let pydantic read the keys by the models of the extension, if it is installed."""
-        here = installed("settings", self.group)
-        return handler.generate_schema(extension("settings", self.group, "", "") if here else self.core)
+        """Return the schema of the extension's models if it is installed, else of the core's."""
+        has_extension = installed("settings", self.group)
+        model = extension("settings", self.group, "", "") if has_extension else self.core
+        return handler.generate_schema(model)
 
 
 class Group(BaseModel):
@@ -74,7 +75,7 @@ class Group(BaseModel):
     inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Fields whose keys stand at the group's own level, and those keys."""
 
-    if not TYPE_CHECKING:  # a type checker knows the keywords of each model, and would forget them
+    if not TYPE_CHECKING:  # with it a type checker would not know the keywords of each model
 
         def __init__(self, **values: Any) -> None:
             try:
@@ -85,7 +86,7 @@ class Group(BaseModel):
         __init__.__pydantic_base_init__ = True  # pydantic need not call it for groups within groups
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield a key and a remedy for each rule between keys that is broken. All are in range by themselves."""
+        """Yield (key, remedy) for each broken rule between keys of this group, each of which is in range by itself."""
         yield from ()
 
     @property
@@ -94,24 +95,17 @@ class Group(BaseModel):
         return str(getattr(self, "name", ""))
 
     def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
-        """Return the kinds of query that a run asks by this group, each with the field that asks for it.
-
-        Args:
-            whole: as of `conflicts`.
-        """
+        """Return the (key, value) that requests it of each kind of query that this group requests of the settings `whole`."""
         return {}
 
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
-        """Yield the same for each rule between this group and others that is broken.
-
-        Args:
-            whole: the settings, in which each group is in range by itself.
-        """
+        """Yield (dotted key, remedy) for each broken rule between this group and others of the settings `whole`."""
         yield from ()
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: Any) -> Any:
+        """Collect the keys of each inline group into one dictionary, as pydantic expects it."""
         if not isinstance(values, dict):
             return values
         for field, names in cls.inline_groups.items():
@@ -130,7 +124,7 @@ class Group(BaseModel):
 
 @dataclass(frozen=True)
 class Node:
-    """Place in a schema: its path of keys, its content, and its group."""
+    """Place in a schema: its path of keys, the schema there, and the schema of the group above it."""
 
     path: tuple[str, ...]
     schema: Schema
@@ -141,11 +135,11 @@ class Node:
 def schema_of(model: type[Group]) -> dict[str, Any]:
     """Return the JSON schema of a configuration: every key with type, range, default and meaning."""
     schema = model.model_json_schema()
-    models = {group.__name__: group for group in _models(Group)}
+    models = {group.__name__: group for group in _subclasses(Group)}
     for title, group in {**schema.get("$defs", {}), model.__name__: schema}.items():
         for key, value in group.get("properties", {}).items():
             value.pop("title", None)
-            if text := _meaning(models.get(title, model), key):
+            if text := _field_doc(models.get(title, model), key):
                 value["description"] = text
         group.pop("title", None)
         if "description" in group:
@@ -160,80 +154,85 @@ def schema_of(model: type[Group]) -> dict[str, Any]:
 
 
 def node_at(schema: Schema, location: Sequence[str | int]) -> Node:
-    """Return where pydantic's location lies; the words by which it tells an option are no keys, nor are numbers."""
+    """Return the node of a schema at a location, as pydantic's errors have it.
+
+    Among the keys stand names of options, numbers of items and "training", an inline group: they are not in the node's path.
+    """
     root, here, above = schema, schema, schema
     path: list[str] = []
     for part in location:
-        here = _opened(root, here)
+        here = _resolve(root, here)
         mapping = here.get("discriminator", {}).get("mapping", {})
         if part in mapping:
-            here = _at(root, mapping[part])
+            here = _definition(root, mapping[part])
         elif isinstance(part, str) and part != "training":
             above, here = here, here.get("properties", {}).get(part, {})
             path.append(part)
-    return Node(tuple(path), _opened(root, here), above)
+    return Node(tuple(path), _resolve(root, here), above)
 
 
-def _opened(root: Schema, schema: Schema) -> Schema:
-    """Return the schema with its reference followed, and of one that may be null what it is otherwise."""
+def _resolve(root: Schema, schema: Schema) -> Schema:
+    """Return a schema with its reference followed; a nullable type becomes that type, a constant an enumeration."""
     others = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
     if "discriminator" not in schema and len(others) == 1:
         schema = {**schema, **others[0]}
     if "const" in schema:
         schema = {**schema, "enum": [schema["const"]]}
-    return {**_at(root, schema["$ref"]), **schema} if "$ref" in schema else schema
+    return {**_definition(root, schema["$ref"]), **schema} if "$ref" in schema else schema
 
 
-def _at(root: Schema, reference: str) -> Schema:
+def _definition(root: Schema, reference: str) -> Schema:
     return root["$defs"][reference.rpartition("/")[2]]
 
 
-def _models(model: type[Group]) -> Iterator[type[Group]]:
+def _subclasses(model: type[Group]) -> Iterator[type[Group]]:
     """Yield a model and all that inherit from it."""
     yield model
     for each in model.__subclasses__():
-        yield from _models(each)
+        yield from _subclasses(each)
 
 
 @cache
-def _meanings(module: str) -> dict[tuple[str, str], str]:
-    """Return the docstring below each field of each model of a module."""
-    meanings: dict[tuple[str, str], str] = {}
+def _field_docs(module: str) -> dict[tuple[str, str], str]:
+    """Return the docstrings below the fields of a module's models, by the names of model and field."""
+    docs: dict[tuple[str, str], str] = {}
     for group in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(group, ast.ClassDef):
             for field, text in zip(group.body, group.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                     doc = ast.literal_eval(text.value)
-                    meanings[group.name, ast.unparse(field.target)] = " ".join(doc.replace("``", "").split())
-    return meanings
+                    docs[group.name, ast.unparse(field.target)] = " ".join(doc.replace("``", "").split())
+    return docs
 
 
-def _meaning(model: type[Group], key: str) -> str | None:
-    key = next((name for name, field in model.model_fields.items() if field.alias == key), key)
+def _field_doc(model: type[Group], key: str) -> str:
+    """Return the docstring of a key's field in a model, or else in those that it inherits from; empty without one."""
+    name = next((name for name, field in model.model_fields.items() if field.alias == key), key)
     kinds = (each for each in inspect.getmro(model) if issubclass(each, Group))
-    texts = (_meanings(each.__module__).get((each.__name__, key)) for each in kinds)
-    return next((text for text in texts if text), None)
+    docs = (_field_docs(each.__module__).get((each.__name__, name)) for each in kinds)
+    return next(filter(None, docs), "")
 
 
 def mistakes_of(error: ValidationError, model: type[Group], config: Mapping[str, Any]) -> Mistakes:
-    """Return pydantic's errors as refusals."""
+    """Return pydantic's errors of validating a model as refusals, which show the values in `config`."""
     refusals: list[Refusal] = []
     schema = schema_of(model)
     for details in error.errors():
         node = node_at(schema, details["loc"])
-        context = details.get("ctx", {})
         if details["type"] == "rules":
-            paths = [(*node.path, *field.split(".")) for field, _ in context["broken"]]
-            remedies = [remedy for _, remedy in context["broken"]]
+            broken = details.get("ctx", {})["broken"]  # as `Group.rules` yields them
+        elif details["type"].startswith("union_tag"):
+            broken = [("name", _remedy(details, node))]
         else:
-            tag = details["type"].startswith("union_tag")
-            paths, remedies = [(*node.path, "name") if tag else node.path], [_remedy(details, node)]
-        for path, remedy in zip(paths, remedies, strict=True):
+            broken = [("", _remedy(details, node))]
+        for key, remedy in broken:
+            path = [*node.path, *filter(None, key.split("."))]
             refusals.append(Refusal(".".join(path), value_at(config, path), remedy))
     return Mistakes(refusals)
 
 
 def _remedy(error: ErrorDetails, node: Node) -> str:
+    """Return the remedy for one of pydantic's errors, from its type, the value, and the schema of the key."""
     kind, value, more = error["type"], error["input"], node.schema.get("remedy", "")
     suffix = f"; {more}" if more else ""
     match kind:
@@ -266,6 +265,6 @@ def _remedy(error: ErrorDetails, node: Node) -> str:
 
 
 def range_of(schema: Schema) -> str:
-    """Return the range of a number in words; nothing of what has none."""
+    """Return the range of a key's number in words, such as "at least 1"; empty if it has none."""
     bounds = Range(**{name: schema[key] for key, name in BOUNDS.items() if key in schema})
     return bounds.words(int if schema.get("type") == "integer" else float)

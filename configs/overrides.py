@@ -1,4 +1,4 @@
-"""Overrides of a command line: what they say, and which word of them Hydra did not know."""
+"""Overrides of a command line: parsed, and their mistakes explained, which Hydra's own messages do not."""
 
 import difflib
 import re
@@ -17,23 +17,27 @@ from .strict import TARGET, Mistakes, nearest
 from .training_settings import names_with
 from .tuning_settings import NO_PRIVATE_SELECTION
 
-# Beside its own errors, what reading a file of the wrong kind comes to.
+# Errors, besides Hydra's own, of reading a file of the wrong kind.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
-# Compressions that others have, and why a private sum has none of them.
+# Compressions of other frameworks, and why a private sum has none of them.
 UNSAFE = {
     "top_k": "which coordinates are largest is computed from data, so that their numbers are a release; use mask",
     "client_mask": "vectors with a mask of each client's own have no sum in fewer coordinates; use mask, which all share",
     "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
     "fixed_projection": "a direction that one projection for all rounds omits is never learned; use project",
 }
-TUNED = re.compile(r"tune=(\w+)=\[?([^\[\]]*)\]?")  # a key and its values in one
+TUNED = re.compile(
+    r"tune=(\w+)=\[?([^\[\]]*)\]?"
+)  # a key to tune and its values in one word, which is a mistake
 # Words for a private choice of values in the literature.
 PRIVATE_SELECTION = ("repeat_and_select", "private_selection", "random_stopping")
-TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
+TARGETS = re.compile(
+    r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*"
+)  # that Hydra may instantiate
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
-    """Hydra's reading of each override.
+    """Parse each override by Hydra.
 
     Raises:
         Mistakes: one sentence for each that is not in Hydra's grammar.
@@ -42,30 +46,39 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
     parsed: list[Override] = []
     mistakes: list[Refusal] = []
     for index, override in enumerate(overrides):
-        if index and overrides[index - 1].isidentifier() and "=" not in override:
-            continue  # the value of a key without its sign, which was named
+        if index and _is_key_alone(overrides[index - 1], override):
+            continue  # it is part of the mistake before it
         try:
             parsed += parser.parse_overrides([override])
         except OverrideParseException as error:
-            reason = str(error).splitlines()[0]
-            key, equals, value = override.partition("=")
-            remedy = f"cannot be read as key=value ({reason})"
-            if equals and not set(value) & set("'\"[]{}()$"):
-                remedy = f"cannot be read; put its value in quotes, for the shell too: \"{key}='{value}'\""
-            following = [*overrides[index + 1 : index + 2], "="][0]
-            if override.isidentifier() and "=" not in following:
-                remedy = f"write {override}={following}"
-            if match := TUNED.fullmatch(override):
-                remedy = f"write tune={match[1]} tune.values=[{match[2]}]"
+            following = "".join(overrides[index + 1 : index + 2])
+            remedy = _unparsed_remedy(override, following, str(error).splitlines()[0])
             mistakes.append(Refusal("override", override, remedy))
     if mistakes:
         raise Mistakes(mistakes)
     return parsed
 
 
+def _is_key_alone(word: str, following: str) -> bool:
+    """Return whether two words are a key and its value without the sign between them, as in `seed 3`."""
+    return word.isidentifier() and bool(following) and "=" not in following
+
+
+def _unparsed_remedy(override: str, following: str, reason: str) -> str:
+    """Return the remedy for an override that Hydra cannot parse, from the word after it and Hydra's reason."""
+    if match := TUNED.fullmatch(override):
+        return f"write tune={match[1]} tune.values=[{match[2]}]"
+    if _is_key_alone(override, following):
+        return f"write {override}={following}"
+    key, equals, value = override.partition("=")
+    if equals and not set(value) & set("'\"[]{}()$"):
+        return f"cannot be read; put its value in quotes, for the shell too: \"{key}='{value}'\""
+    return f"cannot be read as key=value ({reason})"
+
+
 def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], list[Override], list[Refusal]]:
-    """Part a job's overrides into choices of options that exist, keys, and options that do not exist."""
-    groups: list[str] = []
+    """Split a job's overrides into choices of options that exist, keys, and mistaken choices."""
+    choices: list[str] = []
     keys: list[Override] = []
     mistakes: list[Refusal] = []
     for override in parse(overrides, loader):
@@ -75,26 +88,25 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
         elif mistake := _unknown_option(override, options):
             mistakes.append(mistake)
         else:
-            groups.append(text_of(override))
-    return groups, keys, mistakes
+            choices.append(text_of(override))
+    return choices, keys, mistakes
 
 
 def place_keys(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
-    """Part overrides of keys into mistakes and those that have a place in ``config``."""
+    """Split overrides of keys into mistakes, and those whose key exists in a configuration."""
     config_keys = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
     mistakes: list[Refusal] = []
     placed: list[str] = []
     for override in keys:
-        mistake = _unplaced(override, config_keys)
-        if mistake is None:
-            placed.append(text_of(override))
-        else:
+        if mistake := _unplaced(override, config_keys):
             mistakes.append(mistake)
+        else:
+            placed.append(text_of(override))
     return mistakes, placed
 
 
 def check_hydra_targets(hydra: DictConfig) -> None:
-    """Refuse classes in Hydra's own node that are not Hydra's: it would instantiate them."""
+    """Refuse classes in Hydra's own node that Hydra would instantiate, except those of `TARGETS`."""
     for path, target in targets(OmegaConf.to_container(hydra, resolve=False), "hydra"):
         if not TARGETS.fullmatch(str(target)):
             remedy = "only Hydra's launchers, sweepers and callbacks, its plugins' and Optuna's samplers may stand here"
@@ -102,6 +114,7 @@ def check_hydra_targets(hydra: DictConfig) -> None:
 
 
 def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
+    """Return the mistake in the choice of a group's option; None if the option exists, or none is chosen."""
     value = override.value()
     key = override.key_or_group
     if override.is_delete() or not isinstance(value, str | int | float) or value in options:
@@ -119,6 +132,7 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
 
 
 def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | None:
+    """Return the mistake in an override of a key; None if the key exists, or is added on purpose."""
     key = override.key_or_group
     value = text_of(override).partition("=")[2]
     if override.is_sweep_override():
@@ -132,18 +146,19 @@ def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | N
 
 
 def _options_with(key: str) -> list[str]:
-    """Return the options of a key's group that have it."""
+    """Return the shipped options of a key's group that have the key, as overrides."""
     group, _, word = key.rpartition(".")
-    files = sorted(Path(__file__).parent.joinpath(group).glob("*.yaml")) if group.isidentifier() else []
+    if not group.isidentifier():
+        return []
+    if group in ("strategy", "optimizer"):  # they have no files
+        return [f"{group}={name}" for name in names_with(group, word)]
     pattern = re.compile(rf"^{re.escape(word)}:", re.MULTILINE)
-    names = [file.stem for file in files if pattern.search(file.read_text(encoding="utf-8"))]
-    if group in ("strategy", "optimizer"):  # which have no files
-        names = names_with(group, word)
-    return [f"{group}={name}" for name in names]
+    files = sorted(Path(__file__).parent.joinpath(group).glob("*.yaml"))
+    return [f"{group}={file.stem}" for file in files if pattern.search(file.read_text(encoding="utf-8"))]
 
 
 def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
-    """Search the key's group first, then all groups for the same last word."""
+    """Return the end of the refusal of an unknown key: the nearest of its group, else of all keys by their last word."""
     group, _, word = key.rpartition(".")
     paths = [path for path in config_keys if not path.endswith(".name")]
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}
@@ -157,24 +172,18 @@ def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text in the quotes of Hydra's grammar, where a backslash before one stands twice."""
+    """Return a text in the quotes of Hydra's grammar; backslashes before a quote, or at the end, are doubled."""
     doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'")
     return f"'{doubled}'"
 
 
 def text_of(override: Override) -> str:
     """Return the override as it was written."""
-    assert override.input_line is not None  # it came from a line
-    return override.input_line
+    return str(override.input_line)
 
 
 def end_of(override: Override, end: int) -> str:
-    """Return the override with one value of its sweep.
-
-    Args:
-      override: any; one that holds a single value is returned as it is.
-      end: 0 for the first value, -1 for the last.
-    """
+    """Return the override with the first (`end` 0) or the last (-1) value of its sweep; as it is without a sweep."""
     if not override.is_sweep_override():
         return text_of(override)
     sweep = override.value()
@@ -184,6 +193,7 @@ def end_of(override: Override, end: int) -> str:
 
 
 def _paths(node: Any, above: str) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for each key, groups included, below the dotted key `above`."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             path = f"{above}.{key}" if above else str(key)
@@ -192,7 +202,7 @@ def _paths(node: Any, above: str) -> Iterator[tuple[str, Any]]:
 
 
 def targets(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield where in a configuration Hydra's ``_target_`` stands, and what it names."""
+    """Yield (dotted key, name of the class) for each ``_target_`` of Hydra in a configuration."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in children:
         here = f"{path}.{key}" if path else str(key)

@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here: before a folder is made, a ledger opened or data loaded."""
+"""Preflight of a command line: refusals before a folder is made, a ledger opened or data loaded."""
 
 import os
 from argparse import Namespace
@@ -9,26 +9,35 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from ..base.refusal import Refusal
-from .compose import BASIC_SWEEPER, Job, arguments, compose_jobs, is_sweep, unique
+from .compose import BASIC_SWEEPER, Job, compose_jobs, is_sweep, parse_arguments, unique
 from .schema import SimulationSettings
 from .settings import from_config, settings_of
 from .strict import Mistakes
 
 SWEEP = "sweep.json"
-SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
+SHOW_ONLY = (
+    "help",
+    "hydra_help",
+    "shell_completion",
+    "info",
+)  # flags of Hydra that print something and run nothing
 
 
 @dataclass(frozen=True)
 class CheckedJobs:
-    """A command line that may run."""
+    """Jobs of a command line without mistakes.
+
+    Attributes:
+        arguments: result of `parse_arguments`.
+        jobs: jobs to run, with their settings; none if Hydra only prints something.
+        folder: absolute folder of the run, or of the whole sweep; None if nothing is written.
+        config_jobs: jobs whose configuration ``--cfg`` prints.
+    """
 
     arguments: Namespace
     jobs: tuple[tuple[Job, SimulationSettings], ...] = ()
-    """Empty where the command line only asks Hydra to show something."""
     folder: Path | None = None
-    """Of the run, or of the whole sweep; absolute."""
     config_jobs: tuple[Job, ...] = ()
-    """Jobs of which ``--cfg`` only shows the configuration."""
 
     @property
     def sweep(self) -> bool:
@@ -37,7 +46,7 @@ class CheckedJobs:
 
     @property
     def all_jobs(self) -> bool:
-        """Whether these are all jobs that will run; another sweeper than Hydra's own chooses as it goes."""
+        """Whether `jobs` are all jobs that will run: a sweeper other than Hydra's own chooses them during the sweep."""
         return all(job.hydra.sweeper.get("_target_") == BASIC_SWEEPER for job, _ in self.jobs)
 
 
@@ -46,26 +55,25 @@ def preflight(argv: Sequence[str], *, writes: bool) -> CheckedJobs:
 
     Args:
         argv: Hydra's flags and overrides.
-        writes: whether the jobs will write a run folder, which then is looked at too.
+        writes: whether the jobs will write a run folder, which is then checked too.
 
     Raises:
         Refusal: one sentence for each mistake, of all jobs together.
     """
-    args = arguments(argv)
+    args = parse_arguments(argv)
     if any(getattr(args, flag) for flag in SHOW_ONLY):
         return CheckedJobs(args)
     jobs = compose_jobs(args, from_config)
-    folder: Path | None = None
     if args.cfg is not None:
         return CheckedJobs(args, config_jobs=tuple(jobs))
     checked: list[tuple[Job, SimulationSettings]] = []
+    folders: list[Path] = []
     mistakes: list[Refusal] = []
     for job in jobs:
         try:
             settings = settings_of(job)
             if writes:
-                job_folder = check_folder(job, settings, sweep=is_sweep(args))
-                folder = folder or job_folder  # the first job's: the clock may move on between two jobs
+                folders.append(check_folder(job, settings, sweep=is_sweep(args)))
             checked.append((job, settings))
         except Mistakes as several:
             mistakes += several.each
@@ -73,14 +81,15 @@ def preflight(argv: Sequence[str], *, writes: bool) -> CheckedJobs:
             mistakes.append(mistake)
     if mistakes:
         raise Mistakes(unique(mistakes))
+    folder = next(iter(folders), None)  # the first: others of a sweep may have the next second in their name
     return CheckedJobs(args, tuple(checked), folder)
 
 
 def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path:
-    """Return the absolute run folder.
+    """Return the absolute folder of a job's run, or of its sweep.
 
     Raises:
-        Refusal: it cannot be written, climbs out of where it stands, or holds a run already.
+        Refusal: the folder cannot be written, has ".." in its path, or contains a run or sweep already.
     """
     if settings.resume is not None:
         if sweep:
@@ -101,9 +110,8 @@ def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path
 
 
 def _check_writable(key: str, folder: Path) -> Path:
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    """Return a folder's absolute path; refuse it if it, or the lowest folder above it that exists, cannot be written."""
+    nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if not nearest.is_dir():
         raise Refusal(key, str(folder), f"{nearest} is a file; choose another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):

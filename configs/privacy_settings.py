@@ -15,7 +15,7 @@ from .values import Adjacent, FixedOrAdaptive, GradNorm, Positive, Records, Shar
 if TYPE_CHECKING:
     from .schema import FederationSettings
 
-MAX_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
+MAX_METRICS_SHARE = 0.9  # with an adaptive clip, whose bit takes at most a tenth
 
 
 class PrivacyLevel(Group):
@@ -25,9 +25,7 @@ class PrivacyLevel(Group):
     """Budget; null: no limit, which requires noise_multiplier."""
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Delta of the guarantee; it should be below one over the number of units."""
-    noise_multiplier: Annotated[
-        Positive | None, Field(json_schema_extra=remedy("without noise it is privacy=none"))
-    ] = None
+    noise_multiplier: Annotated[Positive | None, remedy("without noise it is privacy=none")] = None
     """Noise over clipping norm. Null: planned from the budget. A value: the run stops when the budget is spent."""
     adjacency: Adjacent = Adjacency.ZERO_OUT
     """Which two data sets are neighbours."""
@@ -41,6 +39,8 @@ class PrivacyLevel(Group):
 
 
 class _ClientLevel(PrivacyLevel):
+    """Budget of one client, whose contribution is clipped as a whole."""
+
     unit: ClassVar[Unit] = Unit.CLIENT
     clipping_norm: Positive = 1.0
     """L2 norm of one client's whole contribution; the command line takes the task's."""
@@ -247,13 +247,13 @@ PrivacySettings = SumLevel | NoPrivacy | Record | RecordAndClient
 
 
 def levels_of(privacy: PrivacySettings) -> list[PrivacyLevel]:
-    """Return the levels that have a budget."""
+    """Return the levels of a mode that have a budget: two, one, or none without privacy."""
     parts = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
     return [part for part in parts if isinstance(part, PrivacyLevel)]
 
 
 def sum_level(privacy: PrivacySettings) -> SumLevel | None:
-    """Return the part that is hidden in the sum, whole clients or records, if there is one."""
+    """Return the level whose noise is added to the cohort's sum; None if there is none, as in mode record."""
     level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     return level if isinstance(level, SumLevel) else None
 

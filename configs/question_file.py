@@ -1,4 +1,4 @@
-"""File of questions: YAML, read within its bounds; and the options of an inquiry outside it."""
+"""File of questions in YAML, and the options by which a command line or a program replaces its keys."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from ..base.refusal import Refusal
 
-COSTS = ("epsilon", "noise_multiplier")  # keys that clients do not see
+COSTS = ("epsilon", "noise_multiplier")  # keys that are not sent to clients
 
 
 def _option(metavar: str, text: str) -> Any:
-    """Return a field that says nothing by default; a command line shows the word and the sentence."""
+    """Return a field that is None by default, with its metavar and help on a command line."""
     return field(default=None, metadata={"metavar": metavar, "help": text})
 
 
@@ -32,11 +32,7 @@ class InquiryOptions:
     noise_multiplier: float | None = _option("Z", "Noise multiplier, instead of an epsilon.")
 
     def over(self, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an inquiry's keys with these in the place of theirs.
-
-        Args:
-          plain: the keys of a file, or of a dictionary that stands for one.
-        """
+        """Return the keys of an inquiry's file, replaced by the options that are set."""
         return {**plain, **options_in(self)}
 
 
@@ -53,18 +49,14 @@ class QuestionOptions:
 
 
 def options_in(options: InquiryOptions | QuestionOptions) -> dict[str, Any]:
-    """Return the options that say something, by name."""
+    """Return the options that are not None, by name."""
     values = {each.name: getattr(options, each.name) for each in fields(options)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def read_question_file(path: Path) -> dict[str, Any]:
-    """Return the keys of a YAML file of questions, as they stand.
-
-    Raises:
-      Refusal: it cannot be read, or is no group of keys.
-    """
-    import yaml  # of an extra, and the command line starts without
+    """Return the keys of a YAML file of questions, unchecked; refuse a file that cannot be read, or is no group of keys."""
+    import yaml  # an extra installs it, which other verbs do not need
 
     from .yaml_guard import check_file
 

@@ -1,14 +1,14 @@
-"""Numbers in a round's line: prefixes of those that are no metric of the model as such, and its metrics."""
+"""Names of the numbers in a round's line of metrics.jsonl, and which of them are metrics of the model."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-AUDIT = "audit/"  # what the canaries say
-TRAIN = "train/"  # what the private sum says of training
-AT_BOUND = "at_bound"  # names of noised figures that lay outside their range and were set to its end
-AT_CLIENTS = "clients/"  # what clients measured on their own records
-GROUPS = "groups/"  # of one group of people, each "attribute=word/figure"
-# Prefixes of the numbers that are of the round, and none of its model.
+AUDIT = "audit/"  # prefix: measurements of the audit
+TRAIN = "train/"  # prefix: figures of the training, from the private sum
+AT_BOUND = "at_bound"  # list of the noised figures that lay outside their range and were set to its end
+AT_CLIENTS = "clients/"  # prefix: metrics that clients measured on their own records
+GROUPS = "groups/"  # prefix: metrics of a group of people, as "attribute=word/figure"
+# Prefixes of the numbers that describe the round, and not its model.
 OF_THE_ROUND = ("epsilon", "clipping_norm", "noise_multiplier", "invited", AUDIT)
 
 
@@ -18,6 +18,6 @@ def is_metric(name: str, value: object) -> bool:
 
 
 def main_metric(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the name of the first held-out metric in rounds' lines, accuracy before others; None without any."""
+    """Return the name of the first held-out metric in rounds' lines, accuracy before others; None if there is none."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if is_metric(name, value))
     return "accuracy" if "accuracy" in names else next(iter(names), None)

@@ -5,6 +5,7 @@ numbers and unknown keys are refused. Models are frozen; in Python they are crea
 ``ClientCentral(target_epsilon=1.0)``. No other file defines values and meanings of keys.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -95,9 +96,9 @@ class BudgetSettings(Group):
             yield "budget.runs", f"together the runs may have at most {MAX_ROUNDS} rounds"
 
 
-def _missing(room: str) -> Any:
-    text = f"needs fedveil.{room}, which is missing here: install all of fedveil"
-    return Field(json_schema_extra=remedy(text))
+def _only_without(room: str) -> Any:
+    """Return the field of a key whose other values need an extension that is not installed."""
+    return remedy(f"needs fedveil.{room}, which is missing here: install all of fedveil")
 
 
 class _Ignored(Group):
@@ -109,11 +110,13 @@ class _Ignored(Group):
 class Off(_Ignored):
     """Group audit without an observer."""
 
-    name: Annotated[Literal["off"], _missing("audit")] = "off"
+    name: Annotated[Literal["off"], _only_without("audit")] = "off"
 
 
-class _Unasked(_Ignored):
-    clients: Annotated[Literal["none"], _missing("questions")] = "none"
+class _NoEvaluation(_Ignored):
+    """Group evaluate without questions to clients."""
+
+    clients: Annotated[Literal["none"], _only_without("questions")] = "none"
 
 
 class FederationSettings(Group):
@@ -141,7 +144,7 @@ class FederationSettings(Group):
     """Number of rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
     budget: BudgetSettings = BudgetSettings()
-    evaluate: Annotated[Group, OfExtension("evaluate", _Unasked)] = Field(
+    evaluate: Annotated[Group, OfExtension("evaluate", _NoEvaluation)] = Field(
         default_factory=dict, validate_default=True
     )
     cost: Annotated[Group, OfExtension("cost", _Ignored)] = Field(default_factory=dict, validate_default=True)
@@ -153,15 +156,11 @@ class FederationSettings(Group):
     """Reason for accepting a vacuous guarantee, or for continuing after an alarm; stored on the ledger with the user's name."""
     callbacks: Annotated[
         tuple[CallbackName, ...],
-        Field(
-            strict=False,
-            json_schema_extra=remedy(f"must hold {', '.join(TRACKERS)}, or classes as 'module:Class'"),
-        ),
+        remedy(f"must hold {', '.join(TRACKERS)}, or classes as 'module:Class'", strict=False),
     ] = ()
     """Callbacks: csv, mlflow, tensorboard, wandb, or your own class as module:Class."""
     allow_modules: Annotated[
-        tuple[Module, ...],
-        Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
+        tuple[Module, ...], remedy("must hold module names only, for instance [my_task]", strict=False)
     ] = ()
     """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
     group_equal_rows: Annotated[bool, Field(exclude=True)] = False
@@ -174,6 +173,7 @@ class FederationSettings(Group):
     @model_validator(mode="before")
     @classmethod
     def _mark_rate(cls, values: Any) -> Any:
+        """Replace a null learning_rate by the mark `rate_of_task`; a left out one has its default."""
         if not isinstance(values, dict) or values.get("learning_rate", 0) is not None:
             return values
         return {k: value for k, value in values.items() if k != "learning_rate"} | {"rate_of_task": True}
@@ -222,24 +222,28 @@ class FederationSettings(Group):
         return self.num_rounds + more * self.tuning_rounds
 
     def rounds_begun(self, steps: int) -> int:
-        """Return the largest number of rounds in which a client may have taken part after `steps` sums."""
+        """Return the largest number of rounds in which a client may have taken part after `steps` sums.
+
+        First each arm has its sums, in turn, `tuning_rounds` times; then each sum is of all clients.
+        """
         arms = max(1, len(self.tried))
-        of_arms = arms * self.tuning_rounds
-        return -(-steps // arms) if steps < of_arms else self.num_rounds - (self.steps - steps)
+        if steps < arms * self.tuning_rounds:
+            return math.ceil(steps / arms)
+        return self.num_rounds - (self.steps - steps)
 
     def rounds_left(self, steps: int) -> int:
         """Return the largest number of rounds in which a client may still take part after `steps` sums."""
         arms = max(1, len(self.tried))
-        of_arms = arms * self.tuning_rounds
-        return self.num_rounds - steps // arms if steps < of_arms else self.steps - steps
+        if steps < arms * self.tuning_rounds:
+            return self.num_rounds - steps // arms
+        return self.steps - steps
 
     @property
     def secagg(self) -> SecaggSettings | None:
         """Settings of secure aggregation; None if vectors are sent unencrypted."""
         group = self.secagg_group
-        if isinstance(group, NoSecagg):
-            return None
-        return group if group.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
+        needed = isinstance(self.privacy, ClientDistributed)
+        return group if isinstance(group, SecaggSettings) and (needed or group.name == "masked") else None
 
     @property
     def observer(self) -> str:
@@ -248,19 +252,16 @@ class FederationSettings(Group):
         return "" if name == "off" else name
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for each conflict between groups."""
-        callbacks = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
-        model: object = getattr(self.task, "model", None)  # a word in tasks on tables
-        own_model = model if isinstance(model, str) and ":" in model else None
+        """Yield (key, remedy) for each module that is not allowed, and each conflict between groups."""
         targets = [
             ("task.target", self.task.own),
             ("strategy.target", self.strategy.target),
-            ("task.model", own_model),
-            *callbacks,
+            ("task.model", getattr(self.task, "model", None)),
+            *(("callbacks", each) for each in self.callbacks),
         ]
         for key, target in targets:
-            module = (target or "").partition(":")[0]
-            if target and module not in self.allow_modules:
+            module, colon, _ = str(target).partition(":")  # without a colon it is a word, and no user's class
+            if colon and module not in self.allow_modules:
                 yield key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
         for group in self.groups:
             yield from group.conflicts(self)
@@ -300,6 +301,7 @@ class SimulationSettings(FederationSettings):
             yield from self._rules_of_population()
 
     def _rules_of_population(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, remedy) for each setting by which the mean is not divided by `population`."""
         if not isinstance(sum_level(self.privacy), ClientCentral):
             yield "population", "divides the mean of client_central or record_and_client; leave it null"
         if not isinstance(self.cohort, PoissonCohort | CyclicCohort | AllCohort):

@@ -21,8 +21,8 @@ from .schema import FederationSettings, SimulationSettings
 from .strict import Mistakes
 from .yaml_guard import check_file
 
-CUSTOM = "custom"  # option of the task group for a class of one's own
-# To a key, and its value without the key.
+CUSTOM = "custom"  # option of the task group for a user's own class
+# An interpolation of OmegaConf: the key to which it refers, and the value if that key does not exist.
 REFERENCE = re.compile(r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)(?:,([\w.]+))?\}")
 Model = TypeVar("Model", bound=FederationSettings)
 
@@ -66,7 +66,7 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
 
 
 def publishable_keys(source: str | DictConfig) -> dict[str, Any]:
-    """Return a configuration with its references to other keys resolved, and no others, which may hide a secret."""
+    """Return a configuration with its references to other keys resolved; other interpolations may read a secret."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(source), resolve=False)
 
     def resolve(value: Any) -> Any:
@@ -79,14 +79,14 @@ def publishable_keys(source: str | DictConfig) -> dict[str, Any]:
             return value
         try:
             return resolve(reduce(getitem, reference[1].split("."), plain))
-        except (LookupError, TypeError, RecursionError):  # an older release named other keys
+        except (LookupError, TypeError, RecursionError):  # the key is missing, or of another release
             return value if reference[2] is None else yaml.safe_load(reference[2])
 
     return resolve(plain)
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object], path: str = "") -> str | None:
-    """Return the first key at which two configurations differ, or None."""
+    """Return the first dotted key at which two configurations differ; None if they are equal. `path` is above both."""
     for key in sorted({*before, *now}):
         old, new, here = before.get(key), now.get(key), f"{path}.{key}" if path else key
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -98,9 +98,9 @@ def differing(before: Mapping[str, object], now: Mapping[str, object], path: str
 
 
 def _with_custom_task(cfg: DictConfig) -> DictConfig:
-    """Return the configuration with a file of a user's own task, such as task/hosp.yaml, as the custom task it is.
+    """Return a configuration in which a user's own option, such as task/hosp.yaml, is the option `custom`.
 
-    Such a file need hold only `target` and `args`. Its own name, else the file's, is what the run is called.
+    The option's file needs only `target` and `args`. The run is called by its key `name`, else by the file's name.
     """
     task = OmegaConf.to_container(cfg.get("task") or OmegaConf.create(), resolve=False)
     assert isinstance(task, dict)
@@ -121,19 +121,17 @@ def _with_custom_task(cfg: DictConfig) -> DictConfig:
 
 
 def validated(model: type[Model], cfg: DictConfig) -> Model:
-    """Return the settings that this model reads in a composed configuration (without Hydra's own node).
+    """Return the settings that a model reads from a composed configuration (without Hydra's own node).
 
     Raises:
-        Mistakes: a Refusal that holds one sentence for each mistake.
+        Mistakes: a Refusal with one sentence for each mistake.
     """
     cfg = _with_custom_task(cfg)
     unresolved, values = _plain(cfg)
+    remedy = "classes are not named here; use a registered name, or name=custom with 'target'"
     mistakes = [
-        Refusal(
-            path, "...", "classes are not named here; use a registered name, or name=custom with 'target'"
-        )
-        for path, _ in targets(values)  # nothing here instantiates by them, and nobody should believe so
-    ]
+        Refusal(path, "...", remedy) for path, _ in targets(values)
+    ]  # fedveil instantiates no _target_
     source = OmegaConf.to_yaml(cfg, resolve=False)
     try:
         settings = model.model_validate({**values, "source": source})

@@ -8,13 +8,14 @@ from dataclasses import MISSING, is_dataclass
 from datetime import date
 from enum import StrEnum
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from ..base.bounded_decoding import defaults_of, hints_of, marks_of, options_of
 from ..base.refusal import OneOf, Refusal
 
-MAX_SHOWN = 60
-MAX_NAMES = 60
+MAX_SHOWN = 60  # characters of a text in a message
+MAX_NAMES = 60  # names that a message lists, of a table's columns for instance
+# Types in a user's words: of a value, and as a remedy expects it.
 TYPES = {
     "NoneType": "null",
     "str": "text",
@@ -47,13 +48,14 @@ class Mistakes(Refusal):
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` or, when nothing is near, ``; known: a, b``."""
+    """Return the end of a refusal of an unknown word: ``did you mean 'x'?``, or ``known: a, b`` if no name is similar."""
     ordered = sorted(names)
-    matches = difflib.get_close_matches(word, ordered, n=1, cutoff=0.6)
-    if matches:
+    if not ordered:
+        return "there is nothing to set here"
+    if matches := difflib.get_close_matches(word, ordered, n=1, cutoff=0.6):
         return f"did you mean '{matches[0]}'?"
-    more = f" and {len(ordered) - MAX_NAMES} more" if len(ordered) > MAX_NAMES else ""  # of a table's columns
-    return f"known: {', '.join(ordered[:MAX_NAMES])}{more}" if ordered else "there is nothing to set here"
+    more = f" and {len(ordered) - MAX_NAMES} more" if len(ordered) > MAX_NAMES else ""
+    return f"known: {', '.join(ordered[:MAX_NAMES])}{more}"
 
 
 def shortened(value: object) -> object:
@@ -68,15 +70,11 @@ def value_at(values: Any, path: Iterable[str]) -> object:
     return shortened(values)
 
 
-def type_of(value: object) -> str:
-    """Return a value's type in a user's words."""
-    return TYPES.get(type(value).__name__, f"a {type(value).__name__}")
-
-
 def wrong(kind: Any, value: object) -> str:
-    """Return the remedy for a value that is not of this type."""
+    """Return the remedy for a value that is not of this type, a key of `EXPECTED`."""
     if kind in (float, int, bool):
-        return f"must be {EXPECTED[kind]}, not {type_of(value)}"
+        type_name = type(value).__name__
+        return f"must be {EXPECTED[kind]}, not {TYPES.get(type_name, f'a {type_name}')}"
     return f"must be {EXPECTED[kind]}"
 
 
@@ -86,12 +84,7 @@ def unknown_key(key: str, names: Iterable[str]) -> str:
 
 
 def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what groups of keys hold, by dotted keys.
-
-    Args:
-        node: a group, or what stands in one.
-        above: its key.
-    """
+    """Yield (dotted key, value) for each value in nested groups of keys; `above` is the dotted key of `node` itself."""
     if not isinstance(node, Mapping):
         yield above, node
         return
@@ -100,63 +93,73 @@ def leaves(node: object, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_group(kind: type[T], values: object, path: str) -> T:
-    """Return the frozen dataclass that describes a group of keys.
+    """Return a group of keys as a frozen dataclass.
 
-    The annotations of its fields say type, range, words and form (`base.refusal`), and the defaults what a group may leave
-    out. Its method `rules`, if it has one, yields a key and a remedy for each rule between keys that is broken, where each
-    key is right by itself. A text without a form is one line, not empty.
+    The annotations of its fields define types, ranges, words and forms (`base.refusal`), and the defaults define which keys
+    may be left out. Its method `rules`, if it has one, yields (key, remedy) for each broken rule between keys that are right
+    by themselves. A text without a form is one line, not empty.
 
     Args:
         kind: dataclass of numbers, switches, texts, days, words, tuples, mappings and dataclasses of these.
         values: the group.
-        path: where it stands, for messages; empty for a whole file.
+        path: dotted key of the group, for refusals; empty for a whole file.
 
     Raises:
-        Mistakes: every mistake in it.
-        Refusal: it is not a group.
+        Mistakes: every mistake in the group.
+        Refusal: `values` is not a group.
     """
     if not isinstance(values, Mapping):
         raise Refusal(path, values, wrong(Mapping, values))
     group, hints, above = cast(Mapping[Any, Any], values), hints_of(kind), f"{path}." if path else ""
     optional = defaults_of(kind).keys() - group.keys()
-    parts = {
-        name: (hint, group.get(name, MISSING), f"{above}{name}")
+    entries = {
+        name: _Entry(hint, group.get(name, MISSING), f"{above}{name}")
         for name, hint in hints.items()
         if name not in optional
     }
-    strangers = [
+    unknown = [
         Refusal(f"{above}{key}", shortened(value), unknown_key(str(key), hints))
         for key, value in group.items()
         if key not in hints
     ]
-    result = kind(**_each(parts, strangers))
-    rules = cast(Iterable[tuple[str, str]], getattr(result, "rules", tuple)())
-    if faults := [Refusal(f"{above}{key}", value_at(group, key.split(".")), remedy) for key, remedy in rules]:
+    result = kind(**_read_entries(entries, unknown))
+    broken = cast(Iterable[tuple[str, str]], getattr(result, "rules", tuple)())
+    if faults := [
+        Refusal(f"{above}{key}", value_at(group, key.split(".")), remedy) for key, remedy in broken
+    ]:
         raise Mistakes(faults)
     return result
 
 
-def _each(parts: Mapping[Any, tuple[Any, object, str]], others: Sequence[Refusal] = ()) -> dict[Any, Any]:
-    """Return values by key, each of an annotation, a value and a place; or raise their mistakes, and others."""
+class _Entry(NamedTuple):
+    """Entry of a group to read: annotation, value (MISSING without one), and the dotted key, for refusals."""
+
+    hint: Any
+    value: object
+    path: str
+
+
+def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ()) -> dict[Any, Any]:
+    """Return the values of entries; raise all their mistakes at once, with the others of the group."""
     result, mistakes = dict[Any, Any](), list[Refusal]()
-    for key, (hint, value, where) in parts.items():
+    for key, (hint, value, path) in entries.items():
         try:
-            absent = {} if is_dataclass(hint) else None  # its own keys are missing
-            result[key] = _value(hint, absent if value is MISSING else value, where)
+            absent = {} if is_dataclass(hint) else None  # {}: each missing key of the inner group is named
+            result[key] = _read_value(hint, absent if value is MISSING else value, path)
         except Mistakes as several:
             mistakes += several.each
         except Refusal as mistake:
             remedy = mistake.remedy
             if value is MISSING:
                 value, remedy = None, f"is missing; {remedy.removesuffix(', not null')}"
-            mistakes.append(Refusal(where, shortened(value), remedy))
+            mistakes.append(Refusal(path, shortened(value), remedy))
     if mistakes or others:
         raise Mistakes([*mistakes, *others])
     return result
 
 
-def _value(hint: Any, value: object, where: str) -> Any:
-    """Return the value if it is as its annotation says; Refusal otherwise."""
+def _read_value(hint: Any, value: object, path: str) -> Any:
+    """Return a value as its annotation says; raise Refusal, or Mistakes of an inner group, for any other."""
     options = options_of(hint)
     if value is None and NoneType in options:
         return None
@@ -164,49 +167,52 @@ def _value(hint: Any, value: object, where: str) -> Any:
     check = next((each.check for each in marks_of(hint) if hasattr(each, "check")), None)
     kind = get_args(hint)[0] if check else hint
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(OneOf(tuple(kind)).check(str, where, value))
+        return kind(OneOf(tuple(kind)).check(str, path, value))
     if check and kind not in (float, int):
-        return check(kind, where, value)
+        return check(kind, path, value)
     if is_dataclass(kind):
-        return read_group(cast(type, kind), value, where)
+        return read_group(cast(type, kind), value, path)
     if (origin := get_origin(kind)) is tuple:
-        return _items(get_args(kind)[0], value, where)
+        return _read_items(get_args(kind)[0], value, path)
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise Refusal(where, value, wrong(origin, value))
+            raise Refusal(path, value, wrong(origin, value))
         inner = get_args(kind)[1]
         group = cast(Mapping[str, Any], value)
-        return _each({name: (inner, each, f"{where}.{name}") for name, each in group.items()})
-    number = _plain(kind, value, where)
-    return check(kind, where, number) if check else number
+        return _read_entries({name: _Entry(inner, each, f"{path}.{name}") for name, each in group.items()})
+    number = _plain(kind, value, path)
+    return check(kind, path, number) if check else number
 
 
-def _plain(kind: Any, value: Any, where: str) -> Any:
-    """Return a number, a switch, a line of text or a day, of no other type."""
+def _plain(kind: Any, value: Any, path: str) -> Any:
+    """Return a number, a switch, a line of text or a day; raise Refusal for any other type than `kind`."""
     if kind is Any:
         return value
     sound = type(value) is kind or (kind is float and type(value) is int)
     if not sound or (kind is str and not (value and str(value).isprintable())):
-        raise Refusal(where, value, wrong(kind, value))
+        raise Refusal(path, value, wrong(kind, value))
     if kind is float:
         value = float(value) if abs(value) < 2**1000 else math.inf
         if not math.isfinite(value):
-            raise Refusal(where, value, "must be finite")
+            raise Refusal(path, value, "must be finite")
     return value
 
 
-def _items(item: Any, value: object, where: str) -> tuple[Any, ...]:
-    """Return the items of a list: groups of keys, or values that have one sentence for all."""
-    remedies = (each.remedy for each in marks_of(item) if hasattr(each, "remedy"))
-    sort = "whole numbers" if item is int else "groups of keys"
-    refusal = Refusal(where, value, next(remedies, f"must be a list of {sort}"))
+def _read_items(hint: Any, value: object, path: str) -> tuple[Any, ...]:
+    """Return the items of a list, of the annotation `hint` each.
+
+    Groups of keys are refused one by one; other items together, by the remedy of their annotation.
+    """
+    remedies = (each.remedy for each in marks_of(hint) if hasattr(each, "remedy"))
+    plural = "whole numbers" if hint is int else "groups of keys"
+    refusal = Refusal(path, value, next(remedies, f"must be a list of {plural}"))
     if not isinstance(value, list):
         raise refusal
     items = cast(list[Any], value)
-    if is_dataclass(item) and all(isinstance(each, Mapping) for each in items):
-        entries = enumerate(items)
-        return tuple(_each({index: (item, each, f"{where}[{index}]") for index, each in entries}).values())
+    if is_dataclass(hint) and all(isinstance(each, Mapping) for each in items):
+        entries = {index: _Entry(hint, each, f"{path}[{index}]") for index, each in enumerate(items)}
+        return tuple(_read_entries(entries).values())
     try:
-        return tuple(_value(item, each, where) for each in items)
+        return tuple(_read_value(hint, each, path) for each in items)
     except Refusal:
         raise refusal from None

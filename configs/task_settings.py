@@ -39,7 +39,7 @@ class TaskGroup(Group):
     """L2 norm to which one client's update is clipped."""
     longest_update: Positive = 100.0
     """Norm above every honest update without noise; encrypted sums without client-level privacy clip to it."""
-    data_id: Annotated[str, Field(pattern=f"^{DATA_ID}$", json_schema_extra=remedy(NO_DATA_ID))] | None = None
+    data_id: Annotated[str, remedy(NO_DATA_ID, pattern=f"^{DATA_ID}$")] | None = None
     """Name of the real data, by which ledgers identify them in any order, split or preprocessing. Null: the task's."""
     held_out: Literal["public", "private"] | None = None
     """Whether the held-out data are public; private ones are not evaluated. Null: the task's, private if its data are real."""
@@ -51,7 +51,7 @@ class TaskGroup(Group):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of this task, without those of every task."""
+        """Keys of this task alone that are not null, as its loader takes them."""
         return self.model_dump(
             exclude=set(TaskGroup.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
         )
@@ -122,7 +122,7 @@ class CsvTask(TableTask):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of this task: the price of a question belongs to the run."""
+        """Keys of this task alone, without the cost of a question, which belongs to the run."""
         return {name: value for name, value in super().options.items() if name != "scaling_epsilon"}
 
 
@@ -141,7 +141,7 @@ class CustomTask(TaskGroup):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Keyword arguments of the class."""
         arguments = {"num_clients": self.num_clients, "model": self.model}
         return {name: value for name, value in arguments.items() if value is not None} | self.args
 

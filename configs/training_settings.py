@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     OptimizerName = str
-else:  # pydantic tells options apart by literals, which a type checker cannot read from the table
+else:  # pydantic distinguishes options by literals, which a type checker cannot read from a table
     OptimizerName = Literal[tuple(name for name in OPTIMIZERS if name != "auto")]
 
 
 class _FlowerStrategy(Group):
+    """Strategy of Flower, by name."""
+
     target: ClassVar[None] = None
 
     @property
@@ -52,6 +54,8 @@ class FedAvgM(_FlowerStrategy):
 
 
 class _Adaptive(_FlowerStrategy):
+    """Adaptive optimizer at the server."""
+
     eta: Positive = 0.1
     """The server's learning rate."""
     eta_l: Positive = 0.1
@@ -67,6 +71,8 @@ class FedAdagrad(_Adaptive):
 
 
 class _Moments(_Adaptive):
+    """Adaptive optimizer with running means of the updates and of their squares."""
+
     beta_1: Share = 0.9
     """Decay of the running mean of updates."""
     beta_2: Share = 0.99
@@ -101,8 +107,8 @@ class CustomStrategy(Group):
     name: Literal["custom"] = "custom"
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
-    parameters: dict[str, Parameter] = Field(
-        {}, json_schema_extra=remedy("must be a finite number, a word, true or false")
+    parameters: Annotated[dict[str, Parameter], remedy("must be a finite number, a word, true or false")] = (
+        Field({})
     )
     """Keyword arguments of its constructor: strategy.parameters.eta=0.1."""
 
@@ -111,7 +117,7 @@ class AutoOptimizer(Group):
     """Optimizer of a client from the task's own `optimizer`; plain SGD if the task has none."""
 
     name: Literal["auto"] = "auto"
-    lr: Annotated[None, Field(json_schema_extra=remedy("give learning_rate, or name the optimizer"))] = None
+    lr: Annotated[None, remedy("give learning_rate, or name the optimizer")] = None
     """Null: learning_rate holds."""
     options: ClassVar[Mapping[str, float]] = {}
 
@@ -125,15 +131,14 @@ class TorchOptimizer(Group):
     """Replaces learning_rate; the other keys are keywords of torch's class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse an option that is no number, those that torch refuses, and a null that no optimizer's key has."""
-        for key, value in (self.model_extra or {}).items():
-            if value is None and not names_with(
-                "optimizer", key
-            ):  # earlier releases wrote a null for each keyword
+        """Yield the options that are no numbers or that torch refuses, and nulls of keys that no optimizer has."""
+        nulls = [key for key, value in (self.model_extra or {}).items() if value is None]
+        for key in nulls:  # earlier releases wrote one for each keyword of any optimizer
+            if not names_with("optimizer", key):
                 yield key, f"{self.name} has no such keyword; leave it out"
         if not self.options:
             return
-        from .optimizers import mistakes_of_options  # torch, of no use without options
+        from .optimizers import mistakes_of_options  # imports torch
 
         try:
             mistakes = [*mistakes_of_options(Optimizer(self.name, tuple(self.options.items())))]
@@ -150,11 +155,13 @@ class TorchOptimizer(Group):
 
     @property
     def options(self) -> Mapping[str, Option]:
-        """Keyword arguments of the class, without those that stay as torch has them."""
+        """Keyword arguments of the class; those that are null keep torch's default."""
         return self.model_dump(exclude={"name", "lr"}, exclude_none=True)
 
 
 class _Schedule(Group):
+    """Learning rate by round."""
+
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Rounds in which the learning rate rises linearly."""
 
@@ -189,6 +196,8 @@ class StepSchedule(_Schedule):
 
 
 class _Compression(Group):
+    """Compression of what a client receives."""
+
     down: Annotated[int, Field(ge=2, le=16)] | Literal["exact"] | None = None
     """Download of a client that has the model of an earlier round: the difference from it, of models rounded to this many bits a
     coordinate and round; exact: of unrounded models, if it is shorter than the model. Null: the whole model."""

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
-
 from ..messages.local_training import LocalTraining
 from ..privacy.arms import MAX_ARMS
 from .group import Group, remedy
@@ -17,12 +15,8 @@ if TYPE_CHECKING:
 
 USUAL_FACTORS = (0.25, 1.0, 4.0)  # of a value that is tuned
 TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
-SEVERAL = Field(
-    strict=False,
-    min_length=2,
-    max_length=MAX_ARMS,
-    json_schema_extra=remedy(f"must be a list of 2 to {MAX_ARMS} values, such as [5,20,80]"),
-)
+_NOT_SEVERAL = f"must be a list of 2 to {MAX_ARMS} values, such as [5,20,80]"
+SEVERAL = remedy(_NOT_SEVERAL, strict=False, min_length=2, max_length=MAX_ARMS)
 NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
     "against an adversary that sees only the winner: against clients whole runs compose, and arms cost as much as one run"
@@ -30,8 +24,10 @@ NO_PRIVATE_SELECTION = (
 
 
 class _Tune(Group):
+    """Group tune, by default without arms."""
+
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return the values of the arms where none are given; by default there are no arms."""
+        """Return the values of the arms if the configuration lists none."""
         return ()
 
     def rounds_of_arm(self, num_rounds: int) -> int:
@@ -39,7 +35,7 @@ class _Tune(Group):
         return 0
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train under one of the values."""
+        """Return a training with one of the values; of a value that is not of training, as it is."""
         return training
 
 
@@ -54,6 +50,8 @@ class NoTuning(_Tune):
 
 
 class _Tuning(_Tune):
+    """Tuning of one key: each of its values is tried by an arm, and the best is used in the rest of the run."""
+
     rounds: Rounds | None = None
     """Rounds of each arm, before the best value continues with all clients; null: a fifth of num_rounds."""
     metric: Text | None = None
@@ -62,7 +60,7 @@ class _Tuning(_Tune):
     """Where the arms' models are compared: on public held-out data, or by a charged evaluation at each arm's clients."""
     resolution: Positive = 0.1
     """With score=clients: least difference of two scores that the noise must resolve; more noise is refused."""
-    by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
+    by: Annotated[Literal["arms"], remedy(NO_PRIVATE_SELECTION)] = "arms"
     """Trials are separated by arms: disjoint sets of clients."""
 
     def rounds_of_arm(self, num_rounds: int) -> int:
@@ -70,7 +68,7 @@ class _Tuning(_Tune):
         return self.rounds or max(1, round(num_rounds * TUNING_SHARE))
 
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
-        """Return the evaluation of arms at their clients, if they compare them."""
+        """Return the evaluation of the arms' models at their clients, if that compares them."""
         return {"evaluation": ("tune.score", self.score)} if whole.scored_at_clients else {}
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
@@ -106,11 +104,11 @@ class LearningRates(_Tuning):
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return rates around the configured one."""
+        """Return rates below, at and above the configured one."""
         return tuple(factor * whole.local_training.learning_rate for factor in USUAL_FACTORS)
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train at this rate."""
+        """Return the training with this learning rate."""
         return replace(training, learning_rate=value)
 
 

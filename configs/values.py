@@ -11,9 +11,7 @@ from .group import remedy
 
 Parameter = float | int | str | bool
 Argument = Parameter | None | list[Parameter | None]
-OF_ARGUMENTS = Field(
-    json_schema_extra=remedy("must be a finite number, a word, true, false, null or a list of them")
-)
+OF_ARGUMENTS = remedy("must be a finite number, a word, true, false, null or a list of them")
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 # Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
 MAX_ROUNDS = 100_000
@@ -34,18 +32,8 @@ FixedOrAdaptive = Literal["fixed", "adaptive"]
 TRACKERS = names("callback")
 CallbackName = Annotated[str, Field(pattern=rf"^({'|'.join(TRACKERS)}|{MODULE}:[^\W\d]\w*)$")]
 HIDDEN_CLIENTS = "clients are hidden as a whole when they evaluate; use client_central or client_distributed"
-Target = Annotated[
-    str,
-    Field(pattern=rf"^{MODULE}:[^\W\d]\w*$", json_schema_extra=remedy("must name a class as 'module:Class'")),
-]
-OtherModel = (
-    Annotated[
-        str,
-        Field(
-            pattern=rf"^(student|{MODULE}:[^\W\d]\w*)$",
-            json_schema_extra=remedy("must be student, or name a class as 'module:Class'"),
-        ),
-    ]
-    | None
-)
+CLASS = rf"{MODULE}:[^\W\d]\w*"
+Target = Annotated[str, remedy("must name a class as 'module:Class'", pattern=f"^{CLASS}$")]
+_NO_MODEL = "must be student, or name a class as 'module:Class'"
+OtherModel = Annotated[str, remedy(_NO_MODEL, pattern=f"^(student|{CLASS})$")] | None
 By = Field(discriminator="name")

@@ -1,4 +1,4 @@
-"""Guard of a YAML file of the user's own, asked before Hydra loads it: small, UTF-8, finite."""
+"""Guard of a user's YAML file, before Hydra loads it: its size, its encoding, and the size of what its aliases expand to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,14 @@ from ..base.refusal import Refusal
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
-MAX_DEPTH = 3  # group/subgroup/option.yaml: deeper than that no option of ours stands
+MAX_DEPTH = 3  # group/subgroup/option.yaml
 
 
 def check_directory(directory: Path) -> list[Refusal]:
-    """One refusal for each YAML file of this configuration directory that cannot be loaded safely."""
-    patterns = ["/".join(["*"] * depth) + ".yaml" for depth in range(1, MAX_DEPTH + 1)]
-    files = sorted(file for pattern in patterns for file in directory.glob(pattern))
+    """Return a refusal for each YAML file of a configuration directory that cannot be loaded safely."""
     mistakes: list[Refusal] = []
-    for file in files:
+    patterns = ["/".join(["*"] * depth) + ".yaml" for depth in range(1, MAX_DEPTH + 1)]
+    for file in sorted(file for pattern in patterns for file in directory.glob(pattern)):
         try:
             check_file(file)
         except Refusal as mistake:
@@ -26,11 +25,7 @@ def check_directory(directory: Path) -> list[Refusal]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is too large, not UTF-8, not YAML, or whose aliases expand without measure.
-
-    Raises:
-        Refusal: naming the file and, where there is one, the line.
-    """
+    """Refuse a file that is too large, not UTF-8 or not YAML, or whose aliases expand to too many values."""
     name = str(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -42,22 +37,23 @@ def check_file(path: Path) -> None:
         raise Refusal("file", name, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        count = _expanded(root, {}, ()) if root is not None else 0
+        is_small = root is None or _num_nodes(root, {}, ()) <= MAX_NODES  # None of an empty file
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", name, yaml_sentence(error)) from None
     except (yaml.YAMLError, RecursionError):
         raise Refusal("file", name, "cannot be read as YAML") from None
-    if count > MAX_NODES:
+    if not is_small:
         raise Refusal("file", name, f"its aliases expand to more than {MAX_NODES} values")
 
 
 def yaml_sentence(error: yaml.MarkedYAMLError) -> str:
-    """Return the parser's complaint in one line."""
+    """Return the parser's error in one line, with the number of the file's line."""
     line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
     return line + (error.problem or "cannot be read as YAML").splitlines()[0]
 
 
 def _require_once(keys: Sequence[yaml.ScalarNode]) -> None:
+    """Raise YAML's error for a key that a mapping has twice, which the loader would accept; << merges and may repeat."""
     previous = set[tuple[str, str]]()
     for key in keys:
         if (key.tag, key.value) in previous and key.value != "<<":
@@ -65,8 +61,11 @@ def _require_once(keys: Sequence[yaml.ScalarNode]) -> None:
         previous.add((key.tag, key.value))
 
 
-def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many nodes this one is once aliases are copied; a node that holds itself has no such number."""
+def _num_nodes(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
+    """Return the number of nodes from this one on if every alias were copied; raise YAML's error if it contains itself.
+
+    `sizes` caches results by the id of a node, and `above` has the ids of the nodes above.
+    """
     if id(node) in above:
         mark = node.start_mark
         raise yaml.MarkedYAMLError(problem="an alias refers to what holds it", problem_mark=mark)
@@ -77,5 +76,5 @@ def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) ->
         elif isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
             _require_once([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
-        sizes[id(node)] = 1 + sum(_expanded(child, sizes, (*above, id(node))) for child in children)
+        sizes[id(node)] = 1 + sum(_num_nodes(child, sizes, (*above, id(node))) for child in children)
     return sizes[id(node)]

@@ -26,7 +26,7 @@ from ..base.open_files import raise_limit
 from ..base.refusal import Refusal
 from ..client.workbench import check_engine
 from ..configs.bundle_files import SCHEMA
-from ..configs.compose import SHIPPED_CONFIGS, VERSION_BASE, arguments, compose_jobs
+from ..configs.compose import SHIPPED_CONFIGS, VERSION_BASE, compose_jobs, parse_arguments
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
 from ..configs.settings import differing
@@ -140,13 +140,13 @@ def refuse_roster(bundle: ServerBundle) -> None:
 
 def is_show_command(argv: Sequence[str]) -> bool:
     """Return whether the flags only ask Hydra to show something."""
-    args = arguments(argv)
+    args = parse_arguments(argv)
     return args.cfg is not None or any(getattr(args, flag) for flag in SHOW_ONLY)
 
 
 def _show(argv: Sequence[str]) -> int:
     """Print what a show command asks for; return the exit code."""
-    args = arguments(["--config-name", SERVER, *argv])
+    args = parse_arguments(["--config-name", SERVER, *argv])
     if args.help:
         print(help_text(compose_jobs(args)[0].config, ServerSettings))
         return 0

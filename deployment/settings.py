@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from ..base.refusal import Refusal
-from ..configs.compose import arguments, compose_jobs, is_sweep, read_job
+from ..configs.compose import compose_jobs, is_sweep, parse_arguments, read_job
 from ..configs.group import Group, remedy
 from ..configs.privacy_settings import Record, RecordAndClient, RecordDistributed, SecaggSettings, sum_level
 from ..configs.schema import FaultSettings, FederationSettings, InProcess, SimulationSettings
@@ -46,11 +46,9 @@ class ServerSettings(FederationSettings):
     simulates_clients: ClassVar[bool] = False
     run: Annotated[
         str,
-        Field(
+        remedy(
+            "must be a name of letters, digits, '-', '_' and '.', at most 64 of them",
             pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-            json_schema_extra=remedy(
-                "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
-            ),
         ),
     ] = "run-1"
     """Name of the run: the folder of its results, and the name that owners' policies may allow."""
@@ -153,7 +151,7 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
         mistakes.append(Refusal("task", None, "say what is to be learned, for instance task=heart"))
     if mistakes:
         raise Mistakes(mistakes)
-    args = arguments(["--config-name", SERVER, *argv])
+    args = parse_arguments(["--config-name", SERVER, *argv])
     if is_sweep(args):
         raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
     (job,) = compose_jobs(args, server_from_config)

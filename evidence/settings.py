@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from ..configs.group import Group, remedy
 from ..configs.values import NotNegative, Positive, Records
 
@@ -24,9 +22,7 @@ class CostSettings(Group):
     currency: (
         Annotated[
             str,
-            Field(
-                pattern=r"^[A-Z]{3}$", json_schema_extra=remedy("must be a code of three letters such as EUR")
-            ),
+            remedy("must be a code of three letters such as EUR", pattern=r"^[A-Z]{3}$"),
         ]
         | None
     ) = None

@@ -21,19 +21,21 @@ STEPS, ROWS = 3000, 128
 LEARNING_RATE = 3e-3
 TEMPERATURE = 2.0  # for small students Hinton et al., section 3, found 2.5 to 4 best; below 2 the targets are hardly soft
 SEED = 0
+PUBLIC = "name public data, or data of people who have agreed: learning from clients' data must be charged to a ledger"
 
 
 def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Tensor) -> None:
     """Refuse clients' data: distilling on them is not post-processing of the released model.
 
     Args:
-      task: of the run, with its clients' data if they are on this machine.
-      config: of the run.
-      public: file of the inputs.
-      inputs: shape (n, ...).
+      task: task of the run, with its clients' data if they are on this machine.
+      config: configuration of the run.
+      public: path of the public inputs.
+      inputs: the public inputs, shape (n, ...).
 
     Raises:
-      Refusal: the file lies in the folder of the clients' data or holds it, or all examples of a client are among them.
+      Refusal: the path lies in the folder of the clients' data or contains it, or the inputs contain all examples of a
+        client.
     """
     folder = config["task"].get("folder")
     if folder is not None:
@@ -41,17 +43,15 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
         if public_path.is_relative_to(private) or private.is_relative_to(public_path):
             raise Refusal("--public", str(public), f"is in the clients' data folder, {folder}; {PUBLIC}")
     rows = set(_digests(inputs.numpy()))
-    clients = range(task.num_clients)
-    count = sum(bool(digests := set(_client_digests(task, client))) and digests <= rows for client in clients)
+    clients = (set(_client_digests(task, client)) for client in range(task.num_clients))
+    count = sum(digests <= rows for digests in clients if digests)
     if count:
-        remedy = f"holds all examples of {count} of the run's {len(clients)} clients; {PUBLIC}"
+        remedy = f"holds all examples of {count} of the run's {task.num_clients} clients; {PUBLIC}"
         raise Refusal("--public", str(public), remedy)
 
 
-PUBLIC = "name public data, or data of people who have agreed: learning from clients' data must be charged to a ledger"
-
-
 def _client_digests(task: Task, client: int) -> Iterator[bytes]:
+    """Yield a hash of each of a client's inputs; none if an input is not one tensor."""
     data = as_data(task.client_data(client))
     for rows in torch.arange(len(data)).split(BATCH):
         inputs = data.batch(rows)[0]
@@ -60,6 +60,7 @@ def _client_digests(task: Task, client: int) -> Iterator[bytes]:
 
 
 def _digests(rows: NDArray[Any]) -> Iterator[bytes]:
+    """Return a hash of each row, by which rows of clients and public rows are compared."""
     return (hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest() for row in rows)
 
 
@@ -67,10 +68,10 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
     """Train the student in place to reproduce the teacher's outputs on public inputs and on mixtures of two.
 
     Args:
-      teacher: the released model, in evaluation mode.
-      student: only its parameters change.
-      inputs: public, shape (n, ...); int64 ones are not mixed.
-      classifies: whether outputs are logits of classes, where there is more than one a row.
+      teacher: the released model.
+      student: a smaller model, whose parameters are trained.
+      inputs: public inputs, shape (n, ...); integers, such as words, are not mixed.
+      classifies: whether several outputs of a row are logits of classes.
 
     Raises:
       Refusal: the student does not take the inputs, or has other outputs.
@@ -79,25 +80,25 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
     draw = torch.Generator().manual_seed(SEED)
     optimizer = torch.optim.Adam(student.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    by_class = classifies and len(shape) > 1 and shape[-1] > 1
-    away: Callable[[Tensor, Tensor], Tensor] = _divergence if by_class else nn.functional.mse_loss
+    has_logits = classifies and len(shape) > 1 and shape[-1] > 1
+    loss: Callable[[Tensor, Tensor], Tensor] = _divergence if has_logits else nn.functional.mse_loss
     student.train()
     for _ in range(STEPS):
-        first, second = (inputs[torch.randint(len(inputs), (ROWS,), generator=draw)] for _ in range(2))
+        batch, other = (inputs[torch.randint(len(inputs), (ROWS,), generator=draw)] for _ in range(2))
         if inputs.is_floating_point():
-            part = torch.rand(ROWS, *[1] * (inputs.dim() - 1), generator=draw)
-            first = part * first + (1 - part) * second
+            share = torch.rand(ROWS, *[1] * (inputs.dim() - 1), generator=draw)
+            batch = share * batch + (1 - share) * other
         with torch.no_grad():
-            targets = teacher(first)
+            targets = teacher(batch)
         optimizer.zero_grad()
-        away(student(first), targets).backward()
+        loss(student(batch), targets).backward()
         optimizer.step()
         schedule.step()
     student.eval()
 
 
 def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> torch.Size:
-    """Return the shape of the models' outputs for two rows; refuse a student with another output shape."""
+    """Return the shape of both models' outputs for two rows; refuse a student whose outputs have another shape."""
     try:
         with torch.no_grad():
             teacher_shape, student_shape = (model.eval()(inputs[:2]).shape for model in (teacher, student))
@@ -111,7 +112,7 @@ def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> to
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence at the temperature, times its square to keep the gradients' scale."""
+    """Return the mean Kullback-Leibler divergence of softened logits, times TEMPERATURE squared to keep gradients' scale."""
     soft = nn.functional.softmax(teacher / TEMPERATURE, -1)
     logs = nn.functional.log_softmax(student / TEMPERATURE, -1)
     return TEMPERATURE**2 * nn.functional.kl_div(logs, soft, reduction="batchmean")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -36,10 +37,10 @@ from ..tasks.shapes import SHAPES, shapes
 from ..tasks.tables import additive
 from .distil import check_public, distil
 
-AGREES = 1e-4  # largest difference from torch, in units of the largest output (at least 1)
+TOLERANCE = 1e-4  # for the difference from torch, relative to the largest output (at least 1)
 NUM_ROWS, SEED = 8, 0  # random rows for the comparison, and their seed
 INT8 = 127  # the largest value; the range is symmetric about zero
-REPEATS = 50  # of one row, for its time
+REPEATS = 50  # predictions of one row, whose median time is reported
 STATEMENT = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
 
 
@@ -48,9 +49,9 @@ class Order:
     """Request for an export.
 
     Attributes:
-      to: one of `FILES`.
+      to: format, a key of `FILES`.
       student: `module:Class` of a smaller model to distil; None exports the released one.
-      public: file of public inputs for the distillation; None without one.
+      public: path of public inputs, to distil and to compare; None without any.
       out: folder to create; None takes `export` in the run folder.
       allow_modules: modules that may be imported for the run's task.
     """
@@ -63,7 +64,7 @@ class Order:
 
 
 def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
-    """Create the folder of an exported model; return it and its card.
+    """Create the folder of an exported model; return the folder and the model's card.
 
     Raises:
       Refusal: the run or format does not exist, the public data are clients', the model does not suit the format, or
@@ -71,19 +72,18 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
     """
     folder = _target_folder(run, order)
     config = config_of(run)
-    task = _with_data(run, config, order.allow_modules)
-    public = None if order.public is None else _public(task, config, order.public)
+    task = _task_with_data(run, config, order.allow_modules)
+    public = None if order.public is None else _read_public(task, config, order.public)
     released, result = model_of(run, task), read_object(run / RESULT)
-    parts = _Parts(run, task, released, public, result, _classifies(task, result["metrics"]))
+    source = _Source(run, task, released, public, result, _classifies(task, result["metrics"]))
     model = released
-    if order.student is not None:
-        assert public is not None
+    if order.student is not None and public is not None:
         model = model_named(order.student, "--student")
-        distil(released, model, public, parts.classifies)
+        distil(released, model, public, source.classifies)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
     try:
-        card = _write_export(temporary, model, parts, order)
+        card = _write_export(temporary, model, source, order)
         temporary.chmod(0o755)
         os.replace(temporary, folder)
     finally:
@@ -92,8 +92,8 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Inputs of an export: a run's folder, task, model and result, public inputs, and whether it classifies."""
+class _Source:
+    """A run to export: folder, task, released model, public inputs, result, and whether outputs are logits of classes."""
 
     run: Path
     task: Task
@@ -104,7 +104,7 @@ class _Parts:
 
 
 def _target_folder(run: Path, order: Order) -> Path:
-    """Return the folder to create; check everything that can be checked before files are read."""
+    """Return the folder to create, after all checks that need no file of the run but its result."""
     check_kind(order.to)
     if order.to == "onnx":
         require_extra("export", "--to onnx, which torch writes with onnxscript,")
@@ -119,31 +119,31 @@ def _target_folder(run: Path, order: Order) -> Path:
     return folder
 
 
-def _write_export(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict[str, Any]:
-    """Write the model, its preprocessing and its card into an empty folder; return the card."""
-    sample = _sample(parts.task, parts.public)
-    runs = write_model(folder, model, order.to, sample)
+def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order) -> dict[str, Any]:
+    """Write the released model or its student, its preprocessing and its card into an empty folder; return the card."""
+    sample = _sample(source.task, source.public)
+    exported = write_model(folder, model, order.to, sample)
     file = folder / FILES[order.to]
     card = {
         "format": FORMAT,
         "to": order.to,
         "file": file.name,
         "sha256": sha256_of(file),
-        "released_sha256": sha256_of(parts.run / MODEL),
+        "released_sha256": sha256_of(source.run / MODEL),
         "student": order.student,
-        "classifies": parts.classifies,
+        "classifies": source.classifies,
         "inputs": {"shape": list(sample.shape[1:]), "dtype": str(sample.dtype).removeprefix("torch.")},
         "bytes": file.stat().st_size,
-        "released_bytes": (parts.run / MODEL).stat().st_size,
-        "milliseconds_a_row": _milliseconds(runs, sample[:1].numpy()),
-        **_measured(parts, runs),
-        "privacy": parts.result["privacy"],
+        "released_bytes": (source.run / MODEL).stat().st_size,
+        "milliseconds_a_row": _milliseconds(exported, sample[:1].numpy()),
+        **_comparison(source, exported),
+        "privacy": source.result["privacy"],
         "privacy_said": STATEMENT,
     }
-    if isinstance(parts.task, PredictingTask):
-        for name, content in parts.task.beside_the_model().items():
+    if isinstance(source.task, PredictingTask):
+        for name, content in source.task.beside_the_model().items():
             (folder / name).write_bytes(content)
-    if (schema := additive(parts.task)) is not None and order.student is None:
+    if (schema := additive(source.task)) is not None and order.student is None:
         parameters = {name: each.detach().numpy() for name, each in model.named_parameters()}
         text = json.dumps(shapes(schema, parameters["weight"], parameters["bias"]), indent=1)
         (folder / SHAPES).write_text(text + "\n", encoding="utf-8")
@@ -156,18 +156,15 @@ def _write_export(folder: Path, model: nn.Module, parts: _Parts, order: Order) -
 # --- inputs ---------------------------------------------------------------------------------------------
 
 
-def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
-    """Return the run's task; for tables with their rows, if they are on this machine."""
+def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
+    """Return the run's task with its clients' data, by which `check_public` knows them; tables only if they are here."""
     task = config["task"]
     if task["name"] == "custom":
         return task_of(run, allow_modules)
     if task["name"] != "csv":
-        partition = {
-            "num_clients": task["num_clients"],
-            "seed": config.get("seed"),
-            **(config.get("partition") or {}),
-        }
-        options = {"partition": partition.pop("name", None), **partition}
+        partition = dict(config.get("partition") or {})
+        options = {"num_clients": task["num_clients"], "seed": config.get("seed")}
+        options |= {"partition": partition.pop("name", None), **partition}
         options |= {name: task.get(name) for name in ("folder", "model", "hidden", "secrets")}
         return load_task(task["name"], {name: each for name, each in options.items() if each is not None})
     names = ("folder", "model", "hidden", "bins", "simulated", "held_out_share", "held_out_file", "person")
@@ -175,19 +172,18 @@ def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, .
     for name in {"folder", "held_out_file"} & options.keys():
         if not Path(options[name]).exists():
             del options[name]
-    group_equal_rows = not read_object(run / SAVED).get(SINGLY)
-    return load_task(
-        "csv", {**options, "schema": str(run / "schema.yaml"), "group_equal_rows": group_equal_rows}
-    )
+    options["schema"] = str(run / "schema.yaml")
+    options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)
+    return load_task("csv", options)
 
 
 def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:
-    """Return whether outputs are logits of classes."""
-    classes = getattr(task, "classes", None)  # of tables
-    return "accuracy" in metrics if classes is None else classes > 0
+    """Return whether outputs are logits of classes: of a table by its label, else by the metrics of the run."""
+    return getattr(task, "classes", "accuracy" in metrics) > 0
 
 
-def _public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
+def _read_public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
+    """Return the public inputs at a path, shape (n, ...); refuse those that are too few, infinite or of clients."""
     if not path.exists():
         raise Refusal("--public", str(path), "does not exist; name a table, a folder of them or a .npy file")
     inputs = task.encode(path) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(path))
@@ -200,10 +196,10 @@ def _public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
 
 
 def _sample(task: Task, public: Tensor | None) -> Tensor:
-    """Return two rows of inputs; zeros without public ones."""
+    """Return two rows of inputs, by whose shape and type a model is traced; zeros if there are no public ones."""
     if public is not None:
         return public[:2]
-    if (schema := getattr(task, "schema", None)) is not None:
+    if schema := getattr(task, "schema", None):
         return torch.zeros(2, schema.width)
     sample = placeholder(as_data(task.held_out()), 2)
     if not isinstance(sample, Tensor):
@@ -212,41 +208,42 @@ def _sample(task: Task, public: Tensor | None) -> Tensor:
     return sample
 
 
-def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
-    """Return the data and the result of the comparison of the two models; empty without public data."""
-    inputs, targets, where = parts.public, None, "public data"
-    if LOSS in parts.result["metrics"]:  # the held-out data are public then and were used before
-        data = as_data(parts.task.held_out())
-        if len(data):
-            inputs, targets = data.batch(torch.arange(len(data)))
-            where = "held-out data"
+def _comparison(source: _Source, exported: Model) -> dict[str, Any]:
+    """Return the entries of the card that compare the outputs of the released and of the exported model.
+
+    They are compared on the run's held-out data if these are public, else on public inputs; without either all are None.
+    """
+    inputs, targets, data_name = source.public, None, "public data"
+    held_out_is_public = LOSS in source.result["metrics"]
+    if held_out_is_public and len(data := as_data(source.task.held_out())):
+        inputs, targets = data.batch(torch.arange(len(data)))
+        data_name = "held-out data"
+    card: dict[str, Any] = dict.fromkeys(
+        ("measured_on", "rows", "agreement", "largest_difference", "metrics")
+    )
     if inputs is None:
-        return dict.fromkeys(("measured_on", "rows", "agreement", "largest_difference", "metrics"))
+        return card
     with torch.no_grad():
-        before = parts.released(inputs)
-    now = torch.from_numpy(np.asarray(runs(inputs.numpy())))
-    same, metrics = None, None
-    if parts.classifies and before.dim() == 2 and before.shape[1] > 1:
-        same = float((before.argmax(1) == now.argmax(1)).double().mean())
+        before = source.released(inputs)
+    after = torch.from_numpy(np.asarray(exported(inputs.numpy())))
+    card |= {"measured_on": data_name, "rows": len(inputs)}
+    card["largest_difference"] = float((before - after).abs().max())
+    if source.classifies and before.dim() == 2 and before.shape[1] > 1:
+        card["agreement"] = float((before.argmax(1) == after.argmax(1)).double().mean())
     if targets is not None:
-        both = {"released": before, "exported": now}
-        task = parts.task
-        metrics = {name: derived(task, figures_of(task, out, targets)) for name, out in both.items()}
-    return {
-        "measured_on": where,
-        "rows": len(inputs),
-        "agreement": same,
-        "largest_difference": float((before - now).abs().max()),
-        "metrics": metrics,
-    }
+        task, outputs = source.task, {"released": before, "exported": after}
+        card["metrics"] = {
+            name: derived(task, figures_of(task, each, targets)) for name, each in outputs.items()
+        }
+    return card
 
 
-def _milliseconds(runs: Model, row: NDArray[Any]) -> float:
-    """Return the median time of one row, on one thread of this machine."""
+def _milliseconds(exported: Model, row: NDArray[Any]) -> float:
+    """Return the median time of a prediction of one row, on one thread of this machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = timeit.repeat(lambda: runs(row), number=1, repeat=REPEATS)
+        seconds = timeit.repeat(lambda: exported(row), number=1, repeat=REPEATS)
     finally:
         torch.set_num_threads(threads)
     return round(1000 * float(np.median(seconds)), 4)
@@ -259,9 +256,9 @@ def write_model(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Mode
     """Write the model in a format, and return it as loaded by the format's runtime.
 
     Args:
-      folder: to write into.
-      model: in evaluation mode.
-      to: one of `FILES`.
+      folder: existing folder of the file.
+      model: model in evaluation mode.
+      to: format, a key of `FILES`.
       sample: two rows of inputs.
 
     Raises:
@@ -271,48 +268,48 @@ def write_model(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Mode
     try:
         with _quiet():
             _WRITERS[to](path, model, sample)
-        runs = read_model(folder, to, sha256_of(path))
+        exported = read_model(folder, to, sha256_of(path))
         if to != "int8":
-            _check_same(model, runs, sample, to)
+            _check_same(model, exported, sample, to)
     except Refusal:
         raise
     except Exception as error:  # noqa: BLE001 (exporters and runtimes document no closed set)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Refusal("--to", to, f"cannot hold this model: {reason}") from None
-    return runs
+    return exported
 
 
-def _check_same(model: nn.Module, runs: Model, sample: Tensor, to: str) -> None:
-    """Refuse a format whose runtime differs from torch."""
+def _check_same(model: nn.Module, exported: Model, sample: Tensor, to: str) -> None:
+    """Refuse the format `to` if the exported model's outputs differ from the model's."""
     for rows in _comparison_rows(model, sample):
         with torch.no_grad():
             outputs = model(rows)
         if not isinstance(outputs, Tensor):
             remedy = "has several or named outputs; an export needs one tensor"
             raise Refusal("model", type(model).__name__, remedy)
-        expected, actual = outputs.numpy(), np.asarray(runs(rows.numpy()))
-        away = AGREES * max(1.0, float(np.abs(expected).max()))
-        if expected.shape != actual.shape or not np.abs(expected - actual).max() <= away:
+        expected, actual = outputs.numpy(), np.asarray(exported(rows.numpy()))
+        tolerance = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        if expected.shape != actual.shape or not np.abs(expected - actual).max() <= tolerance:
             remedy = f"gives other outputs than torch for {len(rows)} rows; use another format"
             raise Refusal("--to", to, remedy)
 
 
 def _comparison_rows(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
-    """Yield one, two and three rows, and random single rows, since a trace keeps only the branch of its sample."""
+    """Yield one, two and three rows, and random single rows: a trace of a model with branches has only the sample's."""
     yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
     if sample.is_floating_point():
         draw = torch.Generator().manual_seed(SEED)
         rows = torch.randn(NUM_ROWS, *sample.shape[1:], generator=draw, dtype=sample.dtype)
         with torch.no_grad():
-            finite = model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)  # others are outside its domain
+            finite = (
+                model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)
+            )  # other rows are outside the model's domain
         yield from (row[None] for row in rows[finite])
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Suppress the output of exporters."""
-    import logging
-
+    """Suppress the warnings of exporters, and the lines that torch logs."""
     torch_log = logging.getLogger("torch.onnx")
     level = torch_log.level
     torch_log.setLevel(logging.ERROR)
@@ -330,6 +327,7 @@ def _save_float(path: Path, model: nn.Module, sample: Tensor) -> None:
 
 
 def _save_int8(path: Path, model: nn.Module, sample: Tensor) -> None:
+    """Write the model's program with its weights rounded, after a check of the program with exact weights."""
     program, arrays = trace(model, sample)
     operations = numpy_model.program_of(program)
     _check_same(model, lambda inputs: numpy_model.run(operations, arrays, inputs), sample, "int8")
@@ -343,15 +341,11 @@ def _save_int8(path: Path, model: nn.Module, sample: Tensor) -> None:
 
 
 def rounded(array: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return an array as int8, and the scale of each of its first dimension (a layer's output, or a word).
-
-    Args:
-      array: of weights, shape (outputs, ...).
-    """
-    rows = np.abs(array.reshape(len(array), -1)).max(1) / INT8
-    scale = np.where(rows > 0, rows, 1.0).astype(np.float32)
-    around = scale.reshape(-1, *[1] * (array.ndim - 1))
-    return np.clip(np.rint(array / around), -INT8, INT8).astype(np.int8), scale
+    """Return weights of shape (outputs, ...) as int8, and a scale for each output, by which they are multiplied again."""
+    steps = np.abs(array.reshape(len(array), -1)).max(1) / INT8
+    scale = np.where(steps > 0, steps, 1.0).astype(np.float32)
+    scale_of_entries = scale.reshape(-1, *[1] * (array.ndim - 1))
+    return np.clip(np.rint(array / scale_of_entries), -INT8, INT8).astype(np.int8), scale
 
 
 def _save_onnx(path: Path, model: nn.Module, sample: Tensor) -> None:
@@ -377,9 +371,9 @@ _WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
 
 
 def trace(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
-    """Return the operations of a model as a program of `numpy_model`, in JSON, and its arrays.
+    """Return the operations of a model as a program of `numpy_model`, in JSON, and its arrays by name.
 
-    Takes the arguments of `written`.
+    Arguments as of `write_model`.
 
     Raises:
       Refusal: the model has an operation that NumPy's interpreter does not know.
@@ -389,8 +383,11 @@ def trace(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]
             model, (sample,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=False
         )
     signature: Any = exported.graph_signature
-    parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    constants = dict(signature.inputs_to_lifted_tensor_constants)
+    array_names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+    }  # by the name of their node
+    array_names |= signature.inputs_to_lifted_tensor_constants
     nodes: list[list[Any]] = []
     for node in cast(Any, exported.graph.nodes):
         if node.op == "call_function":
@@ -400,16 +397,15 @@ def trace(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]
                 raise Refusal("model", type(model).__name__, remedy)
             keywords = {key: _argument_json(each) for key, each in node.kwargs.items()}
             nodes.append([node.name, name, [_argument_json(each) for each in node.args], keywords])
-    states: dict[str, Any] = {**exported.state_dict, **exported.constants}
-    names = {**parameters, **constants}
     inputs, outputs = str(signature.user_inputs[0]), str(signature.user_outputs[0])
-    fields = {"inputs": inputs, "arrays": names, "nodes": nodes, "outputs": outputs}
-    arrays = {name: states[name].detach().cpu().contiguous().numpy() for name in {*names.values()}}
-    return json.dumps(fields), {name: arrays[name] for name in sorted(arrays)}
+    program = {"inputs": inputs, "arrays": array_names, "nodes": nodes, "outputs": outputs}
+    tensors: dict[str, Any] = {**exported.state_dict, **exported.constants}
+    names = sorted({*array_names.values()})
+    return json.dumps(program), {name: tensors[name].detach().cpu().contiguous().numpy() for name in names}
 
 
 def _argument_json(argument: Any) -> Any:
-    """Return an argument of an operation as JSON."""
+    """Return an argument of an operation as JSON; a result of another operation by its name."""
     if isinstance(argument, torch.fx.Node):
         return {"node": argument.name}
     if isinstance(argument, list | tuple):

@@ -17,9 +17,9 @@ from ..configs.bundle_files import (
     Credentials,
     Link,
     check_certificate,
+    read_authority_key,
     read_credentials,
     read_file,
-    read_hexadecimal,
     read_rollovers,
     read_signed_roster,
     read_toml,
@@ -130,7 +130,7 @@ def read_authority(folder: Path, federation: str) -> tuple[bytes, tuple[Rollover
     Raises:
       Refusal: a file cannot be read, or the rollovers lead to another key.
     """
-    authority = read_hexadecimal(folder / "authority.pub")
+    authority = read_authority_key(folder / "authority.pub")
     chain = read_rollovers(folder / ROLLOVERS, federation)
     if chain and bytes.fromhex(chain[-1].new) != authority:
         remedy = "leads to another key than authority.pub beside it; copy both from the desk"

@@ -18,9 +18,8 @@ class EvaluateSettings(Group):
 
     clients: Annotated[
         str,
-        Field(
-            pattern=r"^(none|final|every:[1-9][0-9]{0,5})$",
-            json_schema_extra=remedy("must be none, final, or every:N as in every:10"),
+        remedy(
+            "must be none, final, or every:N as in every:10", pattern=r"^(none|final|every:[1-9][0-9]{0,5})$"
         ),
     ] = "none"
     """When all clients evaluate the model: none, final (after the last round), or every:N rounds and after the last."""

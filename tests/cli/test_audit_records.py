@@ -9,7 +9,7 @@ import pytest
 from shared.runs import run_quietly
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit_records import records
+from fedveil.cli.audit_records import show_records
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.client_rows import trace
 from fedveil.run.client_instructions import traces_of
@@ -33,14 +33,14 @@ def test_traces_stay_with_the_client_and_change_nothing(
     found = trace(tmp_path / "with" / "client_traces" / "0.losses")
     assert found.shape[0] == 4 and np.isfinite(found).all() and found[-1].mean() < found[0].mean()
     assert not (tmp_path / "without" / "client_traces").exists()
-    assert records(tmp_path / "with", as_json=True) == 0
+    assert show_records(tmp_path / "with", as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [each["client"] for each in shown["clients"]] == [0, 1, 2, 3, 4]
     assert len(shown["clients"][0]["scores"]) == found.shape[1] and 0 <= shown["planted_auc"]["value"] <= 1
-    assert records(tmp_path / "with") == 0
+    assert show_records(tmp_path / "with") == 0
     assert "planted with a random label" in capsys.readouterr().out
     with pytest.raises(Refusal, match="no traces of losses"):
-        records(tmp_path / "without")
+        show_records(tmp_path / "without")
 
 
 def test_real_data_leave_no_trace(tmp_path: Path) -> None:
