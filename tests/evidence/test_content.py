@@ -20,7 +20,8 @@ from shared.runs import json_lines
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.evidence.answers import report_of_answers
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.evidence.card import card_of
 from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.forms import FIELDS, empty_assessment, nist_blocks, read_assessment

@@ -31,6 +31,7 @@ from fedveil.cli.verify import verify
 from fedveil.configs.passphrase import is_scrypt
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.evidence.binding import page as page_module
+from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.bundle import LIST, add_signature, read_list
 from fedveil.evidence.binding.signatures import FILE as SIGNATURES
 from fedveil.evidence.binding.signatures import (
@@ -42,7 +43,7 @@ from fedveil.evidence.binding.signatures import (
     read_signatures,
     signatures_text,
 )
-from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.evidence.binding.verify import CheckLine, verify_folder
 from fedveil.evidence.page_text import differences, resolve_pointer, text_of
 from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger.export import export_text, read_export

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.serve import serve
-from fedveil.evidence.binding import verify as verify_module
+from fedveil.evidence.binding import time_stamp as time_stamp_module
+from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.time_stamp import stamp, time_of_stamp
-from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.evidence.binding.verify import CheckLine, verify_folder
 from fedveil.evidence.binding.witnesses import note_witnesses
 from fedveil.links.server_log import LOG, manifest_entry, read_entries
 from fedveil.messages.training_order import people_call
@@ -276,7 +277,7 @@ def test_a_run_is_stamped_and_its_time_is_checked_offline(
     assert own.ok is False and "no certificate in" in own.finding
     assert time_stamp(kept, None).ok is None
     assert run(["verify", str(kept), "--tsa", str(tsa.root)]) == 0
-    monkeypatch.setattr(verify_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(time_stamp_module, "find_spec", lambda _: None)
     without = time_stamp(kept, tsa.root)
     assert without.ok is None and "fedveil[timestamps]" in without.finding
 
