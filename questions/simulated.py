@@ -54,10 +54,10 @@ def ask_here(
     quiet_flower()
     # The question has its own seed for draws and noise; the task and the rows of each client are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
-    grid = partial(_engine, federation, replace(question_settings(federation, folder), seed=seed))
+    open_grid = partial(_grid, federation, replace(question_settings(federation, folder), seed=seed))
     reach = Reach(randomness=Randomness(seed), released=released)
     with restoring_state():
-        return ask(federation, inquiry, spend, folder, grid, reach)
+        return ask(federation, inquiry, spend, folder, open_grid, reach)
 
 
 def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> None:
@@ -78,7 +78,8 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 
 @contextmanager
-def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+def _grid(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+    """Open the engine of the clients on this machine, once their ledgers are in order and claimed for the question."""
     client_ledgers_of(federation, settings).settle()
     claim_records(federation)
     with asking_engine(federation, settings) as opened:
