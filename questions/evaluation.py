@@ -57,12 +57,7 @@ def evaluate_at_clients(
 ) -> dict[str, Any] | None:
     """Evaluate a round's model at all clients, and return the record; None if the round has no evaluation.
 
-    Args:
-      run: with the open ledger.
-      participants: of its rounds.
-      reach: answers that an evaluation needs, and its timeout.
-      state: after the round.
-      is_last: whether the run ends here, before its last round.
+    Arguments as of `Query.after`: `is_last` says that the run ends here, before its last round.
     """
     federation = run.federation
     planned = evaluated_rounds(federation.settings)
@@ -75,15 +70,7 @@ def evaluate_at_clients(
 def score_at_clients(
     run: Run, participants: Participants, reach: Reach, models: Sequence[Arrays], number: int
 ) -> list[dict[str, Any]]:
-    """Evaluate each arm's model at its clients, and return one record for each arm.
-
-    Args:
-      run: that tunes, with the open ledger.
-      participants: of its rounds.
-      reach: answers that an evaluation of all clients needs, of which an arm needs its share, and the timeout.
-      models: of the arms.
-      number: of the round before the comparison.
-    """
+    """Evaluate each arm's model at its clients, and return one record for each arm; arguments as of `Query.scores`."""
     evaluation = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
     for arm_number, model in enumerate(models, 1):
@@ -102,17 +89,7 @@ def _evaluate(
     row: int,
     arm: Arm | None = None,
 ) -> dict[str, Any]:
-    """Reserve an evaluation, ask, and return the record.
-
-    Args:
-      run: with the open ledger.
-      participants: of its rounds.
-      reach: answers that an evaluation needs, and its timeout.
-      evaluation: the question.
-      model: to evaluate.
-      row: of the release.
-      arm: whose clients evaluate; None: all.
-    """
+    """Reserve the release of an evaluation, in a row of its own; ask all clients, or those of an arm; return the record."""
     federation, plan = run.federation, one_evaluation(run.federation)
     # No canary evaluates; those that are nodes of the grid must be known, so that they are left out.
     canaries = 0 if participants.add_canaries else participants.canaries
@@ -150,15 +127,7 @@ def _evaluate(
 def _answer_fields(
     federation: Federation, charge: Charge, result: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
-    """Return the fields of a record that depend on the answer: the number of clients, and the figures.
-
-    Args:
-      federation: of the clients.
-      charge: of the evaluation.
-      result: of its round.
-      mean: of the round; None if it released nothing.
-      expected: public number of clients.
-    """
+    """Return the fields of a record that depend on the answer; without encryption the number of clients is the public one."""
     if mean is None:
         reason = describe_failure(result, not federation.mode.hides_counts)
         return {"reason": reason, "clients": None, "answers": []}

@@ -52,12 +52,7 @@ def one_evaluation(federation: Federation) -> Plan:
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return the events of the evaluations of the remaining rounds.
-
-    Args:
-      federation: of the run.
-      num_rounds: remaining; None stands for all.
-    """
+    """Return the events of the evaluations of the remaining rounds; arguments as of `Query.events`."""
     plan, settings = one_evaluation(federation), federation.settings
     finished_rounds = 0 if num_rounds is None else settings.steps - num_rounds
     num_evaluations = sum(each > finished_rounds for each in evaluated_rounds(settings))
@@ -113,23 +108,13 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:
-    """Return the evaluation of an arm's model by its clients: only the metric that compares arms.
-
-    Args:
-      federation: of the run.
-      name: of the release.
-    """
+    """Return the evaluation of an arm's model by its clients: only the metric that compares arms."""
     metric = scored_metric(federation.settings)
     return replace(evaluation_of(federation, name), metric=metric, figures=(METRIC,))
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
-    """Return the evaluation of the run's model by its clients.
-
-    Args:
-      federation: of the run.
-      name: of the release.
-    """
+    """Return the evaluation of the run's model by its clients; its release has this name."""
     group = evaluate_of(federation.settings)
     purpose = (federation.settings.purpose or "")[:MAX_NAME]
     evaluation = Evaluation(name, group.share, group.metric, group.metric_bound, group.figures, purpose)
@@ -159,25 +144,17 @@ def check_evaluation(federation: Federation) -> None:
         outputs = run_on(model, inputs)
         metrics = task.metrics(outputs, targets)
     check_measured_apart(task, outputs, targets, size=max(1, len(targets) // 4))
-    requested: dict[str, str] = {}
-    if run_plan:
-        requested["evaluate.metric"] = evaluate_of(settings).metric
-    if arm_plan:
-        requested["tune.metric"] = scored_metric(settings)
-    for field, metric in requested.items():
-        if metric not in metrics:
+    for field, metric, is_requested in (
+        ("evaluate.metric", evaluate_of(settings).metric, run_plan),
+        ("tune.metric", scored_metric(settings), arm_plan),
+    ):
+        if is_requested and metric not in metrics:
             scope = " of one record" if per_record else ""
             raise Refusal(field, metric, f"the task has {', '.join(sorted(metrics)) or 'none'}{scope}")
 
 
 def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield lines about the evaluations of arms and of the run's model.
-
-    Args:
-      federation: of the run.
-      plan: of a promise.
-      budget: of the promise.
-    """
+    """Yield lines about the evaluations of arms and of the run's model; arguments as of `Query.lines`."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring_line(federation, plan, budget, scores)
     if charges_questions(federation, plan) and (evaluations := evaluation_plan(federation)):

@@ -55,29 +55,16 @@ class ClientEvaluation:
         _ = self.asked("evaluation")  # refuses the rest
 
     def rounds(self, num_rounds: int) -> tuple[int, ...]:
-        """Return the rounds after which clients evaluate.
-
-        Args:
-          num_rounds: of the run.
-        """
+        """Return the rounds after which clients evaluate, in a run of so many."""
         return multiples_and_last(self.every or num_rounds, num_rounds)
 
     def asked(self, name: str) -> Evaluation:
-        """Return the evaluation; the clients' app chooses the records.
-
-        Args:
-          name: of the release.
-        """
+        """Return the evaluation, in a release of this name; the clients' app chooses the records."""
         return Evaluation(name, None, self.metric, self.bound, self.figures)
 
 
 def multiples_and_last(interval: int, last: int) -> tuple[int, ...]:
-    """Return the multiples of `interval` up to the last round, and the last round.
-
-    Args:
-      interval: at least 1.
-      last: number of the last round.
-    """
+    """Return the multiples of `interval` up to the last round, and the last round."""
     return tuple(sorted({*range(interval, last + 1, interval), last}))
 
 
@@ -94,24 +81,14 @@ def noise_of(noise_multiplier: float | None, evaluations: int) -> float:
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
-    """Return the events of so many evaluations.
-
-    Args:
-      plan: of one evaluation.
-      evaluations: their number, from 0.
-    """
+    """Return the events of so many evaluations, each with this plan."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return [SelfComposedDpEvent(plan.event(), evaluations)] if evaluations else []
 
 
 def epsilon_of(plan: Plan, delta: float) -> float:
-    """Return the epsilon of one evaluation alone.
-
-    Args:
-      plan: of one evaluation.
-      delta: of the epsilon, in (0, 1).
-    """
+    """Return the epsilon of one evaluation alone."""
     return spent_epsilon([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 

@@ -41,12 +41,7 @@ from .scaling_plan import check_scaling, one_scaling, scaling_inquiry, scaling_l
 def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
     """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
-    A column whose answer is too noisy stays scaled by its bounds.
-
-    Args:
-      run: with the open ledger, before its first round.
-      open_grid: opens the grid to the run's clients.
-      reach: answers that the question needs, and its timeout.
+    A column whose answer is too noisy stays scaled by its bounds. Arguments as of `Query.before`.
 
     Raises:
       Refusal: no client is connected, or the ledger does not afford the question.
@@ -98,11 +93,9 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
 
 
 def apply_answer(federation: Federation, folder: Path) -> Federation:
-    """Return the federation scaled by its clients' answer, which the run folder stores.
+    """Return the federation scaled by its clients' answer in the run folder; unchanged if the run has not begun.
 
-    Args:
-      federation: as its settings describe it.
-      folder: of the run; a run that has not begun has no answer, and its federation stays as it is.
+    Arguments as of `Query.answered`.
     """
     if "scaling" not in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
@@ -118,13 +111,7 @@ def apply_answer(federation: Federation, folder: Path) -> Federation:
 
 
 def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
-    """Return a federation whose inputs are scaled, and which asks no more.
-
-    Args:
-      federation: as its settings describe it.
-      moments: mean and deviation of each scaled column.
-      plan: of the question, for the account of a simulation; None if its ledger has the question.
-    """
+    """Return a federation with scaled inputs, which asks no more; the account of a simulation needs the question's plan."""
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})

@@ -121,11 +121,7 @@ def _can_scale(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
 
 
 def scaling_plan(federation: Federation) -> ScalingPlan:
-    """Return the plan of the run's question.
-
-    Raises:
-      Refusal: as `one_scaling`.
-    """
+    """Return the plan of the run's question, or refuse as `one_scaling` does."""
     inquiry, plan = one_scaling(federation)
     columns = tuple(each.name for each in inquiry.questions)
     epsilon = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
@@ -147,13 +143,7 @@ def check_scaling(federation: Federation) -> None:
 
 
 def scaling_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield the line about the question.
-
-    Args:
-      federation: of the run.
-      plan: of a promise.
-      budget: of the promise.
-    """
+    """Yield the line about the question; arguments as of `Query.lines`."""
     scaling = scaling_plan(federation)
     columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"
     of_rounds = plan.epsilon(budget.target_delta)

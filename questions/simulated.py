@@ -87,10 +87,5 @@ def _grid(federation: Federation, settings: ClientSettings) -> Generator[tuple[G
 
 
 def seed_of(seed: int, name: str) -> int:
-    """Return the seed of a question's draws, independent of those of other names and of runs.
-
-    Args:
-      seed: of the simulation.
-      name: of the inquiry.
-    """
+    """Return the seed of an inquiry's draws, independent of those of other names and of the simulation's own."""
     return int.from_bytes(hashlib.sha256(f"fedveil question {seed} {name}".encode()).digest()[:4], "big")

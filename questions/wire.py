@@ -80,12 +80,7 @@ def _zeros(request: Request) -> ArrayRecord:
 
 
 def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
-    """Return a strategy's records, which include a model, with an evaluation of it added.
-
-    Args:
-      content: of the strategy.
-      evaluation: the question.
-    """
+    """Return a strategy's records, which include a model, with an evaluation of it added."""
     out = RecordDict(dict(content.items()))
     out[EVALUATION_KEY] = ConfigRecord({EVALUATION_KEY: evaluation.text})
     return out

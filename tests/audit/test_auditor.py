@@ -182,7 +182,7 @@ def test_size_of_a_secret_draw_changes_no_displayed_figure(counts: tuple[int, in
         auditor = Auditor(terms, tmp_path / f"{count}")
         auditor.take(1, ReleasedSum(1, layers, 1.0, 0.25, 1.0, RoundCohort(count, population=100)), {})
         alarms = [(each.content, format_alarm(each.alarm), each.alarm) for each in auditor.raised]
-        shown.append((auditor.p_values, auditor.columns(1), auditor.clean, alarms))
+        shown.append((auditor.p_values, auditor.columns(1), auditor.is_clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
         summary = auditor.end(None, {})
         assert summary is not None

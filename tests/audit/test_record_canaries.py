@@ -13,7 +13,7 @@ from shared.runs import run_quietly
 from torch import nn
 
 from fedveil.audit.probes import OddProbe, RecordProbe, measure_records
-from fedveil.audit.record_canaries import begin, coins_of
+from fedveil.audit.record_canaries import begin, coins_in
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
@@ -183,10 +183,10 @@ def test_released_model_is_trained_as_without_canaries() -> None:
 def test_coins_and_scores_stay_in_the_client_s_file(tmp_path: Path) -> None:
     path = tmp_path / "a.canaries"
     stream = Randomness(0).stream("record canaries", 1)
-    coins = coins_of(path, 20, stream)
-    assert np.array_equal(coins, coins_of(path, 20, stream)) and 4 < coins.sum() < 16
+    coins = coins_in(path, 20, stream)
+    assert np.array_equal(coins, coins_in(path, 20, stream)) and 4 < coins.sum() < 16
     with pytest.raises(Refusal, match="began with 20"):
-        coins_of(path, 21, stream)
+        coins_in(path, 21, stream)
     for number, value in ((1, 3.0), (2, 1.0), (2, 5.0)):  # round 2 was done again
         append(path, number, np.where(coins, value, 0.0))
     with open(path, "ab") as file:
@@ -202,7 +202,7 @@ def test_a_probe_weighs_all_clients_together(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for client in range(30):
         path = tmp_path / f"{client}.canaries"
-        coins = coins_of(path, 20, Randomness(0).stream("record canaries", client))
+        coins = coins_in(path, 20, Randomness(0).stream("record canaries", client))
         append(path, 1, generator.standard_normal(20) + 3.0 * coins)
     found = probe(2)
     assert found is not None and max(found.p_values.values()) < 1e-6
