@@ -172,11 +172,7 @@ class RunAudit:
 
 
 def check(federation: Federation) -> None:
-    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join.
-
-    Raises:
-      Refusal: naming the audit.
-    """
+    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join."""
     task = federation.task
     if is_full(federation.settings) and federation.mode.sums_records and not federation.simulated:
         remedy = (

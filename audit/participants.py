@@ -35,11 +35,7 @@ def canary_audit(settings: SimulationSettings) -> FullAudit | None:
 
 
 def extra_clients(settings: SimulationSettings, task: Task) -> int:
-    """Return the number of canary clients.
-
-    Raises:
-      Refusal: there are more than an encrypted sum with these clients allows.
-    """
+    """Return the number of canary clients; refuse more than an encrypted sum with these clients allows."""
     audit = canary_audit(settings)
     if audit is None:
         return 0

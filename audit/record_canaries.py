@@ -215,11 +215,7 @@ def _tensors(data: Data) -> Examples:
 
 
 def coins_in(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
-    """Return the client's coins, shape (count,), which the first call draws from a secret stream and stores in a file.
-
-    Raises:
-      Refusal: the file holds another number of coins.
-    """
+    """Return a client's coins, shape (count,), from its file, into which the first call draws them."""
     if not path.exists():
         bits = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count]
         client_rows.begin(path, bits.astype(np.bool_))

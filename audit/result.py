@@ -68,11 +68,7 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
 
 
 def audit_fields(folder: Path) -> dict[str, Any]:
-    """Return the terms of a run's audit, as in its file.
-
-    Raises:
-      Refusal: there is none, or it cannot be read.
-    """
+    """Return the terms of a run's audit, as in its file; refuse a folder without a readable one."""
     try:
         return dict(json.loads((folder / AUDIT_TERMS).read_text()))
     except FileNotFoundError:
@@ -83,11 +79,7 @@ def audit_fields(folder: Path) -> dict[str, Any]:
 
 
 def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Return the canaries' coins from the opened seed, shape (canaries,).
-
-    Raises:
-      Refusal: they are not opened, or do not match their commitment.
-    """
+    """Return the canaries' coins from the opened seed, shape (canaries,), as their commitment has them."""
     if not terms.canaries:
         return np.zeros(0, np.bool_)
     if "opened" not in fields:

@@ -153,11 +153,7 @@ def ledger_epsilon(ledger: Ledger | None) -> float | None:
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
-    """Return the path of the answer under an inquiry's name.
-
-    Raises:
-      Refusal: the name is not a valid file name.
-    """
+    """Return the path of the answer under an inquiry's name; refuse a name that is no file name."""
     letters = inquiry.name.replace("-", "").replace("_", "").replace(".", "")
     if not letters.isalnum() or inquiry.name[0] == ".":
         remedy = "use letters, digits, '-', '_' and '.': the answer's file has this name"
@@ -166,11 +162,7 @@ def record_path(folder: Path, inquiry: Inquiry) -> Path:
 
 
 def _stored_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[str, Any]:
-    """Return the record in a file, as the answer of the same clients to the same question.
-
-    Raises:
-      Refusal: it cannot be read, or is of another question or of other clients.
-    """
+    """Return the record in a file; refuse that of another question or of other clients."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         other_owner = record["owner"] != _owner(federation)

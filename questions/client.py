@@ -46,11 +46,7 @@ def answer(message: Message, client: int, bench: Workbench) -> Message:
 def measured_at(
     bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation
 ) -> Measured | None:
-    """Return a client's measurement of an instruction's model on its held-out records; None without such a record.
-
-    Raises:
-      Refusal: the client trains on all of its records or, at the record level, the model mixes examples.
-    """
+    """Return the measurement of an instruction's model on a client's held-out records; None if it has none."""
     held_out = held_back_of(bench.task, client)
     if held_out is None:
         raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")

@@ -70,11 +70,7 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
 
 
 def require_budget(federation: Federation, inquiry: Inquiry) -> Budget:
-    """Return the budget that a question is charged to, if the federation supports the question.
-
-    Raises:
-      Refusal: the federation hides something else, or its cohort is not one that a question has.
-    """
+    """Return the budget that a question is charged to; refuse one that the federation or its cohort cannot answer."""
     budget = budget_of(federation, inquiry)
     if not isinstance(federation.cohort, All if inquiry.unit is Unit.RECORD else All | Poisson):
         remedy = "questions go to all clients or, at the client level, to a Poisson draw of them"
@@ -83,11 +79,7 @@ def require_budget(federation: Federation, inquiry: Inquiry) -> Budget:
 
 
 def budget_of(federation: Federation, request: Request) -> Budget:
-    """Return the budget that a question is charged to.
-
-    Raises:
-      Refusal: the federation's privacy unit is not the question's.
-    """
+    """Return the budget that a question is charged to; refuse one of another unit than the federation hides."""
     settings, mode = federation.settings, federation.mode
     budget = mode.budget or mode.client_budget
     if budget is None or len(mode.promises) != 1:
@@ -107,11 +99,7 @@ def budget_of(federation: Federation, request: Request) -> Budget:
 
 
 def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
-    """Refuse a question whose planned interval is wider than its resolution.
-
-    Raises:
-      Refusal: it is; the sentence names the epsilon or the rows that suffice.
-    """
+    """Refuse a question whose interval is wider than its resolution; name the epsilon or the rows that suffice."""
     for each in inquiry.questions:
         if each.resolution is None:
             continue

@@ -94,11 +94,7 @@ def _spend(settings: SimulationSettings, target_epsilon: float | None) -> Spend:
 
 
 def _require_scalable(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
-    """Refuse noise with which even a column that is uniform over its bounds could not be scaled.
-
-    Raises:
-      Refusal: the noise is too large; the sentence names the epsilon that suffices.
-    """
+    """Refuse noise with which not even a column that is uniform over its bounds could be scaled."""
     # Where each device answers for itself, only its owner knows the number of its records.
     unknown_records = federation.mode.promises[0].per_client and not federation.population.reads_data
     if unknown_records or _can_scale(federation, inquiry, plan):

@@ -61,11 +61,7 @@ def ask_here(
 
 
 def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> None:
-    """Refuse a question about a column that the first client lacks; the columns' contents are not read.
-
-    Raises:
-      Refusal: it names the column.
-    """
+    """Refuse a question about a column that the first client lacks; the columns' contents are not read."""
     with suppress(OSError):  # a client that cannot be read is missing in the sum, and refuses nothing
         if released is None:
             columns = columns_of(task, 0)

@@ -123,11 +123,7 @@ def _has_its_model(evaluation: Evaluation, layouts: Sequence[Layout], released: 
 
 
 def released_of(content: RecordDict) -> bytes | None:
-    """Return the file of the released model that a question is about; None without one.
-
-    Raises:
-      Refusal: there are two, or the value is not a file.
-    """
+    """Return the file of the released model that a question is about; None without one. Refuse several."""
     values = values_under(content, RELEASED_KEY)
     if not values:
         return None
@@ -137,11 +133,7 @@ def released_of(content: RecordDict) -> bytes | None:
 
 
 def client_noise_of(content: RecordDict) -> float | None:
-    """Return the noise that each client adds separately, over the norm of a record's part; None without it.
-
-    Raises:
-      Refusal: it is not a positive number.
-    """
+    """Return the noise that each client adds separately, over the norm of a record's part; None if it adds none."""
     values = values_under(content, CLIENT_NOISE_KEY)
     if not values:
         return None

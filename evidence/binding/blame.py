@@ -146,11 +146,7 @@ def _collusion(folder: Path) -> float | None:
 
 
 def _roster(signed: bytes, keys: Collection[str]) -> Roster:
-    """Return the roster in a line, which one of these keys must have signed, if there are any.
-
-    Raises:
-      Refusal: none of them has.
-    """
+    """Return the roster in a line, which one of these keys must have signed, if there are any."""
     if not keys:
         return roster_in(signed)
     for key in keys:

@@ -97,11 +97,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
 
 
 def read_list(folder: Path) -> Listing:
-    """Return a bundle's list of its content.
-
-    Raises:
-      Refusal: there is no readable list.
-    """
+    """Return a bundle's list of its content; refuse a folder without a readable one."""
     path = folder / LIST
     try:
         text = path.read_bytes()

@@ -52,11 +52,7 @@ def _is_bound(folder: BoundFolder) -> bool:
 
 
 def _require_result(folder: BoundFolder, report: Mapping[str, Any]) -> None:
-    """Require that a report states what the result states.
-
-    Raises:
-      Wrong: a value differs.
-    """
+    """Require that a report states what the result states."""
     result = folder.result
     claims = {(row["unit"], row["adversary"]): row["epsilon"] for row in result["privacy"]}
     for row in report["privacy"]:

@@ -68,20 +68,12 @@ class Receipts:
 
 
 def write_receipts(folder: Path, receipts: Receipts) -> None:
-    """Write receipts into a run folder; with a trusted server only its operator may read the membership.
-
-    Raises:
-      OSError: they cannot be written.
-    """
+    """Write receipts into a run folder; with a trusted server only its operator may read the membership."""
     replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if reveals_counts(folder) else PUBLIC_MODE)
 
 
 def read_receipts(folder: Path) -> Receipts:
-    """Return the receipts in a folder, unchecked.
-
-    Raises:
-      Refusal: they cannot be read.
-    """
+    """Return the receipts in a folder, unchecked; refuse an unreadable file."""
     path = folder / RECEIPTS
     try:
         text = path.read_bytes()

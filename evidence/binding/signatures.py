@@ -120,11 +120,7 @@ def make_signature(
 
 
 def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
-    """Verify every signature over the bundle and the signatures before it.
-
-    Raises:
-      Refusal: a signature is invalid; the sentence names it.
-    """
+    """Require that every signature over the bundle and the signatures before it is valid."""
     for number, signature in enumerate(signatures):
         text = message(bundle, signatures[:number], signature.signed_fields())
         signer = f"signature {number + 1}, {signature.role!r},"
@@ -154,11 +150,7 @@ def signatures_text(signatures: Sequence[Signature]) -> bytes:
 
 
 def read_signatures(folder: Path) -> list[Signature]:
-    """Return the signatures under a bundle, in their order, unchecked; none if there is no file.
-
-    Raises:
-      Refusal: the file cannot be read as signatures.
-    """
+    """Return the signatures of a bundle, in their order, unchecked; none without a file. Refuse an unreadable one."""
     path = folder / FILE
     if not path.exists():
         return []

@@ -81,11 +81,7 @@ def is_bound(lines: Iterable[CheckLine]) -> bool:
 
 
 def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
-    """Return the content for a bundle of this run, and the results of its verification.
-
-    Raises:
-      Refusal: a check fails; the sentence names it.
-    """
+    """Return the content of a run's bundle and the results of its verification; refuse a run that fails a check."""
     lines = verify_folder(run, Knowledge())
     for line in lines:
         if line.ok is False:

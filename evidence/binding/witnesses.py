@@ -84,11 +84,7 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
 
 
 def read_witnesses(folder: Path) -> RunWitnesses:
-    """Return the witnesses in a run folder, unchecked.
-
-    Raises:
-      Refusal: the file cannot be read.
-    """
+    """Return the witnesses in a run folder, unchecked; refuse an unreadable file."""
     path = folder / WITNESSES
     try:
         witnesses = build(RunWitnesses, read_json(path.read_bytes()))
