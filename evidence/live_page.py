@@ -20,7 +20,11 @@ END_SECONDS = 5.0
 
 @dataclass
 class LivePage:
-    """Callback that starts the serving process once the run folder exists."""
+    """Callback that starts the serving process once the run folder exists.
+
+    Attributes:
+      listens: socket on the loopback address, which the process inherits.
+    """
 
     listens: socket
     _process: subprocess.Popen[bytes] | None = None
@@ -39,7 +43,7 @@ class LivePage:
         """Do nothing: the page stays until `close`."""
 
     def close(self) -> None:
-        """End it."""
+        """End the serving process."""
         self.listens.close()
         if self._process is not None:
             self._process.terminate()

@@ -85,7 +85,7 @@ def read_receipts(folder: Path) -> Receipts:
             Receipt(int(each["node"]), bytes.fromhex(each["commitment"]), bytes.fromhex(each["signature"]))
             for each in fields["receipts"]
         ]
-        authority, roster = (bytes.fromhex(fields[name]) for name in ("authority", "roster"))
+        authority, roster = bytes.fromhex(fields["authority"]), bytes.fromhex(fields["roster"])
         chain = read_chain(str(fields["rollovers"]), description.federation) if "rollovers" in fields else ()
         receipts = Receipts(description, authority, roster, signed, chain)
         if receipts.text != text:
@@ -124,9 +124,9 @@ def signers_in(receipts: Receipts, roster: Roster, now: int) -> frozenset[int]:
       roster: of the receipts.
       now: Unix second of the run's end.
     """
-    keys, ended = {member.node: member.public for member in roster.members}, roster.ended(now)
+    keys = {member.node: member.public for member in roster.members}
     compared = (each.node for each in receipts.signed if holds(each, receipts.description, keys[each.node]))
-    return frozenset(compared) - ended
+    return frozenset(compared) - roster.ended(now)
 
 
 def fewest_receipts(roster: Roster, assumed: int) -> int:
