@@ -110,14 +110,8 @@ def by_lira(attacked: Attacked, shadows: int) -> Scores:
 def by_art(attacked: Attacked, shadows: int) -> Scores:
     """Score by a forest on classes' probabilities and the label, of the Adversarial Robustness Toolbox (Shokri et al. 2017).
 
-    One reference model shows it members, the spare examples, beside the population.
-
-    Args:
-      attacked: the model and the records.
-      shadows: not used.
-
-    Returns:
-      The probability that a record is a member, shape (n,).
+    It learns from one reference model, by its members, which are the spare examples, and by the population. A score is the
+    probability that a record is a member.
 
     Raises:
       Refusal: the extra `mia` is not installed, or the task has no classes.

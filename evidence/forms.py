@@ -99,10 +99,7 @@ def empty_assessment() -> str:
 
 
 def read_assessment(path: Path) -> Assessment:
-    """Return the answers of an `assessment.yaml`, without the empty ones.
-
-    Args:
-      path: of the file; where there is none, nothing is answered.
+    """Return the answers of an `assessment.yaml`, without the empty ones; none without the file.
 
     Raises:
       Refusal: it cannot be read, names an unknown field, an answer is no text, or a price no number of at least 0.

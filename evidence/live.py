@@ -56,14 +56,7 @@ def is_local_request(headers: Message) -> bool:
 
 
 def listener(port: int) -> socket.socket:
-    """Return a socket that listens on the loopback address.
-
-    Args:
-      port: 0 lets the system choose one.
-
-    Raises:
-      Refusal: the port is taken.
-    """
+    """Return a socket that listens on a port of the loopback address, 0 for any free one; refuse a taken one."""
     try:
         return socket.create_server((LOOPBACK, port))
     except OSError as error:

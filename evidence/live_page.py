@@ -77,14 +77,7 @@ def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes
 
 @contextmanager
 def live_page(port: int | None) -> Generator[tuple[Callback, ...]]:
-    """Yield the callback that serves a page within the context.
-
-    Args:
-      port: to listen on; 0 lets the system choose one, and None serves nothing.
-
-    Raises:
-      Refusal: the port is taken.
-    """
+    """Yield the callback that serves a page on a port, 0 for any free one, within the context; None serves no page."""
     if port is None:
         yield ()
         return

@@ -40,7 +40,8 @@ def text_of(value: object, form: str = "plain") -> str:
       form: `plain`, `figure` (of an answer) and `share` (in percent), both of which have words for what is lost in the
         noise, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share from
         0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its
-        first digits), `day` and `hour` (of a time), `unit` (of privacy), `metric` (four decimals below 10), `word` (a name as words) or `members` (of a roster, each as "name fingerprint").
+        first digits), `day` and `hour` (of a time), `unit` (of privacy), `metric` (four decimals below 10), `word` (a name
+        as words) or `members` (of a roster, each as "name fingerprint").
 
     Returns:
       The text; `UNKNOWN` or `UNSAID` for None.

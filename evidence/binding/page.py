@@ -100,13 +100,7 @@ def page_again(report: Mapping[str, Any]) -> str | None:
 def _common_values(
     report: Mapping[str, Any], result: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, value in the report, value in the result) of what both state.
-
-    Args:
-      report: of the run.
-      result: of the run.
-      metrics: the run's last ones.
-    """
+    """Yield (name, value in the report, value in the result) of what both state; `metrics` are the run's last ones."""
     stamps, audit = report["stamps"], result["audit"] or {}
     yield "status", report["run"]["status"], result["status"]
     yield "verdict", stamps["verdict"], audit.get("verdict")
