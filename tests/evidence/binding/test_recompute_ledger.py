@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from shared.bundles import Signed
 
-pytestmark = pytest.mark.usefixtures("without_jinja")
-
 
 def test_the_bundle_recomputes_its_ledger_without_fedveil(signed: Signed) -> None:
     script = runpy.run_path(str(signed.bundle / "recompute_ledger.py"))
