@@ -82,13 +82,11 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
     unknown = NO_RECORD if run.result.get("data") == SIMULATION else NOT_PUBLIC
     if not run.result:
         unknown = NOT_YET
-    clock_source, cpu_source = unknown, unknown
-    if public:
-        clock_source, cpu_source = "clock of the process", "not recorded by this release"
+    cpu_source = "not recorded by this release" if public else unknown
     if cpu is not None:
         cpu_source = "counted by the system"
     return [
-        figure("clock", run.result.get("seconds"), clock_source, "s"),
+        figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
         figure(f"CPU of {owner}", cpu, cpu_source, "s"),
         *_of_a_client(run, parameters),
         *_energies(run, prices, gigabytes),

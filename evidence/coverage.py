@@ -82,7 +82,6 @@ def _tuning(run: RunFiles, ledger: Fields | None, is_real: bool) -> Limit:
 
 
 def _held_out(run: RunFiles) -> Limit:
-    """Return the limit of exact metrics on held-out data, with who declared these public."""
     title = "Held-out data"
     if main_metric([run.result.get("metrics") or {}, *run.rounds]) is None:
         return Limit(title, COVERED, "No metric was computed on held-out data.")

@@ -71,14 +71,9 @@ ITEMS = tuple(
     for number, asks in items.items()
 )
 FIELDS = tuple(each.field for each in ITEMS)
-WATTS, CARBON, KWH, GIGABYTE, NETWORK = PRICES = (
-    "watts_of_core",
-    "grams_co2_of_kwh",
-    "price_of_kwh",
-    "price_of_gigabyte",
-    "joules_of_gigabyte",
-)
-OF_PRICES = {
+WATTS, CARBON, KWH = "watts_of_core", "grams_co2_of_kwh", "price_of_kwh"
+GIGABYTE, NETWORK = "price_of_gigabyte", "joules_of_gigabyte"
+PRICES = {  # prices and powers by their fields
     WATTS: "Power of one busy core of the machine, in watts",
     CARBON: "Carbon dioxide of its electricity, in grams for a kilowatt hour",
     KWH: "Price of a kilowatt hour",
@@ -94,7 +89,7 @@ HEADER = """\
 def empty_assessment() -> str:
     """Return the text of an `assessment.yaml` without answers."""
     lines = [f"# {each.form} {each.number}: {each.asks}\n{each.field}: ''\n" for each in ITEMS]
-    lines += [f"# {asks}; a number\n{name}:\n" for name, asks in OF_PRICES.items()]
+    lines += [f"# {asks}; a number\n{name}:\n" for name, asks in PRICES.items()]
     return HEADER + "\n" + "\n".join(lines)
 
 

@@ -77,31 +77,28 @@ class FolderPage:
         with self._lock:
             if time.monotonic() >= self._expiry:
                 begin = time.thread_time()
-                self._texts = self._make_or_explain()
+                self._texts = self._make()
                 lifetime = min(LEISURE * (time.thread_time() - begin), MAX_SECONDS)
                 self._expiry = time.monotonic() + lifetime
             return self._texts
 
-    def _make_or_explain(self) -> Mapping[str, bytes] | str:
-        """Return the texts by path, or why they cannot be made."""
+    def _make(self) -> Mapping[str, bytes] | str:
+        """Return the page and the JSON of the folder as it is now, by path, or why they cannot be made."""
         try:
-            return self._make()
+            from ..run.run_files import read_run
+            from .commands import commands_of
+            from .content import report_of, to_json
+            from .forms import read_assessment
+            from .page import page_of
+
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
+            report = report_of(run, commands_of(run), as_of=now)
+            return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
+        except Refusal as refusal:
+            return f"the page is not available: {refusal}"
         except Exception as error:  # noqa: BLE001 (files that change while they are read fail in any way)
-            reason = str(error) if isinstance(error, Refusal) else type(error).__name__
-            return f"the page is not available: {reason}"
-
-    def _make(self) -> dict[str, bytes]:
-        """Return the page and the JSON of the folder as it is now, by path."""
-        from ..run.run_files import read_run
-        from .commands import commands_of
-        from .content import report_of, to_json
-        from .forms import read_assessment
-        from .page import page_of
-
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
-        report = report_of(run, commands_of(run), as_of=now)
-        return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
+            return f"the page is not available: {type(error).__name__}"
 
 
 class PageServer(ThreadingHTTPServer):

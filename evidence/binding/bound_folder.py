@@ -115,11 +115,7 @@ class BoundFolder:
         return unbound and self.result["status"] in RESUMABLE
 
     def require_final(self) -> None:
-        """Leave a check undecided that needs a manifest; the check of the manifest reports the run that has none.
-
-        Raises:
-          NotShown: the run may continue.
-        """
+        """Leave a check undecided that needs a manifest, if the run has none yet; the check of the manifest reports that."""
         if self.is_resumable:
             raise NotShown("the run can still be resumed")
 
@@ -142,11 +138,7 @@ class BoundFolder:
 
     @cached_property
     def entries(self) -> list[Entry]:
-        """The entries of the run's ledger, in an intact chain.
-
-        Raises:
-          NotShown: the run has no ledger of its own.
-        """
+        """The entries of the run's ledger, in an intact chain; `NotShown` if it has none of its own."""
         if not self.has_ledger:
             raise NotShown("the run has no ledger of its own")
         return entries_in(self.ledger)
@@ -210,12 +202,7 @@ def entries_in(path: Path) -> list[Entry]:
 
 
 def state_of(entries: Sequence[Entry], source: str) -> LedgerState:
-    """Return the content of a ledger.
-
-    Args:
-      entries: of the ledger, from its first one.
-      source: names the ledger in a refusal.
-    """
+    """Return the content of a ledger with these entries; a refusal names it by `source`."""
     state = LedgerState()
     for entry in entries:
         state.take(entry, source)

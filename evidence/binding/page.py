@@ -22,10 +22,9 @@ def check_page(folder: BoundFolder) -> str:
     page, report_file = folder.path / PAGE, folder.path / REPORT
     if not report_file.exists() and not page.exists():
         raise NotShown("there is no page; fedveil report makes it")
-    if not report_file.exists():
-        raise Wrong(f"{REPORT} is missing beside the other")
-    if not page.exists():
-        raise Wrong(f"{PAGE} is missing beside the other")
+    for path in (report_file, page):
+        if not path.exists():
+            raise Wrong(f"{path.name} is missing beside the other")
     report, html = json.loads(report_file.read_bytes()), page.read_bytes().decode()
     finding = f"{require_values(html, report)} values match {REPORT}"
     _require_result(folder, report)
