@@ -85,12 +85,8 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
             "time": question.time,
             "state": question.state,
         }
-        same = (
-            row["name"],
-            row["why"],
-            row["epsilon"],
-            row["state"],
-        )  # what a question asked again has in common
+        # A question that was asked again has these in common.
+        same = row["name"], row["why"], row["epsilon"], row["state"]
         rows.setdefault(same, {**row, "times": 0})["times"] += 1
     return list(rows.values())
 
@@ -116,11 +112,9 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
     curve: list[list[Any]] = []
     for number in sorted({max(1, round(num_rounds * part / MARKS)) for part in range(MARKS + 1)}):
         events = of_round * number
-        if schedule != "none":
-            is_extra = (
-                number == num_rounds and num_rounds % interval > 0
-            )  # after the last round there is always one
-            events += of_evaluation * (number // interval + is_extra)
+        if schedule != "none":  # after each interval, and after the last round
+            is_between = number == num_rounds and num_rounds % interval > 0
+            events += of_evaluation * (number // interval + is_between)
         curve.append([number, rounded_up(spent_epsilon(events, delta, adjacency, None, GATE_INTERVAL))])
     return curve
 
