@@ -56,9 +56,8 @@ class Watched(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         owners = inputs[:, :1]  # 0, j or -j
         numbers = torch.arange(1, self.block.in_features + 1, dtype=owners.dtype, device=owners.device)
-        marks = (owners == numbers).to(
-            self.block.weight.dtype
-        )  # 1 for a canary that is in, in the column of its weight
+        # 1 for a canary that is in, in the column of its weight.
+        marks = (owners == numbers).to(self.block.weight.dtype)
         if self.replaced:
             marks = marks - (owners == -numbers).to(marks.dtype)
         outputs = self.model(inputs[:, 1:].unflatten(1, self.shape)).flatten(1)

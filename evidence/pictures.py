@@ -207,9 +207,8 @@ def _shapes(report: Fields) -> dict[str, str]:
     shapes = report["shapes"]["shapes"][:MAX_SHAPES] if report["shapes"] else []
     lowest = min((each["lowest"] for each in shapes), default=0.0)
     highest = max((each["highest"] for each in shapes), default=0.0)
-    ends = (
-        (lowest, highest) if lowest < highest else (-1.0, 1.0)
-    )  # the latter of a model that has learned nothing
+    # A model that has learned nothing has no shape.
+    ends = (lowest, highest) if lowest < highest else (-1.0, 1.0)
     return {f"shape-{index}": _shape(f"shape-{index}", each, ends) for index, each in enumerate(shapes)}
 
 

@@ -25,10 +25,8 @@ from ..privacy.statistics.inquiry import Inquiry, from_json
 
 CLIENT_NOISE_KEY = "fedveil-question-noise"
 RELEASED_KEY = "fedveil-question-model"
-MODEL, CONFIG = (
-    "arrays",
-    "config",
-)  # names that Flower's strategies give the records of the model and of the order
+# Names that Flower's strategies give the records of the model and of the order.
+MODEL, CONFIG = "arrays", "config"
 Request = Inquiry | Evaluation
 
 
