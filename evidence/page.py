@@ -99,7 +99,8 @@ def _references(report: Fields) -> Any:
 def _strip(stamps: Fields) -> Mapping[str, float] | None:
     """Return places on the strip under the stamps, in percent; None if there is nothing to compare."""
     measured: Fields = stamps["measured"] or {}
-    numbers = {"claimed": (stamps["claimed"] or {}).get("epsilon"), "ceiling": stamps["ceiling"]}
+    claimed: Fields = stamps["claimed"] or {}
+    numbers: dict[str, Any] = {"claimed": claimed.get("epsilon"), "ceiling": stamps["ceiling"]}
     numbers |= {name: measured.get(name) for name in ("epsilon", "low", "high")}
     epsilons = {name: float(epsilon) for name, epsilon in numbers.items() if is_finite(epsilon)}
     if not {"claimed", "epsilon", "low", "high"} <= set(epsilons):

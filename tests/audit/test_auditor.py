@@ -184,7 +184,7 @@ def test_size_of_a_secret_draw_changes_no_displayed_figure(counts: tuple[int, in
         alarms = [(each.content, format_alarm(each.alarm), each.alarm) for each in auditor.raised]
         shown.append((auditor.p_values, auditor.columns(1), auditor.is_clean, alarms))
         assert Check.DRAW not in auditor.p_values and (count > 60) is bool(alarms)
-        summary = auditor.end(None, {})
+        summary = auditor.end({}, {})
         assert summary is not None
         shown[-1] += (as_json(terms, summary, auditor.raised, "note"),)
     assert shown[0] == shown[1]
