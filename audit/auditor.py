@@ -47,15 +47,18 @@ class Auditor:
     Attributes:
       terms: fixed before the first round.
       path: the file of rows.
-      directions: of the canaries; None without any, or after the audit has ended.
-      coins: which canaries were included.
+      directions: of the canaries; None without any, and in a recomputation.
+      coins: whether each canary was included, shape (canaries,).
       probes: of planted data.
       record_probe: measures canary records after a round; None without them.
-      booked: returns the ledger's epsilon at the claim's delta; None without one.
-      prior, start_round: events on that ledger before the first row after `start_round`; none if clients are in arms.
-      memory: from the last round.
-      looks, record_looks: measurements by canaries and by canary records.
-      raised, memorised: the alarms, and the last finding of the probe.
+      booked: returns the ledger's epsilon at the claim's delta; None without a ledger.
+      prior: events on that ledger before the rows after `start_round`; none if clients are in arms.
+      start_round: round after which this run charges that ledger.
+      memory: of the released sums so far.
+      looks: measurements by canary clients.
+      record_looks: measurements by canary records.
+      raised: the alarms.
+      memorised: results of the probes at the last look.
     """
 
     terms: AuditTerms
@@ -72,31 +75,33 @@ class Auditor:
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
     memorised: Sequence[MemorisationResult] = ()
-    _room: Rows = field(init=False, repr=False)
-    _count: int = 0
-    _layers: dict[int, tuple[int, NDArray[np.float64]]] = field(
+    _buffer: Rows = field(init=False, repr=False)  # the rows, and spare capacity
+    _count: int = 0  # rows in the buffer
+    # By the first of some rows: the row behind those that were added up, and their sums of layers.
+    _layer_sums: dict[int, tuple[int, NDArray[np.float64]]] = field(
         default_factory=dict[int, tuple[int, "NDArray[np.float64]"]]
     )
-    _alarms: AlarmState | None = None
+    _alarm_state: AlarmState = field(init=False)
 
     def __post_init__(self) -> None:
-        self._room = round_rows.stack_rows([], self.terms.canaries)
+        self._buffer = round_rows.stack_rows([], self.terms.canaries)
+        self._alarm_state = self.terms.alarms()
 
     @property
     def rows(self) -> Rows:
         """The rows so far, one for each released round."""
-        return self._room[: self._count]
+        return self._buffer[: self._count]
 
-    def _and(self, row: Rows) -> Rows:
+    def _rows_with(self, row: Rows) -> Rows:
         """Return the rows and one more; the capacity doubles, so that a long run does not copy all rows in every round."""
-        if self._count == len(self._room):
-            more = np.zeros(max(FIRST_ROWS, self._count), self._room.dtype)
-            self._room = np.concatenate([self._room, more])
-        self._room[self._count] = row
-        return self._room[: self._count + 1]
+        if self._count == len(self._buffer):
+            more = np.zeros(max(FIRST_ROWS, self._count), self._buffer.dtype)
+            self._buffer = np.concatenate([self._buffer, more])
+        self._buffer[self._count] = row
+        return self._buffer[: self._count + 1]
 
-    def go_on(self, last: int, memory: Memory) -> None:
-        """Continue after round `last` with the memory of its checkpoint; drop later rows and test the others again."""
+    def resume(self, last: int, memory: Memory) -> None:
+        """Continue after round `last` with the memory of its checkpoint; drop later rows and judge the others again."""
         rows = round_rows.read(self.path, self.terms.canaries)
         rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
         round_rows.cut(self.path, rows)
@@ -104,7 +109,7 @@ class Auditor:
         self.memory = memory
 
     def replay(self, rows: Rows) -> None:
-        """Judge recorded rounds again."""
+        """Judge recorded rows again."""
         for row in rows:
             self._judge(np.asarray(row))
 
@@ -120,48 +125,47 @@ class Auditor:
         """
         if released is None and self.terms.delta:
             return []
-        due = self.terms.due(self._before, number)
         if released is None:
             row = empty_row(number, self.terms.canaries)
         else:
             block = block_of(number, self.terms.num_rounds)
             row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
             row["norm_p"], row["draw_p"] = self._norm_p(row), self._draw_p(row)
-        if self.booked is not None and self.terms.books_due(self._before, number):
+        if self.booked is not None and self.terms.books_due(self._last_round, number):
             row["books_p"] = self._books_p(row, self.booked())
-        if due:
+        if self.terms.due(self._last_round, number):
             self._probe(number, arrays, row)
         round_rows.append(self.path, row)
         return self._judge(row)
 
     def _probe(self, number: int, arrays: Arrays, row: Rows) -> None:
-        self.memorised = [memorised for probe in self.probes for memorised in probe.look(arrays, number)]
-        for name, is_tested, refutes in (
-            ("probe_p", self.terms.probed, False),
-            ("losses_p", self.terms.losses, True),
-        ):
-            if is_tested:
-                row[name] = pooled_p([each for each in self.memorised if each.refutes is refutes])
+        """Look for planted data in the model after round `number`, and write the results into its row."""
+        self.memorised = [result for probe in self.probes for result in probe.look(arrays, number)]
+        if self.terms.probed:
+            row["probe_p"] = pooled_p([each for each in self.memorised if not each.refutes])
+        if self.terms.losses:
+            row["losses_p"] = pooled_p([each for each in self.memorised if each.refutes])
         if self.record_probe is not None and (records := self.record_probe(number)) is not None:
             record_claim.write(row, records)
 
     def _rows_after_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
-        """All rows since the last alarm of this test at these `levels`, including the new one: small effects add up."""
+        """Return the rows since the last alarm of a test at these levels, and the new row: small effects add up."""
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         alarm_round = max((each.round for each in alarms), default=0)
-        rows = self._and(row)
-        return rows[bisect_right(rows["round"], alarm_round) :] if alarm_round else rows
+        rows = self._rows_with(row)
+        return rows[bisect_right(rows["round"], alarm_round) :]
 
     def _noise_p(self, rows: Rows) -> float:
-        """Return `noise_p` of the last rows, with sums of layers that are kept from round to round."""
-        begin = self._count + 1 - len(rows)
-        start, sums = self._layers.get(begin, (begin, np.zeros((4, LAYERS))))
-        for each in self._room[start : self._count]:
+        """Return `noise_p` of the last rows, the new one included; their sums of layers grow from round to round."""
+        first = self._count + 1 - len(rows)
+        end, sums = self._layer_sums.get(first, (first, np.zeros((4, LAYERS))))
+        for each in self._buffer[end : self._count]:
             sums = sums + layers_of(each[None])
-        self._layers[begin] = self._count, sums
+        self._layer_sums[first] = self._count, sums
         return noise_p(rows, sums + layers_of(rows[-1:]))
 
     def _draw_p(self, row: Rows) -> float:
+        """Return the p-value of the cohorts' sizes under the claimed draw; 1 if the claim relies on no secret draw."""
         if not self.terms.clients:
             return 1.0
         rows = self._rows_after_alarm(Check.DRAW, row)
@@ -173,70 +177,74 @@ class Auditor:
         A confirmation needs new evidence, so rows since the last alarm count; all rows since the last red alarm count
         if they are conclusive.
         """
-        rows, red_rows = (
-            self._rows_after_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
-        )
+        rows = self._rows_after_alarm(Check.NORM, row)
         p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), self._noise_p(rows)))
-        whole = NORM_TESTS * self._noise_p(red_rows)
-        certain = whole < CERTAIN * self.terms.alarms().threshold(Check.NORM)
-        return min(p_value, whole) if certain else p_value
+        since_red = NORM_TESTS * self._noise_p(self._rows_after_alarm(Check.NORM, row, {Level.RED}))
+        if since_red < CERTAIN * self.terms.alarms().threshold(Check.NORM):
+            return min(p_value, since_red)
+        return p_value
 
     def _books_p(self, row: Rows, booked: float) -> float:
-        """1 if the ledger's epsilon covers the separately computed cost of the sums and of its earlier entries; else 0."""
-        rows = self._and(row)
+        """Return 1 if the ledger's epsilon covers the separately computed cost of its entries and of the sums, else 0."""
+        rows = self._rows_with(row)
         rows = rows[rows["round"] > self.start_round]
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
 
     @property
-    def _before(self) -> int:
+    def _last_round(self) -> int:
+        """Number of the last released round; 0 before the first."""
         return int(self.rows[-1]["round"]) if self._count else 0
 
     def _judge(self, row: Rows) -> list[Alarm]:
+        """Add a row, measure if its round is a planned look, and return the alarms that this raises."""
         number = int(row["round"])
-        due = self.terms.due(self._before, number)
-        self._count = len(self._and(row))
-        measured = self.measure() if due and self.terms.canaries else None
+        due = self.terms.due(self._last_round, number)
+        self._count = len(self._rows_with(row))
+        measured = self._measure() if due else None
         if measured is not None:
             self.looks.append(measured)
         records = record_claim.read(row, self.terms.record_epsilon)
         if records is not None:
             self.record_looks.append(records)
         look = look_of(self.terms, row, measured, records)
-        self._alarms, alarms = look_at(self._alarms or self.terms.alarms(), look)
+        self._alarm_state, alarms = look_at(self._alarm_state, look)
         # The ceiling of Measured reports blindness.
         raised = [alarm for alarm in alarms if alarm.level is not Level.BLIND]
         self.raised += [Raised(number, alarm) for alarm in raised]
         return raised
 
-    def measure(self) -> Measured | None:
-        """Return the measurement by canaries after the rounds so far; None while too few were drawn."""
-        if not self.terms.canaries or not self._count:
+    def _measure(self) -> Measured | None:
+        """Return the measurement by canaries after the rounds so far; None without canaries, or while too few were drawn."""
+        if not self.terms.canaries:
             return None
         try:
             return Evidence(self.terms, self.coins, self.rows).measured()
         except Refusal:
             return None
 
-    def end(self, first: Arrays | None, last: Arrays) -> Summary | None:
-        """Return the summary of the run that led from the first arrays to the last; None without a round.
+    def end(self, first: Arrays, last: Arrays) -> Summary | None:
+        """Return the summary of the run; None if no round was released.
 
-        The file gets a row of round 0 with the difference of the two models; `first` is None if canaries do not move
-        the model.
+        If canaries move the model, the file gets a row of round 0 with the difference of the two models.
+
+        Args:
+          first: model before the first round, without its integers; empty if canaries do not move the model.
+          last: model after the last round.
         """
         if not self._count:
             return None
         row = None
-        if self.directions is not None and first is not None:
-            moved = [np.subtract(last[name], value, dtype=np.float64) for name, value in first.items()]
-            whole = np.concatenate([np.ravel(part) for part in moved])
+        if self.directions is not None and first:
+            parts = [np.subtract(last[name], value, dtype=np.float64) for name, value in first.items()]
+            moved = np.concatenate([np.ravel(part) for part in parts])
             row = empty_row(0, self.terms.canaries)
-            row["norm"], row["along"] = np.linalg.norm(whole), self.directions.along(whole)
+            row["norm"], row["along"] = np.linalg.norm(moved), self.directions.along(moved)
             round_rows.append(self.path, row)
         return summarise(Evidence(self.terms, self.coins, self.rows), self.raised, row)
 
     @property
-    def clean(self) -> bool:
-        """Whether the last round's p-values are unsuspicious; that of a secret draw would reveal its size."""
+    def is_clean(self) -> bool:
+        """Whether no p-value of the last round is suspicious; that of a secret draw, which reveals its size, is left out."""
         row = self.rows[-1]
         p_values = [row[name] for name in ("norm_p", "reuse_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
@@ -245,19 +253,21 @@ class Auditor:
         return all(math.isnan(p) or p >= CLEAN for p in map(float, p_values))
 
     @property
-    def acting(self) -> list[Raised]:
-        """The alarms on which the run acts."""
-        return [each for each in self.raised if each.alarm.level in ACTING]
+    def has_probed(self) -> bool:
+        """Whether planted data were looked for after the last round."""
+        return self._count > 0 and not all(
+            math.isnan(self.rows[-1][name]) for name in ("probe_p", "losses_p")
+        )
 
     @property
     def p_values(self) -> Mapping[Check, float]:
-        """P-values of the free checks of the last round; none before the first. The one of a secret draw reveals its size."""
+        """P-values of the free checks of the last round, but that of a secret draw, which reveals its size."""
         p_values = look_of(self.terms, self.rows[-1], None).p_values if self._count else {}
         return {check: p for check, p in p_values.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
         """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
-        if self._before != number:
+        if self._last_round != number:
             return {}
         row = self.rows[-1]
         columns: dict[str, Any] = {}
@@ -267,8 +277,7 @@ class Auditor:
             if looks and looks[-1].round == int(row["round"]):
                 names = ("claimed", "epsilon", "low", "high", "ceiling")
                 columns |= {f"{kind}{name}": getattr(looks[-1], name) for name in names}
-        if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
-            for finding in self.memorised:
-                columns[f"{AUDIT}{finding.name}_p"] = finding.p_value
-                columns |= {f"{AUDIT}{finding.name}/{name}": value for name, value in finding.figures.items()}
+        for result in self.memorised if self.has_probed else ():
+            columns[f"{AUDIT}{result.name}_p"] = result.p_value
+            columns |= {f"{AUDIT}{result.name}/{name}": value for name, value in result.figures.items()}
         return columns

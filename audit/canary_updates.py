@@ -28,9 +28,9 @@ def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:
 
 
 def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: int) -> NDArray[np.float32]:
-    """Return the updates of canaries, shape (clients, dimension)."""
-    which = [client - settings.first for client in clients]
-    return canaries_for(settings, dimension).updates(which, settings.norm, settings.replaced)
+    """Return the updates of canaries by their numbers as clients, shape (clients, dimension)."""
+    numbers = [client - settings.first for client in clients]
+    return canaries_for(settings, dimension).updates(numbers, settings.norm, settings.replaced)
 
 
 def add_canary(
@@ -54,7 +54,7 @@ def add_canary(
     canaries = canaries_for(settings, received.size)
     start, moved = canaries.window(client - settings.first, settings.norm, settings.replaced)
     before = received[start : start + moved.size]
-    update = before + moved - before
+    update = before + moved - before  # rounded as the difference of a trained array and the received one
     if sketch is None:
         return add_update(cohort_sum, update, settings.metrics, spec, start)
     whole = np.zeros(received.size, update.dtype)

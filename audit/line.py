@@ -18,16 +18,16 @@ class AuditLine:
 
     Attributes:
       checked: whether the sums' noise is checked.
-      canaries: their number.
-      measured: the last measurement by them.
+      canaries: number of canary clients.
+      measured: the last measurement by canary clients; None before the first.
       alarms: raised so far.
-      memorisation: the last finding of a memorisation probe, as text.
-      probed: whether that was after the last round.
+      memorisation: the last results of the probes for planted data, a text each.
+      probed: whether these are of the last round.
       visible: smallest detectable shortfall of the noise, as a share of the claimed noise in [0, 1].
-      records: the last measurement by canary records.
+      records: the last measurement by canary records; None before the first.
       on_alarm: action on an alarm.
       p_values: of the checks in the last round, by name.
-      untested: clause on a promise that nothing tests.
+      untested: clause on a promise that nothing tests, shown where there is nothing else.
     """
 
     checked: bool
@@ -43,43 +43,39 @@ class AuditLine:
     untested: str = ""
 
     def fresh(self, number: int) -> bool:
-        """Whether round `number` brought anything new."""
-        looked = any(each.round == number for each in (self.measured, self.records) if each)
-        return self.probed or looked or any(each.round == number for each in self.alarms)
+        """Return whether round `number` brought anything new."""
+        events = [each for each in (self.measured, self.records, *self.alarms) if each]
+        return self.probed or any(each.round == number for each in events)
 
     def words(self) -> list[str]:
         """Return the lines of a plain log."""
-        clients = [_numbers(self.measured)] if self.measured else []
-        return [*clients, *self.of_records(), *self.memorisation, *self.alarm_lines()]
+        clients = [_describe(self.measured)] if self.measured else []
+        return [*clients, *self._record_lines(), *self.memorisation, *self._alarm_lines()]
 
-    def of_records(self) -> list[str]:
+    def _record_lines(self) -> list[str]:
         """Return the measurement by canary records, one line or none."""
-        return [f"records: {_numbers(self.records)}"] if self.records else []
+        return [f"records: {_describe(self.records)}"] if self.records else []
 
-    def alarm_lines(self) -> list[str]:
-        """Return the alarms, one line each."""
+    def _alarm_lines(self) -> list[str]:
         return [
             f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, {each.alarm.evidence}"
             for each in self.alarms
         ]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the lines of text, each with its style."""
+        """Return the lines of the live display, each with its style."""
         rows: list[tuple[str, str]] = []
-        if self.measured is not None:
-            rows.append((_numbers(self.measured) + f" (round {self.measured.round})", ""))
+        if self.measured:
+            rows.append((f"{_describe(self.measured)} (round {self.measured.round})", ""))
         elif self.canaries:
             rows.append((f"{self.canaries} canary clients, not measured yet", "dim"))
-        rows += [(text, "") for text in (*self.of_records(), *self.memorisation)]
+        rows += [(text, "") for text in (*self._record_lines(), *self.memorisation)]
         if self.alarms:
-            rows += [(text, "bold red") for text in self.alarm_lines()]
+            rows += [(text, "bold red") for text in self._alarm_lines()]
+        elif self.checked and self.visible == 1:
+            rows.append(("noise too small beside updates to be checked, new each round", "green"))
         elif self.checked:
-            size = (
-                "noise too small beside updates to be checked"
-                if self.visible == 1
-                else f"noise as claimed ({visibility(self.visible)})"
-            )
-            rows.append((f"{size}, new each round", "green"))
+            rows.append((f"noise as claimed ({visibility(self.visible)}), new each round", "green"))
         return rows or [(self.untested, "dim")]
 
     def alarms_in_words(self) -> list[tuple[int, str]]:
@@ -111,7 +107,8 @@ def visibility(visible: float) -> str:
     return f"{100 * visible:.1f} % less would be detected"
 
 
-def _numbers(measurement: Measured) -> str:
+def _describe(measurement: Measured) -> str:
+    """Return the claimed and the measured epsilon as text, and the largest one that could have been measured."""
     weak = ": too weak to tell" if measurement.ceiling <= measurement.claimed else ""
     sizes = (measurement.claimed, measurement.epsilon, measurement.low, measurement.high, measurement.ceiling)
     claimed, epsilon, low, high, ceiling = (format_number(size, ".2f") for size in sizes)

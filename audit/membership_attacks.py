@@ -42,13 +42,14 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Attacked:
-    """A model, its training records and others, and the data for reference models.
+    """Target of an attack: a model, its training records and others, and the data for reference models.
 
     Attributes:
-      task: gives the model.
+      task: of the run.
       training: how reference models are trained.
-      model: the target.
-      records: members first, ``members`` of them, then others.
+      model: the run's final one.
+      records: that are attacked: first members, on which the model was trained, then others.
+      members: number of members.
       spare: clients' examples that are not attacked.
       population: held-out examples that are not attacked.
     """
@@ -62,7 +63,7 @@ class Attacked:
     population: Examples
 
     def reference(self, examples: Examples, number: int) -> torch.nn.Module:
-        """Return a model trained on only these examples without privacy; `number` gives its seed."""
+        """Return a model trained on these examples alone, without privacy; its number, from 0, gives the seed."""
         model = self.task.model()
         torch.default_generator.manual_seed(SEED + number)
         train(model, self.task, examples, self.training, number, key=SEED)
@@ -80,40 +81,37 @@ def by_loss(attacked: Attacked, shadows: int) -> Scores:
 
 def by_rmia(attacked: Attacked, shadows: int) -> Scores:
     """Score by RMIA with one reference model, trained on neither the attacked records nor the population."""
-    models = attacked.model, attacked.reference(attacked.spare, 0)
-    records, population = (
-        Likelihoods(*(attacked.likelihoods(model, examples) for model in models))
-        for examples in (attacked.records, attacked.population)
-    )
-    return rmia(records, population)
+    reference = attacked.reference(attacked.spare, 0)
+
+    def likelihoods(examples: Examples) -> Likelihoods:
+        """Return the likelihoods under the target and under the reference model."""
+        target, other = (attacked.likelihoods(model, examples) for model in (attacked.model, reference))
+        return Likelihoods(target, other)
+
+    return rmia(likelihoods(attacked.records), likelihoods(attacked.population))
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:
     """Score by LiRA: each shadow model trains on half of the attacked records, and the next one on the other half."""
     generator = np.random.default_rng(SEED)
-    count = len(attacked.records)
-    inside: list[NDArray[np.bool_]] = []
+    records, count = attacked.records, len(attacked.records)
+    masks: list[NDArray[np.bool_]] = []  # which records each shadow model trains on
     for _ in range(-(-shadows // 2)):
         half = generator.permutation(count) < count // 2
-        inside += [half, ~half]
-    halves = (only(attacked.records, np.flatnonzero(mask)) for mask in inside)
-    models = (attacked.reference(half, n) for n, half in enumerate(halves))
-    logits = [logit(attacked.likelihoods(model, attacked.records)) for model in models]
-    target = logit(attacked.likelihoods(attacked.model, attacked.records))
-    return lira(target, np.stack(logits), np.stack(inside))
+        masks += [half, ~half]
+    logits: list[Scores] = []
+    for number, mask in enumerate(masks):
+        shadow = attacked.reference(only(records, np.flatnonzero(mask)), number)
+        logits.append(logit(attacked.likelihoods(shadow, records)))
+    target = logit(attacked.likelihoods(attacked.model, records))
+    return lira(target, np.stack(logits), np.stack(masks))
 
 
 def by_art(attacked: Attacked, shadows: int) -> Scores:
     """Score by a forest on classes' probabilities and the label, of the Adversarial Robustness Toolbox (Shokri et al. 2017).
 
-    One reference model shows it members, the spare examples, beside the population.
-
-    Args:
-      attacked: the model and the records.
-      shadows: not used.
-
-    Returns:
-      The probability that a record is a member, shape (n,).
+    It learns from one reference model, by its members, which are the spare examples, and by the population. A score is the
+    probability that a record is a member.
 
     Raises:
       Refusal: the extra `mia` is not installed, or the task has no classes.
@@ -147,6 +145,7 @@ def _classes(model: torch.nn.Module, examples: Examples) -> NDArray[np.float32]:
     return outputs.softmax(dim=1).numpy()
 
 
+# Each returns a score for each attacked record, larger for likelier members; lira alone uses the number of shadow models.
 ATTACKS: Mapping[str, Callable[[Attacked, int], Scores]] = {
     "loss": by_loss,
     "rmia": by_rmia,
@@ -211,49 +210,55 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     if not task.simulated:
         remedy = "its data are real: only its owner may attack a record"
         raise Refusal("audit", str(folder), remedy)
-    generator = np.random.default_rng(SEED)
     remedy = "nothing else is attacked yet; give such a task"
-    client_examples = [
-        in_tensors(data_of(task, client), "membership", str(folder), remedy)
-        for client in range(task.num_clients)
-    ]
+    held_out, *client_examples = (
+        in_tensors(data, "membership", str(folder), remedy)
+        for data in (held_out_of(task), *(data_of(task, client) for client in range(task.num_clients)))
+    )
     inputs = torch.cat([each.inputs for each in client_examples])
     targets = torch.cat([each.targets for each in client_examples])
-    tables = getattr(task, "task", task)  # of one with planted examples
+    tables = getattr(task, "task", task)  # a task with planted examples contains its own
     if isinstance(tables, Tables):  # members must not show by the weights of their groups
         targets = tables.labels(targets)
-    inside, spare = _halves(Examples(inputs, targets), generator)
-    outside, population = _halves(in_tensors(held_out_of(task), "membership", str(folder), remedy), generator)
-    records = joined([inside, outside])
+    generator = np.random.default_rng(SEED)
+    members, spare = _halves(Examples(inputs, targets), generator)
+    others, population = _halves(held_out, generator)
     model = task.model()
     load_arrays(model, arrays)
-    training = settings.local_training
+    training = _reference_training(settings.local_training, epochs)
+    return Attacked(task, training, model, joined([members, others]), len(members), spare, population)
+
+
+def _reference_training(training: LocalTraining, epochs: int) -> LocalTraining:
+    """Return how a reference model is trained, in the clear: as the clients' models, but for an optimizer against noise."""
     optimizer = training.optimizer
-    if optimizer.name == "dp_adambc":  # it takes noise out, and a reference model is trained in the clear
+    if optimizer.name == "dp_adambc":
         optimizer = replace(optimizer, name="adam")
-    size = max(BATCH, training.batch_size)
-    training = replace(training, local_epochs=epochs, batch_size=size, optimizer=optimizer)
-    return Attacked(task, training, model, records, len(inside), spare, population)
+    batch_size = max(BATCH, training.batch_size)
+    return replace(training, local_epochs=epochs, batch_size=batch_size, optimizer=optimizer)
 
 
 def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:
+    """Return two disjoint random samples of the same size, of at most MAX_RECORDS examples each."""
     order = generator.permutation(len(examples))[: 2 * MAX_RECORDS]
     return only(examples, order[: len(order) // 2]), only(examples, order[len(order) // 2 :])
 
 
 def _format(attack: str, attacked: Attacked, figures: Mapping[str, Interval]) -> str:
+    """Return the results of an attack as lines of text."""
     others = len(attacked.records) - attacked.members
     lines = [f"membership by {attack}: {attacked.members} records that trained, {others} that did not"]
     width = max(map(len, figures))
-    lines += [
-        f"{name.ljust(width)}  {i.value:.3f}  ({i.low:.3f} to {i.high:.3f})" for name, i in figures.items()
-    ]
-    return "\n".join(
-        [*lines, "by chance 0.5 and the rate of false positives; an attack that fails proves no privacy"]
-    )
+    for name, interval in figures.items():
+        lines.append(
+            f"{name.ljust(width)}  {interval.value:.3f}  ({interval.low:.3f} to {interval.high:.3f})"
+        )
+    lines.append("by chance 0.5 and the rate of false positives; an attack that fails proves no privacy")
+    return "\n".join(lines)
 
 
 def _as_json(attack: str, attacked: Attacked, figures: Mapping[str, Interval]) -> str:
+    """Return the results of an attack as one JSON object."""
     others = len(attacked.records) - attacked.members
     fields = {name: asdict(interval) for name, interval in figures.items()}
     return json.dumps({"attack": attack, "members": attacked.members, "others": others, "measured": fields})

@@ -17,7 +17,7 @@ from ..base.refusal import Refusal
 from ..modes.federation import Federation
 from ..modes.sums import ClientMode
 from ..privacy.accounting.epsilon import GATE_INTERVAL
-from ..privacy.audit import sum_audit as watching
+from ..privacy.audit import sum_audit
 from ..privacy.audit.alarms import Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Measured, spread_looks
@@ -38,8 +38,8 @@ from .auditor import ACTING, Auditor
 from .line import AuditLine, format_alarm
 from .participants import canary_audit, canary_clients, is_full, support_of
 from .probes import PlantedProbes, StepScores, planted_probes, step_scores
-from .result import as_json
-from .settings import audit_of
+from .result import action_of, as_json
+from .settings import FullAudit, audit_of
 
 JSON_KEYS = {"figures": "shown"}  # of a memorisation test in result.json
 PLOT = "audit.png"
@@ -74,38 +74,36 @@ class RunAudit:
     def memory(self) -> Memory:
         """State of the audit for a checkpoint."""
         memory = self.auditor.memory
-        parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
-        return parts if memory.before.size else {}
+        return vars(memory) if memory.before.size else {}
 
     @property
     def line(self) -> AuditLine:
         """The displayed state."""
-        auditor, rows = self.auditor, self.auditor.rows
-        memorisation = tuple(
+        auditor, terms = self.auditor, self.auditor.terms
+        memorisation = [
             f"{each.name}: p = {each.p_value:.2g}"
-            + "".join(f", {k} {v:.3g}" for k, v in each.figures.items())
+            + "".join(f", {name} {value:.3g}" for name, value in each.figures.items())
             for each in auditor.memorised
-        )
-        names = ("probe_p", "losses_p")
+        ]
         return AuditLine(
-            bool(auditor.terms.delta),
-            auditor.terms.canaries,
-            auditor.looks[-1] if auditor.looks else None,
-            tuple(auditor.raised),
-            memorisation,
-            len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in names),
-            visible_in(auditor.terms, rows),
-            auditor.record_looks[-1] if auditor.record_looks else None,
-            self.on_alarm,
-            {str(test): p for test, p in auditor.p_values.items()},
-            untested(auditor.terms),
+            checked=bool(terms.delta),
+            canaries=terms.canaries,
+            measured=auditor.looks[-1] if auditor.looks else None,
+            alarms=tuple(auditor.raised),
+            memorisation=tuple(memorisation),
+            probed=auditor.has_probed,
+            visible=visible_in(terms, auditor.rows),
+            records=auditor.record_looks[-1] if auditor.record_looks else None,
+            on_alarm=self.on_alarm,
+            p_values={str(test): p for test, p in auditor.p_values.items()},
+            untested=untested(terms),
         )
 
     def resume(self, state: State, /) -> Demand:
         """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
         memory = self.run.checkpoint.audit
-        self.auditor.go_on(state.round, watching.Memory(**memory) if memory else watching.NO_MEMORY)
-        alarms = [each.alarm for each in self.auditor.acting]
+        self.auditor.resume(state.round, sum_audit.Memory(**memory) if memory else sum_audit.NO_MEMORY)
+        alarms = [each.alarm for each in self.auditor.raised if each.alarm.level in ACTING]
         if not alarms or self.on_alarm in ("note", "pause"):
             return NO_DEMAND
         return self._demand(state, alarms)
@@ -119,7 +117,7 @@ class RunAudit:
             if ledger is not None:
                 fields = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
                 key = (self.run.name, state.round, f"{MECHANISM} {alarm.test}")
-                ledger.note(key, {**fields, "action": self.on_alarm if alarm.level in ACTING else "note"})
+                ledger.note(key, {**fields, "action": action_of(self.on_alarm, alarm)})
         self.alarms[:] = [alarm for alarm in alarms if alarm.level in ACTING]
 
     def columns(self, number: int, /) -> dict[str, Any]:
@@ -131,7 +129,8 @@ class RunAudit:
         return NO_DEMAND if self.on_alarm == "note" else self._demand(state, self.alarms)
 
     def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
-        if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.clean:
+        """Return what alarms demand after a round; without any, keep its model if a rollback may restore it."""
+        if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.is_clean:
             _keep_clean(self.run, state)
         if not alarms:
             return NO_DEMAND
@@ -156,14 +155,16 @@ class RunAudit:
         Raises:
           OSError: the folder cannot be written.
         """
-        over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+        is_over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
         auditor = self.auditor
-        first = None if auditor.directions is None else _moved_by_canaries(self.run.federation)
-        summary = auditor.end(first, ending.state.arrays)
-        write_terms(self, opened=over)
+        summary = auditor.end(_first_model(self.run.federation), ending.state.arrays)
+        write_terms(self, opened=is_over)
         if looks := auditor.looks or auditor.record_looks:
             draw_audit(looks, self.run.folder / PLOT, title)
-        memorised = [{JSON_KEYS.get(k, k): v for k, v in asdict(each).items()} for each in auditor.memorised]
+        memorised = [
+            {JSON_KEYS.get(name, name): value for name, value in asdict(result).items()}
+            for result in auditor.memorised
+        ]
         return as_json(auditor.terms, summary, auditor.raised, self.on_alarm) | {"memorisation": memorised}
 
 
@@ -171,21 +172,17 @@ class RunAudit:
 
 
 def check(federation: Federation) -> None:
-    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join.
-
-    Raises:
-      Refusal: naming the audit.
-    """
+    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join."""
     task = federation.task
     if is_full(federation.settings) and federation.mode.sums_records and not federation.simulated:
         remedy = (
             "canary records are not added to real ones; use audit=light, and audit=full on synthetic data"
         )
         raise Refusal("audit.name", "full", remedy)
-    if federation.mode.extra_records and not hasattr(
-        run_on(task.model(), placeholder(held_out_of(task), 2)), "dim"
-    ):
-        raise Refusal("audit", "full", "canaries need outputs that are one tensor; use audit=light")
+    if federation.mode.extra_records:
+        outputs = run_on(task.model(), placeholder(held_out_of(task), 2))
+        if not hasattr(outputs, "dim"):
+            raise Refusal("audit", "full", "canaries need outputs that are one tensor; use audit=light")
 
 
 def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
@@ -201,9 +198,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     Raises:
       Refusal: the seed of the canaries can be neither made nor read.
     """
-    federation, settings = run.federation, audit_of(run.federation.settings)
-    assert settings is not None
-    seed, canaries = b"", None
+    federation, seed, canaries = run.federation, b"", None
     full_audit = canary_audit(federation.settings)
     if full_audit is not None and federation.extra_clients:
         assert isinstance(federation.mode, ClientMode)
@@ -220,9 +215,9 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
         canaries = canaries_of(seed, clients.count, dimension_of(federation.task), clients.support)
     plants, scores = planted_probes(run), step_scores(run)
     terms = _terms(federation, canaries, plants)
+    terms = replace(terms, arms=run.tuning.arms, in_arms=run.tuning.last)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
-    terms = replace(terms, arms=run.tuning.arms, in_arms=run.tuning.last)
     auditor = Auditor(terms, run.folder / AUDIT_ROWS, probes=plants.probes, record_probe=plants.records)
     ledger = run.ledger
     if ledger is not None and terms.delta:
@@ -233,7 +228,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
             auditor.prior, auditor.start_round = ledger.events(Adversary.MODEL), run.checkpoint.state.round
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
-    audit = RunAudit(run, auditor, settings.on_alarm, seed, scores)
+    audit = RunAudit(run, auditor, audit_of(federation.settings).on_alarm, seed, scores)
     if fresh:
         (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
     if fresh and scores is not None:
@@ -252,9 +247,8 @@ def _seed(run: Run, fresh: bool) -> bytes:
 
 
 def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedProbes) -> AuditTerms:
-    """Return what an audit of this run knows before it looks; all of it is public."""
+    """Return the terms of an audit as the configuration fixes them; all of them are public."""
     settings, audit, mode = federation.settings, audit_of(federation.settings), federation.mode
-    assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.declared_clients
     terms = AuditTerms(
         settings.steps,
@@ -266,16 +260,16 @@ def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedPro
         record_epsilon=plants.budget.target_epsilon if plants.budget else 0.0,
         own_noise="" if mode.client_budget is None else str(mode.client_budget.unit),
     )
-    if audit.full:
+    if isinstance(audit, FullAudit):
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
     if mode.budget is not None:
         sums = mode.promises[0]
         terms = replace(
             terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-        if tossed_rate(federation.cohort) < 1:  # a draw that amplifies depends on it
+        if tossed_rate(federation.cohort) < 1:  # amplification relies on a secret draw from these clients
             terms = replace(terms, clients=clients)
-    if canaries is None:
+    if canaries is None or not isinstance(audit, FullAudit):
         return terms
     return replace(
         terms,
@@ -302,6 +296,7 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
 
 
 def _commit(audit: RunAudit) -> None:
+    """Note the commitment to the canaries on the run's ledger, if it has both."""
     run, auditor = audit.run, audit.auditor
     if not audit.seed or run.ledger is None:
         return
@@ -313,20 +308,25 @@ def _commit(audit: RunAudit) -> None:
 
 
 def _keep_clean(run: Run, state: State) -> None:
+    """Write the model after a round without suspicion, for a rollback."""
     folder = run.folder / CLEAN
     folder.mkdir(exist_ok=True)
     checkpoint.write(folder, checkpoint.Checkpoint(run.name, State(state.round, state.arrays, {})))
 
 
-def _moved_by_canaries(federation: Federation) -> Arrays | None:
-    """Return the first model if canaries change the model; in a deployment they are subtracted from every sum."""
-    if not federation.population.reads_data:
-        return None
+def _first_model(federation: Federation) -> Arrays:
+    """Return the first model's averaged arrays if canaries move it; empty without canaries, and in a deployment.
+
+    A deployment subtracts its canaries from every sum.
+    """
+    if not federation.extra_clients or not federation.population.reads_data:
+        return {}
     arrays = read_arrays(federation.task.model())
     return {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
 
 
 def _last_clean(run: Run, state: State) -> State:
+    """Return the state of a rollback: the model of the last round without suspicion, else the first model."""
     clean = checkpoint.read(run.folder / CLEAN)
     if clean is None:
         return State(0, read_arrays(run.federation.task.model()), state.strategy, state.choices)

@@ -11,7 +11,7 @@ from ..messages.simulated_settings import CanaryClients
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Segment
 from ..tasks.protocol import Task
-from .settings import AuditSettings, FullAudit, audit_of
+from .settings import FullAudit
 
 MAX_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
 COORDINATES_FOR_ONE = 4  # with fewer, canaries interfere with each other
@@ -27,25 +27,22 @@ def is_full(settings: SimulationSettings) -> bool:
 
 
 def canary_audit(settings: SimulationSettings) -> FullAudit | None:
-    """Return the audit's settings if it tests a client-level claim with canaries."""
-    audit = audit_of(settings)
-    clients = isinstance(sum_level(settings.privacy), ClientLevel)
-    return audit if isinstance(audit, FullAudit) and clients else None
+    """Return the audit's settings if it tests a client-level claim with canaries, else None."""
+    audit = settings.audit_group
+    if isinstance(audit, FullAudit) and isinstance(sum_level(settings.privacy), ClientLevel):
+        return audit
+    return None
 
 
 def extra_clients(settings: SimulationSettings, task: Task) -> int:
-    """Return the number of canary clients.
-
-    Raises:
-      Refusal: there are more than an encrypted sum with these clients allows.
-    """
+    """Return the number of canary clients; refuse more than an encrypted sum with these clients allows."""
     audit = canary_audit(settings)
     if audit is None:
         return 0
     from ..tasks.arrays import dimension_of
 
-    default = min(MAX_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
     canaries = audit.canaries
+    default = min(MAX_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
     if settings.secagg is None:
         return default if canaries is None else canaries
     # The party that runs canaries knows their shares of the noise and masks, so canaries count as colluders.
@@ -78,11 +75,10 @@ def plants_examples(settings: SimulationSettings) -> bool:
 
 def keeps_losses(settings: SimulationSettings) -> bool:
     """Return whether each client keeps the losses of its own records locally."""
-    audit = audit_of(settings)
-    return audit is not None and audit.loss_traces
+    return isinstance(settings.audit_group, FullAudit) and settings.audit_group.loss_traces
 
 
-def support_of(settings: AuditSettings, dimension: int) -> int:
+def support_of(settings: FullAudit, dimension: int) -> int:
     """Return how many of the model's `dimension` coordinates one canary uses."""
     return min(dimension, settings.support or SUPPORT)
 

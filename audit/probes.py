@@ -36,9 +36,9 @@ ALPHA = 0.05  # of the displayed bound and interval
 
 @dataclass(frozen=True)
 class RecordProbe:
-    """Probe of the canary records' scores, which clients store beside their ledgers in `folder`, against their budget.
+    """Probe of the canary records' scores, which simulated clients store in `folder`, against the budget that they claim.
 
-    Used only in a simulation: on real data these files stay with the clients.
+    On real data the files of scores stay with the clients.
     """
 
     folder: Path
@@ -52,7 +52,12 @@ class RecordProbe:
 
 @dataclass(frozen=True)
 class OddProbe:
-    """A `MemorisationProbe` of odd examples by the fall of their loss; against a budget, or against no leakage."""
+    """Probe of planted, mislabelled examples by the fall of their loss (a `MemorisationProbe`).
+
+    Attributes:
+      task: with the planted examples, of which a coin decides whether they are trained on.
+      budget: claim to refute; None tests against no leakage at all.
+    """
 
     task: Mislabelled
     budget: Budget | None
@@ -65,16 +70,17 @@ class OddProbe:
         return losses_of(self.task, self.task.model(), self.task.odd)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
-        """Return one test: the p-value of the guesses under the budget, valid for any mechanism and attack."""
+        """Return one test of the model after round `number`: its p-value holds for any mechanism and attack."""
         from ..tasks.arrays import load_arrays
         from ..tasks.mislabelled import losses_of
 
         del number
         model = self.task.model()
         load_arrays(model, arrays)
-        fell = np.nan_to_num(self.before - losses_of(self.task, model, self.task.odd))
-        members, others = fell[self.task.coins], fell[~self.task.coins]
-        epsilon, delta = (self.budget.target_epsilon, self.budget.target_delta) if self.budget else (0.0, 0.0)
+        falls = np.nan_to_num(self.before - losses_of(self.task, model, self.task.odd))
+        members, others = falls[self.task.coins], falls[~self.task.coins]
+        epsilon = self.budget.target_epsilon if self.budget else 0.0
+        delta = self.budget.target_delta if self.budget else 0.0
         finding = judge(by_one_run(members, others, delta), epsilon, ALPHA).findings[0]
         area = auc(members, others)
         figures = {"at_least": finding.lower, "auc": area.value, "auc_low": area.low, "auc_high": area.high}
@@ -83,9 +89,12 @@ class OddProbe:
 
 @dataclass(frozen=True)
 class PlantedProbes:
-    """All data planted in a run, by their probes.
+    """Probes of the data that are planted in a run.
 
-    ``own``: the task's probe; ``odd``: that of odd examples; ``records``: of canary records.
+    Attributes:
+      task_probe: the task's own.
+      odd: of mislabelled examples.
+      records: of canary records.
     """
 
     task_probe: MemorisationProbe | None = None
@@ -94,8 +103,9 @@ class PlantedProbes:
 
     @property
     def budget(self) -> Budget | None:
-        """Budget that clients claim for their records."""
-        return self.records.budget if self.records else self.odd.budget if self.odd else None
+        """Budget that clients claim for their records; None without a claim."""
+        probe = self.records or self.odd
+        return probe.budget if probe else None
 
     @property
     def losses(self) -> bool:
@@ -144,8 +154,7 @@ def step_scores(run: Run) -> StepScores | None:
 
 def planted_probes(run: Run) -> PlantedProbes:
     """Return the probes of this run's planted data; real data have none."""
-    federation, client = run.federation, run.client
-    task = federation.task
+    federation, client, task = run.federation, run.client, run.federation.task
     if not is_full(federation.settings) or not federation.population.reads_data:
         return PlantedProbes()
     from ..tasks.mislabelled import Mislabelled
@@ -154,14 +163,14 @@ def planted_probes(run: Run) -> PlantedProbes:
     if client.canaries_of_step.count:
         return PlantedProbes(task_probe, records=RecordProbe(run.folder, _claim(run)))
     record, budget = client.record, federation.mode.client_budget
-    plants = PlantedProbes(task_probe, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
+    odd = OddProbe(task, budget) if isinstance(task, Mislabelled) else None
     if record is None or budget is None or not record.canaries:
-        return plants
-    return replace(plants, records=RecordProbe(Path(record.ledger_dir), budget))
+        return PlantedProbes(task_probe, odd)
+    return PlantedProbes(task_probe, odd, RecordProbe(Path(record.ledger_dir), budget))
 
 
 def _claim(run: Run) -> Budget:
-    """Return the plan's claim for the records in all of a run's sums; its target if it has one."""
+    """Return the budget of a run's sums with the epsilon that its plan claims for a record in all of them."""
     budget, privacy = run.federation.mode.budget, run.privacy
     assert budget is not None and privacy is not None
     return replace(budget, target_epsilon=privacy.plan.epsilon(budget.target_delta))

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from ..base.refusal import Refusal
 from ..messages.simulated_settings import CanaryRecords
 from ..privacy.audit import client_rows
-from ..privacy.audit.canary_clients import coins_of as coins_from
-from ..privacy.audit.client_rows import arrays_of, step_ratio
-from ..privacy.audit.client_rows import begin as begin_file
+from ..privacy.audit.canary_clients import coins_of
 from ..privacy.audit.one_run import Scores
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.randomness import Randomness, Stream
@@ -50,19 +48,20 @@ class Watched(nn.Module):
 
     def __init__(self, model: nn.Module, canaries: int, shape: torch.Size, replaced: bool) -> None:
         super().__init__()
-        self.model, self.shape, self.replaced = model, shape, replaced  # `OWN` and `BLOCK` of client/extra.py
+        # client/extra.py knows the parameters by these names: MODEL_PREFIX and BLOCK.
+        self.model, self.shape, self.replaced = model, shape, replaced
         self.block = nn.Linear(canaries, 1, bias=False)
         nn.init.zeros_(self.block.weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        owners = inputs[:, 0]
+        owners = inputs[:, :1]  # 0, j or -j
         numbers = torch.arange(1, self.block.in_features + 1, dtype=owners.dtype, device=owners.device)
-        marks = (owners[:, None] == numbers).to(self.block.weight.dtype)
+        # 1 for a canary that is in, in the column of its weight.
+        marks = (owners == numbers).to(self.block.weight.dtype)
         if self.replaced:
-            marks = marks - (owners[:, None] == -numbers).to(marks.dtype)
-        canary = self.block(marks)
+            marks = marks - (owners == -numbers).to(marks.dtype)
         outputs = self.model(inputs[:, 1:].unflatten(1, self.shape)).flatten(1)
-        return torch.cat([outputs, canary, owners[:, None].to(outputs.dtype)], 1)
+        return torch.cat([outputs, self.block(marks), owners.to(outputs.dtype)], 1)
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,12 @@ class CanariedRound:
 
     def after_step(self) -> None:
         """Add the last step's log likelihood ratio to each score."""
-        sampling, noised = self.plan.sampling, self.model.block.weight.grad
-        assert isinstance(sampling, PoissonBatches) and noised is not None
-        divisor = max(1, round(sampling.sample_rate * len(self.examples)))
-        moved = noised.detach().cpu().double().numpy()[0] * divisor / self.plan.clipping_norm
-        self.scores[:] += step_ratio(
-            moved, self.plan.noise_over_clip, sampling.sample_rate, self.model.replaced
-        )
+        plan, noised = self.plan, self.model.block.weight.grad
+        assert isinstance(plan.sampling, PoissonBatches) and noised is not None
+        rate = plan.sampling.sample_rate
+        batch_size = max(1, round(rate * len(self.examples)))  # by which DP-SGD divides the noisy sum
+        noisy_sum = noised.detach().cpu().double().numpy()[0] * batch_size / plan.clipping_norm
+        self.scores[:] += client_rows.step_ratio(noisy_sum, plan.noise_over_clip, rate, self.model.replaced)
 
     def keep(self, number: int) -> None:
         """Append the scores of round `number` to the file."""
@@ -140,7 +138,7 @@ def begin_round(
     """Return a client's round with canaries whose coins and scores lie beside its ledger; arguments as of `begin`."""
     path = ledger.with_suffix(client_rows.SUFFIX)
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
-    coins = coins_of(path, count, randomness.stream("record canaries", number))
+    coins = coins_in(path, count, randomness.stream("record canaries", number))
     return replace(begin(model, task, data, coins, plan), path=path)
 
 
@@ -201,7 +199,7 @@ def with_canary_rows(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Ex
 
 def coins_of_step(canaries: CanaryRecords) -> NDArray[np.bool_]:
     """Return whether each canary of a step is included, shape (count,), in the clients' order."""
-    return coins_from(bytes.fromhex(canaries.seed), canaries.count)
+    return coins_of(bytes.fromhex(canaries.seed), canaries.count)
 
 
 def with_canaries(data: Data, canaries: CanaryRecords, client: int) -> Examples:
@@ -211,19 +209,16 @@ def with_canaries(data: Data, canaries: CanaryRecords, client: int) -> Examples:
 
 
 def _tensors(data: Data) -> Examples:
+    """Return data as one tensor of inputs and one of targets, or refuse data of another form."""
     return in_tensors(data, "audit", "full", "a canary is a row of the tensor; use audit=light")
 
 
-def coins_of(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
-    """Return the client's coins, shape (count,), drawn at the first call and stored in a file.
-
-    Raises:
-      Refusal: the file holds another number of coins.
-    """
+def coins_in(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
+    """Return a client's coins, shape (count,), from its file, into which the first call draws them."""
     if not path.exists():
-        tossed = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count]
-        begin_file(path, tossed.astype(np.bool_))
-    coins = arrays_of(path)[0].astype(np.bool_)
+        bits = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count]
+        client_rows.begin(path, bits.astype(np.bool_))
+    coins = client_rows.arrays_of(path)[0].astype(np.bool_)
     if len(coins) != count:
         raise Refusal("canaries", count, f"this client began with {len(coins)}; give that number")
     return coins

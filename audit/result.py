@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..base.bounded_decoding import json_number
 from ..base.refusal import Refusal
 from ..privacy.audit import round_rows
-from ..privacy.audit.alarms import CANNOT_UNDO
+from ..privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ..privacy.audit.canary_clients import coins_of, commitment
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
@@ -68,11 +68,7 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
 
 
 def audit_fields(folder: Path) -> dict[str, Any]:
-    """Return the terms of a run's audit, as in its file.
-
-    Raises:
-      Refusal: there is none, or it cannot be read.
-    """
+    """Return the terms of a run's audit, as in its file; refuse a folder without a readable one."""
     try:
         return dict(json.loads((folder / AUDIT_TERMS).read_text()))
     except FileNotFoundError:
@@ -83,6 +79,7 @@ def audit_fields(folder: Path) -> dict[str, Any]:
 
 
 def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Return the canaries' coins from the opened seed, shape (canaries,), as their commitment has them."""
     if not terms.canaries:
         return np.zeros(0, np.bool_)
     if "opened" not in fields:
@@ -97,7 +94,7 @@ def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArra
 
 
 def read_terms(fields: Mapping[str, Any]) -> AuditTerms:
-    """Return what `write_terms` wrote."""
+    """Return the terms in a file of `observer.write_terms`."""
     terms: dict[str, Any] = dict(fields)
     terms |= {"looks": tuple(terms["looks"]), "adjacency": Adjacency(terms["adjacency"])}
     return AuditTerms(**terms)
@@ -114,15 +111,11 @@ def as_json(
       raised: the alarms, in the order of their rounds.
       on_alarm: the action on an alarm.
     """
-    alarms = [
-        {
-            **each.content,
-            "threshold": each.alarm.threshold,
-            "action": on_alarm if each.alarm.level in ACTING else "note",
-            "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,
-        }
-        for each in raised
-    ]
+    alarms: list[dict[str, Any]] = []
+    for each in raised:
+        action = action_of(on_alarm, each.alarm)
+        fields = {**each.content, "threshold": each.alarm.threshold, "action": action}
+        alarms.append({**fields, "cannot_undo": CANNOT_UNDO.get(action)})
     fields: dict[str, Any] = {
         "alpha": terms.alpha,
         "canaries": terms.canaries,
@@ -147,19 +140,22 @@ def as_json(
     }
 
 
+def action_of(on_alarm: str, alarm: Alarm) -> str:
+    """Return what an alarm does: the configured action, or no more than a note."""
+    return on_alarm if alarm.level in ACTING else "note"
+
+
 def _of_records(measurement: Measured) -> dict[str, Any]:
-    bounds = {name: json_number(value) for name, value in measurement.lower.items()}
-    numbers = {
+    """Return a measurement by canary records as plain data."""
+    return {
         "claimed": json_number(measurement.claimed),
         "ceiling": json_number(measurement.ceiling),
-        "lower_bounds": bounds,
+        "lower_bounds": {name: json_number(value) for name, value in measurement.lower.items()},
+        "measured": _measured(measurement),
+        "p_values": dict(measurement.p_values),
     }
-    return {**numbers, "measured": _measured(measurement), "p_values": dict(measurement.p_values)}
 
 
 def _measured(measurement: Measured) -> dict[str, Any]:
-    return {
-        "epsilon": json_number(measurement.epsilon),
-        "low": json_number(measurement.low),
-        "high": json_number(measurement.high),
-    }
+    """Return the estimate of a measurement with its interval as plain data."""
+    return {name: json_number(getattr(measurement, name)) for name in ("epsilon", "low", "high")}

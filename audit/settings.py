@@ -1,7 +1,7 @@
 """Settings of the audit: the group audit, and what it conflicts with."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -51,19 +51,12 @@ class LightAudit(_Audit):
     """Free checks in every round: whether the released sum has the claimed noise, and whether the noise is new."""
 
     name: Literal["light"] = "light"
-    full: ClassVar[bool] = False
-    """Whether canary clients and probes are used as well."""
-    canaries: ClassVar[None] = None
-    looks: ClassVar[int] = 0
-    support: ClassVar[None] = None
-    loss_traces: ClassVar[bool] = False
 
 
 class FullAudit(_Audit):
     """The light checks, and canary clients in the cohort, which compare the measured leakage with the claim."""
 
     name: Literal["full"] = "full"
-    full: ClassVar[bool] = True
     canaries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Canary clients; null: 1000, or with encrypted sums half as many as secagg.collusion allows."""
     looks: Annotated[int, Field(ge=1, le=1_000)] = 10
@@ -111,7 +104,7 @@ AuditSettings = LightAudit | FullAudit
 AUDIT = Annotated[NoAudit | AuditSettings, By]
 
 
-def audit_of(settings: "FederationSettings") -> AuditSettings | None:
-    """Return the settings of the audit; None: no audit."""
-    group = settings.audit_group
-    return group if isinstance(group, AuditSettings) else None
+def audit_of(settings: "FederationSettings") -> AuditSettings:
+    """Return the settings of the audit of a run that is audited."""
+    assert isinstance(settings.audit_group, AuditSettings)
+    return settings.audit_group

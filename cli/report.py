@@ -269,9 +269,10 @@ def sign(
     Example:
       fedveil report sign bundle --role "data protection officer" --key officer.key
     """
+    from ..evidence.binding.bound_folder import Knowledge
     from ..evidence.binding.bundle import add_signature
     from ..evidence.binding.signatures import SHORT, read_key
-    from ..evidence.binding.verify import Knowledge, verify_folder
+    from ..evidence.binding.verify import verify_folder
 
     date = _day(day)
     for line in verify_folder(folder, Knowledge()):

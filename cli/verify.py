@@ -71,10 +71,11 @@ def verify(
     Exit codes: 0 no check failed, and a ledger, a signature or receipts bind the run; 2 a check failed, which is named,
     or refused; 6 no check failed, but nothing binds the run.
     """
+    from ..evidence.binding.bound_folder import Knowledge
     from ..evidence.binding.bundle import LIST
     from ..evidence.binding.signatures import FILE as SIGNATURES
     from ..evidence.binding.signatures import read_public, read_rollovers
-    from ..evidence.binding.verify import Knowledge, is_bound, verify_folder
+    from ..evidence.binding.verify import is_bound, verify_folder
     from ..run.display import hanging
 
     if not path.exists():

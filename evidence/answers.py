@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from .ledger_history import describe_verification, questions_on
 BINS = "histogram"
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
-OF_COLUMNS = "attributions"  # one for each column, and the number of rows, which has no bar
+OF_COLUMNS = "attributions"  # one for each column, and the number of rows
 OF_SHARES = ("fairness",)  # from 0 to 1, in percent
 EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
 COPIED = (
@@ -52,7 +53,7 @@ def read_answers(folder: Path, charged: Sequence[str]) -> list[dict[str, Any]]:
       Refusal: a record cannot be read.
     """
     ranks = {name: rank for rank, name in enumerate(charged)}
-    answers = [_describe(record, ranks) for path in sorted(folder.glob("*.json")) for record in _record(path)]
+    answers = [answer for path in sorted(folder.glob("*.json")) for answer in _answer_in(path, ranks)]
     return sorted(answers, key=lambda each: (ranks.get(each["name"], len(ranks)), each["name"]))
 
 
@@ -61,11 +62,10 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
 
     Args:
       answers: of a record.
-      questions: the questions, in the same order; empty where the record is of no inquiry.
+      questions: of its inquiry, in the same order; none of an evaluation.
     """
     rows: list[dict[str, Any]] = []
-    for index, answer in enumerate(answers):
-        question = questions[index] if index < len(questions) else {}
+    for answer, question in zip(answers, chain(questions, repeat({})), strict=False):
         kind = question.get("kind") or (BINS if answer["name"].startswith("clients by ") else None)
         figures = [
             {name: figure.get(name) for name in ("name", "value", "low", "high")}
@@ -87,19 +87,17 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
 
 
 def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
-    """Return the ends of the axis that figures of one unit are drawn on; None where they have several units.
-
-    Args:
-      kind: of the question.
-      figures: of its answer.
-    """
+    """Return the ends of the axis for the figures of an answer to a kind of question; None if they are not drawn as bars."""
     if kind in OF_SIGNS:
         return [-1.0, 1.0]
     if kind in OF_SHARES:
         return [0.0, 1.0]
-    bar_figures = [each for each in figures if kind != OF_COLUMNS or each["name"].startswith(ATTRIBUTION)]
-    highest = max((each["high"] for each in bar_figures if each["value"] is not None), default=0.0)
-    return [0.0, highest] if kind in (*OF_COUNTS, OF_COLUMNS) and highest > 0 else None
+    if kind == OF_COLUMNS:  # the number of rows has no bar
+        figures = [each for each in figures if each["name"].startswith(ATTRIBUTION)]
+    elif kind not in OF_COUNTS:
+        return None
+    highest = max((each["high"] for each in figures if each["value"] is not None), default=0.0)
+    return [0.0, highest] if highest > 0 else None
 
 
 def describe_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
@@ -111,13 +109,14 @@ def describe_evaluations(evaluations: Iterable[Fields]) -> list[dict[str, Any]]:
 
 
 def _describe(record: Fields, charged: Collection[str]) -> dict[str, Any]:
+    """Return the record of an answer in a report's form; `charged` has the names of the questions on its ledger."""
     question: Fields = record["question"]
-    target, carried = record.get("target_epsilon"), record.get("bytes")
+    target, traffic = record.get("target_epsilon"), record.get("bytes")
     return {
         **{name: record.get(name) for name in COPIED},
         "why": question.get("why") or None,
         "reason": record.get("reason"),
-        "bytes": carried and {**carried, **{way: sum(carried[way].values()) for way in ("down", "up")}},
+        "bytes": traffic and {**traffic, **{way: sum(traffic[way].values()) for way in ("down", "up")}},
         "against": ", ".join(record["adversaries"]),
         "target_epsilon": target if target is not None and target < UNLIMITED_EPSILON else None,
         "on_this_ledger": record["name"] in charged,
@@ -125,21 +124,20 @@ def _describe(record: Fields, charged: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _record(path: Path) -> list[Fields]:
-    """Return the record in a file; empty for any other file."""
+def _answer_in(path: Path, charged: Collection[str]) -> list[dict[str, Any]]:
+    """Return the answer in a file, in a report's form; empty for any other file."""
     try:
         fields: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict) or "question" not in fields:
             return []
-        _describe(cast("Fields", fields), ())
+        return [_describe(cast("Fields", fields), charged)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         remedy = f"cannot be read as an answer ({type(problem).__name__}: {problem}); restore it"
         raise Refusal("file", str(path), remedy) from None
-    return [cast("Fields", fields)]
 
 
 def _columns(question: Fields) -> str | None:
-    """Return the columns of a question."""
+    """Return the columns of a question as text; None if it is about rows."""
     of = question.get("of")
     columns = list(cast("Mapping[str, Any]", of)) if isinstance(of, Mapping) else [of]
     names = [*columns, question.get("by"), question.get("label"), question.get("said")]
@@ -171,6 +169,7 @@ def ledgers_of(folder: Path) -> list[Path]:
 
 
 def _ledger(path: Path) -> dict[str, Any]:
+    """Return the state of a ledger and its questions, in a report's form."""
     entries = read_entries(path)
     identity = json.loads(entries[0].payload)
     questions = questions_on(entries)
@@ -192,12 +191,10 @@ def _missing(answers: Sequence[Fields], ledgers: Sequence[Fields]) -> list[str]:
         return [
             "No ledger lies in this folder. What the answers cost is charged where the clients' ledger is kept."
         ]
-    names = {each["name"] for each in answers}
-    elsewhere = [each["name"] for each in answers if not each["on_this_ledger"]]
-    lost = [each["name"] for ledger in ledgers for each in ledger["questions"] if each["name"] not in names]
-    sentences: list[str] = []
-    if elsewhere:
-        sentences.append(f"Charged elsewhere: {', '.join(elsewhere)}.")
-    if lost:
-        sentences.append(f"Charged, and without an answer here: {', '.join(lost)}.")
-    return sentences
+    answered = {each["name"] for each in answers}
+    charged = [each["name"] for ledger in ledgers for each in ledger["questions"]]
+    names = {
+        "Charged elsewhere": [each["name"] for each in answers if not each["on_this_ledger"]],
+        "Charged, and without an answer here": [name for name in charged if name not in answered],
+    }
+    return [f"{flaw}: {', '.join(each)}." for flaw, each in names.items() if each]

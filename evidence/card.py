@@ -11,7 +11,7 @@ from .page_text import text_of
 
 TAGS = ("federated-learning", "differential-privacy", "fedveil")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")
-ODD = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
+BREAKS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")  # control characters and ends of lines
 
 
 def card_of(report: Fields) -> str:
@@ -23,6 +23,7 @@ def card_of(report: Fields) -> str:
 
 
 def _front_matter(report: Fields) -> dict[str, Any]:
+    """Return the metadata of a model card that Hugging Face reads."""
     run, metrics = report["run"], report["metrics"]
     fields: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
     carbon = next(each for each in report["cost"]["work"] if each["unit"] == "g")
@@ -44,6 +45,7 @@ def _front_matter(report: Fields) -> dict[str, Any]:
 
 
 def _body(report: Fields) -> list[str]:
+    """Return the lines of Markdown below the front matter."""
     run, stamps = report["run"], report["stamps"]
     lines = [
         f"# {plain(report['model']['title'])}",
@@ -84,7 +86,7 @@ def _body(report: Fields) -> list[str]:
 
 
 def _model(report: Fields) -> list[str]:
-    """Return what the model is, takes and answers, as far as the run knows it."""
+    """Return the lines on the model: architecture, inputs, classes and intended use."""
     model, parameters = report["model"], report["run"]["parameters"]
     arrays = ", ".join(f"{each['name']} {each['shape']}" for each in model["layers"])
     kind = model["architecture"] or (f"arrays {arrays}" if arrays else None)
@@ -105,6 +107,7 @@ def contradicts(folder: Path, report: Fields) -> bool:
 
 
 def _guarantee(report: Fields) -> list[str]:
+    """Return the lines on the guarantees: their sentences, and a table."""
     lost = report.get("record_by_sums")  # not in a report of an earlier release
     rows = map(_row, [*report["privacy"], *([lost] if lost else [])])
     words = " ".join(map(plain, report["promise"]))
@@ -112,20 +115,16 @@ def _guarantee(report: Fields) -> list[str]:
 
 
 def _row(row: Fields) -> str:
-    if row["epsilon"] == "infinity":
-        cells = (row["whom"], "nothing", "infinite", "none", "nothing is promised")
-    else:
-        cells = (
-            row["whom"],
-            row["hides"],
-            text_of(row["epsilon"], "epsilon"),
-            text_of(row["delta"]),
-            row["relies_on"],
-        )
+    """Return the line of one guarantee in the table."""
+    cells = (row["whom"], "nothing", "infinite", "none", "nothing is promised")
+    if row["epsilon"] != "infinity":
+        epsilon, delta = text_of(row["epsilon"], "epsilon"), text_of(row["delta"])
+        cells = (row["whom"], row["hides"], epsilon, delta, row["relies_on"])
     return "| " + " | ".join(map(plain, cells)) + " |"
 
 
 def _measured(stamps: Fields) -> str:
+    """Return the sentences on the measured leakage, or why none was measured."""
     if stamps["measured"] is None:
         return f"Not measured: {plain(stamps['said'])}."
     size, low, high = (text_of(stamps["measured"][name], "decimal") for name in ("epsilon", "low", "high"))
@@ -138,4 +137,4 @@ def _measured(stamps: Fields) -> str:
 
 def plain(text: object) -> str:
     """Return a text escaped for Markdown, in one line."""
-    return MARKDOWN.sub(r"\\\1", ODD.sub(" ", text_of(text)))
+    return MARKDOWN.sub(r"\\\1", BREAKS.sub(" ", text_of(text)))

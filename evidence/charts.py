@@ -80,11 +80,11 @@ class Chart:
       intervals: drawn next.
       marks: drawn last.
       values: of the report, by the pointers of the marks' labels.
-      logarithmic: whether x is.
+      logarithmic: whether the horizontal axis is.
       top: of the vertical axis; by default above all points.
       bottom: of the vertical axis.
-      shares: whether both axes are percentages.
-      whole: whether x counts.
+      shares: whether both axes are labelled in percent.
+      whole: whether the horizontal axis has whole numbers only.
       from_zero: whether the horizontal axis begins at 0.
     """
 
@@ -117,6 +117,7 @@ def svg(chart: Chart) -> str:
 
 
 def _whole(name: str, title: str, height: float, body: Sequence[str]) -> str:
+    """Return the SVG element of a chart with these parts."""
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-labelledby="{escape(name)}-title">'
         f'<title id="{escape(name)}-title">{escape(title)}</title>' + "".join(body) + "</svg>"
@@ -125,6 +126,8 @@ def _whole(name: str, title: str, height: float, body: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
+    """Ends of a chart's axes, and the place of a value on them, in the units of the SVG."""
+
     x_min: float
     x_max: float
     y_min: float
@@ -143,17 +146,19 @@ class _Frame:
 
 
 def _frame(chart: Chart) -> _Frame:
+    """Return the axes that hold all points, whiskers and marks of a chart."""
     xs = [x for line in chart.lines for x, _ in line.points] + [each.x for each in chart.marks]
     xs += [each.x for each in chart.intervals] or ([] if xs else [0.0, 1.0])
     ys = [y for line in chart.lines for _, y in line.points if math.isfinite(y)]
     ys += [mark.y for mark in chart.marks] + [each.high for each in chart.intervals]
     highest = max([y for y in ys if math.isfinite(y)], default=1.0) or 1.0
-    top = chart.top if chart.top is not None else highest * HEADROOM
+    top = highest * HEADROOM if chart.top is None else chart.top
     x_min = min([0.0, *xs]) if chart.from_zero and not chart.logarithmic else min(xs)
     return _Frame(x_min, max(xs), chart.bottom, max(top, chart.bottom + 1e-9), chart.logarithmic)
 
 
 def _scale(chart: Chart, frame: _Frame) -> list[str]:
+    """Return the axes with their labels, ticks and grid."""
     right, base = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for value in _ticks(frame.y_min, frame.y_max):
@@ -172,6 +177,7 @@ def _scale(chart: Chart, frame: _Frame) -> list[str]:
 
 
 def _across(chart: Chart, frame: _Frame) -> list[float]:
+    """Return the ticks of the horizontal axis."""
     if chart.logarithmic:
         low, high = round(math.log10(frame.x_min)), round(math.log10(frame.x_max))
         return [10.0**power for power in range(low, high + 1)]
@@ -195,6 +201,7 @@ def _number(value: float, share: bool) -> str:
 
 
 def _line(line: Line, frame: _Frame) -> str:
+    """Return the path of a line, as straight parts or as steps."""
     points = [(x, y) for x, y in thin(line.points) if math.isfinite(y)]
     parts: list[str] = []
     for at, (x, y) in enumerate(points):
@@ -219,6 +226,7 @@ def _interval(each: Whisker, frame: _Frame) -> str:
 
 
 def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
+    """Return the symbol of a mark and, if it refers to a value, its label, within the chart."""
     x, y = frame.x(mark.x), frame.y(mark.y)
     if mark.cross:
         symbol = f'<path class="cross {mark.look}" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
@@ -234,7 +242,7 @@ def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
     return [symbol, f'<text class="value{" end" if is_left else ""}" {at} {refers}>{text}</text>']
 
 
-BAR, THICK = 180.0, 15.0
+BAR, THICK = 180.0, 15.0  # width of a bar's axis, and height of its row
 NAME_WIDTH, LONGEST = 150.0, 24  # width of the names beside bars, and their characters
 
 
@@ -253,13 +261,14 @@ def bar(value: float, low: float, high: float, ends: Sequence[float]) -> str:
         share = (min(max(at, first), last) - first) / (last - first)
         return 2 + share * (BAR - 4)
 
-    middle, (start, end) = THICK / 2, sorted((x(0.0), x(value)))
-    ends_of = "".join(f"M{x(each):.1f} {middle - 4:g}v8" for each in (low, high))
+    middle = THICK / 2
+    start, end = sorted((x(0.0), x(value)))
+    caps = "".join(f"M{x(each):.1f} {middle - 4:g}v8" for each in (low, high))
     return (
         f'<svg class="bar" viewBox="0 0 {BAR:g} {THICK:g}" width="{BAR:g}" height="{THICK:g}" aria-hidden="true">'
         f'<rect class="full" x="{start:.1f}" y="3" width="{end - start:.1f}" height="{THICK - 6:g}"/>'
         f'<path class="axis" d="M{x(0.0):.1f} 0v{THICK:g}"/>'
-        f'<path class="interval" d="M{x(low):.1f} {middle:g}H{x(high):.1f}{ends_of}"/></svg>'
+        f'<path class="interval" d="M{x(low):.1f} {middle:g}H{x(high):.1f}{caps}"/></svg>'
     )
 
 

@@ -30,17 +30,17 @@ def commands_of(run: RunFiles) -> list[str]:
 
 
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
-    """Return the overrides that these groups need to give the configuration; none if they give none."""
+    """Return the overrides that make a run's configuration of these groups; all its keys if the groups cannot be composed."""
     from ..configs.compose import compose_overrides
     from ..configs.settings import publishable_keys
 
     try:
-        usual: dict[str, Any] = dict(flat(publishable_keys(compose_overrides(groups).config)))
+        composed: dict[str, Any] = dict(flat(publishable_keys(compose_overrides(groups).config)))
     except Refusal:  # groups of an older release, or of somebody's own folder
-        usual = {}
-    keys = {name.partition("=")[0] + ".name" for name in groups}
+        composed = {}
+    left_out = {*NOT_REPEATED, *(f"{group.partition('=')[0]}.name" for group in groups)}
     return [
         f"{key}={value}"
         for key, value in flat(run.publishable)
-        if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
+        if key not in left_out and composed.get(key) != value
     ]

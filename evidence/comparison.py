@@ -45,18 +45,20 @@ def compare_reports(first: Fields, second: Fields, *, everything: bool = False) 
 
     Args:
       first: as of `report_of`.
-      second: the other.
-      everything: also those that are the same.
+      second: another report.
+      everything: whether to return equal values too.
     """
-    one, other = (dict(_values(each)) for each in (first, second))
+    one, other = (dict(_values(report)) for report in (first, second))
+    missing = text_of(None)
     rows = [
-        ComparedValue(*key, one.get(key, text_of(None)), other.get(key, text_of(None)))
-        for key in {**one, **other}
+        ComparedValue(part, name, one.get((part, name), missing), other.get((part, name), missing))
+        for part, name in {**one, **other}
     ]
     return [row for row in rows if everything or row.first != row.second]
 
 
 def _values(report: Fields) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield ((part, name), text) of each compared value."""
     for name in ABOUT:
         yield ("run", name.replace("_", " ")), text_of(report["run"][name])
     for row in report["privacy"]:

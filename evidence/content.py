@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -39,7 +39,7 @@ def report_of(
     Args:
       run: its files.
       commands: that make the run again.
-      shapes: of its model, where that is a sum of one shape a column.
+      shapes: of its model, if that is a sum of one shape for each column.
       as_of: time of its files, UTC, while the run's process is alive; None for a folder.
     """
     rows, ledger = promise_rows(run), ledger_history(run)
@@ -58,7 +58,11 @@ def report_of(
         "plan": plan_curve(run),
         "rosters": _rosters(run.result),
         "tuning": _tuning(run.result),
-        "metrics": [{"name": name, "value": value} for name, value in _final(run).items()],
+        "metrics": [
+            {"name": name, "value": value}
+            for name, value in _last_metrics(run).items()
+            if is_metric(name, value)
+        ],
         "metric": main_metric(run.rounds),
         "tail": _tail(run),
         "rounds": rounds,
@@ -87,8 +91,9 @@ def report_of(
 
 
 def _answers(run: RunFiles, ledger: Fields | None) -> list[dict[str, Any]]:
-    charged = [] if ledger is None else [each["name"] for each in ledger["questions"]]
-    folders = (run.folder, *(() if run.questions is None else (run.questions,)))
+    """Return the answers in the run folder and in that of a deployment's questions."""
+    charged = [each["name"] for each in ledger["questions"]] if ledger else []
+    folders = [run.folder, run.questions] if run.questions else [run.folder]
     return [each for folder in folders for each in read_answers(folder, charged)]
 
 
@@ -104,8 +109,9 @@ def to_json(report: Fields) -> str:
 
 
 def _about(run: RunFiles, ledger: Fields | None, as_of: str | None) -> dict[str, Any]:
+    """Return what was run: with which task, mode and clients, for how many rounds, and with what end."""
     result = run.result
-    this = next((each for each in ledger["runs"] if each["this"]), None) if ledger else None
+    times: Fields = next((each for each in ledger["runs"] if each["this"]), {}) if ledger else {}
     return {
         "name": run.name,
         "task": result.get("task") or run.setting("task", "name"),
@@ -125,8 +131,8 @@ def _about(run: RunFiles, ledger: Fields | None, as_of: str | None) -> dict[str,
         "rng": result.get("rng"),
         "models_averaged": result.get("models_averaged"),
         "model_sha256": run.model,
-        "begun": this and this["begun"],
-        "ended": this and this["ended"],
+        "begun": times.get("begun"),
+        "ended": times.get("ended"),
     }
 
 
@@ -165,18 +171,20 @@ def _rosters(result: Fields) -> list[dict[str, Any]]:
 
 
 def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
+    """Return the first guarantee beside its measurement: claimed, measured, and the largest measurable epsilon."""
     index = main_row(rows)
     row = None if index is None else rows[index]
     audit = run.result.get("audit") or _last_look(run, rows)
     of_records = audit.get("records") if _hides_records(rows) else None
-    measured = (of_records or audit).get("measured")
+    of_unit = of_records or audit
+    measured = of_unit.get("measured")
     return {
         "row": index,
         "unit": row and row["unit"],
         "whom": row and row["whom"],
-        "claimed": None if row is None else {"epsilon": row["epsilon"], "delta": row["delta"]},
+        "claimed": row and {"epsilon": row["epsilon"], "delta": row["delta"]},
         "measured": measured and {**measured, "confidence": 0.95},
-        "ceiling": (of_records or audit).get("ceiling"),
+        "ceiling": of_unit.get("ceiling"),
         "canaries": None if of_records else audit.get("canaries"),
         "verdict": audit.get("verdict"),
         "said": _audit_sentence(audit, row) or _unmeasured(run),
@@ -190,13 +198,14 @@ def _hides_records(rows: Sequence[Fields]) -> bool:
 
 
 def _audit_sentence(audit: Fields, row: Fields | None) -> str | None:
-    """Return an audit's sentence; that of an older release on a promise that it did not look at is put anew."""
+    """Return an audit's sentence; an older release's on a promise that nothing tested becomes that of this release."""
     if audit.get("said") != UNCLAIMED:
         return audit.get("said")
     return untested(AuditTerms(1, 1.0, own_noise="" if row is None else row["unit"]))
 
 
 def _refuted(run: RunFiles, stamps: Fields) -> str | None:
+    """Return the sentence in the place of a promise that the run itself, or its audit, refuted; None for any other."""
     if str(run.result.get("reason")).startswith(MIXED):
         return REFUTED
     return VIOLATED if stamps["verdict"] == "violated" else None
@@ -215,6 +224,7 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _unmeasured(run: RunFiles) -> str:
+    """Return why there is no sentence of an audit."""
     if not run.result and (run.audit or run.setting("audit", "name") not in (None, "off")):
         return "the run has not ended, and its audit has no result yet"
     return "this run had no audit, so leakage was not measured"
@@ -231,6 +241,7 @@ def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
 
 
 def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
+    """Return the result of the audit, its alarms and its commitment; None without an audit."""
     audit = run.result.get("audit")
     if not audit:
         return None
@@ -257,12 +268,14 @@ def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
 
 
 def _round(row: Fields) -> dict[str, Any]:
-    sizes = [row.get("epsilon_client"), row.get("epsilon_record")]
-    epsilons = [size for size in sizes if size is not None]
+    """Return a line of metrics as a round: the epsilon of clients stands first, that of records beside it or alone."""
+    of_client, of_record = row.get("epsilon_client"), row.get("epsilon_record")
+    if of_client is None:
+        of_client, of_record = of_record, None
     return {
         "round": row["round"],
-        "epsilon": epsilons[0] if epsilons else None,
-        "epsilon_record": sizes[1] if len(epsilons) > 1 else None,
+        "epsilon": of_client,
+        "epsilon_record": of_record,
         "invited": row.get("invited"),
         "replies": row.get("replies"),
         "abandoned": bool(row.get("abandoned")),
@@ -271,29 +284,30 @@ def _round(row: Fields) -> dict[str, Any]:
     }
 
 
-def _final(run: RunFiles) -> Mapping[str, float]:
-    metrics = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
-    return {name: value for name, value in metrics.items() if is_metric(name, value)}
+def _last_metrics(run: RunFiles) -> Fields:
+    """Return the metrics in the result, else the line of the last round."""
+    return run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
 
 
 def _groups(run: RunFiles) -> dict[str, Any] | None:
     """Return the figures of each group on public held-out data, a row for each group; None without groups."""
-    metrics = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    metrics = _last_metrics(run)
     names = [name.removeprefix(GROUPS).rpartition("/") for name in metrics if name.startswith(GROUPS)]
     if not names:
         return None
+    groups = dict.fromkeys(group for group, _, _ in names)
     figures = list(dict.fromkeys(figure for _, _, figure in names))
     rows = [
         {"group": group, "values": [metrics.get(f"{GROUPS}{group}/{figure}") for figure in figures]}
-        for group in dict.fromkeys(group for group, _, _ in names)
+        for group in groups
     ]
     return {"figures": figures, "rows": rows}
 
 
 def _tail(run: RunFiles) -> dict[str, Any] | None:
-    """Return mean and spread of the main metric over the last rounds that led to the model."""
-    name, mine = main_metric(run.rounds), (None, (run.result.get("tuning") or {}).get("winner"))
-    rows = [row for row in run.rounds if row.get("arm") in mine]
+    """Return mean and spread of the main metric over the last rounds that led to the model; None of too few."""
+    name, winner = main_metric(run.rounds), (run.result.get("tuning") or {}).get("winner")
+    rows = [row for row in run.rounds if row.get("arm") in (None, winner)]
     values = [row[name] for row in rows if name is not None and is_metric(name, row.get(name))]
     last = values[-max(MIN_TAIL, round(TAIL * len(values))) :]
     if len(last) < MIN_TAIL:
@@ -314,29 +328,32 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     """Return what this folder cannot show, a sentence each."""
     result, history = run.result, ledger or {}
     head, close = history.get("known_head"), history.get("close")
-    curves = all(row["epsilon"] == "infinity" or "curve" in row for row in result.get("privacy", ()))
+    has_curves = all(row["epsilon"] == "infinity" or "curve" in row for row in result.get("privacy", ()))
     count = run.num_client_ledgers
     where = f"{count} ledgers of single clients" if count else "the owners' ledgers"
-    private = run.setting("privacy", "name") != "none"
-    audited = run.setting("audit", "name") not in (None, "none")
-    whole, unchanged = (not each or each["held"] for each in (head, close))
-    bound, changed = close or not (history and result), ", ".join(close["changed"] if close else ())
-    sized = run.shapes or run.saved.get("parameters")
-    holds = {
-        "The run has not ended: it has no result, and the values shown are those of its rounds so far.": result,
-        "The release of fedveil that made this run stored one point of its guarantee, and not the curve.": curves,
-        f"This run has no ledger of all clients; its epsilon is charged on {where}.": history or not private,
-        "The ledger does not hold the entry in the result: it was truncated, or is another ledger.": whole,
-        "No entry of the ledger binds the files of this folder: the run was not closed.": bound,
-        f"CHANGED since the run was closed: {changed}. The files are not those that the ledger binds.": unchanged,
-        "The run was not audited.": audited or not result,
-        "No round has been recorded.": run.rounds,
-        "The folder holds no model, so bytes cannot be computed.": sized,
+    is_private = run.setting("privacy", "name") != "none"
+    is_audited = run.setting("audit", "name") not in (None, "none")
+    is_sized = run.shapes or run.saved.get("parameters")
+    is_cut, is_changed = head and not head["held"], close and not close["held"]
+    is_open = history and result and not close
+    changed = ", ".join(close["changed"]) if close else ""
+    flaws = {
+        "The run has not ended: it has no result, and the values shown are those of its rounds so far.": not result,
+        "The release of fedveil that made this run stored one point of its guarantee, and not the curve.": not has_curves,
+        f"This run has no ledger of all clients; its epsilon is charged on {where}.": is_private
+        and not history,
+        "The ledger does not hold the entry in the result: it was truncated, or is another ledger.": is_cut,
+        "No entry of the ledger binds the files of this folder: the run was not closed.": is_open,
+        f"CHANGED since the run was closed: {changed}. The files are not those that the ledger binds.": is_changed,
+        "The run was not audited.": result and not is_audited,
+        "No round has been recorded.": not run.rounds,
+        "The folder holds no model, so bytes cannot be computed.": not is_sized,
     }
-    return [sentence for sentence, there in holds.items() if not there]
+    return [sentence for sentence, is_true in flaws.items() if is_true]
 
 
 def _bibtex(report: Fields) -> str:
+    """Return an entry of BibTeX for citing the run."""
     run, versions = report["run"], report["versions"]
     version = versions.get("fedveil", "unknown")
     head = report["ledger"]["head"]["hash"][:16] if report["ledger"] else "none"
@@ -390,7 +407,7 @@ def _count_receipts(run: RunFiles) -> tuple[int, bool | None]:
 
 
 def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
-    """Return the shapes of a model, one for each column and score, those that reach furthest first; None without any."""
+    """Return the shapes of an additive model, one for each column and score, the farthest first; None for other models."""
     if shapes is None:
         return None
     rows = [
@@ -403,6 +420,7 @@ def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
 
 
 def _shape(shape: Fields, score: str, index: int) -> dict[str, Any]:
+    """Return what a column adds to one score, by the edges of its bins or by its words; `index` is that of the score."""
     values = [_round_value(each) for each in shape["values"][index]]
     return {
         "column": shape["column"],

@@ -1,7 +1,7 @@
 """Cost of a run: bytes, CPU, energy, carbon and money, each with its source, and public counts.
 
-With a trusted server, seconds and counted bytes of real clients would reveal the cohort's size, so neither is public. Values that are
-computed from public numbers are called estimates, and costs without a price are not computed.
+With a trusted server, seconds and counted bytes of real clients would reveal the cohort's size, so neither is public.
+Values that are computed from public numbers are called estimates, and costs without a price are not computed.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def cost(run: RunFiles) -> dict[str, Any]:
     """Return a run's cost in bytes and time, each with its source, and its public counts of answers."""
     parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
     figures, transfers = sizes(run, parameters), traffic(run)
-    parts = [each["value"] for each in figures[2:4]]
+    transferred = [each["value"] for each in figures[2:4]]  # estimates of all bytes, down and up
     if transfers["purposes"]:
-        parts = [transfers["purposes"][-1][way] for way in ("down", "up")]
-    gigabytes = _combined(lambda each: sum(each) / BYTES, *parts)
+        transferred = [transfers["purposes"][-1][way] for way in ("down", "up")]
+    gigabytes = _combined(lambda each: sum(each) / BYTES, *transferred)
     return {
         "parameters": parameters or None,
         "bytes": figures,
@@ -79,13 +79,15 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
     prices, public = prices_of(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     owner = "the server" if run.deployed else "the server and all simulated clients"
-    unknown = NOT_YET if not run.result else NO_RECORD if run.result.get("data") == SIMULATION else NOT_PUBLIC
-    source = (
-        "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
-    )
+    unknown = NO_RECORD if run.result.get("data") == SIMULATION else NOT_PUBLIC
+    if not run.result:
+        unknown = NOT_YET
+    cpu_source = "not recorded by this release" if public else unknown
+    if cpu is not None:
+        cpu_source = "counted by the system"
     return [
         figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
-        figure(f"CPU of {owner}", cpu, source, "s"),
+        figure(f"CPU of {owner}", cpu, cpu_source, "s"),
         *_of_a_client(run, parameters),
         *_energies(run, prices, gigabytes),
     ]
@@ -93,14 +95,14 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
 
 def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
-    one = FLOPS * parameters or None
-    figures = [figure("a client's training, for each example", one, SIX, "FLOP")]
-    examples, speed = (run.setting("cost", key) for key in ("examples_of_client", "flops_of_client"))
-    if examples is None or one is None:
+    flops = FLOPS * parameters or None
+    figures = [figure("a client's training, for each example", flops, SIX, "FLOP")]
+    examples, speed = run.setting("cost", "examples_of_client"), run.setting("cost", "flops_of_client")
+    if examples is None or flops is None:
         return figures
-    passes = run.setting("local_epochs") or 1
-    maximum = one * examples * passes
-    source = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
+    epochs = run.setting("local_epochs") or 1
+    maximum = flops * examples * epochs
+    source = f"estimate: times examples_of_client of {CONFIGURATION}, and {epochs} local epochs"
     figures.append(figure("a client's training, one round at most", maximum, source, "FLOP"))
     if speed is not None:
         source = f"estimate: that, over flops_of_client of {CONFIGURATION}"
@@ -120,12 +122,12 @@ def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[di
     power = _combined(math.prod, whole, values.get(KWH), 1 / 1000)
     money = _combined(sum, power, _combined(math.prod, gigabytes, values.get(GIGABYTE)))
     carbon = _combined(math.prod, whole, values.get(CARBON), 1 / 1000)
-    both = f"estimate: energy times {prices.describe(KWH)}, and bytes times {prices.describe(GIGABYTE)}"
-    source = f"estimate: energy times {prices.describe(CARBON)}"
+    of_carbon = f"estimate: energy times {prices.describe(CARBON)}"
+    of_money = f"estimate: energy times {prices.describe(KWH)}, and bytes times {prices.describe(GIGABYTE)}"
     return [
         *figures,
-        figure("carbon dioxide of that energy", carbon, source, "g"),
-        figure("money", money, both, run.setting("cost", "currency") or ""),
+        figure("carbon dioxide of that energy", carbon, of_carbon, "g"),
+        figure("money", money, of_money, run.setting("cost", "currency") or ""),
     ]
 
 
@@ -134,13 +136,15 @@ def _energy(run: RunFiles, prices: Prices) -> dict[str, Any]:
     joules, watts = run.result.get("joules"), prices.values.get(WATTS)
     if joules is not None:
         return figure("energy of the machine's processors", joules / JOULES, BY_COUNTERS, "Wh")
-    power, origin = (USUAL_WATTS, USUAL) if watts is None else (watts, prices.describe(WATTS))
-    estimated = _combined(math.prod, run.result.get("cpu_seconds"), power, 1 / JOULES)
+    origin = prices.describe(WATTS)
+    if watts is None:
+        watts, origin = USUAL_WATTS, USUAL
+    estimated = _combined(math.prod, run.result.get("cpu_seconds"), watts, 1 / JOULES)
     return figure("energy of that CPU", estimated, f"estimate: CPU seconds times {origin}", "Wh")
 
 
 def _combined(combine: Callable[[Sequence[float]], float], *values: float | None) -> float | None:
-    """Return what values combine to; None where one of them is not known."""
+    """Return the combination of values; None where one of them is not known."""
     numbers = [each for each in values if each is not None]
     return combine(numbers) if len(numbers) == len(values) else None
 
@@ -158,6 +162,7 @@ def _answers(run: RunFiles) -> dict[str, Any]:
 
 
 def _drops(run: RunFiles) -> list[dict[str, Any]] | None:
+    """Return how many clients dropped out for each reason, over all rounds; None if that is not public."""
     if any(row.get("dropped") is None for row in run.rounds):
         return None
     total: Counter[str] = Counter()

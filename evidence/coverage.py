@@ -15,7 +15,13 @@ ACCEPTED, NOT, NO_STAKE, COVERED = STATES = "accepted", "not covered", "not at s
 
 @dataclass(frozen=True)
 class Limit:
-    """Limit of a guarantee, with the run's state in it and a sentence on why."""
+    """Limit of a guarantee.
+
+    Attributes:
+      title: of the limit.
+      state: one of `STATES`.
+      text: what this run does about it, a sentence or two.
+    """
 
     title: str
     state: str
@@ -30,19 +36,19 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
       rows: as of `promise_rows`.
       ledger: as of `ledger_history`.
     """
-    real = run.result.get("data") == "real" or run.deployed
+    is_real = run.result.get("data") == "real" or run.deployed
     if rows and all(row["epsilon"] == "infinity" for row in rows):
         text = "There is no guarantee, so nothing is covered."
         return [{"limit": "Everything", "state": NOT, "said": text}]
     limits = [
-        _tuning(run, ledger, real),
+        _tuning(run, ledger, is_real),
         _held_out(run),
         _shared_person(run, rows),
         _several_records(run, rows),
         _questions(ledger),
         _server(run),
-        _draws(run),
-        _names(real),
+        _noise(run),
+        _names(is_real),
         _floats(run),
         Limit(
             "Timing and answering",
@@ -57,19 +63,19 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
     return [{"limit": each.title, "state": each.state, "said": each.text} for each in limits]
 
 
-def _tuning(run: RunFiles, ledger: Fields | None, real: bool) -> Limit:
+def _tuning(run: RunFiles, ledger: Fields | None, is_real: bool) -> Limit:
     title = "Choices made on the same data"
-    others = 0 if ledger is None else sum(not each["question"] for each in ledger["runs"]) - 1
-    num_planned = run.result.get("budget_runs") or 1
-    if not real:
+    if not is_real:
         text = "The data are declared simulated or public: each run has its own ledger, and runs are not composed."
         return Limit(title, NO_STAKE, text)
     if ledger is None:
         text = "The ledgers of the owners are not in this folder. Only the owners know their other entries."
         return Limit(title, NOT, text)
+    num_runs = sum(not each["question"] for each in ledger["runs"])
+    num_planned = run.result.get("budget_runs") or 1
     text = "It is the only run on its ledger."
-    if others:
-        text = f"Its ledger holds {others + 1} runs, including this one, and all of them are composed."
+    if num_runs != 1:
+        text = f"Its ledger holds {num_runs} runs, including this one, and all of them are composed."
     if num_planned > 1:
         text += f" It was planned as one of {num_planned}."
     return Limit(title, NOT, f"{text} Choices made outside of runs are not charged.")
@@ -113,13 +119,13 @@ def _several_records(run: RunFiles, rows: Sequence[Fields]) -> Limit:
     groups = next((row["groups"] for row in rows if row["unit"] == "record" and row["groups"]), [])
     if not groups:
         return Limit(title, NOT, "A person with several records loses more than one record does.")
-    sizes = ", ".join(f"{records} records {_format_size(size)}" for records, size in groups)
-    text = f"A person with several records loses more than one record does: epsilon with {sizes}."
+    epsilons = ", ".join(f"{records} records {_format_epsilon(epsilon)}" for records, epsilon in groups)
+    text = f"A person with several records loses more than one record does: epsilon with {epsilons}."
     return Limit(title, NOT, text)
 
 
-def _format_size(size: float | str) -> str:
-    return "without bound" if isinstance(size, str) else f"{size:.2f}"
+def _format_epsilon(epsilon: float | str) -> str:
+    return "without bound" if isinstance(epsilon, str) else f"{epsilon:.2f}"
 
 
 def _questions(ledger: Fields | None) -> Limit:
@@ -138,24 +144,26 @@ def _questions(ledger: Fields | None) -> Limit:
 
 
 def _describe_question(question: Fields) -> str:
-    """Return a question with its purpose, as a clause."""
+    """Return a question of the ledger with its purposes, as a clause."""
     often = f", {question['times']} times" if question["times"] > 1 else ""
     reason = "" if question["why"] is None else f" ({question['why']})"
     return f"{question['name']}{often}, for {question['purposes']}{reason}"
 
 
 def _server(run: RunFiles) -> Limit:
-    trusted = NOT, "It sees single updates of clients. Clients must trust it not to disclose them."
-    blind = COVERED, "It sees sums with the clients' noise, and no single update."
-    noisy = COVERED, "Each client adds its noise before it sends. The server learns the participants."
-    # A central mode may hide records too: the first that holds counts.
-    sees = {CENTRAL_MODES: trusted, ENCRYPTED_MODES: blind, RECORD_MODES: noisy}
-    mode, nothing = run.setting("privacy", "name"), (NOT, "Nothing is hidden from it.")
-    state, text = next((sight for modes, sight in sees.items() if mode in modes), nothing)
-    return Limit("The server", state, text)
+    title, mode = "The server", run.setting("privacy", "name")
+    if mode in CENTRAL_MODES:  # some of them hide records too
+        text = "It sees single updates of clients. Clients must trust it not to disclose them."
+        return Limit(title, NOT, text)
+    if mode in ENCRYPTED_MODES:
+        return Limit(title, COVERED, "It sees sums with the clients' noise, and no single update.")
+    if mode in RECORD_MODES:
+        text = "Each client adds its noise before it sends. The server learns the participants."
+        return Limit(title, COVERED, text)
+    return Limit(title, NOT, "Nothing is hidden from it.")
 
 
-def _draws(run: RunFiles) -> Limit:
+def _noise(run: RunFiles) -> Limit:
     title = "Noise that can be repeated"
     if run.result.get("rng") == "seeded":
         text = "This is a declared simulation: noise derives from the seed, and anyone who knows the seed can subtract it."
@@ -165,9 +173,9 @@ def _draws(run: RunFiles) -> Limit:
     return Limit(title, COVERED, "Noise came from the system's generator and cannot be drawn again.")
 
 
-def _names(real: bool) -> Limit:
+def _names(is_real: bool) -> Limit:
     title = "The same people under another name"
-    if not real:
+    if not is_real:
         return Limit(title, NO_STAKE, "Ledgers of simulations belong to no people.")
     text = "A ledger belongs to the name of its data. The same people under two names have two budgets."
     return Limit(title, NOT, text)

@@ -22,7 +22,14 @@ MAX_ANSWER = 4000  # characters of one answer, so that the page stays a page
 
 @dataclass(frozen=True)
 class Item:
-    """Item of a form."""
+    """Item of a form.
+
+    Attributes:
+      field: of the answer in `assessment.yaml`.
+      form: title of the form.
+      number: of the item in it, such as "(a)".
+      asks: what the item demands.
+    """
 
     field: str
     form: str
@@ -31,7 +38,7 @@ class Item:
 
 
 GDPR, ANNEX, RIGHTS = "GDPR, article 35(7)", "EU AI Act, annex IV", "EU AI Act, article 27(1)"
-QUESTIONS = {  # by form, and how the names of its fields begin
+QUESTIONS = {  # demands of a form by their numbers; by the form and the begin of its fields' names
     (GDPR, "gdpr_35_7"): {
         "a": "Description of the processing, its purposes, and the legitimate interest if any",
         "b": "Necessity and proportionality of the processing in relation to the purposes",
@@ -59,19 +66,14 @@ QUESTIONS = {  # by form, and how the names of its fields begin
     },
 }
 ITEMS = tuple(
-    Item(f"{begins}_{number}", form, number if number.isdigit() else f"({number})", asks)
-    for (form, begins), items in QUESTIONS.items()
+    Item(f"{prefix}_{number}", form, number if number.isdigit() else f"({number})", asks)
+    for (form, prefix), items in QUESTIONS.items()
     for number, asks in items.items()
 )
 FIELDS = tuple(each.field for each in ITEMS)
-WATTS, CARBON, KWH, GIGABYTE, NETWORK = PRICES = (
-    "watts_of_core",
-    "grams_co2_of_kwh",
-    "price_of_kwh",
-    "price_of_gigabyte",
-    "joules_of_gigabyte",
-)
-OF_PRICES = {
+WATTS, CARBON, KWH = "watts_of_core", "grams_co2_of_kwh", "price_of_kwh"
+GIGABYTE, NETWORK = "price_of_gigabyte", "joules_of_gigabyte"
+PRICES = {  # prices and powers by their fields
     WATTS: "Power of one busy core of the machine, in watts",
     CARBON: "Carbon dioxide of its electricity, in grams for a kilowatt hour",
     KWH: "Price of a kilowatt hour",
@@ -87,15 +89,12 @@ HEADER = """\
 def empty_assessment() -> str:
     """Return the text of an `assessment.yaml` without answers."""
     lines = [f"# {each.form} {each.number}: {each.asks}\n{each.field}: ''\n" for each in ITEMS]
-    lines += [f"# {asks}; a number\n{name}:\n" for name, asks in OF_PRICES.items()]
+    lines += [f"# {asks}; a number\n{name}:\n" for name, asks in PRICES.items()]
     return HEADER + "\n" + "\n".join(lines)
 
 
 def read_assessment(path: Path) -> Assessment:
-    """Return the answers of an `assessment.yaml`, without the empty ones.
-
-    Args:
-      path: of the file; where there is none, nothing is answered.
+    """Return the answers of an `assessment.yaml`, without the empty ones; none without the file.
 
     Raises:
       Refusal: it cannot be read, names an unknown field, an answer is no text, or a price no number of at least 0.
@@ -118,6 +117,7 @@ def read_assessment(path: Path) -> Assessment:
 
 
 def _answer(name: str, value: object) -> str:
+    """Return the answer in a field of an `assessment.yaml`; refuse an unknown field, or what is no short text."""
     if name not in FIELDS:
         raise Refusal(ASSESSMENT, name, f"is not a field; use {', '.join((*FIELDS, *PRICES))}")
     if not isinstance(value, str):
@@ -128,6 +128,7 @@ def _answer(name: str, value: object) -> str:
 
 
 def _price(name: str, value: object) -> float:
+    """Return the price or power in a field of an `assessment.yaml`; refuse what is no number of at least 0."""
     price = real(f"{ASSESSMENT} {name}", value)
     if price < 0:
         raise Refusal(f"{ASSESSMENT} {name}", value, "give a number of at least 0")
@@ -161,7 +162,7 @@ def forms(answers: Mapping[str, str], run_facts: Mapping[str, str]) -> list[dict
 
 
 def count_items(filled: Sequence[Fields]) -> dict[str, int]:
-    """Return the number of items, and how many are filled by the run, by the organisation, and not at all."""
+    """Return how many items there are, and how many the run fills, the organisation answers or leaves empty."""
     items = [item for form in filled for item in form["items"]]
     answered = sum(item["organisation"] is not None for item in items)
     return {
@@ -177,35 +178,39 @@ def facts_of_run(report: Fields) -> dict[str, str]:
     run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     clients = "clients" if run["clients"] is None else f"{run['clients']} clients"
-    stayed = "This is a simulation: one machine held all records"
+    storage = "This is a simulation: one machine held all records"
     if run["deployed"]:
-        stayed = "Their records stayed at the clients"
-    what = (
-        f"A model for the task {run['task']} was trained by federated learning over {clients}. {stayed}; the table of "
+        storage = "Their records stayed at the clients"
+    description = (
+        f"A model for the task {run['task']} was trained by federated learning over {clients}. {storage}; the table of "
         "guarantees bounds what others may learn from their updates."
     )
     measured = _measured(stamps)
     limits = "; ".join(
         each["limit"].lower() for each in report["not_covered"] if each["state"] == "not covered"
     )
-    metrics = ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"])
+    metrics, names = _metrics(report), ", ".join(each["name"] for each in report["metrics"])
     quality = f"On held-out data: {metrics}." if metrics else "No metric was computed on held-out data."
     return {
-        "gdpr_35_7_a": what,
+        "gdpr_35_7_a": description,
         "gdpr_35_7_c": f"{promise} {measured} Not covered: {limits}.",
         "gdpr_35_7_d": f"{_mechanism(report)} {_bounded(report)}",
         "ai_annex_iv_1": f"Task {run['task']}, model of {run['parameters'] or 'unknown'} parameters. Software: {software}.",
         "ai_annex_iv_2": f"{_mechanism(report)} The configuration, the seeds and the commands are in the last part. {quality}",
         "ai_annex_iv_3": f"{quality} {_groups(report)} Noise tends to cost small groups most (arXiv:1905.12101).",
-        "ai_annex_iv_4": "Metrics that were computed: "
-        + (", ".join(each["name"] for each in report["metrics"]) or "none")
-        + ".",
+        "ai_annex_iv_4": f"Metrics that were computed: {names or 'none'}.",
         "ai_annex_iv_6": _changes(report),
         "ai_27_1_d": f"Leakage of one unit's contribution: {promise} {measured}",
     }
 
 
+def _metrics(report: Fields) -> str:
+    """Return the metrics on held-out data with their values as text; empty without any."""
+    return ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"])
+
+
 def _measured(stamps: Fields) -> str:
+    """Return a sentence on the measured leakage, or why none was measured."""
     measurement: Fields | None = stamps["measured"]
     if measurement is None:
         return f"No leak was measured: {stamps['said']}."
@@ -214,6 +219,7 @@ def _measured(stamps: Fields) -> str:
 
 
 def _mechanism(report: Fields) -> str:
+    """Return a sentence with the mechanisms of the guarantees."""
     kinds = dict.fromkeys(row["mechanism"] for row in report["privacy"] if row["mechanism"] != "none")
     if not report["privacy"]:
         return "Nothing has been released yet."
@@ -223,6 +229,7 @@ def _mechanism(report: Fields) -> str:
 
 
 def _bounded(report: Fields) -> str:
+    """Return a sentence on how releases are charged."""
     ledger = report["ledger"]
     if ledger is None:
         return "Every release is charged on the ledgers of its owners before it leaves."
@@ -230,12 +237,15 @@ def _bounded(report: Fields) -> str:
 
 
 def _changes(report: Fields) -> str:
+    """Return a sentence on the other runs and questions on the same data."""
     ledger = report["ledger"]
     if ledger is None:
         return "Earlier runs on the same data are on ledgers that are not in this folder."
     runs = sum(not each["question"] for each in ledger["runs"])
-    contents, questions = f"{runs} run{'' if runs == 1 else 's'}", len(ledger["runs"]) - runs
-    contents += f" and {questions} question{'' if questions == 1 else 's'}" if questions else ""
+    questions = len(ledger["runs"]) - runs
+    contents = f"{runs} run{'s' * (runs != 1)}"
+    if questions:
+        contents += f" and {questions} question{'s' * (questions != 1)}"
     return f"The ledger holds {contents} on these data, with their times and their costs."
 
 
@@ -248,6 +258,7 @@ def _groups(report: Fields) -> str:
 
 
 def _checked(ledger: Fields | None) -> str:
+    """Return a sentence on the verification of the ledger."""
     if ledger is None:
         return "There is no ledger of all clients in this folder."
     if ledger["verified"]["ok"]:
@@ -257,51 +268,40 @@ def _checked(ledger: Fields | None) -> str:
 
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     """Return the blocks of NIST SP 800-226's pyramid, from its top down, with this run's facts on each."""
-    first: dict[str, Fields] = {}  # row of each unit that is hidden
+    by_unit: dict[str, Fields] = {}  # the first row of each unit that is hidden
     for row in report["privacy"]:
         if row["epsilon"] != "infinity":
-            first.setdefault(row["unit"], row)
+            by_unit.setdefault(row["unit"], row)
     nothing = "There is no guarantee." if report["privacy"] else "Known after the first round."
-    sizes = [
-        f"{text_of(row['epsilon'], 'epsilon')} at delta {text_of(row['delta'])}" for row in first.values()
-    ]
-    if len(first) > 1:
-        sizes = [f"{size} for one {text_of(unit, 'unit')}" for size, unit in zip(sizes, first, strict=True)]
-    units = [
-        f"One {text_of(unit, 'unit')}: {row['hides']}; neighbours by {row['adjacency']}."
-        for unit, row in first.items()
-    ]
-    stamps, checked = report["stamps"], _checked(report["ledger"])
+    epsilons, units = list[str](), list[str]()
+    for unit, row in by_unit.items():
+        name = text_of(unit, "unit")
+        epsilon = f"{text_of(row['epsilon'], 'epsilon')} at delta {text_of(row['delta'])}"
+        epsilons.append(f"{epsilon} for one {name}" if len(by_unit) > 1 else epsilon)
+        units.append(f"One {name}: {row['hides']}; neighbours by {row['adjacency']}.")
+    said = report["stamps"]["said"]
     relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
     trust = "There are no assumptions, because there is no guarantee."
     if relies:
         trust = "Relies on " + "; on ".join(relies) + "."
     elif not report["privacy"]:
         trust = f"There are no assumptions yet. {nothing}"
-    metrics = (
-        ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"]) or "none computed"
+    bound = f"At most {', and '.join(epsilons)}." if epsilons else nothing
+    quality = f"Held-out metrics: {_metrics(report) or 'none computed'}. {_groups(report)}"
+    access = (
+        "The files with public read access are known. fedveil does not know who has access to the machines."
     )
     mine, yours = "this run", "the organisation"
     return [
         {"block": block, "says": sentence, "who": author, "where": where}
         for block, sentence, author, where in (
-            ("Epsilon", f"At most {', and '.join(sizes)}." if sizes else nothing, mine, "stamps"),
+            ("Epsilon", bound, mine, "stamps"),
             ("Unit of privacy", " ".join(units) or nothing, mine, "promise"),
-            ("Algorithms", f"{_mechanism(report)} {checked}", mine, "ledger"),
-            ("Utility and bias", f"Held-out metrics: {metrics}. {_groups(report)}", mine, "scientist"),
-            (
-                "Correct implementation",
-                f"{stamps['said'][:1].upper()}{stamps['said'][1:]}.",
-                mine,
-                "scientist",
-            ),
+            ("Algorithms", f"{_mechanism(report)} {_checked(report['ledger'])}", mine, "ledger"),
+            ("Utility and bias", quality, mine, "scientist"),
+            ("Correct implementation", f"{said[:1].upper()}{said[1:]}.", mine, "scientist"),
             ("Trust model", trust, mine, "promise"),
-            (
-                "Security and access control",
-                "The files with public read access are known. fedveil does not know who has access to the machines.",
-                yours,
-                "forms",
-            ),
+            ("Security and access control", access, yours, "forms"),
             (
                 "Data collection exposure",
                 "fedveil does not know how the records were collected.",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
@@ -29,11 +30,14 @@ from ..privacy.ledger.ledger_state import verify as verify_ledger
 from ..privacy.ledger.question_caps import QUESTION, ledger_questions
 from ..run.run_files import Fields, RunFiles
 
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
 TRAINING = "private_sum"
 EVALUATION = " evaluation"  # behind a run's name, of what its clients measured of its models
 DECIMALS = 4  # of epsilons that are composed again; rounded up
-MAX_RUNS = 40  # of which it is composed what was spent after each; beyond, the first ones are left out
-MARKS = 12  # points of a plan's curve
+MAX_RUNS = 40  # last runs after which the epsilon is composed; that of earlier ones is left out
+MARKS = 12  # intervals of a plan's curve
 
 
 def ledger_history(run: RunFiles) -> dict[str, Any] | None:
@@ -68,11 +72,11 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
       entries: of the ledger.
       run: name of the reported run, which its evaluations' names leave out.
     """
-    book = LedgerState()
+    state = LedgerState()
     for entry in entries:
-        book.apply(entry)
+        state.apply(entry)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for question in ledger_questions(book):
+    for question in ledger_questions(state):
         row = {
             "name": question.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
             "purposes": ", ".join(question.purposes),
@@ -81,42 +85,54 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
             "time": question.time,
             "state": question.state,
         }
+        # A question that was asked again has these in common.
         same = row["name"], row["why"], row["epsilon"], row["state"]
         rows.setdefault(same, {**row, "times": 0})["times"] += 1
     return list(rows.values())
 
 
 def plan_curve(run: RunFiles) -> list[list[Any]]:
-    """Return (round, epsilon) of the plan of this run alone, evaluations included.
+    """Return [round, epsilon] of the plan of this run alone, evaluations included.
 
-    It is empty where the rounds are of arms or release several events, and before the first of planned evaluations.
+    It is empty if the rounds have no one event in common: of arms, with adaptive noise, or several rounds in one release.
+    It is also empty before the first of planned evaluations.
     """
     charges = [json.loads(each.payload) for each in _reserved(run.entries) if _source(each) == run.name]
-    rounds, evaluations = (
-        [each for each in charges if (each.get("kind") == QUESTION) is q] for q in (False, True)
-    )
-    planned, schedule = run.setting("num_rounds"), run.setting("evaluate", "clients") or "none"
-    plain = isinstance(planned, int) and not any({"filter_order", "arm"} & set(each) for each in charges)
-    if not plain or not rounds or len(rounds) < len(run.rounds):  # several rounds may be one release
+    rounds = [each for each in charges if each.get("kind") != QUESTION]
+    evaluations = [each for each in charges if each.get("kind") == QUESTION]
+    num_rounds, schedule = run.setting("num_rounds"), run.setting("evaluate", "clients") or "none"
+    varies = any("filter_order" in each or "arm" in each for each in charges)
+    if varies or not isinstance(num_rounds, int) or len(rounds) < len(run.rounds):
         return []
-    kinds = [rounds] if schedule == "none" else [rounds, evaluations]
-    texts = [{json.dumps(each["events"].get(str(Adversary.MODEL))) for each in kind} for kind in kinds]
-    if any(len(each) != 1 or "null" in each for each in texts):
+    of_round, of_evaluation = _common_event(rounds), _common_event(evaluations)
+    if not of_round or (schedule != "none" and not of_evaluation):
         return []
-    one, *evaluation = (event_from_json(json.loads(text)) for (text,) in texts)
-    at, between = rounds[0]["budget"]["target_delta"], int(schedule.partition(":")[2] or planned)
+    delta, interval = rounds[0]["budget"]["target_delta"], int(schedule.partition(":")[2] or num_rounds)
     adjacency = Adjacency(json.loads(run.entries[0].payload)["adjacency"])
     curve: list[list[Any]] = []
-    for mark in sorted({max(1, round(planned * part / MARKS)) for part in range(MARKS + 1)}):
-        events = [one] * mark + evaluation * (mark // between + (mark == planned and planned % between > 0))
-        curve.append([mark, rounded_up(spent_epsilon(events, at, adjacency, None, GATE_INTERVAL))])
+    for number in sorted({max(1, round(num_rounds * part / MARKS)) for part in range(MARKS + 1)}):
+        events = of_round * number
+        if schedule != "none":  # after each interval, and after the last round
+            is_between = number == num_rounds and num_rounds % interval > 0
+            events += of_evaluation * (number // interval + is_between)
+        curve.append([number, rounded_up(spent_epsilon(events, delta, adjacency, None, GATE_INTERVAL))])
     return curve
 
 
+def _common_event(charges: Sequence[Fields]) -> list[DpEvent]:
+    """Return the one event that all charges have against the model, in a list; empty if they differ or have none."""
+    texts = {json.dumps(each["events"].get(str(Adversary.MODEL))) for each in charges}
+    if len(texts) != 1 or texts == {"null"}:
+        return []
+    return [event_from_json(json.loads(text)) for text in texts]
+
+
 def rounded_up(value: float | None) -> float | str | None:
-    """Return an epsilon rounded up to `DECIMALS`; infinity becomes a word, which JSON lacks."""
-    if value is None or math.isinf(value):
-        return None if value is None else "infinity"
+    """Return an epsilon rounded up to `DECIMALS`; infinity becomes a word, since JSON has no number for it."""
+    if value is None:
+        return None
+    if math.isinf(value):
+        return "infinity"
     return math.ceil(round(value * 10**DECIMALS, 3)) / 10**DECIMALS
 
 
@@ -162,27 +178,29 @@ def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 
 def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
-    """Return the runs and questions in the order of their first releases, and what all of them had cost when each had ended."""
+    """Return the runs and questions in the order of their last releases, and what all had cost when each had ended.
+
+    Without a delta the epsilons are at the target of each run.
+    """
     last: dict[str, int] = {_source(each): each.seq for each in _reserved(run.entries)}
-    first: dict[str, Fields] = {}
-    releases: dict[str, int] = {}
-    book, runs = LedgerState(), []
     composed = set(sorted(last.values())[-MAX_RUNS:])
+    releases = Counter(_source(each) for each in _reserved(run.entries))
+    first: dict[str, Fields] = {}
+    state, runs = LedgerState(), []
     for entry in run.entries:
-        book.apply(entry)
+        state.apply(entry)
         if entry.kind != RESERVE:
             continue
         name, payload = _source(entry), json.loads(entry.payload)
         first.setdefault(name, payload)
-        releases[name] = releases.get(name, 0) + 1
         if last[name] != entry.seq:
             continue
-        adjacency = Adjacency(book.identity["adjacency"])
-        events = book.events(Adversary.MODEL)
-        at = delta or payload["budget"]["target_delta"]
-        after = None
+        epsilon = None
         if entry.seq in composed:
-            after = spent_epsilon(events, at, adjacency, book.filter_order, GATE_INTERVAL)
+            adjacency = Adjacency(state.identity["adjacency"])
+            at = delta or payload["budget"]["target_delta"]
+            events = state.events(Adversary.MODEL)
+            epsilon = spent_epsilon(events, at, adjacency, state.filter_order, GATE_INTERVAL)
         runs.append(
             {
                 "run": name,
@@ -191,7 +209,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
                 "begun": first[name].get("time"),
                 "ended": payload.get("time"),
                 "releases": releases[name],
-                "epsilon_after": rounded_up(after),
+                "epsilon_after": rounded_up(epsilon),
                 "target_epsilon": payload["budget"]["target_epsilon"],
             }
         )
@@ -223,17 +241,18 @@ def _refusals(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _text(payload: Fields) -> str:
+    """Return the reason in a refusal's entry, which releases of fedveil have under different keys."""
     return str(payload.get("reason") or payload.get("why") or payload.get("said") or "refused")
 
 
 def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return how many releases of each kind the ledger holds, for what purpose, and what a client's part of each held."""
-    counts: dict[tuple[str, str | None, str | None], int] = {}
+    """Return the number of releases of each kind on the ledger, with its purpose and the parts of a client's vector."""
+    counts: Counter[tuple[str, str | None, str | None]] = Counter()
     for entry in _reserved(entries):
         payload = json.loads(entry.payload)
         parts = [f"{name} ({what})" for name, what in (payload.get("segments") or {}).items()]
         key = json.loads(entry.key)[2], payload.get("purpose"), ", ".join(parts) or None
-        counts[key] = counts.get(key, 0) + 1
+        counts[key] += 1
     return [
         {
             "mechanism": mechanism,
@@ -269,9 +288,9 @@ def _events(run: RunFiles) -> list[dict[str, Any]]:
                 (json.dumps([adversary, event], sort_keys=True), arm)
                 for adversary, event in payload["events"].items()
             ]
-    counts = charged(releases)
-    return [
-        {"adversary": adversary, "event": event, "text": json.dumps(event, sort_keys=True), "count": count}
-        for text, count in counts.items()
-        for adversary, event in [json.loads(text)]
-    ]
+    rows: list[dict[str, Any]] = []
+    for text, count in charged(releases).items():
+        adversary, event = json.loads(text)
+        text = json.dumps(event, sort_keys=True)
+        rows.append({"adversary": adversary, "event": event, "text": text, "count": count})
+    return rows

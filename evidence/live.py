@@ -25,13 +25,13 @@ from ..base.refusal import Refusal
 from ..run.files import ASSESSMENT, REPORT
 
 LOOPBACK = "127.0.0.1"
-LOCAL_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # any other name may be a rebound one
+LOCAL_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # another name may be rebound to this address
 HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "application/json", "text/plain"))
 KINDS = {"/": HTML, f"/{REPORT}": JSON}
 ANSWER_SECONDS = 5.0
 LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
-# A page is kept for so many times the CPU time of its making, that it takes a twentieth of a core; but for so many
-# seconds at most, after which the rounds of a long run would be old news.
+# A page is kept for so many times the CPU time that it took, so that pages take a twentieth of a core; and for at most so
+# many seconds, after which the rounds of a long run would be old news.
 LEISURE, MAX_SECONDS = 20, 15.0
 POLITE = 19  # niceness, so that the run's own work comes first
 HEADERS = {
@@ -56,14 +56,7 @@ def is_local_request(headers: Message) -> bool:
 
 
 def listener(port: int) -> socket.socket:
-    """Return a socket that listens on the loopback address.
-
-    Args:
-      port: 0 lets the system choose one.
-
-    Raises:
-      Refusal: the port is taken.
-    """
+    """Return a socket that listens on a port of the loopback address, 0 for any free one; refuse a taken one."""
     try:
         return socket.create_server((LOOPBACK, port))
     except OSError as error:
@@ -84,29 +77,28 @@ class FolderPage:
         with self._lock:
             if time.monotonic() >= self._expiry:
                 begin = time.thread_time()
-                self._texts = self._make_or_explain()
+                self._texts = self._make()
                 lifetime = min(LEISURE * (time.thread_time() - begin), MAX_SECONDS)
                 self._expiry = time.monotonic() + lifetime
             return self._texts
 
-    def _make_or_explain(self) -> Mapping[str, bytes] | str:
+    def _make(self) -> Mapping[str, bytes] | str:
+        """Return the page and the JSON of the folder as it is now, by path, or why they cannot be made."""
         try:
-            return self._make()
+            from ..run.run_files import read_run
+            from .commands import commands_of
+            from .content import report_of, to_json
+            from .forms import read_assessment
+            from .page import page_of
+
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
+            report = report_of(run, commands_of(run), as_of=now)
+            return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
+        except Refusal as refusal:
+            return f"the page is not available: {refusal}"
         except Exception as error:  # noqa: BLE001 (files that change while they are read fail in any way)
-            reason = str(error) if isinstance(error, Refusal) else type(error).__name__
-            return f"the page is not available: {reason}"
-
-    def _make(self) -> dict[str, bytes]:
-        from ..run.run_files import read_run
-        from .commands import commands_of
-        from .content import report_of, to_json
-        from .forms import read_assessment
-        from .page import page_of
-
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
-        report = report_of(run, commands_of(run), as_of=now)
-        return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
+            return f"the page is not available: {type(error).__name__}"
 
 
 class PageServer(ThreadingHTTPServer):
@@ -120,7 +112,7 @@ class PageServer(ThreadingHTTPServer):
         self.socket, self.page, self._parent = listens, page, parent
 
     def service_actions(self) -> None:
-        """End where the run's process is gone; called twice a second."""
+        """End if the run's process is gone; the base class calls this twice a second."""
         if os.getppid() != self._parent:
             raise SystemExit
 
@@ -135,7 +127,7 @@ class PageAnswer(BaseHTTPRequestHandler):
     server_version, sys_version = "fedveil", ""
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Answer a reading request."""
         if not is_local_request(self.headers):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
         elif self.path not in KINDS:
@@ -145,23 +137,21 @@ class PageAnswer(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    @property
-    def _serves(self) -> PageServer:
-        assert isinstance(self.server, PageServer)
-        return self.server
-
     def _send_page(self) -> None:
-        texts = self._serves.page.texts()
+        """Answer with the page or its JSON, or with why there is none."""
+        assert isinstance(self.server, PageServer)
+        texts = self.server.page.texts()
         if isinstance(texts, str):
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, texts)
         else:
             self._send(HTTPStatus.OK, KINDS[self.path], texts[self.path])
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer with a sentence."""
+        """Answer with an error and a sentence, as text."""
         self._send(HTTPStatus(code), TEXT, f"{message or HTTPStatus(code).phrase}\n".encode())
 
     def _send(self, code: HTTPStatus, kind: str, body: bytes) -> None:
+        """Send an answer of this content type; without its body to a request of HEAD."""
         self.send_response(code)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
             self.send_header(name, value)
@@ -174,8 +164,11 @@ class PageAnswer(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve the page of a folder until the run's process is gone: `sys.argv` has the socket's number, its id, the folder."""
+    """Serve the page of a run folder until the run's process is gone.
+
+    The arguments of the command are the number of the socket, the process id of the run, and the folder.
+    """
     number, parent, folder = sys.argv[1:]
     os.nice(POLITE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to answer, and it may go on for a while
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run answers it, and may need a while to end
     PageServer(socket.socket(fileno=int(number)), FolderPage(Path(folder)), int(parent)).serve_forever()

@@ -20,7 +20,11 @@ END_SECONDS = 5.0
 
 @dataclass
 class LivePage:
-    """Callback that starts the serving process once the run folder exists."""
+    """Callback that starts the serving process once the run folder exists.
+
+    Attributes:
+      listens: socket on the loopback address, which the process inherits.
+    """
 
     listens: socket
     _process: subprocess.Popen[bytes] | None = None
@@ -39,7 +43,7 @@ class LivePage:
         """Do nothing: the page stays until `close`."""
 
     def close(self) -> None:
-        """End it."""
+        """End the serving process."""
         self.listens.close()
         if self._process is not None:
             self._process.terminate()
@@ -73,14 +77,7 @@ def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes
 
 @contextmanager
 def live_page(port: int | None) -> Generator[tuple[Callback, ...]]:
-    """Yield the callback that serves a page within the context.
-
-    Args:
-      port: to listen on; 0 lets the system choose one, and None serves nothing.
-
-    Raises:
-      Refusal: the port is taken.
-    """
+    """Yield the callback that serves a page on a port, 0 for any free one, within the context; None serves no page."""
     if port is None:
         yield ()
         return

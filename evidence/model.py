@@ -9,11 +9,11 @@ from ..configs.bundle_files import SCHEMA
 from ..run.run_files import Fields, RunFiles
 
 INTENDED = "ai_annex_iv_1"  # item of the forms whose answer states the intended purpose
-MAX_LAYERS, MAX_WORDS = 24, 12
+MAX_LAYERS, MAX_WORDS = 24, 12  # of a model, and of a column's words, that are listed
 
 
 def model_of(run: RunFiles) -> dict[str, Any]:
-    """Return what is known of a run's model without its weights; null where the folder does not say."""
+    """Return a description of a run's model without its weights; null where the folder does not say."""
     schema = _schema(run)
     columns: Fields = schema.get("columns", {})
     label: str | None = schema.get("label")
@@ -40,6 +40,7 @@ def model_of(run: RunFiles) -> dict[str, Any]:
 
 
 def _schema(run: RunFiles) -> Fields:
+    """Return the schema of a table in a run folder; empty for any other task."""
     path = run.folder / SCHEMA
     if not path.is_file():
         return {}
@@ -48,10 +49,8 @@ def _schema(run: RunFiles) -> Fields:
     from ..configs.yaml_guard import check_file
 
     check_file(path)
-    schema: Any = yaml.load(
-        path.read_text(encoding="utf-8"), yaml.BaseLoader
-    )  # words stay as they are spelled
-    return cast("Fields", schema)
+    # BaseLoader leaves words as they are spelled.
+    return cast("Fields", yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader))
 
 
 def _title(run: RunFiles, label: str | None) -> str:
@@ -65,10 +64,13 @@ def _title(run: RunFiles, label: str | None) -> str:
 
 
 def _architecture(run: RunFiles) -> str | None:
+    """Return the model's kind in words; None of a user's own task."""
     kind, sizes = run.setting("task", "model"), run.setting("task", "hidden")
     if kind is None or run.setting("task", "target"):
         return None
-    return f"{kind}, hidden layers of {', '.join(map(str, sizes))}" if sizes and kind == "mlp" else str(kind)
+    if kind == "mlp" and sizes:
+        return f"{kind}, hidden layers of {', '.join(map(str, sizes))}"
+    return str(kind)
 
 
 def _words(column: Fields) -> list[str]:

@@ -25,7 +25,7 @@ PAGE = Path(__file__).parent / "page"
 STYLE = "report.css"
 MAX_FIGURES = 64  # of one answer, on the page
 MAX_ROWS = 30  # of the table of rounds; the JSON has all of them
-BEYOND = 1.08  # the strip under the stamps ends a little behind the largest of its numbers
+BEYOND = 1.08  # end of the strip under the stamps, over the largest of its numbers
 
 
 def page_of(report: Fields) -> str:
@@ -45,6 +45,7 @@ def page_of(report: Fields) -> str:
 def _render(
     template: str, report: Fields, svgs: Mapping[str, str] = MappingProxyType({}), **more: object
 ) -> str:
+    """Return the text of a template for a report, with charts as SVG by name and more variables of the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -70,6 +71,7 @@ def _render(
 
 
 def _bar(figure: Fields, ends: Sequence[float]) -> Markup:
+    """Return the bar of a figure with its interval, for the templates."""
     from markupsafe import Markup
 
     return Markup(bar(figure["value"], figure["low"], figure["high"], ends))
@@ -79,14 +81,15 @@ def _references(report: Fields) -> Any:
     """Return the template's function for a value: an element with its pointer, form and text."""
     from markupsafe import Markup
 
-    whole = Markup('<{tag}{look} data-ref="{pointer}"{form}>{text}</{tag}>')
+    element = Markup('<{tag}{look} data-ref="{pointer}"{form}>{text}</{tag}>')
+    look_attribute, form_attribute = Markup(' class="{}"'), Markup(' data-form="{}"')
 
     def ref(pointer: str, form: str = "plain", look: str = "", tag: str = "span") -> Markup:
-        return whole.format(
+        return element.format(
             tag=tag,
-            look=Markup(' class="{}"').format(look) if look else "",
+            look=look and look_attribute.format(look),
             pointer=pointer,
-            form="" if form == "plain" else Markup(' data-form="{}"').format(form),
+            form="" if form == "plain" else form_attribute.format(form),
             text=text_of(resolve_pointer(report, pointer), form),
         )
 
@@ -97,14 +100,9 @@ def _strip(stamps: Fields) -> Mapping[str, float] | None:
     """Return places on the strip under the stamps, in percent; None if there is nothing to compare."""
     measured: Fields = stamps["measured"] or {}
     claimed: Fields = stamps["claimed"] or {}
-    numbers = {
-        "claimed": claimed.get("epsilon"),
-        "epsilon": measured.get("epsilon"),
-        "low": measured.get("low"),
-        "high": measured.get("high"),
-        "ceiling": stamps["ceiling"],
-    }
-    epsilons = {name: float(size) for name, size in numbers.items() if is_finite(size) and size is not None}
+    numbers: dict[str, Any] = {"claimed": claimed.get("epsilon"), "ceiling": stamps["ceiling"]}
+    numbers |= {name: measured.get(name) for name in ("epsilon", "low", "high")}
+    epsilons = {name: float(epsilon) for name, epsilon in numbers.items() if is_finite(epsilon)}
     if not {"claimed", "epsilon", "low", "high"} <= set(epsilons):
         return None
     end = BEYOND * max(epsilons.values()) or 1.0

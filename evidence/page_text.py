@@ -40,7 +40,8 @@ def text_of(value: object, form: str = "plain") -> str:
       form: `plain`, `figure` (of an answer) and `share` (in percent), both of which have words for what is lost in the
         noise, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share from
         0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its
-        first digits), `day` and `hour` (of a time), `unit` (of privacy), `metric` (four decimals below 10), `word` (a name as words) or `members` (of a roster, each as "name fingerprint").
+        first digits), `day` and `hour` (of a time), `unit` (of privacy), `metric` (four decimals below 10), `word` (a name
+        as words) or `members` (of a roster, each as "name fingerprint").
 
     Returns:
       The text; `UNKNOWN` or `UNSAID` for None.
@@ -55,13 +56,14 @@ def text_of(value: object, form: str = "plain") -> str:
 
 
 def _plain(value: Any) -> str:
+    """Return a value as text: a long whole number in groups of three digits, any other number with four digits."""
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10_000 else str(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _rounded_up(value: float, decimals: int) -> str:
-    # 2.9998 becomes 3.00; an error of floating point is not rounded up.
+    """Return a number with its last digit rounded up, so that 2.9998 becomes 3.00, but not by an error of floating point."""
     scale = 10**decimals
     return f"{math.ceil(round(float(value) * scale, 6)) / scale:.{decimals}f}"
 
@@ -77,6 +79,7 @@ def _members(value: Sequence[str]) -> str:
 
 
 def _bytes(value: float) -> str:
+    """Return a number of bytes in the unit that leaves at most three digits before the point."""
     step = 0
     while value >= 1000 and step < len(_UNITS) - 1:
         value, step = value / 1000, step + 1
@@ -114,8 +117,8 @@ def resolve_pointer(report: Any, pointer: str) -> Any:
       LookupError: there is none.
     """
     value = report
-    for step in pointer.split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
+    for part in pointer.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(value, list) and name.isdecimal():
             value = value[int(name)]
         elif isinstance(value, dict) and name in value:
@@ -158,11 +161,11 @@ def active_parts(html: str) -> list[str]:
             parts.append(page[offset : offset + PREFIX])
             continue
         for name, value in _ATTRIBUTE.findall(tag[2]):
-            leaves = name == "href" and not value.startswith("#")
-            acts = name == "http-equiv" and value != "Content-Security-Policy"
-            if not _ATTRIBUTES.fullmatch(name) or leaves or acts:
+            leaves_page = name == "href" and not value.startswith("#")
+            redirects = name == "http-equiv" and value != "Content-Security-Policy"
+            if not _ATTRIBUTES.fullmatch(name) or leaves_page or redirects:
                 parts.append(f"{tag[1]} {name}")
-    styles = (each for pair in _STYLES.findall(page) for each in pair)
+    styles = (style for element_and_attribute in _STYLES.findall(page) for style in element_and_attribute)
     return parts + [match[0] for match in map(_LOADING.search, styles) if match]
 
 
@@ -195,6 +198,8 @@ def differences(html: str, report: Any) -> list[str]:
 
 @dataclass
 class _Open:
+    """Element with a reference that has begun, at a depth of nested elements, and its text so far."""
+
     pointer: str
     form: str
     depth: int
@@ -239,6 +244,7 @@ class _Reader(HTMLParser):
         self._end()
 
     def _end(self) -> None:
+        """Add the open element, if there is one, to the references."""
         if self._open is not None:
             self.references.append(Reference(self._open.pointer, self._open.form, "".join(self._open.text)))
         self._open = None

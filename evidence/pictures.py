@@ -32,13 +32,12 @@ def pictures(report: Fields) -> dict[str, str]:
 
 
 def _rounds(report: Fields) -> Chart | None:
+    """Return the epsilon after each round, the plan's before it, and the budget if it is near."""
     rows = [(row["round"], row["epsilon"]) for row in report["rounds"] if is_finite(row["epsilon"])]
     if not rows:
         return None
-    lines = [Line(rows, "epsilon")]
-    plan = [(mark, size) for mark, size in report["plan"] if is_finite(size)]
-    if plan:
-        lines.insert(0, Line(plan, "plan"))
+    plan = [(number, epsilon) for number, epsilon in report["plan"] if is_finite(epsilon)]
+    lines = [Line(plan, "plan"), Line(rows, "epsilon")]
     last = len(report["rounds"]) - 1
     pointer = f"/rounds/{last}/epsilon"
     marks = [Mark(*rows[-1], "epsilon", pointer, "epsilon")]
@@ -55,61 +54,63 @@ def _rounds(report: Fields) -> Chart | None:
 
 
 def _runs(report: Fields) -> Chart | None:
-    ledger = report["ledger"]
-    rows = [] if ledger is None else ledger["runs"]
-    sizes = [(at + 1, row["epsilon_after"]) for at, row in enumerate(rows) if is_finite(row["epsilon_after"])]
-    if not sizes or len(rows) == 1:  # of a single run the other chart says it all
-        return None
+    """Return the epsilon of the ledger after each of its runs; None of a single run, of which the other chart says it all."""
+    rows = report["ledger"]["runs"] if report["ledger"] else []
+    points: list[tuple[float, float]] = []
     values: dict[str, Any] = {}
     marks: list[Mark] = []
-    for at, row in enumerate(rows):
-        if is_finite(row["epsilon_after"]):
-            pointer = f"/ledger/runs/{at}/epsilon_after"
-            values[pointer] = row["epsilon_after"]
-            label = pointer if row["this"] or at == len(rows) - 1 else None
-            marks.append(
-                Mark(at + 1, row["epsilon_after"], "epsilon" if row["this"] else "other", label, "epsilon")
-            )
-    begin = (sizes[0][0] - 1, 0.0) if sizes[0][0] == 1 else sizes[0]
-    lines = [Line([begin, *sizes], "epsilon", step=True)]
+    for index, row in enumerate(rows):
+        number, epsilon = index + 1, row["epsilon_after"]
+        if is_finite(epsilon):
+            pointer = f"/ledger/runs/{index}/epsilon_after"
+            points.append((number, epsilon))
+            values[pointer] = epsilon
+            look = "epsilon" if row["this"] else "other"
+            label = pointer if row["this"] or number == len(rows) else None
+            marks.append(Mark(number, epsilon, look, label, "epsilon"))
+    if not points or len(rows) == 1:
+        return None
+    last_run, last_epsilon = points[-1]
+    points.insert(0, (0, 0.0) if points[0][0] == 1 else points[0])
+    lines = [Line(points, "epsilon", step=True)]
     budgets = [row["target_epsilon"] for row in rows if is_finite(row["target_epsilon"])]
-    if budgets and budgets[-1] <= 2 * sizes[-1][1]:
-        lines.append(Line([(0, budgets[-1]), (sizes[-1][0], budgets[-1])], "budget"))
+    if budgets and budgets[-1] <= 2 * last_epsilon:
+        lines.append(Line([(0, budgets[-1]), (last_run, budgets[-1])], "budget"))
     title = "Cumulative epsilon after each run on this ledger"
     return Chart("chart-runs", title, "run on this ledger", "epsilon", lines, (), marks, values, whole=True)
 
 
-def _curve(report: Fields) -> tuple[str, Fields] | None:
+def _main_row(report: Fields) -> Fields:
+    """Return the row of the first guarantee, if it has a curve; empty otherwise."""
     index = report["stamps"]["row"]
-    if index is None or not report["privacy"][index]["curve"]:
-        return None
-    return f"/privacy/{index}", report["privacy"][index]
+    return report["privacy"][index] if index is not None and report["privacy"][index]["curve"] else {}
 
 
 def _deltas(report: Fields) -> Chart | None:
-    curve = _curve(report)
-    if curve is None:
-        return None
-    pointer, row = curve
-    points = [(delta, size) for delta, size in row["curve"]["epsilon"] if is_finite(size)]
+    """Return the epsilon of the first guarantee at every delta."""
+    row = _main_row(report)
+    points = (
+        [(delta, epsilon) for delta, epsilon in row["curve"]["epsilon"] if is_finite(epsilon)] if row else ()
+    )
     if not points:
         return None
-    mark = Mark(row["delta"], row["epsilon"], "epsilon", f"{pointer}/epsilon", "epsilon", position="right")
-    values: dict[str, Any] = {f"{pointer}/epsilon": row["epsilon"]}
+    pointer = f"/privacy/{report['stamps']['row']}/epsilon"
+    mark = Mark(row["delta"], row["epsilon"], "epsilon", pointer, "epsilon", position="right")
+    values: dict[str, Any] = {pointer: row["epsilon"]}
     title = "Epsilon of the same guarantee at every delta"
     lines = [Line(points, "epsilon")]
     return Chart("chart-deltas", title, "delta", "epsilon", lines, (), [mark], values, logarithmic=True)
 
 
 def _tests(report: Fields) -> Chart | None:
-    curve = _curve(report)
-    if curve is None:
+    """Return what the first guarantee leaves to a membership test: true positives by false positives."""
+    row = _main_row(report)
+    if not row:
         return None
-    pointer, row = curve
     points = [(0.0, 0.0), *((rate, 1 - miss) for rate, miss in row["curve"]["trade_off"]), (1.0, 1.0)]
-    ref = f"{pointer}/recognised"
-    mark = Mark(report["false_positive"], row["recognised"], "epsilon", ref, "percent", position="beside")
-    values: dict[str, Any] = {ref: row["recognised"]}
+    pointer = f"/privacy/{report['stamps']['row']}/recognised"
+    mark = Mark(report["false_positive"], row["recognised"], "epsilon", pointer, "percent", position="beside")
+    values: dict[str, Any] = {pointer: row["recognised"]}
     lines = [Line(GUESSING, "plan"), Line(points, "epsilon")]
     title = "Largest true positive rate of a membership test, by false positive rate"
     across, up = "false positive rate", "true positive rate, at most"
@@ -117,43 +118,43 @@ def _tests(report: Fields) -> Chart | None:
 
 
 def _accuracy(report: Fields) -> Chart | None:
+    """Return the main metric on held-out data by the spent epsilon or, without a finite one, by the round."""
     name = report["metric"]
-    rows = [
-        (row["epsilon"], row["metrics"][name])
-        for row in report["rounds"]
-        if name in row["metrics"] and is_finite(row["epsilon"])
-    ]
+    measured = [row for row in report["rounds"] if name in row["metrics"]]
     across = "epsilon spent"
-    if not rows:
-        rows = [(row["round"], row["metrics"][name]) for row in report["rounds"] if name in row["metrics"]]
+    points = [(row["epsilon"], row["metrics"][name]) for row in measured if is_finite(row["epsilon"])]
+    if not points:
         across = "round"
-    if not rows:
+        points = [(row["round"], row["metrics"][name]) for row in measured]
+    if not points:
         return None
     last = len(report["rounds"]) - 1
     values: dict[str, Any] = {}
-    marks = [Mark(*rows[-1], "accuracy")]
+    marks = [Mark(*points[-1], "accuracy")]
     if name in report["rounds"][last]["metrics"]:
         pointer = f"/rounds/{last}/metrics/{step(str(name))}"
         values[pointer] = report["rounds"][last]["metrics"][name]
-        marks = [Mark(*rows[-1], "accuracy", pointer)]
-    lowest, highest = (pick(y for _, y in rows) for pick in (min, max))
-    share = lowest >= 0 and highest <= 1
-    # Shares are shown in the part of 0 to 1 where they lie: an axis from 0 would flatten what differs.
+        marks = [Mark(*points[-1], "accuracy", pointer)]
+    lowest, highest = min(y for _, y in points), max(y for _, y in points)
+    top, bottom = None, 0.0
+    if lowest >= 0 and highest <= 1:  # an axis from 0 would flatten how shares differ
+        top, bottom = 1.0, math.floor(10 * lowest) / 10 if lowest < 1 else 0.0
     return Chart(
         "chart-accuracy",
         f"Held-out {name} by {across}",
         across,
         f"held-out {name}",
-        [Line(rows, "accuracy")],
+        [Line(points, "accuracy")],
         marks=marks,
         values=values,
-        top=1.0 if share else None,
-        bottom=math.floor(10 * lowest) / 10 if share and lowest < 1 else 0.0,
+        top=top,
+        bottom=bottom,
         whole=across == "round",
     )
 
 
 def _looks(report: Fields) -> Chart | None:
+    """Return the audit's measurements with their intervals, beside the claim and the largest measurable epsilon."""
     looks = [each for each in report["looks"] if is_finite(each["epsilon"])]
     if not looks:
         return None
@@ -184,7 +185,7 @@ def _evaluations(report: Fields) -> Chart | None:
     if len(figures) < 2:
         return None
     name = report["evaluations"][0]["answers"][0]["name"]
-    index = next(at for at in reversed(range(len(rows))) if rows[at] == figures[-1])
+    index = max(at for at, row in enumerate(rows) if row == figures[-1])
     pointer = f"/evaluations/{index}/answers/0/figures/0/value"
     last = figures[-1][1]["value"]
     return Chart(
@@ -204,12 +205,10 @@ def _evaluations(report: Fields) -> Chart | None:
 def _shapes(report: Fields) -> dict[str, str]:
     """Return each column's contribution to the score by name, all on one scale."""
     shapes = report["shapes"]["shapes"][:MAX_SHAPES] if report["shapes"] else []
-    ends = (
-        min((each["lowest"] for each in shapes), default=0.0),
-        max((each["highest"] for each in shapes), default=0.0),
-    )
-    if ends[0] == ends[1]:  # a model that has learned nothing
-        ends = -1.0, 1.0
+    lowest = min((each["lowest"] for each in shapes), default=0.0)
+    highest = max((each["highest"] for each in shapes), default=0.0)
+    # A model that has learned nothing has no shape.
+    ends = (lowest, highest) if lowest < highest else (-1.0, 1.0)
     return {f"shape-{index}": _shape(f"shape-{index}", each, ends) for index, each in enumerate(shapes)}
 
 
@@ -221,8 +220,8 @@ def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
         furthest = sorted(range(len(values)), key=lambda at: -abs(values[at]))[:MAX_WORDS]
         return bars(name, title, [(shape["words"][at], values[at]) for at in sorted(furthest)], ends)
     edges = shape["edges"]
-    straight = len(values) == len(edges)  # of a number without bins
+    is_binned = len(values) < len(edges)  # else it has a value at each end, and a line between
     points = [*zip(edges, [*values, values[-1]][: len(edges)], strict=True)]
-    lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=not straight)]
+    lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=is_binned)]
     bottom, top = (ROOM * each for each in ends)
     return svg(Chart(name, title, shape["column"], "adds", lines, top=top, bottom=bottom, from_zero=False))

@@ -22,7 +22,7 @@ Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the r
 
 
 def answer_inquiry(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
-    """Return the reply of a client's app, which the private sum clips, rounds and noises.
+    """Return the reply of a client's app to an inquiry, which the private sum clips, rounds and noises.
 
     Args:
       message: the instruction.
@@ -36,23 +36,22 @@ def answer_inquiry(message: Message, inquiry: Inquiry, table: Table, stream: Str
     if inquiry.unit is Unit.RECORD:
         return _of_records(message, inquiry, table, stream)
     values = inquiry.contribution(table)
-    parts = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    metrics = {name: float(value) for name, value in values.items() if name not in parts}
-    content = RecordDict(
-        {SEGMENTS_RECORD: memory_arrays(dict(parts)), "metrics": MetricRecord(dict(metrics))}
-    )
+    cells = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    scalars = MetricRecord({name: float(value) for name, value in values.items() if name not in cells})
+    content = RecordDict({SEGMENTS_RECORD: memory_arrays(dict(cells)), "metrics": scalars})
     return Message(content, reply_to=message)
 
 
 def counts_of(
     task: Task, content: RecordDict
 ) -> Callable[[int], dict[str, float | NDArray[np.floating]]] | None:
-    """Return what gives a simulated client's counts, as its app would, without a message; None where only the app can.
+    """Return a function from a simulated client's number to its segments, as its app would answer without a message.
+
+    It is None where only the app can answer: to other instructions, at the record level, and about a model.
 
     Args:
       task: of the clients.
-      content: of an instruction that asks. A client answers from its own rows alone where the sum hides it, and no model
-        is asked about.
+      content: of an instruction.
     """
     inquiry = question_of(content)
     if not isinstance(inquiry, Inquiry) or inquiry.unit is not Unit.CLIENT or inquiry.model is not None:
@@ -65,7 +64,7 @@ def answer_evaluation(message: Message, evaluation: Evaluation, measured: Measur
 
     Args:
       message: the instruction.
-      evaluation: of the question.
+      evaluation: of the instruction.
       measured: on the client's held-out records; None if it has none.
     """
     if evaluation.unit is Unit.RECORD:
@@ -77,6 +76,7 @@ def answer_evaluation(message: Message, evaluation: Evaluation, measured: Measur
 
 
 def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
+    """Return the reply to an inquiry that hides records, with the client's own noise if the instruction names it."""
     noise = client_noise_of(message.content)
     if noise is None:
         return record_sum_reply(message, inquiry.contribution_of_records(table, _unit_norm(message)))
@@ -86,10 +86,11 @@ def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream
 
 
 def _unit_norm(message: Message) -> float:
-    unit = sum_spec_of(message.content).unit_norm
-    if unit is None:
+    """Return the norm of a record's part in the sum of an instruction."""
+    unit_norm = sum_spec_of(message.content).unit_norm
+    if unit_norm is None:
         raise ValueError("a record-level sum needs the norm of a record's part")
-    return unit
+    return unit_norm
 
 
 def noised_counts(
@@ -98,12 +99,13 @@ def noised_counts(
     """Return the sum of the parts of a client's records, each of a norm of at most 1, with exact noise on the grid.
 
     Args:
-      inquiry: of the question.
+      inquiry: of the instruction.
       table: the client's columns.
       noise: standard deviation over the norm of a record's part.
       stream: for this answer only.
     """
-    spec, parts = inquiry.spec_of_records(1.0), inquiry.contribution_of_records(table, 1.0)
+    spec = inquiry.spec_of_records(1.0)
+    parts = inquiry.contribution_of_records(table, 1.0)
     total, _ = add_noise(on_grid(parts, spec), noise, spec, stream)
     answer: dict[str, NDArray[np.float64]] = {}
     offset = 0

@@ -33,24 +33,24 @@ from ..run.opening import close_ledger, lock_records, open_ledger
 from ..run.queries import Reach
 from ..server.participants import Participants
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
-from .question_rounds import Asking, Outcome, require_all_rounds
+from .question_rounds import Outcome, QuestionRounds, require_all_rounds
 
 # Default by privacy unit.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
-HEADS = "ledger.heads"  # beside the records: what the last question left on each ledger of a server
 TABLES = "csv"  # task whose clients are few, with many rows each
 
 
-def with_unit(plain: dict[str, Any], task: object, privacy: object) -> dict[str, Any]:
-    """Return an inquiry's keys, which hide a row of tables unless they, or the mode, say otherwise.
+def with_unit(keys: dict[str, Any], task: object, privacy: object) -> dict[str, Any]:
+    """Return an inquiry's keys with the unit that is hidden by default: of tables a row, unless the mode hides clients.
 
     Args:
-      plain: the keys; without a unit, a client is hidden.
-      task: its name; of no importance if it is another object.
+      keys: of the inquiry; their own unit stays.
+      task: its name; an object of another class has no default.
       privacy: name of the mode; None for the default.
     """
-    hides_clients = str(privacy).startswith("client")
-    return {"unit": str(Unit.RECORD), **plain} if task == TABLES and not hides_clients else plain
+    if task == TABLES and not str(privacy).startswith("client"):
+        return {"unit": str(Unit.RECORD), **keys}
+    return keys
 
 
 def ask(
@@ -64,11 +64,11 @@ def ask(
     """Ask a federation's clients, and return the record of the answer, which is stored in `folder`.
 
     Args:
-      federation: whose clients are hidden as a whole.
-      inquiry: of the question.
-      spend: limit of its cost.
+      federation: of the clients.
+      inquiry: the questions, and the unit that is hidden.
+      spend: cost of the inquiry.
       folder: of records; in a simulation its ledger lies there too.
-      open_grid: context manager that opens the grid and the tally of its bytes.
+      open_grid: opens a context with the grid and the tally of its bytes.
       reach: how the clients answer.
 
     Raises:
@@ -84,7 +84,7 @@ def ask(
     federation.check_cohort()
     make_folder("into", folder)
     with lock_records(federation):
-        if path.exists():  # by another process, until now
+        if path.exists():  # another process asked before the lock was free
             return _stored_record(path, federation, inquiry)
         return _ask(federation, inquiry, plan, folder, open_grid, reach)
 
@@ -97,6 +97,7 @@ def _ask(
     open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
+    """Ask on an open grid, store the record of the answer, and return it; arguments as of `ask`, with the question's plan."""
     path = record_path(folder, inquiry)
     with _ledger(federation, inquiry, plan, folder) as ledger:
         epsilon_before = ledger_epsilon(ledger)
@@ -109,18 +110,18 @@ def _ask(
                 population=federation.declared_clients,
             )
             participants.first_nodes(1)  # waits until clients are connected
-            asking = Asking(federation, plan, ledger, participants, reach)
-            outcome = asking.search(inquiry) if inquiry.levels > 1 else asking.ask_once(inquiry)
-        carried = {"source": federation.population.words.traffic, **tally.total().to_json()}
-        secret = federation.mode.hides_counts  # bytes count messages
-        record = answer_record(asking, inquiry, epsilon_before, outcome)
-        record["bytes"] = None if secret else carried
+            rounds = QuestionRounds(federation, plan, ledger, participants, reach)
+            outcome = rounds.search(inquiry) if inquiry.levels > 1 else rounds.ask_once(inquiry)
+        traffic = {"source": federation.population.words.traffic, **tally.total().to_json()}
+        hides_counts = federation.mode.hides_counts  # and bytes count messages
+        record = answer_record(rounds, inquiry, epsilon_before, outcome)
+        record["bytes"] = None if hides_counts else traffic
         try:
             if outcome.answers:
                 replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
                 outcome.charge.settle()
-            if secret:
-                counts = {"question": inquiry.name, "bytes": carried, "dropped": dict(outcome.dropped)}
+            if hides_counts:
+                counts = {"question": inquiry.name, "bytes": traffic, "dropped": dict(outcome.dropped)}
                 append_line(folder / OPERATOR, counts)
         except (OSError, LedgerUnavailable) as problem:
             warn(f"{path}: {problem}; the answer is charged and not stored: keep what is printed")
@@ -152,11 +153,7 @@ def ledger_epsilon(ledger: Ledger | None) -> float | None:
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
-    """Return the path of the answer under an inquiry's name.
-
-    Raises:
-      Refusal: the name is not a valid file name.
-    """
+    """Return the path of the answer under an inquiry's name; refuse a name that is no file name."""
     letters = inquiry.name.replace("-", "").replace("_", "").replace(".", "")
     if not letters.isalnum() or inquiry.name[0] == ".":
         remedy = "use letters, digits, '-', '_' and '.': the answer's file has this name"
@@ -165,6 +162,7 @@ def record_path(folder: Path, inquiry: Inquiry) -> Path:
 
 
 def _stored_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[str, Any]:
+    """Return the record in a file; refuse that of another question or of other clients."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         other_owner = record["owner"] != _owner(federation)
@@ -187,17 +185,20 @@ def _owner(federation: Federation) -> str:
     return hashlib.sha256(json.dumps(data_parameters, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def answer_record(asking: Asking, inquiry: Inquiry, before: float | None, outcome: Outcome) -> dict[str, Any]:
+def answer_record(
+    rounds: QuestionRounds, inquiry: Inquiry, epsilon_before: float | None, outcome: Outcome
+) -> dict[str, Any]:
     """Return the record of an answer in the form of its file.
 
     Args:
-      asking: the question.
-      inquiry: what was asked.
-      before: epsilon of the ledger before it; None where each client charged its own.
-      outcome: its outcome.
+      rounds: of the question.
+      inquiry: the questions.
+      epsilon_before: of the ledger before the first round; None where each client charged its own.
+      outcome: of the rounds.
     """
-    federation, plan = asking.federation, asking.plan
+    federation, plan = rounds.federation, rounds.plan
     events = [plan.event()] * outcome.rounds
+    sizes = outcome.message_bytes
     budget = budget_of(federation, inquiry)
     fields = {
         "name": inquiry.name,
@@ -210,18 +211,17 @@ def answer_record(asking: Asking, inquiry: Inquiry, before: float | None, outcom
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": spent_epsilon(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
-        "epsilon_before": before,
-        "epsilon_after": ledger_epsilon(asking.ledger),
+        "epsilon_before": epsilon_before,
+        "epsilon_after": ledger_epsilon(rounds.ledger),
         "target_epsilon": budget.target_epsilon,
         "delta": budget.target_delta,
         "rounds": outcome.rounds,
-        "rng": asking.reach.randomness.kind,
+        "rng": rounds.reach.randomness.kind,
         "cohort": federation.cohort.name,
         "owner": _owner(federation),
         "clients": federation.declared_clients,
         "confidence": 0.95,
-        "message_bytes": outcome.message_bytes
-        and dict(zip(("down", "up"), outcome.message_bytes, strict=True)),
+        "message_bytes": sizes and {"down": sizes[0], "up": sizes[1]},
     }
     if not outcome.answers:
         return {**fields, "reason": outcome.cause, "answers": []}

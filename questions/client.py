@@ -1,4 +1,4 @@
-"""Answer of a client's app to an instruction that asks: from its columns, or by measuring a model on its held-out records."""
+"""Answer of a client's app to a question: from its columns, or by measuring a model on its held-out records."""
 
 from __future__ import annotations
 
@@ -40,17 +40,13 @@ def answer(message: Message, client: int, bench: Workbench) -> Message:
     if isinstance(request, Evaluation):
         return answer_evaluation(message, request, measured_at(bench, client, message.content, request))
     assert request is not None
-    return _question_round(message, client, bench, request)
+    return _answer_inquiry(message, client, bench, request)
 
 
 def measured_at(
     bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation
 ) -> Measured | None:
-    """Return a client's measurement of an instruction's model on its held-out records; None without a valid one.
-
-    Raises:
-      Refusal: the client trains on all of its records or, at the record level, the model mixes examples.
-    """
+    """Return the measurement of an instruction's model on a client's held-out records; None if it has none."""
     held_out = held_back_of(bench.task, client)
     if held_out is None:
         raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")
@@ -58,7 +54,8 @@ def measured_at(
         return None
     bench.forget()
     device_data = placed(held_out, bench.device)
-    if (released := released_of(content)) is None:
+    released = released_of(content)
+    if released is None:
         load_arrays(bench.model, wire.views(wire.only_arrays(content)))
         return measure_means(device_data, bench.task, bench.model, bench.precision, evaluation)
     from ..tasks.model_columns import read_released  # tables, not needed for training
@@ -73,7 +70,8 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     Raises:
       Refusal: the model is of another task, or mixes the hidden units; or the rows do not fit the model's inputs.
     """
-    if (released := released_of(content)) is None:
+    released = released_of(content)
+    if released is None:
         return columns_of(bench.task, client)
     from ..tasks.model_columns import columns_with, read_released  # tables, not needed for training
 
@@ -84,23 +82,24 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
 
 
-def _question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
-    """Return one client's answer to a question, or an error if its ledger does not allow it."""
-    settings, noise = bench.settings, client_noise_of(message.content)
+def _answer_inquiry(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
+    """Return one client's answer to an inquiry, or an error if its ledger does not allow it; arguments as of `answer`."""
+    settings = bench.settings
     table = table_of(bench, client, message.content, inquiry)
     run, number = wire.read_round(message.content)
     randomness = Randomness(settings.seed)
     stream = randomness.stream("question noise", number, client)
-    if noise is None:
+    noise = client_noise_of(message.content)
+    if noise is None:  # the server charges the question
         return answer_inquiry(message, inquiry, table, stream)
     assert settings.record is not None
     release = Release(
         settings.record.terms.budget.unit,
-        run,
-        number,
-        f"{QUESTION} {client}",
-        dict.fromkeys(Adversary, gaussian_event(noise)),
-        randomness.kind,
+        run=run,
+        round=number,
+        mechanism=f"{QUESTION} {client}",
+        events=dict.fromkeys(Adversary, gaussian_event(noise)),
+        rng=randomness.kind,
         segments=inquiry.purposes,
         kind=QUESTION,
     )

@@ -57,16 +57,11 @@ def evaluate_at_clients(
 ) -> dict[str, Any] | None:
     """Evaluate a round's model at all clients, and return the record; None if the round has no evaluation.
 
-    Args:
-      run: with the open ledger.
-      participants: of its rounds.
-      reach: answers that an evaluation needs, and its timeout.
-      state: after the round.
-      is_last: whether the run ends here, before its last round.
+    Arguments as of `Query.after`: `is_last` says that the run ends here, before its last round.
     """
     federation = run.federation
-    is_due = is_last and evaluate_of(federation.settings).clients != "none"
-    if not is_due and state.round not in evaluated_rounds(federation.settings):
+    planned = evaluated_rounds(federation.settings)
+    if state.round not in planned and not (is_last and planned):
         return None
     evaluation = evaluation_of(federation, name_of(run.name))
     return _evaluate(run, participants, reach, evaluation, state.model, row_after(state.round))
@@ -75,15 +70,7 @@ def evaluate_at_clients(
 def score_at_clients(
     run: Run, participants: Participants, reach: Reach, models: Sequence[Arrays], number: int
 ) -> list[dict[str, Any]]:
-    """Evaluate each arm's model at its clients, and return one record for each arm.
-
-    Args:
-      run: that tunes, with the open ledger.
-      participants: of its rounds.
-      reach: answers that an evaluation of all clients needs, of which an arm needs its share, and the timeout.
-      models: of the arms.
-      number: of the round before the comparison.
-    """
+    """Evaluate each arm's model at its clients, and return one record for each arm; arguments as of `Query.scores`."""
     evaluation = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
     for arm_number, model in enumerate(models, 1):
@@ -102,12 +89,13 @@ def _evaluate(
     row: int,
     arm: Arm | None = None,
 ) -> dict[str, Any]:
-    """Reserve an evaluation, ask, and return the record."""
-    federation, canaries = run.federation, 0 if participants.add_canaries else participants.canaries
+    """Reserve the release of an evaluation, in a row of its own; ask all clients, or those of an arm; return the record."""
+    federation, plan = run.federation, one_evaluation(run.federation)
+    # No canary evaluates; those that are nodes of the grid must be known, so that they are left out.
+    canaries = 0 if participants.add_canaries else participants.canaries
     everybody = replace(
         participants, cohort=All(), answers=reach.answers, canaries=canaries, add_canaries=None, arm=arm
     )
-    plan = one_evaluation(federation)
     assert run.ledger is not None  # modes with ledgers at the clients refuse evaluations
     record = {
         "round": row % FIRST_ROW,
@@ -139,13 +127,14 @@ def _evaluate(
 def _answer_fields(
     federation: Federation, charge: Charge, result: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
+    """Return the fields of a record that depend on the answer; without encryption the number of clients is the public one."""
     if mean is None:
         reason = describe_failure(result, not federation.mode.hides_counts)
         return {"reason": reason, "clients": None, "answers": []}
-    masked = federation.masking is not None
+    is_masked = federation.masking is not None
     # With encrypted sums the server and every participant see the cohort; otherwise only the server does.
-    clients = mean.clients if masked else round(expected)
-    evaluation, sums = charge.inquiry, sums_of(charge, result, mean, masked)
+    clients = mean.clients if is_masked else round(expected)
+    evaluation, sums = charge.inquiry, sums_of(charge, result, mean, is_masked)
     assert isinstance(evaluation, Evaluation)
     answers = [
         {"name": name, "figures": [each.plain for each in figures]}
@@ -155,10 +144,12 @@ def _answer_fields(
 
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
+    """Return the plan of one evaluation, for `Query.plans`; the run's name changes nothing."""
     return (one_evaluation(federation),)
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
+    """Return the plans of evaluations for the `UnitPlan` of the promise with this plan, for `Query.fields`."""
     return {
         "evaluation": evaluation_plan(federation) if charges_questions(federation, plan) else None,
         "scoring": scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
@@ -166,6 +157,7 @@ def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
 
 
 def _check_records(federation: Federation, data: Data) -> None:
+    """Refuse a model that does not evaluate each of a client's records alone, for `Query.check_records`."""
     check_evaluated_apart(federation.task.model(), federation.task, data)
 
 

@@ -36,7 +36,8 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     word, last = evaluate_of(settings).clients, settings.steps
     if word == "none":
         return ()
-    return multiples_and_last(int(word.partition(":")[2] or last), last)
+    interval = word.partition(":")[2]  # of every:N; empty for final
+    return multiples_and_last(int(interval or last), last)
 
 
 def one_evaluation(federation: Federation) -> Plan:
@@ -51,12 +52,7 @@ def one_evaluation(federation: Federation) -> Plan:
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return the events of the evaluations of the remaining rounds.
-
-    Args:
-      federation: its parts.
-      num_rounds: remaining; None stands for all.
-    """
+    """Return the events of the evaluations of the remaining rounds; arguments as of `Query.events`."""
     plan, settings = one_evaluation(federation), federation.settings
     finished_rounds = 0 if num_rounds is None else settings.steps - num_rounds
     num_evaluations = sum(each > finished_rounds for each in evaluated_rounds(settings))
@@ -75,13 +71,13 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
     if not rounds:
         return None
-    delta, clients = federation.mode.promises[0].target_delta, federation.declared_clients
-    evaluate = evaluate_of(federation.settings)
-    evaluation, resolution, rows = evaluation_of(federation, "plan"), evaluate.resolution, clients
+    delta, evaluate = federation.mode.promises[0].target_delta, evaluate_of(federation.settings)
+    evaluation = evaluation_of(federation, "plan")
+    clients = rows = federation.declared_clients
     if evaluation.unit is Unit.RECORD:
         rows = max(1, round(evaluate.share * federation.mode.records))
-    half = planned_half_width(evaluation, plan, rows, resolution, delta)
-    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half)
+    half_width = planned_half_width(evaluation, plan, rows, evaluate.resolution, delta)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, rows, half_width)
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
@@ -90,58 +86,52 @@ def scoring_plan(federation: Federation) -> EvaluationPlan | None:
     Raises:
       Refusal: the noise cannot separate scores that differ by `tune.resolution`.
     """
-    settings = federation.settings
-    plan, tuned = one_evaluation(federation), settings.tune
+    settings, plan = federation.settings, one_evaluation(federation)
     if not settings.scored_at_clients:
         return None
     delta = federation.mode.promises[0].target_delta
     clients = round(federation.declared_clients / len(settings.tried))
-    half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
-    assert half is not None
-    if half * DIFFERENCE > tuned.resolution:
-        enough = plan.noise * tuned.resolution / (half * DIFFERENCE)
+    half_width = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
+    assert half_width is not None  # a score is a mean
+    resolution, resolvable = settings.tune.resolution, half_width * DIFFERENCE
+    if resolvable > resolution:
+        enough = plan.noise * resolution / resolvable
         epsilon = epsilon_of(replace(plan, noise_multiplier=enough), delta)
         remedy = (
-            f"is below the difference that arms of {clients} clients can resolve, {half * DIFFERENCE:.3g}; "
-            f"{math.ceil(clients * half * DIFFERENCE / tuned.resolution)} clients in each would suffice, or "
+            f"is below the difference that arms of {clients} clients can resolve, {resolvable:.3g}; "
+            f"{math.ceil(clients * resolvable / resolution)} clients in each would suffice, or "
             f"evaluate.noise_multiplier={enough:.3g}, with which an evaluation costs epsilon {epsilon:.3g} by itself"
         )
-        raise Refusal("tune.resolution", tuned.resolution, remedy)
+        raise Refusal("tune.resolution", resolution, remedy)
     rounds = (len(settings.tried) * settings.tuning_rounds,)
-    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, clients, half)
+    return EvaluationPlan(rounds, plan.noise, epsilon_of(plan, delta), clients, clients, half_width)
 
 
 def scoring_of(federation: Federation, name: str) -> Evaluation:
-    """Return the inquiry to the clients of an arm about its model: only the metric that compares arms.
-
-    Args:
-      federation: its parts.
-      name: of the release.
-    """
-    return replace(
-        evaluation_of(federation, name), metric=scored_metric(federation.settings), figures=(METRIC,)
-    )
+    """Return the evaluation of an arm's model by its clients: only the metric that compares arms."""
+    metric = scored_metric(federation.settings)
+    return replace(evaluation_of(federation, name), metric=metric, figures=(METRIC,))
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:
-    """Return the inquiry to the clients."""
+    """Return the evaluation of the run's model by its clients; its release has this name."""
     group = evaluate_of(federation.settings)
     purpose = (federation.settings.purpose or "")[:MAX_NAME]
-    inquiry = Evaluation(name, group.share, group.metric, group.metric_bound, group.figures, purpose)
-    if rows := federation.mode.max_rows:
+    evaluation = Evaluation(name, group.share, group.metric, group.metric_bound, group.figures, purpose)
+    if max_rows := federation.mode.max_rows:  # records are hidden
         figures = tuple(each for each in group.figures if each != HISTOGRAM)
-        return replace(inquiry, figures=figures, records=rows)
-    return inquiry
+        return replace(evaluation, figures=figures, records=max_rows)
+    return evaluation
 
 
 def check_evaluation(federation: Federation) -> None:
     """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
-    evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
+    run_plan, arm_plan = evaluation_plan(federation), scoring_plan(federation)
     import torch  # takes a second, and a plan does not need it
 
     for cap in federation.population.caps(federation.mode.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
-    if evaluated:
+    if run_plan:
         federation.check_sum(federation.num_clients)
     task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     # At the record level each record is measured separately; a joint metric, such as an area, needs more than two.
@@ -154,16 +144,17 @@ def check_evaluation(federation: Federation) -> None:
         outputs = run_on(model, inputs)
         metrics = task.metrics(outputs, targets)
     check_measured_apart(task, outputs, targets, size=max(1, len(targets) // 4))
-    fields = {"evaluate.metric": evaluate_of(settings).metric} if evaluated else {}
-    fields |= {"tune.metric": scored_metric(settings)} if scored else {}
-    for field, metric in fields.items():
-        if metric not in metrics:
+    for field, metric, is_requested in (
+        ("evaluate.metric", evaluate_of(settings).metric, run_plan),
+        ("tune.metric", scored_metric(settings), arm_plan),
+    ):
+        if is_requested and metric not in metrics:
             scope = " of one record" if per_record else ""
             raise Refusal(field, metric, f"the task has {', '.join(sorted(metrics)) or 'none'}{scope}")
 
 
 def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield lines about the evaluations of arms and of the run's model, beside the plan of a promise."""
+    """Yield lines about the evaluations of arms and of the run's model; arguments as of `Query.lines`."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring_line(federation, plan, budget, scores)
     if charges_questions(federation, plan) and (evaluations := evaluation_plan(federation)):
@@ -171,25 +162,27 @@ def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iter
 
 
 def _scoring_line(federation: Federation, plan: Plan, budget: Budget, scores: EvaluationPlan) -> str:
-    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
-    metric, half = scored_metric(federation.settings), scores.half_width or 0.0
+    together = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
+    metric, half_width = scored_metric(federation.settings), scores.half_width or 0.0
     return (
         f"The clients of each arm, about {scores.clients}, evaluate its model at noise multiplier {scores.noise_multiplier:.4g}, for "
-        f"epsilon {scores.epsilon:.3f} by itself; rounds and evaluations cost {whole:.3f} together. A score in {metric} will be known to "
-        f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
+        f"epsilon {scores.epsilon:.3f} by itself; rounds and evaluations cost {together:.3f} together. A score in {metric} will be known to "
+        f"+-{half_width:.4f} (95 %), and two are told apart where they differ by {half_width * DIFFERENCE:.4f}."
     )
 
 
 def _evaluation_line(federation: Federation, plan: Plan, budget: Budget, evaluations: EvaluationPlan) -> str:
-    without = plan.epsilon(budget.target_delta)
-    whole = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
+    of_rounds = plan.epsilon(budget.target_delta)
+    together = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
     num_evaluations = len(evaluations.rounds)
     schedule = f"after {num_evaluations} of the rounds" if num_evaluations > 1 else "in the end"
     cost = (
         f"{evaluations.clients} clients evaluate the model {schedule}, at noise multiplier {evaluations.noise_multiplier:.4g}: this adds epsilon "
-        f"{whole - without:.3f} to the rounds' {without:.3f}, and makes {whole:.3f}."
+        f"{together - of_rounds:.3f} to the rounds' {of_rounds:.3f}, and makes {together:.3f}."
     )
     if evaluations.half_width is None:
         return cost
-    population = "" if plan.unit == "client" else f" over about {evaluations.rows} held-out records"
-    return f"{cost} Their mean {evaluate_of(federation.settings).metric}{population} will be known to +-{evaluations.half_width:.4f} (95 %)."
+    metric = evaluate_of(federation.settings).metric
+    if plan.unit != Unit.CLIENT:
+        metric = f"{metric} over about {evaluations.rows} held-out records"
+    return f"{cost} Their mean {metric} will be known to +-{evaluations.half_width:.4f} (95 %)."

@@ -55,92 +55,76 @@ class ClientEvaluation:
         _ = self.asked("evaluation")  # refuses the rest
 
     def rounds(self, num_rounds: int) -> tuple[int, ...]:
-        """Return the rounds after which clients evaluate.
-
-        Args:
-          num_rounds: of the run.
-        """
+        """Return the rounds after which clients evaluate, in a run of so many."""
         return multiples_and_last(self.every or num_rounds, num_rounds)
 
     def asked(self, name: str) -> Evaluation:
-        """Return the evaluation; the clients' app chooses the records.
-
-        Args:
-          name: of the release.
-        """
+        """Return the evaluation, in a release of this name; the clients' app chooses the records."""
         return Evaluation(name, None, self.metric, self.bound, self.figures)
 
 
 def multiples_and_last(interval: int, last: int) -> tuple[int, ...]:
-    """Return the multiples of `interval` up to the last round, and the last round.
-
-    Args:
-      interval: at least 1.
-      last: number of the last round.
-    """
+    """Return the multiples of `interval` up to the last round, and the last round."""
     return tuple(sorted({*range(interval, last + 1, interval), last}))
 
 
 def noise_of(noise_multiplier: float | None, evaluations: int) -> float:
-    """Return the noise multiplier of each evaluation: as given, or such that all together cost as much as one by default.
+    """Return the noise multiplier of each evaluation; by default all together cost as much as one at `USUAL_NOISE`.
 
     Args:
-      noise_multiplier: by the user, or None.
-      evaluations: of a run.
+      noise_multiplier: by the user; None for the default.
+      evaluations: number of evaluations in a run.
     """
-    return USUAL_NOISE * math.sqrt(max(evaluations, 1)) if noise_multiplier is None else noise_multiplier
+    if noise_multiplier is not None:
+        return noise_multiplier
+    return USUAL_NOISE * math.sqrt(max(evaluations, 1))
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
-    """Return the events of `evaluations` evaluations; none for 0."""
+    """Return the events of so many evaluations, each with this plan."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return [SelfComposedDpEvent(plan.event(), evaluations)] if evaluations else []
 
 
 def epsilon_of(plan: Plan, delta: float) -> float:
-    """Return the epsilon of one evaluation alone.
-
-    Args:
-      plan: of one.
-      delta: in (0, 1).
-    """
+    """Return the epsilon of one evaluation alone."""
     return spent_epsilon([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 
 def planned_half_width(
     evaluation: Evaluation, plan: Plan, clients: int, resolution: float | None, delta: float
 ) -> float | None:
-    """Return the largest half-width of the mean metric's interval; None if it is not measured.
+    """Return the largest half-width of the mean metric's interval; None if the metric is not among the figures.
 
     Args:
-      evaluation: of the question.
+      evaluation: the question.
       plan: of one evaluation.
       clients: number of clients or, at the record level, of held-out records.
       resolution: largest allowed half-width; None allows any.
-      delta: in (0, 1).
+      delta: of the epsilon that the remedy names, in (0, 1).
 
     Raises:
-      Refusal: it is larger; the remedy names sufficient clients, or a sufficient noise and its epsilon.
+      Refusal: the half-width is larger; the remedy names sufficient clients, or a sufficient noise and its epsilon.
     """
-    half = evaluation.half_width(plan.noise_over_clip, clients)
+    half_width = evaluation.half_width(plan.noise_over_clip, clients)
     if resolution is None:
-        return half
-    if half is None:
+        return half_width
+    if half_width is None:
         remedy = "needs the mean metric; add metric to evaluate.figures"
         raise Refusal("evaluate.resolution", resolution, remedy)
-    if half > resolution:
-        noise = plan.noise * resolution / half
+    if half_width > resolution:
+        noise = plan.noise * resolution / half_width
         enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
         remedy = (
-            f"is planned to +-{half:.3g}; {math.ceil(clients * half / resolution)} {evaluation.unit_name} would suffice, or "
+            f"is planned to +-{half_width:.3g}; {math.ceil(clients * half_width / resolution)} {evaluation.unit_name} would suffice, or "
             f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
         )
         raise Refusal("evaluate.resolution", resolution, remedy)
-    return half
+    return half_width
 
 
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
-    """Return the means of an evaluation that can be estimated, by name."""
+    """Return the means of an evaluation that can be estimated, by name; a mean is the first figure of its answer."""
     first_figures = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
     return {name: each for name, each in first_figures.items() if each.name == name and each.has_value}

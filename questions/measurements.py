@@ -38,7 +38,7 @@ def measure_means(
       evaluation: names the metric.
     """
     model.eval()
-    metric = loss = measured = 0.0
+    metric = loss = measured = 0.0  # sums over the records; `measured` counts those with a metric
     for inputs, targets in batches_of(data):
         with precision():
             outputs = run_on(model, inputs)
@@ -58,13 +58,14 @@ def measure_rows(
     precision: Callable[[], AbstractContextManager[Any]],
     evaluation: Evaluation,
 ) -> HeldOutRows:
-    """Return a model's metric and loss for each held-out record alone; arguments as of `means_over`.
+    """Return a model's metric and loss for each held-out record alone; arguments as of `measure_means`.
 
     The model does not mix examples, so a record's outputs depend only on it. What is undefined for one record is NaN, and
     so is all of a record on which the task's code fails: without an answer of the client, all its records would be missing.
     """
 
     def measure(rows: torch.Tensor) -> list[tuple[float, float]]:
+        """Return (metric, loss) of each of these records; a batch that fails is measured again record by record."""
         try:
             inputs, targets = data.batch(rows)
             with precision():

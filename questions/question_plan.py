@@ -24,7 +24,7 @@ MAX_QUESTION_NOISE = 2.0**10  # above it an answer is pure noise
 
 @dataclass(frozen=True)
 class Spend:
-    """Cost of one inquiry: an epsilon or a noise multiplier; exactly one is given.
+    """Cost of one inquiry: either an epsilon or a noise multiplier.
 
     Attributes:
       epsilon: of the inquiry alone, at the delta of the federation's budget.
@@ -41,25 +41,26 @@ class Spend:
 
 
 def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Plan:
-    """Return the plan of a question: one round of the cohort, with the noise for its cost.
+    """Return the plan of a question: its rounds, and the noise of each for the cost of all.
 
     Args:
       federation: whose clients or records are protected.
-      inquiry: says which.
-      spend: its cost.
+      inquiry: names the unit: a client or a record.
+      spend: cost of the inquiry.
 
     Raises:
       Refusal: the federation hides something else, or its cohort is not one that a question has.
     """
-    budget, mode = require_budget(federation, inquiry), federation.mode
+    budget = require_budget(federation, inquiry)
+    mode = federation.mode
     plan = Plan(
         budget.unit,
         budget.adjacency,
         mode.question_sampling,
-        mode.unit_norm,
-        inquiry.levels,
-        spend.noise_multiplier,
-        mode.promises[0].adversaries,
+        clipping_norm=mode.unit_norm,
+        num_rounds=inquiry.levels,
+        noise_multiplier=spend.noise_multiplier,
+        adversaries=mode.promises[0].adversaries,
     )
     if spend.epsilon is not None:
         plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
@@ -69,11 +70,7 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
 
 
 def require_budget(federation: Federation, inquiry: Inquiry) -> Budget:
-    """Return the budget that a question is charged to, if the federation supports the question.
-
-    Raises:
-      Refusal: the federation hides something else, or its cohort is not one that a question has.
-    """
+    """Return the budget that a question is charged to; refuse one that the federation or its cohort cannot answer."""
     budget = budget_of(federation, inquiry)
     if not isinstance(federation.cohort, All if inquiry.unit is Unit.RECORD else All | Poisson):
         remedy = "questions go to all clients or, at the client level, to a Poisson draw of them"
@@ -81,24 +78,20 @@ def require_budget(federation: Federation, inquiry: Inquiry) -> Budget:
     return budget
 
 
-def budget_of(federation: Federation, inquiry: Request) -> Budget:
-    """Return the budget that a question is charged to.
-
-    Raises:
-      Refusal: the federation's privacy unit is not the question's.
-    """
+def budget_of(federation: Federation, request: Request) -> Budget:
+    """Return the budget that a question is charged to; refuse one of another unit than the federation hides."""
     settings, mode = federation.settings, federation.mode
     budget = mode.budget or mode.client_budget
     if budget is None or len(mode.promises) != 1:
         remedy = "hides no unit, or two at once, and a question is charged to one: choose client_central, "
         remedy = f"{remedy}client_distributed, record or record_distributed"
         raise Refusal("privacy", settings.privacy.name, remedy)
-    if budget.unit is not inquiry.unit:
+    if budget.unit is not request.unit:
         if budget.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
             remedy = "a question counts rows, and a person may have several; leave it out"
             raise Refusal("privacy.per_person", mode.per_person, remedy)
         remedy = f"privacy={settings.privacy.name} protects a {budget.unit}: ask with unit={budget.unit}, or choose another"
-        raise Refusal("unit", str(inquiry.unit), remedy)
+        raise Refusal("unit", str(request.unit), remedy)
     if mode.client_budget and settings.secagg:
         remedy = "already noises each answer, and they are summed in the clear; leave it out, or use record_distributed"
         raise Refusal("secagg", "on", f"privacy=record {remedy}")
@@ -106,11 +99,7 @@ def budget_of(federation: Federation, inquiry: Request) -> Budget:
 
 
 def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
-    """Refuse a question whose planned interval is wider than its resolution.
-
-    Raises:
-      Refusal: it is; the sentence names the epsilon or the rows that suffice.
-    """
+    """Refuse a question whose interval is wider than its resolution; name the epsilon or the rows that suffice."""
     for each in inquiry.questions:
         if each.resolution is None:
             continue
@@ -119,9 +108,8 @@ def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> No
             remedy = f"give the number of rows, so that {each.name} can be planned"
             raise Refusal("at_least", None, remedy)
         if planned > each.resolution:
-            raise Refusal(
-                "resolution", each.resolution, _resolution_remedy(federation, inquiry, each, plan, planned)
-            )
+            remedy = _resolution_remedy(federation, inquiry, each, plan)
+            raise Refusal("resolution", each.resolution, f"{each.name} is planned to +-{planned:.3g}{remedy}")
 
 
 def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan: Plan) -> None:
@@ -132,22 +120,20 @@ def require_answer(federation: Federation, inquiry: Inquiry, spend: Spend, plan:
     """
     max_rows = federation.declared_clients * inquiry.records
 
-    def answers(candidate: Plan) -> bool:
+    def half_width(candidate: Plan) -> float:
+        """Return the largest half-width of the interval of a count, in rows."""
         noise = noise_of_sum(federation, candidate)
-        return all(
-            NORMAL_95 * sigma_of(federation, inquiry, each, noise) < max_rows for each in inquiry.questions
-        )
+        return NORMAL_95 * max(sigma_of(federation, inquiry, each, noise) for each in inquiry.questions)
 
-    if answers(plan):
+    if half_width(plan) < max_rows:
         return
-    sigma = max(
-        sigma_of(federation, inquiry, each, noise_of_sum(federation, plan)) for each in inquiry.questions
-    )
+    delta = budget_of(federation, inquiry).target_delta
+    epsilon = smallest_epsilon(plan, delta, lambda candidate: half_width(candidate) < max_rows)
     clients = f"{federation.declared_clients} clients of {inquiry.records:g} rows that count"
-    reason = f"leaves only noise, +-{NORMAL_95 * sigma:.0f} rows, on the counts of {clients}"
-    epsilon = smallest_epsilon(plan, budget_of(federation, inquiry).target_delta, answers)
+    reason = f"leaves only noise, +-{half_width(plan):.0f} rows, on the counts of {clients}"
     reason += "; no epsilon suffices" if epsilon is None else f"; give more than {epsilon:.2g}"
-    reason += ", hide one row by unit=record" if inquiry.unit is Unit.CLIENT else ""
+    if inquiry.unit is Unit.CLIENT:
+        reason += ", hide one row by unit=record"
     field = "noise_multiplier" if spend.epsilon is None else "epsilon"
     refusal = Refusal(field, spend.epsilon or spend.noise_multiplier, reason)
     unless_accepted(federation, refusal, "accept_vacuous=true")
@@ -158,61 +144,71 @@ def planned_half_width(
 ) -> float | None:
     """Return the planned half-width of the interval; None if it depends on an unknown number of rows."""
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
-    rows = question.at_least
-    if rows is None:
-        ends = [question.statistic.planned(sigma, each) for each in (1.0, 2.0)]
-        return ends[0] if ends[0] == ends[1] else None
-    return question.statistic.planned(sigma, rows)
+    planned = question.statistic.planned
+    if question.at_least is not None:
+        return planned(sigma, question.at_least)
+    half_width = planned(sigma, 1.0)
+    return half_width if planned(sigma, 2.0) == half_width else None
 
 
-def _resolution_remedy(
-    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
-) -> str:
+def _resolution_remedy(federation: Federation, inquiry: Inquiry, question: Question, plan: Plan) -> str:
     """Return a clause with the epsilon and the rows at which the interval meets the resolution."""
-    resolution, clause = question.resolution, f"{question.name} is planned to +-{planned:.3g}"
+    resolution, rows = question.resolution, question.at_least
     assert resolution is not None
 
     def fits(candidate: Plan) -> bool:
-        half = planned_half_width(federation, inquiry, question, candidate)
-        return half is not None and half <= resolution
+        half_width = planned_half_width(federation, inquiry, question, candidate)
+        return half_width is not None and half_width <= resolution
 
     epsilon = smallest_epsilon(plan, budget_of(federation, inquiry).target_delta, fits)
     if epsilon is None:
-        return f"{clause}, and no epsilon suffices; ask for less, or ask more clients"
-    clause = f"{clause}; epsilon {epsilon:.3g} would suffice"
+        return ", and no epsilon suffices; ask for less, or ask more clients"
+    clause = f"; epsilon {epsilon:.3g} would suffice"
+    if rows is None:
+        return clause
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
-    rows = () if question.at_least is None else (question.at_least * 1.05**step for step in range(500))
-    enough = next((each for each in rows if question.statistic.planned(sigma, each) <= resolution), None)
-    return clause if enough is None else f"{clause}, or {math.ceil(enough)} rows"
+    for candidate in (rows * 1.05**step for step in range(500)):
+        if question.statistic.planned(sigma, candidate) <= resolution:
+            return f"{clause}, or {math.ceil(candidate)} rows"
+    return clause
 
 
 def smallest_epsilon(plan: Plan, delta: float, fits: Callable[[Plan], bool]) -> float | None:
-    """Return the least epsilon at which an insufficient plan becomes sufficient; None if there is none.
+    """Return the least epsilon at which a plan with too much noise becomes sufficient; None if none does.
 
     Args:
       plan: with too much noise.
-      delta: in (0, 1).
-      fits: whether a plan is sufficient.
+      delta: of the epsilon, in (0, 1).
+      fits: whether the plan is sufficient with another noise multiplier; less noise never makes it insufficient.
     """
     low, high = MIN_PLAN_NOISE, plan.noise_multiplier or MAX_PLAN_NOISE
     if not fits(replace(plan, noise_multiplier=low)):
         return None
     for _ in range(40):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if fits(replace(plan, noise_multiplier=middle)) else (low, middle)
+        if fits(replace(plan, noise_multiplier=middle)):
+            low = middle
+        else:
+            high = middle
     return replace(plan, noise_multiplier=low).epsilon(delta)
 
 
 def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise_over_clip: float) -> float:
     """Return the standard deviation of a cell, in rows, of an answer for all clients.
 
-    With a Poisson draw the cells are divided by its rate, and the undrawn clients add an error, bounded by every
-    client's longest part.
+    With a Poisson draw the cells are divided by its rate, and the undrawn clients add an error.
+
+    Args:
+      federation: of the clients.
+      inquiry: of the question.
+      question: of the cell.
+      noise_over_clip: standard deviation of the sum's noise over the norm of one unit, as of `noise_of_sum`.
     """
-    sigma, rate = inquiry.sigma(question, noise_over_clip), rate_of(federation)
+    sigma = inquiry.sigma(question, noise_over_clip)
     if inquiry.unit is Unit.RECORD:
         return sigma
-    bound = inquiry.records * question.statistic.row_norm
+    rate = rate_of(federation)
+    bound = inquiry.records * question.statistic.row_norm  # of any client's cells
     undrawn_variance = federation.declared_clients * (1 - rate) / rate * bound**2
     return math.sqrt((sigma / rate) ** 2 + undrawn_variance)
 
@@ -223,4 +219,5 @@ def noise_of_sum(federation: Federation, plan: Plan) -> float:
 
 
 def rate_of(federation: Federation) -> float:
+    """Return the probability with which a question reaches a client."""
     return federation.cohort.rate if isinstance(federation.cohort, Poisson) else 1.0

@@ -18,7 +18,7 @@ from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.figure import Figure, count_of, unsaid
-from ..privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
+from ..privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, Question, clipped_name
 from ..privacy.statistics.prefixes import Prefixes
 from ..run.files import OPERATOR
 from ..run.queries import Reach
@@ -52,8 +52,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """One question in progress."""
+class QuestionRounds:
+    """Rounds of one question.
+
+    Attributes:
+      federation: of the clients.
+      plan: of the question, calibrated.
+      ledger: that pays; None where each client charges its own.
+      participants: the clients, and the grid that reaches them.
+      reach: how the clients answer.
+    """
 
     federation: Federation
     plan: Plan
@@ -65,34 +73,33 @@ class Asking:
         """Ask in one round.
 
         Args:
-          inquiry: what is asked.
+          inquiry: the questions.
           row: of the release under its name; it selects the streams of draws and noise.
-          alias: what the clients are sent, under another name; None for the inquiry.
+          alias: the same questions under the name that the clients get; None for the inquiry's own.
         """
-        outcome, sums = self._round(inquiry, row, alias)
+        outcome, sums = self._round(inquiry, row, alias or inquiry)
         if sums is None:
             return outcome
-        return replace(outcome, answers=_answers(self.federation, inquiry, sums))
+        answers = [_answer(self.federation, inquiry, question, sums) for question in inquiry.questions]
+        return replace(outcome, answers=answers)
 
     def search(self, inquiry: Inquiry) -> Outcome:
         """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise."""
         (question,) = inquiry.questions
         figures: dict[str, Figure] = {}
         level, row, clipped = inquiry, 1, unsaid(CLIPPED)
-        total_bytes: tuple[int, int] | None = (0, 0)
+        sizes: list[tuple[int, int] | None] = []
         while True:
-            outcome, sums = self._round(level, row)
-            if total_bytes and (sizes := outcome.message_bytes):
-                total_bytes = (total_bytes[0] + sizes[0], total_bytes[1] + sizes[1])
-            else:
-                total_bytes = None
-            outcome = replace(outcome, rounds=row, message_bytes=total_bytes)
+            outcome, sums = self._round(level, row, level)
+            sizes.append(outcome.message_bytes)
+            outcome = replace(outcome, rounds=row, message_bytes=_total(sizes))
             if sums is None:
                 return outcome
-            statistic = level.questions[0].statistic
+            (level_question,) = level.questions
+            statistic = level_question.statistic
             assert isinstance(statistic, Prefixes)
             if row == 1:
-                clipped = _answers(self.federation, level, sums)[0].clipped
+                clipped = _answer(self.federation, level, level_question, sums).clipped
             cells = sums.cells[question.name] / rate_of(self.federation)
             sigma = sigma_of(self.federation, level, question, sums.noise)
             final_counts, longer_prefixes = statistic.select(cells, sigma)
@@ -104,12 +111,7 @@ class Asking:
         best = sorted(figures.values(), key=lambda each: -each.value)[: statistic.most]
         return replace(outcome, answers=(Answer(question.name, tuple(best), clipped),))
 
-    def _cause(self, result: Round) -> str:
-        if self.federation.mode.hides_counts:
-            return f"{describe_failure(result, False)}; {OPERATOR} has the clients' reasons"
-        return describe_failure(result, True)
-
-    def _round(self, inquiry: Inquiry, row: int, alias: Inquiry | None = None) -> tuple[Outcome, Sums | None]:
+    def _round(self, inquiry: Inquiry, row: int, alias: Inquiry) -> tuple[Outcome, Sums | None]:
         """Return the outcome of a round without its answers, and the sums that they are read from, if it has any."""
         randomness, client_noise = self.reach.randomness, None
         charge: QuestionAccount
@@ -118,7 +120,6 @@ class Asking:
             client_noise = self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
-        alias = alias or inquiry
         order = question_order(self.federation, alias, self.plan)
         charge.reserve()
         content = question_content(alias, order, client_noise, self.reach.released)
@@ -127,22 +128,42 @@ class Asking:
         outcome = Outcome(charge, message_bytes=result.message_bytes)
         if mean is None:
             return replace(outcome, cause=self._cause(result), dropped=result.dropped), None
-        return outcome, sums_of(charge, result, mean, masking is not None)
+        return outcome, sums_of(charge, result, mean, is_masked=masking is not None)
+
+    def _cause(self, result: Round) -> str:
+        """Return why a round released nothing; where counts are secret, the clients' reasons are the operator's."""
+        if self.federation.mode.hides_counts:
+            return f"{describe_failure(result, False)}; {OPERATOR} has the clients' reasons"
+        return describe_failure(result, True)
+
+
+def _total(sizes: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+    """Return the sums of the rounds' (bytes down, bytes up); None if one is not known."""
+    known = [each for each in sizes if each]
+    if len(known) < len(sizes):
+        return None
+    return sum(down for down, _ in known), sum(up for _, up in known)
 
 
 def require_all_rounds(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
-    """Refuse a question of several rounds before the first one if a budget, of records too, or a cap does not cover all.
+    """Refuse a question of several rounds if a cap or the budget of a ledger, records' ledgers included, lacks one of them.
 
     Raises:
       BudgetExhausted: nothing was written.
     """
     if plan.num_rounds == 1:
         return  # the ledger's own gate refuses it
-    rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
-    whole = Release(
-        plan.unit, inquiry.name, ROW, QUESTION, rounds, "system", segments=inquiry.purposes, kind=QUESTION
+    all_rounds = Release(
+        plan.unit,
+        run=inquiry.name,
+        round=ROW,
+        mechanism=QUESTION,
+        events=dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds)),
+        rng="system",
+        segments=inquiry.purposes,
+        kind=QUESTION,
     )
-    ledger.require_question(whole)
+    ledger.require_question(all_rounds)
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):
@@ -150,7 +171,7 @@ def require_all_rounds(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
             epsilon = spent_epsilon(events, budget.target_delta, budget.adjacency, ledger.filter_order)
             raise BudgetExhausted(budget, adversary, epsilon)
     for each in ledger.shared:
-        each.require(whole)
+        each.require(all_rounds)
 
 
 def question_order(
@@ -170,9 +191,14 @@ def question_order(
     if request.unit is Unit.CLIENT:
         client = ClientClaim(plan.noise, plan.adjacency)
     else:
-        budget, rate = budget_of(federation, request), federation.mode.question_rate
-        epsilon, delta = budget.target_epsilon, budget.target_delta
-        record = RecordTerms(epsilon, delta, plan.clipping_norm, plan.adjacency, sample_rate=rate)
+        budget = budget_of(federation, request)
+        record = RecordTerms(
+            budget.target_epsilon,
+            budget.target_delta,
+            plan.clipping_norm,
+            plan.adjacency,
+            sample_rate=federation.mode.question_rate,
+        )
     share = request.share if isinstance(request, Evaluation) else None
     order = TrainingOrder(
         run=request.name,
@@ -189,19 +215,13 @@ def question_order(
     return {ORDER_KEY: order.to_json()}
 
 
-def _answers(federation: Federation, inquiry: Inquiry, sums: Sums) -> Sequence[Answer]:
-    rate = rate_of(federation)
-    return [
-        Answer(
-            each.name,
-            tuple(
-                each.statistic.answer(
-                    sums.cells[each.name] / rate, sigma_of(federation, inquiry, each, sums.noise)
-                )
-            ),
-            inquiry.clipped_of(each, sums.cells[clipped_name(each)], sums.noise)
-            if inquiry.unit is Unit.RECORD
-            else inquiry.clipped(sums.clipped[clipped_name(each)], sums.noise, sums.clients),
-        )
-        for each in inquiry.questions
-    ]
+def _answer(federation: Federation, inquiry: Inquiry, question: Question, sums: Sums) -> Answer:
+    """Return the answer to one question of an inquiry, from the content of its sum."""
+    cells = sums.cells[question.name] / rate_of(federation)  # estimated for all clients, drawn or not
+    figures = question.statistic.answer(cells, sigma_of(federation, inquiry, question, sums.noise))
+    name = clipped_name(question)
+    if inquiry.unit is Unit.RECORD:
+        clipped = inquiry.clipped_of(question, sums.cells[name], sums.noise)
+    else:
+        clipped = inquiry.clipped(sums.clipped[name], sums.noise, sums.clients)
+    return Answer(question.name, tuple(figures), clipped)

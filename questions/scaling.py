@@ -1,4 +1,4 @@
-"""Question that gives the scaling of a run's inputs: put to all clients before its first round, charged, and stored."""
+"""Question about the scaling of a run's inputs: all clients answer it before round 1; it is charged and stored."""
 
 from __future__ import annotations
 
@@ -34,25 +34,21 @@ from ..tasks.table_schema import read_schema
 from ..tasks.tables import tables_of
 from .ask import answer_record, ledger_epsilon
 from .question_plan import Spend, question_plan
-from .question_rounds import Asking
+from .question_rounds import QuestionRounds
 from .scaling_plan import check_scaling, one_scaling, scaling_inquiry, scaling_lines, scaling_plan
 
 
 def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
     """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
 
-    A column whose answer is too noisy stays scaled by its bounds.
-
-    Args:
-      run: with the open ledger, before its first round.
-      open_grid: opens the grid to the run's clients.
-      reach: answers that the question needs, and its timeout.
+    A column whose answer is too noisy stays scaled by its bounds. Arguments as of `Query.before`.
 
     Raises:
       Refusal: no client is connected, or the ledger does not afford the question.
     """
     federation, ledger = run.federation, run.ledger
-    (inquiry, plan), epsilon_before = one_scaling(federation, run.name), ledger_epsilon(ledger)
+    inquiry, plan = one_scaling(federation, run.name)
+    epsilon_before = ledger_epsilon(ledger)
     canaries = federation.extra_clients if federation.population.reads_data else 0
     everybody = with_everybody(federation)
     run.client_ledgers.settle()
@@ -68,47 +64,45 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
         )
         if ledger is not None:
             ledger.purpose = inquiry.why
-        asking = Asking(everybody, plan, ledger, participants, reach)
-        try:
+        rounds = QuestionRounds(everybody, plan, ledger, participants, reach)
+        alias = inquiry
+        if ledger is not None and federation.population.reads_data:
             # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
-            unnamed = ledger is not None and federation.population.reads_data
-            alias = scaling_inquiry(federation, "simulation") if unnamed else None
-            # A stream of the run, beyond those of its rounds.
-            outcome = asking.ask_once(inquiry, FIRST_ROW, alias)
+            alias = scaling_inquiry(federation, "simulation")
+        try:
+            # The row is beyond those of the run's rounds, which have other streams.
+            outcome = rounds.ask_once(inquiry, FIRST_ROW, alias)
         except BudgetExhausted as spent:
             raise Refusal(FIELD, ASKED, str(spent)) from spent
         finally:
             if ledger is not None:
                 ledger.purpose = federation.settings.purpose
-    record = answer_record(asking, inquiry, epsilon_before, outcome)
+    record = answer_record(rounds, inquiry, epsilon_before, outcome)
     moments = moments_of({each.name: each.figures for each in outcome.answers})
     path = run.folder / SCALING
     with refusing("hydra.run.dir", path, "the answer, which is charged, cannot be stored"):
         replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(), mode=None)
     if outcome.answers:
         outcome.charge.settle()
+    reason = outcome.cause or "its deviation is below the noise"
     for each in inquiry.questions:
         if each.name not in moments:
-            warn(
-                f"{FIELD}: {each.name} stays scaled by its bounds: {outcome.cause or 'its deviation is below the noise'}"
-            )
+            warn(f"{FIELD}: {each.name} stays scaled by its bounds: {reason}")
     scaled = _with_scaling(federation, moments, plan)
     return replace(run, federation=scaled, client=with_task_of(scaled, run.client))
 
 
 def apply_answer(federation: Federation, folder: Path) -> Federation:
-    """Return the federation scaled by its clients' answer, which the run folder stores.
+    """Return the federation scaled by its clients' answer in the run folder; unchanged if the run has not begun.
 
-    Args:
-      federation: as its settings describe it.
-      folder: of the run; if the run has not begun, the federation is returned unchanged.
+    Arguments as of `Query.answered`.
     """
-    if not "scaling" in federation.settings.query_fields or not (folder / SCHEMA).is_file():
+    if "scaling" not in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
     configured = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
-    columns = read_schema(folder / SCHEMA).columns
-    stored_moments = {each.name: each.standard for each in columns if each.standard is not None}
-    moments = {name: each for name, each in stored_moments.items() if configured.get(name) is None}
+    # The schema in the folder has the moments of the answer beside those that the user configured.
+    stored = {each.name: each.standard for each in read_schema(folder / SCHEMA).columns}
+    moments = {name: each for name, each in stored.items() if each and not configured.get(name)}
     if not federation.simulated:
         return _with_scaling(federation, moments)
     record = json.loads((folder / SCALING).read_text(encoding="utf-8"))
@@ -117,6 +111,7 @@ def apply_answer(federation: Federation, folder: Path) -> Federation:
 
 
 def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
+    """Return a federation with scaled inputs, which asks no more; the account of a simulation needs the question's plan."""
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})
@@ -125,19 +120,24 @@ def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = 
     loaded = load_task(task.name, {**options, "moments": dict(moments)}, settings.allow_modules)
     clients = population.scaled(settings, loaded, keep_names=federation.mode.client_budget is not None)
     scaled = replace(federation, settings=settings, task=loaded, moments=dict(moments), population=clients)
-    return replace(scaled, simulated_cost=(plan.event(),)) if federation.simulated and plan else scaled
+    if federation.simulated and plan:
+        return replace(scaled, simulated_cost=(plan.event(),))
+    return scaled
 
 
 def _events(federation: Federation, num_rounds: int | None) -> Sequence[DpEvent]:
+    """Return the event of the question, for `Query.events`: it comes before all rounds, whatever number remains."""
     return [each.event() for each in _plans(federation, "plan")]
 
 
 def _plans(federation: Federation, run: str) -> Sequence[Plan]:
+    """Return the plan of the question, for `Query.plans`."""
     _, plan = one_scaling(federation, run)
     return (plan,)
 
 
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
+    """Return the plan of the question for each `UnitPlan`, for `Query.fields`."""
     return {"scaling": scaling_plan(federation)}
 
 

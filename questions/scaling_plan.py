@@ -27,8 +27,9 @@ from .question_plan import Spend, budget_of, noise_of_sum, question_plan, sigma_
 PURPOSE = "scaling"  # which owners allow; suffix of the run's name for the question on ledgers
 DESCRIPTION = "Mean and deviation by which the inputs of this run's model are scaled."
 MAX_SHARE, MAX_EPSILON = 0.25, 1.0  # largest cost of the question: share of the target epsilon, and epsilon
-# Average contribution of a row of a column that is uniform over its bounds.
-UNIFORM_MOMENTS = (1.0, 0.0, 1 / 3 - 0.5)
+# What a row of a column that is uniform over [-1, 1] adds to the cells of `Variance` on average: one row, its value, and
+# the square of that less a half.
+UNIFORM_CELLS = (1.0, 0.0, 1 / 3 - 0.5)
 
 
 def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
@@ -44,11 +45,11 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
 
     name = f"{run} {PURPOSE}"
     if len(name) > MAX_NAME:
+        longest = MAX_NAME - len(PURPOSE) - 1
         remedy = (
-            f"the run's name on ledgers may have at most {MAX_NAME - len(name) + len(run)} characters with this "
-            "question"
+            f"the run's name on ledgers may have at most {longest} characters with this question; shorten it"
         )
-        raise Refusal("run", run, f"{remedy}; shorten it")
+        raise Refusal("run", run, remedy)
     fields = {
         "name": name,
         "purpose": PURPOSE,
@@ -76,29 +77,28 @@ def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Pla
     if federation.mode.adapts_noise:
         raise Refusal(FIELD, ASKED, "does not go with noise_schedule=adaptive; leave one of them out")
     inquiry = scaling_inquiry(federation, run)
-    plan = question_plan(with_everybody(federation), inquiry, _price(settings, promises[0].target_epsilon))
+    spend = _spend(settings, promises[0].target_epsilon)
+    plan = question_plan(with_everybody(federation), inquiry, spend)
     _require_scalable(federation, inquiry, plan)
     return inquiry, plan
 
 
-def _price(settings: SimulationSettings, target: float | None) -> Spend:
+def _spend(settings: SimulationSettings, target_epsilon: float | None) -> Spend:
+    """Return the cost of the question: as configured, else a share of the run's target, if it has one."""
     assert isinstance(settings.task, CsvTask)
     if settings.task.scaling_epsilon is not None:
         return Spend(settings.task.scaling_epsilon)
-    if target is None:
+    if target_epsilon is None:
         return Spend(noise_multiplier=USUAL_NOISE)
-    return Spend(min(MAX_SHARE * target, MAX_EPSILON))
+    return Spend(min(MAX_SHARE * target_epsilon, MAX_EPSILON))
 
 
 def _require_scalable(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
-    """Refuse noise with which even a column that is uniform over its bounds could not be scaled.
-
-    Raises:
-      Refusal: the noise is too large; the sentence names the epsilon that suffices.
-    """
-    secret = federation.mode.promises[0].per_client and not federation.population.reads_data
-    if secret or _can_scale(federation, inquiry, plan):
-        return  # only its owner knows the number of records of a device
+    """Refuse noise with which not even a column that is uniform over its bounds could be scaled."""
+    # Where each device answers for itself, only its owner knows the number of its records.
+    unknown_records = federation.mode.promises[0].per_client and not federation.population.reads_data
+    if unknown_records or _can_scale(federation, inquiry, plan):
+        return
     delta = budget_of(federation, inquiry).target_delta
     epsilon = smallest_epsilon(plan, delta, partial(_can_scale, federation, inquiry))
     cost = "no epsilon suffices" if epsilon is None else f"task.scaling_epsilon={epsilon:.3g} suffices"
@@ -112,30 +112,26 @@ def _can_scale(federation: Federation, inquiry: Inquiry, plan: Plan) -> bool:
     rows = float(federation.mode.records if inquiry.unit is Unit.RECORD else federation.declared_clients)
     first, noise = inquiry.questions[0], noise_of_sum(federation, plan)
     sigma = sigma_of(with_everybody(federation), inquiry, first, noise)
-    figures = first.statistic.answer(np.array(UNIFORM_MOMENTS) * rows, sigma)
+    figures = first.statistic.answer(np.array(UNIFORM_CELLS) * rows, sigma)
     return first.name in moments_of({first.name: figures})
 
 
 def scaling_plan(federation: Federation) -> ScalingPlan:
-    """Return the plan of the run's question.
-
-    Raises:
-      Refusal: as `one_scaling`.
-    """
+    """Return the plan of the run's question, or refuse as `one_scaling` does."""
     inquiry, plan = one_scaling(federation)
     columns = tuple(each.name for each in inquiry.questions)
-    price = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
-    return ScalingPlan(columns, plan.noise, price)
+    epsilon = epsilon_of(plan, budget_of(federation, inquiry).target_delta)
+    return ScalingPlan(columns, plan.noise, epsilon)
 
 
 def check_scaling(federation: Federation) -> None:
     """Refuse a run's scaling question that is not allowed, or whose columns no client has."""
-    one_scaling(federation)  # or it refuses
+    one_scaling(federation)  # refuses a question that this run cannot ask
     for path in federation.mode.question_ledgers():
         for cap in federation.population.caps(path):
             require_purposes([PURPOSE], cap)
     federation.check_sum(federation.num_clients)
-    from ..tasks.tables import tables_of  # torch, as above
+    from ..tasks.tables import tables_of
 
     if federation.population.reads_data and not tables_of(federation.task).paths:
         remedy = "deals rows anew, of which numbers are columns no more: use partition=natural"
@@ -143,12 +139,12 @@ def check_scaling(federation: Federation) -> None:
 
 
 def scaling_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield the line about the question, beside the plan of a promise."""
+    """Yield the line about the question; arguments as of `Query.lines`."""
     scaling = scaling_plan(federation)
     columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"
-    without = plan.epsilon(budget.target_delta)
-    whole = plan.epsilon(budget.target_delta, prior=query_events(federation))
+    of_rounds = plan.epsilon(budget.target_delta)
+    together = plan.epsilon(budget.target_delta, prior=query_events(federation))
     yield (
         f"Before round 1 the clients are asked mean and deviation of {columns}, at noise multiplier {scaling.noise_multiplier:.4g}: "
-        f"epsilon {scaling.epsilon:.3f} by itself, which adds {whole - without:.3f} to the rounds' {without:.3f}."
+        f"epsilon {scaling.epsilon:.3f} by itself, which adds {together - of_rounds:.3f} to the rounds' {of_rounds:.3f}."
     )

@@ -54,18 +54,14 @@ def ask_here(
     quiet_flower()
     # The question has its own seed for draws and noise; the task and the rows of each client are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
-    grid = partial(_engine, federation, replace(question_settings(federation, folder), seed=seed))
+    open_grid = partial(_grid, federation, replace(question_settings(federation, folder), seed=seed))
     reach = Reach(randomness=Randomness(seed), released=released)
     with restoring_state():
-        return ask(federation, inquiry, spend, folder, grid, reach)
+        return ask(federation, inquiry, spend, folder, open_grid, reach)
 
 
 def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> None:
-    """Refuse a question about a column that the first client lacks; the columns' contents are not read.
-
-    Raises:
-      Refusal: it names the column.
-    """
+    """Refuse a question about a column that the first client lacks; the columns' contents are not read."""
     with suppress(OSError):  # a client that cannot be read is missing in the sum, and refuses nothing
         if released is None:
             columns = columns_of(task, 0)
@@ -78,7 +74,8 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 
 @contextmanager
-def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+def _grid(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
+    """Open the engine of the clients on this machine, once their ledgers are in order and claimed for the question."""
     client_ledgers_of(federation, settings).settle()
     claim_records(federation)
     with asking_engine(federation, settings) as opened:
@@ -86,10 +83,5 @@ def _engine(federation: Federation, settings: ClientSettings) -> Generator[tuple
 
 
 def seed_of(seed: int, name: str) -> int:
-    """Return the seed of a question's draws, independent of those of other names and of runs.
-
-    Args:
-      seed: of the simulation.
-      name: of the inquiry.
-    """
+    """Return the seed of an inquiry's draws, independent of those of other names and of the simulation's own."""
     return int.from_bytes(hashlib.sha256(f"fedveil question {seed} {name}".encode()).digest()[:4], "big")

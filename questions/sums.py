@@ -28,7 +28,7 @@ from ..server.masking import Masking
 from ..server.participants import Participants
 from ..server.private_grid import sums_over
 from ..server.round_terms import Mean, Round, Sum
-from .wire import Request
+from .wire import Request, update_layout
 
 ROW = 1  # most inquiries are one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
@@ -37,12 +37,12 @@ CELLS = 1 << 28
 
 @dataclass
 class Charge:
-    """Account of one question: its reservation, and its noise; methods as of `Protected`.
+    """Account of one round of a question: its reservation, and its noise; methods as of `Protected`.
 
     Attributes:
       plan: calibrated, of one round.
-      ledger: of the population, open for writing.
-      inquiry: of the question; its name is the release's.
+      ledger: that pays, open for writing.
+      inquiry: the questions; their release has its name.
       randomness: source of draws and noise.
       row: of the release, under that name.
       arm: of a question to one arm; None for all clients.
@@ -87,7 +87,7 @@ class Charge:
 
     @property
     def spec(self) -> SumSpec:
-        """Segments of the question, or the sum of records' contributions."""
+        """Public parameters of the sum: of segments, or of records' contributions."""
         norm = self.plan.clipping_norm
         if self.inquiry.unit is Unit.CLIENT:
             return SumSpec(norm, self.inquiry.segments, cells=CELLS)
@@ -97,11 +97,11 @@ class Charge:
     def _release(self) -> Release:
         return Release(
             self.plan.unit,
-            self.inquiry.name,
-            self.row,
-            QUESTION,
-            dict.fromkeys(self.plan.adversaries, self.plan.event()),
-            self.randomness.kind,
+            run=self.inquiry.name,
+            round=self.row,
+            mechanism=QUESTION,
+            events=dict.fromkeys(self.plan.adversaries, self.plan.event()),
+            rng=self.randomness.kind,
             segments=self.inquiry.purposes,
             kind=QUESTION,
             arm=self.arm,
@@ -110,7 +110,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class ClientCharges(Unnoised):
-    """Account of one question for which each client adds its own noise and charges its own ledger; interface of `Charge`."""
+    """Account of one round of a question where each client adds its own noise and charges its own ledger; as `Charge`."""
 
     plan: Plan
     inquiry: Inquiry
@@ -149,28 +149,30 @@ class Sums:
     clients: float
 
 
-def sums_of(charge: QuestionAccount, result: Round, mean: Mean, masked: bool) -> Sums:
-    """Return the content of a question's sum, for any unit and link.
+def sums_of(charge: QuestionAccount, result: Round, mean: Mean, is_masked: bool) -> Sums:
+    """Return the content of a question's sum, in rows.
 
     Args:
-      charge: of the question.
+      charge: of the round.
       result: the round's result.
       mean: released by the round.
-      masked: whether the sum was encrypted, so that its noise is relative to the range of a vector.
+      is_masked: whether the sum was encrypted, so that its noise is relative to the range of a vector.
     """
     inquiry = charge.inquiry
     if inquiry.unit is Unit.CLIENT:
         return Sums(mean.counts, mean.scalars, mean.noise, mean.denominator)
-    spec, noise, answered = charge.spec, mean.noise, mean.denominator
-    unit = spec.unit_norm
-    if unit is None:  # each client's own noise, and a mean over those who answered
-        unit, answered = 1.0, float(result.replies)
+    noise, clients, unit_norm = mean.noise, mean.denominator, 1.0
+    if isinstance(charge, ClientCharges):  # a mean over those who answered, each with noise of its own
+        clients = float(result.replies)
         noise = charge.plan.noise_over_clip * math.sqrt(result.replies)
-    elif masked:
-        assert spec.clipping_norm is not None
-        noise *= spec.clipping_norm / unit
-    cells = {name: mean.arrays[name] * (answered / unit / inquiry.scale(name)) for name in inquiry.layout}
-    return Sums(cells, {}, noise, answered)
+    else:
+        spec = charge.spec
+        assert spec.unit_norm is not None and spec.clipping_norm is not None
+        unit_norm = spec.unit_norm
+        if is_masked:
+            noise *= spec.clipping_norm / unit_norm
+    cells = {name: mean.arrays[name] * (clients / unit_norm / inquiry.scale(name)) for name in inquiry.layout}
+    return Sums(cells, {}, noise, clients)
 
 
 def ask_cohort(
@@ -179,30 +181,27 @@ def ask_cohort(
     content: RecordDict,
     masking: Masking | None,
     timeout: float | None,
-    message_type: str = "train",
 ) -> tuple[Round, Mean | None]:
     """Ask the cohort, and return the round's result and the noisy sums; None if nothing may be released.
 
     Args:
       participants: the clients, and the grid that reaches them.
-      charge: of the question, which is reserved already.
+      charge: of the round, which is reserved already.
       content: the instruction's records.
       masking: encrypts the sum, to which the clients add the noise; None sums in the clear.
       timeout: seconds for the replies of one exchange; None waits for all.
-      message_type: of the instruction, which selects the function of a Flower app.
     """
     sums = sums_over(participants, charge, masking, charge.randomness)
     # Canaries get no questions: they audit the claims of training.
     stream = charge.randomness.stream("cohort", charge.row)
     cohort = participants.real(participants.draw(stream, arm=participants.arm))
-    inquiry = charge.inquiry
     request = Sum(
         charge.inquiry.name,
         charge.row,
         content,
-        message_type,
+        "train",
         charge.spec,
-        {} if inquiry.unit is Unit.CLIENT else inquiry.layout,
+        update_layout(charge.inquiry),
         noise_multiplier=charge.plan.noise_over_clip,
         number=charge.row,
     )

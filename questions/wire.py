@@ -11,22 +11,22 @@ question, and a device checks its privacy promise against its owner's policy as 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ..base.refusal import Refusal, real
 from ..messages.flower_adapter import records_of, values_under
-from ..messages.wire import EVALUATION_KEY, QUESTION_KEY, layout_of, memory_arrays
+from ..messages.wire import EVALUATION_KEY, QUESTION_KEY, Layout, layout_of, memory_arrays
 from ..privacy.budget import Unit
 from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
 
 CLIENT_NOISE_KEY = "fedveil-question-noise"
 RELEASED_KEY = "fedveil-question-model"
-NO_MODEL = MODEL = "arrays"  # names that Flower's strategies give these records
-CONFIG = "config"
+# Names that Flower's strategies give the records of the model and of the order.
+MODEL, CONFIG = "arrays", "config"
 Request = Inquiry | Evaluation
 
 
@@ -36,8 +36,8 @@ def question_content(
     """Return the records of a question.
 
     Args:
-      inquiry: what is asked.
-      order: sent with it, as `question_order` returns it.
+      inquiry: the questions.
+      order: as of `question_order`.
       noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
       released: file of the model that the question is about; None if it is about the clients' own columns.
     """
@@ -46,7 +46,7 @@ def question_content(
         config[CLIENT_NOISE_KEY] = noise
     if released is not None:
         config[RELEASED_KEY] = released
-    return RecordDict({NO_MODEL: _zeros(inquiry), CONFIG: config})
+    return RecordDict({MODEL: _zeros(inquiry), CONFIG: config})
 
 
 def evaluation_content(
@@ -55,31 +55,30 @@ def evaluation_content(
     """Return the records of an evaluation.
 
     Args:
-      evaluation: what is asked.
+      evaluation: the question.
       model: to evaluate, at least one array; at the record level its file, since the answer takes the place of the
         update's arrays.
-      order: what travels beside it.
+      order: as of `question_order`.
     """
     config = ConfigRecord({**order, EVALUATION_KEY: evaluation.text})
     if isinstance(model, ArrayRecord):
         return RecordDict({MODEL: model, CONFIG: config})
     config[RELEASED_KEY] = model
-    return RecordDict({NO_MODEL: _zeros(evaluation), CONFIG: config})
+    return RecordDict({MODEL: _zeros(evaluation), CONFIG: config})
+
+
+def update_layout(request: Request) -> Layout:
+    """Return the shapes of the arrays that take an update's place in an answer; none at the client level."""
+    return {} if request.unit is Unit.CLIENT else request.layout
 
 
 def _zeros(request: Request) -> ArrayRecord:
-    """Return zeros in the shapes of an answer at the record level; empty at the client level."""
-    layout = {} if request.unit is Unit.CLIENT else request.layout
-    return memory_arrays({name: np.zeros(shape) for name, shape in layout.items()})
+    """Return what an answer is an update to."""
+    return memory_arrays({name: np.zeros(shape) for name, shape in update_layout(request).items()})
 
 
 def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
-    """Return a strategy's records, which include a model, with an evaluation of it added.
-
-    Args:
-      content: of the strategy.
-      evaluation: what is asked.
-    """
+    """Return a strategy's records, which include a model, with an evaluation of it added."""
     out = RecordDict(dict(content.items()))
     out[EVALUATION_KEY] = ConfigRecord({EVALUATION_KEY: evaluation.text})
     return out
@@ -93,34 +92,36 @@ def question_of(content: RecordDict) -> Request | None:
         names, or an evaluation without a model.
     """
     keys = (QUESTION_KEY, EVALUATION_KEY)
-    values = [(key, value) for key in keys for value in values_under(content, key)]
-    if not values:
+    texts = [(key, value) for key in keys for value in values_under(content, key)]
+    if not texts:
         return None
-    key, text = values[0]
-    if len(values) > 1 or not isinstance(text, str):
-        raise Refusal(key, f"{len(values)} values", "an instruction must have one question")
+    key, text = texts[0]
+    if len(texts) > 1 or not isinstance(text, str):
+        raise Refusal(key, f"{len(texts)} values", "an instruction must have one question")
     request = evaluation_from_json(text) if key == EVALUATION_KEY else from_json(text)
     layouts = [layout_of(dict(each.items())) for each in records_of(content, ArrayRecord).values()]
     released = released_of(content)
     if isinstance(request, Evaluation):
-        of_records = request.unit is Unit.RECORD
-        has_model = released is not None and layouts == [request.layout] if of_records else any(layouts)
-        if not has_model or (released is not None) != of_records:
+        if not _has_its_model(request, layouts, released):
             raise Refusal(key, None, "needs exactly the model to evaluate")
         return request
-    if any(layout != ({} if request.unit is Unit.CLIENT else request.layout) for layout in layouts):
+    if any(layout != update_layout(request) for layout in layouts):
         raise Refusal(QUESTION_KEY, request.name, "has a model; a question must have none")
-    if (None if released is None else hashlib.sha256(released).hexdigest()) != request.model:
+    digest = None if released is None else hashlib.sha256(released).hexdigest()
+    if digest != request.model:
         raise Refusal("model", request.model, "is not the SHA-256 of the question's model")
     return request
 
 
-def released_of(content: RecordDict) -> bytes | None:
-    """Return the file of the released model that a question is about; None without one.
+def _has_its_model(evaluation: Evaluation, layouts: Sequence[Layout], released: bytes | None) -> bool:
+    """Return whether an instruction has the model to evaluate: as arrays or, at the record level, as a file."""
+    if evaluation.unit is Unit.RECORD:
+        return released is not None and layouts == [evaluation.layout]
+    return released is None and any(layouts)
 
-    Raises:
-      Refusal: there are two, or the value is not a file.
-    """
+
+def released_of(content: RecordDict) -> bytes | None:
+    """Return the file of the released model that a question is about; None without one. Refuse several."""
     values = values_under(content, RELEASED_KEY)
     if not values:
         return None
@@ -130,11 +131,7 @@ def released_of(content: RecordDict) -> bytes | None:
 
 
 def client_noise_of(content: RecordDict) -> float | None:
-    """Return the noise that each client adds separately, over the norm of a record's part; None without it.
-
-    Raises:
-      Refusal: it is not a positive number.
-    """
+    """Return the noise that each client adds separately, over the norm of a record's part; None if it adds none."""
     values = values_under(content, CLIENT_NOISE_KEY)
     if not values:
         return None

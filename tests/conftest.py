@@ -55,7 +55,7 @@ LONGEST = (
     "end_to_end/test_resume.py",
     "end_to_end/test_run.py",
     "questions/test_scaling.py",
-    "questions/test_private_evaluation.py",
+    "questions/test_evaluation.py",
     "end_to_end/test_preconditions.py",
     "run/test_tuning.py",
     "deployment/device/test_receipts.py",

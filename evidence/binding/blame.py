@@ -18,6 +18,7 @@ from ...privacy.secagg.transcript import run_number
 from ...run.files import BLAME, CONFIG
 from ...run.run_files import read_config
 from ...server.query_rows import FIRST_ROW, name_of
+from .bound_folder import BoundFolder, NotShown
 from .receipts import COLLUSION
 from .signatures import UNREADABLE
 
@@ -25,16 +26,28 @@ Claim = tuple[int, str, str]  # round, name of the member, fault
 UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)
 
 
+def check_blame(folder: BoundFolder) -> str:
+    """Check the evidence against every member that the run names, with the members' public keys."""
+    claims = claims_of(folder.rounds, folder.result.get("blamed") or {})
+    if not claims:
+        raise NotShown("no member is named")
+    if not (folder.path / BLAME).exists() and not folder.is_resumable and BLAME not in folder.manifest.files:
+        reason = "members are named without evidence, as in earlier releases: this is the server's word"
+        raise NotShown(reason)
+    # A key of the verifier that did not sign the bundle is an authority's. The authority of the receipts counts with it
+    # where the two are one, by rollovers, and also where the verifier knows none.
+    trusted = {*folder.knowledge.keys} - folder.signers
+    keys = trusted
+    if not trusted or trusted & folder.authorities:
+        keys = trusted | folder.authorities
+    finding = require_proved(folder.path, folder.run, claims, folder.result, keys)
+    if folder.result["data"] != "simulation" and not trusted:
+        raise NotShown(f"{finding}, if their keys are the members': give the authority's key with --key")
+    return finding
+
+
 def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence[str]]) -> list[Claim]:
-    """Return the claims in the lines of METRICS.
-
-    Args:
-      rounds: the lines.
-      faults: faults in the result, by the member's name.
-
-    Raises:
-      Refusal: the two differ.
-    """
+    """Return the claims in the lines of METRICS; refuse others than in the result, which has faults by the member's name."""
     rows = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
     claims = [(number, name, fault) for number, row in rows for name, fault in row.get("blamed", {}).items()]
     for name in {*faults, *(name for _, name, _ in claims)}:
@@ -45,8 +58,8 @@ def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence
 
 def require_proved(
     folder: Path, run: str, claims: Sequence[Claim], result: Mapping[str, Any], keys: Collection[str]
-) -> tuple[str, str]:
-    """Return a clause on the proof of every claim, and a clause on why it is undecided; empty if it is decided.
+) -> str:
+    """Return a clause on the proof of every claim.
 
     A line that cannot be read, as after a crash, or that proves nothing counts as none.
 
@@ -58,26 +71,30 @@ def require_proved(
       keys: public keys in hexadecimal, one of which must have signed the roster; none if nobody knows the authority's.
 
     Raises:
+      NotShown: a claim depends on how many members may collude, which cannot be read without OmegaConf.
       Refusal: a claim has no evidence, or none that proves it.
     """
-    path, assumed = folder / BLAME, _collusion(folder)
+    path, configured = folder / BLAME, _collusion(folder)
+    collusion = 1.0 if configured is None else configured  # then no number of complaints proves a bad deal
     roster_hashes = {each["hash"] for each in result.get("rosters") or ()}
     proofs: dict[bytes, Counter[Claim]] = {}
     flaws: list[str] = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            context, line_claims = _proof(line, run, roster_hashes, keys, 1.0 if assumed is None else assumed)
+            context, line_claims = _proof(line, run, roster_hashes, keys, collusion)
             proofs.setdefault(context, line_claims)  # a copy of one attempt proves nothing more
         except UNPROVED as problem:
             flaws.append(str(problem))
-    missing, undecided = Counter(claims) - sum(proofs.values(), Counter[Claim]()), ""
+    missing = Counter(claims) - sum(proofs.values(), Counter[Claim]())
     for number, name, fault in missing:
-        if assumed is None and fault == Fault.BAD_DEAL:
-            undecided = f"how many may collude is in {CONFIG}, which needs OmegaConf"
+        if configured is None and fault == Fault.BAD_DEAL:
             continue
         reason = f"{fault}, says round {number}, and nothing in {BLAME} proves it"
         raise Refusal("blamed", name, f"{reason} ({flaws[0]})" if flaws else reason)
-    return f"{len(claims) - missing.total()} faults are proved by what members signed", undecided
+    finding = f"{len(claims) - missing.total()} faults are proved by what members signed"
+    if missing:
+        raise NotShown(f"{finding}; how many may collude is in {CONFIG}, which needs OmegaConf")
+    return finding
 
 
 def _proof(
@@ -110,7 +127,10 @@ def _of_this_run(name: str, run: str) -> bool:
 
 
 def _collusion(folder: Path) -> float | None:
-    """Return the assumed collusion, at least the default, whatever the server wrote; None without OmegaConf."""
+    """Return the share of members that may collude, at least the default, whatever the server wrote.
+
+    It is None without OmegaConf, which reads the configuration.
+    """
     try:
         return max(float(read_config(folder / CONFIG)[0]["secagg"]["collusion"]), COLLUSION)
     except ImportError:
@@ -118,11 +138,7 @@ def _collusion(folder: Path) -> float | None:
 
 
 def _roster(signed: bytes, keys: Collection[str]) -> Roster:
-    """Return the roster in a line, which one of these keys must have signed, if there are any.
-
-    Raises:
-      Refusal: none of them has.
-    """
+    """Return the roster in a line, which one of these keys must have signed, if there are any."""
     if not keys:
         return roster_in(signed)
     for key in keys:

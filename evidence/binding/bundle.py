@@ -21,7 +21,7 @@ from .signatures import Signature, SigningKey, check, make_signature, read_signa
 LIST, FORMAT = "bundle.json", "fedveil bundle 1"
 LEDGER, CLIENT_LEDGERS = "ledger.json", "client_ledgers.json"
 RECOMPUTE = "recompute_ledger.py"
-# The operator's alone where a trusted server draws clients in secret.
+# Files that only the operator has where a trusted server draws clients in secret.
 OPERATORS = (AUDIT_ROWS, SALT, RECEIPTS)
 
 
@@ -47,7 +47,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Contents:
-    """Content for a bundle."""
+    """Content of a bundle.
+
+    Attributes:
+      run: folder of the run.
+      manifest: of the run.
+      entries: of the run's ledger up to its close; empty without a ledger.
+      client_entries: of the clients' ledgers, by ledger.
+    """
 
     run: Path
     manifest: Manifest
@@ -59,7 +66,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     """Write the unsigned bundle of a verified run; return the names of its files.
 
     Args:
-      contents: of the bundle.
+      contents: as of `contents_of`.
       out: a folder that does not exist, or is empty.
       with_audit_rows: include the audit's rows, although they reveal how many clients took part, and the receipts,
         although they reveal the members.
@@ -78,10 +85,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
         if contents.entries:
             files[LEDGER] = (export_text(contents.entries) + "\n").encode()
         if contents.client_entries:
-            whole = {
-                name: json.loads(export_text(entries)) for name, entries in contents.client_entries.items()
-            }
-            files[CLIENT_LEDGERS] = (json.dumps(whole) + "\n").encode()
+            exports = {name: json.loads(export_text(each)) for name, each in contents.client_entries.items()}
+            files[CLIENT_LEDGERS] = (json.dumps(exports) + "\n").encode()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise Refusal("--out", str(out), "is not empty; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
@@ -97,11 +102,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
 
 
 def read_list(folder: Path) -> Listing:
-    """Return a bundle's list of its content.
-
-    Raises:
-      Refusal: there is no readable list.
-    """
+    """Return a bundle's list of its content; refuse a folder without a readable one."""
     path = folder / LIST
     try:
         text = path.read_bytes()

@@ -68,20 +68,12 @@ class Receipts:
 
 
 def write_receipts(folder: Path, receipts: Receipts) -> None:
-    """Write receipts into a run folder; with a trusted server only its operator may read the membership.
-
-    Raises:
-      OSError: they cannot be written.
-    """
+    """Write receipts into a run folder; with a trusted server only its operator may read the membership."""
     replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if reveals_counts(folder) else PUBLIC_MODE)
 
 
 def read_receipts(folder: Path) -> Receipts:
-    """Return the receipts in a folder, unchecked.
-
-    Raises:
-      Refusal: they cannot be read.
-    """
+    """Return the receipts in a folder, unchecked; refuse an unreadable file."""
     path = folder / RECEIPTS
     try:
         text = path.read_bytes()
@@ -93,7 +85,7 @@ def read_receipts(folder: Path) -> Receipts:
             Receipt(int(each["node"]), bytes.fromhex(each["commitment"]), bytes.fromhex(each["signature"]))
             for each in fields["receipts"]
         ]
-        authority, roster = (bytes.fromhex(fields[name]) for name in ("authority", "roster"))
+        authority, roster = bytes.fromhex(fields["authority"]), bytes.fromhex(fields["roster"])
         chain = read_chain(str(fields["rollovers"]), description.federation) if "rollovers" in fields else ()
         receipts = Receipts(description, authority, roster, signed, chain)
         if receipts.text != text:
@@ -132,9 +124,9 @@ def signers_in(receipts: Receipts, roster: Roster, now: int) -> frozenset[int]:
       roster: of the receipts.
       now: Unix second of the run's end.
     """
-    keys, ended = {member.node: member.public for member in roster.members}, roster.ended(now)
+    keys = {member.node: member.public for member in roster.members}
     compared = (each.node for each in receipts.signed if holds(each, receipts.description, keys[each.node]))
-    return frozenset(compared) - ended
+    return frozenset(compared) - roster.ended(now)
 
 
 def fewest_receipts(roster: Roster, assumed: int) -> int:

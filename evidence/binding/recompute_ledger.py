@@ -90,13 +90,14 @@ class Exchanged(NamedTuple):
 
 
 def is_nested(event):
+    """Return whether an event is a sample that dp_accounting cannot compose: of a composition, or with a public draw."""
     return isinstance(event, Open) or (
         isinstance(event, dp.PoissonSampledDpEvent) and not isinstance(event.event, dp.GaussianDpEvent)
     )
 
 
 def count_events(entries):
-    """Return {adversary: Counter of event texts}, the filter's order and the last delta; voids are left out.
+    """Return ({adversary: Counter of event texts}, filter's order, last delta); voids are left out.
 
     The arms of a deal hold disjoint clients, so each event counts as often as in the arm that has most of it.
     """
@@ -170,6 +171,7 @@ def _composed(events, adjacency):
 
 
 def _epsilon_of(losses, mass, delta):
+    """Return the least epsilon at which a privacy loss distribution has this delta, by bisection."""
     low, high = 0.0, float(losses.max())
     while high - low > 1e-4:
         middle = (low + high) / 2

@@ -39,6 +39,7 @@ from ...privacy.secagg.suite import KEY_BYTES
 FILE, FORMAT = "signatures.json", "fedveil signatures 1"
 TAG = b"fedveil report 1\0"  # separates these signatures from those of any other document
 ED25519, ML_DSA = "ed25519", "ml-dsa-65"
+ML_DSA_BYTES = 1952  # of a public key (FIPS 204, table 2)
 PASSPHRASE = "FEDVEIL_PASSPHRASE"
 FEDERATION = "federation"  # role of the bundle's maker
 SHORT = 16  # hexadecimal digits of a key or a hash, for people
@@ -51,7 +52,7 @@ PublicKey = Ed25519PublicKey | MLDSA65PublicKey
 
 @dataclass(frozen=True)
 class SigningKey:
-    """Private key of a signer."""
+    """Private key of a signer, with the name of its algorithm."""
 
     name: str
     key: Ed25519PrivateKey | MLDSA65PrivateKey = field(repr=False)
@@ -88,10 +89,10 @@ class Signature:
 
 
 def message(bundle: bytes, before: Sequence[Signature], fields: Mapping[str, Any]) -> bytes:
-    """Return the bytes that a role signs."""
+    """Return the bytes that a role signs; arguments as of `make_signature`, and the fields of the signature itself."""
     digest = hashlib.sha256(bundle).hexdigest()
-    whole = {"bundle": digest, "before": [each.to_json() for each in before], **fields}
-    return TAG + canonical(whole).encode()
+    content = {"bundle": digest, "before": [each.to_json() for each in before], **fields}
+    return TAG + canonical(content).encode()
 
 
 def make_signature(
@@ -120,11 +121,7 @@ def make_signature(
 
 
 def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
-    """Verify every signature over the bundle and the signatures before it.
-
-    Raises:
-      Refusal: a signature is invalid; the sentence names it.
-    """
+    """Require that every signature over the bundle and the signatures before it is valid."""
     for number, signature in enumerate(signatures):
         text = message(bundle, signatures[:number], signature.signed_fields())
         signer = f"signature {number + 1}, {signature.role!r},"
@@ -140,6 +137,7 @@ def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
 
 
 def _public(name: str, raw: bytes) -> PublicKey:
+    """Return the public key of an algorithm from its bytes."""
     if name == ED25519:
         return Ed25519PublicKey.from_public_bytes(raw)
     if name == ML_DSA:
@@ -149,25 +147,21 @@ def _public(name: str, raw: bytes) -> PublicKey:
 
 def signatures_text(signatures: Sequence[Signature]) -> bytes:
     """Return signatures as the bytes of their file."""
-    whole = {"format": FORMAT, "signatures": [each.to_json() for each in signatures]}
-    return (json.dumps(whole, indent=1) + "\n").encode()
+    content = {"format": FORMAT, "signatures": [each.to_json() for each in signatures]}
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_signatures(folder: Path) -> list[Signature]:
-    """Return the signatures under a bundle, in their order, unchecked; none if there is no file.
-
-    Raises:
-      Refusal: the file cannot be read as signatures.
-    """
+    """Return the signatures of a bundle, in their order, unchecked; none without a file. Refuse an unreadable one."""
     path = folder / FILE
     if not path.exists():
         return []
     try:
         text = path.read_bytes()
-        whole = json.loads(text)
-        if whole["format"] != FORMAT:
-            raise ValueError(f"format {whole['format']!r}")
-        signatures = [_signature(each) for each in whole["signatures"]]
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        signatures = [_signature(each) for each in content["signatures"]]
         if signatures_text(signatures) != text:
             raise ValueError("it is not in canonical form")
     except UNREADABLE as problem:
@@ -177,11 +171,11 @@ def read_signatures(folder: Path) -> list[Signature]:
 
 
 def _signature(fields: Any) -> Signature:
+    """Return a signature from its JSON."""
     if not DATE.fullmatch(fields["date"]):
         raise ValueError(f"date {fields['date']!r}")
-    keys, signatures = (
-        {str(name): str(text) for name, text in fields[part].items()} for part in ("keys", "signatures")
-    )
+    keys = {str(name): str(text) for name, text in fields["keys"].items()}
+    signatures = {str(name): str(text) for name, text in fields["signatures"].items()}
     return Signature(str(fields["role"]), str(fields["date"]), keys, signatures)
 
 
@@ -214,8 +208,8 @@ def passphrase_for(path: Path, again: bool = False) -> bytes:
     """Return the passphrase of a key, from the environment or the terminal.
 
     Args:
-      path: of the key.
-      again: ask twice.
+      path: of the key, for the prompt.
+      again: whether to ask twice, as for a new key.
 
     Raises:
       Refusal: there is no terminal, or the two entries differ.
@@ -227,11 +221,11 @@ def passphrase_for(path: Path, again: bool = False) -> bytes:
         raise Refusal("key", str(path), f"is locked and there is no terminal; set {PASSPHRASE}")
     try:
         typed = getpass.getpass(f"passphrase of {path}: ")
-        same = not again or getpass.getpass("again: ") == typed
+        is_same = not again or getpass.getpass("again: ") == typed
     except (EOFError, OSError) as problem:
         remedy = f"is locked and there is no terminal; set {PASSPHRASE}"
         raise Refusal("key", str(path), remedy) from problem
-    if not same:
+    if not is_same:
         raise Refusal("key", str(path), "the two passphrases differ; type it again")
     return typed.encode()
 
@@ -275,7 +269,7 @@ def read_public(text: str) -> str:
             digits = _public_in(content)
         except (ValueError, UnsupportedAlgorithm) as problem:
             raise Refusal("key", text, f"holds no public key ({problem})") from problem
-    if len(digits) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * 1952):
+    if len(digits) not in (2 * KEY_BYTES, 2 * BOTH_BYTES, 2 * ML_DSA_BYTES):
         raise Refusal("key", text, "is not a public key of Ed25519 or ML-DSA-65")
     return digits
 
@@ -298,6 +292,7 @@ def read_rollovers(text: str) -> tuple[Rollover, ...]:
 
 
 def _public_in(content: bytes) -> str:
+    """Return the public key in a file in hexadecimal."""
     if content.startswith(b"-----BEGIN"):
         key: Any = load_pem_public_key(content)
     elif content.startswith(b"ssh-"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -17,8 +18,8 @@ from ...base.refusal import Refusal, refusing
 from ...configs.bundle_files import read_file
 from ...run.files import MANIFEST, TIME_STAMP
 from ...run.manifest import PUBLIC_MODE, read_manifest
+from .bound_folder import BoundFolder, NotShown, Wrong
 
-STAMPS = "rfc3161_client"
 TSA = "FEDVEIL_TSA"  # environment variable: address of an authority, which a server asks at the end of a run
 SECONDS = 30.0
 MAX_BYTES = 1 << 18  # of an answer; with a chain of certificates some have 8 kB
@@ -62,6 +63,19 @@ def stamp(folder: Path, url: str) -> datetime:
     with refusing("run", folder / TIME_STAMP, "cannot be written"):
         replace_file(folder / TIME_STAMP, answer, PUBLIC_MODE)
     return info.gen_time
+
+
+def check_time_stamp(folder: BoundFolder) -> str:
+    """Check the time stamp of a run's manifest against the certificates that the verifier trusts."""
+    path, trusted = folder.path / TIME_STAMP, folder.knowledge.time_stamps
+    if not path.exists():
+        raise Wrong(f"{TIME_STAMP} is missing, and --tsa is given")
+    if trusted is None:
+        raise NotShown("give --tsa with the root certificate of its authority, to check it")
+    if find_spec("rfc3161_client") is None:
+        raise NotShown("rfc3161-client is not installed: pip install 'fedveil[timestamps]'")
+    time = time_of_stamp(path.read_bytes(), folder.manifest.text.encode(), trusted)
+    return f"{MANIFEST} was there at {time.isoformat(timespec='seconds')}, by an authority in {trusted}"
 
 
 def time_of_stamp(answer: bytes, manifest: bytes, trusted: Path) -> datetime:

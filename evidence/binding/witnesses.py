@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ...base.bounded_decoding import Undecodable, build, read_json
@@ -14,8 +15,10 @@ from ...links.server_log import manifest_entry
 from ...messages.training_order import display_name
 from ...privacy.merkle import includes, inclusion_proof, leaf_hash
 from ...privacy.witness import HeadCosignature
-from ...run.files import MANIFEST, WITNESSES
+from ...run.files import MANIFEST, RECEIPTS, WITNESSES
 from ...run.manifest import PUBLIC_MODE, Manifest, read_manifest
+from .bound_folder import BoundFolder, Wrong
+from .signatures import SHORT
 
 FORMAT = "fedveil witnesses 1"
 
@@ -54,8 +57,7 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
     Args:
       runs: folder of a server's runs.
       leaves: hashes of the log's entries.
-      cosignatures: under heads of this log. Of a key that a run has already, the earlier one stays: it is closer to the
-        run's end.
+      cosignatures: under heads of this log. The earlier one of a key stays, since it is closer to the run's end.
 
     Raises:
       OSError: one cannot be written.
@@ -63,11 +65,11 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
     """
     changed: list[str] = []
     for folder in sorted(each.parent for each in runs.glob(f"*/{MANIFEST}")):
-        entry = leaf_hash(_entry(read_manifest(folder)))
-        if entry not in leaves:
+        leaf = leaf_hash(_entry(read_manifest(folder)))
+        if leaf not in leaves:
             continue
-        position = list(leaves).index(entry)
-        previous = {} if not (folder / WITNESSES).exists() else _by_key(read_witnesses(folder))
+        position = list(leaves).index(leaf)
+        previous = _by_key(read_witnesses(folder)) if (folder / WITNESSES).exists() else {}
         current = dict(previous)
         for cosignature in cosignatures:
             if cosignature.size > position and cosignature.public not in current:
@@ -82,11 +84,7 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
 
 
 def read_witnesses(folder: Path) -> RunWitnesses:
-    """Return the witnesses in a run folder, unchecked.
-
-    Raises:
-      Refusal: the file cannot be read.
-    """
+    """Return the witnesses in a run folder, unchecked; refuse an unreadable file."""
     path = folder / WITNESSES
     try:
         witnesses = build(RunWitnesses, read_json(path.read_bytes()))
@@ -97,36 +95,55 @@ def read_witnesses(folder: Path) -> RunWitnesses:
     return witnesses
 
 
-def verify_witnesses(folder: Path, manifest: Manifest, federation: str | None) -> dict[str, HeadCosignature]:
-    """Return the co-signatures of a log that holds this manifest, by key.
-
-    Args:
-      folder: of the run, or of its bundle.
-      manifest: of the run.
-      federation: whose server's log it is; None if the run's files do not name it.
+def check_witnesses(folder: BoundFolder) -> str:
+    """Check the co-signatures of the log that holds this run's manifest; return who co-signed it, and when.
 
     Raises:
-      Refusal: one does not hold, is of another log, or is under a head without this manifest.
+      Refusal: one does not hold, is of another federation's log, or is under a head without this manifest.
+      Wrong: one is missing that the verifier requires.
     """
-    record, leaf = read_witnesses(folder), leaf_hash(_entry(manifest))
+    if not (folder.path / WITNESSES).exists():
+        raise Wrong(f"{WITNESSES} is missing, and --witness is given")
+    record, leaf = read_witnesses(folder.path), leaf_hash(_entry(folder.manifest))
     for witness in record.witnesses:
-        head = witness.cosignature
-        if not head.holds:
-            raise Refusal("witness", head.public, "did not sign this head")
-        if federation is not None and head.federation != federation:
-            raise Refusal(
-                "witness",
-                head.public,
-                f"co-signed the log of {head.federation!r}, and this run is of {federation!r}",
-            )
-        try:
-            proof, root = [bytes.fromhex(step) for step in witness.inclusion], bytes.fromhex(head.root)
-        except ValueError:
-            proof, root = [], b""
-        if not includes(root, head.size, leaf, record.place, proof):
-            remedy = f"co-signed a log of {head.size} entries that is not shown to hold this run's manifest"
+        _require_inclusion(witness, leaf, record.place)
+    if (folder.path / RECEIPTS).exists():
+        _require_federation(record, folder.receipts.description.federation)
+    cosignatures = {public: witness.cosignature for public, witness in _by_key(record).items()}
+    for key in folder.knowledge.witnesses:
+        if key not in cosignatures:
+            raise Wrong(f"the witness {key[:SHORT]} has not co-signed the log of this run")
+        if key in folder.authorities:
+            raise Wrong(f"the witness {key[:SHORT]} is the authority")
+    signers = [f"{public[:SHORT]} at {_utc(each.at)}" for public, each in sorted(cosignatures.items())]
+    advice = "" if folder.knowledge.witnesses else "; compare the keys with those you know, or give --witness"
+    return f"the log with this manifest is co-signed by {len(cosignatures)}: {', '.join(signers)}{advice}"
+
+
+def _require_inclusion(witness: Witness, leaf: bytes, position: int) -> None:
+    """Require a witness's signature under a head of a log that has this leaf at this position."""
+    head = witness.cosignature
+    if not head.holds:
+        raise Refusal("witness", head.public, "did not sign this head")
+    try:
+        proof, root = [bytes.fromhex(step) for step in witness.inclusion], bytes.fromhex(head.root)
+    except ValueError:
+        proof, root = [], b""
+    if not includes(root, head.size, leaf, position, proof):
+        remedy = f"co-signed a log of {head.size} entries that is not shown to hold this run's manifest"
+        raise Refusal("witness", head.public, remedy)
+
+
+def _require_federation(record: RunWitnesses, federation: str) -> None:
+    """Require that all witnesses co-signed the log of this federation's server."""
+    for head in (witness.cosignature for witness in record.witnesses):
+        if head.federation != federation:
+            remedy = f"co-signed the log of {head.federation!r}, and this run is of {federation!r}"
             raise Refusal("witness", head.public, remedy)
-    return {public: each.cosignature for public, each in _by_key(record).items()}
+
+
+def _utc(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")
 
 
 def _by_key(record: RunWitnesses) -> dict[str, Witness]:
@@ -134,4 +151,5 @@ def _by_key(record: RunWitnesses) -> dict[str, Witness]:
 
 
 def _entry(manifest: Manifest) -> bytes:
+    """Return the log's entry of a manifest; the log names a run as people call it."""
     return manifest_entry(display_name(manifest.run), manifest.hash)

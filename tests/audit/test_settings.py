@@ -2,17 +2,17 @@
 
 import pytest
 
-from fedveil.audit.settings import audit_of
+from fedveil.audit.settings import FullAudit, LightAudit, NoAudit, audit_of
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 
 
 def test_light_is_the_default_and_off_is_nothing() -> None:
     light = audit_of(settings_from_overrides([]))
-    assert light is not None and not light.full and light.on_alarm == "stop"
-    assert audit_of(settings_from_overrides(["audit=off"])) is None
+    assert isinstance(light, LightAudit) and light.on_alarm == "stop"
+    assert isinstance(settings_from_overrides(["audit=off"]).audit_group, NoAudit)
     full = audit_of(settings_from_overrides(["audit=full", "audit.canaries=7", "audit.looks=3"]))
-    assert full is not None and full.full and (full.canaries, full.looks) == (7, 3)
+    assert isinstance(full, FullAudit) and (full.canaries, full.looks) == (7, 3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from shared.runs import json_lines
 
 from fedveil.deployment.device.device_ledger import questions_of
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.privacy.ledger.ledger import verify
 
 SERVED = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))

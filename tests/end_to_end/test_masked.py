@@ -15,7 +15,8 @@ from shared.runs import json_lines, run_quietly
 import fedveil.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.messages.wire import Exchange
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.secagg.client import Participant

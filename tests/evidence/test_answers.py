@@ -2,50 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from shared.reports import ASKED, set_fields, texts_of, validated
 from shared.runs import json_lines
 
 from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import verify
 from fedveil.evidence.answers import describe_answers, read_answers, report_of_answers
-from fedveil.evidence.charts import bar
-from fedveil.evidence.content import receipts_of, report_of, to_json
-from fedveil.evidence.coverage import not_covered
+from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.page import MAX_FIGURES, PAGE, page_of
-from fedveil.evidence.page_text import differences, references
-from fedveil.evidence.pictures import MAX_SHAPES
+from fedveil.evidence.page_text import differences
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.run.run_files import read_run
 from fedveil.tasks.shapes import read_shapes
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-KEPT, ASKED = FIXTURES / "reported_run", FIXTURES / "asked_questions"
-SERVED = FIXTURES / "before_the_rooms" / "hearts" / "server" / "runs" / "before"
-SHAPES = {
-    "scores": ["ill", "well"],
-    "intercept": [0.1, -0.1],
-    "shapes": [
-        {"column": "age", "range": 2.0, "edges": [18, 40, 100], "values": [[-1.0, 1.0], [0.5, -0.5]]},
-        {
-            "column": "sex",
-            "range": 0.2,
-            "words": ["f", "m"],
-            "values": [[0.1, -0.1], [0, 0]],
-            "missing": [0.3, 0],
-        },
-    ],
-}
 
 
 def evaluated(number: int, accuracy: float | None) -> dict[str, Any]:
@@ -65,29 +41,8 @@ def evaluated(number: int, accuracy: float | None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(KEPT, tmp_path / "kept", ignore=shutil.ignore_patterns("golden")))
-
-
-@pytest.fixture
 def asked(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ASKED, tmp_path / "questions", ignore=shutil.ignore_patterns("golden")))
-
-
-def edited(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def validated(report: dict[str, Any], schema: str = "report") -> dict[str, Any]:
-    jsonschema = pytest.importorskip("jsonschema")
-    found = json.loads((PAGE / f"{schema}.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(found)
-    assert [error.message for error in jsonschema.Draft202012Validator(found).iter_errors(report)] == []
-    return report
-
-
-def told(page: str) -> dict[str, str]:
-    return {each.pointer: each.text for each in references(page)}
 
 
 # --- a folder of answers ---
@@ -110,9 +65,9 @@ def test_fairness_has_bars_intervals_and_a_price(asked: Path) -> None:
     record = json.loads((asked / "treated-alike.json").read_text())
     rows = {"name": "rows, yes, f", "value": 1480.0, "low": 1400.0, "high": 1560.0}
     record["answers"][0]["figures"].append(rows)  # a number among shares
-    edited(asked / "treated-alike.json", answers=record["answers"])
+    set_fields(asked / "treated-alike.json", answers=record["answers"])
     page = page_of(report_of_answers(asked))
-    shown = told(page)
+    shown = texts_of(page)
     women, men, nobody, apart = (f"/answers/0/answers/0/figures/{place}" for place in range(4))
     assert shown[f"{women}/name"] == "true positive rate, f" and shown[f"{women}/value"] == "59.4 %"
     assert shown[f"{men}/low"] == "76.4 %" and shown[f"{men}/high"] == "82 %"
@@ -159,7 +114,7 @@ def test_attributions_are_drawn_with_intervals_and_without_rows(asked: Path) -> 
 
 def test_folder_names_its_gaps(asked: Path) -> None:
     (asked / "intake-2026.json").unlink()
-    edited(asked / "treated-alike.json", name="another")
+    set_fields(asked / "treated-alike.json", name="another")
     report = validated(report_of_answers(asked), "answers")
     assert report["missing"] == [
         "Charged elsewhere: another.",
@@ -177,18 +132,18 @@ def test_a_folder_may_hold_a_ledger_of_clients_and_one_of_records(asked: Path) -
     report = validated(report_of_answers(asked), "answers")
     page = page_of(report)
     assert len(report["ledgers"]) == 2 and differences(page, report) == []
-    assert told(page)["/ledgers/1/verified/epsilon"] == "1.49"
-    edited(asked / "treated-alike.json", epsilon_after=None, unit="record")
+    assert texts_of(page)["/ledgers/1/verified/epsilon"] == "1.49"
+    set_fields(asked / "treated-alike.json", epsilon_after=None, unit="record")
     assert "on each client's own ledger" in page_of(report_of_answers(asked))
 
 
 def test_question_without_an_answer_states_its_spending(asked: Path) -> None:
-    edited(asked / "treated-alike.json", released=False, reason="too few clients answered", answers=[])
+    set_fields(asked / "treated-alike.json", released=False, reason="too few clients answered", answers=[])
     report = validated(report_of_answers(asked), "answers")
     assert report["answered"] == 1
     assert (
         "No answer: " in page_of(report)
-        and told(page_of(report))["/answers/0/reason"] == "too few clients answered"
+        and texts_of(page_of(report))["/answers/0/reason"] == "too few clients answered"
     )
 
 
@@ -209,21 +164,11 @@ def test_a_long_answer_is_cut_on_the_page_and_whole_in_the_json(asked: Path) -> 
     record = json.loads((asked / "treated-alike.json").read_text())
     figure = {"name": "word", "value": 1.0, "low": 0.0, "high": 2.0}
     answers = [{**record["answers"][0], "figures": [{**figure, "name": f"word {at}"} for at in range(200)]}]
-    edited(asked / "treated-alike.json", answers=answers)
+    set_fields(asked / "treated-alike.json", answers=answers)
     report = report_of_answers(asked)
     page = page_of(report)
     assert f"word {MAX_FIGURES - 1}<" in page and f"word {MAX_FIGURES}<" not in page
     assert "More figures are omitted" in page and len(report["answers"][0]["answers"][0]["figures"]) == 200
-
-
-@given(st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.sampled_from([[0.0, 1.0], [-1.0, 1.0]]))
-def test_a_bar_stays_within_its_axis(values: Sequence[float], ends: list[float]) -> None:
-    import re
-
-    low, value, high = sorted(values)
-    drawn = bar(value, low, high, ends)
-    numbers = [float(each) for each in re.findall(r'[xMH"]=?"?(-?\d+\.\d)', drawn)]
-    assert numbers and all(0 <= each <= 180 for each in numbers) and 'width="-' not in drawn
 
 
 # --- the report of a run ---
@@ -260,7 +205,7 @@ def test_the_officer_reads_which_questions_the_ledger_charged(kept: Path, asked:
     assert (question["name"], question["purposes"]) == ("treated-alike", "fairness")
     assert 0.5 < question["epsilon"] < 1.5
     assert [each["on_this_ledger"] for each in report["answers"]] == [True, False]
-    shown = told(page_of(report))
+    shown = texts_of(page_of(report))
     assert shown["/ledger/questions/0/why"] == "Are all treated alike?"
     place = next(at for at, each in enumerate(report["ledger"]["releases"]) if each["what"] == "question")
     assert (
@@ -275,11 +220,11 @@ def _gaussian(noise: float) -> Any:
 
 
 def test_measurements_of_clients_have_intervals(kept: Path) -> None:
-    edited(kept / "result.json", evaluations=[evaluated(3, 0.7), evaluated(6, 0.8)])
+    set_fields(kept / "result.json", evaluations=[evaluated(3, 0.7), evaluated(6, 0.8)])
     report = validated(report_of(read_run(kept)))
     page = page_of(report)
     assert "chart-evaluations" in page and differences(page, report) == []
-    shown = told(page)
+    shown = texts_of(page)
     assert shown["/evaluations/1/answers/0/figures/0/value"] == "0.8"
     assert shown["/evaluations/1/answers/1/figures/19/name"] == "0.95 to 1"
     assert page.count('<svg class="bar"') == 20  # the histogram of clients
@@ -293,21 +238,7 @@ def test_evaluation_drowned_in_noise_has_no_figure(kept: Path) -> None:
     (kept / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     report = validated(report_of(read_run(kept)))
     assert not [each for each in report["metrics"] if each["name"].startswith("clients/")]
-    assert told(page_of(report))["/evaluations/0/answers/0/figures/0/value"] == "cannot be said"
-
-
-def test_groups_of_held_out_data_have_a_row_each(kept: Path) -> None:
-    metrics = {"accuracy": 0.9, "groups/sex=f/accuracy": 0.8, "groups/sex=m/accuracy": 0.95}
-    edited(kept / "result.json", metrics={**metrics, "groups/sex=m/selection rate": 0.5})
-    report = validated(report_of(read_run(kept)))
-    assert report["groups"] == {
-        "figures": ["accuracy", "selection rate"],
-        "rows": [{"group": "sex=f", "values": [0.8, None]}, {"group": "sex=m", "values": [0.95, 0.5]}],
-    }
-    assert [each["name"] for each in report["metrics"]] == ["accuracy"]
-    page = page_of(report)
-    assert told(page)["/groups/rows/0/values/0"] == "80 %" and "no such row" in page
-    assert differences(page, report) == [] and "accuracy by group is not known" not in page
+    assert texts_of(page_of(report))["/evaluations/0/answers/0/figures/0/value"] == "cannot be said"
 
 
 def test_evaluation_belongs_to_its_run_and_a_question_to_none(kept: Path) -> None:
@@ -346,56 +277,6 @@ def test_evaluation_belongs_to_its_run_and_a_question_to_none(kept: Path) -> Non
     assert differences(page_of(report), report) == []
 
 
-def test_rounds_of_values_that_lost_are_in_no_mean_of_the_last_rounds(kept: Path) -> None:
-    arms = {"key": "learning_rate", "rounds": 1, "metric": "accuracy", "arms": [], "winner": 1, "value": 5.0}
-    edited(kept / "result.json", tuning=arms)
-    rows = [{"round": n, "arm": 1 + (n > 2), "accuracy": 0.5 if n < 3 else 0.1} for n in range(1, 5)]
-    rows += [{"round": n, "accuracy": 0.7} for n in range(5, 9)]
-    (kept / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    tail = report_of(read_run(kept))["tail"]
-    assert tail["low"] == 0.5 and tail["mean"] == pytest.approx((4 * 0.7 + 0.5) / 5)
-
-
-@pytest.mark.parametrize("mode", ["record", "record_and_client", "record_distributed", "client_central"])
-def test_rounding_of_gradients_is_not_called_covered(kept: Path, mode: str) -> None:
-    run = read_run(kept)
-    limits = not_covered(replace(run, config={**run.config, "privacy": {"name": mode}}), [], None)
-    (found,) = (each for each in limits if each["limit"] == "Floating-point noise")
-    assert (found["state"] == "not covered" and "float32" in found["said"]) is mode.startswith("record")
-
-
-def test_held_out_data_that_nobody_has_are_not_called_public(kept: Path) -> None:
-    (kept / "metrics.jsonl").write_text(
-        '{"round": 1, "train/loss": 0.5, "invited": 9.0, "clients/accuracy": 0.5}\n'
-    )
-    edited(kept / "result.json", metrics={"clients/accuracy": 0.5, "train/loss": 0.5}, data="real")
-    report = validated(report_of(read_run(kept)))
-    (found,) = (each for each in report["not_covered"] if each["limit"] == "Held-out data")
-    assert (found["state"], found["said"]) == ("covered", "No metric was computed on held-out data.")
-
-
-def test_additive_model_is_drawn_as_its_shapes(kept: Path) -> None:
-    report = validated(report_of(read_run(kept), shapes=SHAPES))
-    columns = [(each["column"], each["score"]) for each in report["shapes"]["shapes"]]
-    assert columns == [("age", "ill"), ("age", "well"), ("sex", "ill"), ("sex", "well")]  # the furthest first
-    page = page_of(report)
-    assert all(f'id="shape-{place}-title"' in page for place in range(4))
-    shown = told(page)
-    assert (shown["/shapes/shapes/0/lowest"], shown["/shapes/shapes/0/highest"]) == ("-1", "1")
-    assert shown["/shapes/shapes/2/missing"] == "0.3" and "/shapes/shapes/0/missing" not in shown
-    assert differences(page, report) == []
-
-
-def test_many_shapes_are_left_to_the_json(kept: Path) -> None:
-    many = {**SHAPES, "shapes": [{**SHAPES["shapes"][0], "column": f"column {at}"} for at in range(40)]}
-    report = report_of(read_run(kept), shapes=many)
-    page = page_of(report)
-    assert len(report["shapes"]["shapes"]) == 80 and page.count('id="shape-') == MAX_SHAPES
-    assert "has all of them" in page and len(page.encode()) < 300_000
-    flat = {**SHAPES, "shapes": [{**each, "values": [[0, 0], [0, 0]]} for each in SHAPES["shapes"]]}
-    assert "shape-0" in page_of(report_of(read_run(kept), shapes=flat))
-
-
 def test_the_shapes_are_read_from_schema_and_model(tmp_path: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
@@ -419,45 +300,6 @@ def test_the_shapes_are_read_from_schema_and_model(tmp_path: Path) -> None:
 
 
 # --- receipts ---
-
-
-def served(tmp_path: Path, **result: Any) -> Path:
-    run = Path(shutil.copytree(SERVED, tmp_path / "runs" / "before"))
-    edited(run / "result.json", rosters=[{"version": 1, "members": 5}], **result)
-    (run / "manifest.json").write_text("{}")
-    receipt = {"node": 1, "commitment": "00", "signature": "00"}
-    hashed = read_run(run).manifest
-    (run / "receipts.json").write_text(json.dumps({"manifest": hashed, "receipts": [receipt] * 3}))
-    return run
-
-
-def test_receipts_are_counted_where_the_count_is_public(tmp_path: Path) -> None:
-    run = served(tmp_path, seconds=3.0)
-    wanted = {"public": True, "ended": True, "given": 3, "members": 5, "of_this_run": True}
-    assert receipts_of(read_run(run)) == wanted
-    page = page_of(validated({**report_of(read_run(run)), "rosters": []}))
-    assert told(page)["/receipts/given"] == "3" and told(page)["/receipts/members"] == "5"
-    (run / "manifest.json").write_text('{"files": {}}')
-    assert receipts_of(read_run(run)) == {**wanted, "of_this_run": False}
-    (run / "receipts.json").write_text("[]")
-    assert receipts_of(read_run(run)) == {**wanted, "given": 0, "of_this_run": False}
-    (run / "receipts.json").unlink()
-    assert receipts_of(read_run(run)) == {**wanted, "given": 0, "of_this_run": None}
-
-
-def test_receipts_of_a_secret_draw_are_their_operators(tmp_path: Path) -> None:
-    run = served(tmp_path, seconds=None)
-    unknown = {"given": None, "members": None, "of_this_run": None}
-    assert receipts_of(read_run(run)) == {"public": False, "ended": True, **unknown}
-    page = page_of({**report_of(read_run(run)), "rosters": []})
-    assert "only the operator knows the members" in page and "/receipts/given" not in told(page)
-    (run / "result.json").unlink()
-    assert receipts_of(read_run(run)) == {"public": False, "ended": False, **unknown}
-    assert "Devices give receipts when the run ends." in page_of(report_of(read_run(run)))
-
-
-def test_a_simulation_has_no_receipts() -> None:
-    assert receipts_of(read_run(KEPT)) is None
 
 
 # --- the commands ---

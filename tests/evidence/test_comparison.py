@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared.reports import KEPT
 
 from fedveil.evidence.comparison import compare_reports
 from fedveil.evidence.content import report_of
 from fedveil.run.run_files import read_run
-
-KEPT = Path(__file__).parents[1] / "fixtures" / "reported_run"
 
 
 @pytest.fixture

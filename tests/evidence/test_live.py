@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from shared.reports import texts_of
 
 from fedveil.base.refusal import Refusal
 from fedveil.evidence import live
@@ -26,7 +27,6 @@ from fedveil.evidence.content import report_of, to_json
 from fedveil.evidence.live import listener
 from fedveil.evidence.live_page import serving
 from fedveil.evidence.page import page_of
-from fedveil.evidence.page_text import references
 from fedveil.run import run as running
 from fedveil.run.run_files import read_run
 
@@ -88,7 +88,7 @@ def test_live_page_is_the_report_of_the_folder(folder: Path, port: int) -> None:
     assert text == to_json(report_of(run, commands_of(run), as_of=made))
     status, headers, page = asked(port)
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-    shown = {each.pointer: each.text for each in references(page)}
+    shown = texts_of(page)
     later = f"{made[:11]}{shown['/run/as_of']}{made[19:]}"  # it may be made anew between the two requests
     assert page == page_of(report_of(run, commands_of(run), as_of=later))
     assert shown["/run/status"] == "running" and "chip not-ended" not in page and "no value is final" in page

@@ -15,7 +15,8 @@ import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.cli.budget import show
 from fedveil.cli.report import report
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.accounting.record_events import record_event

@@ -22,7 +22,8 @@ from fedveil.client import secure_update
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.values import MAX_ROUNDS
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.messages.training_order import ORDER_KEY, TrainingOrder
 from fedveil.messages.wire import memory_arrays
 from fedveil.modes.federation import Federation

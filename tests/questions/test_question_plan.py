@@ -5,72 +5,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
+from shared.questions import CLIENTS, FREE, ROWS, Ages, Few, federation, figure, inquiry
+from shared.runs import reservations
 
 import fedveil as fv
-from fedveil import Examples
 from fedveil.base.refusal import Refusal
 from fedveil.cli.ask import ask as ask_command
 from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.modes.federation import Federation
 from fedveil.privacy.ledger.acts import VACUOUS
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.data_sets import adopt, population_ledger
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
-from fedveil.privacy.ledger.ledger_state import RESERVE
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.statistics.columns import Numbers
-from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.questions import ask as asks
+from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.questions import simulated as asking
 from fedveil.questions.question_plan import Spend
-from fedveil.questions.simulated import ask_here, require_columns
+from fedveil.questions.simulated import ask_here
 from fedveil.questions.sums import CELLS
-from fedveil.run.build import RunObjects, build
+from fedveil.run.build import build
 from fedveil.tasks import load_task
 from fedveil.tasks.columns import columns_of
-
-CLIENTS, ROWS = 40, 10
-FREE = Spend(noise_multiplier=0.02)  # nobody is hidden, so that an answer can be held against the truth
-
-
-class Ages:
-    """Clients with a few people each, whose ages are a column."""
-
-    simulated, num_clients = True, CLIENTS
-
-    def model(self) -> torch.nn.Module:
-        return torch.nn.Linear(1, 2)
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs, targets)
-
-    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-        return {}
-
-    def client_data(self, client: int) -> Examples:
-        return Examples(torch.zeros(ROWS, 1), torch.zeros(ROWS, dtype=torch.int64))
-
-    def held_out(self) -> Examples:
-        return self.client_data(0)
-
-    def columns(self, client: int) -> Mapping[str, np.ndarray]:
-        return {"age": np.random.default_rng(client).uniform(20, 80, ROWS)}
 
 
 class Wards(Ages):
@@ -85,32 +51,11 @@ class Wards(Ages):
 MEAN = np.mean([Ages().columns(client)["age"] for client in range(CLIENTS)])
 
 
-def inquiry(name: str = "ages", **keys: Any) -> Inquiry:
-    ask = [{"kind": "mean", "name": "age", "of": "age", "low": 0, "high": 100, **keys}]
-    return read_inquiry({"name": name, "records": ROWS, "why": "How old are they?", "ask": ask})
-
-
-def federation(*overrides: str, task: Any = None) -> Federation:
-    common = ["task=custom", "task.target=object:Ages", "allow_modules=[object]"]
-    given = ["privacy.target_delta=0.005", "privacy.allow_large_delta=true", "privacy.target_epsilon=100000"]
-    cohort = [] if any(each.startswith("cohort") for each in overrides) else ["cohort=all"]
-    settings = settings_from_overrides([*common, *cohort, *given, *overrides])
-    return build(settings, objects=RunObjects(task=task or Ages()))
-
-
-def figure(record: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(each for answer in record["answers"] for each in answer["figures"] if each["name"] == name)
-
-
-def reservations(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(each.payload) for each in read_entries(folder / "ledger") if each.kind == "reserve"]
-
-
 def test_answer_is_right_within_its_interval_and_one_ledger_entry(tmp_path: Path) -> None:
     record = ask_here(federation(), inquiry(), FREE, tmp_path)
     mean = figure(record, "mean")
     assert mean["low"] <= MEAN <= mean["high"] and mean["high"] - mean["low"] < 0.5
-    (entry,) = reservations(tmp_path)
+    (entry,) = reservations(tmp_path / "ledger")
     assert entry["kind"] == "question" and entry["purpose"] == "How old are they?"
     assert entry["segments"] == {"age": "statistics", "age: clipped": "statistics"}
     assert verify(tmp_path / "ledger").ok
@@ -157,43 +102,6 @@ def test_clients_count_alike_by_messages_and_without(tmp_path: Path, kind: type[
     assert one["answers"] == two["answers"] != []
 
 
-def test_repeated_question_is_answered_from_the_record(tmp_path: Path) -> None:
-    parts = federation()
-    first = ask_here(parts, inquiry(), FREE, tmp_path)
-    again = ask_here(parts, inquiry(), FREE, tmp_path)
-    assert again == {**first, "from_record": True} and len(reservations(tmp_path)) == 1
-    with pytest.raises(Refusal, match="use a new name"):
-        ask_here(parts, inquiry(resolution=50, at_least=400), FREE, tmp_path)
-    assert len(reservations(tmp_path)) == 1
-
-
-def test_an_answer_of_other_clients_is_no_answer(tmp_path: Path) -> None:
-    def digits(clients: int, seed: int = 0) -> Federation:
-        given = ["task=digits", f"task.num_clients={clients}", f"seed={seed}", "cohort=all"]
-        return build(settings_from_overrides(given))
-
-    labels = read_inquiry({"name": "labels", "records": 5, "ask": [{"kind": "count", "name": "rows"}]})
-    spend = Spend(epsilon=1.0)
-    first = ask_here(digits(60), labels, spend, tmp_path)
-    assert ask_here(digits(60), labels, spend, tmp_path) == {**first, "from_record": True}
-    for others in (digits(80), digits(60, seed=1)):
-        with pytest.raises(Refusal, match="asked of other clients"):
-            ask_here(others, labels, spend, tmp_path)
-
-
-def test_real_answer_with_a_lost_record_is_not_repeated(tmp_path: Path) -> None:
-    class Real(Ages):
-        simulated, data_id = False, "ages-2026"
-
-    where = f"ledger.dir={tmp_path / 'ledgers'}"
-    parts = federation(where, "task.held_out=public", task=Real())
-    record = ask_here(parts, inquiry(), FREE, tmp_path)
-    assert record["rng"] == "system"
-    (tmp_path / "ages.json").unlink()
-    with pytest.raises(Refusal, match="take a new key"):
-        ask_here(parts, inquiry(), FREE, tmp_path)
-
-
 def test_too_wide_question_is_refused_before_a_charge(tmp_path: Path) -> None:
     parts, spend = federation(), Spend(epsilon=0.2)
     with pytest.raises(Refusal, match=r"epsilon [\d.]+ would suffice, or \d+ rows") as refused:
@@ -205,12 +113,6 @@ def test_too_wide_question_is_refused_before_a_charge(tmp_path: Path) -> None:
     assert (mean["high"] - mean["low"]) / 2 < 2.5
     with pytest.raises(Refusal, match="give the number of rows"):
         ask_here(parts, inquiry("other", resolution=2), spend, tmp_path)
-
-
-class Few(Ages):
-    """Three clients with real data."""
-
-    simulated, data_id, num_clients = False, "few-2026", 3
 
 
 @pytest.mark.parametrize("kind", ["count", "mean", "quantiles"])
@@ -232,23 +134,6 @@ def test_drowned_question_is_refused_on_real_data_until_accepted(kind: str, tmp_
     (ledger,) = (tmp_path / "ledgers").glob("*.ledger")
     acts = [json.loads(each.payload) for each in read_entries(ledger) if each.kind == VACUOUS]
     assert len(acts) == 1
-
-
-def test_question_answered_by_another_process_is_not_charged_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = f"ledger.dir={tmp_path / 'ledgers'}", "task.held_out=public", "accept_vacuous=true"
-    once, alone = partial(ask_here, spend=Spend(epsilon=2), folder=tmp_path / "q"), asks.lock_records
-
-    def waiting(parts: Federation) -> AbstractContextManager[None]:
-        monkeypatch.setattr(asks, "lock_records", alone)
-        assert not once(federation(*given, task=Few()), inquiry())["from_record"]
-        return alone(parts)
-
-    monkeypatch.setattr(asks, "lock_records", waiting)
-    assert once(federation(*given, task=Few()), inquiry())["from_record"]
-    (ledger,) = (tmp_path / "ledgers").glob("*.ledger")
-    assert sum(each.kind == RESERVE for each in read_entries(ledger)) == 1
 
 
 def test_a_simulated_question_that_the_noise_drowns_is_warned_of(
@@ -289,7 +174,7 @@ def test_question_beyond_the_budget_is_refused_and_not_sent(tmp_path: Path) -> N
     parts = federation("privacy.target_epsilon=1")
     with pytest.raises(BudgetExhausted):
         ask_here(parts, inquiry(), FREE, tmp_path)
-    assert not reservations(tmp_path) and not (tmp_path / "ages.json").exists()
+    assert not reservations(tmp_path / "ledger") and not (tmp_path / "ages.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -542,25 +427,3 @@ def test_word_outside_the_schema_is_clipped_and_fails_no_client(tmp_path: Path) 
     asked = read_inquiry({"name": "q", "records": 5, "ask": [ask]})
     values = asked.contribution({"sex": one})
     assert list(values["h"]) == [1, 0] and values["h: clipped"] == 0.5  # pyright: ignore[reportArgumentType]
-
-
-class Words(Ages):
-    """The same, whose ages are words."""
-
-    def columns(self, client: int) -> Mapping[str, np.ndarray]:
-        return {"age": np.array(["old"] * ROWS)}
-
-
-def test_a_column_that_nobody_has_is_refused_before_it_is_charged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(Refusal, match=re.escape("of='agee': is no column; there are age")):
-        ask_here(federation(), inquiry(of="agee"), FREE, tmp_path / "into")
-    assert not (tmp_path / "into").exists() and not caplog.records
-
-
-def test_only_the_names_of_columns_are_looked_at() -> None:
-    """A refusal for what a row holds would tell it."""
-    with patch.object(Numbers, "read", autospec=True, side_effect=Numbers.read) as read:
-        require_columns(Words(), inquiry(), None)
-    assert read.call_count and all(not len(call.args[1]["age"]) for call in read.call_args_list)

@@ -25,7 +25,8 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import serve
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.evidence.content import report_of
 from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.ledger.ledger import read_entries, verify

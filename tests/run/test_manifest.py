@@ -22,7 +22,8 @@ from fedveil.cli.report import bundle, key
 from fedveil.cli.report import report as make_report
 from fedveil.cli.verify import UNBOUND
 from fedveil.cli.verify import verify as verify_path
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.evidence.content import to_json
 from fedveil.evidence.page import page_of
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify

@@ -20,8 +20,9 @@ from fedveil.deployment.device.client_bundle import ClientBundle, read_client_bu
 from fedveil.deployment.device.receipts import MAX_OPENINGS, give_receipt, receipt_for
 from fedveil.deployment.serve import serve
 from fedveil.deployment.watch import LOG
+from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.receipts import fewest_receipts, read_receipts, verify_roster
-from fedveil.evidence.binding.verify import CheckLine, Knowledge, verify_folder
+from fedveil.evidence.binding.verify import CheckLine, verify_folder
 from fedveil.messages.flower_adapter import records_of
 from fedveil.messages.run_over import MAX_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
 from fedveil.privacy.budget import Budget, Unit

@@ -12,6 +12,7 @@ import pytest
 from fedveil.cli.verify import verify
 from fedveil.deployment.rollover import roll_over
 from fedveil.deployment.serve import serve
+from fedveil.evidence.binding.bound_folder import BoundFolder
 from fedveil.evidence.binding.receipts import Receipts, read_receipts, write_receipts
 from fedveil.privacy.secagg.rollover import DAY_SECONDS, Rollover
 
@@ -102,16 +103,8 @@ def test_the_old_key_alone_signs_no_run_of_after_the_overlap(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A thief of the old key must put the end of a run before the end of the overlap."""
-    import fedveil.evidence.binding.verify as verification
-
     kept = (world.run("before") / "receipts.json").read_bytes()
-    end = int(time.time() + (DAYS + 1) * DAY_SECONDS)
-
-    def ended(held: object) -> int:
-        del held
-        return end
-
-    monkeypatch.setattr(verification, "_seconds_of_end", ended)
+    monkeypatch.setattr(BoundFolder, "seconds_of_end", int(time.time() + (DAYS + 1) * DAY_SECONDS))
     assert world.verified("before", world.chain) == 2
     assert "was replaced, and the run did not end before" in " ".join(capsys.readouterr().out.split())
     rewritten(world, "before", rollovers=read_receipts(world.run("after")).rollovers)

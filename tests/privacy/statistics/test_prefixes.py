@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
+from shared.questions import Ages
 
 from fedveil import Examples
 from fedveil.base.refusal import Refusal
@@ -28,7 +28,6 @@ from fedveil.questions.question_plan import Spend
 from fedveil.questions.simulated import ask_here
 from fedveil.run.build import RunObjects, build
 
-Ages = runpy.run_path(str(Path(__file__).parents[2] / "questions/test_question_plan.py"))["Ages"]
 LETTERS, DRAWS, CLIENTS, ROWS = "abcdefgh", 1000, 30, 12
 WORDS = ("bad", "badge", "cab", "dead", "face", "a", "bee", "hag")
 ODDS = (0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.02)

@@ -27,7 +27,8 @@ from fedveil.cli.plan import show_plan
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.deployment.device.device_ledger import questions_of
 from fedveil.deployment.serve import serve
-from fedveil.evidence.binding.verify import Knowledge, verify_folder
+from fedveil.evidence.binding.bound_folder import Knowledge
+from fedveil.evidence.binding.verify import verify_folder
 from fedveil.messages.flower_adapter import name_message, records_of
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import OWNERS_POLICY, instruct

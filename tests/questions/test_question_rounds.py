@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 from flwr.app import Message, RecordDict
+from shared import questions
+from shared.questions import figure
 from shared.runs import reservations
 
 from fedveil.base.refusal import Refusal
@@ -41,7 +42,7 @@ CLIENTS, ROWS, MODES = 8, 10, ("record", "record_distributed")
 AGES = {"of": "age", "low": 0, "high": 100}
 
 
-class Ages(runpy.run_path(str(HERE / "questions/test_question_plan.py"))["Ages"]):
+class Ages(questions.Ages):
     num_clients = CLIENTS
 
 
@@ -64,14 +65,6 @@ def federation(mode: str, *overrides: str, task: object | None = None) -> Any:
     given = ["privacy.target_delta=0.0005", "privacy.target_epsilon=100000", "privacy.allow_large_delta=true"]
     settings = settings_from_overrides([*common, f"privacy={mode}", *given, *overrides])
     return build(settings, objects=RunObjects(task=task or Ages()))
-
-
-def figure(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return next(each for answer in record["answers"] for each in answer["figures"] if each["name"] == name)
-
-
-def payloads(path: Path) -> list[dict[str, Any]]:
-    return reservations(path)
 
 
 def test_parts_of_a_record_have_its_norm_at_most_in_any_question() -> None:
@@ -118,7 +111,7 @@ def test_epsilon_is_dp_accountings_of_one_gaussian(tmp_path: Path, mode: str) ->
         if mode == "record_distributed"
         else [*tmp_path.glob("client_ledgers/*.ledger")]
     )
-    entries = [each for path in paths for each in payloads(path)]
+    entries = [each for path in paths for each in reservations(path)]
     assert len(entries) == (1 if mode == "record_distributed" else CLIENTS)
     for entry in entries:
         assert entry["kind"] == "question" and entry["segments"] == {
@@ -128,7 +121,7 @@ def test_epsilon_is_dp_accountings_of_one_gaussian(tmp_path: Path, mode: str) ->
     assert all(verify(path).ok for path in paths)
     again = ask_here(federation(mode), inquiry(), Spend(noise_multiplier=2.0), tmp_path)
     assert again == {**record, "from_record": True}
-    assert sum(len(payloads(path)) for path in paths) == len(entries)
+    assert sum(len(reservations(path)) for path in paths) == len(entries)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -187,7 +180,7 @@ def test_encrypted_sums_hide_records_by_shares_of_noise(tmp_path: Path) -> None:
     record = ask_here(parts, inquiry(), Spend(noise_multiplier=1.0), tmp_path)
     rows = figure(record, "rows")
     assert rows["low"] <= CLIENTS * ROWS <= rows["high"] and rows["high"] - rows["low"] < 10
-    assert len(payloads(tmp_path / "records" / "ledger")) == 1
+    assert len(reservations(tmp_path / "records" / "ledger")) == 1
 
 
 @pytest.mark.parametrize(
@@ -257,7 +250,7 @@ def message(
 def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -> None:
     device, asked = MADE["device_of"](clients / "c0", purposes=("statistics",)), of_labels()
     assert MADE["code_of"](device, message(asked)) == 0
-    (entry,) = payloads(device.ledger.records)
+    (entry,) = reservations(device.ledger.records)
     assert entry["kind"] == "question" and not device.ledger.path.exists()
     (told,) = questions_of(device.ledger.records)
     assert told.reason == "How many are ill?" and told.epsilon > 0
