@@ -54,9 +54,9 @@ class AdaptiveNoise:
     Attributes:
       plan: of the rounds to come, calibrated for the filter.
       budget: of the filter.
-      loss: the scalar of the private sum that is the mean loss.
+      loss: name of the mean loss among the scalars of the private sum.
       prior: events on the ledger when the rounds were planned.
-      start_round: rounds completed before.
+      start_round: number of rounds completed before the plan was made.
     """
 
     plan: Plan
@@ -76,27 +76,24 @@ class AdaptiveNoise:
         Args:
           noise: noise multiplier of round `number`.
           number: of the round, from 1.
-          losses: the last noised mean losses, that round's among them.
+          losses: the noised mean losses of the last rounds, up to that round's.
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
-        rounds = number - self.start_round
-        rest = self.plan.num_rounds - rounds
-        if (
-            noise != self.first
-            or rest < 1
-            or not (stalled(losses) or rounds >= LATEST * self.plan.num_rounds)
-        ):
+        completed = number - self.start_round
+        remaining = self.plan.num_rounds - completed
+        is_saving = noise == self.first and remaining >= 1
+        must_spend = stalled(losses) or completed >= LATEST * self.plan.num_rounds
+        if not (is_saving and must_spend):
             return noise
-        saved = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), rounds)
-        return replace(self.plan, num_rounds=rest).calibrate(self.budget, (*self.prior, saved)).noise
+        past = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), completed)
+        return replace(self.plan, num_rounds=remaining).calibrate(self.budget, (*self.prior, past)).noise
 
 
 def stalled(losses: Sequence[float]) -> bool:
-    """Return whether the last rounds hardly lowered the loss; False while there are too few."""
-    if len(losses) < 2 * WINDOW:
-        return False
-    return sum(losses[-WINDOW:]) > STALLED * sum(losses[-2 * WINDOW : -WINDOW])
+    """Return whether the last `WINDOW` rounds hardly lowered the loss of those before; False while there are too few."""
+    latest, earlier = losses[-WINDOW:], losses[-2 * WINDOW : -WINDOW]
+    return len(losses) >= 2 * WINDOW and sum(latest) > STALLED * sum(earlier)
 
 
 @dataclass(frozen=True)
@@ -111,11 +108,11 @@ class Adaptation:
         return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise)
 
     def segments(self, plan: Plan, expected_size: float) -> tuple[Segment, ...]:
-        """Return the segments that the choices need besides the metrics, in a round with this plan.
+        """Return the segments of a client's vector from which the next choices follow, besides the metrics.
 
         Args:
           plan: of the round.
-          expected_size: of its cohort, the fixed denominator.
+          expected_size: of the round's cohort; the sum is divided by it.
         """
         if self.clipping is None:
             return ()
@@ -127,7 +124,7 @@ class Adaptation:
         Args:
           last: the choices of round `number`.
           number: of the round, from 1.
-          scalars: its noised means by name.
+          scalars: the round's noised means by name.
         """
         if self.clipping is not None:
             norm = self.clipping.next_norm(last.clipping_norm, scalars[UNCLIPPED])

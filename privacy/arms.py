@@ -92,16 +92,19 @@ class Arm:
 
 
 def charged(releases: Iterable[tuple[str, Arm | None]]) -> Counter[str]:
-    """Return how often each event's text is charged: for the arms of a deal, the maximum over the arms.
+    """Return how often each event is charged: for the arms of a deal, the maximum over the arms.
 
     This equals the loss of the worst client if the arms released the same events; otherwise it is an upper bound.
+
+    Args:
+      releases: event of each release, as canonical JSON, and its arm; None if all clients took part.
     """
     counts, by_arm = Counter[str](), defaultdict[tuple[str, str], Counter[int]](Counter)
-    for text, arm in releases:
+    for event, arm in releases:
         if arm is None:
-            counts[text] += 1
+            counts[event] += 1
         else:
-            by_arm[arm.deal.key, text][arm.number] += 1
-    for (_, text), each in by_arm.items():
-        counts[text] += max(each.values())
+            by_arm[arm.deal.key, event][arm.number] += 1
+    for (_, event), arm_counts in by_arm.items():
+        counts[event] += max(arm_counts.values())
     return counts

@@ -41,11 +41,11 @@ class Frontier:
         for leaf in leaves:
             self.size += 1
             self.peaks.append(leaf)
-            ends = self.size
-            while ends % 2 == 0:  # two perfect subtrees of one height become one
+            subtrees = self.size  # of the height that the last peak has
+            while subtrees % 2 == 0:  # the last two peaks have one height: they become one
                 right = self.peaks.pop()
                 self.peaks[-1] = _node_hash(self.peaks[-1], right)
-                ends //= 2
+                subtrees //= 2
 
     def copy(self) -> Frontier:
         """Return another frontier of the same tree."""
@@ -107,7 +107,7 @@ def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
     if not 0 < size <= len(leaves):
         raise ValueError(f"size {size} of {len(leaves)} leaves")
     proof: list[bytes] = []
-    whole = True  # whether what is left of the smaller tree is all of it, whose root the auditor has
+    whole = True  # whether `leaves` still begins with the whole smaller tree, whose root the auditor has
     while size < len(leaves):
         split = _split(len(leaves))
         left, right = leaves[:split], leaves[split:]
@@ -121,7 +121,7 @@ def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
 
 
 def includes(root: bytes, size: int, leaf: bytes, index: int, proof: Sequence[bytes]) -> bool:
-    """Return whether a proof shows a leaf in a tree: RFC 9162, section 2.1.3.2.
+    """Return whether a proof shows a leaf in a tree: RFC 9162, section 2.1.3.2, where `number` is fn and `last` is sn.
 
     Args:
       root: of the tree.
@@ -149,6 +149,8 @@ def includes(root: bytes, size: int, leaf: bytes, index: int, proof: Sequence[by
 def extends(first: bytes, first_size: int, second: bytes, second_size: int, proof: Sequence[bytes]) -> bool:
     """Return whether a proof shows that a tree begins with a smaller one: RFC 9162, section 2.1.4.2.
 
+    `number`, `last`, `old` and `new` are fn, sn, fr and sr of the RFC.
+
     Args:
       first: root of the smaller tree.
       first_size: of it, from 1.
@@ -160,9 +162,8 @@ def extends(first: bytes, first_size: int, second: bytes, second_size: int, proo
         return False
     if first_size == second_size:
         return not proof and first == second
-    path = list(proof)
-    if first_size & (first_size - 1) == 0:
-        path.insert(0, first)
+    is_power_of_two = first_size & (first_size - 1) == 0  # the proof then leaves out the smaller root
+    path = [first, *proof] if is_power_of_two else list(proof)
     if not path:
         return False
     number, last = first_size - 1, second_size - 1

@@ -113,50 +113,40 @@ class Plan:
           rounds: number of rounds; None for all rounds of the plan.
           prior: events that the same unit was charged before.
         """
-        events = self._after(rounds, prior)
+        events = self._events(self.num_rounds if rounds is None else rounds, prior)
         return spent_epsilon(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
-    def curve(
-        self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
-    ) -> PrivacyCurve:
-        """Return epsilon for a range of deltas after `rounds` rounds; with an RDP filter, the curve of its budget.
+    def curve(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> PrivacyCurve:
+        """Return epsilon for a range of deltas after all rounds; with an RDP filter, the curve of its budget.
 
-        Args:
-          budget: budget with the plan's unit and adjacency.
-          rounds: number of rounds; None for all rounds of the plan.
-          prior: events that the same unit was charged before.
+        Arguments as of `calibrate`.
         """
         if self.filter_order is not None:
             return filter_curve(budget, self.filter_order)
-        return privacy_curve(self._after(rounds, prior), self.adjacency)
+        return privacy_curve(self._events(self.num_rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
-        """Return the number of rounds with this noise that fit the budget, at most `MAX_ROUNDS`.
-
-        Args:
-          budget: budget with the plan's unit and adjacency.
-          prior: events that the same unit was charged before.
-        """
+        """Return the number of rounds with this noise that fit the budget, at most `MAX_ROUNDS`. Arguments as of `calibrate`."""
         self._check(budget)
 
         def affordable(rounds: int) -> bool:
-            return admits(self._after(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
+            return admits(self._events(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
 
         max_rounds = self.mechanism.rows or MAX_ROUNDS
-        count, step = 0, self.num_rounds  # a calibrated plan affords little more than it has
+        count, step = 0, self.num_rounds
         while count < max_rounds and affordable(count + step):
-            count, step = count + step, 1 if not count else 2 * step
-        while step > 1:
-            step, half = step - step // 2, step // 2
-            count, step = (count + half, step) if affordable(count + half) else (count, half)
+            count += step
+            step = 1 if count == self.num_rounds else 2 * step  # most plans afford hardly more than they have
+        while step > 1:  # `count` rounds are affordable, and `count + step` are not
+            half = step // 2
+            if affordable(count + half):
+                count, step = count + half, step - half
+            else:
+                step = half
         return min(count, max_rounds)
 
-    def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> None:
-        """Refuse noise that is so small that a single round exceeds the budget.
-
-        Args:
-          budget: budget of the ledger.
-          prior: events on the ledger.
+    def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]") -> None:
+        """Refuse noise that is so small that a single round exceeds the budget. Arguments as of `calibrate`.
 
         Raises:
           Unaffordable: one round exceeds the budget; the refusal names the noise multiplier.
@@ -178,24 +168,20 @@ class Plan:
           Unaffordable: too little of the budget is left for any useful noise.
         """
         self._check(budget)
-        spent = spent_epsilon(
-            prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL
-        )
+        spent = self._spent(prior, budget, PUBLISH_INTERVAL)
         if spent > (1 - MIN_SHARE_LEFT) * budget.target_epsilon:
             remedy = f"already spent ({spent:.4g}): raise it, or keep the model that you have"
             raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:
-            if not prior:
+            if not prior:  # nothing composed for one noise is of use for the next
                 forget_distributions()
-            planned = replace(self, noise_multiplier=noise)._after(None, prior)
-            return spent_epsilon(
-                planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL
-            )
+            planned = replace(self, noise_multiplier=noise)._events(self.num_rounds, prior)
+            return self._spent(planned, budget, GATE_INTERVAL)
 
         noise = find_min_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
-        while not admits(calibrated._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
+        while not calibrated._fits(budget, prior):
             noise *= 1 + NOISE_TOLERANCE
             calibrated = replace(self, noise_multiplier=noise)
         return calibrated
@@ -204,9 +190,9 @@ class Plan:
         self,
         runs: int,
         budget: Budget,
-        prior: "Sequence[DpEvent]" = (),
-        num_rounds: int | None = None,
-        other_events: "Sequence[DpEvent]" = (),
+        prior: "Sequence[DpEvent]",
+        num_rounds: int | None,
+        other_events: "Sequence[DpEvent]",
     ) -> "Plan":
         """Return this plan with noise with which `runs` identical runs together fit the budget.
 
@@ -216,7 +202,7 @@ class Plan:
           runs: number of runs, at least 1.
           budget: budget with the plan's unit and adjacency.
           prior: events that the same unit was charged before.
-          num_rounds: number of rounds of one run; None for the plan's.
+          num_rounds: number of rounds of one whole run, if the plan is for the rest of one; None for the plan's.
           other_events: events of one run in addition to its rounds, such as evaluations.
         """
         self._check(budget)
@@ -227,7 +213,7 @@ class Plan:
             all_runs = replace(self, num_rounds=runs * (num_rounds or self.num_rounds))
             together = all_runs.calibrate(budget, [each for each in other_events for _ in range(runs)])
             share = replace(together, num_rounds=self.num_rounds)
-            if admits(share._after(None, prior), budget, self.filter_order, PUBLISH_INTERVAL):
+            if share._fits(budget, prior):
                 return share
         return self.calibrate(budget, prior)
 
@@ -235,11 +221,7 @@ class Plan:
         """Return this plan, calibrated under an RDP filter, for a run whose noise depends on its releases.
 
         The filter's order is the plan's. If that is None, it is the order that admits most rounds at the noise of
-        `calibrate`.
-
-        Args:
-          budget: budget with the plan's unit and adjacency.
-          prior: events that the same unit was charged before.
+        `calibrate`. Arguments as of `calibrate`.
         """
         order = self.filter_order or best_order(self.calibrate(budget, prior).event(), budget, prior)
         return replace(self, filter_order=order).calibrate(budget, prior)
@@ -252,15 +234,14 @@ class Plan:
         self, budget: Budget, prior: "Sequence[DpEvent]", other_events: "Sequence[DpEvent]"
     ) -> None:
         """Refuse other events that use up the rest of the budget before any round."""
-        before, after = (
-            spent_epsilon(each, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
-            for each in (prior, [*prior, *other_events])
-        )
+        before = self._spent(prior, budget, PUBLISH_INTERVAL)
+        after = self._spent([*prior, *other_events], budget, PUBLISH_INTERVAL)
         if before <= (1 - MIN_SHARE_LEFT) * budget.target_epsilon < after:
             remedy = f"the run's planned evaluations and questions alone bring {before:.4g} to {after:.4g}: raise it, or ask less"
             raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
     def _check(self, budget: Budget) -> None:
+        """Refuse a budget of another unit or adjacency than the plan's."""
         if budget.unit is not self.unit:
             remedy = f"plan and budget must protect the same unit, {self.unit}"
             raise Refusal("unit", str(budget.unit), remedy)
@@ -268,10 +249,19 @@ class Plan:
             remedy = f"plan and budget must agree on {self.adjacency}"
             raise Refusal("adjacency", str(budget.adjacency), remedy)
 
-    def _after(self, rounds: int | None, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
+    def _spent(self, events: "Sequence[DpEvent]", budget: Budget, interval: float) -> float:
+        """Return the epsilon of events at the budget's delta, under the plan's filter if it has one."""
+        return spent_epsilon(events, budget.target_delta, budget.adjacency, self.filter_order, interval)
+
+    def _fits(self, budget: Budget, prior: "Sequence[DpEvent]") -> bool:
+        """Return whether prior events and all rounds of the plan fit a budget, on the grid of published values."""
+        events = self._events(self.num_rounds, prior)
+        return admits(events, budget, self.filter_order, PUBLISH_INTERVAL)
+
+    def _events(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
+        """Return prior events and those of so many rounds; a cycle of rounds that has begun counts as a whole one."""
         from dp_accounting.dp_event import SelfComposedDpEvent
 
-        rounds = self.num_rounds if rounds is None else rounds
         releases = -(-rounds // (self.mechanism.rounds or 1))
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
 
@@ -279,8 +269,13 @@ class Plan:
 def find_min_noise(cost: Callable[[float], float], target: float) -> float:
     """Return the smallest noise multiplier, up to a relative 1e-4, that costs at most ``target``.
 
-    Doubling or halving brackets it, and the Illinois method on log cost over log noise narrows the bracket. ``cost`` must
-    decrease with noise. The returned noise is one at which ``cost`` was evaluated.
+    Args:
+      cost: returns the epsilon of a noise multiplier; it must decrease with the noise.
+      target: epsilon, above 0.
+
+    Returns:
+      A noise at which ``cost`` was evaluated. Doubling or halving brackets it, and the Illinois method (a regula falsi) on
+      log cost over log noise narrows the bracket.
     """
     high = 1.0
     while (high_cost := cost(high)) > target:
@@ -293,21 +288,23 @@ def find_min_noise(cost: Callable[[float], float], target: float) -> float:
         if low < MIN_PLAN_NOISE:
             return low
         high, high_cost, low = low, low_cost, low / 2
-    above, below = _distance(low_cost, target), _distance(high_cost, target)
-    side = 0
+    above, below = _log_ratio(low_cost, target), _log_ratio(high_cost, target)
+    moved = ""  # the end of the bracket that moved last; if it moves again, the other end's value is halved
     while high > low * (1 + NOISE_TOLERANCE) and high_cost < target * (1 - NOISE_TOLERANCE):
         share = min(max(above / (above - below), 0.01), 0.99)
         middle = low * (high / low) ** share
         middle_cost = cost(middle)
         if middle_cost > target:
-            low, above = middle, _distance(middle_cost, target)
-            below, side = (below / 2, 1) if side == 1 else (below, 1)
+            low, above = middle, _log_ratio(middle_cost, target)
+            below /= 2 if moved == "low" else 1
+            moved = "low"
         else:
-            high, high_cost, below = middle, middle_cost, _distance(middle_cost, target)
-            above, side = (above / 2, -1) if side == -1 else (above, -1)
+            high, high_cost, below = middle, middle_cost, _log_ratio(middle_cost, target)
+            above /= 2 if moved == "high" else 1
+            moved = "high"
     return high
 
 
-def _distance(cost: float, target: float) -> float:
-    # Relative to the middle of the tolerance; the limits make a cost of 0 or infinity finite.
+def _log_ratio(cost: float, target: float) -> float:
+    """Return log(cost / target), whose root is in the middle of the tolerance; a cost of 0 or infinity is made finite."""
     return math.log(min(max(cost / target, 1e-9), 1e9) / (1 - NOISE_TOLERANCE / 2))

@@ -6,9 +6,10 @@ from ..base.refusal import Refusal
 from .budget import Adjacency
 from .plan import Plan
 
-VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
-# With fewer, a model learns if the noise of the run is at most this share of the longest path of its updates: linear
-# models of 42 and 62 parameters then reached 86 to 100 % with 5 to 30 clients, and 86 to 95 % without noise (docs/budgets.md).
+VACUOUS_CLIENTS = 30  # with fewer, hiding one client leaves little of what a mean can say
+# With fewer clients, a model still learns if the noise of the run is at most this share of the longest path of its updates:
+# linear models of 42 and 62 parameters then reached 86 to 100 % with 5 to 30 clients, and 86 to 95 % without noise
+# (docs/budgets.md).
 FEW_NOISE = 0.25
 VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
 MAX_EMPTY_SHARE = 0.5  # share of empty cohorts, above which most of a run's charges buy nothing
@@ -34,7 +35,7 @@ def check_adjacency(field: str, adjacency: Adjacency, revealing: str | None) -> 
     Args:
       field: for a refusal.
       adjacency: of the guarantee.
-      revealing: the revealing value and the remedy, a clause; None if there is none.
+      revealing: a clause that names the revealing value and the remedy; None if no value reveals the number.
 
     Raises:
       Refusal: naming the field.
@@ -61,10 +62,11 @@ def vacuity(plan: Plan, expected: float, clients: int, parameters: int | None = 
     few = f"is vacuous with {clients} clients, fewer than {VACUOUS_CLIENTS}: {mean}"
     if parameters is None:
         return few
-    moved = noise * math.sqrt(parameters / plan.num_rounds)
-    if moved <= FEW_NOISE:
+    # L2 norm of the noise of all rounds together, over that of updates of the clipping norm in one direction.
+    noise_share = noise * math.sqrt(parameters / plan.num_rounds)
+    if noise_share <= FEW_NOISE:
         return None
-    return f"{few}, and over all rounds {moved:.2g} times as long as their updates together can be"
+    return f"{few}, and over all rounds {noise_share:.2g} times as long as their updates together can be"
 
 
 def emptiness(coin: float | None, clients: int) -> str | None:

@@ -23,25 +23,25 @@ class Level(StrEnum):
 
 
 class Check(StrEnum):
-    """Test that a p-value is of; each but the last has an equal part of alpha."""
+    """Test of a p-value. Tests that can raise an alarm have equal parts of alpha; `BOOKS` takes none."""
 
     CANARIES = "canaries"  # the t test of canary scores
     ACCURACY = "accuracy"  # guesses by the median of the same scores; confirms, and raises no alarm alone
-    NORM = "norm"
-    REUSE = "reuse"
-    DRAW = "draw"
+    NORM = "norm"  # the norm of a released sum against its noise, `free_checks.norm_p`
+    REUSE = "reuse"  # noise that is used again, `free_checks.reuse_p`
+    DRAW = "draw"  # the numbers of sampled clients, `free_checks.draw_p`
     MEMORISATION = "memorisation"  # exposure, or a black-box bound where nothing is claimed
     RECORDS = "records"  # the t test of canary records' scores
-    RECORDS_ACCURACY = "records accuracy"  # guesses by the median of those; confirms
-    LOSSES = "losses"  # of odd records, against their owners' claim, by a bound that assumes nothing
-    BOOKS = "books"  # the ledger's count against the cost of the sums; deterministic, takes no part of alpha
+    RECORDS_ACCURACY = "records accuracy"  # guesses by the median of those scores; confirms
+    LOSSES = "losses"  # of odd records, against their owners' claim, by a bound for any mechanism
+    BOOKS = "books"  # the ledger's count against the cost of the sums; deterministic
 
 
-# Tests that are red only if another one agrees, and that other.
+# The test that must agree before an alarm of the key is red.
 CONFIRMED_BY: Mapping[Check, Check] = MappingProxyType(
     {Check.CANARIES: Check.ACCURACY, Check.RECORDS: Check.RECORDS_ACCURACY}
 )
-_CONFIRMING = {confirming: test for test, confirming in CONFIRMED_BY.items()}
+_CONFIRMS = {confirming: test for test, confirming in CONFIRMED_BY.items()}
 
 
 # The free checks: every round brings noise and a draw of its own.
@@ -66,9 +66,9 @@ CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Alarm:
-    """Alarm: the test it rests on, the p-value, and the threshold that it fell below.
+    """Alarm: the test, its p-value, and the threshold that it fell below.
 
-    The p-value of a draw is the threshold: the exact one, or a bound by it, would tell how many were drawn in secret.
+    For a draw, `p_value` is the threshold: the exact one would tell how many clients were drawn in secret.
     """
 
     level: Level
@@ -115,8 +115,8 @@ class AlarmState:
 
     def threshold(self, test: Check) -> float:
         """Return the p-value below which a test alarms, the same at each of its looks but those that confirm."""
-        families = sum(1 for each in self.planned if each not in _CONFIRMING and each is not Check.BOOKS)
-        return self.alpha / (families * self.planned[_CONFIRMING.get(test, test)])
+        families = sum(1 for each in self.planned if each not in _CONFIRMS and each is not Check.BOOKS)
+        return self.alpha / (families * self.planned[_CONFIRMS.get(test, test)])
 
     def limit(self, test: Check) -> float:
         """Return the p-value below which a test alarms at its next look."""
@@ -139,14 +139,13 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
         if looks[test] > state.planned.get(test, 0):
             remedy = f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
             raise Refusal("looks", looks[test], remedy)
-    alarms = [
-        Alarm(
-            _level(state, look, test), test, state.limit(test) if test is Check.DRAW else p, state.limit(test)
-        )
-        for test, p in look.p_values.items()
+    alarms: list[Alarm] = []
+    for test, p_value in look.p_values.items():
+        limit = state.limit(test)
         # "not >=" instead of "<": NaN raises an alarm.
-        if test not in _CONFIRMING and not p >= state.limit(test)
-    ]
+        if test not in _CONFIRMS and not p_value >= limit:
+            public = limit if test is Check.DRAW else p_value
+            alarms.append(Alarm(_level(state, look, test), test, public, limit))
     alarmed = {**state.alarmed, **{alarm.test: looks[alarm.test] for alarm in alarms}}
     if look.ceiling < look.claim:
         alarms.append(Alarm(Level.BLIND, Check.CANARIES, 1.0, state.threshold(Check.CANARIES)))
@@ -154,6 +153,7 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
 
 
 def _level(state: AlarmState, look: Look, test: Check) -> Level:
+    """Return the level of an alarm of a test: red if it is certain or confirmed."""
     if test is Check.MEMORISATION:
         return Level.YELLOW
     if test is Check.LOSSES:

@@ -32,9 +32,9 @@ class Directions:
     A window costs memory and time by its size, and has as much power as the whole against isotropic noise.
 
     Attributes:
-      values: inside the windows, (canaries, support), float32.
-      starts: where each window begins, (canaries,).
-      dimension: coordinates of the whole update.
+      values: coordinates inside the windows, (canaries, support), float32.
+      starts: first coordinate of each window, (canaries,).
+      dimension: number of coordinates of an update.
     """
 
     values: NDArray[np.float32]
@@ -42,7 +42,7 @@ class Directions:
     dimension: int
 
     def along(self, released: NDArray[np.floating]) -> Scores:
-        """Return inner products with a released vector of shape (dimension,): (canaries,)."""
+        """Return the inner product of each direction with a released vector, (dimension,): (canaries,)."""
         support = self.values.shape[1]
         if support == self.dimension:
             return (self.values @ released.astype(np.float32)).astype(np.float64)
@@ -51,11 +51,11 @@ class Directions:
         return np.array([(row * released[start : start + support]).sum() for row, start in pairs], np.float64)
 
     def updates(self, canaries: Sequence[int], norms: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the updates of canaries, their directions at given L2 norms: (len(canaries), dimension).
+        """Return the updates of canaries, their directions times their norms: (len(canaries), dimension).
 
         Args:
-          canaries: by number.
-          norms: one for each of them, negative for the opposite direction.
+          canaries: numbers of the canaries.
+          norms: L2 norm of each of these updates, negative for the opposite direction.
         """
         support = self.values.shape[1]
         whole = np.zeros((len(canaries), self.dimension), np.float32)
@@ -70,9 +70,9 @@ def directions(stream: Stream, canaries: int, dimension: int, support: int) -> D
 
     Args:
       stream: of random numbers.
-      canaries: how many.
-      dimension: coordinates of an update.
-      support: coordinates of a window, from 2 to `dimension`.
+      canaries: number of directions.
+      dimension: number of coordinates of an update.
+      support: number of coordinates of a window, from 2 to `dimension`.
 
     Raises:
       Refusal: the window does not fit.
@@ -97,19 +97,16 @@ class Canaries:
         """Return the updates of canaries: (len(canaries), dimension).
 
         Args:
-          canaries: by number.
-          norm: L2 norm of those that are in.
+          canaries: numbers of the canaries.
+          norm: L2 norm of the update of a canary that is in.
           replaced: whether canaries that are out send the opposite update instead of zero.
         """
         return self.directions.updates(canaries, self._norms(norm, replaced)[list(canaries)])
 
     def window(self, canary: int, norm: float, replaced: bool) -> tuple[int, NDArray[np.float32]]:
-        """Return the nonzero part of one canary's update: its first coordinate, and (support,) values from there.
+        """Return one canary's update as its window: the first coordinate, and the (support,) values from there.
 
-        Args:
-          canary: its number.
-          norm: L2 norm if it is in.
-          replaced: whether it sends the opposite update if it is out, instead of zero.
+        Other arguments as of `updates`.
         """
         length = np.float32(self._norms(norm, replaced)[canary])
         return int(self.directions.starts[canary]), length * self.directions.values[canary]
@@ -125,9 +122,9 @@ def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canari
 
     Args:
       seed: 32 bytes.
-      count: how many.
-      dimension: coordinates of an update.
-      support: coordinates of a window.
+      count: number of canaries.
+      dimension: as of `directions`.
+      support: as of `directions`.
     """
     canary_directions = directions(keyed_stream(seed, "directions"), count, dimension, support)
     return Canaries(canary_directions, coins_of(seed, count))
@@ -156,14 +153,14 @@ def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True)
 class KnownRounds:
-    """Rounds of each canary, taken or missed by its coin; usable as evidence if the claim relies on no secret draw.
+    """Rounds whose cohort included each canary; evidence only if the claim does not rely on a secret draw.
 
     Attributes:
       included: (rounds, canaries), bool.
-      event: the cost of one round against an adversary that sees the scores.
+      event: cost of one round against an adversary that sees the scores.
 
     Raises:
-      Refusal: that cost relies on a secret draw; the claim then excludes an adversary that knows the rounds.
+      Refusal: the event relies on a secret draw; the claim then excludes an adversary that knows the rounds.
     """
 
     included: NDArray[np.bool_]
@@ -176,19 +173,16 @@ class KnownRounds:
 
 
 def round_scores(along: Vector, norms: Vector, dimension: int, rounds: KnownRounds | None = None) -> Scores:
-    """Return one score a canary, about N(0, 1) for those that were out.
+    """Return the score of each canary, (canaries,), about N(0, 1) for canaries that were out.
 
     Rounds are weighted by precision. The final model is the case of one round: the inner products and the
     norm of final minus initial parameters.
 
     Args:
       along: (rounds, canaries), from `Directions.along`.
-      norms: L2 norms of what was released, above 0, (rounds,).
-      dimension: coordinates of an update.
-      rounds: those that each canary was in; without, all rounds count for every canary.
-
-    Returns:
-      (canaries,).
+      norms: L2 norms of the released sums, above 0, (rounds,).
+      dimension: number of coordinates of an update.
+      rounds: rounds that count for each canary; None if all count.
 
     Raises:
       Refusal: a round was not noised, or a canary has no round.

@@ -32,19 +32,24 @@ def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
 
 
 def read_rows(path: Path) -> dict[int, Scores]:
-    """Return the rows by round: the last row of a repeated round, and no truncated row."""
-    return {int(row[0]): row[1:] for row in arrays_of(path)}
+    """Return the values of each round, of shape (n,), by the round's number, from a file without coins."""
+    return _by_round(arrays_of(path))
+
+
+def _by_round(rows: Sequence[NDArray[np.float64]]) -> dict[int, Scores]:
+    """Return the rows that `append` wrote by the round's number; of a repeated round the last one counts."""
+    return {int(row[0]): row[1:] for row in rows}
 
 
 def trace(path: Path) -> Scores:
-    """Return the rows as a matrix, shape (rounds, n), without rounds before n last changed."""
+    """Return the rows as a matrix, shape (rounds, n), without rounds of another n than the last one's."""
     rows = list(read_rows(path).values())
     same = [row for row in rows if len(row) == len(rows[-1])]
     return np.stack(same) if same else np.empty((0, 0))
 
 
 def arrays_of(path: Path) -> list[NDArray[np.float64]]:
-    """Return everything in the file, in its order."""
+    """Return all arrays in the file, in their order, without a truncated one at the end."""
     arrays: list[NDArray[np.float64]] = []
     with open(path, "rb") as file:
         while True:
@@ -55,19 +60,15 @@ def arrays_of(path: Path) -> list[NDArray[np.float64]]:
 
 
 def read_scores(paths: Sequence[Path]) -> tuple[Scores, Scores]:
-    """Return the scores of all canaries that were in and of all that were out, over all rounds of clients."""
-    inside: list[Scores] = []
-    outside: list[Scores] = []
+    """Return the scores of the canaries in files of clients, summed over rounds: of those that were in, and out."""
+    inside, outside = [np.zeros(0)], [np.zeros(0)]
     for path in paths:
-        coins, *rounds = arrays_of(path)
-        last = {int(row[0]): row[1:] for row in rounds}  # a round that was done again counts once
-        if not last:
-            continue
-        total = np.stack(list(last.values())).sum(0)
-        inside.append(total[coins.astype(np.bool_)])
-        outside.append(total[~coins.astype(np.bool_)])
-    empty = np.zeros(0)
-    return np.concatenate([empty, *inside]), np.concatenate([empty, *outside])
+        coins, *rows = arrays_of(path)
+        if rows:
+            total = np.stack(list(_by_round(rows).values())).sum(0)
+            inside.append(total[coins.astype(np.bool_)])
+            outside.append(total[~coins.astype(np.bool_)])
+    return np.concatenate(inside), np.concatenate(outside)
 
 
 def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False) -> Scores:
@@ -83,7 +84,8 @@ def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False)
       replaced: whether a canary that is out has the opposite gradient instead of none.
     """
 
-    def ratio(sums: Scores) -> Scores:  # against a record without a gradient
+    def ratio(sums: Scores) -> Scores:
+        """Return the log ratio of N(1, noise^2), sampled, to N(0, noise^2)."""
         there = (sums - 0.5) / noise**2
         return there if rate == 1 else np.logaddexp(np.log1p(-rate), np.log(rate) + there)
 

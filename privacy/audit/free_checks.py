@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Tests of noise that share one level: a round by itself; all rounds together, whole, by layer, and by layers' means.
+# Tests of noise that share the level of `Check.NORM`: `norm_p` of a round; all rounds together, whole, by layer, and by
+# the layers' means (`sum_audit.noise_p`).
 NORM_TESTS = 4
 MIN_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
 
@@ -19,21 +20,21 @@ MIN_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0.0) -> float:
     """Return a bound on the probability of so small a norm of a layer, or of the whole, under the claimed noise.
 
-    Bonferroni over the layers and the whole. A grid value counts as the cell around it: a layer of few coordinates may
-    be exactly zero, which continuous noise never is.
+    Bonferroni over the layers and the whole. On a lattice a value counts as the farthest point of the cell around it: a
+    layer of few coordinates may be exactly zero, which continuous noise never is.
 
     Args:
       layers: released arrays of one round.
-      noise: claimed standard deviation of a coordinate, above 0, in their unit.
-      step: of the lattice that they lie on, in their unit; 0 where they lie on none.
+      noise: claimed standard deviation of a coordinate, above 0, in the layers' unit.
+      step: of the lattice of the values, in the layers' unit; 0 without a lattice.
     """
     from scipy.special import chdtr
 
     energies = [float(np.vdot(layer, layer)) for layer in layers]
     sizes = [layer.size for layer in layers]
     tests = [*zip(sizes, energies, strict=True), (sum(sizes), sum(energies))]
-    farthest = [(size, (energy**0.5 + size**0.5 * step / 2) / noise) for size, energy in tests]
-    return min(1.0, len(tests) * min(float(chdtr(size, norm**2)) for size, norm in farthest))
+    max_norms = [(size, (energy**0.5 + size**0.5 * step / 2) / noise) for size, energy in tests]
+    return min(1.0, len(tests) * min(float(chdtr(size, norm**2)) for size, norm in max_norms))
 
 
 def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tuple[float, int]:
@@ -45,7 +46,7 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
     Args:
       released: sum of a round, (size,).
       before: any function of earlier rounds, here their sum, (size,); with shape (0,), or for a single number, all
-        energy counts.
+        of the energy is returned.
     """
     energy, old = float(np.vdot(released, released)), float(np.vdot(before, before))
     if not old or released.size == 1:
@@ -54,15 +55,15 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
 
 
 def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
-    """Return the probability of this little energy in all rounds together.
+    """Return the probability of so little energy in all rounds together.
 
     Given all earlier rounds, each energy is noncentral for any updates, so their sum also dominates a central
     chi-square. For layers it is the smallest p-value, with Bonferroni.
 
     Args:
-      energies: (rounds,) or (rounds, layers), as `outside` has them, over the claimed variance of what is
-        new in a coordinate.
-      dimensions: the same shape; layers without any do not count.
+      energies: (rounds,) or (rounds, layers), as `outside` returns them, over the claimed variance of a coordinate's new
+        noise.
+      dimensions: as `outside` returns them, of the same shape; layers with 0 are left out.
     """
     from scipy.special import chdtr
 
@@ -72,9 +73,9 @@ def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float
 
 
 def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int64], level: float) -> float:
-    """Return the relative shortfall of the noise's std that `run_p` would detect.
+    """Return the relative shortfall of the noise's std that `run_p` would detect with a power of one half.
 
-    It assumes the same updates and a power of one half. It is 1 if updates would hide even the absence of noise.
+    It assumes the same updates. It is 1 if they would hide even the absence of noise.
 
     Args:
       energies: (rounds,), as in `run_p`.
@@ -98,8 +99,8 @@ def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise:
     Args:
       released: sum of a round, (size,).
       before: any function of earlier rounds, (size,).
-      noise: std of what is *new* in a coordinate, above 0: where noise is correlated over rounds, of the
-        part that no earlier round holds.
+      noise: std of a coordinate's new noise, above 0: of noise that is correlated over rounds, the part that no earlier
+        round has.
     """
     from scipy.special import chdtr
 
@@ -121,18 +122,18 @@ def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate:
     the auditor may see the draw: it is secret from the adversary of the claim.
 
     Args:
-      counts: real clients drawn, (rounds,).
-      population: real clients there were, of all rounds or of each, (rounds,).
-      rate: accounted, in (0, 1).
+      counts: numbers of drawn real clients, (rounds,).
+      population: number of all real clients, of all rounds or of each, (rounds,).
+      rate: accounted sampling rate, in (0, 1).
     """
     from scipy.special import bdtrc, chdtr
 
-    everybody = np.broadcast_to(population, counts.shape)
+    clients = np.broadcast_to(population, counts.shape)
     total = int(counts.sum())
-    large = float(bdtrc(total - 1, int(everybody.sum()), rate)) if total else 1.0
-    mean, variance = everybody * rate, everybody * rate * (1 - rate)
+    large_p = float(bdtrc(total - 1, int(clients.sum()), rate)) if total else 1.0
+    mean, variance = clients * rate, clients * rate * (1 - rate)
     if variance.min() < MIN_VARIANCE:
-        return min(1.0, 2 * large)
+        return min(1.0, 2 * large_p)
     # Counts are whole numbers: half a count is added for continuity.
-    even = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))
-    return min(1.0, 2 * min(large, even))
+    even_p = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))
+    return min(1.0, 2 * min(large_p, even_p))

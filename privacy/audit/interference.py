@@ -15,7 +15,7 @@ from .round_rows import BLOCKS, Rows
 
 Vector = NDArray[np.float64]
 
-DEVIATIONS = 3.0  # standard deviations taken off the ceiling, so that it errs to the low side
+DEVIATIONS = 3.0  # standard deviations of the gram's error that the ceiling allows for, so that it errs to the low side
 
 
 def block_of(number: int, num_rounds: int) -> int:
@@ -28,10 +28,10 @@ class Interference:
     """Energy of the released sums, in blocks.
 
     Attributes:
-      gram: mean product of two blocks' sums in a coordinate, (blocks, blocks), in clipping norms squared.
-      noise: variance that is claimed of the noise in a coordinate of each block's sum, (blocks,).
-      rounds: how many were added, (blocks,), at least 1.
-      coordinates: how many the means are over.
+      gram: mean product of two blocks' sums over the coordinates, (blocks, blocks), in clipping norms squared.
+      noise: claimed variance of the noise in a coordinate of each block's sum, (blocks,).
+      rounds: number of rounds in each block, (blocks,), at least 1.
+      coordinates: number of coordinates of the means.
     """
 
     gram: NDArray[np.float64]
@@ -41,13 +41,14 @@ class Interference:
 
     @property
     def weights(self) -> Vector:
-        """Factor of each block's sum, (blocks,)."""
+        """Factor of each block's sum, (blocks,): gram^-1 rounds, the minimum variance beamformer."""
         ridge = 1e-9 * np.trace(self.gram) / len(self.rounds)
         return np.linalg.solve(self.gram + ridge * np.eye(len(self.rounds)), self.rounds)
 
     def ceiling_mu(self) -> float:
         """Return the mu of a canary that is in every round, with the same updates and without noise."""
         scale = 1 / np.sqrt(self.noise)
+        # In units of the noise, an eigenvalue of the gram is 1 for the noise plus the energy of the updates.
         energies, directions = np.linalg.eigh(scale[:, None] * self.gram * scale)
         signal = (directions.T @ (self.rounds * scale)) ** 2
         chance = 2 * math.sqrt(len(self.rounds) / self.coordinates)
@@ -60,8 +61,8 @@ def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
 
     Args:
       rows: of all rounds so far.
-      num_rounds: those that were planned.
-      coordinates: how many the rows' products are over.
+      num_rounds: number of planned rounds.
+      coordinates: number of coordinates of the products in the rows.
     """
     blocks = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
     used = np.unique(blocks)
@@ -79,9 +80,9 @@ def weighted_products(rows: Rows, num_rounds: int, of_run: Interference) -> Vect
 
     Args:
       rows: of all rounds so far.
-      num_rounds: those that were planned.
-      of_run: the interference in them.
+      num_rounds: number of planned rounds.
+      of_run: `interference` of these rows.
     """
     blocks = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
-    weights = dict(zip(np.unique(blocks).tolist(), of_run.weights.tolist(), strict=True))
-    return np.array([weights[block] for block in blocks.tolist()]) @ rows["along"].astype(np.float64)
+    _, indices = np.unique(blocks, return_inverse=True)
+    return of_run.weights[indices] @ rows["along"].astype(np.float64)

@@ -13,8 +13,9 @@ from ...base.refusal import Refusal
 from .one_run import Scores
 from .rates import rate_above, rate_below
 
-# RMIA's value for images of a in P_in = a P_out + 1 - a, a member's likelihood from a non-member's.
+# RMIA's value for images of a in P_in = a P_out + 1 - a, how a member's likelihood follows from a non-member's.
 OFFLINE_A = 0.3
+ALPHA = 0.05  # probability that an interval misses
 _TINY = 1e-12
 
 
@@ -26,7 +27,7 @@ class Likelihoods:
     reference: Scores
 
     def ratios(self, a: float) -> Scores:
-        """Return the likelihood ratio of each record; `a` as of `rmia`."""
+        """Return the likelihood ratio of each record under the target; `a` as of `OFFLINE_A`."""
         return self.target / np.maximum(((1 + a) * self.reference + 1 - a) / 2, _TINY)
 
 
@@ -34,9 +35,9 @@ def rmia(records: Likelihoods, population: Likelihoods, a: float = OFFLINE_A) ->
     """Return the share of the population below each record's likelihood ratio (gamma 1), (records,).
 
     Args:
-      records: that are attacked.
-      population: others.
-      a: of P_in = a P_out + 1 - a, how a member's likelihood follows from a non-member's.
+      records: attacked records.
+      population: other records.
+      a: as of `OFFLINE_A`.
     """
     ratios = np.sort(population.ratios(a))
     return np.searchsorted(ratios, records.ratios(a)) / len(ratios)
@@ -48,17 +49,17 @@ def logit(likelihoods: Scores) -> Scores:
 
 
 def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
-    """Return log likelihood ratios of in to out, (records,).
+    """Return log likelihood ratios of in to out, (records,), under a Gaussian for either.
 
-    Each Gaussian pair shares one variance, because there are few shadow models.
+    Because there are few shadow models, all records share the variance of the logits in, and that out.
 
     Args:
-      target: logits under the model, (records,).
-      shadows: under shadow models, (models, records).
-      inside: whether the record was in, (models, records).
+      target: logits under the attacked model, (records,).
+      shadows: logits under shadow models, (models, records).
+      inside: whether a shadow model was trained on the record, (models, records).
 
     Raises:
-      Refusal: a record has no shadow of both kinds.
+      Refusal: a record is in no shadow model, or in all of them.
     """
     count_in, count_out = inside.sum(axis=0), (~inside).sum(axis=0)
     if min(count_in.min(), count_out.min()) < 1:
@@ -76,8 +77,8 @@ def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
 def late_fall(losses: Scores) -> Scores:
     """Return how far each record's last loss lies below its mean over training, (records,).
 
-    It is high if the model memorised a record late, and 0 or less if it never did. Noise moves the loss of a record
-    that was not learnt by as much, so under privacy this measures nothing. `losses` is (rounds, records).
+    It is high if the model memorised a record late, and 0 or less if it never did. Under privacy it measures nothing: noise
+    moves the loss of a record that was not learnt by as much. `losses` is (rounds, records).
     """
     return losses.mean(axis=0) - losses[-1]
 
@@ -91,16 +92,15 @@ class Interval:
     high: float
 
 
-def auc(members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
+def auc(members: Scores, others: Scores) -> Interval:
     """Return the probability that a member scores above a non-member, with DeLong's interval (1988).
 
-    Where there is no spread to estimate, as under perfect separation, the interval is as wide as for an
-    unbroken row of successes as long as the smaller group.
+    Without any spread, as under perfect separation, the interval is as wide as Clopper and Pearson's for as many successes
+    in a row as the smaller group has members.
 
     Args:
       members: scores of at least two.
       others: scores of at least two.
-      alpha: probability that the interval misses.
     """
     from scipy.special import ndtri
 
@@ -108,7 +108,7 @@ def auc(members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
     value = float(above.mean())
     variance = float(above.var(ddof=1)) / len(members) + float(below.var(ddof=1)) / len(others)
     fewest = min(len(members), len(others))
-    margin = -float(ndtri(alpha / 2)) * variance**0.5 or 1 - rate_below(fewest, fewest, alpha / 2)
+    margin = -float(ndtri(ALPHA / 2)) * variance**0.5 or 1 - rate_below(fewest, fewest, ALPHA / 2)
     return Interval(value, max(0.0, value - margin), min(1.0, value + margin))
 
 
@@ -119,34 +119,33 @@ def _placements(scores: Scores, against: Scores) -> Scores:
     return sum(sides, np.zeros(len(scores))) / (2 * len(against))
 
 
-def tpr_at(fpr: float, members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
+def tpr_at(fpr: float, members: Scores, others: Scores) -> Interval:
     """Return the true positive rate at a false positive rate, with limits.
 
     The threshold is uncertain as well: its own false positive rate is a Beta variable, for any distribution of the
-    scores. Half of `alpha` is used for it, and half for Clopper and Pearson's limits. With too few non-members the
+    scores. Half of `ALPHA` is used for it, and half for Clopper and Pearson's limits. With too few non-members the
     limits are 0 and 1.
 
     Args:
       fpr: share of non-members that is taken for members, in (0, 1).
       members: scores, (n,).
       others: scores, (m,).
-      alpha: probability that the limits miss.
     """
     from scipy.special import betainc
 
-    ordered = -np.sort(-others)
+    thresholds = -np.sort(-others)
     ranks = np.arange(1, len(others) + 1)
-    # The true rate above the k-th highest of n is Beta(k, n - k + 1).
-    certainty = betainc(ranks, len(others) - ranks + 1, fpr)
-    strict = int((certainty >= 1 - alpha / 4).sum())  # ranks whose threshold lets at most fpr through
-    loose = int((certainty > alpha / 4).sum())  # first rank past these lets at least fpr through
+    # The false positive rate above the k-th highest of n scores is Beta(k, n - k + 1).
+    certainty = betainc(ranks, len(others) - ranks + 1, fpr)  # that the threshold's own rate is at most fpr
+    strict = int((certainty >= 1 - ALPHA / 4).sum())  # last rank whose rate is almost surely at most fpr
+    loose = int((certainty > ALPHA / 4).sum())  # ranks after it have almost surely a rate of at least fpr
 
     def caught(rank: int) -> int:
-        return int((members > ordered[rank - 1]).sum())
+        return int((members > thresholds[rank - 1]).sum())
 
     value = caught(int(fpr * len(others)) + 1) / len(members)
-    low = rate_below(caught(strict), len(members), alpha / 4) if strict else 0.0
+    low = rate_below(caught(strict), len(members), ALPHA / 4) if strict else 0.0
     high = 1.0
     if loose < len(others):
-        high = rate_above(int((members >= ordered[loose]).sum()), len(members), alpha / 4)
+        high = rate_above(int((members >= thresholds[loose]).sum()), len(members), ALPHA / 4)
     return Interval(value, low, high)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class MemorisationResult:
-    """One test of one look.
+    """Result of one test at one look.
 
     Attributes:
       name: of the test, the same at every look, such as `exposure`.
@@ -50,8 +50,8 @@ class Exposure:
     """Rank of a secret.
 
     Attributes:
-      rank: 1 for the likeliest; equal losses count against it.
-      candidates: how many it might have been, itself among them.
+      rank: 1 for the likeliest candidate; candidates of equal loss rank before the secret.
+      candidates: number of candidates, the secret included.
     """
 
     rank: int
@@ -72,8 +72,8 @@ def exposure(secret_loss: float, other_losses: NDArray[np.floating]) -> Exposure
     """Rank a secret by the model's losses.
 
     Args:
-      secret_loss: on the secret.
-      other_losses: on all or a uniform sample of the others it might have been, (n,).
+      secret_loss: loss on the secret.
+      other_losses: losses on all other candidates, or on a uniform sample of them, (n,).
     """
     # "not >" instead of "<=": a loss of NaN must not make a secret look likely.
     return Exposure(1 + int((~(other_losses > secret_loss)).sum()), 1 + len(other_losses))

@@ -16,19 +16,17 @@ from .one_run import Scores
 
 @dataclass(frozen=True)
 class Separation:
-    """Distance of members' scores above the others'."""
+    """Distance of the members' mean score above the others', and the numbers of scores.
+
+    Attributes:
+      mu: distance over the common standard deviation of the scores.
+      members: number of canaries that were in.
+      others: number of canaries that were out.
+    """
 
     mu: float
     members: int
     others: int
-
-    @property
-    def _scale(self) -> float:
-        return math.sqrt(self.members * self.others / (self.members + self.others))
-
-    @property
-    def _degrees(self) -> int:
-        return self.members + self.others - 2
 
     def p_value(self, mu: float) -> float:
         """Return the probability of a separation this large if the mechanism is mu-GDP (noncentral t)."""
@@ -38,7 +36,9 @@ class Separation:
             return 1.0
         if not math.isfinite(self.mu):
             return 0.0 if self.mu > 0 else 1.0
-        return float(nct.sf(self.mu * self._scale, self._degrees, mu * self._scale))
+        scale = math.sqrt(self.members * self.others / (self.members + self.others))
+        degrees = self.members + self.others - 2
+        return float(nct.sf(self.mu * scale, degrees, mu * scale))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def separation(members: Scores, others: Scores) -> Separation:
-    """Return how far apart scores lie.
+    """Return the distance of the members' scores from the others'.
 
     Args:
       members: scores of canaries that were in, at least two.
@@ -71,7 +71,7 @@ def separation(members: Scores, others: Scores) -> Separation:
 
 
 def estimate(apart: Separation, delta: float, alpha: float = 0.05) -> Estimate:
-    """Return epsilon as measured, with a two-sided interval.
+    """Return the estimate of epsilon from a separation of scores, with a two-sided interval.
 
     Args:
       apart: the separation of the scores.
@@ -84,19 +84,14 @@ def estimate(apart: Separation, delta: float, alpha: float = 0.05) -> Estimate:
 
 
 def separation_refutes(apart: Separation, delta: float, epsilon: float, alpha: float) -> bool:
-    """Return whether the claim is refuted by the noncentral t test.
-
-    Arguments as of `steinke_refutes`, with the separation of scores in the place of guesses.
-    """
+    """Return whether the noncentral t test refutes (epsilon, delta) at level alpha."""
     return apart.p_value(gaussian_mu(epsilon, delta)) < alpha
 
 
 def right_of_median(members: Scores, others: Scores) -> int:
-    """Return how many are guessed right by the median of all scores, a threshold that knows no coin.
+    """Return how many canaries the median of all scores classifies right; ties count as wrong.
 
-    Args:
-      members: scores of canaries that were in.
-      others: scores of canaries that were out; ties count as wrong.
+    The median does not depend on the coins. Arguments as of `separation`.
     """
     middle = np.median(np.concatenate([members, others]))
     return int((members > middle).sum() + (others < middle).sum())
@@ -108,8 +103,8 @@ def accuracy_p(right: int, total: int, mu: float) -> float:
     It assumes only independent scores, so it complements the t test, which also assumes the Gaussian form.
 
     Args:
-      right: guesses that were right.
-      total: guesses at a fair coin each.
+      right: number of right guesses.
+      total: number of guesses, each at a fair coin.
       mu: of the claim.
     """
     from scipy.special import bdtrc, ndtr

@@ -14,9 +14,9 @@ from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_mu
 
 Scores = NDArray[np.float64]
-# Shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.
+# Shares of the canaries whose coins are guessed; alpha is split over them, so that the best one may be taken.
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
-FAIR = 1e-6  # a split into in and out that is less likely than this is refused: the coins were not fair
+FAIR = 1e-6  # probability below which a split into in and out is refused: the coins were not fair
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Guesses:
     """Guesses about the coins of canaries.
 
     Attributes:
-      canaries: how many there are.
-      count: of guesses, from 1 to `canaries`.
-      correct: from 0 to `count`.
+      canaries: number of canaries.
+      count: number of guesses, from 1 to `canaries`.
+      correct: number of right guesses, from 0 to `count`.
 
     Raises:
       Refusal: a number is out of range.
@@ -44,38 +44,39 @@ class Guesses:
 
 
 def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
-    """Return the probability, at most, of this many right guesses under (epsilon, delta)-DP for every canary.
+    """Return a bound on the probability of this many right guesses under (epsilon, delta)-DP for every canary.
+
+    With W ~ Bin(count, e^epsilon / (1 + e^epsilon)), `beta` is P[W >= correct] and `tail` is P[W >= correct - i], for
+    i = 1 to correct; the bound is beta + 2 canaries delta max_i (tail - beta) / i (theorem 5.2).
 
     Args:
-      guesses: as made.
+      guesses: their numbers.
       epsilon: of the claim, in nats.
       delta: of the claim, in [0, 1).
     """
     from scipy.special import bdtrc, expit
 
     count, correct, rate = guesses.count, guesses.correct, float(expit(epsilon))
-    wrong = float(expit(-epsilon))
-    # P[at least v right]; bdtrc(k, n, p) is P[more than k], for k >= 0.
     steps = np.arange(1, correct + 1)
+    # bdtrc(k, n, p) is P[W > k], for k >= 0.
     tail = np.where(steps < correct, bdtrc(np.maximum(correct - steps - 1, 0), count, rate), 1.0)
     beta = float(bdtrc(correct - 1, count, rate)) if correct else 1.0
-    if correct == count:  # exact where 1 - rate rounds to nothing
-        beta = math.exp(count * math.log1p(-wrong))
+    if correct == count:  # exact where 1 - rate rounds to 0
+        beta = math.exp(count * math.log1p(-float(expit(-epsilon))))
     excess = float(np.max((tail - beta) / steps, initial=0.0))
     return min(1.0, beta + 2 * guesses.canaries * delta * excess)
 
 
 def steinke_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
-    """Return whether (epsilon, delta) is refuted at a level, for any mechanism. Arguments as of `steinke_p`."""
+    """Return whether (epsilon, delta) is refuted at level alpha, for any mechanism. Arguments as of `steinke_p`."""
     return steinke_p(guesses, epsilon, delta) < alpha
 
 
 def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
     """Return whether the Gaussian curve through (epsilon, delta) is refuted.
 
-    It is no evidence against another mechanism with the same (epsilon, delta).
-
-    Arguments as of `steinke_refutes`, with a delta above 0.
+    It is no evidence against another mechanism with the same (epsilon, delta). `right` and `wrong` are the two sequences of
+    algorithm 3, from `correct` right guesses down to none. Arguments as of `steinke_refutes`, with a delta above 0.
     """
     from scipy.special import ndtr, ndtri
 
@@ -99,7 +100,7 @@ def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
     Args:
       members: scores of canaries that were in.
       others: scores of canaries that were out.
-      share: of all canaries to guess, in (0, 1]; at least two.
+      share: share of the canaries that are guessed, in (0, 1]; at least two of them are.
     """
     total = len(members) + len(others)
     half = max(1, int(share * total) // 2)
@@ -111,11 +112,7 @@ def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
 
 
 def check_coins(members: int, others: int) -> None:
-    """Return if canaries can be in and out by fair coins, as every one-run bound needs.
-
-    Raises:
-      Refusal: they can not.
-    """
+    """Refuse numbers of canaries in and out that fair coins hardly give: every one-run bound assumes fair coins."""
     from scipy.special import bdtr
 
     if min(members, others) < 1 or 2 * bdtr(min(members, others), members + others, 0.5) < FAIR:

@@ -51,10 +51,10 @@ def worst_rates(false: Hits, missed: Hits, alpha: float) -> ErrorRates:
 
 
 def rates_refute(rates: ErrorRates, delta: float, epsilon: float) -> bool:
-    """Return whether no (epsilon, delta)-DP mechanism has error rates as small as both.
+    """Return whether no (epsilon, delta)-DP mechanism has error rates as small as these.
 
     Args:
-      rates: upper limits.
+      rates: upper limits of a test's error rates.
       delta: of the claim, in [0, 1).
       epsilon: of the claim, in nats.
     """
@@ -63,12 +63,9 @@ def rates_refute(rates: ErrorRates, delta: float, epsilon: float) -> bool:
 
 
 def rates_refute_gdp(rates: ErrorRates, delta: float, epsilon: float) -> bool:
-    """Return whether the Gaussian curve through (epsilon, delta) has no error rates as small as both.
+    """Return whether the Gaussian curve through (epsilon, delta) has no error rates as small as these.
 
-    Args:
-      rates: upper limits.
-      delta: of the claim, in (0, 1).
-      epsilon: of the claim, in nats.
+    Arguments as of `rates_refute`, with a delta above 0.
     """
     from scipy.special import ndtri
 

@@ -19,11 +19,18 @@ from .round_rows import RECORDS, Rows
 from .run_audit import INTERVAL_ALPHA, Measured
 from .verdict import by_one_run, judge
 
-GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."
+GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."  # names of `verdict`'s methods
 
 
 def measure_records(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
-    """Return the measurement by canary records; None while too few took part."""
+    """Return the measurement by canary records after a round; None while too few took part.
+
+    Args:
+      members: scores of canary records that were in.
+      others: scores of canary records that were out.
+      budget: the claim.
+      number: of the round.
+    """
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
     except Refusal:

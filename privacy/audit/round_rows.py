@@ -17,10 +17,10 @@ from ...base.durable_files import open_for_owner
 from ...base.refusal import Refusal
 from ...base.tensor_file import read_npy
 
-# Blocks of rounds whose sums are kept: updates change slowly, so a few blocks tell as much as all rounds.
+# Number of blocks of rounds whose sums are stored: updates change slowly, so a few blocks show as much as all rounds.
 BLOCKS = 16
-LAYERS = 64  # smallest layers, whose energies are kept: missing noise in a larger one shows in a single round
-# Results of canary records, see `record_claim`; NaN in rounds that were not looked at.
+LAYERS = 64  # number of the smallest layers, whose energies are stored: a larger one shows missing noise in a single round
+# Results of canary records, see `record_claim`; NaN in rounds without a look.
 RECORDS = ("epsilon", "low", "high", "ceiling", "gaussian", "steinke", "t_p", "accuracy_p")
 Rows = NDArray[Any]  # structured, shape (rounds,), of `row_type`
 
@@ -61,7 +61,7 @@ def append(path: Path, row: Rows) -> None:
 
 @cache
 def _header(dtype: np.dtype[Any]) -> bytes:
-    """Return the cached header that np.save writes before a row of this type: it costs more than the row's free checks."""
+    """Return the header that np.save writes before a row of this type; cached, because it takes longer than free checks."""
     file = BytesIO()
     np.save(file, np.zeros((), dtype), allow_pickle=False)
     return file.getvalue()[: -dtype.itemsize]
@@ -88,9 +88,10 @@ def read(path: Path, canaries: int) -> Rows:
 
 
 def _next(file: Any) -> Rows | None:
+    """Return the next row of an open file; None at the end, or at a truncated row."""
     try:
         return read_npy(file)
-    except ValueError:  # the end, or a row that a crash cut short
+    except ValueError:
         return None
 
 
@@ -100,7 +101,7 @@ def stack_rows(rows: Sequence[Rows], canaries: int) -> Rows:
 
 
 def cut(path: Path, rows: Rows) -> None:
-    """Leave only these rows, (rounds,), in the file."""
+    """Replace a file by one with these rows, (rounds,); remove it if there are none."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     for row in rows:

@@ -7,7 +7,7 @@ as the running one, and a run that was killed and resumed gives the same numbers
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,8 +32,8 @@ from .sum_audit import watched_coordinates
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-BOOK_LOOKS = 10  # rounds at which the ledger is looked at
-INTERVAL_ALPHA = 0.05  # of the interval that is shown beside an estimate
+BOOK_LOOKS = 10  # number of rounds at which the ledger's count is tested
+INTERVAL_ALPHA = 0.05  # probability that the interval of an estimate misses
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,25 @@ class AuditTerms:
     """Terms of an audit, fixed before the first round; public.
 
     Attributes:
-      num_rounds: planned.
-      alpha: the chance that a correct run raises any alarm.
-      looks: the rounds at which canaries and the probe are looked at, ascending.
-      canaries: how many there are; 0 without any.
-      dimension: coordinates of an update.
-      support: coordinates that one canary may use.
+      num_rounds: number of planned rounds.
+      alpha: probability that a correct run raises any alarm.
+      looks: rounds at which canaries and the probe are evaluated, ascending.
+      canaries: number of canary clients; 0 without any.
+      dimension: number of coordinates of an update.
+      support: number of coordinates that one canary may use.
       delta: of the claim; 0 without a client-level claim.
       adjacency: of the claim.
       filter_order: of the claim; None without a filter.
-      rate: the expected share of rounds with a given canary.
-      clients: the population at the start of the run, if the claim relies on a secret draw from it; else 0.
+      rate: expected share of rounds with a given canary.
+      clients: size of the population at the start of the run, if the claim relies on a secret draw from it; else 0.
       probed: whether data were planted to detect memorisation.
-      records: whether clients have canary records, against a claim of `record_epsilon`.
-      losses: whether the losses of outlier records are tested against that claim.
+      records: whether clients have canary records, which test the claim of `record_epsilon`.
+      losses: whether the losses of odd records test that claim.
       record_epsilon: epsilon that clients claim for their records.
-      of_unit: records of one unit, each sampled independently, if the sum hides records.
+      of_unit: number of records of one unit, each sampled independently, if the sum hides records.
       arms: number of arms of the clients, which have one round each in turn.
       in_arms: the last round of an arm; 0 if all clients are in every round.
-      own_noise: unit that each client hides by noise of its own; empty if clients add none, None of older releases.
+      own_noise: unit that each client hides by noise of its own; empty if clients add none, None in older releases.
     """
 
     num_rounds: int
@@ -98,16 +98,18 @@ class AuditTerms:
             planned |= {Check.CANARIES: len(self.looks), Check.ACCURACY: len(self.looks)}
         if self.records:
             planned |= {Check.RECORDS: len(self.looks), Check.RECORDS_ACCURACY: len(self.looks)}
-        for is_planned, test in ((self.probed, Check.MEMORISATION), (self.losses, Check.LOSSES)):
-            planned |= {test: len(self.looks)} if is_planned else {}
+        if self.probed:
+            planned[Check.MEMORISATION] = len(self.looks)
+        if self.losses:
+            planned[Check.LOSSES] = len(self.looks)
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
-        """Return whether canaries are looked at in round `number`, the last that was released being `before`."""
+        """Return whether a look at the canaries is due in round `number`, after round `before` was released."""
         return any(before < look <= number for look in self.looks)
 
     def books_due(self, before: int, number: int) -> bool:
-        """Return whether the ledger is looked at then, where something is claimed."""
+        """Return whether a test of the ledger's count is due then; never without a claim."""
         looks = spread_looks(BOOK_LOOKS, self.num_rounds) if self.delta else ()
         return any(before < look <= number for look in looks)
 
@@ -122,14 +124,14 @@ class Measured:
     """Claim and measurement after a round, in epsilon.
 
     Attributes:
-      round: its number.
+      round: number of the round.
       claimed: the claim.
       epsilon: the estimate.
-      low: lower end of its interval.
-      high: upper end of its interval.
-      ceiling: the largest epsilon that could have been shown.
+      low: lower end of the estimate's interval.
+      high: upper end of the estimate's interval.
+      ceiling: the largest epsilon that the canaries could have shown.
       p_values: of the claim, by the two tests of canaries that an alarm needs.
-      lower: bounds by method, if they were requested.
+      lower: lower bounds on epsilon by the name of the method; empty if they were not computed.
     """
 
     round: int
@@ -157,6 +159,7 @@ class Evidence:
     rows: Rows
 
     def _event(self, rate: float, noise: float) -> DpEvent:
+        """Return the event of a round by its columns `rate` and `charged`."""
         from dp_accounting.dp_event import NoOpDpEvent
 
         from ..accounting.gaussian_mixture import group_event
@@ -177,14 +180,13 @@ class Evidence:
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
-        by_arm: dict[int | None, Counter[tuple[float, float]]] = {}
+        terms, by_arm = self.terms, defaultdict[int | None, Counter[tuple[float, float]]](Counter)
         for row in self.rows:
-            counts = by_arm.setdefault(self.terms.arm_of(int(row["round"])), Counter())
-            counts[float(row["rate"]), float(row["charged"])] += 1
-        of_all, in_arms = by_arm.pop(None, Counter[tuple[float, float]]()), Counter[tuple[float, float]]()
+            by_arm[terms.arm_of(int(row["round"]))][float(row["rate"]), float(row["charged"])] += 1
+        of_all, in_arms = by_arm.pop(None, Counter()), Counter[tuple[float, float]]()
         for counts in by_arm.values():
             in_arms |= counts
-        charged, terms = of_all + in_arms, self.terms
+        charged = of_all + in_arms
         events = [SelfComposedDpEvent(self._event(*pair), times) for pair, times in charged.items()]
         return spent_epsilon(
             [*before, *events], terms.delta, terms.adjacency, terms.filter_order, GATE_INTERVAL
@@ -192,7 +194,7 @@ class Evidence:
 
     @property
     def amplified(self) -> bool:
-        """Whether the claim relies on a secret draw; then no statistic may use the drawn clients."""
+        """Whether the claim relies on a secret draw; then no statistic may use who was drawn."""
         return bool((self.rows["rate"] < 1).any())
 
     @cached_property
@@ -223,8 +225,8 @@ class Evidence:
 
     @property
     def ceiling(self) -> float:
-        """Epsilon that canaries could have shown if there were no noise: other updates lie in their way."""
-        # Where the rounds are known, the others are left out, and their updates hide nothing.
+        """Epsilon that canaries could have shown without noise: the updates of other clients interfere with them."""
+        # Unless the draw is secret, only a canary's own rounds count, and those of others do not interfere.
         share = self.terms.rate if self.amplified else math.sqrt(self.terms.rate)
         mu = share * self.interference.ceiling_mu() * self.terms.adjacency.distance
         return gaussian_epsilon(mu, self.terms.delta)
@@ -246,8 +248,8 @@ def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Me
     Args:
       terms: of the audit.
       row: of the round, shape ().
-      measured: by canaries, if computed.
-      records: measured by canary records, if computed.
+      measured: measurement by canaries; None if it is not due.
+      records: measurement by canary records; None if it is not due.
     """
     p_values: dict[Check, float] = {}
     if terms.delta:

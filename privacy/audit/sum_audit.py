@@ -15,14 +15,14 @@ from .round_rows import BLOCKS, LAYERS, Rows, row_type
 
 Vector = NDArray[np.float64]
 
-# Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
+# Number of coordinates that are stored from round to round, evenly spread; far fewer would show noise that is used twice.
 WATCHED = 1 << 17
-BATCH = 64  # that are compressed together, so that memory does not grow with them
+BATCH = 64  # number of canaries that are compressed together, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Watched coordinates that one round hands to the next.
+    """Watched coordinates of earlier rounds, for the checks of the next one.
 
     Attributes:
       before: the last sum, (watched,); empty before the first round.
@@ -39,7 +39,7 @@ NO_MEMORY = Memory(np.empty(0), np.empty(0), np.empty((0, 0)))
 
 
 def watched_coordinates(dimension: int) -> int:
-    """Return how many coordinates of an update are kept."""
+    """Return how many coordinates of an update are watched."""
     return len(range(0, dimension, -(-dimension // WATCHED)))
 
 
@@ -49,11 +49,11 @@ def watch(
     """Return the round's row, shape (), and the memory for the next round.
 
     Args:
-      released: the round's sum.
-      memory: returned by the round before.
-      directions: of the canaries, if there are any.
-      canaries: how many there are.
-      block: that the round is added to.
+      released: sum of the round.
+      memory: returned for the round before.
+      directions: of the canaries; None without any.
+      canaries: number of canaries.
+      block: block of the round (`interference.block_of`).
     """
     whole = join_layers(released.layers)
     watched = whole[:: -(-whole.size // WATCHED)].copy()
@@ -71,22 +71,22 @@ def watch(
         row["cosine"] = cosine(watched, memory.before)
     if directions is None:
         return row, Memory(watched, total, memory.blocks)
-    spread, sketch = whole, released.sketch
-    if sketch is not None:  # in the coordinates of an update, with as much noise in each on average
-        spread = sketch.back(whole) / sketch.compression.clip_factor
-    coordinates = spread[:: -(-spread.size // WATCHED)]
+    update, sketch = whole, released.sketch
+    if sketch is not None:  # in the coordinates of an update, with the same noise in each on average
+        update = sketch.back(whole) / sketch.compression.clip_factor
+    coordinates = update[:: -(-update.size // WATCHED)]
     blocks = memory.blocks.copy() if memory.blocks.size else np.zeros((BLOCKS, coordinates.size))
     blocks[block] += coordinates
     row["gram"] = blocks @ blocks[block]
-    row["norm"], row["along"] = np.linalg.norm(spread), directions.along(spread)
-    if released.sketch is not None:
-        row["along"] /= _lengths(directions, released.sketch)
+    row["norm"], row["along"] = np.linalg.norm(update), directions.along(update)
+    if sketch is not None:
+        row["along"] /= _lengths(directions, sketch)
     row["taken"][list(released.cohort.canaries)] = True
     return row, Memory(watched, total, blocks)
 
 
 def join_layers(layers: Sequence[Vector]) -> Vector:
-    """Return layers as one flat vector: that which they are consecutive views of, or a copy."""
+    """Return layers as one flat vector: the vector of which they are consecutive views, or else a copy."""
     size = sum(layer.size for layer in layers)
     base = layers[0].base
     if isinstance(base, np.ndarray) and base.dtype == np.float64 and base.strides == (8,):
@@ -107,18 +107,27 @@ def _lengths(directions: Directions, sketch: Sketch) -> Vector:
         batch = numbers[start : start + BATCH]
         rows = sketch.of(directions.updates(batch, np.ones(len(batch))))
         lengths[start : start + len(batch)] = np.linalg.norm(rows, axis=1)
-    lengths[lengths == 0] = 1.0  # nothing of it is left, and nothing lies along it
+    lengths[lengths == 0] = (
+        1.0  # the compression drops the whole direction, and the released sum has nothing along it
+    )
     return lengths / sketch.compression.clip_factor
 
 
 def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
-    """Write each small layer's energy outside of its own sum so far; all of it where the sum is not kept."""
+    """Write the energy of the smallest layers, orthogonal to their sums so far, and that of their means.
+
+    Args:
+      row: of the round.
+      released: sum of the round.
+      total: sum of all earlier rounds; if it has fewer coordinates, all of a layer's energy counts.
+    """
     sizes = [layer.size for layer in released.layers]
-    whole = total.size == sum(sizes)
-    before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
-    for index, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
-        layer = np.ravel(released.layers[which])
-        energy, row["layer_dimensions"][index] = outside(layer, before[which])
+    is_whole = total.size == sum(sizes)
+    before = np.split(total, np.cumsum(sizes)[:-1]) if is_whole else [np.empty(0)] * len(sizes)
+    smallest = sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]
+    for index, number in enumerate(smallest):
+        layer = np.ravel(released.layers[number])
+        energy, row["layer_dimensions"][index] = outside(layer, before[number])
         row["layer_energies"][index] = energy / released.noise**2
         row["layer_means"][index] = layer.sum() ** 2 / layer.size / released.noise**2
 
@@ -134,12 +143,13 @@ def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:
       layers: `layers_of` these rows; None computes it.
     """
     sums = (layers_of(rows) if layers is None else layers)[:, None]
+    energies, dimensions, mean_energies, mean_dimensions = sums
     whole = run_p(rows["energy"], rows["dimensions"])
-    return min(whole, run_p(sums[0], sums[1]), run_p(sums[2], sums[3]))
+    return min(whole, run_p(energies, dimensions), run_p(mean_energies, mean_dimensions))
 
 
 def layers_of(rows: Rows) -> NDArray[np.float64]:
-    """Return the layers' sums over rows, (4, layers): of energies and their sizes, of means and theirs."""
+    """Return sums over the rows, (4, layers): of energies, their dimensions, energies of means, and their dimensions."""
     sizes = rows["layer_dimensions"]
     parts = (rows["layer_energies"], sizes, rows["layer_means"], np.minimum(sizes, 1))
     return np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])

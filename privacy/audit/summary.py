@@ -17,10 +17,8 @@ from .round_rows import Rows
 from .run_audit import INTERVAL_ALPHA, AuditTerms, Evidence, Measured
 from .verdict import Finding, Verdict, by_one_run, judge
 
-UNCLAIMED = (
-    "nothing is claimed of whole clients: there is no noise to check, and no claim"  # of older releases
-)
-UNITS = {  # in the plural, of what clients hide by their own noise
+UNCLAIMED = "nothing is claimed of whole clients: there is no noise to check, and no claim"  # for older releases' runs
+UNITS = {  # units that clients hide by their own noise, in the plural
     Unit.RECORD: "single records",
     Unit.PERSON: "a person's records at one client",
     Unit.PERSON_EVERYWHERE: "a person's records at all clients",
@@ -48,16 +46,16 @@ class Summary:
 
     Attributes:
       verdict: on the claim; None without a client-level claim.
-      sentence: the same as a sentence.
-      measured: by canaries, after the last round; None without them.
-      findings: lower bounds at 95 %, those without assumptions last.
-      final: measured from the first and last model; None without canaries or before the end.
+      sentence: the verdict in words.
+      measured: measurement by canaries after the last round; None without them.
+      findings: lower bounds at 95 %, those for any mechanism last.
+      final: estimate from the first and last model; None without canaries or before the end.
       visible_shortfall: share of the noise's std whose absence these rounds would have shown; 1 if not even a
         complete absence would.
       norm_p: the smallest of the rounds, times their number.
       reuse_p: likewise.
       draw_p: likewise.
-      records: measured by canary records at the last look; None without them.
+      records: measurement by canary records at the last look; None without them.
     """
 
     verdict: Verdict | None
@@ -76,9 +74,9 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     """Return the summary of a run of at least one round.
 
     Args:
-      evidence: its rows and coins.
-      raised: the alarms of its looks.
-      final: along, norm of the row are those of the last model minus the first; None if they are not known.
+      evidence: rows and coins of the run.
+      raised: alarms of the run's looks.
+      final: row whose `along` and `norm` are those of the last model minus the first; None if they are not known.
     """
     terms = evidence.terms
     summary = _of_sums(evidence, final) if terms.delta else Summary(None, untested(terms) or UNCLAIMED)
@@ -93,7 +91,7 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
 
 
 def untested(terms: AuditTerms) -> str:
-    """Return a clause on what clients promise of their own data and no measurement tested; empty of older terms."""
+    """Return a clause on the promise that clients keep by their own noise, if no measurement tested it; else empty."""
     if terms.own_noise is None:
         return ""
     if not terms.own_noise:
@@ -108,6 +106,7 @@ def untested(terms: AuditTerms) -> str:
 
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
+    """Return the summary with its verdict corrected by the measurement of canary records."""
     if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
         sentence = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
         return replace(summary, verdict=Verdict.TOO_WEAK, sentence=sentence)
@@ -116,10 +115,11 @@ def _with_records(summary: Summary, records: Measured) -> Summary:
 
 
 def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
+    """Return the summary of a run with a client-level claim by its released sums. Arguments as of `summarise`."""
     terms, rows = evidence.terms, evidence.rows
     names = ("norm_p", "reuse_p", "draw_p")
-    smallest = {name: min(1.0, len(rows) * float(rows[name].min())) for name in names}
-    summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, rows), **smallest)
+    p_values = {name: min(1.0, len(rows) * float(rows[name].min())) for name in names}
+    summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, rows), **p_values)
     scores = _scores(evidence)
     if scores is None:
         return summary
@@ -139,7 +139,7 @@ def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
 
 
 def visible_in(terms: AuditTerms, rows: Rows) -> float:
-    """Return how much smaller than claimed the noise would have to be to raise an alarm, from 0 to 1."""
+    """Return how much smaller than claimed the noise's std would have to be to raise an alarm, as a share from 0 to 1."""
     if not terms.delta:
         return 1.0
     level = terms.alarms().threshold(Check.NORM) / NORM_TESTS
@@ -147,6 +147,7 @@ def visible_in(terms: AuditTerms, rows: Rows) -> float:
 
 
 def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
+    """Return the canaries' scores, in and out; None if there are none, or too few were drawn."""
     if not evidence.terms.canaries:
         return None
     try:
@@ -168,6 +169,7 @@ def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
 
 
 def _without_canaries(terms: AuditTerms) -> Summary:
+    """Return the summary of a run whose canaries, if there are any, have no scores."""
     if terms.canaries:
         return Summary(Verdict.TOO_WEAK, "too few canaries were drawn to say anything")
     return Summary(
@@ -177,6 +179,7 @@ def _without_canaries(terms: AuditTerms) -> Summary:
 
 
 def _in_words(verdict: Verdict, measured: Measured) -> str:
+    """Return the sentence of a verdict by canaries."""
     match verdict:
         case Verdict.VIOLATED:
             return f"canaries show epsilon {measured.epsilon:.3g}, and {measured.claimed:.3g} is claimed"
@@ -186,19 +189,21 @@ def _in_words(verdict: Verdict, measured: Measured) -> str:
             return f"not even without noise could these canaries have shown more than epsilon {measured.ceiling:.3g}"
 
 
-def _sentence(first: Raised) -> str:
-    what = {
+def _sentence(raised: Raised) -> str:
+    """Return the sentence of an alarm."""
+    fault = {
         Check.NORM: "a released sum is shorter than its claimed noise",
         Check.REUSE: "noise was used twice",
         Check.DRAW: "clients are drawn more often, or more evenly, than was accounted",
         Check.RECORDS: "canary records show more than their owners claim",
         Check.BOOKS: "the ledger counts less than what the released sums cost",
         Check.LOSSES: "the losses of odd records tell more than their owners claim",
-    }.get(first.alarm.test, "canaries show more than is claimed")
-    return f"{what} (round {first.round}, {first.alarm.evidence})"
+    }.get(raised.alarm.test, "canaries show more than is claimed")
+    return f"{fault} (round {raised.round}, {raised.alarm.evidence})"
 
 
 def _final(evidence: Evidence, final: Rows | None) -> Estimate | None:
+    """Return the estimate from the final model; arguments as of `summarise`."""
     if final is None or not final["norm"] > 0:
         return None
     along = final["along"].astype(np.float64)[None]

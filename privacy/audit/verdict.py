@@ -17,7 +17,7 @@ from .normality import accuracy_p, right_of_median, separation, separation_refut
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import ErrorRates, Hits, rates_refute, rates_refute_gdp, worst_rates
 
-# Whether an epsilon is refuted at a level alpha; monotone: a larger epsilon is never refuted more easily.
+# Returns whether (epsilon, alpha) is refuted: the epsilon, at level alpha. A larger epsilon is never refuted more easily.
 Refutes = Callable[[float, float], bool]
 
 
@@ -31,7 +31,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Method:
-    """Test of a claim, and the same test on the best scores that as many canaries could have."""
+    """Test of a claim.
+
+    Attributes:
+      name: of the method, with its authors.
+      refutes: the test on the scores.
+      perfect: the same test on the best scores that as many canaries could have.
+    """
 
     name: str
     refutes: Refutes
@@ -40,7 +46,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one method."""
+    """Result of one method.
+
+    Attributes:
+      method: name of the method.
+      lower: lower bound on epsilon.
+      ceiling: the largest lower bound that the method could have shown.
+      p_value: smallest level at which the claim is refuted.
+    """
 
     method: str
     lower: float
@@ -63,7 +76,7 @@ def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float
       methods: at least one.
       epsilon: of the claim, in nats.
       alpha: level of the test.
-      masked: ceiling in epsilon due to the releases, not to the number of canaries.
+      masked: ceiling in epsilon that the released sums impose; the number of canaries imposes another.
     """
     findings = tuple(_finding(method, epsilon, alpha, masked) for method in methods)
     if methods[0].refutes(epsilon, alpha):
@@ -72,9 +85,11 @@ def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float
 
 
 def _finding(method: Method, epsilon: float, alpha: float, masked: float) -> Finding:
-    lower, ceiling = (last_true(lambda e, r=r: r(e, alpha)) for r in (method.refutes, method.perfect))
-    smallest = math.exp(-last_true(lambda s: method.refutes(epsilon, math.exp(-s))))
-    return Finding(method.name, lower, max(lower, min(ceiling, masked)), smallest)
+    """Return the finding of a method. Arguments as of `judge`."""
+    lower = last_true(lambda size: method.refutes(size, alpha))
+    ceiling = last_true(lambda size: method.perfect(size, alpha))
+    p_value = math.exp(-last_true(lambda minus_log: method.refutes(epsilon, math.exp(-minus_log))))
+    return Finding(method.name, lower, max(lower, min(ceiling, masked)), p_value)
 
 
 def by_guesses(guesses: Guesses, delta: float, gaussian: bool = False) -> list[Method]:
@@ -101,19 +116,20 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
       Refusal: the coins cannot have been fair.
     """
     check_coins(len(members), len(others))
-    counts = {(g := guesses_at(members, others, share)).count: g for share in SHARES}
-    bounds = _one_run(list(counts.values()), delta, gaussian)
+    guesses = [guesses_at(members, others, share) for share in SHARES]
+    by_count = {each.count: each for each in guesses}  # small shares of few canaries are equally many
+    bounds = _one_run(list(by_count.values()), delta, gaussian)
     return [_gaussian(members, others, delta), *bounds] if gaussian else bounds
 
 
 def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
     """Return the methods for many runs, one score each: exact limits of the error rates.
 
-    Every second score chooses the threshold, the others are counted.
+    Every second score chooses the threshold, and the other scores are counted.
 
     Args:
       members: scores of runs with the target, at least 4.
-      others: scores of runs without it, at least 4.
+      others: scores of runs without the target, at least 4.
       delta: of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides.
 
@@ -131,15 +147,15 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
         def refutes(false: Hits, missed: Hits, epsilon: float, alpha: float) -> bool:
             return refute(worst_rates(false, missed, alpha), delta, epsilon)
 
-        none = partial(refutes, false._replace(hits=0), missed._replace(hits=0))
-        return Method(name, partial(refutes, false, missed), none)
+        perfect = partial(refutes, false._replace(hits=0), missed._replace(hits=0))
+        return Method(name, partial(refutes, false, missed), perfect)
 
     of_gaussian = [method("Clopper-Pearson, Gaussian", rates_refute_gdp)] if gaussian else []
     return [*of_gaussian, method("Clopper-Pearson", rates_refute)]
 
 
 def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Method]:
-    """Return the methods on guesses: Bonferroni over their numbers."""
+    """Return the methods on several sets of guesses, with Bonferroni over the sets. Other arguments as of `by_guesses`."""
 
     def method(name: str, refutes: Callable[[Guesses, float, float, float], bool]) -> Method:
         def any_refutes(guesses: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
@@ -153,7 +169,7 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
 
 
 def _gaussian(members: Scores, others: Scores, delta: float) -> Method:
-    """Return the method by which both the t test and the accuracy test must refute."""
+    """Return the method that refutes if both the t test and the accuracy test do. Arguments as of `by_one_run`."""
     apart, total = separation(members, others), len(members) + len(others)
     right = right_of_median(members, others)
 
@@ -167,7 +183,7 @@ def _gaussian(members: Scores, others: Scores, delta: float) -> Method:
 
 
 def _best_threshold(members: Scores, others: Scores) -> float:
-    """Return the threshold with the best accuracy, with equal weight for both kinds."""
+    """Return the threshold with the best accuracy if members and others are equally frequent."""
     values = np.unique(np.concatenate([members, others]))
     below = np.searchsorted(np.sort(others), values, side="right") / len(others)
     missed = np.searchsorted(np.sort(members), values, side="right") / len(members)

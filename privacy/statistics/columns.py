@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...base.refusal import Refusal, real
 
 LABEL = "label"  # the column of targets, where a task names none
-FEW = 16  # words that are faster found in all rows at once than row by row
+FEW = 16  # number of words up to which comparing all rows at once is faster than a look-up for each row
 MAX_CELLS = 4096  # of one question: more are a data set, and no statistic
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
@@ -47,7 +47,7 @@ class Numbers:
 
     @property
     def middle(self) -> float:
-        """Of the bounds."""
+        """Middle of the bounds."""
         return (self.low + self.high) / 2
 
     @property
@@ -64,7 +64,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Bins:
-    """Column in bins: numbers between edges, or words; row by row the number of its bin.
+    """Column in bins: numbers between edges, or words.
 
     Attributes:
       name: of the column.
@@ -100,38 +100,35 @@ class Bins:
         """Return each row's bin, -1 for none, and whether it was outside the declared bounds or words."""
         cells = column(table, self.name)
         if self.words:
-            if (
-                cells.dtype.kind == "U"
-                and len(self.words) <= FEW
-                and not any(map(WHOLE.fullmatch, self.words))
-            ):
-                codes_of_rows = np.full(len(cells), -1, np.int64)
-                for code, word in enumerate(self.words):
-                    codes_of_rows[cells == word] = code
-                return codes_of_rows, (codes_of_rows < 0) & (cells != "")
-            codes = {text_of(word): code for code, word in enumerate(self.words)}
-            words = [text_of(each) for each in cells]
-            bins = np.array([codes.get(each, -1) for each in words], np.int64)
-            return bins, (bins < 0) & np.array([each != "" for each in words], np.bool_)
+            return self._read_words(cells)
         numbers = numbers_of(cells)
         outside = (numbers < self.edges[0]) | (numbers > self.edges[-1])
         bins = np.clip(np.searchsorted(self.edges, numbers, side="right") - 1, 0, self.count - 1)
         return np.where(np.isnan(numbers), -1, bins), outside
 
+    def _read_words(self, cells: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return each row's bin and whether its word is undeclared, as `read` does; an empty cell has no bin."""
+        is_text = cells.dtype.kind == "U" and not any(map(WHOLE.fullmatch, self.words))
+        if is_text and len(self.words) <= FEW:
+            bins = np.full(len(cells), -1, np.int64)
+            for number, word in enumerate(self.words):
+                bins[cells == word] = number
+            return bins, (bins < 0) & (cells != "")
+        numbers = {text_of(word): number for number, word in enumerate(self.words)}
+        words = [text_of(each) for each in cells]
+        bins = np.array([numbers.get(each, -1) for each in words], np.int64)
+        return bins, (bins < 0) & np.array([each != "" for each in words], np.bool_)
+
 
 def column(table: Table, name: str) -> NDArray[Any]:
-    """Return a client's column.
-
-    Raises:
-      Refusal: it has none of that name.
-    """
+    """Return a client's column."""
     if name not in table:
         raise Refusal("of", name, f"is no column; there are {', '.join(sorted(table)) or 'none'}")
     return table[name]
 
 
 def share(outside: NDArray[np.bool_]) -> float:
-    """Return the share of rows that is outside what is declared."""
+    """Return the share of rows outside the declared bounds or words; 0 without rows."""
     return np.count_nonzero(outside) / outside.size if outside.size else 0.0
 
 
@@ -144,6 +141,7 @@ def numbers_of(cells: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _number(cell: Any) -> float:
+    """Return a cell as a number, NaN for an invalid one."""
     try:
         return float(cell)
     except (TypeError, ValueError, OverflowError):
@@ -151,12 +149,14 @@ def _number(cell: Any) -> float:
 
 
 def text_of(cell: object) -> str:
-    """Return a cell as a word, empty for an empty cell; 7, 7.0 and "7.0" are the same.
+    """Return a cell as a word, empty for an empty cell; 7, 7.0 and "7.0" are the same word.
 
-    A table's whole numbers become fractions once one row lacks its own: it would take all others out of their bins.
+    A table reads whole numbers as floats if one row of the column is empty. That row must not change the other rows' bins.
     """
     if isinstance(cell, float | np.floating):
-        return "" if math.isnan(cell) else str(int(cell)) if cell.is_integer() else str(cell)
+        if math.isnan(cell):
+            return ""
+        return str(int(cell)) if cell.is_integer() else str(cell)
     text = "" if cell is None else str(cell)
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -33,7 +34,7 @@ BINS = 20  # of the clients' metrics
 WORST = 0.1  # "worst decile": a tenth of the clients has less
 NORMAL_9875 = 2.241402727604947  # the 98.75 % quantile: two such intervals hold together in 95 %
 LOSS_BOUND = 5.0  # a client's mean loss above it counts as it; uniform guessing among 100 classes has 4.6
-MAX_BYTES, MAX_NAME = 4096, 200
+MAX_BYTES, MAX_NAME = 4096, 200  # bytes of an evaluation that travels, characters of its texts
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Evaluation:
 
     Attributes:
       name: of the release; another evaluation has another row, or name.
-      share: of its records that each client holds out, in (0, 1); None if the client's app decides.
-      metric: of the task's.
+      share: share of its records that each client holds out, in (0, 1); None if the client's app decides.
+      metric: name of one of the task's metrics.
       bound: of the metric, which lies in [0, bound].
       figures: some of `FIGURES`, in equal parts of the squared norm.
-      why: its reason, in a sentence for owners.
+      why: reason of the evaluation, in a sentence for owners.
       records: at the record level, number of a client's records that count in full; the contribution of a client with
         more is clipped. None at the client level.
     """
@@ -122,8 +123,7 @@ class Evaluation:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """Segments of each client's vector; each part has a norm of at most 1 in its own units."""
-        share = 1 / len(self.figures)
-        shapes = {HISTOGRAM: (BINS,)}
+        share, shapes = 1 / len(self.figures), {HISTOGRAM: (BINS,)}
         return tuple(
             Segment(self._called(each), 1.0, share, shapes.get(each, (1,)), self.purpose)
             for each in self.figures
@@ -145,12 +145,12 @@ class Evaluation:
         return {self._called(each): (1,) for each in self.figures}
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
-        """Return the sum's parameters where records are hidden, none of whose parts is longer than `unit_norm`."""
+        """Return the parameters of the sum if records are hidden, and each record's part is at most `unit_norm` long."""
         rows = self.records or 1.0
         return SumSpec(unit_norm * rows, cells=cells_for(len(self.figures), rows), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return the value of 1 of a figure in a vector at the record level, over the norm of a record's part."""
+        """Return what a figure's value of 1 is in a vector at the record level, over the norm of a record's part."""
         assert name in self.layout
         return math.sqrt(1 / len(self.figures))
 
@@ -160,8 +160,8 @@ class Evaluation:
         """Return the sum of the parts of a client's held-out records, by the names of `layout`.
 
         Args:
-          measured: None where it holds no record out.
-          unit_norm: that no record's part exceeds.
+          measured: metric and loss of each of these records; None if the client holds none out.
+          unit_norm: largest norm of a record's part.
         """
         rows = HeldOutRows(np.zeros(0), np.zeros(0)) if measured is None else measured
         metrics = [_within(value, self.bound, 0.0) for value in rows.metrics.tolist()]
@@ -220,11 +220,11 @@ class Evaluation:
         return noise_over_clip * math.sqrt(len(self.figures))
 
     def half_width(self, noise_over_clip: float, clients: float) -> float | None:
-        """Return half the width that the metric's interval will have at the widest; None where it is not asked for.
+        """Return the largest half-width of the metric's interval over all results; None if the metric is no figure.
 
         Args:
           noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-          clients: that will evaluate, or held-out records.
+          clients: number of clients that will evaluate, or of held-out records.
         """
         if METRIC not in self.figures:
             return None
@@ -236,24 +236,35 @@ class Evaluation:
         return f"clients by {self.metric}"
 
     def _called(self, figure: str) -> str:
+        """Return the name under which one of `FIGURES` is released."""
         return {METRIC: self.metric, HISTOGRAM: self._by_metric, CLIENTS: self.unit_name}.get(figure, figure)
 
     def _spread(self, cells: Cells, rows: float | None, sigma: float) -> list[tuple[str, list[Figure]]]:
-        """Return the histogram, and where a tenth, a quarter, a half and three quarters of the clients lie."""
+        """Return the histogram of the clients' metrics, and its quantiles with the distance of the quartiles.
+
+        Args:
+          cells: noisy counts of the bins.
+          rows: noisy number of clients; None if it is no figure.
+          sigma: standard deviation of the noise on each.
+        """
         edges = np.linspace(0, self.bound, BINS + 1)
         bins = [
             count_of(f"{low:g} to {high:g}", cell, sigma)
-            for low, high, cell in zip(edges, edges[1:], cells, strict=False)
+            for (low, high), cell in zip(pairwise(edges), cells, strict=True)
         ]
 
-        def at(name: str, level: float, normal: float = NORMAL_95) -> Figure:
+        def quantile(name: str, level: float, normal: float = NORMAL_95) -> Figure:
             return _quantile(name, cells, rows, level, edges, sigma, normal)
 
-        upper, lower = (at("spread", each, NORMAL_9875) for each in (0.75, 0.25))
-        gap = upper.value - lower.value
-        spread = Figure("quartiles' distance", gap, max(upper.low - lower.high, 0.0), upper.high - lower.low)
-        quartiles = [at(f"{name} quartile", q) for name, q in (("lower", 0.25), ("upper", 0.75))]
-        figures = [at("worst decile", WORST), quartiles[0], at("median", 0.5), quartiles[1], spread]
+        upper, lower = (quantile("", level, NORMAL_9875) for level in (0.75, 0.25))
+        distance = upper.value - lower.value
+        figures = [
+            quantile("worst decile", WORST),
+            quantile("lower quartile", 0.25),
+            quantile("median", 0.5),
+            quantile("upper quartile", 0.75),
+            Figure("quartiles' distance", distance, max(upper.low - lower.high, 0.0), upper.high - lower.low),
+        ]
         return [(self._by_metric, bins), ("spread", figures)]
 
 
@@ -262,35 +273,36 @@ def _quantile(
 ) -> Figure:
     """Return a quantile of a histogram.
 
-    The count below an edge can be computed from the bins below it, from those above it and the total, or from both. At
-    each edge the estimate with the least noise is used, which depends only on public numbers.
+    The excess at an edge, the count below it minus `level` of all, can be estimated from the bins below and above it, or
+    from either of these and the total. At each edge the estimate with the least noise is used, which depends only on
+    public numbers.
 
     Args:
       name: of the figure.
       cells: noisy counts.
-      rows: noisy total, if it was asked for.
+      rows: noisy total; None if it was not released.
       level: share of all that is below.
       edges: of the bins.
       sigma: standard deviation of each count.
       normal: half the width of the interval, in standard deviations.
     """
-    below, numbers = np.concatenate([[0.0], np.cumsum(cells)]), np.arange(len(edges))
-    above, others = below[-1] - below, len(cells) - numbers
-    ways = [(1 - level) * below - level * above]
-    variances = [(1 - level) ** 2 * numbers + level**2 * others]
+    below, bins_below = np.concatenate([[0.0], np.cumsum(cells)]), np.arange(len(edges))
+    above, bins_above = below[-1] - below, len(cells) - bins_below
+    estimates = [(1 - level) * below - level * above]
+    variances = [(1 - level) ** 2 * bins_below + level**2 * bins_above]
     total = below[-1] if rows is None else rows
     if rows is not None:
-        ways += [below - level * rows, (1 - level) * rows - above]
-        variances += [numbers + level**2, others + (1 - level) ** 2]
+        estimates += [below - level * rows, (1 - level) * rows - above]
+        variances += [bins_below + level**2, bins_above + (1 - level) ** 2]
     best = np.argmin(variances, axis=0)
-    excess = np.choose(best, ways)
+    excess = np.choose(best, estimates)
     if total <= 0 or total < ENOUGH * sigma or excess[-1] <= 0:
         return unsaid(name)
     return quantile_of(name, excess, normal * sigma * np.sqrt(np.choose(best, variances)), edges)
 
 
 def _mean(name: str, total: float, rows: float | None, sigma: float, clients: float) -> Figure:
-    """Return the mean of values in [-1, 1]."""
+    """Return the mean of values in [-1, 1]: over the noisy number of `rows`, or without one over all `clients`."""
     if rows is not None:
         return ratio_of(name, total, rows, sigma)
     value, half = total / clients, NORMAL_95 * sigma / clients
@@ -298,6 +310,7 @@ def _mean(name: str, total: float, rows: float | None, sigma: float, clients: fl
 
 
 def _within(value: float, bound: float, otherwise: float) -> float:
+    """Return a value clipped to [0, bound]; `otherwise` if it is not finite."""
     return min(max(value, 0.0), bound) if math.isfinite(value) else otherwise
 
 

@@ -16,7 +16,7 @@ from .columns import Bins, Table, share
 from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, unsaid
 
 Indices = NDArray[np.int64]
-# For each criterion the share that it compares, by condition; {} is filled with the condition's name.
+# For each criterion the name of the share that it compares; {} stands for the condition.
 CRITERIA = {
     "equal_opportunity": "true positive rate",
     "equalised_odds": "{} positive rate",
@@ -25,7 +25,7 @@ CRITERIA = {
     "calibration": "share of positives at score {}",
 }
 RATES = ("false", "true")
-ROWS = "rows"  # what the numbers of rows are called, by condition and group
+ROWS = "rows"  # begins the names of the numbers of rows, by condition and group
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Fairness:
 
     Attributes:
       criterion: one of `CRITERIA`.
-      of: the groups, by their words.
-      label: the classes.
-      prediction: the predicted classes in bins like those of the label; for calibration, the score's bins.
+      of: bins of the groups.
+      label: bins of the classes.
+      prediction: bins of the predicted classes, as many as of the label; for calibration, bins of the score.
     """
 
     criterion: str
@@ -65,40 +65,38 @@ class Fairness:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Groups, conditions, and whether the row counts in the share or beside it."""
+        """Groups, conditions, and 2: the rows outside of the compared share, and those in it."""
         return (self.of.count, len(self.conditions), 2)
 
     def count(self, table: Table) -> tuple[Cells, float]:
-        """Return a client's cells, and the share of its rows that was outside what is declared.
-
-        Raises:
-          Refusal: a column is missing.
-        """
-        (group, out), (label, beyond), (predicted, past) = (
-            each.read(table) for each in (self.of, self.label, self.prediction)
-        )
+        """Return a client's cells, and the share of its rows outside the declared words or bounds."""
+        columns = (self.of, self.label, self.prediction)
+        (group, label, predicted), outside = zip(*(each.read(table) for each in columns), strict=True)
         condition, inside = self._select_rows(label, predicted)
-        here = (group >= 0) & (label >= 0) & (predicted >= 0) & (condition >= 0)
+        counts = (group >= 0) & (label >= 0) & (predicted >= 0) & (condition >= 0)
         index = (group * len(self.conditions) + condition) * 2 + inside
-        cells = np.bincount(index[here], minlength=math.prod(self.shape)).astype(np.float64)
-        return cells.reshape(self.shape), share(out | beyond | past)
+        cells = np.bincount(index[counts], minlength=math.prod(self.shape)).astype(np.float64)
+        return cells.reshape(self.shape), share(np.logical_or.reduce(outside))
 
     def _select_rows(self, label: Indices, predicted: Indices) -> tuple[Indices, NDArray[np.bool_]]:
-        """Return each row's condition, -1 where the criterion does not ask for it, and whether it counts in the share."""
-        zeros = np.zeros_like(label)
-        if self.criterion == "equal_opportunity":
-            return np.where(label == 1, 0, -1), predicted == 1
-        if self.criterion == "equalised_odds":
-            return label, predicted == 1
-        if self.criterion == "calibration":
-            return predicted, label == 1
-        return zeros, predicted == label if self.criterion == "accuracy" else predicted == 1
+        """Return the number of each row's condition, -1 for none, and whether the row is in the compared share."""
+        match self.criterion:
+            case "equal_opportunity":
+                return np.where(label == 1, 0, -1), predicted == 1
+            case "equalised_odds":
+                return label, predicted == 1
+            case "calibration":
+                return predicted, label == 1
+            case "accuracy":
+                return np.zeros_like(label), predicted == label
+            case _:  # parity
+                return np.zeros_like(label), predicted == 1
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        """Return each group's share by condition, the largest difference that can be said, and the rows that are counted.
+        """Return for each condition the groups' shares, the largest difference of two known ones, and the numbers of rows.
 
         Args:
-          cells: the sum, of this shape.
+          cells: the sum, of `shape`.
           sigma: standard deviation of the noise on each.
         """
         shares: list[Figure] = []
@@ -118,20 +116,18 @@ class Fairness:
 
     @property
     def _row_suffixes(self) -> tuple[str, ...]:
-        """Which rows each condition takes, behind `ROWS`."""
-        by_label = {"equal_opportunity": self.label.labels[1:], "equalised_odds": self.label.labels}
-        words = by_label.get(
-            self.criterion, self.prediction.labels if self.criterion == "calibration" else None
-        )
-        return ("",) if words is None else tuple(f", {word}" for word in words)
+        """Text after `ROWS` for each condition: the label or the score of its rows."""
+        words = {
+            "equal_opportunity": self.label.labels[1:],
+            "equalised_odds": self.label.labels,
+            "calibration": self.prediction.labels,
+        }
+        return tuple(f", {word}" for word in words.get(self.criterion, ())) or ("",)
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Return half the width of a share's interval where rows are spread evenly over groups, conditions and shares.
+        """Return the half-width of a share's interval if rows are spread evenly over the cells.
 
-        Args:
-          sigma: of the noise.
-          rows: of all clients together. A group of a tenth of the rows has an interval five times as wide as one of a
-            half.
+        A group of a tenth of the rows has an interval five times as wide as one of a half. Arguments as of `Statistic`.
         """
         rows_used = rows / 2 if self.criterion == "equal_opportunity" else rows
         return NORMAL_95 * sigma * math.sqrt(0.5) * self.of.count * len(self.conditions) / rows_used
@@ -140,17 +136,17 @@ class Fairness:
 def share_of(name: str, inside: float, outside: float, sigma: float) -> Figure:
     """Return a share of two noisy counts, and the interval of Fieller (1954), which is exact.
 
-    The interval contains every r for which (1 - r) inside - r beside is explained by its noise, sigma sqrt((1 - r)^2 +
-    r^2). For large counts it is that of the delta method: sigma sqrt((1 - r)^2 + r^2) / (inside + beside).
+    The interval contains every r for which (1 - r) inside - r outside is explained by its noise, sigma sqrt((1 - r)^2 +
+    r^2). For large counts it is that of the delta method: sigma sqrt((1 - r)^2 + r^2) / (inside + outside).
 
     Args:
       name: of the figure.
-      inside: rows that count in the share, with noise.
-      outside: the other rows of the group, with noise.
+      inside: noisy number of rows in the share.
+      outside: noisy number of the other rows of the group.
       sigma: standard deviation of the independent noise on each.
 
     Returns:
-      The figure; no value if the noise drowns the group, so that no share would be excluded.
+      The figure; without a value if noise alone could explain the rows, so that the interval would exclude no share.
     """
     inside, outside = float(inside), float(outside)
     rows, spread = inside + outside, (NORMAL_95 * sigma) ** 2
@@ -168,11 +164,11 @@ def difference_of(name: str, shares: list[Figure]) -> Figure:
     """Return the largest minus the smallest known share, and its interval from theirs (Zou and Donner 2008).
 
     The noisy shares select these groups: with many groups of similar shares this selection alone makes the difference
-      large, as in small samples without noise.
+    large, as in small samples without noise.
 
     Args:
       name: of the figure.
-      shares: one a group, with independent noise.
+      shares: share of each group, with independent noise.
     """
     ranked = sorted((each for each in shares if each.has_value), key=lambda each: each.value)
     if len(ranked) < 2:
@@ -192,7 +188,7 @@ def reweighing(cells: Cells, sigma: float) -> Cells:
 
     Args:
       cells: noisy counts, shape (groups, classes).
-      sigma: of their noise. A cell that is lost in it keeps the weight of one that depends on nothing.
+      sigma: standard deviation of the noise on each. A cell that it drowns has the weight 1 before scaling.
 
     Returns:
       Shape (groups, classes), above 0.

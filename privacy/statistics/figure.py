@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NORMAL_95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-ENOUGH = 5.0  # standard deviations that what a ratio is divided by must have, for the delta method
+ENOUGH = 5.0  # least size of a denominator, in standard deviations of its noise, for the delta method
 
 Cells = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Figure:
 
     @property
     def has_value(self) -> bool:
-        """Whether it can be said."""
+        """Whether the figure has a value, which its noise does not drown."""
         return math.isfinite(self.value)
 
     @property
@@ -52,7 +52,7 @@ def unsaid(name: str) -> Figure:
 
 
 def count_of(name: str, cell: float, sigma: float) -> Figure:
-    """Return a count; noise may carry it below 0, and that is shown.
+    """Return a count, which noise may make negative.
 
     Args:
       name: of the figure.
@@ -89,10 +89,10 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: f
 
     Args:
       name: of the figure.
-      value: at the noisy sums.
-      gradient: there, by each of them.
+      value: value of the function at the noisy sums.
+      gradient: derivatives of the function there, by each of the sums.
       sigma: standard deviation of the independent noise on each.
-      minimum: possible value; the largest is 1.
+      minimum: smallest possible value; the largest is 1.
     """
     half = NORMAL_95 * sigma * float(np.linalg.norm(gradient))
     value, low, high = (min(max(each, minimum), 1.0) for each in (value, value - half, value + half))
@@ -100,26 +100,26 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: f
 
 
 def scaled(figure: Figure, middle: float, half: float) -> Figure:
-    """Return a figure of numbers in [-1, 1] in the units of numbers in middle +- half."""
+    """Return a figure in [-1, 1] in the units of a column with bounds middle - half and middle + half."""
     low, high = middle + half * figure.low, middle + half * figure.high
     return Figure(figure.name, middle + half * figure.value, low, high)
 
 
 def quantile_of(name: str, excess: Cells, room: Cells, edges: Cells) -> Figure:
-    """Return where noisy counts reach a quantile, and every bin in which the noise allows it to lie.
+    """Return a quantile of noisy counts, interpolated within its bin; the interval covers every bin that noise allows.
 
     Args:
       name: of the figure.
-      excess: at each edge, rows below it less the quantile's share of all; at most 0 at the first edge, above 0 at the
-        last.
-      room: at each edge, how far noise may have carried that.
-      edges: of the bins, ascending.
+      excess: at each edge, rows below it minus the quantile's share of all rows; at most 0 at the first edge, above 0 at
+        the last.
+      room: at each edge, half-width of the excess's interval.
+      edges: of the bins, ascending, at equal distances.
     """
     reached = int(np.argmax(excess[1:] >= 0)) + 1
     before, after = excess[reached - 1], excess[reached]
     part = -before / (after - before) if after > before else 0.5
     value = edges[reached - 1] + (edges[1] - edges[0]) * min(max(part, 0.0), 1.0)
-    may_begin, may_end = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)
-    low = edges[max(int(may_begin[0]) - 1, 0)]
-    high = edges[min(int(may_end[-1]) + 1, len(edges) - 1)]
+    above, below = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)  # perhaps
+    low = edges[max(int(above[0]) - 1, 0)]
+    high = edges[min(int(below[-1]) + 1, len(edges) - 1)]
     return Figure(name, float(value), float(min(low, value)), float(max(high, value)))

@@ -29,10 +29,11 @@ def holdout_mask(
     """Return which of a client's rows are held out, shape (n,).
 
     Args:
-      hashes: of the rows, or of their persons, shape (n,).
-      share: of all rows of the world that are held out, in (0, 1).
+      hashes: keyed hash of each row, or of each row's person, shape (n,).
+      share: expected share of rows that are held out, in (0, 1).
       independent: whether each row is selected independently of the others, so that a client may hold out none, or all.
-      group_equal_rows: whether equal hashes go together, as those of a person do, or of a run that an earlier release began.
+      group_equal_rows: whether rows with equal hashes stay together, as those of a person do, or those of a run that an
+        earlier release began.
     """
     if not len(hashes):
         return np.zeros(0, np.bool_)
@@ -46,7 +47,7 @@ def holdout_mask(
 
 
 def _numbered(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a hash of each row and of its number among equal rows: the row's own one for the first of them.
+    """Return another hash for each further one of equal rows; the first of them keeps its own.
 
     The others are the outputs of SplitMix64 (Steele, Lea and Flood 2014) from the row's hash.
     """
@@ -68,7 +69,7 @@ def hashes_of_rows(arrays: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
 
 
 def hashed(add: Callable[[Any], None]) -> int:
-    """Return the keyed hash of one row, which `add` feeds to the digest that it is given."""
+    """Return the keyed hash of one row; `add` updates the digest, its argument, with the row."""
     digest = hashlib.blake2b(key=KEY, digest_size=BITS // 8)
     add(digest)
     return int.from_bytes(digest.digest(), "big")

@@ -41,8 +41,8 @@ from .kinds import (
 )
 from .prefixes import Prefixes
 
-STATISTICS = "statistics"  # the purpose of questions that say none
-CLIPPED = "clipped"  # what the segment of a question's clipped share is called, behind its name
+STATISTICS = "statistics"  # the default purpose
+CLIPPED = "clipped"  # ends the name of the segment of a question's clipped share
 CLIPPED_SHARE = 0.02  # of the squared norm, for these segments: each costs the counts 1 % of noise at most
 MAX_QUESTIONS = 32
 MAX_BYTES = 1 << 16  # of an inquiry that travels
@@ -51,7 +51,7 @@ INQUIRY_KEYS = ("name", "purpose", "why", "unit", "model", "records", "ask")
 ATTRIBUTION = "attribution "  # before a column: how much it adds to what a model says, or takes from it
 DIGEST = re.compile("[0-9a-f]{64}")
 UNITS = (Unit.CLIENT, Unit.RECORD)
-COMMON = ("name", "kind", "resolution", "at_least")
+COMMON = ("name", "kind", "resolution", "at_least")  # keys of a question of any kind
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Inquiry:
       why: reason of the question, in a sentence for owners.
       records: rows of a client that count in full; the contribution of a client with more is clipped.
       questions: at least one.
-      text: what it was read from, in canonical JSON, as it travels.
-      unit: that is hidden: a client, or a record.
-      model: SHA-256 of the released model whose columns are asked about, in hexadecimal; None for the clients' own.
+      text: the inquiry in canonical JSON, as it travels.
+      unit: hidden unit: a client, or a record.
+      model: SHA-256 of the released model whose attributions are columns, in hexadecimal; None for the clients' own columns.
     """
 
     name: str
@@ -111,12 +111,12 @@ class Inquiry:
 
     @property
     def purposes(self) -> dict[str, str]:
-        """Names of a vector's segments, with their purpose, for ledgers."""
+        """Purpose of each segment by its name, as ledgers list them."""
         return {name: self.purpose for each in self.questions for name in (each.name, clipped_name(each))}
 
     @property
     def levels(self) -> int:
-        """How many rounds an answer takes at most: one, or one for each letter of the longest word."""
+        """Largest number of rounds of an answer: one, or in a search for words one for each letter of the longest word."""
         statistic = self.questions[0].statistic
         return statistic.longest if isinstance(statistic, Prefixes) else 1
 
@@ -126,7 +126,7 @@ class Inquiry:
         return any(isinstance(each.statistic, ColumnMeans) for each in self.questions)
 
     def following(self, prefixes: Sequence[str]) -> Inquiry:
-        """Return the inquiry of the next level of a search for words."""
+        """Return the inquiry of the next level of a search for words, which follows these prefixes."""
         plain = json.loads(self.text)
         plain["ask"][0]["prefixes"] = list(prefixes)
         return read_inquiry(plain)
@@ -139,18 +139,19 @@ class Inquiry:
         return {name: shape for pair in zip(shapes, clipped, strict=True) for name, shape in pair}
 
     def spec_of_records(self, unit_norm: float) -> SumSpec:
-        """Return the sum's parameters where records are hidden.
+        """Return the parameters of the sum if records are hidden.
+
+        A client's first `records` records count in full. A longer vector is scaled down, which increases no distance.
 
         Args:
-          unit_norm: of the longest part of one record. So many records of a client count in full; what a client with
-            more adds is shortened, which moves no two vectors apart.
+          unit_norm: largest norm of a record's part.
         """
         max_records = max(self.records, 1.0)
         cells = cells_for(sum(map(math.prod, self.layout.values())), max_records)
         return SumSpec(unit_norm * max_records, cells=cells, unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return what one row's longest part is in a vector where records are hidden, over the norm of a record's part."""
+        """Return the factor of a question's cells in a vector at the record level, over the norm of a record's part."""
         count = len(self.questions)
         for each in self.questions:
             if name == each.name:
@@ -158,7 +159,7 @@ class Inquiry:
         return math.sqrt(CLIPPED_SHARE / count)
 
     def sigma(self, question: Question, noise_over_clip: float) -> float:
-        """Return the noise on a question's cells, in rows.
+        """Return the standard deviation of the noise on each of a question's cells, in rows.
 
         Args:
           question: of this inquiry.
@@ -170,34 +171,30 @@ class Inquiry:
         return noise_over_clip * bound / math.sqrt((1 - CLIPPED_SHARE) / len(self.questions))
 
     def clipped_of(self, question: Question, cells: NDArray[np.floating], noise_over_clip: float) -> Figure:
-        """Return the share of rows that a question clipped where records are hidden, with its interval.
+        """Return the share of rows that a question clipped, with its interval, if records are hidden.
 
         Args:
           question: of this inquiry.
-          cells: noisy numbers of rows that were clipped and that were not.
+          cells: noisy numbers of clipped and of unclipped rows.
           noise_over_clip: standard deviation of the sum's noise over the norm of a record's part.
         """
         sigma = noise_over_clip / self.scale(clipped_name(question))
         return share_of(CLIPPED, float(cells[0]), float(cells[1]), sigma)
 
     def clipped(self, mean: float, noise_over_clip: float, clients: float) -> Figure:
-        """Return the mean share that one question clipped, with its interval.
+        """Return the mean over clients of the share that one question clipped, with its interval, if clients are hidden.
 
         Args:
-          mean: over the clients, noised.
+          mean: noised mean over the clients.
           noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-          clients: by how many the sum was divided.
+          clients: divisor of the sum.
         """
         share = CLIPPED_SHARE / len(self.questions)
         half = NORMAL_95 * noise_over_clip / (2 * math.sqrt(share) * clients)
         return Figure(CLIPPED, mean, max(mean - half, 0.0), min(mean + half, 1.0))
 
     def contribution(self, table: Table) -> dict[str, float | NDArray[np.floating]]:
-        """Return a client's value of every segment.
-
-        Raises:
-          Refusal: a column is missing.
-        """
+        """Return a client's value of every segment."""
         values: dict[str, float | NDArray[np.floating]] = {}
         for each in self.questions:
             cells, outside = each.statistic.count(table)
@@ -211,10 +208,7 @@ class Inquiry:
 
         Args:
           table: the client's columns.
-          unit_norm: that no record's part exceeds.
-
-        Raises:
-          Refusal: a column is missing.
+          unit_norm: largest norm of a record's part.
         """
         values: dict[str, NDArray[np.float64]] = {}
         for each in self.questions:
@@ -297,6 +291,7 @@ def read_inquiry(plain: object) -> Inquiry:
 
 
 def _question(plain: object) -> Question:
+    """Return the question that an entry of `ask` describes."""
     kind = cast(Mapping[str, Any], plain).get("kind") if isinstance(plain, Mapping) else None
     if kind not in KINDS:
         raise Refusal("kind", kind, f"choose one of {', '.join(KINDS)}")
@@ -313,15 +308,17 @@ def _question(plain: object) -> Question:
     return Question(name, statistic, resolution, at_least)
 
 
-def _numbers(group: Mapping[str, Any], name: object = None) -> Numbers:
+def _numbers(group: Mapping[str, Any]) -> Numbers:
+    """Return the column `of` between the bounds `low` and `high`."""
     missing = [key for key in ("low", "high") if group.get(key) is None]
     if missing:
         remedy = "declare the bounds of what is plausible, low and high, and not the data's own"
         raise Refusal(missing[0], None, remedy)
-    return Numbers(_name("of", name or group.get("of")), group["low"], group["high"])
+    return Numbers(_name("of", group.get("of")), group["low"], group["high"])
 
 
 def _bins(group: Mapping[str, Any], key: str = "of") -> Bins:
+    """Return the column under a key in the bins of `edges` or `categories`, whose keys begin with `key_` but for `of`."""
     prefix = "" if key == "of" else f"{key}_"
     edges, words = (
         _listed(f"{prefix}{each}", group.get(f"{prefix}{each}")) for each in ("edges", "categories")
@@ -332,6 +329,7 @@ def _bins(group: Mapping[str, Any], key: str = "of") -> Bins:
 
 
 def _columns(group: Mapping[str, Any]) -> tuple[Numbers, ...]:
+    """Return the columns of `of`, a group of bounds by name."""
     columns = group.get("of")
     if not isinstance(columns, dict):
         raise Refusal("of", columns, "give a group: each column with its bounds, as in {age: [0, 120]}")
@@ -369,6 +367,7 @@ def _quantiles(group: Mapping[str, Any]) -> Quantiles:
 
 
 def _attributions(group: Mapping[str, Any]) -> ColumnMeans:
+    """Return the means of columns of attributions, whose largest values `of` has by the column's name."""
     columns = group.get("of")
     if not isinstance(columns, dict) or not columns:
         remedy = "give a group: each column with the largest attribution, as in {age: 2.0}"
@@ -393,6 +392,7 @@ def _top(group: Mapping[str, Any]) -> Prefixes:
     return Prefixes(_name("of", group.get("of")), letters, longest, most, beta, tuple(map(str, prefixes)))
 
 
+# For each kind of question: its keys besides `COMMON`, and the function that reads its statistic from the question's group.
 Make = Callable[[Mapping[str, Any]], Statistic]
 KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
     "count": ((), lambda group: Count()),
@@ -412,7 +412,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
 
 
 def _sorted(plain: object) -> object:
-    """Return a value with the keys of its groups in order: as it travels, so that both sides read columns in one order."""
+    """Return a value with the keys of its groups in alphabetical order, so that both sides read columns in one order."""
     if isinstance(plain, Mapping):
         by_name = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
         return {key: _sorted(by_name[key]) for key in sorted(by_name)}
@@ -422,6 +422,7 @@ def _sorted(plain: object) -> object:
 
 
 def _group(where: str, plain: object, keys: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping with text keys; refuse another value, or a key that is not among `keys`. `where` is for a refusal."""
     if not isinstance(plain, Mapping):
         raise Refusal(where, plain, f"is no group of {', '.join(keys)}")
     group = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
@@ -432,6 +433,7 @@ def _group(where: str, plain: object, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _listed(where: str, plain: object) -> list[Any]:
+    """Return a list, empty for None; refuse another value. `where` is for a refusal."""
     if plain is None:
         return []
     if not isinstance(plain, list):
@@ -440,6 +442,7 @@ def _listed(where: str, plain: object) -> list[Any]:
 
 
 def _name(where: str, plain: object) -> str:
+    """Return a name; refuse another value. `where` is for a refusal."""
     if not isinstance(plain, str) or not plain.isprintable() or not 0 < len(plain) <= MAX_NAME:
         raise Refusal(where, plain, f"give a name of 1 to {MAX_NAME} printable characters")
     return plain

@@ -5,6 +5,7 @@ clipped. `sigma` is always the standard deviation of the noise on each cell, in 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -27,7 +28,9 @@ from .figure import (
     unsaid,
 )
 
-CellCount = tuple[Cells, float]  # a client's cells, and which share of its rows was outside what is declared
+CellCount = tuple[
+    Cells, float
+]  # a client's cells, and the share of its rows outside the declared bounds or words
 
 
 class Statistic(Protocol):
@@ -35,7 +38,7 @@ class Statistic(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the cells."""
+        """Shape of the cells."""
         ...
 
     @property
@@ -44,19 +47,15 @@ class Statistic(Protocol):
         ...
 
     def count(self, table: Table) -> CellCount:
-        """Return a client's cells, and the share of its rows that was outside what is declared.
-
-        Raises:
-          Refusal: a column is missing.
-        """
+        """Return a client's cells, and the share of its rows outside the declared bounds or words."""
         ...
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         """Return the estimate from a noisy sum of cells.
 
         Args:
-          cells: the sum, of this shape.
-          sigma: of its noise.
+          cells: the sum, of `shape`.
+          sigma: standard deviation of the noise on each cell.
         """
         ...
 
@@ -64,7 +63,7 @@ class Statistic(Protocol):
         """Return the largest half-width of an interval over all possible answers.
 
         Args:
-          sigma: of the noise.
+          sigma: standard deviation of the noise on each cell.
           rows: assumed number of all clients' rows.
         """
         ...
@@ -73,6 +72,13 @@ class Statistic(Protocol):
 def row_count(table: Table) -> int:
     """Return how many rows a client has."""
     return next((len(each) for each in table.values()), 0)
+
+
+def _complete_rows(columns: Sequence[Numbers], table: Table) -> tuple[Cells, float]:
+    """Return the rows that have all of the columns, (columns, rows) in [-1, 1], and the share of all rows outside a bound."""
+    values, outside = zip(*(each.read(table) for each in columns), strict=True)
+    matrix = np.stack(values)
+    return matrix[:, ~np.isnan(matrix).any(0)], share(np.logical_or.reduce(outside))
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,11 @@ class Histogram:
         return tuple(each.count for each in self.of)
 
     def count(self, table: Table) -> CellCount:
-        (index, outside), *others = (each.read(table) for each in self.of)
-        here = index >= 0
-        for each, (bins, beyond) in zip(self.of[1:], others, strict=True):
-            index, here, outside = index * each.count + bins, here & (bins >= 0), outside | beyond
-        cells = np.bincount(index[here], minlength=math.prod(self.shape)).astype(np.float64)
-        return cells.reshape(self.shape), share(outside)
+        bins, outside = zip(*(each.read(table) for each in self.of), strict=True)
+        has_bins = np.all(np.stack(bins) >= 0, axis=0)
+        index = np.ravel_multi_index(tuple(each[has_bins] for each in bins), self.shape)
+        cells = np.bincount(index, minlength=math.prod(self.shape)).astype(np.float64)
+        return cells.reshape(self.shape), share(np.logical_or.reduce(outside))
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         names = map(", ".join, product(*(each.labels for each in self.of)))
@@ -128,9 +133,8 @@ class ColumnMean:
     row_norm: float = math.sqrt(2)
 
     def count(self, table: Table) -> CellCount:
-        values, outside = self.of.read(table)
-        here = values[~np.isnan(values)]
-        return np.array([len(here), here.sum()]), share(outside)
+        (values,), outside = _complete_rows([self.of], table)
+        return np.array([len(values), values.sum()]), outside
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total = cells
@@ -156,10 +160,8 @@ class ColumnMeans:
         return math.sqrt(1 + len(self.of))
 
     def count(self, table: Table) -> CellCount:
-        read = [each.read(table) for each in self.of]
-        values = np.stack([value for value, _ in read])
-        here = values[:, ~np.isnan(values).any(0)]
-        return np.array([here.shape[1], *here.sum(1)]), share(np.logical_or.reduce([out for _, out in read]))
+        values, outside = _complete_rows(self.of, table)
+        return np.array([values.shape[1], *values.sum(1)]), outside
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         figures = [count_of("rows", cells[0], sigma)]
@@ -169,7 +171,7 @@ class ColumnMeans:
         return figures
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Of the column with the widest bounds."""
+        """Return the half-width of the column with the widest bounds."""
         return max(ColumnMean(each).planned(sigma, rows) for each in self.of)
 
 
@@ -182,9 +184,8 @@ class Variance:
     row_norm: float = 1.5
 
     def count(self, table: Table) -> CellCount:
-        values, outside = self.of.read(table)
-        here = values[~np.isnan(values)]
-        return np.array([len(here), here.sum(), (here**2 - 0.5).sum()]), share(outside)
+        (values,), outside = _complete_rows([self.of], table)
+        return np.array([len(values), values.sum(), (values**2 - 0.5).sum()]), outside
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total, squares = cells
@@ -202,7 +203,7 @@ class Variance:
         return [*figures, variance, Figure("standard deviation", *roots)]
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Half-width of the mean, to which a resolution refers."""
+        """Return the half-width of the mean, to which a resolution refers."""
         return ColumnMean(self.of).planned(sigma, rows)
 
 
@@ -236,18 +237,17 @@ class Quantiles:
 
     @cached_property
     def edges(self) -> Cells:
-        """Of the leaves, in the units of the column."""
+        """Edges of the leaves, in the units of the column."""
         return np.linspace(self.of.low, self.of.high, self.bins + 1)
 
     def count(self, table: Table) -> CellCount:
-        values, outside = self.of.read(table)
-        here = values[~np.isnan(values)]
-        leaf = np.clip(np.floor((here + 1) / 2 * self.bins), 0, self.bins - 1).astype(np.int64)
+        (values,), outside = _complete_rows([self.of], table)
+        leaf = np.clip(np.floor((values + 1) / 2 * self.bins), 0, self.bins - 1).astype(np.int64)
         leaves = np.bincount(leaf, minlength=self.bins).astype(np.float64)
-        return np.concatenate([leaves.reshape(self.branches, -1).sum(1), leaves]), share(outside)
+        return np.concatenate([leaves.reshape(self.branches, -1).sum(1), leaves]), outside
 
     def consistent(self, cells: Cells) -> Cells:
-        """Return the leaves of least squares, which add up to their parents: each takes its part of what is missing."""
+        """Return the least-squares estimate of the leaves: the leaves of a parent share what is missing of its count."""
         parents, leaves = cells[: self.branches], cells[self.branches :].reshape(self.branches, -1)
         missing = (parents - leaves.sum(1)) / (1 + self.branches)
         return (leaves + missing[:, None]).ravel()
@@ -268,20 +268,16 @@ class Quantiles:
         return self.branches / (1 + self.branches)  # of a parent after least squares, in sigma^2
 
     def _spread(self, level: float) -> Cells:
-        """Return the standard deviation at each edge of rows below it less `level` of all, in units of sigma."""
-        # Variance of a leaf, and what leaves of one parent share.
-        single, shared = 1.0, 1 / (1 + self.branches)
-        inside = np.arange(self.bins + 1) % self.branches
-        whole = np.arange(self.bins + 1) // self.branches
-        total = self.branches * self._parent_variance
-        within = inside * single - inside**2 * shared  # of the leaves below the edge in its own parent
-        below = whole * self._parent_variance + within
-        # With the whole: full parents and, of the edge's own, its leaves with all of that parent.
-        joint = whole * self._parent_variance + inside * (single - self.branches * shared)
-        return np.sqrt(np.maximum(below - 2 * level * joint + level**2 * total, 0.0))
+        """Return the standard deviation at each edge of (rows below it - level * all rows), in units of sigma."""
+        covariance = -1 / (1 + self.branches)  # of two leaves of one parent; a leaf's variance is 1 more
+        full_parents, leaves = np.divmod(np.arange(self.bins + 1), self.branches)  # below each edge
+        total_variance = self.branches * self._parent_variance
+        variance = full_parents * self._parent_variance + (leaves + leaves**2 * covariance)
+        with_total = full_parents * self._parent_variance + leaves * (1 + self.branches * covariance)
+        return np.sqrt(np.maximum(variance - 2 * level * with_total + level**2 * total_variance, 0.0))
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Where the rows lie evenly; a bin more, since inside of it nobody can tell."""
+        """Return the half-width where the rows lie evenly; with one more bin, inside which a quantile is not resolved."""
         room = NORMAL_95 * sigma * float(max(self._spread(each).max() for each in self.quantiles))
         return (room / rows + 1 / self.bins) * 2 * self.of.half
 
@@ -298,7 +294,7 @@ class ColumnCorrelation:
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Of columns, by their places."""
+        """Pairs of columns, by their numbers."""
         return tuple(combinations(range(len(self.of)), 2))
 
     @property
@@ -310,12 +306,10 @@ class ColumnCorrelation:
         return math.sqrt(1 + len(self.of) * 1.25 + len(self.pairs))
 
     def count(self, table: Table) -> CellCount:
-        read = [each.read(table) for each in self.of]
-        values = np.stack([value for value, _ in read])
-        outside = np.logical_or.reduce([out for _, out in read])
-        here = values[:, ~np.isnan(values).any(0)]
-        products = [float(here[one] @ here[two]) for one, two in self.pairs]
-        return np.array([here.shape[1], *here.sum(1), *(here**2 - 0.5).sum(1), *products]), share(outside)
+        values, outside = _complete_rows(self.of, table)
+        products = [float(values[one] @ values[two]) for one, two in self.pairs]
+        cells = [values.shape[1], *values.sum(1), *(values**2 - 0.5).sum(1), *products]
+        return np.array(cells), outside
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         count, rows = len(self.of), cells[0]
@@ -327,32 +321,38 @@ class ColumnCorrelation:
         return figures
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Where the columns are spread evenly between their bounds, with a variance of 1/3, and do not correlate."""
+        """Return the half-width where columns lie evenly between their bounds, with a variance of 1/3, uncorrelated."""
         return NORMAL_95 * sigma * 3 / rows
 
 
 def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
-    """Return one correlation from rows, sums, squares less a half, and the product's sum."""
+    """Return the correlation of columns a and b.
+
+    Args:
+      name: of the figure.
+      cells: noisy sums over rows of 1, a, b, a^2 - 1/2, b^2 - 1/2 and a b.
+      sigma: standard deviation of the noise on each.
+    """
     if cells[0] < ENOUGH * sigma or cells[0] <= 0:
         return unsaid(name)
     rows, a, b, aa, bb, ab = cells
-    spread = [each / rows + 0.5 - (total / rows) ** 2 for total, each in ((a, aa), (b, bb))]
-    min_variance = ENOUGH * sigma / rows  # a variance that the noise could have made tells nothing
-    if min(spread) <= max(min_variance, 0.0):
+    var_a, var_b = (each / rows + 0.5 - (total / rows) ** 2 for total, each in ((a, aa), (b, bb)))
+    min_variance = ENOUGH * sigma / rows  # noise alone could explain a smaller variance
+    if min(var_a, var_b) <= max(min_variance, 0.0):
         return unsaid(name)
-    both = math.sqrt(spread[0] * spread[1])
-    value = (ab / rows - a * b / rows**2) / both
-    # By the chain rule, over rows: the covariance and both variances are means less products of means.
-    by_cov, by_one, by_two = 1 / both, -value / (2 * spread[0]), -value / (2 * spread[1])
+    deviations = math.sqrt(var_a * var_b)
+    value = (ab / rows - a * b / rows**2) / deviations
+    # The chain rule, times rows: derivatives of the value by the covariance and both variances, and of these by the cells.
+    by_cov, by_var_a, by_var_b = 1 / deviations, -value / (2 * var_a), -value / (2 * var_b)
     gradient = np.array(
         [
             by_cov * (-ab / rows + 2 * a * b / rows**2)
-            + by_one * (-aa / rows + 2 * a * a / rows**2)
-            + by_two * (-bb / rows + 2 * b * b / rows**2),
-            by_cov * (-b / rows) + by_one * (-2 * a / rows),
-            by_cov * (-a / rows) + by_two * (-2 * b / rows),
-            by_one,
-            by_two,
+            + by_var_a * (-aa / rows + 2 * a * a / rows**2)
+            + by_var_b * (-bb / rows + 2 * b * b / rows**2),
+            by_cov * (-b / rows) + by_var_a * (-2 * a / rows),
+            by_cov * (-a / rows) + by_var_b * (-2 * b / rows),
+            by_var_a,
+            by_var_b,
             by_cov,
         ],
         np.float64,
@@ -361,10 +361,6 @@ def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
 
 
 def require_cells(statistic: Statistic, name: str) -> None:
-    """Refuse a statistic of more cells than a statistic has.
-
-    Raises:
-      Refusal: naming the question.
-    """
+    """Refuse a statistic of more than `MAX_CELLS` cells, asked by the question of this name."""
     if math.prod(statistic.shape) > MAX_CELLS:
         raise Refusal(name, math.prod(statistic.shape), f"has more than {MAX_CELLS} cells; ask for less")

@@ -16,7 +16,7 @@ from .figure import Cells, Figure, count_of
 
 END = ""  # in the place of a letter: the word ends here
 MAX_LETTERS, MAX_LONGEST = 256, 64
-MAX_PREFIXES = 512  # prefixes of one level: their text then fits into an instruction
+MAX_PREFIXES = 512  # of one level, so that their text fits into an instruction
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Prefixes:
 
     Attributes:
       of: the column of words.
-      alphabet: letters that a word may have; a word with another one is not counted, and reported as clipped.
-      longest: letters of a word that count; a longer one is truncated, and reported as clipped.
+      alphabet: letters that a word may have; a word with another letter is not counted, and reported as clipped.
+      longest: number of letters of a word that count; a longer word is truncated, and reported as clipped.
       most: largest number of reported words.
       beta: bound on the probability that one level follows any prefix without rows.
-      prefixes: that are followed, all of one length; of the first level the empty one.
+      prefixes: followed prefixes, all of one length; at the first level the empty one.
     """
 
     of: str
@@ -59,17 +59,17 @@ class Prefixes:
 
     @property
     def depth(self) -> int:
-        """Letters of a prefix that is followed."""
+        """Number of letters of a followed prefix."""
         return len(self.prefixes[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Prefixes, and letters with the end of a word last."""
+        """Number of prefixes, and of letters with `END` as the last one."""
         return (len(self.prefixes), len(self.alphabet) + 1)
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Meaning of each cell: longer prefixes and, for ending words, whole words."""
+        """Text of each cell: a prefix with one more letter or, if the word ends there, the word."""
         return tuple(prefix + letter for prefix in self.prefixes for letter in (*self.alphabet, END))
 
     def count(self, table: Table) -> tuple[Cells, float]:
@@ -78,15 +78,14 @@ class Prefixes:
         indices = {prefix: number for number, prefix in enumerate(self.prefixes)}
         letters = {letter: number for number, letter in enumerate((*self.alphabet, END))}
         cells, outside = np.zeros(self.shape), 0
-        for word in words:
-            if not word:
-                continue
+        for word in filter(None, words):
             beginning = word[: self.longest]
-            foreign = not set(beginning) <= letters.keys()
-            outside += foreign or len(word) > self.longest
-            here = indices.get(beginning[: self.depth])
-            if not foreign and here is not None and len(beginning) >= self.depth:
-                cells[here, letters[beginning[self.depth : self.depth + 1]]] += 1
+            is_foreign = not set(beginning) <= letters.keys()
+            outside += is_foreign or len(word) > self.longest
+            # A word that is shorter than the prefixes has no index.
+            index = indices.get(beginning[: self.depth])
+            if index is not None and not is_foreign:
+                cells[index, letters[beginning[self.depth : self.depth + 1]]] += 1
         return cells, outside / len(words) if words else 0.0
 
     def threshold(self, sigma: float, prefixes: int | None = None) -> float:
@@ -94,7 +93,7 @@ class Prefixes:
 
         Args:
           sigma: standard deviation of the noise on each cell, in rows.
-          prefixes: that are followed; None for this level's.
+          prefixes: number of followed prefixes; None for this level's.
         """
         cells = (prefixes or len(self.prefixes)) * self.shape[1]
         return sigma * math.sqrt(2 * math.log(2 * cells / self.beta))
@@ -102,9 +101,7 @@ class Prefixes:
     def select(self, cells: Cells, sigma: float) -> tuple[dict[str, float], tuple[str, ...]]:
         """Return the words that end here with their counts, and the prefixes to follow; both by falling counts.
 
-        Args:
-          cells: the sum, of this shape.
-          sigma: of its noise.
+        Arguments as of `Statistic.answer`.
         """
         threshold, flat = self.threshold(sigma), cells.ravel()
         ended: dict[str, float] = {}
@@ -132,5 +129,5 @@ class Prefixes:
         ]
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Return the rows that a word must have to be found, at a level as wide as one may be."""
+        """Return the number of rows that a word needs to be reported, at a level as wide as one may be."""
         return self.threshold(sigma, min(self.widest, len(self.alphabet) ** (self.longest - 1)))
