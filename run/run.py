@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -34,16 +32,13 @@ from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
 from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
-from ..tasks.arrays import emptied, holding
-from ..tasks.data import Examples, batches_of, derived, figures_of, group_figures, held_out_of, run_on
-from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
-from ..tasks.protocol import GroupedTask
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, read_only_model
 from .client_instructions import order_of
 from .files import CLIENTS_LOG
+from .held_out_metrics import confusion, evaluator
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, time_since
 from .observer import Demand
@@ -63,7 +58,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[np.generic]]
 
-MAX_CLASSES = 32  # of a confusion matrix
 EXIT_CODES = {
     Status.COMPLETED: 0,
     Status.FAILED: 1,
@@ -462,65 +456,3 @@ def budgets_of(federation: Federation) -> dict[str, float | None]:
     """Return the target epsilon of each unit."""
     budgets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
     return {"client": None, "record": None, **budgets}
-
-
-def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
-    """Return the function that evaluates arrays on public held-out examples; private ones would need a release."""
-    if not federation.held_out_public:
-        return lambda arrays, number: {}
-    task, engine = federation.task, federation.settings.engine
-    device, model = _evaluated_on(federation)
-    public = held_out_of(task)
-    give_back()  # models that were made to look at them
-    held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
-
-    def evaluate(arrays: Arrays, _: int) -> dict[str, float]:
-        if not len(held_out):  # real clients' rows are not held out: a metric on them would be a release
-            return {}
-        model.eval()
-        with holding(model, arrays), torch.no_grad():
-            means: dict[str, float] = defaultdict(float)
-            for inputs, targets in batches_of(held_out):
-                with precision(device, engine.dtype):
-                    outputs = run_on(model, inputs)
-                    loss = float(task.loss(outputs, targets))
-                figures = {**figures_of(task, outputs, targets), "loss": loss}
-                if groups and isinstance(task, GroupedTask):
-                    figures |= group_figures(outputs, targets, groups, task.group_words)
-                for name, value in figures.items():
-                    means[name] += value * len(targets) / len(held_out)
-            return derived(task, means)
-
-    return evaluate
-
-
-def _evaluated_on(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
-    """Return the device of evaluations, and a model on it without values."""
-    engine = federation.settings.engine
-    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
-    single = getattr(engine, "workers", 1) == 1
-    device = device_of(engine.device if single else "cpu")
-    return device, emptied(federation.task.model().to(device))
-
-
-def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
-    """Return how many public held-out examples of each class the model gives each class; None without such classes."""
-    task = federation.task
-    if not federation.held_out_public or not arrays:
-        return None
-    device, model = _evaluated_on(federation)
-    counts, classes = torch.zeros(0, dtype=torch.int64), 0
-    with holding(model.eval(), arrays), torch.no_grad():
-        for inputs, targets in batches_of(placed(held_out_of(task), device)):
-            with precision(device, federation.settings.engine.dtype):
-                outputs = run_on(model, inputs)
-            if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
-                return None
-            classes = outputs.shape[1]
-            if targets.is_floating_point() or not 2 <= classes <= MAX_CLASSES or (targets < 0).any():
-                return None
-            # Targets of tables may say a group as well.
-            cells = targets.long() % classes * classes + outputs.argmax(1)
-            cell_counts = torch.bincount(cells, minlength=classes**2).cpu()
-            counts = cell_counts + counts if len(counts) else cell_counts
-    return counts.reshape(classes, classes).tolist() if len(counts) else None
