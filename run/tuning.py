@@ -143,7 +143,7 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
       records: of each arm's evaluation.
       winner: number of the winning arm; None before.
     """
-    figures = {each["arm"]: each["answers"][0]["figures"][0] for each in records if each["answers"]}
+    figures = {each["arm"]: score_of(each) for each in records if each["answers"]}
     best = figures.pop(winner, {"value": None})
     scored = best["value"] is not None and len(figures) == len(records) - 1
     apart = scored and all(_above(best, other) for other in figures.values())
@@ -158,7 +158,16 @@ def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return best["value"] - other["value"] > math.hypot(*halves)
 
 
+def score_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the score of an arm's model by its clients, with its interval; empty if they did not answer.
+
+    Args:
+      record: of the evaluation, whose first figure is the mean of the deciding metric.
+    """
+    return record["answers"][0]["figures"][0] if record["answers"] else {}
+
+
 def _interval(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ends of the interval of an arm's score, None without an estimate, and the number of its clients."""
-    figure = record["answers"][0]["figures"][0] if record["answers"] else {}
-    return {"low": figure.get("low"), "high": figure.get("high"), "clients": record.get("clients")}
+    score = score_of(record)
+    return {"low": score.get("low"), "high": score.get("high"), "clients": record.get("clients")}
