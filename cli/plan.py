@@ -29,8 +29,8 @@ from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
-from ..run.queries import queries_of
-from ..run.unit_plan import curve, plans_of, questions_of, record_epsilon, tries_of, unit_plans, warnings_for
+from ..run.queries import queries_of, query_events_of_unit
+from ..run.unit_plan import curve, plans_of, record_epsilon, tries_of, unit_plans, warnings_for
 
 if TYPE_CHECKING:
     from ..simulations.prediction import Prediction
@@ -107,7 +107,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
     table.add_column("rounds", justify="right")
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
-    for mark, value in curve(plan, budget.target_delta, rounds):
+    for mark, value in curve(plan, budget.target_delta):
         cells = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
         table.add_row(str(mark), *cells)
     console.print(table)
@@ -117,13 +117,13 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
             f"{federation.settings.num_rounds}."
         )
     if not unlimited:
-        affordable = plan.affordable_rounds(budget, questions_of(federation, plan))
+        affordable = plan.affordable_rounds(budget, query_events_of_unit(federation, plan))
         ends = "; the run ends there" if affordable < rounds else ""
         console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
     if (runs := federation.settings.budget.runs) > 1:
-        num_questions = questions_of(federation, plan)
+        query_events = query_events_of_unit(federation, plan)
         once, all_of_them = (
-            plan.epsilon(budget.target_delta, rounds * each, num_questions * each) for each in (1, runs)
+            plan.epsilon(budget.target_delta, rounds * each, query_events * each) for each in (1, runs)
         )
         console.print(f"Each of {runs} runs costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
     if federation.settings.tried:
@@ -137,7 +137,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
     queries = queries_of(federation.settings)
     for line in (line for query in queries if query.first for line in query.lines(federation, plan, budget)):
         console.print(line)
-    if (lost := record_epsilon(federation, plan, budget.target_delta, rounds)) is not None:
+    if (lost := record_epsilon(federation, plan, budget.target_delta)) is not None:
         console.print(
             f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
         )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from ..configs.schema import SimulationSettings
 from ..configs.training_settings import NoCompression
+from ..messages.client_settings import Encryption
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
+from ..privacy.plan import MIN_PLAN_NOISE, Plan
 from ..strategies.cohorts import invited_size
 from .mode import COUNT_BOUND_BATCHES, Mode
 from .parts import Parts
@@ -98,6 +100,32 @@ class Federation(Parts):
             secagg.suite,
             signed_roster=signed,
         )
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """Secure aggregation as simulated clients require it; None if sums are not encrypted, or clients are real."""
+        secagg = self.settings.secagg
+        if secagg is None or not self.population.reads_data:
+            return None
+        return Encryption(
+            identities=self.identities,
+            clients=self.num_nodes,
+            minimum_cohort=2,
+            collusion=secagg.collusion,
+            dropout=secagg.dropout,
+            maximum_clipping_norm=self.mode.longest_norm,
+            minimum_noise_multiplier=MIN_PLAN_NOISE if self.mode.distributed else 0.0,
+            profile=secagg.profile,
+            doubly=self.doubly_signed,
+        )
+
+    def limits(self, plan: Plan) -> list[str]:
+        """Return sentences on what the plan of a promise does not protect from.
+
+        Args:
+          plan: calibrated, of one promise of the mode.
+        """
+        return self.mode.limits(plan, self.masking)
 
     def check_cohort(self) -> None:
         """Refuse a cohort that is too small for an encrypted sum.

@@ -38,6 +38,7 @@ LOSS_BOUND = 5.0
 # a client's count of examples is clipped to this number of batches
 COUNT_BOUND_BATCHES = 10
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
+TWO_UNITS = "A person at two clients is two units: the losses at both add up."
 Events = Callable[[], "Sequence[DpEvent]"]
 
 
@@ -365,6 +366,14 @@ class Mode:
         for promise in reversed(self.promises):
             check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
 
+    def client_plan(self, client: ClientSettings) -> Plan:
+        """Return the plan of the rounds that one client's own ledger is charged for: of the data set whose records lose most.
+
+        Args:
+          client: settings of the clients, with the noise that `instruct` planned.
+        """
+        raise NotImplementedError
+
     # --- words -----------------------------------------------------------------------------------------------------
 
     def vacuity(self, plan: Plan) -> str | None:
@@ -379,6 +388,16 @@ class Mode:
           masking: encryption of the sums, if any.
         """
         return []
+
+    @property
+    def unit_limit(self) -> str:
+        """Sentence on the records of one person that a promise about records, or persons, does not cover."""
+        if self.per_person is None:
+            return "This guarantee does not cover a person whose records are at two clients."
+        of_each = "one example" if self.per_person == 1 else f"{self.per_person} examples"
+        clients = self.clients_per_person
+        across = TWO_UNITS if clients is None else self.persons(clients)
+        return f"A client trains on at most {of_each} of one person. {across}"
 
     def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""

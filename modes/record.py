@@ -21,7 +21,13 @@ from ..privacy.ledger.ledger_state import identity_of, require_unit
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan, Unaffordable
 from ..strategies.cohorts import likely_participations
-from ..strategies.record_plan import PoissonBatches, calibrated_noise, poisson_batches, record_plan
+from ..strategies.record_plan import (
+    PoissonBatches,
+    calibrated_noise,
+    plans_of_sizes,
+    poisson_batches,
+    record_plan,
+)
 from .mode import EVERYBODY, Events, Mode, Promise
 
 if TYPE_CHECKING:
@@ -252,11 +258,22 @@ class RecordMode(Mode):
             record.per_person,
         )
 
+    def client_plan(self, client: ClientSettings) -> Plan:
+        """Return the plan of a client's rounds, of the data set whose records lose most. Arguments as of `Mode`."""
+        level, record = self.level_of_records, client.record
+        assert record is not None
+        rounds = self._participations(self.parts.settings.num_rounds)
+        plan = record_plan(record, self.sizes[0], client)
+        if level.noise_multiplier is not None:  # noise that is planned suits each size
+            plans = plans_of_sizes(self.sizes, record, client)
+            plan = max(plans, key=lambda each: each.epsilon(level.target_delta, rounds))
+        return replace(plan, num_rounds=rounds)
+
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
         """Return sentences on what the plan of a promise does not protect from. Arguments as of `Mode`."""
         if plan.unit is not self.level_of_records.unit:
             return super().limits(plan, masking)
-        return ["Client sampling hides no record: messages and models reveal who took part."]
+        return ["Client sampling hides no record: messages and models reveal who took part.", self.unit_limit]
 
 
 MODE = RecordMode

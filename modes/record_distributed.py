@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dp_accounting.dp_event import DpEvent
 
@@ -21,6 +22,9 @@ from ..server.round_terms import UnitsPerClient
 from ..strategies.record_plan import PoissonBatches
 from .mode import Events, Mode
 from .sums import SumMode
+
+if TYPE_CHECKING:
+    from ..server.masking import Masking
 
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
 ALL_RECORDS = PoissonBatches(1.0, 1)  # of questions and evaluations, which every record answers
@@ -191,6 +195,10 @@ class RecordDistributedMode(SumMode):
             clients_per_person=step.clients_per_person,
             sample_rate=step.sample_rate,
         )
+
+    def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
+        """Return sentences on what the plan does not protect from. Arguments as of `Mode`."""
+        return [*super().limits(plan, masking), self.unit_limit]
 
     def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""

@@ -10,11 +10,10 @@ from typing import Any
 from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, FlwrPartition
-from ..messages.client_settings import ClientSettings, Encryption
+from ..messages.client_settings import ClientSettings
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
-from ..privacy.plan import MIN_PLAN_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
 from .queries import queries_of, query_events
@@ -80,7 +79,7 @@ def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
         training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
-        encryption=_encryption(federation),
+        encryption=federation.encryption,
         loss_traces=traces_of(federation, folder),
         accelerator=s.engine.device,
         dtype=s.engine.dtype,
@@ -99,24 +98,6 @@ def traces_of(federation: Federation, folder: Path) -> str:
         remedy = "these data are real: only its owner may see a record's losses; leave it out"
         raise Refusal("audit.loss_traces", True, remedy)
     return str(folder / TRACES)
-
-
-def _encryption(federation: Federation) -> Encryption | None:
-    """Return the encryption that a simulated owner requires: that of the settings."""
-    secagg = federation.settings.secagg
-    if secagg is None or not federation.population.reads_data:
-        return None
-    return Encryption(
-        identities=federation.identities,
-        clients=federation.num_nodes,
-        minimum_cohort=2,
-        collusion=secagg.collusion,
-        dropout=secagg.dropout,
-        maximum_clipping_norm=federation.mode.longest_norm,
-        minimum_noise_multiplier=MIN_PLAN_NOISE if federation.mode.distributed else 0.0,
-        profile=secagg.profile,
-        doubly=federation.doubly_signed,
-    )
 
 
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, Any]:

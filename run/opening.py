@@ -16,13 +16,12 @@ from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key
 from ..server.round_terms import SumPrivacy
-from .acts import write_acts
+from .acts import require_use, write_acts
 from .observer import Observer, begin
 from .prepared_run import Run
 from .queries import later_events, queries_of
 from .saved import write_start
 from .sum_plan import plan_of_rest, sum_plan, sum_plan_with
-from .unit_plan import require_use
 
 
 @contextmanager

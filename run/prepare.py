@@ -32,6 +32,7 @@ from ..tasks.hardware import check_made_here
 from ..tasks.independence import check_independence
 from ..tasks.persons import names_of
 from ..tasks.protocol import Task, check_trainable, own_training
+from .acts import require_use
 from .client_instructions import client_settings
 from .observer import check as check_observer
 from .prepared_run import Run, Saved
@@ -39,7 +40,6 @@ from .queries import queries_of
 from .saved import require_free
 from .sum_plan import sum_plan
 from .tuning import require_arms, tuning_of
-from .unit_plan import require_use
 
 NOT_MEASURED = (
     "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "

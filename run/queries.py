@@ -158,6 +158,21 @@ def later_events(federation: Federation, num_rounds: int | None = None) -> list[
     return [event for query in later for event in query.events(federation, num_rounds)]
 
 
+def charges_queries(federation: Federation, plan: Plan) -> bool:
+    """Return whether a run's queries are charged to the plan's unit: the unit of the sum, or the only one."""
+    return plan.unit is federation.mode.promises[0].unit
+
+
+def query_events_of_unit(federation: Federation, plan: Plan) -> list[DpEvent]:
+    """Return what the run's queries cost one unit of a plan; empty for a unit that is not charged for them.
+
+    Args:
+      federation: whose run it is.
+      plan: of one of the units that its mode protects.
+    """
+    return query_events(federation) if charges_queries(federation, plan) else []
+
+
 def with_everybody(federation: Federation) -> Federation:
     """Return the federation with all of its clients in every round."""
     return replace(federation, cohort=All())
