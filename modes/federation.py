@@ -15,8 +15,7 @@ from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
 from ..privacy.plan import MIN_PLAN_NOISE, Plan
 from ..strategies.cohorts import invited_size
-from .mode import COUNT_BOUND_BATCHES, Mode
-from .parts import Parts
+from .mode import COUNT_BOUND_BATCHES, Mode, Parts
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

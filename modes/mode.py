@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import PrivacySettings
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CustomTask
 from ..configs.values import HIDDEN_CLIENTS
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordTerms
-from ..populations.population import extra_of
+from ..populations.population import Population, extra_of
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.caps import POPULATION
 from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism
+from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency
 from ..server.round_terms import UnitsPerClient
+from ..strategies.cohorts import Cohort
 from ..tasks.data import Data, data_of, size_of
 from ..tasks.persons import Owners, kept
-from .parts import Parts
+from ..tasks.protocol import Task
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -40,6 +44,54 @@ COUNT_BOUND_BATCHES = 10
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 TWO_UNITS = "A person at two clients is two units: the losses at both add up."
 Events = Callable[[], "Sequence[DpEvent]"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a federation, of which its mode of privacy is a view.
+
+    Attributes:
+      settings: of the user.
+      task: model, loss and data of the clients.
+      cohort: draws the clients.
+      seed: of a declared simulation; None on real data.
+      population: its clients.
+    """
+
+    settings: SimulationSettings
+    task: Task
+    cohort: Cohort
+    seed: int | None
+    population: Population
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data are public or synthetic."""
+        return self.population.simulated
+
+    @property
+    def task_name(self) -> str:
+        """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
+        task = self.settings.task
+        if not isinstance(task, CustomTask):
+            return task.option
+        name = getattr(self.task, "name", None)
+        return task.label or (name if isinstance(name, str) and name else task.target.partition(":")[2])
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return self.population.num_clients
+
+    @property
+    def declared_clients(self) -> int:
+        """Declared number of clients: the denominator of the mean, and the only number that is printed."""
+        return self.settings.population or self.num_clients
+
+    @cached_property
+    def randomness(self) -> Randomness:
+        """Source of draws and noise."""
+        return Randomness(self.seed)
 
 
 @dataclass(frozen=True)
