@@ -86,17 +86,16 @@ class Federation(Parts):
         from ..server.masking import Masking
 
         roster, signed = self.population.sign(self.identities, self.num_nodes, self.doubly_signed)
+        count_bound = COUNT_BOUND_BATCHES * self.settings.training.batch_size
         return Masking(
             roster,
-            secagg.dropout,
-            secagg.collusion,
-            Profile(secagg.profile),
-            secagg.bits,
-            secagg.clipping_norm,
-            self.population.max_examples(
-                COUNT_BOUND_BATCHES * self.settings.training.batch_size, lambda: self.mode.sizes[-1]
-            ),
-            secagg.suite,
+            dropout=secagg.dropout,
+            collusion=secagg.collusion,
+            profile=Profile(secagg.profile),
+            bits=secagg.bits,
+            clipping_norm=secagg.clipping_norm,
+            max_examples=self.population.max_examples(count_bound, lambda: self.mode.sizes[-1]),
+            suite=secagg.suite,
             signed_roster=signed,
         )
 
@@ -132,8 +131,9 @@ class Federation(Parts):
         Raises:
           Refusal: a cohort of the expected size cannot tolerate the configured dropout and collusion together.
         """
-        real = invited_size(self.cohort, self.num_clients)
-        self.check_sum(round(real * self.num_nodes / self.num_clients))
+        invited = invited_size(self.cohort, self.num_clients)
+        with_canaries = invited * self.num_nodes / self.num_clients
+        self.check_sum(round(with_canaries))
 
     def check_sum(self, clients: int) -> None:
         """Refuse an encrypted sum of too few clients.

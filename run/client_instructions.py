@@ -35,7 +35,7 @@ def question_settings(federation: Federation, folder: Path) -> ClientSettings:
 
 
 def client_settings(
-    federation: Federation, folder: Path, rounds: int | None = None, resumed: bool = False
+    federation: Federation, folder: Path, rounds: int = 0, resumed: bool = False
 ) -> ClientSettings:
     """Return the clients' settings; record-level noise is planned here, once for each size of data set.
 
@@ -44,8 +44,8 @@ def client_settings(
     Args:
       federation: its parts.
       folder: of the run; nothing is written there.
-      rounds: remaining ones, planned with the remaining budget of ledgers of real data; None plans all rounds for empty
-        ledgers, and so does 0, for a run that has none left.
+      rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
+        ledgers.
       resumed: whether the run has begun; a ledger with too little left for a plan keeps the noise of an empty one.
 
     Raises:

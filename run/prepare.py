@@ -114,7 +114,7 @@ def _client_settings(
     except (Unaffordable, CapEnded) as refusal:
         if not resumed:
             raise
-        return client_settings(federation, folder, 0), str(refusal)
+        return client_settings(federation, folder), str(refusal)
 
 
 def _check_data(federation: Federation) -> None:
