@@ -30,14 +30,14 @@ def write_acts(run: Run, ledger: Ledger) -> None:
     Raises:
       LedgerUnavailable: it could not be written.
     """
-    act = {"who": acting_user(), "reason": run.federation.settings.reason}
     for key, cap in cap_acts(ledger.path):
         ledger.act(CAP, key, cap)
     write_accepted(run.federation, run.name, ledger)
-    if run.checkpoint.run:
-        earlier, number = run.saved.name, run.checkpoint.state.round
-        if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
-            ledger.act(ALARM, (earlier, number, ALARM), act)
+    if run.checkpoint.run:  # whoever resumes a run that an alarm has paused overrides the alarm
+        name, number = run.saved.name, run.checkpoint.state.round
+        if any(each.get("action") == PAUSE for each in ledger.noted(name, number)):
+            act = {"who": acting_user(), "reason": run.federation.settings.reason}
+            ledger.act(ALARM, (name, number, ALARM), act)
 
 
 def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:

@@ -20,17 +20,17 @@ SHARE_PER_RATIO, MAX_SHARE = 1 / 8, 1 / 2
 
 def average_after(run: Run) -> int | None:
     """Return the round after which models are averaged; None if the run's result is its last model."""
-    federation = run.federation
-    rounds = federation.settings.num_rounds
-    models = 1 if federation.settings.model == "last" else round(rounds * _share(run))
+    settings = run.federation.settings
+    models = 1 if settings.model == "last" else round(settings.num_rounds * _share(run))
     if models < 2:
         return None
-    settings = federation.settings
-    arms = run.tuning.last  # their models come from a part of the clients
-    return max(arms, settings.steps - models)
+    return max(
+        run.tuning.last, settings.steps - models
+    )  # without models of arms, each of a part of the clients
 
 
 def _share(run: Run) -> float:
+    """Return the share of the rounds, the last ones, whose models are averaged."""
     if run.privacy is None:
         return run.federation.mode.share_of_models
     return min(MAX_SHARE, SHARE_PER_RATIO * noise_ratio(run))

@@ -67,15 +67,15 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
     """
     names = tuple(federation.population.client_ledger_names)
     record = client.record and replace(client.record, ledgers=names)
-    options = _plain_settings(federation, Path()).task_options
-    return replace(client, task_options=options, record=record)
+    return replace(client, task_options=_task_options_here(federation), record=record)
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
-    s, scaling = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
+    """Return the clients' settings without the mode's terms of DP-SGD."""
+    s = federation.settings
     return ClientSettings(
         task=s.task.own or s.task.option,
-        task_options=task_options(s, federation.seed) | scaling if federation.population.reads_data else {},
+        task_options=_task_options_here(federation),
         training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
@@ -84,6 +84,14 @@ def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
         accelerator=s.engine.device,
         dtype=s.engine.dtype,
     )
+
+
+def _task_options_here(federation: Federation) -> dict[str, Any]:
+    """Return the task's constructor options for clients of this machine; empty for others, which have their own."""
+    if not federation.population.reads_data:
+        return {}
+    scaling = {} if federation.moments is None else {"moments": federation.moments}
+    return task_options(federation.settings, federation.seed) | scaling
 
 
 def traces_of(federation: Federation, folder: Path) -> str:
@@ -107,27 +115,26 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
       settings: of the federation.
       seed: of the simulation; None stands for 0.
     """
+    seed = seed or 0
     share = held_out_share(settings)
-    holdout: dict[str, Any] = {} if share is None else {HELD_BACK: share}
-    if holdout and mode_of(settings).sums_records:
-        holdout[HELD_ALONE] = True
+    common: dict[str, Any] = {} if share is None else {HELD_BACK: share}
+    if share is not None and mode_of(settings).sums_records:
+        common[HELD_ALONE] = True
     if settings.group_equal_rows:
-        holdout[GROUP_EQUAL_ROWS] = True
+        common[GROUP_EQUAL_ROWS] = True
+    if extra_of(settings).plants_examples(settings):
+        common[PLANTED] = seed
+    counts = {"num_clients": settings.task.num_clients, "seed": seed}
     if settings.task.own:
-        counts = {"num_clients": settings.task.num_clients, "seed": seed or 0}
-        partition = settings.partition.model_dump() | counts
-        planted = {PLANTED: seed or 0} if extra_of(settings).plants_examples(settings) else {}
-        return settings.task.options | planted | {DEALT: partition} | holdout
+        return settings.task.options | {DEALT: settings.partition.model_dump() | counts} | common
     options: dict[str, Any] = {
-        "num_clients": settings.task.num_clients,
+        **counts,
         "partition": settings.partition.name,
         "alpha": settings.partition.alpha,
         "dealer": settings.partition.model_dump() if isinstance(settings.partition, FlwrPartition) else None,
-        "seed": seed or 0,
-        **settings.task.options,
-        PLANTED: (seed or 0) if extra_of(settings).plants_examples(settings) else None,
         "group_equal_rows": (isinstance(settings.task, CsvTask) and settings.group_equal_rows) or None,
-        **holdout,
+        **settings.task.options,
+        **common,
     }
     return {key: value for key, value in options.items() if value is not None}
 
