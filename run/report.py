@@ -42,7 +42,16 @@ EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 BY_SUMS = "by sums of whole clients"
 MAX_KINDS = 8  # of clients, for which the loss of several records is computed
-Loss = tuple[float, PrivacyCurve | None]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Bound on a unit's loss against an adversary, and how it was computed; an infinite epsilon has no curve."""
+
+    epsilon: float
+    curve: PrivacyCurve | None
+    accountant: str
+    sampling: str
 
 
 @dataclass(frozen=True)
@@ -150,38 +159,47 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
 
 
 def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[Spent]:
-    unit, delta, adjacency = promise.unit, promise.target_delta, promise.adjacency
-    server = _unprotected(Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
-    rows = [] if Adversary.SERVER in promise.adversaries else [server]
-    order, target = ledger.filter_order, promise.target_epsilon
-    name = accountant(delta, adjacency, order)
+    """Return the rows of a promise of the sums, by the ledger of all clients."""
+    delta, adjacency = promise.target_delta, promise.adjacency
+    rows: list[Spent] = []
+    if Adversary.SERVER not in promise.adversaries:
+        reason = "trusted: it sees single updates"
+        rows.append(_unprotected(Adversary.SERVER, delta, reason, adjacency))
     for adversary in promise.adversaries:
         events = ledger.events(adversary)
-        cost, shape = _loss_of_sums(federation, promise, events, order)
-        groups = _groups(unit, [events], delta, adjacency)
-        sampling = promise.sampling
-        rows.append(Spent(unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups))
+        if ledger.filter_order is None:
+            loss = _largest_loss([events], promise, PUBLISH_INTERVAL, promise.sampling)
+        else:
+            loss = _loss_by_filter(federation, promise, ledger.filter_order)
+        groups = _groups(promise.unit, [events], delta, adjacency)
+        rows.append(_row(promise, adversary, loss, groups))
     return rows
 
 
-def _loss_of_sums(
-    federation: Federation, promise: Promise, events: Sequence[DpEvent], order: float | None
-) -> Loss:
-    if order is None:
-        return _lost([events], promise.target_delta, promise.adjacency, PUBLISH_INTERVAL)
-    budget = federation.mode.budget  # a filter guarantees exactly its whole budget
+def _loss_by_filter(federation: Federation, promise: Promise, order: float) -> _Loss:
+    """Return the loss under an RDP filter of this order, which guarantees exactly the whole budget."""
+    name, budget = accountant(promise.target_delta, promise.adjacency, order), federation.mode.budget
     if budget is None or not promise.target_epsilon:
-        return math.inf, None
-    return budget.target_epsilon, filter_curve(budget, order)
+        return _Loss(math.inf, None, name, promise.sampling)
+    return _Loss(budget.target_epsilon, filter_curve(budget, order), name, promise.sampling)
 
 
-def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Loss:
-    """Return epsilon and curve that bound the separate losses of several units."""
+def _largest_loss(
+    units: Collection[Sequence[DpEvent]], promise: Promise, interval: float, sampling: str
+) -> _Loss:
+    """Return the bound on the separate losses of several units.
+
+    Args:
+      units: the events that each is charged.
+      promise: gives delta and adjacency.
+      interval: discretisation of the accountant.
+      sampling: in words of a result.
+    """
+    delta, adjacency = promise.target_delta, promise.adjacency
     kinds = [dict(each) for each in largest(units)] or [{}]
     cost = max(epsilon(each, delta, adjacency, interval) for each in kinds)
-    if math.isinf(cost):
-        return cost, None
-    return cost, worst(privacy_curve(each, adjacency, interval) for each in kinds)
+    curve = None if math.isinf(cost) else worst(privacy_curve(each, adjacency, interval) for each in kinds)
+    return _Loss(cost, curve, accountant_name(delta, adjacency, interval), sampling)
 
 
 def _groups(
@@ -208,33 +226,41 @@ def _record_rows(
     """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
 
     The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
-    part. If that is secret, or clients are real, the rows hold the largest possible loss.
+    part. If that is secret, or clients are real, the rows hold the largest possible loss. Arguments as of `spent`.
     """
-    unit, delta, adjacency = promise.unit, promise.target_delta, promise.adjacency
-    target = promise.target_epsilon
-    distinct: Collection[Sequence[DpEvent]] = ()
+    events: Collection[Sequence[DpEvent]] = ()
     if not federation.population.reads_data:
-        for_server = (math.inf if target is None else target, None), OWN_LEDGERS, promise.sampling
+        target = math.inf if promise.target_epsilon is None else promise.target_epsilon
+        loss = _Loss(target, None, OWN_LEDGERS, promise.sampling)
     elif largest_loss is not None:
-        distinct = [largest_loss]
-        lost = _lost(distinct, delta, adjacency, GATE_INTERVAL)
-        for_server = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
+        events = [largest_loss]
+        loss = _largest_loss(events, promise, GATE_INTERVAL, EVERY_ROUND)
     else:
-        distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
-        lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
-        for_server = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), promise.sampling
-    groups = _groups(unit, distinct, delta, adjacency)
-    for_others = for_server
-    if draws:
+        events = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+        loss = _largest_loss(events, promise, PUBLISH_INTERVAL, promise.sampling)
+    groups = _groups(promise.unit, events, promise.target_delta, promise.adjacency)
+    losses = dict.fromkeys(EVERYBODY, loss)
+    if draws:  # those who do not see who is asked
         units = [[each, *federation.simulated_cost] for each in draws]
-        open_loss = _lost(units, delta, adjacency, GATE_INTERVAL)
-        if open_loss[0] < for_server[0][0]:
-            for_others = open_loss, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
-    by_adversary = {a: for_server if a is Adversary.SERVER else for_others for a in EVERYBODY}
-    return [
-        Spent(unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
-        for a, ((cost, shape), name, sampling) in by_adversary.items()
-    ]
+        open_loss = _largest_loss(units, promise, GATE_INTERVAL, OPEN_DRAW)
+        if open_loss.epsilon < loss.epsilon:
+            losses |= {Adversary.CLIENTS: open_loss, Adversary.MODEL: open_loss}
+    return [_row(promise, adversary, each, groups) for adversary, each in losses.items()]
+
+
+def _row(promise: Promise, adversary: Adversary, loss: _Loss, groups: Sequence[tuple[int, float]]) -> Spent:
+    return Spent(
+        unit=promise.unit,
+        adversary=adversary,
+        adjacency=promise.adjacency,
+        epsilon=loss.epsilon,
+        delta=promise.target_delta,
+        target_epsilon=promise.target_epsilon,
+        accountant=loss.accountant,
+        sampling=loss.sampling,
+        curve=loss.curve,
+        groups=groups,
+    )
 
 
 def _unprotected(

@@ -77,10 +77,8 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
 
     limit = min(num_rounds, int(1 / rate))
     powers_of_two = {1 << k for k in range(limit.bit_length())}
-    too_few = set(
-        range(level.bands or 1)
-    )  # a client's next turn comes after as many rounds as noise has bands
-    choices = sorted({limit, *powers_of_two} - too_few)
+    # The accounting needs turns at least as many rounds apart as the noise has bands.
+    choices = sorted({limit, *powers_of_two} - set(range(level.bands or 1)))
     if not choices:
         raise Refusal("privacy.bands", level.bands, f"a client's turns are at most {limit} rounds apart")
     return min(choices, key=model_error)
