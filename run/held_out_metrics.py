@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..modes.federation import Federation
 from ..tasks.arrays import emptied, holding
@@ -15,8 +13,7 @@ from ..tasks.data import Examples, batches_of, derived, figures_of, group_figure
 from ..tasks.hardware import device_of, placed, precision
 from ..tasks.memory import give_back
 from ..tasks.protocol import GroupedTask
-
-Arrays = Mapping[str, NDArray[np.generic]]
+from .callbacks import Arrays
 
 MAX_CLASSES = 32  # of a confusion matrix
 

@@ -19,12 +19,10 @@ from ..strategies.cohorts import All
 from ..tasks.data import Data
 
 if TYPE_CHECKING:
-    import numpy as np
     from dp_accounting.dp_event import DpEvent
     from flwr.serverapp import Grid
-    from numpy.typing import NDArray
 
-    from ..server.checkpoint import State
+    from ..server.checkpoint import Arrays, State
     from ..server.participants import Participants
     from .prepared_run import Run
 
@@ -83,9 +81,6 @@ class ScalingPlan:
     columns: tuple[str, ...]
     noise_multiplier: float
     epsilon: float
-
-
-Arrays = dict[str, "NDArray[np.generic]"]
 
 
 @dataclass(frozen=True)

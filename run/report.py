@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,48 +54,14 @@ class _Loss:
     sampling: str
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Loss of one unit against one adversary so far; an infinite epsilon has no curve.
-
-    `groups` holds the joint loss of several records of one person, as (records, epsilon).
-    """
-
-    unit: Unit
-    adversary: Adversary
-    adjacency: Adjacency
-    epsilon: float
-    delta: float
-    target_epsilon: float | None
-    accountant: str
-    sampling: str
-    curve: PrivacyCurve | None = None
-    groups: Sequence[tuple[int, float]] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON; JSON has no infinity, so it is spelled."""
-        return {
-            "unit": str(self.unit),
-            "adversary": str(self.adversary),
-            "adjacency": str(self.adjacency),
-            "epsilon": json_number(self.epsilon),
-            "delta": self.delta,
-            "target_epsilon": self.target_epsilon,
-            "accountant": self.accountant,
-            "sampling": self.sampling,
-            "curve": None if self.curve is None else self.curve.to_json(),
-            "groups": [[n, json_number(each)] for n, each in self.groups],
-        }
-
-
 def spent(
     federation: Federation,
     ledger: Ledger | None,
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent] = (),
     largest_loss: Sequence[DpEvent] | None = None,
-) -> list[Spent]:
-    """Return the loss of every unit against every adversary, at the accountant's finest setting.
+) -> list[dict[str, Any]]:
+    """Return a row for the loss of every unit against every adversary, at the accountant's finest setting.
 
     Args:
       federation: its parts.
@@ -104,7 +70,7 @@ def spent(
       draws: `NoClientLedgers.open_draws` of the rounds so far.
       largest_loss: largest possible loss of a record, if cohorts are secret.
     """
-    rows: list[Spent] = []
+    rows: list[dict[str, Any]] = []
     for promise in reversed(federation.mode.promises):
         if promise.per_client:
             rows += _record_rows(federation, promise, client_ledgers, draws, largest_loss)
@@ -129,14 +95,14 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
     # The records of a simulation are nobody's.
     if ledger is None or not mode.sums_cost_records or federation.simulated:
         return None
-    delta, adjacency = mode.promises[0].target_delta, Adjacency.ZERO_OUT
+    promise = replace(mode.promises[0], unit=Unit.RECORD, target_epsilon=None, adjacency=Adjacency.ZERO_OUT)
     from ..privacy.ledger.client_sums import lost_by_records
 
-    lost = lost_by_records(ledger.book, delta)
+    lost = lost_by_records(ledger.book, promise.target_delta)
     if lost is None:
         return None
-    name = accountant_name(delta, adjacency, GATE_INTERVAL)
-    return Spent(Unit.RECORD, Adversary.MODEL, adjacency, lost, delta, None, name, BY_SUMS).to_json()
+    name = accountant_name(promise.target_delta, promise.adjacency, GATE_INTERVAL)
+    return _row(promise, Adversary.MODEL, _Loss(lost, None, name, BY_SUMS))
 
 
 def encryption(federation: Federation) -> dict[str, Any] | None:
@@ -158,10 +124,10 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
     }
 
 
-def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[Spent]:
+def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[dict[str, Any]]:
     """Return the rows of a promise of the sums, by the ledger of all clients."""
     delta, adjacency = promise.target_delta, promise.adjacency
-    rows: list[Spent] = []
+    rows: list[dict[str, Any]] = []
     if Adversary.SERVER not in promise.adversaries:
         reason = "trusted: it sees single updates"
         rows.append(_unprotected(Adversary.SERVER, delta, reason, adjacency))
@@ -222,7 +188,7 @@ def _record_rows(
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent],
     largest_loss: Sequence[DpEvent] | None,
-) -> list[Spent]:
+) -> list[dict[str, Any]]:
     """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
 
     The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
@@ -248,25 +214,33 @@ def _record_rows(
     return [_row(promise, adversary, each, groups) for adversary, each in losses.items()]
 
 
-def _row(promise: Promise, adversary: Adversary, loss: _Loss, groups: Sequence[tuple[int, float]]) -> Spent:
-    return Spent(
-        unit=promise.unit,
-        adversary=adversary,
-        adjacency=promise.adjacency,
-        epsilon=loss.epsilon,
-        delta=promise.target_delta,
-        target_epsilon=promise.target_epsilon,
-        accountant=loss.accountant,
-        sampling=loss.sampling,
-        curve=loss.curve,
-        groups=groups,
-    )
-
-
 def _unprotected(
     adversary: Adversary, delta: float, reason: str, adjacency: Adjacency = Adjacency.ZERO_OUT
-) -> Spent:
-    return Spent(Unit.CLIENT, adversary, adjacency, math.inf, delta, None, reason, "none")
+) -> dict[str, Any]:
+    """Return the row of clients without a guarantee against an adversary."""
+    promise = Promise(Unit.CLIENT, None, delta, adjacency, None, (), sampling="none")
+    return _row(promise, adversary, _Loss(math.inf, None, reason, promise.sampling))
+
+
+def _row(
+    promise: Promise, adversary: Adversary, loss: _Loss, groups: Sequence[tuple[int, float]] = ()
+) -> dict[str, Any]:
+    """Return a row of a result; JSON has no infinity, so it is spelled.
+
+    `groups` are pairs (records, epsilon): the joint loss of several records of one person.
+    """
+    return {
+        "unit": str(promise.unit),
+        "adversary": str(adversary),
+        "adjacency": str(promise.adjacency),
+        "epsilon": json_number(loss.epsilon),
+        "delta": promise.target_delta,
+        "target_epsilon": promise.target_epsilon,
+        "accountant": loss.accountant,
+        "sampling": loss.sampling,
+        "curve": None if loss.curve is None else loss.curve.to_json(),
+        "groups": [[records, json_number(each)] for records, each in groups],
+    }
 
 
 def versions() -> dict[str, str]:

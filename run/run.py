@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
@@ -27,7 +25,7 @@ from ..messages.wire import DROP_REASONS, MIXES
 from ..modes.federation import Federation
 from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable
-from ..server.checkpoint import State
+from ..server.checkpoint import Arrays, State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
@@ -55,8 +53,6 @@ from .tuning import order_of_round, require_arms, score_of
 
 if TYPE_CHECKING:
     from .display import Display
-
-Arrays = dict[str, NDArray[np.generic]]
 
 EXIT_CODES = {
     Status.COMPLETED: 0,
@@ -454,12 +450,13 @@ class _Rounds:
 
 def _start_of(progress: Progress) -> RunStart:
     run, federation = progress.run, progress.run.federation
+    targets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
     return RunStart(
         name=federation.population.run_name(run.folder),
         title=title_of(federation),
         folder=run.folder,
         num_rounds=federation.settings.steps,
-        budgets=frozen(budgets_of(federation)),
+        budgets=frozen({"client": None, "record": None, **targets}),
         config=frozen(publishable_keys(federation.settings.source)),
         rows=frozen(progress.history),
         audit=progress.observer.line,
@@ -480,9 +477,3 @@ def title_of(federation: Federation) -> str:
     strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]
     kind = federation.population.words.title
     return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode.name}"
-
-
-def budgets_of(federation: Federation) -> dict[str, float | None]:
-    """Return the target epsilon of each unit; None for a unit that the run does not protect, or without a target."""
-    budgets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
-    return {"client": None, "record": None, **budgets}

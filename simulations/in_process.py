@@ -106,10 +106,7 @@ class InProcessGrid(AskingGrid):
           number: by which the message is named.
         """
         head = message.metadata
-        try:
-            return self._call(message.content, head.dst_node_id, head.message_type, number)
-        except PastDeadline:
-            return Message(Error(LATE, "late"), reply_to=message)
+        return self._call(message.content, head.dst_node_id, head.message_type, number)
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver one instruction to every node and return the sum of the replies.
@@ -146,10 +143,7 @@ class InProcessGrid(AskingGrid):
     def _sum_one_by_one(self, order: CohortOrder, cohort_sum: CohortSum) -> CohortSum:
         """Add the replies of the app itself, with a message to each node."""
         for number, node in enumerate(order.nodes):
-            try:
-                add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
-            except PastDeadline:
-                cohort_sum.drop("late")
+            add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
         return cohort_sum
 
     def _sum_values(
@@ -184,13 +178,15 @@ class InProcessGrid(AskingGrid):
             round_in_place.add(cohort_sum, scalars, order.spec)
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
-        """Return the app's reply for one node; an error if it fails in any way but a missed deadline."""
+        """Return the app's reply for one node; an error if it is late, or fails in any other way."""
         message = Message(_isolated(content), node, message_type)
         name_message(message, str(number + 1))
         context = self._context(node)
         try:
             with limited_to(self.deadline):
                 reply = self.client_app(message, context)
+        except PastDeadline:
+            return Message(Error(LATE, "late"), reply_to=message)
         except Exception:  # noqa: BLE001 (a client may fail in any way; it is dropped and counted)
             return Message(Error(1, "the client failed"), reply_to=message)
         if context.state:
