@@ -118,11 +118,7 @@ class Federation(Parts):
         )
 
     def limits(self, plan: Plan) -> list[str]:
-        """Return sentences on what the plan of a promise does not protect from.
-
-        Args:
-          plan: calibrated, of one promise of the mode.
-        """
+        """Return sentences on what the calibrated plan of a promise does not protect from."""
         return self.mode.limits(plan, self.masking)
 
     def check_cohort(self) -> None:

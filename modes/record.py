@@ -189,14 +189,7 @@ class RecordMode(Mode):
         """Return the record-level privacy with separate noise for each ledger that has entries or a cap.
 
         A client with a spent budget keeps the noise of an empty ledger, and its ledger makes it sit out. In a run that has
-        begun, ledgers with too little left for a plan keep that noise if one affords a round.
-
-        Args:
-          privacy: with the noise of empty ledgers.
-          client: settings of the clients.
-          rounds: remaining ones, at least 1.
-          resumed: whether the run has begun.
-          events: a unit's events outside the rounds.
+        begun, ledgers with too little left for a plan keep that noise if one affords a round. Arguments as of `instruct`.
 
         Raises:
           Refusal: no client has enough left.
@@ -229,13 +222,7 @@ class RecordMode(Mode):
     def _require_one_round(
         self, privacy: RecordPrivacy, client: ClientSettings, events: Sequence[DpEvent]
     ) -> None:
-        """Refuse a run whose noise no ledger affords even for one round.
-
-        Args:
-          privacy: with the noise of empty ledgers.
-          client: settings of the clients.
-          events: a unit's events outside the rounds.
-        """
+        """Refuse a run if no ledger affords even one round with the noise of empty ledgers."""
         refusals: list[Refusal] = []
         pending = self.parts.population.pending_charges()
         for name, records in self._ledgers().items():
@@ -303,12 +290,7 @@ def _most_telling(refusals: Sequence[Refusal]) -> Refusal:
 def _within_ledger(
     privacy: RecordPrivacy, name: str, pending: PendingCharges
 ) -> tuple[RecordPrivacy, list[DpEvent]]:
-    """Return the record-level privacy within a ledger's caps, and the events that its records were charged before.
-
-    Args:
-      privacy: of all clients.
-      name: of the ledger.
-      pending: earlier losses of the same people that are not on the ledger yet.
+    """Return the record-level privacy within a ledger's caps, and the events on the ledger and those that it still owes.
 
     Raises:
       Refusal: the ledger has another unit or adjacency, or its cap has ended.

@@ -174,12 +174,6 @@ class ClientMode(SumMode):
     sums_cost_records = True
 
     @property
-    def clients(self) -> ClientLevel:
-        """The settings of the sums."""
-        assert isinstance(self.level, ClientLevel)
-        return self.level
-
-    @property
     def metrics(self) -> tuple[Segment, ...]:
         """What clients send without noise on the sums, and the number of their examples."""
         bound = float(COUNT_BOUND_BATCHES * self.parts.settings.training.batch_size)
@@ -188,7 +182,8 @@ class ClientMode(SumMode):
     @property
     def unit_norm(self) -> float:
         """Clipping norm of a client's update."""
-        return self.clients.clipping_norm
+        assert isinstance(self.level, ClientLevel)
+        return self.level.clipping_norm
 
     @property
     def tuned_norm(self) -> float | None:

@@ -31,17 +31,13 @@ def average_after(run: Run) -> int | None:
 
 def _share(run: Run) -> float:
     """Return the share of the rounds, the last ones, whose models are averaged."""
-    if run.privacy is None:
-        return run.federation.mode.share_of_models
-    return min(MAX_SHARE, SHARE_PER_RATIO * noise_ratio(run))
-
-
-def noise_ratio(run: Run) -> float:
-    """Return the ratio of a round's expected noise norm to the largest norm of its clipped sum."""
     federation, privacy = run.federation, run.privacy
-    assert privacy is not None
-    plan, expected = privacy.plan, federation.mode.expected_units
-    return plan.noise_std / plan.clipping_norm * math.sqrt(dimension_of(federation.task)) / expected
+    if privacy is None:
+        return federation.mode.share_of_models
+    # The expected norm of a round's noise over the largest norm of its clipped sum.
+    over_clip, expected = privacy.plan.noise_std / privacy.plan.clipping_norm, federation.mode.expected_units
+    ratio = over_clip * math.sqrt(dimension_of(federation.task)) / expected
+    return min(MAX_SHARE, SHARE_PER_RATIO * ratio)
 
 
 def early_of(last: Mapping[str, Any], mean: Mapping[str, float], models: int) -> str | None:

@@ -141,13 +141,7 @@ def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task
 
 
 def _task(settings: SimulationSettings, options: Mapping[str, Any], task: Task | PooledTask | None) -> Task:
-    """Return the task of this name, or the user's object with its examples dealt to clients.
-
-    Args:
-      settings: name the task.
-      options: of its constructor.
-      task: the user's object; None loads the task by its name.
-    """
+    """Return the user's task object with its examples dealt to clients; without one, the task that the settings name."""
     name = settings.task.own or settings.task.option
     if task is None:
         _refuse_placeholder("task", name)

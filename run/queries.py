@@ -159,12 +159,7 @@ def charges_queries(federation: Federation, plan: Plan) -> bool:
 
 
 def query_events_of_unit(federation: Federation, plan: Plan) -> list[DpEvent]:
-    """Return what the run's queries cost one unit of a plan; empty for a unit that is not charged for them.
-
-    Args:
-      federation: whose run it is.
-      plan: of one of the units that its mode protects.
-    """
+    """Return what the run's queries cost one unit of a plan; empty for a unit that is not charged for them."""
     return query_events(federation) if charges_queries(federation, plan) else []
 
 

@@ -153,14 +153,7 @@ def _loss_by_filter(federation: Federation, promise: Promise, order: float) -> _
 def _largest_loss(
     units: Collection[Sequence[DpEvent]], promise: Promise, interval: float, sampling: str
 ) -> _Loss:
-    """Return the bound on the separate losses of several units.
-
-    Args:
-      units: the events that each is charged.
-      promise: gives delta and adjacency.
-      interval: discretisation of the accountant.
-      sampling: in words of a result.
-    """
+    """Return the bound on the separate losses of several units, each with its events, at the accountant's interval."""
     delta, adjacency = promise.target_delta, promise.adjacency
     kinds = [dict(each) for each in largest(units)] or [{}]
     cost = max(epsilon(each, delta, adjacency, interval) for each in kinds)

@@ -228,15 +228,7 @@ def _run_rounds(
     grid: Grid,
     callbacks: Sequence[Callback],
 ) -> Ending:
-    """Run the remaining rounds, and return how the run ended.
-
-    Args:
-      progress: as `read_progress` returns it.
-      strategies: one for each arm, or the one of all clients.
-      environment: of the rounds.
-      grid: reaches the clients.
-      callbacks: of the run; the first one writes METRICS.
-    """
+    """Run the remaining rounds, with one strategy for each arm, and return how the run ended."""
     run, federation = progress.run, progress.run.federation
     private = PrivateGrid(
         _participants(run, grid),
@@ -398,10 +390,7 @@ class _Rounds:
     ) -> Ending | None:
         """Record a round, write its checkpoint and call the callbacks; return the run's ending, if it is to end.
 
-        Args:
-          state: after the round.
-          round_: its public record.
-          measure: returns the new model's metrics on held-out examples.
+        `measure` returns the new model's metrics on held-out examples.
         """
         progress, federation = self.progress, self.progress.run.federation
         progress.observer.observe(state, self.grid.released)

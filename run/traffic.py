@@ -81,13 +81,9 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 
 
 def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
-    """Return the bytes of one direction of one client in a round, and their source; None if they are not known.
+    """Return the bytes to ("down") or from ("up") one client in a round, if they are known, and their source.
 
-    Args:
-      run: its files.
-      parameters: of the model; 0 where that is not known.
-      way: "down" or "up".
-      planned: sum of the planned clients over the rounds.
+    `planned` is the number of clients that were planned for all rounds together.
     """
     messages = [row["message_bytes"] for row in run.rounds if row.get("message_bytes")]
     if messages:
@@ -110,14 +106,9 @@ def _differs(run: RunFiles, way: str) -> bool:
 def _in_all(
     totals: Fields, way: str, size: float | None, note: str, planned: float
 ) -> tuple[float | None, str]:
-    """Return the bytes of training in one direction, of all clients in all rounds, and their source.
+    """Return the bytes of training to or from all clients in all rounds, if they are known, and their source.
 
-    Args:
-      totals: as `traffic` returns them.
-      way: "down" or "up".
-      size: of one client in a round, as `_per_client` returns it.
-      note: source of the size.
-      planned: sum of the planned clients over the rounds.
+    They are those of `traffic` or, without them, the size for one client, with its note, times the planned clients.
     """
     trained = next((each[way] for each in totals["purposes"] if each["purpose"] == "training"), None)
     if trained is not None:

@@ -158,11 +158,7 @@ def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def score_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the score of an arm's model by its clients, with its interval; empty if they did not answer.
-
-    Args:
-      record: of the evaluation, whose first figure is the mean of the deciding metric.
-    """
+    """Return the score in the record of an arm's evaluation, with its interval; empty if its clients did not answer."""
     return record["answers"][0]["figures"][0] if record["answers"] else {}
 
 

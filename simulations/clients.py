@@ -91,11 +91,9 @@ class Clients:
         return self.at_once and not (self.faults.any or client.record or client.step or client.loss_traces)
 
     def _cohort_function(self, bench: Workbench, probe: Workbench) -> CohortFunction | None:
-        """Return the function that trains many clients at once; None if the model or the training do not allow it.
+        """Return the function that trains many clients at once on the bench; None if the model or the training forbid it.
 
-        Args:
-          bench: on which the function trains.
-          probe: the same on the processor, to look at the model.
+        The probe is the same bench on the processor, to look at the model.
         """
         from ..client.training.cohort_training import can_vectorise, sum_cohort
 

@@ -96,13 +96,7 @@ def _in_exchange(
 
 
 def _corrupted(reply: Message, message: Message, kind: int) -> Message:
-    """Return a reply whose vector has NaN, a coordinate too few, complex numbers, or a norm 1000 times too long.
-
-    Args:
-      reply: of the client; an error is unchanged.
-      message: that it answers.
-      kind: number of the corruption, from 0 to 3.
-    """
+    """Return a reply whose vector is, by its kind: 0 NaN, 1 too short, 2 complex, 3 a thousand times too long."""
     if reply.has_error():
         return reply
     vector, width = view(only_arrays(reply.content)[VECTOR]), width_of(sum_spec_of(message.content))

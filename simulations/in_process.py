@@ -255,12 +255,7 @@ class InProcessGrid(AskingGrid):
             yield worker, share, outcome
 
     def _start(self, size: int, number: int) -> _Worker:
-        """Fork a worker.
-
-        Args:
-          size: coordinates of its share of a sum.
-          number: of the worker, from 0.
-        """
+        """Fork the worker of this number, from 0, with shared memory for a sum of so many coordinates."""
         shared = mmap.mmap(-1, max(size, 1) * 8)
         ours, theirs = multiprocessing.Pipe()
         process = os.fork()
