@@ -29,8 +29,8 @@ from ..privacy.budget import UNLIMITED_EPSILON, Budget
 from ..privacy.plan import Plan
 from ..run.build import build
 from ..run.display import console_for
-from ..run.queries import queries_of
-from ..run.unit_plan import curve, plans_of, questions_of, record_epsilon, tries_of, unit_plans, warnings_for
+from ..run.queries import queries_of, query_events_of_unit
+from ..run.unit_plan import curve, plans_of, record_epsilon, tries_of, unit_plans, warnings_for
 
 if TYPE_CHECKING:
     from ..simulations.prediction import Prediction
@@ -109,7 +109,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget) 
     table.add_column("rounds", justify="right")
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
-    for num_rounds, value in curve(plan, budget.target_delta, plan.num_rounds):
+    for num_rounds, value in curve(plan, budget.target_delta):
         cells = [f"{value:.3f}" if adversary in plan.adversaries else "infinite" for adversary in EVERYBODY]
         table.add_row(str(num_rounds), *cells)
     console.print(table)
@@ -127,13 +127,13 @@ def _consequences(federation: Federation, plan: Plan, budget: Budget) -> Iterato
             f"Rounds are those in which one client takes part, likely at most {rounds} of the run's "
             f"{settings.num_rounds}."
         )
-    num_questions = questions_of(federation, plan)
+    query_events = query_events_of_unit(federation, plan)
     if budget.target_epsilon < UNLIMITED_EPSILON:
-        affordable = plan.affordable_rounds(budget, num_questions)
+        affordable = plan.affordable_rounds(budget, query_events)
         ends = "; the run ends there" if affordable < rounds else ""
         yield f"At this noise the budget affords {affordable} rounds{ends}."
     if (runs := settings.budget.runs) > 1:
-        one, together = (plan.epsilon(delta, rounds * n, num_questions * n) for n in (1, runs))
+        one, together = (plan.epsilon(delta, rounds * n, query_events * n) for n in (1, runs))
         yield f"Each of {runs} runs costs epsilon {one:.3f}, and all together {together:.3f}."
     if settings.tried:
         tries, whole_runs = tries_of(federation, plan, budget)
@@ -146,7 +146,7 @@ def _consequences(federation: Federation, plan: Plan, budget: Budget) -> Iterato
     queries = queries_of(settings)
     for query in (each for each in queries if each.first):
         yield from query.lines(federation, plan, budget)
-    if (lost := record_epsilon(federation, plan, delta, rounds)) is not None:
+    if (lost := record_epsilon(federation, plan, delta)) is not None:
         yield f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
     if plan.unit == "client":
         yield _metrics(federation, plan)

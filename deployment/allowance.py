@@ -28,8 +28,8 @@ from ..privacy.ledger.caps import POPULATION, RECORDS
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.ledger_state import state_at
 from ..privacy.plan import MIN_SHARE_LEFT, Plan, Unaffordable
+from ..run.queries import query_events_of_unit
 from ..run.sum_plan import sum_plan
-from ..run.unit_plan import questions_of
 from ..strategies.cohorts import All, likely_participations
 from .settings import ServerSettings
 
@@ -168,7 +168,7 @@ def records_line(
     record_plan = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
     all_take_part = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
     record_target = max((_record_target(each) or 0.0 for _, each in earlier), default=0.0)
-    other_events = [*spent, *of_records(questions_of(federation, plan))]
+    other_events = [*spent, *of_records(query_events_of_unit(federation, plan))]
     if record_target:
         other_events.append(gaussian_event(1 / gaussian_mu(record_target, budget.target_delta)))
     affordable = record_plan.affordable_rounds(budget, other_events)
@@ -204,7 +204,7 @@ def _fitting_remedy(
     noise = plan.noise * sufficient_noise / record_plan.noise
     if level.noise_multiplier is not None:
         return f"privacy.noise_multiplier={noise:.4g} pays for all"
-    question_events = questions_of(federation, plan) * runs
+    question_events = query_events_of_unit(federation, plan) * runs
     fitting = replace(plan, noise_multiplier=noise)
     earlier_events = question_events if runs > 1 else [*prior, *question_events]
     target = fitting.epsilon(level.target_delta, plan.num_rounds * runs, earlier_events)

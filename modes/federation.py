@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from ..configs.schema import SimulationSettings
 from ..configs.training_settings import NoCompression
+from ..messages.client_settings import Encryption
 from ..populations.population import extra_of
 from ..privacy.mechanisms.compression import CompressionPlan
+from ..privacy.plan import MIN_PLAN_NOISE, Plan
 from ..strategies.cohorts import invited_size
-from .mode import COUNT_BOUND_BATCHES, Mode
-from .parts import Parts
+from .mode import COUNT_BOUND_BATCHES, Mode, Parts
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -85,19 +86,40 @@ class Federation(Parts):
         from ..server.masking import Masking
 
         roster, signed = self.population.sign(self.identities, self.num_nodes, self.doubly_signed)
+        count_bound = COUNT_BOUND_BATCHES * self.settings.training.batch_size
         return Masking(
             roster,
-            secagg.dropout,
-            secagg.collusion,
-            Profile(secagg.profile),
-            secagg.bits,
-            secagg.clipping_norm,
-            self.population.max_examples(
-                COUNT_BOUND_BATCHES * self.settings.training.batch_size, lambda: self.mode.sizes[-1]
-            ),
-            secagg.suite,
+            dropout=secagg.dropout,
+            collusion=secagg.collusion,
+            profile=Profile(secagg.profile),
+            bits=secagg.bits,
+            clipping_norm=secagg.clipping_norm,
+            max_examples=self.population.max_examples(count_bound, lambda: self.mode.sizes[-1]),
+            suite=secagg.suite,
             signed_roster=signed,
         )
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """Secure aggregation as simulated clients require it; None if sums are not encrypted, or clients are real."""
+        secagg = self.settings.secagg
+        if secagg is None or not self.population.reads_data:
+            return None
+        return Encryption(
+            identities=self.identities,
+            clients=self.num_nodes,
+            minimum_cohort=2,
+            collusion=secagg.collusion,
+            dropout=secagg.dropout,
+            maximum_clipping_norm=self.mode.longest_norm,
+            minimum_noise_multiplier=MIN_PLAN_NOISE if self.mode.distributed else 0.0,
+            profile=secagg.profile,
+            doubly=self.doubly_signed,
+        )
+
+    def limits(self, plan: Plan) -> list[str]:
+        """Return sentences on what the calibrated plan of a promise does not protect from."""
+        return self.mode.limits(plan, self.masking)
 
     def check_cohort(self) -> None:
         """Refuse a cohort that is too small for an encrypted sum.
@@ -105,8 +127,9 @@ class Federation(Parts):
         Raises:
           Refusal: a cohort of the expected size cannot tolerate the configured dropout and collusion together.
         """
-        real = invited_size(self.cohort, self.num_clients)
-        self.check_sum(round(real * self.num_nodes / self.num_clients))
+        invited = invited_size(self.cohort, self.num_clients)
+        with_canaries = invited * self.num_nodes / self.num_clients
+        self.check_sum(round(with_canaries))
 
     def check_sum(self, clients: int) -> None:
         """Refuse an encrypted sum of too few clients.

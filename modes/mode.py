@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import PrivacySettings
+from ..configs.schema import SimulationSettings
+from ..configs.task_settings import CustomTask
 from ..configs.values import HIDDEN_CLIENTS
 from ..messages.client_settings import TRAIN_LOSS, ClientSettings
 from ..messages.training_order import ClientClaim, ModeName, RecordTerms
-from ..populations.population import extra_of
+from ..populations.population import Population, extra_of
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation
 from ..privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger.caps import POPULATION
 from ..privacy.mechanisms.mechanism import CENTRAL, Mechanism
+from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency
 from ..server.round_terms import UnitsPerClient
+from ..strategies.cohorts import Cohort
 from ..tasks.data import Data, data_of, size_of
 from ..tasks.persons import Owners, limit_per_person
-from .parts import Parts
+from ..tasks.protocol import Task
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -33,12 +37,59 @@ if TYPE_CHECKING:
     from ..privacy.plan import Sampling
     from ..server.masking import Masking
 
-# a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
-LOSS_BOUND = 5.0
-# a client's count of examples is clipped to this number of batches
-COUNT_BOUND_BATCHES = 10
+LOSS_BOUND = 5.0  # to which a client clips its mean loss; uniform guessing among 100 classes has 4.6
+COUNT_BOUND_BATCHES = 10  # to which a client clips its number of examples
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
-Events = Callable[[], "Sequence[DpEvent]"]
+TWO_UNITS = "A person at two clients is two units: the losses at both add up."
+Events = Callable[[], "Sequence[DpEvent]"]  # of a run's queries; called only where they are planned for
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a federation, of which its mode of privacy is a view.
+
+    Attributes:
+      settings: of the user.
+      task: model, loss and data of the clients.
+      cohort: draws the clients.
+      seed: of a declared simulation; None on real data.
+      population: its clients.
+    """
+
+    settings: SimulationSettings
+    task: Task
+    cohort: Cohort
+    seed: int | None
+    population: Population
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data are public or synthetic."""
+        return self.population.simulated
+
+    @property
+    def task_name(self) -> str:
+        """Display name of the task: a shipped one's name, the user's label, its attribute `name`, or its class."""
+        task = self.settings.task
+        if not isinstance(task, CustomTask):
+            return task.option
+        name = getattr(self.task, "name", None)
+        return task.label or (name if isinstance(name, str) and name else task.target.partition(":")[2])
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return self.population.num_clients
+
+    @property
+    def declared_clients(self) -> int:
+        """Declared number of clients: the denominator of the mean, and the only number that is printed."""
+        return self.settings.population or self.num_clients
+
+    @cached_property
+    def randomness(self) -> Randomness:
+        """Source of draws and noise."""
+        return Randomness(self.seed)
 
 
 @dataclass(frozen=True)
@@ -51,7 +102,7 @@ class Promise:
       adjacency: which two data sets are neighbours.
       noise_multiplier: as the settings give it; None where it is planned from the budget.
       adversaries: from whom it is hidden.
-      sampling: in words of a result.
+      sampling: how units are sampled, in words of a result.
       per_client: whether each client's own ledger is charged, in place of the one of all clients.
     """
 
@@ -82,7 +133,7 @@ class Mode:
       hides_counts: whether only the operator of a trusted server may see cohorts and dropouts, which are hidden from the
         clients and the model. An untrusted server sees them anyway, and has the same guarantee.
       charges_records: name of the mode that charges the ledgers of records; empty where they are not charged.
-      sum_source: `Release.source` of the sums on a ledger of real clients.
+      sum_source: `Release.source` of the sums on a ledger of real clients: `OF_RECORDS` if their records paid already.
       spends: whether a run charges anybody.
       usual_over_selection: ratio of the invited to the planned cohort, above 1 where that costs no privacy.
       public_draw: why the draw of a cohort is public; empty where it may be secret.
@@ -90,6 +141,9 @@ class Mode:
       sums_cost_records: whether a sum of whole clients costs their records something in addition.
       sums_records: whether a sum is of clipped records, in which every client takes part.
       ledger_prefix: of the file of the ledger of all clients.
+      share_of_models: share of the rounds, the last ones, whose models a run averages where no noise is on the sums.
+      question_rate: rate at which a question's order samples records into one sum; None where each client noises its own
+        answer.
     """
 
     parts: Parts
@@ -105,6 +159,8 @@ class Mode:
     sums_cost_records = False
     sums_records = False
     ledger_prefix = POPULATION
+    share_of_models = 0.0
+    question_rate: ClassVar[float | None] = None
 
     @property
     def name(self) -> ModeName:
@@ -173,14 +229,15 @@ class Mode:
 
     @cached_property
     def _clients_of_size(self) -> Counter[int]:
-        """How many clients have how many records."""
-        clients, holds_out = range(self.parts.task.num_clients), self.holds_out_apart
-        if holds_out or self.per_person is None:
-            return Counter(size_of(self.parts.task, client, holds_out) for client in clients)
+        """Number of clients by their number of records."""
+        task, with_held_out = self.parts.task, self.holds_out_apart
+        clients = range(task.num_clients)
+        if with_held_out or self.per_person is None:
+            return Counter(size_of(task, client, with_held_out) for client in clients)
         return Counter(len(self.data_of(client)) for client in clients)
 
     def data_of(self, client: int) -> Data:
-        """Return a client's training data, without a person's examples beyond the limit."""
+        """Return a client's training data, without the examples of a person beyond `per_person` and `clients_per_person`."""
         max_clients = self.clients_per_person
         owners = None if max_clients is None else Owners(client, range(self.parts.num_clients), max_clients)
         return limit_per_person(data_of(self.parts.task, client), self.per_person, owners)
@@ -197,7 +254,7 @@ class Mode:
             raise Refusal("task", self.parts.task_name, "no client has an example; give it data")
 
     def ledger_path(self, folder: Path) -> Path:
-        """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
+        """Return the path of the ledger of all clients: in the run's folder if data are simulated, else with the data."""
         return self.parts.population.ledger_path(self.ledger_prefix, folder)
 
     @property
@@ -240,11 +297,6 @@ class Mode:
         return False
 
     @property
-    def share_of_models(self) -> float:
-        """Share of the rounds whose models are averaged against noise that only clients know."""
-        return 0.0
-
-    @property
     def adapts_clip(self) -> bool:
         """Whether the clipping norm is chosen as the run goes."""
         return False
@@ -263,7 +315,7 @@ class Mode:
         return self.parts.settings.privacy
 
     def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], start_round: int) -> Adaptation:
-        """Return how clip and noise follow earlier releases.
+        """Return how clip and noise follow from earlier releases.
 
         Args:
           plan: of the remaining rounds.
@@ -293,13 +345,8 @@ class Mode:
         return self.parts.cohort
 
     @property
-    def question_rate(self) -> float | None:
-        """Rate at which a question's order samples records into one sum; None where each client noises its own answer."""
-        return None
-
-    @property
     def holds_out_apart(self) -> bool:
-        """Whether the number of records that train is counted with those that clients hold out."""
+        """Whether held-out records count as records of a client, so that public numbers do not tell how many train."""
         return False
 
     def noise_of_answers(self, plan: Plan) -> float:
@@ -327,17 +374,17 @@ class Mode:
         return bool(self.charges_records)
 
     def instruct(
-        self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
+        self, client: ClientSettings, folder: Path, rounds: int, resumed: bool, events: Events
     ) -> ClientSettings:
-        """Return the settings of clients of this machine, with what the mode tells them.
+        """Return the settings of clients of this machine, with the mode's terms of DP-SGD and its noise.
 
         Args:
-          client: without it.
+          client: settings without these terms.
           folder: of the run.
-          rounds: remaining ones, planned with the remaining budget of ledgers of real data; None plans all rounds for
-            empty ledgers, and so does 0.
+          rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
+            ledgers.
           resumed: whether the run has begun.
-          events: a unit's events outside the rounds.
+          events: returns a unit's events outside the rounds.
 
         Raises:
           Refusal: the budget affords no round.
@@ -349,11 +396,11 @@ class Mode:
         return client
 
     def claim(self, plan: Plan) -> ClientClaim | None:
-        """Return what an order claims of the sums of whole clients."""
+        """Return the noise that an order claims for sums of whole clients; None if the mode sums no whole clients."""
         return None
 
     def record_order(self) -> RecordTerms | None:
-        """Return what an order says of records."""
+        """Return the terms of DP-SGD in an order; None if records are not protected."""
         return None
 
     def count_disclosure(self, promise: Promise) -> str | None:
@@ -364,6 +411,14 @@ class Mode:
         """Refuse a promise to hide the number of units where a public value reveals it."""
         for promise in reversed(self.promises):
             check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
+
+    def client_plan(self, client: ClientSettings) -> Plan:
+        """Return the plan of the rounds that one client's own ledger is charged for: of the data set whose records lose most.
+
+        Args:
+          client: settings of the clients, with the noise that `instruct` planned.
+        """
+        raise NotImplementedError
 
     # --- words -----------------------------------------------------------------------------------------------------
 
@@ -379,6 +434,16 @@ class Mode:
           masking: encryption of the sums, if any.
         """
         return []
+
+    @property
+    def unit_limit(self) -> str:
+        """Sentence on the records of one person that a promise about records, or persons, does not cover."""
+        if self.per_person is None:
+            return "This guarantee does not cover a person whose records are at two clients."
+        of_each = "one example" if self.per_person == 1 else f"{self.per_person} examples"
+        clients = self.clients_per_person
+        across = TWO_UNITS if clients is None else self.persons(clients)
+        return f"A client trains on at most {of_each} of one person. {across}"
 
     def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,13 @@ from ..privacy.ledger.ledger_state import identity_of, require_unit
 from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan, Unaffordable
 from ..strategies.cohorts import likely_participations
-from ..strategies.record_plan import PoissonBatches, calibrated_noise, poisson_batches, record_plan
+from ..strategies.record_plan import (
+    PoissonBatches,
+    calibrated_noise,
+    plans_of_sizes,
+    poisson_batches,
+    record_plan,
+)
 from .mode import EVERYBODY, Events, Mode, Promise
 
 if TYPE_CHECKING:
@@ -32,8 +38,6 @@ if TYPE_CHECKING:
     from ..server.masking import Masking
 
 MAX_NOISE_LEVELS = 8  # with more different sizes, clients share the noise level of the size that needs most
-# of the rounds, on digits and mnist5k: docs/evidence/accuracy.md
-SHARE_OF_MODELS = 1 / 4
 
 
 class RecordMode(Mode):
@@ -42,10 +46,11 @@ class RecordMode(Mode):
     charges_records = str(ModeName.RECORD)
     sum_source = OF_RECORDS
     sums_cost_records = False
-    group = "privacy"  # of the settings, in which the level of records stands
+    share_of_models = 1 / 4  # measured on digits and mnist5k: docs/evidence/accuracy.md
+    group = "privacy"  # path of the settings of DP-SGD, for refusals
 
     @property
-    def level_of_records(self) -> Record:
+    def dp_sgd(self) -> Record:
         """The settings of DP-SGD at the clients."""
         privacy = self.parts.settings.privacy
         assert isinstance(privacy, Record)
@@ -54,15 +59,15 @@ class RecordMode(Mode):
     @property
     def promises(self) -> tuple[Promise, ...]:
         """The promises of the sums, and that of each client."""
-        level = self.level_of_records
+        dp_sgd = self.dp_sgd
         promise = Promise(
-            level.unit,
-            level.target_epsilon,
-            level.target_delta,
-            level.adjacency,
-            level.noise_multiplier,
-            EVERYBODY,
-            "poisson batches, in the rounds taken part in",
+            unit=dp_sgd.unit,
+            target_epsilon=dp_sgd.target_epsilon,
+            target_delta=dp_sgd.target_delta,
+            adjacency=dp_sgd.adjacency,
+            noise_multiplier=dp_sgd.noise_multiplier,
+            adversaries=EVERYBODY,
+            sampling="poisson batches, in the rounds taken part in",
             per_client=True,
         )
         return (*super().promises, promise)
@@ -74,30 +79,25 @@ class RecordMode(Mode):
 
     @property
     def metrics(self) -> tuple[Segment, ...]:
-        """What else may leave a client but its loss, for which nobody accounted."""
+        """Which metrics may leave a client: not its loss, for which no record is charged."""
         return tuple(each for each in super().metrics if each.name != TRAIN_LOSS)
-
-    @property
-    def share_of_models(self) -> float:
-        """Share of the rounds whose models are averaged against noise that only clients know."""
-        return SHARE_OF_MODELS
 
     # --- persons and records ---------------------------------------------------------------------------------------
 
     @property
     def per_person(self) -> int | None:
         """Largest number of one person's examples that a client trains on; None without a bound."""
-        return self.level_of_records.per_person
+        return self.dp_sgd.per_person
 
     @property
     def clients_per_person(self) -> int | None:
         """Largest number of clients that train on one person; None without a bound."""
-        return self.parts.population.max_clients(self.level_of_records.clients_per_person)
+        return self.parts.population.max_clients(self.dp_sgd.clients_per_person)
 
     @property
     def gradients(self) -> str:
         """The requested engine of DP-SGD."""
-        return self.level_of_records.gradients
+        return self.dp_sgd.gradients
 
     # --- questions -------------------------------------------------------------------------------------------------
 
@@ -119,115 +119,123 @@ class RecordMode(Mode):
     # --- clients ---------------------------------------------------------------------------------------------------
 
     def instruct(
-        self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
+        self, client: ClientSettings, folder: Path, rounds: int, resumed: bool, events: Events
     ) -> ClientSettings:
-        """Return the settings of clients of this machine, with their noise, planned once for each size of data set. Arguments as of `Mode`."""
+        """Return the settings of clients of this machine, with their noise. Arguments as of `Mode`."""
         client = super().instruct(client, folder, rounds, resumed, events)
-        level = self._planned(client, folder, events)
+        privacy = self._planned(client, folder, events)
         if self.parts.simulated or not rounds:
-            return replace(client, record=level)
-        if self.level_of_records.noise_multiplier:
-            return replace(client, record=self._with_noise_for_one_round(level, client, events()))
-        return replace(client, record=self._with_noise_by_ledger(level, client, rounds, resumed, events()))
+            return replace(client, record=privacy)
+        if self.dp_sgd.noise_multiplier:
+            self._require_one_round(privacy, client, events())
+        else:
+            privacy = self._with_noise_by_ledger(privacy, client, rounds, resumed, events())
+        return replace(client, record=privacy)
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
         """Return the settings of clients of this machine that answer a question, without noise for training. Arguments as of `Mode`."""
         return replace(client, record=self._unplanned(folder))
 
     def _planned(self, client: ClientSettings, folder: Path, events: Events) -> RecordPrivacy:
-        """Return the level of records, with noise planned for empty ledgers of the sizes of data sets that there are."""
-        sizes, level, record = self.sizes, self._unplanned(folder), self.level_of_records
-        warning = check_delta(self.group, record.target_delta, sizes[-1], "records", record.allow_large_delta)
+        """Return the clients' record-level privacy with noise planned for empty ledgers, once for each size of data set."""
+        sizes, privacy, dp_sgd = self.sizes, self._unplanned(folder), self.dp_sgd
+        warning = check_delta(self.group, dp_sgd.target_delta, sizes[-1], "records", dp_sgd.allow_large_delta)
         if warning:
             warn(warning)
-        if record.noise_multiplier is None:
-            return replace(level, noise_by_records=self._noise_of_sizes(level, client, events()))
-        level = replace(level, noise_by_records=((0, record.noise_multiplier),))
-        plan = record_plan(level, sizes[-1] + level.canaries, client)
-        plan.require_one_round(level.terms.budget, events())
-        return level
+        if dp_sgd.noise_multiplier is None:
+            return replace(privacy, noise_by_records=self._noise_of_sizes(privacy, client, events()))
+        privacy = replace(privacy, noise_by_records=((0, dp_sgd.noise_multiplier),))
+        plan = record_plan(privacy, sizes[-1] + privacy.canaries, client)
+        plan.require_one_round(privacy.terms.budget, events())
+        return privacy
 
     def _unplanned(self, folder: Path) -> RecordPrivacy:
-        """Return the level of records before its noise is planned."""
-        parts, record = self.parts, self.level_of_records
+        """Return the clients' record-level privacy before its noise is planned."""
+        population, dp_sgd = self.parts.population, self.dp_sgd
         return RecordPrivacy(
-            self.record_order(),
-            (),
-            str(parts.population.client_ledger_home(folder)),
-            record.allow_large_delta,
-            self.extra_records,
-            parts.population.ledger_names,
-            clients_per_person=record.clients_per_person,
+            terms=self.record_order(),
+            noise_by_records=(),
+            ledger_dir=str(population.client_ledger_home(folder)),
+            allow_large_delta=dp_sgd.allow_large_delta,
+            canaries=self.extra_records,
+            ledgers=population.ledger_names,
+            clients_per_person=dp_sgd.clients_per_person,
         )
 
     def _noise_of_sizes(
-        self, level: RecordPrivacy, client: ClientSettings, events: Sequence[DpEvent]
+        self, privacy: RecordPrivacy, client: ClientSettings, events: Sequence[DpEvent]
     ) -> tuple[tuple[int, float], ...]:
-        """Return (records, noise multiplier) for the sizes of the clients' data sets, canaries included."""
-        sizes = [size + level.canaries for size in self.sizes]
+        """Return pairs (records, noise multiplier) for the sizes of the clients' data sets, canaries included.
+
+        At most `MAX_NOISE_LEVELS` runs of neighbouring sizes share a pair, which is slow to plan.
+        """
+        sizes = [size + privacy.canaries for size in self.sizes]
         rounds = self._participations(self.parts.settings.num_rounds)
-        each = -(-len(sizes) // MAX_NOISE_LEVELS)
-        noise: list[tuple[int, float]] = []
-        for first in range(0, len(sizes), each):
-            neediest = _neediest(sizes[first : first + each], client)
-            needed = (calibrated_noise(level, n, client, rounds, other_events=events) for n in neediest)
-            noise.append((sizes[first], max(needed)))
-        return tuple(noise)
+        sizes_per_pair = -(-len(sizes) // MAX_NOISE_LEVELS)
+        pairs: list[tuple[int, float]] = []
+        for first in range(0, len(sizes), sizes_per_pair):
+            neediest = _neediest(sizes[first : first + sizes_per_pair], client)
+            noise = (calibrated_noise(privacy, n, client, rounds, other_events=events) for n in neediest)
+            pairs.append((sizes[first], max(noise)))
+        return tuple(pairs)
 
     def _with_noise_by_ledger(
         self,
-        level: RecordPrivacy,
+        privacy: RecordPrivacy,
         client: ClientSettings,
         rounds: int,
         resumed: bool,
         events: Sequence[DpEvent],
     ) -> RecordPrivacy:
-        """Return the level of records with separate noise for each ledger that has entries or a cap.
+        """Return the record-level privacy with separate noise for each ledger that has entries or a cap.
 
         A client with a spent budget keeps the noise of an empty ledger, and its ledger makes it sit out. In a run that has
-        begun, ledgers with too little left for a plan keep that noise if one affords a round.
+        begun, ledgers with too little left for a plan keep that noise if one affords a round. Arguments as of `instruct`.
 
         Raises:
           Refusal: no client has enough left.
         """
-        rounds_left, whole = map(self._participations, (rounds, self.parts.settings.num_rounds))
-        planned: dict[str, float] = {}
+        rounds_left, all_rounds = map(self._participations, (rounds, self.parts.settings.num_rounds))
+        noise: dict[str, float] = {}
+        refusals: list[Refusal] = []
+        pending = self.parts.population.pending_charges()
+        for name, records in self._ledgers().items():
+            count = records + privacy.canaries
+            try:
+                capped, prior = _within_ledger(privacy, name, pending)
+                if not prior and capped == privacy:
+                    noise[name] = privacy.noise_multiplier(count)
+                else:
+                    noise[name] = calibrated_noise(
+                        capped, count, client, rounds_left, prior, all_rounds, events
+                    )
+            except Refusal as refusal:
+                refusals.append(refusal)
+        if resumed and not noise:  # a hundredth of a budget may be many of its rounds
+            self._require_one_round(privacy, client, events)
+            return privacy
+        if refusals and not noise:
+            raise _most_telling(refusals)
+        if refusals:
+            warn(f"{len(refusals)} clients sit out: too little of their budgets is left: {refusals[-1]}")
+        return replace(privacy, noise_by_ledger=tuple(noise.items()))
+
+    def _require_one_round(
+        self, privacy: RecordPrivacy, client: ClientSettings, events: Sequence[DpEvent]
+    ) -> None:
+        """Refuse a run if no ledger affords even one round with the noise of empty ledgers."""
         refusals: list[Refusal] = []
         pending = self.parts.population.pending_charges()
         for name, records in self._ledgers().items():
             try:
-                capped_level, prior = _within_ledger(level, name, pending)
-                count = records + level.canaries
-                planned[name] = (
-                    calibrated_noise(capped_level, count, client, rounds_left, prior, whole, events)
-                    if prior or capped_level != level
-                    else level.noise_multiplier(count)
-                )
+                capped, prior = _within_ledger(privacy, name, pending)
+                plan = record_plan(capped, records + privacy.canaries, client)
+                plan.require_one_round(capped.terms.budget, [*prior, *events])
+                return
             except Refusal as refusal:
                 refusals.append(refusal)
-        if resumed and not planned:  # a hundredth of a budget may be many of its rounds
-            return self._with_noise_for_one_round(level, client, events)
-        return _unless_all_refuse(replace(level, noise_by_ledger=tuple(planned.items())), planned, refusals)
-
-    def _with_noise_for_one_round(
-        self, level: RecordPrivacy, client: ClientSettings, events: Sequence[DpEvent]
-    ) -> RecordPrivacy:
-        """Return the level of records unchanged if some ledger affords a round with its noise.
-
-        Raises:
-          Refusal: none does.
-        """
-        refusals: list[Refusal] = []
-        pending = self.parts.population.pending_charges()
-        for name, records in self._ledgers().items():
-            try:
-                capped_level, prior = _within_ledger(level, name, pending)
-                plan = record_plan(capped_level, records + level.canaries, client)
-                plan.require_one_round(capped_level.terms.budget, [*prior, *events])
-                return level
-            except Refusal as refusal:
-                refusals.append(refusal)
-        return _unless_all_refuse(level, (), refusals)
+        if refusals:
+            raise _most_telling(refusals)
 
     def _participations(self, rounds: int) -> int:
         return likely_participations(self.parts.cohort, self.parts.num_clients, rounds)
@@ -240,62 +248,75 @@ class RecordMode(Mode):
         return {name: size for name, size in zip(names, sizes, strict=True) if size}
 
     def record_order(self) -> RecordTerms:
-        """Return what an order says of DP-SGD at the clients."""
-        record, settings = self.level_of_records, self.parts.settings
+        """Return the terms of DP-SGD at the clients in an order."""
+        dp_sgd, settings = self.dp_sgd, self.parts.settings
         return RecordTerms(
-            record.target_epsilon or UNLIMITED_EPSILON,
-            record.target_delta,
-            record.max_grad_norm,
-            record.adjacency,
-            self._participations(settings.num_rounds),
-            record.gradients,
-            settings.budget.runs,
-            record.per_person,
+            target_epsilon=dp_sgd.target_epsilon or UNLIMITED_EPSILON,
+            target_delta=dp_sgd.target_delta,
+            max_grad_norm=dp_sgd.max_grad_norm,
+            adjacency=dp_sgd.adjacency,
+            participations=self._participations(settings.num_rounds),
+            gradients=dp_sgd.gradients,
+            runs=settings.budget.runs,
+            per_person=dp_sgd.per_person,
         )
+
+    def client_plan(self, client: ClientSettings) -> Plan:
+        """Return the plan of a client's rounds, of the data set whose records lose most. Arguments as of `Mode`."""
+        privacy, dp_sgd = client.record, self.dp_sgd
+        assert privacy is not None
+        rounds = self._participations(self.parts.settings.num_rounds)
+        plan = record_plan(privacy, self.sizes[0], client)
+        if dp_sgd.noise_multiplier is not None:  # noise that is planned suits each size
+            plans = plans_of_sizes(self.sizes, privacy, client)
+            plan = max(plans, key=lambda each: each.epsilon(dp_sgd.target_delta, rounds))
+        return replace(plan, num_rounds=rounds)
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
         """Return sentences on what the plan of a promise does not protect from. Arguments as of `Mode`."""
-        if plan.unit is not self.level_of_records.unit:
+        if plan.unit is not self.dp_sgd.unit:
             return super().limits(plan, masking)
-        return ["Client sampling hides no record: messages and models reveal who took part."]
+        return ["Client sampling hides no record: messages and models reveal who took part.", self.unit_limit]
 
 
 MODE = RecordMode
 
 
-def _unless_all_refuse(
-    level: RecordPrivacy, planned: Collection[str], refusals: Sequence[Refusal]
-) -> RecordPrivacy:
-    if refusals and not planned:
-        raise next((each for each in refusals if not isinstance(each, Unaffordable | CapEnded)), refusals[-1])
-    if refusals:
-        warn(f"{len(refusals)} clients sit out: too little of their budgets is left: {refusals[-1]}")
-    return level
+def _most_telling(refusals: Sequence[Refusal]) -> Refusal:
+    """Return the first refusal that is not of a spent budget, and so can be mended; else the last one."""
+    mendable = (each for each in refusals if not isinstance(each, Unaffordable | CapEnded))
+    return next(mendable, refusals[-1])
 
 
 def _within_ledger(
-    level: RecordPrivacy, name: str, pending: PendingCharges
+    privacy: RecordPrivacy, name: str, pending: PendingCharges
 ) -> tuple[RecordPrivacy, list[DpEvent]]:
-    """Return the level of records within a ledger's caps, and the events that the ledger holds or owes."""
-    path = level.ledger_path(name)
+    """Return the record-level privacy within a ledger's caps, and the events on the ledger and those that it still owes.
+
+    Raises:
+      Refusal: the ledger has another unit or adjacency, or its cap has ended.
+    """
+    path = privacy.ledger_path(name)
     identity = identity_of(path)
-    require_unit(path, identity.get("unit"), str(level.terms.budget.unit))
-    adjacency = level.terms.adjacency
+    require_unit(path, identity.get("unit"), str(privacy.terms.budget.unit))
+    adjacency = privacy.terms.adjacency
     if identity.get("adjacency", adjacency) != adjacency:
         remedy = f"ledgers of these records are kept for {identity['adjacency']}; use that adjacency"
         raise Refusal("privacy.adjacency", str(adjacency), remedy)
-    budget = capped(path, level.terms.budget)
+    budget = capped(path, privacy.terms.budget)
     limits = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
-    within = replace(level, terms=replace(level.terms, **limits))
-    whole, _ = read_records(pending.clients, path, budget.adjacency)
-    return within, [*whole.events(Adversary.MODEL), *pending.events(name, Adversary.MODEL)]
+    within = replace(privacy, terms=replace(privacy.terms, **limits))
+    ledger, _ = read_records(pending.clients, path, budget.adjacency)
+    return within, [*ledger.events(Adversary.MODEL), *pending.events(name, Adversary.MODEL)]
 
 
 def _neediest(sizes: Sequence[int], client: ClientSettings) -> set[int]:
-    """Return the smallest of ascending sizes, and the smallest that takes one more step: the others need no more noise.
+    """Return the sizes of data sets, among ascending ones, of which one needs the most noise.
 
-    The privacy loss grows with the number of steps times the squared rate.
+    The privacy loss grows with the number of steps times the squared sampling rate. With equally many steps the smallest
+    size has the highest rate; so these are the smallest size, and the smallest that takes more steps.
     """
     batch, epochs = client.training.batch_size, client.training.local_epochs
     steps = {n: poisson_batches(n, batch, epochs).steps for n in sizes}
-    return {sizes[0], next((n for n in sizes if steps[n] > steps[sizes[0]]), sizes[0])}
+    with_more_steps = (n for n in sizes if steps[n] > steps[sizes[0]])
+    return {sizes[0], next(with_more_steps, sizes[0])}

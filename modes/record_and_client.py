@@ -22,7 +22,7 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
         return privacy
 
     @property
-    def level_of_records(self) -> Record:
+    def dp_sgd(self) -> Record:
         """The settings of DP-SGD at the clients."""
         return self.both.record
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dp_accounting.dp_event import DpEvent
 
@@ -24,7 +25,10 @@ from ..strategies.record_plan import PoissonBatches
 from .mode import Events, Mode
 from .sums import SumMode
 
-OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
+if TYPE_CHECKING:
+    from ..server.masking import Masking
+
+MAX_DEVIATIONS = 6.0  # above the mean draw of a client; a larger one, once in 10^9 draws, is clipped to it
 ALL_RECORDS = PoissonBatches(1.0, 1)  # of questions and evaluations, which every record answers
 
 
@@ -35,6 +39,7 @@ class RecordDistributedMode(SumMode):
     charges_records = str(ModeName.RECORD_DISTRIBUTED)
     sums_records = True
     ledger_prefix = POPULATION + RECORDS
+    question_rate = 1.0
     clear_sums = "Here the sum is formed in one pass; real clients mask their vectors, so the server sees only the sum."
 
     @property
@@ -45,7 +50,7 @@ class RecordDistributedMode(SumMode):
 
     @property
     def metrics(self) -> tuple[Segment, ...]:
-        """None: the number of examples is public, and nobody accounted for a loss."""
+        """Which metrics may leave a client: none, since no record is charged for a loss."""
         return ()
 
     @property
@@ -110,7 +115,7 @@ class RecordDistributedMode(SumMode):
     def units(self) -> UnitsPerClient:
         """Number of records in a client's vector."""
         rate, max_records = self.step.sample_rate, self.max_records + self.extra_records
-        max_drawn = rate * max_records + OFTEN * math.sqrt(rate * (1 - rate) * max_records + 1)
+        max_drawn = rate * max_records + MAX_DEVIATIONS * math.sqrt(rate * (1 - rate) * max_records + 1)
         expected = rate * self.records / self.parts.num_clients
         return UnitsPerClient(max(1.0, min(float(max_records), max_drawn)), expected)
 
@@ -145,13 +150,8 @@ class RecordDistributedMode(SumMode):
         return ALL_RECORDS
 
     @property
-    def question_rate(self) -> float | None:
-        """Rate at which a question's order samples records into one sum."""
-        return 1.0
-
-    @property
     def holds_out_apart(self) -> bool:
-        """Whether the number of records that train is counted with those that clients hold out, as nobody may tell."""
+        """Whether held-out records count as records of a client, so that public numbers do not tell how many train."""
         return "evaluation" in self.parts.settings.query_fields
 
     def evaluation(self, noise_multiplier: float) -> Plan:
@@ -167,7 +167,7 @@ class RecordDistributedMode(SumMode):
     # --- clients ---------------------------------------------------------------------------------------------------
 
     def instruct(
-        self, client: ClientSettings, folder: Path, rounds: int | None, resumed: bool, events: Events
+        self, client: ClientSettings, folder: Path, rounds: int, resumed: bool, events: Events
     ) -> ClientSettings:
         """Return the settings of clients of this machine, with the terms of a step. Arguments as of `Mode`."""
         return replace(client, step=StepTerms(self.record_order(), canaries=self._canaries()))
@@ -181,18 +181,22 @@ class RecordDistributedMode(SumMode):
         return CanaryRecords(self.extra_records, parts.num_clients, seed, replaced)
 
     def record_order(self) -> RecordTerms:
-        """Return what an order says of the joint step."""
+        """Return the terms of the joint step in an order."""
         step, budget = self.step, self.budget
         return RecordTerms(
-            budget.target_epsilon,
-            budget.target_delta,
-            step.max_grad_norm,
-            step.adjacency,
+            target_epsilon=budget.target_epsilon,
+            target_delta=budget.target_delta,
+            max_grad_norm=step.max_grad_norm,
+            adjacency=step.adjacency,
             gradients=step.gradients,
             per_person=step.per_person,
             clients_per_person=step.clients_per_person,
             sample_rate=step.sample_rate,
         )
+
+    def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
+        """Return sentences on what the plan does not protect from. Arguments as of `Mode`."""
+        return [*super().limits(plan, masking), self.unit_limit]
 
     def persons(self, clients: int) -> str:
         """Return a sentence on a person whose examples at most so many clients train on."""

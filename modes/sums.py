@@ -1,4 +1,4 @@
-"""SumMode under noise: what modes share whose noise is on a sum of all clients, and those whose unit is a whole client."""
+"""Modes with noise on a sum of all clients, and among them those that hide whole clients."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from ..privacy.plan import Sampling
     from ..server.masking import Masking
 
-TRUSTED = "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
-
 
 class SumMode(Mode):
     """A mode with noise on its sums: one budget on one ledger of all clients, and one plan of all rounds.
 
     Attributes:
-      clear_sums: what is to be known of sums that are not encrypted.
+      clear_sums: sentence on what the server sees where sums are not encrypted.
     """
 
-    clear_sums = TRUSTED
+    clear_sums = (
+        "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
+    )
 
     @property
     def level(self) -> SumLevel:
@@ -56,13 +56,13 @@ class SumMode(Mode):
         level = self.level
         return (
             Promise(
-                level.unit,
-                level.target_epsilon,
-                level.target_delta,
-                level.adjacency,
-                level.noise_multiplier,
-                self.adversaries,
-                self.sampling_words,
+                unit=level.unit,
+                target_epsilon=level.target_epsilon,
+                target_delta=level.target_delta,
+                adjacency=level.adjacency,
+                noise_multiplier=level.noise_multiplier,
+                adversaries=self.adversaries,
+                sampling=self.sampling_words,
             ),
         )
 
@@ -73,7 +73,7 @@ class SumMode(Mode):
 
     @cached_property
     def mechanism(self) -> Mechanism:
-        """The law of the noise on the sums; where clients take part by turns, the run is one release anyhow."""
+        """The law of the noise on the sums; where clients take part by turns, the whole run is one release."""
         parts, level = self.parts, self.level
         return mechanism_of(level.noise, parts.cohort.turns, parts.settings.num_rounds, level.bands)
 
@@ -125,13 +125,13 @@ class SumMode(Mode):
         """Return the plan of one evaluation at all clients."""
         level = self.level
         return Plan(
-            level.unit,
-            level.adjacency,
-            self.evaluation_sampling,
-            self.unit_norm,
-            1,
-            noise_multiplier,
-            self.adversaries,
+            unit=level.unit,
+            adjacency=level.adjacency,
+            sampling=self.evaluation_sampling,
+            clipping_norm=self.unit_norm,
+            num_rounds=1,
+            noise_multiplier=noise_multiplier,
+            adversaries=self.adversaries,
         )
 
     @property
@@ -154,7 +154,7 @@ class SumMode(Mode):
         )
 
     def _uncounted(self, plan: Plan, attendance: Attendance, bits: int | None) -> float:
-        """Return by which share the noise in an encrypted sum of all clients is above that which epsilon counts."""
+        """Return the noise that epsilon does not count in an encrypted sum of all clients, over the noise that it counts."""
         from ..tasks.arrays import dimension_of  # torch
 
         noise = plan.noise_over_clip
@@ -174,12 +174,6 @@ class ClientMode(SumMode):
     sums_cost_records = True
 
     @property
-    def clients(self) -> ClientLevel:
-        """The settings of the sums."""
-        assert isinstance(self.level, ClientLevel)
-        return self.level
-
-    @property
     def metrics(self) -> tuple[Segment, ...]:
         """What clients send without noise on the sums, and the number of their examples."""
         bound = float(COUNT_BOUND_BATCHES * self.parts.settings.training.batch_size)
@@ -188,7 +182,8 @@ class ClientMode(SumMode):
     @property
     def unit_norm(self) -> float:
         """Clipping norm of a client's update."""
-        return self.clients.clipping_norm
+        assert isinstance(self.level, ClientLevel)
+        return self.level.clipping_norm
 
     @property
     def tuned_norm(self) -> float | None:
@@ -221,8 +216,9 @@ class ClientMode(SumMode):
         """Return why the noise of the sums hides whatever could be learned; None where it does not."""
         clients = self.parts.declared_clients
         expected = self.parts.cohort.expected_size(clients)
-        if clients >= VACUOUS_CLIENTS or vacuity(plan, expected, clients) is None:
-            return vacuity(plan, expected, clients)
+        reason = vacuity(plan, expected, clients)
+        if reason is None or clients >= VACUOUS_CLIENTS:
+            return reason
         from ..tasks.arrays import dimension_of  # torch, which a plan of many clients does without
 
         return vacuity(plan, expected, clients, dimension_of(self.parts.task))

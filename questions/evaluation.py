@@ -23,8 +23,7 @@ from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import Evaluation
 from ..run.files import BLAME
 from ..run.prepared_run import Run
-from ..run.queries import Query, Reach
-from ..run.unit_plan import charges_questions
+from ..run.queries import Query, Reach, charges_queries
 from ..server.checkpoint import State
 from ..server.participants import Participants
 from ..server.query_rows import FIRST_ROW, name_of, row_after
@@ -151,7 +150,7 @@ def _plans(federation: Federation, run: str) -> Sequence[Plan]:
 def _fields(federation: Federation, plan: Plan) -> Mapping[str, Any]:
     """Return the plans of evaluations for the `UnitPlan` of the promise with this plan, for `Query.fields`."""
     return {
-        "evaluation": evaluation_plan(federation) if charges_questions(federation, plan) else None,
+        "evaluation": evaluation_plan(federation) if charges_queries(federation, plan) else None,
         "scoring": scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
     }
 

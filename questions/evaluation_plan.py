@@ -20,8 +20,7 @@ from ..privacy.budget import Budget, Unit
 from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.plan import Plan
 from ..privacy.statistics.evaluation import EVALUATION, HISTOGRAM, MAX_NAME, METRIC, Evaluation
-from ..run.queries import EvaluationPlan
-from ..run.unit_plan import charges_questions, questions_of
+from ..run.queries import EvaluationPlan, charges_queries, query_events_of_unit
 from ..tasks.data import held_out_of, run_on
 from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
@@ -157,12 +156,12 @@ def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iter
     """Yield lines about the evaluations of arms and of the run's model; arguments as of `Query.lines`."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring_line(federation, plan, budget, scores)
-    if charges_questions(federation, plan) and (evaluations := evaluation_plan(federation)):
+    if charges_queries(federation, plan) and (evaluations := evaluation_plan(federation)):
         yield _evaluation_line(federation, plan, budget, evaluations)
 
 
 def _scoring_line(federation: Federation, plan: Plan, budget: Budget, scores: EvaluationPlan) -> str:
-    together = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
+    together = plan.epsilon(budget.target_delta, prior=query_events_of_unit(federation, plan))
     metric, half_width = scored_metric(federation.settings), scores.half_width or 0.0
     return (
         f"The clients of each arm, about {scores.clients}, evaluate its model at noise multiplier {scores.noise_multiplier:.4g}, for "
@@ -173,7 +172,7 @@ def _scoring_line(federation: Federation, plan: Plan, budget: Budget, scores: Ev
 
 def _evaluation_line(federation: Federation, plan: Plan, budget: Budget, evaluations: EvaluationPlan) -> str:
     of_rounds = plan.epsilon(budget.target_delta)
-    together = plan.epsilon(budget.target_delta, prior=questions_of(federation, plan))
+    together = plan.epsilon(budget.target_delta, prior=query_events_of_unit(federation, plan))
     num_evaluations = len(evaluations.rounds)
     schedule = f"after {num_evaluations} of the rounds" if num_evaluations > 1 else "in the end"
     cost = (

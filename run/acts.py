@@ -10,6 +10,8 @@ from ..modes.federation import Federation
 from ..privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
 from ..privacy.ledger.caps import cap_acts
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.plan import Plan
+from ..privacy.preconditions import emptiness
 from .prepared_run import Run
 
 if TYPE_CHECKING:
@@ -28,14 +30,14 @@ def write_acts(run: Run, ledger: Ledger) -> None:
     Raises:
       LedgerUnavailable: it could not be written.
     """
-    act = {"who": acting_user(), "reason": run.federation.settings.reason}
     for key, cap in cap_acts(ledger.path):
         ledger.act(CAP, key, cap)
     write_accepted(run.federation, run.name, ledger)
-    if run.checkpoint.run:
-        earlier, number = run.saved.name, run.checkpoint.state.round
-        if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
-            ledger.act(ALARM, (earlier, number, ALARM), act)
+    if run.checkpoint.run:  # whoever resumes a run that an alarm has paused overrides the alarm
+        name, number = run.saved.name, run.checkpoint.state.round
+        if any(each.get("action") == PAUSE for each in ledger.noted(name, number)):
+            act = {"who": acting_user(), "reason": run.federation.settings.reason}
+            ledger.act(ALARM, (name, number, ALARM), act)
 
 
 def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
@@ -78,3 +80,21 @@ def unless_accepted(federation: Federation, refusal: Refusal, accept: str = "--a
         warn(str(refusal))
     else:
         raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or accept it with {accept}")
+
+
+def require_use(federation: Federation, plan: Plan | None) -> None:
+    """Refuse to spend real people's budget on a useless run, unless a person accepts it; on simulated data only warn.
+
+    Args:
+      federation: its parts.
+      plan: calibrated, of the sum; None where the sum has no guarantee.
+
+    Raises:
+      Refusal: the plan is vacuous, or most cohorts would be empty, and nobody accepted it.
+    """
+    clients, rate = federation.declared_clients, federation.cohort.coin
+    if plan is not None and (reason := federation.mode.vacuity(plan)) is not None:
+        refusal = Refusal("privacy", str(federation.mode.name), f"{reason}; use privacy=record_distributed")
+        unless_accepted(federation, refusal)
+    elif rate is not None and (reason := emptiness(rate, clients)) is not None:
+        unless_accepted(federation, Refusal("cohort.rate", float(rate), f"{reason}; use cohort=all"))

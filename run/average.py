@@ -20,28 +20,24 @@ SHARE_PER_RATIO, MAX_SHARE = 1 / 8, 1 / 2
 
 def average_after(run: Run) -> int | None:
     """Return the round after which models are averaged; None if the run's result is its last model."""
-    federation = run.federation
-    rounds = federation.settings.num_rounds
-    models = 1 if federation.settings.model == "last" else round(rounds * _share(run))
+    settings = run.federation.settings
+    models = 1 if settings.model == "last" else round(settings.num_rounds * _share(run))
     if models < 2:
         return None
-    settings = federation.settings
-    arms = run.tuning.last  # their models come from a part of the clients
-    return max(arms, settings.steps - models)
+    return max(
+        run.tuning.last, settings.steps - models
+    )  # without models of arms, each of a part of the clients
 
 
 def _share(run: Run) -> float:
-    if run.privacy is None:
-        return run.federation.mode.share_of_models
-    return min(MAX_SHARE, SHARE_PER_RATIO * noise_ratio(run))
-
-
-def noise_ratio(run: Run) -> float:
-    """Return the ratio of a round's expected noise norm to the largest norm of its clipped sum."""
+    """Return the share of the rounds, the last ones, whose models are averaged."""
     federation, privacy = run.federation, run.privacy
-    assert privacy is not None
-    plan, expected = privacy.plan, federation.mode.expected_units
-    return plan.noise_std / plan.clipping_norm * math.sqrt(dimension_of(federation.task)) / expected
+    if privacy is None:
+        return federation.mode.share_of_models
+    # The expected norm of a round's noise over the largest norm of its clipped sum.
+    over_clip, expected = privacy.plan.noise_std / privacy.plan.clipping_norm, federation.mode.expected_units
+    ratio = over_clip * math.sqrt(dimension_of(federation.task)) / expected
+    return min(MAX_SHARE, SHARE_PER_RATIO * ratio)
 
 
 def early_of(last: Mapping[str, Any], mean: Mapping[str, float], models: int) -> str | None:

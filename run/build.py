@@ -67,10 +67,7 @@ def build(
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
-    if settings.resume is not None:
-        with suppress(Refusal):  # of a damaged file, which is refused where all of it is read
-            group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
-            settings = settings.model_copy(update={"group_equal_rows": group_equal_rows})
+    settings = _with_rule_of_resumed_run(settings)
     options = settings.task.options if deployed else task_options(settings, seed)
     task = _announced(settings, options) if announced and objects is NO_OBJECTS else None
     task = task or _task(settings, options, objects.task)
@@ -80,9 +77,9 @@ def build(
     population = deployed or _on_this_machine(settings, task)
     cohort = population.visible(_cohort(settings, mode, num_clients))
     cohort = over_select(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
-    seeded = population.simulated or (population.reads_data and not mode.spends)
+    is_seeded = population.simulated or (population.reads_data and not mode.spends)
     strategy = _strategy(settings, objects.strategy)
-    federation = Federation(settings, task, cohort, seed if seeded else None, population, strategy)
+    federation = Federation(settings, task, cohort, seed if is_seeded else None, population, strategy)
     federation.mode.check_adjacencies()
     if mode.spends and not announced and population.local_clients(task) and settings.task.own:
         from ..tasks.reading_order import check_order  # torch, which a plan does without
@@ -94,6 +91,15 @@ def build(
     if warning := check_delta(settings, federation.mode.num_units):
         warn(warning)
     return federation
+
+
+def _with_rule_of_resumed_run(settings: SimulationSettings) -> SimulationSettings:
+    """Return the settings with the rule by which the run to resume, if any, holds out equal records."""
+    if settings.resume is not None:
+        with suppress(Refusal):  # of a damaged file, which is refused where all of it is read
+            group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
+            return settings.model_copy(update={"group_equal_rows": group_equal_rows})
+    return settings
 
 
 def _on_this_machine(settings: SimulationSettings, task: Task) -> OnThisMachine:
@@ -135,6 +141,7 @@ def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task
 
 
 def _task(settings: SimulationSettings, options: Mapping[str, Any], task: Task | PooledTask | None) -> Task:
+    """Return the user's task object with its examples dealt to clients; without one, the task that the settings name."""
     name = settings.task.own or settings.task.option
     if task is None:
         _refuse_placeholder("task", name)
@@ -153,6 +160,7 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], task: Task |
 
 
 def _strategy(settings: SimulationSettings, instance: Strategy | None) -> Strategy | None:
+    """Return a copy of the user's strategy, which a run may change; None if the settings name the strategy."""
     if instance is None:
         _refuse_placeholder("strategy", settings.strategy.target or settings.strategy.name)
         return None
@@ -163,6 +171,7 @@ def _strategy(settings: SimulationSettings, instance: Strategy | None) -> Strate
 
 
 def _refuse_placeholder(field: str, label: str) -> None:
+    """Refuse to resume a run without the object in whose place its settings have a label."""
     if label.startswith(f"{OBJECT}:"):
         remedy = f"the run was given an object; resume it by fedveil.simulate({field}=..., resume=folder)"
         raise Refusal(field, label, remedy)
@@ -170,6 +179,10 @@ def _refuse_placeholder(field: str, label: str) -> None:
 
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
     """Return a running federation with other clients. Its plan stays valid, since it does not depend on their number.
+
+    Args:
+      federation: of the run.
+      deployed: the clients of the newest roster.
 
     Raises:
       Refusal: the settings do not suit the new number of clients.
@@ -182,6 +195,7 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
 
 
 def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) -> Cohort:
+    """Return the cohort of the settings, whose draw is public where the mode says so."""
     options = settings.cohort.model_dump()
     if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
         options["groups"] = best_groups(settings, settings.cohort.rate)
@@ -190,14 +204,12 @@ def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) ->
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
-    """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
-    cohort, client = settings.cohort, sum_level(settings.privacy)
+    """Refuse a cohort that the population is too small for, or that does not suit the mode of privacy."""
+    cohort, level = settings.cohort, sum_level(settings.privacy)
     check_cohort_size(cohort.size, num_clients)
-    if settings.secagg is not None and cohort.by_turns:
-        raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
     if cohort.by_turns:
         _check_turns(settings)
-    elif client is not None and client.noise == "correlated":
+    elif level is not None and level.noise == "correlated":
         remedy = f"cohort={cohort.name} promises no separation; use cohort=cyclic_poisson or min_separation"
         raise Refusal("privacy.noise", "correlated", remedy)
     if isinstance(cohort, SeparatedCohort):
@@ -205,20 +217,24 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
 
 
 def _check_turns(settings: SimulationSettings) -> None:
-    cohort, client = settings.cohort, sum_level(settings.privacy)
-    if client is None:
+    """Refuse settings that do not suit a cohort whose clients take turns, so that its rounds are one release."""
+    cohort, level = settings.cohort, sum_level(settings.privacy)
+    if settings.secagg is not None:
+        raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
+    if level is None:
         remedy = "its rounds are releases on the population's ledger; protect clients as well, or use another cohort"
         raise Refusal("cohort", cohort.name, remedy)
     for choice in ("clipping", "noise_schedule"):
-        if getattr(client, choice) == "adaptive":
+        if getattr(level, choice) == "adaptive":
             remedy = f"with cohort={cohort.name} rounds are one release, fixed in advance; use fixed"
             raise Refusal(f"privacy.{choice}", "adaptive", remedy)
-    if isinstance(cohort, CyclicCohort) and client.noise != "correlated":
+    if isinstance(cohort, CyclicCohort) and level.noise != "correlated":
         text = "independent noise gains nothing by turns; add privacy.noise=correlated, or use cohort=poisson"
         raise Refusal("cohort", cohort.name, text)
 
 
 def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:
+    """Refuse a separation, or a bound on participations, with which the clients do not suffice for all rounds."""
     size = cohort.size
     if (cohort.separation or 1) * size > num_clients:
         remedy = f"with {size} of {num_clients} clients a round give at most {num_clients // size}"
@@ -229,13 +245,13 @@ def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num
         raise Refusal("cohort.max_participations", cohort.max_participations, remedy)
 
 
-def check_delta(settings: SimulationSettings, units: int) -> str | None:
-    """Refuse a delta above one over the units that a sum hides unless it is allowed; return the warning where it is."""
+def check_delta(settings: SimulationSettings, num_units: int) -> str | None:
+    """Refuse a delta above 1 / the number of units that a sum hides; if the settings allow it, return a warning."""
     level = sum_level(settings.privacy)
     if level is None:
         return None
     path = "privacy.client" if isinstance(settings.privacy, RecordAndClient) else "privacy"
-    return budget.check_delta(path, level.target_delta, units, f"{level.unit}s", level.allow_large_delta)
+    return budget.check_delta(path, level.target_delta, num_units, f"{level.unit}s", level.allow_large_delta)
 
 
 def check_seed(settings: SimulationSettings, simulated: bool) -> None:

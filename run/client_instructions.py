@@ -11,11 +11,9 @@ from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, FlwrPartition
 from ..messages.client_settings import ClientSettings
-from ..messages.simulated_settings import Encryption
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of
-from ..privacy.plan import MIN_PLAN_NOISE
 from ..tasks import DEALT, GROUP_EQUAL_ROWS, HELD_ALONE, HELD_BACK, PLANTED
 from .prepared_run import Run
 from .queries import queries_of, query_events
@@ -37,7 +35,7 @@ def question_settings(federation: Federation, folder: Path) -> ClientSettings:
 
 
 def client_settings(
-    federation: Federation, folder: Path, rounds: int | None = None, resumed: bool = False
+    federation: Federation, folder: Path, rounds: int = 0, resumed: bool = False
 ) -> ClientSettings:
     """Return the clients' settings; record-level noise is planned here, once for each size of data set.
 
@@ -46,8 +44,8 @@ def client_settings(
     Args:
       federation: its parts.
       folder: of the run; nothing is written there.
-      rounds: remaining ones, planned with the remaining budget of ledgers of real data; None plans all rounds for empty
-        ledgers, and so does 0, for a run that has none left.
+      rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
+        ledgers.
       resumed: whether the run has begun; a ledger with too little left for a plan keeps the noise of an empty one.
 
     Raises:
@@ -69,23 +67,31 @@ def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettin
     """
     names = tuple(federation.population.client_ledger_names)
     record = client.record and replace(client.record, ledgers=names)
-    options = _plain_settings(federation, Path()).task_options
-    return replace(client, task_options=options, record=record)
+    return replace(client, task_options=_task_options_here(federation), record=record)
 
 
 def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
-    s, scaling = federation.settings, {} if federation.moments is None else {"moments": federation.moments}
+    """Return the clients' settings without the mode's terms of DP-SGD."""
+    s = federation.settings
     return ClientSettings(
         task=s.task.own or s.task.option,
-        task_options=task_options(s, federation.seed) | scaling if federation.population.reads_data else {},
+        task_options=_task_options_here(federation),
         training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
-        encryption=_encryption(federation),
+        encryption=federation.encryption,
         loss_traces=traces_of(federation, folder),
         accelerator=s.engine.device,
         dtype=s.engine.dtype,
     )
+
+
+def _task_options_here(federation: Federation) -> dict[str, Any]:
+    """Return the task's constructor options for clients of this machine; empty for others, which have their own."""
+    if not federation.population.reads_data:
+        return {}
+    scaling = {} if federation.moments is None else {"moments": federation.moments}
+    return task_options(federation.settings, federation.seed) | scaling
 
 
 def traces_of(federation: Federation, folder: Path) -> str:
@@ -102,24 +108,6 @@ def traces_of(federation: Federation, folder: Path) -> str:
     return str(folder / TRACES)
 
 
-def _encryption(federation: Federation) -> Encryption | None:
-    """Return the encryption that a simulated owner requires: that of the settings."""
-    secagg = federation.settings.secagg
-    if secagg is None or not federation.population.reads_data:
-        return None
-    return Encryption(
-        identities=federation.identities,
-        clients=federation.num_nodes,
-        minimum_cohort=2,
-        collusion=secagg.collusion,
-        dropout=secagg.dropout,
-        maximum_clipping_norm=federation.mode.longest_norm,
-        minimum_noise_multiplier=MIN_PLAN_NOISE if federation.mode.distributed else 0.0,
-        profile=secagg.profile,
-        doubly=federation.doubly_signed,
-    )
-
-
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, Any]:
     """Return the task's constructor options; a user's task gets its arguments and the seed of planted examples.
 
@@ -127,27 +115,26 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
       settings: of the federation.
       seed: of the simulation; None stands for 0.
     """
+    seed = seed or 0
     share = held_out_share(settings)
-    holdout: dict[str, Any] = {} if share is None else {HELD_BACK: share}
-    if holdout and mode_of(settings).sums_records:
-        holdout[HELD_ALONE] = True
+    common: dict[str, Any] = {} if share is None else {HELD_BACK: share}
+    if share is not None and mode_of(settings).sums_records:
+        common[HELD_ALONE] = True
     if settings.group_equal_rows:
-        holdout[GROUP_EQUAL_ROWS] = True
+        common[GROUP_EQUAL_ROWS] = True
+    if extra_of(settings).plants_examples(settings):
+        common[PLANTED] = seed
+    counts = {"num_clients": settings.task.num_clients, "seed": seed}
     if settings.task.own:
-        counts = {"num_clients": settings.task.num_clients, "seed": seed or 0}
-        partition = settings.partition.model_dump() | counts
-        planted = {PLANTED: seed or 0} if extra_of(settings).plants_examples(settings) else {}
-        return settings.task.options | planted | {DEALT: partition} | holdout
+        return settings.task.options | {DEALT: settings.partition.model_dump() | counts} | common
     options: dict[str, Any] = {
-        "num_clients": settings.task.num_clients,
+        **counts,
         "partition": settings.partition.name,
         "alpha": settings.partition.alpha,
         "dealer": settings.partition.model_dump() if isinstance(settings.partition, FlwrPartition) else None,
-        "seed": seed or 0,
-        **settings.task.options,
-        PLANTED: (seed or 0) if extra_of(settings).plants_examples(settings) else None,
         "group_equal_rows": (isinstance(settings.task, CsvTask) and settings.group_equal_rows) or None,
-        **holdout,
+        **settings.task.options,
+        **common,
     }
     return {key: value for key, value in options.items() if value is not None}
 

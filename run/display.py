@@ -52,10 +52,10 @@ class Display:
         line = replace(round_end, model={})  # a run of large models would not fit in memory
         self._lines.append(line)
         self._evaluated = line if "evaluation" in round_end.row else self._evaluated
-        interval, last = max(1, self._run.num_rounds // LINES), self._run.num_rounds
+        interval = max(1, self._run.num_rounds // LINES)
         if self._live is not None:
             self._live.update(self._table())
-        elif round_end.round % interval == 0 or round_end.round in (1, last):
+        elif round_end.round % interval == 0 or round_end.round in (1, self._run.num_rounds):
             say(self._plain(round_end))
 
     def end(self, ending: RunEnd) -> None:
@@ -70,11 +70,11 @@ class Display:
         for hint in filter(None, map(ending.result.get, ("rise", "early"))):
             say(hint)
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
-        in_vain = ""
+        abandoned = ""
         if lost and not failed:
-            in_vain = f"; rounds abandoned: {lost} (what was charged for them stays spent)"
-        say(f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}", failed)
-        # Of a run that goes on, or of real data, it would show whether a client was drawn that fails.
+            abandoned = f"; rounds abandoned: {lost} (what was charged for them stays spent)"
+        say(f"{ending.status}: {ending.reason}{abandoned}; results: {ending.folder}", failed)
+        # On real data, or in a run that goes on, the log would show whether a client that fails was drawn.
         show_log = failed and ending.result["rng"] == "seeded"
         if show_log and (last_line := _last_line(ending.folder / CLIENTS_LOG)):
             say(f"{CLIENTS_LOG} ends with: {last_line}", True)
@@ -88,26 +88,31 @@ class Display:
             self._live = None
 
     def _plain(self, line: RoundEnd) -> str:
+        """Return a round as text: its figures in one line, and below it a line for each note."""
+        row = line.row
         columns = [f"round {line.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
         columns += [f"{name} {_number(value)}" for name, value in held_out(line).items()]
         columns += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
-        counts = f"{line.row['replies']} of {line.row['invited']} clients"
-        columns.append(
-            counts if line.row["replies"] is not None else f"{line.row['invited']:g} clients planned"
-        )
-        if line.row["abandoned"]:
-            dropped = sorted((line.row["dropped"] or {}).items())
+        if row["replies"] is None:  # the cohort is secret
+            columns.append(f"{row['invited']:g} clients planned")
+        else:
+            columns.append(f"{row['replies']} of {row['invited']} clients")
+        if row["abandoned"]:
+            dropped = sorted((row["dropped"] or {}).items())
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped)
             columns.append("abandoned: nothing was released" + (f" ({reasons})" if reasons else ""))
-        suspicions = [*line.row.get("blamed", {}).items(), *line.row.get("suspected", {}).items()]
+        suspicions = [*row.get("blamed", {}).items(), *row.get("suspected", {}).items()]
         notes = [f"{name} {reason}" for name, reason in suspicions]
-        notes += [line.row["cause"]] if "cause" in line.row else []
-        notes += [f"the clients: {format_means(line.row['evaluation'])}"] if "evaluation" in line.row else []
-        audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
-        rows = ["  ".join(columns), *(f"  {each}" for each in notes), *(f"  audit: {each}" for each in audit)]
-        return "\n".join(rows)
+        if "cause" in row:
+            notes.append(row["cause"])
+        if "evaluation" in row:
+            notes.append(f"the clients: {format_means(row['evaluation'])}")
+        if line.audit and line.audit.fresh(line.round):
+            notes += [f"audit: {each}" for each in line.audit.words()]
+        return "\n  ".join(["  ".join(columns), *notes])
 
     def _epsilons(self, line: RoundEnd) -> list[tuple[str, str]]:
+        """Return each unit with its epsilon so far, and its budget if there is one."""
         rows: list[tuple[str, str]] = []
         for unit, value in line.epsilon.items():
             budget = self._run.budgets.get(unit)
@@ -116,6 +121,7 @@ class Display:
         return rows
 
     def _table(self) -> RenderableType:
+        """Return what the terminal shows: the last rounds as a table, the last evaluation at the clients, and bars."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         names = list(held_out(self._lines[-1])) if self._lines else []
         units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
@@ -125,15 +131,18 @@ class Display:
             clients = _clients(line.row)
             values = [_number(value) for value in held_out(line).values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        last = self._evaluated
-        text = last and Text(f"the clients, round {last.round}: {format_means(last.row['evaluation'])}")
-        tables = [table] if self._lines else []
-        return Group(Text(self._run.title, style="bold"), *tables, *([text] if text else []), *self._bars())
+        parts: list[RenderableType] = [Text(self._run.title, style="bold")]
+        if self._lines:
+            parts.append(table)
+        if (last := self._evaluated) is not None:
+            parts.append(Text(f"the clients, round {last.round}: {format_means(last.row['evaluation'])}"))
+        return Group(*parts, *self._bars())
 
     def _bars(self) -> list[RenderableType]:
-        completed = (
-            self._lines[-1].round if self._lines else max((row["round"] for row in self._run.rows), default=0)
-        )
+        """Return the bars of the rounds and of each budget, and the audit's rows."""
+        completed = max((row["round"] for row in self._run.rows), default=0)
+        if self._lines:
+            completed = self._lines[-1].round
         seconds = time.monotonic() - self._start
         total = self._run.num_rounds
         bars = [_bar("rounds", completed, total, f"{completed}/{total}  {seconds:.0f} s")]
@@ -152,6 +161,7 @@ class Display:
 
 
 def _clients(row: Mapping[str, Any]) -> str:
+    """Return the number of clients in a round for the table: replies/invited -dropped, or the planned number."""
     if row["replies"] is None:  # the cohort is secret
         return f"{row['invited']:g} planned" + (" abandoned" if row["abandoned"] else "")
     dropped = sum(row["dropped"].values())
@@ -160,6 +170,7 @@ def _clients(row: Mapping[str, Any]) -> str:
 
 
 def _bar(name: str, completed: float, total: float, text: str) -> RenderableType:
+    """Return a row with a name, a bar that is filled to completed / total, and a text."""
     row = Table.grid(padding=(0, 1))
     row.add_column(width=17)
     row.add_column(width=30)
@@ -187,7 +198,7 @@ def _number(value: float) -> str:
 
 
 def panel(line: ObserverLine) -> RenderableType:
-    """Return the rows under the bars of the budget."""
+    """Return the audit's rows, which stand under the bars of the budgets."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=17)
     table.add_column()
@@ -210,7 +221,10 @@ def visible(text: str) -> str:
 
 
 def hanging(lead: str, text: str) -> str:
-    """Return the text behind its lead: at a terminal in lines of its width, indented by the lead; elsewhere in one line."""
+    """Return a lead, such as the name of a key, and its text: at a terminal in lines that are indented by the lead's width.
+
+    Elsewhere both stand in one line.
+    """
     console, text = Console(), visible(text)
     width = console.width if console.is_terminal else len(lead) + len(text) + 1
     wrapped = textwrap.wrap(text, max(width - len(lead), 20), break_long_words=False, break_on_hyphens=False)

@@ -30,8 +30,8 @@ from ..tasks.protocol import Task
 TRAIN_LOSS = "train/train_loss"
 WHOLE = 100_000  # a batch of at least this many rows is all that a client of tables has
 RISE = 0.1  # share of the lowest loss; a converged run with noise stays within it
-MEMORIES = 10  # of momentum in a run: with fewer it ends while it swings, worse than it began
-OF_CLIPPED = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
+MEMORIES = 10  # spans of momentum in a run: with fewer it ends while it swings, worse than it began
+CLIPPED_FACTOR = 4.0  # clipped steps are short where the loss is steep: docs/evidence/accuracy.md, "Tables"
 
 
 def suited(settings: SimulationSettings, task: Task, num_clients: int) -> SimulationSettings:
@@ -57,9 +57,10 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
         raise Refusal("learning_rate", None, "this task does not say what suits it; give a number above 0")
     momentum = settings.strategy.server_momentum if isinstance(settings.strategy, FedAvgM) else 0.0
     steps = _steps_of_a_round(settings)
+    # Half of the rate at which descent diverges, times the curvature; L is the curvature times the squared length of a row.
     limit = (1 - momentum if steps is None else (1 + momentum) / steps) / length
-    if _short_where_steep(settings, task):
-        limit *= OF_CLIPPED
+    if _is_clipped(settings, task):
+        limit *= CLIPPED_FACTOR
     rate = min(limit, (1 - momentum) * _within_noise(settings, task, num_clients)) / curvature
     rate = float(f"{rate:.3g}")
     values = {"training": replace(training, learning_rate=rate), "rate_of_task": False}
@@ -67,7 +68,7 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
 
 
 def _momentum(num_rounds: int) -> float:
-    """Return the server's momentum: it remembers 1 / (1 - momentum) rounds, of which a run needs ten to settle."""
+    """Return the server's momentum, whose span of 1 / (1 - momentum) rounds a run needs `MEMORIES` times to settle."""
     return float(f"{min(FedAvgM().server_momentum, max(1 - MEMORIES / num_rounds, 0.0)):.3g}")
 
 
@@ -79,30 +80,32 @@ def _steps_of_a_round(settings: SimulationSettings) -> int | None:
     return settings.training.local_epochs if whole else None
 
 
-def _short_where_steep(settings: SimulationSettings, task: Task) -> bool:
-    """Return whether steps are bounded: of clipped records, or of classes in an update that is clipped."""
+def _is_clipped(settings: SimulationSettings, task: Task) -> bool:
+    """Return whether steps are clipped: those on records, or an update of a model of classes."""
     if isinstance(settings.privacy, Record | RecordAndClient):
         return True
     return isinstance(settings.privacy, ClientLevel) and bool(getattr(task, "classes", 0))
 
 
 def _within_noise(settings: SimulationSettings, task: Task, num_clients: int) -> float:
-    """Return the rate, times the curvature, at which the noise of all rounds moves a model by its own size."""
+    """Return the rate, times the curvature, at which the noise of all rounds moves a model by its own size.
+
+    Infinite where records are not protected by noise of a target, or nobody may count them.
+    """
     from ..tasks.arrays import dimension_of  # torch
 
     privacy = settings.privacy
     level = privacy.record if isinstance(privacy, RecordAndClient) else privacy
     if not isinstance(level, Record | RecordDistributed) or level.target_epsilon is None:
         return math.inf
-    if isinstance(level, Record):
-        records = settings.training.batch_size * math.sqrt(num_clients)  # whose noise is one draw
+    if isinstance(level, Record):  # the noise of one batch, averaged over the clients
+        records = settings.training.batch_size * math.sqrt(num_clients)
     else:
-        clients = range(task.num_clients)
-        records = float(level.records or sum(size_of(task, client, False) for client in clients))
-    if not records:  # of real clients nobody may count them
+        records = float(level.records or sum(size_of(task, each) for each in range(task.num_clients)))
+    if not records:  # of real clients, which count their own
         return math.inf
     noise = math.sqrt(2 * math.log(1.25 / level.target_delta)) / level.target_epsilon * level.max_grad_norm
-    return records / (settings.num_rounds * noise * math.sqrt(dimension_of(task)))
+    return records / (settings.num_rounds * noise * math.sqrt(dimension_of(task)))  # N / (R k C sqrt(p))
 
 
 def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> str | None:
@@ -118,7 +121,7 @@ def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> 
         return None
     losses = [math.nan if row[name] is None else row[name] for row in rows if name in row]
     lowest, above = math.inf, 0
-    for loss in losses:
+    for loss in losses:  # `not <=` counts the NaN of a diverged model as above
         above += math.isfinite(lowest) and not loss <= lowest + RISE * abs(lowest)
         lowest = min(lowest, loss) if math.isfinite(loss) else lowest
     if not above or 2 * above < len(losses):

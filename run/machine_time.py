@@ -82,6 +82,7 @@ def _counters(powercap: Path) -> dict[str, Counter]:
 
 
 def _joules(before: Mapping[str, Counter], now: Mapping[str, Counter], seconds: float) -> float | None:
+    """Return the energy between two readings of the counters by name; None where they may have wrapped more than once."""
     if not now or set(before) != set(now):
         return None
     if any(seconds * MAX_WATTS >= each.modulus for each in now.values()):

@@ -106,7 +106,8 @@ def reveals_counts(run: Path) -> bool:
 
 
 def _secret_draw(result: Mapping[str, Any]) -> bool:
-    return result["seconds"] is None  # like everything that reveals the cohort
+    """Return whether only the operator may know the cohorts: then the result has no times, which depend on them."""
+    return result["seconds"] is None
 
 
 def audit_hash(folder: Path) -> str:
@@ -121,16 +122,15 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
 
 
-def in_the_folder(files: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the hashes unchanged.
+def check_in_folder(files: Iterable[str]) -> None:
+    """Require that each name is that of a file in the folder of the list that names it.
 
     Raises:
-      ValueError: a name leads out of the list's folder.
+      ValueError: a name leads out of the folder.
     """
     for name in files:
         if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{name!r} is not the name of a file in the folder")
-    return files
 
 
 def sha256_of(path: Path) -> str:
@@ -165,7 +165,8 @@ def read_manifest(folder: Path) -> Manifest:
         if fields["format"] != FORMAT:
             raise ValueError(f"format {fields['format']!r}")
         heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in fields["heads"].items()}
-        files = in_the_folder({str(name): str(digest) for name, digest in fields["files"].items()})
+        files = {str(name): str(digest) for name, digest in fields["files"].items()}
+        check_in_folder(files)
         manifest = Manifest(str(fields["run"]), str(fields["status"]), files, heads)
         if manifest.text.encode() != text:
             raise ValueError("it is not in canonical form")

@@ -16,13 +16,12 @@ from ..privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ..privacy.plan import Plan, Unaffordable
 from ..server import noise_key
 from ..server.round_terms import SumPrivacy
-from .acts import write_acts
+from .acts import require_use, write_acts
 from .observer import Observer, begin
 from .prepared_run import Run
 from .queries import later_events, queries_of
 from .saved import write_start
 from .sum_plan import plan_of_rest, sum_plan, sum_plan_with
-from .unit_plan import require_use
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
 
     Args:
       run: as `prepare` returned it.
-      ask: asks the clients of a new run the questions that precede the first round.
+      ask: asks the clients of a new run the queries that precede the first round, and returns the run with their answers.
 
     Yields:
       The run with its clients' privacy, and its observer.
@@ -47,24 +46,27 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
         with exclusive_lock(run.folder / "run", setting):  # no ledger keeps others out
             yield _started(ask(run))
         return
-    of_simulation = _planned(run, None) if federation.simulated else None
-    if of_simulation is not None and not run.resumed:
-        require_use(federation, of_simulation[0])
+    planned = None
+    if federation.simulated:  # its ledger is new, and lies in the folder that is not made for a refused run
+        planned = _planned(run, None)
+        if not run.resumed:
+            require_use(federation, planned[0])
     ledger = open_ledger(federation, run.folder, budget, run.checkpoint.head)
     ledger.purpose = federation.settings.purpose
     try:
-        plan, spent = of_simulation or _planned(run, ledger)
+        plan, spent = planned or _planned(run, ledger)
         privacy = _privacy(run, ledger, budget, plan)
         make_folder(setting, run.folder)
         privacy = replace(privacy, noise_key=_noise_key(run))
         write_acts(run, ledger)
-        run = ask(_with_demand(replace(run, privacy=privacy, spent=run.spent or spent), privacy.plan))
+        run = ask(_with_least_noise(replace(run, privacy=privacy, spent=run.spent or spent), privacy.plan))
         yield _started(replace(run, privacy=replace(privacy, units=run.federation.mode.units)))
     finally:
         close_ledger(federation, ledger)
 
 
 def _started(run: Run) -> tuple[Run, Observer]:
+    """Write what a run leaves before its first round, and return it with its observer."""
     run, observer = begin(run)
     run.client_ledgers.settle()
     claim_records(run.federation)  # last, since the claim of a refused run is not withdrawn
@@ -111,54 +113,61 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
 
 
 def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
-    """Return the client level's plan: with the noise that this run began with, or the least for the remaining budget.
+    """Return the plan of the sums, and why the remaining rounds of a resumed run cannot be paid; empty where they can.
 
-    Where this budget does not cover the remaining rounds of a resumed run, its noise comes with the refusal's sentence.
+    Its noise is that with which the run began, or the least for the remaining budget.
+
+    Args:
+      run: about to begin or resume.
+      ledger: of all clients, open; None before a simulation opens it, whose noise is that of an empty one.
     """
     federation, saved = run.federation, run.saved
-    rounds, reason = federation.settings.rounds_left(run.checkpoint.state.round), ""
+    rounds = federation.settings.rounds_left(run.checkpoint.state.round)
     if saved.noise is not None and (ledger is None or rounds <= 0 or federation.mode.mechanism.rows):
-        plan = sum_plan_with(federation, saved.noise, saved.filter_order)
-    else:
-        prior = (*ledger.events(Adversary.MODEL), *federation.mode.sums_before()) if ledger else ()
-        try:
-            plan = sum_plan(federation, prior, rounds, ledger.filter_order if ledger else None)
-        except Unaffordable as refusal:
-            if saved.noise is None:
-                raise
-            first = sum_plan_with(federation, saved.noise, saved.filter_order)
-            assert first is not None
-            plan = plan_of_rest(federation, first, prior, rounds)
-            plan, reason = (first, str(refusal)) if plan is None else (plan, "")
-        if not run.resumed and plan is not None and federation.mode.budget is not None:
-            plan.require_one_round(federation.mode.budget, prior)
-    assert plan is not None and plan.noise_multiplier is not None
-    return plan, reason
+        return sum_plan_with(federation, saved.noise, saved.filter_order), ""
+    prior = (*ledger.events(Adversary.MODEL), *federation.mode.sums_before()) if ledger else ()
+    try:
+        plan = sum_plan(federation, prior, rounds, ledger.filter_order if ledger else None)
+    except Unaffordable as refusal:
+        if saved.noise is None:
+            raise
+        first = sum_plan_with(federation, saved.noise, saved.filter_order)
+        rest = plan_of_rest(federation, first, prior, rounds)
+        return (rest, "") if rest is not None else (first, str(refusal))
+    assert plan is not None and federation.mode.budget is not None
+    if not run.resumed:
+        plan.require_one_round(federation.mode.budget, prior)
+    return plan, ""
 
 
 def _privacy(run: Run, ledger: Ledger, budget: Budget, plan: Plan) -> SumPrivacy:
     """Return the clients' protection by a plan, within what the records of these data may still lose."""
-    mode, simulated = run.federation.mode, run.federation.simulated
-    source = mode.sum_source
-    for shared in () if run.resumed or source else ledger.shared:
-        from ..server.records_plan import within_records  # of real data alone
+    mode = run.federation.mode
+    if not run.resumed and not mode.sum_source:
+        for shared in ledger.shared:
+            from ..server.records_plan import within_records  # of real data alone
 
-        target = None if mode.promises[0].noise_multiplier is not None else budget
-        plan = within_records(plan, shared, target, "privacy", later_events(run.federation))
-    prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
-    adaptation = mode.adaptation(plan, prior, 0 if simulated else run.checkpoint.state.round)
+            target = None if mode.promises[0].noise_multiplier is not None else budget
+            plan = within_records(plan, shared, target, "privacy", later_events(run.federation))
+    prior, finished, source = (
+        tuple(ledger.events(Adversary.MODEL)),
+        run.checkpoint.state.round,
+        mode.sum_source,
+    )
+    if run.federation.simulated:  # a resumed simulation plans all of its rounds again
+        prior, finished, source = (), 0, None
     return SumPrivacy(
         plan,
         ledger,
-        mode.metrics_share(plan),
-        adaptation,
+        metrics_share=mode.metrics_share(plan),
+        adaptation=mode.adaptation(plan, prior, finished),
         units=mode.units,
-        source=None if simulated else source,
+        source=source,
     )
 
 
 def _noise_key(run: Run) -> bytes | None:
-    """Return the key of correlated noise on real data, on disk before the run's first round."""
+    """Return the key of correlated noise, which lies on disk before the first round; None for other noise or by a seed."""
     federation, folder = run.federation, run.folder
     if federation.mode.mechanism.rows is None or federation.seed is not None:
         return None
@@ -169,19 +178,19 @@ def _noise_key(run: Run) -> bytes | None:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
             raise Refusal(federation.population.words.folder, str(folder), remedy) from problem
     is_finished = run.checkpoint.state.round >= federation.settings.steps
-    key = b"" if is_finished else noise_key.read(folder)
+    key = b"" if is_finished else noise_key.read(folder)  # erased when the run was closed
     if key and run.saved.places not in (None, federation.population.position_digest(key)):
         remedy = "started with other tables or another order, which the clients' turns depend on; restore it, or start a new run"
         raise Refusal("resume", str(folder), remedy)
     return key
 
 
-def _with_demand(run: Run, plan: Plan) -> Run:
-    """Return the run with simulated owners' demand of the noise that its rounds and queries are planned with."""
-    demand = run.client.encryption
-    if demand is None:
+def _with_least_noise(run: Run, plan: Plan) -> Run:
+    """Return the run whose simulated clients refuse encrypted sums with less noise than its rounds and queries have."""
+    encryption = run.client.encryption
+    if encryption is None:
         return run
     queries = queries_of(run.federation.settings)
     plans = (plan, *(other for query in queries for other in query.plans(run.federation, run.name)))
-    demand = replace(demand, minimum_noise_multiplier=min(each.noise_over_clip for each in plans))
-    return replace(run, client=replace(run.client, encryption=demand))
+    encryption = replace(encryption, minimum_noise_multiplier=min(each.noise_over_clip for each in plans))
+    return replace(run, client=replace(run.client, encryption=encryption))

@@ -41,7 +41,8 @@ def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], t
     figure = Figure(figsize=(11, 4) if curves else (7, 4), dpi=120)
     main_axes, *delta_axes = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
     held_out = main_metric(history)
-    name = held_out or next((key for row in history for key in row if key.startswith(AT_CLIENTS)), None)
+    at_clients = (key for row in history for key in row if key.startswith(AT_CLIENTS))
+    name = held_out or next(at_clients, None)
     if name is not None:
         values = [math.nan if row.get(name) is None else row[name] for row in history]
         main_axes.plot(rounds, values, color=ACCURACY, marker="o", ms=2)  # of a single round there is no line
@@ -68,11 +69,13 @@ def _rows_of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[st
 
 
 def _curves(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Pairs]:
+    """Return pairs (delta, epsilon) by unit, for each unit with a guarantee in the model."""
     curves = {unit: row["curve"]["epsilon"] for unit, row in _rows_of_model(privacy).items()}
     return {unit: tuple((delta, float(each)) for delta, each in pairs) for unit, pairs in curves.items()}
 
 
 def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
+    """Draw epsilon against delta for each unit."""
     for unit, pairs in curves.items():
         axes.plot(*zip(*pairs, strict=True), marker="o", ms=3, label=f"one {unit}")
     axes.set(xscale="log", xlabel="delta", ylabel="epsilon", ylim=(0, None))
@@ -80,11 +83,12 @@ def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
 
 
 def _draw_epsilon(axes: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
-    units = ("client", "record")
-    finite: dict[str, list[float]] = {
-        unit: [row[f"epsilon_{unit}"] for row in history]
-        for unit in units
-        if all(isinstance(e := row.get(f"epsilon_{unit}"), float) and math.isfinite(e) for row in history)
+    """Draw the epsilon of each unit with a guarantee against rounds, on a second axis."""
+    columns = {unit: [row.get(f"epsilon_{unit}") for row in history] for unit in ("client", "record")}
+    finite = {
+        unit: values
+        for unit, values in columns.items()
+        if all(isinstance(each, float) and math.isfinite(each) for each in values)
     }
     if not finite:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..base.notice import warn
 from ..base.refusal import Refusal
@@ -32,6 +32,7 @@ from ..tasks.hardware import check_made_here
 from ..tasks.independence import check_independence
 from ..tasks.persons import names_of
 from ..tasks.protocol import Task, check_trainable, own_training
+from .acts import require_use
 from .client_instructions import client_settings
 from .observer import check as check_observer
 from .prepared_run import Run, Saved
@@ -39,7 +40,9 @@ from .queries import queries_of
 from .saved import require_free
 from .sum_plan import sum_plan
 from .tuning import require_arms, tuning_of
-from .unit_plan import require_use
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
 
 NOT_MEASURED = (
     "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
@@ -77,7 +80,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     # Clients of real tables go by their places, which another table moves: a new deal is charged beside the old one.
     tuning = tuning_of(federation, saved.deal if has_names or has_winner else None)
     _check_sums(federation)
-    if checkpoint.state.winner is None:
+    if not has_winner:
         require_arms(federation, tuning)
     if not is_resumed and not (federation.simulated and federation.mode.budget):
         require_use(federation, sum_plan(federation))
@@ -92,15 +95,16 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
 
 def _checkpoint(federation: Federation, folder: Path, saved: Saved) -> Checkpoint:
     """Return the checkpoint to resume from; refuse a folder, a cohort, data or a checkpoint of another run."""
+    population = federation.population
     if not saved.name:
         require_free(folder)
     elif saved.turns not in (None, federation.cohort.name):
         remedy = f"started with the cohort {saved.turns!r}, and it is now {federation.cohort.name!r}; start a new run"
         raise Refusal("resume", str(folder), remedy)
-    federation.population.check_identity(federation.settings.task.data_id, federation.mode.spends)
+    population.check_identity(federation.settings.task.data_id, federation.mode.spends)
     checkpoint = (saved.name and read(folder)) or NO_CHECKPOINT
     if checkpoint.run:
-        federation.population.check_run(checkpoint.run, folder)
+        population.check_run(checkpoint.run, folder)
     return checkpoint
 
 
@@ -114,7 +118,7 @@ def _client_settings(
     except (Unaffordable, CapEnded) as refusal:
         if not resumed:
             raise
-        return client_settings(federation, folder, 0), str(refusal)
+        return client_settings(federation, folder), str(refusal)
 
 
 def _check_data(federation: Federation) -> None:
@@ -148,13 +152,17 @@ def _check_data(federation: Federation) -> None:
 
 
 def _warn_of_scale(federation: Federation) -> None:
-    """Warn who has real data of columns that seem scaled by the data themselves: one client's, or by those of all."""
+    """Warn of columns of real data that seem scaled by mean, deviation or range of one client's data, or of all data.
+
+    Such a scale depends on every record, and no ledger is charged for it.
+    """
     task, mode = federation.task, federation.mode
     clients = federation.population.local_clients(task) if federation.settings.task.own else ()
     if not clients or not mode.spends:
         return
     from ..tasks.own_scale import WARNING, own_scale  # of real data alone
 
+    # `own_scale` reads twice, and only a part of the data is in memory at a time.
     reads = [partial(data_of_all, task, client) for client in clients]
     scales = [own_scale(lambda read=read: [read()]) for read in reads]
     pooled = own_scale(lambda: (read() for read in reads))
@@ -176,6 +184,7 @@ def _check_evaluation(federation: Federation) -> None:
 
 
 def _check_measured(task: Task) -> None:
+    """Refuse a model, or metrics, that fail on the first held-out examples."""
     import torch  # takes a second, and a plan does not need it
 
     inputs, targets = next(batches_of(held_out_of(task)))
@@ -202,22 +211,26 @@ def _check_records(federation: Federation) -> None:
 
 
 def _check_base(federation: Federation) -> None:
-    """Refuse a model whose base training changes; a task that trains by itself is checked at its clients."""
+    """Refuse a model whose untrained base training would change, and warn of statistics that noise changes.
+
+    A task that trains by itself is checked at its clients.
+    """
     import torch
 
     task, held_out = federation.task, held_out_of(federation.task)
     if own_training(task) is not None:
         return
     examples = held_out if len(held_out) else federation.population.sample_examples(task)
-    still = check_base(task, examples.batch(torch.arange(min(2, len(examples))))[0])
-    if still and federation.mode.hides_clients:
+    two_inputs, _ = examples.batch(torch.arange(min(2, len(examples))))
+    unmoved = check_base(task, two_inputs)
+    if unmoved and federation.mode.hides_clients:
         warn(
-            f"model: noise moves {still[0]}, which training does not; if it is to stay, set track_running_stats = False on its module"
+            f"model: noise moves {unmoved[0]}, which training does not; if it is to stay, set track_running_stats = False on its module"
         )
 
 
-def make_strategy_of(federation: Federation) -> Any:
-    """Return the strategy of the settings."""
+def make_strategy_of(federation: Federation) -> Strategy:
+    """Return the strategy of the settings or, of the user's object, a copy for each arm."""
     if federation.strategy is not None:
         return deepcopy(federation.strategy) if federation.settings.tried else federation.strategy
     s = federation.settings

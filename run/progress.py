@@ -104,7 +104,7 @@ def _restored(run: Run, strategies: Sequence[Strategy], names: Sequence[str]) ->
 
 
 def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
-    """Return the choices after the checkpoint's round; under another name the run planned new noise."""
+    """Return clip and noise after the checkpoint's round; a run that goes on under another name has planned new noise."""
     choices = checkpoint.state.choices
     if choices is None or run.privacy is None or checkpoint.run == run.name:
         return choices
@@ -132,7 +132,9 @@ def record_round(
     metrics = metrics | metric_means(evaluation)
     progress.meter.add(cohort)
     epsilons = _epsilons(progress)
-    of_records = [value for unit, value in epsilons.items() if unit != Unit.CLIENT]
+    of_records = [
+        value for unit, value in epsilons.items() if unit != Unit.CLIENT
+    ]  # or of persons; at most one
     row = {
         "round": round_.number,
         **_nonempty(arm=round_.arm),
@@ -166,19 +168,22 @@ def record_round(
 
 
 def _nonempty(**values: object) -> dict[str, object]:
+    """Return the columns of a line that have a value; most rounds lack them."""
     return {name: value for name, value in values.items() if value}
 
 
 def _at_bound(run: Run, round_: Round) -> list[str]:
-    """Return the names of noised figures at an end of their range, where noise carried them beyond it."""
+    """Return the names of noised metrics at an end of their range, to which they were cut because noise carried them beyond."""
     if run.privacy is None:
         return []
     bounds = {metric.name: metric.bound for metric in run.federation.mode.metrics}
-    return [f"{TRAIN}{k}" for k, value in round_.scalars.items() if value in (0.0, bounds.get(k, 1.0))]
+    return [
+        f"{TRAIN}{name}" for name, value in round_.scalars.items() if value in (0.0, bounds.get(name, 1.0))
+    ]
 
 
 def _counts(progress: Progress, round_: Round) -> dict[str, Any]:
-    """Return the public counts of a round; counts for a trusted server only go to its operator's file."""
+    """Return the public counts of a round; what only a trusted server may know goes to its operator's file."""
     federation = progress.run.federation
     counts = {
         "invited": round_.invited,
@@ -191,7 +196,8 @@ def _counts(progress: Progress, round_: Round) -> dict[str, Any]:
         return counts
     tell_operator(progress.run.folder, {"round": round_.number, **counts})
     arms = 1 if round_.arm is None else progress.run.tuning.arms
-    planned = invited_size(in_arm(federation.cohort, arms), round(federation.declared_clients / arms))
+    clients_of_arm = round(federation.declared_clients / arms)
+    planned = invited_size(in_arm(federation.cohort, arms), clients_of_arm)
     return {**dict.fromkeys(counts), "invited": planned}
 
 
@@ -201,8 +207,9 @@ def _epsilons(progress: Progress) -> dict[str, float]:
     epsilons = {} if promises else {"client": math.inf}
     if ledger is not None:
         promise, events = promises[0], ledger.events(Adversary.MODEL)
-        terms = promise.target_delta, promise.adjacency, ledger.filter_order, GATE_INTERVAL
-        epsilons[str(promise.unit)] = spent_epsilon(events, *terms)
+        epsilons[str(promise.unit)] = spent_epsilon(
+            events, promise.target_delta, promise.adjacency, ledger.filter_order, GATE_INTERVAL
+        )
     return epsilons | progress.meter.epsilons()
 
 

@@ -19,12 +19,10 @@ from ..strategies.cohorts import All
 from ..tasks.data import Data
 
 if TYPE_CHECKING:
-    import numpy as np
     from dp_accounting.dp_event import DpEvent
     from flwr.serverapp import Grid
-    from numpy.typing import NDArray
 
-    from ..server.checkpoint import State
+    from ..server.checkpoint import Arrays, State
     from ..server.participants import Participants
     from .prepared_run import Run
 
@@ -83,9 +81,6 @@ class ScalingPlan:
     columns: tuple[str, ...]
     noise_multiplier: float
     epsilon: float
-
-
-Arrays = dict[str, "NDArray[np.generic]"]
 
 
 @dataclass(frozen=True)
@@ -156,6 +151,16 @@ def later_events(federation: Federation, num_rounds: int | None = None) -> list[
     """Return what the queries cost a unit that are not asked before the first round. Arguments as of `Query.events`."""
     later = [query for query in queries_of(federation.settings) if not query.first]
     return [event for query in later for event in query.events(federation, num_rounds)]
+
+
+def charges_queries(federation: Federation, plan: Plan) -> bool:
+    """Return whether a run's queries are charged to the plan's unit: the unit of the sum, or the only one."""
+    return plan.unit is federation.mode.promises[0].unit
+
+
+def query_events_of_unit(federation: Federation, plan: Plan) -> list[DpEvent]:
+    """Return what the run's queries cost one unit of a plan; empty for a unit that is not charged for them."""
+    return query_events(federation) if charges_queries(federation, plan) else []
 
 
 def with_everybody(federation: Federation) -> Federation:

@@ -35,10 +35,23 @@ if TYPE_CHECKING:
     from ..modes.federation import Federation
     from ..server.participants import Participants
 
-OUTSIDE = "a record that occurs at two clients: its losses at both add up"
+# Whom the loss of each client's records does not cover, in a result.
+OUTSIDE_RECORD = "a record that occurs at two clients: its losses at both add up"
+OUTSIDE_PERSON = "a person at m clients is m units: the losses at all of them add up"
 MAX_COMPOSED = 20  # combinations of clients of one person
-ClientKind = tuple[tuple[DpEvent, ...], Plan]
-TWO_UNITS = "a person at m clients is m units: the losses at all of them add up"
+
+
+@dataclass(frozen=True)
+class ClientKind:
+    """Clients whose records lose equally much in a round.
+
+    Attributes:
+      prior: events on each of their ledgers before this run.
+      plan: of one round.
+    """
+
+    prior: tuple[DpEvent, ...]
+    plan: Plan
 
 
 class NoClientLedgers:
@@ -153,20 +166,20 @@ class ClientLedgers(NoClientLedgers):
         return [(path.name, path.stat().st_mtime_ns) for path in self.files()]
 
     def charged(self, name: str, number: int, clients: Sequence[int]) -> list[int]:
-        if self.federation.settings.engine.elsewhere:  # on which ledgers may lie elsewhere
+        if self.federation.settings.engine.elsewhere:  # on machines with ledgers of their own
             return list(clients)
         return self.federation.population.charged(self.record, name, number, clients)
 
     def open_draws(self, rounds: int) -> list[DpEvent]:
-        coin = self.federation.cohort.coin
-        if coin is None or not self.federation.simulated:
+        rate = self.federation.cohort.coin
+        if rate is None or not self.federation.simulated:
             return []
         plans = plans_of_sizes(self.federation.mode.sizes, self.record, self.client)
-        return [SelfComposedDpEvent(OpenlySampledDpEvent(float(coin), p.event()), rounds) for p in plans]
+        return [SelfComposedDpEvent(OpenlySampledDpEvent(float(rate), p.event()), rounds) for p in plans]
 
     def spending(self, took_part: Collection[int]) -> dict[str, Any]:
         federation, record = self.federation, self.record
-        lost, exhausted = [0.0] * federation.task.num_clients, 0
+        epsilons, exhausted = [0.0] * federation.task.num_clients, 0
         budget, paths = record.terms.budget, self.files()
 
         @cache  # most clients share size and number of rounds with another
@@ -178,17 +191,15 @@ class ClientLedgers(NoClientLedgers):
             if not path.exists():
                 continue
             events = read_events(path, Adversary.MODEL)
-            lost[number] = cost(tuple(events))
+            epsilons[number] = cost(tuple(events))
             exhausted += self._is_exhausted(name, len(federation.mode.data_of(number)), events)
-        max_clients, outside = federation.mode.clients_per_person, TWO_UNITS
-        if record.terms.per_person is None:
-            outside = OUTSIDE
-        across: dict[str, Any] = {}
-        if max_clients is not None:
+        of_person: dict[str, Any] = {}
+        outside = OUTSIDE_RECORD if record.terms.per_person is None else OUTSIDE_PERSON
+        if (max_clients := federation.mode.clients_per_person) is not None:
             outside = f"nobody: at most {max_clients} clients train on one person; `person` is the loss at all of them"
-            across = {"person": _across(paths, max_clients, budget)}
-        measured = {"epsilon": lost, "delta": budget.target_delta, "exhausted": exhausted}
-        return {**across, **measured, "outside": outside}
+            of_person = {"person": _loss_across(paths, max_clients, budget)}
+        measured = {"epsilon": epsilons, "delta": budget.target_delta, "exhausted": exhausted}
+        return {**of_person, **measured, "outside": outside}
 
     def _is_exhausted(self, name: str, records: int, events: Sequence[DpEvent]) -> bool:
         """Return whether a client's budget affords it no further round."""
@@ -199,6 +210,7 @@ class ClientLedgers(NoClientLedgers):
         return records > 0 and not within([*events, self._round(name, records).event()], allowed)
 
     def _round(self, name: str, records: int) -> Plan:
+        """Return the plan of one round at the client with this ledger and so many records."""
         return record_plan(self.record.of_ledger(name), records + self.record.canaries, self.client)
 
     def meter(self) -> RecordMeter:
@@ -206,17 +218,17 @@ class ClientLedgers(NoClientLedgers):
         limited = mode.promises[-1].target_epsilon is not None
         if federation.simulated:
             plans = plans_of_sizes(mode.sizes, record, self.client)
-            kinds = [(federation.simulated_cost, plan) for plan in plans]
+            kinds = [ClientKind(federation.simulated_cost, plan) for plan in plans]
             return RecordMeter(kinds, record.terms.budget, limited, mode.hides_counts)
         names = enumerate(federation.population.client_ledger_names)
         sizes = sorted(((len(mode.data_of(each)), name) for each, name in names), reverse=True)
-        # Of clients that spent equally, and take equally many steps of equal noise, the one with the fewest records.
+        # Of clients that spent equally, and take equally many steps of equal noise, the last and smallest one loses most.
         distinct: dict[tuple[Any, ...], ClientKind] = {}
         for records, name in sizes:
             if records:
                 prior = tuple(read_events(record.ledger_path(name), Adversary.MODEL))
                 plan = self._round(name, records)
-                distinct[prior, steps_of(plan), plan.noise_multiplier] = prior, plan
+                distinct[prior, steps_of(plan), plan.noise_multiplier] = ClientKind(prior, plan)
         return RecordMeter(tuple(distinct.values()), record.terms.budget, limited, mode.hides_counts)
 
 
@@ -269,7 +281,7 @@ class RecordMeter(NoMeter):
     part in every round.
 
     Attributes:
-      kinds: of clients: events on the ledger before this run, and the plan of one round.
+      kinds: of the clients, at least one.
       budget: of each ledger, which refuses what the budget does not afford.
       limited: whether the budget has a target; without one, counting the affordable rounds takes long.
       secret: whether cohorts are secret.
@@ -311,7 +323,7 @@ class RecordMeter(NoMeter):
         if not self.secret:
             return None
         if not whole:
-            self.add(())
+            self.add(())  # counts one more round
         return max(self._possible(), key=self._cost)
 
     def _cost(self, events: Sequence[DpEvent]) -> float:
@@ -321,13 +333,14 @@ class RecordMeter(NoMeter):
         """Return the events at a client of each kind with the most rounds that its budget affords."""
         max_rounds = max(self._rounds.values(), default=0)
         if self.limited and not self._affordable:
-            self._affordable = [plan.affordable_rounds(self.budget, prior) for prior, plan in self.kinds]
+            self._affordable = [each.plan.affordable_rounds(self.budget, each.prior) for each in self.kinds]
         rounds = [min(max_rounds, each) for each in self._affordable] or [max_rounds] * len(self.kinds)
-        return [[*prior, *[plan.event()] * n] for (prior, plan), n in zip(self.kinds, rounds, strict=True)]
+        pairs = zip(self.kinds, rounds, strict=True)
+        return [[*kind.prior, *[kind.plan.event()] * num_rounds] for kind, num_rounds in pairs]
 
 
-def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
-    """Return the largest loss of a person at this many clients, for any choice of clients; their noise is independent.
+def _loss_across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
+    """Return the largest loss of a person at this many clients, whichever these are; their noise is independent.
 
     Args:
       paths: of the clients' ledgers.
@@ -340,8 +353,10 @@ def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | No
     kinds = largest([[], *(read_events(path, Adversary.MODEL) for path in paths)])
     if math.comb(len(kinds) + clients - 1, clients) > MAX_COMPOSED:
         return None
-    sums = [
-        sum(map(Counter[Any], map(dict, each)), Counter[Any]())
-        for each in combinations_with_replacement(kinds, clients)
-    ]
-    return max(epsilon(each, budget.target_delta, budget.adjacency, GATE_INTERVAL) for each in sums)
+    losses: list[float] = []
+    for ledgers in combinations_with_replacement(kinds, clients):
+        counts = Counter[Any]()  # of equal events
+        for events in ledgers:
+            counts.update(dict(events))
+        losses.append(epsilon(counts, budget.target_delta, budget.adjacency, GATE_INTERVAL))
+    return max(losses)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,41 +42,16 @@ EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 BY_SUMS = "by sums of whole clients"
 MAX_KINDS = 8  # of clients, for which the loss of several records is computed
-Loss = tuple[float, PrivacyCurve | None]
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Loss of one unit against one adversary so far; an infinite epsilon has no curve.
+class _Loss:
+    """Bound on a unit's loss against an adversary, and how it was computed; an infinite epsilon has no curve."""
 
-    `groups` holds the joint loss of several records of one person, as (records, epsilon).
-    """
-
-    unit: Unit
-    adversary: Adversary
-    adjacency: Adjacency
     epsilon: float
-    delta: float
-    target_epsilon: float | None
+    curve: PrivacyCurve | None
     accountant: str
     sampling: str
-    curve: PrivacyCurve | None = None
-    groups: Sequence[tuple[int, float]] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON; JSON has no infinity, so it is spelled."""
-        return {
-            "unit": str(self.unit),
-            "adversary": str(self.adversary),
-            "adjacency": str(self.adjacency),
-            "epsilon": json_number(self.epsilon),
-            "delta": self.delta,
-            "target_epsilon": self.target_epsilon,
-            "accountant": self.accountant,
-            "sampling": self.sampling,
-            "curve": None if self.curve is None else self.curve.to_json(),
-            "groups": [[n, json_number(each)] for n, each in self.groups],
-        }
 
 
 def spent(
@@ -85,8 +60,8 @@ def spent(
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent] = (),
     largest_loss: Sequence[DpEvent] | None = None,
-) -> list[Spent]:
-    """Return the loss of every unit against every adversary, at the accountant's finest setting.
+) -> list[dict[str, Any]]:
+    """Return a row for the loss of every unit against every adversary, at the accountant's finest setting.
 
     Args:
       federation: its parts.
@@ -95,7 +70,7 @@ def spent(
       draws: `NoClientLedgers.open_draws` of the rounds so far.
       largest_loss: largest possible loss of a record, if cohorts are secret.
     """
-    rows: list[Spent] = []
+    rows: list[dict[str, Any]] = []
     for promise in reversed(federation.mode.promises):
         if promise.per_client:
             rows += _record_rows(federation, promise, client_ledgers, draws, largest_loss)
@@ -120,14 +95,14 @@ def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, A
     # The records of a simulation are nobody's.
     if ledger is None or not mode.sums_cost_records or federation.simulated:
         return None
-    delta, adjacency = mode.promises[0].target_delta, Adjacency.ZERO_OUT
+    promise = replace(mode.promises[0], unit=Unit.RECORD, target_epsilon=None, adjacency=Adjacency.ZERO_OUT)
     from ..privacy.ledger.client_sums import lost_by_records
 
-    lost = lost_by_records(ledger.book, delta)
+    lost = lost_by_records(ledger.book, promise.target_delta)
     if lost is None:
         return None
-    name = accountant_name(delta, adjacency, GATE_INTERVAL)
-    return Spent(Unit.RECORD, Adversary.MODEL, adjacency, lost, delta, None, name, BY_SUMS).to_json()
+    name = accountant_name(promise.target_delta, promise.adjacency, GATE_INTERVAL)
+    return _row(promise, Adversary.MODEL, _Loss(lost, None, name, BY_SUMS))
 
 
 def encryption(federation: Federation) -> dict[str, Any] | None:
@@ -149,39 +124,41 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
     }
 
 
-def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[Spent]:
-    unit, delta, adjacency = promise.unit, promise.target_delta, promise.adjacency
-    server = _unprotected(Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
-    rows = [] if Adversary.SERVER in promise.adversaries else [server]
-    order, target = ledger.filter_order, promise.target_epsilon
-    name = accountant(delta, adjacency, order)
+def _sum_rows(federation: Federation, promise: Promise, ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the rows of a promise of the sums, by the ledger of all clients."""
+    delta, adjacency = promise.target_delta, promise.adjacency
+    rows: list[dict[str, Any]] = []
+    if Adversary.SERVER not in promise.adversaries:
+        reason = "trusted: it sees single updates"
+        rows.append(_unprotected(Adversary.SERVER, delta, reason, adjacency))
     for adversary in promise.adversaries:
         events = ledger.events(adversary)
-        cost, shape = _loss_of_sums(federation, promise, events, order)
-        groups = _groups(unit, [events], delta, adjacency)
-        sampling = promise.sampling
-        rows.append(Spent(unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups))
+        if ledger.filter_order is None:
+            loss = _largest_loss([events], promise, PUBLISH_INTERVAL, promise.sampling)
+        else:
+            loss = _loss_by_filter(federation, promise, ledger.filter_order)
+        groups = _groups(promise.unit, [events], delta, adjacency)
+        rows.append(_row(promise, adversary, loss, groups))
     return rows
 
 
-def _loss_of_sums(
-    federation: Federation, promise: Promise, events: Sequence[DpEvent], order: float | None
-) -> Loss:
-    if order is None:
-        return _lost([events], promise.target_delta, promise.adjacency, PUBLISH_INTERVAL)
-    budget = federation.mode.budget  # a filter guarantees exactly its whole budget
+def _loss_by_filter(federation: Federation, promise: Promise, order: float) -> _Loss:
+    """Return the loss under an RDP filter of this order, which guarantees exactly the whole budget."""
+    name, budget = accountant(promise.target_delta, promise.adjacency, order), federation.mode.budget
     if budget is None or not promise.target_epsilon:
-        return math.inf, None
-    return budget.target_epsilon, filter_curve(budget, order)
+        return _Loss(math.inf, None, name, promise.sampling)
+    return _Loss(budget.target_epsilon, filter_curve(budget, order), name, promise.sampling)
 
 
-def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Loss:
-    """Return epsilon and curve that bound the separate losses of several units."""
+def _largest_loss(
+    units: Collection[Sequence[DpEvent]], promise: Promise, interval: float, sampling: str
+) -> _Loss:
+    """Return the bound on the separate losses of several units, each with its events, at the accountant's interval."""
+    delta, adjacency = promise.target_delta, promise.adjacency
     kinds = [dict(each) for each in largest(units)] or [{}]
     cost = max(epsilon(each, delta, adjacency, interval) for each in kinds)
-    if math.isinf(cost):
-        return cost, None
-    return cost, worst(privacy_curve(each, adjacency, interval) for each in kinds)
+    curve = None if math.isinf(cost) else worst(privacy_curve(each, adjacency, interval) for each in kinds)
+    return _Loss(cost, curve, accountant_name(delta, adjacency, interval), sampling)
 
 
 def _groups(
@@ -204,43 +181,59 @@ def _record_rows(
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent],
     largest_loss: Sequence[DpEvent] | None,
-) -> list[Spent]:
+) -> list[dict[str, Any]]:
     """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
 
     The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
-    part. If that is secret, or clients are real, the rows hold the largest possible loss.
+    part. If that is secret, or clients are real, the rows hold the largest possible loss. Arguments as of `spent`.
     """
-    unit, delta, adjacency = promise.unit, promise.target_delta, promise.adjacency
-    target = promise.target_epsilon
-    distinct: Collection[Sequence[DpEvent]] = ()
+    events: Collection[Sequence[DpEvent]] = ()
     if not federation.population.reads_data:
-        for_server = (math.inf if target is None else target, None), OWN_LEDGERS, promise.sampling
+        target = math.inf if promise.target_epsilon is None else promise.target_epsilon
+        loss = _Loss(target, None, OWN_LEDGERS, promise.sampling)
     elif largest_loss is not None:
-        distinct = [largest_loss]
-        lost = _lost(distinct, delta, adjacency, GATE_INTERVAL)
-        for_server = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
+        events = [largest_loss]
+        loss = _largest_loss(events, promise, GATE_INTERVAL, EVERY_ROUND)
     else:
-        distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
-        lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
-        for_server = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), promise.sampling
-    groups = _groups(unit, distinct, delta, adjacency)
-    for_others = for_server
-    if draws:
+        events = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+        loss = _largest_loss(events, promise, PUBLISH_INTERVAL, promise.sampling)
+    groups = _groups(promise.unit, events, promise.target_delta, promise.adjacency)
+    losses = dict.fromkeys(EVERYBODY, loss)
+    if draws:  # those who do not see who is asked
         units = [[each, *federation.simulated_cost] for each in draws]
-        open_loss = _lost(units, delta, adjacency, GATE_INTERVAL)
-        if open_loss[0] < for_server[0][0]:
-            for_others = open_loss, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
-    by_adversary = {a: for_server if a is Adversary.SERVER else for_others for a in EVERYBODY}
-    return [
-        Spent(unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
-        for a, ((cost, shape), name, sampling) in by_adversary.items()
-    ]
+        open_loss = _largest_loss(units, promise, GATE_INTERVAL, OPEN_DRAW)
+        if open_loss.epsilon < loss.epsilon:
+            losses |= {Adversary.CLIENTS: open_loss, Adversary.MODEL: open_loss}
+    return [_row(promise, adversary, each, groups) for adversary, each in losses.items()]
 
 
 def _unprotected(
     adversary: Adversary, delta: float, reason: str, adjacency: Adjacency = Adjacency.ZERO_OUT
-) -> Spent:
-    return Spent(Unit.CLIENT, adversary, adjacency, math.inf, delta, None, reason, "none")
+) -> dict[str, Any]:
+    """Return the row of clients without a guarantee against an adversary."""
+    promise = Promise(Unit.CLIENT, None, delta, adjacency, None, (), sampling="none")
+    return _row(promise, adversary, _Loss(math.inf, None, reason, promise.sampling))
+
+
+def _row(
+    promise: Promise, adversary: Adversary, loss: _Loss, groups: Sequence[tuple[int, float]] = ()
+) -> dict[str, Any]:
+    """Return a row of a result; JSON has no infinity, so it is spelled.
+
+    `groups` are pairs (records, epsilon): the joint loss of several records of one person.
+    """
+    return {
+        "unit": str(promise.unit),
+        "adversary": str(adversary),
+        "adjacency": str(promise.adjacency),
+        "epsilon": json_number(loss.epsilon),
+        "delta": promise.target_delta,
+        "target_epsilon": promise.target_epsilon,
+        "accountant": loss.accountant,
+        "sampling": loss.sampling,
+        "curve": None if loss.curve is None else loss.curve.to_json(),
+        "groups": [[records, json_number(each)] for records, each in groups],
+    }
 
 
 def versions() -> dict[str, str]:

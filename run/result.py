@@ -177,7 +177,7 @@ def _privacy(progress: Progress, state: State) -> list[dict[str, Any]]:
     num_drawn = min(state.round + 1, settings.steps)  # clients of a round that failed were drawn, too
     draws = ledgers.open_draws(settings.rounds_begun(num_drawn))
     secret = progress.meter.secret_events(state.round >= settings.steps)
-    return [row.to_json() for row in spent(federation, run.ledger, ledgers.files(), draws, secret)]
+    return spent(federation, run.ledger, ledgers.files(), draws, secret)
 
 
 def _scaling(run: Run) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
 from ..base.durable_files import open_for_owner
 from ..base.refusal import Refusal, refusing
@@ -29,21 +25,18 @@ from ..messages.wire import DROP_REASONS, MIXES
 from ..modes.federation import Federation
 from ..privacy.audit.alarms import Level
 from ..privacy.ledger.ledger import LedgerUnavailable
-from ..server.checkpoint import State
+from ..server.checkpoint import Arrays, State
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Answers, Round, SumTerms
 from ..server.rounds import Ending, Loop, Pace, Status, Unscored, run_rounds
-from ..tasks.arrays import emptied, holding
-from ..tasks.data import Examples, batches_of, derived, figures_of, group_figures, held_out_of, run_on
-from ..tasks.hardware import device_of, placed, precision
 from ..tasks.independence import Mixing
 from ..tasks.memory import give_back, stop_keeping
-from ..tasks.protocol import GroupedTask
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, read_only_model
 from .client_instructions import order_of
 from .files import CLIENTS_LOG
+from .held_out_metrics import confusion, evaluator
 from .log_file import LogFile, written_by
 from .machine_time import machine_time, time_since
 from .observer import Demand
@@ -56,14 +49,11 @@ from .result import cannot_write, finish
 from .round_lines import Lines, metric_means
 from .run_files import MIXED
 from .saved import read_saved
-from .tuning import order_of_round, require_arms
+from .tuning import order_of_round, require_arms, score_of
 
 if TYPE_CHECKING:
     from .display import Display
 
-Arrays = dict[str, NDArray[np.generic]]
-
-MAX_CLASSES = 32  # of a confusion matrix
 EXIT_CODES = {
     Status.COMPLETED: 0,
     Status.FAILED: 1,
@@ -127,14 +117,14 @@ class Environment:
 
 
 def run_federation(
-    federation: Federation, folder: Path, around: Environment, quiet: bool = False
+    federation: Federation, folder: Path, environment: Environment, quiet: bool = False
 ) -> RunResult:
     """Run the federation's rounds, simulated or real, and write the results into its folder.
 
     Args:
       federation: its parts.
       folder: the run folder; ignored if the settings name a run to resume.
-      around: surroundings of the rounds.
+      environment: of the rounds.
       quiet: show nothing.
 
     Raises:
@@ -147,68 +137,72 @@ def run_federation(
     saved = read_saved(folder) if resumed else NEW_RUN
     for query in queries_of(federation.settings) if resumed else ():
         federation = query.answered(federation, folder)
-    callbacks = guarded(around.objects, federation.settings.callbacks)
+    users_callbacks = guarded(environment.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
     display: tuple[Display, ...] = ()
     if not quiet:
         from .display import Display
 
         display = (Display(),)
-    watching = (Lines(folder), *display, *around.callbacks, *callbacks)
+    callbacks = (Lines(folder), *display, *environment.callbacks, *users_callbacks)
     with (
         lock_records(federation),
-        opened(prepared, partial(_ask_first, around)) as (run, observer),
+        opened(prepared, partial(_ask_first, environment)) as (run, observer),
         _client_log(federation, folder),
         closing(display[0]) if display else nullcontext(),
     ):
-        strategy = make_strategy_of(federation)
-        strategies = [strategy, *(make_strategy_of(federation) for _ in range(run.tuning.arms - 1))]
+        strategies = [make_strategy_of(federation) for _ in range(run.tuning.arms)]
         meter = run.client_ledgers.meter()
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            progress = read_progress(run, strategies, observer, meter, around.tally)
+            progress = read_progress(run, strategies, observer, meter, environment.tally)
         give_back()  # memory of planning
-        with around.grid(run) as grid:
-            ending = _run_on(progress, strategies, around, grid, watching)
+        with environment.grid(run) as grid:
+            ending = _run_rounds(progress, strategies, environment, grid, callbacks)
         stop_keeping()
         state = ending.state
         averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
         title = title_of(progress.run.federation)
-        confused = confusion(run.federation, state.model)
+        counts = confusion(run.federation, state.model)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
-            result = finish(progress, ending, time_since(begin), title, averaged, confused)
+            result = finish(progress, ending, time_since(begin), title, averaged, counts)
         model = read_only_model(state.model)
         run_end = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
-        for each in watching:
+        for each in callbacks:
             each.end(run_end)
     return RunResult(exit_code_of(result), result, folder, progress.reported_bytes, ending.signal)
 
 
-def _ask_first(around: Environment, run: Run) -> Run:
+def _ask_first(environment: Environment, run: Run) -> Run:
     """Ask the queries due before the first round, once clients are connected; return the run as the answers change it."""
     first = [query for query in queries_of(run.federation.settings) if query.first]
     if run.resumed or not first:
         return run
-    reason = around.pace.ready(threading.Event())
+    reason = environment.pace.ready(threading.Event())
     if reason is not None:
         raise Refusal("link.clients", None, reason)
     for query in first:
-        run = query.before(run, around.grid, _reach_of_all(run.federation, around.pace.deadline))
+        run = query.before(run, environment.grid, _reach_of_all(run.federation, environment.pace.deadline))
     return run
 
 
 def _reach_of_all(federation: Federation, timeout: float) -> Reach:
-    """Return the terms on which all clients answer, independent of the cohort."""
+    """Return the terms on which all clients answer a query, whoever is drawn for the round.
+
+    Args:
+      federation: its population and randomness.
+      timeout: seconds for the replies of one exchange.
+    """
     return Reach(answers_of(with_everybody(federation)), timeout, federation.randomness)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
-    """Return the exit code for a result; not 0 if an alarm of its audit is unconfirmed."""
+    """Return the exit code for a result; not 0 if its audit raised an alarm that no second test confirmed."""
     audit = result.get("audit")
     levels = set[str]()
     if audit is not None and audit["on_alarm"] != "note":
         levels = {each["level"] for each in audit["alarms"]}
-    doubt = Level.ORANGE in levels and Level.RED not in levels
-    return EXIT_CODES[Status(result["status"])] or (_UNCONFIRMED if doubt else 0)
+    is_unconfirmed = Level.ORANGE in levels and Level.RED not in levels
+    return EXIT_CODES[Status(result["status"])] or is_unconfirmed * _UNCONFIRMED
 
 
 @contextmanager
@@ -227,15 +221,15 @@ def _client_log(federation: Federation, folder: Path) -> Generator[None]:
                 path.unlink()
 
 
-def _run_on(
+def _run_rounds(
     progress: Progress,
     strategies: Sequence[Strategy],
-    around: Environment,
+    environment: Environment,
     grid: Grid,
-    watching: Sequence[Callback],
+    callbacks: Sequence[Callback],
 ) -> Ending:
-    run, state = progress.run, progress.state
-    federation = run.federation
+    """Run the remaining rounds, with one strategy for each arm, and return how the run ended."""
+    run, federation = progress.run, progress.run.federation
     private = PrivateGrid(
         _participants(run, grid),
         privacy=run.privacy,
@@ -246,200 +240,216 @@ def _run_on(
             federation.mode.metrics, run.client.canaries_of_step.count, federation.compression, run.tuning
         ),
     )
+    rounds = _Rounds(progress, private, environment, callbacks)
     if progress.meter.counts and federation.seed is not None:
-        private.skip_to(state.round, state.choices)
-        for number in range(1, state.round + 1):
-            cohort = progress.meter.clients(private.participants, private.draw(number))
-            heard = progress.history[number - 1]["replies"] != 0
-            progress.meter.add(cohort if heard else run.client_ledgers.charged(run.name, number, cohort))
-
-    def ready(stop: threading.Event) -> str | None:
-        return around.pace.ready(stop) or _renewed(progress, private, around)
-
-    order, down = around.order(run), federation.settings.compress.down
+        rounds.count_earlier()
+    order, down = environment.order(run), federation.settings.compress.down
     loop = Loop(
         strategy=strategies[0],
-        num_rounds=state.round if run.spent else federation.settings.steps,
+        num_rounds=progress.state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
-        after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
+        after_round=rounds.after_round,
         train_config=partial(order_of_round, run, order),
-        pace=replace(around.pace, ready=ready),
+        pace=replace(environment.pace, ready=rounds.ready),
         average_after=average_after(run),
         tuning=run.tuning,
         others=strategies[1:],
-        score=partial(_scored, progress, private, around.pace.deadline)
-        if federation.settings.scored_at_clients
-        else None,
+        score=rounds.score if federation.settings.scored_at_clients else None,
         difference_bits=down if isinstance(down, int) else None,
         buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
     )
-    del state  # frees the first model
-    ending = _ended(progress, _rounds(progress, private, loop, watching))
+    ending = _with_status_of_rest(progress, rounds.run(loop))
     progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{federation.population.resumption(run.folder)} goes on from here")
     return ending
 
 
-def _evaluate_last(progress: Progress, grid: PrivateGrid, pace: Pace) -> None:
-    """Make the evaluation that is still owed to a run whose remaining rounds cannot be paid: it was planned."""
-    last, federation = progress.history[-1:], progress.run.federation
-    is_due = last and "evaluation" not in last[0] and federation.settings.query_fields
-    if not is_due or pace.ready(threading.Event()) is not None:
-        return
-    if (answer := _answer_after(progress, grid, pace.deadline, progress.state, last=True)) is not None:
-        last[0].update({**metric_means(answer), "evaluation": answer})
-
-
-def _answer_after(
-    progress: Progress, grid: PrivateGrid, deadline: float, state: State, last: bool = False
-) -> dict[str, Any] | None:
-    """Ask the query due after a round, and return the record of the answer; None if none is due."""
-    run = progress.run
-    reach = _reach_of_all(run.federation, deadline)
-    answers = (
-        query.after(run, grid.participants, reach, state, last)
-        for query in queries_of(run.federation.settings)
-    )
-    return next((answer for answer in answers if answer is not None), None)
-
-
-def _ended(progress: Progress, ending: Ending) -> Ending:
-    """Return the ending; a resumed run that lacks only rounds that were paid for and lost in a crash is completed."""
-    run, settings, rounds = progress.run, progress.run.federation.settings, ending.state.round
-    if run.spent and ending.status is Status.COMPLETED:
-        ending = replace(ending, status=Status.EXHAUSTED, reason=run.spent)
-    lost = run.checkpoint.run and settings.steps - rounds <= settings.checkpoint_every
-    if ending.status is not Status.EXHAUSTED or not lost:
-        return ending
-    reason = f"{rounds} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
-    return replace(ending, status=Status.COMPLETED, reason=reason)
-
-
-def _start_of(progress: Progress) -> RunStart:
-    federation = progress.run.federation
-    return RunStart(
-        federation.population.run_name(progress.run.folder),
-        title_of(federation),
-        progress.run.folder,
-        federation.settings.steps,
-        frozen(budgets_of(federation)),
-        frozen(publishable_keys(federation.settings.source)),
-        frozen(progress.history),
-        progress.observer.line,
-    )
-
-
-def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop, watching: Sequence[Callback]) -> Ending:
-    """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
-    try:
-        ended = _obey(grid, progress.observer.resume(progress.state))
-        if progress.run.spent and not ended:
-            _evaluate_last(progress, grid, loop.pace)
-        started = _start_of(progress)
-        for each in watching:
-            each.start(started)
-        return ended or run_rounds(grid, loop, progress.state)
-    except LedgerUnavailable as problem:
-        last = progress.state
-        return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)
-    except Mixing as problem:
-        return Ending(Status.FAILED, f"{MIXED}; {problem}", progress.state)
-    except OSError as problem:
-        return Ending(Status.FAILED, cannot_write(progress, problem), progress.state)
-
-
 def _participants(run: Run, grid: Grid) -> Participants:
-    federation, extra = run.federation, run.client.canary_clients
-    apart = not federation.population.reads_data  # otherwise they are nodes of the grid
+    """Return the clients of a run's rounds, with its canaries: nodes of a simulation's grid, or added by a server."""
+    federation, canaries = run.federation, run.client.canary_clients
+    add_canaries = None
+    if canaries.count and not federation.population.reads_data:
+        add_canaries = partial(extra_clients().add_canaries, canaries)
     return Participants(
         grid,
         federation.cohort,
         federation.num_clients,
         answers_of(federation),
         federation.extra_clients,
-        partial(extra_clients().add_canaries, extra) if extra.count and apart else None,
+        add_canaries,
         federation.settings.population,
         names=federation.population.names,
     )
 
 
-def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str | None:
-    """Use the current clients for the next round; return why that is impossible, or None."""
-    before = progress.run.federation
-    try:
-        federation = around.renew(before)
-        if progress.state.winner is None:
-            require_arms(federation, progress.run.tuning)
-    except Refusal as refusal:
-        return str(refusal)
-    if federation is not before:
-        names = federation.population.names or {}
-        for roster in federation.population.rosters:
-            from .rosters_in_force import note_roster  # of real clients alone
+def _with_status_of_rest(progress: Progress, ending: Ending) -> Ending:
+    """Return the ending with the status and the reason of rounds that the budget does not pay.
 
-            note_roster(progress.run.folder, roster, progress.state.round + 1)
-        progress.run = replace(progress.run, federation=federation)
-        grid.renew(list(names), federation.masking, answers_of(federation), names)
-    return None
-
-
-def _scored(
-    progress: Progress, grid: PrivateGrid, deadline: float, models: Sequence[Arrays], number: int
-) -> tuple[float, ...]:
-    """Return each arm's score by its clients; minus infinity if it cannot be estimated.
-
-    Raises:
-      Unscored: no arm's score can be estimated.
+    A resumed run is complete if it lacks no more rounds than a crash can lose, which were paid for.
     """
-    run = progress.run
-    reach = _reach_of_all(run.federation, deadline)
-    queries = queries_of(run.federation.settings)
-    records = [r for query in queries for r in query.scores(run, grid.participants, reach, models, number)]
-    scores = [
-        figures[0]["value"] if (figures := each["answers"] and each["answers"][0]["figures"]) else None
-        for each in records
-    ]
-    if all(value is None for value in scores):
-        reasons = sorted({str(each.get("reason", "it cannot be said")) for each in records})
-        raise Unscored(f"no arm could be scored by its clients: {'; '.join(reasons)}")
-    progress.scores = records
-    return tuple(-math.inf if value is None else value for value in scores)
+    run, settings, rounds = progress.run, progress.run.federation.settings, ending.state.round
+    if run.spent and ending.status is Status.COMPLETED:
+        ending = replace(ending, status=Status.EXHAUSTED, reason=run.spent)
+    lost_in_crash = run.checkpoint.run and settings.steps - rounds <= settings.checkpoint_every
+    if ending.status is not Status.EXHAUSTED or not lost_in_crash:
+        return ending
+    reason = f"{rounds} of {settings.steps} rounds; the budget is spent, in part on rounds that were lost when the run was stopped"
+    return replace(ending, status=Status.COMPLETED, reason=reason)
 
 
-def _after_round(
-    progress: Progress,
-    grid: PrivateGrid,
-    watching: Sequence[Callback],
-    deadline: float,
-    state: State,
-    round_: Round,
-    measure: Callable[[], dict[str, float]],
-) -> Ending | None:
-    observer, federation = progress.observer, progress.run.federation
-    observer.observe(state, grid.released)
-    grid.released = None  # it takes as much room as two models
-    metrics = measure()
-    cohort = progress.meter.clients(grid.participants, grid.current_cohort)
-    if cohort and not round_.replies:
-        cohort = progress.run.client_ledgers.charged(progress.run.name, round_.number, cohort)
-    evaluated = _answer_after(progress, grid, deadline, state)
-    round_end = record_round(progress, state, round_, metrics, cohort, evaluated)
-    lines, *others = watching
-    lines.round(round_end)
-    keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
-    for each in others:
-        each.round(round_end)
-    if federation.population.reads_data and DROP_REASONS[MIXES] in round_.dropped:
-        return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
-    return _obey(grid, observer.demand(state))
+@dataclass(frozen=True)
+class _Rounds:
+    """Steps of the rounds of one process, and what they have in common.
+
+    Attributes:
+      progress: changed after each round.
+      grid: draws the cohorts and returns the noised means.
+      environment: of the rounds.
+      callbacks: of the run; the first one writes METRICS.
+    """
+
+    progress: Progress
+    grid: PrivateGrid
+    environment: Environment
+    callbacks: Sequence[Callback]
+
+    def run(self, loop: Loop) -> Ending:
+        """Run the rounds; an error of the disk or the ledger ends the run after the last recorded round."""
+        progress = self.progress
+        try:
+            ending = self._obey(progress.observer.resume(progress.state))
+            if progress.run.spent and not ending:
+                self._evaluate_last(loop.pace)
+            started = _start_of(progress)
+            for each in self.callbacks:
+                each.start(started)
+            return ending or run_rounds(self.grid, loop, progress.state)
+        except LedgerUnavailable as problem:
+            last = progress.state
+            return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)
+        except Mixing as problem:
+            return Ending(Status.FAILED, f"{MIXED}; {problem}", progress.state)
+        except OSError as problem:
+            return Ending(Status.FAILED, cannot_write(progress, problem), progress.state)
+
+    def count_earlier(self) -> None:
+        """Draw the cohorts of the finished rounds of a seeded run again, to count how often each client took part."""
+        progress, state = self.progress, self.progress.state
+        self.grid.skip_to(state.round, state.choices)
+        for number in range(1, state.round + 1):
+            cohort = progress.meter.clients(self.grid.participants, self.grid.draw(number))
+            progress.meter.add(self._charged(number, cohort, progress.history[number - 1]["replies"]))
+
+    def ready(self, stop: threading.Event) -> str | None:
+        """Wait until the next round may begin, with the clients of that time; return why it may not, or None."""
+        return self.environment.pace.ready(stop) or self._renew()
+
+    def _renew(self) -> str | None:
+        """Use the current clients for the next round; return why that is impossible, or None."""
+        progress, before = self.progress, self.progress.run.federation
+        try:
+            federation = self.environment.renew(before)
+            if progress.state.winner is None:
+                require_arms(federation, progress.run.tuning)
+        except Refusal as refusal:
+            return str(refusal)
+        if federation is not before:
+            names = federation.population.names or {}
+            for roster in federation.population.rosters:
+                from .rosters_in_force import note_roster  # of real clients alone
+
+                note_roster(progress.run.folder, roster, progress.state.round + 1)
+            progress.run = replace(progress.run, federation=federation)
+            self.grid.renew(list(names), federation.masking, answers_of(federation), names)
+        return None
+
+    def score(self, models: Sequence[Arrays], number: int) -> tuple[float, ...]:
+        """Return each arm's score by its clients; minus infinity if it cannot be estimated.
+
+        Args:
+          models: of the arms, in their order.
+          number: of the round before the comparison.
+
+        Raises:
+          Unscored: no arm's score can be estimated.
+        """
+        run, participants = self.progress.run, self.grid.participants
+        reach = _reach_of_all(run.federation, self.environment.pace.deadline)
+        queries = queries_of(run.federation.settings)
+        records = [r for query in queries for r in query.scores(run, participants, reach, models, number)]
+        scores = [score_of(each).get("value") for each in records]
+        if all(value is None for value in scores):
+            reasons = sorted({str(each.get("reason", "it cannot be said")) for each in records})
+            raise Unscored(f"no arm could be scored by its clients: {'; '.join(reasons)}")
+        self.progress.scores = records
+        return tuple(-math.inf if value is None else value for value in scores)
+
+    def after_round(
+        self, state: State, round_: Round, measure: Callable[[], dict[str, float]]
+    ) -> Ending | None:
+        """Record a round, write its checkpoint and call the callbacks; return the run's ending, if it is to end.
+
+        `measure` returns the new model's metrics on held-out examples.
+        """
+        progress, federation = self.progress, self.progress.run.federation
+        progress.observer.observe(state, self.grid.released)
+        self.grid.released = None  # it takes as much room as two models
+        metrics = measure()
+        cohort = progress.meter.clients(self.grid.participants, self.grid.current_cohort)
+        charged = self._charged(round_.number, cohort, round_.replies)
+        round_end = record_round(progress, state, round_, metrics, charged, self._answer_after(state))
+        lines, *others = self.callbacks
+        lines.round(round_end)
+        keep(progress, state)  # before callbacks, which may be slow: a charged round must not be lost
+        for each in others:
+            each.round(round_end)
+        if federation.population.reads_data and DROP_REASONS[MIXES] in round_.dropped:
+            return Ending(Status.FAILED, f"{MIXED}; see {CLIENTS_LOG}", state)
+        return self._obey(progress.observer.demand(state))
+
+    def _charged(self, number: int, cohort: list[int], replies: int | None) -> list[int]:
+        """Return the clients of a round that were charged for it: by their ledgers if none of them answered, else all."""
+        run = self.progress.run
+        return run.client_ledgers.charged(run.name, number, cohort) if replies == 0 else cohort
+
+    def _answer_after(self, state: State, is_last: bool = False) -> dict[str, Any] | None:
+        """Ask the query due after a round, and return the record of the answer; None if none is due."""
+        run, participants = self.progress.run, self.grid.participants
+        reach = _reach_of_all(run.federation, self.environment.pace.deadline)
+        queries = queries_of(run.federation.settings)
+        answers = (query.after(run, participants, reach, state, is_last) for query in queries)
+        return next((answer for answer in answers if answer is not None), None)
+
+    def _evaluate_last(self, pace: Pace) -> None:
+        """Evaluate the last model of a run whose remaining rounds cannot be paid: this was planned, and is paid for."""
+        last, federation = self.progress.history[-1:], self.progress.run.federation
+        is_due = last and "evaluation" not in last[0] and federation.settings.query_fields
+        if not is_due or pace.ready(threading.Event()) is not None:
+            return
+        if (answer := self._answer_after(self.progress.state, is_last=True)) is not None:
+            last[0].update({**metric_means(answer), "evaluation": answer})
+
+    def _obey(self, demand: Demand) -> Ending | None:
+        """Meet an observer's demand; return the run's ending, if it is to end."""
+        if demand.noise != 1:
+            self.grid.raise_noise(demand.noise)
+        return demand.ending
 
 
-def _obey(grid: PrivateGrid, demand: Demand) -> Ending | None:
-    """Meet an observer's demand; return the run's ending, if it is to end."""
-    if demand.noise != 1:
-        grid.raise_noise(demand.noise)
-    return demand.ending
+def _start_of(progress: Progress) -> RunStart:
+    run, federation = progress.run, progress.run.federation
+    targets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
+    return RunStart(
+        name=federation.population.run_name(run.folder),
+        title=title_of(federation),
+        folder=run.folder,
+        num_rounds=federation.settings.steps,
+        budgets=frozen({"client": None, "record": None, **targets}),
+        config=frozen(publishable_keys(federation.settings.source)),
+        rows=frozen(progress.history),
+        audit=progress.observer.line,
+    )
 
 
 def answers_of(federation: Federation) -> Answers:
@@ -450,77 +460,9 @@ def answers_of(federation: Federation) -> Answers:
 def title_of(federation: Federation) -> str:
     """Return a description of the run in one line."""
     s = federation.settings
-    kind = federation.population.words.title
     clients = f"{federation.declared_clients} clients"
     if federation.extra_clients:
         clients += f" and {federation.extra_clients} canaries"
     strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]
+    kind = federation.population.words.title
     return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode.name}"
-
-
-def budgets_of(federation: Federation) -> dict[str, float | None]:
-    """Return the target epsilon of each unit."""
-    budgets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
-    return {"client": None, "record": None, **budgets}
-
-
-def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
-    """Return the function that evaluates arrays on public held-out examples; private ones would need a release."""
-    if not federation.held_out_public:
-        return lambda arrays, number: {}
-    task, engine = federation.task, federation.settings.engine
-    device, model = _evaluated_on(federation)
-    public = held_out_of(task)
-    give_back()  # models that were made to look at them
-    held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
-
-    def evaluate(arrays: Arrays, _: int) -> dict[str, float]:
-        if not len(held_out):  # real clients' rows are not held out: a metric on them would be a release
-            return {}
-        model.eval()
-        with holding(model, arrays), torch.no_grad():
-            means: dict[str, float] = defaultdict(float)
-            for inputs, targets in batches_of(held_out):
-                with precision(device, engine.dtype):
-                    outputs = run_on(model, inputs)
-                    loss = float(task.loss(outputs, targets))
-                figures = {**figures_of(task, outputs, targets), "loss": loss}
-                if groups and isinstance(task, GroupedTask):
-                    figures |= group_figures(outputs, targets, groups, task.group_words)
-                for name, value in figures.items():
-                    means[name] += value * len(targets) / len(held_out)
-            return derived(task, means)
-
-    return evaluate
-
-
-def _evaluated_on(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
-    """Return the device of evaluations, and a model on it without values."""
-    engine = federation.settings.engine
-    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
-    single = getattr(engine, "workers", 1) == 1
-    device = device_of(engine.device if single else "cpu")
-    return device, emptied(federation.task.model().to(device))
-
-
-def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
-    """Return how many public held-out examples of each class the model gives each class; None without such classes."""
-    task = federation.task
-    if not federation.held_out_public or not arrays:
-        return None
-    device, model = _evaluated_on(federation)
-    counts, classes = torch.zeros(0, dtype=torch.int64), 0
-    with holding(model.eval(), arrays), torch.no_grad():
-        for inputs, targets in batches_of(placed(held_out_of(task), device)):
-            with precision(device, federation.settings.engine.dtype):
-                outputs = run_on(model, inputs)
-            if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
-                return None
-            classes = outputs.shape[1]
-            if targets.is_floating_point() or not 2 <= classes <= MAX_CLASSES or (targets < 0).any():
-                return None
-            # Targets of tables may say a group as well.
-            cells = targets.long() % classes * classes + outputs.argmax(1)
-            cell_counts = torch.bincount(cells, minlength=classes**2).cpu()
-            counts = cell_counts + counts if len(counts) else cell_counts
-    return counts.reshape(classes, classes).tolist() if len(counts) else None

@@ -166,15 +166,12 @@ def read_run(
 
 def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tuple[Fields, list[Fields]]:
     """Return a result and rounds with the times, bytes and counts of the operator's file, where there is one."""
-    counts = {row["round"]: row for row in read_rows(folder / OPERATOR)}
-    path, last = folder / OPERATOR, "{}"
-    if path.is_file():
-        last = path.read_text(encoding="utf-8").splitlines()[-1]
-    totals: Fields = json.loads(last) if result else {}
-    return (
-        {**result, **{name: totals[name] for name in TOTALS if name in totals}},
-        [{**row, **counts.get(row["round"], {})} for row in rounds],
-    )
+    path = folder / OPERATOR
+    counts = {row["round"]: row for row in read_rows(path)}
+    if result and path.is_file():
+        last_line: Fields = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        result = {**result, **{name: last_line[name] for name in TOTALS if name in last_line}}
+    return result, [{**row, **counts.get(row["round"], {})} for row in rounds]
 
 
 @contextmanager
@@ -196,6 +193,7 @@ def as_a_run_wrote(folder: Path) -> Generator[None]:
 
 
 def _hash(path: Path) -> str | None:
+    """Return the SHA-256 of a file, in hexadecimal; None without one."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""Plan of the client level: its noise, its adaptation, and the metrics' share of the norm."""
+"""Plan of a run's sums: the noise for a budget, or for the rest of one, and the number of groups of a cyclic cohort."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from ..privacy.plan import Plan
 from ..strategies.cohorts import CyclicPoisson
 from .queries import later_events, query_events
 
-RAISED = (
-    1.0,
-    1.1,
-    1.5,
-    2.0,
-)  # noise of a resumed run near its end over what it began with: with more, better end it
+# Noise of a resumed run near the end of its budget, over the noise that it began with; with more, it had better end.
+RAISED = (1.0, 1.1, 1.5, 2.0)
 
 
 def sum_plan(
@@ -30,7 +26,7 @@ def sum_plan(
     num_rounds: int | None = None,
     filter_order: float | None = None,
 ) -> Plan | None:
-    """Return the calibrated plan of the client level; None where clients are not protected.
+    """Return the calibrated plan of the sums; None where they have no noise.
 
     Args:
       federation: its parts.
@@ -65,30 +61,31 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
     """
     from ..privacy.mechanisms.correlated_noise import Correlation  # of cyclic cohorts alone
 
-    client, num_rounds = sum_level(settings.privacy), settings.num_rounds
-    if client is None or client.target_epsilon is None:
+    level, num_rounds = sum_level(settings.privacy), settings.num_rounds
+    if level is None or level.target_epsilon is None:
         remedy = "is planned from a target_epsilon; set it, or give a budget"
         raise Refusal("cohort.groups", None, remedy)
-    budget = Budget(client.unit, client.target_epsilon, client.target_delta, client.adjacency)
+    budget = Budget(level.unit, level.target_epsilon, level.target_delta, level.adjacency)
 
-    def error(groups: int) -> float:
+    def model_error(groups: int) -> float:
+        """Return the error of the model by the noise of all rounds, over the clipping norm."""
         cohort = CyclicPoisson(rate, groups)
-        law = Correlation(num_rounds, groups, 1, client.bands or 1, cycle=groups)
-        law = law if client.bands else law.with_best_bands()
-        plan = Plan(client.unit, client.adjacency, cohort, 1.0, num_rounds, mechanism=law).calibrate(budget)
+        law = Correlation(num_rounds, groups, 1, level.bands or 1, cycle=groups)
+        law = law if level.bands else law.with_best_bands()
+        plan = Plan(level.unit, level.adjacency, cohort, 1.0, num_rounds, mechanism=law).calibrate(budget)
         return plan.noise_over_clip * law.error
 
     limit = min(num_rounds, int(1 / rate))
-    choices = sorted({limit, *(1 << k for k in range(limit.bit_length()))} - set(range(client.bands or 1)))
+    powers_of_two = {1 << k for k in range(limit.bit_length())}
+    # The accounting needs turns at least as many rounds apart as the noise has bands.
+    choices = sorted({limit, *powers_of_two} - set(range(level.bands or 1)))
     if not choices:
-        raise Refusal("privacy.bands", client.bands, f"a client's turns are at most {limit} rounds apart")
-    return min(choices, key=error)
+        raise Refusal("privacy.bands", level.bands, f"a client's turns are at most {limit} rounds apart")
+    return min(choices, key=model_error)
 
 
-def sum_plan_with(
-    federation: Federation, noise_multiplier: float, filter_order: float | None = None
-) -> Plan | None:
-    """Return the client level's plan with the noise chosen by an earlier process of this run.
+def sum_plan_with(federation: Federation, noise_multiplier: float, filter_order: float | None) -> Plan:
+    """Return the plan of the sums with the noise chosen by an earlier process of this run.
 
     Args:
       federation: its parts.
@@ -97,7 +94,9 @@ def sum_plan_with(
     """
     privacy = federation.mode.with_noise(noise_multiplier)
     noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": privacy}))
-    return sum_plan(noised, filter_order=filter_order)
+    plan = sum_plan(noised, filter_order=filter_order)
+    assert plan is not None  # the earlier process had one
+    return plan
 
 
 def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...], rounds: int) -> Plan | None:
@@ -107,7 +106,7 @@ def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...]
       federation: its parts.
       saved: the plan that the run began with.
       prior: events that the ledger already holds.
-      rounds: rounds, at least 1.
+      rounds: that remain, at least 1.
     """
     budget, events = federation.mode.budget, [*prior, *later_events(federation, rounds)]
     assert budget is not None and saved.noise_multiplier is not None

@@ -14,7 +14,8 @@ from .run_files import Fields, RunFiles
 COUNTED = "counted by the link"
 SIMULATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
 COORDINATE = 4  # bytes of a model's value (float32)
-WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no grid (float64)
+WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no lattice (float64)
+UNPACKED = 32  # bits of a coordinate on a lattice too fine to pack
 DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
 ENCODED = "size of the message, as link=grpc encodes it"
 AT_MOST = "of the whole model: an upper bound, since a client with an earlier model gets the difference"
@@ -41,6 +42,7 @@ def traffic(run: RunFiles) -> dict[str, Any]:
 
 
 def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds: int) -> dict[str, float]:
+    """Return the bytes for these purposes in each direction, in all and per round."""
     down, up = (sum(sums[way].get(each, 0) for each in purposes) for way in ("down", "up"))
     return {"down": down, "up": up, "down_round": down / rounds, "up_round": up / rounds}
 
@@ -48,8 +50,10 @@ def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds
 def _sum_bytes(run: RunFiles, way: str) -> dict[str, int]:
     """Return all bytes of one direction by purpose: until the result or the last round, and after the close."""
     total: Counter[str] = Counter()
-    so_far = [row.get("bytes") or {} for row in run.rounds]
-    for part in ([run.result["bytes"]] if run.result.get("bytes") else so_far) + [run.farewell]:
+    parts = [row.get("bytes") or {} for row in run.rounds]
+    if run.result.get("bytes"):
+        parts = [run.result["bytes"]]
+    for part in [*parts, run.farewell]:
         total.update(part.get(way, {}))
     return dict(total)
 
@@ -77,6 +81,10 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 
 
 def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
+    """Return the bytes to ("down") or from ("up") one client in a round, if they are known, and their source.
+
+    `planned` is the number of clients that were planned for all rounds together.
+    """
     messages = [row["message_bytes"] for row in run.rounds if row.get("message_bytes")]
     if messages:
         return messages[-1][way], AT_MOST if _differs(run, way) else ENCODED
@@ -91,16 +99,23 @@ def _per_client(run: RunFiles, parameters: int, way: str, planned: float) -> tup
 
 
 def _differs(run: RunFiles, way: str) -> bool:
+    """Return whether clients with an earlier model are sent only the difference."""
     return way == "down" and run.setting("compress", "down") is not None
 
 
-def _in_all(sums: Fields, way: str, size: float | None, note: str, count: float) -> tuple[float | None, str]:
-    trained = next((each[way] for each in sums["purposes"] if each["purpose"] == "training"), None)
+def _in_all(
+    totals: Fields, way: str, size: float | None, note: str, planned: float
+) -> tuple[float | None, str]:
+    """Return the bytes of training to or from all clients in all rounds, if they are known, and their source.
+
+    They are those of `traffic` or, without them, the size for one client, with its note, times the planned clients.
+    """
+    trained = next((each[way] for each in totals["purposes"] if each["purpose"] == "training"), None)
     if trained is not None:
-        return trained, sums["source"]
+        return trained, totals["source"]
     if not size:
         return None, MASKED
-    return size * count if count else None, AT_MOST if note == AT_MOST else PLANNED
+    return size * planned or None, AT_MOST if note == AT_MOST else PLANNED
 
 
 def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tuple[int, str]:
@@ -117,9 +132,10 @@ def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tup
         cells = None
     elif kind is not None and kind != "none":
         size = CompressionPlan(kind, float(ratio)).of(parameters).kept
-    hides = run.setting("privacy", "name") not in ("none", "record")
-    width = width_of(SumSpec(1.0, cells=cells or cells_for(size))) if hides else WEIGHED
-    return -(-size * (width or 32) // 8), f"estimate: {width or 32} bits for each of {size} coordinates"
+    bits = WEIGHED
+    if run.setting("privacy", "name") not in ("none", "record"):  # coordinates on a lattice
+        bits = width_of(SumSpec(1.0, cells=cells or cells_for(size))) or UNPACKED
+    return -(-size * bits // 8), f"estimate: {bits} bits for each of {size} coordinates"
 
 
 def is_masked(run: RunFiles) -> bool:

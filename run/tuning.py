@@ -45,15 +45,16 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
     ):
         remedy = "values are compared on public held-out data, and there are none, or they count as private: set task.held_out=public if they are public, or tune.score=clients"
         raise Refusal("tune", settings.tune.name, remedy)
+    key = deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex()
+    metrics = (query.metric(settings) for query in queries_of(settings))
     tuning = Tuning(
-        settings.tune.name,
-        settings.tried,
-        settings.tuning_rounds,
-        settings.num_rounds,
-        ArmDeal(deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex(), len(settings.tried)),
-        # None: the task's usual metric.
-        next(filter(None, (q.metric(settings) for q in queries_of(settings))), settings.tune.metric),
-        federation.mode.tuned_norm,
+        setting=settings.tune.name,
+        values=settings.tried,
+        rounds=settings.tuning_rounds,
+        num_rounds=settings.num_rounds,
+        deal=ArmDeal(key, len(settings.tried)),
+        metric=next(filter(None, metrics), settings.tune.metric),
+        norm_of=federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:
         tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
@@ -61,12 +62,11 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
 
 
 def _reported(task: Task) -> dict[str, float]:
-    """Return the metrics of the first model on a batch of held-out examples."""
-    for inputs, targets in batches_of(held_out_of(task)):
-        with torch.no_grad():
-            outputs = run_on(task.model().eval(), inputs)
-        return derived(task, figures_of(task, outputs, targets) | {LOSS: float(task.loss(outputs, targets))})
-    return {}
+    """Return the metrics of the initial model on the first batch of held-out examples."""
+    inputs, targets = next(batches_of(held_out_of(task)))
+    with torch.no_grad():
+        outputs = run_on(task.model().eval(), inputs)
+    return derived(task, figures_of(task, outputs, targets) | {LOSS: float(task.loss(outputs, targets))})
 
 
 def require_arms(federation: Federation, tuning: Tuning) -> None:
@@ -82,12 +82,11 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
     sizes = Counter(tuning.deal.arm_of(name) for name in clients)
     cohort = in_arm(federation.cohort, tuning.deal.arms)
     for number in range(1, len(tuning.values) + 1):
-        invited = round(invited_size(cohort, sizes[number])) if sizes[number] else 0
         try:
             if not sizes[number]:
                 raise Refusal("tune.values", list(tuning.values), "an arm has no client; try fewer values")
-            federation.check_sum(invited)
-            if federation.settings.scored_at_clients:
+            federation.check_sum(round(invited_size(cohort, sizes[number])))
+            if federation.settings.scored_at_clients:  # by all clients of the arm
                 federation.check_sum(sizes[number])
         except Refusal as refusal:
             remedy = f"arm {number} has {sizes[number]} clients ({refusal.remedy}); try fewer values"
@@ -143,7 +142,7 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
       records: of each arm's evaluation.
       winner: number of the winning arm; None before.
     """
-    figures = {each["arm"]: each["answers"][0]["figures"][0] for each in records if each["answers"]}
+    figures = {each["arm"]: score_of(each) for each in records if each["answers"]}
     best = figures.pop(winner, {"value": None})
     scored = best["value"] is not None and len(figures) == len(records) - 1
     apart = scored and all(_above(best, other) for other in figures.values())
@@ -158,7 +157,12 @@ def _above(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return best["value"] - other["value"] > math.hypot(*halves)
 
 
+def score_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the score in the record of an arm's evaluation, with its interval; empty if its clients did not answer."""
+    return record["answers"][0]["figures"][0] if record["answers"] else {}
+
+
 def _interval(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ends of the interval of an arm's score, None without an estimate, and the number of its clients."""
-    figure = record["answers"][0]["figures"][0] if record["answers"] else {}
-    return {"low": figure.get("low"), "high": figure.get("high"), "clients": record.get("clients")}
+    score = score_of(record)
+    return {"low": score.get("low"), "high": score.get("high"), "clients": record.get("clients")}

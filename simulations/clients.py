@@ -16,9 +16,9 @@ from ..messages.client_settings import ClientSettings
 from ..privacy.mechanisms.randomness import Randomness
 from ..tasks.hardware import units
 from ..tasks.protocol import Task
-from .in_process import InProcessGrid
+from .in_process import CohortFunction, InProcessGrid
 
-PAYS = 400_000  # parameters of all clients that are trained at once, below which another process costs more than it takes
+PARAMETERS_PER_WORKER = 400_000  # of all its clients' models; with fewer a process costs more than it saves
 
 
 def fault_mods(faults: FaultSettings, randomness: Randomness, deadline: float) -> tuple[Mod, ...]:
@@ -35,13 +35,13 @@ class Clients:
     """Recipe of a federation's simulated clients.
 
     Attributes:
-      settings: to the clients.
-      count: of them; canary clients among them.
-      invited: how many a round is expected to ask.
+      settings: of each client.
+      count: number of clients, canary clients included.
+      invited: expected number of clients in a round.
       deadline: seconds that one may take.
-      faults: that befall them.
+      faults: that are injected.
       randomness: of the run.
-      at_once: whether a process may train many of them without a message to each; nothing may ask for single replies.
+      at_once: whether a process may train many of them without a message to each, since nothing reads single replies.
     """
 
     settings: ClientSettings
@@ -59,40 +59,52 @@ class Clients:
           task: where this process has it already; None loads it by the clients' settings.
           workers: processes; None takes as many as pay.
         """
-        from ..client.training.cohort_training import can_vectorise, sum_cohort
         from ..client.training.in_place import begin
 
         import_parts(self.settings)  # before workers are forked, too
         client, text, bench = self.settings, self.settings.to_json(), Workbench(self.settings, task)
-        undisturbed = self.at_once and not self.faults.any
-        plain = undisturbed and not (client.record or client.step or client.loss_traces)
         # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
-        probed = bench if client.accelerator == "cpu" else Workbench(replace(client, accelerator="cpu"), task)
-        cohort_function = None
-        if plain and can_vectorise(probed):
-            cohort_function = partial(sum_cohort, bench)
-        elif client.step is not None and undisturbed:
-            from ..client.dp_sgd.rounds import sum_of_union, union_of
-
-            cohort_function = partial(sum_of_union, bench, union_of(bench))
-        mods = fault_mods(self.faults, self.randomness, self.deadline)
-        together = 0
+        probe = bench if client.accelerator == "cpu" else Workbench(replace(client, accelerator="cpu"), task)
+        fewest_clients, cohort_function = 0, self._cohort_function(bench, probe)
         if cohort_function is not None:
-            together = math.ceil(PAYS / max(1, sum(p.numel() for p in probed.model.parameters())))
+            parameters = sum(each.numel() for each in probe.model.parameters())
+            fewest_clients = math.ceil(PARAMETERS_PER_WORKER / max(1, parameters))
+        mods = fault_mods(self.faults, self.randomness, self.deadline)
         return InProcessGrid(
             client_app=make_client_app(lambda _: text, mods, bench),
             num_clients=self.count,
             run_config={SETTINGS_KEY: text},
-            workers=workers or self.workers(together),
+            workers=workers or self.workers(fewest_clients),
             deadline=self.deadline,
             cohort_function=cohort_function,
-            together=together,
-            in_place=partial(begin, bench) if plain else None,
+            together=fewest_clients,
+            in_place=partial(begin, bench) if self._trains_plainly else None,
             counter=None
             if self.faults.any or client.encryption
             else lambda content: extension("query", "counts", "question", "")(bench.task, content),
         )
 
-    def workers(self, together: int) -> int:
-        """Return the number of processes that train a cohort: one per core or GPU, if each has enough work."""
-        return max(1, min(units(self.settings.accelerator), self.invited // max(1, together)))
+    @property
+    def _trains_plainly(self) -> bool:
+        """Whether clients train by SGD alone, and a process may train many of them without messages."""
+        client = self.settings
+        return self.at_once and not (self.faults.any or client.record or client.step or client.loss_traces)
+
+    def _cohort_function(self, bench: Workbench, probe: Workbench) -> CohortFunction | None:
+        """Return the function that trains many clients at once on the bench; None if the model or the training forbid it.
+
+        The probe is the same bench on the processor, to look at the model.
+        """
+        from ..client.training.cohort_training import can_vectorise, sum_cohort
+
+        if self._trains_plainly and can_vectorise(probe):
+            return partial(sum_cohort, bench)
+        if self.settings.step is not None and self.at_once and not self.faults.any:
+            from ..client.dp_sgd.rounds import sum_of_union, union_of
+
+            return partial(sum_of_union, bench, union_of(bench))
+        return None
+
+    def workers(self, fewest_clients: int) -> int:
+        """Return the number of processes that train a cohort: one per core or GPU, if each has enough clients."""
+        return max(1, min(units(self.settings.accelerator), self.invited // max(1, fewest_clients)))

@@ -39,7 +39,8 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
       grid: to be used instead of an engine; it is not closed.
     """
     federation = run.federation
-    clients = clients_of(federation, run.client, federation.num_nodes, federation.masking is None)
+    at_once = federation.masking is None  # each client masks its own vector
+    clients = clients_of(federation, run.client, federation.num_nodes, at_once)
     workers = federation.settings.engine.workers
     with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
         yield counting_grid(opened, tally, federation.sends_differences)
@@ -81,6 +82,7 @@ def clients_of(federation: Federation, settings: ClientSettings, count: int, at_
 
 
 def _opened(federation: Federation, clients: Clients, workers: int | None) -> AbstractContextManager[Grid]:
+    """Return the context of the grid to these clients, on the engine of the settings."""
     engine = federation.settings.engine
     if engine.elsewhere:
         return extension("engine", engine.option, "engine", engine.option)(clients, engine)
@@ -100,7 +102,7 @@ class CountedGrid(PassingGrid):
     Args:
       grid: reaches the clients.
       tally: takes the bytes.
-      models: which of them clients would hold, and be sent differences from; None where these are sent the whole.
+      models: which earlier models clients have, to be sent differences from them; None sends whole models.
     """
 
     def __init__(self, grid: Grid, tally: Tally, models: ClientModels | None = None) -> None:
@@ -114,8 +116,9 @@ class CountedGrid(PassingGrid):
 
         Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
-        requests, sizes = list(messages), dict[int, tuple[int, Cargo]]()
-        cargoes = dict[int, Cargo]()
+        requests = list(messages)
+        sizes = dict[int, tuple[int, Cargo]]()  # by content, which most messages share
+        cargoes = dict[int, Cargo]()  # by node
         for message in self._encode(requests):
             size, cargo = sizes.get(id(message.content)) or (carried_bytes(message), cargo_of(message))
             sizes[id(message.content)] = size, cargo
@@ -127,7 +130,7 @@ class CountedGrid(PassingGrid):
             yield reply
 
     def _encode(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Return the messages in a link's form, for nodes that then hold the model that they were sent."""
+        """Return the messages as a link would send them to nodes that store the model, for their sizes."""
         if self._models is None:
             return messages
         return self._models.encode_for_storing(messages)
@@ -150,12 +153,13 @@ class CountedSums(CountedGrid):
         return added
 
     def _encoded_order(self, order: Message, nodes: Sequence[int]) -> Iterable[tuple[Message, int]]:
-        """Return the distinct messages apart from the node, with the number of each."""
+        """Return the messages of different content, each with the number of its nodes."""
         if self._models is None:
             return [(order, len(nodes))]
         messages = self._encode([Message(order.content, node, order.metadata.message_type) for node in nodes])
-        times = Counter(id(each.content) for each in messages)
-        return [(each, times[key]) for key, each in {id(each.content): each for each in messages}.items()]
+        counts = Counter(id(each.content) for each in messages)
+        distinct = {id(each.content): each for each in messages}
+        return [(message, counts[key]) for key, message in distinct.items()]
 
 
 def counting_grid(grid: Grid, tally: Tally, differences: bool = False) -> CountedGrid:
@@ -164,7 +168,7 @@ def counting_grid(grid: Grid, tally: Tally, differences: bool = False) -> Counte
     Args:
       grid: reaches the clients.
       tally: takes the bytes.
-      differences: whether a client that holds an earlier model would be sent what changed.
+      differences: whether a client that has an earlier model would be sent what changed.
     """
     models = None
     if differences:

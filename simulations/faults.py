@@ -72,12 +72,16 @@ def _in_exchange(
     context: Context,
     call_next: ClientAppCallable,
 ) -> Message:
+    """Return a client's reply in an exchange of secure aggregation, with the fault of its attempt, if it has one.
+
+    The fault begins in a random exchange; only a dropout lasts. Arguments as of `inject` and of a mod.
+    """
     position = read_position(message.content)
     generator = randomness.stream("faults", position.round, client, position.attempt).generator()
-    fault, first_exchange = pick_fault(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
-    if fault == "dropout" and position.exchange >= first_exchange:
+    fault, exchange = pick_fault(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
+    if fault == "dropout" and position.exchange >= exchange:
         return Message(Error(1, "dropped out"), reply_to=message)
-    if fault is None or position.exchange is not first_exchange:
+    if fault is None or position.exchange is not exchange:
         return call_next(message, context)
     if fault == "straggler":
         time.sleep(deadline + 1)
@@ -92,6 +96,7 @@ def _in_exchange(
 
 
 def _corrupted(reply: Message, message: Message, kind: int) -> Message:
+    """Return a reply whose vector is, by its kind: 0 NaN, 1 too short, 2 complex, 3 a thousand times too long."""
     if reply.has_error():
         return reply
     vector, width = view(only_arrays(reply.content)[VECTOR]), width_of(sum_spec_of(message.content))

@@ -54,6 +54,7 @@ def folder_of(context: Context) -> Path:
 
 
 def _text_of(context: Context) -> str:
+    """Return the settings of a client, as JSON, from its run and node configuration."""
     # The data's owner decides where ledgers lie, and so which caps apply; the run's configuration does not.
     ledgers = str(context.node_config.get("ledger-dir", default_folder()))
     return _client_settings(str(context.run_config["overrides"]), folder_of(context), ledgers)
@@ -61,11 +62,13 @@ def _text_of(context: Context) -> str:
 
 @lru_cache(maxsize=1)
 def _federation(overrides: str) -> Federation:
+    """Return the federation of the run, which all clients in a process of the runtime share."""
     return build(settings_from_overrides(shlex.split(overrides)), announced=True)
 
 
 @lru_cache(maxsize=1)
 def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
+    """Return the settings of every client as JSON, after earlier losses were charged to the ledgers in their folder."""
     federation = _federation(overrides)
     with_ledgers = federation.settings.model_copy(update={"ledger": LedgerSettings(dir=ledgers)})
     federation = replace(federation, settings=with_ledgers)
@@ -82,6 +85,7 @@ def conditions(message: Message, context: Context, call_next: ClientAppCallable)
 
 
 def _around(mod: Mod, call_next: ClientAppCallable) -> ClientAppCallable:
+    """Return the app with a mod around it."""
     return lambda message, context: mod(message, context, call_next)
 
 
@@ -169,17 +173,19 @@ class FlowerGrid(PassingGrid):
                 time.sleep(POLL_SECONDS)
 
     def _addressed(self, message: Message) -> Message:
+        """Return the message to client k's node of the runtime."""
         head = message.metadata
         node = self._nodes[head.dst_node_id - FIRST_NODE]
         return Message(message.content, node, head.message_type, ttl=head.ttl, group_id=head.group_id)
 
     def _registered(self) -> list[int]:
+        """Return the runtime's nodes in the order of their partitions, once no more register."""
         end = time.monotonic() + START_SECONDS
-        nodes, start = nodes_by_partition(self._grid), time.monotonic()
-        while time.monotonic() < min(end, start + SETTLE_SECONDS) or (not nodes and time.monotonic() < end):
+        nodes, last_change = nodes_by_partition(self._grid), time.monotonic()
+        while (now := time.monotonic()) < end and (not nodes or now < last_change + SETTLE_SECONDS):
             time.sleep(POLL_SECONDS)
             if len(current := nodes_by_partition(self._grid)) != len(nodes):
-                nodes, start = current, time.monotonic()
+                nodes, last_change = current, time.monotonic()
         if len(nodes) != self._num_clients:
             remedy = f"the task has {self._num_clients} clients: --federation-config num-supernodes={self._num_clients}"
             raise Refusal("num-supernodes", len(nodes), remedy)

@@ -41,6 +41,7 @@ FIRST_NODE = 2  # node 1 is Flower's server
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
 
 Values = dict[str, float | NDArray[np.floating]]  # of a question, by segment
+# Trains clients by their numbers on an instruction; returns the sum of their vectors, of the last argument's length.
 CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
 
@@ -56,8 +57,8 @@ class InProcessGrid(AskingGrid):
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once, if the model allows it.
       together: clients below which that function is not worth another process; 0 without it.
-      counter: returns what a client counts for a question that hides clients, where the app is fedveil's own.
       in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
+      counter: returns, for a question that hides clients, the function of a client's values, where the app is fedveil's own.
     """
 
     client_app: ClientApp
@@ -105,10 +106,7 @@ class InProcessGrid(AskingGrid):
           number: by which the message is named.
         """
         head = message.metadata
-        try:
-            return self._call(message.content, head.dst_node_id, head.message_type, number)
-        except PastDeadline:
-            return Message(Error(LATE, "late"), reply_to=message)
+        return self._call(message.content, head.dst_node_id, head.message_type, number)
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver one instruction to every node and return the sum of the replies.
@@ -129,10 +127,10 @@ class InProcessGrid(AskingGrid):
           cohort_sum: changed in place.
         """
         if is_query(order.content):  # nobody trains for it
-            counts = None if self.counter is None else self.counter(order.content)
-            if counts is not None:
-                return self._sum_values(counts, order, cohort_sum)
-            return self._sum_one_by_one(order, cohort_sum)
+            values_of_client = self.counter and self.counter(order.content)
+            if values_of_client is None:
+                return self._sum_one_by_one(order, cohort_sum)
+            return self._sum_values(values_of_client, order, cohort_sum)
         if self.cohort_function is not None:
             clients = [node - FIRST_NODE for node in order.nodes]
             cohort_sum.merge(self.cohort_function(order.content, clients, order.spec, cohort_sum.total.size))
@@ -143,16 +141,15 @@ class InProcessGrid(AskingGrid):
         return self._sum_one_by_one(order, cohort_sum)
 
     def _sum_one_by_one(self, order: CohortOrder, cohort_sum: CohortSum) -> CohortSum:
+        """Add the replies of the app itself, with a message to each node."""
         for number, node in enumerate(order.nodes):
-            try:
-                add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
-            except PastDeadline:
-                cohort_sum.drop("late")
+            add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
         return cohort_sum
 
     def _sum_values(
         self, values_of_client: Callable[[int], Values], order: CohortOrder, cohort_sum: CohortSum
     ) -> CohortSum:
+        """Add the clients' values of a question, encoded here, without messages."""
         for node in order.nodes:
             try:
                 with limited_to(self.deadline):
@@ -167,6 +164,7 @@ class InProcessGrid(AskingGrid):
         return cohort_sum
 
     def _sum_in_place(self, round_in_place: InPlaceRound, order: CohortOrder, cohort_sum: CohortSum) -> None:
+        """Add the updates of clients that train in this process's model, one after the other, and of canary clients."""
         for node in order.nodes:
             client = node - FIRST_NODE
             if round_in_place.add_canary(client, cohort_sum, order.spec):
@@ -180,12 +178,15 @@ class InProcessGrid(AskingGrid):
             round_in_place.add(cohort_sum, scalars, order.spec)
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
+        """Return the app's reply for one node; an error if it is late, or fails in any other way."""
         message = Message(_isolated(content), node, message_type)
         name_message(message, str(number + 1))
         context = self._context(node)
         try:
             with limited_to(self.deadline):
                 reply = self.client_app(message, context)
+        except PastDeadline:
+            return Message(Error(LATE, "late"), reply_to=message)
         except Exception:  # noqa: BLE001 (a client may fail in any way; it is dropped and counted)
             return Message(Error(1, "the client failed"), reply_to=message)
         if context.state:
@@ -206,6 +207,7 @@ class InProcessGrid(AskingGrid):
     # --- workers --------------------------------------------------------------------------------------------------
 
     def _sum_in_workers(self, order: CohortOrder, size: int) -> CohortSum:
+        """Return the sum of the replies to an order, each worker's share of which lies in shared memory."""
         if self._pool and self._pool[0].size != size:
             self.close()
         total = CohortSum(np.zeros(size))
@@ -253,6 +255,7 @@ class InProcessGrid(AskingGrid):
             yield worker, share, outcome
 
     def _start(self, size: int, number: int) -> _Worker:
+        """Fork the worker of this number, from 0, with shared memory for a sum of so many coordinates."""
         shared = mmap.mmap(-1, max(size, 1) * 8)
         ours, theirs = multiprocessing.Pipe()
         process = os.fork()
@@ -266,7 +269,10 @@ class InProcessGrid(AskingGrid):
         return _Worker(process, ours, shared, size)
 
     def _work(self, orders: Connection, total: np.ndarray) -> None:
-        """Serve orders until the parent exits; never return. The parent handles signals to the group."""
+        """Serve orders until the parent exits; never return. The parent handles signals to the group.
+
+        An order for a sum is answered with its counts, and its sum in `total`; a list of messages with their replies.
+        """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         keep_memory()
@@ -276,10 +282,11 @@ class InProcessGrid(AskingGrid):
                 if isinstance(order, list):
                     replies = [self.answer(message, number) for number, message in enumerate(order)]
                     orders.send((replies, self.stateful))
-                    continue
-                total[:] = 0
-                cohort_sum = self.add(order, CohortSum(total))
-                orders.send((cohort_sum.replies, cohort_sum.clipped_again, cohort_sum.dropped, self.stateful))
+                else:
+                    total[:] = 0
+                    cohort_sum = self.add(order, CohortSum(total))
+                    counts = cohort_sum.replies, cohort_sum.clipped_again, cohort_sum.dropped
+                    orders.send((*counts, self.stateful))
         os._exit(0)
 
     def close(self) -> None:
@@ -308,7 +315,7 @@ class CohortOrder:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A forked process and the shared memory for its share of the sum."""
+    """Forked process, its pipe, and the shared memory for its share of a sum, of `size` float64 numbers."""
 
     process: int
     pipe: Connection

@@ -34,7 +34,7 @@ from ..configs.tuning_settings import NoTuning
 from ..modes.federation import Federation
 from ..run.build import build
 from ..run.client_instructions import client_settings
-from ..run.run import evaluator
+from ..run.held_out_metrics import evaluator
 from ..run.sum_plan import sum_plan
 from ..strategies.cohorts import Poisson
 from ..tasks.data import held_out_of

@@ -20,7 +20,7 @@ from ..privacy.mechanisms.randomness import Stream
 from ..privacy.sampling import Turns, min_participations
 from .draws import SPARSE, coins, subset
 
-DEVIATIONS = 3.0  # above the mean of a binomial count, that the luck of a client may be
+DEVIATIONS = 3.0  # standard deviations above the mean, to which a client's likely participations reach
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
 
 
@@ -39,7 +39,7 @@ class Cohort(Protocol):
 
     @property
     def secret(self) -> bool:
-        """Whether the draw counts as hidden, so that it amplifies; `seen` takes that away by fields of this name."""
+        """Whether the draw counts as hidden, so that it amplifies; `with_label` returns the cohort with a public draw."""
         ...
 
     @property
@@ -250,9 +250,11 @@ class MinSeparation(_Plain):
         """Return `size` of the eligible clients, those with the fewest participations first; fewer if fewer are eligible."""
         counts = Counter(client for cohort in earlier for client in cohort)
         if isinstance(population, range) and len(counts) + self.size <= len(population) // SPARSE:
+            # Enough clients have never taken part, so that no other is looked at.
             past = [population.index(client) for client in counts if client in population]
             return [population[index] for index in subset(len(population), self.size, stream, past).tolist()]
-        recent = {c for cohort in earlier[max(0, len(earlier) - self.separation + 1) :] for c in cohort}
+        last_cohorts = earlier[max(0, len(earlier) - self.separation + 1) :]
+        recent = {client for cohort in last_cohorts for client in cohort}
         keys = stream.uint64(len(population)).tolist()
         eligible = [
             (counts[client], key, client)
@@ -314,6 +316,7 @@ class CyclicPoisson:
 
     @property
     def _coins(self) -> Poisson:
+        """The draw of one turn."""
         return Poisson(min(1.0, self.rate * self.groups))
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
@@ -322,6 +325,7 @@ class CyclicPoisson:
         return [each for each in self._coins.draw(population, stream) if self._group(each) == turn]
 
     def _group(self, client: int) -> int:
+        """Return the group of a client, from 0."""
         hashed = hashlib.blake2b(str(client).encode(), digest_size=8, person=b"cohort group")
         return int.from_bytes(hashed.digest(), "big") % self.groups
 
@@ -425,6 +429,7 @@ def over_select(planned: Cohort, times: float, population: int) -> Cohort:
 
 
 def _invited(cohort: Cohort) -> Cohort:
+    """Return the cohort that is drawn, without over-selection."""
     return cohort.invited if isinstance(cohort, OverSelected) else cohort
 
 
@@ -476,10 +481,10 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int) -> i
     Returns:
       1 to `num_rounds`, and at most the cohort's own limit.
     """
-    turns, rate = cohort.turns, min(1.0, invited_size(cohort, population) / population)
-    if turns is not None and turns.max_participations is not None:
-        return min(num_rounds, turns.max_participations)
-    if turns is not None:
-        num_rounds, rate = -(-num_rounds // turns.separation), min(1.0, rate * turns.separation)
-    spread = DEVIATIONS * math.sqrt(num_rounds * rate * (1 - rate))
-    return min(num_rounds, max(1, math.ceil(num_rounds * rate + spread)))
+    coins, rate = num_rounds, min(1.0, invited_size(cohort, population) / population)
+    if (turns := cohort.turns) is not None:
+        if turns.max_participations is not None:
+            return min(num_rounds, turns.max_participations)
+        coins, rate = -(-num_rounds // turns.separation), min(1.0, rate * turns.separation)  # one coin a turn
+    spread = DEVIATIONS * math.sqrt(coins * rate * (1 - rate))
+    return min(coins, max(1, math.ceil(coins * rate + spread)))

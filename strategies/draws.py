@@ -34,6 +34,7 @@ def coins(count: int, rate: float, stream: Stream) -> Positions:
     if count <= BLOCK or rate * SPARSE > 1:
         return np.flatnonzero(stream.uint64(count) < np.uint64(int(rate * 2**64)))
     blocks = -(-count // BLOCK)
+    # The number of heads in each block, and then as many different positions in it.
     heads = np.searchsorted(_heads(rate), stream.uint64(blocks), side="right")
     positions = np.empty(0, np.int64)
     while (missing := heads - np.bincount(positions // BLOCK, minlength=blocks)).any():
@@ -43,22 +44,22 @@ def coins(count: int, rate: float, stream: Stream) -> Positions:
 
 
 def subset(count: int, size: int, stream: Stream, excluded: Collection[int] = ()) -> Positions:
-    """Return `size` different positions that are not taken, each subset as likely as any other, ascending.
+    """Return `size` different positions that are not excluded, each subset as likely as any other, ascending.
 
     Args:
-      count: how many positions there are.
-      size: how many are drawn, at most those that are not taken.
+      count: number of all positions.
+      size: number of positions to draw, at most those that are not excluded.
       stream: of the draw.
-      excluded: positions that are left out.
+      excluded: positions that are never drawn.
     """
     if (size + len(excluded)) * SPARSE > count:
         free = np.setdiff1d(np.arange(count), np.fromiter(excluded, np.int64, len(excluded)))
         return np.sort(free[np.argsort(stream.uint64(len(free)), kind="stable")[:size]])
-    least_biased = np.uint64(2**64 - 2**64 % count - 1)
+    last_unbiased = np.uint64(2**64 - 2**64 % count - 1)  # larger words would prefer the first positions
     positions, out = np.empty(0, np.int64), np.fromiter(excluded, np.int64, len(excluded))
     while len(positions) < size:
         words = stream.uint64(size - len(positions))
-        candidates = (words[words <= least_biased] % np.uint64(count)).astype(np.int64)
+        candidates = (words[words <= last_unbiased] % np.uint64(count)).astype(np.int64)
         positions = np.setdiff1d(np.union1d(positions, candidates), out)
     return positions
 

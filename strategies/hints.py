@@ -55,12 +55,12 @@ HINTS = {
 
 
 def hinted(refusal: Refusal) -> Refusal:
-    """Return a refusal that says what was meant in the place of the nearest name, where the table knows it."""
+    """Return the refusal with the hint of the table, if it has the refused name, in place of the most similar key."""
     return Mistakes([*map(_hinted, refusal.each)]) if isinstance(refusal, Mistakes) else _hinted(refusal)
 
 
 def option_hint(option: str) -> str:
-    """Return what was meant by an option, such as --epochs; empty if the table does not know it."""
+    """Return a hint on the key that an option of other tools means, such as --epochs; empty if the table lacks it."""
     hint = HINTS.get(option.lstrip("-").replace("-", "_"), "")
     return f"did you mean {hint}=...?" if hint and _is_key(hint) else hint
 
@@ -79,4 +79,5 @@ def _hinted(refusal: Refusal) -> Refusal:
 
 
 def _is_key(key: str) -> bool:
+    """Return whether a hint is a key, or several with their values, and not a sentence."""
     return " " not in key or "=" in key.split(" ")[0]

@@ -59,12 +59,12 @@ def simulated_identity(settings: Encryption, client: int) -> Identity:
     policy = Policy(
         authority,
         roster.version,
-        settings.minimum_cohort,
-        settings.collusion,
-        settings.dropout,
-        settings.maximum_clipping_norm,
-        settings.minimum_noise_multiplier,
-        Profile(settings.profile),
+        minimum_cohort=settings.minimum_cohort,
+        collusion=settings.collusion,
+        dropout=settings.dropout,
+        maximum_clipping_norm=settings.maximum_clipping_norm,
+        minimum_noise_multiplier=settings.minimum_noise_multiplier,
+        profile=Profile(settings.profile),
     )
     node_key = keyed_stream(secret, "node key", node).bytes(32)
     return Identity(node, _key(secret, node), node_key, policy, roster)
@@ -94,4 +94,5 @@ def _member(secret: bytes, node: int, doubly: bool) -> Member:
 
 
 def _key(secret: bytes, node: int) -> Ed25519PrivateKey:
+    """Return the signing key of a node, or with number 0 of the authority."""
     return Ed25519PrivateKey.from_private_bytes(keyed_stream(secret, "identity", node).bytes(32))

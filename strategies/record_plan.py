@@ -130,7 +130,7 @@ def calibrated_noise(
       settings: give batch size and epochs.
       participations: number of rounds in which the client takes part.
       prior: events that its ledger already holds.
-      whole: number of such rounds in the whole run if some are over; None otherwise.
+      whole: number of rounds in which it takes part in the whole run, if some are finished; None otherwise.
       other_events: events of the run outside its rounds.
 
     Raises:

@@ -93,14 +93,14 @@ def check_averages(strategy: Strategy) -> None:
 def aggregated(
     strategy: Strategy, number: int, replies: Sequence[Message]
 ) -> dict[str, NDArray[np.generic]] | None:
-    """Return what a strategy makes of a round's one reply, in arrays that nobody changes; None without a reply.
+    """Return the model that a strategy makes of a round's one reply, as read-only arrays by name; None without a reply.
 
-    FedAvg's mean of one reply is that reply, whose arrays it would copy four times.
+    FedAvg's mean of one reply is that reply, whose arrays it would copy four times, so they are taken directly.
 
     Args:
       strategy: of the run.
       number: of the round.
-      replies: the one of the private sum, or none.
+      replies: the one of the private sum; empty if the round released nothing.
     """
     if len(replies) == 1 and type(strategy).aggregate_train is flower.FedAvg.aggregate_train:
         return views(only_arrays(replies[0].content))
@@ -122,6 +122,7 @@ def reason_against(name: str) -> str | None:
 
 
 def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:
+    """Return the user's class "module:Class", from a module that is allowed."""
     module, _, attribute = target.partition(":")
     if not attribute:
         remedy = "use the name of a strategy of Flower's that averages, or module:Class with the module in allow_modules"

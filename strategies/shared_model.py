@@ -63,6 +63,7 @@ def shared(arrays: Arrays, steps: Steps) -> dict[str, NDArray[np.generic]]:
 
 
 def _rounded(value: NDArray[np.generic], step: int) -> NDArray[np.generic]:
+    """Return an array rounded to integer multiples of 2^step."""
     numbers = value.astype(np.float64)  # then in place
     np.ldexp(numbers, -step, out=numbers)
     np.rint(numbers, out=numbers)

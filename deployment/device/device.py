@@ -33,7 +33,6 @@ from ...messages import wire
 from ...messages.client_settings import ClientSettings
 from ...messages.flower_adapter import config_of, records_of
 from ...messages.local_training import LocalTraining
-from ...messages.record_settings import RecordPrivacy, StepTerms
 from ...messages.secure_wire import read_position, roster_of
 from ...messages.training_order import ENCRYPTED_MODES, TrainingOrder, display_name, read_order
 from ...messages.wire import SECURE_RECORD, Exchange

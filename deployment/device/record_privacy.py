@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ...base.refusal import Refusal
 from ...client.private_update import NotTrained
 from ...messages.client_settings import ClientSettings, RecordPrivacy, StepTerms
-from ...messages.training_order import ModeName, RecordTerms, TrainingOrder, people_call
+from ...messages.training_order import ModeName, RecordTerms, TrainingOrder, display_name
 from ...messages.wire import BUDGET_SPENT, NO_EXAMPLES, NOT_READY
 from ...privacy.budget import Adversary
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -55,7 +55,7 @@ class RecordPlanner:
             return replace(settings, step=StepTerms(terms, identity.node, nodes))
         records = self.count(terms.per_person)
         if records:
-            record = self._record_privacy(terms, records, settings, people_call(order.run))
+            record = self._record_privacy(terms, records, settings, display_name(order.run))
             return replace(settings, record=record)
         if order.privacy is ModeName.RECORD:
             raise NotTrained(NO_EXAMPLES)
@@ -93,7 +93,7 @@ class RecordPlanner:
         from ...strategies.record_plan import calibrated_noise  # dp_accounting, not needed by other modes
 
         def is_of_run(booked: LedgerRelease) -> bool:
-            return booked.source is None and people_call(run_of(booked.entry)) == run
+            return booked.source is None and display_name(run_of(booked.entry)) == run
 
         try:
             book = state_at(self.ledger.records)

@@ -14,7 +14,7 @@ from ...base.refusal import Refusal, refusing
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...run.files import AUDIT_ROWS, FAREWELL, MANIFEST, RECEIPTS, TIME_STAMP, WITNESSES
-from ...run.manifest import LATER_FILES, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
+from ...run.manifest import LATER_FILES, PUBLIC_MODE, SALT, Manifest, check_in_folder, hashes
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, make_signature, read_signatures, signatures_text
 
@@ -110,7 +110,7 @@ def read_list(folder: Path) -> Listing:
         if (form := fields.pop("format")) != FORMAT:
             raise ValueError(f"format {form!r}")
         listing = build(Listing, fields)
-        in_the_folder(listing.files)
+        check_in_folder(listing.files)
         if listing.text != text:
             raise ValueError("it is not in canonical form")
     except FileNotFoundError:

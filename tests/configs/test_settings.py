@@ -1,10 +1,7 @@
 """What the shipped configuration says, and what users may bring of their own."""
 
-import inspect
-import re
 from pathlib import Path
 
-import flwr.serverapp.strategy as flower
 import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
@@ -13,8 +10,6 @@ from fedveil import configs
 from fedveil.base.refusal import Refusal
 from fedveil.configs.privacy_settings import ClientCentral, NoPrivacy, Record, RecordAndClient
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.configs.training_settings import STRATEGIES
-from fedveil.strategies.registry import make_strategy
 
 FOLDER = Path(str(configs.__file__)).parent
 
@@ -62,57 +57,6 @@ def test_whole_numbers_are_read_as_reals_where_reals_are_meant() -> None:
     settings = settings_from_overrides(["learning_rate=1", "cohort.rate=1"])
     assert isinstance(settings.training.learning_rate, float)
     assert isinstance(settings.cohort.rate, float)
-
-
-@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"auto", "custom"}))
-def test_a_strategy_has_the_keys_of_flowers_constructor(name: str) -> None:
-    strategy = settings_from_overrides([f"strategy={name}"]).strategy
-    made = make_strategy(name, strategy.parameters)
-    theirs = (
-        inspect.signature(type(made)).parameters.keys() - inspect.signature(flower.FedAvg).parameters.keys()
-    )
-    assert type(made).__name__.lower() == name and strategy.parameters.keys() == theirs
-    assert {key: getattr(made, key) for key in theirs} == strategy.parameters
-
-
-def test_flower_checks_no_value_of_a_strategy_so_that_the_models_do() -> None:
-    """When Flower's constructors refuse values themselves, the ranges of the models may go."""
-    assert [
-        make_strategy("fedadam", {"eta": -1.0, "tau": 0.0}),
-        make_strategy("fedavgm", {"server_momentum": 2.0}),
-    ]
-    for keys in (["strategy=fedadam", "strategy.tau=0"], ["strategy=fedavgm", "strategy.server_momentum=2"]):
-        with pytest.raises(Refusal, match="must be"):
-            settings_from_overrides(keys)
-
-
-class Slower(flower.FedAvg):
-    """Strategy of a user's own, whose constructor has an argument without a default and checks it."""
-
-    def __init__(self, pace: float) -> None:
-        if pace <= 0:
-            raise ValueError("the pace is above 0")
-        super().__init__()
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"pace": 1.0, "pase": 1.0}, "got an unexpected keyword argument 'pase': Slower takes pace"),
-        ({}, "missing a required argument: 'pace': Slower takes pace"),
-    ],
-)
-def test_an_argument_that_a_strategy_of_ones_own_lacks_is_refused(
-    options: dict[str, float], said: str
-) -> None:
-    with pytest.raises(Refusal, match=re.escape(said)):
-        make_strategy(f"{__name__}:Slower", options, (__name__,))
-
-
-def test_a_strategy_of_ones_own_keeps_its_error() -> None:
-    assert isinstance(make_strategy(f"{__name__}:Slower", {"pace": 1.0}, (__name__,)), Slower)
-    with pytest.raises(ValueError, match="the pace is above 0"):
-        make_strategy(f"{__name__}:Slower", {"pace": 0.0}, (__name__,))
 
 
 def test_hospitals_are_the_clients_unless_somebody_says_otherwise() -> None:

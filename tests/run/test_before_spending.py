@@ -16,7 +16,6 @@ from shared.tasks import RealPoints
 from torch import nn
 
 import fedveil as fv
-from fedveil.cli.simulate import plan
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.training_order import RecordTerms
 from fedveil.privacy.accounting.epsilon import epsilon
@@ -156,19 +155,6 @@ def test_a_record_run_is_one_of_several_too(tmp_path: Path) -> None:
     events = read_events(ledger, Adversary.MODEL)
     assert epsilon([*events] * 6, 1e-5, "zero-out") == pytest.approx(share.runs_epsilon, rel=0.01)
     assert run.epsilon == pytest.approx(share.epsilon[-1][1], rel=0.01)
-
-
-def test_plan_shows_the_cost_of_one_run_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["task=digits", "num_rounds=10", "budget.runs=12"]
-    assert plan(asked) == 0
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Each of")]
-    once, together = (
-        float(word.strip(".,")) for word in said.split() if word[0].isdigit() and "." in word[:-1]
-    )
-    assert 3 / 12 < once < 3 and together == pytest.approx(3, abs=0.01)
-    assert plan(asked, as_json=True) == 0
-    (shown,) = json.loads(capsys.readouterr().out)
-    assert shown["runs"] == 12 and shown["epsilon"][-1][1] == pytest.approx(once, abs=0.001)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,7 @@ from fedveil.server.round_terms import SumPrivacy, SumTerms
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
 from fedveil.strategies.registry import (
-    NEEDS_SINGLE_CLIENTS,
     ONE_REPLY,
-    check_averages,
     make_strategy,
 )
 
@@ -130,15 +128,6 @@ def test_flowers_strategies_see_one_client_that_replied_with_the_mean(name: str)
         for key in SHAPES:
             np.testing.assert_allclose(view(got[key]), view(wanted[key]), rtol=1e-6)
         arrays = memory_arrays({k: view(got[k]).astype(np.float32) for k in SHAPES})
-
-
-@pytest.mark.parametrize("kind", NEEDS_SINGLE_CLIENTS)
-def test_strategies_of_single_clients_are_refused_with_the_reason(
-    kind: type[flower.Strategy],
-) -> None:
-    strategy = kind.__new__(kind)
-    with pytest.raises(Refusal, match="must see single clients"):
-        check_averages(strategy)
 
 
 def test_a_strategy_that_tells_clients_apart_is_refused() -> None:

@@ -22,11 +22,9 @@ from fedveil.privacy.mechanisms.mechanism import mechanism_of
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.privacy.plan import Plan
 from fedveil.run.build import build
-from fedveil.run.sum_plan import best_groups
 from fedveil.server.accounts import MECHANISM
 from fedveil.strategies.cohorts import (
     CyclicPoisson,
-    MinSeparation,
     Poisson,
     likely_participations,
     with_label,
@@ -166,24 +164,6 @@ def test_settings_that_break_the_claim_are_refused() -> None:
     with pytest.raises(Refusal, match="does not promise"):
         whole = Correlation(40, 4, 10, 4)
         Plan(Unit.CLIENT, Adjacency.ZERO_OUT, CyclicPoisson(0.1, 4), 1.0, 40, 1.0, mechanism=whole)
-
-
-@pytest.mark.parametrize("target", [1.0, 3.0, 8.0])
-def test_the_planned_groups_err_no_more_than_either_extreme(target: float) -> None:
-    rate, num_rounds, budget = 0.02, 300, Budget(Unit.CLIENT, target, 1e-5)
-
-    def error(cohort: CyclicPoisson | MinSeparation) -> float:
-        plan = plan_of(cohort, num_rounds).calibrate(budget)  # type: ignore[arg-type]
-        return plan.noise_over_clip * plan.mechanism.error  # type: ignore[attr-defined]
-
-    said = (f"privacy.target_epsilon={target}", "privacy.target_delta=1e-5", f"num_rounds={num_rounds}")
-    asked = settings_from_overrides(
-        ["cohort=cyclic_poisson", "privacy.noise=correlated", f"cohort.rate={rate}", *said]
-    )
-    chosen = error(CyclicPoisson(rate, best_groups(asked, rate)))
-    assert chosen <= error(CyclicPoisson(rate, 1)) and chosen <= error(CyclicPoisson(rate, 50))
-    if target == 8:
-        assert chosen < 0.75 * error(CyclicPoisson(rate, 1))
 
 
 @pytest.mark.parametrize(

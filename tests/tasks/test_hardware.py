@@ -28,7 +28,7 @@ from fedveil.messages.wire import add_reply
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.run.build import build
-from fedveil.run.run import evaluator
+from fedveil.run.held_out_metrics import evaluator
 from fedveil.tasks import hardware
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples, LazyExamples

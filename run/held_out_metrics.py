@@ -1,0 +1,91 @@
+"""Metrics of a run's models on the public held-out examples of its task; private ones would need a release."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+
+from ..modes.federation import Federation
+from ..tasks.arrays import emptied, holding
+from ..tasks.data import Examples, batches_of, derived, figures_of, group_figures, held_out_of, run_on
+from ..tasks.hardware import device_of, placed, precision
+from ..tasks.memory import give_back
+from ..tasks.protocol import GroupedTask
+from .callbacks import Arrays
+
+MAX_CLASSES = 32  # of a confusion matrix
+
+
+def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
+    """Return the function that computes a model's metrics and mean loss on the held-out examples, by name.
+
+    It takes the model's arrays by name, and the number of the round, which it ignores. It returns nothing where the
+    examples are not public, or where there are none.
+    """
+    if not federation.held_out_public:
+        return lambda arrays, number: {}
+    task, dtype = federation.task, federation.settings.engine.dtype
+    device, model = _device_and_model(federation)
+    public = held_out_of(task)
+    give_back()  # memory of models that were made to check the task
+    examples, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
+
+    def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
+        if not len(examples):
+            return {}
+        model.eval()
+        with holding(model, arrays), torch.no_grad():
+            means: dict[str, float] = defaultdict(float)
+            for inputs, targets in batches_of(examples):
+                with precision(device, dtype):
+                    outputs = run_on(model, inputs)
+                    loss = float(task.loss(outputs, targets))
+                figures = {**figures_of(task, outputs, targets), "loss": loss}
+                if groups and isinstance(task, GroupedTask):
+                    figures |= group_figures(outputs, targets, groups, task.group_words)
+                for name, value in figures.items():
+                    means[name] += value * len(targets) / len(examples)
+            return derived(task, means)
+
+    return evaluate
+
+
+def _device_and_model(federation: Federation) -> tuple[torch.device, torch.nn.Module]:
+    """Return the device of evaluations, and the task's model on it, whose arrays are empty until `holding` fills them."""
+    engine = federation.settings.engine
+    # A process that has used a GPU cannot fork workers that use it, so with such workers it evaluates on the CPU.
+    single = getattr(engine, "workers", 1) == 1
+    device = device_of(engine.device if single else "cpu")
+    return device, emptied(federation.task.model().to(device))
+
+
+def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
+    """Return the confusion matrix on the public held-out examples: one row for each class, one column for each answer.
+
+    Args:
+      federation: its task and engine.
+      arrays: of the model, by name; empty if there is none.
+
+    Returns:
+      None where the examples are not public, or the task has no 2 to `MAX_CLASSES` classes.
+    """
+    if not federation.held_out_public or not arrays:
+        return None
+    device, model = _device_and_model(federation)
+    counts, classes = torch.zeros(0, dtype=torch.int64), 0
+    with holding(model.eval(), arrays), torch.no_grad():
+        for inputs, targets in batches_of(placed(held_out_of(federation.task), device)):
+            with precision(device, federation.settings.engine.dtype):
+                outputs = run_on(model, inputs)
+            if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
+                return None
+            classes = outputs.shape[1]
+            if targets.is_floating_point() or not 2 <= classes <= MAX_CLASSES or (targets < 0).any():
+                return None
+            true = targets.long() % classes  # targets of tables may contain a group as well
+            cells = true * classes + outputs.argmax(1)
+            cell_counts = torch.bincount(cells, minlength=classes**2).cpu()
+            counts = cell_counts + counts if len(counts) else cell_counts
+    return counts.reshape(classes, classes).tolist() if len(counts) else None
