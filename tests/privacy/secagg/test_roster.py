@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.base.refusal import Refusal
-from fedveil.privacy.secagg.graph import parameters
+from fedveil.privacy.secagg.graph import smallest_shape
 from fedveil.privacy.secagg.policy import Policy, check
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_roster
@@ -236,13 +236,17 @@ def test_sum_of_one_honest_client_is_refused_by_any_policy() -> None:
 
 @pytest.mark.parametrize("clients", [30, 60, 200])
 def test_computed_parameters_pass_and_a_lower_threshold_does_not(clients: int) -> None:
-    neighbours, threshold = parameters(clients, POLICY.dropout, POLICY.collusion, Profile.MALICIOUS)
+    shape = smallest_shape(clients, POLICY.dropout, POLICY.collusion, Profile.MALICIOUS)
     terms = replace(
-        TERMS, cohort_size=clients, minimum_survivors=30, neighbours=neighbours, threshold=threshold
+        TERMS,
+        cohort_size=clients,
+        minimum_survivors=30,
+        neighbours=shape.neighbours,
+        threshold=shape.threshold,
     )
     check(POLICY, terms)
     with pytest.raises(Refused, match="threshold"):
-        check(POLICY, replace(terms, threshold=threshold - 1))
+        check(POLICY, replace(terms, threshold=shape.threshold - 1))
 
 
 @pytest.mark.parametrize(("neighbours", "threshold"), [(39, 0), (39, 40), (38, 21)])
