@@ -258,7 +258,7 @@ def _run_on(
 
     order, down = around.order(run), federation.settings.compress.down
     loop = Loop(
-        strategy=strategies[0],
+        strategies=strategies,
         num_rounds=state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
@@ -266,7 +266,6 @@ def _run_on(
         pace=replace(around.pace, ready=ready),
         average_after=average_after(run),
         tuning=run.tuning,
-        others=strategies[1:],
         score=partial(_scored, progress, private, around.pace.deadline)
         if federation.settings.scored_at_clients
         else None,
@@ -438,7 +437,7 @@ def _after_round(
 def _obey(grid: PrivateGrid, demand: Demand) -> Ending | None:
     """Meet an observer's demand; return the run's ending, if it is to end."""
     if demand.noise != 1:
-        grid.raise_noise(demand.noise)
+        grid.account.noise_factor = demand.noise
     return demand.ending
 
 
