@@ -163,7 +163,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
             terms=SumTerms((Segment(TRAIN_LOSS, _LOSS_BOUND),)),
             randomness=Randomness(_SEED),
         )
-        loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, lambda _: {})
+        loop = Loop([strategy], size.rounds + 1, _unmeasured, after_round, lambda _: {})
         run_rounds(private, loop, State(0, read_arrays(build(workload)), {}))
 
 

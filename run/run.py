@@ -160,7 +160,7 @@ def run_federation(
             ending = _run_rounds(progress, strategies, environment, grid, callbacks)
         stop_keeping()
         state = ending.state
-        averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
+        averaged = evaluator(run.federation)(state.model, state.round) if state.average.models else {}
         title = title_of(progress.run.federation)
         counts = confusion(run.federation, state.model)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
@@ -245,7 +245,7 @@ def _run_rounds(
         rounds.count_earlier()
     order, down = environment.order(run), federation.settings.compress.down
     loop = Loop(
-        strategy=strategies[0],
+        strategies=strategies,
         num_rounds=progress.state.round if run.spent else federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=rounds.after_round,
@@ -253,7 +253,6 @@ def _run_rounds(
         pace=replace(environment.pace, ready=rounds.ready),
         average_after=average_after(run),
         tuning=run.tuning,
-        others=strategies[1:],
         score=rounds.score if federation.settings.scored_at_clients else None,
         difference_bits=down if isinstance(down, int) else None,
         buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
@@ -433,7 +432,7 @@ class _Rounds:
     def _obey(self, demand: Demand) -> Ending | None:
         """Meet an observer's demand; return the run's ending, if it is to end."""
         if demand.noise != 1:
-            self.grid.raise_noise(demand.noise)
+            self.grid.account.noise_factor = demand.noise
         return demand.ending
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent
@@ -31,24 +30,8 @@ MECHANISM = "private_sum"
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
 
 
-class SumAccount(Protocol):
-    """Interface of the account of a training run's or a question's sums."""
-
-    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return a sum in the clear with the row's noise."""
-        ...
-
-    def check(self, event: GaussianDpEvent) -> None:
-        """Fail where the noise that clients added is less than what was reserved."""
-        ...
-
-    def units(self, clients: float) -> float:
-        """Return the expected number of units in the vectors of this many clients."""
-        ...
-
-
 class Unnoised:
-    """Account of sums that get no noise here."""
+    """Account of sums that get no noise here; methods as of `Protected`."""
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return the sum as it is."""
@@ -68,13 +51,10 @@ class Unprotected(Unnoised):
     choices: Choices | None = None
     round_choices: Choices | None = None
     noise = 0.0
-    norm_factor = 1.0
+    noise_factor = norm_factor = 1.0
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
         self._spec = SumSpec(None, (*segments, Segment(WEIGHT, MAX_EXAMPLES)))
-
-    def raise_noise(self, factor: float) -> None:
-        """Do nothing: there is no noise."""
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
         """Return a spec without a clipping norm."""
@@ -100,9 +80,11 @@ class Protected:
       rows: of the run.
       run: its name on the ledger.
       rng: source of its noise, as the ledger records it.
-      noise_factor: noise over the planned noise, and charged.
-      norm_factor: norm of a contribution over the planned norm; the noise is a multiple of it, so the charge is
-        unchanged.
+      noise_factor: noise added over the planned noise, which is charged: a factor that depends on releases may lower no
+        charge, except under a filter.
+      norm_factor: norm of a contribution over the planned norm, public and chosen only from releases; the noise is a
+        multiple of the norm, so the charge is unchanged.
+      choices: adaptive choices for the next round.
     """
 
     privacy: SumPrivacy
@@ -135,12 +117,8 @@ class Protected:
         """Planned noise, times the factor by which it was raised."""
         return self.plan.noise_over_clip * self.noise_factor
 
-    def raise_noise(self, factor: float) -> None:
-        """Raise the noise. A choice that depends on releases may not lower a charge, except under a filter."""
-        self.noise_factor = factor
-
     def spec(self, layout: Layout, expected: float) -> SumSpec:
-        """Return the plan's norm, and the segments: metrics, and those that the next choice needs.
+        """Return the public parameters of the next round's sum.
 
         Args:
           layout: shapes of the update's arrays by name.
@@ -150,15 +128,13 @@ class Protected:
         cells, plan = cells_for(coordinates, units), self.plan
         if plan.unit is not Unit.CLIENT:
             return SumSpec(plan.clipping_norm * units, cells=cells, unit_norm=plan.clipping_norm)
-        segments = (*self.segments, *self.privacy.adaptation.segments(plan, expected))
-        return SumSpec(plan.clipping_norm, segments, self.privacy.metrics_share, cells)
+        return SumSpec(plan.clipping_norm, self._segments(expected), self.privacy.metrics_share, cells)
 
-    def _segments(self, plan: Plan) -> dict[str, str]:
-        """Return the names of the segments of a round's vectors, with their purposes."""
-        segments: tuple[Segment, ...] = ()
-        if plan.unit is Unit.CLIENT:
-            segments = (*self.segments, *self.privacy.adaptation.segments(plan, 1.0))  # their names alone
-        return {UPDATE: TRAINING} | {each.name: each.purpose for each in segments}
+    def _segments(self, expected: float) -> tuple[Segment, ...]:
+        """Return the segments after the update: metrics, and what the next choice needs; none in sums of records."""
+        if self.privacy.plan.unit is not Unit.CLIENT:
+            return ()
+        return (*self.segments, *self.privacy.adaptation.segments(self.plan, expected))
 
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve the row's release.
@@ -206,11 +182,11 @@ class Protected:
         Args:
           number: of the round.
           row: of its release.
-          mean: of the round; its `seen` is overwritten and returned.
+          mean: of the round; its `audited` arrays are overwritten and returned.
           cohort: the cohort.
         """
         plan = self.plan
-        to_clips = mean.denominator / plan.clipping_norm
+        to_clips = mean.denominator / plan.clipping_norm  # factor from a mean to a sum in clipping norms
         layers = [
             np.multiply(value, to_clips, out=value)
             for name, value in mean.audited.items()
@@ -218,7 +194,9 @@ class Protected:
         ]
         records = mean.audited.get(CANARY_RECORDS, np.zeros(0)) * to_clips
         noise = plan.noise_std / plan.clipping_norm * self.noise_factor
-        if isinstance(plan.sampling, PoissonBatches):
+        if isinstance(
+            plan.sampling, PoissonBatches
+        ):  # of records, whose event is no sampled Gaussian of clients
             rate, charged = plan.sampling.sample_rate, plan.noise_over_clip
         else:
             rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
@@ -234,6 +212,7 @@ class Protected:
         plan = self.plan
         events = dict.fromkeys(plan.adversaries, plan.event_of(row))
         order = plan.filter_order if self.privacy.adaptation.noise else None
+        segments = self._segments(1.0)  # names and purposes do not depend on the expected cohort
         return Release(
             plan.unit,
             self.run,
@@ -243,12 +222,13 @@ class Protected:
             self.rng,
             cohort=self.rows.ledger_cohort(cohort),
             filter_order=order,
-            segments=self._segments(plan),
+            segments={UPDATE: TRAINING} | {each.name: each.purpose for each in segments},
             source=self.privacy.source,
         )
 
 
-Account = Protected | Unprotected
+Account = Protected | Unprotected  # of a training run's sums
+SumAccount = Protected | Unnoised  # of any sums, also those of a question
 
 
 def account_of(

@@ -32,13 +32,16 @@ FORMAT = "fedveil checkpoint 1"
 NAME = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 DAMAGED = "checkpoint.damaged.safetensors"
-_MODEL = "model/"
-_STRATEGY = "strategy/"
-_AUDIT = "audit/"
-_AVERAGE = "average/"
-_ARM = "arm/"
-# What of a checkpoint is damaged raises these.
-_FAULTS = (SafetensorError, ValueError, KeyError, TypeError, OSError, Refusal)
+# Prefixes of tensors' names; an arm's index comes between "arm/" and the others.
+_MODEL, _STRATEGY, _AUDIT, _AVERAGE, _ARM = "model/", "strategy/", "audit/", "average/", "arm/"
+_DAMAGES = (
+    SafetensorError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+    Refusal,
+)  # errors on reading a damaged file
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -176,7 +179,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _tensors_and_fields(prefix: str, part: State | Trial) -> tuple[Arrays, dict[str, Any]]:
-    """Return a model, its strategy's state and its average as named arrays, and their other values."""
+    """Return the tensors of a model, its strategy and its average, named with a prefix, and their fields in the JSON."""
     strategy_arrays = {name: value for name, value in part.strategy.items() if isinstance(value, np.ndarray)}
     total = part.average.total if part.average else {}
     groups = {_MODEL: part.arrays, _STRATEGY: strategy_arrays, _AVERAGE: total}
@@ -204,7 +207,7 @@ def read(folder: Path) -> Checkpoint | None:
         if path.exists():
             try:
                 checkpoint = _read(path)
-            except _FAULTS as problem:
+            except _DAMAGES as problem:
                 problems.append(f"{name}: {problem}")
                 continue
             if problems:
@@ -219,7 +222,7 @@ def read(folder: Path) -> Checkpoint | None:
 def head_in(folder: Path) -> Head | None:
     """Return the ledger's head of the newest readable checkpoint in a folder, without its arrays; None without one."""
     for name in (NAME, PREVIOUS):
-        with suppress(*_FAULTS):
+        with suppress(*_DAMAGES):
             with safe_open(folder / name, framework="numpy") as file:
                 head = json.loads(file.metadata()["state"])["head"]
             return None if head is None else Head(*head)
@@ -245,8 +248,8 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _build_part(kind: type[Part], tensors: Arrays, prefix: str, fields: Mapping[str, Any]) -> Part:
-    """Return a part of the run's state of its JSON and of the tensors whose names have this start."""
-    model, arrays, total = (_under(tensors, prefix + kind) for kind in (_MODEL, _STRATEGY, _AVERAGE))
+    """Return what `_tensors_and_fields` wrote under this prefix, as a `State` or a `Trial`."""
+    model, arrays, total = (_under(tensors, prefix + group) for group in (_MODEL, _STRATEGY, _AVERAGE))
     others = {name: value for name, value in fields.items() if name != "averaged"}
     models = fields.get("averaged", 0)
     average = build(Average, {"total": total, "models": models}) if models else None
@@ -255,13 +258,15 @@ def _build_part(kind: type[Part], tensors: Arrays, prefix: str, fields: Mapping[
 
 
 def _under(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Return the tensors whose names have a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def strategy_state(strategy: Strategy) -> dict[str, Any]:
     """Return the numbers and arrays among a strategy's attributes, flattened to dotted names.
 
-    Flower's strategies keep momenta and the current arrays as plain attributes and offer no interface for them.
+    An array of a dictionary is at `attribute.d.key`, one of a list at `attribute.l.index`. Flower's strategies keep
+    momenta and the current arrays as plain attributes and offer no interface for them.
     """
     state: dict[str, Any] = {}
     for name, value in vars(strategy).items():
@@ -275,26 +280,23 @@ def strategy_state(strategy: Strategy) -> dict[str, Any]:
 
 
 def _is_arrays(value: object) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
+    """Return whether this is a dictionary or a list of arrays, at least one."""
+    items = list(value.values()) if isinstance(value, dict) else value
     return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(v, np.ndarray | np.generic) for v in value)
+        isinstance(items, list) and items != [] and all(isinstance(v, np.ndarray | np.generic) for v in items)
     )
 
 
 def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
     """Restore the state from `strategy_state`."""
-    nested: dict[str, dict[str, Any]] = {}
+    collections: dict[tuple[str, str], dict[str, Any]] = {}  # arrays by key, by attribute and kind
     for name, value in state.items():
-        head, _, rest = name.partition(".")
-        if not rest:
-            setattr(strategy, name, value)
-            continue
-        kind, _, key = rest.partition(".")
-        nested.setdefault(f"{head}.{kind}", {})[key] = value
-    for name, values in nested.items():
-        head, _, kind = name.partition(".")
-        listed = [values[key] for key in sorted(values, key=int)] if kind == "l" else values
-        setattr(strategy, head, listed)
+        attribute, *path = name.split(".", 2)
+        if path:
+            kind, key = path
+            collections.setdefault((attribute, kind), {})[key] = value
+        else:
+            setattr(strategy, attribute, value)
+    for (attribute, kind), arrays in collections.items():
+        in_order = [arrays[index] for index in sorted(arrays, key=int)] if kind == "l" else arrays
+        setattr(strategy, attribute, in_order)

@@ -17,12 +17,12 @@ Each member is in one part, and its vector in one sum: its cost of a round does 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .query_rows import FIRST_ROW
+from .query_rows import round_number
 
 SPLIT_AFTER = 2  # untrue sums from which on cohorts are split
 SUSPECTED = "is suspected of spoiling sums"
@@ -83,81 +83,98 @@ class Search:
 
     @property
     def culprits(self) -> Culprits:
-        """Candidates for the untrue sums that no suspect explains."""
+        """Candidates for the untrue sums that no suspect explains, for the fewest attackers that can explain them."""
         unexplained = [each for each in self.untrue_sums if self.suspected.keys().isdisjoint(each[1])]
+        if not unexplained:
+            return Culprits()
         sums = [nodes for _, nodes in unexplained]
-        per_round = Counter(row for row, _ in unexplained)
-        if (single := _explain(sums, 1) if sums else Culprits()) is not None:
+        if (single := _explain(sums, 1)) is not None:
             return single
-        several = Culprits(min_attackers=max(2, *per_round.values()))
+        sums_by_row = Counter(
+            row for row, _ in unexplained
+        )  # each of a row's sums has an attacker of its own
+        several = Culprits(min_attackers=max(2, *sums_by_row.values()))
         uncleared = [nodes - self.cleared for nodes in sums]
-        if all(uncleared):  # as if they always did
-            certain = frozenset.union(frozenset(), *(nodes for nodes in uncleared if len(nodes) == 1))
+        if all(uncleared):  # the attackers may corrupt every sum that they are in
+            certain = frozenset(node for nodes in uncleared if len(nodes) == 1 for node in nodes)
             return replace(several, possible=frozenset.union(*uncleared), certain=certain)
         explanations = (_explain(sums, size) for size in range(2, MAX_ATTACKERS + 1))
         return next((each for each in explanations if each is not None), several)
 
     def parts(
-        self, cohort: Sequence[int], possible: Callable[[int], bool], draw: np.random.Generator
+        self, cohort: Sequence[int], sizes: Iterable[int], draw: np.random.Generator
     ) -> tuple[list[list[int]], str]:
-        """Return the parts in which a cohort is summed, and why there is one where the search needs two, in words.
+        """Return the parts in which a cohort is summed, and in words why it is whole where the search needs parts.
+
+        Suspects are in the first part, with as few others as a sum allows.
 
         Args:
           cohort: nodes of the round.
-          possible: whether this many nodes can form a sum.
+          sizes: numbers of nodes, ascending, that can form a sum and are fewer than the cohort.
           draw: an unpredictable random source.
         """
         if self.untrue < SPLIT_AFTER:
             return [list(cohort)], ""
-        sizes = range(max(2, self.declined + 1), len(cohort))
-        min_size = next((size for size in sizes if possible(size)), 0)
+        min_size = next((size for size in sizes if size > self.declined), 0)
         suspects = [node for node in cohort if node in self.suspected]
         others = [cohort[at] for at in draw.permutation(len(cohort)) if cohort[at] not in self.suspected]
         culprits = self.culprits
-        rest = [node for node in others if node not in culprits.possible]
-        rest += [node for node in others if node in culprits.possible]
-        companions = max(min_size - len(suspects), 0) if suspects else 0
-        if not min_size or len(rest) - companions < min_size or (not suspects and len(rest) < 2 * min_size):
+        others.sort(key=culprits.possible.__contains__)  # `_divide` spreads the candidates, which come last
+        num_companions = max(min_size - len(suspects), 0) if suspects else 0
+        companions, rest = others[:num_companions], others[num_companions:]
+        needed = (
+            min_size if suspects else 2 * min_size
+        )  # without suspects, the rest is divided at least in two
+        if not min_size or len(rest) < needed:
             cap = f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
             reason = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small ({cap})"
             return [list(cohort)], f"{reason}; enlarge the cohort"
-        first_part, rest = [sorted([*suspects, *rest[:companions]])] if suspects else [], rest[companions:]
+        first_part = [sorted([*suspects, *companions])] if suspects else []
         count = 2 * culprits.min_attackers if culprits.possible or not suspects else 1
         return [*first_part, *_divide(rest, min(count, len(rest) // min_size))], ""
 
     def next_state(self, row: int, sums: Sequence[WeighedSum], in_parts: bool) -> Search:
-        """Return the state after a round: suspects of its untrue sums, or a calm round that ends old suspicions.
+        """Return the state after a round.
 
         Args:
           row: of the round's sum.
           sums: that the server weighed, whole cohorts or their parts.
-          in_parts: whether cohorts were split.
+          in_parts: whether the cohort was split.
         """
-        if not self.untrue and not any(each.violation for each in sums):
-            return self
-        true = frozenset(node for each in sums if not each.violation for node in each.nodes)
-        state = replace(self, cleared=self.cleared | true)
         untrue = [frozenset(each.nodes) for each in sums if each.violation]
-        if not untrue:
-            state = replace(state, calm=self.calm + (in_parts and bool(sums)))
-            if state.calm < self.patience:
-                return state
-            patience = 2 * self.patience
-            return Search(SPLIT_AFTER - 1, self.untrue_sums, patience=patience, declined=self.declined)
-        state = replace(state, untrue=self.untrue + 1, calm=0)
-        new_sums = tuple((row, nodes) for nodes in untrue if self.suspected.keys().isdisjoint(nodes))
+        if not self.untrue and not untrue:
+            return self
+        in_true = frozenset(node for each in sums if not each.violation for node in each.nodes)
+        state = replace(self, cleared=self.cleared | in_true)
+        if untrue:
+            return state._after_untrue_sums(row, untrue, in_true)
+        return state._after_calm_round() if in_parts and sums else state
+
+    def _after_calm_round(self) -> Search:
+        """Return the state after a round in parts without an untrue sum; after enough of them cohorts are whole again."""
+        if self.calm + 1 < self.patience:
+            return replace(self, calm=self.calm + 1)
+        return Search(SPLIT_AFTER - 1, self.untrue_sums, patience=2 * self.patience, declined=self.declined)
+
+    def _after_untrue_sums(self, row: int, sums: Sequence[frozenset[int]], in_true: frozenset[int]) -> Search:
+        """Return the state after a round with untrue sums of these nodes, and true ones of the nodes `in_true`."""
+        state = replace(self, untrue=self.untrue + 1, calm=0)
+        new_sums = tuple((row, nodes) for nodes in sums if self.suspected.keys().isdisjoint(nodes))
         if not new_sums:
             return state
-        suspected = {node: reason for node, reason in self.suspected.items() if node not in true}
+        suspected = {node: reason for node, reason in self.suspected.items() if node not in in_true}
         state = replace(state, untrue_sums=self.untrue_sums + new_sums, suspected=suspected)
-        if not state.culprits.possible:  # more culprits than are assumed, who spoil sums by turns
+        if (
+            not state.culprits.possible
+        ):  # there are more attackers than assumed: forget the sums that nobody explains
             explained = (each for each in self.untrue_sums if not suspected.keys().isdisjoint(each[1]))
-            state = replace(state, untrue_sums=(*explained, *new_sums), cleared=true)
-        rounds = ", ".join(dict.fromkeys(str(row % FIRST_ROW) for row, _ in state.untrue_sums))
+            state = replace(state, untrue_sums=(*explained, *new_sums), cleared=in_true)
+        rounds = ", ".join(dict.fromkeys(str(round_number(row)) for row, _ in state.untrue_sums))
         reason = f"{SUSPECTED}: it is among the fewest members that explain those of rounds {rounds}"
         suspected |= dict.fromkeys(state.culprits.certain, reason)
-        explaining = [nodes & suspected.keys() for _, nodes in state.untrue_sums]
-        needed = frozenset(node for nodes in explaining if len(nodes) == 1 for node in nodes)
+        # A suspicion stays where a sum has no other suspect.
+        explanations = [nodes & suspected.keys() for _, nodes in state.untrue_sums]
+        needed = frozenset(node for nodes in explanations if len(nodes) == 1 for node in nodes)
         return replace(state, suspected={node: suspected[node] for node in suspected if node in needed})
 
     def for_members(self, members: frozenset[int]) -> Search:
@@ -171,8 +188,8 @@ def _explain(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
     """Return the members of all sets of this size that hit each of these sums; None if there is no such set.
 
     Args:
-      sums: at least one, of which no smaller set explains all.
-      size: at least 1.
+      sums: nodes of at least one untrue sum; no smaller set hits all of them.
+      size: of a set, at least 1.
     """
     combinations = len(min(sums, key=len)) ** (size - 1)
     if combinations > MAX_COMBINATIONS or not (sets := list(_explanations(sums, size))):
@@ -185,7 +202,11 @@ def _explain(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
 def _explanations(
     sums: Sequence[frozenset[int]], size: int
 ) -> Iterator[tuple[frozenset[int], frozenset[int]]]:
-    """Yield sets of members: all of a set but one, and the candidates for that one; arguments as of `_explained`."""
+    """Yield the sets that hit each of these sums, those that differ in one member together.
+
+    Each pair is the common members of such sets, and the nodes of which any one completes a set; arguments as of
+    `_explain`.
+    """
     if size == 1:
         if common := frozenset.intersection(*sums):
             yield frozenset(), common
@@ -196,7 +217,7 @@ def _explanations(
 
 
 def _divide(nodes: Sequence[int], count: int) -> list[list[int]]:
-    """Return `count` parts of nodes in random order, of nearly equal size, each with an equal share of the last ones."""
+    """Deal nodes into `count` parts of nearly equal size, from the last one on; each part gets some of the last ones."""
     parts: list[list[int]] = [[] for _ in range(count)]
     for index, node in enumerate(reversed(nodes)):
         parts[index % count].append(node)

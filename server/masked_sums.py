@@ -25,7 +25,7 @@ from .accounts import SumAccount
 from .culprit_search import WeighedSum
 from .masking import Masking, masked_spec
 from .participants import Participants
-from .query_rows import FIRST_ROW
+from .query_rows import round_number
 from .round_terms import Mean, Round, Sum, describe_fault, join_means
 from .secure_sum import Opened, SecureSums, share_spec
 
@@ -64,7 +64,7 @@ class MaskedSums:
           upcoming: draws the cohort of the next row, whose keys are exchanged a round ahead.
         """
         request = replace(request, spec=masked_spec(request.spec, self._sums.masking))
-        parts, whole_reason = self._parts(nodes, request)
+        parts, obstacle = self._parts(nodes, request)
         ahead = upcoming() if len(parts) == 1 else ()
         enough = self._participants.due.enough
         result = Round(request.number, len(nodes), 0, {})
@@ -77,7 +77,7 @@ class MaskedSums:
             evidence = _evidence_rows(opened.evidence, request.run, request.number, self._sums.masking)
             result = replace(result, evidence=(*result.evidence, *evidence))
             if opened.total is None:
-                # Fewer may do so in order to end the search.
+                # As few as the colluders may decline in order to end the search: their word does not count.
                 colluders = self._sums.masking.attendance(len(part)).colluders
                 if len(parts) > 1 and opened.dropped.get(DECLINED, 0) > colluders:
                     search = self._participants.search
@@ -91,27 +91,33 @@ class MaskedSums:
             else:
                 result = replace(result, replies=result.replies + opened.survivors)
                 means.append(mean)
-        result = self._advance_search(result, request.row, weighed_sums, len(parts) > 1, whole_reason)
+        result = self._advance_search(result, request.row, weighed_sums, len(parts) > 1, obstacle)
         if not means:
             return replace(result, abandoned=True), None
         mean = replace(join_means(means), part=len(parts) > 1)
         return replace(result, scalars=mean.scalars), mean
 
     def _parts(self, cohort: Sequence[int], request: Sum) -> tuple[list[list[int]], str]:
-        def possible(size: int) -> bool:
-            try:
-                share_spec(request, self._sums.masking, size)
-            except Refusal:
-                return False
-            return True
-
+        """Return the parts in which the cohort is summed, and an obstacle to parts, as `Search.parts` does."""
+        sizes = (size for size in range(2, len(cohort)) if self._can_sum(request, size))
         draw = self._randomness.stream("parts", request.row).generator()
-        return self._participants.search.parts(cohort, possible, draw)
+        return self._participants.search.parts(cohort, sizes, draw)
+
+    def _can_sum(self, request: Sum, clients: int) -> bool:
+        """Return whether an encrypted sum of this many clients is possible."""
+        try:
+            share_spec(request, self._sums.masking, clients)
+        except Refusal:
+            return False
+        return True
 
     def _advance_search(
-        self, result: Round, row: int, weighed_sums: Sequence[WeighedSum], in_parts: bool, whole_reason: str
+        self, result: Round, row: int, weighed_sums: Sequence[WeighedSum], in_parts: bool, obstacle: str
     ) -> Round:
-        """Return the round with the suspects that its sums imply, and log them."""
+        """Advance the search for culprits by a round's sums; return the round with the new suspects, and log them.
+
+        Arguments as of `Search.next_state`, with the round so far and the obstacle that `_parts` returned.
+        """
         search, readable = self._participants.search, [each for each in weighed_sums if not each.is_lost]
         self._participants.search = next_search = search.next_state(row, readable, in_parts)
         old_suspects, suspects = search.suspected, next_search.suspected
@@ -121,14 +127,15 @@ class MaskedSums:
             logger.warning("%s %s", name, reason)
         for node in old_suspects.keys() - suspects.keys():
             logger.warning("%s is suspected no more: sums with it can be true", self._name(node))
-        if whole_reason and result.untrue:
-            result = replace(result, cause=f"{result.cause}; {whole_reason}")
+        if obstacle and result.untrue:
+            result = replace(result, cause=f"{result.cause}; {obstacle}")
         if any(each.violation for each in weighed_sums):
-            logger.warning("round %d: %s", result.number % FIRST_ROW, result.cause)
-        evidence = tuple(self._evidence(each) for each in weighed_sums) if in_parts or result.untrue else ()
-        return replace(result, suspected=suspected, weighed=evidence)
+            logger.warning("round %d: %s", round_number(result.number), result.cause)
+        rows = tuple(self._row_of(each) for each in weighed_sums) if in_parts or result.untrue else ()
+        return replace(result, suspected=suspected, weighed=rows)
 
-    def _evidence(self, weighed: WeighedSum) -> dict[str, object]:
+    def _row_of(self, weighed: WeighedSum) -> dict[str, object]:
+        """Return a sum's row of `Round.weighed`."""
         return {
             "members": [self._name(node) for node in weighed.nodes],
             "norm": round(weighed.norm, 4),
@@ -137,6 +144,7 @@ class MaskedSums:
         }
 
     def _weigh(self, opened: Opened, request: Sum) -> tuple[Mean, WeighedSum]:
+        """Return the mean of an opened sum, and the sum compared with the bounds that a true one keeps."""
         assert opened.total is not None and opened.spec is not None
         spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
         self._account.check(sum_event(spec, survivors))
@@ -175,7 +183,7 @@ class MaskedSums:
 
 
 def _add_attempt(result: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:
-    """Return the round with one more requested sum."""
+    """Return the round with what one more sum cost: its dropped clients, exchanges, faults and cause."""
     return replace(
         result,
         dropped=dict(Counter(result.dropped) + Counter(opened.dropped)),
@@ -186,6 +194,7 @@ def _add_attempt(result: Round, opened: Opened, blamed: Mapping[str, str]) -> Ro
 
 
 def _reject(result: Round, weighed: WeighedSum) -> Round:
+    """Return the round with all members of an untrue or lost sum dropped."""
     reason = LOST_IN_NOISE if weighed.is_lost else UNTRUE
     members = f"the sum of {len(weighed.nodes)} members"
     cause = f"{reason}: {members} {weighed.violation}; nothing of it is released"
@@ -200,10 +209,10 @@ def _reject(result: Round, weighed: WeighedSum) -> Round:
 def _evidence_rows(
     evidence: Iterable[AttemptEvidence], run: str, number: int, masking: Masking
 ) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a round's attempts.
+    """Yield a JSON object for each attempt at a round that has evidence.
 
-    Where nobody has signed the roster, as in a simulation, a key that is thrown away does.
+    Where nobody has signed the roster, as in a simulation, it is signed by a key that is thrown away.
     """
     for each in evidence:
         roster = masking.signed_roster or write_roster(masking.roster, Ed25519PrivateKey.generate())
-        yield {"run": run, "round": number % FIRST_ROW, "roster": roster.hex(), **each.to_json()}
+        yield {"run": run, "round": round_number(number), "roster": roster.hex(), **each.to_json()}

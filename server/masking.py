@@ -9,7 +9,7 @@ from functools import lru_cache
 from ..base.refusal import Refusal
 from ..privacy.mechanisms.sizing import Attendance
 from ..privacy.mechanisms.sum_spec import WEIGHT, SumSpec
-from ..privacy.secagg.graph import colluders, parameters
+from ..privacy.secagg.graph import Shape, colluders, smallest_shape
 from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.transcript import Profile
 
@@ -50,38 +50,42 @@ class Masking:
         """
         return _attendance(clients, self.dropout, self.collusion, self.profile)
 
-    def shape(self, clients: int) -> tuple[int, int]:
-        """Return each client's number of mask neighbours, and the number of them that recovers a secret."""
-        return _shape(self.attendance(clients), self.collusion, self.profile)
+    def shape(self, clients: int) -> Shape:
+        """Return the graph of the pairs that share masks in a cohort of this size; raises as `attendance` does."""
+        return _shape(clients, self.attendance(clients).least, self.collusion, self.profile)
 
 
 @lru_cache(maxsize=256)
 def _attendance(clients: int, dropout: float, collusion: float, profile: Profile) -> Attendance:
+    """Return the attendance with the fewest survivors; arguments as of `Masking`.
+
+    A small cohort has no graph that tolerates the whole share of dropout. Then more must survive: the least number with
+    a graph, which bisection finds.
+    """
     if clients < 2:
         raise Refusal("cohort", clients, "is too small: a sum hides each client among the others; draw more")
     num_colluders = colluders(clients, collusion)
-    # Where the server may lie about the survivors, as many clients as `quorum` requires must sign one set of them.
-    signers = (clients + num_colluders) // 2 + 1 if profile is Profile.MALICIOUS else 0
-    min_survivors = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), num_colluders + 2, signers))
     if num_colluders + 2 > clients:
         remedy = f"leaves no two of {clients} clients to hide behind each other"
         raise Refusal("secagg.collusion", collusion, remedy)
-    # A small cohort cannot tolerate the whole dropout share: then more must answer.
-    upper = clients
-    _shape(Attendance(clients, upper, num_colluders), collusion, profile)
-    while min_survivors < upper:
-        middle = (min_survivors + upper) // 2
+    # Where the server may lie about the survivors, as many clients as `quorum` requires must sign one set of them.
+    signers = (clients + num_colluders) // 2 + 1 if profile is Profile.MALICIOUS else 0
+    lower = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), num_colluders + 2, signers))
+    least = clients
+    _shape(clients, least, collusion, profile)
+    while lower < least:
+        middle = (lower + least) // 2
         try:
-            _shape(Attendance(clients, middle, num_colluders), collusion, profile)
-            upper = middle
+            _shape(clients, middle, collusion, profile)
+            least = middle
         except Refusal:
-            min_survivors = middle + 1
-    return Attendance(clients, upper, num_colluders)
+            lower = middle + 1
+    return Attendance(clients, least, num_colluders)
 
 
-def _shape(attendance: Attendance, collusion: float, profile: Profile) -> tuple[int, int]:
-    dropout = 1 - attendance.least / attendance.most
-    return parameters(attendance.most, dropout, collusion, profile)
+def _shape(clients: int, survivors: int, collusion: float, profile: Profile) -> Shape:
+    """Return the smallest graph of a cohort of which so many survive."""
+    return smallest_shape(clients, 1 - survivors / clients, collusion, profile)
 
 
 def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:

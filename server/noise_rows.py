@@ -50,6 +50,7 @@ class RowsExhausted(BudgetExhausted):
     """Every row of the run's noise is used, some by rounds that a crash lost."""
 
     def __init__(self, rows: int) -> None:
+        # Past `BudgetExhausted`, whose sentence is about epsilon.
         Exception.__init__(
             self, f"all {rows} rows of the run's noise are used, some by rounds lost in a crash"
         )
@@ -63,10 +64,11 @@ class RunRows:
       count: number of rows.
       ledger: of the population.
       run: its name on the ledger.
-      mechanism: its name there.
+      mechanism: the name of its sums on the ledger.
       randomness: seeded in a declared simulation.
       key: of the noise if the randomness is not seeded.
       secret: whether no file may reveal the cohorts.
+      cohorts: of the rows used so far, in their order; empty lists if they are secret.
     """
 
     count: int
@@ -119,7 +121,7 @@ Rows = RoundRows | RunRows
 def create_rows(
     run: str, mechanism: str, cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
 ) -> Rows:
-    """Return the rows of a run.
+    """Return the rows of a run, correlated if the plan's mechanism is; arguments as of `PrivateGrid` and `RunRows`.
 
     Raises:
       Refusal: the cohorts must be kept, and the plan keeps none; or a choice is adaptive.

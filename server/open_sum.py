@@ -28,7 +28,7 @@ class OpenSums:
         self._participants, self._account = participants, account
 
     def renew(self, masking: Masking | None) -> None:
-        """Do nothing: the participants hold the required number of answers."""
+        """Do nothing: the sums depend on no roster."""
 
     def sum(
         self, nodes: Sequence[int], request: Sum, timeout: float | None, upcoming: Callable[[], Sequence[int]]
@@ -56,7 +56,8 @@ class OpenSums:
         expected = self._account.units(participants.expected)
         true_total = total if dummies is None else total - dummies  # integers: the canaries cancel exactly
         counts = decode_counts(true_total, request.coordinates, spec)
-        mean, scalars = audited, _ = _decode(total, request.layout, spec, expected, replies)
+        audited, scalars = _decode(total, request.layout, spec, expected, replies)  # overwrites `total`
+        mean = audited
         if dummies is not None:
             mean, scalars = _decode(true_total, request.layout, spec, expected, replies)
         result = replace(result, clipped_again=cohort_sum.clipped_again, scalars=scalars)
@@ -68,6 +69,7 @@ class OpenSums:
 def _decode(
     total: Vector, layout: Layout, spec: SumSpec, expected: float, replies: int
 ) -> tuple[dict[str, Vector], dict[str, float]]:
+    """Return `private_sum.decode`; zeros if the sum is weighted by examples and nobody replied."""
     if not spec.private and replies == 0:
         return {name: np.zeros(shape) for name, shape in layout.items()}, {}
     return decode(total, layout, spec, expected)

@@ -31,7 +31,7 @@ from .round_terms import ALL_ANSWERS, Answers
 NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat declares a node lost after 60 s
 FIRST_CANARY = 1 << 62  # above every number of a roster: canaries sort after clients that join later
 
-# Adds the answers of these canaries, by number, to an instruction.
+# Adds the vectors with which canaries answer to a sum. Arguments: the instruction, the canaries' numbers, the spec, the sum.
 AddCanaries = Callable[[RecordDict, Sequence[int], SumSpec, CohortSum], None]
 
 
@@ -45,10 +45,10 @@ class Participants:
       clients: number of real clients in the federation.
       answers: how many a round needs, and how many are enough.
       canaries: number of canaries.
-      add_canaries: lets canaries answer here; None if they are the last nodes of the grid.
+      add_canaries: adds the canaries' vectors in this process; None if canaries are the last nodes of the grid.
       population: a public number of clients, for the fixed denominator; None if `clients` is public.
       declared: whether the user declared the number of clients, without a roster, so that more of them are refused.
-      names: of the clients by node, for dealing into arms; None: a client's name is its place among them.
+      names: of the clients by node, for dealing into arms; None if a client's name is its index.
       arm: of a sum over one arm; None for all clients.
       search: for members that corrupt encrypted sums, of rounds and evaluations alike.
     """
@@ -78,7 +78,7 @@ class Participants:
         Raises:
           Refusal: no client is connected.
         """
-        self._find()
+        self._connect()
         return [*self._real[:limit], *self._dummies][:limit]
 
     @property
@@ -105,10 +105,10 @@ class Participants:
 
     def members(self, arm: Arm) -> list[int]:
         """Return the nodes of an arm's clients, in order."""
-        self._find()
+        self._connect()
         if arm not in self._members:
-            pairs = enumerate(self._real) if self.names is None else ((self.names[n], n) for n in self._real)
-            self._members[arm] = [node for name, node in pairs if arm.holds(str(name))]
+            names = self.names or {node: str(index) for index, node in enumerate(self._real)}
+            self._members[arm] = [node for node in self._real if arm.holds(names[node])]
         return self._members[arm]
 
     def renew(self, nodes: Sequence[int], answers: Answers, names: Mapping[int, str] | None = None) -> None:
@@ -127,7 +127,7 @@ class Participants:
         Raises:
           Refusal: the arm is empty, or smaller than a round needs.
         """
-        self._find()
+        self._connect()
         if arm is not None:
             return self._draw_from_arm(arm, stream, earlier)
         nodes = self.cohort.draw(self._real, stream, earlier)
@@ -195,8 +195,11 @@ class Participants:
     def _exchange(
         self, order: Message, nodes: list[int], spec: SumSpec, size: int, timeout: float | None
     ) -> CohortSum:
+        """Send an order to nodes of the grid, and return the sum of their replies; arguments as of `sum`."""
         if not nodes:
-            if isinstance(self.grid, PassingGrid):
+            if isinstance(
+                self.grid, PassingGrid
+            ):  # otherwise a log of messages would show which cohorts were empty
                 self.grid.keep_unsent(order.content)
             return CohortSum(np.zeros(size))
         if isinstance(self.grid, SummingGrid):
@@ -207,14 +210,15 @@ class Participants:
         replies = self.grid.send_and_receive(messages, timeout=timeout)
         return sum_of(replies, spec, size, len(messages), self.due.enough)
 
-    def _find(self) -> None:
+    def _connect(self) -> None:
+        """Wait for the nodes of the grid, once, and divide them into clients and canaries."""
         if self._real:
             return
         num_canaries = self.canaries if self.add_canaries is None else 0
         nodes = self._wait_for_nodes(self.clients + num_canaries)
         if not nodes:
             raise Refusal("population", self.clients, "no client connected; start the clients first")
-        # The plan and its delta hold for this many.
+        # The plan and its delta hold for the declared number.
         if self.declared and len(nodes) > self.clients + num_canaries:
             remedy = f"{len(nodes) - num_canaries} clients are connected; set it to that number"
             raise Refusal("population", self.clients, remedy)
@@ -224,11 +228,12 @@ class Participants:
             self._real = nodes
 
     def _wait_for_nodes(self, expected: int) -> Sequence[int]:
+        """Return the nodes of the grid, ascending, once this many are connected or the wait is over."""
         deadline = time.monotonic() + NODE_WAIT_SECONDS
         while (
             len(nodes := cast("Sequence[int]", self.grid.get_node_ids())) < expected
             and time.monotonic() < deadline
         ):
             time.sleep(0.1)
-        # A simulation's are a range, whose size does not grow with their number.
+        # A simulation has a range of nodes, whose memory does not grow with their number.
         return nodes if isinstance(nodes, range) else sorted(nodes)

@@ -21,7 +21,6 @@ from ..messages import wire
 from ..messages.grids import PassingGrid
 from ..messages.wire import POLICY_REASONS
 from ..privacy.adaptation import Choices
-from ..privacy.arms import Arm
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
@@ -46,7 +45,10 @@ PATIENCE = 30  # requests for the nodes in one round; Flower's strategies poll o
 def sums_over(
     participants: Participants, account: SumAccount, masking: Masking | None, randomness: Randomness
 ) -> OpenSums | MaskedSums:
-    """Return the sums of a run's rounds: in the clear without masking; arguments as of `MaskedSums`."""
+    """Return the object that computes a run's sums: encrypted with masking, in the clear without.
+
+    Arguments as of `MaskedSums`.
+    """
     if masking is None:
         return OpenSums(participants, account)
     from .masked_sums import MaskedSums  # sums in the clear need no protocol
@@ -66,6 +68,7 @@ class PrivateGrid(PassingGrid):
       terms: content and participants of the sums.
 
     Attributes:
+      account: of the sums; its factors of noise and norm hold for later rounds.
       steps: to which the clients' initial arrays are rounded; a round's mean updates the unrounded model.
     """
 
@@ -86,16 +89,16 @@ class PrivateGrid(PassingGrid):
         self._run_name = run or uuid.uuid4().hex
         cohort, source = participants.cohort, self._randomness
         self._rows = create_rows(self._run_name, MECHANISM, cohort, privacy, source)
-        self._account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
-        self._sums = sums_over(participants, self._account, masking, source)
-        self._early: dict[int, list[int]] = {}
-        self._whole: dict[str, Array] = {}
-        self._exchanges = 0
-        self._reserved = 0
-        self._row = 0
-        self._finished = 0
-        self._spent: set[int] = set()
-        self._declined: set[int] = set()
+        self.account = account_of(privacy, cohort, terms.segments, self._rows, self._run_name, source.kind)
+        self._sums = sums_over(participants, self.account, masking, source)
+        self._early: dict[int, list[int]] = {}  # cohort of the next row, by row, once it is drawn
+        self._integers: dict[str, Array] = {}  # arrays of the first model that no round averages
+        self._requests = 0  # for the nodes, since the last round
+        self._reserved = 0  # last reserved round
+        self._row = 0  # of that round
+        self._finished = 0  # last round whose sum was computed
+        self._spent: set[int] = set()  # nodes whose own ledgers refused
+        self._declined: set[int] = set()  # nodes whose owners' policies refused
         self.steps: Steps = {}
         self._counts_are_public = privacy is None or masking is not None
         self.current_cohort: list[int] = []
@@ -108,14 +111,14 @@ class PrivateGrid(PassingGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return representative nodes: the cohort selects clients, not a strategy's own sampling.
 
-        At most `SHOWN_NODES`, so that a strategy does not create a message for each client of a large population; a
+        At most `MAX_NODES`, so that a strategy does not create a message for each client of a large population; a
         strategy that distinguishes clients is still detected.
 
         Raises:
           Refusal: the strategy calls this repeatedly, as Flower's do while they wait for more nodes than exist.
         """
-        self._exchanges += 1
-        if self._exchanges > PATIENCE:
+        self._requests += 1
+        if self._requests > PATIENCE:
             limit = min(MAX_NODES, self.participants.clients)
             remedy = f"set it to at most {limit}: the cohort draws the clients"
             raise Refusal("min_available_nodes", "more than a private sum shows", remedy)
@@ -132,13 +135,17 @@ class PrivateGrid(PassingGrid):
           messages: of the strategy, equal for all nodes.
           timeout: seconds for the replies of one exchange; None waits for all.
         """
-        self._exchanges, self.released = 0, None
+        self._requests, self.released = 0, None
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted:
             return []
-        content = self._with_whole_numbers(wire.common_content(training))
-        if self._reserved <= self._finished and not self._reserve_next():
-            return []
+        content = self._with_integers(wire.common_content(training))
+        if self._reserved <= self._finished:  # a strategy's own loop does not reserve
+            try:
+                self.reserve(self._reserved + 1)
+            except BudgetExhausted as spent:
+                self.exhausted = spent
+                return []
         return self._round(self._reserved, content, training[0], timeout)
 
     def renew(
@@ -165,7 +172,7 @@ class PrivateGrid(PassingGrid):
     @property
     def choices(self) -> Choices | None:
         """Choices for the next round; None without client-level privacy."""
-        return self._account.choices
+        return self.account.choices
 
     @property
     def all_spent(self) -> bool:
@@ -190,21 +197,6 @@ class PrivateGrid(PassingGrid):
         count = sum(result.dropped.get(FORKED_REASON, 0) for result in self.rounds[-1:])
         return 2 * count > len(self.current_cohort) and not any(result.replies for result in self.rounds)
 
-    def raise_noise(self, factor: float) -> None:
-        """Multiply the noise of later rounds; the charge stays that of the planned noise."""
-        self._account.raise_noise(factor)
-
-    def scale_norm(self, factor: float) -> None:
-        """Scale the norm of future contributions, and their noise, relative to the plan.
-
-        Args:
-          factor: above 0; public, and chosen only from releases.
-        """
-        self._account.norm_factor = factor
-
-    def _arm_of(self, number: int) -> Arm | None:
-        return self._terms.tuning.arm_of(number)
-
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the resulting choices.
 
@@ -214,18 +206,21 @@ class PrivateGrid(PassingGrid):
         """
         self._reserved = self._finished = number
         if choices:
-            self._account.choices = choices
+            self.account.choices = choices
         self._rows.skip_to(number)
 
     def draw(self, number: int) -> list[int]:
-        """Return the cohort of round `number`; with seeded randomness, every call returns the same one."""
+        """Return the cohort of row `number`: one that is drawn or recorded already, otherwise a new one.
+
+        With seeded randomness, every call returns the same cohort.
+        """
         earlier = self._rows.cohorts
         if number in self._early:
             return self._early[number]
         if number <= len(earlier) and not self.participants.cohort.secret:
             return list(earlier[number - 1])
         stream = self._randomness.stream("cohort", number)
-        return self.participants.draw(stream, earlier[: number - 1], self._arm_of(number))
+        return self.participants.draw(stream, earlier[: number - 1], self._terms.tuning.arm_of(number))
 
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
@@ -236,22 +231,24 @@ class PrivateGrid(PassingGrid):
         """
         self._row = self._rows.next(number)
         self.current_cohort = self.draw(self._row)
-        self.participants.arm = arm = self._arm_of(self._row)
-        self._account.reserve(self._row, self.current_cohort, arm)
+        self.participants.arm = arm = self._terms.tuning.arm_of(self._row)
+        self.account.reserve(self._row, self.current_cohort, arm)
         self._rows.take(self.current_cohort)
         self._reserved = number
-
-    def _reserve_next(self) -> bool:
-        try:
-            self.reserve(self._reserved + 1)
-        except BudgetExhausted as spent:
-            self.exhausted = spent
-        return not self.exhausted
 
     def _round(
         self, number: int, content: RecordDict, request: Message, timeout: float | None
     ) -> list[Message]:
-        """Return the mean as one reply; nothing without a release, in which case the reservation stays spent."""
+        """Compute the reserved round's sum, settle its account, and return its mean as one reply to the strategy.
+
+        Without a release the reply is missing, and the reservation stays spent.
+
+        Args:
+          number: of the round.
+          content: of the instruction to every client; its arrays are the unrounded model.
+          request: one of the strategy's messages, which the reply answers.
+          timeout: seconds for the replies of one exchange; None waits for all.
+        """
         arrays = wire.only_arrays(content)
         content = wire.with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)
         layout, sent_layout, spec = self._spec(content)
@@ -262,18 +259,18 @@ class PrivateGrid(PassingGrid):
             request.metadata.message_type,
             spec,
             sent_layout,
-            self._account.noise,
+            self.account.noise,
             number,
         )
         result, mean = self._sums.sum(self.current_cohort, sum_request, timeout, self._draw_ahead)
         arm = self.participants.arm
-        choices = self._account.round_choices
+        choices = self.account.round_choices
         self.rounds.append(replace(result, choices=choices, arm=arm.number if arm else None))
-        if set(result.dropped) == {BUDGET_REASON} and not result.replies:
+        if not result.replies and result.dropped.keys() == {BUDGET_REASON}:
             self._spent.update(self.current_cohort)
         # Members decline subsets of a cohort that are too small for their policies; a search then takes larger ones.
         searches = any(each.untrue for each in self.rounds)
-        if result.dropped and result.dropped.keys() <= POLICY_REASONS and not result.replies and not searches:
+        if not result.replies and not searches and result.dropped and result.dropped.keys() <= POLICY_REASONS:
             self._declined.update(self.current_cohort)
         self._finished = number
         if mean is None:
@@ -284,27 +281,32 @@ class PrivateGrid(PassingGrid):
         cohort = RoundCohort(len(self.current_cohort) - len(dummies), dummies, self.participants.pool_size)
         reply = wire.mean_reply(arrays, mean.arrays, mean.scalars, request)
         if not mean.part:  # the noise and cohort of a sum in parts differ from the audit's terms
-            self.released = self._account.audit_view(number, self._row, mean, cohort)
-        self._account.settle(number, self._row, self.current_cohort, mean)
+            self.released = self.account.audit_view(number, self._row, mean, cohort)
+        self.account.settle(number, self._row, self.current_cohort, mean)
         return [reply]
 
-    def _with_whole_numbers(self, content: RecordDict) -> RecordDict:
-        """Return an instruction with the whole numbers of the first: as Flower's mean, fractions, they would be clipped."""
+    def _with_integers(self, content: RecordDict) -> RecordDict:
+        """Return an instruction whose integer arrays, such as counters, are those of the run's first instruction.
+
+        Some strategies of Flower turn them into floats, which would then be part of the update and be clipped.
+        """
         arrays = wire.only_arrays(content)
         averaged = wire.layout_of(arrays)
-        self._whole = self._whole or {name: array for name, array in arrays.items() if name not in averaged}
-        lost = {name: array for name, array in self._whole.items() if name in averaged}
+        self._integers = self._integers or {
+            name: each for name, each in arrays.items() if name not in averaged
+        }
+        lost = {name: each for name, each in self._integers.items() if name in averaged}
         return wire.with_arrays(content, ArrayRecord({**arrays, **lost})) if lost else content
 
     def _spec(self, content: RecordDict) -> tuple[wire.Layout, wire.Layout, SumSpec]:
         """Return the shapes of an update's arrays and of its sent part, and the spec of the sum."""
         layout, expected = wire.layout_of(wire.only_arrays(content)), self.participants.expected
         if self._terms.compress is None:
-            return layout, layout, self._account.spec(layout, expected)
+            return layout, layout, self.account.spec(layout, expected)
         size = sum(int(np.prod(shape)) for name, shape in layout.items() if name != wire.CANARY_RECORDS)
         compression = self._terms.compress.of(size, self._public_seed)
         sent_layout = compressed_layout(layout, compression)
-        whole_spec = self._account.spec(sent_layout, expected)
+        whole_spec = self.account.spec(sent_layout, expected)
         return layout, sent_layout, compressed_spec(whole_spec, compression, self._terms.compress.cells)
 
     @property
@@ -315,13 +317,13 @@ class PrivateGrid(PassingGrid):
         return hashlib.sha256(self._run_name.encode()).hexdigest()
 
     def _draw_ahead(self) -> list[int]:
-        """Return the cohort of the next row; it is drawn once."""
+        """Draw the cohort of the next row, whose keys are exchanged in advance, and keep it for `draw`."""
         self._early = {self._row + 1: self.draw(self._row + 1)}
         return self._early[self._row + 1]
 
 
 def _shared(content: RecordDict, arrays: ArrayRecord, steps: Steps) -> RecordDict:
-    """Return an instruction's content with its arrays rounded for clients; unchanged without steps."""
+    """Return an instruction with the model as clients get it: rounded to whole steps; unchanged without steps."""
     if not steps:
         return content
     return wire.with_arrays(content, wire.memory_arrays(shared(wire.views(arrays), steps)))

@@ -17,6 +17,17 @@ def row_after(number: int, arm: int = 1) -> int:
     return arm * FIRST_ROW + number
 
 
+def round_number(row: int) -> int:
+    """Return the round of a row, which is that of a training round or of the evaluation after it."""
+    return row % FIRST_ROW
+
+
 def round_of(run: str, name: str, row: int) -> int | None:
-    """Return the round of an entry of a run or of its evaluations; None for another run's."""
-    return row % FIRST_ROW if name in (run, name_of(run)) else None
+    """Return the round of a ledger entry of a run or of its evaluations; None for another run's.
+
+    Args:
+      run: name of the run.
+      name: the entry's name, from `name_of` for an evaluation.
+      row: of the entry.
+    """
+    return round_number(row) if name in (run, name_of(run)) else None

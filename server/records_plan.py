@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -32,23 +33,25 @@ def within_records(
       plan: of the whole clients, calibrated.
       shared: budget of records that the sums spend too.
       budget: of the whole clients; None if noise is given instead.
-      group: of the fields that a refusal names, such as `privacy`.
+      group: configuration group of the fields that a refusal names, such as `privacy`.
       other_events: events of the run's evaluations.
 
     Raises:
       Refusal: it does not cover the run or, if noise is given, its first round; the sentence gives what it covers.
     """
     allowed = capped(shared.path, shared.budget)
-    releases = 1 if budget is None else -(-plan.num_rounds // (plan.mechanism.rounds or 1))
+    releases = 1 if budget is None else math.ceil(plan.num_rounds / (plan.mechanism.rounds or 1))
     delta, order = allowed.target_delta, shared.book.filter_order or plan.filter_order
     prior = shared.book.events(Adversary.MODEL)
 
     def epsilon_with(run_events: Sequence[DpEvent]) -> float:
+        """Return what records have lost after these events of whole clients."""
         plain = [record_event(event_to_json(each), allowed.adjacency, order is None) for each in run_events]
         events = [*prior, *map(event_from_json, plain)]
         return spent_epsilon(events, delta, allowed.adjacency, order, GATE_INTERVAL)
 
     def cost(noise: float) -> float:
+        """Return what records have lost after the run with this noise."""
         return epsilon_with([*[replace(plan, noise_multiplier=noise).event()] * releases, *other_events])
 
     if cost(plan.noise) <= allowed.target_epsilon:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..messages.wire import Layout
 
-Average = TypeVar("Average", Vector, float)
+Summand = TypeVar("Summand", Vector, float)
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,27 @@ DEFAULT_TERMS = SumTerms()
 
 @dataclass(frozen=True)
 class Round:
-    """Result of one round, as the server may know it. Means of scalars are noised if the sum is private.
+    """Result of one round, as the server may know it.
 
-    `choices` are those of the round; None without client-level privacy. `exchanges` counts the exchanges of secure
-    aggregation; 0 without it. A round that was `abandoned` released nothing, and its reservation stays spent; `cause`
-    gives the reason if clients may have been charged. It was `untrue` if its opened sum violates the norm bound;
-    `weighed` then lists its sums, and `suspected` names new suspects with the reason. `blamed` names members that
-    provably broke the protocol, with their fault, and `evidence` has the lines that prove it. `message_bytes` are the approximate sizes of one instruction and of
-    one reply, which are public; None if they are encrypted, because their size then depends on the cohort. `arm` is the
-    number of the asked arm.
+    Attributes:
+      number: of the round.
+      invited: number of drawn clients.
+      replies: number of clients in the sum.
+      dropped: counts of the others, by reason.
+      clipped_again: number of vectors that the server clipped.
+      scalars: their means, noised if the sum is private.
+      choices: those of the round; None without client-level privacy.
+      exchanges: of secure aggregation; 0 without it.
+      abandoned: whether nothing was released; the reservation stays spent.
+      blamed: by name, the fault of each member that provably broke the protocol.
+      evidence: JSON objects that prove these faults.
+      cause: why nothing was released, if clients may have been charged.
+      untrue: whether an opened sum violates the norm bound.
+      suspected: by name, the reason for each new suspect.
+      weighed: JSON objects of the sums that the search for culprits compared.
+      message_bytes: approximate sizes of one instruction and of one reply; None if they are encrypted, because their
+        size then depends on the cohort.
+      arm: number of the arm; None for all clients.
     """
 
     number: int
@@ -174,7 +186,7 @@ class Sum:
         return sum(map(math.prod, self.layout.values()))
 
     def has_terms_of(self, other: Sum) -> bool:
-        """Return whether at most the clients' initial arrays differ, which are not part of an attempt's terms."""
+        """Return whether the sums differ at most in the clients' initial arrays, which an attempt's terms do not fix."""
         return replace(self, content=other.content) == other
 
 
@@ -226,21 +238,22 @@ def join_means(parts: Sequence[Mean]) -> Mean:
     """Return the mean over several parts of a cohort, at least one, with the same names."""
     if len(parts) == 1:
         return parts[0]
-    weight, clients = (sum(getattr(each, name) for each in parts) for name in ("weight", "clients"))
+    weight, clients = sum(each.weight for each in parts), sum(each.clients for each in parts)
     shares = [each.weight / weight if weight else 1 / len(parts) for each in parts]
-    arrays = {name: _average([each.arrays[name] for each in parts], shares) for name in parts[0].arrays}
-    scalars = {name: _average([each.scalars[name] for each in parts], shares) for name in parts[0].scalars}
+    arrays = {name: _weighted_sum([each.arrays[name] for each in parts], shares) for name in parts[0].arrays}
+    scalars = {
+        name: _weighted_sum([each.scalars[name] for each in parts], shares) for name in parts[0].scalars
+    }
     if WEIGHT in scalars:  # a mean over clients, while the others are weighted by it
         by_clients = [each.clients / clients for each in parts]
-        scalars[WEIGHT] = _average([each.scalars[WEIGHT] for each in parts], by_clients)
-    counts = {
-        name: _average([each.counts[name] for each in parts], [1.0] * len(parts)) for name in parts[0].counts
-    }
+        scalars[WEIGHT] = _weighted_sum([each.scalars[WEIGHT] for each in parts], by_clients)
+    ones = [1.0] * len(parts)
+    counts = {name: _weighted_sum([each.counts[name] for each in parts], ones) for name in parts[0].counts}
     noise = math.hypot(*(each.noise for each in parts))
     denominator = sum(each.denominator for each in parts)
     return Mean(arrays, scalars, arrays, denominator, counts, clients, weight, noise=noise)
 
 
-def _average(values: Sequence[Average], shares: Sequence[float]) -> Average:
-    first, *others = (value * share for value, share in zip(values, shares, strict=True))
+def _weighted_sum(values: Sequence[Summand], weights: Sequence[float]) -> Summand:
+    first, *others = (value * weight for value, weight in zip(values, weights, strict=True))
     return sum(others, start=first)

@@ -19,7 +19,6 @@ from types import FrameType
 import numpy as np
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
 from ..messages.wire import memory_arrays, only_arrays, views
 from ..privacy.ledger.ledger import BudgetExhausted
@@ -62,7 +61,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Ending:
-    """The last state and why the run ended there; `signal` is the number of the one that interrupted it, or 0."""
+    """The last state and why the run ended there; `signal` is the number of the signal that ended it, or 0."""
 
     status: Status
     reason: str
@@ -77,12 +76,12 @@ class Pace:
     Attributes:
       deadline: seconds that an exchange waits for replies.
       ready: waits until the next round may begin, or until the event is set; returns why it may not, or None.
-      patience: consecutive abandoned rounds after which the run has failed; None never fails for this reason.
+      patience: consecutive abandoned rounds after which the run has failed; 0 never fails for this reason.
     """
 
     deadline: float = 3600.0
     ready: Callable[[threading.Event], str | None] = lambda stop: None
-    patience: int | None = None
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Loop:
     """Steps of every round of a run.
 
     Attributes:
-      strategy: any Flower strategy that averages.
+      strategies: Flower strategies that average, one for each arm with the same settings; a run without arms has one.
       num_rounds: the last round's number.
       evaluate: held-out metrics of the global arrays; it reads public data only.
       after_round: called with the state, the round and the evaluation function of its model; it writes checkpoints and
@@ -99,14 +98,13 @@ class Loop:
       pace: when a round begins, how long it waits, when the run is abandoned.
       average_after: round after which models are averaged; None for no average.
       tuning: assigns an arm to a round.
-      others: strategies of the arms after the first, with the same settings.
       score: measures the arms' models after a round at their clients, higher is better; raises Unscored if there is no
         valid score. None compares them by `evaluate`.
       difference_bits: of a coordinate of the clients' model, for `steps_after`; None rounds nothing.
-      buffers: names of the model's arrays that do not train.
+      buffers: names of the model's arrays that do not train, such as the statistics of batch normalisation.
     """
 
-    strategy: Strategy
+    strategies: Sequence[Strategy]
     num_rounds: int
     evaluate: Callable[[Arrays, int], dict[str, float]]
     after_round: Callable[[State, Round, Callable[[], dict[str, float]]], Ending | None]
@@ -114,14 +112,9 @@ class Loop:
     pace: Pace = field(default_factory=Pace)
     average_after: int | None = None
     tuning: Tuning = NO_TUNING
-    others: Sequence[Strategy] = ()
     score: Callable[[Sequence[Arrays], int], tuple[float, ...]] | None = None
     difference_bits: int | None = None
     buffers: frozenset[str] = frozenset()
-
-    def strategy_of(self, arm: int | None) -> Strategy:
-        """Return the strategy of an arm by its number; None gives that of all clients."""
-        return self.strategy if arm in (None, 1) else self.others[arm - 2]
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
@@ -134,7 +127,7 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 return Ending(Status.INTERRUPTED, "interrupted", state, interrupted.number)
             if failure is not None:
                 return Ending(Status.FAILED, failure, state)
-            grid.scale_norm(loop.tuning.norm_factor(state.round + 1, state.winner))
+            grid.account.norm_factor = loop.tuning.norm_factor(state.round + 1, state.winner)
             try:
                 grid.reserve(state.round + 1)
             except BudgetExhausted as spent:
@@ -149,7 +142,7 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
 
 
 def _without_clients(grid: PrivateGrid, state: State) -> Ending | None:
-    """Return the ending of a run whose clients take part no longer, or None."""
+    """Return the ending of a run if its clients refuse every later round, or None."""
     if grid.all_spent:
         return Ending(Status.EXHAUSTED, SPENT, state)
     if grid.all_declined:
@@ -159,8 +152,8 @@ def _without_clients(grid: PrivateGrid, state: State) -> Ending | None:
 
 def _abandonment(grid: PrivateGrid, pace: Pace) -> str | None:
     """Return why the run fails if too many rounds in a row were abandoned, or None."""
-    last = grid.rounds[-pace.patience :] if pace.patience else []
-    if len(last) < (pace.patience or 1) or not all(result.abandoned for result in last):
+    last = grid.rounds[-pace.patience :]
+    if not 0 < pace.patience <= len(last) or not all(result.abandoned for result in last):
         return None
     reasons = sorted({reason for result in last for reason in result.dropped})
     return f"{len(last)} rounds in a row were abandoned ({', '.join(reasons) or 'nobody was drawn'})"
@@ -180,17 +173,22 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:
+    """Train one reserved round; return the state after it, and the run's ending if an audit ends it here.
+
+    A round of an arm starts from the arm's own model, any other round from the global one.
+    """
     number = state.round + 1
     arm = loop.tuning.arm_of(number)
-    strategy = loop.strategy_of(arm.number if arm else state.winner)
-    config = ConfigRecord(dict(loop.train_config(state)))
+    arm_number = arm.number if arm else state.winner
+    strategy = loop.strategies[(arm_number or 1) - 1]
     start = state.trials[arm.number - 1] if arm else state
     before, grid.steps = start.arrays, start.steps
+    config = ConfigRecord(dict(loop.train_config(state)))
     messages = strategy.configure_train(number, memory_arrays(before), config, grid)
     replies = list(grid.send_and_receive(messages, timeout=loop.pace.deadline))
-    del messages
-    reply = views(only_arrays(replies[0].content)) if replies and loop.buffers else {}
-    merged = _merge(before, aggregated(strategy, number, replies), reply, loop.buffers)
+    del messages  # frees the model's copy in them before the merge makes another
+    means = views(only_arrays(replies[0].content)) if replies and loop.buffers else {}
+    merged = _merge(before, aggregated(strategy, number, replies), means, loop.buffers)
     del replies
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
@@ -205,7 +203,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
 
 
 def _record_trial(state: State, arm: int, loop: Loop) -> State:
-    """Return the state after one more round of an arm; after the arms' last round, with the winner's model."""
+    """Store the state of an arm after its round; after the arms' last round, choose the winner and go on with its model."""
     tuning = loop.tuning
     trials, before = list(state.trials), state.trials[arm - 1].average
     average = _add_to_average(before, state.arrays) if tuning.counts(state.round) else before
@@ -224,27 +222,31 @@ def _record_trial(state: State, arm: int, loop: Loop) -> State:
 
 
 def _add_to_average(average: Average | None, arrays: Arrays) -> Average:
-    """Return the average with one more model."""
+    """Return the average with the float arrays of one more model."""
     floats = {name: value.astype(np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
     if average is None:
         return Average(floats, 1)
     return Average({name: average.total[name] + value for name, value in floats.items()}, average.models + 1)
 
 
-def _merge(before: Arrays, after: Arrays | None, reply: Arrays, buffers: frozenset[str]) -> Arrays:
-    """Return the new arrays in the model's own types, which are not FedAdam's, with the clients' mean of the buffers.
+def _merge(before: Arrays, after: Arrays | None, means: Arrays, buffers: frozenset[str]) -> Arrays:
+    """Return the model after a round: the strategy's parameters, and the clients' mean of the buffers.
 
-    A strategy's momentum belongs to parameters. It would take a variance below 0, and so may noise.
+    The momentum of a strategy would take the variance of a batch normalisation below 0, and so may noise.
+
+    Args:
+      before: the model before the round, whose types stay; FedAdam returns others.
+      after: what the strategy returned; None leaves the model as it is.
+      means: the clients' mean arrays, which the strategy got.
+      buffers: names of the arrays that do not train.
     """
     if after is None:
         return before
-    arrays = dict[str, NDArray[np.generic]]()
-    for name, value in before.items():
-        new = reply.get(name, after[name]) if name in buffers else after[name]
-        if name in buffers and name.endswith("running_var"):
-            new = np.maximum(new, np.multiply(value, MIN_VARIANCE_RATIO))
-        arrays[name] = new.astype(value.dtype, copy=False)
-    return arrays
+    after = {**after, **{name: means[name] for name in buffers & means.keys()}}
+    for name in buffers & after.keys():
+        if name.endswith("running_var"):
+            after[name] = np.maximum(after[name], np.multiply(before[name], MIN_VARIANCE_RATIO))
+    return {name: after[name].astype(value.dtype, copy=False) for name, value in before.items()}
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class SecureSums:
         upcoming: Sequence[int] = (),
         enough: int | None = None,
     ) -> Opened:
-        """Return the sum of the nodes' vectors. An invalid message is dropped and counted, and the round continues.
+        """Return the sum of the nodes' vectors; an invalid reply is dropped and counted.
 
         Args:
           nodes: the round's cohort.
@@ -124,44 +124,52 @@ class SecureSums:
         evidence = tuple(self._evidence.values())
         return replace(outcome, blamed=self._blamed, evidence=evidence, dropped=dropped)
 
-    def _note(self, attempt: Attempt) -> None:
-        self._blamed |= attempt.blamed
-        if attempt.evidence is not None:
-            self._evidence[attempt.evidence.adverts.context] = attempt.evidence
+    def _record_faults(self, attempt: Attempt) -> None:
+        """Keep the faults that an attempt has proved, and its evidence."""
+        self._blamed |= attempt.server.blamed
+        if (evidence := attempt.server.evidence) is not None:
+            self._evidence[evidence.adverts.context] = evidence
 
-    def _valid(self, nodes: Sequence[int]) -> Sequence[int]:
-        """Return the nodes with a valid key: with an expired one among them no node would join."""
-        ended = self.masking.roster.ended(int(time.time()))
-        return [node for node in nodes if node not in ended] if ended else nodes
+    def _valid(self, nodes: Sequence[int]) -> list[int]:
+        """Return the nodes with a valid key: no node joins an attempt with a member whose key has expired."""
+        expired = self.masking.roster.ended(int(time.time()))
+        return [node for node in nodes if node not in expired]
 
     def _attempts(
         self, nodes: Sequence[int], request: Sum, model: bytes, timeout: float | None
     ) -> Iterator[Attempt]:
-        """Yield attempts that are ready to request vectors: the prepared one, if it fits, then fresh ones."""
-        early, self._next = self._next, None
-        keys_exchanged = request.row == self._ahead  # nodes join each attempt number once
-        if early is not None and early.prepares(nodes, request, self.masking):
-            early.request = request
-            self._ready(early, model, timeout)
-            if early.outgoing and SPARED * early.missing <= early.spare:
-                yield early
-        for number in range(int(keys_exchanged), ATTEMPTS):
+        """Yield attempts that are ready to request vectors: the prepared one, if it fits, then fresh ones.
+
+        Arguments as of `sum`, and the hash of the clients' initial model.
+        """
+        prepared, self._next = self._next, None
+        first_number = 1 if request.row == self._ahead else 0  # nodes join each attempt number once
+        if prepared is not None and prepared.prepares(nodes, request, self.masking):
+            prepared.request = request
+            self._prepare(prepared, model, timeout)
+            if prepared.outgoing and SPARED * prepared.missing <= prepared.spare:
+                yield prepared
+        for number in range(first_number, ATTEMPTS):
             try:
                 attempt = Attempt(tuple(nodes), request, self.masking, number)
             except Refusal:  # no graph, or no lattice, for this few
                 return
-            self._ready(attempt, model, timeout)
+            self._prepare(attempt, model, timeout)
             yield attempt
 
-    def _ready(self, attempt: Attempt, model: bytes, timeout: float | None) -> None:
+    def _prepare(self, attempt: Attempt, model: bytes, timeout: float | None) -> None:
+        """Exchange keys and shares until vectors can be requested, or the attempt is over; arguments as of `_attempts`."""
         while attempt.outgoing and attempt.step < Exchange.INBOX:
             if not attempt.is_sent:
                 self._exchange(timeout, attempt)
             attempt.advance(model)
-        self._note(attempt)
+        self._record_faults(attempt)
 
     def _finish(self, attempt: Attempt, upcoming: Sequence[int], model: bytes, timeout: float | None) -> None:
-        """Finish an attempt, together with the first exchanges of the next one."""
+        """Request vectors and open the sum, together with the first exchanges of the next row's attempt.
+
+        Arguments as of `_attempts`.
+        """
         while attempt.outgoing:
             next_attempts: list[Attempt] = []
             if attempt.step is Exchange.INBOX and self._next is None:
@@ -172,9 +180,10 @@ class SecureSums:
                 next_attempts = [self._next] if self._next.outgoing else []
             self._exchange(timeout, attempt, *next_attempts)
             attempt.advance(model)
-        self._note(attempt)
+        self._record_faults(attempt)
 
     def _start_next(self, nodes: Sequence[int], request: Sum) -> list[Attempt]:
+        """Return a first attempt at the row after `request`; none if these nodes are too few."""
         following = replace(request, row=request.row + 1, content=RecordDict())
         try:
             attempt = Attempt(tuple(nodes), following, self.masking, 0)
@@ -188,10 +197,10 @@ class SecureSums:
         self._exchanges += 1
         for attempt in attempts:
             attempt.send()
-        parts = together(*(attempt.outgoing for attempt in attempts))
+        by_node = together(*(attempt.outgoing for attempt in attempts))
         messages = (
-            _message(node, texts, next(each for each in attempts if node in each.outgoing))
-            for node, texts in parts.items()
+            _message(node, parts, next(each for each in attempts if node in each.outgoing))
+            for node, parts in by_node.items()
         )
         for reply in self._grid.send_and_receive(messages, timeout=timeout):
             node = reply.metadata.src_node_id
@@ -204,22 +213,23 @@ class SecureSums:
                 break
 
 
-def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
+def _message(node: int, parts: Sequence[bytes], attempt: Attempt) -> Message:
+    """Return an instruction with a protocol message of each attempt, and the model where the first requests a vector."""
     request = attempt.request
     model = dict(request.content.items()) if attempt.step is Exchange.INBOX else {}
-    records = ask(messages, attempt.spec, attempt.position)
-    if attempt.step is Exchange.PROPOSAL:  # a node must know the roster of the terms before it
+    records = ask(parts, attempt.spec, attempt.position)
+    if attempt.step is Exchange.PROPOSAL:  # a node must know the roster of the terms before it reads them
         records = with_roster(records, attempt.signed_roster)
     content = RecordDict({**model, **records})
     return Message(content, node, request.message_type, group_id=str(request.row))
 
 
 def _replies(reply: Message, count: int) -> list[tuple[bytes, str]]:
-    """Return a node's answers to `count` messages: bytes, or none and the reason."""
+    """Return a node's answers to `count` protocol messages: the bytes, or empty bytes and the reason."""
     if reply.has_error():
         return [(b"", DROP_REASONS.get(reply.error.code, "failed"))] * count
     try:
-        answers = [*(messages_of(reply.content) or []), *[b""] * count][:count]
+        answers = [*(messages_of(reply.content) or []), *[b""] * count][:count]  # missing ones are empty
         code = failure_of(reply.content)
     except Exception:
         logger.exception("processing a reply of node %s failed", reply.metadata.src_node_id)
@@ -231,7 +241,7 @@ def _replies(reply: Message, count: int) -> list[tuple[bytes, str]]:
 # --- one attempt ------------------------------------------------------------------------------------------------
 
 
-_STEPS = {
+_STEPS = {  # exchange in which the server waits for these replies
     Due.ADVERTS: Exchange.PROPOSAL,
     Due.SHARES: Exchange.COHORT,
     Due.CHECKS: Exchange.PARCELS,
@@ -248,7 +258,9 @@ class Attempt:
     Attributes:
       nodes: the cohort.
       request: the sum to compute.
+      number: of the attempt at this sum, from 0.
       spec: of the vectors.
+      server: the state of the protocol.
       step: of the exchange of `outgoing`.
       outgoing: the next messages, by node; empty once the attempt is over.
       is_sent: whether these have been sent.
@@ -262,20 +274,20 @@ class Attempt:
     def __init__(self, nodes: tuple[int, ...], request: Sum, masking: Masking, number: int) -> None:
         self.nodes, self.request, self.number = nodes, request, number
         self.spec = share_spec(request, masking, len(nodes))
-        self.semi_honest = masking.profile is Profile.SEMI_HONEST
+        self._semi_honest = masking.profile is Profile.SEMI_HONEST
         self.signed_roster, self._roster = masking.signed_roster, masking.roster.hash
         terms = _terms(request, self.spec, masking, number)
-        self._server = ServerAttempt(
+        self.server = ServerAttempt(
             terms, masking.roster, nodes, self.spec.size, int(time.time()), self.spec.attendance.colluders
         )
         self.step = Exchange.PROPOSAL
-        self.outgoing: Outgoing = self._server.proposal()
+        self.outgoing: Outgoing = self.server.proposal()
         self.is_sent = self.opening_requested = self._vectors_requested = False
         self._ended: OpenedSum | Abandoned | None = None
         self._reasons: dict[int, str] = {}
 
     def prepares(self, nodes: Sequence[int], request: Sum, masking: Masking) -> bool:
-        """Return whether this is an attempt at the given sum, of these nodes, under this roster."""
+        """Return whether this attempt, begun a row ahead, is at this sum, of these nodes, under this roster."""
         same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
         return same and self.request.has_terms_of(request)
 
@@ -283,21 +295,6 @@ class Attempt:
     def precedes_checks(self) -> bool:
         """Whether the next exchange precedes the one in which nodes check the shares dealt to them."""
         return bool(self.outgoing) and self.step < Exchange.PARCELS
-
-    @property
-    def blamed(self) -> dict[int, Fault]:
-        """By node, its provable violation of the protocol."""
-        return self._server.blamed
-
-    @property
-    def evidence(self) -> AttemptEvidence | None:
-        """What proves these violations."""
-        return self._server.evidence
-
-    @property
-    def opening(self) -> bool:
-        """Whether nodes are now asked for the shares that open the sum."""
-        return self._server.due is Due.REVEALED
 
     @property
     def position(self) -> Position:
@@ -321,12 +318,12 @@ class Attempt:
 
     def has_enough(self, enough: int) -> bool:
         """Return whether `enough` nodes answered validly, and at least as many as a sum needs."""
-        return self._server.has(min(len(self.outgoing), max(enough, self.spec.attendance.least)))
+        return self.server.has(min(len(self.outgoing), max(enough, self.spec.attendance.least)))
 
     def send(self) -> None:
         """Mark the messages as sent."""
         self.is_sent = True
-        self.opening_requested |= self.opening
+        self.opening_requested |= self.server.due is Due.REVEALED
         self._vectors_requested |= self.step is Exchange.INBOX
 
     def hear(self, node: int, reply: bytes, reason: str = "") -> None:
@@ -335,35 +332,37 @@ class Attempt:
         Args:
           node: the sender.
           reply: unverified; ignored if there is a reason.
-          reason: why there is none.
+          reason: why the node sent no reply; empty if it sent one.
         """
         if not reason:
             try:
-                self._server.take(node, reply)
+                self.server.take(node, reply)
             except Refused as refused:
                 reason = str(refused.reason)
             except Exception:  # an unexpected error costs this reply and not the whole round
                 logger.exception("processing a reply of node %s failed", node)
                 reason = DROP_REASONS[UNREADABLE]
-        if node in self._server.declined:
-            reason = f"declined: {self._server.declined[node]}"
+        if node in self.server.declined:
+            reason = f"declined: {self.server.declined[node]}"
         if reason:
             self._reasons[node] = reason
 
     def wait_no_more(self, reason: str) -> None:
         """Record the reason for the missing answers."""
-        for node in self._server.waiting:
+        for node in self.server.waiting:
             self._reasons.setdefault(node, reason)
 
     def advance(self, model: bytes = b"") -> None:
         """Close the exchange; `model` is the hash of the round's initial model, if the inboxes are due."""
         self.wait_no_more(NO_REPLY)
-        result = self._server.advance(model)
+        result = self.server.advance(model)
         self.outgoing = result if isinstance(result, dict) else {}
         self._ended = None if isinstance(result, dict) else result
-        self._reasons |= {node: str(fault) for node, fault in self.blamed.items()}
+        self._reasons |= {node: str(fault) for node, fault in self.server.blamed.items()}
         if self.outgoing:
-            self.step = Exchange.SURVIVORS if self.semi_honest and self.opening else _STEPS[self._server.due]
+            self.step = _STEPS[self.server.due]
+            if self._semi_honest and self.step is Exchange.CONFIRMED:  # without the exchange of confirmations
+                self.step = Exchange.SURVIVORS
         self.is_sent = False
 
     def outcome(self, model: bytes, exchanges: int) -> Opened:
@@ -374,13 +373,13 @@ class Attempt:
           exchanges: of the round so far.
         """
         ended = self._ended
-        survivors = tuple(ended.survivors) if isinstance(ended, OpenedSum) else ()
+        survivors = ended.survivors if isinstance(ended, OpenedSum) else ()
         reason = str(ended.reason) if isinstance(ended, Abandoned) else NO_REPLY
-        lost = [node for node in self.nodes if node not in set(survivors)]
+        lost = set(self.nodes).difference(survivors)
         outcome = Opened(
             spec=self.spec,
             survivors=len(survivors),
-            dropped=dict(Counter(self._reasons.get(node, reason) for node in lost)),
+            dropped=dict(Counter(self._reasons.get(node, reason) for node in self.nodes if node in lost)),
             model=model,
             attempts=self.number + 1,
             exchanges=exchanges,
@@ -390,14 +389,14 @@ class Attempt:
             return replace(outcome, cause=self._cause(ended.reason))
         if not isinstance(ended, OpenedSum):
             return outcome
-        seeds = (cut(each, SECRET_BYTES) for each in ended.seeds.values())
+        seeds = (cut(each, SECRET_BYTES) for each in ended.seeds.values())  # of excess noise, by survivor
         removed = take_back(ended.total, len(survivors), self.spec, seeds)
         further = {node: ended.further[node] for node in survivors if ended.further[node]}
         return replace(outcome, total=ended.total, unopened=len(survivors) - removed, further=further)
 
     def _cause(self, reason: Reason) -> str:
         """Return why nothing was opened after vectors were requested, and whether a member is named for it."""
-        if self.blamed:
+        if self.server.blamed:
             return f"{reason}: too few are left without the named members"
         if NO_REPLY not in self._reasons.values():
             return f"{reason}: too few answered to the end, and each of the others sent its reason"
@@ -423,10 +422,11 @@ def share_spec(request: Sum, masking: Masking, clients: int) -> ShareSpec:
 
 
 def _terms(request: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> AttemptTerms:
+    """Return the terms that the nodes hold against their policies."""
     attendance = spec.attendance
     clipping_norm = spec.sum.clipping_norm
     assert clipping_norm is not None
-    neighbours, threshold = masking.shape(attendance.most)
+    shape = masking.shape(attendance.most)
     return AttemptTerms(
         PROTOCOL_VERSION,
         masking.suite,
@@ -436,8 +436,8 @@ def _terms(request: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> Att
         roster_version=masking.roster.version,
         roster_hash=masking.roster.hash,
         cohort_size=attendance.most,
-        threshold=threshold,
-        neighbours=neighbours,
+        threshold=shape.threshold,
+        neighbours=shape.neighbours,
         bits=spec.bits,
         step=spec.sum.step,
         clipping_norm=clipping_norm,

@@ -47,14 +47,14 @@ class AdaptiveClipping:
     learning_rate: float = 0.2
 
     def bit(self, noise: float, expected_size: float) -> Segment:
-        """Return the bit's place in the sum.
+        """Return the bit's segment of the sum.
 
         Args:
           noise: standard deviation of the sum's noise over the clipping norm.
           expected_size: of the cohort, the fixed denominator.
         """
-        sigma = SIGMA_SHARE * expected_size
-        return Segment(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MAX_SHARE))
+        sigma_b = SIGMA_SHARE * expected_size
+        return Segment(UNCLIPPED, 1.0, min((noise / (2 * sigma_b)) ** 2, MAX_SHARE))
 
     def next_norm(self, norm: float, fraction: float) -> float:
         """Return the norm of the next round.

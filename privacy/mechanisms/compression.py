@@ -39,7 +39,7 @@ from .randomness import keyed_stream
 from .rotation import rotate, unrotate
 
 CompressionKind = Literal["mask", "project"]
-COMPRESSED = "compressed"  # the name of what leaves in the place of an update's arrays
+COMPRESSED = "compressed"  # name of the one array that replaces the compressed ones
 
 Arrays = Mapping[str, NDArray[np.floating]]
 Vector = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Compression:
 
     Attributes:
       kind: mask or project.
-      coordinates: d of the module's text, at least 1; arrays behind these travel as they are.
+      coordinates: d of the module's text, at least 1; arrays after these are sent as they are.
       kept: k, from 1 to `coordinates`.
       seed: of the run.
     """
@@ -138,7 +138,8 @@ class Sketch:
 
     @property
     def _rows(self) -> NDArray[np.intp]:
-        return _mask_rows(self.seed, self.compression.coordinates, self.compression.kept)
+        """Coordinates that are sent, of the update or of its rotation, ascending."""
+        return _draw_rows(self.seed, self.compression.coordinates, self.compression.kept)
 
 
 def sketch_of(compression: Compression, row: int) -> Sketch:
@@ -153,10 +154,11 @@ def sketch_of(compression: Compression, row: int) -> Sketch:
 
 
 @lru_cache(maxsize=2)  # all clients of a round use the same
-def _mask_rows(seed: bytes, coordinates: int, count: int) -> NDArray[np.intp]:
-    """Return `count` of so many coordinates, ascending: the first ones whose words are at most the `count`-th smallest."""
+def _draw_rows(seed: bytes, coordinates: int, count: int) -> NDArray[np.intp]:
+    """Return `count` random coordinates, ascending: each draws a word, and the smallest words win."""
     words = keyed_stream(seed, "rows").uint64(coordinates)
-    rows = np.flatnonzero(words <= np.partition(words, count - 1)[count - 1])[:count]
+    largest_kept = np.partition(words, count - 1)[count - 1]
+    rows = np.flatnonzero(words <= largest_kept)[:count]
     rows.flags.writeable = False
     return rows
 
@@ -212,7 +214,7 @@ def expand(mean: Arrays, layout: Mapping[str, tuple[int, ...]], sketch: Sketch) 
 
 
 def _parts(layout: Mapping[str, Sequence[int]], compression: Compression) -> tuple[list[str], list[str]]:
-    """Return the names of the arrays that are compressed, and of those behind them."""
+    """Return the names of the arrays that are compressed, and of those after them."""
     names, count = list(layout), 0
     for end, name in enumerate(names, 1):
         count += math.prod(layout[name])

@@ -99,6 +99,7 @@ class Correlation:
 
     @property
     def _max_bands(self) -> int:
+        """Most bands: within a cycle, so that a client's turns move different rows."""
         return min(self.num_rounds, MAX_BANDS, self.cycle or MAX_BANDS)
 
     @property
@@ -130,19 +131,17 @@ class Correlation:
     def require(self, sampling: Sampling, adjacency: Adjacency) -> None:
         """Refuse a sampling that does not promise this participation, and an adjacency that moves two cycles."""
         turns: Turns | None = getattr(sampling, "turns", None)
-        if self.cycle is not None:
-            self._require_cycle(sampling, turns, adjacency)
+        is_apart = turns is not None and turns.separation >= self.separation
+        if self.cycle is None:
+            limit = turns.max_participations if turns else None  # None promises no limit
+            if not is_apart or limit is None or limit > self.max_participations:
+                remedy = (
+                    f"a {sampling.name} cohort does not promise that a client takes part at most "
+                    f"{self.max_participations} times, {self.separation} rounds apart; use cohort=min_separation"
+                )
+                raise Refusal("noise", "correlated", remedy)
             return
-        limit = math.inf if turns is None or turns.max_participations is None else turns.max_participations
-        if turns is None or turns.separation < self.separation or limit > self.max_participations:
-            remedy = (
-                f"a {sampling.name} cohort does not promise that a client takes part at most "
-                f"{self.max_participations} times, {self.separation} rounds apart; use cohort=min_separation"
-            )
-            raise Refusal("noise", "correlated", remedy)
-
-    def _require_cycle(self, sampling: Sampling, turns: Turns | None, adjacency: Adjacency) -> None:
-        if turns is None or turns.separation < self.separation:
+        if not is_apart:
             remedy = f"a {sampling.name} cohort gives no client its turn every {self.cycle} rounds; use cohort=cyclic_poisson"
             raise Refusal("noise", "correlated", remedy)
         if adjacency is Adjacency.REPLACE_ONE:
@@ -164,14 +163,16 @@ class Correlation:
         root = np.cumprod(np.concatenate([[1.0], (2 * steps - 1) / (2 * steps)]))
         return np.rint(root * 2**SCALE_BITS).astype(np.int64)
 
-    @property  # which its protocol asks for; a cached one can be written to
+    @property  # `Mechanism` declares a property, which a cached one does not match
     def sensitivity(self) -> float:
         """How far one client moves A X / D, in clipping norms; sqrt(participations) for independent noise."""
         return self._sensitivity
 
     @cached_property
     def _sensitivity(self) -> float:
-        total = np.zeros(self.num_rounds, np.int64)
+        total = np.zeros(
+            self.num_rounds, np.int64
+        )  # of the columns of a client's rounds, the most sensitive ones
         starts = range(0, self.num_rounds, self.separation)[: self.max_participations]
         for start in starts:
             column = self.coefficients[: self.num_rounds - start]
@@ -182,19 +183,18 @@ class Correlation:
     def error(self) -> float:
         """Root mean square error of the rounds' prefix sums, in clipping norms, at noise multiplier 1."""
         tail = self.coefficients[1:] / 2**SCALE_BITS
-        inverse = np.zeros(self.num_rounds)
+        inverse = np.zeros(self.num_rounds)  # first column of A^-1: the noise of each round is A^-1 Z
         inverse[0] = 1.0
         for t in range(1, self.num_rounds):
             previous = inverse[max(0, t - len(tail)) : t][::-1]
             inverse[t] = -np.dot(tail[: len(previous)], previous)
-        per_round = np.cumsum(np.cumsum(inverse) ** 2)
-        return self.sensitivity * math.sqrt(float(per_round.mean()))
+        variances = np.cumsum(np.cumsum(inverse) ** 2)  # of the prefix sum after each round
+        return self.sensitivity * math.sqrt(float(variances.mean()))
 
     def with_best_bands(self) -> Correlation:
-        """Return the same participation with the power of two, or the separation, of bands that errs least."""
-        max_bands = self._max_bands
-        choices = {min(max_bands, each) for each in (*(1 << i for i in range(8)), self.separation)}
-        return min((replace(self, bands=each) for each in sorted(choices)), key=lambda each: each.error)
+        """Return the same participation with the number of bands of least error: a power of two, or the separation."""
+        numbers = {min(each, self._max_bands) for each in (*(1 << i for i in range(8)), self.separation)}
+        return min((replace(self, bands=each) for each in sorted(numbers)), key=lambda each: each.error)
 
 
 class NoiseRows:
@@ -208,9 +208,10 @@ class NoiseRows:
     def __init__(self, correlation: Correlation, stream_of: Callable[[int], Stream]) -> None:
         self._correlation = correlation
         self._stream_of = stream_of
-        self._begin()
+        self._rewind()
 
-    def _begin(self) -> None:
+    def _rewind(self) -> None:
+        """Go back before the first row."""
         self._last = 0
         self._recent: deque[NDArray[np.int64]] = deque(maxlen=self._correlation.bands - 1)  # newest first
 
@@ -232,13 +233,19 @@ class NoiseRows:
             remedy = "the lattice holds no such noise over so many participations; raise the budget"
             raise Refusal("noise_multiplier", noise_multiplier, remedy)
         if row <= self._last:
-            self._begin()
+            self._rewind()
         noise = np.zeros(total.size, np.int64)
         while self._last < row:
             noise = self._next(sigma, total.size)
         return total + noise, gaussian_event(noise_multiplier)
 
     def _next(self, sigma: int, size: int) -> NDArray[np.int64]:
+        """Return N_t of the module's text for the next row, shape (size,), in grid units.
+
+        Args:
+          sigma: parameter of Z, in the units of A X.
+          size: coordinates of the sum.
+        """
         stream = self._stream_of(self._last + 1)
         noise = np.empty(size, np.int64)
         for start in range(0, size, _NOISE_BLOCK):
@@ -246,7 +253,7 @@ class NoiseRows:
             block[:] = sample(sigma, block.size, stream)
             for coefficient, earlier in zip(self._correlation.coefficients[1:], self._recent, strict=False):
                 block -= coefficient * earlier[start : start + _NOISE_BLOCK]
-            block += 1 << (SCALE_BITS - 1)
+            block += 1 << (SCALE_BITS - 1)  # so that the shift, a division by D, rounds to the nearest
             block >>= SCALE_BITS
         self._recent.appendleft(noise)
         self._last += 1

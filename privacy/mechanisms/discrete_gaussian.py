@@ -49,12 +49,14 @@ TWO_PI = Decimal(
 )
 _WORD = 2**64
 _ENTRIES = 2**16
-_NARROW = 2**16  # strides up to this find room in a word of 32 bits, beside those of the table
+_NARROW = (
+    2**16
+)  # largest stride for which a word of 32 bits has enough bits for an entry and for a place in its block
 _CHUNK = 1 << 14  # draws looked up at a time: all that this touches stays in a core's cache
 _MANTISSA = 2.0**-53
 _FLOAT_ERROR = 2.0**-46  # of numbers in [0, 1]; exp, products, sums and bits left out err by under 2^-50
-_SPARE = 1.1  # proposals per number that should be kept
-_SPENT = 16  # digits beside these: what `_weights` may lose in a table
+_SPARE = 1.1  # proposals made for each number that is expected to be accepted
+_SPENT = 16  # further digits, which `_weights` may lose to rounding in a table
 _digits = Context(prec=PRECISION + _SPENT)
 
 Whole = NDArray[np.int32 | np.int64]
@@ -76,11 +78,11 @@ def sample(sigma: int, count: int, stream: Stream) -> Whole:
         raise ValueError(f"sigma={sigma} must lie in [1, 2**40]")
     table = _table(sigma)
     out = np.empty(count, table.starts.dtype)
-    rest = [np.empty(0, np.intp)]
+    missing = [np.empty(0, np.intp)]  # indices that the table leaves to the residual
     for start in range(0, count, _CHUNK):
-        rest.append(np.add(_look_up(table, out[start : start + _CHUNK], stream), start, dtype=np.intp))
-    where = np.concatenate(rest)
-    out[where] = _draw_rest(table, where.size, stream)
+        missing.append(np.add(_look_up(table, out[start : start + _CHUNK], stream), start, dtype=np.intp))
+    indices = np.concatenate(missing)
+    out[indices] = _draw_residual(table, indices.size, stream)
     return out
 
 
@@ -113,11 +115,12 @@ def largest(sigma: int) -> int:
 
 
 def _stride(sigma: int) -> int:
+    """Return the number of integers in a block, a power of two."""
     return 1 << max(0, (sigma // STRIDES_PER_SIGMA).bit_length() - 1)
 
 
 def _blocks(sigma: int) -> int:
-    """Return how many blocks lie on each side of zero."""
+    """Return the number of blocks on each side of zero."""
     return TAIL * sigma // _stride(sigma) + 2
 
 
@@ -151,9 +154,10 @@ class _Table:
 
 @lru_cache(maxsize=16)
 def _table(sigma: int) -> _Table:
+    """Return the table of a parameter: `highs` and `lows` are weights of each block's likeliest and least likely integer."""
     stride, side = _stride(sigma), _blocks(sigma)
     starts = [stride * block for block in range(-side, side)]
-    # Of a block below zero the likeliest integer is its last one, of the others their first.
+    # The likeliest integer of a block below zero is its last one, that of any other block its first.
     peaks = [start if start >= 0 else start + stride - 1 for start in starts]
     highs = _weights(1, stride, side, sigma)[::-1] + _weights(0, stride, side, sigma)
     lows = _weights(stride, stride, side, sigma)[::-1] + _weights(stride - 1, stride, side, sigma)
@@ -162,6 +166,7 @@ def _table(sigma: int) -> _Table:
     unit = _digits.divide(Decimal(stride * _ENTRIES), total)
     boxes = [_digits.multiply(unit, weight) for weight in highs]  # in entries
     owned = [int(_digits.multiply(unit, weight)) for weight in lows]
+    # The residual proposes a block in proportion to what its box exceeds its own entries by.
     chances = [_digits.subtract(box, count) for box, count in zip(boxes, owned, strict=True)]
     cumulative = list(accumulate(chances, _digits.add))
     exact = tuple(_digits.divide(value, cumulative[-1]) for value in cumulative)
@@ -186,7 +191,10 @@ def _table(sigma: int) -> _Table:
 
 
 def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
-    """Return exp(-x^2 / (2 sigma^2)) of first, first + stride, ...; each from the one before, which spares its exp."""
+    """Return exp(-x^2 / (2 sigma^2)) for `count` values x = first, first + stride, ...
+
+    Each weight is the one before times a ratio, and each ratio the one before times a constant.
+    """
     weight, ratio, change = (
         _digits.exp(_digits.divide(Decimal(-power), Decimal(2 * sigma * sigma)))
         for power in (first * first, stride * (2 * first + stride), 2 * stride * stride)
@@ -199,43 +207,50 @@ def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
 
 
 def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.int32]:
-    """Draw numbers into `out`, and return the places that are left to the rest."""
+    """Draw numbers into `out`, and return the indices of those that the residual must replace."""
     narrow = table.stride <= _NARROW
     words = stream.uint32(out.size) if narrow else stream.uint64(out.size)
     look_up = compiled().look_up if narrow and compiled() else _look_words_up
-    rest = np.empty(out.size, np.int32)
-    return rest[: look_up(words, table.starts, table.stride - 1, table.owned, out, rest)]
+    missing = np.empty(out.size, np.int32)
+    return missing[: look_up(words, table.starts, table.stride - 1, table.owned, out, missing)]
 
 
-def _look_words_up(words: Words, starts: Whole, low: int, owned: int, out: Whole, rest: Whole) -> int:
+def _look_words_up(words: Words, starts: Whole, mask: int, owned: int, out: Whole, missing: Whole) -> int:
+    """Write the numbers of random words to `out`, the indices of those without a block to `missing`; return how many.
+
+    The first 16 bits of a word are its entry in `starts`, which has a block if it is below `owned`. The bits in `mask`
+    are its place in the block.
+    """
     entry = words >> (8 * words.itemsize - 16)
-    # An entry lies below 2^16: nothing is clipped, and nothing need be checked.
+    # An entry is below 2^16, so that nothing is clipped; this mode spares numpy its check.
     starts.take(entry.astype(np.intp), mode="clip", out=out)
-    out += (words & low).view(out.dtype)
+    out += (words & mask).view(out.dtype)
     indices = np.flatnonzero(entry >= owned)
-    rest[: indices.size] = indices
+    missing[: indices.size] = indices
     return indices.size
 
 
 @cache
 def compiled() -> Any:
-    """Return the compiled package where it draws and adds the numbers that it should, else None."""
+    """Return the compiled package if it draws and adds the same numbers as Python on examples; otherwise None."""
     if _installed is None:
         return None
-    words = np.arange(2**13 + 5, dtype=np.uint32) * np.uint32(2654435769)  # of entries all over
+    words = np.arange(2**13 + 5, dtype=np.uint32) * np.uint32(2654435769)  # spread over all entries
     starts = np.arange(-_ENTRIES // 2, _ENTRIES // 2, dtype=np.int32) << 15
     results = list[object]()
     for look_up, add in ((_look_words_up, _add_to_rounded), (_installed.look_up, _installed.add_on_lattice)):
-        for low, owned, step in ((0, _ENTRIES, 2.0**9), (2**15 - 1, 64_000, 0.3)):  # halves, and others
-            noise, rest = np.zeros((2, words.size), np.int32)
+        # Steps of a power of two, which give halves to round, and of another number.
+        for mask, owned, step in ((0, _ENTRIES, 2.0**9), (2**15 - 1, 64_000, 0.3)):
+            noise, missing = np.zeros((2, words.size), np.int32)
             values = words.view(np.int32).astype(np.float32)
-            count = look_up(words, starts, low, owned, noise, rest)
+            count = look_up(words, starts, mask, owned, noise, missing)
             add(values, noise, step)
-            results.append((count, noise.tobytes(), rest.tobytes(), values.tobytes()))
+            results.append((count, noise.tobytes(), missing.tobytes(), values.tobytes()))
     return _installed if results[:2] == results[2:] else None
 
 
-def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
+def _draw_residual(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
+    """Return `count` draws of the residual distribution, by rejection."""
     parts = [np.empty(0, np.int64)]
     missing = count
     while missing > 0:
@@ -246,9 +261,10 @@ def _draw_rest(table: _Table, count: int, stream: Stream) -> NDArray[np.int64]:
 
 
 def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
+    """Return those of `n` proposals for the residual that are accepted."""
     blocks = _invert(table, n, stream)
     inside = (stream.uint64(n) & (table.stride - 1)).view(np.int64)
-    # Counted from the block's likeliest integer, away from zero: its last bits are all 1 below zero, else all 0.
+    # The last bits of a block's likeliest integer are all 1 below zero and all 0 above: xor counts away from it.
     values = table.peak.take(blocks) ^ inside
     return values.take(np.flatnonzero(_accept(table, blocks, values, stream)))
 
@@ -269,7 +285,10 @@ def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
 def _accept(
     table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream
 ) -> NDArray[np.bool_]:
-    """Return whether reals that are uniform between `acceptance` and 1 lie below the values' weights over `peak`'s."""
+    """Return which values are accepted: a real, uniform between `acceptance` and 1, is below the ratio of two weights.
+
+    The ratio is the weight of the value over that of its block's likeliest integer.
+    """
     if table.stride == 1:
         return np.ones(values.size, bool)
     peak, acceptance = table.peak.take(blocks), table.acceptance.take(blocks)
@@ -284,6 +303,7 @@ def _accept(
 
 
 def _accept_exactly(table: _Table, block: int, value: int, high: int, stream: Stream) -> bool:
+    """Decide as `_accept`, in `PRECISION` digits; `high` is the first 53 bits of the real."""
     real, acceptance = _lengthen(high, 2**53, stream), table.acceptance_exact[block]
     height = _digits.add(acceptance, _digits.multiply(real, _digits.subtract(1, acceptance)))
     peak = int(table.peak[block])

@@ -72,12 +72,13 @@ def encode_share(
         rotate(whole, seed)
         vector = blocks_of(whole)
         del whole
-    whole = (
-        round_within(vector, spec.limit, stream) if spec.sum.unit_norm is None else round_once(vector, stream)
-    )
-    del vector  # of the model's size in float64, where it was rotated
+    if spec.sum.unit_norm is None:
+        rounded = round_within(vector, spec.limit, stream)
+    else:
+        rounded = round_once(vector, stream)
+    del vector  # frees the rotated float64 vector
     # Two's complement: modulo 2^bits, here and wherever words are added.
-    words = whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
+    words = rounded.view(spec.dtype) if spec.bits == 32 else rounded.astype(spec.dtype)
     if spec.sigma:
         add_grid_noise(words, spec.sigma, stream)
     for layer, layer_seed in zip(spec.layers, layers, strict=True):
@@ -86,7 +87,7 @@ def encode_share(
 
 
 def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Blocks, bool]:
-    """Clip, and return everything in grid units, in one vector of norm at most `cells`."""
+    """Return update and segments as one vector in grid units, of norm at most `cells`, and whether the update was longer."""
     parts = [np.ravel(value) for value in update.values()]
     if (size := sum(part.size for part in parts)) != spec.coordinates:
         raise ValueError(f"an update of {size} coordinates, not {spec.coordinates}")
@@ -102,7 +103,7 @@ def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Blocks, bool
 
 
 def _scaled(parts: Sequence[NDArray[np.generic]], factor: float, tail: Vector) -> Iterator[Vector]:
-    """Yield the parts times the factor, and the tail as it is, in blocks; small parts share one."""
+    """Yield flat arrays times a factor, then the tail as it is, in blocks of at most `BLOCK` numbers; small arrays share one."""
     room, filled = np.empty(BLOCK), 0
     for part in parts:
         for start in range(0, part.size, BLOCK):
@@ -110,15 +111,15 @@ def _scaled(parts: Sequence[NDArray[np.generic]], factor: float, tail: Vector) -
             if filled + values.size > BLOCK:
                 yield np.multiply(room[:filled], factor, out=room[:filled])
                 filled = 0
-            np.copyto(
-                room[filled : filled + values.size], values, casting="unsafe"
-            )  # scaled in place: faster
+            # Copied first and scaled in place: faster than both at once.
+            np.copyto(room[filled : filled + values.size], values, casting="unsafe")
             filled += values.size
     yield np.multiply(room[:filled], factor, out=room[:filled])
     yield from (tail[start : start + BLOCK] for start in range(0, tail.size, BLOCK))
 
 
 def _weight(values: Values, spec: ShareSpec) -> float:
+    """Return the weight of the client's update, in [0, 1]: its examples over their bound; 1 if sums are not weighted."""
     if not spec.weighted:
         return 1.0
     bound = next(each.bound for each in spec.sum.segments if each.name == WEIGHT)
@@ -180,9 +181,8 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
       total: the sum of the survivors' vectors, unmasked.
       survivors: how many were added.
       spec: the round's public parameters.
-      opened: of each survivor that opened any, the seeds in the layers' order. A survivor with a wrong number of seeds
-        is
-        skipped: its noise stays.
+      opened: of each survivor that opened any, the seeds in the layers' order. The noise of a survivor with a wrong
+        number of seeds stays.
 
     Returns:
       number of survivors whose layers were removed.
@@ -216,13 +216,13 @@ def decode_sum(
         the summed examples instead.
       seed: of the round's rotation.
     """
-    vector = _opened(total, spec, seed)
+    vector = _as_float(total, spec, seed)
     if not spec.weighted:
         return decode(vector, layout, spec.sum, denominator)
     index, scalar = next(
         (i, each) for i, each in enumerate(spec.sum.segments, spec.coordinates) if each.name == WEIGHT
     )
-    # Each client's count is centred: clip (2 examples / bound - 1).
+    # The count in a client's vector is centred, clip (2 examples / bound - 1); the sum of examples / bound follows.
     weights = (float(vector[index]) * spec.sum.step / spec.sum.clip(scalar) + survivors) / 2
     arrays, scalars = decode(vector, layout, spec.sum, max(weights, 1 / scalar.bound))
     return arrays, {**scalars, WEIGHT: weights * scalar.bound / survivors}
@@ -232,10 +232,11 @@ def decode_counts_of(total: Words, spec: ShareSpec, seed: bytes) -> dict[str, Ve
     """Return the sum of every segment with a shape, by name, in the segment's own units; arguments as of `decode_sum`."""
     if not any(each.shape for each in spec.sum.segments):  # spares another vector of twice the model's size
         return {}
-    return decode_counts(_opened(total, spec, seed), spec.coordinates, spec.sum)
+    return decode_counts(_as_float(total, spec, seed), spec.coordinates, spec.sum)
 
 
-def _opened(total: Words, spec: ShareSpec, seed: bytes) -> Vector:
+def _as_float(total: Words, spec: ShareSpec, seed: bytes) -> Vector:
+    """Return a sum's signed numbers in float64, with the rotation undone; arguments as of `decode_sum`."""
     signed = np.int16 if spec.bits == 16 else np.int32
     vector = total.astype(spec.dtype, copy=False).view(signed).astype(np.float64)
     if spec.rotated:

@@ -30,25 +30,24 @@ from ..accounting.events import gaussian_event
 from .discrete_gaussian import sample
 from .packing import Packed
 from .randomness import Stream
-from .sum_spec import MIN_CELLS, SMOOTHING, Segment, SumSpec
+from .sum_spec import MIN_CELLS, SMOOTHING, WEIGHT, Segment, SumSpec
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import GaussianDpEvent
 
-# Coordinates worked on at a time: 64 KiB of float64 stay in a core's cache, and OpenBLAS starts threads, which then
-# spin, for a dot product of more than 10 000.
+# Coordinates per block: 64 KiB of float64 stay in a core's cache, and OpenBLAS starts threads, which then spin, for a
+# dot product of more than 10 000.
 _BLOCK = 1 << 13
-_CONVERTED = 1 << 15  # coordinates converted at a time: Python is called seldom
-# Coordinates whose noise is drawn at a time: the sampler's words then stay in the cache too.
-_NOISE_BLOCK = 1 << 16
+_CONVERTED = 1 << 15  # coordinates per block of a conversion: Python is called seldom
+_NOISE_BLOCK = 1 << 16  # coordinates per block of noise: the sampler's words stay in the cache too
 
-# The scalar that says whether the update was left as long as it was: 1, or 0 for one that was scaled to the norm.
-# The encoder sets it; a value of this name that a client reports is not used.
+# Scalar that is 1 for an update within the norm, and 0 for one that was scaled to it. The encoder sets it; a value of
+# this name that a client reports is not used.
 UNCLIPPED = "unclipped"
 
 Arrays = Mapping[str, NDArray[np.floating]]
-Values = Mapping[str, float | NDArray[np.floating]]  # of the segments beside the update, in their own units
-Parts = Sequence[NDArray[np.floating]]  # an update's arrays, flat, one behind the other
+Values = Mapping[str, float | NDArray[np.floating]]  # of the segments after the update, in their own units
+Parts = Sequence[NDArray[np.floating]]  # an update's arrays, flat, in the layout's order
 Vector = NDArray[np.float64]  # whole numbers below 2^53 where the sum is private
 Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: `cells` stays below 2^31
 
@@ -65,7 +64,7 @@ def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution,
 
     Args:
       update: float arrays by name, in the layout's order; any shapes, all finite; none for a question.
-      values: a value for each of the spec's segments; "num-examples" is the weight if nothing is clipped.
+      values: a value for each of the spec's segments; `WEIGHT` is the weight if nothing is clipped.
       spec: the round's public parameters.
 
     Returns:
@@ -96,9 +95,10 @@ def _size(parts: Parts) -> int:
 
 
 def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
-    """Return the scaling factor of an update with these coordinates, zero elsewhere; 1 leaves it unchanged.
+    """Return the factor in [0, 1] that clips an update, of which zeros may be missing, with so many coordinates.
 
-    Raise NotFinite for an update that is not finite.
+    Raises:
+      NotFinite: the update has a value that is not finite.
     """
     norm = math.sqrt(squared_norm(*update))
     if not math.isfinite(norm):
@@ -115,12 +115,13 @@ def _clip_factors(norms: NDArray[np.float64], aim: float) -> NDArray[np.float64]
 
 
 def _segments_on_grid(values: Values, factor: float, spec: SumSpec) -> Vector:
+    """Return the rounded segments of a client whose update was clipped by this factor, shape (spec.segment_size,)."""
     all_values = {**values, UNCLIPPED: float(factor == 1.0)}
     return np.rint(segments_in_grid_units(all_values, spec))
 
 
 def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
-    """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.segment_size,).
+    """Return a client's segments after the update, clipped, in grid units and not rounded, shape (spec.segment_size,).
 
     Args:
       values: by name; a missing scalar becomes the centre, and a missing segment with a shape is zero.
@@ -152,11 +153,8 @@ def _clipped(values: float | NDArray[np.floating], segment: Segment, spec: SumSp
 def on_grid(update: Arrays, spec: SumSpec) -> Vector:
     """Return the contribution of several clients whose records were summed together, shape (coordinates,).
 
-    It differs from the sum of their single contributions only by rounding, and has the same sensitivity.
-
-    Args:
-      update: float arrays by name, in the layout's order; all finite.
-      spec: the round's public parameters, with a unit norm.
+    It differs from the sum of their single contributions only by rounding, and has the same sensitivity. Arguments as of
+    `encode`, with a unit norm.
     """
     flat = np.concatenate([np.ravel(value) for value in update.values()])
     if spec.unit_norm is None:
@@ -179,24 +177,24 @@ def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> 
     """
     clients, coordinates = update.shape
     rows = np.empty((clients, coordinates + spec.segment_size))
-    wide, tail = rows[:, :coordinates], rows[:, coordinates:]
-    np.copyto(wide, update)
+    updates, tails = rows[:, :coordinates], rows[:, coordinates:]  # views
+    np.copyto(updates, update)
     if not spec.private:
-        weight = values["num-examples"]
-        wide *= weight[:, None]
+        weights = values[WEIGHT]
+        updates *= weights[:, None]
         for column, each in enumerate(spec.segments):
-            tail[:, column] = weight if each.name == "num-examples" else weight * values[each.name]
+            tails[:, column] = weights if each.name == WEIGHT else weights * values[each.name]
         return rows
-    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    norms = np.sqrt(np.einsum("ij,ij->i", updates, updates))
     aim = spec.aim(coordinates)
-    wide *= (_clip_factors(norms, aim) / spec.step)[:, None]
+    updates *= (_clip_factors(norms, aim) / spec.step)[:, None]
     values = {**values, UNCLIPPED: (norms <= aim).astype(np.float64)}
     if any(each.shape for each in spec.segments):
-        for number, row in enumerate(tail):
-            row[:] = segments_in_grid_units({name: of[number] for name, of in values.items()}, spec)
+        for client, tail in enumerate(tails):
+            tail[:] = segments_in_grid_units({name: each[client] for name, each in values.items()}, spec)
     else:
         for column, each in enumerate(spec.segments):
-            tail[:, column] = centre(values[each.name], each, spec) / spec.step
+            tails[:, column] = centre(values[each.name], each, spec) / spec.step
     np.rint(rows, out=rows)
     for index in np.flatnonzero(np.einsum("ij,ij->i", rows, rows) > float(spec.cells) ** 2):
         shrink(rows[index], spec)
@@ -219,28 +217,28 @@ def squared_norm(*parts: NDArray[np.generic]) -> float:
 
 
 def _blocks(parts: Sequence[NDArray[Any]], size: int) -> Iterator[NDArray[Any]]:
-    """Yield the numbers of flat arrays in blocks of `size`, without a copy of the whole."""
-    few: list[NDArray[Any]] = []  # less than a block, of the ends of parts
-    room = size
+    """Yield the numbers of flat arrays in blocks of `size`, the last one shorter, without a copy of the whole."""
+    pieces: list[NDArray[Any]] = []  # of an unfinished block
+    missing = size  # numbers until it is full
     for part in parts:
         start = 0
         while start < part.size:
-            piece = part[start : start + room]
+            piece = part[start : start + missing]
             start += piece.size
             if piece.size == size:
                 yield piece
                 continue
-            few.append(piece)
-            room -= piece.size
-            if not room:
-                yield np.concatenate(few)
-                few, room = [], size
-    if few:
-        yield few[0] if len(few) == 1 else np.concatenate(few)
+            pieces.append(piece)
+            missing -= piece.size
+            if not missing:
+                yield np.concatenate(pieces)
+                pieces, missing = [], size
+    if pieces:
+        yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _rounded(update: Parts, factor: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield the scaled update on the grid, block by block: where a block starts, and its values until the next."""
+    """Yield the rounded, scaled update block by block: the block's start, and its values, which the next overwrites."""
     room, start = np.empty(min(_size(update), _BLOCK)), 0
     for values in _blocks(update, _BLOCK):
         block = room[: values.size]
@@ -251,24 +249,13 @@ def _rounded(update: Parts, factor: float) -> Iterator[tuple[int, NDArray[np.flo
 
 
 def centre(values: NDArray[np.floating] | np.float64, scalar: Segment, spec: SumSpec) -> NDArray[np.float64]:
-    """Map [0, bound] to [-clip, clip]; NaN becomes the centre.
-
-    Args:
-      values: in the units of the scalar, any shape.
-      scalar: a segment without a shape: its bound, and its share of the norm.
-      spec: the round's public parameters.
-    """
+    """Map values of a scalar, of any shape, from [0, bound] to [-clip, clip]; NaN becomes the centre."""
     centred = (2 * np.clip(values / scalar.bound, 0.0, 1.0) - 1) * spec.clip(scalar)
     return np.where(np.isnan(values), 0.0, centred)
 
 
 def shrink(vector: Contribution, spec: SumSpec) -> None:
-    """Scale a lattice vector back inside the norm, in place, rounding towards zero.
-
-    Args:
-      vector: of whole numbers, longer than `cells`.
-      spec: the round's public parameters, private.
-    """
+    """Scale a lattice vector that is longer than `cells` back inside the norm, in place, rounding towards zero."""
     factor = (spec.cells - 1) / math.sqrt(squared_norm(vector))
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK]
@@ -276,6 +263,7 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
 
 
 def _weigh(update: Parts, values: Values, spec: SumSpec) -> Vector:
+    """Return a client's contribution to a sum that is weighted by examples, shape (coordinates + segments',)."""
     out, start = np.empty(_size(update) + spec.segment_size), 0
     for block in _weighed(update, values):
         out[start : start + block.size] = block
@@ -289,13 +277,14 @@ def _weighed(update: Parts, values: Values) -> Iterator[NDArray[np.floating]]:
     for part in update:
         wide = np.result_type(part, np.float32)
         for block in _blocks([part], _CONVERTED):
-            yield np.multiply(block, values["num-examples"], dtype=wide)
+            yield np.multiply(block, values[WEIGHT], dtype=wide)
 
 
 def _weighed_scalars(values: Values, spec: SumSpec) -> Vector:
-    weight = values["num-examples"]
+    """Return the scalars times the examples, and the number of examples itself, shape (segments',)."""
+    weight = values[WEIGHT]
     names = [each.name for each in spec.segments]
-    return np.array([weight if name == "num-examples" else weight * values.get(name, 0.0) for name in names])
+    return np.array([weight if name == WEIGHT else weight * values.get(name, 0.0) for name in names])
 
 
 # --- add, noise and decode, at the server ----------------------------------------------------------------------
@@ -340,7 +329,7 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
     if not math.isfinite(squared):
         return cohort_sum.drop("not finite")
     if not spec.private and not _plausible_count(vector, spec):
-        return cohort_sum.drop("num-examples")
+        return cohort_sum.drop(WEIGHT)
     if spec.private and squared > float(spec.cells) ** 2:
         vector = vector.copy()
         shrink(vector, spec)
@@ -356,7 +345,7 @@ def add_packed(cohort_sum: CohortSum, packed: Packed, spec: SumSpec) -> None:
     """
     squared = _add_blocks(cohort_sum.total, packed.blocks(), np.add)
     if squared > float(spec.cells) ** 2:
-        _add_blocks(cohort_sum.total, packed.blocks(), np.subtract)  # whole numbers: nothing of it is left
+        _add_blocks(cohort_sum.total, packed.blocks(), np.subtract)  # whole numbers: this undoes it exactly
         return add(cohort_sum, packed.numbers(), spec)
     cohort_sum.replies += 1
 
@@ -378,11 +367,11 @@ def add_update(
 
     Args:
       cohort_sum: changed in place.
-      update: all arrays in the layout's order, each flat; or one of them all, shape (coordinates,), or a window of that
-        from `start`, outside of which the update is zero.
+      update: all arrays in the layout's order, each flat; or all of them as one array, or a window of this array, if
+        the update is zero elsewhere.
       values: a value for each of the spec's segments.
       spec: the round's public parameters.
-      start: of the window.
+      start: first coordinate of the window.
 
     Raises:
       NotFinite: the update has a value that is not finite; nothing was added.
@@ -394,10 +383,10 @@ def add_update(
         return _add_weighed(cohort_sum, parts, values, spec, start)
     factor = _factor(parts, spec, coordinates)
     tail = _segments_on_grid(values, factor, spec)
-    wide = cohort_sum.total[start : start + _size(parts)]
-    squared = float(np.dot(tail, tail)) + _add_blocks(wide, _rounded(parts, factor / spec.step), np.add)
+    window = cohort_sum.total[start : start + _size(parts)]
+    squared = float(np.dot(tail, tail)) + _add_blocks(window, _rounded(parts, factor / spec.step), np.add)
     if squared > float(spec.cells) ** 2:
-        _add_blocks(wide, _rounded(parts, factor / spec.step), np.subtract)  # whole numbers: nothing is left
+        _add_blocks(window, _rounded(parts, factor / spec.step), np.subtract)  # whole numbers: an exact undo
         whole = {str(index): part for index, part in enumerate(_whole(parts, start, coordinates))}
         return add(cohort_sum, encode(whole, values, spec)[0], spec)
     cohort_sum.total[coordinates:] += tail
@@ -411,7 +400,7 @@ def _add_weighed(cohort_sum: CohortSum, update: Parts, values: Values, spec: Sum
     if not math.isfinite(squared):
         return cohort_sum.drop("not finite")
     if not _plausible_count(tail, spec):
-        return cohort_sum.drop("num-examples")
+        return cohort_sum.drop(WEIGHT)
     for block in _weighed(update, values):
         cohort_sum.total[start : start + block.size] += block
         start += block.size
@@ -420,6 +409,7 @@ def _add_weighed(cohort_sum: CohortSum, update: Parts, values: Values, spec: Sum
 
 
 def _whole(parts: Parts, start: int, coordinates: int) -> Parts:
+    """Return a whole update: the parts if they have all coordinates, otherwise their window with zeros around it."""
     if _size(parts) == coordinates:
         return parts
     (window,) = parts
@@ -429,8 +419,9 @@ def _whole(parts: Parts, start: int, coordinates: int) -> Parts:
 
 
 def _plausible_count(vector: Contribution, spec: SumSpec) -> bool:
+    """Return whether a contribution claims more than 0 examples, and at most their bound."""
     names = [each.name for each in spec.segments]
-    index = names.index("num-examples") - len(names)
+    index = names.index(WEIGHT) - len(names)  # segments are at the vector's end
     return bool(0 < vector[index] <= spec.segments[index].bound)
 
 
@@ -475,10 +466,8 @@ def decode(
     sizes = [math.prod(shape) for shape in layout.values()]
     sums = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
     if not spec.private:
-        denominator = next(value for each, value in sums.items() if each.name == "num-examples")
-        scalars = {
-            each.name: value / denominator for each, value in sums.items() if each.name != "num-examples"
-        }
+        denominator = next(value for each, value in sums.items() if each.name == WEIGHT)
+        scalars = {each.name: value / denominator for each, value in sums.items() if each.name != WEIGHT}
     else:
         scalars = {each.name: _uncentre(value, each, spec, denominator) for each, value in sums.items()}
     bounds = np.cumsum([0, *sizes])
@@ -507,6 +496,7 @@ def decode_counts(total: Vector, coordinates: int, spec: SumSpec) -> dict[str, V
 
 
 def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Segment, Vector]]:
+    """Yield each segment with its part of the sum, a view."""
     if total.size != coordinates + spec.segment_size:
         raise ValueError(f"a sum of {total.size} coordinates, not {coordinates + spec.segment_size}")
     for each in spec.segments:
@@ -515,6 +505,7 @@ def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Seg
 
 
 def _uncentre(value: float, scalar: Segment, spec: SumSpec, denominator: float) -> float:
+    """Return the mean of a scalar in [0, bound] from its sum in grid units: the inverse of `centre`."""
     if spec.clip(scalar) == 0:
         return math.nan
     mean = value * spec.step / denominator / spec.clip(scalar)

@@ -26,9 +26,6 @@ class RoundCohort:
     population: int = 0
 
 
-NO_COHORT = RoundCohort()
-
-
 @dataclass(frozen=True)
 class ReleasedSum:
     """Released private sum; all of it is public.
@@ -50,7 +47,7 @@ class ReleasedSum:
     noise: float
     rate: float
     charged: float
-    cohort: RoundCohort = NO_COHORT
+    cohort: RoundCohort = RoundCohort()
     records: Vector = field(default_factory=lambda: np.zeros(0))
     sketch: Sketch | None = None
     step: float = 0.0

@@ -18,9 +18,9 @@ from .randomness import keyed_stream
 
 Vector = NDArray[np.float64]
 
-_FACTOR = 32  # coordinates that one product with a matrix mixes: the fastest here
-_PRODUCT = 1 << 18  # multiplications of a product, beyond which OpenBLAS starts threads, which then spin
-_ROOM = 1 << 15  # coordinates of a call to numpy: they stay in a core's second cache
+_FACTOR = 32  # largest side of a matrix; as large a one is the fastest
+_PRODUCT = 1 << 18  # multiplications of a matrix product above which OpenBLAS starts threads, which then spin
+_ROOM = 1 << 15  # coordinates per call of numpy: they stay in a core's second cache
 
 
 def block_of(size: int) -> int:
@@ -43,12 +43,7 @@ def rotate(vector: Vector, seed: bytes) -> None:
 
 
 def unrotate(vector: Vector, seed: bytes) -> None:
-    """Undo `rotate` in place.
-
-    Args:
-      vector: changed, shape (d,).
-      seed: that it was rotated with.
-    """
+    """Undo `rotate` in place; arguments as of `rotate`."""
     size = block_of(vector.size)
     for start in reversed(_starts(vector.size)):
         block = vector[start : start + size]
@@ -57,11 +52,12 @@ def unrotate(vector: Vector, seed: bytes) -> None:
 
 
 def _starts(size: int) -> list[int]:
-    """Return where each pass begins."""
+    """Return the first coordinates of the two transforms of a vector; one if it is a power of two long."""
     return sorted({0, size - block_of(size)})
 
 
 def _signs(count: int, start: int, seed: bytes) -> NDArray[np.int8]:
+    """Return the random signs, 1 or -1, of the `count` coordinates from `start`."""
     random = np.frombuffer(keyed_stream(seed, "rotation", start).bytes((count + 7) // 8), np.uint8)
     signs = np.unpackbits(random, count=count).view(np.int8)
     signs *= -2
@@ -70,34 +66,39 @@ def _signs(count: int, start: int, seed: bytes) -> NDArray[np.int8]:
 
 
 def _transform(vector: Vector) -> None:
-    """Apply the orthonormal Walsh-Hadamard transform, its own inverse, in place, as products of small matrices."""
+    """Apply the orthonormal Walsh-Hadamard transform, its own inverse, in place, to a vector whose size is a power of two.
+
+    The transform is a Kronecker product of small Hadamard matrices. Each pass multiplies by one of them: it mixes
+    `factor` coordinates that are `stride` apart, and a product of matrices does so for `width` such groups at once.
+    """
     room, stride = np.empty(min(vector.size, _ROOM)), 1
     while stride < vector.size:
         factor = min(_FACTOR, vector.size // stride)
         matrix = _hadamard(factor)
-        wide = min(_PRODUCT // factor**2, _ROOM // factor, stride if stride > 1 else vector.size // factor)
-        if stride == 1:
-            products = vector.reshape(-1, 1, wide, factor)
+        num_groups = stride if stride > 1 else vector.size // factor  # that lie side by side
+        width = min(_PRODUCT // factor**2, _ROOM // factor, num_groups)
+        if stride == 1:  # a group is a row of a matrix, later a column
+            for part in _chunks(vector.reshape(-1, 1, width, factor)):
+                part[...] = np.matmul(part, matrix, out=room[: part.size].reshape(part.shape))
         else:
-            products = vector.reshape(-1, factor, stride // wide, wide).swapaxes(1, 2)
-        for part in _parts(products):
-            pair = (part, matrix) if stride == 1 else (matrix, part)
-            part[...] = np.matmul(*pair, out=room[: part.size].reshape(part.shape))
+            for part in _chunks(vector.reshape(-1, factor, stride // width, width).swapaxes(1, 2)):
+                part[...] = np.matmul(matrix, part, out=room[: part.size].reshape(part.shape))
         stride *= factor
 
 
-def _parts(products: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Yield views of matrices, shape (rows, columns, ., .), of at most `_ROOM` numbers each."""
-    rows, columns, *size = products.shape
-    few = _ROOM // math.prod(size)
-    high = max(few // columns, 1)
-    for row in range(0, rows, high):
-        for column in range(0, columns, few):
-            yield products[row : row + high, column : column + few]
+def _chunks(matrices: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Yield views of an array of matrices, shape (rows, columns, ., .), with at most `_ROOM` numbers each."""
+    rows, columns, *size = matrices.shape
+    max_matrices = _ROOM // math.prod(size)
+    num_rows = max(max_matrices // columns, 1)
+    for row in range(0, rows, num_rows):
+        for column in range(0, columns, max_matrices):
+            yield matrices[row : row + num_rows, column : column + max_matrices]
 
 
 @lru_cache
 def _hadamard(size: int) -> Vector:
+    """Return the orthonormal Hadamard matrix of a power of two."""
     matrix = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])

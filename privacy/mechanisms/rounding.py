@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from .private_sum import squared_norm
 from .randomness import Stream
 
-# That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
-_MAX_TRIES = 100
+_MAX_TRIES = 100  # all of which fail with a probability below 2^-72; the vector is then rounded towards zero
 EXCEEDED = 2.0**-160  # of a round: times 10^5 rounds and e^30, it is below the last bit of a float of 1e-12
 BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
 _WORD = 2.0**-32
@@ -54,7 +53,7 @@ class Blocks:
 
 
 def blocks_of(vector: NDArray[np.float64]) -> Blocks:
-    """Return a vector that is in memory as one that is read block by block."""
+    """Return views of a vector that is in memory as a whole, as `Blocks`."""
     return Blocks(
         vector.size, lambda: (vector[start : start + BLOCK] for start in range(0, vector.size, BLOCK))
     )
@@ -92,19 +91,14 @@ def moved_squared(norm: float, coordinates: int) -> float:
 
 
 def round_once(vector: Blocks, stream: Stream) -> NDArray[np.int32]:
-    """Return integers with mean `vector`, each less than one away from it, without a bound on their norm.
-
-    Args:
-      vector: finite.
-      stream: a secret stream for this client and round.
-    """
+    """Return integers with mean `vector`, each less than one away from it; arguments as of `round_within`."""
     out = np.empty(vector.size, np.int32)
     _round(out, vector, stream)
     return out
 
 
 def round_within(vector: Blocks, limit: int, stream: Stream) -> NDArray[np.int32]:
-    """Return whole numbers of mean `vector`, each less than one or one away from it, of squared norm at most `limit`.
+    """Return integers with mean `vector`, each at most one away from it, with a squared norm of at most `limit`.
 
     Args:
       vector: finite, of a norm of at most the `cells` that `limit_for` was given.
@@ -119,7 +113,7 @@ def round_within(vector: Blocks, limit: int, stream: Stream) -> NDArray[np.int32
 
 
 def _round(out: NDArray[np.int32], vector: Blocks, stream: Stream) -> int:
-    """Round once and return the exact squared norm."""
+    """Round each coordinate up or down at random into `out`, and return the exact squared norm of the result."""
     squared, offset, room = 0, 0, np.empty(min(vector.size, BLOCK))
     for part in vector.read():
         block = room[: part.size]
@@ -135,6 +129,7 @@ def _round(out: NDArray[np.int32], vector: Blocks, stream: Stream) -> int:
 
 
 def _squared(block: NDArray[np.float64]) -> int:
+    """Return the exact squared norm of whole numbers."""
     squared = squared_norm(block)
     if squared < _EXACT:
         return int(squared)

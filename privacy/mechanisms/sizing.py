@@ -39,6 +39,7 @@ known: the noise of an absent client is missing, which shows over many coordinat
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -80,7 +81,7 @@ class Attendance:
 
 @dataclass(frozen=True)
 class Layer:
-    """Further noise of parameter `sigma` in each vector, opened if `survivors` or more clients are in the sum."""
+    """Further noise of parameter `sigma` in each vector; its seed is opened if `survivors` or more are in the sum."""
 
     survivors: int
     sigma: int
@@ -120,9 +121,8 @@ class ShareSpec:
             raise Refusal("sum", self.sum, f"give a clipping norm and at most {MAX_CELLS} cells")
         if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
             raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")
-        if any(not MIN_SIGMA <= each.sigma <= MAX_SIGMA for each in self.layers) or (
-            self.layers and not self.sigma
-        ):
+        in_range = all(MIN_SIGMA <= each.sigma <= MAX_SIGMA for each in self.layers)
+        if self.layers and not (in_range and self.sigma):
             raise Refusal("layers", self.layers, f"give each at least {MIN_SIGMA} grid units, beside a share")
         levels = [self.attendance.most + 1, *(each.survivors for each in self.layers), self.attendance.least]
         if any(after >= before for before, after in pairwise(levels)):
@@ -146,7 +146,7 @@ class ShareSpec:
 
     @property
     def limit(self) -> int:
-        """The largest squared norm of a rounded vector, in grid units; of several records' one, before it is rounded."""
+        """The largest squared norm of a rounded vector, or of a sum of records before it is rounded, in grid units."""
         return _limit(self.sum, self.size)
 
     @property
@@ -156,12 +156,12 @@ class ShareSpec:
 
     @property
     def inflation(self) -> float:
-        """The sensitivity over the norm of one unit's part, above 1."""
+        """Factor, above 1, by which rounding raises the sensitivity over the norm of one unit's part."""
         unit = self.sum.unit_norm or self.sum.clipping_norm or 1.0
         return math.sqrt(self.sensitivity_squared) * self.sum.step / unit
 
     def variance(self, survivors: int) -> int:
-        """Return the variance of one client's noise that stays closed once `survivors` survive, in grid units."""
+        """Return the variance of one client's noise that stays in a sum of so many survivors, in grid units."""
         closed = (each.sigma**2 for each in self.layers if each.survivors > survivors)
         return self.sigma**2 + sum(closed)
 
@@ -195,13 +195,14 @@ class ShareSpec:
         """
         if self.single_noise(colluders) >= noise_multiplier:
             return 0
-        variance = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
-        there = min(max(1, level - colluders) * self.variance(level) for level in self._levels)
-        sigma = max(math.ceil(math.sqrt(variance - there)), MIN_SIGMA)
+        needed = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
+        present = min(max(1, level - colluders) * self.variance(level) for level in self._levels)
+        sigma = max(math.ceil(math.sqrt(needed - present)), MIN_SIGMA)
         return sigma if sigma <= MAX_SIGMA and _has_room(self, sigma) else -1
 
     @property
     def _levels(self) -> tuple[int, ...]:
+        """Numbers of survivors at which the noise is smallest: the least, and where a layer is opened."""
         return (self.attendance.least, *(layer.survivors for layer in self.layers))
 
 
@@ -227,19 +228,22 @@ def size_shares(
       Refusal: no grid fits into these bits.
     """
     levels = _levels(attendance) if layered and noise_multiplier else (attendance.least,)
-    widths = (bits,) if bits is not None else (16, 32) if noise_multiplier else (32,)
-    for width in widths[:-1]:
-        share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
+    finest = partial(_finest, spec, coordinates, attendance, levels, noise_multiplier)
+    if bits is None and noise_multiplier:
+        share_spec = finest(16)
         if share_spec is not None and share_spec.inflation <= MAX_INFLATION:
             return share_spec
-    share_spec = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
+    share_spec = finest(bits or 32)
     if share_spec is None:
-        raise Refusal("bits", widths[-1], "no grid holds such a sum; give more bits, or less noise")
+        raise Refusal("bits", bits or 32, "no grid holds such a sum; give more bits, or less noise")
     return share_spec
 
 
 def _levels(attendance: Attendance) -> tuple[int, ...]:
-    """Return for how many survivors the noise is sized, falling from the most to the least."""
+    """Return the numbers of survivors that get their own noise, falling from the most to the least.
+
+    From one to the next the honest ones fall by a factor of at most `MAX_EXCESS`, and so does the excess of noise.
+    """
     high, low = (count - attendance.colluders for count in (attendance.most, attendance.least))
     steps = math.ceil(math.log(high / low) / math.log(MAX_EXCESS))
     between = {round(high * (low / high) ** (step / steps)) for step in range(1, steps)}
@@ -249,6 +253,10 @@ def _levels(attendance: Attendance) -> tuple[int, ...]:
 def _finest(
     spec: SumSpec, coordinates: int, attendance: Attendance, levels: Sequence[int], noise: float, bits: int
 ) -> ShareSpec | None:
+    """Return the spec of the finest grid that fits, by bisection of its cells; None if none fits.
+
+    Arguments as of `size_shares`, and `levels` as of `_levels`.
+    """
     below, above = 0, MAX_CELLS + 1
     best = None
     while above - below > 1:
@@ -267,18 +275,26 @@ def _finest(
 
 
 def _limit(spec: SumSpec, size: int) -> int:
-    # A coordinate of several records' vector is at most its length before rounding: floor(x + u) is at most ceil(x).
+    """Return `ShareSpec.limit` of a vector of this size."""
+    # No coordinate of a sum of records exceeds its norm before rounding: floor(x + u) is at most ceil(x).
     return limit_for(spec.cells, size) if spec.unit_norm is None else spec.cells**2
 
 
 def _sensitivity_squared(spec: SumSpec, size: int) -> float:
+    """Return `ShareSpec.sensitivity_squared` of a vector of this size."""
     if spec.unit_norm is None:
         return float(_limit(spec, size))
     return moved_squared(spec.unit_norm / spec.step, size)
 
 
 def _sigmas(variance: float, honest: Sequence[int]) -> list[int]:
-    """Return a share's sigma and its layers', so that each sum of `honest` shares has the wanted variance."""
+    """Return the sigmas of a share and of its layers.
+
+    Args:
+      variance: that each sum needs; 0 for no noise.
+      honest: numbers of honest survivors, falling: with the first only the share stays, with each later one also the
+        next layer.
+    """
     sigmas: list[int] = []
     for count in honest:
         missing = max(variance / count - sum(sigma**2 for sigma in sigmas), 0)
@@ -295,12 +311,13 @@ def _has_room(spec: ShareSpec, further: int) -> bool:
     proxy = spec.attendance.most * spec.variance(0) + further**2
     signal, room = spec.attendance.most * math.isqrt(spec.limit), 2 ** (spec.bits - 1) - 1
     doublings = spec.size.bit_length() + 1 + FURTHER_BITS
-    if spec.rotated:  # which spreads the vectors, too
+    if spec.rotated:  # the signal is sub-Gaussian as well, except for the rounding
         proxy, signal = proxy + math.ceil(signal**2 / block_of(spec.size)), spec.attendance.most
     return signal + math.sqrt(2 * math.log(2) * doublings * proxy) <= room
 
 
 def _fits(spec: ShareSpec) -> bool:
+    """Return whether the sum does not overflow, as the module's text proves it."""
     vectors, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
     if not spec.rotated:
         share = sum(largest(sigma) for sigma in (spec.sigma, *(each.sigma for each in spec.layers)) if sigma)

@@ -53,14 +53,15 @@ class SummedNoise:
     def variance(self, spec: ShareSpec) -> float:
         """Return the variance of one coordinate of the sum, in grid units."""
         opened = (self.survivors - self.unopened) * spec.variance(self.survivors)
-        return float(opened + self.unopened * spec.variance(0)) + sum(self.own_noise_variances(spec))
+        unopened = self.unopened * spec.variance(0)
+        return float(opened + unopened) + sum(self.own_noise_variances(spec))
 
     def own_noise_variances(self, spec: ShareSpec) -> list[float]:
         """Return the variance that is counted for each owner's claim of own noise."""
         if not any(self.further):
             return []
-        others = range(spec.attendance.most)
-        max_sigma = max(spec.missing_sigma(each, self.noise_multiplier) for each in others)
+        colluders = range(spec.attendance.most)
+        max_sigma = max(spec.missing_sigma(each, self.noise_multiplier) for each in colluders)
         return [float(min(sigma, max(max_sigma, 0)) ** 2) for sigma in self.further]
 
 
@@ -78,9 +79,10 @@ def longest_sum(spec: ShareSpec, noise: SummedNoise) -> float:
 
 
 def _longest_vector(spec: ShareSpec) -> float:
+    """Return the bound L on the norm of one rounded vector, in grid units."""
     if spec.sum.unit_norm is None:
         return math.sqrt(spec.limit)
-    return math.sqrt(moved_squared(spec.sum.cells, spec.size))  # rounded once, whatever its length becomes
+    return math.sqrt(moved_squared(spec.sum.cells, spec.size))  # `round_once` does not bound the norm
 
 
 def norm_of(total: NDArray[np.uint16 | np.uint32], spec: ShareSpec) -> float:

@@ -134,6 +134,7 @@ class SumSpec:
 
     @property
     def _segments_share(self) -> float:
+        """Share of the squared norm that all segments take."""
         return math.fsum(self._share(each) for each in self.segments)
 
     def _share(self, segment: Segment) -> float:

@@ -35,8 +35,8 @@ class Stage(IntEnum):
     CONFIRMED = 4
 
 
-# Pairs of a number of survivors and a secret seed of 32 bytes. The seed gives noise in the vector that may be removed
-# if at least that many clients survive.
+# Pairs of a number of survivors and a secret seed of 32 bytes: the noise of this seed may be removed from the node's
+# vector if at least that many clients survive.
 Openings = tuple[tuple[int, bytes], ...]
 
 
@@ -46,8 +46,8 @@ class Work:
 
     Attributes:
       model_hash: of the model that this node received, computed here.
-      vector: called once, when the masks are ready; hands over words of the terms' width, shape (d,), to be
-        overwritten, and what the node is to open beside its shares.
+      vector: called once, when the masks are ready; returns words of the terms' width, shape (d,), to be overwritten,
+        and seeds of noise in them that the node opens with its shares.
       further: parameter of the node's own noise in that vector, in whole grid units; a public number, sent to the
         server under the vector's seal.
     """
@@ -125,7 +125,7 @@ class NodeAttempt:
 
     def bare(self, node: int) -> frozenset[int]:
         """Return the nodes with which a node adds no mask: one of the two has complained of the other."""
-        return frozenset(sum(pair) - node for pair in self.void if node in pair)
+        return frozenset(other for pair in self.void if node in pair for other in pair if other != node)
 
     def erase(self) -> None:
         """Erase every secret.
@@ -215,7 +215,7 @@ def signers(
     """
     nodes: set[int] = set()
     for confirmation in confirmations:
-        _same(attempt, confirmation)
+        _check_view(attempt, confirmation)
         member, suite = roster.member(confirmation.node, now), suite_of(attempt.terms.suite)
         member.check(suite, attempt.context, confirmation_body(confirmation), confirmation.signature)
         nodes.add(confirmation.node)
@@ -224,7 +224,8 @@ def signers(
     raise Refused(Reason.TOO_FEW, f"{len(nodes)} confirmations of the {needed} needed")
 
 
-def _same(attempt: NodeAttempt, reply: Confirmation) -> None:
+def _check_view(attempt: NodeAttempt, reply: Confirmation) -> None:
+    """Refuse a confirmation of another view than this node's."""
     round_context, view = attempt.view
     if reply.node not in attempt.alive:
         raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of a node that is not alive")
@@ -237,11 +238,18 @@ def _same(attempt: NodeAttempt, reply: Confirmation) -> None:
 
 
 def unchecked_adverts(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
-    """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked."""
+    """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked.
+
+    Args:
+      node: this node.
+      attempt: with its survivors known.
+      signed: nodes that have signed its view.
+    """
     agreed, terms = attempt.agreed, attempt.terms
-    witnesses = {node, *agreed.neighbours(node), *signed}
-    enough = 2 * terms.threshold - terms.neighbours
-    rest = (other for other in attempt.alive if other not in witnesses)
+    max_colluders = 2 * terms.threshold - terms.neighbours - 1  # among a node's neighbours; see the module
+    checked = {node, *agreed.neighbours(node), *signed}
     return [
-        agreed.by_node[other] for other in rest if len(signed.intersection(agreed.neighbours(other))) < enough
+        agreed.by_node[other]
+        for other in attempt.alive
+        if other not in checked and len(signed.intersection(agreed.neighbours(other))) <= max_colluders
     ]

@@ -83,11 +83,11 @@ def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) 
 def void_pairs(
     complaints: Mapping[int, Complaints], sharers: AbstractSet[int]
 ) -> tuple[tuple[int, int], ...]:
-    """Return the pairs of holder and dealer that go on without a mask: a complaint between them has no verdict.
+    """Return the pairs of holder and dealer without a mask: a complaint between them has no verdict.
 
     Args:
       complaints: by holder.
-      sharers: nodes that stay; where a complaint has a verdict one of its two does not.
+      sharers: nodes that stay; a complaint with a verdict has excluded one of its two.
     """
     pairs = ((holder, dealer) for holder, complaint in complaints.items() for dealer in complaint.accused)
     return tuple(sorted(pair for pair in pairs if {*pair} <= sharers))
@@ -150,7 +150,7 @@ class Agreement:
 
     @cached_property
     def points(self) -> dict[int, int]:
-        """Point of the polynomial at which each node's shares lie."""
+        """Point at which the shares of each node are values of the dealers' polynomials."""
         return {node: point for point, node in enumerate(self.nodes, 1)}
 
     @property
@@ -171,7 +171,8 @@ class Agreement:
         return ring(self.candidates, self.terms.neighbours, self.cohort)
 
     @cached_property
-    def _cached(self) -> dict[int, tuple[int, ...]]:
+    def _neighbours(self) -> dict[int, tuple[int, ...]]:
+        """Cache of `neighbours` among all that advertised, by node."""
         return {}
 
     def neighbours(self, node: int, among: AbstractSet[int] | None = None) -> tuple[int, ...]:
@@ -181,10 +182,10 @@ class Agreement:
           node: that advertised.
           among: restricts the result to these; None for all that advertised.
         """
-        if node not in self._cached:
+        if node not in self._neighbours:
             peers = self.nodes if self.complete else self._ring.around(node)
-            self._cached[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
-        full = self._cached[node]
+            self._neighbours[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
+        full = self._neighbours[node]
         return full if among is None else tuple(peer for peer in full if peer in among)
 
     @cached_property
@@ -208,14 +209,5 @@ class Agreement:
         return frame(Purpose.SHARE, self.cohort, sender, receiver, *([block] if block else []))
 
     def round(self, sharers: Sequence[int], model_hash: bytes, void: Iterable[tuple[int, int]] = ()) -> bytes:
-        """Return the context of masks and confirmations, 32 bytes.
-
-        Args:
-          sharers: nodes that shared.
-          model_hash: of the round's model, 32 bytes.
-          void: as `void_pairs` returns them.
-
-        Raises:
-          Refused: WRONG_COHORT when a node is listed twice.
-        """
+        """Return the context of masks and confirmations, 32 bytes; arguments as of `transcript.round_context`."""
         return round_context(self.cohort, sharers, model_hash, void)

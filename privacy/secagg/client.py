@@ -53,8 +53,10 @@ from .transcript import HASH_BYTES, AttemptTerms, Profile, Purpose, frame, signs
 ToNode = (
     wire.CohortAdverts | wire.NeighbourShares | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
 )
-LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
-OVER = wire.NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
+LIVE_ATTEMPTS = 2  # the one that is summed, and the next round's, whose keys are exchanged in advance
+OVER = (
+    wire.NODES - 1
+)  # in the place of an attempt's number: this node has opened the round's sum, and joins no more
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Participant:
       policy: requirements on every attempt.
       roster: of the members.
       newest_attempts: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
-      attempts: those under way, by context.
+      attempts: current attempts, by context.
     """
 
     node: int
@@ -120,6 +122,13 @@ class Participant:
         self.attempts.pop(context).erase()
 
     def _step(self, message: ToNode, due: Stage, act: Callable[[NodeAttempt], bytes]) -> bytes:
+        """Return the reply to a message of an attempt; an error ends the attempt.
+
+        Args:
+          message: of the server.
+          due: the last step that the node must have done.
+          act: does the next step, and returns the reply.
+        """
         attempt = self.attempts.get(message.context)
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
@@ -137,8 +146,8 @@ class Participant:
         if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
             raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
 
-    def _enough(self, attempt: NodeAttempt, nodes: Sequence[int]) -> None:
-        """Require enough nodes in a sum, and among those that hide this node enough neighbours and owner's peers."""
+    def _require_enough(self, attempt: NodeAttempt, nodes: Sequence[int]) -> None:
+        """Refuse a sum of these nodes if they, or this node's neighbours or its owner's peers among them, are too few."""
         terms, hiding = attempt.terms, {*nodes} - attempt.bare(self.node)
         neighbours = attempt.agreed.neighbours(self.node, hiding)
         if len(nodes) < terms.minimum_survivors or len(neighbours) < terms.threshold:
@@ -146,7 +155,7 @@ class Participant:
         self._check_peers(hiding)
 
     def _check_peers(self, nodes: Collection[int]) -> list[int]:
-        """Return the owner's peers among the nodes of a sum, if the owner requires any."""
+        """Return the owner's peers among the nodes of a sum; refuse too few. Without a requirement none are returned."""
         min_peers = self.policy.peers_at_least
         peers = self.roster.holders(self.policy.peers, nodes) if min_peers else []
         peers = [node for node in peers if node != self.node]
@@ -157,7 +166,7 @@ class Participant:
         return peers
 
     def _join(self, proposal: wire.Proposal, now: int) -> bytes:
-        """0: hold the terms against the policy, and make the keys of this attempt."""
+        """0: check the terms against the policy, and make the keys of this attempt."""
         terms, candidates = proposal.terms, proposal.candidates
         check(self.policy, terms)
         self._check_roster(terms)
@@ -166,11 +175,11 @@ class Participant:
         self._check_peers(candidates)
         for node in candidates:
             self.roster.member(node, now)
-        self._once(terms)
+        self._join_once(terms)
         return self._advertise(terms, candidates, proposal.server_key)
 
-    def _once(self, terms: AttemptTerms) -> None:
-        """Let a node join each attempt once, no round that it opened, and none before the last round but one."""
+    def _join_once(self, terms: AttemptTerms) -> None:
+        """Record an attempt; refuse it if it was recorded, or its round was opened, or comes before the last two."""
         rounds = self.newest_attempts.get(terms.run, {})
         if terms.attempt <= rounds.get(terms.round, -1) or terms.round < max(rounds, default=0) - 1:
             raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
@@ -179,6 +188,7 @@ class Participant:
         self.newest_attempts[terms.run] = recent | {terms.round: terms.attempt}
 
     def _advertise(self, terms: AttemptTerms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
+        """Begin an attempt with fresh keys, and return the advert; older attempts at the round end."""
         context = attempt_context(terms, candidates, server_key)
         mask_seed, private_seed, share_seed = new_secret(), new_secret(), new_secret()
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
@@ -207,9 +217,9 @@ class Participant:
         agreed = attempt.agreed
         agreed.check_keys()
         peers = agreed.neighbours(self.node)
-        demanded = self._check_peers(agreed.nodes)  # whose names alone would make them no peers
-        check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in {*peers, *demanded}], now)
-        self._enough(attempt, agreed.nodes)
+        owners_peers = self._check_peers(agreed.nodes)  # counted only if they signed, not for their names
+        check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in {*peers, *owners_peers}], now)
+        self._require_enough(attempt, agreed.nodes)
         points = [agreed.points[peer] for peer in peers]
         threshold = attempt.terms.threshold
         ours = deal(agreed.cohort, self.node, attempt.own_seed, attempt.mask_seed, threshold, points)
@@ -224,12 +234,13 @@ class Participant:
                 for key, each in zip(keys, offers, strict=True)
             ]
             kem = [each.block for each in offers]
-        sealed = bytearray()
-        for peer, key, shares, block in zip(peers, keys, ours.shares, kem, strict=True):
-            sealed += seal(agreed.suite, key, shares, agreed.share_label(self.node, peer, block))
+        sealed = b"".join(
+            seal(agreed.suite, key, shares, agreed.share_label(self.node, peer, block))
+            for peer, key, shares, block in zip(peers, keys, ours.shares, kem, strict=True)
+        )
         attempt.stage = Stage.SHARED
         unsigned = wire.SealedShares(
-            agreed.cohort, bytes(sealed), ours.commitments, ours.proof, ours.seed, b"", b"".join(kem)
+            agreed.cohort, sealed, ours.commitments, ours.proof, ours.seed, b"", b"".join(kem)
         )
         signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
         attempt.dealt = deal_hash(self.node, unsigned)
@@ -241,16 +252,16 @@ class Participant:
         if self.node not in message.sharers or not set(message.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
         peers = agreed.neighbours(self.node, set(message.sharers))
-        self._enough(attempt, message.sharers)
-        neighbour_shares = _neighbour_shares(agreed, self.node, peers, message)
+        self._require_enough(attempt, message.sharers)
+        # This node has made the mask secrets with its higher neighbours; those with lower ones are in their deals.
         higher = [peer for peer in agreed.neighbours(self.node) if peer > self.node]
-        initial_secrets = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
-        none = bytes(KEY_BYTES if agreed.suite.hybrid else 0)
+        own_secrets = dict(zip(higher, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
+        no_secret = bytes(KEY_BYTES if agreed.suite.hybrid else 0)
         pairs, secrets, rows, accused = bytearray(), bytearray(), bytearray(), list[int]()
-        for shares in neighbour_shares:
-            secret = initial_secrets.get(shares.dealer, none)
+        for shares in _neighbour_shares(agreed, self.node, peers, message):
+            secret = own_secrets.get(shares.dealer, no_secret)
             try:
-                pair, secret, row = self._opened(attempt, shares, secret)
+                pair, secret, row = self._open_shares(attempt, shares, secret)
             except Refused:
                 pair, row = bytes(2 * wire.SHARE_BYTES), bytes(HASH_BYTES)
                 accused.append(shares.dealer)
@@ -263,21 +274,22 @@ class Participant:
         return tag_reply(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
 
     def _seal_key(self, attempt: NodeAttempt, shares: EncryptedShares) -> bytes:
+        """Return the key that opens encrypted shares, 32 bytes."""
         agreed, start = attempt.agreed, KEY_BYTES * index_of(attempt.agreed, self.node, shares.dealer)
         key = attempt.pair_keys[start : start + KEY_BYTES]
         if agreed.suite.hybrid:
             key = mixed(key, share_secret(attempt.share_seed, shares.block), agreed.share_info)
         return key
 
-    def _opened(
+    def _open_shares(
         self, attempt: NodeAttempt, shares: EncryptedShares, secret: bytes
     ) -> tuple[bytes, bytes, bytes]:
-        """Return the decrypted shares, the hybrid secret of the masks with its dealer, and `acceptance` of both.
+        """Return the pair of decrypted shares, the hybrid secret of the masks with their dealer, and `acceptance` of both.
 
         Args:
           attempt: with the keys of its pairs.
           shares: to open.
-          secret: that of the masks, if this node made it; of a suite without one, empty.
+          secret: hybrid secret of the masks if this node made it; empty in a suite without ML-KEM.
 
         Raises:
           Refused: BAD_SHARE where the dealer did not commit to both.
@@ -308,7 +320,7 @@ class Participant:
             member = self.roster.member(peer, now)
             member.check(agreed.suite, cohort, deal_body(peer, sealed_shares), sealed_shares.signature)
             try:
-                self._hold(attempt, encrypted_shares_of(agreed, peer, self.node, sealed_shares))
+                self._accept(attempt, encrypted_shares_of(agreed, peer, self.node, sealed_shares))
             except Refused:
                 key = agreed.by_node[peer].share_key
                 # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
@@ -322,18 +334,19 @@ class Participant:
         complaints = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
         return tag_reply(attempt, wire.write(complaints))
 
-    def _hold(self, attempt: NodeAttempt, shares: EncryptedShares) -> None:
+    def _accept(self, attempt: NodeAttempt, shares: EncryptedShares) -> None:
+        """Store the shares of a dealer that was accused, and take the accusation back; raise Refused if they are bad."""
         peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
         index = bisect_left(peers, shares.dealer)
         initial_secret = attempt.mask_secrets[KEY_BYTES * index :][:KEY_BYTES]
-        pair, secret, row = self._opened(attempt, shares, initial_secret)
+        pair, secret, row = self._open_shares(attempt, shares, initial_secret)
         attempt.held = _replace_piece(attempt.held, index, pair)
         attempt.acceptance = _replace_piece(attempt.acceptance, index, row)
         attempt.mask_secrets = _replace_piece(attempt.mask_secrets, index, secret)
         attempt.accused = tuple(peer for peer in attempt.accused if peer != shares.dealer)
 
     def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int, work: Work | None) -> bytes:
-        """3: compute, and send the vector under all masks."""
+        """3: compute the vector, and send it under all masks."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
         agreed, previous_sharers = attempt.agreed, set(attempt.sharers)
@@ -342,8 +355,8 @@ class Participant:
         peers = agreed.neighbours(self.node, set(inbox.sharers))
         self._check_void(attempt, inbox, now)
         attempt.void = tuple((entry.holder, entry.dealer) for entry in inbox.void)
-        bare = attempt.bare(self.node)
-        self._enough(attempt, inbox.sharers)
+        unmasked = attempt.bare(self.node)
+        self._require_enough(attempt, inbox.sharers)
         stays = [peer in set(peers) for peer in agreed.neighbours(self.node, previous_sharers)]
         attempt.held = _select_pieces(attempt.held, 2 * wire.SHARE_BYTES, stays)
         attempt.acceptance = _select_pieces(attempt.acceptance, HASH_BYTES, stays)
@@ -357,23 +370,23 @@ class Participant:
         else:
             secret = key_from_seed(attempt.mask_seed)
             keys = secrets = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
-        none = bytes(KEY_BYTES)
         attempt.mask_keys = b"".join(
-            none if peer in bare else key for key, peer in zip(secrets, peers, strict=True)
+            bytes(KEY_BYTES) if peer in unmasked else secret
+            for secret, peer in zip(secrets, peers, strict=True)
         )
         attempt.mask_secrets = attempt.pair_keys = attempt.share_seed = b""
         masks = [(private_mask_key(attempt.own_seed, context), 1)]
         pairs = zip(keys, peers, strict=True)
-        masks += [(key, mask_sign(self.node, peer)) for key, peer in pairs if peer not in bare]
+        masks += [(key, mask_sign(self.node, peer)) for key, peer in pairs if peer not in unmasked]
         vector, attempt.openings = work.vector(attempt.terms)
         return masked(attempt, vector, masks, context, work.further(attempt.terms))
 
     def _check_void(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int) -> None:
-        """Require of each mask that this node is to leave out a complaint that it signed, or one of its own deal.
+        """Refuse to leave out a mask without a complaint that this node signed, or that is about its own signed deal.
 
-        An honest node complains of no honest one, whatever the server carries: the deal must be one that its dealer has
-        signed. So each mask between two honest nodes stays. Nor does a node go on beside a dealer of bad shares with
-        which it has a mask: it could be blamed for what it cannot reveal.
+        Honest nodes complain only of deals that their dealers signed, and honest dealers sign no bad deal. So each mask
+        between two honest nodes stays. Nor does a node continue with a mask that it shares with a dealer of bad shares:
+        it could be blamed for what it cannot reveal.
         """
         agreed = attempt.agreed
         if inbox.void and not agreed.suite.hybrid:
@@ -400,7 +413,7 @@ class Participant:
         if alive | set(sets.dead) != set(attempt.sharers) or self.node not in alive:
             raise Refused(Reason.WRONG_COHORT, "alive and dead are not who shared, or this node is not alive")
         agreed = attempt.agreed
-        self._enough(attempt, sets.alive)
+        self._require_enough(attempt, sets.alive)
         attempt.alive = sets.alive
         if attempt.terms.profile is Profile.SEMI_HONEST:
             return self._reveal(attempt)
@@ -418,6 +431,10 @@ class Participant:
         return self._reveal(attempt)
 
     def _reveal(self, attempt: NodeAttempt) -> bytes:
+        """Return what opens the survivors' sum: shares of seeds, keys of masks with dropouts, seeds of excess noise.
+
+        Afterwards the attempt is over for this node, and so is its round.
+        """
         _, view = attempt.view
         alive, shares, keys = set(attempt.alive), bytearray(), bytearray()
         for index, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
@@ -460,17 +477,19 @@ def _neighbour_shares(
 
 
 def _replace_piece(row: bytes, index: int, piece: bytes) -> bytes:
+    """Return a row of pieces of equal size with another piece at an index."""
     return row[: len(piece) * index] + piece + row[len(piece) * (index + 1) :]
 
 
 def _select_pieces(row: bytes, size: int, selection: Sequence[bool]) -> bytes:
+    """Return the selected pieces of a row of pieces of this size."""
     return b"".join(piece for piece, stays in zip(cut(row, size), selection, strict=True) if stays)
 
 
 # --- what a node remembers between two messages, sealed under a key of its own
 
 _STATE_FORMAT = 4
-_OLD_FORMATS = (2, 3)  # of earlier versions; what was asked is read, and their attempts are over
+_OLD_FORMATS = (2, 3)  # of earlier versions: `newest_attempts` is read, and attempts are over
 _STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
 _NODE_FIELDS = ("candidates", "sharers", "accused", "complained", "alive")
 
@@ -516,6 +535,7 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
 
 
 def _plain(attempt: NodeAttempt) -> dict[str, Any]:
+    """Return an attempt as plain data for msgpack."""
     row = {field.name: getattr(attempt, field.name) for field in fields(attempt)}
     row["terms"] = wire.write_terms(attempt.terms)
     row["adverts"] = wire.write(wire.CohortAdverts(attempt.context, attempt.adverts))
@@ -524,6 +544,7 @@ def _plain(attempt: NodeAttempt) -> dict[str, Any]:
 
 
 def _attempt(row: dict[str, Any]) -> NodeAttempt:
+    """Return the attempt that `_plain` wrote."""
     row["terms"] = wire.read_terms(row["terms"])
     row["adverts"] = wire.read(row["adverts"], wire.CohortAdverts).adverts
     row["stage"] = Stage(row["stage"])

@@ -55,7 +55,7 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     scalar[0] &= 248  # clamping, RFC 7748, section 5
     scalar[31] = scalar[31] & 127 | 64
     exponent = int.from_bytes(scalar, "little") // _COFACTOR % ORDER
-    # A key in Montgomery's form stands for two points.
+    # An X25519 key stands for two points, of which `_lifted` takes one: the exponent of the other has the other sign.
     if _packed(_times(_blinded(exponent), base)) != _packed(holder):
         exponent = ORDER - exponent
     secret = _times(_blinded(exponent), theirs)
@@ -87,9 +87,9 @@ def open_proof(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> 
     challenge, scalar = int.from_bytes(challenge_bytes, "little"), int.from_bytes(answer, "little")
     first = _plus(_times(scalar, base), _minus(_times(challenge, holder)))
     second = _plus(_times(scalar, theirs), _minus(_times(challenge, secret)))
-    small = len(proof) != PROOF_BYTES or not max(challenge, scalar) < ORDER
-    outside = _packed(_times(ORDER, secret)) != _packed(_NEUTRAL)
-    if small or outside or _challenge(context, holder, theirs, secret, first, second) != challenge:
+    is_malformed = len(proof) != PROOF_BYTES or max(challenge, scalar) >= ORDER
+    is_outside = _packed(_times(ORDER, secret)) != _packed(_NEUTRAL)  # of the subgroup of prime order
+    if is_malformed or is_outside or _challenge(context, holder, theirs, secret, first, second) != challenge:
         raise Refused(Reason.BAD_SIGNATURE, "not a proof of these two keys in this context")
     return _montgomery(secret)
 
@@ -112,7 +112,7 @@ def on_curve(public: bytes) -> bool:
 
 
 def _blinded(scalar: int) -> int:
-    """Return a scalar of one length in bits that gives the same multiple of a point in the subgroup of prime order."""
+    """Return a random scalar of fixed length in bits with the same multiples of points in the subgroup of prime order."""
     factor = int.from_bytes(os.urandom(_BLINDING_BITS // 8), "big") | 3 << _BLINDING_BITS
     return scalar % ORDER + factor * ORDER
 
@@ -125,6 +125,7 @@ def _challenge(context: bytes, *points: Point) -> int:
 
 
 def _plus(p: Point, q: Point) -> Point:
+    """Return the sum of two points; letters as in the RFC."""
     a = (p[1] - p[0]) * (q[1] - q[0])
     b = (p[1] + p[0]) * (q[1] + q[0])
     c = 2 * p[3] * q[3] * _D % PRIME
@@ -147,6 +148,7 @@ def _times(scalar: int, point: Point) -> Point:
 
 
 def _packed(point: Point) -> bytes:
+    """Return the encoding of a point, 32 bytes: y, and the lowest bit of x in the highest bit."""
     inverse = pow(point[2], -1, PRIME)
     x, y = point[0] * inverse % PRIME, point[1] * inverse % PRIME
     return (y | (x & 1) << 255).to_bytes(32, "little")
@@ -159,7 +161,11 @@ def _unpacked(packed: bytes) -> Point:
 
 
 def _with_y(y: int) -> Point:
-    """Return the point of this height with an even x."""
+    """Return the point with this y and an even x.
+
+    Raises:
+      Refused: MALFORMED if there is none.
+    """
     square = (y * y - 1) * pow(_D * y * y + 1, -1, PRIME) % PRIME
     x = pow(square, (PRIME + 3) // 8, PRIME)
     if x * x % PRIME != square:
@@ -171,7 +177,7 @@ def _with_y(y: int) -> Point:
 
 
 def _lifted(public: bytes) -> Point:
-    """Return the point of an X25519 key, of its two the one with an even x: y = (u - 1) / (u + 1)."""
+    """Return the point with an even x, of the two of an X25519 key u: y = (u - 1) / (u + 1)."""
     u = int.from_bytes(public[:KEY_BYTES], "little") & (1 << 255) - 1
     if (u + 1) % PRIME == 0:
         raise Refused(Reason.MALFORMED, "no point of the curve")
@@ -180,10 +186,9 @@ def _lifted(public: bytes) -> Point:
 
 def _montgomery(point: Point) -> bytes:
     """Return the u of a point, u = (1 + y) / (1 - y)."""
-    above, below = point[2] + point[1], point[2] - point[1]
-    return (
-        (above * pow(below, -1, PRIME) % PRIME).to_bytes(KEY_BYTES, "little") if below % PRIME else bytes(32)
-    )
+    above, below = point[2] + point[1], (point[2] - point[1]) % PRIME
+    u = above * pow(below, -1, PRIME) % PRIME if below else 0  # as X25519 has it for the neutral point
+    return u.to_bytes(KEY_BYTES, "little")
 
 
 _BASE = _with_y(4 * pow(5, -1, PRIME) % PRIME)

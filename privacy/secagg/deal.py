@@ -19,17 +19,17 @@ from .refusal import Reason, Refused
 from .shamir import PRIME, SECRET_BYTES, new_secret, number_of, polynomial, values
 from .transcript import Purpose, digest
 
-_BOUND_BYTES = 24  # of SHA-256: two shares with one commitment take 2**96 hashes, by when the attempt is over
-COMMITMENT_BYTES = 2 * _BOUND_BYTES  # to a holder's share of the private seed, and to that of the mask seed
+# A commitment is 24 bytes of SHA-256: two values with one commitment take 2**96 hashes, longer than an attempt lasts.
+SEED_COMMITMENT_BYTES = 24
+COMMITMENT_BYTES = (
+    2 * SEED_COMMITMENT_BYTES
+)  # to a holder's share of the private seed, and to that of the mask seed
 
-SEED_COMMITMENT_BYTES = _BOUND_BYTES
-
-# Where the honest holders' values of r or of b lie on no polynomial of degree t - 1, those of r + c b lie on one for at
-# most one c of the p that there are: what keeps them from it is linear in c, and not zero. The challenge is a hash of
-# all values. Each hash that a dealer tries passes with probability 1 / p, and 2**128 of them with 2**-126: one
+# Soundness. Where the honest holders' values of r or of b lie on no polynomial of degree t - 1, those of r + c b lie on
+# one for at most one of the p challenges c: their distance from it is linear in c, and not zero. The challenge is a hash
+# of all values. Each hash that a dealer tries passes with probability 1 / p, and 2**128 of them with 2**-126: one
 # challenge is enough.
 SOUNDNESS_BITS = 254
-assert 1 << SOUNDNESS_BITS < PRIME
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,20 @@ def deal(
       threshold: of shares that give a seed.
       points: of the holders, ascending.
     """
-    private, mask = polynomial(private_seed, threshold), polynomial(mask_seed, threshold)
-    blinding = polynomial(new_secret(), threshold)
+    polynomials = [polynomial(seed, threshold) for seed in (private_seed, mask_seed, new_secret())]
+    private_values, mask_values, blinding_values = values(polynomials, points)
     label = label_of(cohort, dealer)
     shares: list[bytes] = []
     hashes: list[bytes] = []
-    ours, theirs, blinds = values([private, mask, blinding], points)
-    for point, *of_holder in zip(points, ours, theirs, blinds, strict=True):
-        our, their, blind = (value.to_bytes(SECRET_BYTES, "big") for value in of_holder)
-        shares.append(our + their)
-        hashes += [private_commitment(label, point, our, blind), mask_commitment(label, point, their)]
+    for point, *row in zip(points, private_values, mask_values, blinding_values, strict=True):
+        private, mask, blinding = (value.to_bytes(SECRET_BYTES, "big") for value in row)
+        shares.append(private + mask)
+        hashes += [private_commitment(label, point, private, blinding), mask_commitment(label, point, mask)]
     commitments = b"".join(hashes)
     challenge = challenge_of(cohort, dealer, digest_of(commitments))
     proof = b"".join(
-        ((blind + challenge * our) % PRIME).to_bytes(SECRET_BYTES, "big")
-        for blind, our in zip(blinds, ours, strict=True)
+        ((blinding + challenge * private) % PRIME).to_bytes(SECRET_BYTES, "big")
+        for blinding, private in zip(blinding_values, private_values, strict=True)
     )
     return Deal(tuple(shares), commitments, proof, seed_commitment(label, private_seed))
 
@@ -105,37 +104,33 @@ def digest_of(commitments: bytes) -> bytes:
 
 
 def challenge_of(cohort: bytes, dealer: int, commitments: bytes) -> int:
-    """Return the challenge of a dealer's proof, below p.
-
-    Args:
-      cohort: hash of the attempt's adverts, 32 bytes.
-      dealer: the node.
-      commitments: hash of all of them, 32 bytes.
-    """
+    """Return the challenge of a dealer's proof, below p; arguments as of `deal`, and the hash of all commitments."""
     return int.from_bytes(digest(Purpose.CHALLENGE, cohort, dealer, commitments), "big") % PRIME
 
 
-# Fields of fixed length behind a hash: unlike `frame` these cost a microsecond, and a server makes n k of them.
+# The label and fields of fixed length are hashed without `frame`: this takes a microsecond, and a server makes n k of them.
 
 
 def private_commitment(label: bytes, point: int, share: bytes, blinding: bytes) -> bytes:
     """Return the commitment to a holder's share of the private seed, and to the blinding polynomial there."""
-    return hashlib.sha256(label + b"\0" + point.to_bytes(8, "big") + share + blinding).digest()[:_BOUND_BYTES]
+    return hashlib.sha256(label + b"\0" + point.to_bytes(8, "big") + share + blinding).digest()[
+        :SEED_COMMITMENT_BYTES
+    ]
 
 
 def mask_commitment(label: bytes, point: int, share: bytes) -> bytes:
     """Return the commitment to a holder's share of the mask seed."""
-    return hashlib.sha256(label + b"\1" + point.to_bytes(8, "big") + share).digest()[:_BOUND_BYTES]
+    return hashlib.sha256(label + b"\1" + point.to_bytes(8, "big") + share).digest()[:SEED_COMMITMENT_BYTES]
 
 
 def seed_commitment(label: bytes, seed: bytes) -> bytes:
     """Return the commitment to a private seed, by which all of its shares are checked at once when they are revealed."""
-    return hashlib.sha256(label + b"\2" + seed).digest()[:_BOUND_BYTES]
+    return hashlib.sha256(label + b"\2" + seed).digest()[:SEED_COMMITMENT_BYTES]
 
 
 def secret_commitment(label: bytes, point: int, secret: bytes) -> bytes:
     """Return the commitment to the secret of the masks with a holder, which a hybrid dealer makes for the two."""
-    return hashlib.sha256(label + b"\3" + point.to_bytes(8, "big") + secret).digest()[:_BOUND_BYTES]
+    return hashlib.sha256(label + b"\3" + point.to_bytes(8, "big") + secret).digest()[:SEED_COMMITMENT_BYTES]
 
 
 def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments: bytes) -> bool:
@@ -149,28 +144,20 @@ def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments:
       commitments: of the dealer to this holder's shares, `COMMITMENT_BYTES`.
     """
     if value is None:
-        return mask_commitment(claim.label, point, share) == commitments[_BOUND_BYTES:]
+        return mask_commitment(claim.label, point, share) == commitments[SEED_COMMITMENT_BYTES:]
     blinding = (value - claim.challenge * int.from_bytes(share, "big")) % PRIME
     commitment = private_commitment(claim.label, point, share, blinding.to_bytes(SECRET_BYTES, "big"))
-    return commitment == commitments[:_BOUND_BYTES]
+    return commitment == commitments[:SEED_COMMITMENT_BYTES]
 
 
 def check_share(claim: Claim, point: int, pair: bytes, value: int, commitments: bytes) -> None:
-    """Return if a holder's two shares are those that their dealer committed to.
-
-    Args:
-      claim: of the dealer.
-      point: of the holder.
-      pair: share of the private seed, then of the mask seed, 64 bytes.
-      value: of the dealer's proof at this point.
-      commitments: of the dealer to this holder's shares, `COMMITMENT_BYTES`.
+    """Return if a holder's two shares, 64 bytes, are those that their dealer committed to; arguments as of `fits`.
 
     Raises:
       Refused: BAD_SHARE.
     """
-    ours, theirs = pair[:SECRET_BYTES], pair[SECRET_BYTES:]
-    for share in (ours, theirs):
-        number_of(share)
-    good = fits(claim, point, ours, value, commitments) and fits(claim, point, theirs, None, commitments)
-    if not good:
+    private, mask = pair[:SECRET_BYTES], pair[SECRET_BYTES:]
+    for share in (private, mask):
+        number_of(share)  # refuses one that is not below p
+    if not fits(claim, point, private, value, commitments) or not fits(claim, point, mask, None, commitments):
         raise Refused(Reason.BAD_SHARE, "a share that its dealer did not commit to, or on no polynomial")

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from .bindings import Agreement
 from .complaint import on_curve, open_proof
@@ -15,7 +15,7 @@ from .shamir import PRIME, Weights, codeword, parity, weights_at
 from .suite import pair_key
 from .transcript import HASH_BYTES
 
-Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told beside them, hybrid blocks
+Parts = tuple[bytearray, bytearray, bytearray]  # `sealed`, `evidence` and `kem` of `NeighbourShares`
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,46 @@ class Dealings:
 
     Attributes:
       agreed: the cohort.
-      deals: by dealer, of the lengths that the cohort asks for.
-      claims: by dealer.
-      commitments: by dealer and holder, of `COMMITMENT_BYTES`.
-      proofs: by dealer and holder, the value of the dealer's proof at the holder's point.
+      deals: by dealer, of the lengths that the cohort requires.
       void: pairs of dealer and holder without a valid share and without a mask, whose fault is undecidable.
     """
 
     agreed: Agreement
     deals: Mapping[int, SealedShares]
-    claims: Mapping[int, Claim]
-    commitments: Mapping[int, Mapping[int, bytes]]
-    proofs: Mapping[int, Mapping[int, bytes]]
     void: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
 
+    @cached_property
+    def claims(self) -> dict[int, Claim]:
+        """Claims by dealer."""
+        cohort, digests = (
+            self.agreed.cohort,
+            {n: digest_of(deal.commitments) for n, deal in self.deals.items()},
+        )
+        return {
+            dealer: Claim(label_of(cohort, dealer), challenge_of(cohort, dealer, digest))
+            for dealer, digest in digests.items()
+        }
+
+    @cached_property
+    def commitments(self) -> dict[int, dict[int, bytes]]:
+        """`COMMITMENT_BYTES` by dealer and holder."""
+        return {n: self._by_holder(n, deal.commitments, COMMITMENT_BYTES) for n, deal in self.deals.items()}
+
+    @cached_property
+    def proofs(self) -> dict[int, dict[int, bytes]]:
+        """Value of the dealer's proof at the holder's point, by dealer and holder."""
+        return {n: self._by_holder(n, deal.proof, SHARE_BYTES) for n, deal in self.deals.items()}
+
+    def _by_holder(self, dealer: int, data: bytes, size: int) -> dict[int, bytes]:
+        return dict(zip(self.agreed.neighbours(dealer), cut(data, size), strict=True))
+
     def parts(self, offered: Mapping[int, Mapping[int, bytes]], sharers: frozenset[int]) -> dict[int, Parts]:
-        """Return by sharer what its neighbours dealt to it, by ascending neighbour."""
+        """Return by sharer what its neighbours dealt to it, by ascending neighbour.
+
+        Args:
+          offered: hybrid blocks by dealer and holder; empty in a suite without ML-KEM.
+          sharers: nodes that shared.
+        """
         parts: dict[int, Parts] = {node: (bytearray(), bytearray(), bytearray()) for node in sorted(sharers)}
         for dealer in parts:
             deal, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
@@ -68,7 +92,7 @@ class Dealings:
         Args:
           holder: that complains.
           dealer: that is accused.
-          proof: of the secret that the two share, as `complaint.disclosed` returns it.
+          proof: of the secret that the two share, as `complaint.disclose` returns it.
         """
         holder_key, dealer_key = (self.agreed.by_node[node].share_key for node in (holder, dealer))
         if not on_curve(dealer_key):
@@ -85,7 +109,7 @@ class Dealings:
         return holder, Fault.FALSE_COMPLAINT
 
     def holders(self, dealer: int, among: frozenset[int]) -> int:
-        """Return how many of these nodes hold a share of the dealer's."""
+        """Return how many of these nodes hold a valid share of the dealer's."""
         return sum(self.masked(dealer, peer) for peer in self.agreed.neighbours(dealer, among))
 
     def masked(self, node: int, peer: int) -> bool:
@@ -106,45 +130,32 @@ class Dealings:
         return fits(self.claims[owner], point, share, value, self.commitments[owner][holder])
 
     def committed(self, owner: int, seed: bytes) -> bool:
-        """Return whether it is the private seed that its owner committed to."""
+        """Return whether a seed is the private seed that its owner committed to."""
         return seed_commitment(self.claims[owner].label, seed) == self.deals[owner].seed
 
     def unproved(self) -> Iterator[int]:
-        """Yield the dealers whose proof exceeds the degree of the threshold."""
+        """Yield the dealers whose proof is not on a polynomial of degree below the threshold; see `shamir.parity`."""
         agreed = self.agreed
         points = list(agreed.points.values())
 
         @cache
         def words(count: int) -> Mapping[int, int]:
+            """Return a codeword that serves all sets of `count` points."""
             return codeword(points, count - agreed.terms.threshold - 1)
 
         common_weights = self._parity(agreed.nodes, words) if agreed.complete else None
         for dealer, proof in self.proofs.items():
             numbers = [int.from_bytes(value, "big") for value in proof.values()]
             holders = tuple(proof)
+            # A dealer holds no share of its own: with its point as the x of `parity`, the value 0 does not count.
             index = bisect_left(holders, dealer)
-            numbers.insert(index, 0)  # nobody holds a share of itself
+            numbers.insert(index, 0)
             weights = common_weights or self._parity((*holders[:index], dealer, *holders[index:]), words)
-            plain, leaned = weights.sums(numbers)
-            if (leaned - plain * agreed.points[dealer]) % PRIME:
+            sum_of_values, sum_by_points = weights.sums(numbers)
+            if (sum_by_points - sum_of_values * agreed.points[dealer]) % PRIME:
                 yield dealer
 
     def _parity(self, nodes: Sequence[int], words: Callable[[int], Mapping[int, int]]) -> Weights:
+        """Return the weights of `shamir.parity` at the points of these nodes, from the codeword for their number."""
         points = [self.agreed.points[node] for node in nodes]
         return weights_at(points, parity(points, words(len(points))))
-
-
-def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:
-    """Return the deals of a cohort with their derived values."""
-    claims = {
-        node: Claim(
-            label_of(agreed.cohort, node), challenge_of(agreed.cohort, node, digest_of(deal.commitments))
-        )
-        for node, deal in deals.items()
-    }
-    commitments, proofs = dict[int, dict[int, bytes]](), dict[int, dict[int, bytes]]()
-    for node, deal in deals.items():
-        peers = agreed.neighbours(node)
-        commitments[node] = dict(zip(peers, cut(deal.commitments, COMMITMENT_BYTES), strict=True))
-        proofs[node] = dict(zip(peers, cut(deal.proof, SHARE_BYTES), strict=True))
-    return Dealings(agreed, deals, claims, commitments, proofs)

@@ -26,7 +26,7 @@ def post_quantum_public(identity: Ed25519PrivateKey) -> bytes:
 
 
 def both_of(identity: Ed25519PrivateKey) -> bytes:
-    """Return the identifier of both keys of an identity, `BOTH_BYTES`."""
+    """Return an identity's Ed25519 public key and the hash of its ML-DSA key, `BOTH_BYTES`."""
     return public_of(identity) + hashlib.sha256(post_quantum_public(identity)).digest()
 
 
@@ -62,10 +62,10 @@ def verify_by(
     Args:
       suite: of the attempt.
       public: the signer's Ed25519 key.
-      post_quantum: its ML-DSA key, which may be empty.
-      context: in which it counts, 32 bytes.
-      body: what was signed.
-      signature: what it returned.
+      post_quantum: its ML-DSA key; empty in a suite without.
+      context: in which the signature counts, 32 bytes.
+      body: the signed bytes.
+      signature: of the body.
 
     Raises:
       Refused: BAD_SIGNATURE.
@@ -80,13 +80,13 @@ def verify_by(
 def sign_as_authority(
     authority: Ed25519PrivateKey, context: bytes, body: bytes, *, doubly: bool = False
 ) -> bytes:
-    """Return an authority's signature of a body, `SIGNATURE_BYTES`, or `AUTHORITY_BYTES` where it signs doubly.
+    """Return an authority's signature of a body, `SIGNATURE_BYTES`, or `AUTHORITY_BYTES` if it signs doubly.
 
     Args:
       authority: its key.
-      context: in which it counts, 32 bytes.
-      body: what is signed.
-      doubly: whether its ML-DSA key signs as well, and travels along.
+      context: in which the signature counts, 32 bytes.
+      body: the bytes to sign.
+      doubly: whether its ML-DSA key signs as well, and is part of the signature.
     """
     first = sign(authority, context, body)
     if not doubly:
@@ -98,10 +98,10 @@ def verify_authority(public: bytes, context: bytes, body: bytes, signature: byte
     """Return if a signature is what `sign_as_authority` made.
 
     Args:
-      public: the authority's Ed25519 key; with the hash of its ML-DSA key behind it both must have signed.
-      context: in which it counts, 32 bytes.
-      body: what was signed.
-      signature: what it returned.
+      public: the authority's Ed25519 key; with the hash of its ML-DSA key after it both must have signed.
+      context: in which the signature counts, 32 bytes.
+      body: the signed bytes.
+      signature: of the body.
 
     Raises:
       Refused: MALFORMED, or BAD_SIGNATURE.

@@ -20,8 +20,9 @@ class EncryptedShares:
       dealer: of the shares.
       holder: that may open them.
       sealed: of `SEALED_BYTES`.
-      evidence: of `EVIDENCE_BYTES`, as `NeighbourShares` says.
-      block: hybrid block that travels beside them; empty for none.
+      evidence: the dealer's commitments to the shares, the value of its proof, and the hash of all its commitments,
+        `EVIDENCE_BYTES`.
+      block: hybrid block that is sent with them; empty in a suite without ML-KEM.
     """
 
     dealer: int
@@ -35,7 +36,7 @@ class EncryptedShares:
 
         Args:
           agreed: the cohort.
-          key: that the two share, 32 bytes.
+          key: common key of dealer and holder, 32 bytes.
 
         Raises:
           Refused: BAD_SHARE where they do not open, or are not what the dealer committed to.
@@ -58,13 +59,13 @@ def acceptance(evidence: bytes, block: bytes) -> bytes:
 
     Args:
       evidence: of `EVIDENCE_BYTES`.
-      block: hybrid block beside it; empty for none.
+      block: hybrid block of the same shares; empty in a suite without ML-KEM.
     """
     return hashlib.sha256(evidence + block).digest()
 
 
 def encrypted_shares_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> EncryptedShares:
-    """Return a holder's encrypted shares from the whole deal.
+    """Return a holder's encrypted shares from its dealer's whole deal.
 
     Raises:
       Refused: MALFORMED, where the deal is not of one share for each neighbour.
@@ -90,7 +91,7 @@ def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
 
 
 def index_of(agreed: Agreement, dealer: int, holder: int) -> int:
-    """Return the place of a holder among a dealer's neighbours.
+    """Return the index of a holder among a dealer's neighbours.
 
     Raises:
       Refused: MALFORMED, where it is none of them.

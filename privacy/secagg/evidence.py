@@ -9,6 +9,8 @@ it is about, and a reveal all deals that its node accepted.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import islice
 from typing import Any, cast
 
 from . import messages as wire
@@ -24,7 +26,7 @@ from .bindings import (
     void_pairs,
 )
 from .complaint import PROOF_BYTES
-from .dealings import Dealings, dealings
+from .dealings import Dealings
 from .encrypted_shares import check_lengths, cut
 from .graph import colluders
 from .hybrid import blocks_of, fits_commitment, fits_keys, mask_secret
@@ -35,7 +37,7 @@ from .shamir import combine
 from .suite import KEY_BYTES, agree, key_from_seed
 from .transcript import HASH_BYTES
 
-NOWHEN = 0  # a key that has expired since is still the one that signed
+_LONG_AGO = 0  # Unix second at which no key has expired: one that has since is still the one that signed
 Convictions = Iterator[tuple[int, Fault]]
 
 
@@ -46,11 +48,11 @@ class AttemptEvidence:
     Attributes:
       proposal: of the attempt.
       adverts: of its cohort.
-      deals: by dealer, those that somebody is blamed about.
+      deals: by dealer, those that the faults are about.
       complaints: by holder.
-      survivors: of the sum, and those who shared and are not in it; None if it was never asked for.
-      model_hash: of the round's model, 32 bytes; empty if it was never asked for.
-      shares: by owner of a seed and holder.
+      survivors: of the sum, and those who shared and are not in it; None if the attempt ended before.
+      model_hash: of the round's model, 32 bytes; empty if the attempt ended before vectors were requested.
+      shares: revealed shares of a seed, by its owner and by holder.
       reveals: by node.
       acceptance: by the same nodes, as `reveal_body` says.
     """
@@ -112,28 +114,29 @@ def convictions(evidence: AttemptEvidence, roster: Roster, collusion: float) -> 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Evidence under a roster, with what follows from it."""
+    """Check of evidence under a roster; fields as the arguments of `convictions`."""
 
     evidence: AttemptEvidence
     roster: Roster
     collusion: float
 
     def convictions(self) -> Convictions:
-        agreed, deals = self._agreed(), self.evidence.deals
+        """Yield the faults that follow from the deals, the complaints, the revealed seeds and the reveals."""
+        agreed, deals = self._agreed, self.evidence.deals
         for dealer, message in deals.items():
             check_lengths(agreed, dealer, message)
-            self._signed(agreed, dealer, agreed.cohort, deal_body(dealer, message), message.signature)
-        derived = dealings(agreed, deals)
-        yield from ((dealer, Fault.BAD_DEAL) for dealer in derived.unproved())
-        yield from self._of_complaints(derived)
-        seeds: dict[int, bytes] = {}
-        offered = {dealer: blocks_of(agreed, dealer, message.kem) for dealer, message in deals.items()}
+            self._check_signature(dealer, agreed.cohort, deal_body(dealer, message), message.signature)
+        yield from ((dealer, Fault.BAD_DEAL) for dealer in self._dealings.unproved())
+        yield from self._of_complaints()
+        mask_seeds: dict[int, bytes] = {}
         for owner in self.evidence.shares.keys() & deals.keys():
-            yield from self._of_seed(derived, owner, seeds, offered)
+            yield from self._of_seed(owner, mask_seeds)
         for node, message in self.evidence.reveals.items():
-            yield from self._of_reveal(derived, node, message, seeds, offered)
+            yield from self._of_reveal(node, message, mask_seeds)
 
+    @cached_property
     def _agreed(self) -> Agreement:
+        """Cohort of the evidence, which must be of the roster."""
         proposal, adverts = self.evidence.proposal, self.evidence.adverts
         terms = proposal.terms
         context = attempt_context(terms, proposal.candidates, proposal.server_key)
@@ -143,43 +146,58 @@ class _Trial:
             raise Refused(Reason.WRONG_COHORT, "evidence of another roster or cohort")
         return agreed
 
-    def _signed(self, agreed: Agreement, node: int, context: bytes, body: bytes, signature: bytes) -> None:
-        self.roster.member(node, NOWHEN).check(agreed.suite, context, body, signature)
+    @cached_property
+    def _dealings(self) -> Dealings:
+        return Dealings(self._agreed, self.evidence.deals)
 
-    def _of_complaints(self, deals: Dealings) -> Convictions:
-        agreed, accused = deals.agreed, Counter[int]()
+    @cached_property
+    def _offered(self) -> dict[int, dict[int, bytes]]:
+        """Hybrid blocks by dealer and holder."""
+        return {
+            dealer: blocks_of(self._agreed, dealer, deal.kem) for dealer, deal in self.evidence.deals.items()
+        }
+
+    def _check_signature(self, node: int, context: bytes, body: bytes, signature: bytes) -> None:
+        self.roster.member(node, _LONG_AGO).check(self._agreed.suite, context, body, signature)
+
+    def _of_complaints(self) -> Convictions:
+        """Yield the cheater of each complaint or, where none can be proved, dealers with more accusers than colluders."""
+        agreed, deals, accusers = self._agreed, self.evidence.deals, Counter[int]()
         for holder, complaints in self.evidence.complaints.items():
             signatures = cut(complaints.signatures, agreed.suite.signature_bytes)
             for dealer, proof, signature in zip(
                 complaints.accused, cut(complaints.proofs, PROOF_BYTES), signatures, strict=True
             ):
-                if dealer not in deals.deals:
+                if dealer not in deals:
                     continue
-                body = complaint_body(holder, dealer, deal_hash(dealer, deals.deals[dealer]), proof)
-                self._signed(agreed, holder, agreed.cohort, body, signature)
+                body = complaint_body(holder, dealer, deal_hash(dealer, deals[dealer]), proof)
+                self._check_signature(holder, agreed.cohort, body, signature)
                 if holder not in agreed.neighbours(dealer):
                     raise Refused(Reason.MALFORMED, "a complaint of a node that the dealer deals nothing to")
                 if agreed.suite.hybrid:
-                    accused[dealer] += 1
+                    accusers[dealer] += 1
                 else:
-                    yield deals.verdict(holder, dealer, proof)
+                    yield self._dealings.verdict(holder, dealer, proof)
         max_accusers = colluders(agreed.terms.cohort_size, self.collusion)
-        yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accused.items() if count > max_accusers)
+        yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accusers.items() if count > max_accusers)
 
-    def _of_seed(
-        self, deals: Dealings, owner: int, seeds: dict[int, bytes], offered: Mapping[int, dict[int, bytes]]
-    ) -> Convictions:
-        """Yield who is convicted by a seed, and keep it if it is that of its owner's keys."""
-        agreed, private = deals.agreed, owner in self._living
+    def _of_seed(self, owner: int, mask_seeds: dict[int, bytes]) -> Convictions:
+        """Yield the faults that the seed of an owner's revealed shares shows.
+
+        The seed of a survivor is its private seed. That of a dropout is its mask seed, which is added to `mask_seeds` if
+        it fits the owner's keys.
+        """
+        agreed, deals, private = self._agreed, self._dealings, owner in self._living
         valid_shares = {
             agreed.points[holder]: share
             for holder, share in self.evidence.shares[owner].items()
             if holder in deals.commitments[owner]
             and deals.matches_deal(owner, holder, share, private=private)
         }
-        if len(valid_shares) < agreed.terms.threshold:
+        threshold = agreed.terms.threshold
+        if len(valid_shares) < threshold:
             return
-        seed = combine(dict(list(valid_shares.items())[: agreed.terms.threshold]), agreed.terms.threshold)
+        seed = combine(dict(islice(valid_shares.items(), threshold)), threshold)
         advert = agreed.by_node[owner]
         if private:
             if not deals.committed(owner, seed):
@@ -187,41 +205,59 @@ class _Trial:
         elif not fits_keys(seed, advert.mask_key, advert.kem_keys):
             yield owner, Fault.WRONG_SEED
         else:
-            seeds[owner] = seed
-            yield from _of_secrets(agreed, owner, seed, offered)
+            mask_seeds[owner] = seed
+            yield from self._of_secrets(owner, seed)
 
-    def _of_reveal(
-        self,
-        deals: Dealings,
-        node: int,
-        reveal: wire.Revealed,
-        seeds: Mapping[int, bytes],
-        offered: Mapping[int, dict[int, bytes]],
-    ) -> Convictions:
-        agreed, living, acceptance = deals.agreed, self._living, self.evidence.acceptance[node]
-        self._signed(agreed, node, agreed.context, reveal_body(node, reveal, acceptance), reveal.signature)
+    def _of_secrets(self, owner: int, mask_seed: bytes) -> Convictions:
+        """Yield the dealers whose commitment to a mask secret is not what they sealed, as the owner's mask seed shows."""
+        agreed, offered = self._agreed, self._offered
+        for peer in agreed.neighbours(owner) if agreed.suite.hybrid else ():
+            lower, higher = sorted((owner, peer))
+            if higher not in offered.get(lower, {}):
+                continue
+            try:
+                secret = mask_secret(agreed, mask_seed, owner, peer, offered)
+                fits = fits_commitment(agreed, owner, peer, secret, offered)
+            except Refused:
+                fits = False
+            if not fits:
+                yield lower, Fault.WRONG_SECRET
+
+    def _of_reveal(self, node: int, reveal: wire.Revealed, mask_seeds: Mapping[int, bytes]) -> Convictions:
+        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong mask keys.
+
+        Args:
+          node: that revealed.
+          reveal: its message.
+          mask_seeds: of dropouts, by owner.
+        """
+        agreed, deals, living = self._agreed, self._dealings, self._living
+        acceptance = self.evidence.acceptance[node]
+        body = reveal_body(node, reveal, acceptance)
+        self._check_signature(node, agreed.context, body, reveal.signature)
         context, sharers = self._round(agreed, reveal)
         peers = agreed.neighbours(node, sharers)
         rows = zip(peers, cut(reveal.shares, SHARE_BYTES), cut(acceptance, HASH_BYTES), strict=True)
-        took: set[int] = set()
+        accepted: set[int] = set()  # dealers whose deal in the evidence is the one that the node accepted
         for peer, share, row in rows:
-            if peer in deals.deals and row == deals.acceptance(peer, node, offered[peer].get(node, b"")):
-                took.add(peer)
+            block = self._offered.get(peer, {}).get(node, b"")
+            if peer in deals.deals and row == deals.acceptance(peer, node, block):
+                accepted.add(peer)
                 if any(share) and not deals.matches_deal(peer, node, share, private=peer in living):
                     yield node, Fault.WRONG_SHARE
-        lost = [peer for peer in peers if peer not in living]
-        for peer, key in zip(lost, cut(reveal.mask_keys, KEY_BYTES), strict=True):
+        dropouts = [peer for peer in peers if peer not in living]
+        for peer, key in zip(dropouts, cut(reveal.mask_keys, KEY_BYTES), strict=True):
             if not any(key):
                 continue
+            is_wrong = False
             if agreed.suite.hybrid:
-                bound = node in deals.deals if node < peer else peer in took
-                wrong = bound and not fits_commitment(agreed, node, peer, key, offered)
-            else:
+                # The lower node signed the commitment to the key; the higher one is bound by it if it accepted the deal.
+                is_bound = node in deals.deals if node < peer else peer in accepted
+                is_wrong = is_bound and not fits_commitment(agreed, node, peer, key, self._offered)
+            elif peer in mask_seeds:
                 mask_key = agreed.by_node[node].mask_key
-                wrong = peer in seeds and key != agree(
-                    key_from_seed(seeds[peer]), mask_key, pair_mask_info(context)
-                )
-            if wrong:
+                is_wrong = key != agree(key_from_seed(mask_seeds[peer]), mask_key, pair_mask_info(context))
+            if is_wrong:
                 yield node, Fault.WRONG_MASK
 
     def _round(self, agreed: Agreement, reveal: wire.Revealed) -> tuple[bytes, frozenset[int]]:
@@ -241,27 +277,12 @@ class _Trial:
         return frozenset(self.evidence.survivors.alive if self.evidence.survivors else ())
 
 
-def _of_secrets(
-    agreed: Agreement, owner: int, seed: bytes, offered: Mapping[int, dict[int, bytes]]
-) -> Convictions:
-    """Yield the dealers whose commitment to a mask secret is not what they sealed, as one node's seed shows."""
-    for peer in agreed.neighbours(owner) if agreed.suite.hybrid else ():
-        lower, higher = sorted((owner, peer))
-        if higher not in offered.get(lower, {}):
-            continue
-        try:
-            good = fits_commitment(
-                agreed, owner, peer, mask_secret(agreed, seed, owner, peer, offered), offered
-            )
-        except Refused:
-            good = False
-        if not good:
-            yield lower, Fault.WRONG_SECRET
-
-
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bytes):
-        return None if value is None else value.hex()
+    """Return a field of the evidence as JSON: messages and bytes in hexadecimal."""
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, Mapping):
         return {str(node): _plain(each) for node, each in cast(Mapping[int, Any], value).items()}
     return wire.write(value).hex()

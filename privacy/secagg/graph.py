@@ -26,9 +26,9 @@ class Shape:
     """Sizes of a graph and of its secret sharing.
 
     Attributes:
-      clients: how many there are.
-      neighbours: how many each has.
-      threshold: how many of these open one of its two secrets.
+      clients: number of nodes, n.
+      neighbours: of each node, k.
+      threshold: number of neighbours that open one of a node's two secrets, t.
     """
 
     clients: int
@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def complete(self) -> bool:
-        """Whether everybody is everybody's neighbour."""
+        """Whether all nodes are neighbours of each other."""
         return self.neighbours == self.clients - 1
 
     @property
@@ -99,8 +99,8 @@ def ring(nodes: Iterable[int], neighbours: int, seed: bytes) -> Ring:
 
 
 @lru_cache(maxsize=64)
-def parameters(clients: int, dropout: float, collusion: float, profile: Profile) -> tuple[int, int]:
-    """Return the fewest neighbours k and the lowest threshold t that keep both promises at the stated rates.
+def smallest_shape(clients: int, dropout: float, collusion: float, profile: Profile) -> Shape:
+    """Return the graph of fewest neighbours, with the lowest threshold, that opens the sum and nothing else.
 
     Args:
       clients: the cohort, from 2 to `MAXIMUM_CLIENTS`.
@@ -119,8 +119,9 @@ def parameters(clients: int, dropout: float, collusion: float, profile: Profile)
             True,
             key=lambda t, k=neighbours: opens_nothing(Shape(clients, k, t), collusion, dropout, profile),
         )
-        if threshold <= neighbours and _opens_the_sum(Shape(clients, neighbours, threshold), dropout):
-            return neighbours, threshold
+        shape = Shape(clients, neighbours, threshold)
+        if threshold <= neighbours and _opens_the_sum(shape, dropout):
+            return shape
     remedy = f"a cohort of {clients} cannot stand this beside collusion={collusion}: lower one, or ask more clients"
     raise Refusal("dropout", dropout, remedy)
 
@@ -157,23 +158,24 @@ def opens_nothing(shape: Shape, collusion: float, dropout: float, profile: Profi
 
 
 def _opens_the_sum(shape: Shape, dropout: float) -> bool:
+    """Return whether every secret has a threshold of holders left at this dropout, by a union bound over the cohort."""
     n, k, t = shape.clients, shape.neighbours, shape.threshold
     return n * tail(n - 1, colluders(n, dropout), k, k - t + 1) <= 2.0**-LIVENESS_BITS
 
 
 def tail(population: int, marked: int, draws: int, minimum: int) -> float:
-    """Return P[X >= least], X the marked ones among `draws` of `population` without putting back.
+    """Return P[X >= minimum] of the hypergeometric X: the marked ones among draws without replacement.
 
     Args:
-      population: how many there are.
-      marked: how many of them are marked.
-      draws: how many are drawn.
-      minimum: marked ones that count.
+      population: size of the population.
+      marked: number of its marked members.
+      draws: number of members that are drawn.
+      minimum: of X.
     """
     first, last = max(minimum, 0, draws - (population - marked)), min(marked, draws)
     if first > last:
         return 0.0
-    # From the likeliest value outwards: the first term at the far end may underflow though the sum does not.
+    # Terms are added from the likeliest value outwards: one at a far end may underflow although the sum does not.
     mode = (draws + 1) * (marked + 1) // (population + 2)
     start = min(max(first, mode), last)
     chance = _log_choose(marked, start) + _log_choose(population - marked, draws - start)

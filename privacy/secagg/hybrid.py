@@ -36,8 +36,9 @@ from .transcript import Purpose, frame
 
 CIPHERTEXT_BYTES = 1088
 ESCROW_BYTES = KEY_BYTES + NONCE_BYTES + TAG_BYTES
+# A block has a ciphertext for shares; from the lower node, then a ciphertext, escrow and commitment for masks.
 _ESCROW = slice(2 * CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES + ESCROW_BYTES)
-_MASK_BYTES = CIPHERTEXT_BYTES + ESCROW_BYTES + SEED_COMMITMENT_BYTES  # of a block, for masks
+_MASK_BYTES = CIPHERTEXT_BYTES + ESCROW_BYTES + SEED_COMMITMENT_BYTES
 
 Offered = Mapping[int, Mapping[int, bytes]]  # blocks by sender and receiver
 
@@ -87,7 +88,7 @@ def check_keys(keys: bytes) -> None:
 
 
 def mixed(key: bytes, secret: bytes, info: bytes) -> bytes:
-    """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes."""
+    """Return the key that is derived from both an X25519 key and an ML-KEM secret, 32 bytes."""
     return derive(key + secret, frame(Purpose.HYBRID, info))
 
 
@@ -108,18 +109,19 @@ def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Of
     share_secret, block = _public(for_shares).encapsulate()
     if sender > receiver:
         return Offer(block, share_secret, b"")
-    half, more = _public(for_masks).encapsulate()
-    escrow = seal(agreed.suite, _escrow_key(agreed, mask_seed, receiver), half, b"")
-    secret = _whole(agreed, mask_seed, receiver, half)
-    return Offer(block + more + escrow + _commitment(agreed, sender, receiver, secret), share_secret, secret)
+    kem_secret, ciphertext = _public(for_masks).encapsulate()
+    escrow = seal(agreed.suite, _escrow_key(agreed, mask_seed, receiver), kem_secret, b"")
+    secret = _mix(agreed, mask_seed, receiver, kem_secret)
+    commitment = _commitment(agreed, sender, receiver, secret)
+    return Offer(block + ciphertext + escrow + commitment, share_secret, secret)
 
 
 def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Cut blocks apart that lie one behind the other.
+    """Split concatenated blocks.
 
     Args:
-      data: all of them.
-      pairs: sender and receiver of each, in their order.
+      data: the blocks of all pairs.
+      pairs: sender and receiver of each block, in their order.
 
     Raises:
       Refused: MALFORMED for another length.
@@ -164,12 +166,12 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
       Refused: BAD_SHARE if the node sealed a different one for itself.
     """
     if peer < node:
-        cipher = offered[peer][node][CIPHERTEXT_BYTES : 2 * CIPHERTEXT_BYTES]
-        half = kem_key(mask_seed).decapsulate(cipher)
+        ciphertext = offered[peer][node][CIPHERTEXT_BYTES : 2 * CIPHERTEXT_BYTES]
+        kem_secret = kem_key(mask_seed).decapsulate(ciphertext)
     else:
         key, escrow = _escrow_key(agreed, mask_seed, peer), offered[node][peer][_ESCROW]
-        half = unseal(agreed.suite, key, escrow, b"")
-    return _whole(agreed, mask_seed, peer, half)
+        kem_secret = unseal(agreed.suite, key, escrow, b"")
+    return _mix(agreed, mask_seed, peer, kem_secret)
 
 
 def fits_commitment(agreed: Agreement, node: int, peer: int, secret: bytes, offered: Offered) -> bool:
@@ -183,12 +185,14 @@ def _commitment(agreed: Agreement, lower: int, higher: int, secret: bytes) -> by
     return secret_commitment(label_of(agreed.cohort, lower), agreed.points[higher], secret)
 
 
-def _whole(agreed: Agreement, mask_seed: bytes, peer: int, half: bytes) -> bytes:
+def _mix(agreed: Agreement, mask_seed: bytes, peer: int, kem_secret: bytes) -> bytes:
+    """Return the secret of a pair's masks from one node's mask seed and the pair's ML-KEM secret."""
     info = agreed.mask_info
-    return mixed(agree(key_from_seed(mask_seed), agreed.by_node[peer].mask_key, info), half, info)
+    return mixed(agree(key_from_seed(mask_seed), agreed.by_node[peer].mask_key, info), kem_secret, info)
 
 
 def _escrow_key(agreed: Agreement, mask_seed: bytes, peer: int) -> bytes:
+    """Return the key under which a node seals for itself the ML-KEM secret of its masks with a peer."""
     return derive(mask_seed, frame(Purpose.ESCROW, agreed.cohort, peer))
 
 

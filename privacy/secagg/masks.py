@@ -31,7 +31,7 @@ Compiled = Callable[[Vector, int, bytes, bytes], None]
 def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:
     """Add (sign 1) or subtract (sign -1) the mask of each 32-byte key, in place, modulo the width of a word.
 
-    All masks go over a chunk of the vector while it is in the cache.
+    Each chunk of the vector gets all masks while it is in the cache.
 
     Args:
       vector: words of 16 or 32 bits, shape (d,).
@@ -54,10 +54,10 @@ def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) 
 
 @cache
 def compiled() -> Compiled | None:
-    """Return the compiled addition where there is one that adds the words that it should."""
+    """Return the compiled addition if it adds the same words as Python on examples; otherwise None."""
     if _add_compiled is None or sys.byteorder != "little":
         return None
-    # A mask that is none would show a vector.
+    # A wrong mask could reveal a vector.
     masks = [(bytes(range(KEY_BYTES)), 1), (bytes(KEY_BYTES), -1)]
     for width in (2, 4):
         actual, expected = np.zeros((2, CHUNK_BYTES // width + 1), f"u{width}")
@@ -69,12 +69,14 @@ def compiled() -> Compiled | None:
 
 
 def _add_by(add: Compiled, vector: Vector, masks: Sequence[tuple[bytes, int]]) -> None:
+    """Add masks by the compiled addition, which takes all keys in one string."""
     add(vector, vector.itemsize, b"".join(key for key, _ in masks), bytes(sign > 0 for _, sign in masks))
 
 
 def _add_streams(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:
+    """Add masks by the key streams of `cryptography`."""
     streams = [(suite.stream(key), np.add if sign > 0 else np.subtract) for key, sign in masks]
-    # Little-endian on every machine: numpy swaps the bytes where the machine's order is another.
+    # The dtype is little-endian: on a machine of the other order numpy swaps the bytes.
     buffer = bytearray(CHUNK_BYTES + TAG_BYTES)
     words = np.frombuffer(buffer, f"<u{vector.itemsize}")
     for number, start in enumerate(range(0, vector.size, CHUNK_BYTES // vector.itemsize)):

@@ -7,9 +7,11 @@ never summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Container, Sequence
 from dataclasses import astuple, dataclass
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
@@ -32,8 +34,8 @@ EVIDENCE_BYTES = COMMITMENT_BYTES + SHARE_BYTES + HASH_BYTES
 FURTHER_BYTES = 8  # of the number that is sealed behind a masked vector
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
-# The deepest is a node's memory: attempts, each with its openings, each with a number and a seed. The largest are the
-# adverts of a cohort, with their fields.
+# The deepest value is a node's memory: attempts, each with its openings, each with a number and a seed. The largest are
+# the adverts of a cohort, with their fields.
 BOUNDS = Bounds(depth=5, width=MAXIMUM_CLIENTS, items=8 * MAXIMUM_CLIENTS)
 
 
@@ -52,26 +54,27 @@ def unpack(data: bytes) -> Any:
         raise Refused(Reason.MALFORMED, str(error)) from error
 
 
-def _bytes(fits: Callable[[int], bool], problem: str) -> Callable[[Any], bytes]:
-    """Return the check of a byte string by its length."""
+# Each reader returns a decoded msgpack value in the type of a field, or refuses it as malformed.
 
-    def check(value: Any) -> bytes:
-        if type(value) is not bytes or not fits(len(value)):
-            raise Refused(Reason.MALFORMED, problem)
-        return value
 
-    return check
+def _bytes(value: Any, lengths: Container[int], problem: str) -> bytes:
+    if type(value) is not bytes or len(value) not in lengths:
+        raise Refused(Reason.MALFORMED, problem)
+    return value
 
 
 def _fixed(length: int) -> Callable[[Any], bytes]:
-    return _bytes(lambda size: size == length, f"not {length} bytes")
+    """Return the reader of byte strings of this length."""
+    return partial(_bytes, lengths={length}, problem=f"not {length} bytes")
 
 
 def _multiple(length: int) -> Callable[[Any], bytes]:
-    return _bytes(lambda size: size % length == 0, f"not a multiple of {length} bytes")
+    """Return the reader of byte strings of a multiple of this length."""
+    multiples = range(0, sys.maxsize, length)
+    return partial(_bytes, lengths=multiples, problem=f"not a multiple of {length} bytes")
 
 
-SIGNATURES = frozenset(suite.signature_bytes for suite in SUITES.values())
+SIGNATURES = frozenset(suite.signature_bytes for suite in SUITES.values())  # lengths
 
 
 def _node(value: Any) -> int:
@@ -118,6 +121,7 @@ def read_terms(value: Any) -> AttemptTerms:
 
 
 def _term(value: Any, kind: Any) -> Any:
+    """Return a decoded field of terms in its type."""
     if issubclass(kind, Enum) and type(value) is str and value in {member.value for member in kind}:
         return kind(value)
     if type(value) is not kind or (type(value) is int and not 0 <= value < NODES):
@@ -129,8 +133,8 @@ Node = Annotated[int, _node]
 Nodes = Annotated[tuple[int, ...], _nodes]
 Hash = Annotated[bytes, _fixed(HASH_BYTES)]
 Key = Annotated[bytes, _fixed(KEY_BYTES)]
-Signature = Annotated[bytes, _bytes(SIGNATURES.__contains__, "no signature")]
-LateSignature = Annotated[bytes, _bytes({0, *SIGNATURES}.__contains__, "no signature")]
+Signature = Annotated[bytes, partial(_bytes, lengths=SIGNATURES, problem="no signature")]
+LateSignature = Annotated[bytes, partial(_bytes, lengths={0, *SIGNATURES}, problem="no signature")]
 Sealed = Annotated[bytes, _multiple(SEALED_BYTES)]
 Shares = Annotated[bytes, _multiple(SHARE_BYTES)]
 Kem = Annotated[bytes, _multiple(1)]
@@ -349,7 +353,7 @@ Message = (
     | Disputed
     | Complaints
 )
-LATE = (Inbox, Complaints, Revealed)  # whose last field version 3 lacks; it is left out where it is empty
+LATE = (Inbox, Complaints, Revealed)  # version 3 lacks their last field, which is left out if it is empty
 M = TypeVar("M", bound=Message | Void)
 
 
@@ -371,11 +375,7 @@ def read_any(data: bytes) -> Message:
 
 
 def read(data: bytes, kind: type[M]) -> M:
-    """Return the message of one kind that the bytes hold.
-
-    Args:
-      data: the bytes.
-      kind: the class of the message.
+    """Return the message of one kind that the bytes hold; arguments as of `read_any`.
 
     Raises:
       Refused: MALFORMED, see `read_any`; OUT_OF_ORDER for another kind.
@@ -387,6 +387,7 @@ def read(data: bytes, kind: type[M]) -> M:
 
 
 def _plain(value: Message | Void) -> list[Any]:
+    """Return the fields of a message as plain data for msgpack."""
     row = [_plain_field(getattr(value, name)) for name in _FIELDS[type(value)]]
     return row[:-1] if isinstance(value, LATE) and not row[-1] else row
 
@@ -400,13 +401,17 @@ def _plain_field(value: Any) -> Any:
 
 
 def _row(values: Sequence[Any], kind: type[M]) -> M:
-    checks = _FIELDS[kind]
-    if not len(checks) - (kind in LATE) <= len(values) <= len(checks):
-        raise Refused(Reason.MALFORMED, f"{kind.__name__} has {len(checks)} fields")
-    return kind(*(check(value) for check, value in zip(checks.values(), values, strict=False)))
+    """Return the message of this kind with these decoded fields."""
+    readers = _FIELDS[kind]
+    min_fields = len(readers) - (kind in LATE)
+    if not min_fields <= len(values) <= len(readers):
+        raise Refused(Reason.MALFORMED, f"{kind.__name__} has {len(readers)} fields")
+    return kind(*(decode(value) for decode, value in zip(readers.values(), values, strict=False)))
 
 
 def _rows(kind: type[Advert | Confirmation | SealedShares | Void]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return the reader of a list of messages of this kind, those with a node by ascending node."""
+
     def check(value: Any) -> tuple[Any, ...]:
         if type(value) is not list or any(type(item) is not list for item in cast(list[Any], value)):
             raise Refused(Reason.MALFORMED, f"not a list of {kind.__name__}")
@@ -417,7 +422,7 @@ def _rows(kind: type[Advert | Confirmation | SealedShares | Void]) -> Callable[[
     return check
 
 
-_KINDS: tuple[type[Message], ...] = get_args(Message)
+_KINDS: tuple[type[Message], ...] = get_args(Message)  # a message's index here is its kind on the wire
 _FIELDS: dict[type[Message | Void], dict[str, Callable[[Any], Any]]] = {
     kind: {name: get_args(hint)[1] for name, hint in get_type_hints(kind, include_extras=True).items()}
     for kind in (*_KINDS, Void)

@@ -32,7 +32,7 @@ class Policy:
       suites: suites accepted, by number.
       peers: fingerprints of the members that the owner trusts; all others count as colluders in the noise. Empty trusts
         every member that the authority admits.
-      peers_at_least: smallest number of them in a cohort.
+      peers_at_least: smallest number of these peers in a cohort.
 
     Raises:
       Refusal: an owner's value that protects nothing or cannot be met.
@@ -87,8 +87,8 @@ def check(policy: Policy, terms: AttemptTerms) -> None:
 def speaks(terms: AttemptTerms) -> bool:
     """Return whether this release keeps its promises in an attempt of these terms.
 
-    A server of an older release may still ask: in version 3 without ML-KEM a node is promised as much, but for blame that
-    others can check. With ML-KEM a false mask secret spoilt a sum and nobody was named.
+    It still serves a server of version 3 without ML-KEM, whose only lack is blame that others can check. Version 3 with
+    ML-KEM is refused: there a false mask secret corrupts a sum and no member can be blamed.
     """
     suite = SUITES.get(terms.suite)
     old = terms.protocol_version == _UNSIGNED and suite is not None and not suite.hybrid
@@ -96,12 +96,12 @@ def speaks(terms: AttemptTerms) -> bool:
 
 
 def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:
+    """Yield the names of the terms that are weaker than the policy; the comparisons are false for NaN."""
     shape = Shape(terms.cohort_size, terms.neighbours, terms.threshold)
     # The sum must contain at least one honest client besides this one.
     fewest = max(policy.minimum_cohort, colluders(terms.cohort_size, policy.collusion) + 2)
-    # Written so that a NaN is refused.
     demands = {
-        # Members that sign doubly are worth what the signature under their roster is.
+        # Double signatures of members protect only if the authority signs their roster doubly.
         "suite": terms.suite in policy.suites
         and (not SUITES[terms.suite].doubly_signed or len(policy.authority) == BOTH_BYTES),
         "profile": terms.profile in (policy.profile, Profile.MALICIOUS),

@@ -46,18 +46,21 @@ class Reveals:
 
         The seed of a dropout differs from its mask key's if the node dealt a different one.
         """
-        # On a ring each owner has other holders, and weights of its own would cost more than they save.
-        whole = self.dealings.agreed.complete
-        seeds = {owner: self._at_once(owner) if whole else None for owner in self._by_owner}
-        doubted = [owner for owner, seed in seeds.items() if seed is None]
-        wrong = self._wrong(doubted)
+        seeds = dict[int, bytes]()
+        if self.dealings.agreed.complete:  # on a ring each owner's weights would cost more than they save
+            combined = {owner: self._combine_all(owner) for owner in self._by_owner}
+            seeds = {owner: seed for owner, seed in combined.items() if seed is not None}
+        doubtful = [owner for owner in self._by_owner if owner not in seeds]
+        wrong = self._wrong(doubtful)
         blamed = dict.fromkeys(wrong, Fault.WRONG_SHARE)
-        for owner in doubted:
+        for owner in doubtful:
             right = {holder: share for holder, share in self._by_owner[owner].items() if holder not in wrong}
-            seed = seeds[owner] = self._joined(owner, right)
-            if seed is not None and owner in self.living and not self._fits(owner, seed):
+            if len(right) < self._threshold:
+                continue
+            seeds[owner] = self._combine_verified(owner, right)
+            if owner in self.living and not self._fits(owner, seeds[owner]):
                 blamed.setdefault(owner, Fault.WRONG_COMMITMENT)
-        return {owner: seed for owner, seed in seeds.items() if seed is not None}, blamed
+        return seeds, blamed
 
     @property
     def _threshold(self) -> int:
@@ -74,31 +77,36 @@ class Reveals:
 
     @cached_property
     def _inverse(self) -> dict[int, int]:
+        """Inverse modulo p of each point."""
         points = list(self.dealings.agreed.points.values())
         return dict(zip(points, inverses(points), strict=True))
 
-    def _at_once(self, owner: int) -> bytes | None:
+    def _combine_all(self, owner: int) -> bytes | None:
         """Return the seed from all of its shares together; None if this does not prove them correct."""
-        shares, points = self._by_owner[owner], self.dealings.agreed.points
-        circle, owner_point = [points[holder] for holder in shares], points[owner]
+        shares, by_node = self._by_owner[owner], self.dealings.agreed.points
+        points, owner_point = [by_node[holder] for holder in shares], by_node[owner]
         numbers = [int.from_bytes(share, "big") for share in shares.values()]
-        if owner in self.shares:  # nobody holds a share of itself, and all owners have the same circle then
-            index = bisect_left(circle, owner_point)
-            circle.insert(index, owner_point)
+        # An owner holds no share of its own. With its point, whose value `opener` ignores, all that revealed have the
+        # same points, and so the same weights.
+        if owner in self.shares:
+            index = bisect_left(points, owner_point)
+            points.insert(index, owner_point)
             numbers.insert(index, 0)
-        if min(len(shares) - self.liars, len(circle) - 1) < self._threshold or max(numbers) >= PRIME:
+        if min(len(shares) - self.liars, len(points) - 1) < self._threshold or max(numbers) >= PRIME:
             return None
-        plain, leaned = self._weights_of(tuple(circle)).sums(numbers)
-        seed = ((plain - leaned * self._inverse[owner_point]) % PRIME).to_bytes(SECRET_BYTES, "big")
+        sum_of_values, sum_by_points = self._weights_of(tuple(points)).sums(numbers)
+        number = (sum_of_values - sum_by_points * self._inverse[owner_point]) % PRIME
+        seed = number.to_bytes(SECRET_BYTES, "big")
         return seed if self._fits(owner, seed) else None
 
-    def _weights_of(self, circle: tuple[int, ...]) -> Weights:
-        if circle not in self._weights:
-            self._weights[circle] = weights_at(circle, opener(circle, self._threshold))
-        return self._weights[circle]
+    def _weights_of(self, points: tuple[int, ...]) -> Weights:
+        """Return random weights that open a seed from shares at these points; drawn once."""
+        if points not in self._weights:
+            self._weights[points] = weights_at(points, opener(points, self._threshold))
+        return self._weights[points]
 
     def _fits(self, owner: int, seed: bytes) -> bool:
-        """Return whether it is the private seed that its owner committed to, or of a dead node that of its mask key."""
+        """Return whether a seed is the one that its owner committed to or, of a dropout, that of its mask key."""
         if owner in self.living:
             return self.dealings.committed(owner, seed)
         return public_of(key_from_seed(seed)) == self.dealings.agreed.by_node[owner].mask_key
@@ -112,26 +120,27 @@ class Reveals:
             if not self.dealings.matches_deal(owner, holder, share, private=owner in self.living)
         }
 
-    def _joined(self, owner: int, shares: Mapping[int, bytes]) -> bytes | None:
-        """Return the seed from individually verified shares; None for too few."""
-        if len(shares) < self._threshold:
-            return None
+    def _combine_verified(self, owner: int, shares: Mapping[int, bytes]) -> bytes:
+        """Return the seed from individually verified shares, by holder, at least as many as the threshold."""
         points = self.dealings.agreed.points
         chosen = window(sorted(shares), owner if owner in self.shares else None, self._threshold)
         return combine({points[holder]: shares[holder] for holder in chosen}, self._threshold)
 
 
 def window(holders: Sequence[int], owner: int | None, threshold: int) -> Sequence[int]:
-    """Return `threshold` holders, such that few choices serve all the owners of a complete graph.
+    """Choose `threshold` holders whose shares give a seed; few different choices serve all owners of a complete graph.
 
-    Nobody holds a share of itself: from the circle of everybody who revealed, its owner's block is left out.
+    An owner holds no share of its own. So all nodes that revealed are cut into blocks as long as there are more of them
+    than needed, and the block with the owner is left out.
 
     Args:
       holders: of a seed's shares, ascending.
       owner: the seed's owner, if it revealed shares itself.
-      threshold: how many are needed.
+      threshold: number of shares that give a seed.
     """
-    circle = holders if owner is None else sorted([*holders, owner])
-    spare = len(circle) - threshold
-    first = circle.index(owner) // spare * spare if owner is not None else 0
-    return [*circle[:first], *circle[first + spare :]][:threshold]
+    if owner is None:
+        return holders[-threshold:]
+    revealers = sorted([*holders, owner])
+    spare = len(revealers) - threshold
+    first = revealers.index(owner) // spare * spare
+    return [*revealers[:first], *revealers[first + spare :]][:threshold]

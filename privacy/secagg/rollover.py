@@ -28,7 +28,7 @@ FORMAT = "fedveil rollovers 1"
 MAX_BYTES = 1 << 20  # of a chain; a rollover takes 2 kB, with ML-DSA 25 kB
 MAX_ROLLOVERS = 32
 DAY_SECONDS = 86400
-MAX_DAYS = 90  # of an overlap: as long, a thief of the old keys is believed
+MAX_DAYS = 90  # of an overlap, in which a thief of the old keys can still sign
 _CONTEXT = digest(Purpose.ROLLOVER)
 
 
@@ -65,7 +65,7 @@ class Rollover:
 
 
 def sign_rollover(rollover: Rollover, old: Ed25519PrivateKey, new: Ed25519PrivateKey) -> Rollover:
-    """Return the rollover with the signatures of both signers, doubly where they sign so."""
+    """Return the rollover with the signatures of both signers; a signer with an ML-DSA key signs doubly."""
     first, second = (
         sign_as_authority(key, _CONTEXT, rollover.body, doubly=len(bytes.fromhex(public)) == BOTH_BYTES)
         for key, public in ((old, rollover.old), (new, rollover.new))
@@ -84,10 +84,10 @@ def read_chain(text: bytes | str, federation: str = "") -> tuple[Rollover, ...]:
 
     Args:
       text: what `write_chain` returned.
-      federation: of the chain; empty takes that of any.
+      federation: name of the authority's federation; empty accepts any.
 
     Raises:
-      Refused: MALFORMED if it is no chain, in which no key stands twice; BAD_SIGNATURE.
+      Refused: MALFORMED if it is no chain, or a key occurs twice in it; BAD_SIGNATURE.
     """
     try:
         if len(text) > MAX_BYTES:
@@ -127,7 +127,7 @@ def _check(rollover: Rollover, number: int, federation: str) -> None:
 
 
 def _check_ca(pem: str, federation: str) -> None:
-    """Refuse a certificate that is not a federation's authority's own, signed by its own key."""
+    """Refuse a certificate that is not the self-signed one of an authority of this federation."""
     try:
         ca = x509.load_pem_x509_certificate(pem.encode())
         ca.verify_directly_issued_by(ca)
@@ -139,13 +139,18 @@ def _check_ca(pem: str, federation: str) -> None:
 
 
 def fits(pinned: bytes, key: str) -> bool:
-    """Return whether a key in hexadecimal is a pinned one, of which the hash of the ML-DSA key may be missing."""
+    """Return whether a key is the pinned one; a pinned key without the hash of its ML-DSA key fits any such hash.
+
+    Args:
+      pinned: Ed25519 public key, with or without the hash of the ML-DSA key after it.
+      key: to compare, in hexadecimal.
+    """
     key_bytes = bytes.fromhex(key)
     return key_bytes == pinned or (len(pinned) == KEY_BYTES and key_bytes[:KEY_BYTES] == pinned)
 
 
 def rollovers_since(chain: Sequence[Rollover], pinned: bytes) -> tuple[Rollover, ...] | None:
-    """Return the rollovers of a chain that came after a key; None if the chain does not hold it."""
+    """Return the rollovers of a chain that came after a pinned key; None if the key is not in the chain."""
     for index, each in enumerate(chain):
         if fits(pinned, each.old):
             return tuple(chain[index:])

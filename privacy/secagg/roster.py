@@ -24,16 +24,21 @@ from .transcript import HASH_BYTES, Purpose, digest
 MEMBER_NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
 _SIMULATED = re.compile("simulated client [0-9]{1,9}")
 _FORMAT = 2
-_UNCHAINED = 1  # format of rosters that were signed before they held a chain
-UNKNOWN = bytes(HASH_BYTES)  # in the place of the hash of a version that was signed so long ago
+_UNCHAINED = 1  # older format, without the chain of earlier versions
+UNKNOWN = bytes(HASH_BYTES)  # replaces the hash of a version in that format
 _CONTEXT, _COSIGNED = digest(Purpose.ROSTER), digest(Purpose.COSIGNATURE)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One client: its node number, its name, its Ed25519 public key and the Unix second it is valid until.
+    """One client.
 
-    `post_quantum` is its ML-DSA-65 public key; empty where the federation does not sign with it.
+    Attributes:
+      node: its number.
+      name: unique in a roster.
+      public: Ed25519 public key, 32 bytes.
+      not_after: Unix second until which the key is valid.
+      post_quantum: ML-DSA-65 public key; empty where the federation does not sign with it.
     """
 
     node: int
@@ -44,11 +49,11 @@ class Member:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the public key, in hexadecimal, by which an owner knows a peer."""
+        """SHA-256 of the public key, in hexadecimal, by which an owner recognises a peer."""
         return hashlib.sha256(self.public).hexdigest()
 
     def check(self, suite: Suite, context: bytes, body: bytes, signature: bytes) -> None:
-        """Return if the member signed a body, as the suite has it; arguments as of `double_signature.verify_by`.
+        """Return if the member signed a body as the suite requires; arguments as of `double_signature.verify_by`.
 
         Raises:
           Refused: BAD_SIGNATURE.
@@ -57,7 +62,7 @@ class Member:
 
     @property
     def parts(self) -> tuple[int | str | bytes, ...]:
-        """The member as a roster holds it."""
+        """Fields of the member in a signed roster."""
         fields = (self.node, self.name, self.public, self.not_after)
         return (*fields, self.post_quantum) if self.post_quantum else fields
 
@@ -69,8 +74,8 @@ class Roster:
     Attributes:
       version: counts from 1.
       members: by ascending node.
-      earlier: hashes of the versions before, the first one's first, `UNKNOWN` for those of before there were chains;
-        empty where there is no chain, as in a simulation.
+      earlier: hashes of the versions before, from the first on; `UNKNOWN` for a version without a chain; empty where
+        there is no chain, as in a simulation.
 
     Raises:
       Refused: MALFORMED when members are unordered, or two of them share a node, a name or a key, or the chain is of
@@ -85,8 +90,8 @@ class Roster:
         nodes = [member.node for member in self.members]
         if nodes != sorted(set(nodes)):
             raise Refused(Reason.MALFORMED, "members are not in strict order of their nodes")
-        for what in ("public", "name"):
-            if len({getattr(member, what) for member in self.members}) != len(self.members):
+        for name in ("public", "name"):
+            if len({getattr(member, name) for member in self.members}) != len(self.members):
                 raise Refused(Reason.MALFORMED, "two members have one key, or one name")
         if any(len(member.public) != KEY_BYTES for member in self.members):
             raise Refused(Reason.MALFORMED, f"a public key is not {KEY_BYTES} bytes long")
@@ -105,12 +110,12 @@ class Roster:
         return digest(Purpose.ROSTER, self.version, len(self.earlier), *self.earlier, *parts)
 
     def holders(self, fingerprints: AbstractSet[str], nodes: Iterable[int]) -> list[int]:
-        """Return those of the nodes that hold keys with these fingerprints, as `Member.fingerprint` has them."""
+        """Return those of the nodes whose keys have one of these `Member.fingerprint`s."""
         members = ((node, self._by_node.get(node)) for node in nodes)
         return [node for node, member in members if member and member.fingerprint in fingerprints]
 
     def follows(self, other: Roster) -> bool:
-        """Return whether this version's chain holds the other one, as it holds every version that it came from."""
+        """Return whether the other version is in this one's chain, which has every version that it came from."""
         return 0 < other.version <= len(self.earlier) and self.earlier[other.version - 1] == other.hash
 
     @cached_property
@@ -122,7 +127,7 @@ class Roster:
         return self._by_node[node].name
 
     def ended(self, now: int) -> frozenset[int]:
-        """Return the nodes of members whose key is valid no more at the Unix second `now`."""
+        """Return the nodes of members whose key has expired at the Unix second `now`."""
         return frozenset(member.node for member in self.members if now > member.not_after)
 
     def member(self, node: int, now: int) -> Member:
@@ -180,6 +185,7 @@ def read_roster(data: bytes, authority: bytes, *others: bytes) -> Roster:
     """
     body, first, _ = _parts(data)
     cosignatures = cosignatures_in(data).items()
+    # A successor's signature is among the cosignatures; see `write_roster`.
     signatures = [
         (public, signature)
         for public in (authority, *others)
@@ -196,14 +202,14 @@ def read_roster(data: bytes, authority: bytes, *others: bytes) -> Roster:
 
 
 def roster_in(data: bytes) -> Roster:
-    """Return the roster that somebody signed, from what `write_roster` returned.
+    """Return the roster in the output of `write_roster`, without a check of its signatures.
 
     Raises:
       Refused: MALFORMED.
     """
     body, _, _ = _parts(data)
     fields = _unpack(body)
-    if isinstance(fields, tuple) and fields[:1] == (_UNCHAINED,):
+    if isinstance(fields, tuple) and fields[:1] == (_UNCHAINED,):  # then add the field of an empty chain
         fields = (_FORMAT, *cast(tuple[object, ...], fields)[1:2], (), *cast(tuple[object, ...], fields)[2:])
     number, version, earlier, entries = _exactly(fields, (int, int, tuple, tuple))
     if number != _FORMAT:
@@ -213,7 +219,8 @@ def roster_in(data: bytes) -> Roster:
 
 
 def _member(entry: object) -> Member:
-    doubly = isinstance(entry, tuple) and len(cast(tuple[object, ...], entry)) == 5
+    """Return the member of `Member.parts`."""
+    doubly = isinstance(entry, tuple) and len(cast(tuple[object, ...], entry)) == 5  # with an ML-DSA key
     member = Member(*_exactly(entry, (int, str, bytes, int, *[bytes] * doubly)))
     if not MEMBER_NAME.fullmatch(member.name) and not _SIMULATED.fullmatch(member.name):
         raise Refused(Reason.MALFORMED, f"{member.name[:48]!a} is no name of a member")
@@ -221,12 +228,12 @@ def _member(entry: object) -> Member:
 
 
 def cosign(roster: Roster, member: Ed25519PrivateKey) -> bytes:
-    """Return a member's signature under a roster, and under every version that it follows from."""
+    """Return a member's signature of a roster, which covers every version in the roster's chain."""
     return sign(member, _COSIGNED, roster.hash)
 
 
 def cosignatures_in(data: bytes) -> dict[bytes, bytes]:
-    """Return the members' signatures that came with a roster, from what `write_roster` returned, unchecked, by key.
+    """Return the unchecked signatures of members in the output of `write_roster`, by public key.
 
     Raises:
       Refused: MALFORMED.
@@ -236,11 +243,11 @@ def cosignatures_in(data: bytes) -> dict[bytes, bytes]:
 
 
 def cosigned_by(roster: Roster, cosignatures: Mapping[bytes, bytes]) -> frozenset[bytes]:
-    """Return the public keys whose signature under the roster holds."""
-    return frozenset(key for key, signature in cosignatures.items() if _holds(roster, key, signature))
+    """Return the public keys whose signature of the roster, as `cosign` makes it, is valid."""
+    return frozenset(key for key, signature in cosignatures.items() if _is_cosigned(roster, key, signature))
 
 
-def _holds(roster: Roster, public: bytes, signature: bytes) -> bool:
+def _is_cosigned(roster: Roster, public: bytes, signature: bytes) -> bool:
     try:
         verify(public, _COSIGNED, roster.hash, signature)
     except Refused:
@@ -249,6 +256,7 @@ def _holds(roster: Roster, public: bytes, signature: bytes) -> bool:
 
 
 def _parts(data: bytes) -> tuple[bytes, bytes, tuple[object, ...]]:
+    """Return body, signature and pairs of cosigner and cosignature from the output of `write_roster`."""
     parts = _unpack(data)
     if isinstance(parts, tuple) and len(cast(tuple[object, ...], parts)) == 2:
         parts = (*cast(tuple[object, ...], parts), ())
@@ -264,7 +272,7 @@ def _unpack(data: bytes) -> object:
 
 
 def _exactly(value: object, kinds: tuple[type, ...]) -> tuple[Any, ...]:
-    """Return the value if it is a tuple of exactly these kinds; a bool is no int."""
+    """Return the value if it is a tuple with exactly these types of items; otherwise refuse it."""
     if not isinstance(value, tuple) or tuple(map(type, cast(tuple[object, ...], value))) != kinds:
         raise Refused(Reason.MALFORMED, "the roster is not made as it should be")
     return cast(tuple[Any, ...], value)

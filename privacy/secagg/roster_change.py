@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .roster import Roster
 
-FINGERPRINT_DIGITS = 32  # hexadecimal digits of a fingerprint in a line of text: of 12, an authority finds another key with them
+# Hexadecimal digits of a fingerprint in a line of text. An authority could find another key with the same 12 digits.
+FINGERPRINT_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class RosterChange:
     Attributes:
       version, hash: of the newer one, the hash in hexadecimal.
       before: version of the older one; 0 where there was none.
-      members: how many the newer one has.
-      added, removed: names and fingerprints of keys, as "name fingerprint"; a member with new keys is in both.
-      at: when it was seen (UTC).
+      members: number of members of the newer one.
+      added, removed: members as "name fingerprint"; a member with new keys is in both.
+      at: time at which the change was seen, UTC in ISO 8601.
     """
 
     version: int
@@ -49,13 +50,18 @@ def names_of(roster: Roster) -> frozenset[str]:
 
 
 def change_between(old: Roster | None, new: Roster) -> RosterChange:
-    """Return what differs between two rosters; of one without a roster before, all members are added."""
-    before = frozenset[str]() if old is None else names_of(old)
-    return change_from(before, 0 if old is None else old.version, new)
+    """Return what differs between two rosters; without an old one, all members are added."""
+    return change_from(frozenset(), 0, new) if old is None else change_from(names_of(old), old.version, new)
 
 
 def change_from(before: frozenset[str], version: int, new: Roster) -> RosterChange:
-    """Return what differs between the members of an older version, as `names_of` has them, and a newer roster."""
+    """Return what differs between an older version and a newer roster.
+
+    Args:
+      before: members of the older version, as `names_of` returns them.
+      version: number of the older version.
+      new: the newer roster.
+    """
     after, now = names_of(new), datetime.now(UTC).isoformat(timespec="seconds")
     added, removed = (tuple(sorted(each)) for each in (after - before, before - after))
     return RosterChange(new.version, new.hash.hex(), version, len(new.members), added, removed, now)

@@ -25,7 +25,7 @@ from .bindings import (
     void_pairs,
 )
 from .complaint import PROOF_BYTES
-from .dealings import dealings
+from .dealings import Dealings
 from .encrypted_shares import check_lengths, cut
 from .evidence import AttemptEvidence
 from .hybrid import blocks_of, check_keys
@@ -38,7 +38,11 @@ from .transcript import HASH_BYTES, AttemptTerms, Profile, signs
 from .unmask import Opening
 
 Outgoing = dict[int, bytes]
-_BY_SEED = (Fault.WRONG_COMMITMENT, Fault.WRONG_SEED, Fault.WRONG_SECRET)  # faults that others' shares show
+_BY_SEED = (
+    Fault.WRONG_COMMITMENT,
+    Fault.WRONG_SEED,
+    Fault.WRONG_SECRET,
+)  # faults that a recovered seed proves
 
 
 class Due(IntEnum):
@@ -81,9 +85,8 @@ class Abandoned:
 class ServerAttempt:
     """One attempt to sum one vector of every node in a cohort.
 
-    Send what `proposal` and `advance` return, hand every reply to `take`, and call `advance` when `waiting` is empty
-    or patience ends. A next attempt's messages may be sent with these, each
-    as a separate message.
+    Send what `proposal` and `advance` return, pass every reply to `take`, and call `advance` when `waiting` is empty or
+    time is up. A next attempt's messages may be sent together with these, each as a separate message.
 
     Attributes:
       due: the replies that it waits for.
@@ -123,28 +126,28 @@ class ServerAttempt:
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
         self._evidence: AttemptEvidence | None = None
-        self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that shows it
+        self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that proves its fault
         self._revealed: dict[int, wire.Revealed] = {}
         self._model_hash = b""
         self._adverts: dict[int, wire.Advert] = {}
         self._reply_keys: dict[int, bytes] = {}
         self._deals: dict[int, wire.SealedShares] = {}
-        self._accused: dict[int, tuple[int, ...]] = {}
+        self._accused: dict[int, tuple[int, ...]] = {}  # dealers by holder
         self._complaints: dict[int, wire.Complaints] = {}
-        self._offered: dict[int, dict[int, bytes]] = {}
+        self._offered: dict[int, dict[int, bytes]] = {}  # hybrid blocks by dealer and holder
         self._confirmations: dict[int, wire.Confirmation] = {}
-        self._shares: dict[int, dict[int, bytes]] = {}
-        self._mask_keys: dict[int, dict[int, bytes]] = {}
-        self._seeds: dict[int, bytes] = {}
+        self._shares: dict[int, dict[int, bytes]] = {}  # revealed, by holder and owner
+        self._mask_keys: dict[int, dict[int, bytes]] = {}  # revealed, by dropout and survivor
+        self._seeds: dict[int, bytes] = {}  # of excess noise, by survivor
         self._further: dict[int, int] = {}
         self._agreed = Agreement(terms, self.context, self._candidates, ())
-        self._dealings = dealings(self._agreed, {})
+        self._dealings = Dealings(self._agreed, {})
         self._sharers: tuple[int, ...] = ()
-        self._sharing: frozenset[int] = frozenset()
+        self._sharing: frozenset[int] = frozenset()  # the same nodes
         self._alive: tuple[int, ...] = ()
+        self._living: frozenset[int] = frozenset()  # the same nodes
         self._dead: tuple[int, ...] = ()
-        self._living: frozenset[int] = frozenset()
-        self._round = self._view = b""
+        self._round = self._view = b""  # context of the round, digest of its survivors
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -152,9 +155,9 @@ class ServerAttempt:
         return self._awaited - self._answered - self.declined.keys()
 
     def has(self, count: int) -> bool:
-        """Return whether `count` nodes have answered the last message well."""
+        """Return whether `count` nodes have sent a valid answer to the last message."""
         if self.due is Due.REVEALED and len(self._answered) >= count:
-            self._weigh_reveals()
+            self._open_seeds()  # drops answers with wrong shares
         return len(self._answered) >= count
 
     def proposal(self) -> Outgoing:
@@ -185,11 +188,12 @@ class ServerAttempt:
             self._take_vector(node, reply)
         else:
             body = reply[: -wire.SEAL_BYTES]
-            self._opened(node, reply[-wire.SEAL_BYTES :], memoryview(body))
+            self._unseal(node, reply[-wire.SEAL_BYTES :], memoryview(body))
             self._take_tagged(node, body)
         self._answered.add(node)
 
     def _take_tagged(self, node: int, body: bytes) -> None:
+        """Process a reply whose tag is valid."""
         if self.due is Due.SHARES:
             self._take_shares(node, wire.read(body, wire.SealedShares))
         elif self.due is Due.CHECKS:
@@ -201,8 +205,8 @@ class ServerAttempt:
         else:
             self._take_revealed(node, wire.read(body, wire.Revealed))
 
-    def _opened(self, node: int, sealed: bytes, body: memoryview) -> bytes:
-        """Return what the node sealed behind the body of its reply."""
+    def _unseal(self, node: int, sealed: bytes, body: memoryview) -> bytes:
+        """Check the tag that ends a node's reply, and return what it encrypts; `body` is the rest of the reply."""
         try:
             return unseal(self._suite, self._reply_keys[node], sealed, body)
         except Refused as refused:
@@ -216,7 +220,7 @@ class ServerAttempt:
             raise Refused(Reason.UNKNOWN_MEMBER, "an advert of another node")
         if len(advert.kem_keys) != self._suite.kem_key_bytes:
             raise Refused(Reason.MALFORMED, "an advert without the keys of its suite, or with others")
-        # A key that nobody can agree on would stop every honest neighbour.
+        # A key with which no key can be agreed would stop every honest neighbour.
         check_public(advert.mask_key)
         check_public(advert.share_key)
         if self._suite.hybrid:
@@ -229,7 +233,7 @@ class ServerAttempt:
         if shares.cohort != self._agreed.cohort:
             raise Refused(Reason.WRONG_COHORT, "shares for other adverts than these")
         check_lengths(self._agreed, node, shares)
-        # What others are blamed for, and what this node may be, must be what it signed.
+        # Blame for a deal, or for a complaint about it, rests on the dealer's signature.
         self._require_signed(node, self._agreed.cohort, deal_body(node, shares), shares.signature)
         self._offered[node] = blocks_of(self._agreed, node, shares.kem)
         self._deals[node] = shares
@@ -258,7 +262,7 @@ class ServerAttempt:
     def _take_vector(self, node: int, frame: bytes) -> None:
         if len(frame) != self._total.nbytes + HASH_BYTES + wire.FURTHER_BYTES + wire.SEAL_BYTES:
             raise Refused(Reason.MALFORMED, "a masked vector of another length")
-        trailer = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
+        trailer = self._unseal(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
         if trailer[:HASH_BYTES] != self._round:
             raise Refused(Reason.WRONG_COHORT, "masked for another round: other nodes, or another model")
         words = np.frombuffer(frame, self._total.dtype, self._total.size)
@@ -290,14 +294,14 @@ class ServerAttempt:
         valid = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
         if not all(map(any, valid.values())):  # zeros stand for a share that the node does not have
             raise Refused(Reason.BAD_SHARE, "no share of a node whose deal it accepted")
-        # Kept even of one that reveals wrong shares: of a mask with a dead node whose seed is another one nobody else knows.
+        # Mask keys stay even if the node's shares are wrong: if a dropout dealt another seed, no other node knows them.
         for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
             self._mask_keys[peer][node] = key
         self._shares[node], self._revealed[node] = valid, revealed
         self._seeds[node] = revealed.seeds
 
-    def _weigh_reveals(self) -> dict[int, bytes]:
-        """Drop the reveals of nodes with a wrong share, name these nodes, and return the open seeds by owner."""
+    def _open_seeds(self) -> dict[int, bytes]:
+        """Return the seeds that the reveals open, by owner; drop the reveals of nodes with a wrong share, and blame these."""
         seeds, blamed = Reveals(self._dealings, self._living, self._shares, self._colluders).opened()
         for node, fault in blamed.items():
             wrong = fault is Fault.WRONG_SHARE
@@ -308,17 +312,26 @@ class ServerAttempt:
         return seeds
 
     def _wrong_owner(self, holder: int) -> int:
+        """Return the owner of the first share that a holder revealed and was not dealt."""
+
         def good(owner: int, share: bytes) -> bool:
             return self._dealings.matches_deal(owner, holder, share, private=owner in self._living)
 
         return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
 
     def _blame(self, node: int, fault: Fault, about: int) -> None:
-        """Name a node for what it revealed, or for a seed; not anew for shares for which it may not reveal again."""
+        """Blame a node for what it revealed, or for a seed; a blame for wrong shares stays, because it bars the node.
+
+        Args:
+          node: to blame.
+          fault: of the node.
+          about: the owner of the seed, or the dropout, that proves it.
+        """
         if self.blamed.get(node) is not Fault.WRONG_SHARE:
             self.blamed[node], self._about[node] = fault, about
 
     def _acceptance(self, node: int) -> bytes:
+        """Return the `acceptance` that a node's reveal must be signed with, as `reveal_body` says."""
         peers = self._agreed.neighbours(node, self._sharing)
         return b"".join(
             self._dealings.acceptance(peer, node, self._offered[peer].get(node, b"")) for peer in peers
@@ -326,7 +339,7 @@ class ServerAttempt:
 
     @property
     def evidence(self) -> AttemptEvidence | None:
-        """What proves the faults of the blamed nodes to anyone; None without any."""
+        """Proof of the faults of the blamed nodes for anyone; None without any."""
         if not self.blamed or self._evidence is not None:
             return self._evidence
         by_seed = _BY_SEED if self._suite.hybrid else (*_BY_SEED, Fault.WRONG_MASK)
@@ -349,7 +362,7 @@ class ServerAttempt:
         )
 
     def _good_shares(self, owner: int) -> dict[int, bytes]:
-        """Return the shares of a seed that gave it, each as it was dealt: of a mask seed, others may give another one."""
+        """Return the shares that gave a seed, by holder, each as it was dealt; other subsets may give another mask seed."""
         by_holder = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
         private, needed = owner in self._living, self._terms.threshold
         good = [
@@ -365,7 +378,7 @@ class ServerAttempt:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
 
         Args:
-          model_hash: 32 bytes; needed where checks end and the model goes out, and only there.
+          model_hash: of the round's model, 32 bytes; used in the step that sends the inboxes.
         """
         steps = {
             Due.ADVERTS: self._send_cohort,
@@ -383,23 +396,19 @@ class ServerAttempt:
             return Abandoned(refused.reason)
 
     def _ask(self, due: Due, messages: Outgoing) -> Outgoing:
+        """Begin an exchange: return its messages, and wait for these replies to them."""
         self.due, self._awaited, self._answered = due, frozenset(messages), set()
         return messages
 
     def _end(self) -> None:
+        """Keep the evidence, and free the memory of keys, deals and reveals."""
         self._evidence = self.evidence
         self._ask(Due.NOTHING, {})
-        for store in (
-            self._reply_keys,
-            self._deals,
-            self._offered,
-            self._shares,
-            self._mask_keys,
-            self._revealed,
-        ):
+        for store in (self._reply_keys, self._deals, self._offered, self._confirmations):
             store.clear()
-        self._confirmations.clear()
-        self._dealings = dealings(self._agreed, {})
+        for store in (self._shares, self._mask_keys, self._revealed):
+            store.clear()
+        self._dealings = Dealings(self._agreed, {})
 
     def _send_cohort(self) -> Outgoing:
         adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
@@ -409,9 +418,9 @@ class ServerAttempt:
         return self._ask(Due.SHARES, dict.fromkeys(self._agreed.nodes, message))
 
     def _send_neighbour_shares(self) -> Outgoing:
-        self._dealings = dealings(self._agreed, dict(self._deals))
+        self._dealings = Dealings(self._agreed, dict(self._deals))
         self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))
-        self._stay(self._deals.keys() - self.blamed.keys())
+        self._continue_with(self._deals.keys() - self.blamed.keys())
         parts = self._dealings.parts(self._offered, self._sharing)
         messages = {
             node: wire.write(wire.NeighbourShares(self.context, self._sharers, *map(bytes, parts.pop(node))))
@@ -419,20 +428,21 @@ class ServerAttempt:
         }
         return self._ask(Due.CHECKS, messages)
 
-    def _stay(self, sharers: AbstractSet[int]) -> None:
+    def _continue_with(self, sharers: AbstractSet[int]) -> None:
         """Continue with these nodes, except those with too few holders of their seeds' shares."""
         self._sharing = self._connected(frozenset(sharers))
         self._sharers = tuple(sorted(self._sharing))
         self._enough(len(self._sharers))
 
     def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
+        """Return the largest subset in which a threshold of nodes holds shares of each node."""
         threshold = self._terms.threshold
         connected = frozenset(node for node in sharers if self._dealings.holders(node, sharers) >= threshold)
         return connected if connected == sharers else self._connected(connected)
 
     def _settle(self, model_hash: bytes) -> Outgoing:
         """Continue without complaints, or request the evidence that decides each complaint."""
-        self._stay(self._answered)
+        self._continue_with(self._answered)
         disputed = {node: self._disputes(node) for node in self._accused if node in self._sharing}
         messages = {
             node: wire.write(
@@ -444,6 +454,7 @@ class ServerAttempt:
         return self._ask(Due.COMPLAINTS, messages) if messages else self._send_inboxes(model_hash)
 
     def _disputes(self, node: int) -> tuple[int, ...]:
+        """Return the dealers that a node accuses and that are not blamed yet."""
         return tuple(dealer for dealer in self._accused[node] if dealer not in self.blamed)
 
     def _count_complaints(self) -> None:
@@ -467,7 +478,7 @@ class ServerAttempt:
         return self._send_inboxes(model_hash)
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
-        self._stay(self._sharing - self.blamed.keys())
+        self._continue_with(self._sharing - self.blamed.keys())
         void = void_pairs(self._complaints, self._sharing)
         self._round, self._model_hash = self._agreed.round(self._sharers, model_hash, void), model_hash
         void_entries = tuple(wire.Void(*pair, self._complaint(*pair)) for pair in void)
@@ -475,6 +486,7 @@ class ServerAttempt:
         return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
 
     def _complaint(self, holder: int, dealer: int) -> bytes:
+        """Return a holder's signature of its complaint about a dealer."""
         complaints = self._complaints[holder]
         return cut(complaints.signatures, self._suite.signature_bytes)[complaints.accused.index(dealer)]
 
@@ -495,7 +507,8 @@ class ServerAttempt:
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
     def _unmask(self) -> OpenedSum:
-        seeds, keys = self._weigh_reveals(), self._mask_keys
+        """Recover the remaining masks, and return the sum without them."""
+        seeds, keys = self._open_seeds(), self._mask_keys
         opening = Opening(self._dealings, self._round, self._alive, self._dead, seeds, keys, self._offered)
         try:
             masks = list(opening.remaining_masks())
@@ -514,9 +527,9 @@ class ServerAttempt:
 def together(*attempts: Mapping[int, bytes]) -> dict[int, tuple[bytes, ...]]:
     """Return by node the messages that travel to it in one exchange, in order of the attempts they belong to.
 
-    With the next attempt's proposal beside the inboxes, and its cohort beside the last message, a steady round takes
-    three exchanges, or two if `SEMI_HONEST`. Once its keys are out the next attempt also stands in for one that was
-    abandoned: a node joins none before it.
+    With the next attempt's proposal sent with the inboxes, and its cohort with the last message, a steady round takes
+    three exchanges, or two if `SEMI_HONEST`. Once the keys of the next attempt are sent, it also replaces an abandoned
+    one: a node joins no attempt before it.
     """
     nodes = sorted({node for messages in attempts for node in messages})
     return {node: tuple(messages[node] for messages in attempts if node in messages) for node in nodes}

@@ -5,7 +5,7 @@ shares are made and joined on machines that their owners do not share with the a
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -35,7 +35,7 @@ def polynomial(secret: bytes, threshold: int) -> list[int]:
 
     Args:
       secret: 32 bytes, below p, as `new_secret` draws them.
-      threshold: of its values as many give the secret, at least 1.
+      threshold: number of its values that give the secret, at least 1.
 
     Raises:
       ValueError: for arguments out of these ranges.
@@ -59,7 +59,7 @@ def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[
       points: from 1 to p - 1.
     """
     length = len(polynomials[0])
-    # A value before its reduction is below p times the sum of the point's powers.
+    # A value before its reduction is below p times the sum of the point's powers, and has at most `width` bytes.
     width = (255 + max(points).bit_length() * length) // 8 + 1
     packed = [
         int.from_bytes(b"".join(each[power].to_bytes(width, "little") for each in polynomials), "little")
@@ -71,8 +71,8 @@ def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[
         for coefficient in packed:
             value = value * point + coefficient
         row = value.to_bytes(width * len(polynomials), "little")
-        for index, one in enumerate(results):
-            one.append(int.from_bytes(row[width * index : width * (index + 1)], "little") % PRIME)
+        for index, result in enumerate(results):
+            result.append(int.from_bytes(row[width * index : width * (index + 1)], "little") % PRIME)
     return results
 
 
@@ -98,28 +98,32 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the values of a polynomial at points."""
+    """Weights w of the values of a polynomial at points x.
+
+    Attributes:
+      plain: w for each point.
+      by_points: w x modulo p for each point.
+    """
 
     plain: Sequence[int]
-    leaned: Sequence[int]
+    by_points: Sequence[int]
 
-    def sums(self, numbers: Iterable[int]) -> tuple[int, int]:
-        """Return the sums of plain and of leaned weights times values, not reduced."""
-        factors = list(numbers)
-        return sum(map(mul, self.plain, factors)), sum(map(mul, self.leaned, factors))
+    def sums(self, numbers: Sequence[int]) -> tuple[int, int]:
+        """Return the sums of w f and of w x f over the points for the values f, not reduced modulo p."""
+        return sum(map(mul, self.plain, numbers)), sum(map(mul, self.by_points, numbers))
 
 
 def weights_at(points: Sequence[int], plain: Sequence[int]) -> Weights:
-    """Return weights with what they are times their points."""
+    """Return the weights of these points, one for each."""
     return Weights(plain, [weight * point % PRIME for weight, point in zip(plain, points, strict=True)])
 
 
 def opener(points: tuple[int, ...], threshold: int) -> list[int]:
-    """Return random weights w by which values of a polynomial f of degree below `threshold` give f(0).
+    """Return random weights w with which the values of a polynomial f of degree below `threshold` give f(0).
 
-    Of all points x and any `own` other than 0, the sum of w(x) (1 - x / own) f(x) is f(0) modulo p. If `own` is one of
-    the points, its value is ignored. w is Lagrange's weight at zero times the value of a random polynomial q which is
-    1 at zero: f q (1 - x / own) has a degree that these points determine.
+    For any number `own` other than 0, the sum over the points x of w(x) (1 - x / own) f(x) is f(0) modulo p. If `own`
+    is one of the points, its value does not count. w is Lagrange's weight at zero times the value of a random polynomial
+    q which is 1 at zero: the points are enough for the degree of f q (1 - x / own).
 
     Args:
       points: distinct, from 1 to p - 1, more than `threshold`.
@@ -130,7 +134,7 @@ def opener(points: tuple[int, ...], threshold: int) -> list[int]:
 
 
 def codeword(points: Sequence[int], coefficients: int) -> dict[int, int]:
-    """Return the values of a random polynomial by point; 0 without coefficients.
+    """Return the value of a random polynomial at each point; zeros if it has no coefficients.
 
     Args:
       points: from 1 to p - 1.
@@ -143,8 +147,8 @@ def codeword(points: Sequence[int], coefficients: int) -> dict[int, int]:
 def parity(points: Sequence[int], words: Mapping[int, int]) -> list[int]:
     """Return a random weight for each point, with which a polynomial of too high a degree is detected.
 
-    Of a polynomial of degree below a threshold t the sum of weight times (point - x) times value is zero modulo p,
-    whatever x is: x may therefore be a point whose value is not known. Of other values the sum is zero with
+    For a polynomial of degree below a threshold t, the sum of weight times (point - x) times value is zero modulo p,
+    whatever x is: x may therefore be a point whose value is unknown. For any other values the sum is zero with
     probability 1 / p (Cascudo and David, SCRAPE, ACNS 2017, section 2.1).
 
     Args:
@@ -156,7 +160,7 @@ def parity(points: Sequence[int], words: Mapping[int, int]) -> list[int]:
 
 
 def number_of(share: bytes) -> int:
-    """Return the number that a share is.
+    """Return a share as a number.
 
     Raises:
       Refused: BAD_SHARE when it is no 32-byte number below p.
@@ -167,29 +171,32 @@ def number_of(share: bytes) -> int:
     return number
 
 
-# A complete graph uses the same points for many secrets.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a complete graph uses the same points for many secrets
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights at zero."""
-    total = prod(points) * (-1) ** (len(points) - 1) % PRIME
-    below = [at * span % PRIME for at, span in zip(points, _spans(points), strict=True)]
-    return tuple(total * inverse % PRIME for inverse in inverses(below))
+    numerator = prod(points) * (-1) ** (len(points) - 1) % PRIME
+    denominators = [at * span % PRIME for at, span in zip(points, _spans(points), strict=True)]
+    return tuple(numerator * inverse % PRIME for inverse in inverses(denominators))
 
 
 def _spans(points: Sequence[int]) -> list[int]:
     """Return for each point the product of its differences to the others, modulo p."""
     max_point = max(points)
     at = np.array(points, np.int64 if max_point < 1 << _SMALL else object)
-    apart = at[:, None] - at
-    np.fill_diagonal(apart, 1)
-    few = _SMALL // max_point.bit_length() or 1  # of the differences, whose product a machine's word holds
-    grouped = np.multiply.reduceat(apart, range(0, len(points), few), axis=1)
-    return [prod(row) % PRIME for row in grouped.tolist()]
+    differences = at[:, None] - at
+    np.fill_diagonal(differences, 1)
+    group = (
+        _SMALL // max_point.bit_length() or 1
+    )  # number of differences whose product a machine's word holds
+    products = np.multiply.reduceat(differences, range(0, len(points), group), axis=1)
+    return [prod(row) % PRIME for row in products.tolist()]
 
 
 def inverses(numbers: Sequence[int]) -> list[int]:
-    """Return what each times itself is 1 modulo p, of one inversion (Montgomery, Math. Comp. 48, 1987, section 10.3.1)."""
-    before = list(accumulate(numbers, lambda product, number: product * number % PRIME, initial=1))
+    """Return the inverse of each number modulo p, all by one inversion (Montgomery, Math. Comp. 48, 1987, 10.3.1)."""
+    before = list(
+        accumulate(numbers, lambda product, number: product * number % PRIME, initial=1)
+    )  # products
     inverse = pow(before.pop(), -1, PRIME)
     reciprocals: list[int] = []
     for factor, product in zip(reversed(numbers), reversed(before), strict=True):

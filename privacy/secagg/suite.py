@@ -122,12 +122,7 @@ def new_key() -> X25519PrivateKey:
 
 
 def key_from_seed(seed: bytes, purpose: Purpose = Purpose.MASK_KEY) -> X25519PrivateKey:
-    """Derive a private key for key agreement from a seed; the key reveals nothing about the seed.
-
-    Args:
-      seed: uniform secret, 32 bytes.
-      purpose: purpose of the key.
-    """
+    """Derive a private key for key agreement from a uniform 32-byte seed; the key reveals nothing about the seed."""
     return X25519PrivateKey.from_private_bytes(derive(seed, frame(purpose)))
 
 
@@ -137,10 +132,10 @@ def public_of(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
 
 
 def derive(secret: bytes, info: bytes) -> bytes:
-    """Derive a 32-byte key from a uniform secret by HKDF-SHA256 without salt.
+    """Derive a 32-byte key from a uniform secret of at least 32 bytes by HKDF-SHA256 without salt.
 
     Args:
-      secret: uniform secret, at least 32 bytes.
+      secret: uniform.
       info: purpose and context of the key, from `transcript.frame`.
     """
     return HKDF(SHA256(), KEY_BYTES, None, info).derive(secret)
@@ -206,13 +201,7 @@ def seal(suite: Suite, key: bytes, plaintext: bytes, associated: bytes | memoryv
 
 
 def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryview) -> bytes:
-    """Return the plaintext of a ciphertext.
-
-    Args:
-      suite: suite with the cipher.
-      key: secret key, 32 bytes.
-      sealed: result of `seal`.
-      associated: associated data from `seal`.
+    """Return the plaintext of `sealed`, the result of `seal`; other arguments as of `seal`.
 
     Raises:
       Refused: BAD_SHARE if the ciphertext, the key or the associated data are not those of `seal`.
@@ -236,13 +225,7 @@ def sign(key: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
 
 @lru_cache(maxsize=1 << 12)  # simulated nodes in one process check the same signatures
 def verify(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
-    """Check a signature of `sign`.
-
-    Args:
-      public: public key of the signer, 32 bytes.
-      context: context of the signature, 32 bytes.
-      body: signed bytes.
-      signature: signature, 64 bytes.
+    """Check a signature of `sign` by the signer's public key; other arguments as of `sign`.
 
     Raises:
       Refused: BAD_SIGNATURE if the signature is invalid.

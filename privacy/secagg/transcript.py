@@ -121,12 +121,7 @@ def run_number(run: str) -> int:
 
 
 def frame(purpose: Purpose, *parts: Part) -> bytes:
-    """Return an injective encoding of the parts and their purpose: each part has its type and length.
-
-    Args:
-      purpose: purpose of the encoding.
-      *parts: bytes, text, integers of a magnitude below 2**127, or floats.
-    """
+    """Return an injective encoding of a purpose and parts; integers are of a magnitude below 2**127."""
     return _opening(purpose) + b"".join([_framed(part) for part in parts])
 
 

@@ -14,7 +14,7 @@ ByPair = dict[int, dict[int, bytes]]
 
 @dataclass(frozen=True)
 class Opening:
-    """Reveals of a round's survivors.
+    """Computation of the masks that are left on a sum, from what the survivors revealed.
 
     Attributes:
       dealings: of the cohort.
@@ -22,10 +22,10 @@ class Opening:
       alive: survivors, ascending.
       dead: nodes that shared and are not in the sum, ascending.
       seeds: by node, the private seed of a survivor and the mask seed of a dropout, if enough shares arrived.
-      mask_keys: by dropout and surviving neighbour, what `Revealed` says of their mask, as the survivor claims.
+      mask_keys: by dropout and surviving neighbour, the `Revealed.mask_keys` that the survivor claims.
       offered: hybrid blocks by sender and receiver.
       blamed: by node, its fault as shown by the masks; filled while they are computed.
-      about: by the same nodes, the dead node whose masks show it.
+      about: by the same nodes, the dropout whose masks show it.
     """
 
     dealings: Dealings
@@ -39,7 +39,7 @@ class Opening:
     about: dict[int, int] = field(default_factory=dict[int, int])
 
     def remaining_masks(self) -> Iterator[tuple[bytes, int]]:
-        """Yield key and sign of every mask to add in order to unmask the survivors' sum.
+        """Yield key and sign of every mask whose addition unmasks the survivors' sum.
 
         Raises:
           Refused: TOO_FEW shares of a seed, and not all of their replacements.
@@ -63,7 +63,7 @@ class Opening:
         return self.seeds[node]
 
     def _keys(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
-        """Return the keys of a dead node's masks, by living neighbour.
+        """Return the keys of a dropout's masks, by surviving neighbour.
 
         The neighbours' claims replace keys that the seed does not give. Those of a hybrid suite count only if they are
         what the pair's deal committed to; a false claim without ML-KEM corrupts no more than a false vector could.
@@ -71,9 +71,8 @@ class Opening:
         claims = {peer: key for peer, key in self.mask_keys.get(node, {}).items() if key != bytes(KEY_BYTES)}
         computed = self._computed(node, peers)
         if self.agreed.suite.hybrid:
-            claims, computed = (
-                self._committed(node, each, seeded) for each, seeded in ((claims, False), (computed, True))
-            )
+            claims = self._committed(node, claims, from_seed=False)
+            computed = self._committed(node, computed, from_seed=True)
         missing = [peer for peer in peers if peer not in claims and peer not in computed]
         if missing:
             raise Refused(Reason.TOO_FEW, f"{len(missing)} masks of a node that nobody can take off")
@@ -85,11 +84,16 @@ class Opening:
             return keys
         return {peer: derive(key, self._info) for peer, key in keys.items()}
 
-    def _committed(self, node: int, secrets: Mapping[int, bytes], computed: bool) -> dict[int, bytes]:
-        """Return the hybrid secrets with a dead node that its pairs committed to, and name who is wrong of the others.
+    def _committed(self, node: int, secrets: Mapping[int, bytes], from_seed: bool) -> dict[int, bytes]:
+        """Return those secrets of a dropout's masks that fit their commitments, and blame a node for each other one.
 
-        A neighbour that claims another one made this commitment, or accepted it. If the seed gives another one, the
-        lower node sealed it, whose deal then contradicts itself.
+        A neighbour that claims a wrong secret made the commitment, or accepted it. If the dropout's seed gives a wrong
+        secret, the lower node of the pair sealed it, whose deal then contradicts itself.
+
+        Args:
+          node: the dropout.
+          secrets: hybrid secrets of masks by surviving neighbour.
+          from_seed: whether they were computed from the dropout's seed, and not claimed by the neighbours.
         """
         right = {
             peer: key
@@ -97,7 +101,7 @@ class Opening:
             if fits_commitment(self.agreed, node, peer, key, self.offered)
         }
         for peer in secrets.keys() - right.keys():
-            liar, fault = (min(node, peer), Fault.WRONG_SECRET) if computed else (peer, Fault.WRONG_MASK)
+            liar, fault = (min(node, peer), Fault.WRONG_SECRET) if from_seed else (peer, Fault.WRONG_MASK)
             self._blame(liar, fault, node)
         return right
 
@@ -109,7 +113,7 @@ class Opening:
         return pair_mask_info(self.context)
 
     def _computed(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
-        """Return the keys from the dropout's mask seed; none if it is unknown, or belongs to another key."""
+        """Return the keys, or hybrid secrets, from the dropout's mask seed; none if it is unknown or wrong."""
         agreed = self.agreed
         if node not in self.seeds:
             return {}

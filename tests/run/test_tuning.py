@@ -4,7 +4,6 @@ import json
 import math
 import re
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,12 @@ from fedveil.run.sum_plan import sum_plan
 from fedveil.run.tuning import charged_scores, require_arms, tuning_of
 from fedveil.server.participants import Participants
 from fedveil.server.query_rows import name_of
-from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
 DEAL = ArmDeal("5e" * 16, 3)
-TUNING = Tuning("learning_rate", (0.1, 1.0, 5.0), 2, 5, DEAL)
 SMALL = ("task=digits", "task.num_clients=30", "num_rounds=3")
 GIVEN = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
 TUNE = ("tune=learning_rate", "tune.values=[0.02,0.5]", "tune.rounds=2")
@@ -66,27 +63,6 @@ class Nodes:
 
 
 # --- whose turn it is ---------------------------------------------------------------------------------------------
-
-
-def test_arms_take_turns_and_then_all_clients_go_on() -> None:
-    arms = [TUNING.arm_of(number) for number in range(1, 10)]
-    assert [arm and arm.number for arm in arms] == [1, 2, 3, 1, 2, 3, None, None, None]
-    assert [TUNING.round_of(number) for number in range(1, 10)] == [1, 1, 1, 2, 2, 2, 3, 4, 5]
-    assert [TUNING.value_in(number, 2) for number in (1, 2, 3, 7)] == [0.1, 1.0, 5.0, 1.0]
-
-
-def test_a_client_has_no_more_rounds_than_without_arms() -> None:
-    settings = settings_from_overrides(
-        ["num_rounds=5", "tune=learning_rate", "tune.values=[1,2,3]", "tune.rounds=2"]
-    )
-    assert settings.steps == 9
-    begun = [settings.rounds_begun(done) for done in range(10)]
-    left = [settings.rounds_left(done) for done in range(10)]
-    assert begun == [0, 1, 1, 1, 2, 2, 2, 3, 4, 5] and left == [5, 5, 5, 4, 4, 4, 3, 2, 1, 0]
-    assert [build(settings).settings.rounds_left(0), settings_from_overrides(["num_rounds=5"]).steps] == [
-        5,
-        5,
-    ]
 
 
 @pytest.mark.parametrize("cohort", [All(), Poisson(0.5), Fixed(6), OverSelected(Fixed(8), Fixed(6))])
@@ -112,23 +88,6 @@ def test_names_decide_the_arm_and_a_growing_roster_moves_nobody() -> None:
     after = [everybody.members(DEAL.arm(number)) for number in (1, 2, 3)]
     assert all(set(one) <= set(more) for one, more in zip(before, after, strict=True))
     assert all(DEAL.arm_of(names[node]) == 2 for node in after[1])
-
-
-def test_the_best_model_wins_and_one_that_diverged_does_not() -> None:
-    found = [{"accuracy": value, "loss": 1 - value} for value in (0.5, 0.6, math.nan, 0.6)]
-    scores = [TUNING.score(each) for each in found]
-    assert scores == [0.5, 0.6, -math.inf, 0.6] and TUNING.winner(scores) == 2
-    by_loss = replace(TUNING, metric="loss")
-    assert by_loss.score({"accuracy": 0.9, "loss": 0.4}) == -0.4
-    assert TUNING.metric_in({"perplexity": 3.0, "loss": 1.1}) == "loss"
-    with pytest.raises(Refusal, match="the task reports accuracy, loss"):
-        replace(TUNING, metric="auc").score(found[0])
-
-
-def test_the_models_of_the_last_half_of_an_arms_rounds_are_averaged() -> None:
-    longer = replace(TUNING, rounds=4, num_rounds=9)
-    assert [number for number in range(1, 13) if longer.counts(number)] == [7, 8, 9, 10, 11, 12]
-    assert [number for number in range(1, 7) if TUNING.counts(number)] == [4, 5, 6]
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -483,3 +442,17 @@ def test_a_device_answers_its_own_arm_of_the_first_deal_of_a_run(tmp_path: Path)
     (tmp_path / "deals.json").write_text("{")
     with pytest.raises(Refusal, match="cannot be read"):
         require_arm(DEAL.arm(own), "boston", "spring", tmp_path)
+
+
+def test_a_client_has_no_more_rounds_than_without_arms() -> None:
+    settings = settings_from_overrides(
+        ["num_rounds=5", "tune=learning_rate", "tune.values=[1,2,3]", "tune.rounds=2"]
+    )
+    assert settings.steps == 9
+    begun = [settings.rounds_begun(done) for done in range(10)]
+    left = [settings.rounds_left(done) for done in range(10)]
+    assert begun == [0, 1, 1, 1, 2, 2, 2, 3, 4, 5] and left == [5, 5, 5, 4, 4, 4, 3, 2, 1, 0]
+    assert [build(settings).settings.rounds_left(0), settings_from_overrides(["num_rounds=5"]).steps] == [
+        5,
+        5,
+    ]

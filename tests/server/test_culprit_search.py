@@ -52,7 +52,7 @@ def searched(
     search, seen, draw = Search(), [], np.random.default_rng(key)
     cohort = [node * 7 for node in range(clients)]
     for row in range(1, rounds + 1):
-        parts, why = search.parts(cohort, lambda size: size >= LEAST, draw)
+        parts, why = search.parts(cohort, range(LEAST, clients), draw)
         assert sorted(node for part in parts for node in part) == cohort and not why
         assert all(len(part) >= LEAST for part in parts)
         seen.append(parts)
@@ -153,7 +153,7 @@ def test_sums_with_possible_spoilers_among_leavers_do_not_count() -> None:
 @pytest.mark.parametrize(("declined", "limit"), [(0, "collusion"), (4, "members decline sums of 4")])
 def test_a_search_that_the_minimum_forbids_says_so(declined: int, limit: str) -> None:
     search = Search(untrue=SPLIT_AFTER, untrue_sums=((1, frozenset(range(8))),), declined=declined)
-    parts, why = search.parts(range(8), lambda size: size >= 5, np.random.default_rng(1))
+    parts, why = search.parts(range(8), range(5, 8), np.random.default_rng(1))
     assert parts == [list(range(8))] and "halves of 8 members are too small" in why and limit in why
 
 
@@ -266,7 +266,7 @@ def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_p
             masking=masking(),
         )
         start = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
-        loop = Loop(make_strategy("fedavg", {}), 4, lambda *_: {}, lambda *_: None, lambda _: {})
+        loop = Loop([make_strategy("fedavg", {})], 4, lambda *_: {}, lambda *_: None, lambda _: {})
         run_rounds(grid, loop, State(0, start, {}))
         assert [done.untrue for done in grid.rounds] == [True] * 4
         assert [done.abandoned for done in grid.rounds] == [True, True, False, False]

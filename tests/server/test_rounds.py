@@ -98,7 +98,7 @@ def private(grid: InProcessGrid, cohort: Cohort, ledger: Ledger | None, answers:
 def rounds(grid: PrivateGrid, number: int, pace: Pace | None = None) -> Any:
     start = State(0, {"w": np.zeros(4, np.float32)}, {})
     loop = Loop(
-        make_strategy("fedavg", {}), number, lambda *_: {}, lambda *_: None, lambda _: {}, pace or Pace()
+        [make_strategy("fedavg", {})], number, lambda *_: {}, lambda *_: None, lambda _: {}, pace or Pace()
     )
     return run_rounds(grid, loop, start)
 

@@ -201,8 +201,7 @@ def test_a_cohort_that_hides_nobody_is_refused(clients: int, collusion: float) -
 def test_the_fewest_survivors_can_confirm_and_open(clients: int) -> None:
     settings = masking(dropout=0.4, collusion=0.1)
     attendance = settings.attendance(clients)
-    _, threshold = settings.shape(clients)
-    assert attendance.least - 1 >= threshold
+    assert attendance.least - 1 >= settings.shape(clients).threshold
     assert 2 * attendance.least > clients + attendance.colluders
     assert attendance.least - attendance.colluders >= 2
 
@@ -441,7 +440,9 @@ def test_a_sum_that_cannot_be_true_stays_charged_and_leaves_the_model(
         start = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
         ending = run_rounds(
             grid,
-            Loop(strategy, 2, lambda arrays, number: {}, lambda state, done, metrics: None, lambda state: {}),
+            Loop(
+                [strategy], 2, lambda arrays, number: {}, lambda state, done, metrics: None, lambda state: {}
+            ),
             State(0, start, {}),
         )
         assert [done.untrue for done in grid.rounds] == [True, True]

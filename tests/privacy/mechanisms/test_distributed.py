@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedveil.privacy.mechanisms import distributed, rotation
+from fedveil.privacy.mechanisms import distributed
 from fedveil.privacy.mechanisms.discrete_gaussian import largest
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, openings, take_back
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.rotation import rotate, unrotate
-from fedveil.privacy.mechanisms.rounding import BLOCK, blocks_of, limit_for, round_within
+from fedveil.privacy.mechanisms.rounding import BLOCK
 from fedveil.privacy.mechanisms.sizing import Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import WEIGHT, Segment, SumSpec
 
@@ -41,77 +40,6 @@ def total(words: list[np.ndarray]) -> np.ndarray:
 
 def centred(words: np.ndarray) -> np.ndarray:
     return words.view(np.int16 if words.dtype == np.uint16 else np.int32).astype(np.int64)
-
-
-# --- rotation
-
-
-@given(st.integers(1, 5000), st.integers(0, 2**32), st.binary(min_size=32, max_size=32))
-@settings(max_examples=60)
-def test_the_rotation_is_orthogonal_and_is_undone(size: int, key: int, seed: bytes) -> None:
-    first, second = np.random.default_rng(key).normal(size=(2, size))
-    rotated, other = first.copy(), second.copy()
-    rotate(rotated, seed)
-    rotate(other, seed)
-    assert np.dot(rotated, other) == pytest.approx(np.dot(first, second), abs=1e-9 * size)
-    unrotate(rotated, seed)
-    assert np.abs(rotated - first).max() < 1e-12
-
-
-@pytest.mark.parametrize("position", [0, 700, 1023, 1024, 1500])
-def test_the_rotation_spreads_one_coordinate_over_all_it_mixes_with(position: int) -> None:
-    vector = np.zeros(1501)
-    vector[position] = 1.0
-    rotate(vector, SEED)
-    assert np.abs(vector).max() < 6 / math.sqrt(1024)
-    assert np.count_nonzero(vector) > 900
-
-
-def test_the_second_pass_has_signs_of_its_own() -> None:
-    first, second = (rotation._signs(1024, start, SEED) for start in rotation._starts(1501))
-    assert 0.4 < (first != second).mean() < 0.6
-
-
-def test_another_seed_is_another_rotation() -> None:
-    first, second = np.ones(64), np.ones(64)
-    rotate(first, SEED)
-    rotate(second, bytes(32))
-    assert np.abs(first - second).max() > 0.1
-
-
-# --- rounding
-
-
-@given(st.integers(1, 3000), st.integers(1, 5000), st.integers(0, 2**32), st.sampled_from([0.02, 1.0, 50.0]))
-@settings(max_examples=150)
-def test_the_norm_after_rounding_keeps_to_the_limit(size: int, cells: int, key: int, spike: float) -> None:
-    vector = np.random.default_rng(key).standard_t(spike + 0.1, size=size)
-    vector *= cells / np.linalg.norm(vector)
-    whole = round_within(blocks_of(vector), limit_for(cells, size), Randomness(key).stream("rounding"))
-    assert sum(int(v) ** 2 for v in whole) <= limit_for(cells, size)
-    assert np.abs(whole - vector).max() <= 1
-
-
-def test_halves_everywhere_are_rounded_anew_until_they_fit() -> None:
-    """The hardest vector there is: every try adds 1/4 to the squared norm of every coordinate, on average."""
-    vector = np.full(10_000, 0.5)
-    limit = limit_for(50, 10_000)
-    for key in range(50):
-        whole = round_within(blocks_of(vector), limit, Randomness(key).stream("rounding"))
-        assert int(np.dot(whole.astype(np.int64), whole)) <= limit
-        assert abs(whole.mean() - 0.5) < 0.03
-
-
-def test_a_vector_that_cannot_be_rounded_at_random_goes_towards_zero() -> None:
-    vector = np.array([0.9, -1.9, 2.0])
-    assert round_within(blocks_of(vector), 5, Randomness(1).stream("rounding")).tolist() == [0, -1, 2]
-
-
-def test_rounding_keeps_the_mean() -> None:
-    vector = np.repeat([0.1, -0.3, 7.75, -2.5], 50_000)
-    whole = round_within(blocks_of(vector), 2**40, Randomness(2).stream("rounding"))
-    means = whole.reshape(4, -1).mean(axis=1)
-    assert np.abs(means - [0.1, -0.3, 7.75, -2.5]).max() < 5 * 0.5 / math.sqrt(50_000)
 
 
 def encoded(arrays: dict[str, np.ndarray]) -> np.ndarray:

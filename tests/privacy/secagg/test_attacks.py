@@ -26,7 +26,7 @@ from fedveil.privacy.secagg.bindings import (
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.complaint import PROOF_BYTES
 from fedveil.privacy.secagg.deal import challenge_of, label_of
-from fedveil.privacy.secagg.dealings import dealings
+from fedveil.privacy.secagg.dealings import Dealings
 from fedveil.privacy.secagg.double_signature import sign_by
 from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import read, write
@@ -238,7 +238,7 @@ def opened_by_split_views(cohort, honest, targets):
         for node, held in shares.items()
         if len(held) >= cohort.threshold
     }
-    opening = Opening(dealings(agreed, {}), context, living, others, seeds, keys, {})
+    opening = Opening(Dealings(agreed, {}), context, living, others, seeds, keys, {})
     add_masks(bare, list(opening.remaining_masks()), agreed.suite)
     return np.array_equal(bare, total(vectors, living, 32))
 

@@ -32,7 +32,7 @@ from fedveil.privacy.secagg.deal import (
 )
 from fedveil.privacy.secagg.encrypted_shares import cut
 from fedveil.privacy.secagg.evidence import convictions, evidence_from
-from fedveil.privacy.secagg.graph import colluders, parameters
+from fedveil.privacy.secagg.graph import colluders, smallest_shape
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
 from fedveil.privacy.secagg.reveals import Reveals
@@ -69,8 +69,8 @@ SILENT_FROM = dict.fromkeys(
 def cohort_of(size, suite=1, lost=0):
     """A cohort of the smallest graph that stands the assumed collusion and some who are lost, all of them silent."""
     bad = colluders(size, COLLUSION)
-    neighbours, threshold = parameters(size, (bad + lost) / size, COLLUSION, Profile.MALICIOUS)
-    return Cohort(size, threshold, neighbours, minimum=bad + 2, suite=suite, collusion=COLLUSION)
+    shape = smallest_shape(size, (bad + lost) / size, COLLUSION, Profile.MALICIOUS)
+    return Cohort(size, shape.threshold, shape.neighbours, minimum=bad + 2, suite=suite, collusion=COLLUSION)
 
 
 def corrupt(cohort, ways, seed=0):

@@ -1,6 +1,7 @@
 """The graph of masks: its shape, who decides it, and the chances that its parameters stand for."""
 
 import math
+from dataclasses import replace
 
 import networkx
 import pytest
@@ -14,8 +15,8 @@ from fedveil.privacy.secagg.graph import (
     Shape,
     colluders,
     opens_nothing,
-    parameters,
     ring,
+    smallest_shape,
     tail,
 )
 from fedveil.privacy.secagg.transcript import Profile
@@ -105,7 +106,8 @@ TABLE = [
 @pytest.mark.parametrize(("collusion", "dropout", "profile", "row"), TABLE)
 def test_parameters_of_large_cohorts(collusion, dropout, profile, row) -> None:  # type: ignore[no-untyped-def]
     sizes = (300, 1_000, 10_000, 1_000_000)
-    assert [parameters(n, dropout, collusion, profile) for n in sizes] == row
+    shapes = [smallest_shape(n, dropout, collusion, profile) for n in sizes]
+    assert [(shape.neighbours, shape.threshold) for shape in shapes] == row
 
 
 def chance_that_two_secrets_open(n: int, k: int, t: int, bad: int) -> float:
@@ -149,21 +151,21 @@ def test_a_small_cohort_is_complete_and_exact(clients, collusion, dropout, profi
     others = clients - 1
     lowest = (others + bad) // 2 + 1 if profile is MALICIOUS else bad + 1
     if lowest <= others - gone:
-        assert parameters(clients, dropout, collusion, profile) == (others, lowest)
+        assert smallest_shape(clients, dropout, collusion, profile) == Shape(clients, others, lowest)
     else:
         with pytest.raises(Refusal, match="ask more clients"):
-            parameters(clients, dropout, collusion, profile)
+            smallest_shape(clients, dropout, collusion, profile)
 
 
 def test_a_third_each_is_too_much_for_a_malicious_server() -> None:
     with pytest.raises(Refusal, match="dropout"):
-        parameters(300, 1 / 3, 1 / 3, MALICIOUS)
+        smallest_shape(300, 1 / 3, 1 / 3, MALICIOUS)
 
 
 @given(st.integers(129, 400), st.floats(0.01, 0.2), st.floats(0, 0.2), st.sampled_from(Profile))
 @settings(max_examples=20)
 def test_more_neighbours_than_needed_are_no_less_safe(clients, collusion, dropout, profile) -> None:  # type: ignore[no-untyped-def]
-    neighbours, threshold = parameters(clients, dropout, collusion, profile)
-    assert opens_nothing(Shape(clients, neighbours, threshold), collusion, dropout, profile)
-    assert opens_nothing(Shape(clients, neighbours, neighbours), collusion, dropout, profile)
-    assert not opens_nothing(Shape(clients, neighbours, threshold - 1), collusion, dropout, profile)
+    shape = smallest_shape(clients, dropout, collusion, profile)
+    assert opens_nothing(shape, collusion, dropout, profile)
+    assert opens_nothing(replace(shape, threshold=shape.neighbours), collusion, dropout, profile)
+    assert not opens_nothing(replace(shape, threshold=shape.threshold - 1), collusion, dropout, profile)
