@@ -171,7 +171,7 @@ def run_federation(
             ending = _run_on(progress, strategies, around, grid, watching)
         stop_keeping()
         state = ending.state
-        averaged = {} if state.average is None else evaluator(run.federation)(state.model, state.round)
+        averaged = evaluator(run.federation)(state.model, state.round) if state.average.models else {}
         title = title_of(progress.run.federation)
         confused = confusion(run.federation, state.model)
         with refusing(federation.population.words.folder, folder, "cannot be read or written"):
