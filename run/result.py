@@ -124,7 +124,7 @@ def _result(progress: Progress, ending: Ending, costs: Mapping[str, Any]) -> dic
         "message_bytes": final.get("message_bytes"),
         "tuning": tuning_result(run, state, history),
         "rise": rise_of(_rounds_of_model(history, state), federation.settings) if history else None,
-        "models_averaged": state.average.models if state.average else 1,
+        "models_averaged": max(1, state.average.models),
         "metrics": {
             k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(OF_THE_ROUND)
         },

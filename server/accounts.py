@@ -151,13 +151,7 @@ class Protected:
         self.privacy.ledger.reserve_new(replace(self._release(row, cohort), arm=arm))
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return a sum in the clear with the row's noise.
-
-        Args:
-          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + segments',).
-          row: of the run.
-          spec: what clients did to their vectors.
-        """
+        """Return a sum in the clear with the row's noise; arguments as of `mechanism.Noise.add`."""
         noised, event = self._noise.add(total, row, self.noise, spec)
         if event != self.privacy.plan.mechanism.event(self.noise):
             raise AssertionError("the mechanism's event is not the one that was reserved")

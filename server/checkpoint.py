@@ -48,22 +48,32 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Average:
-    """Mean of the models of the last rounds.
+    """Mean of the models of the last rounds; of none at first, or in a run that takes no average.
 
     Attributes:
-      total: their sum by name, float64.
-      models: how many there are, at least 1.
+      total: sum of their float arrays by name, float64.
+      models: number of the models.
     """
 
     total: Annotated[Mapping[str, NDArray[np.float64]], "tensors"]
-    models: Annotated[int, Range(ge=1)]
+    models: Annotated[int, Range(ge=0)]
+
+    def plus(self, model: Arrays) -> Average:
+        """Return the average with one more model."""
+        floats = {name: value.astype(np.float64) for name, value in model.items() if value.dtype.kind == "f"}
+        if self.models:
+            floats = {name: self.total[name] + value for name, value in floats.items()}
+        return Average(floats, self.models + 1)
 
     def mean(self, last_model: Arrays) -> Arrays:
-        """Return the mean in the types of the last model; integer arrays are those of the last model."""
+        """Return the mean in the types of the last model, whose integer arrays stay; without models, the last model."""
         return {
             name: (self.total[name] / self.models).astype(value.dtype) if name in self.total else value
             for name, value in last_model.items()
         }
+
+
+NO_AVERAGE = Average({}, 0)
 
 
 @dataclass(frozen=True)
@@ -73,19 +83,19 @@ class Trial:
     Attributes:
       arrays: of the arm's model.
       strategy: its state after the arm's rounds.
-      average: of its last models; None before the first of these.
+      average: of its last models.
       steps: to which its arrays are rounded for clients.
     """
 
     arrays: Annotated[Arrays, "tensors"]
     strategy: Mapping[str, Any]
-    average: Average | None = None
+    average: Average = NO_AVERAGE
     steps: Steps = field(default_factory=dict[str, int])
 
     @property
     def model(self) -> Arrays:
         """Model to compare with those of other arms; the winner's is trained further."""
-        return self.arrays if self.average is None else self.average.mean(self.arrays)
+        return self.average.mean(self.arrays)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class State:
       arrays: of the global model, or of the model of the round's arm.
       strategy: its state.
       choices: for the next round.
-      average: of the last models; None if none is taken, or before its first.
+      average: of the last models.
       trials: of the arms, until one has won.
       scores: of the arms, once one has won.
       winner: number of the arm that has won; None before.
@@ -108,7 +118,7 @@ class State:
     arrays: Annotated[Arrays, "tensors"]
     strategy: Mapping[str, Any]
     choices: Choices | None = None
-    average: Average | None = None
+    average: Average = NO_AVERAGE
     trials: tuple[Trial, ...] = ()
     scores: tuple[Annotated[float, "or -inf"], ...] = ()
     winner: int | None = None
@@ -117,7 +127,7 @@ class State:
     @property
     def model(self) -> Arrays:
         """Final model of a run that ends here: the mean of the last models, if one is taken."""
-        return self.arrays if self.average is None else self.average.mean(self.arrays)
+        return self.average.mean(self.arrays)
 
 
 Part = TypeVar("Part", State, Trial)
@@ -181,16 +191,14 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 def _tensors_and_fields(prefix: str, part: State | Trial) -> tuple[Arrays, dict[str, Any]]:
     """Return the tensors of a model, its strategy and its average, named with a prefix, and their fields in the JSON."""
     strategy_arrays = {name: value for name, value in part.strategy.items() if isinstance(value, np.ndarray)}
-    total = part.average.total if part.average else {}
-    groups = {_MODEL: part.arrays, _STRATEGY: strategy_arrays, _AVERAGE: total}
+    groups = {_MODEL: part.arrays, _STRATEGY: strategy_arrays, _AVERAGE: part.average.total}
     arrays = {
         prefix + kind + name: np.asarray(value, order="C")  # a scalar stays one
         for kind, group in groups.items()
         for name, value in group.items()
     }
     strategy_values = {name: value for name, value in part.strategy.items() if name not in strategy_arrays}
-    num_models = part.average.models if part.average else 0
-    return arrays, {"strategy": strategy_values, "averaged": num_models, "steps": part.steps}
+    return arrays, {"strategy": strategy_values, "averaged": part.average.models, "steps": part.steps}
 
 
 def read(folder: Path) -> Checkpoint | None:
@@ -251,8 +259,7 @@ def _build_part(kind: type[Part], tensors: Arrays, prefix: str, fields: Mapping[
     """Return what `_tensors_and_fields` wrote under this prefix, as a `State` or a `Trial`."""
     model, arrays, total = (_under(tensors, prefix + group) for group in (_MODEL, _STRATEGY, _AVERAGE))
     others = {name: value for name, value in fields.items() if name != "averaged"}
-    models = fields.get("averaged", 0)
-    average = build(Average, {"total": total, "models": models}) if models else None
+    average = build(Average, {"total": total, "models": fields.get("averaged", 0)})
     strategy = {**fields["strategy"], **arrays}
     return build(kind, {**others, "arrays": model, "strategy": strategy, "average": average})
 

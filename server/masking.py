@@ -89,12 +89,7 @@ def _shape(clients: int, survivors: int, collusion: float, profile: Profile) -> 
 
 
 def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
-    """Return a sum's spec for secure aggregation: with a norm, which limits the range, and a share for counts.
-
-    Args:
-      spec: of the sum in the clear.
-      masking: gives the norm without client-level privacy.
-    """
+    """Return a sum's spec for secure aggregation: with a norm, which bounds its range; arguments as of `share_spec`."""
     if spec.private:
         return spec
     segments = tuple(

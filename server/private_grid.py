@@ -70,6 +70,10 @@ class PrivateGrid(PassingGrid):
     Attributes:
       account: of the sums; its factors of noise and norm hold for later rounds.
       steps: to which the clients' initial arrays are rounded; a round's mean updates the unrounded model.
+      current_cohort: nodes of the last reserved round.
+      rounds: results of this process's rounds.
+      released: the last round's sum for an audit; None if nothing was released.
+      exhausted: why the budget allows no further round.
     """
 
     def __init__(

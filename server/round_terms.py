@@ -224,10 +224,7 @@ class Mean:
 def expand_mean(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
     """Return a mean of compressed updates as one of whole updates; the audit's view stays compressed.
 
-    Args:
-      mean: decoded.
-      layout: shapes of the update's arrays by name, in its order.
-      sketch: of the round.
+    Arguments as of `compression.expand`.
     """
     scale = 1 / sketch.compression.clip_factor  # in the units of the whole norm
     audited = {name: value * scale for name, value in mean.audited.items()}

@@ -24,7 +24,7 @@ from ..messages.wire import memory_arrays, only_arrays, views
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..strategies.registry import aggregated
 from ..strategies.shared_model import steps_after
-from .checkpoint import Arrays, Average, State, Trial, strategy_state
+from .checkpoint import Arrays, State, Trial, strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
 from .tuning import NO_TUNING, Tuning
@@ -192,7 +192,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     del replies
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
-        average = _add_to_average(average, merged)
+        average = average.plus(merged)
     bits, values = loop.difference_bits, strategy_state(strategy)
     steps = {} if bits is None else steps_after(before, merged, bits, start.steps)
     state = replace(state, round=number, arrays=merged, steps=steps, strategy=values)
@@ -206,7 +206,7 @@ def _record_trial(state: State, arm: int, loop: Loop) -> State:
     """Store the state of an arm after its round; after the arms' last round, choose the winner and go on with its model."""
     tuning = loop.tuning
     trials, before = list(state.trials), state.trials[arm - 1].average
-    average = _add_to_average(before, state.arrays) if tuning.counts(state.round) else before
+    average = before.plus(state.arrays) if tuning.counts(state.round) else before
     trials[arm - 1] = Trial(state.arrays, state.strategy, average, state.steps)
     if state.round < tuning.last:
         return replace(state, trials=tuple(trials))
@@ -219,14 +219,6 @@ def _record_trial(state: State, arm: int, loop: Loop) -> State:
     best = trials[winner - 1]
     state = replace(state, arrays=best.model, strategy=best.strategy, steps=best.steps)
     return replace(state, trials=(), scores=scores, winner=winner)
-
-
-def _add_to_average(average: Average | None, arrays: Arrays) -> Average:
-    """Return the average with the float arrays of one more model."""
-    floats = {name: value.astype(np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
-    if average is None:
-        return Average(floats, 1)
-    return Average({name: average.total[name] + value for name, value in floats.items()}, average.models + 1)
 
 
 def _merge(before: Arrays, after: Arrays | None, means: Arrays, buffers: frozenset[str]) -> Arrays:

@@ -356,8 +356,10 @@ class Attempt:
         """Close the exchange; `model` is the hash of the round's initial model, if the inboxes are due."""
         self.wait_no_more(NO_REPLY)
         result = self.server.advance(model)
-        self.outgoing = result if isinstance(result, dict) else {}
-        self._ended = None if isinstance(result, dict) else result
+        if isinstance(result, dict):
+            self.outgoing = result
+        else:
+            self.outgoing, self._ended = {}, result
         self._reasons |= {node: str(fault) for node, fault in self.server.blamed.items()}
         if self.outgoing:
             self.step = _STEPS[self.server.due]
@@ -404,12 +406,7 @@ class Attempt:
 
 
 def share_spec(request: Sum, masking: Masking, clients: int) -> ShareSpec:
-    """Return the spec of the clients' vectors.
-
-    Args:
-      request: the sum to compute.
-      masking: parameters of encrypted sums.
-      clients: of the cohort.
+    """Return the spec of the vectors in an encrypted sum of this many clients; arguments as of `SecureSums`.
 
     Raises:
       Refusal: no graph, or no grid, for so few.

@@ -62,7 +62,7 @@ class Tuning:
         return None if number > self.last else self.deal.arm((number - 1) % len(self.values) + 1)
 
     def round_of(self, number: int) -> int:
-        """Return the round of a sum, counted from 1, from the view of its participants."""
+        """Return the round of a sum, counted from 1, as its participants count: an arm's clients skip other arms' sums."""
         arms = len(self.values)
         return (number - 1) // arms + 1 if number <= self.last else number - (arms - 1) * self.rounds
 
@@ -92,7 +92,9 @@ class Tuning:
         if name not in metrics:
             raise Refusal("tune.metric", name, f"the task reports {', '.join(metrics)}")
         value = metrics[name]
-        return (-value if name == LOSS else value) if math.isfinite(value) else -math.inf
+        if not math.isfinite(value):
+            return -math.inf
+        return -value if name == LOSS else value
 
     def metric_in(self, metrics: Mapping[str, Any]) -> str:
         """Return the name of the deciding metric among those that the task reports."""

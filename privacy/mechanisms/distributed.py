@@ -130,12 +130,7 @@ def _weight(values: Values, spec: ShareSpec) -> float:
 
 
 def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes], ...]:
-    """Return each layer's seed behind the number of survivors that it is opened to.
-
-    Args:
-      spec: the round's public parameters.
-      layers: the client's seeds, in the layers' order.
-    """
+    """Return each layer's seed, after the number of survivors from which it is opened; arguments as of `encode_share`."""
     return tuple((layer.survivors, seed) for layer, seed in zip(spec.layers, layers, strict=True))
 
 
@@ -160,9 +155,7 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     """Return the event of the survivors' sum, against an adversary that knows the survivors, such as the server.
 
     More survivors add more noise, except for the layers that they open. Holds for zero-out and, as every Gaussian
-    event, for replace-one; see `sizing`.
-
-    Arguments as of `decode_sum`.
+    event, for replace-one; see `sizing`. Arguments as of `decode_sum`.
 
     Raises:
       Refusal: fewer survive than were planned, or more than the sum was sized for; nothing may be released.
@@ -175,17 +168,10 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
 
 
 def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Sequence[bytes]]) -> int:
-    """Remove the excess layers of noise for this number of survivors from their sum, in place.
+    """Remove the excess layers of noise from a sum, in place, and return the number of survivors whose layers they were.
 
-    Args:
-      total: the sum of the survivors' vectors, unmasked.
-      survivors: how many were added.
-      spec: the round's public parameters.
-      opened: of each survivor that opened any, the seeds in the layers' order. The noise of a survivor with a wrong
-        number of seeds stays.
-
-    Returns:
-      number of survivors whose layers were removed.
+    Arguments as of `decode_sum`, and the seeds of each survivor that opened any, in the layers' order. The noise of a
+    survivor with a wrong number of seeds stays.
     """
     layers = [layer for layer in spec.layers if survivors >= layer.survivors]
     count = 0

@@ -483,10 +483,7 @@ def decode(
 def decode_counts(total: Vector, coordinates: int, spec: SumSpec) -> dict[str, Vector]:
     """Return the sum over the clients of every segment with a shape, by name, in the segment's own units.
 
-    Args:
-      total: the sum, with its noise, shape (coordinates + segments',).
-      coordinates: of the update; 0 for a question.
-      spec: the round's public parameters.
+    Arguments as of `decode`, with the coordinates of the update, 0 for a question, instead of its layout.
     """
     return {
         each.name: (part * spec.scale(each)).reshape(each.shape)

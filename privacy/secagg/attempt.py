@@ -201,14 +201,9 @@ def quorum(terms: AttemptTerms, collusion: float) -> int:
 def signers(
     roster: Roster, attempt: NodeAttempt, confirmations: Iterable[Confirmation], needed: int, now: int
 ) -> set[int]:
-    """Return the first survivors that signed this node's view of the round.
+    """Return the first `needed` survivors that signed this node's view of the round.
 
-    Args:
-      roster: of the attempt's terms.
-      attempt: with its survivors known.
-      confirmations: those of the cohort.
-      needed: how many signers to return.
-      now: Unix seconds, against which members expire.
+    Other arguments as of `check_adverts`, with the confirmations of the cohort.
 
     Raises:
       Refused: one signed a different view, or they are too few.
@@ -238,12 +233,9 @@ def _check_view(attempt: NodeAttempt, reply: Confirmation) -> None:
 
 
 def unchecked_adverts(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
-    """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked.
+    """Return the adverts of survivors that neither this node nor an honest neighbour in `signed` has checked.
 
-    Args:
-      node: this node.
-      attempt: with its survivors known.
-      signed: nodes that have signed its view.
+    Arguments as of `check_adverts`.
     """
     agreed, terms = attempt.agreed, attempt.terms
     max_colluders = 2 * terms.threshold - terms.neighbours - 1  # among a node's neighbours; see the module

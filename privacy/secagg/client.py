@@ -508,12 +508,7 @@ def write_state(participant: Participant, node_key: bytes) -> bytes:
 
 
 def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
-    """Restore a fresh participant's memory from the output of `write_state`.
-
-    Args:
-      participant: the same node as then.
-      data: what `write_state` returned.
-      node_key: the key it was sealed with, 32 bytes.
+    """Restore a fresh participant's memory from the output of `write_state`; other arguments as of `write_state`.
 
     Raises:
       Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version wrote it.

@@ -67,13 +67,9 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
 
 
 def open_proof(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> bytes:
-    """Return the secret that a proof discloses, as X25519 gives it, 32 bytes.
+    """Return the secret that a proof of `prove` discloses, as X25519 gives it, 32 bytes.
 
-    Args:
-      proof: what `prove` returned.
-      holder_key: public key of the holder, 32 bytes.
-      peer: public key of the dealer, 32 bytes.
-      context: the same as then.
+    Arguments as of `prove`, with the public key of the holder.
 
     Raises:
       Refused: BAD_SIGNATURE where the proof does not hold.
@@ -95,10 +91,7 @@ def open_proof(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> 
 
 
 def disclose(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
-    """Return the result of `prove`; zeros if the peer's key is not a point of the curve, which is evidence in itself.
-
-    Arguments as of `prove`.
-    """
+    """Return the result of `prove`, or zeros for a peer's key off the curve, itself evidence; arguments as of `prove`."""
     return prove(key, peer, context) if on_curve(peer) else bytes(PROOF_BYTES)
 
 
