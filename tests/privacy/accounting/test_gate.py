@@ -112,7 +112,7 @@ def test_gate_gives_nothing_to_less_noise_than_it_looked_ahead_for() -> None:
     admitted = ahead = 0
     while gate.fits({event: admitted}, event, budget):
         admitted += 1
-        if any(line.times > 1 for line in gate._lines):
+        if any(history.times > 1 for history in gate._histories):
             ahead += 1
             assert not gate.fits({event: admitted}, loud, budget)
             assert not gate.fits({event: admitted}, wide, budget)
