@@ -730,7 +730,7 @@ def test_verify_of_an_unspent_and_of_a_missing_ledger(tmp_path):
 def test_disagreeing_accountants_are_a_problem(tmp_path, monkeypatch):
     filled(tmp_path / "ledger")
     monkeypatch.setattr(book, "spent_epsilon", lambda *_: 0.1)
-    monkeypatch.setattr(book, "_sizes", book._sizes.__wrapped__)
+    monkeypatch.setattr(book, "_epsilons", book._epsilons.__wrapped__)
     found = verify(tmp_path / "ledger")
     assert not found.ok
     assert "accountants disagree" in found.problem
