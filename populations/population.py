@@ -141,7 +141,7 @@ class Population:
         """Return the path of the population's ledger.
 
         Args:
-          prefix: of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records together.
+          prefix: of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records.
           folder: of the run.
         """
         raise NotImplementedError

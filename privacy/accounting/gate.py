@@ -84,20 +84,20 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._leaves: list[Leaf] = []
+        self._leaves: list[Leaf] = []  # by number
         self._numbers: dict[Leaf, int] = {}
-        self._cached_leaves: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
+        self._cached_leaves: dict[int, tuple[Any, list[tuple[int, int]]]] = {}  # by the id of the event
         self._facts: dict[tuple[Adjacency, int], _Facts] = {}
-        self._rounded: dict[tuple[int, float], int] = {}
-        self._histories: list[_History] = []
-        self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}
+        self._rounded: dict[tuple[int, float], int] = {}  # by the leaf's number and the levels
+        self._histories: list[_History] = []  # the newest first
+        self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}  # by budget and grid step
         self._fitting: dict[Budget, list[LeafCounts]] = {}
         self._lock = Lock()
 
     def fits(
         self, spent: "Iterable[DpEvent] | Mapping[DpEvent, int]", proposed: "DpEvent", budget: Budget
     ) -> bool:
-        """Return whether a release after others stays within a budget.
+        """Return whether the spent events and a proposed one stay within a budget.
 
         Raises:
           Refusal: an event that cannot be accounted.
@@ -119,7 +119,13 @@ class Gate:
             return fits
 
     def _fits(self, history: _History, total: LeafCounts, step: LeafCounts) -> bool:
-        """Return whether `total`, whose last release is `step`, fits; compute it if the look-ahead does not cover it."""
+        """Return whether `total` fits, by computation; if so, `total` is the new base of the history.
+
+        Args:
+          history: that `total` continues.
+          total: counted leaves of all releases, the next one included.
+          step: counted leaves of the next release alone.
+        """
         budget = history.budget
         facts = [self._facts_of(number, budget.adjacency) for number in total]
         renyi_epsilon = _by_renyi(total, facts, budget.target_delta)

@@ -268,20 +268,25 @@ def _power(square: Any, times: int, overwrite: bool) -> Any:
 
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
-    """Return orders, both signs up to `MAX_GROWTH` over the size, and log(sum(masses * e^(order * point))) at each."""
+    """Return orders for Chernoff's bound, and at each the log of the moment, the sum of masses * e^(order * point).
+
+    Points are counted from 0 at the least loss; orders of both signs go up to `MAX_GROWTH` over the number of points.
+    """
     step = pmf.size if pmf.size <= MAX_CACHED else BLOCK
     powers: Floats = np.zeros(0)
-    means: Floats = np.zeros(1)
+    moments: Floats = np.zeros(1)
     for start in range(0, pmf.size, step):
         masses = pmf._probs[start : start + step]
         factor = np.arange(start, start + len(masses)) / pmf.size
         np.exp(factor, out=factor)
-        falling, rising = ([*zip(*_weighted(masses, each), strict=True)] for each in (1 / factor, factor))
-        powers, means = np.array(rising[0]), means + np.array([*falling[1], *rising[1]])
-    return np.concatenate((-powers, powers)) / pmf.size, np.log(means)
+        falling = [*_moments(masses, 1 / factor)]
+        rising = [*_moments(masses, factor)]
+        powers = np.array([power for power, _ in rising])
+        moments = moments + np.array([moment for _, moment in (*falling, *rising)])
+    return np.concatenate((-powers, powers)) / pmf.size, np.log(moments)
 
 
-def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
+def _moments(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
     """Yield growing powers, closely spaced at first, and the sum of masses * factor^power; `factor` is overwritten."""
     masses, power, stride = np.abs(masses), 0, 1  # rounding errors below zero must not lower the bound
     while power < MAX_GROWTH:
