@@ -185,9 +185,6 @@ class Population:
         Args:
           data_id: the setting `task.data_id`.
           spends: whether the run charges anybody.
-
-        Raises:
-          Refusal: it names the setting.
         """
 
     def exclusive_lock(self) -> AbstractContextManager[None]:

@@ -119,13 +119,7 @@ class Gate:
             return fits
 
     def _fits(self, history: _History, total: LeafCounts, step: LeafCounts) -> bool:
-        """Return whether `total` fits, by computation; if so, `total` is the new base of the history.
-
-        Args:
-          history: that `total` continues.
-          total: counted leaves of all releases, the next one included.
-          step: counted leaves of the next release alone.
-        """
+        """Return by computation whether `total`, whose last release is `step`, fits; it is then the history's new base."""
         budget = history.budget
         facts = [self._facts_of(number, budget.adjacency) for number in total]
         renyi_epsilon = _by_renyi(total, facts, budget.target_delta)

@@ -249,12 +249,9 @@ def _cached_spectrum(pmf: Any, length: int) -> Any:
 
 
 def _power(square: Any, times: int, overwrite: bool) -> Any:
-    """Return values to a whole power of at least 1, by squaring: numpy's power takes a logarithm of each value.
+    """Return values to the power `times`, at least 1, by squaring: numpy's power takes a logarithm of each value.
 
-    Args:
-      square: values, complex.
-      times: exponent.
-      overwrite: whether the values may be changed, which halves the memory.
+    Overwriting the values halves the memory.
     """
     power = None
     while True:

@@ -111,9 +111,6 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
       others: scores of canaries that were out.
       delta: of the claim, in [0, 1).
       gaussian: whether the two Gaussian tests decide.
-
-    Raises:
-      Refusal: the coins cannot have been fair.
     """
     check_coins(len(members), len(others))
     guesses = [guesses_at(members, others, share) for share in SHARES]
@@ -132,9 +129,6 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
       others: scores of runs without the target, at least 4.
       delta: of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides.
-
-    Raises:
-      Refusal: there are fewer.
     """
     if min(len(members), len(others)) < 4:
         raise Refusal("scores", min(len(members), len(others)), "give at least 4 runs with and 4 without")

@@ -38,13 +38,7 @@ def default_folder() -> Path:
 
 
 def ledger_file(folder: Path, name: str, prefix: str = "") -> Path:
-    """Return the path of a ledger.
-
-    Args:
-      folder: of ledgers.
-      name: of the ledger, such as the fingerprint of its data; the file's name has its first `NAME_LENGTH` characters.
-      prefix: `POPULATION`, `CLIENT` or the like; empty for the ledger of one client's records.
-    """
+    """Return the path of the ledger of this name, such as a fingerprint; the prefix is empty for a client's records."""
     return folder / f"{prefix}{name[:NAME_LENGTH]}.ledger"
 
 

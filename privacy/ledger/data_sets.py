@@ -173,11 +173,7 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
 
 
 def require_records(stored: DataSet, mode: str) -> None:
-    """Refuse a mode that would spend a second budget of the same records.
-
-    Raises:
-      Refusal: another mode charges them.
-    """
+    """Refuse a mode that would spend a second budget of the same records."""
     for other in sorted(_charged_by(stored) - {mode}):
         remedy = f"these records are charged by privacy={other}, on ledgers that this mode does not charge"
         raise Refusal("privacy", mode, f"{remedy}; go on with that")

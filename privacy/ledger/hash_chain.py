@@ -471,9 +471,6 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
     Args:
       folder: of the ledgers.
       heads: known heads, by the ledgers' file names.
-
-    Raises:
-      Refusal: a ledger lacks its head, or cannot be read.
     """
     for name, head in heads.items():
         path = folder / name

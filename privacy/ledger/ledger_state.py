@@ -144,11 +144,7 @@ class LedgerState:
     )
 
     def replay(self, chain: Chain) -> None:
-        """Apply the chain's entries after `head`.
-
-        Raises:
-          Refusal: an entry is invalid; the sentence names it.
-        """
+        """Apply the chain's entries after `head`."""
         for entry in chain.after(self.head):
             self.take(entry, str(chain.path))
 
@@ -341,9 +337,6 @@ def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
       path: of the ledger.
       ledger_unit: the ledger's unit; None if there is no ledger.
       run_unit: the unit of the run.
-
-    Raises:
-      Refusal: both hide records, and differ.
     """
     if ledger_unit in SETTINGS_OF_UNIT and run_unit in SETTINGS_OF_UNIT and ledger_unit != run_unit:
         fault = f"counts what one {ledger_unit} has lost, from which nobody knows what one {run_unit} has"

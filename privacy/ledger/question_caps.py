@@ -47,11 +47,7 @@ class LedgerQuestion:
 
 
 def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
-    """Refuse a question for a purpose that an owner does not allow.
-
-    Raises:
-      Refusal: naming the purpose.
-    """
+    """Refuse a question for a purpose that an owner does not allow."""
     for purpose in sorted({*purposes}):
         if cap.purposes is not None and purpose not in cap.purposes:
             allowed = ", ".join(cap.purposes) or "no purpose"

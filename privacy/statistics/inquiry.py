@@ -253,11 +253,7 @@ def from_json(text: str) -> Inquiry:
 
 
 def read_inquiry(plain: object) -> Inquiry:
-    """Return the inquiry that a mapping describes.
-
-    Raises:
-      Refusal: naming the key.
-    """
+    """Return the inquiry that a mapping describes."""
     group = _group("question", _sorted(plain), INQUIRY_KEYS)
     entries = group.get("ask")
     if not isinstance(entries, list) or not 1 <= len(cast(list[Any], entries)) <= MAX_QUESTIONS:

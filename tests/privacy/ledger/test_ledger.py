@@ -234,9 +234,6 @@ def test_a_closed_ledger_refuses(tmp_path):
             use()
 
 
-SWAPPED = "INSERT INTO entries SELECT {}, kind, key, payload, prev_hash, hash FROM entries WHERE seq = {}"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
