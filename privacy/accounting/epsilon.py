@@ -266,6 +266,7 @@ def losses_of(counts: Counts, delta: float, adjacency: Adjacency, interval: floa
 
 @lru_cache(maxsize=4)  # the grids of one composition, which serve several deltas
 def _composed(counts: Counts, adjacency: Adjacency, interval: float) -> Any:
+    """Return the PLD of counted leaves, merged into few kinds. Arguments as of `bounds`."""
     from . import loss_distributions
 
     merged = in_order(coarsened(with_one_gaussian(dict(counts)), rounded))

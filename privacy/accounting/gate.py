@@ -176,6 +176,7 @@ class Gate:
         return in_order({self._leaves[number]: n for number, n in counts.items()})
 
     def _facts_of(self, number: int, adjacency: Adjacency) -> _Facts:
+        """Return the facts about the leaf of this number, computed once."""
         key, leaf = (adjacency, number), self._leaves[number]
         if key not in self._facts:
             self._facts[key] = _Facts(

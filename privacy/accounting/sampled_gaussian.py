@@ -120,6 +120,7 @@ def _added(rate: float, noise: float, interval: float, first: int, last: int) ->
     """
 
     def remainder(negative: Vector) -> Vector:
+        """Return the divergence less 1 - e^epsilon at epsilons of at most 0."""
         outputs = -_outputs(-1.0, rate, noise, negative)
         below = np.logaddexp(
             math.log1p(-rate) + log_ndtr(outputs), math.log(rate) + log_ndtr(outputs + 1 / noise)

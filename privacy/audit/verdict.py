@@ -138,6 +138,8 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
     missed = Hits(int((rest_in <= threshold).sum()), len(rest_in))
 
     def method(name: str, refute: Callable[[ErrorRates, float, float], bool]) -> Method:
+        """Return a method whose `refute` takes upper limits of the error rates, delta and epsilon."""
+
         def refutes(false: Hits, missed: Hits, epsilon: float, alpha: float) -> bool:
             return refute(worst_rates(false, missed, alpha), delta, epsilon)
 
@@ -152,6 +154,8 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
     """Return the methods on several sets of guesses, with Bonferroni over the sets. Other arguments as of `by_guesses`."""
 
     def method(name: str, refutes: Callable[[Guesses, float, float, float], bool]) -> Method:
+        """Return a method whose `refutes` takes guesses, delta, epsilon and alpha."""
+
         def any_refutes(guesses: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
             return any(refutes(each, delta, epsilon, alpha / len(guesses)) for each in guesses)
 

@@ -301,9 +301,8 @@ def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, 
     for old in set(stored.adopted) - set(pending.after.adopted):
         path = folder / f"{old}.ledger"
         require_unit(path, identity_of(path).get("unit"), str(budget.unit))
-    unlimited = replace(
-        budget, target_epsilon=UNLIMITED_EPSILON
-    )  # what has left is charged, whatever a run may spend
+    # What has left is charged, whatever a run may spend.
+    unlimited = replace(budget, target_epsilon=UNLIMITED_EPSILON)
     for name, charges in pending.charges.items():
         path, questions = ledger_file(folder, name, prefix), pending.questions.get(name, {})
         _charge(path, name, _difference(charges, questions), unlimited, _run_of(stored), MECHANISM)
@@ -379,15 +378,18 @@ def _granted(book: LedgerState) -> Budget:
 
 
 def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, mechanism: str) -> None:
-    """Charge a ledger with events, one release for each kind; its mechanism is named by the event's hash."""
-    texts = sorted({text for counts in charges.values() for text in counts})
+    """Charge a ledger by one release for each kind of event; the mechanism of a release ends with the event's hash."""
+    kinds = sorted({text for counts in charges.values() for text in counts})
     try:
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
-            for text in texts:
-                name = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-                numbers = {adversary: counts[text] for adversary, counts in charges.items() if counts[text]}
-                events = {adversary: repeated(event_of(text), count) for adversary, count in numbers.items()}
-                release = Release(budget.unit, run, 1, name, events, "system")
+            for text in kinds:
+                events = {
+                    adversary: repeated(event_of(text), counts[text])
+                    for adversary, counts in charges.items()
+                    if counts[text]
+                }
+                hashed = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+                release = Release(budget.unit, run, 1, hashed, events, "system")
                 if ledger.state(release.key) is None:  # not charged before a crash
                     ledger.reserve(release)
                     ledger.commit(release.key)
@@ -408,6 +410,7 @@ def _run_of(stored: DataSet) -> str:
 
 
 def _spent(path: Path) -> Charges:
+    """Return what a ledger has spent."""
     return {adversary: +counts for adversary, counts in state_at(path).spent.items()}
 
 

@@ -177,6 +177,7 @@ class Lock:
         _locks.add(self)
 
     def _take(self, path: Path, wait: float) -> None:
+        """Wait for the lock; refuse, and name the holder, once the time is over. Arguments as of the class."""
         deadline = time.monotonic() + wait
         while True:
             try:
@@ -370,6 +371,7 @@ class Chain:
         return chain
 
     def _prepare(self, first: Draft, durable: bool) -> None:
+        """Set up the database for writing, with `first` as the first entry of a new file."""
         self._db.execute("PRAGMA trusted_schema=OFF")
         self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._db.execute("PRAGMA journal_mode=WAL")

@@ -185,6 +185,7 @@ class LedgerState:
         self.head = entry.head
 
     def _reserve(self, entry: Entry) -> None:
+        """Apply a reservation: check it, count its events, and add its release."""
         if entry.key in self.releases:
             raise ValueError("its key was reserved before")
         if self.closes:
