@@ -16,7 +16,7 @@ from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, unreadable
 from ..messages.training_order import NEW, display_name
 from ..privacy.budget import Adjacency, Budget
-from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, Cap, capped, caps_on
+from ..privacy.ledger.caps import POPULATION, Cap, caps_on, ledger_file
 from ..privacy.ledger.client_sums import sums_of_records
 from ..privacy.ledger.hash_chain import holds_head
 from ..privacy.ledger.ledger import Head
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..privacy.secagg.roster import Roster
 
 PUBLIC_ANSWERS = "none: how a round ends tells how many took part"
-HEADS = "ledger.heads"  # beside answers: what the last question left on each ledger of a server
+HEADS = "ledger.heads"  # file in the folder of answers: the heads that the last questions left on a server's ledgers
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Deployed(Population):
 
     Attributes:
       run: display name of the run; owners may allow it by this name.
-      identity: names the federation on its ledger, in hexadecimal.
-      roster, signed_roster: of the clients, read and as the authority signed it.
+      identity: name of the federation on its ledger, in hexadecimal.
+      roster: of the clients.
+      signed_roster: the roster's bytes as the authority signed them.
       ledgers: folder of the population's ledger.
-      ledger_dir: the setting that names it; None for the bundle's own.
-      quorum: share of the planned cohort that must answer; 0: none.
-      enough: share of the planned cohort whose answers end an exchange; None: all that are invited.
-      heads: that the server's earlier runs and questions left on its ledgers, by their names.
+      quorum: share of the planned cohort that must answer; 0 for none.
+      enough: share of the planned cohort that is enough to end an exchange; None waits for all that are invited.
+      heads: heads of the server's ledgers after earlier runs and questions, by the name of the run or question.
+      ledger_dir: the setting `ledger.dir`; None for the bundle's own folder.
     """
 
     run: str
@@ -68,7 +69,7 @@ class Deployed(Population):
         """The words that describe a run of these clients."""
         signer = f"of the roster that the authority signed, version {self.roster.version}"
         again = "the same command with --despite-alarm"
-        return Words(REAL, "real data", COUNTED, "run", "ledger.dir", signer, again)
+        return Words(REAL, "real data", "ledger.dir", "run", COUNTED, identities=signer, unpaused=again)
 
     @property
     def num_clients(self) -> int:
@@ -105,11 +106,11 @@ class Deployed(Population):
             raise Refusal("resume", str(folder), remedy)
 
     def resumption(self, folder: Path) -> str:
-        """Return what resumes the run."""
+        """Return how to resume the run."""
         return "the same command"
 
     def sign(self, identities: str, nodes: int, doubly: bool) -> tuple[Roster, bytes]:
-        """Return the roster of encrypted sums, and as the authority signed it. Arguments as of `Population`."""
+        """Return the roster of encrypted sums, and its signed bytes. Arguments as of `Population`."""
         lacking = [member.name for member in self.roster.members if not member.post_quantum]
         if doubly and lacking:
             remedy = f"{lacking[0]} has no ML-DSA key in the roster; provision with post_quantum: true"
@@ -117,36 +118,32 @@ class Deployed(Population):
         return self.roster, self.signed_roster
 
     def max_examples(self, bound: int, count: Callable[[], int]) -> float:
-        """Return the bound on the examples of one client, who alone knows them."""
+        """Return the bound on the examples of one client, who alone knows their number."""
         return float(bound)
 
     def answers(self, invited: float) -> Answers:
-        """Return the answers that a round needs: a share of the planned clients."""
+        """Return how many answers a round needs: shares of the planned cohort."""
         enough = None if self.enough is None else max(1, math.ceil(self.enough * invited))
         return Answers(math.ceil(self.quorum * invited), enough)
 
     def visible(self, cohort: Cohort) -> Cohort:
-        """Return the cohort with a public draw if the number of answers ends a round."""
+        """Return the cohort with a public draw if a round ends by the number of its answers."""
         return with_label(cohort, PUBLIC_ANSWERS) if self.quorum or self.enough is not None else cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
-        """Return the population's ledger; the prefix says what it is of."""
-        return self.ledgers / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"
+        """Return the path of the population's ledger. Arguments as of `Population`."""
+        return ledger_file(self.ledgers, self.owner, prefix)
 
     def client_ledger_home(self, folder: Path) -> Path:
-        """Return a folder that holds none of the clients' own ledgers, which lie with them."""
+        """Return the run's folder, in which there are none: the clients keep their own ledgers."""
         return folder
-
-    def within_caps(self, path: Path, budget: Budget) -> Budget:
-        """Return a ledger's budget within its owner's caps."""
-        return capped(path, budget)
 
     def caps(self, path: Path) -> Sequence[Cap]:
         """Return the owner's caps on a ledger."""
         return caps_on(path)
 
     def check_identity(self, data_id: str | None, spends: bool) -> None:
-        """Refuse a data set's name: the federation's names its ledger."""
+        """Refuse a data set's name: a server's ledger has the federation's."""
         if data_id is not None:
             remedy = "the federation's name names a server's ledger; leave it out"
             raise Refusal("task.data_id", data_id, remedy)
@@ -163,13 +160,13 @@ class Deployed(Population):
                 raise Refusal("ledger.dir", str(path.parent), remedy)
 
     def keep_answer(self, folder: Path, name: str, head: Head) -> None:
-        """Store the head that a question, answered or not, left on the ledger."""
+        """Store the ledger's head after a question. Arguments as of `Population`."""
         heads = {**last_questions(folder), self.ledger_dir or "": (name, head)}
-        with suppress(OSError):  # a later run has a head of its own
+        with suppress(OSError):  # a later run stores a head of its own
             replace_file(folder / HEADS, (json.dumps(heads) + "\n").encode())
 
     def sums_of_clients(self, adjacency: Adjacency) -> Sequence[DpEvent]:
-        """Return a record's events by the server's earlier sums of clients, which devices charge to their records."""
+        """Return what the server's earlier sums of clients cost a record: devices charge it to their records."""
         return sums_of_records(self.ledger_path(POPULATION, Path()), adjacency)
 
     def clients_to_check(self, task: Task, all_clients: bool) -> range:
@@ -182,13 +179,10 @@ class Deployed(Population):
 
 
 def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
-    """Return the name of the last question, and the head that it left, by the setting `ledger.dir` of a server's ledgers.
+    """Return the last question on each of a server's ledgers: its name and its head, by the setting `ledger.dir`.
 
     Args:
       folder: of the questions' records.
-
-    Raises:
-      Refusal: the file of heads cannot be read.
     """
     path = folder / HEADS
     try:

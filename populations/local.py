@@ -14,20 +14,20 @@ from ..base.durable_files import make_folder
 from ..base.refusal import Refusal
 from ..privacy.budget import Budget, Unit
 from ..privacy.ledger import data_sets
-from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, Cap, capped, caps_on, ledger_folder
+from ..privacy.ledger.caps import DATA_ID, NAME_LENGTH, NO_DATA_ID, Cap, caps_on, ledger_file, ledger_folder
 from ..privacy.ledger.client_sums import charge_records
 from ..tasks.data import Data, data_of
 from ..tasks.fingerprint import content_of
 from ..tasks.protocol import Task
-from .machine import ONE_MACHINE, OnThisMachine
-from .population import ESTIMATED, REAL, Words
+from .machine import OnThisMachine
+from .population import REAL, Words
 
 if TYPE_CHECKING:
     from ..messages.record_settings import RecordPrivacy
     from ..privacy.ledger.data_sets import PendingCharges
     from ..privacy.ledger.ledger import Ledger
 
-MOVED = (
+MOVED = (  # warning, with the data set's name
     "task.data_id={}: the clients' data are not those of the last run; as nobody knows at which client a person is now, each "
     "client's ledger goes on from the most that any of them held"
 )
@@ -39,18 +39,18 @@ class Local(OnThisMachine):
     @property
     def words(self) -> Words:
         """The words that describe a run of these clients."""
-        return Words(REAL, "real data", ESTIMATED, "hydra.run.dir", "ledger.dir", ONE_MACHINE)
+        return Words(REAL, "real data", ledgers="ledger.dir")
 
     @cached_property
     def data_id(self) -> str:
-        """The name of the data."""
+        """The declared name of the data."""
         return self.require_name()
 
     def require_name(self) -> str:
-        """Return the name of the data: the settings say it, else the task's attribute.
+        """Return the name of the data: the setting `task.data_id`, else the attribute `data_id` of the task.
 
         Raises:
-          Refusal: they have no name.
+          Refusal: the data have no name.
         """
         data_id = self.settings.task.data_id or getattr(self.task, "data_id", None)
         if data_id is None:
@@ -62,7 +62,7 @@ class Local(OnThisMachine):
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each client's data; of data whose content cannot be read, another one in each run."""
+        """The fingerprint of each client's data; a random one for unreadable data, which then count as changed."""
         if self.unscaled:
             return list(self.unscaled)
         clients = range(self.task.num_clients)
@@ -84,7 +84,7 @@ class Local(OnThisMachine):
 
     @property
     def ledger_names(self) -> tuple[str, ...]:
-        """Names of ledgers that the clients' settings state."""
+        """Names of the clients' ledgers, for their settings."""
         return tuple(self.client_ledger_names)
 
     @property
@@ -97,8 +97,8 @@ class Local(OnThisMachine):
         return ledger_folder("ledger.dir", self.settings.ledger.dir)
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
-        """Return the population's ledger; the prefix says what it is of."""
-        return self.home / f"{prefix}{self.owner[:NAME_LENGTH]}.ledger"
+        """Return the path of the population's ledger. Arguments as of `Population`."""
+        return ledger_file(self.home, self.owner, prefix)
 
     def client_ledger_home(self, folder: Path) -> Path:
         """Return the folder of the clients' own ledgers."""
@@ -107,10 +107,6 @@ class Local(OnThisMachine):
     def pending_charges(self) -> PendingCharges:
         """Return earlier losses of the people that are not on the clients' ledgers yet."""
         return data_sets.pending_for_clients(self.home, self.data_id, self.fingerprints)
-
-    def within_caps(self, path: Path, budget: Budget) -> Budget:
-        """Return a ledger's budget within the owner's caps."""
-        return capped(path, budget)
 
     def caps(self, path: Path) -> Sequence[Cap]:
         """Return the owner's caps on a ledger."""
@@ -123,7 +119,7 @@ class Local(OnThisMachine):
 
     @contextmanager
     def exclusive_lock(self) -> Generator[None]:
-        """Prevent other runs and questions from charging the ledgers of these data meanwhile. Arguments as of `Population`."""
+        """Prevent other runs and questions from charging the ledgers of these data meanwhile."""
         make_folder("ledger.dir", self.home)
         with data_sets.exclusive_access(self.home, self.data_id):
             yield
@@ -134,8 +130,7 @@ class Local(OnThisMachine):
         On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
         same people would be spent one after the other. A device has one ledger of records for both.
         """
-        data_set = data_sets.read_data_sets(self.home).get(self.data_id, data_sets.DataSet())
-        data_sets.require_records(data_set, mode)
+        data_sets.require_records(data_sets.data_set(self.home, self.data_id), mode)
 
     def claim_mode(self, mode: str) -> None:
         """Record which mode charges the records on this machine; of two that begin at the same time one is refused."""
@@ -158,7 +153,11 @@ class Local(OnThisMachine):
         data_sets.settle(path.parent, self.data_id, pending, budget, prefix)
 
     def share(self, ledger: Ledger, budget: Budget) -> None:
-        """Let the open ledger of clients know the budgets of their records, and charge that of records with clients' sums."""
+        """Connect an open ledger of the population with the other ledgers of the same people.
+
+        A ledger of clients also spends the budgets of their records; a ledger of records is charged what the sums of whole
+        clients cost a record.
+        """
         folder = ledger.path.parent
         if budget.unit is Unit.CLIENT:
             ledger.shared = data_sets.budgets_of_records(folder, self.data_id, ledger.book)
@@ -166,14 +165,14 @@ class Local(OnThisMachine):
             charge_records(ledger, data_sets.population_path(folder, self.data_id), budget)
 
     def keep_head(self, ledger: Ledger) -> None:
-        """Store the head of a closed ledger, to hold a later one to it."""
-        with suppress(Refusal):  # of a full disk: the head before stays
+        """Store the head of a closed ledger; a later run refuses a ledger without it."""
+        with suppress(Refusal):  # of a full disk: the earlier head stays
             data_sets.keep_head(ledger, self.data_id)
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
         """Return the clients' own ledgers in a folder, which holds others as well."""
-        names = {f"{name[:NAME_LENGTH]}.ledger" for name in self.client_ledger_names}
-        return sorted(path for name in names if (path := folder / name).exists())
+        paths = {ledger_file(folder, name) for name in self.client_ledger_names}
+        return sorted(path for path in paths if path.exists())
 
     def opened_ledgers(
         self, record: RecordPrivacy, took_part: Collection[int], paths: Collection[Path]

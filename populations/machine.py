@@ -17,25 +17,22 @@ from ..privacy.ledger.ledger_state import RESERVE, read_entries
 from ..server.round_terms import ALL_ANSWERS, Answers
 from ..tasks.data import MOST_LOOKED_AT, Data, data_of
 from ..tasks.fingerprint import fingerprint
-from .population import ESTIMATED, SIMULATION, Population, Words
+from .population import SIMULATION, Population, Words
 
 if TYPE_CHECKING:
     from ..messages.record_settings import RecordPrivacy
     from ..privacy.secagg.roster import Roster
     from ..tasks.protocol import Task
 
-ONE_MACHINE = "simulated: this machine holds every key"
-
 
 @dataclass(frozen=True)
 class OnThisMachine(Population):
-    """What both populations share.
+    """Clients whose data this machine reads, simulated or real.
 
     Attributes:
       settings: of the user.
       task: loaded.
-      unscaled: fingerprints of the clients' data before a run scales them, which name their ledgers; empty where it
-        does not.
+      unscaled: fingerprints of the clients' data before the run scaled them, which name their ledgers; empty if it did not.
     """
 
     settings: SimulationSettings
@@ -72,7 +69,7 @@ class OnThisMachine(Population):
         return float(count())
 
     def max_clients(self, requested: int | None) -> int | None:
-        """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
+        """Return the largest number of clients that train on one person: the requested one, or that of all clients."""
         return requested and min(requested, self.num_clients)
 
     def answers(self, invited: float) -> Answers:
@@ -99,7 +96,7 @@ class OnThisMachine(Population):
         return [self.fingerprint_of(client) for client in range(self.task.num_clients)]
 
     def position_digest(self, key: bytes | None) -> str | None:
-        """Return what shows, to who has a secret key, whether clients are where they were; None without one."""
+        """Return a keyed digest of the clients' data in their order; None without a key."""
         return hmac.digest(key, "".join(self.fingerprints).encode(), "sha256").hex() if key else None
 
 
@@ -109,7 +106,7 @@ class Simulated(OnThisMachine):
     @property
     def words(self) -> Words:
         """The words that describe a run of these clients."""
-        return Words(SIMULATION, "simulation", ESTIMATED, "hydra.run.dir", "hydra.run.dir", ONE_MACHINE)
+        return Words(SIMULATION, "simulation", ledgers="hydra.run.dir")
 
     simulated = needs_held_out = True
 
@@ -133,7 +130,7 @@ class Simulated(OnThisMachine):
 
     @property
     def ledger_names(self) -> tuple[str, ...]:
-        """Names of ledgers that the clients' settings state: only if scaled data would give others."""
+        """Names of the clients' ledgers, only if the run scaled their data and so changed the fingerprints."""
         return self.unscaled
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
@@ -151,8 +148,7 @@ class Simulated(OnThisMachine):
         if self.num_clients > MOST_LOOKED_AT:
             names = dict[int, str]()
             for number in sorted(took_part):
-                # Of a client that was dropped because its data cannot be generated, and that has no ledger.
-                with suppress(Exception):
+                with suppress(Exception):  # a client without data was dropped, and has no ledger
                     names[number] = self.fingerprint_of(number)
             if set(paths) <= set(map(record.ledger_path, names.values())):
                 return names.items()
@@ -163,7 +159,7 @@ class Simulated(OnThisMachine):
         charged_clients: list[int] = []
         for client in clients:
             path = Path()
-            with suppress(Exception):  # of a client whose data cannot be made, and that has no ledger
+            with suppress(Exception):  # a client without data has no ledger
                 path = record.ledger_path(self.fingerprint_of(client))
             entries = read_entries(path) if path.is_file() else []
             if [run, number] in [json.loads(each.key)[:2] for each in entries if each.kind == RESERVE]:
@@ -171,5 +167,5 @@ class Simulated(OnThisMachine):
         return charged_clients
 
     def clients_to_check(self, task: Task, all_clients: bool) -> range:
-        """Return clients that are spread evenly. Arguments as of `Population`."""
+        """Return all clients, or at most `MOST_LOOKED_AT` that are spread evenly. Arguments as of `Population`."""
         return range(0, task.num_clients, 1 if all_clients else -(-task.num_clients // MOST_LOOKED_AT))

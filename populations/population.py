@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..base.extensions import extension
 from ..configs.schema import SimulationSettings
+from ..privacy.ledger.caps import lowered
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SIMULATION, REAL = "simulation", "real"  # what results say of a run's data
 COUNTED = "counted by the link"
 ESTIMATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
+ONE_MACHINE = "simulated: this machine holds every key"
 
 
 @dataclass(frozen=True)
@@ -36,31 +38,31 @@ class Words:
 
     Attributes:
       data: SIMULATION or REAL, in results.
-      title: the same in a title.
-      traffic: how bytes are known, COUNTED or ESTIMATED.
+      title: the same in the title of a run.
+      ledgers: the setting that names the folder of the ledgers.
       folder: the setting that names the run's folder; a server's lies in its bundle and has the run's name.
-      ledgers: the setting that names the folder of its ledgers.
+      traffic: source of the numbers of bytes, COUNTED or ESTIMATED.
       identities: who holds the keys of encrypted sums.
       unpaused: what continues a run that an alarm has paused.
     """
 
     data: str
     title: str
-    traffic: str
-    folder: str
     ledgers: str
-    identities: str
+    folder: str = "hydra.run.dir"
+    traffic: str = ESTIMATED
+    identities: str = ONE_MACHINE
     unpaused: str = "resume=RUN"
 
 
 class Population:
-    """The clients of a run. What it does by default suits clients who keep their data and their ledgers.
+    """The clients of a run. The methods with a body here suit clients who keep their data and their ledgers.
 
     Attributes:
       simulated: whether the data are public or synthetic.
       reads_data: whether this machine reads the clients' data; other clients keep theirs, and plan with them.
       needs_held_out: whether a run needs held-out examples.
-      count_disclosure: what public value reveals the number of clients, with the remedy; empty if none does.
+      count_disclosure: clause on the public value that reveals the number of clients, with the remedy; empty without one.
     """
 
     simulated = False
@@ -100,7 +102,7 @@ class Population:
 
     @property
     def ledger_names(self) -> tuple[str, ...]:
-        """Those of `client_ledger_names` that the clients' settings state; none where a client's data give its own."""
+        """`client_ledger_names` for the clients' settings; empty if each client derives its ledger's name from its data."""
         return ()
 
     def run_name(self, folder: Path) -> str:
@@ -120,11 +122,11 @@ class Population:
         """
 
     def resumption(self, folder: Path) -> str:
-        """Return what resumes the run in a folder."""
+        """Return the argument or the sentence that tells how to resume the run in a folder."""
         raise NotImplementedError
 
     def answers(self, invited: float) -> Answers:
-        """Return the answers that a round needs, of so many planned clients."""
+        """Return how many answers a round needs; `invited` is the planned size of the cohort."""
         raise NotImplementedError
 
     def visible(self, cohort: Cohort) -> Cohort:
@@ -136,7 +138,12 @@ class Population:
         return cohort
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
-        """Return the population's ledger, of a run in a folder; the prefix says what it is of."""
+        """Return the path of the population's ledger.
+
+        Args:
+          prefix: of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records.
+          folder: of the run.
+        """
         raise NotImplementedError
 
     def client_ledger_home(self, folder: Path) -> Path:
@@ -144,33 +151,33 @@ class Population:
         raise NotImplementedError
 
     def sign(self, identities: str, nodes: int, doubly: bool) -> tuple[Roster, bytes]:
-        """Return the roster of encrypted sums, and as an authority signed it; empty where none did.
+        """Return the roster of encrypted sums, and its signed bytes; empty if no authority signed it.
 
         Args:
-          identities: what simulated ones are made from, 32 bytes in hexadecimal.
-          nodes: number of simulated ones.
-          doubly: whether all sign with ML-DSA as well.
+          identities: seed of simulated identities, 32 bytes in hexadecimal.
+          nodes: number of simulated identities.
+          doubly: whether all members sign with ML-DSA as well as with Ed25519.
 
         Raises:
-          Refusal: a member has no key for that.
+          Refusal: a member has no ML-DSA key, and needs one.
         """
         raise NotImplementedError
 
     def max_examples(self, bound: int, count: Callable[[], int]) -> float:
-        """Return the most examples of one client: counted, or the bound where only the client knows."""
+        """Return the most examples of one client: the `bound`, or by `count` on a machine that reads the data."""
         raise NotImplementedError
 
     def max_clients(self, requested: int | None) -> int | None:
-        """Return the largest number of clients that train on one person, of so many asked for; None without a bound."""
+        """Return the largest number of clients that train on one person: the requested one, or that of all clients."""
         return requested
-
-    def within_caps(self, path: Path, budget: Budget) -> Budget:
-        """Return a ledger's budget within the caps of the data's owner."""
-        return budget
 
     def caps(self, path: Path) -> Sequence[Cap]:
         """Return the caps of the data's owner on a ledger."""
         return ()
+
+    def within_caps(self, path: Path, budget: Budget) -> Budget:
+        """Return a ledger's budget within the caps of the data's owner."""
+        return lowered(budget, self.caps(path))
 
     def check_identity(self, data_id: str | None, spends: bool) -> None:
         """Refuse a data set's name that does not suit, or none.
@@ -178,9 +185,6 @@ class Population:
         Args:
           data_id: the setting `task.data_id`.
           spends: whether the run charges anybody.
-
-        Raises:
-          Refusal: it names the setting.
         """
 
     def exclusive_lock(self) -> AbstractContextManager[None]:
@@ -204,14 +208,14 @@ class Population:
         """Return the population with scaled inputs.
 
         Args:
-          settings: that ask for no scaling any more.
-          task: with it.
+          settings: without the request for scaling.
+          task: with scaled inputs.
           keep_names: whether each client has a ledger, which keeps its name.
         """
         return self
 
     def pending_charges(self) -> PendingCharges:
-        """Return earlier losses of people with real data here that are not on the clients' ledgers."""
+        """Return earlier losses of people with real data on this machine that are not on the clients' ledgers."""
         raise NotImplementedError
 
     def settle(self, record: RecordPrivacy) -> str:
@@ -226,16 +230,16 @@ class Population:
         """
 
     def share(self, ledger: Ledger, budget: Budget) -> None:
-        """Let an open ledger know what its people's other ledgers hold."""
+        """Connect an open ledger of the population with the other ledgers of the same people."""
 
     def keep_head(self, ledger: Ledger) -> None:
-        """Store the head of a closed ledger, to hold a later one to it."""
+        """Store the head of a closed ledger; a later run refuses a ledger without it."""
 
     def keep_answer(self, folder: Path, name: str, head: Head) -> None:
-        """Store the head that a question, answered or not, left on the ledger."""
+        """Store the ledger's head after the question of this name, answered or not, in the folder of questions' records."""
 
     def sums_of_clients(self, adjacency: Adjacency) -> Sequence[DpEvent]:
-        """Return a record's events by earlier sums of whole clients, which its own ledger holds."""
+        """Return what earlier sums of whole clients cost a record, if its client charges them to its own ledger."""
         return ()
 
     def client_ledger_files(self, folder: Path) -> list[Path]:
@@ -249,19 +253,19 @@ class Population:
 
         Args:
           record: settings of the clients.
-          took_part: numbers of the clients that were drawn.
-          paths: all of their ledgers.
+          took_part: numbers of the drawn clients.
+          paths: all ledgers of clients.
         """
         return ()
 
     def charged(self, record: RecordPrivacy, run: str, number: int, clients: Sequence[int]) -> list[int]:
-        """Return those of the clients whose ledgers hold a round; all, where nobody here can tell.
+        """Return those of the clients whose ledgers hold a round of a run; all, if this machine cannot read their ledgers.
 
         Args:
           record: settings of the clients.
-          run: its name on the ledgers.
+          run: name of the run on the ledgers.
           number: of the round.
-          clients: that were drawn, and did not answer.
+          clients: numbers of the clients that were drawn, and did not answer.
         """
         return list(clients)
 
@@ -279,7 +283,7 @@ class Population:
         return range(0)
 
     def to_measure(self, task: Task) -> Iterable[Data]:
-        """Return examples to measure independence on."""
+        """Return examples on which the program measures whether gradients are independent."""
         return [self.sample_examples(task)]
 
     def sample_examples(self, task: Task) -> Data:
@@ -287,12 +291,12 @@ class Population:
         raise NotImplementedError
 
     def position_digest(self, key: bytes | None) -> str | None:
-        """Return what shows, to who has a secret key, whether clients are where they were; None where nothing can."""
+        """Return a keyed digest of the clients' data in their order, for a resumed run to compare; None without a key."""
         return None
 
 
 class ExtraParticipants(Protocol):
-    """Extra participants that settings ask for, and what an observer asks of the clients: odd examples, or kept losses."""
+    """Part of an observer that adds canaries to a run: extra clients, records of a client, planted examples, kept losses."""
 
     def extra_clients(self, settings: SimulationSettings, task: Task, /) -> int: ...
     def extra_records(
@@ -303,7 +307,7 @@ class ExtraParticipants(Protocol):
 
 
 class Nobody:
-    """No extra participants."""
+    """`ExtraParticipants` of a run without an observer."""
 
     def extra_clients(self, *_: object) -> int:
         """Return 0."""

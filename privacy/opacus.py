@@ -30,12 +30,12 @@ except ModuleNotFoundError as missing:
 __all__ = ["LedgerAccountant"]
 
 MECHANISM = "opacus"  # of every step on the ledger
-BY_HAND = 2**32  # torch seeds itself with 64 bits of the system's; people give smaller numbers
+BY_HAND = 2**32  # seeds below it are taken for a user's: torch's own are 64 random bits of the system
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """Poisson batches of examples, as `Plan` asks for them."""
+    """`Sampling` of a plan of Poisson batches of examples."""
 
     sample_rate: float
     name: str = "poisson batches"
@@ -101,10 +101,9 @@ class LedgerAccountant(IAccountant):
             remedy = "Opacus hides single examples; give a budget of unit record"
             raise Refusal("unit", str(budget.unit), remedy)
         self.ledger = Ledger.open(path, budget, owner=owner, simulated=simulated)
-        # An engine that is let go of leaves nothing open.
         weakref.finalize(self, self.ledger.close)
         self.simulated = simulated
-        self._run = uuid.uuid4().hex  # noise is new in every process, and so is its key on the ledger
+        self._run = uuid.uuid4().hex  # new noise in every process needs new keys on the ledger
         self._steps = 0
 
     @classmethod
@@ -120,9 +119,9 @@ class LedgerAccountant(IAccountant):
             sample_rate: probability in (0, 1] with which each example is in the batch.
 
         Raises:
-            BudgetExhausted: it does not fit; nothing is charged.
+            BudgetExhausted: the step does not fit the budget; nothing is charged.
             Refusal: a parameter is out of range, or the ledger is closed.
-            LedgerUnavailable: it could not be written.
+            LedgerUnavailable: the ledger could not be written.
         """
         event = _sampled(sample_rate, GaussianDpEvent(float(noise_multiplier)))
         rng = "seeded" if self.simulated else "system"
@@ -180,9 +179,9 @@ class LedgerAccountant(IAccountant):
 
     @property
     def history(self) -> list[tuple[float, float, int]]:
-        """(noise_multiplier, sample_rate, steps) of all that the ledger holds of this kind, as Opacus keeps it."""
-        read = (_entry(event) for event in self.ledger.events(Adversary.MODEL))
-        return [entry for entry in read if entry is not None]
+        """(noise_multiplier, sample_rate, steps) of the ledger's Gaussian steps, as Opacus keeps its history."""
+        entries = map(_history_entry, self.ledger.events(Adversary.MODEL))
+        return [entry for entry in entries if entry is not None]
 
     def __len__(self) -> int:
         """Return how many steps the ledger holds."""
@@ -194,9 +193,11 @@ class LedgerAccountant(IAccountant):
         Args:
             destination: a mapping to add it to; None creates one.
         """
-        state = {} if destination is None else destination
-        state |= {"history": self.history, "mechanism": self.mechanism(), "head": tuple(self.ledger.head)}
-        return state
+        state = {"history": self.history, "mechanism": self.mechanism(), "head": tuple(self.ledger.head)}
+        if destination is None:
+            return state
+        destination |= state
+        return destination
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Check that the ledger still contains the checkpoint's head; the ledger itself is not reset.
@@ -224,7 +225,8 @@ class LedgerAccountant(IAccountant):
         self.close()
 
     def _require_accountable(self, optimizer: DPOptimizer) -> None:
-        # The attribute is set by adaptive ghost clipping, whose count relies on the size of a batch, which is private.
+        """Refuse a step whose cost the accounting does not cover: see the class."""
+        # Adaptive ghost clipping sets the attribute. Its count relies on the size of a batch, which is private.
         if isinstance(optimizer, AdaClipDPOptimizer) or hasattr(optimizer, "_adjusted_noise_multiplier"):
             remedy = "it releases a count of clipped gradients that no accountant is told of; use flat or per_layer"
             raise Refusal("clipping", "adaptive", remedy)
@@ -240,13 +242,13 @@ class LedgerAccountant(IAccountant):
             raise Refusal("seed", seed, remedy)
 
 
-def _unplanned() -> IAccountant:
-    """Refuse what Opacus makes by an accountant's name: it would plan without the ledger."""
+def _refuse_by_name() -> IAccountant:
+    """Refuse the accountant that `make_private_with_epsilon` creates by its name: it would plan without the ledger."""
     remedy = "counts no earlier run; make_private(noise_multiplier=accountant.noise_multiplier(...)) does"
     raise Refusal("make_private_with_epsilon", "with a LedgerAccountant", remedy)
 
 
-register_accountant(LedgerAccountant.mechanism(), _unplanned)  # pyright: ignore[reportArgumentType]
+register_accountant(LedgerAccountant.mechanism(), _refuse_by_name)  # pyright: ignore[reportArgumentType]
 
 
 def _generator_of(device: torch.device) -> torch.Generator:
@@ -259,9 +261,11 @@ def _sampled(rate: float, mechanism: DpEvent) -> DpEvent:
     return mechanism if rate == 1 else PoissonSampledDpEvent(float(rate), mechanism)
 
 
-def _entry(event: DpEvent) -> tuple[float, float, int] | None:
-    event, steps = (event.event, event.count) if isinstance(event, SelfComposedDpEvent) else (event, 1)
-    rate = 1.0
+def _history_entry(event: DpEvent) -> tuple[float, float, int] | None:
+    """Return (noise_multiplier, sample_rate, steps) of an event of the ledger; None if it is no Gaussian."""
+    rate, steps = 1.0, 1
+    if isinstance(event, SelfComposedDpEvent):
+        steps, event = event.count, event.event
     if isinstance(event, PoissonSampledDpEvent):
         rate, event = event.sampling_probability, event.event
     return (event.noise_multiplier, rate, steps) if isinstance(event, GaussianDpEvent) else None

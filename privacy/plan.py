@@ -126,7 +126,7 @@ class Plan:
         return privacy_curve(self._events(self.num_rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
-        """Return the number of rounds with this noise that fit the budget, at most `MAX_ROUNDS`. Arguments as of `calibrate`."""
+        """Return how many rounds with this noise fit the budget, at most `MAX_ROUNDS`. Arguments as of `calibrate`."""
         self._check(budget)
 
         def affordable(rounds: int) -> bool:

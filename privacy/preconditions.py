@@ -21,9 +21,6 @@ def check_cohort_size(size: int | None, clients: int) -> None:
     Args:
       size: of the cohort; None if it is not fixed.
       clients: number of clients.
-
-    Raises:
-      Refusal: naming the size.
     """
     if size is not None and size > clients:
         raise Refusal("cohort.size", size, f"there are {clients} clients; take at most that many")
@@ -36,9 +33,6 @@ def check_adjacency(field: str, adjacency: Adjacency, revealing: str | None) -> 
       field: for a refusal.
       adjacency: of the guarantee.
       revealing: a clause that names the revealing value and the remedy; None if no value reveals the number.
-
-    Raises:
-      Refusal: naming the field.
     """
     if adjacency is Adjacency.ADD_OR_REMOVE_ONE and revealing is not None:
         raise Refusal(field, str(adjacency), revealing)

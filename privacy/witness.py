@@ -5,7 +5,7 @@ The root of a tree covers every entry, so that federation, size and root name on
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 from cryptography.exceptions import InvalidSignature
@@ -16,9 +16,9 @@ from ..base.refusal import Refusal
 from .ledger.hash_chain import canonical
 from .secagg.suite import public_of
 
-TAG = b"fedveil log witness 1\0"  # no co-signature is a signature of anything else
-TWO_BRANCHES = "has co-signed two branches"  # and so is no witness
-MAX_BYTES = 1 << 11  # of one in JSON; 400 are usual
+TAG = b"fedveil log witness 1\0"  # before the signed bytes, so that a co-signature is valid for nothing else
+TWO_BRANCHES = "has co-signed two branches"  # why a key's co-signatures do not count
+MAX_BYTES = 1 << 11  # of a co-signature in JSON; 400 are usual
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class HeadCosignature:
     """Signature of a witness under a head of a log.
 
     Attributes:
-      federation: of the log.
-      size: number of entries.
-      root: of their Merkle tree, in hexadecimal.
+      federation: name of the log's federation.
+      size: number of the log's entries.
+      root: root of their Merkle tree, in hexadecimal.
       at: Unix second, by the witness's clock.
       public: Ed25519 key of the witness, in hexadecimal.
       signature: in hexadecimal.
@@ -67,24 +67,16 @@ class HeadCosignature:
 
 
 def cosign_head(federation: str, size: int, root: str, at: int, key: Ed25519PrivateKey) -> HeadCosignature:
-    """Return a witness's co-signature of a head.
-
-    Args:
-      federation: of the log.
-      size: number of entries.
-      root: of their tree, in hexadecimal.
-      at: Unix second.
-      key: of the witness.
-    """
-    plain = HeadCosignature(federation, size, root, at, public_of(key).hex())
-    return HeadCosignature(federation, size, root, at, plain.public, key.sign(plain.signed).hex())
+    """Return a witness's co-signature of a head, by the witness's key. Other arguments as of `HeadCosignature`."""
+    unsigned = HeadCosignature(federation, size, root, at, public_of(key).hex())
+    return replace(unsigned, signature=key.sign(unsigned.signed).hex())
 
 
 def read_cosignature(text: str | bytes) -> HeadCosignature:
-    """Return the co-signature in a text, of a key in lower case; its signature is unchecked.
+    """Return the co-signature in a JSON text, whose signature is not checked.
 
     Raises:
-      Refusal: it is none.
+      Refusal: the text is no co-signature, its key is not in lower case, or it is of no entry.
     """
     try:
         if len(text) > MAX_BYTES:
@@ -98,10 +90,10 @@ def read_cosignature(text: str | bytes) -> HeadCosignature:
 
 
 def read_stored_cosignatures(text: bytes) -> tuple[HeadCosignature, ...]:
-    """Return the co-signatures in a file that this program wrote.
+    """Return the co-signatures in a file that `format_cosignatures` wrote.
 
     Raises:
-      Undecodable: it holds others.
+      Undecodable: the file has another content.
     """
     entries = read_json(text)
     if not isinstance(entries, list):

@@ -29,7 +29,7 @@ from ...privacy.ledger.client_sums import (
     charge_records,
     pending_drafts,
     read_records,
-    release_of,
+    record_release,
 )
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
@@ -147,7 +147,7 @@ class DeviceLedger:
             try:
                 if of_records is None and release.source is None and self.records.exists():
                     budget = self.budget_of_records
-                    charge = release_of(release, budget)
+                    charge = record_release(release, budget)
                     reserved = self._reserve(charge, budget, purpose)
                     reservations.append((stack.enter_context(closing(reserved)), charge.key))
                 reserved = self._reserve(release, of_records, purpose)

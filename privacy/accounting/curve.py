@@ -14,24 +14,21 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...base.bounded_decoding import json_number
 from ..budget import Adjacency, Budget
 from .epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, Events, epsilon, grouped, losses_of, with_one_gaussian
-from .events import Counts, Leaf, gaussian_scale
+from .events import Counts, gaussian_scale
 from .gaussian import gaussian_epsilon
 from .renyi_filter import epsilon_of_filter
 
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
-
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
-GROUPS = (2, 5, 10)  # records of one person, of which it is told what they lose together
+GROUPS = (2, 5, 10)  # numbers of one person's records whose joint epsilon is reported
 FALSE_POSITIVES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
-# Epsilons at which delta is read for the trade-off; e to the largest is still a float.
+# Number of epsilons at which delta is read for the trade-off, and the largest of them: e to it is still a float.
 _STEPS, _LARGEST = 1000, 700.0
 Pairs = Sequence[tuple[float, float]]
 
@@ -42,16 +39,19 @@ class PrivacyCurve:
 
     Attributes:
       epsilon: (delta, epsilon) at each of `DELTAS`; epsilon may be infinite.
-      rho: zCDP, where every release is Gaussian; else None.
-      mu: mu-GDP, where every release is Gaussian; else None.
+      mu: mu-GDP if every release is Gaussian; else None.
       trade_off: (false positive rate, false negative rate) at each of `FALSE_POSITIVES`. The second is a lower bound
         for every test of the unit's participation.
     """
 
     epsilon: Pairs
-    rho: float | None
     mu: float | None
     trade_off: Pairs
+
+    @property
+    def rho(self) -> float | None:
+        """Parameter of zCDP if every release is Gaussian; else None."""
+        return None if self.mu is None else self.mu * self.mu / 2
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON; JSON has no infinity, so it is spelled."""
@@ -75,16 +75,16 @@ def privacy_curve(events: Events, adjacency: Adjacency, interval: float = PUBLIS
     if mu is not None:
         normal = NormalDist()
         errors = [(rate, normal.cdf(normal.inv_cdf(1 - rate) - mu)) for rate in FALSE_POSITIVES]
-        return PrivacyCurve([(d, gaussian_epsilon(mu, d)) for d in DELTAS], mu * mu / 2, mu, errors)
+        return PrivacyCurve([(d, gaussian_epsilon(mu, d)) for d in DELTAS], mu, errors)
     pairs = [(delta, epsilon(dict(counts), delta, adjacency, interval)) for delta in DELTAS]
-    points, top = pairs, pairs[-1][1]
-    losses = losses_of(counts, DELTAS[-1], adjacency, interval) if math.isfinite(top) else None
+    points, largest_epsilon = pairs, pairs[-1][1]
+    losses = losses_of(counts, DELTAS[-1], adjacency, interval) if math.isfinite(largest_epsilon) else None
     if losses is not None:
         from .loss_distributions import deltas
 
-        grid = np.linspace(0.0, min(top, _LARGEST), _STEPS)
+        grid = np.linspace(0.0, min(largest_epsilon, _LARGEST), _STEPS)
         points = [*zip(deltas(losses, grid).tolist(), grid.tolist(), strict=True), *pairs]
-    return PrivacyCurve(pairs, None, None, _trade_off(points))
+    return PrivacyCurve(pairs, None, _trade_off(points))
 
 
 def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
@@ -95,17 +95,17 @@ def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
       order: of the filter.
     """
     pairs = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
-    return PrivacyCurve(pairs, None, None, _trade_off(pairs))
+    return PrivacyCurve(pairs, None, _trade_off(pairs))
 
 
 def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[tuple[int, float]]:
     """Return (records, epsilon) for each size in `GROUPS` of one person's records, given the events of one record.
 
-    The epsilon follows from the joint effect of the records on each noised sum; it is below the general group privacy
-    bound.
+    The epsilon follows from the joint effect of the records on each noised sum; it is below the general bound of group
+    privacy.
 
     Args:
-      events: as in `epsilon`, of Gaussian noise on sums of records that are drawn by coins.
+      events: as in `epsilon`, of Gaussian noise on sums of Poisson-sampled records.
       delta: in (0, 1).
       adjacency: the relation of neighbours.
 
@@ -113,26 +113,21 @@ def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[t
       An empty list if there is an event of another kind, or if no accountant covers several records.
     """
     counts = grouped(events)
-    rates = [None if (scale := gaussian_scale(leaf)) is None else scale[0] for leaf, _ in counts]
-    if None in rates or (adjacency is Adjacency.REPLACE_ONE and not set(rates) <= {1.0}):
+    scales = [(scale, n) for leaf, n in counts if (scale := gaussian_scale(leaf)) is not None]
+    is_sampled = any(rate != 1 for (rate, _), _ in scales)
+    if len(scales) < len(counts) or (adjacency is Adjacency.REPLACE_ONE and is_sampled):
         return []
+    from .gaussian_mixture import group_event  # brings dp_accounting, which few readers need
+
     epsilons: list[tuple[int, float]] = []
     for records in GROUPS:
-        group_counts = {_of_group(leaf, records): n for leaf, n in counts}
+        group_counts = {group_event(noise, rate, records): n for (rate, noise), n in scales}
         epsilons.append((records, epsilon(group_counts, delta, adjacency, GATE_INTERVAL)))
     return epsilons
 
 
-def _of_group(leaf: Leaf, records: int) -> "DpEvent":
-    # It brings dp_accounting, which most of what reads a curve does without.
-    from .gaussian_mixture import group_event
-
-    rate, noise = gaussian_scale(leaf) or (1.0, 0.0)
-    return group_event(noise, rate, records)
-
-
 def largest(units: Iterable[Events]) -> list[Counts]:
-    """Return counted events of several units without those that another unit's events contain."""
+    """Return the counted events of several units, without units whose events another unit's events contain."""
     candidates = {counts: dict(counts) for counts in map(grouped, units)}
     return [
         mine
@@ -147,18 +142,16 @@ def largest(units: Iterable[Events]) -> list[Counts]:
 def worst(curves: Iterable[PrivacyCurve]) -> PrivacyCurve:
     """Return the pointwise maximum of at least one curve: a bound for separate units."""
     all_curves = list(curves)
-    mus = [each.mu for each in all_curves]
-    mu = None if None in mus else max(each for each in mus if each is not None)
+    mus = [each.mu for each in all_curves if each.mu is not None]
     return PrivacyCurve(
         [max(points) for points in zip(*(each.epsilon for each in all_curves), strict=True)],
-        None if mu is None else mu * mu / 2,
-        mu,
+        max(mus) if len(mus) == len(all_curves) else None,
         [min(points) for points in zip(*(each.trade_off for each in all_curves), strict=True)],
     )
 
 
 def _mu(counts: Counts, adjacency: Adjacency) -> float | None:
-    """Return mu where every event is Gaussian; replacing a unit moves a sum twice as far as blanking it."""
+    """Return mu of mu-GDP if every event is Gaussian; else None."""
     from dp_accounting.dp_event import GaussianDpEvent
 
     leaves = with_one_gaussian(dict(counts))
@@ -168,11 +161,15 @@ def _mu(counts: Counts, adjacency: Adjacency) -> float | None:
 
 
 def _trade_off(points: Pairs) -> Pairs:
-    """Return the least false negative rate at each of `FALSE_POSITIVES` that (delta, epsilon) pairs leave."""
-    deltas, sizes = np.array([each for each in points if math.isfinite(each[1])]).reshape(-1, 2).T
+    """Return the least false negative rate at each of `FALSE_POSITIVES` by the module's formula.
+
+    Args:
+      points: (delta, epsilon) pairs; one with an infinite epsilon bounds nothing.
+    """
+    deltas, epsilons = np.array([each for each in points if math.isfinite(each[1])]).reshape(-1, 2).T
 
     def missed(rate: float) -> float:
-        bounds = (1 - deltas - np.exp(sizes) * rate, np.exp(-sizes) * (1 - deltas - rate))
+        bounds = (1 - deltas - np.exp(epsilons) * rate, np.exp(-epsilons) * (1 - deltas - rate))
         return float(max(np.max(each, initial=0.0) for each in bounds))
 
     with np.errstate(over="ignore"):

@@ -25,25 +25,27 @@ from .events import (
     leaves,
     sample_leaves,
 )
+from .gaussian import VACUOUS_EPSILON
 from .renyi import by_renyi, relation_of, renyi_holds
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-GATE_INTERVAL = 1e-3
-PUBLISH_INTERVAL = 1e-4
+GATE_INTERVAL, PUBLISH_INTERVAL = (
+    1e-3,
+    1e-4,
+)  # steps of the PLD's grid in nats: to gate a release, to publish epsilon
 # PLD drops 1e-15 of probability mass per composition, which dominates at smaller deltas.
 MIN_PLD_DELTA = 1e-12
 # A grid's bound is loose by more than 1 % when epsilon, or the typical loss of one sampled round (rate / noise
 # multiplier), has fewer steps than these. The grid is then refined, down to the finest.
 MIN_STEPS, MIN_STEPS_PER_ROUND = 1000, 5
 FINEST_INTERVAL = 1e-5
-# Where single rounds tell so little, finer grids are taken from the coarsest on until one changes the bound by less than
-# this share: the next would change it by less again. A round that is rarely heard, but loud, needs no fine grid.
+# If the loss of a round asks for a finer grid than the requested one, grids are refined from the coarsest on until one
+# changes the bound by less than this share: the next would change it by less again.
 SETTLED = 1e-3
 # A grid has at most this many steps, which bounds the memory that a vacuous epsilon takes.
 MAX_STEPS = 1_000_000
-VACUOUS_EPSILON = 1e6  # an epsilon beyond this is reported as infinite
 # Each kind of sampled Gaussian takes a distribution of its own: 20 ms at 1e-3, 0.3 s at 1e-4. Many kinds are published
 # on the gate's grid. Beyond the maximum, noise is rounded down and rates up, to the most levels an octave that leave
 # few enough kinds; 128 levels cost 1 % of epsilon.
@@ -51,8 +53,8 @@ MAX_FINE_KINDS, MAX_KINDS = 32, 128
 LEVELS = tuple(2.0**k for k in range(8, -7, -1))
 Kind = TypeVar("Kind")
 
-Events = Iterable["DpEvent"] | Mapping["DpEvent", int]
-VERSION = version("dp-accounting")  # read once: a process that ends without descriptors cannot read it
+Events = Iterable["DpEvent"] | Mapping["DpEvent", int]  # single events, or how often each happened
+VERSION = version("dp-accounting")  # read once: a process that runs out of file descriptors cannot read it
 
 
 def epsilon(
@@ -85,16 +87,7 @@ def epsilon(
 
 
 def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> bool:
-    """Return whether events cost at most a budget; stop at the first bound that shows it.
-
-    Args:
-      events: as in `epsilon`.
-      budget: epsilon, delta and adjacency.
-      interval: step of the PLD's grid in nats.
-
-    Raises:
-      Refusal: an event that cannot be accounted.
-    """
+    """Return whether events cost at most a budget; stop at the first bound that shows it. Arguments as of `epsilon`."""
     upper_bounds = bounds(grouped(events), budget.target_delta, budget.adjacency, interval)
     return any(bound <= budget.target_epsilon for bound in upper_bounds)
 
@@ -104,12 +97,7 @@ def accountant_name(
 ) -> str:
     """Return how `epsilon` gets its number: accountants, discretisation, conversion, package and version.
 
-    An example is `min(PLD 1e-4 connect-the-dots, RDP Canonne et al. 2020), dp_accounting 0.6.0`.
-
-    Args:
-      delta: in (0, 1).
-      adjacency: the relation of neighbours, or its name.
-      interval: step of the PLD's grid in nats.
+    An example is `min(PLD 1e-4 connect-the-dots, RDP Canonne et al. 2020), dp_accounting 0.6.0`. Arguments as of `epsilon`.
     """
     package = f"dp_accounting {VERSION}"
     if delta < MIN_PLD_DELTA:
@@ -121,7 +109,7 @@ def accountant_name(
 
 
 def grouped(events: Events) -> Counts:
-    """Count equal leaves together, in an order that does not depend on the order of the events."""
+    """Return the leaves of events with their counts, in an order that does not depend on the order of the events."""
     pairs = events.items() if isinstance(events, Mapping) else ((event, 1) for event in events)
     counts: Counter[Leaf] = Counter()
     for event, count in pairs:
@@ -148,7 +136,7 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
       interval: coarsest step of the PLD's grid, in nats.
 
     Raises:
-      Refusal: there is no bound.
+      Refusal: no accountant covers all of the leaves.
     """
     from dp_accounting.dp_event import NonPrivateDpEvent
 
@@ -158,38 +146,39 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
     if any(isinstance(leaf, NonPrivateDpEvent) for leaf, _ in counts):
         yield float("inf")
         return
-    size = by_renyi(counts, delta, adjacency)
-    if size is not None and size > VACUOUS_EPSILON:
+    renyi_epsilon = by_renyi(counts, delta, adjacency)
+    if renyi_epsilon is not None and renyi_epsilon > VACUOUS_EPSILON:
         yield float("inf")
         return
-    renyi = size is not None and all(renyi_holds(leaf, adjacency) for leaf, _ in counts)
-    distribution = delta >= MIN_PLD_DELTA and all(has_distribution(leaf, adjacency) for leaf, _ in counts)
-    if not renyi and not distribution:
+    by_rdp = renyi_epsilon is not None and all(renyi_holds(leaf, adjacency) for leaf, _ in counts)
+    by_pld = delta >= MIN_PLD_DELTA and all(has_distribution(leaf, adjacency) for leaf, _ in counts)
+    if not by_rdp and not by_pld:
         raise _unaccountable(counts, delta, adjacency)
-    if size is not None and renyi:
-        yield size
-    if distribution:
-        yield from (bound for _, bound in _refined(counts, delta, adjacency, interval, size))
+    if renyi_epsilon is not None and by_rdp:
+        yield renyi_epsilon
+    if by_pld:
+        yield from (bound for _, bound in _refined(counts, delta, adjacency, interval, renyi_epsilon))
 
 
 def _refined(
-    counts: Counts, delta: float, adjacency: Adjacency, interval: float, size: float | None
+    counts: Counts, delta: float, adjacency: Adjacency, interval: float, renyi_epsilon: float | None
 ) -> Iterator[tuple[float, float]]:
     """Yield successively finer grids with their PLD bounds, until epsilon converges or the grid is the finest.
 
-    `size` is epsilon as RDP has it; None where unknown.
+    Arguments as of `bounds` and `first_interval`.
     """
     interval = max(interval, GATE_INTERVAL) if len(counts) > MAX_FINE_KINDS else interval
-    enough = first_interval(min(typical_loss(leaf) for leaf, _ in counts), interval, size)
-    grid, before = GATE_INTERVAL if enough < interval else enough, math.inf
+    min_loss = min(typical_loss(leaf) for leaf, _ in counts)
+    fine_enough = first_interval(min_loss, interval, renyi_epsilon)
+    grid, last_bound = GATE_INTERVAL if fine_enough < interval else fine_enough, math.inf
     while True:
         bound = by_distribution(counts, delta, adjacency, grid)
         yield grid, bound
-        resolved = grid <= enough and bound >= MIN_STEPS * grid
-        settled = enough < interval and grid <= interval and before - bound <= SETTLED * bound
+        resolved = grid <= fine_enough and bound >= MIN_STEPS * grid
+        settled = fine_enough < interval and grid <= interval and last_bound - bound <= SETTLED * bound
         if resolved or settled or grid <= FINEST_INTERVAL:
             return
-        before, grid = bound, finer(grid)
+        last_bound, grid = bound, finer(grid)
 
 
 def finer(interval: float) -> float:
@@ -197,17 +186,17 @@ def finer(interval: float) -> float:
     return max(interval / 10, FINEST_INTERVAL)
 
 
-def first_interval(loss: float, interval: float, size: float | None) -> float:
-    """Return the first grid to try: refined to a round's loss, and coarsened to the size of epsilon.
+def first_interval(loss: float, interval: float, renyi_epsilon: float | None) -> float:
+    """Return the step of a grid that resolves a round's loss, and whose size epsilon does not exceed.
 
     Args:
       loss: least `typical_loss` of the leaves, in nats.
       interval: coarsest step, in nats.
-      size: epsilon as RDP has it; None where unknown.
+      renyi_epsilon: epsilon by RDP, which tells its size; None if RDP does not cover the leaves.
     """
     while interval * MIN_STEPS_PER_ROUND > loss and interval > FINEST_INTERVAL:
         interval = finer(interval)
-    while size is not None and interval * MAX_STEPS < size:
+    while interval * MAX_STEPS < (renyi_epsilon or 0.0):
         interval *= 10
     return interval
 
@@ -220,24 +209,25 @@ def typical_loss(leaf: Leaf) -> float:
     """
     if is_exchanged(leaf):
         return typical_loss(leaf.event)
-    parts = sample_leaves(leaf)
     if is_mixture(leaf):
         pairs = zip(leaf.sensitivities, leaf.sampling_probs, strict=True)
-        return min(1.0, sum(moved * share for moved, share in pairs) / leaf.standard_deviation)
+        return min(1.0, sum(sensitivity * share for sensitivity, share in pairs) / leaf.standard_deviation)
+    parts = sample_leaves(leaf)
     if parts is None:
         rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
         return rate / noise if rate < 1 else math.inf
     inside = min(typical_loss(part) for part, _ in parts)
-    return inside if is_openly_sampled(leaf) else min(inside, leaf.sampling_probability * _together(parts))
+    return inside if is_openly_sampled(leaf) else min(inside, leaf.sampling_probability * _joint_loss(parts))
 
 
-def _together(parts: Counts) -> float:
-    """Return the scale of the joint privacy loss of all parts, at most one nat."""
+def _joint_loss(parts: Counts) -> float:
+    """Return the scale in nats of the joint privacy loss of all parts, at most 1."""
     scales = [(gaussian_scale(leaf) or (min(1.0, typical_loss(leaf)), 1.0), n) for leaf, n in parts]
     return min(1.0, math.hypot(*(rate / noise * n**0.5 for (rate, noise), n in scales)))
 
 
 def _unaccountable(counts: Counts, delta: float, adjacency: Adjacency) -> Refusal:
+    """Return the refusal of leaves, or of a delta, that no accountant covers."""
     culprits = [leaf for leaf, _ in counts if not has_distribution(leaf, adjacency)]
     if culprits:
         return Refusal("event", culprits[0], f"no accountant covers it under {adjacency} beside the others")
@@ -264,13 +254,9 @@ def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval
 
 
 def losses_of(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Any:
-    """Return the PLD of counted leaves, on the grid with which `bounds` ends; None where PLD does not cover one.
+    """Return the PLD of counted leaves, on the grid with which `bounds` ends; None if PLD does not cover one of them.
 
-    Args:
-      counts: leaves, each with how often it happened.
-      delta: at which epsilon is as large as the grid must hold.
-      adjacency: the relation of neighbours.
-      interval: coarsest step of the grid, in nats.
+    Arguments as of `bounds`.
     """
     if not all(has_distribution(leaf, adjacency) for leaf, _ in counts):
         return None
@@ -278,8 +264,9 @@ def losses_of(counts: Counts, delta: float, adjacency: Adjacency, interval: floa
     return _composed(counts, adjacency, grid)
 
 
-@lru_cache(maxsize=4)  # the grids of one composition, of which several deltas are asked
+@lru_cache(maxsize=4)  # the grids of one composition, which serve several deltas
 def _composed(counts: Counts, adjacency: Adjacency, interval: float) -> Any:
+    """Return the PLD of counted leaves, merged into few kinds. Arguments as of `bounds`."""
     from . import loss_distributions
 
     merged = in_order(coarsened(with_one_gaussian(dict(counts)), rounded))
@@ -309,8 +296,8 @@ def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) 
 
     Args:
       counts: how often each kind happened.
-      rounding: maps a kind to one that costs no less, with a number of levels per octave; the finest that suffices is
-        used.
+      rounding: maps a kind and a number of levels per octave to a kind that costs no less, such as `rounded`; the finest
+        levels that suffice are used.
     """
     coarse = counts
     for levels in LEVELS:
@@ -325,13 +312,13 @@ def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) 
 
 @lru_cache(maxsize=1 << 16)
 def rounded(leaf: Leaf, levels: float) -> Leaf:
-    """Return a sampled Gaussian of no less loss with rounded noise and rate; any other leaf as it is.
+    """Return a sampled Gaussian of no less loss with noise rounded down and rate rounded up; any other leaf as it is.
 
-    Less noise can be made more, and a larger sample sampled again, so no divergence is less (post-processing).
+    Noise can be added, and a larger sample sampled again, so no divergence is less (post-processing).
 
     Args:
       leaf: see `events.leaves`.
-      levels: of noise and of rate, an octave.
+      levels: of noise and of rate, per octave.
     """
     from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
@@ -341,6 +328,5 @@ def rounded(leaf: Leaf, levels: float) -> Leaf:
     rate, noise = scale
     larger = 2 ** (math.ceil(math.log2(rate) * levels) / levels)
     less = 2 ** (math.floor(math.log2(noise) * levels) / levels)
-    return PoissonSampledDpEvent(
-        min(max(larger, rate), 1.0), GaussianDpEvent(max(min(less, noise), MIN_NOISE))
-    )
+    query = GaussianDpEvent(max(min(less, noise), MIN_NOISE))
+    return PoissonSampledDpEvent(min(max(larger, rate), 1.0), query)

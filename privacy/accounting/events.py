@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Leaf = Any  # an event that is no composition, with converted parameters; hashable
 Counts = tuple[tuple[Leaf, int], ...]  # leaves, each with how often it happened
 
-# Noise below the first counts as none (epsilon would pass 5e5), above the second as the second. Both overstate epsilon.
+# Noise below MIN_NOISE counts as none (epsilon would pass 5e5), above MAX_NOISE as MAX_NOISE. Both overstate epsilon.
 MIN_NOISE, MAX_NOISE = 1e-3, 1e9
 MIN_RATE = 1e-12  # lower sampling rates count as this one
 
@@ -56,7 +56,7 @@ def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:
         raise Refusal("event", event, f"use one of {', '.join(_KINDS)}")
     return {
         "kind": kind,
-        **{name: _written(name, getattr(event, name), read) for name, read in _KINDS[kind].items()},
+        **{name: _field_to_json(name, getattr(event, name), read) for name, read in _KINDS[kind].items()},
     }
 
 
@@ -86,8 +86,8 @@ def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
 
     Several Gaussian queries of one sample become one equivalent Gaussian (McMahan et al. 2018, arXiv:1812.06210,
     section 3). Sampling at rate 1 is removed, and noise of 0 becomes `NonPrivate`. A sample that is queried by a
-    composition, such as a draw of clients that then draw batches several times, stays whole: rates multiply only if the
-    sample is queried by a single further sample.
+    composition, such as a draw of clients that then draw batches several times, stays whole. Rates are multiplied only if
+    the sample is queried by a single further sample.
 
     Args:
       event: any event of a known kind.
@@ -102,8 +102,9 @@ def sample_leaves(leaf: Leaf) -> Counts | None:
 
     if not _is_sample(leaf):
         return None
-    whole = isinstance(leaf.event, dp.SelfComposedDpEvent | dp.ComposedDpEvent) or _is_sample(leaf.event)
-    return tuple(_unfolded(leaf.event, 1)) if whole or is_openly_sampled(leaf) else None
+    is_composed = isinstance(leaf.event, dp.SelfComposedDpEvent | dp.ComposedDpEvent)
+    is_nested = is_composed or _is_sample(leaf.event)
+    return tuple(_unfolded(leaf.event, 1)) if is_nested or is_openly_sampled(leaf) else None
 
 
 def is_openly_sampled(leaf: Leaf) -> bool:
@@ -115,9 +116,9 @@ def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
     """Return sampling rate and noise multiplier of a Gaussian, sampled or not; None for another leaf."""
     from dp_accounting import dp_event as dp
 
-    query, rate = (
-        (leaf.event, leaf.sampling_probability) if isinstance(leaf, dp.PoissonSampledDpEvent) else (leaf, 1.0)
-    )
+    query, rate = leaf, 1.0
+    if isinstance(leaf, dp.PoissonSampledDpEvent):
+        query, rate = leaf.event, leaf.sampling_probability
     return (rate, query.noise_multiplier) if isinstance(query, dp.GaussianDpEvent) else None
 
 
@@ -132,12 +133,14 @@ def is_exchanged(leaf: Leaf) -> bool:
 
 
 def _is_sample(event: Any) -> bool:
+    """Return whether an event is a sample, drawn secretly (Poisson) or openly."""
     from dp_accounting import dp_event as dp
 
     return isinstance(event, dp.PoissonSampledDpEvent) or is_openly_sampled(event)
 
 
 def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
+    """Yield the leaves of an event that happens `count` times, each with how often it happens."""
     from dp_accounting import dp_event as dp
 
     if isinstance(event, dp.SelfComposedDpEvent):
@@ -152,6 +155,7 @@ def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
 
 
 def _simplified(event: Any) -> Leaf | None:
+    """Return an event that is no composition as a leaf, of no less loss; None if it is free."""
     from dp_accounting import dp_event as dp
 
     match event:
@@ -166,8 +170,9 @@ def _simplified(event: Any) -> Leaf | None:
             return _mixed(event.standard_deviation, event.sensitivities, event.sampling_probs)
         case _ if is_exchanged(event):
             inner = _simplified(event.event)
-            is_gaussian = inner is not None and gaussian_scale(inner) is not None
-            return type(event)(inner) if is_gaussian else inner and dp.NonPrivateDpEvent()
+            if inner is None:
+                return None
+            return type(event)(inner) if gaussian_scale(inner) else dp.NonPrivateDpEvent()
         case _ if _is_sample(event):
             parts = _together(_unfolded(event.event, 1)) if event.sampling_probability else []
             return _sampled(type(event), event.sampling_probability, parts)
@@ -176,6 +181,7 @@ def _simplified(event: Any) -> Leaf | None:
 
 
 def _mixed(noise: float, shifts: Sequence[float], probabilities: Sequence[float]) -> Leaf | None:
+    """Return the leaf of a mixture of Gaussians; None if none of its shifts moves the sum."""
     from dp_accounting import dp_event as dp
 
     max_shift = max((each for each, share in zip(shifts, probabilities, strict=True) if share), default=0.0)
@@ -187,17 +193,18 @@ def _mixed(noise: float, shifts: Sequence[float], probabilities: Sequence[float]
 
 
 def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
-    """Return one sample that is queried by all parts."""
+    """Return the leaf of one sample, drawn by an event of this kind, that is queried by all parts; None without parts."""
     from dp_accounting import dp_event as dp
 
-    nothing = dp.NonPrivateDpEvent()
-    if not parts or (nothing, 1) in parts:
-        return nothing if parts else None
+    if not parts:
+        return None
+    if (dp.NonPrivateDpEvent(), 1) in parts:
+        return dp.NonPrivateDpEvent()
     queries: list[Any] = [leaf if n == 1 else dp.SelfComposedDpEvent(leaf, n) for leaf, n in parts]
     query = queries[0]
     if len(queries) == 1 and type(query) is kind:
         return kind(max(rate * query.sampling_probability, MIN_RATE), query.event)
-    # A tuple, so that leaves can be counted.
+    # With a tuple instead of dp_accounting's list, the leaf is hashable.
     event: Any = query if len(queries) == 1 else cast(Any, dp.ComposedDpEvent)(tuple(queries))
     return kind(max(rate, MIN_RATE), event)
 
@@ -209,13 +216,13 @@ def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
     counts: Counter[Leaf] = Counter()
     for leaf, n in parts:
         counts[leaf] += n
-    queries = {leaf: n for leaf, n in counts.items() if isinstance(leaf, dp.GaussianDpEvent)}
-    if sum(queries.values()) > 1:
-        counts -= Counter(queries)
-        precision = sum(n / leaf.noise_multiplier**2 for leaf, n in sorted(queries.items(), key=repr))
+    gaussians = {leaf: n for leaf, n in counts.items() if isinstance(leaf, dp.GaussianDpEvent)}
+    if sum(gaussians.values()) > 1:
+        counts -= Counter(gaussians)
+        precision = sum(n / leaf.noise_multiplier**2 for leaf, n in sorted(gaussians.items(), key=repr))
         counts[_simplified(dp.GaussianDpEvent(precision**-0.5))] += 1
-    nothing = dp.NonPrivateDpEvent()
-    return [(nothing, 1)] if nothing in counts else sorted(counts.items(), key=repr)
+    not_private = dp.NonPrivateDpEvent()
+    return [(not_private, 1)] if not_private in counts else sorted(counts.items(), key=repr)
 
 
 def _number(field: str, value: Any) -> float:
@@ -258,8 +265,8 @@ def _parts(field: str, value: Any) -> Sequence[Any]:
     return cast(Sequence[Any], value)
 
 
-def _written(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
-    """Return a field of an event as JSON; an event within it is written once, not read and written at each level."""
+def _field_to_json(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
+    """Return a field of an event as JSON; `read` is its reader in `_KINDS`, which checks it."""
     if read is _event:
         return event_to_json(value)
     if read is _events:
@@ -270,6 +277,7 @@ def _written(field: str, value: Any, read: Callable[[str, Any], Any]) -> Any:
 
 @cache
 def _event_class(kind: str) -> Any:
+    """Return the class of events of a kind of `_KINDS`."""
     from dp_accounting import dp_event
 
     from . import custom_events
@@ -277,6 +285,7 @@ def _event_class(kind: str) -> Any:
     return getattr(custom_events if kind in ("OpenlySampled", "Exchanged") else dp_event, f"{kind}DpEvent")
 
 
+# For each kind, a class of dp_accounting or of `custom_events` without "DpEvent": its fields, with the reader of each.
 _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
     "NoOp": {},
     "NonPrivate": {},

@@ -33,8 +33,8 @@ from .renyi import Vector, from_renyi, relation_of, renyi_holds, renyi_vector
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-MAX_LINES = 4  # histories that are followed: one for each adversary and one to spare
-MAX_FITTING = 16  # histories that are known to fit, of each budget
+MAX_HISTORIES = 4  # that are followed: one for each adversary and one to spare
+MAX_FITTING = 16  # counts that are known to fit, of each budget
 MAX_CACHED_EVENTS = 1 << 14  # events whose leaves are remembered
 
 LeafCounts = dict[int, int]  # how often each leaf happened, by the leaf's number in the gate's list
@@ -51,8 +51,17 @@ class _Facts:
 
 
 @dataclass
-class _Line:
-    """History that grows: `base` fits, composed on each grid used, and so do `times` leaves like `worst`."""
+class _History:
+    """Releases on a ledger that fit its budget, and a look-ahead.
+
+    Attributes:
+      budget: of the ledger.
+      base: counted leaves of the releases.
+      composed: by grid step, the counts that were last composed on it, and their PLD.
+      worst: number of a leaf that dominates the next releases; None without a look-ahead.
+      times: how many releases like `worst` fit after `base`.
+      growing: whether the look-ahead still doubles; not after it has met the budget.
+    """
 
     budget: Budget
     base: LeafCounts = field(default_factory=dict[int, int])
@@ -70,23 +79,25 @@ class Gate:
     need no computation as long as none has a larger privacy loss than the one used for the look-ahead. The result
     depends only on budget and events, so all ledgers of a process share `GATE`, and clients with the same plan compose
     their rounds once.
+
+    Leaves are numbered, and `LeafCounts` are by these numbers, because hashing a leaf takes long.
     """
 
     def __init__(self) -> None:
-        self._leaves: list[Leaf] = []
+        self._leaves: list[Leaf] = []  # by number
         self._numbers: dict[Leaf, int] = {}
-        self._cached_leaves: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
+        self._cached_leaves: dict[int, tuple[Any, list[tuple[int, int]]]] = {}  # by the id of the event
         self._facts: dict[tuple[Adjacency, int], _Facts] = {}
-        self._rounded: dict[tuple[int, float], int] = {}
-        self._lines: list[_Line] = []
-        self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}
+        self._rounded: dict[tuple[int, float], int] = {}  # by the leaf's number and the levels
+        self._histories: list[_History] = []  # the newest first
+        self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}  # by budget and grid step
         self._fitting: dict[Budget, list[LeafCounts]] = {}
         self._lock = Lock()
 
     def fits(
         self, spent: "Iterable[DpEvent] | Mapping[DpEvent, int]", proposed: "DpEvent", budget: Budget
     ) -> bool:
-        """Return whether a release after others stays within a budget.
+        """Return whether the spent events and a proposed one stay within a budget.
 
         Raises:
           Refusal: an event that cannot be accounted.
@@ -97,31 +108,33 @@ class Gate:
             fitting = self._fitting.setdefault(budget, [])
             if any(_covers(each, total) for each in fitting):
                 return True
-            line = self._line(total, budget)
-            fits = self._has_room(line, total) or self._fits(line, total, step)
+            history = self._history_of(total, budget)
+            fits = self._has_room(history, total) or self._fits(history, total, step)
             if fits:
-                ahead = {} if line.worst is None else {line.worst: line.times}
-                more = _sum(line.base, ahead)
+                ahead = {} if history.worst is None else {history.worst: history.times}
+                more = _sum(history.base, ahead)
                 largest = more if _covers(more, total) else total
                 others = [each for each in fitting if not _covers(largest, each)]
                 self._fitting[budget] = [largest, *others[: MAX_FITTING - 1]]
             return fits
 
-    def _fits(self, line: _Line, total: LeafCounts, step: LeafCounts) -> bool:
-        budget = line.budget
+    def _fits(self, history: _History, total: LeafCounts, step: LeafCounts) -> bool:
+        """Return by computation whether `total`, whose last release is `step`, fits; it is then the history's new base."""
+        budget = history.budget
         facts = [self._facts_of(number, budget.adjacency) for number in total]
-        size = _by_renyi(total, facts, budget.target_delta)
-        if size is not None and size <= budget.target_epsilon and all(each.renyi_holds for each in facts):
+        renyi_epsilon = _by_renyi(total, facts, budget.target_delta)
+        size = 0.0 if renyi_epsilon is None else renyi_epsilon
+        is_bound = renyi_epsilon is not None and all(each.renyi_holds for each in facts)
+        if is_bound and size <= budget.target_epsilon:
             return True
         loss = min((each.typical_loss for each in facts), default=math.inf)
         interval = first_interval(loss, GATE_INTERVAL, size)
         failing = self._failing.setdefault((budget, interval), [])
         if any(_covers(total, less) for less in failing):
             return False
-        finite = size is None or size <= VACUOUS_EPSILON
-        composable = all(each.has_distribution for each in facts) and budget.target_delta >= MIN_PLD_DELTA
-        if finite and composable and self._affords(line, total, interval, {}):
-            self._advance(line, total, step, interval)
+        has_pld = all(each.has_distribution for each in facts) and budget.target_delta >= MIN_PLD_DELTA
+        if size <= VACUOUS_EPSILON and has_pld and self._affords(history, total, interval, {}):
+            self._advance(history, total, step, interval)
             return True
         upper_bounds = bounds(self._leaf_counts(total), budget.target_delta, budget.adjacency, GATE_INTERVAL)
         if any(bound <= budget.target_epsilon for bound in upper_bounds):
@@ -130,6 +143,7 @@ class Gate:
         return False
 
     def _count(self, events: "Iterable[DpEvent] | Mapping[DpEvent, int]") -> LeafCounts:
+        """Return the leaves of events with their counts."""
         from dp_accounting.dp_event import SelfComposedDpEvent
 
         counts: LeafCounts = {}
@@ -141,7 +155,8 @@ class Gate:
         return counts
 
     def _parts(self, event: Any) -> list[tuple[int, int]]:
-        # By identity: comparing events would take longer than everything else.
+        """Return the numbers of an event's leaves, each with its count."""
+        # The cache goes by identity: comparing events would take longer than everything else.
         cached = self._cached_leaves.get(id(event))
         if cached is None or cached[0] is not event:
             if len(self._cached_leaves) >= MAX_CACHED_EVENTS:
@@ -151,6 +166,7 @@ class Gate:
         return cached[1]
 
     def _number(self, leaf: Leaf) -> int:
+        """Return the number of a leaf, which gets one if it has none."""
         if leaf not in self._numbers:
             self._numbers[leaf] = len(self._leaves)
             self._leaves.append(leaf)
@@ -160,6 +176,7 @@ class Gate:
         return in_order({self._leaves[number]: n for number, n in counts.items()})
 
     def _facts_of(self, number: int, adjacency: Adjacency) -> _Facts:
+        """Return the facts about the leaf of this number, computed once."""
         key, leaf = (adjacency, number), self._leaves[number]
         if key not in self._facts:
             self._facts[key] = _Facts(
@@ -170,75 +187,82 @@ class Gate:
             )
         return self._facts[key]
 
-    def _line(self, total: LeafCounts, budget: Budget) -> _Line:
-        for line in self._lines:
-            if line.budget == budget and _covers(total, line.base):
-                return line
-        self._lines = [_Line(budget), *self._lines[: MAX_LINES - 1]]
-        return self._lines[0]
+    def _history_of(self, total: LeafCounts, budget: Budget) -> _History:
+        """Return the history that `total` continues, or a new one."""
+        for history in self._histories:
+            if history.budget == budget and _covers(total, history.base):
+                return history
+        self._histories = [_History(budget), *self._histories[: MAX_HISTORIES - 1]]
+        return self._histories[0]
 
-    def _has_room(self, line: _Line, total: LeafCounts) -> bool:
-        further = {k: n - line.base.get(k, 0) for k, n in total.items() if n > line.base.get(k, 0)}
-        if line.worst is None or sum(further.values()) > line.times:
+    def _has_room(self, history: _History, total: LeafCounts) -> bool:
+        """Return whether the look-ahead of a history covers `total`."""
+        base = history.base
+        further = {number: n - base.get(number, 0) for number, n in total.items() if n > base.get(number, 0)}
+        if history.worst is None or sum(further.values()) > history.times:
             return False
-        worst = self._leaves[line.worst]
-        return all(k == line.worst or _is_dominated(self._leaves[k], worst) for k in further)
+        worst = self._leaves[history.worst]
+        return all(
+            number == history.worst or _is_dominated(self._leaves[number], worst) for number in further
+        )
 
-    def _affords(self, line: _Line, total: LeafCounts, interval: float, further: LeafCounts) -> bool:
-        """Return whether `wanted` and `further` fit, by PLD on grids as fine as it takes."""
+    def _affords(self, history: _History, total: LeafCounts, interval: float, ahead: LeafCounts) -> bool:
+        """Return whether `total` and `ahead` together fit, by PLD on grids that are refined as in `epsilon`."""
         from . import loss_distributions
 
-        relation, budget, before = relation_of(line.budget.adjacency), line.budget, math.inf
-        grid = max(interval, GATE_INTERVAL)
+        relation, budget = relation_of(history.budget.adjacency), history.budget
+        grid, last_delta = max(interval, GATE_INTERVAL), math.inf
         kinds = {number: type(self._leaves[number]).__name__ for number in total}
         gaussian = {number: n for number, n in total.items() if kinds[number] == "GaussianDpEvent"}
         others = {number: n for number, n in total.items() if number not in gaussian}
-        rest = with_one_gaussian({self._leaves[number]: n for number, n in _sum(gaussian, further).items()})
+        rest = with_one_gaussian({self._leaves[number]: n for number, n in _sum(gaussian, ahead).items()})
         while True:
-            losses: Any = self._compose(line, others, grid)
+            losses: Any = self._compose(history, others, grid)
             losses = loss_distributions.distribution(in_order(rest), relation, grid, losses)
             delta = losses.get_delta_for_epsilon(budget.target_epsilon)
             if delta <= budget.target_delta:
                 return True
-            small = losses.get_delta_for_epsilon(MIN_STEPS * grid) <= budget.target_delta
-            settled = interval < GATE_INTERVAL and before - delta <= SETTLED * delta
-            if (grid <= interval and not small) or settled or grid <= FINEST_INTERVAL:
+            is_coarse = losses.get_delta_for_epsilon(MIN_STEPS * grid) <= budget.target_delta
+            settled = interval < GATE_INTERVAL and last_delta - delta <= SETTLED * delta
+            if (grid <= interval and not is_coarse) or settled or grid <= FINEST_INTERVAL:
                 return False
-            before, grid = delta, finer(grid)
+            last_delta, grid = delta, finer(grid)
 
-    def _compose(self, line: _Line, total: LeafCounts, interval: float) -> Any:
-        """Return the losses of `wanted`, from those last composed on this grid where they are part of it."""
+    def _compose(self, history: _History, total: LeafCounts, interval: float) -> Any:
+        """Return the PLD of `total`, computed from the one last composed on this grid if `total` contains its leaves."""
         from . import loss_distributions
 
-        relation = relation_of(line.budget.adjacency)
+        relation = relation_of(history.budget.adjacency)
         kinds = coarsened(total, self._round)
-        before, losses = line.composed.get(interval, ({}, None))
-        if not _covers(kinds, before):
-            before, losses = {}, None
-        more = {kind: n - before.get(kind, 0) for kind, n in kinds.items()}
+        earlier, losses = history.composed.get(interval, ({}, None))
+        if not _covers(kinds, earlier):
+            earlier, losses = {}, None
+        more = {kind: n - earlier.get(kind, 0) for kind, n in kinds.items()}
         losses = loss_distributions.distribution(self._leaf_counts(more), relation, interval, losses)
-        line.composed[interval] = kinds, losses
+        history.composed[interval] = kinds, losses
         return losses
 
     def _round(self, number: int, levels: float) -> int:
+        """Return the number of a leaf rounded as `rounded` says."""
         key = number, levels
         if key not in self._rounded:
             self._rounded[key] = self._number(rounded(self._leaves[number], levels))
         return self._rounded[key]
 
-    def _advance(self, line: _Line, total: LeafCounts, step: LeafCounts, interval: float) -> None:
-        line.base, min_times = total, sum(step.values())
-        line.worst = self._worst(total, step) if line.growing or line.times else None
-        if line.worst is None:
+    def _advance(self, history: _History, total: LeafCounts, step: LeafCounts, interval: float) -> None:
+        """Make `total`, which fits and ends with `step`, the base of a history, and look ahead from it."""
+        history.base, min_times = total, sum(step.values())
+        history.worst = self._worst(total, step) if history.growing or history.times else None
+        if history.worst is None:
             return
-        times = max(2 * line.times if line.growing else line.times, min_times)
-        while times and not self._affords(line, total, interval, {line.worst: times}):
+        times = max(2 * history.times if history.growing else history.times, min_times)
+        while times and not self._affords(history, total, interval, {history.worst: times}):
             times = max(times // 2, min_times) if times > min_times else 0
-            line.growing = False
-        line.times = times
+            history.growing = False
+        history.times = times
 
     def _worst(self, total: LeafCounts, step: LeafCounts) -> int | None:
-        """Return a leaf whose privacy loss dominates every Gaussian of `wanted` and all of `step`."""
+        """Return the number of a leaf that dominates every Gaussian of `total` and all of `step`; None if there is none."""
         from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
         if any(gaussian_scale(self._leaves[number]) is None for number in step):
@@ -257,6 +281,7 @@ os.register_at_fork(after_in_child=GATE.__init__)
 
 
 def _by_renyi(counts: LeafCounts, facts: list[_Facts], delta: float) -> float | None:
+    """Return epsilon by RDP of leaves with these facts, in the order of the counts; None if RDP does not cover one."""
     vectors = [each.renyi for each in facts if each.renyi is not None]
     if not counts or len(vectors) < len(facts):
         return None if counts else 0.0
@@ -264,6 +289,7 @@ def _by_renyi(counts: LeafCounts, facts: list[_Facts], delta: float) -> float | 
 
 
 def _is_dominated(leaf: Leaf, other: Leaf) -> bool:
+    """Return whether a Gaussian, sampled or not, has no larger privacy loss than another one."""
     mine, others = gaussian_scale(leaf), gaussian_scale(other)
     return mine is not None and others is not None and mine[0] <= others[0] and mine[1] >= others[1]
 
@@ -273,4 +299,5 @@ def _sum(counts: LeafCounts, more: LeafCounts) -> LeafCounts:
 
 
 def _covers(larger: LeafCounts, smaller: LeafCounts) -> bool:
+    """Return whether counts contain other counts."""
     return all(larger.get(number, 0) >= n for number, n in smaller.items())

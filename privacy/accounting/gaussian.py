@@ -17,7 +17,7 @@ from .events import MIN_NOISE
 
 # Relative error of a term of delta: erfc and exp are good to 1e-15, and so are their arguments, of at most 700.
 SLACK = 1e-12
-MAX_EPSILON = 1e6  # beyond, epsilon is reported as infinite
+VACUOUS_EPSILON = 1e6  # a larger epsilon is reported as infinite
 LARGEST = 1e5  # where `last_true` gives up
 _LARGEST_EXPONENT = 700.0  # e to this is still a float
 _BISECTIONS = 200
@@ -26,7 +26,7 @@ _PRECISION = 1e-7  # of `last_true`
 
 @lru_cache(maxsize=1 << 14)
 def _precision_of(event_json: str) -> float | None:
-    """Return 1 / noise_multiplier^2 of a ledger's event: inf for too little noise, None for another kind."""
+    """Return 1 / noise_multiplier^2 of an event's canonical JSON: inf for too little noise, None for another kind."""
     event = json.loads(event_json)
     if event.get("kind") != "Gaussian":
         return None
@@ -35,27 +35,23 @@ def _precision_of(event_json: str) -> float | None:
 
 
 def composed(counts: Mapping[str, int]) -> float | None:
-    """Return the precision of all events together, mu squared under zero-out.
+    """Return the precision of all events together, mu squared under zero-out; None if one is no plain Gaussian.
 
-    Returns:
-      None where one of them is no plain Gaussian.
+    Args:
+      counts: how often each event happened, by its canonical JSON.
     """
     parts = [(_precision_of(text), n) for text, n in sorted(counts.items()) if n]
-    if any(precision is None for precision, _ in parts):
-        return None
-    return math.fsum((precision or 0.0) * n for precision, n in parts)
+    terms = [precision * n for precision, n in parts if precision is not None]
+    return math.fsum(terms) if len(terms) == len(parts) else None
 
 
 def exact_epsilon(counts: Mapping[str, int], delta: float, adjacency: Adjacency) -> float | None:
-    """Return the epsilon of counted events, rounded up.
+    """Return the epsilon of counted events, rounded up; None if one is no plain Gaussian.
 
     Args:
-      counts: how often each event happened, by its JSON.
+      counts: how often each event happened, by its canonical JSON.
       delta: in (0, 1).
       adjacency: under replace-one a unit moves the sum twice as far.
-
-    Returns:
-      None where one of them is no plain Gaussian.
     """
     precision = composed(counts)
     if precision is None:
@@ -72,9 +68,11 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """
     if mu == 0 or math.isinf(mu):
         return 0.0 if mu == 0 else 1.0
+    # Balle and Wang: Phi(-lower) - e^epsilon Phi(-upper).
     lower, upper = epsilon / mu - mu / 2, epsilon / mu + mu / 2
-    first = _normal(-lower)
-    second = math.exp(epsilon) * _normal(-upper) if epsilon < _LARGEST_EXPONENT else _far_tail(lower, upper)
+    first = _normal_cdf(-lower)
+    is_small = epsilon < _LARGEST_EXPONENT
+    second = math.exp(epsilon) * _normal_cdf(-upper) if is_small else _far_tail(lower, upper)
     return min(max(first * (1 + SLACK) - second * (1 - SLACK), 0.0), 1.0)
 
 
@@ -86,14 +84,14 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
       delta: in (0, 1).
 
     Returns:
-      At least 0; inf beyond `MAX_EPSILON`.
+      At least 0; inf beyond `VACUOUS_EPSILON`.
     """
     low, high = 0.0, 1.0
     if mu <= 0 or gaussian_delta(mu, low) <= delta:
         return low
     while gaussian_delta(mu, high) > delta:
         low, high = high, 2 * high
-        if low > MAX_EPSILON:
+        if low > VACUOUS_EPSILON:
             return math.inf
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -114,7 +112,11 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def last_true(holds: Callable[[float], bool]) -> float:
-    """Return the largest x at which `holds`, which is true below some x >= 0 and false above; inf past `LARGEST`."""
+    """Return by bisection the largest x at which `holds` is true; inf past `LARGEST`.
+
+    Args:
+      holds: a condition that is true below some x >= 0, and false above it.
+    """
     low, high = 0.0, 1.0
     while holds(high):
         low, high = high, 2 * high
@@ -127,10 +129,10 @@ def last_true(holds: Callable[[float], bool]) -> float:
 
 
 def _far_tail(lower: float, upper: float) -> float:
-    """Return exp(epsilon) times the normal tail beyond `far` > 37, where 2 epsilon = far^2 - near^2; rounded down."""
+    """Return e^epsilon Phi(-upper), rounded down, where 2 epsilon = upper^2 - lower^2 and upper > 37 (Mills' ratio)."""
     mills = (1 - (1 - (3 - 15 / upper**2) / upper**2) / upper**2) / upper
     return math.exp(-(lower**2) / 2) * mills / math.sqrt(2 * math.pi)
 
 
-def _normal(value: float) -> float:
+def _normal_cdf(value: float) -> float:
     return math.erfc(-value / math.sqrt(2)) / 2

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 
 _POINTS = 1 << 12  # of the table of losses from which Newton's method begins
-_NEWTON = 3
-# Orders of RDP beyond this are left out; the integral's step and reach are in standard deviations of the noise.
+_NEWTON = 3  # its steps
+# Orders of RDP beyond the largest are left out; the integral's step and reach are in standard deviations of the noise.
 _LARGEST_ORDER, _STEP, _REACH = 64, 0.125, 14.0
-_MIN_NOISE = 0.02  # over the largest sensitivity, below which RDP counts as if nothing were drawn by coins
+_MIN_NOISE = 0.02  # noise over the largest sensitivity; with less, RDP counts as without sampling
 
 
 def group_event(noise_multiplier: float, rate: float, records: int) -> "DpEvent":
-    """Return the event of one noised sum for a unit of several records, each drawn by a coin of its own.
+    """Return the event of one noised sum for a unit of several records, each of which is sampled independently.
 
     Args:
       noise_multiplier: noise std over the clipping norm of one record.
-      rate: with which each record is drawn, in (0, 1].
-      records: of the unit, at least 1; the event lists a probability for each number that may be drawn.
+      rate: sampling rate of each record, in (0, 1].
+      records: number of the unit's records, at least 1.
     """
     from dp_accounting.dp_event import GaussianDpEvent, MixtureOfGaussiansDpEvent, PoissonSampledDpEvent
 
@@ -46,12 +46,12 @@ def group_event(noise_multiplier: float, rate: float, records: int) -> "DpEvent"
         return GaussianDpEvent(noise / records)
     if records == 1:
         return PoissonSampledDpEvent(rate, GaussianDpEvent(noise))
-    numbers = np.arange(records + 1)
-    ways = gammaln(records + 1) - gammaln(numbers + 1) - gammaln(records - numbers + 1)
-    probabilities = np.exp(ways + numbers * math.log(rate) + (records - numbers) * math.log1p(-rate))
+    drawn = np.arange(records + 1)
+    log_binomial = gammaln(records + 1) - gammaln(drawn + 1) - gammaln(records - drawn + 1)
+    probabilities = np.exp(log_binomial + drawn * math.log(rate) + (records - drawn) * math.log1p(-rate))
     probabilities /= probabilities.sum()
-    # Tuples, so that events can be counted.
-    shifts, shares = tuple(numbers.astype(np.float64).tolist()), tuple(probabilities.tolist())
+    # With tuples instead of lists, the event is hashable.
+    shifts, shares = tuple(drawn.astype(np.float64).tolist()), tuple(probabilities.tolist())
     return MixtureOfGaussiansDpEvent(noise, shifts, shares)
 
 
@@ -69,19 +69,20 @@ class _Table(NamedTuple):
 
 
 class _Mixture:
-    """Mixture over sensitivities, and its log density ratio to the noise, which is increasing and convex."""
+    """Mixture of N(shift, noise^2). Its loss, the log density ratio to N(0, noise^2), is increasing and convex."""
 
     def __init__(self, noise: float, sensitivities: Sequence[float], probabilities: Sequence[float]) -> None:
-        there = np.array(probabilities) > 0
+        is_possible = np.array(probabilities) > 0
         self.noise = noise
-        self.shifts = np.array(sensitivities, float)[there]
-        self.logs = np.log(np.array(probabilities, float)[there])
+        self.shifts = np.array(sensitivities, float)[is_possible]
+        self.logs = np.log(np.array(probabilities, float)[is_possible])
 
     def _parts(self, outputs: Vector) -> Vector:
+        """Return the log of each component's share of the density ratio, (outputs, shifts)."""
         return self.logs + (outputs[:, None] * self.shifts - self.shifts**2 / 2) / self.noise**2
 
     def losses(self, outputs: Vector) -> Vector:
-        """Return the log of the ratio at each output, (outputs,)."""
+        """Return the loss at each output, (outputs,)."""
         return _log_sums(self._parts(outputs))
 
     def mass(self, outputs: Vector, above: bool) -> Vector:
@@ -90,7 +91,7 @@ class _Mixture:
         return ndtr(scaled if above else -scaled) @ np.exp(self.logs)
 
     def table(self) -> _Table:
-        """Return outputs, as far as the mass matters, and their losses."""
+        """Return outputs up to where the mixture's mass above them is negligible, and their losses."""
         end = -LAST_DEVIATION * self.noise
         outputs = np.linspace(-end, self.shifts.max() + end, _POINTS)
         beyond = self.mass(outputs, above=True) <= ndtr(LAST_DEVIATION)
@@ -130,7 +131,7 @@ def distribution(
 
 
 def _pmf(mixture: _Mixture, table: _Table, sign: float, interval: float) -> PLDPmf:
-    """Return the losses for a unit removed (sign 1) or added (sign -1)."""
+    """Return the distribution of losses for a unit removed (sign 1) or added (sign -1), on a grid."""
     ends = sorted((sign * table.losses[0], sign * table.losses[-1]))
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
     deltas = _deltas(mixture, table, sign, interval * np.arange(first, last + 1, dtype=np.float64))
@@ -138,7 +139,7 @@ def _pmf(mixture: _Mixture, table: _Table, sign: float, interval: float) -> PLDP
 
 
 def _deltas(mixture: _Mixture, table: _Table, sign: float, epsilons: Vector) -> Vector:
-    """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
+    """Return the hockey-stick divergence at each epsilon, (epsilons,). Arguments as of `_pmf`."""
     removed = sign > 0
     min_loss = float(mixture.logs[mixture.shifts == 0].max(initial=-math.inf))  # of any output
     reached = sign * epsilons > min_loss
@@ -160,7 +161,7 @@ def renyi(
     Arguments as of `distribution`; orders are above 1, (orders,).
 
     Returns:
-      Infinity at large orders.
+      Infinity at orders above `_LARGEST_ORDER`.
     """
     mixture = _Mixture(noise, sensitivities, probabilities)
     max_shift, divergences = float(mixture.shifts.max()), np.full(len(orders), math.inf)
@@ -172,6 +173,7 @@ def renyi(
     losses = np.concatenate(
         [mixture.losses(part) for part in np.array_split(outputs, len(outputs) // _POINTS + 1)]
     )
+    # The moments are means of e^(order * loss) and of e^(-(order - 1) * loss) over N(0, noise^2).
     density = -(outputs**2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi)) + math.log(step)
     moments = [
         max(_log_sums(np.stack([density + order * losses, density - (order - 1) * losses])))

@@ -37,14 +37,16 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
 Floats = NDArray[np.float64]
-MAX_GROWTH = 256  # nats by which the largest loss of a round is weighed for a tail's bound: where rounds are rarely heard
-MAX_CACHED = 1 << 18  # places of a grid whose transform is kept: 2 MiB; finer grids are for what is published
-BLOCK = 1 << 16  # places of a grid that are added at once
-# A power of a transform of masses is off by what rounding takes each time: up to 0.75 * 2^-53 of delta were measured, in
-# either direction, beside distributions that are tilted so that their far ends are large (tests).
+MAX_GROWTH = 256  # largest order of Chernoff's bound, times the number of a PMF's points
+MAX_CACHED = (
+    1 << 18
+)  # points of a grid whose transform is cached, in 2 MiB; finer grids are for published values
+BLOCK = 1 << 16  # points of a grid that are added at once
+# Rounding error of a composition for each event, counted as an infinite loss: up to 0.75 * 2^-53 of delta were measured, in
+# either direction, against distributions that are tilted so that their far ends are large (tests).
 ROUNDED = 2.0**-51
-DROPPED = 1e-15  # of the mass, by a composition with itself; as much is counted as an infinite loss
-# Queries of one secret sample that answer alike for a blank unit and an absent one.
+DROPPED = 1e-15  # mass that a composition with itself drops, and counts as an infinite loss
+# Queries of one secret sample whose answer for a zeroed-out unit is that for an absent one.
 SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
 
 
@@ -76,7 +78,7 @@ def distribution(
       counts: each leaf with how often it happened.
       relation: of neighbours, in dp_accounting's words.
       interval: step of the grid, in nats.
-      before: PLD of what happened earlier on the same grid; None for nothing.
+      before: PLD of earlier events on the same grid; None if there are none.
     """
     total: Any = before
     for leaf, n in counts:
@@ -88,8 +90,13 @@ def distribution(
     return identity(interval) if total is None else total
 
 
+# Privacy loss distributions and their PMFs of dp_accounting are typed as Any below, because most reads are of its private
+# fields: `_pmf_remove` and `_pmf_add` are the losses of a unit removed and added; `_symmetric` says that they are equal.
+# `_probs[i]` is the mass at the loss (_lower_loss + i) * _discretization, and `_infinity_mass` that at infinity.
+
+
 def _composed(one: Any, other: Any) -> PrivacyLossDistribution:
-    """Return the result of `compose` without `scipy.signal`, whose import takes longer than most compositions."""
+    """Return `one.compose(other)` without `scipy.signal`, whose import takes longer than most compositions."""
     pmfs = [_composed_pmf(one._pmf_remove, other._pmf_remove)]
     if not (one._symmetric and other._symmetric):
         pmfs.append(_composed_pmf(one._pmf_add, other._pmf_add))
@@ -97,6 +104,7 @@ def _composed(one: Any, other: Any) -> PrivacyLossDistribution:
 
 
 def _composed_pmf(one: Any, other: Any) -> Any:
+    """Return the PMF of the sum of two independent losses, by FFT."""
     if not (isinstance(one, DensePLDPmf) and isinstance(other, DensePLDPmf)):
         return _rounded(compose_pmfs(one, other, DROPPED), 1)
     first: Any = one
@@ -108,16 +116,16 @@ def _composed_pmf(one: Any, other: Any) -> Any:
     masses: Any = fft.irfft(spectra[0] * spectra[1], length)[:size]
     low = _negligible(masses)
     high = max(size - _negligible(masses[::-1]), low + 1)
-    body = masses[low:high].copy()
-    body[0] += masses[:low].sum()
-    either = first._infinity_mass + second._infinity_mass - first._infinity_mass * second._infinity_mass
-    either += ROUNDED
+    kept_masses = masses[low:high].copy()
+    kept_masses[0] += masses[:low].sum()  # small losses are counted as a larger one, large ones as infinite
+    infinite = first._infinity_mass + second._infinity_mass - first._infinity_mass * second._infinity_mass
+    infinite += ROUNDED
     lowest = first._lower_loss + second._lower_loss + low
-    return DensePLDPmf(first._discretization, lowest, body, either + masses[high:].sum(), True)
+    return DensePLDPmf(first._discretization, lowest, kept_masses, infinite + masses[high:].sum(), True)
 
 
 def _rounded(pmf: Any, times: int) -> Any:
-    """Return dp_accounting's composition of `times` distributions, with a bound on its rounding errors added."""
+    """Return dp_accounting's composition of `times` distributions after adding a bound on its rounding errors."""
     pmf._infinity_mass += ROUNDED * times
     return pmf
 
@@ -144,7 +152,7 @@ def _several(
 
 
 def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -> DensePLDPmf:
-    """Return a side of a sampled Gaussian that happened so often, in the least room: each array takes the last one's place."""
+    """Return a side of a sampled Gaussian repeated `times`, in little memory: each array replaces the one before."""
     pmf: Any = sampled_gaussian.side(sign, rate, noise, interval)
     support = _Support.of(pmf, times, *_growth.__wrapped__(pmf))
     length: Any = fft.next_fast_len(max(support.size, pmf.size), real=True)
@@ -157,7 +165,7 @@ def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -
 
 
 class _Repeated(PrivacyLossDistribution):
-    """Result of `self_compose`; the side that adds the unit is composed when it is read."""
+    """PLD composed `times` with itself; the side that adds the unit is composed when it is first read."""
 
     def __init__(self, once: Any, times: int) -> None:
         super().__init__(_repeated_pmf(once._pmf_remove, times))
@@ -171,33 +179,35 @@ class _Repeated(PrivacyLossDistribution):
         return self._pmf_add
 
     def none_above(self, size: float) -> bool:
-        """Return whether no loss of the side that adds the unit is above the epsilon of the other."""
+        """Return whether no loss of the side that adds the unit is above `size`, the epsilon of the other side."""
         add = self._once._pmf_add.to_dense_pmf()
         largest = (add.size - 1 + add._lower_loss) * add._discretization
         return largest * self._times <= size and add._infinity_mass <= self._once._pmf_remove._infinity_mass
 
 
 def _repeated_pmf(pmf: Any, times: int) -> Any:
+    """Return the PMF of the sum of `times` independent losses, as a power of its transform."""
     if not isinstance(pmf, DensePLDPmf):
         return _rounded(pmf.self_compose(times), times)
     dense: Any = pmf
     support = _Support.of(dense, times, *_growth(dense))
     length: Any = fft.next_fast_len(max(support.size, dense.size), real=True)
-    few = length <= MAX_CACHED
-    spectrum = _cached_spectrum(dense, length) if few else fft.rfft(dense._probs, length)
-    return support.cut(fft.irfft(_power(spectrum, times, overwrite=not few), length))
+    is_cached = length <= MAX_CACHED
+    spectrum = _cached_spectrum(dense, length) if is_cached else fft.rfft(dense._probs, length)
+    return support.cut(fft.irfft(_power(spectrum, times, overwrite=not is_cached), length))
 
 
 @dataclass(frozen=True)
 class _Support:
-    """Places of a composition that hold all but `DROPPED` of its mass, and `ROUNDED` for each time.
+    """Points of the grid that hold all but `DROPPED` of the mass of a PMF composed with itself.
 
     Attributes:
-      first, size: the first of them, from the least loss on, and their number.
-      lowest: the least loss of these, in steps.
+      first: the first of these points, counted from the least loss of the composition.
+      size: number of the points.
+      lowest: loss at the first of the points, in steps.
       interval: step of the grid, in nats.
-      infinite: mass of infinite losses, with what is dropped and what may be rounded away.
-      pessimistic: whether masses were moved up.
+      infinite: mass of infinite losses, with `DROPPED` and the bound on rounding errors.
+      pessimistic: whether losses were rounded up to the grid.
     """
 
     first: int
@@ -209,7 +219,7 @@ class _Support:
 
     @classmethod
     def of(cls, pmf: Any, times: int, orders: Floats, growth: Floats) -> "_Support":
-        """Return the places by Chernoff's bound, of losses that happened so often; orders and growth as `_growth` says."""
+        """Return the support of a PMF composed `times`, by Chernoff's bound with what `_growth` returns for it."""
         ends = (times * growth + math.log(2 / DROPPED)) / orders
         first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
         end = (pmf.size - 1) * times
@@ -220,7 +230,7 @@ class _Support:
         return cls(first, last - first + 1, lowest, pmf._discretization, infinite, pessimistic)
 
     def cut(self, masses: Any) -> DensePLDPmf:
-        """Return the distribution of masses that lie on a circle at least as long."""
+        """Return the PMF of the masses of a cyclic convolution at least as long as the support."""
         start = self.first % len(masses)
         parts = masses[start : start + self.size], masses[: max(0, start + self.size - len(masses))]
         return DensePLDPmf(self.interval, self.lowest, np.concatenate(parts), self.infinite, self.pessimistic)
@@ -239,9 +249,9 @@ def _cached_spectrum(pmf: Any, length: int) -> Any:
 
 
 def _power(square: Any, times: int, overwrite: bool) -> Any:
-    """Return values to a whole power of at least 1, by squaring: numpy takes a logarithm of every one.
+    """Return values to the power `times`, at least 1, by squaring: numpy's power takes a logarithm of each value.
 
-    Overwriting the values halves the memory on a fine grid.
+    Overwriting the values halves the memory.
     """
     power = None
     while True:
@@ -255,22 +265,27 @@ def _power(square: Any, times: int, overwrite: bool) -> Any:
 
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
-    """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^`MOST_GROWTH`."""
+    """Return orders for Chernoff's bound, and at each the log of the moment, the sum of masses * e^(order * point).
+
+    Points are counted from 0 at the least loss; orders of both signs go up to `MAX_GROWTH` over the number of points.
+    """
     step = pmf.size if pmf.size <= MAX_CACHED else BLOCK
     powers: Floats = np.zeros(0)
-    means: Floats = np.zeros(1)
+    moments: Floats = np.zeros(1)
     for start in range(0, pmf.size, step):
         masses = pmf._probs[start : start + step]
         factor = np.arange(start, start + len(masses)) / pmf.size
         np.exp(factor, out=factor)
-        falling, rising = ([*zip(*_weighted(masses, each), strict=True)] for each in (1 / factor, factor))
-        powers, means = np.array(rising[0]), means + np.array([*falling[1], *rising[1]])
-    return np.concatenate((-powers, powers)) / pmf.size, np.log(means)
+        falling = [*_moments(masses, 1 / factor)]
+        rising = [*_moments(masses, factor)]
+        powers = np.array([power for power, _ in rising])
+        moments = moments + np.array([moment for _, moment in (*falling, *rising)])
+    return np.concatenate((-powers, powers)) / pmf.size, np.log(moments)
 
 
-def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
-    """Yield powers of the factor, which is changed, closely spaced at first, and the sum of the masses times each."""
-    masses, power, stride = np.abs(masses), 0, 1  # rounding below zero bounds nothing
+def _moments(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
+    """Yield growing powers, closely spaced at first, and the sum of masses * factor^power; `factor` is overwritten."""
+    masses, power, stride = np.abs(masses), 0, 1  # rounding errors below zero must not lower the bound
     while power < MAX_GROWTH:
         if power == 16 * stride:
             factor, stride = np.multiply(factor, factor, out=factor), 2 * stride
@@ -280,7 +295,7 @@ def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
 
 
 def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
-    """Return the least epsilon of these losses at delta, as `get_epsilon_for_delta` does one loss at a time."""
+    """Return the least epsilon at delta: `get_epsilon_for_delta`, which takes one loss at a time, vectorised."""
     pair: Any = losses
     removing = _epsilon(pair._pmf_remove, delta)
     if pair._symmetric or (isinstance(losses, _Repeated) and losses.none_above(removing)):
@@ -289,12 +304,16 @@ def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
 
 
 def _epsilon(pmf: Any, delta: float) -> float:
+    """Return the least epsilon at which delta(epsilon) = sum over larger losses of (1 - e^(epsilon - loss)) * mass is delta.
+
+    Masses are added from the greatest loss down. With `upper` the sum of masses and `lower` that of e^-loss * masses,
+    epsilon = log((upper - delta) / lower), as soon as this lies above the next loss.
+    """
     dense = pmf.to_dense_pmf()
     if dense._infinity_mass > delta:
         return math.inf
-    first = min(max(0, -dense._lower_loss), dense.size - 1)  # losses below zero ask for no epsilon
+    first = min(max(0, -dense._lower_loss), dense.size - 1)  # losses below zero need no epsilon
     added, weighed, stop = 0.0, 0.0, dense.size
-    # Masses are added from the greatest loss down, until what is left is below the epsilon that they ask for.
     while True:
         start = max(first, stop - BLOCK // 4)
         indices = np.arange(stop - 1, start - 1, -1) + dense._lower_loss
@@ -317,28 +336,31 @@ def _epsilon(pmf: Any, delta: float) -> float:
     return float(candidates[last]) if upper[last] > lower[last] + delta else 0.0
 
 
-def deltas(losses: PrivacyLossDistribution, sizes: Floats) -> Floats:
-    """Return the delta of these losses at each epsilon, as `get_delta_for_epsilon` does one at a time.
+def deltas(losses: PrivacyLossDistribution, epsilons: Floats) -> Floats:
+    """Return the delta at each epsilon: `get_delta_for_epsilon`, which takes one epsilon at a time, vectorised.
 
     Args:
       losses: a PLD.
-      sizes: epsilons of at least 0, shape (points,).
+      epsilons: at least 0, shape (points,).
     """
     pair: Any = losses
-    return np.max([_deltas(pmf.to_dense_pmf(), sizes) for pmf in (pair._pmf_remove, pair._pmf_add)], axis=0)
+    sides = [_deltas(pmf.to_dense_pmf(), epsilons) for pmf in (pair._pmf_remove, pair._pmf_add)]
+    return np.max(sides, axis=0)
 
 
-def _deltas(dense: Any, sizes: Floats) -> Floats:
+def _deltas(dense: Any, epsilons: Floats) -> Floats:
+    """Return sum over larger losses of (1 - e^(epsilon - loss)) * mass at each epsilon, (points,)."""
     losses = _losses(dense)
     with np.errstate(over="ignore"):
         parts = dense._probs, np.exp(-losses) * dense._probs
     upper, lower = (np.append(np.cumsum(part[::-1])[::-1], 0.0) for part in parts)
-    beyond = np.searchsorted(losses, sizes, side="right")
-    return np.clip(dense._infinity_mass + upper[beyond] - np.exp(sizes) * lower[beyond], 0.0, 1.0)
+    beyond = np.searchsorted(losses, epsilons, side="right")
+    return np.clip(dense._infinity_mass + upper[beyond] - np.exp(epsilons) * lower[beyond], 0.0, 1.0)
 
 
 @lru_cache(maxsize=256)
 def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
+    """Return the PLD of a leaf that happens once. Arguments as of `distribution`."""
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     if is_exchanged(leaf):
@@ -370,15 +392,15 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
     )
 
 
-# The Gaussians of a run add up to another one after each round, which is read a few times in that round alone.
+# The Gaussians of a run together are another Gaussian after each round, which is needed in that round alone.
 _gaussian = lru_cache(maxsize=8)(_once.__wrapped__)
 
 
 def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
-    """Return the loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) whose loss is `pmf`."""
+    """Return the PMF of the loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) with this PMF."""
     losses, upper, infinite = _atoms(pmf)
-    # Q's mass at an atom is e^-loss times P's. Rounding errors are largest at the far left, so Q's total mass of 1 is
-    # handed to atoms from the greatest loss down; the rest lies where P has none.
+    # Q's mass at a loss is e^-loss times P's. Rounding errors are largest at the far left, so Q's total mass of 1 is
+    # given to losses from the greatest down; the rest lies where P has no mass.
     with np.errstate(over="ignore"):
         lower = np.where(upper > 0, upper * np.exp(-losses), 0.0)
     cumulative = np.minimum(np.cumsum(lower[::-1]), 1.0)[::-1]
@@ -390,7 +412,7 @@ def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
 
 
 def _added(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
-    """Return the loss of (P, rate Q + (1 - rate) P) for the pair (P, Q) whose loss is `pmf`; never infinite."""
+    """Return the PMF of the loss of (P, rate Q + (1 - rate) P) for the pair (P, Q) with this PMF; no loss is infinite."""
     losses, masses, infinite = _atoms(pmf)
     sampled = -np.logaddexp(math.log1p(-rate), math.log(rate) - losses)
     return _on_grid(np.append(sampled, -math.log1p(-rate)), np.append(masses, infinite), 0.0, interval)
@@ -403,13 +425,15 @@ def _atoms(pmf: Any) -> tuple[Floats, Floats, float]:
 
 
 def _losses(dense: Any) -> Floats:
+    """Return the loss at each point of a PMF, in nats."""
     return (np.arange(dense.size) + dense._lower_loss) * dense._discretization
 
 
 def _on_grid(losses: Floats, masses: Floats, infinite: float, interval: float) -> DensePLDPmf:
-    """Move each mass to the two neighbouring multiples of `interval`, with its mass under P and under Q preserved.
+    """Return the PMF of losses of any size, each split between the two neighbouring points of the grid.
 
-    This can only increase every divergence (connect-the-dots; Doroshenko et al. 2022, arXiv:2207.04380).
+    The split preserves its mass under P and under Q. This can only increase every divergence (connect-the-dots; Doroshenko
+    et al. 2022, arXiv:2207.04380).
     """
     below = np.floor(losses / interval).astype(np.int64)
     first = int(below.min())

@@ -13,18 +13,16 @@ from typing import Any, cast
 
 from ..budget import Adjacency
 
-WITHOUT_SAMPLING = ("PoissonSampled", "OpenlySampled")
+SAMPLED = ("PoissonSampled", "OpenlySampled")
 
 
 def record_event(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
-    """Return the event of each of a client's records, as JSON, given the client's event as JSON.
-
-    What is not known to be covered becomes an event without privacy.
+    """Return the event of each of a client's records, as JSON; without privacy for an event that the theory does not cover.
 
     Args:
-      event: on a ledger of clients, as `events.event_to_json` writes it, for a vector clipped in the L2 norm.
+      event: the client's event, as `events.event_to_json` writes it, for a vector clipped in the L2 norm.
       adjacency: of the ledger of records.
-      secret: whether a secret draw may count; not where a filter by Rényi DP composes the events.
+      secret: whether a secret draw amplifies; False if an RDP filter composes the events.
     """
     kind = event["kind"]
     if kind == "Gaussian":
@@ -40,12 +38,12 @@ def record_event(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = 
         if event["sampling_probability"] == 1:
             return record_event(event["event"], adjacency)
         return {"kind": "Exchanged", "event": dict(event)}
-    if kind in WITHOUT_SAMPLING:  # the same draw on both sides: no divergence is larger than without it
+    if kind in SAMPLED:  # the draw is the same on both sides: no divergence is larger than without it
         return record_event(event["event"], adjacency, secret)
     return {"kind": "NonPrivate"}
 
 
 @lru_cache(maxsize=1 << 12)
-def record_event_of(text: str, adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
-    """Return `exchanged` of an event's canonical JSON; the result is shared, and not to be changed."""
+def record_event_of(text: str, adjacency: Adjacency, secret: bool) -> dict[str, Any]:
+    """Return `record_event` of an event's canonical JSON; the result is shared, and not to be changed."""
     return record_event(loads(text), adjacency, secret)

@@ -49,12 +49,9 @@ def renyi_holds(leaf: Leaf, adjacency: Adjacency) -> bool:
 
 
 def by_renyi(counts: Counts, delta: float, adjacency: Adjacency) -> float | None:
-    """Return epsilon by RDP: a bound where `renyi_holds`, elsewhere an estimate of its size.
+    """Return epsilon by RDP; None if RDP does not cover one of the leaves.
 
-    Arguments as of `epsilon.bounds`.
-
-    Returns:
-      None where RDP does not know one of the events.
+    It is a bound if `renyi_holds` for all leaves, else an estimate of epsilon's size. Arguments as of `epsilon.bounds`.
     """
     total = np.zeros(len(orders()))
     for leaf, n in counts:
@@ -67,7 +64,7 @@ def by_renyi(counts: Counts, delta: float, adjacency: Adjacency) -> float | None
 
 @lru_cache
 def orders() -> Vector:
-    """Return the orders of RDP that are looked at, (orders,)."""
+    """Return the orders at which RDP is computed, (orders,)."""
     from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 
     return np.array(DEFAULT_RDP_ORDERS)
@@ -82,16 +79,13 @@ def from_renyi(total: Vector, delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
-    """Return RDP of a leaf at the `orders`, (orders,).
+    """Return RDP of a leaf at the `orders`, (orders,); None if RDP does not cover the leaf.
 
     A composition on one secret sample counts as if it were not sampled.
 
     Args:
       leaf: see `events.leaves`.
       adjacency: the relation of neighbours.
-
-    Returns:
-      None where RDP does not know the leaf.
     """
     from dp_accounting.privacy_accountant import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
@@ -107,8 +101,8 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
         total = np.sum(terms, axis=0)
         if not is_openly_sampled(leaf):
             return total
+        # Divergence of order a of a visible draw: log(1 - rate + rate e^((a - 1) total)) / (a - 1).
         rate, above = leaf.sampling_probability, orders() - 1
-        # the divergence of a mixture of two visible cases
         return np.maximum(np.logaddexp(math.log1p(-rate), math.log(rate) + above * total) / above, 0.0)
     if is_mixture(leaf):
         from . import gaussian_mixture
@@ -143,7 +137,7 @@ def quiet_orders() -> Generator[None]:
 
 
 def _unconverged(record: logging.LogRecord) -> bool:
-    # An order that does not converge is left out, and the others are valid without it.
+    """Return whether to log a record: not if an RDP order failed to converge, since the others are valid without it."""
     return "failed to converge" not in record.getMessage()
 
 

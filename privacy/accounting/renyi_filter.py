@@ -29,23 +29,21 @@ if TYPE_CHECKING:
 
 
 def filter_order(value: object) -> float:
-    """Read the order of a filter.
-
-    Raises:
-      Refusal: it is not one of the accountant's `orders`.
-    """
+    """Return the order of a filter as a float; refuse one that is not among the accountant's `orders`."""
     if real("filter_order", value) not in orders():
         raise Refusal("filter_order", value, "give one of the accountant's orders, such as 3.4 or 32")
     return real("filter_order", value)
 
 
-def accountant(delta: float, adjacency: Adjacency, order: float | None) -> str:
-    """Return the description of the accountant for reports: `RDP filter at order 3.4, dp_accounting 0.6.0`.
+def _index(order: float) -> int:
+    """Return the place of a filter's order among the `orders`."""
+    return orders().tolist().index(filter_order(order))
 
-    Args:
-      delta: in (0, 1).
-      adjacency: the relation of neighbours.
-      order: of the filter; None for events that were fixed in advance.
+
+def accountant(delta: float, adjacency: Adjacency, order: float | None) -> str:
+    """Return the description of the accountant for reports, such as `RDP filter at order 3.4, dp_accounting 0.6.0`.
+
+    Arguments as of `spent_epsilon`.
     """
     name = accountant_name(delta, adjacency)
     return name if order is None else f"RDP filter at order {order:g}, dp_accounting {name.split()[-1]}"
@@ -58,23 +56,19 @@ def spent_epsilon(
     order: float | None,
     interval: float = PUBLISH_INTERVAL,
 ) -> float:
-    """Return the smallest epsilon for which a filter admits all events.
+    """Return the smallest epsilon for which a filter admits all events; without a filter, their `epsilon`.
 
     Args:
       events: as in `epsilon`.
       delta: in (0, 1).
       adjacency: the relation of neighbours.
-      order: of the filter; None for events that were fixed in advance, whose `epsilon` it then is.
-      interval: step of the PLD's grid in nats, where there is no filter.
-
-    Raises:
-      Refusal: an event that is not covered.
+      order: of the filter; None for events that were fixed in advance.
+      interval: step of the PLD's grid in nats; unused with a filter.
     """
     if order is None:
         return epsilon(events, delta, adjacency, interval)
-    at = orders().tolist().index(filter_order(order))
-    total = float(_renyi(events, adjacency)[at])
-    return max(0.0, total - float(_room(0.0, delta)[at])) if total else 0.0
+    total = float(_renyi(events, adjacency)[_index(order)])
+    return max(0.0, total - float(_max_rdp(0.0, delta)[_index(order)])) if total else 0.0
 
 
 def epsilon_of_filter(budget: Budget, order: float, delta: float) -> float:
@@ -85,52 +79,41 @@ def epsilon_of_filter(budget: Budget, order: float, delta: float) -> float:
       order: of the filter.
       delta: in (0, 1).
     """
-    at = orders().tolist().index(filter_order(order))
-    room = _room(budget.target_epsilon, budget.target_delta)[at]
-    return max(0.0, float(room - _room(0.0, delta)[at]))
+    max_rdp = _max_rdp(budget.target_epsilon, budget.target_delta)[_index(order)]
+    return max(0.0, float(max_rdp - _max_rdp(0.0, delta)[_index(order)]))
 
 
 def admits(events: Events, budget: Budget, order: float | None, interval: float = GATE_INTERVAL) -> bool:
-    """Return whether events stay within a budget.
-
-    Args:
-      events: as in `epsilon`.
-      budget: epsilon, delta and adjacency.
-      order: of the filter; None for events that were fixed in advance, which go by `within`.
-      interval: step of the PLD's grid in nats, where there is no filter.
-
-    Raises:
-      Refusal: an event that is not covered.
-    """
+    """Return whether events stay within a budget. Arguments as of `spent_epsilon`."""
     if order is None:
         return within(events, budget, interval)
     return spent_epsilon(events, budget.target_delta, budget.adjacency, order) <= budget.target_epsilon
 
 
 def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:
-    """Return the order at which a filter admits an event most often.
+    """Return the order at which a filter admits a planned event most often after prior ones.
 
-    It may depend only on planned events, never on the results of releases.
+    The order may depend only on planned events, never on the results of releases.
 
     Raises:
       Refusal: no order affords a single release.
     """
-    room = _room(budget.target_epsilon, budget.target_delta) - _renyi(prior, budget.adjacency)
+    rest = _max_rdp(budget.target_epsilon, budget.target_delta) - _renyi(prior, budget.adjacency)
     with np.errstate(invalid="ignore"):
-        rounds = np.nan_to_num(room / _renyi([event], budget.adjacency), nan=-np.inf)
+        rounds = np.nan_to_num(rest / _renyi([event], budget.adjacency), nan=-np.inf)
     if not rounds.max() >= 1:
         remedy = "no RDP filter affords a single round; raise it"
         raise Refusal("target_epsilon", budget.target_epsilon, remedy)
     return float(orders()[rounds.argmax()])
 
 
-def _room(target_epsilon: float, delta: float) -> Vector:
-    """Return B of the module's text, at all orders."""
+def _max_rdp(target_epsilon: float, delta: float) -> Vector:
+    """Return the largest RDP that (epsilon, delta) allows, B of the module's text, at all orders."""
     return target_epsilon - np.log1p(-1 / orders()) + np.log(delta * orders()) / (orders() - 1)
 
 
 def _renyi(events: Events, adjacency: Adjacency) -> Vector:
-    """Return the RDP of all events together, at all orders; refuse an event without known RDP."""
+    """Return the RDP of all events together, at all orders; refuse an event that RDP does not cover."""
     total = np.zeros(len(orders()))
     for leaf, n in grouped(events):
         vector = renyi_vector(leaf, adjacency) if renyi_holds(leaf, adjacency) else None

@@ -17,12 +17,12 @@ from scipy.special import gammaln, log_ndtr, ndtr, ndtri
 
 Vector = NDArray[np.float64]
 
-# Outputs further out, in standard deviations, are left to the loss at infinity: the mass that dp_accounting truncates.
+# Outputs below it, in standard deviations, count as an infinite loss: the mass that dp_accounting truncates.
 LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
-# Places up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
+# Size up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
 MAX_SPARSE = 1000
-SIDES = (1.0, -1.0)  # a unit removed, and one added
-BLOCK = 1 << 16  # places of a grid that are computed at once
+SIDES = (1.0, -1.0)  # signs: a unit removed, and one added
+BLOCK = 1 << 16  # points of a grid that are computed at once
 # Increase of a divergence that dp_accounting takes for rounding (`_DELTA_DIFF_TOLERANCE`).
 ROUNDING = 1e-12
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
@@ -42,12 +42,7 @@ def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistr
 
 
 def unsampled(mu: float, interval: float) -> PrivacyLossDistribution:
-    """Return the PLD of a Gaussian without sampling, by connect-the-dots.
-
-    Args:
-      mu: distance of the two means over the standard deviation, above 0.
-      interval: step of the grid, in nats.
-    """
+    """Return the PLD of a Gaussian without sampling, by connect-the-dots; `mu` is the distance of the means over the std."""
     last = math.ceil(mu * (mu / 2 - LAST_DEVIATION) / interval)
     sizes = interval * np.arange(-last, last + 1, dtype=np.float64)
     with np.errstate(over="ignore"):  # far out, where the divergence is clipped
@@ -56,14 +51,14 @@ def unsampled(mu: float, interval: float) -> PrivacyLossDistribution:
 
 
 def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
-    """Return the losses that connect the dots, as dp_accounting's function for equal gaps does, bit for bit.
+    """Return the PMF that connects the dots, bit for bit as dp_accounting's function for equal gaps returns it.
 
-    That one passes each mass through a dictionary and two lists.
+    That function passes each mass through a dictionary and two lists.
 
     Args:
       interval: step of the grid, in nats.
-      first: place of the least epsilon on the grid, in steps.
-      deltas: hockey-stick divergence at each place from there on, (places,), in [0, 1].
+      first: least epsilon, in steps.
+      deltas: hockey-stick divergence at each point of the grid from there on, (points,), in [0, 1].
 
     Raises:
       ValueError: the divergence rises by more than rounding.
@@ -80,7 +75,7 @@ def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
 
 
 def _masses(deltas: Vector, interval: float) -> Vector:
-    """Return the mass at each place, beside what the first one has for the divergence there; a fine grid is written once."""
+    """Return the mass at each point, without that for the divergence at the first one; block by block, to save memory."""
     masses, growth = np.empty_like(deltas), math.expm1(interval)
     masses[0] = (deltas[1] - deltas[0]) / growth
     masses[-1] = (deltas[-1] - deltas[-2]) / math.expm1(-interval)
@@ -94,21 +89,14 @@ def _masses(deltas: Vector, interval: float) -> Vector:
 
 
 def grid_range(sign: float, rate: float, noise: float, interval: float) -> tuple[int, int]:
-    """Return the first and the last place of a side's losses on its grid; arguments as of `side`."""
+    """Return the first and the last point of a side's losses on the grid, in steps. Arguments as of `side`."""
     reach = (0.5 - noise * LAST_DEVIATION) / noise**2
     ends = sorted(sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + x)) for x in (-reach, reach))
     return math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
 
 
 def side(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
-    """Return the losses of one of `SIDES`.
-
-    Args:
-      sign: 1 for a unit removed, -1 for one added.
-      rate: as of `distribution`, and so are noise and interval.
-      noise: of the sum.
-      interval: of the grid.
-    """
+    """Return the PMF of the losses of one of `SIDES`, by its sign. Arguments as of `distribution`."""
     first, last = grid_range(sign, rate, noise, interval)
     if sign < 0 and last - first >= MAX_SPARSE:
         return _added(rate, noise, interval, first, last)
@@ -116,7 +104,7 @@ def side(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
 
 
 def _on_grid(divergence: Callable[[Vector], Vector], interval: float, first: int, last: int) -> Vector:
-    """Return a divergence at each place of a grid, first and last included, block by block: it takes many arrays."""
+    """Return a divergence at each point of a grid, first and last included; block by block, to save memory."""
     values = np.empty(last - first + 1)
     for start in range(first, last + 1, BLOCK):
         stop = min(start + BLOCK, last + 1)
@@ -125,13 +113,14 @@ def _on_grid(divergence: Callable[[Vector], Vector], interval: float, first: int
 
 
 def _added(rate: float, noise: float, interval: float, first: int, last: int) -> PLDPmf:
-    """Return the losses for a unit added, as `connected` does, with small masses as exact as large ones.
+    """Return the PMF for a unit added, as `connected` does, with small masses as exact as large ones.
 
     At a negative epsilon the divergence is 1 - e^epsilon plus a small remainder. The first term has mass 1 at 0 and
     none elsewhere, except for its rounding errors: they would fill a far tail of the composition.
     """
 
-    def rest(negative: Vector) -> Vector:
+    def remainder(negative: Vector) -> Vector:
+        """Return the divergence less 1 - e^epsilon at epsilons of at most 0."""
         outputs = -_outputs(-1.0, rate, noise, negative)
         below = np.logaddexp(
             math.log1p(-rate) + log_ndtr(outputs), math.log(rate) + log_ndtr(outputs + 1 / noise)
@@ -139,7 +128,7 @@ def _added(rate: float, noise: float, interval: float, first: int, last: int) ->
         return np.exp(negative + below) - ndtr(outputs)
 
     above = _on_grid(partial(_deltas, -1.0, rate, noise), interval, 1, last)
-    parts = np.concatenate((_on_grid(rest, interval, first, 0), above))
+    parts = np.concatenate((_on_grid(remainder, interval, first, 0), above))
     masses = _masses(parts, interval)
     masses[0] -= parts[0]
     masses[-first] += 1
@@ -147,9 +136,9 @@ def _added(rate: float, noise: float, interval: float, first: int, last: int) ->
 
 
 def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
-    """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
+    """Return the hockey-stick divergence at each epsilon, (epsilons,). Arguments as of `side`."""
     removed = sign > 0
-    reached = sign * epsilons > math.log1p(-rate)  # elsewhere one side is above the other at every output
+    reached = sign * epsilons > math.log1p(-rate)  # for any other epsilon, all losses are on one side of it
     deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
     outputs = _outputs(sign, rate, noise, epsilons[reached])
     other, log_rate, log_rest = outputs + sign / noise, math.log(rate), math.log1p(-rate)
@@ -163,8 +152,8 @@ def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
 
 
 def _outputs(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
-    """Return the output at which the loss is each epsilon, beyond it the loss is larger, (epsilons,)."""
-    # The loss of the sample itself, log(1 + (e^epsilon - 1) / rate).
+    """Return the output at which the loss is each epsilon, over the noise's standard deviation, (epsilons,)."""
+    # `inside` is the loss without sampling, log(1 + (e^epsilon - 1) / rate).
     scaled = sign * epsilons - math.log(rate)
     with np.errstate(divide="ignore"):
         inside = sign * (scaled + np.log1p(-np.exp(np.minimum(math.log(1 / rate - 1) - scaled, 0.0))))
@@ -172,39 +161,30 @@ def _outputs(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector
 
 
 def renyi(rate: float, noise: float, orders: Vector) -> Vector:
-    """Return RDP at each order (Mironov, Talwar and Zhang 2019, arXiv:1908.10530), (orders,).
+    """Return RDP at each order above 1 (Mironov, Talwar and Zhang 2019, arXiv:1908.10530), (orders,).
 
-    Args:
-      rate: sampling rate, in (0, 1).
-      noise: standard deviation over the sensitivity, above 0.
-      orders: above 1, (orders,).
-
-    Returns:
-      Infinity at a fractional order whose series needs too many terms.
+    It is infinite at a fractional order whose series needs too many terms.
     """
-    whole = orders == np.floor(orders)
-    moments = np.empty(len(orders))
-    moments[whole] = [_whole_moment(rate, noise, int(order)) for order in orders[whole]]
-    moments[~whole] = _moments(rate, noise, orders[~whole])
-    return moments / (orders - 1)
+    is_whole = orders == np.floor(orders)
+    log_moments = np.empty(len(orders))
+    log_moments[is_whole] = [_whole_moment(rate, noise, int(order)) for order in orders[is_whole]]
+    fractional = orders[~is_whole]
+    moments = _series(rate, noise, fractional, FEW_TERMS)
+    unfinished = np.isinf(moments)
+    moments[unfinished] = _series(rate, noise, fractional[unfinished], MAX_TERMS)
+    log_moments[~is_whole] = moments
+    return log_moments / (orders - 1)
 
 
 def _whole_moment(rate: float, noise: float, order: int) -> float:
+    """Return the log moment at a whole order: the sum of a binomial series."""
     i = np.arange(order + 1.0)
     terms = _log_binomial(order, i) + i * math.log(rate) + (order - i) * math.log1p(-rate)
     return float(np.logaddexp.reduce(terms + (i * i - i) / (2 * noise**2)))
 
 
-def _moments(rate: float, noise: float, orders: Vector) -> Vector:
-    """Return log moments at fractional orders, (orders,)."""
-    moments = _series(rate, noise, orders, FEW_TERMS)
-    open_ = np.isinf(moments)
-    moments[open_] = _series(rate, noise, orders[open_], MAX_TERMS)
-    return moments
-
-
 def _series(rate: float, noise: float, orders: Vector, terms: int) -> Vector:
-    """Return both series of a log moment together; infinity where the last term that counts is not reached."""
+    """Return the log moment at fractional orders, (orders,): the sum of two series; infinity if it needs more terms."""
     i, order = np.arange(float(terms)), orders[:, None]
     j, middle = order - i, noise**2 * math.log(1 / rate - 1) + 0.5
     binomial, log_rate, log_rest = _log_binomial(order, i), math.log(rate), math.log1p(-rate)

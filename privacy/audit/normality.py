@@ -56,9 +56,6 @@ def separation(members: Scores, others: Scores) -> Separation:
     Args:
       members: scores of canaries that were in, at least two.
       others: scores of canaries that were out, at least two.
-
-    Raises:
-      Refusal: there are fewer.
     """
     if min(len(members), len(others)) < 2:
         remedy = "give at least 2 of canaries in and 2 of canaries out"

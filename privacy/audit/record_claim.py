@@ -23,14 +23,7 @@ GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."  # names of
 
 
 def measure_records(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
-    """Return the measurement by canary records after a round; None while too few took part.
-
-    Args:
-      members: scores of canary records that were in.
-      others: scores of canary records that were out.
-      budget: the claim.
-      number: of the round.
-    """
+    """Return the measurement after round `number`, by the scores of canary records in and out; None if they are too few."""
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
     except Refusal:

@@ -114,12 +114,9 @@ def _lengths(directions: Directions, sketch: Sketch) -> Vector:
 
 
 def _add_layers(row: Rows, released: ReleasedSum, total: Vector) -> None:
-    """Write the energy of the smallest layers, orthogonal to their sums so far, and that of their means.
+    """Write the energy of the smallest layers, orthogonal to `total`, the earlier rounds' sum, and that of their means.
 
-    Args:
-      row: of the round.
-      released: sum of the round.
-      total: sum of all earlier rounds; if it has fewer coordinates, all of a layer's energy counts.
+    If the sum has fewer coordinates than the layers, all of a layer's energy counts.
     """
     sizes = [layer.size for layer in released.layers]
     is_whole = total.size == sum(sizes)

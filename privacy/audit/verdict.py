@@ -111,9 +111,6 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
       others: scores of canaries that were out.
       delta: of the claim, in [0, 1).
       gaussian: whether the two Gaussian tests decide.
-
-    Raises:
-      Refusal: the coins cannot have been fair.
     """
     check_coins(len(members), len(others))
     guesses = [guesses_at(members, others, share) for share in SHARES]
@@ -132,9 +129,6 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
       others: scores of runs without the target, at least 4.
       delta: of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides.
-
-    Raises:
-      Refusal: there are fewer.
     """
     if min(len(members), len(others)) < 4:
         raise Refusal("scores", min(len(members), len(others)), "give at least 4 runs with and 4 without")
@@ -144,6 +138,8 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
     missed = Hits(int((rest_in <= threshold).sum()), len(rest_in))
 
     def method(name: str, refute: Callable[[ErrorRates, float, float], bool]) -> Method:
+        """Return a method whose `refute` takes upper limits of the error rates, delta and epsilon."""
+
         def refutes(false: Hits, missed: Hits, epsilon: float, alpha: float) -> bool:
             return refute(worst_rates(false, missed, alpha), delta, epsilon)
 
@@ -158,6 +154,8 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
     """Return the methods on several sets of guesses, with Bonferroni over the sets. Other arguments as of `by_guesses`."""
 
     def method(name: str, refutes: Callable[[Guesses, float, float, float], bool]) -> Method:
+        """Return a method whose `refutes` takes guesses, delta, epsilon and alpha."""
+
         def any_refutes(guesses: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
             return any(refutes(each, delta, epsilon, alpha / len(guesses)) for each in guesses)
 

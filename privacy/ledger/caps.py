@@ -21,22 +21,25 @@ from .hash_chain import Lock, regular
 
 FILE = "caps.json"
 VERSION = 1
-ALL = "all"
-# Characters of its data's fingerprint in a ledger's name.
-NAME_LENGTH = 32
+ALL = "all"  # in the place of a ledger's name: the cap is for every ledger in the folder
+NAME_LENGTH = 32  # characters of a fingerprint in the name of a ledger's file
 FINGERPRINT = re.compile(f"[0-9a-f]{{{NAME_LENGTH},64}}")
-# Names that people may give to a data set.
-DATA_ID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+DATA_ID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"  # pattern of a data set's declared name
 NO_DATA_ID = "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
 # Prefixes of a ledger's name: of all clients together, of all their records together, and of a device as a client.
 POPULATION, RECORDS, CLIENT = "population-", "records-", "client-"
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 10.0  # for another process that holds a lock
 QUESTION_FIELDS = ("questions", "purposes")  # fields of a cap on questions
 
 
 def default_folder() -> Path:
     """Return where the ledgers of real data lie unless a setting of this machine names another folder."""
     return Path.home() / ".local" / "share" / "fedveil" / "ledgers"
+
+
+def ledger_file(folder: Path, name: str, prefix: str = "") -> Path:
+    """Return the path of the ledger of this name, such as a fingerprint; the prefix is empty for a client's records."""
+    return folder / f"{prefix}{name[:NAME_LENGTH]}.ledger"
 
 
 def ledger_folder(field: str, value: Path | str | None) -> Path:
@@ -115,7 +118,7 @@ def set_cap(folder: Path, cap: Cap) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Lock(path, WAIT_SECONDS):
-            decisions = [_plain(each) for each in [*read_caps(folder), decided]]
+            decisions = [_cap_to_json(each) for each in [*read_caps(folder), decided]]
             text = json.dumps({"version": VERSION, "caps": decisions}, indent=1) + "\n"
             replace_file(path, text.encode())
     except OSError as error:
@@ -136,48 +139,44 @@ def read_caps(folder: Path) -> list[Cap]:
         document = read_json(path.read_bytes())
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']!r}")
-        return [_read(fields) for fields in document["caps"]]
+        return [_cap_from_json(fields) for fields in document["caps"]]
     except (OSError, ValueError, LookupError, TypeError, Refusal) as error:
         remedy = unreadable(error, "restore it, or remove it and set the caps anew")
         raise Refusal("caps", str(path), remedy) from error
 
 
 def caps_on(ledger: Path) -> list[Cap]:
-    """Return the decisions that hold for a ledger: the latest on all, and the latest on its data."""
+    """Return the decisions that apply to a ledger at this path: the latest on `all`, and the latest on its data."""
     name = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAME_LENGTH]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
     return [latest[data] for data in (ALL, name) if data in latest]
 
 
 def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:
-    """Return the decisions on a ledger as acts: keys, and the content of each decision."""
-    return [((CAPS, 0, f"{cap.data} {cap.decided}"), _decision(cap)) for cap in caps_on(ledger)]
-
-
-def _decision(cap: Cap) -> dict[str, Any]:
-    fields = _plain(cap)
-    return {name: value for name, value in fields.items() if name != "data"}
+    """Return key and content of an act for each decision on a ledger (`Ledger.act`)."""
+    acts: list[tuple[tuple[str, int, str], dict[str, Any]]] = []
+    for cap in caps_on(ledger):
+        decision = _cap_to_json(cap)
+        del decision["data"]
+        acts.append(((CAPS, 0, f"{cap.data} {cap.decided}"), decision))
+    return acts
 
 
 def capped(ledger: Path, budget: Budget) -> Budget:
-    """Return a budget lowered to the caps on a ledger: the smallest epsilon, at the smallest delta.
-
-    Args:
-      ledger: path of the ledger.
-      budget: the requested one.
+    """Return a budget lowered to the caps on the ledger at this path.
 
     Raises:
-      CapEnded: they have expired.
-      Refusal: they cannot be read.
+      CapEnded: a cap has expired.
+      Refusal: the caps cannot be read.
     """
     return lowered(budget, caps_on(ledger))
 
 
 def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
-    """Return a budget, lowered to caps: the least epsilon, at the least delta.
+    """Return a budget lowered to caps: the smallest epsilon, at the smallest delta.
 
     Raises:
-      CapEnded: the time of one is over.
+      CapEnded: a cap has expired.
     """
     for cap in caps:
         if cap.until is not None and datetime.now(UTC).date() > cap.until:
@@ -187,15 +186,15 @@ def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
     return budget
 
 
-def _plain(cap: Cap) -> dict[str, Any]:
-    fields = {**asdict(cap), "until": None if cap.until is None else cap.until.isoformat()}
+def _cap_to_json(cap: Cap) -> dict[str, Any]:
+    fields = {**asdict(cap), "until": cap.until and cap.until.isoformat()}
     # A cap without questions keeps the file's format of earlier releases.
     return {name: value for name, value in fields.items() if name not in QUESTION_FIELDS or value is not None}
 
 
-def _read(fields: dict[str, Any]) -> Cap:
-    until = fields["until"]
-    values: dict[str, Any] = {**fields, "until": None if until is None else date.fromisoformat(until)}
-    if values.get("purposes") is not None:
-        values["purposes"] = tuple(map(str, values["purposes"]))
+def _cap_from_json(fields: dict[str, Any]) -> Cap:
+    until, purposes = fields["until"], fields.get("purposes")
+    values = {**fields, "until": None if until is None else date.fromisoformat(until)}
+    if purposes is not None:
+        values["purposes"] = tuple(map(str, purposes))
     return Cap(**values)

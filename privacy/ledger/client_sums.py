@@ -17,25 +17,19 @@ from ..accounting.record_events import record_event, record_event_of
 from ..budget import OF_CLIENT, OF_RECORDS, UNLIMITED_EPSILON, Adjacency, Adversary, Budget, Release, Unit
 from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Draft, Entry, Head, canonical
-from .ledger import BudgetExhausted, Key, Ledger, require_affordable
+from .ledger import BudgetExhausted, Ledger, events_to_json, key_text, require_affordable
 from .ledger_state import RESERVE, LedgerRelease, LedgerState, ReleaseState, state_at
-from .question_caps import require_allowed
+from .question_caps import question_excess
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-SUFFIX = (
-    " of the client"  # of a mechanism: else a record-level release of the same run and round had the same key
-)
+# Ends the mechanism of a client's release on its records' ledger: a record-level release may have the key without it.
+SUFFIX = " of the client"
 
 
-def key_of(key: Key) -> Key:
-    """Return the key of a client's release on the ledger of its records."""
-    return (key[0], key[1], f"{key[2]}{SUFFIX}")
-
-
-def release_of(release: Release, budget: Budget) -> Release:
-    """Return a client's release as one of its records.
+def record_release(release: Release, budget: Budget) -> Release:
+    """Return a client's release as its records are charged for it.
 
     Args:
       release: on the client's ledger.
@@ -46,12 +40,14 @@ def release_of(release: Release, budget: Budget) -> Release:
         for adversary, event in release.events.items()
     }
     events = {adversary: _event_of(event) for adversary, event in plain.items()}
-    changed = replace(release, unit=budget.unit, events=events, cohort=None, source=OF_CLIENT)
-    return replace(changed, mechanism=key_of(release.key)[2])
+    mechanism = f"{release.mechanism}{SUFFIX}"
+    return replace(
+        release, unit=budget.unit, mechanism=mechanism, events=events, cohort=None, source=OF_CLIENT
+    )
 
 
 def _event_of(plain: dict[str, Any]) -> "DpEvent | Gaussian":
-    """Return an event; a device that only adds Gaussian noise loads no accountant for it."""
+    """Return the event of an event's JSON; a device that only adds Gaussian noise loads no accountant for it."""
     return Gaussian(plain["noise_multiplier"]) if plain["kind"] == "Gaussian" else event_from_json(plain)
 
 
@@ -61,19 +57,20 @@ def pending_drafts(clients: LedgerState, records: LedgerState, budget: Budget) -
     Args:
       clients: state of the client's ledger.
       records: state of its records' ledger.
-      budget: of the records: gives adjacency and delta. What has left is charged, whatever epsilon may be spent.
+      budget: of the records, of which adjacency and delta count: what has left is charged beyond any epsilon.
     """
     drafts: list[Draft] = []
     for text, booked in clients.releases.items():
         run, number, mechanism = json.loads(text)
-        key = canonical(list(key_of((run, number, mechanism))))
+        key = key_text((run, number, f"{mechanism}{SUFFIX}"))
         spent = booked.state is not ReleaseState.VOID and booked.source != OF_RECORDS
         if spent and key not in records.releases:
-            drafts.append(Draft(RESERVE, key, _payload(booked, records, budget)))
+            drafts.append(Draft(RESERVE, key, _record_payload(booked, records, budget)))
     return drafts
 
 
-def _payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str:
+def _record_payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str:
+    """Return the payload of a client's reservation on its records' ledger. Arguments as of `pending_drafts`."""
     payload: dict[str, Any] = json.loads(booked.entry.payload)
     filtered = "filter_order" in payload
     payload["events"] = {
@@ -82,13 +79,13 @@ def _payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str
     }
     payload["budget"] = {"target_epsilon": UNLIMITED_EPSILON, "target_delta": budget.target_delta}
     payload.pop("cohort", None)
-    if filtered and records.filter_order is not None:
+    if filtered and records.filter_order is not None:  # a ledger has one order
         payload["filter_order"] = records.filter_order
     return canonical({**payload, "source": OF_CLIENT})
 
 
 def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
-    """Charge a ledger of records with what their client's ledger holds and it lacks.
+    """Charge a ledger of records with those releases of their client that it lacks.
 
     Args:
       ledger: of the records, open for writing.
@@ -109,7 +106,7 @@ def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> Le
 
     Args:
       clients: state of the client's ledger.
-      records: state of the records' ledger, which is extended; empty without one.
+      records: state of the records' ledger, which is extended; an empty state if they have no ledger.
       budget: of the records.
     """
     book = records
@@ -117,7 +114,7 @@ def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> Le
         identity = {"unit": str(budget.unit), "adjacency": str(budget.adjacency)}
         book = LedgerState(identity=identity, head=Head(1, ""))  # as after its first entry
     for draft in pending_drafts(clients, book, budget):
-        take(book, draft)
+        _count(book, draft)
     return book
 
 
@@ -129,30 +126,27 @@ def lost_by_records(clients: LedgerState, delta: float) -> float | None:
       delta: in (0, 1).
 
     Returns:
-      None where a filter composes the releases: what it counts is no guarantee.
+      None if a filter composes the releases: the epsilon that it counts is no guarantee.
     """
     if clients.filter_order is not None:
         return None
-    mine = (
-        _record_events(clients, adversary, Adjacency.ZERO_OUT, secret=True) for adversary in clients.spent
-    )
-    return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in mine), default=0.0)
+    events = [_record_events(clients, adversary, Adjacency.ZERO_OUT) for adversary in clients.spent]
+    return max((epsilon(each, delta, Adjacency.ZERO_OUT, GATE_INTERVAL) for each in events), default=0.0)
 
 
 def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
-    """Return the events of each record by the sums of clients on a ledger at this path; none without one."""
-    book = state_at(clients)
-    return _record_events(book, Adversary.MODEL, adjacency, secret=book.filter_order is None)
+    """Return what the sums of clients on a ledger, which need not exist, cost each record against the model's recipients."""
+    return _record_events(state_at(clients), Adversary.MODEL, adjacency)
 
 
-def _record_events(
-    clients: LedgerState, adversary: Adversary, adjacency: Adjacency, *, secret: bool
-) -> "list[DpEvent]":
+def _record_events(clients: LedgerState, adversary: Adversary, adjacency: Adjacency) -> "list[DpEvent]":
+    """Return what the sums of clients on a ledger cost each record against an adversary."""
     sums = clients.events(adversary, lambda booked: booked.source != OF_RECORDS)
+    secret = clients.filter_order is None
     return [event_from_json(record_event(event_to_json(each), adjacency, secret)) for each in sums]
 
 
-def take(book: LedgerState, draft: Draft) -> None:
+def _count(book: LedgerState, draft: Draft) -> None:
     """Count an entry in a state that stays in memory."""
     book.take(Entry(book.head.seq + 1, draft.kind, draft.key, draft.payload, "", ""), "memory")
 
@@ -162,10 +156,10 @@ class RecordsBudget:
     """Budget of records that the releases of their client spend too, while the client's ledger is open.
 
     Attributes:
-      path: of the records' ledger, which need not exist: its caps hold.
+      path: of the records' ledger, which need not exist; the caps on it apply.
       budget: of the records, before caps.
-      book: what they have spent, in memory; it grows with the releases.
-      caps: further caps of their owner.
+      book: what the records have spent, in memory; it grows with the releases.
+      caps: further caps of the records' owner, on questions.
     """
 
     path: Path
@@ -182,46 +176,43 @@ class RecordsBudget:
         """
         if release.source == OF_RECORDS:
             return
-        mine, adversary = release_of(release, self.budget), next(iter(release.events))
+        mine, adversary = record_release(release, self.budget), next(iter(release.events))
         try:
             budget = capped(self.path, self.budget)
         except CapEnded as ended:
             raise BudgetExhausted(self.budget, adversary, math.inf, str(ended)) from ended
-        events = {who.value: event_to_json(event) for who, event in mine.events.items()}
-        require_affordable(mine, events, budget, self.book)
-        if excess := require_allowed(mine, (*caps_on(self.path), *self.caps), self.book, budget):
+        require_affordable(mine, events_to_json(mine), budget, self.book)
+        if excess := question_excess(mine, (*caps_on(self.path), *self.caps), self.book, budget):
             raise BudgetExhausted(budget, adversary, math.inf, f"of a record {excess}")
 
     def add(self, release: Release) -> None:
-        """Count a release."""
+        """Count a release of the client that is about to be written."""
         if release.source == OF_RECORDS:
             return
-        mine = release_of(release, self.budget)
+        mine = record_release(release, self.budget)
         payload = {
-            "events": {adversary.value: event_to_json(event) for adversary, event in mine.events.items()},
+            "events": events_to_json(mine),
             "budget": {"target_epsilon": UNLIMITED_EPSILON, "target_delta": self.budget.target_delta},
             "source": OF_CLIENT,
         }
         optional = {"segments": mine.segments, "kind": mine.kind, "arm": mine.arm and mine.arm.to_json()}
         payload |= {name: value for name, value in optional.items() if value is not None}
-        take(self.book, Draft(RESERVE, canonical(list(mine.key)), canonical(payload)))
+        _count(self.book, Draft(RESERVE, key_text(mine.key), canonical(payload)))
 
 
 def read_records(
     clients: Path, records: Path, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> tuple[LedgerState, LedgerState]:
-    """Return what records have spent, and what of it by releases of their client alone, as states in memory.
+    """Return what records have spent, and the part of it by releases of their client, as states in memory.
 
     Args:
       clients: path of the client's ledger, which need not exist.
       records: path of its records' ledger, which need not exist.
-      adjacency: of the records before they have a ledger.
-
-    Raises:
-      Refusal: a ledger is damaged.
+      adjacency: of the records if they have no ledger.
     """
-    of_client, direct = (state_at(each) for each in (clients, records))
-    deltas = [each.target_delta for book in (of_client, direct) for each in book.granted.values()]
-    unit, adjacency = direct.identity.get("unit", Unit.RECORD), direct.identity.get("adjacency", adjacency)
+    of_client, of_records = state_at(clients), state_at(records)
+    deltas = [each.target_delta for book in (of_client, of_records) for each in book.granted.values()]
+    unit = of_records.identity.get("unit", Unit.RECORD)
+    adjacency = of_records.identity.get("adjacency", adjacency)
     budget = Budget(unit, UNLIMITED_EPSILON, min(deltas, default=0.5), adjacency)
-    return as_records(of_client, direct, budget), as_records(of_client, LedgerState(), budget)
+    return as_records(of_client, of_records, budget), as_records(of_client, LedgerState(), budget)

@@ -3,7 +3,8 @@
 A ledger of real data belongs to people. It is named by the data set's declared name, `data_id`, and, at the record
 level, by the client. So a new order, split or preprocessing continues the same ledgers. Fingerprints of the clients'
 data only detect a change. After a change a person may be at another client, so each client's ledger is raised to the
-maximum over the ledgers of all of them, separately for each kind of release.
+maximum over the ledgers of all of them, separately for each kind of release. A file that cannot be read or written is
+refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal, refusing, unreadable
 from ..arms import charged
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release, Unit
-from .caps import FINGERPRINT, NAME_LENGTH, POPULATION, RECORDS, WAIT_SECONDS, caps_on
+from .caps import FINGERPRINT, NAME_LENGTH, POPULATION, RECORDS, WAIT_SECONDS, caps_on, ledger_file
 from .client_sums import RecordsBudget, as_records, charge_records, pending_drafts
 from .hash_chain import START, Head, Lock, heads_of, require_heads
 from .ledger import BudgetExhausted, Ledger
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 FILE = "data_sets.json"
-MECHANISM = "earlier data"
-Charges = dict[Adversary, "Counter[str]"]
+MECHANISM = "earlier data"  # begins the mechanism of charges that follow changed data or an adopted ledger
+Charges = dict[
+    Adversary, "Counter[str]"
+]  # how often each event, as canonical JSON, is charged against each adversary
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class DataSet:
 
     Attributes:
       fingerprints: of the clients' data in the last run that protected records, in the clients' order.
-      adopted: names of earlier ledgers with charges of the same people.
+      adopted: names of earlier ledgers of the same people that are still to be charged here.
       records: the mode that charges the records, because another mode would keep a second budget; empty before a first
         charge.
-      heads: that the last run or question left on its ledgers, by their files' names.
+      heads: heads of its ledgers after the last run or question, by the ledgers' file names.
     """
 
     fingerprints: tuple[str, ...] = ()
@@ -74,17 +77,13 @@ def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
 
     Arguments as of `pending_for_clients`.
     """
-    firsts = {print_: client for client, print_ in reversed(list(enumerate(fingerprints)))}
-    numbers = [firsts[print_] for print_ in fingerprints]
-    return [hashlib.sha256(f"data set {data_id}, client {n}".encode()).hexdigest() for n in numbers]
+    firsts = {fingerprint: client for client, fingerprint in reversed(list(enumerate(fingerprints)))}
+    names = (f"data set {data_id}, client {firsts[fingerprint]}" for fingerprint in fingerprints)
+    return [hashlib.sha256(name.encode()).hexdigest() for name in names]
 
 
 def read_data_sets(folder: Path) -> dict[str, DataSet]:
-    """Return the data sets of a folder, by their names.
-
-    Raises:
-      Refusal: it cannot be read.
-    """
+    """Return the data sets of a folder, by their names."""
     path = folder / FILE
     try:
         document = read_json(path.read_bytes())
@@ -105,11 +104,12 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
 
 
 def data_set(folder: Path, data_id: str) -> DataSet:
-    """Return a folder's entry of one data set; an empty one if it has none. Refusal as of `read_data_sets`."""
+    """Return a folder's entry of one data set; an empty one if it has none."""
     return read_data_sets(folder).get(data_id, DataSet())
 
 
 def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) -> None:
+    """Replace a folder's entry of one data set by what `change` returns for it, under a lock."""
     with Lock(folder / FILE, WAIT_SECONDS):
         sets = read_data_sets(folder)
         sets[data_id] = change(sets.get(data_id, DataSet()))
@@ -120,19 +120,19 @@ def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) ->
 
 @contextmanager
 def exclusive_access(folder: Path, data_id: str) -> Generator[None]:
-    """Let nobody else charge a data set's ledgers meanwhile, and hold them to the heads that were left there last.
+    """Lock a data set's ledgers for the block: require the stored heads before it, and store the new ones after it.
 
     Arguments as of `pending_for_clients`; the folder must exist.
 
     Raises:
-      Refusal: another process is at work, or a ledger is missing, cut short, rolled back or another one.
+      Refusal: another process holds the lock, or a ledger is missing, cut short, rolled back or another one.
     """
     with Lock(folder / population_ledger(data_id)[:NAME_LENGTH], wait=0):
         require_heads(folder, data_set(folder, data_id).heads)
         try:
             yield
         finally:
-            with suppress(Refusal):  # of a full disk, or a replaced ledger: the heads before stay
+            with suppress(Refusal):  # of a full disk, or a replaced ledger: the stored heads stay
                 before = data_set(folder, data_id).heads
                 require_heads(folder, before)
                 paths = (population_path(folder, data_id), *record_paths(folder, data_id))
@@ -142,23 +142,19 @@ def exclusive_access(folder: Path, data_id: str) -> Generator[None]:
 
 
 def keep_head(ledger: Ledger, data_id: str) -> None:
-    """Store the head that this process has written, which a ledger that is replaced from now on does not hold.
+    """Store a ledger's head; a later run then refuses an older copy in its place.
 
     Args:
       ledger: of all clients of the data set together; it may be closed.
       data_id: of the data set.
-
-    Raises:
-      Refusal: it cannot be written.
     """
-    name, head = ledger.path.name, ledger.head
-    stored_head = data_set(ledger.path.parent, data_id).heads.get(name, START)
-    if head > stored_head:
-        _change(ledger.path.parent, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
+    folder, name, head = ledger.path.parent, ledger.path.name, ledger.head
+    if head > data_set(folder, data_id).heads.get(name, START):
+        _change(folder, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:
-    """Note, durably, the mode that charges a data set's records, whichever of two runs comes first.
+    """Store the mode that charges a data set's records, under a lock.
 
     Args:
       folder: of the ledgers; it must exist.
@@ -166,7 +162,7 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
       mode: of the run that is about to begin.
 
     Raises:
-      Refusal: another mode charges them.
+      Refusal: another mode charges the records.
     """
 
     def claimed(now: DataSet) -> DataSet:
@@ -177,19 +173,17 @@ def claim_records(folder: Path, data_id: str, mode: str) -> None:
 
 
 def require_records(stored: DataSet, mode: str) -> None:
-    """Refuse a mode that would spend a second budget of the same records.
-
-    Raises:
-      Refusal: another mode charges them.
-    """
+    """Refuse a mode that would spend a second budget of the same records."""
     for other in sorted(_charged_by(stored) - {mode}):
         remedy = f"these records are charged by privacy={other}, on ledgers that this mode does not charge"
         raise Refusal("privacy", mode, f"{remedy}; go on with that")
 
 
 def _charged_by(stored: DataSet) -> set[str]:
-    """Return the modes that charge the records: as noted or, of runs before modes were noted, by the ledgers' names."""
-    modes = {stored.records} if stored.records else {"record"} if stored.fingerprints else set[str]()
+    """Return the modes that charge the records: as stored or, of runs before modes were stored, by the ledgers' names."""
+    modes = {stored.records} - {""}
+    if stored.fingerprints and not stored.records:
+        modes.add("record")
     for old in stored.adopted:
         if _has_fingerprint(old, ""):
             modes.add("record")
@@ -199,7 +193,7 @@ def _charged_by(stored: DataSet) -> set[str]:
 
 
 def adopt(folder: Path, old: str, data_id: str) -> None:
-    """Assign an older ledger to a data set: the next run charges its releases first.
+    """Assign an older ledger to a data set; the next run charges its releases first.
 
     Args:
       folder: of the ledgers.
@@ -225,8 +219,8 @@ class PendingCharges:
     Attributes:
       charges: by the ledger's name.
       changed: whether the clients' data are not those of the last run.
-      after: the folder's data sets once that is charged.
-      questions: the part of the charges that questions have spent, by the ledger's name: their caps continue.
+      after: the entry of the data set after the charges.
+      questions: the part of the charges that is for questions, by the ledger's name: caps on questions count it.
       clients: ledger of all clients together, whose sums are charged to their records by `charge_client_sums`.
     """
 
@@ -237,7 +231,7 @@ class PendingCharges:
     clients: Path = Path()
 
     def events(self, name: str, adversary: Adversary) -> list[DpEvent]:
-        """Return the charges to a ledger; without those of sums of whole clients, which have keys of their own."""
+        """Return the charges to the ledger of this name as events, without those for sums of whole clients."""
         counts = self.charges.get(name, {}).get(adversary, Counter[str]())
         return [repeated(event_of(text), count) for text, count in counts.items()]
 
@@ -249,19 +243,18 @@ def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str])
       folder: of the ledgers.
       data_id: of the data set.
       fingerprints: of the clients' data, in their order.
-
-    Raises:
-      Refusal: a ledger cannot be read.
     """
     stored, prints = data_set(folder, data_id), tuple(fingerprints)
     adopted = [each for each in stored.adopted if _has_fingerprint(each, "")]
-    before = _max_counts(folder, adopted, _spent)
+    owed = _max_counts(folder, adopted, _spent)  # by every client
     changed = bool(stored.fingerprints) and stored.fingerprints != prints
-    charges: dict[str, Charges] = {}
-    totals = _max_counts(folder, client_ledgers(data_id, stored.fingerprints), _of_records) if changed else {}
-    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, stored.fingerprints)}:
-        current = _of_records(folder / f"{name[:32]}.ledger") if changed else {}
-        charges[name] = _sum(_difference(totals, current), before)
+    earlier = client_ledgers(data_id, stored.fingerprints)
+    charges = dict.fromkeys((*client_ledgers(data_id, prints), *earlier), owed)
+    if changed:  # each ledger is raised to the maximum over the earlier ones
+        max_counts = _max_counts(folder, earlier, _spent_on_records)
+        for name in charges:
+            missing = _difference(max_counts, _spent_on_records(ledger_file(folder, name)))
+            charges[name] = _sum(missing, owed)
     remaining = tuple(each for each in stored.adopted if each not in adopted)
     return PendingCharges(
         {name: each for name, each in charges.items() if any(each.values())},
@@ -272,12 +265,9 @@ def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str])
 
 
 def pending_for_population(folder: Path, data_id: str, prefix: str = POPULATION) -> PendingCharges:
-    """Return the charges to the ledger of all clients together: the adopted ones.
+    """Return the charges to the ledger of all clients together: those of adopted ledgers.
 
     Arguments as of `pending_for_clients`, with the prefix of the ledger's file.
-
-    Raises:
-      Refusal: a ledger cannot be read.
     """
     stored = data_set(folder, data_id)
     adopted = [each for each in stored.adopted if _has_fingerprint(each, prefix)]
@@ -294,7 +284,7 @@ def pending_for_population(folder: Path, data_id: str, prefix: str = POPULATION)
 
 
 def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, prefix: str = "") -> None:
-    """Charge the owed releases durably, and record the data set's new state; a crash in between charges nothing twice.
+    """Charge pending releases durably, then store the data set's new entry; a crash in between charges nothing twice.
 
     Args:
       folder: of the ledgers; it must exist.
@@ -311,44 +301,41 @@ def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, 
     for old in set(stored.adopted) - set(pending.after.adopted):
         path = folder / f"{old}.ledger"
         require_unit(path, identity_of(path).get("unit"), str(budget.unit))
-    spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
+    # What has left is charged, whatever a run may spend.
+    unlimited = replace(budget, target_epsilon=UNLIMITED_EPSILON)
     for name, charges in pending.charges.items():
-        path, questions = folder / f"{prefix}{name[:32]}.ledger", pending.questions.get(name, {})
-        _charge(path, name, _difference(charges, questions), spent, _state(stored), MECHANISM)
-        _charge(path, name, questions, spent, _state(stored), EARLIER)
+        path, questions = ledger_file(folder, name, prefix), pending.questions.get(name, {})
+        _charge(path, name, _difference(charges, questions), unlimited, _run_of(stored), MECHANISM)
+        _charge(path, name, questions, unlimited, _run_of(stored), EARLIER)
     if pending.after != stored or data_id not in sets:
         _change(folder, data_id, lambda now: replace(pending.after, records=now.records, heads=now.heads))
 
 
 def population_path(folder: Path, data_id: str) -> Path:
     """Return the ledger of all clients of a data set together, which need not exist."""
-    return folder / f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
+    return ledger_file(folder, population_ledger(data_id), POPULATION)
 
 
 def together_path(folder: Path, data_id: str) -> Path:
     """Return the ledger of all records of a data set together, which need not exist."""
-    return folder / f"{POPULATION}{RECORDS}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
+    return ledger_file(folder, population_ledger(data_id), f"{POPULATION}{RECORDS}")
 
 
 def record_paths(folder: Path, data_id: str) -> list[Path]:
-    """Return the ledgers of a data set's records: one of all of them, or one for each client."""
-    names = dict.fromkeys(client_ledgers(data_id, data_set(folder, data_id).fingerprints))
-    together = together_path(folder, data_id)
-    paths = (together, *(folder / f"{name[:NAME_LENGTH]}.ledger" for name in names))
-    return [path for path in paths if path.exists()]
+    """Return the existing ledgers of a data set's records: one of all of them, or one for each client."""
+    names = client_ledgers(data_id, data_set(folder, data_id).fingerprints)
+    paths = (together_path(folder, data_id), *(ledger_file(folder, name) for name in names))
+    return [path for path in dict.fromkeys(paths) if path.exists()]
 
 
 def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) -> None:
     """Charge a ledger of records with the sums of whole clients that it lacks.
 
     Args:
-      path: of the ledger, which is created if something is owed.
+      path: of the ledger, which is created if there is something to charge.
       owner: of the ledger.
       clients: path of the ledger of all clients together, which need not exist.
       budget: of the records; its unit and adjacency are the ledger's.
-
-    Raises:
-      Refusal: a ledger cannot be read or written.
     """
     if pending_drafts(state_at(clients), state_at(path), budget):
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
@@ -356,39 +343,32 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
 
 
 def budgets_of_records(folder: Path, data_id: str, clients: LedgerState) -> tuple[RecordsBudget, ...]:
-    """Return the budgets that sums of whole clients spend too, after what is owed is charged on their ledgers.
+    """Return the budgets of records that sums of whole clients spend too, after earlier sums are charged to their ledgers.
 
     Args:
       folder: of the ledgers.
       data_id: of the data set.
       clients: state of the ledger of all clients together.
-
-    Raises:
-      Refusal: a ledger cannot be read or written.
     """
     budgets: dict[tuple[object, ...], RecordsBudget] = {}
     for path in record_paths(folder, data_id):
-        identity = identity_of(path)
         budget = _granted(read_ledger(path))
-        charge_client_sums(path, identity["owner"], population_path(folder, data_id), budget)
+        charge_client_sums(path, identity_of(path)["owner"], population_path(folder, data_id), budget)
         book = read_ledger(path)
-        same = (
-            budget,
-            json.dumps({adversary: sorted(counts.items()) for adversary, counts in book.spent.items()}),
-            caps_on(path),
-        )
-        budgets[(same[0], same[1], str(same[2]))] = RecordsBudget(path, budget, book)
+        spent = json.dumps({adversary: sorted(counts.items()) for adversary, counts in book.spent.items()})
+        # Equal budgets, with equal charges and caps, are checked once.
+        budgets[budget, spent, str(caps_on(path))] = RecordsBudget(path, budget, book)
     if budgets:
         return tuple(budgets.values())
     path = together_path(folder, data_id)
     if not caps_on(path):
-        return ()  # nobody has said what records may lose: their first plan begins from what they have
+        return ()  # nothing limits the records yet; their first plan counts the sums of whole clients
     budget = Budget(Unit.RECORD, UNLIMITED_EPSILON, 0.5)
     return (RecordsBudget(path, budget, as_records(clients, LedgerState(), budget)),)
 
 
 def _granted(book: LedgerState) -> Budget:
-    """Return what the last run that protected these records was allowed to spend."""
+    """Return the budget of the last run that protected these records; without one an unlimited epsilon."""
     unit, adjacency = book.identity["unit"], book.identity["adjacency"]
     for key, booked in reversed(book.releases.items()):
         if booked.source is None and not json.loads(key)[2].startswith((MECHANISM, EARLIER)):
@@ -398,14 +378,18 @@ def _granted(book: LedgerState) -> Budget:
 
 
 def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, mechanism: str) -> None:
-    texts = sorted({text for counts in charges.values() for text in counts})
+    """Charge a ledger by one release for each kind of event; the mechanism of a release ends with the event's hash."""
+    kinds = sorted({text for counts in charges.values() for text in counts})
     try:
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
-            for text in texts:
-                name = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-                numbers = {adversary: counts[text] for adversary, counts in charges.items() if counts[text]}
-                events = {adversary: repeated(event_of(text), count) for adversary, count in numbers.items()}
-                release = Release(budget.unit, run, 1, name, events, "system")
+            for text in kinds:
+                events = {
+                    adversary: repeated(event_of(text), counts[text])
+                    for adversary, counts in charges.items()
+                    if counts[text]
+                }
+                hashed = f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+                release = Release(budget.unit, run, 1, hashed, events, "system")
                 if ledger.state(release.key) is None:  # not charged before a crash
                     ledger.reserve(release)
                     ledger.commit(release.key)
@@ -415,19 +399,22 @@ def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str, 
 
 
 def _has_fingerprint(stem: str, prefix: str) -> bool:
+    """Return whether a ledger's file name, without its ending, is a prefix and a fingerprint."""
     return stem.startswith(prefix) and FINGERPRINT.fullmatch(stem.removeprefix(prefix)) is not None
 
 
-def _state(stored: DataSet) -> str:
+def _run_of(stored: DataSet) -> str:
+    """Return the run of pending charges on a ledger: the same until the data set's entry is replaced."""
     before = {"fingerprints": stored.fingerprints, "adopted": stored.adopted}
     return "carried over " + hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
 
 
 def _spent(path: Path) -> Charges:
+    """Return what a ledger has spent."""
     return {adversary: +counts for adversary, counts in state_at(path).spent.items()}
 
 
-def _of_records(path: Path) -> Charges:
+def _spent_on_records(path: Path) -> Charges:
     """Return what a ledger has spent on records alone: sums of whole clients are charged to each ledger under their keys."""
     book = state_at(path)
     mine = [
@@ -440,10 +427,10 @@ def _of_records(path: Path) -> Charges:
 
 
 def _max_counts(folder: Path, names: Sequence[str], spent: Callable[[Path], Charges]) -> Charges:
-    """Return the maximum count of each release over the ledgers."""
+    """Return the maximum count of each event over the ledgers of these names."""
     max_counts: Charges = {}
     for name in names:
-        for adversary, counts in spent(folder / f"{name[:32]}.ledger").items():
+        for adversary, counts in spent(ledger_file(folder, name)).items():
             max_counts[adversary] = max_counts.get(adversary, Counter()) | counts
     return max_counts
 
@@ -452,5 +439,5 @@ def _difference(charges: Charges, part: Charges) -> Charges:
     return {each: counts - part.get(each, Counter()) for each, counts in charges.items()}
 
 
-def _sum(one: Mapping[Adversary, Counter[str]], other: Mapping[Adversary, Counter[str]]) -> Charges:
+def _sum(one: Charges, other: Charges) -> Charges:
     return {key: one.get(key, Counter()) + other.get(key, Counter()) for key in {*one, *other}}

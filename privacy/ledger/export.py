@@ -25,7 +25,7 @@ def read_export(text: bytes, source: str) -> list[Entry]:
     """Return the entries of an export, each checked against the one before.
 
     Raises:
-      Refusal: it is no export, or its chain is broken.
+      Refusal: the text is no export, or its chain is broken.
     """
     try:
         return entries_from(json.loads(text), source)
@@ -34,11 +34,11 @@ def read_export(text: bytes, source: str) -> list[Entry]:
 
 
 def entries_from(whole: Any, source: str) -> list[Entry]:
-    """Return the checked entries of an export that was read.
+    """Return the entries of an export's JSON value, each checked against the one before.
 
     Raises:
-      Refusal: its chain is broken.
-      ValueError, LookupError or TypeError: it is no export.
+      Refusal: the chain is broken.
+      ValueError, LookupError or TypeError: the value is no export.
     """
     if whole["format"] != FORMAT:
         raise ValueError(f"format {whole['format']!r}")

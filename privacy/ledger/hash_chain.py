@@ -76,6 +76,7 @@ class Entry(NamedTuple):
 
     @property
     def head(self) -> Head:
+        """Number and hash of the entry."""
         return Head(self.seq, self.hash)
 
 
@@ -98,7 +99,7 @@ def linked(draft: Draft, before: Head) -> Entry:
 
 
 def _digest(entry: Entry) -> str:
-    # Same text as `canonical` of the fields before the hash, in a third of the time.
+    """Return the SHA-256 of all fields before the hash, as JSON: that of `canonical`, in a third of the time."""
     texts = ",".join(map(encode_basestring_ascii, entry[1:-1]))
     return hashlib.sha256(f"[{entry.seq},{texts}]".encode()).hexdigest()
 
@@ -125,6 +126,7 @@ def chained(rows: Iterable[Any], head: Head, source: str) -> Iterator[Entry]:
 
 
 def _holds(entry: Entry) -> bool:
+    """Return whether an entry's hash is that of its other fields."""
     try:
         return entry.hash == _digest(entry)
     except TypeError:  # a damaged file may hold something other than text
@@ -175,6 +177,7 @@ class Lock:
         _locks.add(self)
 
     def _take(self, path: Path, wait: float) -> None:
+        """Wait for the lock; refuse, and name the holder, once the time is over. Arguments as of the class."""
         deadline = time.monotonic() + wait
         while True:
             try:
@@ -243,7 +246,7 @@ def _size(name: Path) -> int:
 
 
 def _writable(name: Path, access: int) -> bool:
-    """Return whether this user has such access; a disk that is mounted read-only is no matter of permissions."""
+    """Return whether this user has an access of `os.access`; refuse a disk that is mounted read-only."""
     if os.access(name, access):
         return True
     with (
@@ -256,7 +259,7 @@ def _writable(name: Path, access: int) -> bool:
 
 
 def regular(name: Path) -> os.stat_result | None:
-    """Return the status of a file, or None when there is none.
+    """Return the status of a regular file; None if there is no file.
 
     Raises:
       Refusal: it is not a regular file.
@@ -273,11 +276,11 @@ def regular(name: Path) -> os.stat_result | None:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, field: str) -> Generator[None]:
-    """Hold the lock of a folder, which one server or one agent holds as long as it runs, within the context.
+    """Hold a lock for the block, such as that of a folder in which one server or one agent may run.
 
     Args:
-      path: of the lock, without its suffix.
-      field: what a refusal calls the process.
+      path: of the locked file.
+      field: name of the process in a refusal.
 
     Raises:
       Refusal: another process holds it.
@@ -291,8 +294,8 @@ def exclusive_lock(path: Path, field: str) -> Generator[None]:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Return the id of the process that holds the lock at `path`, or None."""
-    file = path.with_name(f"{path.name}.lock")
+    """Return the id of the process that holds the lock of the file at `path`, or None."""
+    file = _sibling(path, ".lock")
     if not file.exists():
         return None
     try:
@@ -368,6 +371,7 @@ class Chain:
         return chain
 
     def _prepare(self, first: Draft, durable: bool) -> None:
+        """Set up the database for writing, with `first` as the first entry of a new file."""
         self._db.execute("PRAGMA trusted_schema=OFF")
         self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -418,15 +422,12 @@ class Chain:
             remedy = "was moved or replaced while it was open; put the file back that was there, then go on"
             raise LedgerUnavailable("ledger", str(self.path), remedy)
 
-    def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
-        """Write drafts and return them in their places; within a `transaction`."""
-        written: list[Entry] = []
+    def append(self, drafts: Iterable[Draft], before: Head) -> None:
+        """Write drafts as the entries that follow a head; within a `transaction`."""
         for draft in drafts:
-            written.append(linked(draft, written[-1].head if written else before))
-            entry = written[-1]
-            row = (entry.seq, entry.kind, entry.key, entry.payload, entry.prev_hash, entry.hash)
-            self._db.execute(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", row)
-        return written
+            entry = linked(draft, before)
+            self._db.execute(f"INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", entry)
+            before = entry.head
 
     def after(self, head: Head) -> Iterator[Entry]:
         """Yield the entries after a head, each checked against the one before.
@@ -440,21 +441,13 @@ class Chain:
             yield from chained(self._db.execute(query, (head.seq,)), head, str(self.path))
 
     def last(self) -> Head:
-        """Return the head from the file, unchecked: `require` checks it later.
-
-        Raises:
-          Refusal: the file cannot be read.
-        """
+        """Return the head from the file, unchecked: `require` checks it later."""
         with refusing_ledger(self.path, "cannot be read as a ledger"):
             row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return START if row is None else Head(*row)
 
     def holds(self, head: Head) -> bool:
-        """Return whether a head is in the chain.
-
-        Raises:
-          Refusal: the file cannot be read.
-        """
+        """Return whether a head is in the chain."""
         with refusing_ledger(self.path, "cannot be read as a ledger"):
             row = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (head.seq,)).fetchone()
         return head == START or row == (head.hash,)
@@ -475,14 +468,11 @@ class Chain:
 
 
 def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse ledgers of which one lacks a known head: it is missing, truncated, rolled back or another one.
+    """Refuse ledgers if one lacks its known head: it is missing, truncated, rolled back or another one.
 
     Args:
       folder: of the ledgers.
-      heads: that are known, by the names of the ledgers' files.
-
-    Raises:
-      Refusal: naming the ledger, or one cannot be read.
+      heads: known heads, by the ledgers' file names.
     """
     for name, head in heads.items():
         path = folder / name
@@ -493,11 +483,7 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
 
 
 def heads_of(paths: Iterable[Path]) -> dict[str, Head]:
-    """Return the heads of ledgers by their files' names, read without their locks.
-
-    Raises:
-      Refusal: one cannot be read.
-    """
+    """Return the heads of ledgers by their file names, read without their locks."""
     heads: dict[str, Head] = {}
     for path in paths:
         with contextlib.closing(Chain.for_reading(path)) as chain:
@@ -511,9 +497,6 @@ def holds_head(path: Path, head: Head) -> bool:
     Args:
       path: of the ledger.
       head: number and hash of the entry.
-
-    Raises:
-      Refusal: it cannot be read.
     """
     with contextlib.closing(Chain.for_reading(path)) as chain:
         return chain.holds(head)

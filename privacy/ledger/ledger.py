@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ...base.refusal import Refusal, disk_remedy
@@ -43,7 +42,7 @@ from .ledger_state import (
     require_unit,
     verify,
 )
-from .question_caps import require_allowed
+from .question_caps import question_excess
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -62,7 +61,7 @@ __all__ = [
 ]
 
 Key = tuple[str, int, str]
-# Largest relative difference between epsilon by PLD and the exact epsilon of Gaussian noise.
+# Largest relative difference between epsilon by PLD and the exact epsilon of Gaussian noise; within it, PLD decides.
 ACCOUNTANTS_DIFFER = 1e-6
 
 
@@ -111,8 +110,8 @@ class SharedBudget(Protocol):
 class Ledger:
     """Record of all releases of one owner's data, charged before anything is released.
 
-    One process at a time can open a ledger; its threads may share it. A failed write closes it, because the state on
-    disk is then unknown until the file is read again.
+    One process at a time can open a ledger; its threads may share it. A failed write raises `LedgerUnavailable` and closes
+    the ledger, because the state on disk is then unknown until the file is read again.
 
     Attributes:
       purpose: purpose of this process's releases in words, stored with each reservation; None for no purpose.
@@ -135,6 +134,7 @@ class Ledger:
     def __init__(
         self, chain: Chain, lock: Lock, book: LedgerState, budget: Budget, resources: contextlib.ExitStack
     ) -> None:
+        """Take the parts that `open` prepares; `resources` closes the chain and releases the lock."""
         self._chain = chain
         self._lock = lock
         self._book = book
@@ -144,7 +144,7 @@ class Ledger:
         self.caps: tuple[Cap, ...] = ()
         self.shared: tuple[SharedBudget, ...] = ()
         self._threads = threading.RLock()
-        self._pending: dict[str, None] = {}
+        self._pending: dict[str, None] = {}  # keys of commits that are still to be written, in their order
 
     @classmethod
     def open(
@@ -246,8 +246,8 @@ class Ledger:
           LedgerUnavailable: the entry could not be written.
         """
         self._require_admissible(release)
-        key = _text(release.key)
-        events = _written(release)
+        key = key_text(release.key)
+        events = events_to_json(release)
         with self._writing() as drafts:
             earlier = self._book.releases.get(key)
             if earlier is None:
@@ -268,9 +268,6 @@ class Ledger:
 
         Args:
           drafts_of: function of the ledger's state that returns the new entries.
-
-        Raises:
-          LedgerUnavailable: the entries could not be written.
         """
         with self._writing() as drafts:
             drafts.extend(drafts_of(self._book))
@@ -281,12 +278,9 @@ class Ledger:
         Args:
           release: release with a new key.
           purpose: purpose of the charge in words.
-
-        Raises:
-          LedgerUnavailable: the entry could not be written.
         """
-        payload = _payload(release, _written(release), self._budget, purpose)
-        self.charge(lambda _: [Draft(RESERVE, _text(release.key), payload)])
+        payload = _payload(release, events_to_json(release), self._budget, purpose)
+        self.charge(lambda _: [Draft(RESERVE, key_text(release.key), payload)])
 
     def require_question(self, release: Release) -> None:
         """Check a question against the owner's rules and caps; nothing is written.
@@ -301,7 +295,7 @@ class Ledger:
         if release.kind is None:
             return
         budget, caps = self._budget_for(release), (*caps_on(self.path), *self.caps)
-        if excess := require_allowed(release, caps, self._book, budget):
+        if excess := question_excess(release, caps, self._book, budget):
             raise BudgetExhausted(budget, next(iter(release.events)), math.inf, excess)
 
     def reserve_new(self, release: Release) -> Entry:
@@ -337,16 +331,12 @@ class Ledger:
             if booked.state is ReleaseState.VOID:
                 raise Refusal("key", key, "was voided: nothing of it may leave; reserve a new key")
             if booked.state is ReleaseState.RESERVED:
-                self._pending[_text(key)] = None
+                self._pending[key_text(key)] = None
             if durable and self._pending:
                 self._flush()
 
     def settle(self) -> None:
-        """Write pending commits, so that `head` includes them; a closed ledger has none.
-
-        Raises:
-          LedgerUnavailable: the entries could not be written.
-        """
+        """Write pending commits, so that `head` includes them; a closed ledger has none."""
         with self._threads:
             if self._pending and self.is_open:
                 self._flush()
@@ -366,10 +356,10 @@ class Ledger:
             raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
         with self._writing() as drafts:
             booked = self._booked(key)
-            if booked.state is ReleaseState.COMMITTED or _text(key) in self._pending:
+            if booked.state is ReleaseState.COMMITTED or key_text(key) in self._pending:
                 raise Refusal("key", key, "was committed: it has left and stays spent")
             if booked.state is ReleaseState.RESERVED:
-                drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
+                drafts.append(Draft(VOID, key_text(key), canonical({"proof": proof, "time": _now()})))
 
     def note(self, key: Key, what: Mapping[str, Any]) -> None:
         """Add a note without privacy cost, such as an alarm.
@@ -377,13 +367,10 @@ class Ledger:
         Args:
           key: key of the note, in the form of a release's; a second note with the same key is ignored.
           what: JSON values by name.
-
-        Raises:
-          LedgerUnavailable: the entry could not be written.
         """
         with self._writing() as drafts:
-            if _text(key) not in self._book.notes:
-                drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
+            if key_text(key) not in self._book.notes:
+                drafts.append(Draft(NOTE, key_text(key), canonical({**what, "time": _now()})))
 
     def act(self, kind: str, key: Key, what: Mapping[str, Any]) -> None:
         """Record a decision of a person or of the budget, without privacy cost.
@@ -392,13 +379,10 @@ class Ledger:
           kind: one of `acts.ACTS`.
           key: key of the act, in the form of a release's; a second act of this kind with the same key is ignored.
           what: JSON values by name: `who`, `reason` and the act's own fields.
-
-        Raises:
-          LedgerUnavailable: the entry could not be written.
         """
         with self._writing() as drafts:
-            if (kind, _text(key)) not in self._book.acts:
-                drafts.append(Draft(kind, _text(key), canonical({**what, "time": _now()})))
+            if (kind, key_text(key)) not in self._book.acts:
+                drafts.append(Draft(kind, key_text(key), canonical({**what, "time": _now()})))
 
     def noted(self, run: str, number: int) -> list[dict[str, Any]]:
         """Return the notes of one round of a run."""
@@ -419,17 +403,14 @@ class Ledger:
           run: name of the run.
           manifest: SHA-256 of the manifest in hexadecimal.
           status: outcome of the run, a word such as `completed`.
-
-        Raises:
-          LedgerUnavailable: the entry could not be written.
         """
         with self._writing() as drafts:
-            standing = self._book.closes.get(run)
-            if standing is None or json.loads(standing.payload)["manifest"] != manifest:
-                closing = {"manifest": manifest, "status": status, "time": _now()}
+            last_close = self._book.closes.get(run)
+            if last_close is None or json.loads(last_close.payload)["manifest"] != manifest:
+                payload = {"manifest": manifest, "status": status, "time": _now()}
                 # Kind and key are unique: the number of earlier entries distinguishes several closes of one run.
                 key: Key = (run, self._book.head.seq, CLOSE)
-                drafts.append(Draft(CLOSE, _text(key), canonical(closing)))
+                drafts.append(Draft(CLOSE, key_text(key), canonical(payload)))
         return self._book.closes[run]
 
     def closed(self, run: str) -> Entry | None:
@@ -440,10 +421,10 @@ class Ledger:
     def state(self, key: Key) -> ReleaseState | None:
         """Return the state of a release; None if it was never reserved."""
         with self._threads:
-            booked = self._book.releases.get(_text(key))
+            booked = self._book.releases.get(key_text(key))
             if booked is None:
                 return None
-            return ReleaseState.COMMITTED if _text(key) in self._pending else booked.state
+            return ReleaseState.COMMITTED if key_text(key) in self._pending else booked.state
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
         """Return the events charged against an adversary, reserved or committed; equal ones are one event with a count."""
@@ -459,7 +440,7 @@ class Ledger:
         """
         cohorts: list[list[int]] = []
         with self._threads:
-            while booked := self._book.releases.get(_text((run, len(cohorts) + 1, mechanism))):
+            while booked := self._book.releases.get(key_text((run, len(cohorts) + 1, mechanism))):
                 cohorts.append([int(client) for client in json.loads(booked.entry.payload)["cohort"]])
         return cohorts
 
@@ -497,18 +478,18 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.close()
 
     def _require_admissible(self, release: Release) -> None:
+        """Refuse a release of another unit, or seeded noise on real data."""
         if release.unit != self._budget.unit:
             raise Refusal("unit", str(release.unit), f"this ledger counts by {self._budget.unit}")
         if release.rng != "system" and not self._book.identity["simulated"]:
             raise Refusal("rng", release.rng, "noise on real data comes from the system; leave out the seed")
 
     def _budget_for(self, release: Release) -> Budget:
+        """Return the budget; raise BudgetExhausted for a release if the owner's cap has expired."""
         try:
             return self.budget
         except CapEnded as ended:
@@ -516,8 +497,9 @@ class Ledger:
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
 
     def _booked(self, key: Key) -> LedgerRelease:
+        """Return a release on the ledger; refuse a key that was never reserved."""
         self._require_open()
-        booked = self._book.releases.get(_text(key))
+        booked = self._book.releases.get(key_text(key))
         if booked is None:
             raise Refusal("key", key, "was never reserved on this ledger; reserve it before anything leaves")
         return booked
@@ -527,20 +509,23 @@ class Ledger:
             raise Refusal("ledger", str(self.path), "closed, or opened by the parent process; open it here")
 
     def _flush(self) -> None:
+        """Write pending commits."""
         with self._writing():
             pass
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[list[Draft]]:
-        """Write one transaction: read the entries of other processes, then append pending commits and the drafts."""
+        """Write one transaction: replay what is new in the file, then append pending commits and the block's drafts."""
         with self._threads:
             self._require_open()
             try:
                 with self._chain.transaction():
                     self._book.replay(self._chain)
-                    states = {key: self._book.releases[key].state for key in self._pending}
-                    keys = [key for key, state in states.items() if state is ReleaseState.RESERVED]
-                    drafts = [Draft(COMMIT, key, canonical({"time": _now()})) for key in keys]
+                    drafts = [
+                        Draft(COMMIT, key, canonical({"time": _now()}))
+                        for key in self._pending
+                        if self._book.releases[key].state is ReleaseState.RESERVED
+                    ]
                     yield drafts
                     self._chain.append(drafts, self._book.head)
             except LedgerUnavailable:
@@ -556,6 +541,7 @@ class Ledger:
 
 
 def _require_identity(path: Path, expected: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse a ledger whose first entry, `identity`, differs from what this process expects."""
     require_unit(path, str(identity.get("unit")), expected["unit"])
     for name, value in expected.items():
         if identity.get(name) != value:
@@ -564,6 +550,7 @@ def _require_identity(path: Path, expected: dict[str, Any], identity: dict[str, 
 
 
 def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, Any]) -> None:
+    """Refuse to reserve a key again for another release, whose events are `events` as JSON."""
     if earlier.state is ReleaseState.VOID:
         raise Refusal("key", release.key, "was voided; reserve a new key")
     if release.arm != earlier.arm:
@@ -574,56 +561,58 @@ def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, An
         raise Refusal("key", release.key, "was reserved with other events; reserve a new key")
 
 
-def _written(release: Release) -> dict[str, Any]:
-    """Return a release's events as JSON by adversary; a common event is converted once."""
-    once = {id(event): event_to_json(event) for event in release.events.values()}
-    return {adversary.value: once[id(event)] for adversary, event in release.events.items()}
+def events_to_json(release: Release) -> dict[str, Any]:
+    """Return a release's events as JSON, by adversary; an event that several adversaries share is one object."""
+    converted = {id(event): event_to_json(event) for event in release.events.values()}
+    return {adversary.value: converted[id(event)] for adversary, event in release.events.items()}
 
 
 def require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: LedgerState) -> None:
     """Check that a release fits the budget together with those on the ledger.
 
-    Adversaries with the same past and the same new events are checked once.
+    Args:
+      release: about to be reserved.
+      events: `events_to_json` of the release.
+      budget: of the ledger, within its caps.
+      book: state of the ledger.
 
     Raises:
       BudgetExhausted: the release would exceed the budget.
       Refusal: the ledger's filter has another order.
     """
     order = _order_with(release, book)
-    checks: list[tuple[Any, Counter[str]]] = []
+    checked: list[tuple[Any, Counter[str]]] = []  # equal events after equal pasts are checked once
     for adversary in release.events:
-        written, spent = events[adversary.value], book.spent.get(adversary, Counter[str]())
-        if _is_paid(release, adversary, written, budget, book):
-            continue
-        if any(written is event and spent == counts for event, counts in checks):
-            continue
-        checks.append((written, spent))
-        # Plain Gaussian noise has an exact epsilon, without an accountant.
-        counts = spent + Counter([canonical(written)])
-        exact = exact_epsilon(counts, budget.target_delta, budget.adjacency)
-        if order is None and exact is not None:
-            if exact <= budget.target_epsilon:
-                continue
-            if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
-                raise BudgetExhausted(budget, adversary, exact)
-        past, event = book.events(adversary), event_from_json(written)
-        fits = GATE.fits(past, event, budget) if order is None else admits([*past, event], budget, order)
-        if not fits:
-            delta, adjacency = budget.target_delta, budget.adjacency
-            would_be = spent_epsilon([*past, event], delta, adjacency, order, GATE_INTERVAL)
-            raise BudgetExhausted(budget, adversary, would_be)
+        event, past = events[adversary.value], book.spent.get(adversary, Counter[str]())
+        # The same budget has admitted the event for another arm.
+        is_free = (
+            release.arm is not None
+            and book.granted.get(adversary) == budget
+            and book.is_paid(release.arm, adversary, canonical(event))
+        )
+        if not is_free and not any(event is other and past == counts for other, counts in checked):
+            checked.append((event, past))
+            _require_fit(event, adversary, order, budget, book)
 
 
-def _is_paid(
-    release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: LedgerState
-) -> bool:
-    """Return whether an arm's release is free, because the same budget has admitted it for another arm."""
-    arm = release.arm
-    return (
-        arm is not None
-        and book.granted.get(adversary) == budget
-        and book.is_paid(arm, adversary, canonical(written))
-    )
+def _require_fit(
+    event_json: dict[str, Any], adversary: Adversary, order: float | None, budget: Budget, book: LedgerState
+) -> None:
+    """Raise BudgetExhausted if one more event exceeds the budget against an adversary. `order` is the filter's."""
+    # Plain Gaussian noise has an exact epsilon, without an accountant.
+    delta, adjacency = budget.target_delta, budget.adjacency
+    counts = book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_json)])
+    exact = exact_epsilon(counts, delta, adjacency)
+    if order is None and exact is not None:
+        if exact <= budget.target_epsilon:
+            return
+        if exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
+            raise BudgetExhausted(budget, adversary, exact)
+    past, event = book.events(adversary), event_from_json(event_json)
+    fits = GATE.fits(past, event, budget) if order is None else admits([*past, event], budget, order)
+    if not fits:
+        would_be = spent_epsilon([*past, event], delta, adjacency, order, GATE_INTERVAL)
+        raise BudgetExhausted(budget, adversary, would_be)
 
 
 def _order_with(release: Release, book: LedgerState) -> float | None:
@@ -640,6 +629,7 @@ def _order_with(release: Release, book: LedgerState) -> float | None:
 
 
 def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: str | None) -> str:
+    """Return the payload of a reservation; `events` is `events_to_json` of the release."""
     granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     optional = {
         "filter_order": release.filter_order and float(release.filter_order),
@@ -654,7 +644,8 @@ def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: 
     return canonical({"events": events, "budget": granted, "rng": release.rng, "time": _now(), **used})
 
 
-def _text(key: Key) -> str:
+def key_text(key: Key) -> str:
+    """Return a release's key as entries of the ledger have it."""
     return canonical(list(key))
 
 

@@ -1,6 +1,6 @@
 """State of a ledger, replayed from its entries: the state of each release, each adversary's events, and their verification.
 
-Reading needs no lock, so an auditor can do it on a copy.
+Reading needs no lock, so an auditor can do it on a copy. A ledger that cannot be read, or has a broken chain, is refused.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...base.refusal import Refusal
 from ..accounting.epsilon import (
@@ -40,21 +40,33 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import PrivacyAccountant
 
 VERSION = 1
-OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = "open", "reserve", "commit", "void", "note", "close"
-# The time is the last key of a canonical payload.
-BOUNDS = {  # what a ledger was counted with, so that another may go on with it
+OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = (
+    "open",
+    "reserve",
+    "commit",
+    "void",
+    "note",
+    "close",
+)  # kinds of entries
+SETTINGS_OF_UNIT = {  # by which a run goes on with a ledger of this unit
     Unit.RECORD.value: "leave out privacy.per_person",
     Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
     Unit.PERSON_EVERYWHERE.value: "set privacy.clients_per_person",
 }
 BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')
-WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
+WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')  # the time is the last key of a canonical payload
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
 COARSEST = 1e-6  # PLD's grid step per epsilon when verifying: a vacuous epsilon must not take all memory
 
-Sizes = tuple[float, float | None, float | None]  # epsilon as reported, by PLD alone, by RDP alone
+
+class Epsilons(NamedTuple):
+    """Epsilon of a ledger as reported, by PLD alone, and by RDP alone; None if an accountant does not cover the events."""
+
+    reported: float
+    by_pld: float | None
+    by_rdp: float | None
 
 
 class ReleaseState(StrEnum):
@@ -78,7 +90,7 @@ class LedgerRelease:
 
 @dataclass(frozen=True)
 class _Charge:
-    """Charge of a reservation: everything it says but its key and its time."""
+    """Content of a reservation that determines what it charges."""
 
     events: dict[Adversary, str]
     budget: Budget
@@ -88,6 +100,7 @@ class _Charge:
 
 
 def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
+    """Return the charge of a reservation's payload, on a ledger with this first entry; both are untrusted."""
     order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
     events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
     arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
@@ -110,6 +123,9 @@ class LedgerState:
       acts: decisions of people or of the budget, by kind and key, as JSON.
       closes: by the run's name, the entry that closed it, unless the run reserved something after it.
       head: the last entry that was replayed.
+      _charges: charge of each payload without its time: the releases of a run differ in nothing else.
+      _deals: number of arms by the deal's key.
+      _in_arms: count of each event by arm, by the deal's key, adversary and canonical JSON.
     """
 
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -128,11 +144,7 @@ class LedgerState:
     )
 
     def replay(self, chain: Chain) -> None:
-        """Apply the chain's entries after `head`.
-
-        Raises:
-          Refusal: an entry is invalid; the sentence names it.
-        """
+        """Apply the chain's entries after `head`."""
         for entry in chain.after(self.head):
             self.take(entry, str(chain.path))
 
@@ -173,16 +185,16 @@ class LedgerState:
         self.head = entry.head
 
     def _reserve(self, entry: Entry) -> None:
+        """Apply a reservation: check it, count its events, and add its release."""
         if entry.key in self.releases:
             raise ValueError("its key was reserved before")
         if self.closes:
-            self.closes.pop(run_of(entry), None)  # whatever was closed goes on
-        # Releases of one run differ only in their time, so each charge is parsed once.
+            self.closes.pop(run_of(entry), None)  # a closed run that reserves again goes on
         match = WITH_TIME.fullmatch(entry.payload)
-        terms = match[1] if match else entry.payload
-        if terms not in self._charges:
-            self._charges[terms] = _charge_of(json.loads(entry.payload), self.identity)
-        charge = self._charges[terms]
+        without_time = match[1] if match else entry.payload
+        if without_time not in self._charges:
+            self._charges[without_time] = _charge_of(json.loads(entry.payload), self.identity)
+        charge = self._charges[without_time]
         if charge.filter_order is not None:
             if self.filter_order not in (None, charge.filter_order):
                 raise ValueError(
@@ -199,7 +211,7 @@ class LedgerState:
         self.releases[entry.key] = LedgerRelease(entry, charge.events, arm=charge.arm, source=charge.source)
 
     def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
-        """Increment or decrement the count of an event; an arm with fewer of it than another arm changes nothing."""
+        """Change the count of an event by `times`, 1 or -1; an arm with fewer of it than another arm changes nothing."""
         spent = self.spent.setdefault(adversary, Counter())
         if arm is not None:
             counts = self._in_arms.setdefault((arm.deal.key, adversary, text), Counter())
@@ -216,6 +228,7 @@ class LedgerState:
         return counts[arm.number] < max(counts.values(), default=0)
 
     def _settle(self, booked: LedgerRelease, kind: str) -> None:
+        """Apply a commit or a void."""
         if booked.state is not ReleaseState.RESERVED:
             raise ValueError(f"a {kind} of a {booked.state} release")
         booked.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
@@ -230,13 +243,13 @@ class LedgerState:
 
         Args:
           adversary: that saw them.
-          selects: whether the events of a release are returned; None selects all.
+          selects: returns whether to include a release; None includes all.
         """
         event_counts = self.spent.get(adversary, Counter[str]())
         if selects is not None:
             spent = (each for each in self.releases.values() if each.state is not ReleaseState.VOID)
-            mine = [each for each in spent if selects(each) and adversary in each.events]
-            event_counts = charged((each.events[adversary], each.arm) for each in mine)
+            selected = [each for each in spent if selects(each) and adversary in each.events]
+            event_counts = charged((each.events[adversary], each.arm) for each in selected)
         return [repeated(event_of(text), count) for text, count in event_counts.items()]
 
 
@@ -247,7 +260,7 @@ def run_of(entry: Entry) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def event_of(text: str) -> "DpEvent":
-    """Return an event from the text by which a ledger's state counts it."""
+    """Return the event of its canonical JSON."""
     return event_from_json(json.loads(text))
 
 
@@ -267,8 +280,9 @@ class Verification:
       entries: number of entries of the intact part of the chain.
       head: the last entry of the intact part.
       problem: one sentence; None if the ledger is valid.
-      delta: of the epsilons, against the adversary with the largest loss.
-      epsilon: as reported everywhere; with a filter, the amount that it has counted.
+      delta: of all epsilons.
+      epsilon: as reported everywhere, against the adversary with the largest loss; with a filter, the amount that it has
+        counted.
       epsilon_pld: by dp_accounting's PLD accountant alone; None if it does not cover the events.
       epsilon_rdp: by its RDP accountant alone, at the filter's order if there is one; None if it does not cover the
         events.
@@ -285,15 +299,11 @@ class Verification:
     epsilon_pld: float | None = None
     epsilon_rdp: float | None = None
     filter_order: float | None = None
-    by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
+    by_adversary: Mapping[Adversary, Epsilons] = field(default_factory=dict[Adversary, Epsilons])
 
 
 def read_ledger(path: Path) -> LedgerState:
-    """Return the state of a ledger, read without its lock.
-
-    Raises:
-      Refusal: the ledger cannot be read, or its chain is broken.
-    """
+    """Return the state of a ledger, read without its lock."""
     book = LedgerState()
     with contextlib.closing(Chain.for_reading(path)) as chain:
         book.replay(chain)
@@ -306,20 +316,12 @@ def state_at(path: Path) -> LedgerState:
 
 
 def read_events(path: Path, adversary: Adversary) -> "list[DpEvent]":
-    """Return an adversary's events, from a ledger that need not be open; none if there is no ledger.
-
-    Raises:
-      Refusal: the ledger cannot be read, or its chain is broken.
-    """
+    """Return an adversary's events, from a ledger that need not be open; none if there is no ledger."""
     return state_at(path).events(adversary)
 
 
 def identity_of(path: Path) -> dict[str, Any]:
-    """Return what a ledger was begun with, such as its unit; nothing if there is no ledger.
-
-    Raises:
-      Refusal: the ledger cannot be read.
-    """
+    """Return the payload of a ledger's first entry, such as its unit and owner; empty if there is no ledger."""
     if not path.exists():
         return {}
     with contextlib.closing(Chain.for_reading(path)) as chain:
@@ -336,21 +338,15 @@ def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
       path: of the ledger.
       ledger_unit: the ledger's unit; None if there is no ledger.
       run_unit: the unit of the run.
-
-    Raises:
-      Refusal: both hide records, and differ.
     """
-    if ledger_unit in BOUNDS and run_unit in BOUNDS and ledger_unit != run_unit:
-        remedy = f"counts what one {ledger_unit} has lost, from which nobody knows what one {run_unit} has; {BOUNDS[ledger_unit]} as before"
+    if ledger_unit in SETTINGS_OF_UNIT and run_unit in SETTINGS_OF_UNIT and ledger_unit != run_unit:
+        fault = f"counts what one {ledger_unit} has lost, from which nobody knows what one {run_unit} has"
+        remedy = f"{fault}; {SETTINGS_OF_UNIT[ledger_unit]} as before"
         raise Refusal("ledger", str(path), remedy)
 
 
 def read_entries(path: Path | str) -> list[Entry]:
-    """Return the entries of a ledger, which may be in use.
-
-    Raises:
-      Refusal: there is no ledger, or its chain is broken.
-    """
+    """Return the entries of a ledger, which may be in use."""
     with contextlib.closing(Chain.for_reading(Path(path))) as chain:
         return list(chain.after(START))
 
@@ -376,72 +372,76 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
 def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = None) -> Verification:
     """Recompute the epsilon of a ledger from its entries, and check each entry.
 
-    The spent epsilon is compared with the granted budget. It only grows, so it is computed before each change of the
-    budget, and at the end.
+    The spent epsilon must be within the budget of each reservation. It only grows, so it is compared before each change of
+    the budget, and at the end.
 
     Args:
       entries: all entries of a ledger; a Refusal that they raise is a problem of the ledger.
       source: of the entries, to name in a problem.
       delta: in (0, 1); by default that of the latest reservation.
     """
-    book, granted = LedgerState(), None
+    book, granted = LedgerState(), ""
     try:
         for entry in entries:
-            budget_text = _budget_in(entry)
-            if granted is not None and budget_text not in (None, granted) and (problem := _overspent(book)):
+            budget = _budget_text(entry)
+            is_changed = granted and budget not in ("", granted)
+            if is_changed and (problem := _overspent(book)):
                 raise Refusal("ledger", source, f"before entry {entry.seq} {problem}")
-            granted = budget_text or granted
+            granted = budget or granted
             book.take(entry, source)
         if book.head == START:
             raise Refusal("ledger", source, "holds no entry, not even its first; restore a true copy")
-        return _adds_up(book, delta)
+        return _verified(book, delta)
     except Refusal as refusal:
         return Verification(False, book.head.seq, book.head, str(refusal))
 
 
-def _budget_in(entry: Entry) -> str | None:
-    """Return the budget in a reservation's text; None for any other entry."""
-    if entry.kind != RESERVE:
-        return None
-    match = BUDGET_TEXT.search(entry.payload)
+def _budget_text(entry: Entry) -> str:
+    """Return the budget in a reservation's text; empty for any other entry."""
+    match = BUDGET_TEXT.search(entry.payload) if entry.kind == RESERVE else None
     return match[0] if match else ""
 
 
-def _adds_up(book: LedgerState, delta: float | None) -> Verification:
+def _verified(book: LedgerState, delta: float | None) -> Verification:
+    """Return the verification of a ledger whose chain is intact."""
     if delta is None:
         delta = next((budget.target_delta for budget in reversed(book.granted.values())), None)
     if delta is None:
         return Verification(True, book.head.seq, book.head, epsilon=0.0)
-    adjacency = Adjacency(book.identity["adjacency"])
-    sizes = {
-        each: _sizes(tuple(book.events(each)), delta, adjacency, book.filter_order) for each in book.spent
-    }
-    largest = max(sizes.values(), key=lambda size: size[0])
-    problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), "")
+    adjacency, order = Adjacency(book.identity["adjacency"]), book.filter_order
+    epsilons = {each: _epsilons(tuple(book.events(each)), delta, adjacency, order) for each in book.spent}
+    largest = max(epsilons.values(), key=lambda each: each.reported)
+    problem = _overspent(book) or next(filter(None, map(_dispute, epsilons.values())), "")
     return Verification(
-        not problem, book.head.seq, book.head, problem or None, delta, *largest, book.filter_order, sizes
+        not problem, book.head.seq, book.head, problem or None, delta, *largest, order, epsilons
     )
 
 
-@lru_cache(maxsize=16)  # takes most of the time, and adversaries, and clients, often have seen the same
-def _sizes(events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
+@lru_cache(
+    maxsize=16
+)  # it takes most of the time, and adversaries, or clients, have often seen the same events
+def _epsilons(
+    events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, order: float | None
+) -> Epsilons:
+    """Return the epsilon of events by the package, and by each of dp_accounting's accountants."""
     from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
     relation = relation_of(adjacency)
-    ours = spent_epsilon(events, delta, adjacency, order)
+    reported = spent_epsilon(events, delta, adjacency, order)
     by_pld = by_rdp = None
     if order is None and delta >= MIN_PLD_DELTA:
         grid = GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
-        by_pld = _composed(PLDAccountant(relation, max(grid, ours * COARSEST)), events, delta)
+        by_pld = _composed(PLDAccountant(relation, max(grid, reported * COARSEST)), events, delta)
     # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
     if adjacency is not Adjacency.REPLACE_ONE:
         by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)
-    return ours, by_pld, by_rdp
+    return Epsilons(reported, by_pld, by_rdp)
 
 
 def _composed(accountant: "PrivacyAccountant", events: "tuple[DpEvent, ...]", delta: float) -> float | None:
-    # Merged into as few kinds as `epsilon` uses: each takes a distribution of its own.
+    """Return the epsilon of events by one accountant; None if it does not cover one of them."""
+    # Events are merged into as few kinds as `epsilon` uses: each kind takes a distribution of its own.
     parts = in_order(coarsened(with_one_gaussian(dict(grouped(events))), rounded))
     if not all(accountant.supports(leaf) for leaf, _ in parts):
         return None
@@ -452,6 +452,7 @@ def _composed(accountant: "PrivacyAccountant", events: "tuple[DpEvent, ...]", de
 
 
 def _overspent(book: LedgerState) -> str:
+    """Return a clause if more is spent against an adversary than its last reservation allowed; empty if not."""
     for adversary, budget in book.granted.items():
         exact = exact_epsilon(book.spent[adversary], budget.target_delta, budget.adjacency)
         if book.filter_order is None and exact is not None and exact <= budget.target_epsilon:
@@ -462,9 +463,10 @@ def _overspent(book: LedgerState) -> str:
     return ""
 
 
-def _dispute(sizes: Sizes) -> str:
-    ours, *others = sizes
-    best = min((size for size in others if size is not None), default=ours)
-    if math.isclose(ours, best, rel_tol=DISPUTE_RATIO, abs_tol=DISPUTE_SIZE):
+def _dispute(epsilons: Epsilons) -> str:
+    """Return a clause if the reported epsilon is not the smaller one of the two accountants; empty if it is."""
+    reported, *others = epsilons
+    best = min((each for each in others if each is not None), default=reported)
+    if math.isclose(reported, best, rel_tol=DISPUTE_RATIO, abs_tol=DISPUTE_SIZE):
         return ""
-    return f"the accountants disagree: epsilon {ours:.6g} against {best:.6g} recomputed"
+    return f"the accountants disagree: epsilon {reported:.6g} against {best:.6g} recomputed"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 QUESTION = "question"  # kind of a release
-EARLIER = "earlier questions"  # mechanism of what questions have spent under an older name of the data
+EARLIER = "earlier questions"  # begins the mechanism of charges for questions under an older name of the data
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,24 @@ class LedgerQuestion:
 
 
 def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
-    """Refuse a question for a purpose that an owner does not allow.
-
-    Raises:
-      Refusal: naming the purpose.
-    """
+    """Refuse a question for a purpose that an owner does not allow."""
     for purpose in sorted({*purposes}):
         if cap.purposes is not None and purpose not in cap.purposes:
             allowed = ", ".join(cap.purposes) or "no purpose"
             raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {allowed}")
 
 
-def require_allowed(release: Release, caps: Iterable[Cap], book: LedgerState, budget: Budget) -> str:
-    """Return why a question exceeds the caps on questions; empty if it does not.
+def question_excess(release: Release, caps: Iterable[Cap], book: LedgerState, budget: Budget) -> str:
+    """Return a clause that says how a question exceeds the caps on questions; empty if it does not, or is no question.
 
     Args:
       release: about to be reserved.
-      caps: that hold for the ledger.
+      caps: that apply to the ledger.
       book: state of the ledger.
-      budget: of the ledger, at whose delta questions are counted.
+      budget: of the ledger; questions are counted at its delta.
 
     Raises:
-      Refusal: its purpose is not allowed.
+      Refusal: the purpose of the question is not allowed.
     """
     if release.kind != QUESTION:
         return ""
@@ -77,10 +73,10 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: LedgerState, bu
         if cap.questions is None:
             continue
         for adversary, event in release.events.items():
-            before = spent_by_questions(book).get(adversary, Counter[str]())
-            history: list[DpEvent] = [repeated(event_of(text), count) for text, count in before.items()]
-            history.append(event_from_json(event_to_json(event)))
-            spent = spent_epsilon(history, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
+            earlier = spent_by_questions(book).get(adversary, Counter[str]())
+            events: list[DpEvent] = [repeated(event_of(text), count) for text, count in earlier.items()]
+            events.append(event_from_json(event_to_json(event)))
+            spent = spent_epsilon(events, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
             if spent > cap.questions:
                 return f"questions may spend epsilon {cap.questions:g}, and would have spent {spent:.4g}"
     return ""
@@ -90,27 +86,31 @@ def ledger_questions(book: LedgerState) -> list[LedgerQuestion]:
     """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
     questions: list[LedgerQuestion] = []
     for booked in book.releases.values():
-        payload = _payload(booked)
+        payload = _question_payload(booked)
         if not payload or booked.source == OF_CLIENT:
             continue
-        name, budget = json.loads(booked.entry.key)[0], payload["budget"]
-        segments: dict[str, str] = payload.get("segments", {})
-        epsilon = max(
-            spent_epsilon(
-                [event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL
-            )
+        delta, adjacency = payload["budget"]["target_delta"], book.identity["adjacency"]
+        costs = [
+            spent_epsilon([event_of(text)], delta, adjacency, None, GATE_INTERVAL)
             for text in booked.events.values()
-        )
-        purposes = tuple(sorted(set(segments.values())))
-        reason, time = str(payload.get("purpose", "")), str(payload["time"])
+        ]
+        segments: dict[str, str] = payload.get("segments", {})
         questions.append(
-            LedgerQuestion(name, purposes, reason, tuple(segments), epsilon, time, str(booked.state))
+            LedgerQuestion(
+                name=json.loads(booked.entry.key)[0],
+                purposes=tuple(sorted(set(segments.values()))),
+                reason=str(payload.get("purpose", "")),
+                segments=tuple(segments),
+                epsilon=max(costs),
+                time=str(payload["time"]),
+                state=str(booked.state),
+            )
         )
     return questions
 
 
 def spent_by_questions(book: LedgerState) -> dict[Adversary, Counter[str]]:
-    """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too."""
+    """Return the count of each event of questions, as canonical JSON, by adversary; also of older names of the data."""
     spent: dict[Adversary, Counter[str]] = {}
     for booked in book.releases.values():
         if booked.state is not ReleaseState.VOID and (is_question(booked) or _is_earlier(booked)):
@@ -121,17 +121,18 @@ def spent_by_questions(book: LedgerState) -> dict[Adversary, Counter[str]]:
 
 def is_question(booked: LedgerRelease) -> bool:
     """Return whether a release is the answer to a question."""
-    return bool(_payload(booked))
+    return bool(_question_payload(booked))
 
 
 def _is_earlier(booked: LedgerRelease) -> bool:
+    """Return whether a release stands for the questions under an older name of the data."""
     key = booked.entry.key
     return EARLIER in key and str(json.loads(key)[2]).startswith(EARLIER)
 
 
-def _payload(booked: LedgerRelease) -> dict[str, Any]:
-    """Return the payload of a question's reservation; empty for any other entry."""
-    if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are none, and need not be read
+def _question_payload(booked: LedgerRelease) -> dict[str, Any]:
+    """Return the payload of a question's reservation; empty for any other release."""
+    if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are no questions, and need not be parsed
         return {}
     payload = json.loads(booked.entry.payload)
     return payload if payload.get("kind") == QUESTION else {}

@@ -18,10 +18,10 @@ from ...base.bounded_decoding import build, plain_of, read_json
 from ...base.refusal import Refusal
 from .hash_chain import Head, canonical
 
-# No signature of a receipt is one of anything else. Devices of earlier releases signed under the first, and compared
-# nothing with what they had received.
+# Tags of signatures, so that a receipt's signature is valid for nothing else. Devices of earlier releases sign with the
+# first one, and without comparing the run with what they received.
 UNCOMPARED, COMPARED = b"fedveil receipt 1\0", b"fedveil receipt 2\0"
-COMMITTED = b"fedveil ledgers of a device 1\0"
+COMMITTED = b"fedveil ledgers of a device 1\0"  # tag of a commitment
 SALT_BYTES = COMMITMENT_BYTES = 32
 SIGNATURE_BYTES = 64
 
@@ -47,8 +47,8 @@ class Receipt:
 
     Attributes:
       node: of the device.
-      commitment: to the heads of its ledgers.
-      signature: Ed25519, by the key that the roster has of it.
+      commitment: to the heads of the device's ledgers.
+      signature: Ed25519, by the device's key in the roster.
     """
 
     node: int
@@ -62,7 +62,7 @@ class ReceiptOpening:
 
     Attributes:
       salt: random, new for each receipt, in hexadecimal.
-      heads: of the device's ledgers, by the file's name.
+      heads: of the device's ledgers, by their file names.
     """
 
     salt: str
@@ -70,7 +70,7 @@ class ReceiptOpening:
 
 
 def commitment_of(opening: ReceiptOpening) -> bytes:
-    """Return the commitment that an opening opens."""
+    """Return the commitment of an opening: the hash of its salt and heads."""
     return hashlib.sha256(COMMITTED + canonical(plain_of(opening)).encode()).digest()
 
 
@@ -78,7 +78,7 @@ def sign_receipt(
     key: Ed25519PrivateKey, description: RunDescription, node: int, commitment: bytes
 ) -> Receipt:
     """Return a device's receipt."""
-    return Receipt(node, commitment, key.sign(COMPARED + _text(description, node, commitment)))
+    return Receipt(node, commitment, key.sign(COMPARED + _content(description, node, commitment)))
 
 
 def holds(receipt: Receipt, description: RunDescription, public: bytes, tag: bytes = COMPARED) -> bool:
@@ -92,23 +92,20 @@ def holds(receipt: Receipt, description: RunDescription, public: bytes, tag: byt
     """
     try:
         key = Ed25519PublicKey.from_public_bytes(public)
-        key.verify(receipt.signature, tag + _text(description, receipt.node, receipt.commitment))
+        key.verify(receipt.signature, tag + _content(description, receipt.node, receipt.commitment))
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
-def _text(description: RunDescription, node: int, commitment: bytes) -> bytes:
-    signed = {**asdict(description), "node": node, "commitment": commitment.hex()}
-    return canonical(signed).encode()
+def _content(description: RunDescription, node: int, commitment: bytes) -> bytes:
+    """Return the bytes that a receipt signs, without its tag."""
+    fields = {**asdict(description), "node": node, "commitment": commitment.hex()}
+    return canonical(fields).encode()
 
 
 def read_opening(path: Path) -> ReceiptOpening:
-    """Return the opening of a commitment.
-
-    Raises:
-      Refusal: the file cannot be read.
-    """
+    """Return the opening of a commitment."""
     try:
         opening = read_json(path.read_bytes())
         return build(ReceiptOpening, {"salt": opening["salt"], "heads": opening["heads"]})

@@ -1,4 +1,4 @@
-"""Evaluation of a model at its clients: a client's contribution from its held-out records, and the estimates from the noisy sum.
+"""Evaluation of a model at its clients: a client's contribution from its held-out records, and estimates from the noisy sum.
 
 Every part of a client's vector is zero if it holds no record out, or does not answer. A client counts once, for any
 number of records. The mean over clients is:
@@ -136,7 +136,7 @@ class Evaluation:
 
     @property
     def unit_name(self) -> str:
-        """Unit of the means, which is counted with them."""
+        """Name of the count that the means are over: clients, or held-out records."""
         return CLIENTS if self.records is None else RECORDS
 
     @property
@@ -175,11 +175,11 @@ class Evaluation:
         return {name: np.array([total * unit_norm * self.scale(name)]) for name, total in called.items()}
 
     def contribution(self, measured: HeldOutMeans | None) -> dict[str, NDArray[np.floating]]:
-        """Return a client's value of every segment; zeros where it holds no record out."""
+        """Return a client's value of every segment, in [-1, 1]; zeros for None, of a client that holds no record out."""
         values: dict[str, NDArray[np.floating]] = {each.name: np.zeros(each.shape) for each in self.segments}
         if measured is None:
             return values
-        metric = _within(measured.metric, self.bound, 0.0)  # of a model that diverged: the worst there is
+        metric = _within(measured.metric, self.bound, 0.0)  # a model that diverged counts as the worst one
         loss = _within(measured.loss, LOSS_BOUND, LOSS_BOUND)
         scaled_values = {METRIC: 2 * (metric / self.bound) - 1, LOSS: 2 * loss / LOSS_BOUND - 1, CLIENTS: 1.0}
         for each in self.figures:
@@ -195,12 +195,11 @@ class Evaluation:
         """Return the figures of each part, by its name.
 
         Args:
-          sums: noisy, of each segment.
+          sums: noisy sum of each segment, by its name.
           noise_over_clip: standard deviation of the sum's noise over its clipping norm.
-          clients: clients that the sum is of: all who were asked or, where that is seen, who answered.
+          clients: number of clients in the sum: of the cohort or, if it is visible, of those who answered.
         """
-        sigma = self.sigma(noise_over_clip)
-        unit_name = self.unit_name
+        sigma, unit_name = self.sigma(noise_over_clip), self.unit_name
         rows = float(sums[unit_name][0]) if CLIENTS in self.figures else None
         parts: list[tuple[str, list[Figure]]] = []
         for each in self.figures:

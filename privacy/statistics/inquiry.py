@@ -253,11 +253,7 @@ def from_json(text: str) -> Inquiry:
 
 
 def read_inquiry(plain: object) -> Inquiry:
-    """Return the inquiry that a mapping describes.
-
-    Raises:
-      Refusal: naming the key.
-    """
+    """Return the inquiry that a mapping describes."""
     group = _group("question", _sorted(plain), INQUIRY_KEYS)
     entries = group.get("ask")
     if not isinstance(entries, list) or not 1 <= len(cast(list[Any], entries)) <= MAX_QUESTIONS:
@@ -359,6 +355,7 @@ def _fairness(group: Mapping[str, Any]) -> Fairness:
 
 
 def _quantiles(group: Mapping[str, Any]) -> Quantiles:
+    """Return the quantiles of a column: the quartiles by default."""
     levels = _listed("quantiles", group.get("quantiles", [0.25, 0.5, 0.75]))
     branches = group.get("branches", 16)
     if type(branches) is not int:
@@ -379,6 +376,7 @@ def _attributions(group: Mapping[str, Any]) -> ColumnMeans:
 
 
 def _top(group: Mapping[str, Any]) -> Prefixes:
+    """Return a level of a search for the commonest words: the first one by default."""
     alphabet = group.get("alphabet")
     if not isinstance(alphabet, str | list):
         raise Refusal("alphabet", alphabet, "declare the letters that words may have, as in 'abc'")

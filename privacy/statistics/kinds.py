@@ -1,7 +1,8 @@
 """Kinds of statistics: for each, a client's counts of its rows, and the estimate from their noisy sum.
 
 A row contributes a part of a known norm, so that n rows have at most n times that norm; a longer contribution is
-clipped. `sigma` is always the standard deviation of the noise on each cell, in rows.
+clipped. `sigma` is always the standard deviation of the noise on each cell, in rows. The methods of a kind are those of
+`Statistic`; where they add nothing to its words, they have none.
 """
 
 import math
@@ -188,6 +189,7 @@ class Variance:
         return np.array([len(values), values.sum(), (values**2 - 0.5).sum()]), outside
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        """Return the rows, the mean, and the variance with its root, by the delta method."""
         rows, total, squares = cells
         figures = ColumnMean(self.of).answer(cells[:2], sigma)
         if rows < ENOUGH * sigma or rows <= 0:
@@ -241,6 +243,7 @@ class Quantiles:
         return np.linspace(self.of.low, self.of.high, self.bins + 1)
 
     def count(self, table: Table) -> CellCount:
+        """Return the rows in each branch and then in each leaf."""
         (values,), outside = _complete_rows([self.of], table)
         leaf = np.clip(np.floor((values + 1) / 2 * self.bins), 0, self.bins - 1).astype(np.int64)
         leaves = np.bincount(leaf, minlength=self.bins).astype(np.float64)
@@ -253,6 +256,7 @@ class Quantiles:
         return (leaves + missing[:, None]).ravel()
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        """Return the rows and each quantile, from the consistent leaves."""
         below = np.concatenate([[0.0], np.cumsum(self.consistent(cells))])
         figures = [count_of("rows", below[-1], sigma * math.sqrt(self.branches * self._parent_variance))]
         for level in self.quantiles:
@@ -306,12 +310,14 @@ class ColumnCorrelation:
         return math.sqrt(1 + len(self.of) * 1.25 + len(self.pairs))
 
     def count(self, table: Table) -> CellCount:
+        """Return rows, the sums of the columns, of their squares less a half, and of the products of `pairs`."""
         values, outside = _complete_rows(self.of, table)
         products = [float(values[one] @ values[two]) for one, two in self.pairs]
         cells = [values.shape[1], *values.sum(1), *(values**2 - 0.5).sum(1), *products]
         return np.array(cells), outside
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        """Return the rows, and the correlation of each of `pairs`."""
         count, rows = len(self.of), cells[0]
         figures = [count_of("rows", rows, sigma)]
         for number, (one, two) in enumerate(self.pairs):
