@@ -307,7 +307,7 @@ _IMMUTABLE = (int, float, str, bytes, NoneType)
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether an attribute is a number, a text, a tensor, an array, or a container of them."""
+    """Return whether `memory_of` restores a value: a number, a text, a tensor, an array, or a container of them."""
     if isinstance(value, list | tuple | set):
         return all(map(_is_plain, value))
     if isinstance(value, dict):

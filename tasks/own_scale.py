@@ -19,7 +19,7 @@ WARNING = (
 
 
 def own_scale(read: Callable[[], Iterable[Data]]) -> str:
-    """Return STANDARD or BOUNDED if columns of the data have exactly that, as scaling by their own values makes it.
+    """Return the figures that columns have exactly if they are scaled by their own values: STANDARD or BOUNDED.
 
     Args:
       read: yields the data of clients, which are examined together; called twice. Only tables in memory are examined.

@@ -122,10 +122,10 @@ def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
     """Return the probe in double precision, or in the model's own if its code requires that."""
     data = _usable(model, objective, data)
     inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
-    for tensor in leaves(
-        inputs
-    ):  # of few examples some are repeated; equal rows would hide a dependence on their order
-        if len(data) < BATCH and tensor.is_floating_point():
+    for tensor in leaves(inputs):
+        if (
+            len(data) < BATCH and tensor.is_floating_point()
+        ):  # equal rows would hide a dependence on their order
             tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
     double = mapped(_double, (inputs, targets))
     try:

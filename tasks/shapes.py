@@ -76,8 +76,7 @@ def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.floa
     else:
         shape["edges"] = [column.low, *column.edges, column.high]
     shape["values"] = values.tolist()
-    if column.categories or (
-        column.edges and column.missing is None
-    ):  # else a number stands for a missing one
+    # A number that is an input, or has `missing`, never lacks a value: another number stands for it.
+    if column.categories or (column.edges and column.missing is None):
         shape["missing"] = missing.tolist()
     return shape

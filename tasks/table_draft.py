@@ -39,9 +39,7 @@ class Content:
     numeric: bool = True  # whether it holds numbers and at most MAX_MISSING words
     odd_words: set[str] = field(default_factory=set[str])  # words among numbers
     codes: set[float] = field(default_factory=set[float])  # numbers of CODES
-    spellings: dict[str, str] = field(
-        default_factory=dict[str, str]
-    )  # first spelling of each word, to some number
+    spellings: dict[str, str] = field(default_factory=dict[str, str])  # first spelling of each word
     words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])  # words of each file
 
     def add(self, cells: Cells) -> None:

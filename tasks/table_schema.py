@@ -385,7 +385,7 @@ def require_within(where: str, mean: float, deviation: float, low: float, high: 
 
 
 def _edges(where: str, value: object, low: float, high: float) -> tuple[float, ...]:
-    """Return the edges of a number's bins."""
+    """Return the edges of a number's bins, which must ascend strictly between its bounds."""
     if not isinstance(value, list) or not value:
         raise Refusal(where, value, "edges must be a list of numbers, the bounds between bins")
     edges = tuple(_number(where, "edges", edge) for edge in value)

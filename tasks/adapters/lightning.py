@@ -233,9 +233,8 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
 
     def follow(steps_per_interval: int) -> None:
         period = steps_per_interval * frequency
-        last = getattr(
-            scheduler, "total_steps", math.inf
-        )  # then a schedule such as OneCycleLR's keeps its last rate
+        # After its last step a schedule such as OneCycleLR's keeps its rate.
+        last = getattr(scheduler, "total_steps", None) or math.inf
         steps = 0
 
         def count(*_: object) -> None:

@@ -66,9 +66,8 @@ class SklearnTask:
         inputs, targets = self.held_out()
         self._row_of_zeros = inputs[:1] * 0
         self._zero_coefficients = self._check_coefficients(inputs)
-        self._partial_fit(
-            self._with(self._zero_coefficients, inputs), inputs[:2], targets[:2]
-        )  # shows errors early
+        estimator = self._with(self._zero_coefficients, inputs)
+        self._partial_fit(estimator, inputs[:2], targets[:2])  # shows errors early
 
     def _check_coefficients(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return coefficients of zero; refuse an estimator that has none, or cannot be fitted step by step."""
@@ -215,7 +214,7 @@ class SklearnTask:
 
 
 def _split_pipeline(estimator: Any) -> tuple[tuple[Any, ...], Any]:
-    """Return the transformers of a pipeline and its last step; refuse one that would be fitted on clients' data."""
+    """Return the transformers of a pipeline and its last step; refuse a transformer that is not fitted but must be."""
     from sklearn.exceptions import NotFittedError
     from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted

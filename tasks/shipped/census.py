@@ -148,4 +148,6 @@ def _read_adults(file: Path, schema: Schema) -> Examples:
 def _codes(column: Any, words: Sequence[str]) -> Tensor:
     """Return the number of each cell's word, shape (n,), -1 for other words."""
     encoded = column.combine_chunks().dictionary_encode()
-    return codes_of(words, encoded.dictionary.to_pylist())[torch.from_numpy(np.asarray(encoded.indices, np.int64))]
+    return codes_of(words, encoded.dictionary.to_pylist())[
+        torch.from_numpy(np.asarray(encoded.indices, np.int64))
+    ]
