@@ -123,10 +123,11 @@ def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
     data = _usable(model, objective, data)
     inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
     for tensor in leaves(inputs):
-        if (
-            len(data) < BATCH and tensor.is_floating_point()
-        ):  # equal rows would hide a dependence on their order
-            tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
+        repeated = tensor[
+            len(data) :
+        ]  # of fewer examples than `BATCH`; equal rows would hide that one sorts them
+        if repeated.is_floating_point():
+            repeated *= 1 + torch.rand_like(repeated)
     double = mapped(_double, (inputs, targets))
     try:
         probe = _measured(_perturbed(_copied(model).double(), objective, *double))

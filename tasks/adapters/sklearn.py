@@ -52,10 +52,8 @@ class SklearnTask:
         if getattr(estimator, "average", False):
             remedy = "its average over steps cannot be averaged over clients; leave it out"
             raise Refusal(f"{self.name}.average", estimator.average, remedy)
-        self._words: NDArray[Any] | None = (
-            None  # the classes if they are words; targets are then their numbers
-        )
         self._classes: NDArray[Any] | None = None  # numbers of the classes; None for a regressor
+        self._words: NDArray[Any] | None = None  # words of the classes; None if they are numbers
         if is_classifier(estimator):
             self._classes = np.unique(np.asarray(held_out[1] if classes is None else classes))
             if self._classes.dtype.kind == "U" and classes is not None:
