@@ -110,6 +110,7 @@ def sent_state(model: nn.Module) -> dict[str, Any]:
     kinds = {path: _trained(modules, path) for path in modules}
 
     def sent(name: str) -> bool:
+        """Return whether an entry of the state dictionary is sent."""
         path, _, own = name.rpartition(".")
         while path not in modules:  # of packed weights, which add entries under a parameter's name
             path, _, own = path.rpartition(".")

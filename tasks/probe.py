@@ -222,6 +222,7 @@ def _usable(model: nn.Module, objective: Objective, data: Data) -> Data:
     rows, trial_model = selected(data).unique().tolist(), _copied(model)
 
     def trains(rows: list[int]) -> bool:
+        """Return whether model and loss take these examples as one batch."""
         try:
             inputs, targets = data.batch(torch.tensor(rows))
             objective.loss(run_on(trial_model, inputs), targets)
@@ -314,7 +315,7 @@ class ConstantRandomness(_Mode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name == "native_dropout":
+        if name == "native_dropout":  # which then drops nothing
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         result = func(*args, **(kwargs or {}))
         if name in self.constants and isinstance(result, Tensor):

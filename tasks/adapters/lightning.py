@@ -156,9 +156,10 @@ class Stepping(nn.Module):
             del own["log"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Apply `fn`, as `to` does; the LightningModule, which stores the name of its device, must follow its parameters."""
         applied = super()._apply(fn, recurse)
         if (first := next(self.module.parameters(), None)) is not None:
-            self.module.to(first.device)  # the module keeps the name of its device
+            self.module.to(first.device)
         return applied
 
 
