@@ -150,7 +150,7 @@ class OtherWords:
         return listed([f"{listed(each.files)}: {listed(each.words)}" for each in self.sets], "; ")
 
 
-class Draft(NamedTuple):
+class SchemaDraft(NamedTuple):
     """Schema of some tables, and what a person must decide about it."""
 
     schema: Schema
@@ -158,7 +158,7 @@ class Draft(NamedTuple):
     other_words: dict[str, OtherWords]  # by the name of a column whose words differ between files
 
 
-def draft_schema(paths: Sequence[Path], label: str | None = None) -> Draft:
+def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft:
     """Return a schema that the content of tables suggests.
 
     Args:
@@ -186,7 +186,7 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> Draft:
     words = [
         _other_words(column, contents[key].words) for key, column in columns.items() if column.categories
     ]
-    return Draft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
+    return SchemaDraft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
 
 
 def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]]:
