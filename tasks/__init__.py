@@ -105,17 +105,17 @@ def load_task(
 def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that a user's class does not accept, and arguments without a default that are missing."""
     parameters = inspect.signature(make).parameters.values()
-    named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    accepted = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     accepts_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     for key, value in arguments.items():
-        if key in named or accepts_any:
+        if key in accepted or accepts_any:
             continue
         if key == "num_clients":
             remedy = f"{name} does not accept it and has its own; leave it null"
             raise Refusal("task.num_clients", value, remedy)
-        remedy = f"{name} takes no such argument; {nearest(key, named)}"
+        remedy = f"{name} takes no such argument; {nearest(key, accepted)}"
         raise Refusal(f"task.args.{key}", value, remedy)
-    for key, each in named.items():
+    for key, each in accepted.items():
         if each.default is each.empty and key not in arguments:
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 

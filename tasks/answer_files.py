@@ -56,6 +56,7 @@ def _answered(question: dict[str, Any], figures: Any) -> Answered:
 
 
 def _half_width(figure: Any) -> float | None:
+    """Return half of the width of a figure's interval; None if it has none."""
     low, high = _number(figure["low"]), _number(figure["high"])
     if low is None or high is None:
         return None

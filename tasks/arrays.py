@@ -110,6 +110,7 @@ def sent_state(model: nn.Module) -> dict[str, Any]:
     kinds = {path: _trained(modules, path) for path in modules}
 
     def sent(name: str) -> bool:
+        """Return whether an entry of the state dictionary is sent."""
         path, _, own = name.rpartition(".")
         while path not in modules:  # of packed weights, which add entries under a parameter's name
             path, _, own = path.rpartition(".")
@@ -307,7 +308,7 @@ _IMMUTABLE = (int, float, str, bytes, NoneType)
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether an attribute is a number, a text, a tensor, an array, or a container of them."""
+    """Return whether `memory_of` restores a value: a number, a text, a tensor, an array, or a container of them."""
     if isinstance(value, list | tuple | set):
         return all(map(_is_plain, value))
     if isinstance(value, dict):

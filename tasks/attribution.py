@@ -43,8 +43,8 @@ def check_method(name: str) -> None:
         remedy = f"needs {NEEDED_DATA[method]}: that is a release without a ledger entry; use {METHOD}"
         raise Refusal("--explain", name, remedy)
     if method != METHOD:
-        known = nearest(method, [METHOD, *NEEDED_DATA])
-        raise Refusal("--explain", name, known.replace("known", f"use {METHOD}; known"))
+        remedy = nearest(method, [METHOD, *NEEDED_DATA]).replace("known", f"use {METHOD}; known")
+        raise Refusal("--explain", name, remedy)
 
 
 def integrated_gradients(

@@ -313,9 +313,8 @@ class Union:
             for part, first, (start, stop) in zip(self.parts, self.first, pairwise(bounds), strict=False)
             if stop > start
         ]
-        return _concatenated([inputs for inputs, _ in batches]), torch.cat(
-            [targets for _, targets in batches]
-        )
+        inputs, targets = zip(*batches, strict=True)
+        return _concatenated(inputs), torch.cat(targets)
 
 
 Data = Examples | LazyExamples

@@ -55,7 +55,7 @@ def check_made_here(model: nn.Module) -> None:
 
 
 def units(name: str) -> int:
-    """Return the number of GPUs of a device's name, or else of cores; no GPU is initialised."""
+    """Return how many processes can train at once on a device of this name: GPUs or else cores; no GPU is initialised."""
     if name == "mps" or ":" in name:
         return 1
     gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0

@@ -273,6 +273,7 @@ def _traced(model: nn.Module, run: Callable[[], Any], rows: Sequence[int]) -> di
     trace: dict[str, LayerTrace] = {}
 
     def rows_of_first(tree: Any) -> Tensor:
+        """Return these rows of the first tensor of a tree; none if it lacks them."""
         tensor = next(iter(leaves(tree)), torch.empty(0))
         if tensor.dim() == 0 or len(tensor) <= max(rows):
             return torch.empty(0)
@@ -403,6 +404,7 @@ def _collated_loss(probe: Probe) -> Dependence | None:
         return None
 
     def first_loss(items: list[Any]) -> Tensor:
+        """Return the loss of the first of these items, collated into one batch."""
         seed()
         batch = probe.on(*data.collated(items))
         outputs = batch.outputs()
@@ -480,6 +482,7 @@ def _state_of_steps(probe: Probe) -> Dependence | None:
     """Take steps on two batches in turn; neither losses nor state may depend on the batch before."""
 
     def step(rows: Sequence[int]) -> Tensor:
+        """Return the loss of some rows after a forward and a backward pass."""
         index = torch.tensor(rows)
         loss = probe.objective.loss(probe.outputs(index), probe.targets[index])
         _gradient(list(probe.parameters.values()), loss)

@@ -33,6 +33,7 @@ def stop_keeping() -> None:
 
 
 def _set(parameters: Mapping[int, int]) -> None:
+    """Set parameters of glibc's malloc; another C library has none."""
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in parameters.items():

@@ -19,7 +19,7 @@ WARNING = (
 
 
 def own_scale(read: Callable[[], Iterable[Data]]) -> str:
-    """Return STANDARD or BOUNDED if columns of the data have exactly that, as scaling by their own values makes it.
+    """Return the figures that columns have exactly if they are scaled by their own values: STANDARD or BOUNDED.
 
     Args:
       read: yields the data of clients, which are examined together; called twice. Only tables in memory are examined.
@@ -42,7 +42,7 @@ def own_scale(read: Callable[[], Iterable[Data]]) -> str:
     standard = measured & (mean.abs() < NEAR) & is_one
     if standard.any() and any(len(values) > MANY for values, _ in _distinct_values(read, standard)):
         return STANDARD
-    # Declared bounds cut values off, of which several then lie on a bound, and reach it in few columns.
+    # Few columns that were scaled by declared bounds reach both, and if these clip, several values lie on one.
     bounded = (stacked["low"].amin(0) == 0) & (stacked["high"].amax(0) == 1)
     if not measured.any() or not bool(bounded[measured].all()):
         return ""

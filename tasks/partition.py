@@ -93,9 +93,7 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
     generator = _generator(how)
     order = generator.permutation(len(labels))
     pools = [order[labels[order] == label] for label in np.unique(labels)]
-    remaining = np.array(
-        [len(pool) for pool in pools]
-    )  # examples of each class, dealt from the end of its pool
+    remaining = np.array([len(pool) for pool in pools])  # of each class; dealt from the end of its pool
     concentration = how.alpha * remaining / remaining.sum()
     sizes = map(len, np.array_split(order, how.num_clients))
     shares: list[Indices] = []

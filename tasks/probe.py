@@ -122,11 +122,12 @@ def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
     """Return the probe in double precision, or in the model's own if its code requires that."""
     data = _usable(model, objective, data)
     inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
-    for tensor in leaves(
-        inputs
-    ):  # of few examples some are repeated; equal rows would hide a dependence on their order
-        if len(data) < BATCH and tensor.is_floating_point():
-            tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
+    for tensor in leaves(inputs):
+        repeated = tensor[
+            len(data) :
+        ]  # of fewer examples than `BATCH`; equal rows would hide that one sorts them
+        if repeated.is_floating_point():
+            repeated *= 1 + torch.rand_like(repeated)
     double = mapped(_double, (inputs, targets))
     try:
         probe = _measured(_perturbed(_copied(model).double(), objective, *double))
@@ -221,6 +222,7 @@ def _usable(model: nn.Module, objective: Objective, data: Data) -> Data:
     rows, trial_model = selected(data).unique().tolist(), _copied(model)
 
     def trains(rows: list[int]) -> bool:
+        """Return whether model and loss take these examples as one batch."""
         try:
             inputs, targets = data.batch(torch.tensor(rows))
             objective.loss(run_on(trial_model, inputs), targets)
@@ -313,7 +315,7 @@ class ConstantRandomness(_Mode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name == "native_dropout":
+        if name == "native_dropout":  # which then drops nothing
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         result = func(*args, **(kwargs or {}))
         if name in self.constants and isinstance(result, Tensor):

@@ -28,7 +28,8 @@ ROUNDING = 1e-5  # relative difference of a client's number that was computed tw
 def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
     """Refuse data whose items depend on the items that were read before.
 
-    Items are read several times: data with an own random generator differ also after the same items, and pass.
+    A batch is read several times after each of two others. Data with a random generator of their own differ also after
+    the same batch, and pass.
 
     Args:
       read: returns a batch.
@@ -47,7 +48,8 @@ def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callab
     with quiet_generators():
         examples_after(one)  # a cache that the first reading fills is no memory of examples
         readings = [examples_after(reading) for reading in (one, other) * READINGS]
-    if alike(readings[::2]) and alike(readings[1::2]) and not alike(readings):
+    after_one, after_other = readings[::2], readings[1::2]
+    if alike(after_one) and alike(after_other) and not alike(readings):
         remedy = "let the data set and its transform keep nothing of the items that they read"
         raise Refusal("data", "an example differs after another one was read", remedy)
 
@@ -68,9 +70,8 @@ def check_order(task: Task) -> None:
         return
     repeated = _contents(task, clients)  # data that differ in the same order too are random
     suspects = [client for client in changed if forward[client] == repeated[client]]
-    for client in suspects[
-        :: max(1, len(changed) - 1)
-    ]:  # two at most: each takes two readings of all clients
+    # Two at most, since each takes two readings of all clients.
+    for client in suspects[:: max(1, len(changed) - 1)]:
         a, b = (np.frombuffer(_contents(task, order, whole=client)[client]) for order in orders)
         rounding = ROUNDING * float(np.abs(np.nan_to_num(a)).max(initial=0)) / 100
         if a.shape != b.shape or not np.allclose(a, b, ROUNDING, rounding, equal_nan=True):

@@ -49,7 +49,7 @@ def shapes(
     """
     if (numbers := [each.name for each in schema.numbers]) and not lines:
         raise Refusal("task.model", ", ".join(numbers), "have no bins; train with task.model=gam")
-    if len(bias) == 2:
+    if len(bias) == 2:  # log-odds
         weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
     offset_of_label, scale_of_label = schema.unit
     weight, bias = scale_of_label * weight, offset_of_label + scale_of_label * bias
@@ -57,7 +57,7 @@ def shapes(
     intercept, curves, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:
         values = weight[:, start : start + column.width].astype(np.float64)
-        if not column.categories and not column.edges:
+        if not column.categories and not column.edges:  # a line, by its values at the bounds
             offset, scale = column.scale
             values = values * ((np.array([column.low, column.high]) - offset) / scale)
         mean = values.mean(1)
@@ -76,8 +76,7 @@ def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.floa
     else:
         shape["edges"] = [column.low, *column.edges, column.high]
     shape["values"] = values.tolist()
-    if column.categories or (
-        column.edges and column.missing is None
-    ):  # else a number stands for a missing one
+    # A number that is an input, or has `missing`, never lacks a value: another number stands for it.
+    if column.categories or (column.edges and column.missing is None):
         shape["missing"] = missing.tolist()
     return shape

@@ -39,9 +39,7 @@ class Content:
     numeric: bool = True  # whether it holds numbers and at most MAX_MISSING words
     odd_words: set[str] = field(default_factory=set[str])  # words among numbers
     codes: set[float] = field(default_factory=set[float])  # numbers of CODES
-    spellings: dict[str, str] = field(
-        default_factory=dict[str, str]
-    )  # first spelling of each word, to some number
+    spellings: dict[str, str] = field(default_factory=dict[str, str])  # first spelling of each word
     words: dict[Path, set[str]] = field(default_factory=dict[Path, set[str]])  # words of each file
 
     def add(self, cells: Cells) -> None:
@@ -152,7 +150,7 @@ class OtherWords:
         return listed([f"{listed(each.files)}: {listed(each.words)}" for each in self.sets], "; ")
 
 
-class Draft(NamedTuple):
+class SchemaDraft(NamedTuple):
     """Schema of some tables, and what a person must decide about it."""
 
     schema: Schema
@@ -160,7 +158,7 @@ class Draft(NamedTuple):
     other_words: dict[str, OtherWords]  # by the name of a column whose words differ between files
 
 
-def draft_schema(paths: Sequence[Path], label: str | None = None) -> Draft:
+def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft:
     """Return a schema that the content of tables suggests.
 
     Args:
@@ -188,7 +186,7 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> Draft:
     words = [
         _other_words(column, contents[key].words) for key, column in columns.items() if column.categories
     ]
-    return Draft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
+    return SchemaDraft(schema, left_out, {each.column.name: each for each in words if len(each.sets) > 1})
 
 
 def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]]:

@@ -488,6 +488,7 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _parquet(file: Path) -> OpenTable:
+    """Open a Parquet file."""
     opened: Any = import_module("pyarrow.parquet").ParquetFile(file)
     header: list[str] = opened.schema_arrow.names
 

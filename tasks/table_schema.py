@@ -325,6 +325,7 @@ class _Words(yaml.BaseLoader):
 
 
 def _column(where: str, name: str, definition: object) -> Column:
+    """Return the column of a definition, a mapping with keys among COLUMN_KEYS."""
     values = _mapping(where, definition, COLUMN_KEYS)
     required = values.get("required", "false")
     if required not in ("true", "false"):
@@ -385,7 +386,7 @@ def require_within(where: str, mean: float, deviation: float, low: float, high: 
 
 
 def _edges(where: str, value: object, low: float, high: float) -> tuple[float, ...]:
-    """Return the edges of a number's bins."""
+    """Return the edges of a number's bins, which must ascend strictly between its bounds."""
     if not isinstance(value, list) or not value:
         raise Refusal(where, value, "edges must be a list of numbers, the bounds between bins")
     edges = tuple(_number(where, "edges", edge) for edge in value)
@@ -437,6 +438,7 @@ def _categories(where: str, value: object) -> tuple[tuple[str, ...], ...]:
 
 
 def _mapping(where: str, value: object, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return a mapping whose keys are among these; refuse any other value."""
     if not isinstance(value, dict):
         raise Refusal(where, value, f"must be a mapping with the keys {', '.join(keys)}")
     for key in value:
@@ -452,6 +454,7 @@ def _list(where: str, key: str, value: object) -> tuple[str, ...]:
 
 
 def _number(where: str, key: str, value: object) -> float:
+    """Return the number of a key, from the text that `_Words` reads; refuse what is no finite number."""
     if value is None:
         text = f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"
         raise Refusal(where, None, text)

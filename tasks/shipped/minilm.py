@@ -156,12 +156,12 @@ def frozen_outputs(folder: Path, tokens: Tensor, layers: int = LAYERS - 1, batch
     """
     weights = _read(folder, "embeddings.")
     stack = [read_layer(folder, number) for number in range(layers)]
-    places = weights["position_embeddings.weight"][: tokens.shape[1]]
-    around = places + weights["token_type_embeddings.weight"][0]
+    positions = weights["position_embeddings.weight"][: tokens.shape[1]]
+    offsets = positions + weights["token_type_embeddings.weight"][0]
     parts: list[Tensor] = []
     for numbers in tokens.split(batch):
         mask = numbers != 0
-        outputs = weights["word_embeddings.weight"][numbers] + around
+        outputs = weights["word_embeddings.weight"][numbers] + offsets
         norm = weights["LayerNorm.weight"], weights["LayerNorm.bias"]
         outputs = nn.functional.layer_norm(outputs, (WIDTH,), *norm, eps=NORM_EPSILON)
         for layer in stack:

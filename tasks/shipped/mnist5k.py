@@ -116,8 +116,8 @@ def straightened(images: NDArray[np.float32]) -> NDArray[np.float32]:
     shift = (slant[:, None] * y)[:, :, None]  # of each row, in pixels, interpolated between two
     whole = np.floor(shift)
     source = (columns + whole).astype(np.int64)
-    left, right = (_gather(images, source + step) for step in (0, 1))
-    return left + (shift - whole) * (right - left)
+    pixels, next_pixels = (_gather(images, source + step) for step in (0, 1))
+    return pixels + (shift - whole) * (next_pixels - pixels)
 
 
 def gabor_filters() -> Tensor:

@@ -67,7 +67,7 @@ class Wavelets:
         fourier = torch.fft.fft2(mirrored)
         fine = torch.fft.ifft2(fourier * self.fine).abs()
         coarse = torch.fft.ifft2(_every_second(fourier * self.coarse)).abs()
-        fourier = torch.fft.fft2(fine)[:, :, None] * self.coarse
+        fourier = torch.fft.fft2(fine)[:, :, None] * self.coarse  # each fine channel by each coarse wavelet
         second = torch.fft.ifft2(_every_second(fourier)).abs().flatten(1, 2)
         averages = [_averaged(each, STRIDE) for each in (mirrored, fine)]
         return torch.cat([*averages, *(_averaged(each, STRIDE // 2) for each in (coarse, second))], 1)
@@ -97,7 +97,7 @@ def _places(size: int, stride: int) -> Tensor:
     The Gaussian is that of the input; of a coarser line it lacks the frequencies that such a line does not have.
     """
     finer = size * STRIDE // stride
-    reach = torch.arange(-2 * finer, 3 * finer, dtype=torch.float64)
+    reach = torch.arange(-2 * finer, 3 * finer, dtype=torch.float64)  # five periods, summed below
     bell = torch.exp(-(reach**2) / (2 * AVERAGE**2)) / (math.sqrt(2 * math.pi) * AVERAGE)
     spectrum = torch.fft.fft(bell.unflatten(0, (5, finer)).sum(0)).real
     frequencies = torch.cat([spectrum[: size // 2], spectrum[finer - size // 2 :]])
@@ -116,9 +116,12 @@ def _wavelet(size: tuple[int, int], scale: int, angle: float) -> Tensor:
 
 def _gabor(size: tuple[int, int], width: float, angle: float, frequency: float) -> Tensor:
     """Return a plane wave under an elliptic Gaussian, wrapped around a torus of `size`."""
-    reach = [torch.arange(-2 * each, 3 * each, dtype=torch.float64) for each in size]
+    reach = [
+        torch.arange(-2 * each, 3 * each, dtype=torch.float64) for each in size
+    ]  # five periods, summed below
     y, x = torch.meshgrid(*reach, indexing="ij")
-    along, aside = y * math.cos(angle) + x * math.sin(angle), x * math.cos(angle) - y * math.sin(angle)
+    along = y * math.cos(angle) + x * math.sin(angle)
+    aside = x * math.cos(angle) - y * math.sin(angle)
     bell = torch.exp(-(along**2 + (SLANT * aside) ** 2) / (2 * width**2)) * SLANT / (2 * math.pi * width**2)
     wave = torch.polar(bell, frequency * along)
     return wave.unflatten(1, (5, size[1])).sum(1).unflatten(0, (5, size[0])).sum(0)

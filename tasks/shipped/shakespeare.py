@@ -94,14 +94,15 @@ class Characters:
         """
         digits = torch.tensor([ALPHABET.index(str(digit)) for digit in range(10)])
         start = torch.from_numpy(_codes(" " * CONTEXT + secret.prefix))
-        losses, prefixes = torch.zeros(1, dtype=torch.float64), torch.zeros((1, 0), dtype=torch.int64)
+        # The numbers with the digits so far, in ascending order: their codes, and the model's loss on each.
+        numbers, losses = torch.zeros((1, 0), dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
             for _ in range(DIGITS):
-                contexts = torch.cat([start.expand(len(prefixes), -1), prefixes], 1)[:, -CONTEXT:]
-                each = -model(contexts)[:, 0].double().log_softmax(-1)[:, digits]
-                losses = (losses[:, None] + each).flatten()
-                last = digits.repeat(len(prefixes))[:, None]
-                prefixes = torch.cat([prefixes.repeat_interleave(10, 0), last], 1)
+                contexts = torch.cat([start.expand(len(numbers), -1), numbers], 1)[:, -CONTEXT:]
+                loss_of_next = -model(contexts)[:, 0].double().log_softmax(-1)[:, digits]
+                losses = (losses[:, None] + loss_of_next).flatten()
+                next_digits = digits.repeat(len(numbers))[:, None]
+                numbers = torch.cat([numbers.repeat_interleave(10, 0), next_digits], 1)
         assert len(losses) == CANDIDATES
         return losses.numpy()
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,6 @@ from fedveil.__main__ import run
 from fedveil.configs.strict import read_group
 from fedveil.deployment.device.client_bundle import TaskChoice
 from fedveil.tasks import DEALT, load_task
-from fedveil.tasks.flwr_partition import flwr_shares
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -295,19 +293,6 @@ def test_a_partitioner_of_flwr_datasets_deals_a_pool(how: str, clients: int) -> 
     assert run(["simulate", *task.split(), *f"{FLWR}{how}".split(), *RUN]) == 0
     assert (result()["population"], result()["partition"]) == (clients, "flwr")
     assert fv.load("run", allow_modules=["wards"]).model is not None
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_partitioner_sees_labels_and_seed_and_deals_each_example_once() -> None:
-    pytest.importorskip("flwr_datasets")
-    how = {"target": f"{FLWR.split('=')[-1]}DirichletPartitioner", "args": {"alpha": 0.1}, "num_clients": 4}
-    labels = np.arange(400) % 4
-    first, again = (flwr_shares({**how, "seed": 3}, labels) for _ in range(2))
-    other = flwr_shares({**how, "seed": 4}, labels)
-    assert np.array_equal(np.sort(np.concatenate(first)), np.arange(400))
-    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
-    assert [len(each) for each in first] != [len(each) for each in other]
-    assert max(np.bincount(labels[first[0]], minlength=4)) > len(first[0]) / 2  # alpha 0.1 is skewed
 
 
 @pytest.mark.filterwarnings("ignore")
