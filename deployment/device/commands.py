@@ -121,16 +121,11 @@ def roster(
         print(change_between(bundle.identity.roster, new_roster))
         print(f"signed: send {written} to the holder of the authority")
         return 0
-    current, vouched = bundle.identity.roster, bundle.identity.policy.peers
+    current, peers = bundle.identity.roster, bundle.identity.policy.peers
     waiting, changes = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
     if as_json:
         members = [
-            {
-                "name": m.name,
-                "node": m.node,
-                "fingerprint": m.fingerprint,
-                "vouched": m.fingerprint in vouched,
-            }
+            {"name": m.name, "node": m.node, "fingerprint": m.fingerprint, "vouched": m.fingerprint in peers}
             for m in current.members
         ]
         plain = {"version": current.version, "hash": current.hash.hex(), "members": members}
@@ -141,7 +136,7 @@ def roster(
     width = max(len(member.name) for member in current.members)
     for member in current.members:
         note = "this device" if member.node == bundle.settings.node else ""
-        if member.fingerprint in vouched:
+        if member.fingerprint in peers:
             note = "vouched for"
         print(f"  {member.name:{width}}  {member.fingerprint}  {note}".rstrip())
     for each in changes:
