@@ -33,8 +33,8 @@ from .cosignature import write_cosignature
 from .device import device_name
 from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
+from .order_policy import DEALS
 from .owner_policy import OwnerPolicy
-from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 
 NOT_RUNNING, REFUSED = 1, 2
