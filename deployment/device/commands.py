@@ -41,8 +41,8 @@ NOT_RUNNING, REFUSED = 1, 2
 JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
 # Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, and
 # a replaced authority does not return.
-LASTING = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-LASTING |= {agent.JOURNAL, ROLLOVERS, WAITING}
+ROSTERS = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+LASTING = ROSTERS | {agent.JOURNAL, ROLLOVERS, WAITING}
 # The ledgers, and what goes with them: without it an owner opens no receipt of them, a run may have the device in a second
 # arm, and the device does not notice an older copy of a ledger.
 WITH_LEDGERS = {LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE}
