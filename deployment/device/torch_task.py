@@ -99,7 +99,7 @@ class TorchTask:
             raise Refusal("schema", schema.name, remedy)
         if record and record.per_person is not None:
             names_of(data_of(task, self._client), f"client {self._client}")  # or refuses
-        check_optimizer(task, order.training, record and 1.0)
+        check_optimizer(task, order.training, record and 1.0)  # with noise on records, however much
         if released is not None:
             from ...tasks.model_columns import read_released  # tables, not needed for training
 
