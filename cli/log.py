@@ -9,8 +9,7 @@ from pathlib import Path
 from ..base.refusal import Refusal, refusing
 from ..configs.bundle_files import read_file
 from ..deployment.device.client_bundle import read_client_bundle
-from ..deployment.device.log_copy import FORK, LogCopy
-from ..deployment.device.log_witnesses import stored_cosignatures
+from ..deployment.device.log_copy import FORK, LogCopy, stored_cosignatures
 from ..deployment.serve import RUNS
 from ..evidence.binding.witnesses import note_witnesses
 from ..links.cosigned_heads import CosignedHeads, read_cosigned

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -29,48 +30,44 @@ ANSWER_SECONDS = 60.0  # a device that trains answers after its training, and ge
 Certificates = Callable[[], Mapping[str, str]]
 
 
+@dataclass
 class CertificateDelivery:
     """Delivery to the devices of a grid.
 
-    Args:
+    Attributes:
       grid: reaches them.
       connected_since: returns the connected nodes, and the Unix second since which each is.
       certificates: returns the newest certificates in PEM, by node.
       rollovers: returns those of the authority.
+      facts: last report of each node.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        connected_since: Callable[[], Mapping[int, float]],
-        certificates: Certificates,
-        rollovers: Callable[[], Sequence[Rollover]] = tuple,
-    ) -> None:
-        self._grid, self._connected_since, self._certificates = grid, connected_since, certificates
-        self._rollovers = rollovers
-        self._announced: dict[
-            int, tuple[float, str, str]
-        ] = {}  # by node, what its stream was sent last; see `deliver`
-        self.facts: dict[int, DeviceFacts] = {}
+    grid: Grid
+    connected_since: Callable[[], Mapping[int, float]]
+    certificates: Certificates
+    rollovers: Callable[[], Sequence[Rollover]] = tuple
+    facts: dict[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
+    # By node, what its stream was sent last: since when it is connected, its certificate, and the rollovers.
+    _announced: dict[int, tuple[float, str, str]] = field(default_factory=dict[int, tuple[float, str, str]])
 
     @property
     def is_settled(self) -> bool:
         """Whether each connected device has answered since it connected."""
         announced = {node: since for node, (since, *_) in self._announced.copy().items()}
-        return all(announced.get(node) == since for node, since in self._connected_since().items())
+        return all(announced.get(node) == since for node, since in self.connected_since().items())
 
     def deliver(self) -> int:
         """Deliver pending certificates to connected devices, and return how many have answered."""
-        certificates, chain = self._certificates(), self._rollovers()
+        certificates, chain = self.certificates(), self.rollovers()
         rollovers = write_chain(chain) if chain else ""
         pending: dict[int, tuple[float, str, str]] = {}
-        for node, since in self._connected_since().items():
+        for node, since in self.connected_since().items():
             news = (since, certificates.get(str(node), ""), rollovers)
             if self._announced.get(node) != news:
                 pending[node] = news
         messages = [renewal_to(node, pem, text) for node, (_, pem, text) in pending.items()]
         answered = 0
-        for reply in self._grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
+        for reply in self.grid.send_and_receive(messages, timeout=ANSWER_SECONDS) if messages else ():
             node, answered = reply.metadata.src_node_id, answered + 1
             if (facts := read_facts(reply)) is not None:
                 self.facts[node] = facts

@@ -146,8 +146,7 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
         latest = time.time() + within * DAY_SECONDS
         for issued in select_clients(desk.register, names or ["*"]):
             if issued.not_after <= latest:
-                certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
-                pem = _certificate(desk, issued.name, _p256(certificate))
+                pem = _certificate(desk, issued.name, _p256(issued.certificate))
                 desk = replace(desk, register=desk.register.with_client(replace(issued, certificate=pem)))
         return publish(desk)
 
@@ -295,7 +294,7 @@ def _with_server(desk: Desk) -> Desk:
     if register.server and register.hosts == hosts:
         return desk
     if register.server:
-        public = _p256(x509.load_pem_x509_certificate(register.server.encode()))
+        public = _p256(register.server)
     else:
         key = new_tls_key()
         public = key.public_key()
@@ -358,13 +357,11 @@ def _renew_under_authority(desk: Desk) -> Register:
     """
     register, authority, days = desk.register, desk.authority, desk.federation.content.certificate_days
     for issued in register.admitted:
-        certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
-        if not issued_by(certificate, authority.ca_pem):
-            pem = _certificate(desk, issued.name, _p256(certificate))
+        if not _is_by(authority, issued.certificate):
+            pem = _certificate(desk, issued.name, _p256(issued.certificate))
             register = register.with_client(replace(issued, certificate=pem))
-    server_certificate = x509.load_pem_x509_certificate(register.server.encode())
-    public, hosts = _p256(server_certificate), register.hosts
-    if not issued_by(server_certificate, authority.ca_pem):
+    public, hosts = _p256(register.server), register.hosts
+    if not _is_by(authority, register.server):
         server = issue(authority, SERVER, public, addresses=hosts, days=days).decode()
         register = replace(register, server=server)
     if authority.former is None:
@@ -376,9 +373,14 @@ def _renew_under_authority(desk: Desk) -> Register:
     return register
 
 
-def _p256(certificate: x509.Certificate) -> EllipticCurvePublicKey:
-    """Return the key of a certificate that this desk has issued."""
-    public = certificate.public_key()
+def _is_by(authority: Authority, certificate: str) -> bool:
+    """Return whether an authority signed a certificate, in PEM."""
+    return issued_by(x509.load_pem_x509_certificate(certificate.encode()), authority.ca_pem)
+
+
+def _p256(certificate: str) -> EllipticCurvePublicKey:
+    """Return the key of a certificate, in PEM, that this desk has issued."""
+    public = x509.load_pem_x509_certificate(certificate.encode()).public_key()
     assert isinstance(public, EllipticCurvePublicKey)
     return public
 

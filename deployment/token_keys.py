@@ -51,8 +51,8 @@ def _stays(*_: object, **__: object) -> NoReturn:
     raise NotImplementedError("the key never leaves its token")
 
 
-def _itself(key: T, *_: object) -> T:
-    return key
+def _itself(self: T, memo: object = None) -> T:
+    return self
 
 
 class TokenEd25519(Ed25519PrivateKey):

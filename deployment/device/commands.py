@@ -33,16 +33,16 @@ from .cosignature import write_cosignature
 from .device import device_name
 from .device_ledger import DeviceLedger, LedgerSpending, questions_of, spent_on
 from .ledger_heads import LEDGERS, RECEIPTS
+from .order_policy import DEALS
 from .owner_policy import OwnerPolicy
-from .run_arms import DEALS
 from .run_end import LastRun, read_ended
 
 NOT_RUNNING, REFUSED = 1, 2
 JSON_KEYS = {"reason": "why", "segments": "asked", "time": "when"}  # of a question, which programs read
 # Files of the state that are never forgotten: a revoked member stays so, an answered instruction is not answered again, and
 # a replaced authority does not return.
-LASTING = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING, roster_changes.PENDING_ROSTER}
-LASTING |= {agent.JOURNAL, ROLLOVERS, WAITING}
+ROSTERS = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING, roster_changes.PENDING_ROSTER}
+LASTING = ROSTERS | {agent.JOURNAL, ROLLOVERS, WAITING}
 # The ledgers, and what goes with them: without it an owner opens no receipt of them, a run may have the device in a second
 # arm, and the device does not notice an older copy of a ledger.
 WITH_LEDGERS = {LEDGERS, RECEIPTS, DEALS, ledger_heads.FILE}
@@ -121,16 +121,11 @@ def roster(
         print(change_between(bundle.identity.roster, new_roster))
         print(f"signed: send {written} to the holder of the authority")
         return 0
-    current, vouched = bundle.identity.roster, bundle.identity.policy.peers
+    current, peers = bundle.identity.roster, bundle.identity.policy.peers
     waiting, changes = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
     if as_json:
         members = [
-            {
-                "name": m.name,
-                "node": m.node,
-                "fingerprint": m.fingerprint,
-                "vouched": m.fingerprint in vouched,
-            }
+            {"name": m.name, "node": m.node, "fingerprint": m.fingerprint, "vouched": m.fingerprint in peers}
             for m in current.members
         ]
         plain = {"version": current.version, "hash": current.hash.hex(), "members": members}
@@ -141,7 +136,7 @@ def roster(
     width = max(len(member.name) for member in current.members)
     for member in current.members:
         note = "this device" if member.node == bundle.settings.node else ""
-        if member.fingerprint in vouched:
+        if member.fingerprint in peers:
             note = "vouched for"
         print(f"  {member.name:{width}}  {member.fingerprint}  {note}".rstrip())
     for each in changes:

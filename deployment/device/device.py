@@ -47,9 +47,8 @@ from .eligibility import ROOT, obstacle
 from .last_model import FILE, LastModel
 from .ledger_heads import LEDGERS, LedgerHeads
 from .log_copy import Forked, LogCopy, expected_entries
-from .order_policy import accept_order, require_cohorts_roster
+from .order_policy import accept_order, require_arm, require_cohorts_roster
 from .record_privacy import RecordPlanner
-from .run_arms import require_arm
 from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model needs no torch

@@ -1,15 +1,19 @@
-"""Check of a server's order against the device owner's policy, and the cost of following it."""
+"""Checks of a server's order by a device: its owner's policy, its arm and its roster; and the cost of following the order."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
+from ...base.bounded_decoding import Undecodable, read_json
+from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
 from ...client.private_update import NotTrained
 from ...messages.training_order import (
@@ -23,6 +27,7 @@ from ...messages.training_order import (
 )
 from ...messages.wire import FAILED, OWNERS_POLICY, read_attempt, read_round, sum_spec_of
 from ...privacy.accounting.events import Gaussian, gaussian_event
+from ...privacy.arms import Arm
 from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.secagg.roster import Roster
@@ -41,6 +46,10 @@ MODES_OF_QUESTIONS = {
     Unit.RECORD: (ModeName.RECORD, ModeName.RECORD_DISTRIBUTED),
 }
 TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees this client's single update
+DEALS = (
+    "deals.json"  # in the state folder: by run the deal's key, its number of arms, and the device's own arm
+)
+MAX_RUNS = 1000  # stored runs; the oldest are dropped
 
 
 @dataclass(frozen=True)
@@ -244,3 +253,44 @@ def _allowed(mode: ModeName, terms: AttemptTerms | None, policy: OwnerPolicy) ->
     if terms:
         return mode in (ModeName.CLIENT_DISTRIBUTED, ModeName.RECORD, *STEP_MODES)
     return mode is ModeName.RECORD or (policy.trust_server and mode in CENTRAL_MODES)
+
+
+def require_arm(arm: Arm, name: str, run: str, state: Path) -> None:
+    """Refuse a round of another arm than this device's, or of a second one in its run, and record the first.
+
+    A device in one arm loses only that arm's releases. A second deal of a run, or a new name, would put it into two.
+
+    Args:
+      arm: of the round, from the order.
+      name: of the device in the roster.
+      run: its name, the same after a resume.
+      state: the device's folder.
+
+    Raises:
+      Refusal: the arm or the deal is another; the sentence names it.
+    """
+    if not arm.holds(name):
+        remedy = f"this client is in arm {arm.deal.arm_of(name)} of that deal"
+        raise Refusal("arm", arm.number, remedy)
+    stored_deals, deal = _read_deals(state), [arm.deal.key, arm.deal.arms, arm.number]
+    if stored_deals.get(run) == deal:
+        return
+    if stored_deals.setdefault(run, deal) != deal:
+        raise Refusal("deal", arm.deal.key, f"run {run} already dealt its clients, and each has one arm")
+    newest = dict(list(stored_deals.items())[-MAX_RUNS:])
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(state / DEALS, json.dumps(newest).encode())
+
+
+def _read_deals(state: Path) -> dict[str, list[str | int]]:
+    """Return the stored deals by run; see `DEALS`."""
+    path = state / DEALS
+    if not path.exists():
+        return {}
+    try:
+        deals = read_json(path.read_text(encoding="utf-8"))
+    except (Undecodable, UnicodeDecodeError) as error:
+        raise Refusal("file", str(path), "cannot be read; restore it, or refuse runs that tune") from error
+    if not isinstance(deals, dict):
+        raise Refusal("file", str(path), "is not a list of deals; restore it")
+    return deals

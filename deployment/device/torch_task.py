@@ -52,7 +52,7 @@ class TorchTask:
         # A run has one scaling and one share of held-out records; a question before its rounds has others.
         self._scaled_bench = lru_cache(maxsize=2)(self._new_scaled_bench)
         self._bench = lru_cache(maxsize=2)(self._new_bench)
-        self._agreement = lru_cache(maxsize=2)(lambda scaling: agreement_of(self._scaled_bench(scaling).task))
+        self._agreement = lru_cache(maxsize=2)(self._new_agreement)
         num_clients = self._own_bench.task.num_clients
         if not 0 <= client < num_clients:
             raise Refusal("task.client", client, f"the task has clients 0 to {num_clients - 1}")
@@ -60,10 +60,14 @@ class TorchTask:
         check_owners_data(self._own_bench.task, client)
 
     def _new_scaled_bench(self, scaling: str) -> Workbench:
+        """Return the workbench whose task scales columns by the order's moments, in JSON; empty scales none."""
         if not scaling:
             return self._own_bench
         options = {**self._settings.task_options, "moments": json.loads(scaling)}
         return Workbench(replace(self._settings, task_options=options))
+
+    def _new_agreement(self, scaling: str) -> str | None:
+        return agreement_of(self._scaled_bench(scaling).task)
 
     def _new_bench(
         self, held_out: float | None, alone: bool, group_equal_rows: bool, scaling: str
@@ -95,7 +99,7 @@ class TorchTask:
             raise Refusal("schema", schema.name, remedy)
         if record and record.per_person is not None:
             names_of(data_of(task, self._client), f"client {self._client}")  # or refuses
-        check_optimizer(task, order.training, record and 1.0)
+        check_optimizer(task, order.training, record and 1.0)  # with noise on records, however much
         if released is not None:
             from ...tasks.model_columns import read_released  # tables, not needed for training
 

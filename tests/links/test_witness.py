@@ -20,8 +20,7 @@ from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment import serve as serving
 from fedveil.deployment.device.client_bundle import read_client_bundle
-from fedveil.deployment.device.log_copy import LogCopy
-from fedveil.deployment.device.log_witnesses import BRANCHES
+from fedveil.deployment.device.log_copy import BRANCHES, LogCopy
 from fedveil.evidence.binding.signatures import make_key
 from fedveil.links.cosigned_heads import FILE, CosignedHeads, read_cosigned
 from fedveil.links.log_export import LogExport, to_text

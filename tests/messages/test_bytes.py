@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.base.bounded_decoding import build, plain_of, read_json
 from fedveil.base.refusal import Refusal
-from fedveil.deployment.device import ledger_heads, run_arms, run_end
+from fedveil.deployment.device import ledger_heads, order_policy, run_end
 from fedveil.links.enrolment.messages import Ask, Reply, decode, send
 from fedveil.links.log_export import ConsistencyProof, InclusionProof, LogDocument, LogExport, to_text
 from fedveil.links.log_wire import LOG_RECORD, log_of, log_record
@@ -174,8 +174,8 @@ def test_the_state_of_a_run_and_of_a_device_is_read_as_before(tmp_path: Path) ->
     file_with(tmp_path, run_end.ENDED, KEPT["ended"])
     ended = run_end.LastRun("run 1", "finished", 3, "2026-11-30T00:00:00+00:00", "model.safetensors")
     assert run_end.read_ended(tmp_path) == ended
-    file_with(tmp_path, run_arms.DEALS, KEPT["deals"])
-    assert run_arms._read_deals(tmp_path) == json.loads(KEPT["deals"])
+    file_with(tmp_path, order_policy.DEALS, KEPT["deals"])
+    assert order_policy._read_deals(tmp_path) == json.loads(KEPT["deals"])
 
 
 def test_nameless_leftover_of_a_process_is_not_a_new_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import fedveil as fv
 from fedveil.base.refusal import Refusal
 from fedveil.cli.plan import require_accepted
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.deployment.device.run_arms import require_arm
+from fedveil.deployment.device.order_policy import require_arm
 from fedveil.evidence.binding.recompute_ledger import main as recomputed
 from fedveil.evidence.content import report_of
 from fedveil.evidence.page import page_of
