@@ -174,4 +174,5 @@ def _row_of(task: Task) -> str:
 
 
 def _describe_tensor(inputs: Any) -> str:
+    """Return shape and type of a tensor in words."""
     return f"shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}"
