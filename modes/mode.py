@@ -415,8 +415,7 @@ class Mode:
     def client_plan(self, client: ClientSettings) -> Plan:
         """Return the plan of the rounds that one client's own ledger is charged for: of the data set whose records lose most.
 
-        Args:
-          client: settings of the clients, with the noise that `instruct` planned.
+        The clients have the settings that `instruct` returned.
         """
         raise NotImplementedError
 

@@ -115,11 +115,8 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
 def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
     """Return the plan of the sums, and why the remaining rounds of a resumed run cannot be paid; empty where they can.
 
-    Its noise is that with which the run began, or the least for the remaining budget.
-
-    Args:
-      run: about to begin or resume.
-      ledger: of all clients, open; None before a simulation opens it, whose noise is that of an empty one.
+    Its noise is that with which the run began, or the least for the remaining budget; for that of an empty ledger, in a
+    simulation, no ledger is open yet.
     """
     federation, saved = run.federation, run.saved
     rounds = federation.settings.rounds_left(run.checkpoint.state.round)

@@ -101,8 +101,7 @@ def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
 def recognised(row: Fields) -> float:
     """Return the largest true positive rate of any membership test with false positive rate `FALSE_POSITIVE`.
 
-    Args:
-      row: of the privacy of a result, with the curve that newer releases keep or without it.
+    It follows from a row of a result, by its curve or, in those of earlier releases, by epsilon and delta.
     """
     curve = row.get("curve")
     miss_rates: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}

@@ -260,10 +260,7 @@ def close(folder: Path, ledger: Ledger | None, heads: Mapping[str, Head]) -> Non
 
 
 def close_again(folder: Path) -> None:
-    """Close a run whose process ended between its result and its close; do nothing for any other.
-
-    Args:
-      folder: of a run that has ended, by its result.
+    """Close a run, by its folder, whose process ended between its result and its close; do nothing for any other.
 
     Raises:
       Refusal: its ledger cannot be read or written.

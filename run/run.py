@@ -186,12 +186,7 @@ def _ask_first(environment: Environment, run: Run) -> Run:
 
 
 def _reach_of_all(federation: Federation, timeout: float) -> Reach:
-    """Return the terms on which all clients answer a query, whoever is drawn for the round.
-
-    Args:
-      federation: its population and randomness.
-      timeout: seconds for the replies of one exchange.
-    """
+    """Return the terms on which all clients answer a query within these seconds, whoever is drawn for the round."""
     return Reach(answers_of(with_everybody(federation)), timeout, federation.randomness)
 
 
@@ -365,11 +360,7 @@ class _Rounds:
         return None
 
     def score(self, models: Sequence[Arrays], number: int) -> tuple[float, ...]:
-        """Return each arm's score by its clients; minus infinity if it cannot be estimated.
-
-        Args:
-          models: of the arms, in their order.
-          number: of the round before the comparison.
+        """Return each arm's score by its clients; minus infinity if it cannot be estimated. Arguments as of `Query.scores`.
 
         Raises:
           Unscored: no arm's score can be estimated.

@@ -176,14 +176,7 @@ def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tupl
 
 @contextmanager
 def as_a_run_wrote(folder: Path) -> Generator[None]:
-    """Refuse files of a run whose content no run could have written.
-
-    Args:
-      folder: of the run.
-
-    Raises:
-      Refusal: a value is missing in them, or is of another kind.
-    """
+    """Refuse files of a run in which the block finds a value missing, or of another kind than any run has written."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as problem:

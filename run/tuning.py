@@ -70,11 +70,7 @@ def _reported(task: Task) -> dict[str, float]:
 
 
 def require_arms(federation: Federation, tuning: Tuning) -> None:
-    """Refuse arms without clients, or with too few for an encrypted sum to hide each.
-
-    Raises:
-      Refusal: an arm is too small; the sentence names it.
-    """
+    """Refuse arms without clients, or with too few for an encrypted sum to hide each; the sentence names the arm."""
     if not tuning.values:
         return
     names = federation.population.names

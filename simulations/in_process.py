@@ -88,9 +88,7 @@ class InProcessGrid(AskingGrid):
     ) -> Iterator[Message]:
         """Call the app for every message and yield its replies: one by one here, or all at once from the workers.
 
-        Args:
-          messages: at most one to each client.
-          timeout: not used; each client has its deadline.
+        Arguments as of Flower's `Grid`; at most one message goes to each client, and its deadline stands for the timeout.
         """
         if self.workers > 1:
             yield from self._exchange_in_workers(list(messages))
