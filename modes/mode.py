@@ -358,11 +358,7 @@ class Mode:
         return []
 
     def evaluation(self, noise_multiplier: float) -> Plan:
-        """Return the plan of one evaluation at all clients.
-
-        Raises:
-          Refusal: the sums of this mode hide neither clients alone nor records.
-        """
+        """Return the plan of one evaluation at all clients; refuse it where sums hide neither clients alone nor records."""
         field, value = self.parts.settings.query_fields["evaluation"]
         raise Refusal(field, value, f"{HIDDEN_CLIENTS} or record_distributed")
 

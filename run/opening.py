@@ -47,7 +47,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
             yield _started(ask(run))
         return
     planned = None
-    if federation.simulated:  # its ledger is new, and lies in the folder that is not made for a refused run
+    if federation.simulated:  # planned as for an empty ledger, and before its folder is made
         planned = _planned(run, None)
         if not run.resumed:
             require_use(federation, planned[0])
@@ -146,21 +146,12 @@ def _privacy(run: Run, ledger: Ledger, budget: Budget, plan: Plan) -> SumPrivacy
 
             target = None if mode.promises[0].noise_multiplier is not None else budget
             plan = within_records(plan, shared, target, "privacy", later_events(run.federation))
-    prior, finished, source = (
-        tuple(ledger.events(Adversary.MODEL)),
-        run.checkpoint.state.round,
-        mode.sum_source,
-    )
     if run.federation.simulated:  # a resumed simulation plans all of its rounds again
-        prior, finished, source = (), 0, None
-    return SumPrivacy(
-        plan,
-        ledger,
-        metrics_share=mode.metrics_share(plan),
-        adaptation=mode.adaptation(plan, prior, finished),
-        units=mode.units,
-        source=source,
-    )
+        source, adaptation = None, mode.adaptation(plan, (), 0)
+    else:
+        prior = tuple(ledger.events(Adversary.MODEL))
+        source, adaptation = mode.sum_source, mode.adaptation(plan, prior, run.checkpoint.state.round)
+    return SumPrivacy(plan, ledger, mode.metrics_share(plan), adaptation, units=mode.units, source=source)
 
 
 def _noise_key(run: Run) -> bytes | None:

@@ -103,12 +103,7 @@ def _draw_epsilon(axes: Axes, rounds: list[int], history: list[dict[str, Any]]) 
 
 
 def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
-    """Write guarantees as a picture: epsilon against delta, and the smallest error rates of a test for one unit.
-
-    Args:
-      curves: at least one, by the unit's name.
-      path: of the picture.
-    """
+    """Write guarantees, by unit, as a picture: epsilon against delta, and the least error rates of a test for one unit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), dpi=120)

@@ -216,12 +216,7 @@ def read_config(path: Path) -> tuple[Fields, Fields]:
 
 
 def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each key of a configuration with its dots, and its value as an override takes it.
-
-    Args:
-      config: resolved.
-      before: what stands before each key.
-    """
+    """Yield each key of a resolved configuration with its dots, after `before`, and its value as an override takes it."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(cast("Fields", value), f"{before}{name}.")

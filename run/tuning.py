@@ -40,9 +40,8 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
     settings = federation.settings
     if not settings.tried:
         return NO_TUNING
-    if not settings.scored_at_clients and not (
-        federation.held_out_public and len(held_out_of(federation.task))
-    ):
+    has_public_data = federation.held_out_public and len(held_out_of(federation.task))
+    if not settings.scored_at_clients and not has_public_data:
         remedy = "values are compared on public held-out data, and there are none, or they count as private: set task.held_out=public if they are public, or tune.score=clients"
         raise Refusal("tune", settings.tune.name, remedy)
     key = deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex()

@@ -97,12 +97,7 @@ class InProcessGrid(AskingGrid):
             yield self.answer(message, number)
 
     def answer(self, message: Message, number: int) -> Message:
-        """Return one client's reply, called in this process.
-
-        Args:
-          message: to its node.
-          number: by which the message is named.
-        """
+        """Return the reply of a message's client, called in this process; the message gets a name from its number."""
         head = message.metadata
         return self._call(message.content, head.dst_node_id, head.message_type, number)
 
