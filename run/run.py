@@ -253,7 +253,7 @@ def _run_rounds(
         difference_bits=down if isinstance(down, int) else None,
         buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
     )
-    ending = _with_status_of_rest(progress, rounds.run(loop))
+    ending = _with_final_status(progress, rounds.run(loop))
     progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{federation.population.resumption(run.folder)} goes on from here")
@@ -278,8 +278,8 @@ def _participants(run: Run, grid: Grid) -> Participants:
     )
 
 
-def _with_status_of_rest(progress: Progress, ending: Ending) -> Ending:
-    """Return the ending with the status and the reason of rounds that the budget does not pay.
+def _with_final_status(progress: Progress, ending: Ending) -> Ending:
+    """Return the ending of a run, some of whose rounds the budget may not have paid, with its status and reason.
 
     A resumed run is complete if it lacks no more rounds than a crash can lose, which were paid for.
     """
