@@ -122,21 +122,13 @@ class Federation(Parts):
         return self.mode.limits(plan, self.masking)
 
     def check_cohort(self) -> None:
-        """Refuse a cohort that is too small for an encrypted sum.
-
-        Raises:
-          Refusal: a cohort of the expected size cannot tolerate the configured dropout and collusion together.
-        """
+        """Refuse a cohort whose expected size, canaries included, is too small for an encrypted sum."""
         invited = invited_size(self.cohort, self.num_clients)
         with_canaries = invited * self.num_nodes / self.num_clients
         self.check_sum(round(with_canaries))
 
     def check_sum(self, clients: int) -> None:
-        """Refuse an encrypted sum of too few clients.
-
-        Raises:
-          Refusal: so few clients cannot tolerate the configured dropout and collusion together.
-        """
+        """Refuse an encrypted sum of too few clients to tolerate the configured dropout and collusion together."""
         if self.masking is not None:
             self.masking.shape(clients)
 

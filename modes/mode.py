@@ -358,11 +358,7 @@ class Mode:
         return []
 
     def evaluation(self, noise_multiplier: float) -> Plan:
-        """Return the plan of one evaluation at all clients.
-
-        Raises:
-          Refusal: the sums of this mode hide neither clients alone nor records.
-        """
+        """Return the plan of one evaluation at all clients; refuse it where sums hide neither clients alone nor records."""
         field, value = self.parts.settings.query_fields["evaluation"]
         raise Refusal(field, value, f"{HIDDEN_CLIENTS} or record_distributed")
 
@@ -415,8 +411,7 @@ class Mode:
     def client_plan(self, client: ClientSettings) -> Plan:
         """Return the plan of the rounds that one client's own ledger is charged for: of the data set whose records lose most.
 
-        Args:
-          client: settings of the clients, with the noise that `instruct` planned.
+        The clients have the settings that `instruct` returned.
         """
         raise NotImplementedError
 

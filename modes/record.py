@@ -167,7 +167,7 @@ class RecordMode(Mode):
     ) -> tuple[tuple[int, float], ...]:
         """Return pairs (records, noise multiplier) for the sizes of the clients' data sets, canaries included.
 
-        At most `MAX_NOISE_LEVELS` runs of neighbouring sizes share a pair, which is slow to plan.
+        Planning takes long, so there are at most `MAX_NOISE_LEVELS` pairs, and neighbouring sizes share one.
         """
         sizes = [size + privacy.canaries for size in self.sizes]
         rounds = self._participations(self.parts.settings.num_rounds)
@@ -202,13 +202,11 @@ class RecordMode(Mode):
         for name, records in self._ledgers().items():
             count = records + privacy.canaries
             try:
-                capped, prior = _within_ledger(privacy, name, pending)
-                if not prior and capped == privacy:
+                own, prior = _within_ledger(privacy, name, pending)
+                if not prior and own == privacy:
                     noise[name] = privacy.noise_multiplier(count)
                 else:
-                    noise[name] = calibrated_noise(
-                        capped, count, client, rounds_left, prior, all_rounds, events
-                    )
+                    noise[name] = calibrated_noise(own, count, client, rounds_left, prior, all_rounds, events)
             except Refusal as refusal:
                 refusals.append(refusal)
         if resumed and not noise:  # a hundredth of a budget may be many of its rounds
@@ -228,9 +226,9 @@ class RecordMode(Mode):
         pending = self.parts.population.pending_charges()
         for name, records in self._ledgers().items():
             try:
-                capped, prior = _within_ledger(privacy, name, pending)
-                plan = record_plan(capped, records + privacy.canaries, client)
-                plan.require_one_round(capped.terms.budget, [*prior, *events])
+                own, prior = _within_ledger(privacy, name, pending)
+                plan = record_plan(own, records + privacy.canaries, client)
+                plan.require_one_round(own.terms.budget, [*prior, *events])
                 return
             except Refusal as refusal:
                 refusals.append(refusal)

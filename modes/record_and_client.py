@@ -38,11 +38,7 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
         return "record-level noise depends on a client's number of records; use zero-out, or client_central"
 
     def evaluation(self, noise_multiplier: float) -> Plan:
-        """Refuse an evaluation, which neither promise covers alone.
-
-        Raises:
-          Refusal: in any case.
-        """
+        """Refuse an evaluation, which neither promise covers alone."""
         return Mode.evaluation(self, noise_multiplier)
 
 

@@ -141,13 +141,10 @@ class RecordDistributedMode(SumMode):
 
     @property
     def question_sampling(self) -> Sampling:
-        """How a question samples the records: all of them."""
+        """How a question, and an evaluation, samples the records: all of them."""
         return ALL_RECORDS
 
-    @property
-    def evaluation_sampling(self) -> Sampling:
-        """How an evaluation samples the records: all of them."""
-        return ALL_RECORDS
+    evaluation_sampling = question_sampling
 
     @property
     def holds_out_apart(self) -> bool:
@@ -155,11 +152,7 @@ class RecordDistributedMode(SumMode):
         return "evaluation" in self.parts.settings.query_fields
 
     def evaluation(self, noise_multiplier: float) -> Plan:
-        """Return the plan of one evaluation at all clients.
-
-        Raises:
-          Refusal: the unit is a person, who may have several records.
-        """
+        """Return the plan of one evaluation at all clients; refuse it where the unit is a person with several records."""
         if self.step.unit is not Unit.RECORD:
             return Mode.evaluation(self, noise_multiplier)
         return super().evaluation(noise_multiplier)

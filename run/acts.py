@@ -41,22 +41,14 @@ def write_acts(run: Run, ledger: Ledger) -> None:
 
 
 def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
-    """Record that a person accepted a useless guarantee, for a run or a question of this name on real data.
-
-    Raises:
-      LedgerUnavailable: it could not be written.
-    """
+    """Record that a person accepted a useless guarantee, for a run or a question of this name on real data."""
     settings = federation.settings
     if settings.accept_vacuous and not federation.simulated:
         ledger.act(VACUOUS, (name, 0, VACUOUS), {"who": acting_user(), "reason": settings.reason})
 
 
 def write_refusal(run: Run, ending: Ending) -> None:
-    """Record, at no cost, that the budget refused a round and so ended the run.
-
-    Raises:
-      LedgerUnavailable: it could not be written.
-    """
+    """Record, at no cost, that the budget refused a round and so ended the run."""
     from ..server.rounds import Status  # Flower, which a plan does without
 
     if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:
@@ -70,9 +62,6 @@ def unless_accepted(federation: Federation, refusal: Refusal, accept: str = "--a
       federation: whose budget it is.
       refusal: says why it is useless.
       accept: how a person accepts it.
-
-    Raises:
-      Refusal: the data are real, and nobody accepted it.
     """
     if federation.settings.accept_vacuous:
         return
@@ -88,9 +77,6 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     Args:
       federation: its parts.
       plan: calibrated, of the sum; None where the sum has no guarantee.
-
-    Raises:
-      Refusal: the plan is vacuous, or most cohorts would be empty, and nobody accepted it.
     """
     clients, rate = federation.declared_clients, federation.cohort.coin
     if plan is not None and (reason := federation.mode.vacuity(plan)) is not None:

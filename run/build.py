@@ -178,14 +178,9 @@ def _refuse_placeholder(field: str, label: str) -> None:
 
 
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
-    """Return a running federation with other clients. Its plan stays valid, since it does not depend on their number.
+    """Return a running federation with the clients of its newest roster; refuse a number that does not suit the settings.
 
-    Args:
-      federation: of the run.
-      deployed: the clients of the newest roster.
-
-    Raises:
-      Refusal: the settings do not suit the new number of clients.
+    Its plan stays valid, since it does not depend on the number of clients.
     """
     check_cohort(federation.settings, deployed.num_clients)
     changed = replace(federation, population=deployed)

@@ -24,9 +24,7 @@ TRACES = "client_traces"  # folder of each client's own loss traces, in a simula
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
     """Return the clients' settings for a question; at the record level with their ledgers, but without training noise.
 
-    Args:
-      federation: its parts.
-      folder: of the answers; in a simulation the clients' ledgers lie there too.
+    Arguments as of `client_settings`; the folder is that of the answers.
     """
     settings = _plain_settings(federation, folder)
     if not federation.population.reads_data:

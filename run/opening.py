@@ -47,7 +47,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
             yield _started(ask(run))
         return
     planned = None
-    if federation.simulated:  # its ledger is new, and lies in the folder that is not made for a refused run
+    if federation.simulated:  # planned as for an empty ledger, and before its folder is made
         planned = _planned(run, None)
         if not run.resumed:
             require_use(federation, planned[0])
@@ -115,11 +115,8 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
 def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
     """Return the plan of the sums, and why the remaining rounds of a resumed run cannot be paid; empty where they can.
 
-    Its noise is that with which the run began, or the least for the remaining budget.
-
-    Args:
-      run: about to begin or resume.
-      ledger: of all clients, open; None before a simulation opens it, whose noise is that of an empty one.
+    Its noise is that with which the run began, or the least for the remaining budget; for that of an empty ledger, in a
+    simulation, no ledger is open yet.
     """
     federation, saved = run.federation, run.saved
     rounds = federation.settings.rounds_left(run.checkpoint.state.round)
@@ -149,21 +146,12 @@ def _privacy(run: Run, ledger: Ledger, budget: Budget, plan: Plan) -> SumPrivacy
 
             target = None if mode.promises[0].noise_multiplier is not None else budget
             plan = within_records(plan, shared, target, "privacy", later_events(run.federation))
-    prior, finished, source = (
-        tuple(ledger.events(Adversary.MODEL)),
-        run.checkpoint.state.round,
-        mode.sum_source,
-    )
     if run.federation.simulated:  # a resumed simulation plans all of its rounds again
-        prior, finished, source = (), 0, None
-    return SumPrivacy(
-        plan,
-        ledger,
-        metrics_share=mode.metrics_share(plan),
-        adaptation=mode.adaptation(plan, prior, finished),
-        units=mode.units,
-        source=source,
-    )
+        source, adaptation = None, mode.adaptation(plan, (), 0)
+    else:
+        prior = tuple(ledger.events(Adversary.MODEL))
+        source, adaptation = mode.sum_source, mode.adaptation(plan, prior, run.checkpoint.state.round)
+    return SumPrivacy(plan, ledger, mode.metrics_share(plan), adaptation, units=mode.units, source=source)
 
 
 def _noise_key(run: Run) -> bytes | None:

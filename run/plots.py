@@ -84,12 +84,12 @@ def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
 
 def _draw_epsilon(axes: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
     """Draw the epsilon of each unit with a guarantee against rounds, on a second axis."""
-    columns = {unit: [row.get(f"epsilon_{unit}") for row in history] for unit in ("client", "record")}
-    finite = {
-        unit: values
-        for unit, values in columns.items()
-        if all(isinstance(each, float) and math.isfinite(each) for each in values)
-    }
+    finite: dict[str, list[float]] = {}
+    for unit in ("client", "record"):
+        values = [row.get(f"epsilon_{unit}") for row in history]
+        numbers = [each for each in values if isinstance(each, float) and math.isfinite(each)]
+        if numbers == values:
+            finite[unit] = numbers
     if not finite:
         return
     epsilon_axes = axes.twinx()
@@ -103,12 +103,7 @@ def _draw_epsilon(axes: Axes, rounds: list[int], history: list[dict[str, Any]]) 
 
 
 def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
-    """Write guarantees as a picture: epsilon against delta, and the smallest error rates of a test for one unit.
-
-    Args:
-      curves: at least one, by the unit's name.
-      path: of the picture.
-    """
+    """Write guarantees, by unit, as a picture: epsilon against delta, and the least error rates of a test for one unit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), dpi=120)

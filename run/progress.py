@@ -28,7 +28,7 @@ from .callbacks import RoundEnd, frozen, read_only_model
 from .files import BLAME, METRICS, OPERATOR
 from .observer import Observer
 from .prepared_run import Run
-from .record_ledgers import NoMeter
+from .record_ledgers import RecordMeter
 from .round_lines import forget_rounds_after, metric_means, tell_operator
 from .run_files import read_rows
 
@@ -53,7 +53,7 @@ class Progress:
     run: Run
     state: State
     observer: Observer
-    meter: NoMeter
+    meter: RecordMeter
     history: list[dict[str, Any]]
     tally: Tally = field(default_factory=Tally)
     reported_bytes: Carried = NOTHING
@@ -68,7 +68,7 @@ class Progress:
 
 
 def read_progress(
-    run: Run, strategies: Sequence[Strategy], observer: Observer, meter: NoMeter, tally: Tally
+    run: Run, strategies: Sequence[Strategy], observer: Observer, meter: RecordMeter, tally: Tally
 ) -> Progress:
     """Return the run's progress from its checkpoint, or at its start.
 

@@ -13,9 +13,8 @@ from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.ledger_state import RESERVE, LedgerState, run_of
 from .run_files import OWN_LEDGERS, Fields, RunFiles
 
-FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
-# share of those who took part that such a test may find, above which nobody calls it almost the same
-WEAK = 0.5
+FALSE_POSITIVE = 0.05  # rate of the membership test in the sentences
+WEAK = 0.5  # true positive rate of that test, above which a sentence says what the guarantee does not prevent
 ROLE = {"model": "recipients of the model", "clients": "the other clients", "server": "the server's operator"}
 HIDES = {
     "client": "everything that one client contributes",
@@ -23,6 +22,7 @@ HIDES = {
     "person": "all examples of one person at one client",
     "person_everywhere": "all examples of one person at all clients",
 }
+# Sentences after the promise.
 GOES_ON = "The run has not ended: each further round adds to this, up to its budget."
 VIOLATED = "The audit of this run found that this does not hold."
 REFUTED = "This run found that this does not hold: its task mixed the examples of a step."
@@ -66,13 +66,14 @@ def _trusts_server(rows: Sequence[Fields]) -> bool:
 
 
 def _basis_and_mechanism(mode: str, unit: str, trusted: bool) -> tuple[str, str]:
-    """Return what a promise relies on, and its mechanism."""
+    """Return what a promise about a unit relies on, and its mechanism, both in words."""
     if unit == "client":
         return (CENTRAL, ON_THE_SUM) if trusted else (FEW_COLLUDE, SHARES)
     return (FEW_COLLUDE, SHARES_OF_STEPS) if mode == "record_distributed" else (CLIENT_SOFTWARE, DP_SGD)
 
 
 def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
+    """Return a row of a result under the registry's names; `trusted` says that clients are not hidden from the server."""
     unit, adversary = str(row["unit"]), str(row["adversary"])
     promised = row["epsilon"] != "infinity"
     relies, mechanism = _basis_and_mechanism(mode, unit, trusted)
@@ -100,8 +101,7 @@ def _row(mode: str, row: Fields, trusted: bool) -> dict[str, Any]:
 def recognised(row: Fields) -> float:
     """Return the largest true positive rate of any membership test with false positive rate `FALSE_POSITIVE`.
 
-    Args:
-      row: of the privacy of a result, with the curve that newer releases keep or without it.
+    It follows from a row of a result, by its curve or, in those of earlier releases, by epsilon and delta.
     """
     curve = row.get("curve")
     miss_rates: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}
@@ -193,8 +193,7 @@ def _sums_so_far(run: RunFiles) -> list[dict[str, Any]]:
         mine = reserved
     if not mine:
         return []
-    # A trusted server is not among them.
-    events = json.loads(mine[-1].payload)["events"]
+    events = json.loads(mine[-1].payload)["events"]  # by adversary; none for a trusted server
     level: Fields = run.setting("privacy", "client") or run.setting("privacy") or {}
     target = level.get("target_epsilon")
     book = LedgerState()

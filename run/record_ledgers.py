@@ -21,7 +21,7 @@ from ..privacy.accounting.curve import largest
 from ..privacy.accounting.custom_events import OpenlySampledDpEvent
 from ..privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ..privacy.accounting.renyi_filter import spent_epsilon
-from ..privacy.budget import Adversary, Budget
+from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ..privacy.ledger.caps import CapEnded, capped
 from ..privacy.ledger.hash_chain import Chain, require_heads
 from ..privacy.ledger.ledger import Head
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 OUTSIDE_RECORD = "a record that occurs at two clients: its losses at both add up"
 OUTSIDE_PERSON = "a person at m clients is m units: the losses at all of them add up"
 MAX_COMPOSED = 20  # combinations of clients of one person
+NO_BUDGET = Budget(Unit.RECORD, UNLIMITED_EPSILON, 1e-5)  # of a meter that measures nothing
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,7 @@ class NoClientLedgers:
     def charged(self, name: str, number: int, clients: Sequence[int]) -> list[int]:
         """Return those of a simulation's clients whose ledgers hold a round; all, where the ledgers may lie elsewhere.
 
-        Args:
-          name: of the run.
-          number: of the round.
-          clients: that were drawn, and did not answer.
+        Arguments as of `Population`.
         """
         return list(clients)
 
@@ -105,18 +103,13 @@ class NoClientLedgers:
     def spending(self, took_part: Collection[int]) -> dict[str, Any] | None:
         """Return the loss of each client's records, in the clients' order, and the number of exhausted clients.
 
-        A client counts as exhausted when its budget affords it no further round.
-
-        Args:
-          took_part: numbers of the clients that were drawn.
-
-        Returns:
-          The content of ``records`` in result.json; None where records are not protected.
+        A client counts as exhausted when its budget affords it no further round. This is the content of ``records`` in
+        result.json; None where records are not protected.
         """
 
-    def meter(self) -> NoMeter:
+    def meter(self) -> RecordMeter:
         """Return the meter of a new run."""
-        return NoMeter()
+        return RecordMeter((), NO_BUDGET, limited=False)
 
 
 @dataclass(frozen=True)
@@ -237,57 +230,19 @@ def client_ledgers_of(federation: Federation, client: ClientSettings) -> NoClien
     return ClientLedgers(federation, client, client.record) if client.record else NoClientLedgers()
 
 
-class NoMeter:
-    """Meter of record-level loss where nothing is measured: no client has a ledger of its own here.
-
-    Attributes:
-      counts: whether rounds are counted.
-    """
-
-    counts = False
-
-    @property
-    def took_part(self) -> Collection[int]:
-        """Numbers of all clients that were drawn."""
-        return ()
-
-    def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
-        """Return the numbers of those of the drawn nodes whose rounds are counted."""
-        return []
-
-    def add(self, clients: Sequence[int]) -> None:
-        """Count one more round for each of these clients, by their numbers."""
-
-    def add_unfinished(self, clients: Sequence[int]) -> None:
-        """Note clients of a round that did not end: it may be charged as well."""
-
-    def epsilons(self) -> dict[str, float]:
-        """Return the epsilon at the client with the most rounds by its unit, with the gate's discretisation."""
-        return {}
-
-    def secret_events(self, whole: bool) -> list[DpEvent] | None:
-        """Return the events at a client that takes part in every round, where cohorts are secret; otherwise None.
-
-        Args:
-          whole: whether the run made all its rounds; clients of a round that failed were drawn, too.
-        """
-
-
 @dataclass
-class RecordMeter(NoMeter):
-    """Meter of record-level loss in a running run: the loss at the client with the most rounds so far; methods as of `NoMeter`.
+class RecordMeter:
+    """Meter of record-level loss in a running run: the loss at the client with the most rounds so far.
 
     It assumes that this client is of the kind whose rounds cost most. If cohorts are secret, it assumes a client that takes
     part in every round.
 
     Attributes:
-      kinds: of the clients, at least one.
+      kinds: of the clients; none where no client has a ledger of its own here, so that nothing is measured.
       budget: of each ledger, which refuses what the budget does not afford.
       limited: whether the budget has a target; without one, counting the affordable rounds takes long.
       secret: whether cohorts are secret.
     """
-
-    counts = True
 
     kinds: Sequence[ClientKind]
     budget: Budget
@@ -299,27 +254,44 @@ class RecordMeter(NoMeter):
     _affordable: list[int] = field(default_factory=list[int])
 
     @property
+    def counts(self) -> bool:
+        """Whether rounds are counted."""
+        return bool(self.kinds)
+
+    @property
     def took_part(self) -> Collection[int]:
+        """Numbers of all clients that were drawn."""
         return self._participants
 
     def clients(self, participants: Participants, nodes: Sequence[int]) -> list[int]:
-        return participants.numbers(nodes)
+        """Return the numbers of those of the drawn nodes whose rounds are counted."""
+        return participants.numbers(nodes) if self.counts else []
 
     def add_unfinished(self, clients: Sequence[int]) -> None:
+        """Note clients of a round that did not end: it may be charged as well."""
         self._participants.update(clients)
 
     def add(self, clients: Sequence[int]) -> None:
+        """Count one more round for each of these clients, by their numbers."""
         self._participants.update(clients)
         for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 
     def epsilons(self) -> dict[str, float]:
+        """Return the epsilon at the client with the most rounds by its unit, with the gate's discretisation."""
+        if not self.counts:
+            return {}
         max_rounds = max(self._rounds.values(), default=0)
         if max_rounds not in self._epsilon_by_rounds:
             self._epsilon_by_rounds[max_rounds] = max(map(self._cost, self._possible()))
         return {str(self.budget.unit): self._epsilon_by_rounds[max_rounds]}
 
     def secret_events(self, whole: bool) -> list[DpEvent] | None:
+        """Return the events at a client that takes part in every round, where cohorts are secret; otherwise None.
+
+        Args:
+          whole: whether the run made all its rounds; clients of a round that failed were drawn, too.
+        """
         if not self.secret:
             return None
         if not whole:
@@ -342,13 +314,7 @@ class RecordMeter(NoMeter):
 def _loss_across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
     """Return the largest loss of a person at this many clients, whichever these are; their noise is independent.
 
-    Args:
-      paths: of the clients' ledgers.
-      clients: largest number that train on one person.
-      budget: gives delta and adjacency.
-
-    Returns:
-      None where there are too many kinds of clients to compose.
+    None where there are too many kinds of clients to compose.
     """
     kinds = largest([[], *(read_events(path, Adversary.MODEL) for path in paths)])
     if math.comb(len(kinds) + clients - 1, clients) > MAX_COMPOSED:

@@ -82,15 +82,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
-    """Return the task of the run in `folder`; only allowed modules are imported.
-
-    Args:
-      folder: of the run.
-      allow_modules: modules that may be imported for a user's task.
-
-    Raises:
-      Refusal: the task cannot be loaded.
-    """
+    """Return the task of the run in `folder`, or refuse one that cannot be loaded; only allowed modules are imported."""
     from ..tasks import DEALT, load_task
 
     config = config_of(folder)
@@ -174,4 +166,5 @@ def _row_of(task: Task) -> str:
 
 
 def _describe_tensor(inputs: Any) -> str:
+    """Return shape and type of a tensor in words."""
     return f"shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}"

@@ -87,9 +87,7 @@ def spent(
 def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
     """Return what each real record has lost by sums of whole clients, as a row; None if records have rows of their own.
 
-    Args:
-      federation: its parts.
-      ledger: the population's.
+    Arguments as of `spent`.
     """
     mode = federation.mode
     # The records of a simulation are nobody's.

@@ -139,7 +139,7 @@ def _result(progress: Progress, ending: Ending, costs: Mapping[str, Any]) -> dic
 
 
 def _costs(progress: Progress, used: MachineTime) -> dict[str, Any]:
-    """Return the parts of a result that depend on the cohorts."""
+    """Return the parts of a result that depend on the cohorts, and count the bytes so far as reported."""
     progress.reported_bytes = progress.tally.total()
     traffic = progress.before + progress.reported_bytes
     return {
@@ -174,7 +174,7 @@ def _privacy(progress: Progress, state: State) -> list[dict[str, Any]]:
     if not federation.reported:
         return []
     settings, ledgers = federation.settings, run.client_ledgers
-    num_drawn = min(state.round + 1, settings.steps)  # clients of a round that failed were drawn, too
+    num_drawn = min(state.round + 1, settings.steps)  # rounds; clients of one that failed were drawn, too
     draws = ledgers.open_draws(settings.rounds_begun(num_drawn))
     secret = progress.meter.secret_events(state.round >= settings.steps)
     return spent(federation, run.ledger, ledgers.files(), draws, secret)
@@ -260,10 +260,7 @@ def close(folder: Path, ledger: Ledger | None, heads: Mapping[str, Head]) -> Non
 
 
 def close_again(folder: Path) -> None:
-    """Close a run whose process ended between its result and its close; do nothing for any other.
-
-    Args:
-      folder: of a run that has ended, by its result.
+    """Close a run, by its folder, whose process ended between its result and its close; do nothing for any other.
 
     Raises:
       Refusal: its ledger cannot be read or written.

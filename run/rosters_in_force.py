@@ -45,12 +45,7 @@ def rosters_in(folder: Path) -> list[InForce]:
 
 
 def roster_rows(folder: Path, names: bool) -> list[dict[str, Any]]:
-    """Return the rosters of a run in the form of its result.
-
-    Args:
-      folder: of the run.
-      names: whether to include the members' names.
-    """
+    """Return the rosters of a run in the form of its result, with or without the members' names."""
     rows = [{"round": each.round, **asdict(each.change)} for each in rosters_in(folder)]
     secret = {} if names else dict.fromkeys(("members", "added", "removed"))
     return [row | secret for row in rows]

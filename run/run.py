@@ -186,12 +186,7 @@ def _ask_first(environment: Environment, run: Run) -> Run:
 
 
 def _reach_of_all(federation: Federation, timeout: float) -> Reach:
-    """Return the terms on which all clients answer a query, whoever is drawn for the round.
-
-    Args:
-      federation: its population and randomness.
-      timeout: seconds for the replies of one exchange.
-    """
+    """Return the terms on which all clients answer a query within these seconds, whoever is drawn for the round."""
     return Reach(answers_of(with_everybody(federation)), timeout, federation.randomness)
 
 
@@ -257,7 +252,7 @@ def _run_rounds(
         difference_bits=down if isinstance(down, int) else None,
         buffers=frozenset(name for name, _ in federation.task.model().named_buffers()),
     )
-    ending = _with_status_of_rest(progress, rounds.run(loop))
+    ending = _with_final_status(progress, rounds.run(loop))
     progress.meter.add_unfinished(progress.meter.clients(private.participants, private.current_cohort))
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{federation.population.resumption(run.folder)} goes on from here")
@@ -282,8 +277,8 @@ def _participants(run: Run, grid: Grid) -> Participants:
     )
 
 
-def _with_status_of_rest(progress: Progress, ending: Ending) -> Ending:
-    """Return the ending with the status and the reason of rounds that the budget does not pay.
+def _with_final_status(progress: Progress, ending: Ending) -> Ending:
+    """Return the ending of a run, some of whose rounds the budget may not have paid, with its status and reason.
 
     A resumed run is complete if it lacks no more rounds than a crash can lose, which were paid for.
     """
@@ -364,11 +359,7 @@ class _Rounds:
         return None
 
     def score(self, models: Sequence[Arrays], number: int) -> tuple[float, ...]:
-        """Return each arm's score by its clients; minus infinity if it cannot be estimated.
-
-        Args:
-          models: of the arms, in their order.
-          number: of the round before the comparison.
+        """Return each arm's score by its clients; minus infinity if it cannot be estimated. Arguments as of `Query.scores`.
 
         Raises:
           Unscored: no arm's score can be estimated.

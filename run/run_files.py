@@ -176,14 +176,7 @@ def _with_counts(folder: Path, result: Fields, rounds: Sequence[Fields]) -> tupl
 
 @contextmanager
 def as_a_run_wrote(folder: Path) -> Generator[None]:
-    """Refuse files of a run whose content no run could have written.
-
-    Args:
-      folder: of the run.
-
-    Raises:
-      Refusal: a value is missing in them, or is of another kind.
-    """
+    """Refuse files of a run in which the block finds a value missing, or of another kind than any run has written."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as problem:
@@ -223,12 +216,7 @@ def read_config(path: Path) -> tuple[Fields, Fields]:
 
 
 def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each key of a configuration with its dots, and its value as an override takes it.
-
-    Args:
-      config: resolved.
-      before: what stands before each key.
-    """
+    """Yield each key of a resolved configuration with its dots, after `before`, and its value as an override takes it."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(cast("Fields", value), f"{before}{name}.")

@@ -74,6 +74,7 @@ def write_start(run: Run) -> None:
 
 
 def _state_of(run: Run) -> Saved:
+    """Return what a later process of this run needs, once its plan is fixed."""
     cohort, privacy = run.federation.cohort, run.privacy
     turns = None if cohort.turns is None else cohort.name
     state = Saved(run.name, turns=turns, deal=run.tuning.key)

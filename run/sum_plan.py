@@ -85,13 +85,7 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
 
 
 def sum_plan_with(federation: Federation, noise_multiplier: float, filter_order: float | None) -> Plan:
-    """Return the plan of the sums with the noise chosen by an earlier process of this run.
-
-    Args:
-      federation: its parts.
-      noise_multiplier: noise standard deviation over the sensitivity.
-      filter_order: of the run's RDP filter; None without one.
-    """
+    """Return the plan of the sums with the noise chosen by an earlier process of this run. Arguments as of `Plan`."""
     privacy = federation.mode.with_noise(noise_multiplier)
     noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": privacy}))
     plan = sum_plan(noised, filter_order=filter_order)

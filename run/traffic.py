@@ -119,12 +119,9 @@ def _in_all(
 
 
 def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tuple[int, str]:
-    """Return the bytes of an update in the clear after compression and packing, and the method of the estimate.
+    """Return the bytes of an update in the clear after packing, compressed or not, and the method of the estimate.
 
-    Args:
-      run: its files.
-      parameters: of the model.
-      compressed: False tells what it would be without compression.
+    Arguments as of `sizes`.
     """
     kind, ratio, cells = (run.setting("compress", key) for key in ("name", "ratio", "cells"))
     size = parameters

@@ -40,9 +40,8 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
     settings = federation.settings
     if not settings.tried:
         return NO_TUNING
-    if not settings.scored_at_clients and not (
-        federation.held_out_public and len(held_out_of(federation.task))
-    ):
+    has_public_data = federation.held_out_public and len(held_out_of(federation.task))
+    if not settings.scored_at_clients and not has_public_data:
         remedy = "values are compared on public held-out data, and there are none, or they count as private: set task.held_out=public if they are public, or tune.score=clients"
         raise Refusal("tune", settings.tune.name, remedy)
     key = deal or federation.randomness.stream("deal").bytes(KEY_BYTES).hex()
@@ -70,11 +69,7 @@ def _reported(task: Task) -> dict[str, float]:
 
 
 def require_arms(federation: Federation, tuning: Tuning) -> None:
-    """Refuse arms without clients, or with too few for an encrypted sum to hide each.
-
-    Raises:
-      Refusal: an arm is too small; the sentence names it.
-    """
+    """Refuse arms without clients, or with too few for an encrypted sum to hide each; the sentence names the arm."""
     if not tuning.values:
         return
     names = federation.population.names

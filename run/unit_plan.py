@@ -30,7 +30,7 @@ class UnitPlan:
     """Plan of one privacy unit: its noise and cost.
 
     Attributes:
-      unit: `client` or `record`.
+      unit: `client`, `record`, `person` or `person_everywhere`.
       noise_multiplier: noise standard deviation over the sensitivity of a clipped contribution.
       epsilon: (round, epsilon) after every tenth of one unit's rounds.
       affordable_rounds: number of rounds that the budget covers at this noise.

@@ -55,11 +55,7 @@ def asking_engine(federation: Federation, settings: ClientSettings) -> Generator
 
 
 def require_one_machine(federation: Federation) -> None:
-    """Refuse real records on a cluster: a client's ledger is on the machine where it trains, which changes.
-
-    Raises:
-      Refusal: each machine would keep a budget of its own for the same records.
-    """
+    """Refuse real records on a cluster: a client's ledger is on the machine where it trains, which changes."""
     engine = federation.settings.engine
     if engine.address and federation.mode.client_budget and not federation.simulated:
         remedy = (
@@ -69,14 +65,7 @@ def require_one_machine(federation: Federation) -> None:
 
 
 def clients_of(federation: Federation, settings: ClientSettings, count: int, at_once: bool) -> Clients:
-    """Return the recipe of a federation's clients.
-
-    Args:
-      federation: whose settings say what befalls them.
-      settings: to the clients.
-      count: of them.
-      at_once: as in `Clients`.
-    """
+    """Return the recipe of a federation's clients. Arguments as of `Clients`."""
     s, invited = federation.settings, round(invited_size(federation.cohort, federation.num_clients))
     return Clients(settings, count, invited, s.engine.deadline, s.faults, federation.randomness, at_once)
 

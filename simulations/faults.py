@@ -49,12 +49,7 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
 
 
 def pick_fault(faults: FaultSettings, chance: float) -> str | None:
-    """Return the fault that a random number selects, or None.
-
-    Args:
-      faults: their probabilities.
-      chance: uniform in [0, 1).
-    """
+    """Return the fault that a random number, uniform in [0, 1), selects by the faults' probabilities, or None."""
     for name in ("dropout", "failure", "straggler", "corrupt"):
         probability = float(getattr(faults, name))
         if chance < probability:

@@ -88,9 +88,7 @@ class InProcessGrid(AskingGrid):
     ) -> Iterator[Message]:
         """Call the app for every message and yield its replies: one by one here, or all at once from the workers.
 
-        Args:
-          messages: at most one to each client.
-          timeout: not used; each client has its deadline.
+        Arguments as of Flower's `Grid`; at most one message goes to each client, and its deadline stands for the timeout.
         """
         if self.workers > 1:
             yield from self._exchange_in_workers(list(messages))
@@ -99,12 +97,7 @@ class InProcessGrid(AskingGrid):
             yield self.answer(message, number)
 
     def answer(self, message: Message, number: int) -> Message:
-        """Return one client's reply, called in this process.
-
-        Args:
-          message: to its node.
-          number: by which the message is named.
-        """
+        """Return the reply of a message's client, called in this process; the message gets a name from its number."""
         head = message.metadata
         return self._call(message.content, head.dst_node_id, head.message_type, number)
 

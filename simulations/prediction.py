@@ -41,7 +41,7 @@ from ..tasks.data import held_out_of
 from .simulate import run_simulation
 
 MAX_SHRINKING = 8.0
-MIN_CLIENTS, MIN_RECORDS = 12, 64  # of a draw, on average
+MIN_CLIENTS, MIN_RECORDS = 12, 64  # expected in a draw, which is shrunk no further
 SEEDS = (0, 1)
 DRAWS = ("poisson", "fixed", "all")
 
@@ -81,16 +81,16 @@ def predict(federation: Federation, seeds: Sequence[int] = SEEDS, clients: float
     Args:
       federation: as `public_federation` returns it.
       seeds: of the draws and of the noise, one simulation each.
-      clients: how many times as many there were, with data like those of the clients that there are.
+      clients: factor on the number of clients, for a larger federation whose clients have data like these.
     """
     small = _shrunk(federation, clients)
-    metrics = [_played(federation, replace(small, seed=seed)) for seed in seeds]
+    metrics = [_simulated(federation, replace(small, seed=seed)) for seed in seeds]
     metric = next(iter(metrics[0]))
     return Prediction(metric, tuple(each[metric] for each in metrics))
 
 
 def _shrunk(federation: Federation, clients: float) -> Federation:
-    """Return the federation with smaller draws and proportionally less noise."""
+    """Return the federation with smaller draws and proportionally less noise, for `clients` times as many clients."""
     privacy = federation.settings.privacy
     expected = federation.cohort.expected_size(federation.num_clients)
     shrinking = min(MAX_SHRINKING, max(1.0, expected / MIN_CLIENTS))
@@ -120,6 +120,7 @@ def _shrunk(federation: Federation, clients: float) -> Federation:
 
 
 def _noise(federation: Federation) -> float:
+    """Return the noise multiplier of the sums."""
     plan = sum_plan(federation)
     assert plan is not None
     return float(plan.noise_multiplier or 0)
@@ -127,13 +128,13 @@ def _noise(federation: Federation) -> float:
 
 def _clients_noise(federation: Federation) -> float:
     """Return the noise multiplier of a client of middling size."""
-    level = client_settings(federation, Path()).record
-    assert level is not None
-    return level.noise_multiplier(federation.mode.sizes[len(federation.mode.sizes) // 2])
+    privacy, sizes = client_settings(federation, Path()).record, federation.mode.sizes
+    assert privacy is not None
+    return privacy.noise_multiplier(sizes[len(sizes) // 2])
 
 
 def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
-    """Return the federation with another level of privacy and draw, and without anything slow except training."""
+    """Return the federation with these settings of privacy and this rate of the draw, and nothing slow but training."""
     changed = {
         "privacy": privacy,
         "cohort": AllCohort() if rate == 1 else PoissonCohort(rate=rate),
@@ -153,8 +154,8 @@ def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
     return replace(federation, settings=settings, cohort=cohort, task=task, reported=False)
 
 
-def _played(federation: Federation, small: Federation) -> dict[str, float]:
-    """Return the metrics of the small federation's final model."""
+def _simulated(federation: Federation, small: Federation) -> dict[str, float]:
+    """Simulate the small federation, and return the metrics of its model on all held-out examples."""
     with tempfile.TemporaryDirectory() as folder:
         outcome = run_simulation(small, Path(folder) / "run", quiet=True)
         arrays = load_file(outcome.folder / "model.safetensors")

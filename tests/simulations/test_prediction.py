@@ -29,7 +29,7 @@ def played(monkeypatch: pytest.MonkeyPatch, *overrides: str, clients: float = 1.
         small.append(made)
         return {"accuracy": 0.5}
 
-    monkeypatch.setattr(prediction, "_played", kept)
+    monkeypatch.setattr(prediction, "_simulated", kept)
     whole = public_federation(settings_from_overrides(overrides))
     predict(whole, (0,), clients)
     return whole, small[0]
@@ -127,7 +127,7 @@ def test_the_command_shows_the_knee_and_names_a_better_mode(
             else 0.30 + min(0.04, 0.02 * made.settings.num_rounds / 3)
         }
 
-    monkeypatch.setattr(prediction, "_played", told)
+    monkeypatch.setattr(prediction, "_simulated", told)
     assert command(["plan", "--accuracy", *SHORT, "privacy=record"]) == 0
     shown = capsys.readouterr().out
     assert "public data of digits" in shown and "Nothing is charged" in shown
@@ -149,7 +149,7 @@ def test_a_search_prints_the_best_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        prediction, "_played", lambda whole, made: {"accuracy": made.settings.num_rounds / 100}
+        prediction, "_simulated", lambda whole, made: {"accuracy": made.settings.num_rounds / 100}
     )
     assert search.main(["--task", "digits", "num_rounds=5,20", "task.clipping_norm=2,4"]) == 0
     lines = capsys.readouterr().out.splitlines()
