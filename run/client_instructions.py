@@ -10,8 +10,7 @@ from typing import Any
 from ..base.refusal import Refusal
 from ..configs.schema import SimulationSettings
 from ..configs.task_settings import CsvTask, FlwrPartition
-from ..messages.client_settings import ClientSettings
-from ..messages.simulated_settings import Encryption
+from ..messages.client_settings import ClientSettings, Encryption
 from ..messages.training_order import ORDER_KEY, TrainingOrder
 from ..modes.federation import Federation, mode_of
 from ..populations.population import extra_of

@@ -36,8 +36,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.record_settings import StepTerms
-from fedveil.messages.simulated_settings import CanaryRecords
+from fedveil.messages.record_settings import CanaryRecords, StepTerms
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import Exchange, instruct, memory_arrays, with_canary_records
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
