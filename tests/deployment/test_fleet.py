@@ -29,7 +29,7 @@ from fedveil.links.grpc.device_end import Endpoint, follow
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.flower_adapter import claim_identity, name_sender
-from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
+from fedveil.messages.notices import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
 
 claim_identity(1)
 until = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "patience.py"))["until"]
