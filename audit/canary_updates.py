@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..messages.simulated_settings import CanaryClients
+from ..messages.client_settings import CanaryClients
 from ..messages.wire import layout_of, memory_arrays, only_arrays, sketch_for, view, views
 from ..privacy.audit.canary_clients import Canaries, canaries_of
 from ..privacy.mechanisms.compression import Sketch

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import ClientLevel, NoPrivacy, SumLevel, sum_level
 from ..configs.schema import SimulationSettings
-from ..messages.simulated_settings import CanaryClients
+from ..messages.client_settings import CanaryClients
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Segment
 from ..tasks.protocol import Task

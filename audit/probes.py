@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..messages.simulated_settings import CanaryRecords
+from ..messages.record_settings import CanaryRecords
 from ..privacy.audit import client_rows
 from ..privacy.audit.client_rows import SUFFIX, read_scores, step_ratio
 from ..privacy.audit.membership import auc

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base.refusal import Refusal
-from ..messages.simulated_settings import CanaryRecords
+from ..messages.record_settings import CanaryRecords
 from ..privacy.audit import client_rows
 from ..privacy.audit.canary_clients import coins_of
 from ..privacy.audit.one_run import Scores

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..audit.canary_updates import add_canary, canaries_for
 from ..audit.participants import MAX_CANARIES, SUPPORT, TOO_LONG
-from ..messages.simulated_settings import CanaryClients
+from ..messages.client_settings import CanaryClients
 from ..privacy.audit.canary_clients import Canaries
 from ..privacy.audit.sum_audit import NO_MEMORY, Memory, watch
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode

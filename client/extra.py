@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
     from torch import nn
 
-    from ..messages.simulated_settings import CanaryClients, CanaryRecords
+    from ..messages.client_settings import CanaryClients
+    from ..messages.record_settings import CanaryRecords
     from ..privacy.mechanisms.compression import Sketch
     from ..privacy.mechanisms.private_sum import CohortSum
     from ..privacy.mechanisms.randomness import Randomness
@@ -31,10 +32,7 @@ MODEL_PREFIX, BLOCK = "model.", "block.weight"
 
 
 class ExtraClients(Protocol):
-    """Functions of an extension for extra clients, which `audit.canary_updates` documents.
-
-    They return one's reply, return updates as rows, and add one's or several ones' updates to a sum.
-    """
+    """Functions of an extension for extra clients, which `audit.canary_updates` documents."""
 
     canary_answer: Callable[[Message, CanaryClients, int], Message]
     canary_updates: Callable[[CanaryClients, Sequence[int], int], NDArray[np.float32]]
@@ -43,10 +41,7 @@ class ExtraClients(Protocol):
 
 
 class ExtraRound(Protocol):
-    """Round of a client's own DP-SGD with extra records: model, loss and examples to train with, and two calls.
-
-    `after_step` is called after each step, and `keep` with the number of the round at its end.
-    """
+    """Round of a client's own DP-SGD: what to train with, and calls after each step and at the end, with its number."""
 
     @property
     def model(self) -> nn.Module: ...

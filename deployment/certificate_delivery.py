@@ -18,7 +18,7 @@ from ..base.refusal import Refusal
 from ..configs.bundle_files import read_file
 from ..links.roster_watch import Followed, followed_rollovers
 from ..links.server_bundle import ServerBundle
-from ..messages.renewal import DeviceFacts, read_facts, renewal_to
+from ..messages.notices import DeviceFacts, read_facts, renewal_to
 from ..privacy.secagg.rollover import Rollover, write_chain
 
 logger = logging.getLogger("fedveil.server")

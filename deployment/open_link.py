@@ -10,7 +10,7 @@ from ..base.extensions import extension
 from ..base.refusal import Refusal
 from ..links.roster_watch import Nodes
 from ..links.server_bundle import ServerBundle
-from ..messages.renewal import DeviceFacts
+from ..messages.notices import DeviceFacts
 from ..messages.traffic import NOTHING, Carried, Tally
 from .settings import LinkSettings
 

@@ -44,7 +44,7 @@ from ..links.server_log import LOG, ServerLog
 from ..links.tree_head import sign_head
 from ..messages.difference_grid import DifferenceGrid
 from ..messages.grids import PassingGrid
-from ..messages.run_over import RunOver, message_to, read_receipt
+from ..messages.notices import RunOver, message_to, read_receipt
 from ..modes.federation import Federation
 from ..populations.deployed import Deployed, last_questions
 from ..privacy.ledger.hash_chain import Head, exclusive_lock

@@ -9,14 +9,65 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.bounded_decoding import build, plain_of, read_json
 from .local_training import LocalTraining
-from .record_settings import RecordPrivacy, StepTerms
-from .simulated_settings import NO_CANARY_CLIENTS, NO_CANARY_RECORDS, CanaryClients, CanaryRecords, Encryption
+from .record_settings import NO_CANARY_RECORDS, CanaryRecords, RecordPrivacy, StepTerms
 from .training_order import read_order
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 TRAIN_LOSS = "train_loss"  # name of the training loss that a client reports
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """Secure aggregation at a simulated client: its identity, and its owner's conditions for every attempt.
+
+    Attributes:
+      identities: secret from which all identities are derived, 32 bytes in hexadecimal.
+      clients: number of identities.
+      minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile: as in
+        `privacy.secagg.policy.Policy`.
+      doubly: whether identities sign with ML-DSA in addition to Ed25519, as in suite 3.
+    """
+
+    identities: str = field(repr=False)
+    clients: int
+    minimum_cohort: int
+    collusion: float
+    dropout: float
+    maximum_clipping_norm: float
+    minimum_noise_multiplier: float
+    profile: str
+    doubly: bool = False
+
+
+@dataclass(frozen=True)
+class CanaryClients:
+    """Canary clients of an audit, whose numbers follow those of the real clients; see `client.extra`.
+
+    Attributes:
+      first: client number of the first canary.
+      count: number of canaries.
+      seed: secret seed of directions and coins, 32 bytes in hexadecimal.
+      support: number of coordinates that one canary may use.
+      norm: L2 norm of a canary's update.
+      replaced: whether an excluded canary sends the opposite direction instead of nothing.
+      metrics: metrics that a canary reports, by name.
+    """
+
+    first: int
+    count: int
+    seed: str = field(repr=False)
+    support: int
+    norm: float
+    replaced: bool
+    metrics: Mapping[str, float]
+
+    def __contains__(self, client: int) -> bool:
+        return self.count > 0 and client >= self.first
+
+
+NO_CANARY_CLIENTS = CanaryClients(0, 0, "", 0, 0.0, replaced=False, metrics={})
 
 
 @dataclass(frozen=True)
@@ -32,8 +83,8 @@ class ClientSettings:
       seed: seed of a declared simulation; None uses the operating system's generator.
       allow_modules: modules that may be imported for the task.
       encryption: secure aggregation, which refuses unencrypted sums; None answers only unencrypted ones.
-      device: name of a deployed client on its ledgers, 64 hexadecimal digits; None in a simulation. A device's data are
-        real whatever the task declares. Its ledger of records has this name, so that new records continue it.
+      device: name of the device on its ledgers, 64 hexadecimal digits; None in a simulation. A device's data are real
+        whatever the task declares. Its ledger of records has this name, so that new records continue it.
       canaries: canary clients of an audit; None without them.
       loss_traces: folder in which the owner stores each record's losses; empty stores none.
       accelerator: device for models, in the format of `tasks.hardware.device_of`.

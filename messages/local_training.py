@@ -42,14 +42,11 @@ Option = float | int | bool | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of a client's steps, made anew in every round.
+    """Optimiser of a client's steps, made anew in every round; a Refusal if its name is unknown, or an option no number.
 
     Attributes:
       name: of `OPTIMIZERS`; `auto` is what the task's own `optimizer` makes, or plain SGD where it has none.
       options: torch's keyword arguments without the rate; given as a mapping or pairs, stored as pairs sorted by name.
-
-    Raises:
-      Refusal: the name is unknown, or an option is not a number, a switch or a list of numbers.
     """
 
     name: str = "auto"
@@ -82,7 +79,7 @@ def _option(key: str, value: object) -> Option:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Schedule of the learning rate over the rounds of a run.
+    """Schedule of the learning rate over the rounds of a run; a Refusal if a value is out of range.
 
     Attributes:
       name: of `SCHEDULES`.
@@ -91,9 +88,6 @@ class Schedule:
       floor: share of the rate that `linear` and `cosine` would reach one round after the last, in [0, 1].
       every: number of rounds after which `step` multiplies the rate by `gamma`, at least 1.
       gamma: factor of `step`, in (0, 1].
-
-    Raises:
-      Refusal: a value is out of range.
     """
 
     name: Annotated[str, OneOf(SCHEDULES)] = "constant"
@@ -130,12 +124,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """Parameters of a client's training in one round.
+    """Parameters of a client's training in one round; a Refusal if a value has another type or is out of range.
 
     Ranges and meanings of the keys are here alone: the configuration, its schema and orders to devices read them.
-
-    Raises:
-      Refusal: a value has another type or is out of range.
     """
 
     learning_rate: Annotated[float, Range(gt=0), "Of the client's optimizer."] = 0.1

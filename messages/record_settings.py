@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .simulated_settings import NO_CANARY_RECORDS, CanaryRecords
 from .training_order import RecordTerms
 
 
@@ -55,6 +54,31 @@ class RecordPrivacy:
 
 
 @dataclass(frozen=True)
+class CanaryRecords:
+    """Canary records of an audit at each simulated client; see `client.extra`.
+
+    Attributes:
+      each: number of canary records at each client.
+      clients: number of clients.
+      seed: secret seed of the canaries' coins, 32 bytes in hexadecimal.
+      replaced: whether an excluded canary has the opposite gradient instead of none.
+    """
+
+    each: int
+    clients: int
+    seed: str = field(repr=False)
+    replaced: bool
+
+    @property
+    def count(self) -> int:
+        """Number of canary records at all clients."""
+        return self.each * self.clients
+
+
+NO_CANARY_RECORDS = CanaryRecords(0, 0, "", replaced=False)
+
+
+@dataclass(frozen=True)
 class StepTerms:
     """Settings of a client for one step of DP-SGD on all clients' records.
 
@@ -69,6 +93,7 @@ class StepTerms:
     node: int | None = None
     nodes: tuple[int, ...] = ()
     canaries: CanaryRecords = NO_CANARY_RECORDS
+    sketch: None = None  # a key in JSON of earlier releases
 
     @property
     def clients_per_person(self) -> int | None:

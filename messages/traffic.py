@@ -22,23 +22,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from ..base.bounded_decoding import build, read_json
 from ..privacy.mechanisms.packing import packed_size, width_of
 from ..privacy.mechanisms.sum_spec import SumSpec
+from . import wire
 from .flower_adapter import config_of, records_of
 from .frames import message_bytes
 from .message_codec import MalformedMessage, pack_body, segments
-from .wire import (
-    EVALUATION_KEY,
-    OVER,
-    QUESTION_KEY,
-    RENEWAL,
-    ROSTER_RECORD,
-    SECURE_RECORD,
-    SPEC_RECORD,
-    VECTOR,
-    VECTOR_RECORD,
-    VOUCHING,
-    Exchange,
-    memory_arrays,
-)
 
 NUMBER_BYTES = 8  # of a number in a record, about
 ID_BYTES = 64  # of an instruction's id, about: run, round, attempt, exchange, node and a digest of 32
@@ -157,36 +144,31 @@ def cargo_of(message: Message) -> Cargo:
     for name, record in content.items():
         down[_purpose_of_record(name, main)] += _size(record)
     shares = {purpose: float(size) for purpose, size in down.items() if size} or {main: 1.0}
-    if OVER in content:
+    if wire.OVER in content:
         return Cargo(shares, TrafficPurpose.CONTROL)  # the reply is a receipt
-    if SECURE_RECORD not in content or main is TrafficPurpose.KEYS:
+    if wire.SECURE_RECORD not in content or main is TrafficPurpose.KEYS:
         return Cargo(shares, main)
-    return Cargo(shares, main, _vector_bytes(str(config_of(content, SPEC_RECORD)["spec"])))
+    return Cargo(shares, main, _vector_bytes(str(config_of(content, wire.SPEC_RECORD)["spec"])))
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:
     """Return the purpose of an instruction and its reply."""
-    if RENEWAL in content:
+    if wire.RENEWAL in content:
         return TrafficPurpose.CONTROL
     records = records_of(content, ConfigRecord)
-    if SECURE_RECORD in content and records[SPEC_RECORD]["exchange"] != Exchange.INBOX:
+    if wire.SECURE_RECORD in content and records[wire.SPEC_RECORD]["exchange"] != wire.Exchange.INBOX:
         return TrafficPurpose.KEYS
     keys = {key for record in records.values() for key in record}
-    if EVALUATION_KEY in keys:
+    if wire.EVALUATION_KEY in keys:
         return TrafficPurpose.EVALUATION
-    return TrafficPurpose.QUESTIONS if QUESTION_KEY in keys else TrafficPurpose.TRAINING
+    return TrafficPurpose.QUESTIONS if wire.QUESTION_KEY in keys else TrafficPurpose.TRAINING
 
 
 def _purpose_of_record(name: str, main: TrafficPurpose) -> TrafficPurpose:
     """Return the purpose of the record with this name in an instruction of the purpose `main`."""
-    if name == SECURE_RECORD:
+    if name == wire.SECURE_RECORD:
         return TrafficPurpose.KEYS
-    return TrafficPurpose.CONTROL if name in (ROSTER_RECORD, *VOUCHING) else main
-
-
-def content_bytes(content: RecordDict) -> int:
-    """Return the approximate size of a message's records in bytes, without serialising them."""
-    return sum(map(_size, content.values()))
+    return TrafficPurpose.CONTROL if name in (wire.ROSTER_RECORD, *wire.VOUCHING) else main
 
 
 def _size(record: Any) -> int:
@@ -229,7 +211,7 @@ def carried_bytes(message: Message) -> int:
     try:
         size = sum(len(part) for part in segments(message.metadata, pack_body(message)))
     except MalformedMessage:  # the gRPC link does not carry arrays of this type, but an engine does
-        size = content_bytes(message.content)
+        size = sum(map(_size, message.content.values()))
     return message_bytes("x" * ID_BYTES, ID_BYTES + size)
 
 
@@ -250,5 +232,5 @@ def _update_bytes(size: int, width: int | None, on_grid: bool) -> int:
         vector = np.zeros(size, np.int32 if on_grid else np.float64)  # zeros that nobody reads take no memory
     else:
         vector = np.zeros(packed_size(size, width), np.uint8)
-    content = RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})})
+    content = RecordDict({wire.VECTOR_RECORD: wire.memory_arrays({wire.VECTOR: vector})})
     return carried_bytes(Message(content, reply_to=Message(RecordDict(), 2, "train")))

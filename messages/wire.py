@@ -157,9 +157,6 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
     return {k: tuple(a.shape) for k, a in arrays.items() if np.dtype(a.dtype).kind == "f"}
 
 
-# --- out: instruction to the clients ---------------------------------------------------------------------------
-
-
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
     """Return an instruction: the strategy's records, the sum's spec, the run's name and the round's number."""
     record = ConfigRecord({"spec": json.dumps(plain_of(spec)), "run": run, "round": server_round})
@@ -228,9 +225,6 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
     return records[0]
 
 
-# --- back: reply of a client -----------------------------------------------------------------------------------
-
-
 def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message:
     """Return the reply with a client's vector; integers on the lattice are packed to the bits that they need.
 
@@ -296,9 +290,6 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | Pac
     return cast(Contribution, values.astype("i4" if values.dtype == np.int32 else "f8", copy=False))
 
 
-# --- in and out of the strategy ---------------------------------------------------------------------------------
-
-
 def common_content(messages: list[Message]) -> RecordDict:
     """Return the content that all clients receive.
 
@@ -335,9 +326,6 @@ def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
         value = moved[name]
         moved[name] = np.add(value, mean[name], out=np.empty_like(value), casting="unsafe")
     return memory_arrays(moved)
-
-
-# --- sum of a grid's replies ------------------------------------------------------------------------------------
 
 
 @runtime_checkable

@@ -13,8 +13,7 @@ from dp_accounting.dp_event import DpEvent
 
 from ..configs.privacy_settings import RecordDistributed
 from ..messages.client_settings import ClientSettings
-from ..messages.record_settings import StepTerms
-from ..messages.simulated_settings import NO_CANARY_RECORDS, CanaryRecords
+from ..messages.record_settings import NO_CANARY_RECORDS, CanaryRecords, StepTerms
 from ..messages.training_order import ModeName, RecordTerms
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import POPULATION, RECORDS

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..messages.simulated_settings import Encryption
+from ..messages.client_settings import Encryption
 from ..privacy.mechanisms.randomness import keyed_stream
 from ..privacy.secagg.client import Participant
 from ..privacy.secagg.double_signature import both_of, post_quantum_public

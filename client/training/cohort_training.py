@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...messages import wire
-from ...messages.client_settings import TRAIN_LOSS, training_settings
+from ...messages.client_settings import TRAIN_LOSS, CanaryClients, training_settings
 from ...messages.local_training import LocalTraining
-from ...messages.simulated_settings import CanaryClients
 from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ...privacy.mechanisms.sum_spec import SumSpec

@@ -42,15 +42,9 @@ MAX_OTHER = 2  # examples of the other client in a step of `check_apart`, which 
 
 
 class AveragedArray(NamedTuple):
-    """Averaged array of a round: the trained tensor minus the received array is the update.
+    """Averaged array of a round: the trained tensor minus the received array is the update."""
 
-    Attributes:
-      update: memory for the update; on a CPU it may be that of the tensor, which the update then overwrites.
-      tensor: of the model.
-      received: of the instruction.
-    """
-
-    update: NDArray[Any]
+    update: NDArray[Any]  # memory for the update; on a CPU it may be that of the tensor
     tensor: Tensor
     received: NDArray[Any]
 

@@ -42,8 +42,15 @@ from ...configs.bundle_files import (
 )
 from ...links.device_answers import AWAY, COPIED, Handle, Longest, usual_wait
 from ...messages.flower_adapter import claim_identity, quiet_flower
-from ...messages.renewal import DeviceFacts, facts_reply, read_renewal, rollovers_in
-from ...messages.run_over import RunOver, read_over, reply_with
+from ...messages.notices import (
+    DeviceFacts,
+    RunOver,
+    facts_reply,
+    read_over,
+    read_renewal,
+    reply_with,
+    rollovers_in,
+)
 from ...messages.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ...privacy.ledger import hash_chain
 from .authority import adopt_rollovers

@@ -15,7 +15,7 @@ from ...base.bounded_decoding import read_json, read_lines
 from ...base.durable_files import append_line, replace_file
 from ...base.refusal import Refusal
 from ...base.tensor_file import safetensors_parts
-from ...messages.run_over import RunOver
+from ...messages.notices import RunOver
 from ...messages.training_order import display_name
 from ...privacy.ledger.ledger_state import read_entries
 from ...privacy.ledger.receipt import (

@@ -10,7 +10,7 @@ import numpy as np
 from ...base.bounded_decoding import read_json_file
 from ...base.durable_files import replace_file
 from ...base.tensor_file import safetensors_parts
-from ...messages.run_over import RunOver
+from ...messages.notices import RunOver
 
 MODEL, ENDED = "model.safetensors", "ended.json"
 

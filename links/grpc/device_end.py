@@ -91,7 +91,7 @@ def follow(
     stop: threading.Event,
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
-    is_charged: Callable[[str], bool] = lambda _: False,
+    is_charged: Callable[[str], bool] = frozenset[str]().__contains__,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 

@@ -97,21 +97,11 @@ class Traffic:
 
 @dataclass(frozen=True, eq=False)
 class _Peer:
-    """One node's stream.
-
-    Attributes:
-      node: number of the node.
-      key: fingerprint of its TLS key.
-      context: gRPC's, of the stream.
-      traffic: of the node, over all of its streams.
-      began: when the stream began, by the monotonic clock.
-      outbox: letters and frames to send; of a letter that was withdrawn, nothing is sent.
-      revoked: set once the node is no longer admitted.
-    """
+    """One node's stream: what is to be sent on it, and an event that is set once the node is no longer admitted."""
 
     node: int
-    key: str
-    context: Any
+    key: str  # fingerprint of the node's TLS key
+    context: Any  # gRPC's, of the stream
     traffic: Traffic
     began: float = field(default_factory=time.monotonic)
     outbox: asyncio.Queue[Letter | Begin | Ack] = field(default_factory=asyncio.Queue[Letter | Begin | Ack])

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.deployment.certificate_delivery import CertificateDelivery
 from fedveil.messages.flower_adapter import claim_identity, name_sender
-from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
+from fedveil.messages.notices import DeviceFacts, facts_reply, read_facts, read_renewal, renewal_to
 
 claim_identity(1)
 

@@ -39,7 +39,7 @@ from fedveil.links.roster_watch import followed_credentials, followed_rollovers,
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.tree_head import check_head, sign_head
 from fedveil.messages.flower_adapter import claim_identity, name_sender
-from fedveil.messages.renewal import DeviceFacts, facts_reply, read_facts, renewal_to, rollovers_in
+from fedveil.messages.notices import DeviceFacts, facts_reply, read_facts, renewal_to, rollovers_in
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.rollover import (
     DAY_SECONDS,

@@ -43,8 +43,7 @@ from fedveil.evidence.page import page_of
 from fedveil.links.server_bundle import OwnersBudget, read_server_bundle
 from fedveil.links.server_log import LOG
 from fedveil.links.server_log import read_entries as read_log
-from fedveil.messages.renewal import DeviceFacts
-from fedveil.messages.run_over import reply_with
+from fedveil.messages.notices import DeviceFacts, reply_with
 from fedveil.messages.training_order import display_name, read_order
 from fedveil.messages.wire import FORKED, NOT_ELIGIBLE, read_round
 from fedveil.privacy.audit import round_rows

@@ -23,7 +23,7 @@ from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.run_over import RunOver
+from fedveil.messages.notices import RunOver
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.privacy.budget import Adjacency
 from fedveil.run.released import predictions

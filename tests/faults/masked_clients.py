@@ -8,8 +8,8 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fedveil.client.secure_update import secure_update
+from fedveil.messages.client_settings import Encryption
 from fedveil.messages.secure_wire import read_position
-from fedveil.messages.simulated_settings import Encryption
 from fedveil.messages.wire import WEIGHT, Exchange, memory_arrays
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec

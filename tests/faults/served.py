@@ -23,7 +23,7 @@ from fedveil.deployment.serve import deployed_in, settings_for
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.messages.grids import AskingGrid
-from fedveil.messages.run_over import RunOver, read_over, reply_with
+from fedveil.messages.notices import RunOver, read_over, reply_with
 from fedveil.messages.traffic import Carried
 from fedveil.run.build import build
 from fedveil.run.prepare import prepare

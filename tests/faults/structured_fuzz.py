@@ -44,7 +44,7 @@ from fedveil.links.enrolment.messages import Ask, decode
 from fedveil.links.server_bundle import read_admitted
 from fedveil.messages import frames, message_codec
 from fedveil.messages.flower_adapter import claim_identity
-from fedveil.messages.run_over import read_over
+from fedveil.messages.notices import read_over
 from fedveil.messages.secure_wire import read_share_spec, write_share_spec
 from fedveil.messages.training_order import TrainingOrder
 from fedveil.messages.wire import SPEC_RECORD, VECTOR, VECTOR_RECORD, add_reply, memory_arrays

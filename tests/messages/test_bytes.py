@@ -17,7 +17,7 @@ from fedveil.links.log_export import ConsistencyProof, InclusionProof, LogDocume
 from fedveil.links.log_wire import LOG_RECORD, log_of, log_record
 from fedveil.links.tree_head import read_head
 from fedveil.links.witness import heads_of_key
-from fedveil.messages import frames, message_codec, model_difference, renewal, run_over, secure_wire, wire
+from fedveil.messages import frames, message_codec, model_difference, notices, secure_wire, wire
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.training_order import TrainingOrder
@@ -114,12 +114,12 @@ RECORDS: dict[str, Callable[[RecordDict, Message], RecordDict]] = {
             )
         )
     ),
-    "m over": lambda _, message: run_over.message_to(5, run_over.read_over(message)).content,
-    "m over bare": lambda _, message: run_over.message_to(5, run_over.read_over(message)).content,
-    "m receipt": lambda _, message: run_over.reply_with(run_over.read_receipt(message), MESSAGE).content,
-    "m facts": lambda _, message: renewal.facts_reply(MESSAGE, renewal.read_facts(message)).content,
+    "m over": lambda _, message: notices.message_to(5, notices.read_over(message)).content,
+    "m over bare": lambda _, message: notices.message_to(5, notices.read_over(message)).content,
+    "m receipt": lambda _, message: notices.reply_with(notices.read_receipt(message), MESSAGE).content,
+    "m facts": lambda _, message: notices.facts_reply(MESSAGE, notices.read_facts(message)).content,
     "m renewal": lambda _, message: (
-        renewal.renewal_to(5, renewal.read_renewal(message), renewal.rollovers_in(message)).content
+        notices.renewal_to(5, notices.read_renewal(message), notices.rollovers_in(message)).content
     ),
 }
 

@@ -15,8 +15,7 @@ from shared.runs import json_lines
 import fedveil as fv
 from fedveil.links.grpc.grid import open_link
 from fedveil.messages.flower_adapter import claim_identity
-from fedveil.messages.renewal import renewal_to
-from fedveil.messages.run_over import RunOver, message_to
+from fedveil.messages.notices import RunOver, message_to, renewal_to
 from fedveil.messages.secure_wire import Position, ask, with_roster
 from fedveil.messages.traffic import (
     Cargo,

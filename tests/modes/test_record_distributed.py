@@ -28,16 +28,14 @@ from fedveil.audit.record_canaries import coins_of_step
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.app import train_round
-from fedveil.client.dp_sgd.rounds import sum_of_union, union_of
-from fedveil.client.dp_sgd.together import GradientClip, draw_records, step
+from fedveil.client.dp_sgd.rounds import GradientClip, draw_records, step, sum_of_union, union_of
 from fedveil.client.private_update import RECORD_SUM
 from fedveil.client.workbench import Workbench
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.record_settings import StepTerms
-from fedveil.messages.simulated_settings import CanaryRecords
+from fedveil.messages.record_settings import CanaryRecords, StepTerms
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import Exchange, instruct, memory_arrays, with_canary_records
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
@@ -308,7 +306,7 @@ def test_writes_of_a_layer_do_not_reach_the_next_step(
     clip = replace(CLIP, gradients="hooks")
     monkeypatch.setattr("fedveil.client.dp_sgd.train.check_step", lambda *_: None)  # which refuses the layer
     at_once = step(whole, task, data, rows, clip, 0.4, layout_of_net())
-    monkeypatch.setattr("fedveil.client.dp_sgd.together.ROWS", 7)
+    monkeypatch.setattr("fedveil.client.dp_sgd.rounds.ROWS", 7)
     in_parts = step(parted, task, data, rows, clip, 0.4, layout_of_net())
     assert float(whole.seen) == float(parted.seen) == 0
     for name, value in at_once.items():

@@ -16,7 +16,7 @@ from shared.runs import run_quietly
 from torch import Tensor, nn
 
 from fedveil.base.refusal import Refusal
-from fedveil.client.dp_sgd.together import GradientClip, step, step_of
+from fedveil.client.dp_sgd.rounds import GradientClip, step, step_of
 from fedveil.client.private_update import compressed, private_update
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.training_settings import CompressionSettings, NoCompression

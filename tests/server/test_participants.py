@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.audit.canary_updates import add_canaries, canary_updates
 from fedveil.client.private_update import private_update
-from fedveil.messages.simulated_settings import CanaryClients
+from fedveil.messages.client_settings import CanaryClients
 from fedveil.messages.wire import memory_arrays, view
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness

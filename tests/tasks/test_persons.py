@@ -10,8 +10,7 @@ from shared.tasks import Classes
 
 import fedveil as fv
 from fedveil.base.refusal import Refusal
-from fedveil.client.dp_sgd.rounds import union_of
-from fedveil.client.dp_sgd.together import GradientClip, step
+from fedveil.client.dp_sgd.rounds import GradientClip, step, union_of
 from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining

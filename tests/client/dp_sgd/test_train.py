@@ -24,7 +24,7 @@ from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted
 from fedveil.benchmarks.made_task import Made
 from fedveil.benchmarks.workload import CLASSES, build
 from fedveil.client.dp_sgd import train as dp_sgd
-from fedveil.client.dp_sgd.together import GradientClip, step
+from fedveil.client.dp_sgd.rounds import GradientClip, step
 from fedveil.client.dp_sgd.train import (
     ENGINES,
     NOISE_BLOCK,

@@ -26,11 +26,10 @@ from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.client.training.sgd import train
 from fedveil.client.workbench import Workbench
-from fedveil.messages.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from fedveil.messages.client_settings import TRAIN_LOSS, CanaryClients, ClientSettings, training_settings
 from fedveil.messages.flower_adapter import claim_identity, client_context
 from fedveil.messages.local_training import LocalTraining, Optimizer
 from fedveil.messages.record_settings import RecordPrivacy
-from fedveil.messages.simulated_settings import CanaryClients
 from fedveil.messages.training_order import RecordTerms
 from fedveil.messages.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.privacy.budget import Adjacency, Unit

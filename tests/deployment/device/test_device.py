@@ -31,7 +31,7 @@ from fedveil.deployment.device.run_end import read_ended
 from fedveil.links.device_answers import PAID, UNPAID, Journal, loss_line
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
-from fedveil.messages.run_over import RunOver, message_to, read_receipt
+from fedveil.messages.notices import RunOver, message_to, read_receipt
 from fedveil.messages.secure_wire import read_position
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.messages.wire import (

@@ -25,8 +25,7 @@ from fedveil.deployment.rollover import roll_over
 from fedveil.links.enrolment.token import Token
 from fedveil.messages.flower_adapter import name_message
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.renewal import renewal_to
-from fedveil.messages.run_over import RunOver, message_to
+from fedveil.messages.notices import RunOver, message_to, renewal_to
 from fedveil.messages.secure_wire import messages_of, read_position
 from fedveil.messages.training_order import ORDER_KEY, ModeName, RecordTerms
 from fedveil.messages.wire import SECURE_RECORD, Exchange, instruct, memory_arrays

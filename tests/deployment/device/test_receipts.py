@@ -24,7 +24,7 @@ from fedveil.evidence.binding.bound_folder import Knowledge
 from fedveil.evidence.binding.receipts import fewest_receipts, read_receipts, verify_roster
 from fedveil.evidence.binding.verify import CheckLine, verify_folder
 from fedveil.messages.flower_adapter import records_of
-from fedveil.messages.run_over import MAX_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
+from fedveil.messages.notices import MAX_MANIFEST, RunOver, message_to, read_over, read_receipt, reply_with
 from fedveil.privacy.budget import Budget, Unit
 from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.ledger.ledger import Ledger, read_entries

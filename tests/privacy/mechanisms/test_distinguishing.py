@@ -14,7 +14,7 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
-from fedveil.client.dp_sgd.together import GradientClip, draw_records, step
+from fedveil.client.dp_sgd.rounds import GradientClip, draw_records, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.record_settings import StepTerms
