@@ -407,7 +407,7 @@ def _count_receipts(run: RunFiles) -> tuple[int, bool | None]:
 
 
 def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
-    """Return the shapes of an additive model, one for each column and score, the farthest first; None for other models."""
+    """Return the shapes of an additive model by column and score, the farthest first; None for other models."""
     if shapes is None:
         return None
     rows = [
