@@ -93,7 +93,7 @@ class Auditor:
         return self._buffer[: self._count]
 
     def _rows_with(self, row: Rows) -> Rows:
-        """Return the rows and one more; the capacity doubles, so that a long run does not copy all rows in every round."""
+        """Return the rows and one more; the capacity doubles, so that not every round copies all rows."""
         if self._count == len(self._buffer):
             more = np.zeros(max(FIRST_ROWS, self._count), self._buffer.dtype)
             self._buffer = np.concatenate([self._buffer, more])
@@ -214,7 +214,7 @@ class Auditor:
         return raised
 
     def _measure(self) -> Measured | None:
-        """Return the measurement by canaries after the rounds so far; None without canaries, or while too few were drawn."""
+        """Return the measurement by canaries so far; None without canaries, or while too few were drawn."""
         if not self.terms.canaries:
             return None
         try:
@@ -244,7 +244,7 @@ class Auditor:
 
     @property
     def is_clean(self) -> bool:
-        """Whether no p-value of the last round is suspicious; that of a secret draw, which reveals its size, is left out."""
+        """Whether no p-value of the last round is suspicious, but for that of a secret draw, which reveals its size."""
         row = self.rows[-1]
         p_values = [row[name] for name in ("norm_p", "reuse_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):

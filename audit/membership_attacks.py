@@ -230,7 +230,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
 
 
 def _reference_training(training: LocalTraining, epochs: int) -> LocalTraining:
-    """Return how a reference model is trained, in the clear: as the clients' models, but for an optimizer against noise."""
+    """Return how a reference model is trained: as the clients' models, but without an optimizer that removes noise."""
     optimizer = training.optimizer
     if optimizer.name == "dp_adambc":
         optimizer = replace(optimizer, name="adam")

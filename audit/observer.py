@@ -100,7 +100,7 @@ class RunAudit:
         )
 
     def resume(self, state: State, /) -> Demand:
-        """Continue after the round of a checkpoint; the noise is raised if it was, and an alarm that ended the run ends it."""
+        """Continue after the round of a checkpoint; raise the noise again, or end again a run that an alarm ended."""
         memory = self.run.checkpoint.audit
         self.auditor.resume(state.round, sum_audit.Memory(**memory) if memory else sum_audit.NO_MEMORY)
         alarms = [each.alarm for each in self.auditor.raised if each.alarm.level in ACTING]

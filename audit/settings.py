@@ -27,6 +27,8 @@ class NoAudit(Group):
 
 
 class _Audit(Group):
+    """Settings of every audit."""
+
     on_alarm: Annotated[
         Literal["stop", "pause", "raise_noise", "rollback", "note"],
         remedy("no check of a sum names a client to drop"),

@@ -87,7 +87,7 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
 
 
 def scale_of(kind: str | None, figures: Sequence[Fields]) -> list[float] | None:
-    """Return the ends of the axis for the figures of an answer to a kind of question; None if they are not drawn as bars."""
+    """Return the ends of the axis for the figures of an answer to a kind of question; None if it has no bars."""
     if kind in OF_SIGNS:
         return [-1.0, 1.0]
     if kind in OF_SHARES:

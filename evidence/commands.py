@@ -30,7 +30,7 @@ def commands_of(run: RunFiles) -> list[str]:
 
 
 def _differences(run: RunFiles, groups: list[str]) -> list[str]:
-    """Return the overrides that make a run's configuration of these groups; all its keys if the groups cannot be composed."""
+    """Return the overrides that make a run's configuration of these groups, or all keys of groups that are unknown."""
     from ..configs.compose import compose_overrides
     from ..configs.settings import publishable_keys
 

@@ -90,6 +90,7 @@ def _values(report: Fields) -> Iterator[tuple[tuple[str, str], str]]:
 
 
 def _measured(stamps: Fields) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the values of the audit, as `_values` does."""
     measurement: dict[str, Any] | None = stamps["measured"]
     yield ("measured", "verdict"), text_of(stamps["verdict"])
     if measurement is not None:

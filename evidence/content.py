@@ -223,9 +223,13 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
     return {"measured": measured, "ceiling": last["ceiling"], "canaries": canaries}
 
 
+def _is_audited(run: RunFiles) -> bool:
+    return run.setting("audit", "name") not in (None, "off")
+
+
 def _unmeasured(run: RunFiles) -> str:
     """Return why there is no sentence of an audit."""
-    if not run.result and (run.audit or run.setting("audit", "name") not in (None, "off")):
+    if not run.result and (run.audit or _is_audited(run)):
         return "the run has not ended, and its audit has no result yet"
     return "this run had no audit, so leakage was not measured"
 
@@ -332,7 +336,6 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     count = run.num_client_ledgers
     where = f"{count} ledgers of single clients" if count else "the owners' ledgers"
     is_private = run.setting("privacy", "name") != "none"
-    is_audited = run.setting("audit", "name") not in (None, "none")
     is_sized = run.shapes or run.saved.get("parameters")
     is_cut, is_changed = head and not head["held"], close and not close["held"]
     is_open = history and result and not close
@@ -345,7 +348,7 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
         "The ledger does not hold the entry in the result: it was truncated, or is another ledger.": is_cut,
         "No entry of the ledger binds the files of this folder: the run was not closed.": is_open,
         f"CHANGED since the run was closed: {changed}. The files are not those that the ledger binds.": is_changed,
-        "The run was not audited.": result and not is_audited,
+        "The run was not audited.": result and not _is_audited(run),
         "No round has been recorded.": not run.rounds,
         "The folder holds no model, so bytes cannot be computed.": not is_sized,
     }
@@ -407,7 +410,7 @@ def _count_receipts(run: RunFiles) -> tuple[int, bool | None]:
 
 
 def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
-    """Return the shapes of an additive model, one for each column and score, the farthest first; None for other models."""
+    """Return the shapes of an additive model by column and score, the farthest first; None for other models."""
     if shapes is None:
         return None
     rows = [

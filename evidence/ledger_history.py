@@ -278,7 +278,7 @@ def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _events(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the distinct events of this run's rounds and evaluations, as the ledger has them, each with how often it is charged."""
+    """Return the distinct events of this run's rounds and evaluations on the ledger, and how often each is charged."""
     releases: list[tuple[str, Arm | None]] = []
     for entry in _reserved(run.entries):
         if _source(entry) == run.name:

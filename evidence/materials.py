@@ -37,6 +37,7 @@ def _package(name: str, version: str) -> dict[str, Any]:
 
 
 def _model(report: Fields) -> dict[str, Any]:
+    """Return the component of the model, with its card."""
     run = report["run"]
     digest = run["model_sha256"]
     return {
@@ -67,6 +68,7 @@ def _model(report: Fields) -> dict[str, Any]:
 
 
 def _leak(report: Fields) -> dict[str, str]:
+    """Return the risk of a leak, with the mechanisms against it."""
     kinds = dict.fromkeys(row["mechanism"] for row in report["privacy"] if row["mechanism"] != "none")
     name = "The model may reveal what one unit contributed"
     return {"name": name, "mitigationStrategy": "; ".join(kinds) or "none"}

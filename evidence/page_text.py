@@ -63,7 +63,7 @@ def _plain(value: Any) -> str:
 
 
 def _rounded_up(value: float, decimals: int) -> str:
-    """Return a number with its last digit rounded up, so that 2.9998 becomes 3.00, but not by an error of floating point."""
+    """Return a number rounded up, so that 2.9998 becomes 3.00, but not by an error of floating point."""
     scale = 10**decimals
     return f"{math.ceil(round(float(value) * scale, 6)) / scale:.{decimals}f}"
 

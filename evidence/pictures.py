@@ -54,7 +54,7 @@ def _rounds(report: Fields) -> Chart | None:
 
 
 def _runs(report: Fields) -> Chart | None:
-    """Return the epsilon of the ledger after each of its runs; None of a single run, of which the other chart says it all."""
+    """Return the ledger's epsilon after each of its runs; None of a single run, which the other chart shows."""
     rows = report["ledger"]["runs"] if report["ledger"] else []
     points: list[tuple[float, float]] = []
     values: dict[str, Any] = {}

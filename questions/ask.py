@@ -97,7 +97,7 @@ def _ask(
     open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
-    """Ask on an open grid, store the record of the answer, and return it; arguments as of `ask`, with the question's plan."""
+    """Ask, store the record of the answer, and return it; arguments as of `ask`, with the question's plan."""
     path = record_path(folder, inquiry)
     with _ledger(federation, inquiry, plan, folder) as ledger:
         epsilon_before = ledger_epsilon(ledger)

@@ -88,7 +88,7 @@ def _evaluate(
     row: int,
     arm: Arm | None = None,
 ) -> dict[str, Any]:
-    """Reserve the release of an evaluation, in a row of its own; ask all clients, or those of an arm; return the record."""
+    """Reserve an evaluation in a row of its own, ask all clients or those of an arm, and return the record."""
     federation, plan = run.federation, one_evaluation(run.federation)
     # No canary evaluates; those that are nodes of the grid must be known, so that they are left out.
     canaries = 0 if participants.add_canaries else participants.canaries
@@ -126,7 +126,7 @@ def _evaluate(
 def _answer_fields(
     federation: Federation, charge: Charge, result: Round, mean: Mean | None, expected: float
 ) -> dict[str, Any]:
-    """Return the fields of a record that depend on the answer; without encryption the number of clients is the public one."""
+    """Return the fields of a record that depend on the answer; `expected` is the public number of clients."""
     if mean is None:
         reason = describe_failure(result, not federation.mode.hides_counts)
         return {"reason": reason, "clients": None, "answers": []}

@@ -48,6 +48,7 @@ def private_evaluation(message: Message, context: Context, call_next: ClientAppC
 
 
 def _reported_means(reply: Message, evaluation: Evaluation) -> HeldOutMeans | None:
+    """Return the metric and the loss that an app reports; None if it evaluated no example."""
     metrics = values_of(reply)
     if metrics.get(WEIGHT) == 0:
         return None

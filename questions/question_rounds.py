@@ -146,7 +146,7 @@ def _total(sizes: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
 
 
 def require_all_rounds(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
-    """Refuse a question of several rounds if a cap or the budget of a ledger, records' ledgers included, lacks one of them.
+    """Refuse a question of several rounds if a cap or a budget, of records too, does not cover them all.
 
     Raises:
       BudgetExhausted: nothing was written.

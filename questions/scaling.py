@@ -111,7 +111,7 @@ def apply_answer(federation: Federation, folder: Path) -> Federation:
 
 
 def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
-    """Return a federation with scaled inputs, which asks no more; the account of a simulation needs the question's plan."""
+    """Return a federation with scaled inputs, which asks no more; a simulation's account needs the plan."""
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})

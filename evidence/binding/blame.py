@@ -47,7 +47,7 @@ def check_blame(folder: BoundFolder) -> str:
 
 
 def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence[str]]) -> list[Claim]:
-    """Return the claims in the lines of METRICS; refuse others than in the result, which has faults by the member's name."""
+    """Return the claims in the lines of METRICS; refuse others than the result's faults by the member's name."""
     rows = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
     claims = [(number, name, fault) for number, row in rows for name, fault in row.get("blamed", {}).items()]
     for name in {*faults, *(name for _, name, _ in claims)}:

@@ -115,7 +115,7 @@ class BoundFolder:
         return unbound and self.result["status"] in RESUMABLE
 
     def require_final(self) -> None:
-        """Leave a check undecided that needs a manifest, if the run has none yet; the check of the manifest reports that."""
+        """Leave a check undecided that needs a manifest, if there is none yet, as another check reports."""
         if self.is_resumable:
             raise NotShown("the run can still be resumed")
 

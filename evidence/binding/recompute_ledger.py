@@ -204,6 +204,7 @@ def epsilon(counts, adjacency, delta, order):
 
 
 def main(path):
+    """Return {adversary: {"delta", "epsilon"}} of a ledger, or of its export."""
     entries = entries_of(path)
     by_adversary, order, delta = count_events(entries)
     adjacency = entries[0][2]["adjacency"]

@@ -133,9 +133,6 @@ def _run_check(name: str, check: Check, folder: BoundFolder) -> CheckLine:
         return CheckLine(name, False, str(problem) or type(problem).__name__)
 
 
-# --- files and signatures -----------------------------------------------------------------------------------------
-
-
 def _check_files(folder: BoundFolder) -> str:
     """Check that every listed file of a bundle is unchanged, and that there is no other file."""
     names = {path.name for path in folder.path.iterdir()} - {LIST, SIGNATURES}
@@ -194,9 +191,6 @@ def _check_manifest(folder: BoundFolder) -> str:
         raise Wrong(f"the status is {manifest.status} in the manifest and {status} in the result")
     suffix = f"; made again since: {', '.join(later)}" if later else ""
     return f"{len(manifest.files)} files match the manifest{suffix}"
-
-
-# --- receipts of devices ------------------------------------------------------------------------------------------
 
 
 def _check_receipts(folder: BoundFolder) -> str:
@@ -271,9 +265,6 @@ def _shortage(folder: BoundFolder, receipts: Receipts, roster: Roster) -> str:
     unsound = f" (nodes {without} ended, or compared nothing, as in earlier releases)" if without else ""
     fewer = f"; --receipts names fewer, at least {minimum}" if requested is None and minimum < needed else ""
     return f"{needed} are needed, and {len(signers)} count{unsound}{fewer}"
-
-
-# --- audit --------------------------------------------------------------------------------------------------------
 
 
 def _check_audit(folder: BoundFolder) -> str:

@@ -125,6 +125,13 @@ def test_a_run_that_has_released_nothing_promises_nothing_yet(kept: Path) -> Non
     assert differences(page, report) == []
 
 
+def test_a_run_without_an_audit_says_so(kept: Path) -> None:
+    config = yaml.safe_load((kept / "config.yaml").read_text())
+    (kept / "config.yaml").write_text(yaml.safe_dump({**config, "audit": {"name": "off"}}))
+    set_fields(kept / "result.json", audit=None)
+    assert "The run was not audited." in report_of(read_run(kept))["missing"]
+
+
 def test_an_audit_that_has_not_looked_yet_is_not_called_missing(kept: Path) -> None:
     for name in ("result.json", "metrics.jsonl"):
         (kept / name).unlink()
