@@ -27,8 +27,8 @@ from ...tasks.data import check_data, check_taken, data_of, data_of_all
 from ...tasks.held_back import held_back
 from ...tasks.memory import give_back
 from ...tasks.optimizers import check_optimizer
-from ...tasks.own_scale import SAID, own_scale
-from ...tasks.persons import kept, names_of
+from ...tasks.own_scale import WARNING, own_scale
+from ...tasks.persons import limit_per_person, names_of
 from ...tasks.protocol import Task, own_training
 
 logger = logging.getLogger("fedveil.client")
@@ -88,7 +88,7 @@ class TorchTask:
 
     def count(self, max_per_person: int | None) -> int:
         """Return the number of the owner's records, with at most so many of each person; None limits nothing."""
-        return len(kept(data_of(self._own_bench.task, self._client), max_per_person))
+        return len(limit_per_person(data_of(self._own_bench.task, self._client), max_per_person))
 
     def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
         """Refuse an order, or a question about the `released` model, that the task cannot follow."""
@@ -126,6 +126,6 @@ def check_owners_data(task: Task, client: int) -> None:
     data, client_name = data_of(task, client), f"client {client}"
     check_data(data, client_name)
     if scale := own_scale(lambda: [data_of_all(task, client)]):  # in the device's own log alone
-        logger.warning("columns of this device's data %s", SAID.format(scale))
+        logger.warning("columns of this device's data %s", WARNING.format(scale))
     if own_training(task) is None:
         check_taken(data, client_name, task.model().eval(), task.loss)

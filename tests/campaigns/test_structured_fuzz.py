@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.audit import _both, _numbers
+from fedveil.cli.audit import _read_both_scores, _read_scores
 from fedveil.deployment.device.linear import read_table
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.client_rows import arrays_of
@@ -82,6 +82,6 @@ def test_a_damaged_array_is_refused_by_name_or_ends_its_file(tmp_path: Path) -> 
             with suppress(Refusal):
                 read()
         with suppress(Refusal):
-            _numbers(path)
+            _read_scores(path)
         with suppress(Refusal):
-            _both(path.replace(tmp_path / "x.npz"))
+            _read_both_scores(path.replace(tmp_path / "x.npz"))
