@@ -289,7 +289,9 @@ def find_min_noise(cost: Callable[[float], float], target: float) -> float:
             return low
         high, high_cost, low = low, low_cost, low / 2
     above, below = _log_ratio(low_cost, target), _log_ratio(high_cost, target)
-    moved = ""  # the end of the bracket that moved last; if it moves again, the other end's value is halved
+    # `above` and `below` are the values at `low` and `high` of the function whose root is the noise. Where one end moves
+    # twice in a row, Illinois halves the value of the other.
+    moved = ""
     while high > low * (1 + NOISE_TOLERANCE) and high_cost < target * (1 - NOISE_TOLERANCE):
         share = min(max(above / (above - below), 0.01), 0.99)
         middle = low * (high / low) ** share

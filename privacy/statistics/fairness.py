@@ -153,6 +153,7 @@ def share_of(name: str, inside: float, outside: float, sigma: float) -> Figure:
     leading = rows**2 - 2 * spread
     if rows <= 0 or leading <= 0:
         return unsaid(name)
+    # The ends are the roots of (rows^2 - 2 spread) r^2 - 2 (inside rows - spread) r + inside^2 - spread.
     middle = inside * rows - spread
     root = math.sqrt(max(middle**2 - leading * (inside**2 - spread), 0.0))
     low, high = ((middle + sign * root) / leading for sign in (-1, 1))

@@ -78,6 +78,7 @@ def ratio_of(name: str, above: float, below: float, sigma: float) -> Figure:
     leading = below**2 - spread
     if below <= 0 or leading <= 0:
         return unsaid(name)
+    # The ends are the roots of (below^2 - spread) m^2 - 2 above below m + above^2 - spread.
     root = math.sqrt(max((above * below) ** 2 - leading * (above**2 - spread), 0.0))
     low, high = ((above * below + sign * root) / leading for sign in (-1, 1))
     value, low, high = (min(max(each, -1.0), 1.0) for each in (above / below, low, high))
