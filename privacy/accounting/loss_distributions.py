@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 MAX_GROWTH = 256  # largest order of Chernoff's bound, times the number of a PMF's points
-MAX_CACHED = (
-    1 << 18
-)  # points of a grid whose transform is cached, in 2 MiB; finer grids are for published values
+MAX_CACHED = 1 << 18  # points of a grid whose transform is cached, in 2 MiB; finer grids are published
 BLOCK = 1 << 16  # points of a grid that are added at once
 # Rounding error of a composition for each event, counted as an infinite loss: up to 0.75 * 2^-53 of delta were measured, in
 # either direction, against distributions that are tilted so that their far ends are large (tests).
