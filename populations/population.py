@@ -180,7 +180,7 @@ class Population:
         return lowered(budget, self.caps(path))
 
     def check_identity(self, data_id: str | None, spends: bool) -> None:
-        """Refuse a data set's name that does not suit, or none.
+        """Refuse a declared name of the data that this population cannot use, or that it lacks.
 
         Args:
           data_id: the setting `task.data_id`.
@@ -274,7 +274,8 @@ class Population:
 
         Args:
           task: of the run.
-          all_clients: whether all are; of many simulated ones a few are enough, since a refused one drops out of its round.
+          all_clients: whether all are checked; of many simulated ones a few are enough, since a client with refused data
+            drops out of its round.
         """
         raise NotImplementedError
 

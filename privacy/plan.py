@@ -113,17 +113,22 @@ class Plan:
           rounds: number of rounds; None for all rounds of the plan.
           prior: events that the same unit was charged before.
         """
-        events = self._events(self.num_rounds if rounds is None else rounds, prior)
+        events = self._events(rounds, prior)
         return spent_epsilon(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
-    def curve(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> PrivacyCurve:
-        """Return epsilon for a range of deltas after all rounds; with an RDP filter, the curve of its budget.
+    def curve(
+        self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
+    ) -> PrivacyCurve:
+        """Return epsilon for a range of deltas after `rounds` rounds; with an RDP filter, the curve of its budget.
 
-        Arguments as of `calibrate`.
+        Args:
+          budget: budget with the plan's unit and adjacency.
+          rounds: number of rounds; None for all rounds of the plan.
+          prior: events that the same unit was charged before.
         """
         if self.filter_order is not None:
             return filter_curve(budget, self.filter_order)
-        return privacy_curve(self._events(self.num_rounds, prior), self.adjacency)
+        return privacy_curve(self._events(rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
         """Return how many rounds with this noise fit the budget, at most `MAX_ROUNDS`. Arguments as of `calibrate`."""
@@ -145,7 +150,7 @@ class Plan:
                 step = half
         return min(count, max_rounds)
 
-    def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]") -> None:
+    def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> None:
         """Refuse noise that is so small that a single round exceeds the budget. Arguments as of `calibrate`.
 
         Raises:
@@ -176,7 +181,7 @@ class Plan:
         def cost(noise: float) -> float:
             if not prior:  # nothing composed for one noise is of use for the next
                 forget_distributions()
-            planned = replace(self, noise_multiplier=noise)._events(self.num_rounds, prior)
+            planned = replace(self, noise_multiplier=noise)._events(None, prior)
             return self._spent(planned, budget, GATE_INTERVAL)
 
         noise = find_min_noise(cost, budget.target_epsilon)
@@ -190,9 +195,9 @@ class Plan:
         self,
         runs: int,
         budget: Budget,
-        prior: "Sequence[DpEvent]",
-        num_rounds: int | None,
-        other_events: "Sequence[DpEvent]",
+        prior: "Sequence[DpEvent]" = (),
+        num_rounds: int | None = None,
+        other_events: "Sequence[DpEvent]" = (),
     ) -> "Plan":
         """Return this plan with noise with which `runs` identical runs together fit the budget.
 
@@ -255,13 +260,14 @@ class Plan:
 
     def _fits(self, budget: Budget, prior: "Sequence[DpEvent]") -> bool:
         """Return whether prior events and all rounds of the plan fit a budget, on the grid of published values."""
-        events = self._events(self.num_rounds, prior)
+        events = self._events(None, prior)
         return admits(events, budget, self.filter_order, PUBLISH_INTERVAL)
 
-    def _events(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
-        """Return prior events and those of so many rounds; a cycle of rounds that has begun counts as a whole one."""
+    def _events(self, rounds: int | None, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
+        """Return prior events and those of `rounds` rounds, None for all; a cycle that has begun counts as a whole one."""
         from dp_accounting.dp_event import SelfComposedDpEvent
 
+        rounds = self.num_rounds if rounds is None else rounds
         releases = -(-rounds // (self.mechanism.rounds or 1))
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
 
@@ -289,7 +295,9 @@ def find_min_noise(cost: Callable[[float], float], target: float) -> float:
             return low
         high, high_cost, low = low, low_cost, low / 2
     above, below = _log_ratio(low_cost, target), _log_ratio(high_cost, target)
-    moved = ""  # the end of the bracket that moved last; if it moves again, the other end's value is halved
+    # `above` and `below` are the values at `low` and `high` of the function whose root is the noise. Where one end moves
+    # twice in a row, Illinois halves the value of the other.
+    moved = ""
     while high > low * (1 + NOISE_TOLERANCE) and high_cost < target * (1 - NOISE_TOLERANCE):
         share = min(max(above / (above - below), 0.01), 0.99)
         middle = low * (high / low) ** share

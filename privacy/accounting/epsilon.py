@@ -31,10 +31,8 @@ from .renyi import by_renyi, relation_of, renyi_holds
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-GATE_INTERVAL, PUBLISH_INTERVAL = (
-    1e-3,
-    1e-4,
-)  # steps of the PLD's grid in nats: to gate a release, to publish epsilon
+# Steps of the PLD's grid in nats, to gate a release and to publish epsilon.
+GATE_INTERVAL, PUBLISH_INTERVAL = 1e-3, 1e-4
 # PLD drops 1e-15 of probability mass per composition, which dominates at smaller deltas.
 MIN_PLD_DELTA = 1e-12
 # A grid's bound is loose by more than 1 % when epsilon, or the typical loss of one sampled round (rate / noise

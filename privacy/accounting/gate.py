@@ -250,7 +250,10 @@ class Gate:
         return self._rounded[key]
 
     def _advance(self, history: _History, total: LeafCounts, step: LeafCounts, interval: float) -> None:
-        """Make `total`, which fits and ends with `step`, the base of a history, and look ahead from it."""
+        """Make `total`, which fits and ends with `step`, the base of a history, and look ahead from it.
+
+        The look-ahead doubles until it meets the budget. From then on it is halved, down to one more step and to nothing.
+        """
         history.base, min_times = total, sum(step.values())
         history.worst = self._worst(total, step) if history.growing or history.times else None
         if history.worst is None:

@@ -71,8 +71,10 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     # Balle and Wang: Phi(-lower) - e^epsilon Phi(-upper).
     lower, upper = epsilon / mu - mu / 2, epsilon / mu + mu / 2
     first = _normal_cdf(-lower)
-    is_small = epsilon < _LARGEST_EXPONENT
-    second = math.exp(epsilon) * _normal_cdf(-upper) if is_small else _far_tail(lower, upper)
+    if epsilon < _LARGEST_EXPONENT:
+        second = math.exp(epsilon) * _normal_cdf(-upper)
+    else:
+        second = _far_tail(lower, upper)
     return min(max(first * (1 + SLACK) - second * (1 - SLACK), 0.0), 1.0)
 
 

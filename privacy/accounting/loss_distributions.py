@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 MAX_GROWTH = 256  # largest order of Chernoff's bound, times the number of a PMF's points
-MAX_CACHED = (
-    1 << 18
-)  # points of a grid whose transform is cached, in 2 MiB; finer grids are for published values
+MAX_CACHED = 1 << 18  # points of a grid whose transform is cached, in 2 MiB; finer grids are published
 BLOCK = 1 << 16  # points of a grid that are added at once
 # Rounding error of a composition for each event, counted as an infinite loss: up to 0.75 * 2^-53 of delta were measured, in
 # either direction, against distributions that are tilted so that their far ends are large (tests).
@@ -313,23 +311,23 @@ def _epsilon(pmf: Any, delta: float) -> float:
     if dense._infinity_mass > delta:
         return math.inf
     first = min(max(0, -dense._lower_loss), dense.size - 1)  # losses below zero need no epsilon
-    added, weighed, stop = 0.0, 0.0, dense.size
+    stop, upper_sum, lower_sum = dense.size, 0.0, 0.0  # the sums are over losses from `stop` on
     while True:
         start = max(first, stop - BLOCK // 4)
         indices = np.arange(stop - 1, start - 1, -1) + dense._lower_loss
         losses, masses = indices * dense._discretization, dense._probs[start:stop][::-1]
-        sums = np.cumsum(np.append(added, masses))[1:]
-        lower = np.cumsum(np.append(weighed, np.exp(-losses) * masses))[1:]
+        sums = np.cumsum(np.append(upper_sum, masses))[1:]
+        lower = np.cumsum(np.append(lower_sum, np.exp(-losses) * masses))[1:]
         upper = dense._infinity_mass + sums
         if start == first or upper.max() >= delta:
-            following = (indices - 1) * dense._discretization
-            following[indices == first + dense._lower_loss] = -math.inf
+            next_losses = (indices - 1) * dense._discretization
+            next_losses[indices == first + dense._lower_loss] = -math.inf
             with np.errstate(all="ignore"):
                 candidates = np.log((upper - delta) / lower)
-            ends = (upper > delta) & (candidates >= following) | (upper >= delta) & (lower == 0)
+            ends = (upper > delta) & (candidates >= next_losses) | (upper >= delta) & (lower == 0)
             if start == first or ends.any():
                 break
-        added, weighed, stop = float(sums[-1]), float(lower[-1]), start
+        stop, upper_sum, lower_sum = start, float(sums[-1]), float(lower[-1])
     last = int(ends.argmax()) if ends.any() else -1
     if lower[last] == 0:
         return max(0.0, float(losses[last]))

@@ -75,7 +75,10 @@ def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
 
 
 def _masses(deltas: Vector, interval: float) -> Vector:
-    """Return the mass at each point, without that for the divergence at the first one; block by block, to save memory."""
+    """Return the mass at each point, without that for the divergence at the first one; block by block, to save memory.
+
+    With d the divergences and h the interval, mass i is (d[i+1] - d[i] - e^h (d[i] - d[i-1])) / (e^h - 1).
+    """
     masses, growth = np.empty_like(deltas), math.expm1(interval)
     masses[0] = (deltas[1] - deltas[0]) / growth
     masses[-1] = (deltas[-1] - deltas[-2]) / math.expm1(-interval)

@@ -86,7 +86,7 @@ def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False)
 
     def ratio(sums: Scores) -> Scores:
         """Return the log ratio of N(1, noise^2), sampled, to N(0, noise^2)."""
-        there = (sums - 0.5) / noise**2
-        return there if rate == 1 else np.logaddexp(np.log1p(-rate), np.log(rate) + there)
+        unsampled = (sums - 0.5) / noise**2
+        return unsampled if rate == 1 else np.logaddexp(np.log1p(-rate), np.log(rate) + unsampled)
 
     return ratio(moved) - ratio(-moved) if replaced else ratio(moved)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .rates import binomial_tail
+
 # Tests of noise that share the level of `Check.NORM`: `norm_p` of a round; all rounds together, whole, by layer, and by
 # the layers' means (`sum_audit.noise_p`).
 NORM_TESTS = 4
@@ -126,11 +128,10 @@ def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate:
       population: number of all real clients, of all rounds or of each, (rounds,).
       rate: accounted sampling rate, in (0, 1).
     """
-    from scipy.special import bdtrc, chdtr
+    from scipy.special import chdtr
 
     clients = np.broadcast_to(population, counts.shape)
-    total = int(counts.sum())
-    large_p = float(bdtrc(total - 1, int(clients.sum()), rate)) if total else 1.0
+    large_p = binomial_tail(int(counts.sum()), int(clients.sum()), rate)
     mean, variance = clients * rate, clients * rate * (1 - rate)
     if variance.min() < MIN_VARIANCE:
         return min(1.0, 2 * large_p)

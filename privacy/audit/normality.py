@@ -12,6 +12,7 @@ import numpy as np
 from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_epsilon, gaussian_mu, last_true
 from .one_run import Scores
+from .rates import binomial_tail
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,6 @@ def accuracy_p(right: int, total: int, mu: float) -> float:
       total: number of guesses, each at a fair coin.
       mu: of the claim.
     """
-    from scipy.special import bdtrc, ndtr
+    from scipy.special import ndtr
 
-    return float(bdtrc(right - 1, total, ndtr(mu / 2))) if right else 1.0
+    return binomial_tail(right, total, float(ndtr(mu / 2)))

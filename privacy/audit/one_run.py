@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from ..accounting.gaussian import gaussian_mu
+from .rates import binomial_tail
 
 Scores = NDArray[np.float64]
 # Shares of the canaries whose coins are guessed; alpha is split over them, so that the best one may be taken.
@@ -60,7 +61,7 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
     steps = np.arange(1, correct + 1)
     # bdtrc(k, n, p) is P[W > k], for k >= 0.
     tail = np.where(steps < correct, bdtrc(np.maximum(correct - steps - 1, 0), count, rate), 1.0)
-    beta = float(bdtrc(correct - 1, count, rate)) if correct else 1.0
+    beta = binomial_tail(correct, count, rate)
     if correct == count:  # exact where 1 - rate rounds to 0
         beta = math.exp(count * math.log1p(-float(expit(-epsilon))))
     excess = float(np.max((tail - beta) / steps, initial=0.0))

@@ -23,6 +23,13 @@ class ErrorRates(NamedTuple):
     missed: float
 
 
+def binomial_tail(count: int, trials: int, rate: float) -> float:
+    """Return the probability of at least `count` successes in independent trials with this rate of success."""
+    from scipy.special import bdtrc
+
+    return float(bdtrc(count - 1, trials, rate)) if count else 1.0
+
+
 def rate_below(hits: int, trials: int, alpha: float) -> float:
     """Return the lower limit of a rate.
 

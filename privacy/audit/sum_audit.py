@@ -107,9 +107,7 @@ def _lengths(directions: Directions, sketch: Sketch) -> Vector:
         batch = numbers[start : start + BATCH]
         rows = sketch.of(directions.updates(batch, np.ones(len(batch))))
         lengths[start : start + len(batch)] = np.linalg.norm(rows, axis=1)
-    lengths[lengths == 0] = (
-        1.0  # the compression drops the whole direction, and the released sum has nothing along it
-    )
+    lengths[lengths == 0] = 1.0  # of a direction that the compression drops: the sum has nothing along it
     return lengths / sketch.compression.clip_factor
 
 

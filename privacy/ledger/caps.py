@@ -194,7 +194,7 @@ def _cap_to_json(cap: Cap) -> dict[str, Any]:
 
 def _cap_from_json(fields: dict[str, Any]) -> Cap:
     until, purposes = fields["until"], fields.get("purposes")
-    values = {**fields, "until": None if until is None else date.fromisoformat(until)}
+    values: dict[str, Any] = {**fields, "until": None if until is None else date.fromisoformat(until)}
     if purposes is not None:
         values["purposes"] = tuple(map(str, purposes))
     return Cap(**values)

@@ -142,27 +142,16 @@ def exclusive_access(folder: Path, data_id: str) -> Generator[None]:
 
 
 def keep_head(ledger: Ledger, data_id: str) -> None:
-    """Store a ledger's head; a later run then refuses an older copy in its place.
-
-    Args:
-      ledger: of all clients of the data set together; it may be closed.
-      data_id: of the data set.
-    """
+    """Store the head of a data set's ledger, which may be closed; a later run then refuses an older copy in its place."""
     folder, name, head = ledger.path.parent, ledger.path.name, ledger.head
     if head > data_set(folder, data_id).heads.get(name, START):
         _change(folder, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
 
 
 def claim_records(folder: Path, data_id: str, mode: str) -> None:
-    """Store the mode that charges a data set's records, under a lock.
+    """Store the mode that charges a data set's records, under a lock; refuse it if another mode charges them.
 
-    Args:
-      folder: of the ledgers; it must exist.
-      data_id: of the data set.
-      mode: of the run that is about to begin.
-
-    Raises:
-      Refusal: another mode charges the records.
+    Arguments as of `pending_for_clients`; the folder must exist.
     """
 
     def claimed(now: DataSet) -> DataSet:
@@ -237,7 +226,9 @@ class PendingCharges:
 
 
 def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> PendingCharges:
-    """Return the charges to the clients' ledgers: none if data and split are those of the last run.
+    """Return the charges to the clients' ledgers.
+
+    Each is charged what adopted ledgers hold and, if the clients' data have changed, what it lacks of the maximum over all.
 
     Args:
       folder: of the ledgers.
@@ -345,10 +336,7 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
 def budgets_of_records(folder: Path, data_id: str, clients: LedgerState) -> tuple[RecordsBudget, ...]:
     """Return the budgets of records that sums of whole clients spend too, after earlier sums are charged to their ledgers.
 
-    Args:
-      folder: of the ledgers.
-      data_id: of the data set.
-      clients: state of the ledger of all clients together.
+    Arguments as of `pending_for_clients`, and the state of the ledger of all clients together.
     """
     budgets: dict[tuple[object, ...], RecordsBudget] = {}
     for path in record_paths(folder, data_id):

@@ -190,7 +190,7 @@ class Lock:
             time.sleep(LOCK_POLL_SECONDS)
 
     def release(self) -> None:
-        """Let the next process in."""
+        """Release the lock; a second call does nothing."""
         if self.is_held:
             with contextlib.suppress(OSError):  # a stale pid does no harm
                 os.ftruncate(self._fd, 0)
@@ -453,11 +453,7 @@ class Chain:
         return head == START or row == (head.hash,)
 
     def require(self, head: Head) -> None:
-        """Return if a head is in the chain.
-
-        Raises:
-          Refusal: it is not, or the file cannot be read.
-        """
+        """Refuse a chain that does not contain a head."""
         if not self.holds(head):
             remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another ledger"
             raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")

@@ -40,14 +40,8 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import PrivacyAccountant
 
 VERSION = 1
-OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = (
-    "open",
-    "reserve",
-    "commit",
-    "void",
-    "note",
-    "close",
-)  # kinds of entries
+# Kinds of entries.
+OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = "open", "reserve", "commit", "void", "note", "close"
 SETTINGS_OF_UNIT = {  # by which a run goes on with a ledger of this unit
     Unit.RECORD.value: "leave out privacy.per_person",
     Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
@@ -417,9 +411,7 @@ def _verified(book: LedgerState, delta: float | None) -> Verification:
     )
 
 
-@lru_cache(
-    maxsize=16
-)  # it takes most of the time, and adversaries, or clients, have often seen the same events
+@lru_cache(maxsize=16)  # it takes most of the time, and adversaries have often seen the same events
 def _epsilons(
     events: "tuple[DpEvent, ...]", delta: float, adjacency: Adjacency, order: float | None
 ) -> Epsilons:

@@ -25,7 +25,7 @@ from ...base.bounded_decoding import RARE, Undecodable, build, plain_of, read_js
 from ...base.refusal import Refusal, positive, real
 from ..budget import Unit
 from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
-from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, quantile_of, ratio_of, scaled, unsaid
+from .figure import ENOUGH, NORMAL_95, Cells, Figure, clipped, count_of, quantile_of, ratio_of, scaled, unsaid
 
 EVALUATION = "evaluation"  # the purpose that owners allow or refuse
 METRIC, LOSS, CLIENTS, HISTOGRAM = FIGURES = ("metric", "loss", "clients", "histogram")
@@ -305,7 +305,7 @@ def _mean(name: str, total: float, rows: float | None, sigma: float, clients: fl
     if rows is not None:
         return ratio_of(name, total, rows, sigma)
     value, half = total / clients, NORMAL_95 * sigma / clients
-    return Figure(name, *(min(max(each, -1.0), 1.0) for each in (value, value - half, value + half)))
+    return clipped(name, value, value - half, value + half, minimum=-1.0)
 
 
 def _within(value: float, bound: float, otherwise: float) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...base.refusal import Refusal
 from .columns import Bins, Table, share
-from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, unsaid
+from .figure import ENOUGH, NORMAL_95, Cells, Figure, clipped, count_of, roots, unsaid
 
 Indices = NDArray[np.int64]
 # For each criterion the name of the share that it compares; {} stands for the condition.
@@ -153,11 +153,8 @@ def share_of(name: str, inside: float, outside: float, sigma: float) -> Figure:
     leading = rows**2 - 2 * spread
     if rows <= 0 or leading <= 0:
         return unsaid(name)
-    middle = inside * rows - spread
-    root = math.sqrt(max(middle**2 - leading * (inside**2 - spread), 0.0))
-    low, high = ((middle + sign * root) / leading for sign in (-1, 1))
-    value, low, high = (min(max(each, 0.0), 1.0) for each in (inside / rows, low, high))
-    return Figure(name, value, low, high)
+    low, high = roots(leading, inside * rows - spread, inside**2 - spread)
+    return clipped(name, inside / rows, low, high, minimum=0.0)
 
 
 def difference_of(name: str, shares: list[Figure]) -> Figure:

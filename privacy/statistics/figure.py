@@ -78,10 +78,19 @@ def ratio_of(name: str, above: float, below: float, sigma: float) -> Figure:
     leading = below**2 - spread
     if below <= 0 or leading <= 0:
         return unsaid(name)
-    root = math.sqrt(max((above * below) ** 2 - leading * (above**2 - spread), 0.0))
-    low, high = ((above * below + sign * root) / leading for sign in (-1, 1))
-    value, low, high = (min(max(each, -1.0), 1.0) for each in (above / below, low, high))
-    return Figure(name, value, low, high)
+    low, high = roots(leading, above * below, above**2 - spread)
+    return clipped(name, above / below, low, high, minimum=-1.0)
+
+
+def roots(leading: float, middle: float, last: float) -> tuple[float, float]:
+    """Return the roots of leading m^2 - 2 middle m + last, between which a ratio's interval lies; leading is above 0."""
+    root = math.sqrt(max(middle**2 - leading * last, 0.0))
+    return (middle - root) / leading, (middle + root) / leading
+
+
+def clipped(name: str, value: float, low: float, high: float, minimum: float) -> Figure:
+    """Return a figure whose value and interval are clipped to [minimum, 1]."""
+    return Figure(name, *(min(max(each, minimum), 1.0) for each in (value, low, high)))
 
 
 def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: float) -> Figure:
@@ -95,8 +104,7 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: f
       minimum: smallest possible value; the largest is 1.
     """
     half = NORMAL_95 * sigma * float(np.linalg.norm(gradient))
-    value, low, high = (min(max(each, minimum), 1.0) for each in (value, value - half, value + half))
-    return Figure(name, value, low, high)
+    return clipped(name, value, value - half, value + half, minimum)
 
 
 def scaled(figure: Figure, middle: float, half: float) -> Figure:

@@ -253,7 +253,7 @@ def from_json(text: str) -> Inquiry:
 
 
 def read_inquiry(plain: object) -> Inquiry:
-    """Return the inquiry that a mapping describes."""
+    """Return the inquiry that a mapping from YAML or JSON describes; refuse a wrong value by its key."""
     group = _group("question", _sorted(plain), INQUIRY_KEYS)
     entries = group.get("ask")
     if not isinstance(entries, list) or not 1 <= len(cast(list[Any], entries)) <= MAX_QUESTIONS:

@@ -1,7 +1,6 @@
 """The RDP filter: its order, its budget, and a ledger that goes by it from the first adaptive release on."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from fedveil.privacy import Adversary, Budget, BudgetExhausted, Ledger, Plan, Refusal, Release, Unit, epsilon
 from fedveil.privacy.accounting.epsilon import within
 from fedveil.privacy.accounting.renyi_filter import accountant, admits, best_order, spent_epsilon
-from fedveil.privacy.adaptation import LATEST, SAVING, WINDOW, AdaptiveNoise, stalled
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.strategies.cohorts import Poisson
@@ -91,36 +89,6 @@ def test_a_plan_for_the_filter_costs_more_noise_and_keeps_its_rounds() -> None:
     assert fixed.noise_multiplier < adaptive.noise_multiplier < 1.3 * fixed.noise_multiplier
     assert adaptive.affordable_rounds(BUDGET) == 40
     assert spent_epsilon(times(adaptive.event(), 40), 1e-5, Adjacency.ZERO_OUT, adaptive.filter_order) <= 8.0
-
-
-def noise_of(losses: list[float], plan: Plan) -> list[float]:
-    """The noise multiplier of each round, given the losses that rounds release."""
-    schedule = AdaptiveNoise(plan, BUDGET, "loss")
-    chosen = [schedule.first]
-    for number in range(1, plan.num_rounds):
-        chosen.append(schedule.next_noise(chosen[-1], number, losses[:number][-2 * WINDOW :]))
-    return chosen
-
-
-@pytest.mark.parametrize(
-    ("losses", "saving"),
-    [([1.0] * 40, 2 * WINDOW), ([0.9**n for n in range(40)], int(LATEST * 40))],
-    ids=["stalled", "falling"],
-)
-def test_noise_is_saved_until_the_loss_stalls_and_then_spent(losses: list[float], saving: int) -> None:
-    plan = PLAN.calibrate_for_filter(BUDGET)
-    noise = noise_of(losses, plan)
-    assert noise[:saving] == [SAVING * plan.noise_multiplier] * saving  # type: ignore[operator]
-    assert len(set(noise[saving:])) == 1 and noise[-1] < plan.noise_multiplier  # type: ignore[operator]
-    events = [replace(plan, noise_multiplier=each).event() for each in noise]
-    spent = spent_epsilon(events, 1e-5, Adjacency.ZERO_OUT, plan.filter_order)
-    assert 0.99 * BUDGET.target_epsilon < spent <= BUDGET.target_epsilon
-
-
-def test_a_loss_that_falls_has_not_stalled() -> None:
-    assert not stalled([0.9**n for n in range(2 * WINDOW)])
-    assert stalled([1.0] * 2 * WINDOW)
-    assert not stalled([1.0] * (2 * WINDOW - 1))
 
 
 # --- the ledger --------------------------------------------------------------------------------------------------
