@@ -137,12 +137,7 @@ class Protected:
         return (*self.segments, *self.privacy.adaptation.segments(self.plan, expected))
 
     def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
-        """Reserve the row's release.
-
-        Args:
-          row: of the run.
-          cohort: of the round.
-          arm: that it was drawn from; None for a draw from all clients.
+        """Reserve the row's release; arguments as of `Participants.draw`, and the cohort that was drawn.
 
         Raises:
           BudgetExhausted: it does not fit; nothing was written.

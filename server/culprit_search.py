@@ -202,11 +202,7 @@ def _explain(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
 def _explanations(
     sums: Sequence[frozenset[int]], size: int
 ) -> Iterator[tuple[frozenset[int], frozenset[int]]]:
-    """Yield the sets that hit each of these sums, those that differ in one member together.
-
-    Each pair is the common members of such sets, and the nodes of which any one completes a set; arguments as of
-    `_explain`.
-    """
+    """Yield all members but one of the sets that hit each of these sums, and the nodes that each complete the set."""
     if size == 1:
         if common := frozenset.intersection(*sums):
             yield frozenset(), common

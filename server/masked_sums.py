@@ -114,10 +114,7 @@ class MaskedSums:
     def _advance_search(
         self, result: Round, row: int, weighed_sums: Sequence[WeighedSum], in_parts: bool, obstacle: str
     ) -> Round:
-        """Advance the search for culprits by a round's sums; return the round with the new suspects, and log them.
-
-        Arguments as of `Search.next_state`, with the round so far and the obstacle that `_parts` returned.
-        """
+        """Advance the search for culprits by a round's sums; return the round with the new suspects, and log them."""
         search, readable = self._participants.search, [each for each in weighed_sums if not each.is_lost]
         self._participants.search = next_search = search.next_state(row, readable, in_parts)
         old_suspects, suspects = search.suspected, next_search.suspected

@@ -57,11 +57,7 @@ class Masking:
 
 @lru_cache(maxsize=256)
 def _attendance(clients: int, dropout: float, collusion: float, profile: Profile) -> Attendance:
-    """Return the attendance with the fewest survivors; arguments as of `Masking`.
-
-    A small cohort has no graph that tolerates the whole share of dropout. Then more must survive: the least number with
-    a graph, which bisection finds.
-    """
+    """Return the attendance: if no graph tolerates the whole dropout, more survivors, of which bisection finds the least."""
     if clients < 2:
         raise Refusal("cohort", clients, "is too small: a sum hides each client among the others; draw more")
     num_colluders = colluders(clients, collusion)

@@ -245,13 +245,8 @@ class PrivateGrid(PassingGrid):
     ) -> list[Message]:
         """Compute the reserved round's sum, settle its account, and return its mean as one reply to the strategy.
 
-        Without a release the reply is missing, and the reservation stays spent.
-
-        Args:
-          number: of the round.
-          content: of the instruction to every client; its arrays are the unrounded model.
-          request: one of the strategy's messages, which the reply answers.
-          timeout: seconds for the replies of one exchange; None waits for all.
+        Without a release there is no reply, and the reservation stays spent. The arrays in `content` are the unrounded
+        model; `request` is one of the strategy's messages.
         """
         arrays = wire.only_arrays(content)
         content = wire.with_canary_records(_shared(content, arrays, self.steps), self._terms.canary_records)

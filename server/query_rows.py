@@ -23,11 +23,5 @@ def round_number(row: int) -> int:
 
 
 def round_of(run: str, name: str, row: int) -> int | None:
-    """Return the round of a ledger entry of a run or of its evaluations; None for another run's.
-
-    Args:
-      run: name of the run.
-      name: the entry's name, from `name_of` for an evaluation.
-      row: of the entry.
-    """
+    """Return the round of a ledger entry with this name of a run or of its evaluations; None for another run's."""
     return round_number(row) if name in (run, name_of(run)) else None

@@ -84,9 +84,7 @@ class Round:
     """Result of one round, as the server may know it.
 
     Attributes:
-      number: of the round.
-      invited: number of drawn clients.
-      replies: number of clients in the sum.
+      invited, replies: numbers of clients that were drawn, and that are in the sum.
       dropped: counts of the others, by reason.
       clipped_again: number of vectors that the server clipped.
       scalars: their means, noised if the sum is private.
@@ -124,12 +122,7 @@ class Round:
 
 
 def describe_failure(result: Round, with_counts: bool) -> str:
-    """Return why a round released nothing, and the reasons that clients sent.
-
-    Args:
-      result: the round.
-      with_counts: whether counts of a cohort may be shown; where they are secret, they are the operator's alone.
-    """
+    """Return why a round released nothing and, if counts of a cohort may be shown, the reasons that clients sent."""
     cause = result.cause or "too few clients answered"
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(result.dropped.items()))
     return f"{cause} ({reasons})" if with_counts and reasons else cause

@@ -222,15 +222,10 @@ def _record_trial(state: State, arm: int, loop: Loop) -> State:
 
 
 def _merge(before: Arrays, after: Arrays | None, means: Arrays, buffers: frozenset[str]) -> Arrays:
-    """Return the model after a round: the strategy's parameters, and the clients' mean of the buffers.
+    """Return the model after a round: the strategy's parameters, and of the buffers the clients' means.
 
-    The momentum of a strategy would take the variance of a batch normalisation below 0, and so may noise.
-
-    Args:
-      before: the model before the round, whose types stay; FedAdam returns others.
-      after: what the strategy returned; None leaves the model as it is.
-      means: the clients' mean arrays, which the strategy got.
-      buffers: names of the arrays that do not train.
+    The model's types stay; FedAdam returns others. The momentum of a strategy would take the variance of a batch
+    normalisation below 0, and so may noise. Without a result of the strategy the model stays.
     """
     if after is None:
         return before

@@ -81,12 +81,7 @@ class SecureSums:
     """Rounds of one run, in order; the preparation of the next one is kept between two calls."""
 
     def __init__(self, grid: Grid, masking: Masking) -> None:
-        """Prepare the rounds.
-
-        Args:
-          grid: reaches the nodes.
-          masking: parameters of encrypted sums; a new roster discards the preparation under the last one.
-        """
+        """Prepare rounds on a grid; `masking` may be replaced: a new roster discards what was prepared under the old."""
         self._grid, self.masking, self._enough = grid, masking, None
         self._next: Attempt | None = None
         self._ahead: int | None = None  # row whose keys were exchanged in advance

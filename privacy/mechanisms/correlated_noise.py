@@ -240,12 +240,7 @@ class NoiseRows:
         return total + noise, gaussian_event(noise_multiplier)
 
     def _next(self, sigma: int, size: int) -> NDArray[np.int64]:
-        """Return N_t of the module's text for the next row, shape (size,), in grid units.
-
-        Args:
-          sigma: parameter of Z, in the units of A X.
-          size: coordinates of the sum.
-        """
+        """Return N_t of the module's text for the next row, shape (size,); `sigma` is the parameter of Z."""
         stream = self._stream_of(self._last + 1)
         noise = np.empty(size, np.int64)
         for start in range(0, size, _NOISE_BLOCK):

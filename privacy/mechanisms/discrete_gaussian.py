@@ -191,10 +191,7 @@ def _table(sigma: int) -> _Table:
 
 
 def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
-    """Return exp(-x^2 / (2 sigma^2)) for `count` values x = first, first + stride, ...
-
-    Each weight is the one before times a ratio, and each ratio the one before times a constant.
-    """
+    """Return exp(-x^2 / (2 sigma^2)) of `count` values x = first, first + stride, ...; each from the one before."""
     weight, ratio, change = (
         _digits.exp(_digits.divide(Decimal(-power), Decimal(2 * sigma * sigma)))
         for power in (first * first, stride * (2 * first + stride), 2 * stride * stride)
@@ -216,11 +213,7 @@ def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.int32]:
 
 
 def _look_words_up(words: Words, starts: Whole, mask: int, owned: int, out: Whole, missing: Whole) -> int:
-    """Write the numbers of random words to `out`, the indices of those without a block to `missing`; return how many.
-
-    The first 16 bits of a word are its entry in `starts`, which has a block if it is below `owned`. The bits in `mask`
-    are its place in the block.
-    """
+    """Write numbers from random words to `out`; write to `missing`, and count, the indices of entries from `owned` on."""
     entry = words >> (8 * words.itemsize - 16)
     # An entry is below 2^16, so that nothing is clipped; this mode spares numpy its check.
     starts.take(entry.astype(np.intp), mode="clip", out=out)
@@ -285,10 +278,7 @@ def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.intp]:
 def _accept(
     table: _Table, blocks: NDArray[np.intp], values: NDArray[np.int64], stream: Stream
 ) -> NDArray[np.bool_]:
-    """Return which values are accepted: a real, uniform between `acceptance` and 1, is below the ratio of two weights.
-
-    The ratio is the weight of the value over that of its block's likeliest integer.
-    """
+    """Return which values have a weight, over their peaks', above a real that is uniform between `acceptance` and 1."""
     if table.stride == 1:
         return np.ones(values.size, bool)
     peak, acceptance = table.peak.take(blocks), table.acceptance.take(blocks)

@@ -123,9 +123,7 @@ def _segments_on_grid(values: Values, factor: float, spec: SumSpec) -> Vector:
 def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
     """Return a client's segments after the update, clipped, in grid units and not rounded, shape (spec.segment_size,).
 
-    Args:
-      values: by name; a missing scalar becomes the centre, and a missing segment with a shape is zero.
-      spec: the round's public parameters, with a norm.
+    A missing scalar becomes the centre, and a missing segment with a shape is zero. Arguments as of `encode`.
 
     Raises:
       ValueError: a segment has another shape, or a value that is not finite.
@@ -165,15 +163,9 @@ def on_grid(update: Arrays, spec: SumSpec) -> Vector:
 
 
 def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> Vector:
-    """Return `encode` of many clients at once.
+    """Return `encode` of many clients at once, shape (clients, coordinates + segments').
 
-    Args:
-      update: shape (clients, coordinates), all finite.
-      values: shape (clients, *shape) for each of the spec's segments.
-      spec: the round's public parameters.
-
-    Returns:
-      shape (clients, coordinates + segments').
+    Arguments as of `encode`: the updates, shape (clients, coordinates), and values of shape (clients, *shape).
     """
     clients, coordinates = update.shape
     rows = np.empty((clients, coordinates + spec.segment_size))
@@ -255,7 +247,7 @@ def centre(values: NDArray[np.floating] | np.float64, scalar: Segment, spec: Sum
 
 
 def shrink(vector: Contribution, spec: SumSpec) -> None:
-    """Scale a lattice vector that is longer than `cells` back inside the norm, in place, rounding towards zero."""
+    """Scale a lattice vector longer than `cells` back inside the norm, rounding towards zero; arguments as of `add`."""
     factor = (spec.cells - 1) / math.sqrt(squared_norm(vector))
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK]

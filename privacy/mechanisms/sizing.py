@@ -240,10 +240,7 @@ def size_shares(
 
 
 def _levels(attendance: Attendance) -> tuple[int, ...]:
-    """Return the numbers of survivors that get their own noise, falling from the most to the least.
-
-    From one to the next the honest ones fall by a factor of at most `MAX_EXCESS`, and so does the excess of noise.
-    """
+    """Return the numbers of survivors for which noise is sized; honest ones fall by at most `MAX_EXCESS` at each."""
     high, low = (count - attendance.colluders for count in (attendance.most, attendance.least))
     steps = math.ceil(math.log(high / low) / math.log(MAX_EXCESS))
     between = {round(high * (low / high) ** (step / steps)) for step in range(1, steps)}
@@ -253,10 +250,7 @@ def _levels(attendance: Attendance) -> tuple[int, ...]:
 def _finest(
     spec: SumSpec, coordinates: int, attendance: Attendance, levels: Sequence[int], noise: float, bits: int
 ) -> ShareSpec | None:
-    """Return the spec of the finest grid that fits, by bisection of its cells; None if none fits.
-
-    Arguments as of `size_shares`, and `levels` as of `_levels`.
-    """
+    """Return the spec of the finest grid that fits, by bisection of its cells; None if none fits."""
     below, above = 0, MAX_CELLS + 1
     best = None
     while above - below > 1:
@@ -288,12 +282,9 @@ def _sensitivity_squared(spec: SumSpec, size: int) -> float:
 
 
 def _sigmas(variance: float, honest: Sequence[int]) -> list[int]:
-    """Return the sigmas of a share and of its layers.
+    """Return the sigmas of a share and of its layers, such that each sum has this variance.
 
-    Args:
-      variance: that each sum needs; 0 for no noise.
-      honest: numbers of honest survivors, falling: with the first only the share stays, with each later one also the
-        next layer.
+    With the first number of honest survivors only the share is closed, with each later, smaller one the next layer too.
     """
     sigmas: list[int] = []
     for count in honest:

@@ -99,13 +99,8 @@ def is_mean_too_long(
 ) -> bool:
     """Return whether a mean by examples exceeds the norm bound of each update, which a valid mean cannot.
 
-    A sum within its bound can have such a mean: a false count of examples makes the divisor small.
-
-    Args:
-      arrays: the mean update by name.
-      scalars: the mean of every scalar.
-      spec: the round's public parameters; where it does not weigh, the answer is False.
-      survivors: how many vectors were added.
+    A sum within its bound can have such a mean: a false count of examples makes the divisor small. Arguments as of
+    `decode_sum`, and what it returned; without weights the answer is False.
     """
     if not spec.weighted:
         return False

@@ -41,14 +41,7 @@ def confirmation_body(confirmation: Confirmation) -> bytes:
 
 
 def complaint_body(holder: int, dealer: int, deal_digest: bytes, proof: bytes) -> bytes:
-    """Return the signed bytes of a complaint, besides the cohort.
-
-    Args:
-      holder: that complains.
-      dealer: that is accused.
-      deal_digest: hash of what the dealer signed, as `deal_hash` returns it.
-      proof: of the secret that the two share.
-    """
+    """Return the signed bytes of a complaint, besides the cohort; arguments as of `Dealings.verdict` and `deal_hash`."""
     return frame(Purpose.DISPUTE, holder, dealer, deal_digest, proof)
 
 

@@ -122,13 +122,7 @@ class Participant:
         self.attempts.pop(context).erase()
 
     def _step(self, message: ToNode, due: Stage, act: Callable[[NodeAttempt], bytes]) -> bytes:
-        """Return the reply to a message of an attempt; an error ends the attempt.
-
-        Args:
-          message: of the server.
-          due: the last step that the node must have done.
-          act: does the next step, and returns the reply.
-        """
+        """Return what `act` replies to a message in the stage that is due; an error ends the attempt."""
         attempt = self.attempts.get(message.context)
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
@@ -160,9 +154,8 @@ class Participant:
         peers = self.roster.holders(self.policy.peers, nodes) if min_peers else []
         peers = [node for node in peers if node != self.node]
         if len(peers) < min_peers:
-            raise Refused(
-                Reason.POLICY, f"peers_at_least={min_peers}: {len(peers)} of the owner's peers are left"
-            )
+            problem = f"peers_at_least={min_peers}: {len(peers)} of the owner's peers are left"
+            raise Refused(Reason.POLICY, problem)
         return peers
 
     def _join(self, proposal: wire.Proposal, now: int) -> bytes:
@@ -390,9 +383,8 @@ class Participant:
         """
         agreed = attempt.agreed
         if inbox.void and not agreed.suite.hybrid:
-            raise Refused(
-                Reason.WRONG_COHORT, "a mask left out by a suite in which every complaint has a verdict"
-            )
+            problem = "a mask left out by a suite in which every complaint has a verdict"
+            raise Refused(Reason.WRONG_COHORT, problem)
         dealers = {entry.dealer for entry in inbox.void if entry.holder == self.node}
         if not dealers <= set(attempt.complained):
             raise Refused(Reason.BAD_SHARE, "a mask left out for a complaint that this node did not make")
@@ -431,10 +423,7 @@ class Participant:
         return self._reveal(attempt)
 
     def _reveal(self, attempt: NodeAttempt) -> bytes:
-        """Return what opens the survivors' sum: shares of seeds, keys of masks with dropouts, seeds of excess noise.
-
-        Afterwards the attempt is over for this node, and so is its round.
-        """
+        """Reveal shares, keys of masks with dropouts, and seeds of excess noise; the round is over for this node."""
         _, view = attempt.view
         alive, shares, keys = set(attempt.alive), bytearray(), bytearray()
         for index, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):

@@ -59,13 +59,7 @@ def verify_by(
 ) -> None:
     """Return if a signature of `sign_by` is valid: with suite 3 both halves must be, other suites have one.
 
-    Args:
-      suite: of the attempt.
-      public: the signer's Ed25519 key.
-      post_quantum: its ML-DSA key; empty in a suite without.
-      context: in which the signature counts, 32 bytes.
-      body: the signed bytes.
-      signature: of the body.
+    Arguments as of `sign_by`, and the signer's Ed25519 and ML-DSA keys; the latter is empty in a suite without it.
 
     Raises:
       Refused: BAD_SIGNATURE.
@@ -97,11 +91,8 @@ def sign_as_authority(
 def verify_authority(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
     """Return if a signature is what `sign_as_authority` made.
 
-    Args:
-      public: the authority's Ed25519 key; with the hash of its ML-DSA key after it both must have signed.
-      context: in which the signature counts, 32 bytes.
-      body: the signed bytes.
-      signature: of the body.
+    Arguments as of `sign_as_authority`, and the authority's Ed25519 key; with the hash of its ML-DSA key after it both
+    must have signed.
 
     Raises:
       Refused: MALFORMED, or BAD_SIGNATURE.

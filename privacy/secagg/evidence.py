@@ -224,13 +224,7 @@ class _Trial:
                 yield lower, Fault.WRONG_SECRET
 
     def _of_reveal(self, node: int, reveal: wire.Revealed, mask_seeds: Mapping[int, bytes]) -> Convictions:
-        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong mask keys.
-
-        Args:
-          node: that revealed.
-          reveal: its message.
-          mask_seeds: of dropouts, by owner.
-        """
+        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong keys of masks with dropouts."""
         agreed, deals, living = self._agreed, self._dealings, self._living
         acceptance = self.evidence.acceptance[node]
         body = reveal_body(node, reveal, acceptance)

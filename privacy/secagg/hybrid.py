@@ -153,14 +153,9 @@ def share_secret(share_seed: bytes, block: bytes) -> bytes:
 
 
 def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offered: Offered) -> bytes:
-    """Return the secret of a pair's masks, of X25519 and of ML-KEM, from one node's seed, 32 bytes.
+    """Return the secret of a pair's masks, of X25519 and of ML-KEM, from the mask seed of `node`, 32 bytes.
 
-    Args:
-      agreed: the cohort.
-      mask_seed: the node's, 32 bytes.
-      node: whose seed it is.
-      peer: the other of the pair.
-      offered: blocks by sender and receiver.
+    Other arguments as of `offer`.
 
     Raises:
       Refused: BAD_SHARE if the node sealed a different one for itself.

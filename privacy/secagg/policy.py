@@ -75,9 +75,8 @@ def check(policy: Policy, terms: AttemptTerms) -> None:
       Refused: POLICY, naming the first field of the terms that is weaker.
     """
     if not speaks(terms):
-        problem = (
-            f"protocol_version={terms.protocol_version} with suite={terms.suite} is that of another release"
-        )
+        spoken = f"protocol_version={terms.protocol_version} with suite={terms.suite}"
+        problem = f"{spoken} is that of another release"
         remedy = f"install one release of fedveil on both: this client speaks {PROTOCOL_VERSION}"
         raise Refused(Reason.POLICY, f"{problem}; {remedy}")
     for name in _shortfalls(policy, terms):

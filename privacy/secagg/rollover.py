@@ -139,12 +139,7 @@ def _check_ca(pem: str, federation: str) -> None:
 
 
 def fits(pinned: bytes, key: str) -> bool:
-    """Return whether a key is the pinned one; a pinned key without the hash of its ML-DSA key fits any such hash.
-
-    Args:
-      pinned: Ed25519 public key, with or without the hash of the ML-DSA key after it.
-      key: to compare, in hexadecimal.
-    """
+    """Return whether a hexadecimal key is the pinned one, after which the hash of the ML-DSA key may be missing."""
     key_bytes = bytes.fromhex(key)
     return key_bytes == pinned or (len(pinned) == KEY_BYTES and key_bytes[:KEY_BYTES] == pinned)
 

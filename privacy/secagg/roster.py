@@ -31,14 +31,9 @@ _CONTEXT, _COSIGNED = digest(Purpose.ROSTER), digest(Purpose.COSIGNATURE)
 
 @dataclass(frozen=True)
 class Member:
-    """One client.
+    """One client: its node number, name, Ed25519 public key, and the Unix second until which the key is valid.
 
-    Attributes:
-      node: its number.
-      name: unique in a roster.
-      public: Ed25519 public key, 32 bytes.
-      not_after: Unix second until which the key is valid.
-      post_quantum: ML-DSA-65 public key; empty where the federation does not sign with it.
+    `post_quantum` is its ML-DSA-65 public key; empty where the federation does not sign with it.
     """
 
     node: int

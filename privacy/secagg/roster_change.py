@@ -55,12 +55,9 @@ def change_between(old: Roster | None, new: Roster) -> RosterChange:
 
 
 def change_from(before: frozenset[str], version: int, new: Roster) -> RosterChange:
-    """Return what differs between an older version and a newer roster.
+    """Return what differs between an older version, its members as of `names_of`, and a newer roster.
 
-    Args:
-      before: members of the older version, as `names_of` returns them.
-      version: number of the older version.
-      new: the newer roster.
+    Other arguments as of `change_between`.
     """
     after, now = names_of(new), datetime.now(UTC).isoformat(timespec="seconds")
     added, removed = (tuple(sorted(each)) for each in (after - before, before - after))

@@ -320,13 +320,7 @@ class ServerAttempt:
         return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
 
     def _blame(self, node: int, fault: Fault, about: int) -> None:
-        """Blame a node for what it revealed, or for a seed; a blame for wrong shares stays, because it bars the node.
-
-        Args:
-          node: to blame.
-          fault: of the node.
-          about: the owner of the seed, or the dropout, that proves it.
-        """
+        """Blame a node for a fault that the seed of `about` proves; a blame for wrong shares stays, as it bars the node."""
         if self.blamed.get(node) is not Fault.WRONG_SHARE:
             self.blamed[node], self._about[node] = fault, about
 

@@ -98,12 +98,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights w of the values of a polynomial at points x.
-
-    Attributes:
-      plain: w for each point.
-      by_points: w x modulo p for each point.
-    """
+    """Weights w of the values of a polynomial at points x: `plain` has w, and `by_points` w x modulo p."""
 
     plain: Sequence[int]
     by_points: Sequence[int]

@@ -89,11 +89,6 @@ class Opening:
 
         A neighbour that claims a wrong secret made the commitment, or accepted it. If the dropout's seed gives a wrong
         secret, the lower node of the pair sealed it, whose deal then contradicts itself.
-
-        Args:
-          node: the dropout.
-          secrets: hybrid secrets of masks by surviving neighbour.
-          from_seed: whether they were computed from the dropout's seed, and not claimed by the neighbours.
         """
         right = {
             peer: key
