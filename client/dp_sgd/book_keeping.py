@@ -70,10 +70,7 @@ def recorded_calls(model: nn.Module) -> Generator[list[LayerCall]]:
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by book-keeping, of a model for which `obstacle` is None.
-
-    Arguments as of `hooks`.
-    """
+    """Yield the function that computes clipped sums by book-keeping; arguments as of `hooks`, whose model has no `obstacle`."""
     layers = len(layers_of(model))
     with recorded_calls(model) as calls:
 
