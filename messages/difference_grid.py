@@ -18,17 +18,9 @@ from numpy.typing import NDArray
 
 from .flower_adapter import delivered_message, records_of
 from .grids import PassingGrid
-from .model_difference import (
-    ModelStatement,
-    bytes_of,
-    difference,
-    hash_of,
-    read_statement,
-    split_report,
-    with_model,
-)
+from .model_difference import bytes_of, difference, hash_of
 from .traffic import TrafficPurpose, purpose_of
-from .wire import NO_BASE, SPEC_RECORD, views
+from .wire import NO_BASE, SPEC_RECORD, ModelStatement, read_statement, split_report, views, with_model
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

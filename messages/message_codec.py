@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 from ..base import bounded_decoding
 from ..base.bounded_decoding import Bounds
 from .flower_adapter import delivered_message, records_of
-from .model_difference import without_encoding
-from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view
+from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view, without_encoding
 
 Buffer = bytes | bytearray | memoryview
 Record = ArrayRecord | MetricRecord | ConfigRecord
