@@ -125,7 +125,7 @@ class DifferenceGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Send the messages, and yield the replies; a node that holds another model is asked again with the whole.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        Arguments as of `Grid` of Flower; at most one message goes to each node.
         """
         end = None if timeout is None else time.monotonic() + timeout
         orders = {message.metadata.dst_node_id: message for message in messages}

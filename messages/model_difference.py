@@ -47,9 +47,6 @@ def bytes_of(arrays: Arrays) -> int:
     return sum(value.nbytes for value in arrays.values())
 
 
-# --- at the server ---------------------------------------------------------------------------------------------
-
-
 def difference(old: Arrays, new: Arrays) -> bytes | None:
     """Return the difference between two models; None if the whole model is shorter, or shapes differ.
 
@@ -152,9 +149,6 @@ def _compress(values: Bytes) -> bytes:
         candidates.append(packer.compress(values.data) + packer.flush())
     shortest = min(candidates, key=len)
     return _LENGTH.pack(len(shortest)) + shortest
-
-
-# --- at the client ---------------------------------------------------------------------------------------------
 
 
 def apply(old: Arrays, difference: bytes) -> dict[str, NDArray[np.generic]]:
