@@ -23,7 +23,6 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedveil.base.refusal import Refusal
-from fedveil.links.flower import control_calls as flower_runtime
 from fedveil.links.flower.fleet_calls import FleetNode, node_fingerprint
 from fedveil.links.flower.grid import SuperNodeGrid
 from fedveil.links.flower.superlink import SuperLink, open_superlink, public_keys
@@ -199,11 +198,3 @@ def closed_but_to_this_user(made: Path, server: str, loopback: str, process: int
         executor = RuntimeHttpClient.from_server_address(address, insecure, trusted, version)
         with executor, pytest.raises(httpx.HTTPStatusError, match=said):  # on loopback: without the secret
             executor.AcquireTask(wanted)
-
-
-def test_a_run_is_no_app() -> None:
-    import io
-    import zipfile
-
-    with zipfile.ZipFile(io.BytesIO(flower_runtime._app())) as app:
-        assert app.namelist() == ["pyproject.toml"]
