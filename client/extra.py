@@ -65,10 +65,7 @@ class OwnRound:
 
 
 class ExtraRecords(Protocol):
-    """Functions of an extension for extra records, which `audit.record_canaries` documents.
-
-    `begin_round` adds them in a client's own DP-SGD; `with_canaries` and `watch` in a step on all clients' records.
-    """
+    """Functions of an extension for extra records, in own DP-SGD or in a step, which `audit.record_canaries` documents."""
 
     begin_round: Callable[[nn.Module, Task, Data, Plan, int, Randomness, Path], ExtraRound]
     with_canaries: Callable[[Data, CanaryRecords, int], Examples]

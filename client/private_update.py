@@ -33,11 +33,7 @@ logger = logging.getLogger("fedveil.client")
 
 
 class NotTrained(Exception):
-    """Failure for which a client answers with an error instead of a vector.
-
-    Args:
-      code: Flower error code; one that is not in `DROP_REASONS` may depend on the data, and becomes `FAILED`.
-    """
+    """Failure for which a client answers with an error code; one that is not in `DROP_REASONS` becomes `FAILED`."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @contextmanager
 def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     """Open the server's end within the context. Refusal if it cannot be opened."""
-    from ..links.flower.superlink import open_flower_link
+    from ..links.flower.superlink import open_superlink
     from .open_link import Link, Presence
 
-    with open_flower_link(bundle, nodes) as grid:
+    with open_superlink(bundle.folder, bundle.listen, nodes) as grid:
         yield Link(
             grid, lambda: Presence(grid.connected, grid.tally.total(), turned_away=grid.counts), grid.tally
         )

@@ -109,7 +109,7 @@ class AttestedGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Send the messages, with quotes for devices that asked for one, and yield the replies.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        Arguments as of `Grid` of Flower; at most one message goes to each node.
         """
         outgoing = [self._with_quote(message) for message in messages]
         for reply in self._grid.send_and_receive(outgoing, timeout=timeout):

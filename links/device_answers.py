@@ -91,10 +91,12 @@ class Journal:
           OSError: the file cannot be written.
         """
         missing = [name for name in names if name not in self._ids and not is_charged(name)]
-        adopted = missing if self.restore == PAID else []
-        if self.restore is not None and adopted == missing:
-            self._end_restore(adopted)
-        return [] if adopted else missing
+        if self.restore == PAID:
+            self._end_restore(missing)
+            return []
+        if self.restore is not None and not missing:
+            self._end_restore([])
+        return missing
 
     def _end_restore(self, adopted: Sequence[str]) -> None:
         """Remove the line of a restore from the file, and add these ids as those of begun instructions."""

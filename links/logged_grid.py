@@ -57,7 +57,7 @@ class LoggedGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Log the content of the messages, send them with the log's head, and yield the replies.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        Arguments as of `Grid` of Flower; at most one message goes to each node.
 
         Raises:
           OSError: the log cannot be written; nothing is sent.

@@ -18,17 +18,9 @@ from numpy.typing import NDArray
 
 from .flower_adapter import delivered_message, records_of
 from .grids import PassingGrid
-from .model_difference import (
-    ModelStatement,
-    bytes_of,
-    difference,
-    hash_of,
-    read_statement,
-    split_report,
-    with_model,
-)
+from .model_difference import bytes_of, difference, hash_of
 from .traffic import TrafficPurpose, purpose_of
-from .wire import NO_BASE, SPEC_RECORD, views
+from .wire import NO_BASE, SPEC_RECORD, ModelStatement, read_statement, split_report, views, with_model
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -133,7 +125,7 @@ class DifferenceGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Send the messages, and yield the replies; a node that holds another model is asked again with the whole.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        Arguments as of `Grid` of Flower; at most one message goes to each node.
         """
         end = None if timeout is None else time.monotonic() + timeout
         orders = {message.metadata.dst_node_id: message for message in messages}

@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 from ..base import bounded_decoding
 from ..base.bounded_decoding import Bounds
 from .flower_adapter import delivered_message, records_of
-from .model_difference import without_encoding
-from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view
+from .wire import SPEC_RECORD, VOUCHING, memory_arrays, view, without_encoding
 
 Buffer = bytes | bytearray | memoryview
 Record = ArrayRecord | MetricRecord | ConfigRecord
@@ -217,7 +216,7 @@ def _unpacked(data: memoryview) -> Message:
     number, addresses, body = bounded_decoding.unpack(data[PREFIX_BYTES:end], HEADER)
     if number != FORMAT:
         raise MalformedMessage(f"format {number!r} is unknown; this side reads {FORMAT}")
-    blobs = _Blobs(data, end + -end % ALIGNMENT)
+    blobs = _Blobs(data, end + -end % ALIGNMENT)  # behind the header's padding
     payload = Error(body) if type(body) is int else _records(body, blobs)
     if blobs.at != len(data):
         raise MalformedMessage("bytes are left over")

@@ -146,8 +146,8 @@ class TrainingOrder:
       group_equal_rows: whether equal records are held out together, as a server of an earlier release expects; JSON says
         the opposite, `singly`, and only if records are held out.
       arm: arm of tuning that the round trains; in JSON only if given.
-      moments: mean and deviation of table columns by name, for the scaling of inputs, from the clients' answer; in JSON
-        only if given.
+      moments: mean and deviation of table columns by name, from the clients' answer, to scale inputs; in JSON only if
+        given.
 
     Raises:
       Refusal: a value is out of range, or incompatible with `privacy`.
@@ -227,11 +227,11 @@ class TrainingOrder:
             raise Refusal(ORDER_KEY, text[:40], f"is no order ({error})") from error
 
 
-# Keys of an order in JSON: those that may be left out, and those that it must have.
 RARE_KEYS = {"arm", "moments", "singly"}
 KEYS = {each.name for each in fields(TrainingOrder)} - {"training", "group_equal_rows", *RARE_KEYS} | {
     *ORDERED
 }
+"""Keys that an order in JSON must have; those of `RARE_KEYS` may be left out."""
 
 
 def read_order(content: RecordDict) -> TrainingOrder | None:

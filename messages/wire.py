@@ -2,6 +2,10 @@
 
 An instruction to a client contains the strategy's records and the sum's public parameters. A reply contains one array,
 the client's vector, and no metric, count or error text.
+
+A link may send a model as a difference: the instruction then names its model by a hash. A device with an earlier model
+gets the difference instead of arrays; the hash of the result shows whether it held the right one. In its reply it names
+the model that it holds. A device of an older release ignores these keys, and always gets the whole model.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
@@ -85,6 +90,11 @@ class Exchange(IntEnum):
     SURVIVORS = 5
     CONFIRMED = 6
 
+
+MODEL_KEY, ARRAYS_KEY, DIFFERENCE_KEY, SIZE_KEY, AGAIN_KEY = "model", "arrays", "difference", "size", "again"
+MODEL_KEYS = (MODEL_KEY, ARRAYS_KEY, DIFFERENCE_KEY, SIZE_KEY, AGAIN_KEY)  # in addition to the keys of a sum
+MODEL_REPORT = "fedveil.held"  # record of a reply: the model that the device holds
+MODEL_HASH_LENGTH = 64  # characters
 
 Layout = dict[str, tuple[int, ...]]
 
@@ -364,3 +374,100 @@ def sum_of(
             break
     cohort_sum.drop(missing, invited - len(answered))
     return cohort_sum
+
+
+@dataclass(frozen=True)
+class ModelStatement:
+    """Encoding of an instruction's model.
+
+    Attributes:
+      model: its hash.
+      arrays: name of its record in the instruction.
+      size: its bytes.
+      difference: as `model_difference.difference` returns it; empty if the whole model is sent.
+      again: whether it repeats a difference that the device could not apply.
+    """
+
+    model: str
+    arrays: str
+    size: int
+    difference: bytes = b""
+    again: bool = False
+
+
+def with_model(content: RecordDict, statement: ModelStatement) -> RecordDict:
+    """Return an instruction with a statement of its model; a difference replaces the arrays.
+
+    Args:
+      content: instruction with the arrays.
+      statement: of its model.
+    """
+    spec = ConfigRecord(dict(config_of(content, SPEC_RECORD).items()))
+    spec[MODEL_KEY], spec[ARRAYS_KEY], spec[SIZE_KEY] = statement.model, statement.arrays, statement.size
+    if statement.again:
+        spec[AGAIN_KEY] = 1
+    records = {**dict(content.items()), SPEC_RECORD: spec}
+    if statement.difference:
+        spec[DIFFERENCE_KEY] = statement.difference
+        del records[statement.arrays]
+    return RecordDict(records)
+
+
+def read_statement(content: RecordDict) -> ModelStatement | None:
+    """Return the encoding of an instruction's model; None if it does not state one.
+
+    Raises:
+      ValueError: the encoding is invalid.
+    """
+    record = config_of(content, SPEC_RECORD)
+    if MODEL_KEY not in record:
+        return None
+    model, arrays = (
+        text if isinstance(text := record.get(key), str) else "" for key in (MODEL_KEY, ARRAYS_KEY)
+    )
+    size, difference = record.get(SIZE_KEY), record.get(DIFFERENCE_KEY, b"")
+    if not isinstance(difference, bytes) or type(size) is not int or size < 0:
+        raise ValueError("the difference is not bytes")
+    if len(model) != MODEL_HASH_LENGTH or not arrays:
+        raise ValueError("the model's hash is invalid")
+    expected = [] if difference else [arrays]  # a difference takes the place of the arrays
+    if list(records_of(content, ArrayRecord)) != expected or (difference and arrays in content):
+        raise ValueError("arrays of another model")
+    return ModelStatement(model, arrays, size, difference, AGAIN_KEY in record)
+
+
+def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: ArrayRecord) -> RecordDict:
+    """Return the instruction as it was before `with_model`.
+
+    Args:
+      content: instruction that came.
+      statement: of its model.
+      arrays: of the model.
+    """
+    spec = config_of(content, SPEC_RECORD)
+    plain = ConfigRecord({name: value for name, value in spec.items() if name not in MODEL_KEYS})
+    return RecordDict({statement.arrays: arrays, **dict(content.items()), SPEC_RECORD: plain})
+
+
+def without_encoding(content: RecordDict) -> RecordDict:
+    """Return an instruction's content independent of the model's encoding, with the hash in place of the arrays."""
+    record = config_of(content, SPEC_RECORD)
+    if MODEL_KEY not in record:
+        return content
+    spec = ConfigRecord({k: value for k, value in record.items() if k != DIFFERENCE_KEY})
+    others = {k: each for k, each in content.items() if not isinstance(each, ArrayRecord)}
+    return RecordDict({**others, SPEC_RECORD: spec})
+
+
+def with_report(content: RecordDict, model: str) -> RecordDict:
+    """Return a reply's content with the hash of the model that its device now holds."""
+    return RecordDict({**dict(content.items()), MODEL_REPORT: ConfigRecord({MODEL_KEY: model})})
+
+
+def split_report(content: RecordDict) -> tuple[RecordDict, str]:
+    """Return a reply's content without the hash of its device's held model, and the hash; empty if it has none."""
+    if MODEL_REPORT not in content:
+        return content, ""
+    model = config_of(content, MODEL_REPORT).get(MODEL_KEY)
+    others = RecordDict({name: each for name, each in content.items() if name != MODEL_REPORT})
+    return others, model if isinstance(model, str) else ""

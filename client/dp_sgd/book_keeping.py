@@ -70,10 +70,7 @@ def recorded_calls(model: nn.Module) -> Generator[list[LayerCall]]:
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by book-keeping, of a model for which `obstacle` is None.
-
-    Arguments as of `hooks`.
-    """
+    """Yield the function that computes clipped sums by book-keeping; arguments as of `hooks`, whose model has no `obstacle`."""
     layers = len(layers_of(model))
     with recorded_calls(model) as calls:
 
@@ -103,6 +100,7 @@ def _clip(
             raise RuntimeError(f"{type(call.layer).__name__} does not hold one entry for each example")
         shares.append(RULES[type(call.layer)](call.layer, call.inputs, gradients))
     grad_samples = {parameter: value for share in shares for parameter, value in share.grad_samples.items()}
+    # Gradients that are held for every example, one row for each.
     small = torch.cat([backward[0].new_empty(batch, 0), *[g.flatten(1) for g in grad_samples.values()]], 1)
     parts = torch.stack([norms_of(small), *[norm for share in shares for norm in share.norms]])
     norms = torch.linalg.vector_norm(parts.double(), dim=0) * batch  # the loss is a mean

@@ -263,7 +263,7 @@ def sum_of_union(
     of once for each client, so the two results differ by rounding; layers with random draws, such as Dropout, use one
     generator for all clients.
 
-    Takes the arguments of `sum_cohort`; `union` holds all clients' records.
+    Other arguments as of `sum_cohort`; `union` holds all clients' records.
     """
     settings, (_, number) = bench.settings, wire.read_round(content)
     assert settings.step is not None

@@ -402,10 +402,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
 @contextmanager
 def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by a backward pass for each example: slow, and correct for any model.
-
-    Arguments as of `hooks`.
-    """
+    """Yield the function that computes clipped sums by one pass for each example, for any model; arguments as of `hooks`."""
     parameters: list[Any] = optimizer.params
 
     def clipped_sums(rows: Tensor) -> Tensor:

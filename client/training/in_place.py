@@ -132,10 +132,7 @@ def check_apart(bench: Workbench) -> None:
     """Refuse a task that leaks state from one client to the next one in this process.
 
     One client takes two steps, another client `LATE` steps, after which state that an object keeps is likely to be used,
-    and the first client the same two steps again: its trained model must be the same.
-
-    Args:
-      bench: of the task, not used otherwise.
+    and the first client the same two steps again: its trained model must be the same. The bench is for this alone.
 
     Raises:
       Refusal: the models differ.

@@ -14,15 +14,18 @@ from ...base.durable_files import replace_file
 from ...client.private_update import NotTrained
 from ...messages.flower_adapter import delivered_message
 from ...messages.message_codec import MalformedMessage, pack_body, segments, unpack
-from ...messages.model_difference import (
+from ...messages.model_difference import apply, hash_of
+from ...messages.wire import (
+    FAILED,
+    NO_BASE,
     ModelStatement,
-    apply,
-    hash_of,
+    memory_arrays,
+    only_arrays,
     read_statement,
+    views,
     with_arrays_again,
     with_report,
 )
-from ...messages.wire import FAILED, NO_BASE, memory_arrays, only_arrays, views
 
 logger = logging.getLogger("fedveil.client")
 

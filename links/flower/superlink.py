@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from ...base.durable_files import replace_file
 from ...base.refusal import Refusal
 from ..grpc.event_loop import stream_loop, until_one_ends
 from ..roster_watch import Admitted, Nodes, admitted_in
-from ..server_bundle import ServerBundle
 from .control_calls import SUPERLINK, admit, open_run
 from .fleet_calls import node_fingerprint
 from .grid import SuperNodeGrid, open_supernodes
@@ -161,11 +160,6 @@ class SuperLink:
         with suppress(httpx.HTTPError):
             return httpx.get(f"http://{self.address}/health", timeout=HEALTH_SECONDS).is_success
         return False
-
-
-def open_flower_link(bundle: ServerBundle, nodes: Nodes) -> AbstractContextManager[SuperNodeGrid]:
-    """Run a SuperLink and its front for a federation, as `open_superlink` does."""
-    return open_superlink(bundle.folder, bundle.listen, nodes)
 
 
 @contextmanager

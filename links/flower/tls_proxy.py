@@ -318,8 +318,6 @@ def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[...
     """
 
     def followed(path: Path) -> Followed[ssl.SSLContext]:
-        """Return the TLS context of a certificate and the key, loaded again whenever a file changes."""
-
         def read(_: ssl.SSLContext) -> ssl.SSLContext:
             fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             fresh.load_cert_chain(path, key)

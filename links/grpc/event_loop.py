@@ -15,8 +15,7 @@ OPTIONS_OF_BOTH_ENDS = (
     # Bytes of one stream that may wait unread: 5 MB/s at 100 ms, and no probing for more.
     ("grpc.http2.lookahead_bytes", 1 << 19),
     ("grpc.http2.bdp_probe", 0),
-    # The other end's disappearance is noticed within 40 s. Pings also keep a quiet connection through NAT: RFC 5382 asks
-    # for two hours, and not all routers comply.
+    # An end that vanishes is noticed within 40 s, and pings keep quiet connections through NAT (RFC 5382).
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -32,9 +32,8 @@ from ...configs.bundle_files import Credentials
 from ...messages.flower_adapter import claim_identity, name_message, name_sender
 from ...messages.frames import METHOD
 from ...messages.message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
-from ...messages.model_difference import read_statement
 from ...messages.traffic import Cargo, Tally, cargo_of
-from ...messages.wire import SPEC_RECORD, UNREADABLE
+from ...messages.wire import SPEC_RECORD, UNREADABLE, read_statement
 from ..roster_grid import PRESENCE_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from .event_loop import OPTIONS_OF_BOTH_ENDS, stream_loop

@@ -188,8 +188,6 @@ class Switchboard:
                     self.tally.add("down", CONTROL, PINGS)
                     peer.traffic.last_frame = time.monotonic()
 
-    # --- one stream -----------------------------------------------------------------------------------------------
-
     async def follow(self, requests: object, context: Any) -> None:
         """Serve one stream to its end, as gRPC's handler.
 

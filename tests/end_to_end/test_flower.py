@@ -22,7 +22,7 @@ from fedveil.deployment.device.device_ledger import epsilon_of
 from fedveil.deployment.provision import provision
 from fedveil.links.flower import superlink
 from fedveil.links.flower.grid import SuperNodeGrid
-from fedveil.links.flower.superlink import open_flower_link
+from fedveil.links.flower.superlink import open_superlink
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -101,7 +101,7 @@ def test_secure_aggregation_survives_its_superlink_and_a_client(
     monkeypatch.setattr(superlink.SuperLink, "start", noted)
     bundle = read_server_bundle(made / "server")
     with (
-        open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid,
+        open_superlink(bundle.folder, bundle.listen, nodes_of(followed_roster(bundle))) as grid,
         agents(made / "clients") as running,
     ):
         sums = SecureSums(grid, Masking(bundle.roster, dropout=0.4, collusion=0.1))
@@ -193,7 +193,7 @@ def test_flower_supernode_enters_by_the_front_with_a_bundles_key(made: Path, tmp
     command += ["--auth-supernode-private-key", str(client / "supernode.key")]
     command += ["--host", "127.0.0.1", "--port", port, "--isolation", "process"]
     environment = {**os.environ, **OFF, "FLWR_HOME": str(tmp_path / "flwr")}
-    with open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid:
+    with open_superlink(bundle.folder, bundle.listen, nodes_of(followed_roster(bundle))) as grid:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             until(lambda: list(grid.connected) == [3])
@@ -253,7 +253,10 @@ def test_app_of_flwr_run_gets_errors_and_is_loaded_on_no_device(made: Path, tmp_
     home = made / "server" / "flower"
     environment = {**os.environ, **OFF, "FLWR_HOME": str(home)}
     bundle = read_server_bundle(made / "server")
-    with open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid, agents(made / "clients"):
+    with (
+        open_superlink(bundle.folder, bundle.listen, nodes_of(followed_roster(bundle))) as grid,
+        agents(made / "clients"),
+    ):
         until(lambda: len(grid.connected) == CLIENTS)
         address = (home / "config.toml").read_text().split('address = "')[1].split('"')[0]
         executor = [

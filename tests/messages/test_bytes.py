@@ -17,7 +17,7 @@ from fedveil.links.log_export import ConsistencyProof, InclusionProof, LogDocume
 from fedveil.links.log_wire import LOG_RECORD, log_of, log_record
 from fedveil.links.tree_head import read_head
 from fedveil.links.witness import heads_of_key
-from fedveil.messages import frames, message_codec, model_difference, notices, secure_wire, wire
+from fedveil.messages import frames, message_codec, notices, secure_wire, wire
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.flower_adapter import claim_identity
 from fedveil.messages.training_order import TrainingOrder
@@ -146,8 +146,8 @@ def test_a_message_is_read_and_written_as_before(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "difference"), [("m difference", b"diff"), ("m model", b"")])
 def test_a_model_statement_is_read_as_before(name: str, difference: bytes) -> None:
-    told = model_difference.read_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
-    assert told == model_difference.ModelStatement("a" * 64, "arrays", 32, difference, bool(difference))
+    told = wire.read_statement(message_codec.unpack(bytes.fromhex(KEPT[name])).content)
+    assert told == wire.ModelStatement("a" * 64, "arrays", 32, difference, bool(difference))
 
 
 @pytest.mark.parametrize("kind", [Ask, Reply])

@@ -22,20 +22,15 @@ from fedveil.messages.difference_grid import MAX_MODELS, ClientModels, Differenc
 from fedveil.messages.flower_adapter import claim_identity, name_sender, records_of
 from fedveil.messages.grids import AskingGrid
 from fedveil.messages.message_codec import pack, pack_body, question_id, unpack
-from fedveil.messages.model_difference import (
-    ARRAYS,
-    DIFFERENCE,
-    KEYS,
-    MODEL,
-    hash_of,
-    read_statement,
-    split_report,
-    with_report,
-)
+from fedveil.messages.model_difference import hash_of
 from fedveil.messages.secure_wire import model_hash
 from fedveil.messages.traffic import Tally, carried_bytes
 from fedveil.messages.wire import (
+    ARRAYS_KEY,
+    DIFFERENCE_KEY,
     FAILED,
+    MODEL_KEY,
+    MODEL_KEYS,
     NO_BASE,
     SPEC_RECORD,
     WEIGHT,
@@ -43,7 +38,10 @@ from fedveil.messages.wire import (
     memory_arrays,
     only_arrays,
     read_round,
+    read_statement,
+    split_report,
     view,
+    with_report,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -186,7 +184,7 @@ def test_every_device_starts_from_the_servers_very_bits(
         for node, content in devices.started.items():
             assert hash_of(model_of(content)) == hash_of(sent)
             assert model_hash(content) == model_hash(plain[node])
-            assert not any(key in records_of(content, ConfigRecord)[SPEC_RECORD] for key in KEYS)
+            assert not any(key in records_of(content, ConfigRecord)[SPEC_RECORD] for key in MODEL_KEYS)
 
 
 def test_present_device_gets_the_difference_and_an_absent_one_all(tmp_path: Path) -> None:
@@ -197,7 +195,8 @@ def test_present_device_gets_the_difference_and_an_absent_one_all(tmp_path: Path
     told = [read_statement(message.content) for message in devices.sent]
     assert [bool(each and each.difference) for each in told] == [False, True, True, False, True, True]
     assert all(
-        DIFFERENCE in records_of(m.content, ConfigRecord)[SPEC_RECORD] or records_of(m.content, ArrayRecord)
+        DIFFERENCE_KEY in records_of(m.content, ConfigRecord)[SPEC_RECORD]
+        or records_of(m.content, ArrayRecord)
         for m in devices.sent
     )
 
@@ -285,7 +284,7 @@ def test_further_arrays_of_a_difference_are_not_trained_on(tmp_path: Path, besid
 @pytest.mark.parametrize("named", ["others", SPEC_RECORD, "config"])
 def test_a_model_is_named_by_its_record(tmp_path: Path, named: str) -> None:
     (message,) = ClientModels().encode([instruction({"w": np.ones(3, np.float32)})])
-    records_of(message.content, ConfigRecord)[SPEC_RECORD][ARRAYS] = named
+    records_of(message.content, ConfigRecord)[SPEC_RECORD][ARRAYS_KEY] = named
     with pytest.raises(NotTrained) as raised:
         LastModel(tmp_path / "model").with_whole_model(message)
     assert raised.value.code == FAILED
@@ -336,7 +335,8 @@ def test_older_servers_hear_nothing_and_older_devices_get_the_whole(tmp_path: Pa
     for number in range(3):  # an older device's replies say nothing
         (sent,) = server.encode([instruction({"w": np.full(3, number, np.float32)}, number=number)])
         assert (
-            MODEL in records_of(sent.content, ConfigRecord)[SPEC_RECORD] and len(model_of(sent.content)) == 1
+            MODEL_KEY in records_of(sent.content, ConfigRecord)[SPEC_RECORD]
+            and len(model_of(sent.content)) == 1
         )
     assert split_report(RecordDict({"v": ConfigRecord({})}))[1] == ""
     assert split_report(with_report(RecordDict(), "a"))[1] == "a"

@@ -36,8 +36,7 @@ from fedveil.client.dp_sgd.train import (
 from fedveil.client.training.sgd import with_fast_kernels
 from fedveil.evidence.content import report_of
 from fedveil.messages.local_training import LocalTraining
-from fedveil.messages.record_settings import RecordPrivacy
-from fedveil.messages.training_order import GRADIENTS, RecordTerms
+from fedveil.messages.training_order import GRADIENTS
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -721,16 +720,3 @@ def test_no_block_repeats_anothers_noise() -> None:
     noise = layer.weight.grad
     assert float(noise.std()) == pytest.approx(6.0, rel=0.02)
     assert abs(float(torch.corrcoef(noise)[0, 1])) < 5 / NOISE_BLOCK**0.5
-
-
-@pytest.mark.parametrize(
-    ("records", "noise"), [(40, 3.0), (50, 3.0), (51, 3.0), (199, 2.0), (200, 1.5), (9000, 1.5)]
-)
-def test_client_takes_the_noise_planned_for_its_records(records: int, noise: float, tmp_path: Path) -> None:
-    planned = ((50, 3.0), (100, 2.0), (200, 1.5))
-    level = RecordPrivacy(RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT), planned, str(tmp_path))
-    assert level.noise_multiplier(records) == noise
-    own = RecordPrivacy(
-        RecordTerms(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT), planned, str(tmp_path), noise_by_ledger=(("a", 9.0),)
-    )
-    assert (own.of_ledger("a").noise_multiplier(records), own.of_ledger("b")) == (9.0, own)

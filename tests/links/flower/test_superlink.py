@@ -23,10 +23,9 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedveil.base.refusal import Refusal
-from fedveil.links.flower import control_calls as flower_runtime
 from fedveil.links.flower.fleet_calls import FleetNode, node_fingerprint
 from fedveil.links.flower.grid import SuperNodeGrid
-from fedveil.links.flower.superlink import SuperLink, open_flower_link, public_keys
+from fedveil.links.flower.superlink import SuperLink, open_superlink, public_keys
 from fedveil.links.flower.tls_proxy import TlsProxy
 from fedveil.links.roster_watch import followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
@@ -126,7 +125,7 @@ def test_link_with_a_closed_door_survives_its_superlink(made: Path, monkeypatch:
         return sorted(reply.metadata.src_node_id for reply in replies)
 
     with (
-        open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid,
+        open_superlink(bundle.folder, bundle.listen, nodes_of(followed_roster(bundle))) as grid,
         following(made, server, doubled),
     ):
         until(lambda: len(grid.connected) == 3)
@@ -199,11 +198,3 @@ def closed_but_to_this_user(made: Path, server: str, loopback: str, process: int
         executor = RuntimeHttpClient.from_server_address(address, insecure, trusted, version)
         with executor, pytest.raises(httpx.HTTPStatusError, match=said):  # on loopback: without the secret
             executor.AcquireTask(wanted)
-
-
-def test_a_run_is_no_app() -> None:
-    import io
-    import zipfile
-
-    with zipfile.ZipFile(io.BytesIO(flower_runtime._app())) as app:
-        assert app.namelist() == ["pyproject.toml"]
