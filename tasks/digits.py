@@ -29,7 +29,7 @@ def load(num_clients: int = 100, partition: str = "iid", alpha: float = 0.5, see
       num_clients: 1 to 1437.
       partition: iid, dirichlet or shards.
       alpha: concentration of a dirichlet partition, above 0.
-      seed: of the partition.
+      seed: seed of the partition.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     with gzip.open(TABLE, "rt") as file:

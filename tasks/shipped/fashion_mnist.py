@@ -45,14 +45,10 @@ def load(
     seed: int = 0,
     model: Literal["student"] | None = None,
 ) -> Classification:
-    """Return the task: 60 000 pictures for training and 10 000 held out, as published.
+    """Return the task: 60 000 pictures for at most 60 000 clients, and 10 000 held out, as published.
 
-    Args:
-      num_clients: 1 to 60 000.
-      partition: iid, dirichlet or shards.
-      alpha: concentration of a dirichlet partition, above 0.
-      seed: of the partition.
-      model: student is a linear softmax over low frequencies, of an eighth of the parameters.
+    The model `student` is a linear softmax over low frequencies, of an eighth of the parameters.
+    Other arguments as of `digits.load`.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     folder = find_folder((DEBIAN_FOLDER, cache_folder() / "FashionMNIST" / "raw"))

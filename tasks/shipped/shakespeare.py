@@ -127,13 +127,13 @@ class NextCharacter(nn.Module):
 def load(
     num_clients: int = 400, partition: str = "natural", alpha: float = 0.5, seed: int = 0, secrets: int = 0
 ) -> Characters:
-    """Return the task on the first roles with enough text.
+    """Return the task on roles with enough text.
 
     Args:
       num_clients: number of roles.
       partition: natural or iid.
       alpha: unused.
-      seed: of the partition, the model's start and the secrets.
+      seed: seed of the partition, the model's initial values and the secrets.
       secrets: number of PINs of each kind that are planted.
     """
     return from_roles(read_roles(texts_folder()), Partition(partition, num_clients, alpha, seed), secrets)
