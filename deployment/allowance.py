@@ -167,8 +167,9 @@ def records_line(
     noise = plan.noise_over_clip * plan.mechanism.sensitivity / 2  # as for half the noise
     record_plan = Plan(Unit.RECORD, adjacency, All(), plan.clipping_norm, rounds, noise)
     all_take_part = federation.cohort.expected_size(federation.num_clients) == federation.num_clients
-    record_target = max((_record_target(each) or 0.0 for _, each in earlier), default=0.0)
     other_events = [*spent, *of_records(query_events_of_unit(federation, plan))]
+    # What earlier runs let each client spend on its own ledger of records counts as one Gaussian release.
+    record_target = max((_record_target(each) or 0.0 for _, each in earlier), default=0.0)
     if record_target:
         other_events.append(gaussian_event(1 / gaussian_mu(record_target, budget.target_delta)))
     affordable = record_plan.affordable_rounds(budget, other_events)
@@ -179,11 +180,8 @@ def records_line(
     remedy = _fitting_remedy(federation, plan, record_plan, budget, other_events, prior)
     if not admits([*(spent if all_take_part else []), record_plan.event()], budget, None):
         key = "target_epsilon" if level.noise_multiplier is None else "noise_multiplier"
-        raise Refusal(
-            f"privacy.{key}",
-            getattr(level, key),
-            f"{reason}: {allowance} records cannot pay for one round; {remedy}",
-        )
+        remedy = f"{reason}: {allowance} records cannot pay for one round; {remedy}"
+        raise Refusal(f"privacy.{key}", getattr(level, key), remedy)
     return f"{reason}: {allowance} records pay for {affordable} of {rounds} rounds; {remedy}"
 
 
@@ -195,7 +193,16 @@ def _fitting_remedy(
     other_events: Sequence[DpEvent],
     prior: Sequence[DpEvent],
 ) -> str:
-    """Return the target, or the noise, that pays for all rounds."""
+    """Return the target, or the noise, of whole clients with which records pay for all rounds.
+
+    Args:
+      federation: of the run.
+      plan: of the sums of whole clients.
+      record_plan: of the same sums, as records pay for them.
+      budget: that owners allow for records.
+      other_events: what records pay for in addition.
+      prior: events of whole clients from before the run.
+    """
     level, runs = federation.mode.promises[0], federation.settings.budget.runs
     try:
         sufficient_noise = record_plan.calibrate(budget, other_events).noise
@@ -208,8 +215,9 @@ def _fitting_remedy(
     fitting = replace(plan, noise_multiplier=noise)
     earlier_events = question_events if runs > 1 else [*prior, *question_events]
     target = fitting.epsilon(level.target_delta, plan.num_rounds * runs, earlier_events)
+    target *= 0.99  # a lower target plans more noise, which is the safe side of rounding
     spent = spent_epsilon(prior, level.target_delta, plan.adjacency, plan.filter_order, GATE_INTERVAL)
-    if (target := 0.99 * target) * (1 - MIN_SHARE_LEFT) <= spent:
+    if target * (1 - MIN_SHARE_LEFT) <= spent:
         return EXHAUSTED
     return f"privacy.target_epsilon={target:.3g} pays for all"
 

@@ -91,6 +91,11 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
 
     The private keys of the authority before are removed once its overlap has ended.
 
+    Args:
+      folder: of the authority.
+      federation: its name.
+      care: how the keys are kept.
+
     Raises:
       Refusal: it is another federation's, not whole, or its keys are not kept so.
     """
@@ -111,9 +116,9 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
 
 
 def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
-    """Make an authority's keys of a generation, which counts rollovers from 1.
+    """Make an authority's keys; a repetition takes those on a token, and replaces those in files.
 
-    A repetition takes the keys that are on a token already, and replaces those in files.
+    Arguments as of `open_authority`; generations count from 1, one more with each rollover.
     """
     keys_folder = _keys_folder(folder, generation)
     keys_folder.mkdir(mode=0o700, exist_ok=True)

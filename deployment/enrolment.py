@@ -70,9 +70,12 @@ class Approval:
 
 
 def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
-    """Return one token for each name, replacing an earlier one of that name; they end after so many hours.
+    """Return one token for each name, replacing an earlier one of that name.
 
-    A name is of a client in `federation.yaml`, or fits a pattern there; an admitted one gets new keys.
+    Args:
+      folder: that `provision` made.
+      names: of clients in `federation.yaml`, or that fit a pattern there; an admitted one gets new keys.
+      hours: until the tokens end.
 
     Raises:
       Refusal: a name has no place in the federation, or the federation no port for enrolments.
@@ -102,7 +105,9 @@ def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> li
 def approve(folder: Path, names: Sequence[str] = ()) -> Approval:
     """Admit the devices with requests under open tokens, and write the answers for their server to deliver.
 
-    Without names all are admitted. The server's part of the desk's folder holds requests and answers.
+    Args:
+      folder: that `provision` made; the server's part of it holds requests and answers.
+      names: of clients; none stands for all.
 
     Raises:
       Refusal: a name has no open token.

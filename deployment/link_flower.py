@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
-    """Open the server's end within the context. Refusal if it cannot be opened."""
+    """Open the server's end within the context; arguments as of `open_link`. Refusal if it cannot be opened."""
     from ..links.flower.superlink import open_superlink
     from .open_link import Link, Presence
 

@@ -19,7 +19,7 @@ ACKNOWLEDGED = "acknowledged.json"
 
 @contextmanager
 def serve(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
-    """Open the server's end within the context. Refusal if it cannot be opened."""
+    """Open the server's end within the context; arguments as of `open_link`. Refusal if it cannot be opened."""
     from ..links.grpc.grid import ServerEndpoint, open_link
     from ..links.roster_watch import admitted_in, followed_credentials
     from .certificate_delivery import delivering

@@ -98,7 +98,10 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
 def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
     """Give clients, or the server, new keys and new certificates; the old ones are no longer admitted.
 
-    Names may have * and ? for many. With a `request` its one device has made the keys itself; else they are made here.
+    Args:
+      folder: that `provision` made.
+      names: of clients, with * and ? for many, or "server".
+      request: by which one device asks for keys that it made itself; None makes them here.
 
     Raises:
       Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
@@ -108,7 +111,7 @@ def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
             raise Refusal("request", str(request), "belongs to one device; name only that client")
         if SERVER in names:
             desk = _with_server(replace(desk, register=replace(desk.register, server="")))
-        clients = select_clients(desk.register, [name for name in names if name != SERVER])
+        clients = _select_clients(desk.register, [name for name in names if name != SERVER])
         for issued in clients:
             if issued.on_device and request is None:
                 remedy = (
@@ -137,14 +140,14 @@ def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
 def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
     """Give clients new certificates, valid for `certificate_days`, for their existing keys; the server delivers them.
 
-    Names may have * and ? for many, and none stands for all. Certificates that end later than `within` days stay.
+    Arguments as of `rotate`; no names stand for all. Certificates that end later than `within` days stay.
 
     Raises:
       Refusal: there is no such client.
     """
     with open_desk(folder) as desk:
         latest = time.time() + within * DAY_SECONDS
-        for issued in select_clients(desk.register, names or ["*"]):
+        for issued in _select_clients(desk.register, names or ["*"]):
             if issued.not_after <= latest:
                 pem = _certificate(desk, issued.name, _p256(issued.certificate))
                 desk = replace(desk, register=desk.register.with_client(replace(issued, certificate=pem)))
@@ -152,7 +155,7 @@ def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
 
 
 def revoke(folder: Path, names: Sequence[str]) -> Desk:
-    """Revoke clients: later rosters exclude them, and their certificates open no connection. Names may have * and ?.
+    """Revoke clients: later rosters exclude them, and their certificates open no connection; arguments as of `rotate`.
 
     Raises:
       Refusal: there is no such client, or it is the server; nobody is revoked then.
@@ -161,12 +164,12 @@ def revoke(folder: Path, names: Sequence[str]) -> Desk:
         if SERVER in names:
             raise Refusal("name", SERVER, "the server can only be rotated")
         register = desk.register
-        for issued in select_clients(register, names):
+        for issued in _select_clients(register, names):
             register = register.with_client(replace(issued, revoked=True))
         return publish(replace(desk, register=register))
 
 
-def select_clients(register: Register, names: Sequence[str]) -> list[Issued]:
+def _select_clients(register: Register, names: Sequence[str]) -> list[Issued]:
     """Return the admitted clients that match these names and patterns, each once, by node.
 
     Raises:

@@ -29,6 +29,10 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
     completes what was cut short. The old keys sign rosters too for so many days, in which devices accept both; then they
     are removed.
 
+    Args:
+      folder: that `provision` made.
+      days: of the overlap.
+
     Raises:
       Refusal: there are no days of overlap, or too many.
     """

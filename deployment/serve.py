@@ -342,11 +342,11 @@ def _run(
     if outcome.result["status"] in FINISHED:
         carried = link.tally.total().minus(outcome.carried)
         note_farewell(where, carried, secret=federation.mode.hides_counts)
-        note_outside(bundle, where)
+        _note_outside(bundle, where)
     return outcome
 
 
-def note_outside(bundle: ServerBundle, where: Path) -> None:
+def _note_outside(bundle: ServerBundle, where: Path) -> None:
     """Note in the folder of a finished run its witnesses, and a time stamp if an authority is configured.
 
     The run is valid without them.

@@ -81,21 +81,21 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     console.print(Text.assemble((status["federation"], "bold"), f", run {status['run']}: {state}{reason}"))
     lost = [("abandoned", status["abandoned"]), ("with a sum that cannot be true", status.get("untrue", 0))]
     faults = "".join(f", {count} {what}" for what, count in lost if count)
-    console.print(f"round {status['round']} of {status['num_rounds']}{faults}", markup=False, highlight=False)
-    for row in status["privacy"]:
-        console.print(_budget(row, status["budgets_spent"]), markup=False, highlight=False)
-    for sentence in (status.get("audit") or {}).get("said", ()):
-        console.print(f"audit: {sentence}", markup=False, highlight=False)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(status["dropped"].items()))
     counts = f"invited {status['invited']}, added {status['replies']}"
     if status["replies"] is None:
         counts = f"{status['invited']:g} invitations planned; the run's operator.jsonl has the counts"
-    console.print(f"{counts}, not added: {dropped}" if dropped else counts, markup=False, highlight=False)
-    for name, faults in status.get("blamed", {}).items():
-        console.print(describe_fault(name, faults[-1], len(faults)), markup=False, highlight=False)
-    for name, sentence in status.get("suspected", {}).items():
-        console.print(f"{name} {sentence[-1]}", markup=False, highlight=False)
-    for line in authority_lines(clients):
+    suspected = status.get("suspected", {}).items()
+    lines = [
+        f"round {status['round']} of {status['num_rounds']}{faults}",
+        *(_budget(row, status["budgets_spent"]) for row in status["privacy"]),
+        *(f"audit: {sentence}" for sentence in (status.get("audit") or {}).get("said", ())),
+        f"{counts}, not added: {dropped}" if dropped else counts,
+        *(describe_fault(name, rows[-1], len(rows)) for name, rows in status.get("blamed", {}).items()),
+        *(f"{name} {sentences[-1]}" for name, sentences in suspected),
+        *authority_lines(clients),
+    ]
+    for line in lines:
         console.print(line, markup=False, highlight=False)
     console.print(_table(clients) if clients else "no client is on the roster")
 

@@ -107,7 +107,10 @@ class TokenP256(EllipticCurvePrivateKey):
 def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[TokenEd25519, TokenP256]:
     """Return the keys of a federation's authority on a token: one signs rosters, the other certificates.
 
-    The keys' labels name the federation. With `make` they are made if the token has none.
+    Args:
+      choice: of the token.
+      federation: its name, which the keys' labels have.
+      make: whether they are made if the token has none.
 
     Raises:
       Refusal: python-pkcs11 is missing, or the token does not have the keys or does not let them be used.

@@ -108,7 +108,7 @@ WantedBy=multi-user.target
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """Write the server's bundle except its private key; the list of admitted keys comes first."""
+    """Write the server's bundle except its private key, admitted keys first; arguments as of `write_clients`."""
     server, link = federation.content.server, federation.content.link
     settings = {"federation": federation.name, "listen": server.listen_address, "link": link}
     files = {
@@ -142,9 +142,14 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """Write the bundles of all admitted clients to their folders in `folder`, except private keys.
+    """Write the bundles of all admitted clients, except private keys; a device that enrolled by a token has none here.
 
-    Empty requirements remove those of earlier. A device that enrolled by a token has no bundle here.
+    Args:
+      folder: of all bundles.
+      federation: whose clients they are.
+      authority: signs the roster.
+      register: lists the admitted clients.
+      requirements: of every device; empty removes earlier ones.
     """
     roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:
@@ -163,7 +168,7 @@ def write_clients(
 def client_files(
     federation: FederationFile, authority: Authority, register: Register, issued: Issued, requirements: str
 ) -> dict[str, bytes]:
-    """Return the files of one client's bundle by name, except its private keys and the roster."""
+    """Return the files of one client's bundle, except private keys and the roster; arguments as of `write_clients`."""
     entry = federation.entry(issued.name)
     assert entry is not None  # an admitted member that is not in the file was refused before
     authority_key = authority.public(register.post_quantum).hex()

@@ -42,10 +42,14 @@ def write_admission(
     *,
     doubly: bool,
 ) -> bytes:
-    """Return the authority's answer to a device that it admits: the texts of its bundle's files by name, in UTF-8.
+    """Return the authority's answer to a device that it admits.
 
-    The signature binds them to the client's name and to its identity, an Ed25519 public key of 32 bytes. If the authority
-    signs doubly, its ML-DSA key does so too.
+    Args:
+      authority: signs it.
+      name: of the client.
+      identity: its Ed25519 public key, 32 bytes.
+      files: of its bundle, by name, texts in UTF-8.
+      doubly: whether the authority's ML-DSA key signs as well.
     """
     body = json.dumps({file: data.decode() for file, data in files.items()}).encode()
     signed = frame(Purpose.ADMISSION, name, identity, body)
@@ -55,7 +59,8 @@ def write_admission(
 def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) -> dict[str, bytes]:
     """Return the files in an admission that the authority has signed for this name and identity, by name.
 
-    The authority is its Ed25519 public key, 32 bytes; if the hash of its ML-DSA key follows, both must have signed.
+    The other arguments as of `write_admission`, whose result is `data`; but the authority is its Ed25519 public key, 32 bytes.
+    If the hash of its ML-DSA key follows, both must have signed.
 
     Raises:
       Refusal: it is not for this device, or not signed by the authority.

@@ -200,10 +200,11 @@ class Agent:
 
 
 def start(folder: Path, *, once: bool = False) -> int:
-    """Follow the server of the bundle in `folder` until SIGTERM or SIGINT, `once` only until a run is over.
+    """Follow a server until SIGTERM or SIGINT; return the exit code.
 
-    Returns:
-      The exit code.
+    Args:
+      folder: the device's bundle.
+      once: also end when a run is over.
 
     Raises:
       Refusal: the bundle cannot be used, another process uses it, or its ledgers were deleted or rolled back.

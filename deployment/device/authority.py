@@ -65,6 +65,8 @@ class TrustedAuthority:
 def current_authority(state: Path, policy: OwnerPolicy, ca: bytes, federation: str) -> TrustedAuthority:
     """Return the authority that is in force on a device, whose bundle has the certificate `ca` in PEM.
 
+    Other arguments as of `adopt_rollovers`.
+
     Raises:
       Refusal: the rollovers in the state folder are damaged.
     """
@@ -143,7 +145,7 @@ def new_fingerprint(rollover: Rollover) -> str:
 
 
 def pending_rollovers(state: Path, federation: str) -> tuple[Rollover, ...]:
-    """Return the chain that waits for the owner's approval; empty if none does."""
+    """Return the chain that waits for the owner's approval, empty for none; arguments as of `adopt_rollovers`."""
     return _read_stored(state / WAITING, federation)
 
 

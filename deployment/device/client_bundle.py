@@ -281,8 +281,11 @@ def read_pinned(folder: Path) -> Pinned:
 def replace_bundle(folder: Path, whole: Path) -> None:
     """Replace the bundle in `folder`, except its owner's files, by one that was read whole.
 
-    The new files lie in the folder `whole` of the bundle. One rename decides: before it the old bundle is in force, and
-    after it every reader completes the new one.
+    One rename decides: before it the old bundle is in force, and after it every reader completes the new one.
+
+    Args:
+      folder: of the bundle.
+      whole: a folder in it with the new files.
 
     Raises:
       Refusal: the folder cannot be written.

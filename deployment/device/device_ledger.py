@@ -117,7 +117,7 @@ class DeviceLedger:
           NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
           Refusal: the attempt was answered before.
         """
-        is_of_client = cost.budget is None
+        is_of_client = cost.budget is None  # and not of its records
         unit, events = (cost.budget or self.budget).unit, dict.fromkeys(cost.adversaries, cost.event)
         source = OF_RECORDS if cost.is_of_records else None
         release = Release(unit, run, number, f"{MECHANISM} {attempt}", events, "system", source=source)

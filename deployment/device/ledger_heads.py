@@ -85,7 +85,9 @@ class LedgerHeads:
 def is_charged(state: Path, name: str) -> bool:
     """Return whether a device's ledgers hold a charge in the round of an instruction, which its journal may have lost.
 
-    The name is the instruction's id, as `question_id` makes it.
+    Args:
+      state: folder of the device's state.
+      name: the instruction's id, as `question_id` makes it.
 
     Raises:
       Refusal: a ledger cannot be read.

@@ -83,7 +83,7 @@ class LinearTask:
     can_protect_records: ClassVar[bool] = False
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
-        """Return the reply with the model trained on the owner's data."""
+        """Return the reply with the model trained on the owner's data; arguments as of `app.train_round`."""
         rows, _ = parts_of(self.table, settings.held_out, settings.group_equal_rows)
         return train_round(message, self.client, rows, settings)
 
@@ -92,7 +92,10 @@ class LinearTask:
         return len(self.table)
 
     def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
-        """Refuse what needs torch: an optimiser other than plain SGD, scaling, and questions about a `released` model."""
+        """Refuse what needs torch: other optimisers than plain SGD, scaling, questions about a model.
+
+        Arguments as of `TorchTask.check_order`.
+        """
         if released is not None:
             remedy = "a linear device without torch has no columns of a model; ask for columns of its data"
             raise Refusal("model", f"{len(released)} bytes", remedy)
@@ -104,11 +107,13 @@ class LinearTask:
             raise Refusal("optimizer", order.training.optimizer.name, remedy)
 
     def columns(self, content: RecordDict, inquiry: Inquiry) -> Columns:
-        """Return the owner's only column, the targets."""
+        """Return the owner's only column, the targets; arguments as of `TorchTask.columns`."""
         return {LABEL: self.table.targets}
 
     def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> HeldOutMeans | None:
         """Return the measurement of the message's model on held-out records; None if there are none.
+
+        Arguments as of `TorchTask.evaluate`.
 
         Raises:
           Refusal: a metric other than accuracy is requested.
@@ -127,7 +132,7 @@ class LinearTask:
 
 
 def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
-    """Return the reply with the trained model, as `app.train_round` does.
+    """Return the reply with the trained model; arguments as of `app.train_round`, but for a table instead of a workbench.
 
     Raises:
       ValueError: the model does not fit the table.
@@ -148,9 +153,12 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
 
 @lru_cache(maxsize=2)  # a device has one table, and a run one share
 def parts_of(table: Table, held_out: float | None, group_equal_rows: bool = False) -> tuple[Table, Table]:
-    """Return the training part and the held-out part, chosen as by a task with torch; a share of None holds none out.
+    """Return the training part and the held-out part, chosen as by a task with torch.
 
-    Equal records are held out together by the rule of earlier releases, `group_equal_rows`.
+    Args:
+      table: the examples.
+      held_out: share of all records; None holds none out.
+      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
     """
     if held_out is None:
         return table, Table(table.inputs[:0], table.targets[:0])

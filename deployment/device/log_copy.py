@@ -47,7 +47,7 @@ def stored_cosignatures(state: Path) -> tuple[HeadCosignature, ...]:
     return read_cosignatures(state, "remove it")
 
 
-def store_cosignatures(state: Path, cosignatures: Sequence[HeadCosignature]) -> None:
+def _store_cosignatures(state: Path, cosignatures: Sequence[HeadCosignature]) -> None:
     """Store co-signatures, of each key the one with the most entries."""
     stored = stored_cosignatures(state)
     newest_ones = newest((*stored, *cosignatures))
@@ -113,7 +113,9 @@ class Forked(Refusal):
 def expected_entries(content: RecordDict, *authorities: bytes) -> tuple[bytes | None, bytes | None]:
     """Return the entries that the log must contain for an instruction: of its model, and of its roster.
 
-    One of the `authorities`' keys must have signed the roster.
+    Args:
+      content: of the instruction.
+      authorities: keys one of which must have signed the roster.
 
     Raises:
       Refusal: it belongs to a round and to a run's end, so that one of its models would be unchecked; or the roster is
@@ -209,7 +211,7 @@ class LogCopy:
         if self.head is None or head.size > len(self.leaves):
             self._keep(head, new_leaves)
         if cosignatures:
-            store_cosignatures(self._state, cosignatures)
+            _store_cosignatures(self._state, cosignatures)
 
     def _new_leaves(self, statement: LogStatement, head: TreeHead) -> tuple[bytes, ...]:
         """Return the statement's leaves that the copy lacks; refuse a log that does not continue the copy."""

@@ -41,7 +41,10 @@ class RecordPlanner:
     def protected(self, settings: ClientSettings, order: TrainingOrder, identity: Identity) -> ClientSettings:
         """Return the settings of a training with the privacy of records that its order demands, if any.
 
-        The owner's policy allows the order, and the identity has the roster of the cohort.
+        Args:
+          settings: of the training.
+          order: of the server, which the owner's policy allows.
+          identity: of the device, with the roster of the cohort.
 
         Raises:
           NotTrained: NO_EXAMPLES if the owner has none; BUDGET_SPENT if the owner's cap has expired, or too little of the

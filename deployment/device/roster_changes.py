@@ -87,7 +87,7 @@ def _missing_signatures(old: Roster, new: Roster, signed: bytes, device: str, po
 
 
 def adopt(state: Path, change: RosterChange, signed: bytes) -> None:
-    """Log a change, append it durably to the earlier ones, and store its roster as the device's."""
+    """Log a change and store its roster as the device's; arguments as of `check_change`, which returned the change."""
     logger.warning("%s", change)
     append_line(state / CHANGES, asdict(change))
     replace_file(state / ROSTER, signed)

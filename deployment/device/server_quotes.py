@@ -42,7 +42,9 @@ class ServerQuotes:
     def check(self, content: RecordDict, ca: bytes) -> None:
         """Require an accepted quote, in this instruction or lately, unless the answer consists of keys only.
 
-        One of the certificates in `ca`, in PEM, must have signed the server's.
+        Args:
+          content: of the instruction.
+          ca: certificates of the federation's authority, in PEM, one of which must have signed the server's.
 
         Raises:
           Refusal: there is none, or the instruction's is not accepted.

@@ -79,7 +79,7 @@ class TorchTask:
         return Workbench(bench.settings, held_back(bench.task, held_out, alone, group_equal_rows))
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
-        """Return the reply with the model trained on the owner's data."""
+        """Return the reply with the model trained on the owner's data; arguments as of `client.app.train_round`."""
         is_joint_step, scaling = settings.step is not None, _scaling_in(settings.task_options)
         bench = self._bench(settings.held_out, is_joint_step, settings.group_equal_rows, scaling)
         reply = train_round(message, self._client, bench, settings)
@@ -91,7 +91,12 @@ class TorchTask:
         return len(limit_per_person(data_of(self._own_bench.task, self._client), max_per_person))
 
     def check_order(self, order: TrainingOrder, released: bytes | None) -> None:
-        """Refuse an order, or a question about the `released` model, that the task cannot follow."""
+        """Refuse an order, or a question about a model, that the task cannot follow.
+
+        Args:
+          order: of the server.
+          released: file of the model that a question is about; None without one.
+        """
         task, record = self._own_bench.task, order.record
         if order.agreement != self._agreement(_scaling_in(order.task_options)):
             remedy = "the server has another schema or model; take both from the same fedveil provision"
@@ -106,11 +111,17 @@ class TorchTask:
             read_released(self._own_bench.model, released)
 
     def columns(self, content: RecordDict, inquiry: Inquiry) -> Table:
-        """Return the owner's columns, with those of the released model that a question is about."""
+        """Return the owner's columns, and those of a question's model; arguments as of `questions.client.table_of`."""
         return table_of(self._own_bench, self._client, content, inquiry)
 
     def evaluate(self, message: Message, order: TrainingOrder, evaluation: Evaluation) -> Measured | None:
-        """Return the measurement of the message's model on held-out records; None if there are none."""
+        """Return the measurement of a model on held-out records, None without any.
+
+        Args:
+          message: with the model.
+          order: of the server, in the same message.
+          evaluation: what is measured.
+        """
         is_of_records, scaling = evaluation.unit is Unit.RECORD, _scaling_in(order.task_options)
         bench = self._bench(evaluation.share, is_of_records, order.group_equal_rows, scaling)
         return measured_at(bench, self._client, message.content, evaluation)

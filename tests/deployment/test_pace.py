@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,8 +26,15 @@ def test_rounds_wait_for_certificates_that_have_not_ended(monkeypatch: pytest.Mo
     link = Link(nothing, lambda: Presence(here))
     settings = LinkSettings(name="grpc", clients=0.8, wait=0.2)
     rosters = (Roster(1, members), b"")
-    monkeypatch.setattr(pace_module, "required_clients", lambda federation, clients, valid: valid)
-    monkeypatch.setattr(pace_module, "certificate_end_of", lambda bundle: lambda: ends[0])
+
+    def required(federation: Any, clients: int, valid: int) -> int:
+        return valid
+
+    def certificate_end_of(bundle: Any) -> Callable[[], int]:
+        return lambda: ends[0]
+
+    monkeypatch.setattr(pace_module, "required_clients", required)
+    monkeypatch.setattr(pace_module, "certificate_end_of", certificate_end_of)
     pace = pace_of(nothing, nothing, lambda: rosters, settings, link, waited.append)
     stop = threading.Event()
     why = pace.ready(stop)
