@@ -422,12 +422,7 @@ class Mode:
         return None
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan of a promise does not protect from.
-
-        Args:
-          plan: calibrated.
-          masking: encryption of the sums, if any.
-        """
+        """Return sentences on what the plan of a promise does not protect from, with this encryption of the sums, if any."""
         return []
 
     @property
