@@ -122,13 +122,12 @@ class Federation(Parts):
         return self.mode.limits(plan, self.masking)
 
     def check_cohort(self) -> None:
-        """Refuse a cohort whose expected size, canaries included, is too small for an encrypted sum."""
+        """Refuse a cohort whose expected size, extra clients included, is too small for an encrypted sum."""
         invited = invited_size(self.cohort, self.num_clients)
-        with_canaries = invited * self.num_nodes / self.num_clients
-        self.check_sum(round(with_canaries))
+        self.check_sum(round(invited * self.num_nodes / self.num_clients))
 
     def check_sum(self, clients: int) -> None:
-        """Refuse an encrypted sum of too few clients to tolerate the configured dropout and collusion together."""
+        """Refuse an encrypted sum of too few clients to tolerate the configured dropout and collusion."""
         if self.masking is not None:
             self.masking.shape(clients)
 

@@ -409,9 +409,9 @@ class Mode:
             check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
 
     def client_plan(self, client: ClientSettings) -> Plan:
-        """Return the plan of the rounds that one client's own ledger is charged for: of the data set whose records lose most.
+        """Return the plan of one client's rounds, which its own ledger pays, by settings that `instruct` returned.
 
-        The clients have the settings that `instruct` returned.
+        It is that of the data set whose records lose most.
         """
         raise NotImplementedError
 
@@ -422,12 +422,7 @@ class Mode:
         return None
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan of a promise does not protect from.
-
-        Args:
-          plan: calibrated.
-          masking: encryption of the sums, if any.
-        """
+        """Return sentences on what the plan of a promise does not protect from, with this encryption of the sums, if any."""
         return []
 
     @property

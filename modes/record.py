@@ -260,7 +260,7 @@ class RecordMode(Mode):
         )
 
     def client_plan(self, client: ClientSettings) -> Plan:
-        """Return the plan of a client's rounds, of the data set whose records lose most. Arguments as of `Mode`."""
+        """Return the plan of one client's rounds. Arguments as of `Mode`."""
         privacy, dp_sgd = client.record, self.dp_sgd
         assert privacy is not None
         rounds = self._participations(self.parts.settings.num_rounds)

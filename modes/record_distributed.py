@@ -140,10 +140,13 @@ class RecordDistributedMode(SumMode):
 
     @property
     def question_sampling(self) -> Sampling:
-        """How a question, and an evaluation, samples the records: all of them."""
+        """How a question samples the records: all of them."""
         return ALL_RECORDS
 
-    evaluation_sampling = question_sampling
+    @property
+    def evaluation_sampling(self) -> Sampling:
+        """How an evaluation samples the records: all of them."""
+        return ALL_RECORDS
 
     @property
     def holds_out_apart(self) -> bool:

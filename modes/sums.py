@@ -180,10 +180,15 @@ class ClientMode(SumMode):
         return (*super().metrics, Segment(WEIGHT, bound))
 
     @property
+    def clients(self) -> ClientLevel:
+        """The settings of the sums."""
+        assert isinstance(self.level, ClientLevel)
+        return self.level
+
+    @property
     def unit_norm(self) -> float:
         """Clipping norm of a client's update."""
-        assert isinstance(self.level, ClientLevel)
-        return self.level.clipping_norm
+        return self.clients.clipping_norm
 
     @property
     def tuned_norm(self) -> float | None:

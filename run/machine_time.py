@@ -55,12 +55,7 @@ def machine_time(powercap: Path = POWERCAP) -> Moment:
 
 
 def time_since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
-    """Return the time and the energy since an earlier moment of this process.
-
-    Args:
-      begin: the earlier result of `machine_time`.
-      powercap: folder of the system's energy counters.
-    """
+    """Return the time and the energy since an earlier `machine_time` of this process, by the counters in a folder."""
     now = machine_time(powercap)
     wall = now.wall - begin.wall
     return MachineTime(wall, now.cpu - begin.cpu, _joules(begin.counters, now.counters, wall))

@@ -402,12 +402,7 @@ def cohort_of(name: str, numbers: Mapping[str, Any], population: int, num_rounds
 
 
 def with_label(cohort: Cohort, label: str) -> Cohort:
-    """Return the cohort with a public draw, for adversaries that see the participants or their number.
-
-    Args:
-      cohort: any.
-      label: name for the reports.
-    """
+    """Return the cohort with a public draw, and a name for reports that says why the draw is public."""
     return replace(cast(Any, cohort), name=label, secret=False) if cohort.secret else cohort
 
 

@@ -174,18 +174,6 @@ def test_a_strategy_that_cannot_be_is_refused_with_the_reason(name: str) -> None
     assert reason_against("fedavg") is reason_against("fedavgg") is None
 
 
-def test_the_keys_that_hints_name_exist() -> None:
-    known = (
-        settings_from_overrides([]).source
-        + settings_from_overrides(["partition=dirichlet", "strategy=fedprox"]).source
-        + settings_from_overrides(["task=csv", "task.folder=tables"]).source
-    )
-    for meant in HINTS.values():
-        for key in meant.split(" ")[:1] if "=" not in meant else ():
-            word = key.rpartition(".")[2]
-            assert f"{word}:" in known or word in ("dir", "run"), meant
-
-
 def test_the_flags_are_hydras_own() -> None:
     theirs = {name for action in get_args_parser()._actions for name in action.option_strings}
     ours = {name for names, _, _ in HYDRA_FLAGS for name in names}

@@ -25,7 +25,7 @@ from fedveil.evidence.page_text import differences
 from fedveil.privacy.audit.round_rows import row_type
 from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.summary import summarise
-from fedveil.run.promise import promise_rows, recognised, sentences
+from fedveil.run.promise import promise_rows, sentences
 from fedveil.run.run_files import read_run
 
 OLD_RUNS = (OLD / "run", OLD / "run_of_records", OLD / "hearts" / "server" / "runs" / "before")
@@ -236,15 +236,6 @@ def test_a_weak_promise_is_not_called_almost_nothing(golden: dict[str, Any]) -> 
     rows = [{**row, "recognised": 0.97} for row in golden["privacy"]]
     first, second = sentences(rows, True)
     assert "does not prevent" in first and "97 of 100" in second
-
-
-def test_one_point_bounds_a_test_no_better_than_the_curve() -> None:
-    for row in json.loads((KEPT / "result.json").read_text())["privacy"]:
-        if row["curve"]:
-            point = recognised({**row, "curve": None})
-            assert recognised(row) <= point <= 1
-    assert recognised({"epsilon": 0.0, "delta": 0.0}) == pytest.approx(0.05)
-    assert recognised({"epsilon": 50.0, "delta": 0.0}) == pytest.approx(1.0)
 
 
 def test_the_rows_have_the_names_of_the_registry(golden: dict[str, Any]) -> None:

@@ -16,17 +16,11 @@ from shared.tasks import Classes
 from torch import Tensor, nn
 
 import fedveil as fv
-from fedveil.configs.settings import settings_from_overrides
-from fedveil.modes.record import MAX_NOISE_LEVELS
 from fedveil.populations import machine
 from fedveil.privacy.accounting.epsilon import epsilon
-from fedveil.privacy.accounting.renyi_filter import admits
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.ledger_state import read_events
 from fedveil.run import record_ledgers
-from fedveil.run.build import RunObjects, build
-from fedveil.run.client_instructions import client_settings
-from fedveil.strategies.record_plan import record_plan
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.data import MOST_LOOKED_AT
 from fedveil.tasks.fingerprint import fingerprint
@@ -59,18 +53,6 @@ class SizedCrowd(Crowd):
         return 5 + client % 4
 
 
-class Uneven(SizedCrowd):
-    """Clients with 20 to 60 records."""
-
-    def client_size(self, client: int) -> int:
-        return 20 + client % 41
-
-    def client_data(self, client: int) -> fv.Examples:
-        return fv.Examples(
-            torch.zeros(self.client_size(client), 4), torch.zeros(self.client_size(client)).long()
-        )
-
-
 def ran(task: Crowd, folder: Path, status: str = "completed", **more: Any) -> dict[str, Any]:
     level = fv.Record(noise_multiplier=1.0, target_epsilon=None, target_delta=1e-3)
     keys: dict[str, Any] = {"cohort": fv.Poisson(10 / task.num_clients), "num_rounds": 2}
@@ -84,19 +66,6 @@ def ran(task: Crowd, folder: Path, status: str = "completed", **more: Any) -> di
 def lost_by(task: Crowd, folder: Path, number: int) -> float:
     path = folder / "client_ledgers" / f"{fingerprint(task.client_data(number))[:32]}.ledger"
     return epsilon(read_events(path, Adversary.MODEL), 1e-3) if path.exists() else 0.0
-
-
-def test_clients_that_share_a_noise_afford_every_round_of_the_plan(tmp_path: Path) -> None:
-    """One record more than whole batches is a step more, for which the noise of fewer records is too little."""
-    task = ["task=custom", "task.target=object:Uneven", "allow_modules=[object]", "batch_size=10"]
-    keys = [*task, "privacy=record", "privacy.target_delta=1e-3", "cohort=all", "num_rounds=5"]
-    parts = build(settings_from_overrides(keys), objects=RunObjects(Uneven(41)))
-    told = client_settings(parts, tmp_path)
-    record = told.record
-    assert record is not None and len(record.noise_by_records) <= MAX_NOISE_LEVELS < len(parts.mode.sizes)
-    for size in parts.mode.sizes:
-        event = record_plan(record, size, told).event()
-        assert admits([event] * parts.settings.num_rounds, record.terms.budget, None), size
 
 
 @pytest.fixture
