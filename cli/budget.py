@@ -155,13 +155,7 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None, data_ids: Mapping[str, str]) -> dict[str, str]:
-    """Return the row of a ledger, by `COLUMNS`.
-
-    Args:
-      path: path of the ledger.
-      clients: ledger of whole clients, if its sums are charged here too; the epsilon of these is in column as_client.
-      data_ids: result of `_data_ids`.
-    """
+    """Return the row of a ledger, by `COLUMNS`; as_client is its epsilon by sums of the ledger `clients`, if there is one."""
     from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
     from ..privacy.ledger.ledger_state import LedgerState, read_ledger

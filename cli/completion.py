@@ -98,12 +98,7 @@ SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "
 
 
 def complete(command: click.Command, instruction: str) -> int:
-    """Print a shell's script, or the words that may stand at the cursor; return the exit code.
-
-    Args:
-      command: the whole command line.
-      instruction: value of `VARIABLE`: the shell, and what it requests, such as bash_source or zsh_complete.
-    """
+    """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return the exit code."""
     shell, _, request = instruction.partition("_")
     shell_class = SHELLS.get(shell)
     if shell_class is None:

@@ -106,14 +106,7 @@ def simulate(
 
 
 def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, accuracy: bool = False) -> int:
-    """Run ``fedveil plan`` and return the exit code; the command line is that of simulate, and nothing is written.
-
-    Args:
-        argv: Hydra's flags and overrides.
-        as_json: print the plans as JSON.
-        plot: file for a picture of the guarantees.
-        accuracy: predict the accuracy instead.
-    """
+    """Run ``fedveil plan`` on a command line of simulate; return the exit code. With `accuracy` print predictions instead."""
     checked = preflight(argv, writes=False)
     if plot is not None and checked.sweep:
         raise Refusal("--plot", str(plot), "one picture shows one plan; give one value to each key")
@@ -258,7 +251,7 @@ def _sweep(
 ) -> int:
     """Run a sweep into a folder, write and print its table, and return the exit code.
 
-    `new_folders` did not exist before; if all jobs are refused, they are removed again.
+    If all jobs are refused, `new_folders`, which did not exist before, are removed again.
     """
     code = _hydra(checked, argv, _quiet_job if as_json else _job)
     folders = sorted((path.parent for path in sweep.rglob(JOB)), key=_order)

@@ -154,12 +154,9 @@ def schema_of(model: type[Group]) -> dict[str, Any]:
 
 
 def node_at(schema: Schema, location: Sequence[str | int]) -> Node:
-    """Return the node at a location of a configuration.
+    """Return the node of a schema at a location, as pydantic's errors have it.
 
-    Args:
-        schema: result of `schema_of`.
-        location: keys, as in pydantic's errors: among them stand names of options, and numbers of a list's items, which
-            are no part of the node's path; nor is "training", an inline group.
+    Among the keys stand names of options, numbers of items and "training", an inline group: they are not in the node's path.
     """
     root, here, above = schema, schema, schema
     path: list[str] = []
@@ -217,13 +214,7 @@ def _field_doc(model: type[Group], key: str) -> str:
 
 
 def mistakes_of(error: ValidationError, model: type[Group], config: Mapping[str, Any]) -> Mistakes:
-    """Return pydantic's errors as refusals.
-
-    Args:
-        error: pydantic's exception.
-        model: model that was validated.
-        config: the model's keys, whose values the refusals show.
-    """
+    """Return pydantic's errors of validating a model as refusals, which show the values in `config`."""
     refusals: list[Refusal] = []
     schema = schema_of(model)
     for details in error.errors():

@@ -15,7 +15,7 @@ from .values import Adjacent, FixedOrAdaptive, GradNorm, Positive, Records, Shar
 if TYPE_CHECKING:
     from .schema import FederationSettings
 
-MAX_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
+MAX_METRICS_SHARE = 0.9  # with an adaptive clip, whose bit takes at most a tenth
 
 
 class PrivacyLevel(Group):
@@ -245,13 +245,13 @@ PrivacySettings = SumLevel | NoPrivacy | Record | RecordAndClient
 
 
 def levels_of(privacy: PrivacySettings) -> list[PrivacyLevel]:
-    """Return the levels that have a budget."""
+    """Return the levels of a mode that have a budget: two, one, or none without privacy."""
     parts = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
     return [part for part in parts if isinstance(part, PrivacyLevel)]
 
 
 def sum_level(privacy: PrivacySettings) -> SumLevel | None:
-    """Return the part that is hidden in the sum, whole clients or records, if there is one."""
+    """Return the level whose noise is added to the cohort's sum; None if there is none, as in mode record."""
     level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     return level if isinstance(level, SumLevel) else None
 

@@ -51,7 +51,7 @@ class TaskGroup(Group):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of this task, without those of every task."""
+        """Keys of this task alone that are not null, as its loader takes them."""
         return self.model_dump(
             exclude=set(TaskGroup.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
         )
@@ -122,7 +122,7 @@ class CsvTask(TableTask):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of this task: the price of a question belongs to the run."""
+        """Keys of this task alone, without the cost of a question, which belongs to the run."""
         return {name: value for name, value in super().options.items() if name != "scaling_epsilon"}
 
 
@@ -141,7 +141,7 @@ class CustomTask(TaskGroup):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Keyword arguments of the class."""
         arguments = {"num_clients": self.num_clients, "model": self.model}
         return {name: value for name, value in arguments.items() if value is not None} | self.args
 

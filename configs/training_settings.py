@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     OptimizerName = str
-else:  # pydantic tells options apart by literals, which a type checker cannot read from the table
+else:  # pydantic distinguishes options by literals, which a type checker cannot read from a table
     OptimizerName = Literal[tuple(name for name in OPTIMIZERS if name != "auto")]
 
 
 class _FlowerStrategy(Group):
+    """Strategy of Flower, by name."""
+
     target: ClassVar[None] = None
 
     @property
@@ -125,15 +127,14 @@ class TorchOptimizer(Group):
     """Replaces learning_rate; the other keys are keywords of torch's class."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Refuse an option that is no number, those that torch refuses, and a null that no optimizer's key has."""
-        for key, value in (self.model_extra or {}).items():
-            if value is None and not names_with(
-                "optimizer", key
-            ):  # earlier releases wrote a null for each keyword
+        """Yield the options that are no numbers or that torch refuses, and nulls of keys that no optimizer has."""
+        nulls = [key for key, value in (self.model_extra or {}).items() if value is None]
+        for key in nulls:  # earlier releases wrote one for each keyword of any optimizer
+            if not names_with("optimizer", key):
                 yield key, f"{self.name} has no such keyword; leave it out"
         if not self.options:
             return
-        from .optimizers import mistakes_of_options  # torch, of no use without options
+        from .optimizers import mistakes_of_options  # imports torch
 
         try:
             mistakes = [*mistakes_of_options(Optimizer(self.name, tuple(self.options.items())))]
@@ -150,7 +151,7 @@ class TorchOptimizer(Group):
 
     @property
     def options(self) -> Mapping[str, Option]:
-        """Keyword arguments of the class, without those that stay as torch has them."""
+        """Keyword arguments of the class; those that are null keep torch's default."""
         return self.model_dump(exclude={"name", "lr"}, exclude_none=True)
 
 

@@ -24,8 +24,10 @@ NO_PRIVATE_SELECTION = (
 
 
 class _Tune(Group):
+    """Group tune, by default without arms."""
+
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return the values of the arms where none are given; by default there are no arms."""
+        """Return the values of the arms if the configuration lists none."""
         return ()
 
     def rounds_of_arm(self, num_rounds: int) -> int:
@@ -33,7 +35,7 @@ class _Tune(Group):
         return 0
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train under one of the values."""
+        """Return a training with one of the values; of a value that is not of training, as it is."""
         return training
 
 
@@ -64,7 +66,7 @@ class _Tuning(_Tune):
         return self.rounds or max(1, round(num_rounds * TUNING_SHARE))
 
     def queries(self, whole: "FederationSettings") -> Mapping[str, tuple[str, object]]:
-        """Return the evaluation of arms at their clients, if they compare them."""
+        """Return the evaluation of the arms' models at their clients, if that compares them."""
         return {"evaluation": ("tune.score", self.score)} if whole.scored_at_clients else {}
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
@@ -100,11 +102,11 @@ class LearningRates(_Tuning):
     """Values to try; null: a quarter of the configured value, that value, and four times it."""
 
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
-        """Return rates around the configured one."""
+        """Return rates below, at and above the configured one."""
         return tuple(factor * whole.local_training.learning_rate for factor in USUAL_FACTORS)
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return how clients train at this rate."""
+        """Return the training with this learning rate."""
         return replace(training, learning_rate=value)
 
 

@@ -62,12 +62,9 @@ def _require_once(keys: Sequence[yaml.ScalarNode]) -> None:
 
 
 def _num_nodes(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """Return the number of nodes below and including this one if every alias were copied.
+    """Return the number of nodes from this one on if every alias were copied; raise YAML's error if it contains itself.
 
-    Args:
-        node: node of YAML's graph, in which an alias is the node that it refers to.
-        sizes: numbers of the nodes before, by their id; extended.
-        above: ids of the nodes above; a node that contains itself raises YAML's error.
+    `sizes` caches results by the id of a node, and `above` has the ids of the nodes above.
     """
     if id(node) in above:
         mark = node.start_mark
