@@ -1,9 +1,8 @@
-"""Every verb, as the app lists them: help, usage errors, volume, JSON, colour, hints, completion, and what is imported."""
+"""Every verb, as the app lists them: help, usage errors, volume, JSON, colour and hints."""
 
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from shared.runs import run_quietly
 from typer.main import get_command
 
 from fedveil.cli.app import app
-from fedveil.cli.new import COMMANDS
 from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget, Unit
@@ -27,13 +25,10 @@ from fedveil.run.build import build
 from fedveil.run.unit_plan import unit_plans
 from fedveil.strategies.hints import HINTS
 from fedveil.strategies.registry import reason_against
-from fedveil.tasks.exported import FILES
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 run: Callable[[list[str]], int] = import_module("fedveil.__main__").run
-SHELLS = ("bash", "zsh")
-Said = tuple[int, str, str]
 
 
 def verbs() -> list[tuple[str, ...]]:
@@ -51,23 +46,6 @@ def verbs() -> list[tuple[str, ...]]:
 
 
 VERBS = verbs()
-
-
-@pytest.fixture
-def say(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Said]:
-    """Run a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-    def spoken(*argv: object) -> Said:
-        capsys.readouterr()
-        code = run([str(word) for word in argv])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return spoken
 
 
 @pytest.fixture(scope="module")
@@ -288,209 +266,6 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
     assert "\x1b[1;31m" in in_a_terminal(*argv)
     plain = in_a_terminal(*argv, NO_COLOR="1")
     assert "DAMAGED" in plain and "31m" not in plain
-
-
-def test_ledgers_are_verified_by_a_pattern_without_their_neighbours(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_folder, tmp_path = tmp_path, tmp_path / "client_ledgers"
-    tmp_path.mkdir()
-    for name in ("a.ledger", "b.ledger"):
-        Ledger.open(tmp_path / name, Budget(Unit.CLIENT, 1.0, 1e-5), owner="0" * 32, simulated=False).close()
-    (tmp_path / "a.ledger.lock").write_text("17")
-    (tmp_path / "caps.json").write_text("{}")
-    assert run(["ledger", "verify", *map(str, sorted(tmp_path.iterdir()))]) == 0
-    said = " ".join(capsys.readouterr().out.split())  # a long path wraps its line
-    assert said.count("every hash is correct") == 2 and "DAMAGED" not in said
-    assert run(["ledger", "verify", str(tmp_path / "a.ledger.lock")]) == 2
-    assert "is a lock or journal" in capsys.readouterr().err
-    for folder in (tmp_path, run_folder):
-        assert run(["ledger", "verify", str(folder)]) == run(["ledger", "show", str(folder)]) == 0
-        assert " ".join(capsys.readouterr().out.split()).count("every hash is correct") == 2
-    assert run(["ledger", "export", str(tmp_path)]) == 2
-    assert "is a folder; give the path of one ledger in it" in capsys.readouterr().err
-    (tmp_path / "b.ledger").write_bytes(b"nothing")
-    assert run(["ledger", "verify", "--json", *map(str, sorted(tmp_path.glob("*")))]) == 1
-    assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True, False]
-
-
-# --- completion ---------------------------------------------------------------------------------------------------
-
-BASH = """
-source <(_FEDVEIL_COMPLETE=bash_source fedveil)
-COMP_LINE="$1"; COMP_POINT=${#1}
-compopt() { [[ $2 == default ]] && echo files; [[ $2 == dirnames ]] && echo folders; }
-_fedveil_completion fedveil
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-ZSH = """
-autoload -Uz compinit; compinit -u -D
-source <(_FEDVEIL_COMPLETE=zsh_source fedveil)
-compadd() { while [[ $1 == -* ]]; do [[ $1 == -S ]] && shift; [[ $1 == -a ]] && { shift; break; }; shift; done; print -l -- ${(P)1}; }
-_path_files() { print files; }
-words=("${(@s: :)1}"); CURRENT=$#words
-_fedveil_completion
-"""
-
-
-def completed(shell: str, line: str, folder: Path) -> list[str]:
-    """Return what a shell offers at the end of a line, by its own completion."""
-    folder.mkdir(exist_ok=True)
-    (folder / "fedveil").write_text(f'#!/bin/sh\nexec {sys.executable} -m fedveil "$@"\n')
-    (folder / "fedveil").chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    command = {
-        "bash": ["bash", "--norc", "-c", BASH, "bash", line],
-        "zsh": ["zsh", "-f", "-c", ZSH, "zsh", line],
-    }[shell]
-    done = subprocess.run(
-        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
-    return [word for word in done.stdout.splitlines() if word]
-
-
-@pytest.mark.parametrize(
-    "shell",
-    [pytest.param(s, marks=pytest.mark.skipif(not shutil.which(s), reason=f"no {s} here")) for s in SHELLS],
-)
-def test_a_shell_completes_verbs_options_groups_and_keys(shell: str, tmp_path: Path) -> None:
-    def offered(line: str) -> list[str]:
-        return completed(shell, line, tmp_path / "bin")
-
-    def value(word: str) -> str:
-        """Return the word as the shell inserts it: bash's words end at an equals sign."""
-        return word.partition("=")[2] if shell == "bash" else word
-
-    assert offered("fedveil sim") == ["simulate"]
-    assert set(offered("fedveil ledger ")) >= {"show", "verify", "export"}
-    assert offered("fedveil ledger verify --he") == ["--head", "--help"]
-    assert "privacy=" in offered("fedveil simulate priv")
-    assert "privacy.target_epsilon=" in offered("fedveil simulate priv")
-    assert value("privacy=record") in offered("fedveil simulate privacy=")
-    assert offered("fedveil simulate privacy=record privacy.max") == ["privacy.max_grad_norm="]
-    assert offered("fedveil plan num_rounds=") == [value("num_rounds=100")]
-    assert offered("fedveil simulate --conf")[:1] == ["--config-dir"]
-    assert offered("fedveil server somewhere lin") == [
-        "link=",
-        *[w for w in offered("fedveil server x link.")],
-    ]
-    assert offered("fedveil simulate num_rounds=x priv")[0] == "privacy="
-    assert offered("fedveil plan --cfg ") == ["job", "hydra", "all"]
-    (tmp_path / "own" / "experiment").mkdir(parents=True)
-    (tmp_path / "own" / "experiment" / "small.yaml").write_text("{}")
-    assert offered(f"fedveil simulate --config-dir {tmp_path}/own +exp") == ["+experiment="]
-    assert offered("fedveil simulate --config-dir e") == (["folders"] if shell == "bash" else [])
-    assert offered("fedveil ledger show ") == ["files"]
-    assert offered("fedveil new shops --from ") == [*COMMANDS]
-    assert offered("fedveil export runs/first --to ") == [*FILES]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_installs_itself(
-    say: Any, shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
-    (tmp_path / "home").mkdir()
-    for _ in range(2):
-        code, out, _ = say("--install-completion")
-        assert code == 0 and "start a new shell" in out
-    files = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert len(files) == (1 if shell == "fish" else 2)
-    assert sum(path.read_text().count("# completion of fedveil") for path in files) == (shell != "fish")
-    assert "_fedveil_completion" in say("--show-completion")[1]
-    monkeypatch.setenv("SHELL", "/bin/dash")
-    assert say("--show-completion")[2].startswith("SHELL='dash': completion is for bash, zsh, fish")
-
-
-# --- what is imported ---------------------------------------------------------------------------------------------
-
-HEAVY = (
-    *(
-        "torch",
-        "opacus",
-        "flwr",
-        "ray",
-        "hydra",
-        "matplotlib",
-        "dp_accounting",
-        "scipy",
-        "scipy.optimize",
-        "scipy.signal._signaltools",
-        "scipy.stats._stats_py",
-        "sklearn",
-        "pydantic",
-        "sympy",
-        "httpx._client",
-    ),
-    *("rich", "numpy", "typer"),
-)
-UNUSED_BY_A_RUN = {
-    *("opacus", "sympy", "ray", "sklearn", "httpx._client"),
-    *("scipy.optimize", "scipy.signal._signaltools", "scipy.stats._stats_py"),
-}
-ACCOUNTING = {name for name in HEAVY if name.startswith("scipy")} | {"dp_accounting"}
-
-
-def imported(*argv: str, folder: Path) -> set[str]:
-    """Return which of the heavy modules a command has imported when it is over."""
-    script = (
-        "import sys; from fedveil.__main__ import main; sys.argv[0] = 'fedveil'; main();"
-        f"print('IMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    command, at_home = [sys.executable, "-c", script, *argv], {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=at_home, capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split()[1:])
-
-
-@pytest.mark.parametrize(
-    ("argv", "allowed"),
-    [
-        (("--version",), set[str]()),
-        (("--help",), {"typer"}),
-        (("ledger", "show"), {"typer"}),
-        (("ledger", "show", "--help"), {"typer"}),
-        (("simulat",), {"typer"}),
-        (("client", "status", "nowhere"), {"typer", "flwr", "rich", "numpy", "pydantic", "httpx._client"}),
-        (("audit", "claim", "--epsilon", "x", "--delta", "0"), ACCOUNTING | {"typer", "numpy"}),
-        (("budget", "show"), {"typer", "numpy", "rich"}),
-        (("simulate", "--cfg", "job"), {"typer", "hydra", "numpy", "pydantic"}),
-        (("simulate", "num_rounds=0"), {"typer", "hydra", "numpy", "pydantic"}),
-        (("simulate", "num_rounds=1"), set(HEAVY) - UNUSED_BY_A_RUN),
-        # What a record loses by sums of whole clients is dp_accounting's own, under replace-one.
-        (("plan",), ACCOUNTING | {"typer", "hydra", "numpy", "pydantic", "rich"}),
-    ],
-)
-def test_verb_imports_only_its_needs(argv: tuple[str, ...], allowed: set[str], tmp_path: Path) -> None:
-    assert imported(*argv, folder=tmp_path) <= allowed
-
-
-def test_a_deferred_package_is_the_one_that_is_installed() -> None:
-    script = """
-import sys
-import gc
-from fedveil.cli.deferred import HEAVY, defer, importing
-defer(*HEAVY)
-looked = []
-for _ in range(2):
-    with importing():
-        looked.append(gc.isenabled())
-        sys.modules["torch"] = sys
-del sys.modules["torch"]
-assert looked == [False, True] and gc.isenabled() and gc.get_freeze_count() == 0
-from dp_accounting.pld import PLDAccountant
-assert "scipy.optimize" not in sys.modules and "scipy.stats._stats_py" not in sys.modules
-import dp_accounting, scipy.stats
-assert "norm" in scipy.stats.__all__
-from dp_accounting import GaussianDpEvent, get_epsilon_gaussian
-from scipy.signal import fftconvolve
-from scipy.stats import norm
-assert GaussianDpEvent is dp_accounting.dp_event.GaussianDpEvent and dp_accounting.pld.PLDAccountant is PLDAccountant
-assert norm is scipy.stats.norm and norm.cdf(0) == 0.5 and list(fftconvolve([1], [2])) == [2]
-print(round(get_epsilon_gaussian(1.0, 1e-5), 3), hasattr(dp_accounting, "nothing"))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "4.377 False\n"
 
 
 def test_a_plan_says_the_same_whether_or_not_data_are_read() -> None:
