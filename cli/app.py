@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from .. import __version__
 from . import ask, audit, budget, client, export, ledger, new, predict, provision, report, server, verify
 from .completion import install_script, script
 from .grammar import (
@@ -52,7 +51,9 @@ Accuracy = Annotated[
 
 
 def _version() -> str:
-    return f"fedveil {__version__}"
+    from importlib.metadata import version
+
+    return f"fedveil {version('fedveil')}"
 
 
 def _printing(name: str, make_text: Callable[[], str], help_text: str) -> Any:
