@@ -103,13 +103,13 @@ def _folders(path: Path) -> list[Path]:
     """Return the run at a path, or the runs of the sweep at it, in order of their numbers."""
     if (path / RESULT).is_file() or (path / JOB).is_file():
         return [path]
-    folders = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=_natural)
+    folders = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=natural_key)
     if not folders:
         raise Refusal("RUN", str(path), "holds no run that has ended; name the folder of a run or of a sweep")
     return folders
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural_key(path: Path) -> list[tuple[int, str]]:
     """Return a sort key by which 9 comes before 10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in path.parts]
 

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..configs.overrides import quoted
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..run.callbacks import Callback
-from .compare import JOB, format_table, read_rows, write_csv, write_json
+from .compare import JOB, format_table, natural_key, read_rows, write_csv, write_json
 from .deferred import HEAVY, defer, importing
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -254,7 +254,7 @@ def _sweep(
     If all jobs are refused, `new_folders`, which did not exist before, are removed again.
     """
     code = _hydra(checked, argv, _quiet_job if as_json else _job)
-    folders = sorted((path.parent for path in sweep.rglob(JOB)), key=_order)
+    folders = sorted((path.parent for path in sweep.rglob(JOB)), key=natural_key)
     ended = [_read(folder) for folder in folders]
     rows = read_rows(folders, sweep)
     with contextlib.suppress(OSError):  # on a full disk only the summary is lost
@@ -291,12 +291,7 @@ def _read(folder: Path) -> Ended:
     return Ended(tuple(fields["overrides"]), fields["exit_code"], fields["result"])
 
 
-def _order(folder: Path) -> tuple[int, str]:
-    """Return the sort key of a folder: the number of its job, otherwise its name."""
-    return (int(folder.name), "") if folder.name.isdigit() else (0, str(folder))
-
-
-def _print_json(ended: Iterator[Ended] | Sequence[Ended]) -> None:
+def _print_json(ended: Sequence[Ended]) -> None:
     for each in ended:
         print(json.dumps(_finite(each.result), allow_nan=False))
 

@@ -9,16 +9,9 @@ from .values import Positive
 
 
 class Engine(Protocol):
-    """Settings that every engine has.
+    """Settings that every engine has, as they are described in `InProcess`.
 
-    Attributes:
-        option: name of the engine.
-        workers: processes on this machine; None: the engine's own number.
-        device: device of models.
-        dtype: precision of models.
-        deadline: seconds until a client's reply is late.
-        address: address of a cluster of machines; None without one.
-        elsewhere: whether clients and their ledgers may be on other machines.
+    `address` is that of a cluster of machines, and `elsewhere` whether clients and their ledgers may be on other machines.
     """
 
     @property

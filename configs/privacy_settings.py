@@ -39,6 +39,8 @@ class PrivacyLevel(Group):
 
 
 class _ClientLevel(PrivacyLevel):
+    """Budget of one client, whose contribution is clipped as a whole."""
+
     unit: ClassVar[Unit] = Unit.CLIENT
     clipping_norm: Positive = 1.0
     """L2 norm of one client's whole contribution; the command line takes the task's."""

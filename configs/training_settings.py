@@ -54,6 +54,8 @@ class FedAvgM(_FlowerStrategy):
 
 
 class _Adaptive(_FlowerStrategy):
+    """Adaptive optimizer at the server."""
+
     eta: Positive = 0.1
     """The server's learning rate."""
     eta_l: Positive = 0.1
@@ -69,6 +71,8 @@ class FedAdagrad(_Adaptive):
 
 
 class _Moments(_Adaptive):
+    """Adaptive optimizer with running means of the updates and of their squares."""
+
     beta_1: Share = 0.9
     """Decay of the running mean of updates."""
     beta_2: Share = 0.99
@@ -156,6 +160,8 @@ class TorchOptimizer(Group):
 
 
 class _Schedule(Group):
+    """Learning rate by round."""
+
     warmup: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Rounds in which the learning rate rises linearly."""
 
@@ -190,6 +196,8 @@ class StepSchedule(_Schedule):
 
 
 class _Compression(Group):
+    """Compression of what a client receives."""
+
     down: Annotated[int, Field(ge=2, le=16)] | Literal["exact"] | None = None
     """Download of a client that has the model of an earlier round: the difference from it, of models rounded to this many bits a
     coordinate and round; exact: of unrounded models, if it is shorter than the model. Null: the whole model."""

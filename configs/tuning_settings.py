@@ -50,6 +50,8 @@ class NoTuning(_Tune):
 
 
 class _Tuning(_Tune):
+    """Tuning of one key: each of its values is tried by an arm, and the best is used in the rest of the run."""
+
     rounds: Rounds | None = None
     """Rounds of each arm, before the best value continues with all clients; null: a fifth of num_rounds."""
     metric: Text | None = None
