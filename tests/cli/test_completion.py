@@ -44,11 +44,11 @@ def completed(shell: str, line: str, folder: Path) -> list[str]:
         "bash": ["bash", "--norc", "-c", BASH, "bash", line],
         "zsh": ["zsh", "-f", "-c", ZSH, "zsh", line],
     }[shell]
-    done = subprocess.run(
+    process = subprocess.run(
         command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
-    assert done.stderr == ""
-    return [word for word in done.stdout.splitlines() if word]
+    assert process.stderr == ""
+    return [word for word in process.stdout.splitlines() if word]
 
 
 @pytest.mark.parametrize(

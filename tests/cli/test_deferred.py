@@ -45,8 +45,8 @@ def imported(*argv: str, folder: Path) -> set[str]:
         f"print('IMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
     )
     command, at_home = [sys.executable, "-c", script, *argv], {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=at_home, capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split()[1:])
+    process = subprocess.run(command, cwd=folder, env=at_home, capture_output=True, text=True, check=True)
+    return set(process.stdout.splitlines()[-1].split()[1:])
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ assert GaussianDpEvent is dp_accounting.dp_event.GaussianDpEvent and dp_accounti
 assert norm is scipy.stats.norm and norm.cdf(0) == 0.5 and list(fftconvolve([1], [2])) == [2]
 print(round(get_epsilon_gaussian(1.0, 1e-5), 3), hasattr(dp_accounting, "nothing"))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "4.377 False\n"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout == "4.377 False\n"

@@ -23,8 +23,8 @@ def test_ledgers_are_verified_by_a_pattern_without_their_neighbours(
     (tmp_path / "a.ledger.lock").write_text("17")
     (tmp_path / "caps.json").write_text("{}")
     assert run(["ledger", "verify", *map(str, sorted(tmp_path.iterdir()))]) == 0
-    said = " ".join(capsys.readouterr().out.split())  # a long path wraps its line
-    assert said.count("every hash is correct") == 2 and "DAMAGED" not in said
+    output = " ".join(capsys.readouterr().out.split())  # a long path wraps its line
+    assert output.count("every hash is correct") == 2 and "DAMAGED" not in output
     assert run(["ledger", "verify", str(tmp_path / "a.ledger.lock")]) == 2
     assert "is a lock or journal" in capsys.readouterr().err
     for folder in (tmp_path, run_folder):

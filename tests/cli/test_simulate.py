@@ -23,17 +23,17 @@ def test_run_is_composed_once_like_hydra_itself_does(
     composed: list[Any] = []
     load = ConfigLoaderImpl.load_configuration
 
-    def counted(self: ConfigLoaderImpl, *words: Any, **more: Any) -> DictConfig:
+    def counting(self: ConfigLoaderImpl, *words: Any, **more: Any) -> DictConfig:
         composed.append(load(self, *words, **more))
         return composed[-1]
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counting)
     assert console("simulate", "num_rounds=3", "hydra.run.dir=here", "hydra.output_subdir=.hydra")[0] == 0
     (settings, folder) = console.calls[0]
     assert (len(composed), settings.num_rounds, folder) == (1, 3, console.folder / "here")
-    told = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
-    assert (told.runtime.output_dir, told.mode, told.job.config_name) == (str(folder), "RUN", "config")
-    assert list(told.overrides.task) == ["num_rounds=3"]
+    hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+    assert (hydra.runtime.output_dir, hydra.mode, hydra.job.config_name) == (str(folder), "RUN", "config")
+    assert list(hydra.overrides.task) == ["num_rounds=3"]
 
 
 def test_a_run_gets_its_settings_and_its_folder(console: Console) -> None:
@@ -126,8 +126,8 @@ def test_refusal_by_data_leaves_nothing(commands: Any, argv: tuple[str, ...]) ->
     (commands.folder / "old").mkdir()
     code, command = commands.run("simulate", *argv, "task=csv", "task.folder=no", "task.label=x")
     assert code == 2 and "task.folder='no': does not exist" in command.err
-    left = {command.out_file, command.err_file, commands.folder / "old"}
-    assert {*commands.folder.rglob("*")} == left
+    files = {command.out_file, command.err_file, commands.folder / "old"}
+    assert {*commands.folder.rglob("*")} == files
 
 
 def test_sweep_lists_its_refused_jobs_with_the_completed_one(console: Console) -> None:
@@ -138,8 +138,8 @@ def test_sweep_lists_its_refused_jobs_with_the_completed_one(console: Console) -
 
     console.simulator(end)
     assert console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")[0] == 2
-    kept = {str(each.relative_to(console.folder)) for each in (console.folder / "sweep").rglob("job.json")}
-    assert kept == {"sweep/0/job.json", "sweep/1/job.json"}
+    results = {str(each.relative_to(console.folder)) for each in (console.folder / "sweep").rglob("job.json")}
+    assert results == {"sweep/0/job.json", "sweep/1/job.json"}
     assert (console.folder / "sweep" / "sweep.csv").is_file()
 
 

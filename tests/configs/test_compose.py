@@ -71,17 +71,17 @@ TUNED = [
 def test_a_row_of_tuned_settings_holds_for_its_task_and_mode_alone(
     task: str, mode: str, keys: dict[str, object]
 ) -> None:
-    def shown(*overrides: str) -> object:
+    def values_of(*overrides: str) -> object:
         (job,) = compose_jobs(parse_arguments(overrides))
         return [OmegaConf.select(job.config, key) for key in keys]
 
-    asked = [f"task={task}", f"privacy={mode}"] + (["task.folder=tables"] if task == "csv" else [])
-    assert shown(*asked) == list(keys.values())
-    untuned = shown(*asked, "~tuned")
+    choices = [f"task={task}", f"privacy={mode}"] + (["task.folder=tables"] if task == "csv" else [])
+    assert values_of(*choices) == list(keys.values())
+    untuned = values_of(*choices, "~tuned")
     assert all(before != now for before, now in zip(untuned, keys.values(), strict=True))
-    given = [f"{key}={json.dumps(value)}" for key, value in zip(keys, untuned, strict=True)]
-    assert shown(*asked, *given) == untuned
-    settings_from_overrides(asked)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in zip(keys, untuned, strict=True)]
+    assert values_of(*choices, *overrides) == untuned
+    settings_from_overrides(choices)
 
 
 def test_settings_of_ones_own_go_before_those_that_are_tuned(

@@ -33,7 +33,7 @@ def test_mistakes_in_python_get_the_same_sentences(make: Any, sentences: list[st
         make()
     lines = sorted(str(refused.value).splitlines())
     assert len(lines) == len(sentences)
-    assert all(line.startswith(said) for line, said in zip(lines, sentences, strict=True))
+    assert all(line.startswith(sentence) for line, sentence in zip(lines, sentences, strict=True))
 
 
 def test_rules_between_keys_are_reported_all_at_once() -> None:
@@ -51,8 +51,8 @@ def test_rules_between_keys_are_reported_all_at_once() -> None:
 
 @pytest.mark.parametrize("model", [SimulationSettings, ServerSettings])
 def test_every_key_of_the_schema_has_a_meaning_and_a_type(model: type[Group]) -> None:
-    found = schema_of(model)
-    groups = [found, *(each for name, each in found["$defs"].items() if "properties" in each)]
+    schema = schema_of(model)
+    groups = [schema, *(each for name, each in schema["$defs"].items() if "properties" in each)]
     silent = {
         "server_learning_rate",
         "server_momentum",
@@ -65,9 +65,9 @@ def test_every_key_of_the_schema_has_a_meaning_and_a_type(model: type[Group]) ->
     }
     for group in groups:
         for key, each in group["properties"].items():
-            known = "description" in each or "$ref" in each or "discriminator" in each
-            assert known or key in silent, f"{group.get('description')}: {key}"
-    assert set(ORDER_KEYS) <= set(found["properties"]) and "source" not in found["properties"]
+            has_type = "description" in each or "$ref" in each or "discriminator" in each
+            assert has_type or key in silent, f"{group.get('description')}: {key}"
+    assert set(ORDER_KEYS) <= set(schema["properties"]) and "source" not in schema["properties"]
 
 
 def test_position_in_the_schema_is_resolved_through_the_options() -> None:

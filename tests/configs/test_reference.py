@@ -9,8 +9,8 @@ from fedveil.configs.schema import SimulationSettings
 
 @pytest.mark.parametrize("overrides", [[], ["privacy=record_and_client", "task=shakespeare", "audit=full"]])
 def test_help_fits_a_terminal_and_names_every_key(overrides: list[str]) -> None:
-    told = help_text(compose_overrides(overrides).config, SimulationSettings)
-    assert max(map(len, told.splitlines())) <= 80
+    text = help_text(compose_overrides(overrides).config, SimulationSettings)
+    assert max(map(len, text.splitlines())) <= 80
     for key in ("num_rounds=100", "learning_rate=${task.", "secagg.bits=null", "cohort.rate=0.25"):
-        assert f"\n  {key}" in told
-    assert "Above 0 and at most 1." in " ".join(told.split()) and "name=" not in told
+        assert f"\n  {key}" in text
+    assert "Above 0 and at most 1." in " ".join(text.split()) and "name=" not in text
