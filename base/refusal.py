@@ -197,10 +197,11 @@ class Form:
 
     def check(self, kind: type, field: str, value: object) -> str:
         """Return the text; raise Refusal if it is not a string, or does not match."""
-        is_text = isinstance(value, str) and (value.isprintable() or not self.printable)
-        if is_text and re.fullmatch(self.pattern, value, re.DOTALL):
-            return value
-        raise Refusal(field, value, self.remedy)
+        if not isinstance(value, str) or (self.printable and not value.isprintable()):
+            raise Refusal(field, value, self.remedy)
+        if not re.fullmatch(self.pattern, value, re.DOTALL):
+            raise Refusal(field, value, self.remedy)
+        return value
 
 
 @dataclass(frozen=True)

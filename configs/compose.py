@@ -222,10 +222,12 @@ def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callabl
     """
     hydra: Any = job.hydra
     hydra.run.dir, hydra.mode = str(folder), RunMode.RUN
+
+    def composed_configuration(**_: object) -> DictConfig:
+        return hydra._get_parent()
+
     loader = _loader(args)
-    vars(loader)["load_configuration"] = lambda **_: (
-        hydra._get_parent()
-    )  # the configuration that was composed
+    vars(loader)["load_configuration"] = composed_configuration
     runner = Hydra("simulate", loader)
     GlobalHydra.instance().initialize(runner)
     try:
