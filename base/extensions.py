@@ -50,7 +50,7 @@ def names(point: str) -> tuple[str, ...]:
 
 def installed(point: str, name: str) -> bool:
     """Return whether this installation has an extension."""
-    return find_spec(_room(point, name)) is not None
+    return bool(find_spec(_room(point, name)))
 
 
 def _room(point: str, name: str) -> str:

@@ -32,7 +32,7 @@ def require_extra(extra: str, what: str) -> None:
     Raises:
         Refusal: naming what is missing and the command that installs it.
     """
-    missing = [name for name in MODULES[extra] if find_spec(name) is None]
+    missing = [name for name in MODULES[extra] if not find_spec(name)]
     if missing:
         remedy = f"{what} needs {', '.join(missing)}: pip install 'fedveil[{extra}]'"
         raise Refusal("extra", extra, remedy)

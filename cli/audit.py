@@ -83,21 +83,21 @@ def _audit_rows(audit: RecomputedAudit) -> Iterator[tuple[str, str]]:
 
     terms, summary = audit.terms, audit.summary
     clients, records = summary.measured, summary.records
-    if clients is not None:
+    if clients:
         yield "claimed, at most", _number(clients.claimed)
         yield "measured", _interval(clients, " at 95 %")
     for each in summary.findings:
         yield f"at least, {each.method}", _number(each.lower)
-    if summary.final is not None:
+    if summary.final:
         yield "first and last model alone", _interval(summary.final)
-    if clients is not None:
+    if clients:
         yield "could have been shown", _number(clients.ceiling)
     if terms.delta:
         yield "noise as claimed", f"p = {summary.norm_p:.2g}; {visibility(summary.visible_shortfall)}"
         yield "noise new in each round", f"p = {summary.reuse_p:.2g}"
     if terms.clients:
         yield "drawn as accounted", f"p = {summary.draw_p:.2g}"
-    if records is not None:
+    if records:
         yield "claimed of records, at most", _number(records.claimed)
         yield "measured of records", _interval(records, " at 95 %")
         for name, value in records.lower.items():

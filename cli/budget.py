@@ -160,7 +160,7 @@ def _row(path: Path, clients: Path | None, data_ids: Mapping[str, str]) -> dict[
     from ..privacy.ledger.client_sums import read_records
     from ..privacy.ledger.ledger_state import LedgerState, read_ledger
 
-    book, sums = (read_ledger(path), LedgerState()) if clients is None else read_records(clients, path)
+    book, sums = read_records(clients, path) if clients else (read_ledger(path), LedgerState())
     owner = book.identity.get("owner", path.stem.removeprefix(POPULATION).removeprefix(RECORDS))
     name = str(owner)[:NAME_LENGTH]
     row = {"data": name, "unit": str(book.identity["unit"]), "spent": "0", "delta": ""}

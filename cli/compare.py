@@ -88,9 +88,9 @@ def compare(
     ] or runs  # a shell expands sweep/* to its summaries too
     rows = read_rows([folder for each in sources for folder in _folders(each)])
     try:
-        if csv is not None:
+        if csv:
             write_csv(rows, csv)
-        if plot is not None:
+        if plot:
             draw(rows, plot)
     except (OSError, ValueError) as error:
         raise Refusal("compare", str(plot or csv), f"cannot be written ({error})") from None

@@ -101,7 +101,7 @@ def complete(command: click.Command, instruction: str) -> int:
     """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return the exit code."""
     shell, _, request = instruction.partition("_")
     shell_class = SHELLS.get(shell)
-    if shell_class is None:
+    if not shell_class:
         return 1
     answer = shell_class(command, {}, "fedveil", VARIABLE)
     print(answer.source() if request == "source" else answer.complete())

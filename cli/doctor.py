@@ -93,7 +93,7 @@ def _python() -> Iterator[Diagnosis]:
 
 def _extras() -> Iterator[Diagnosis]:
     for extra, modules in MODULES.items():
-        missing = [name for name in modules if find_spec(name) is None]
+        missing = [name for name in modules if not find_spec(name)]
         remedy = f"lacks {', '.join(missing)}: pip install 'fedveil[{extra}]'"
         yield Diagnosis(f"extra {extra}", None, remedy if missing else "installed")
 
@@ -108,7 +108,7 @@ def _version(package: str) -> str | None:
 def _torch() -> Iterator[Diagnosis]:
     """Report a torch with CUDA on a machine without a GPU, gigabytes that nothing uses; torch is not imported."""
     spec = find_spec("torch")
-    if spec is None or spec.origin is None:
+    if not spec or not spec.origin:
         return
     text = (Path(spec.origin).parent / "version.py").read_text()
     match = re.search(r"^cuda\b[^=]*= *[\"']([^\"']+)", text, re.MULTILINE)  # None of a build for CPUs
@@ -124,7 +124,7 @@ def _torch() -> Iterator[Diagnosis]:
 
 
 def _has_gpu() -> bool:
-    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+    return Path("/dev/nvidia0").exists() or bool(shutil.which("nvidia-smi"))
 
 
 def _machine() -> Iterator[Diagnosis]:
@@ -238,7 +238,7 @@ def _try_engine(option: str) -> Diagnosis:
 
 
 def _try_link(option: str) -> Diagnosis:
-    if option == "flower" and shutil.which("flower-superlink") is None:
+    if option == "flower" and not shutil.which("flower-superlink"):
         return Diagnosis("link=flower", False, "needs flower-superlink on the PATH: pip install flwr")
     return _needs(f"link={option}", "server")
 

@@ -162,7 +162,7 @@ def _outcome(settled: Entry | None) -> str:
     """Return what became of a reservation, from its commit or void; None without one."""
     from ..privacy.ledger.ledger_state import COMMIT
 
-    if settled is None:
+    if not settled:
         return "reserved, and spent whether or not it was released"
     return "released" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
 
@@ -251,7 +251,7 @@ def export(
     from ..privacy.ledger.ledger import read_entries
 
     verification = verify_ledger(path)
-    if verification.problem is not None:
+    if verification.problem:
         print(f"{path}: DAMAGED: {verification.problem}", file=sys.stderr)
     entries, spent = read_entries(path), _spent(verification)
     if as_csv:
@@ -307,7 +307,7 @@ def verify_ledger(path: Path, head: EntryHead | None = None) -> Verification:
     # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
     logging.getLogger("absl").setLevel(logging.ERROR)
     verification = verify(path)
-    if verification.ok and head is not None:
+    if verification.ok and head:
         with closing(Chain.for_reading(path)) as chain:
             try:
                 chain.require(head)

@@ -114,7 +114,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     hashes = tuple(each.hex() for each in seen_log.leaves)
     export = LogExport(seen_log.head, hashes, cosignatures=stored_cosignatures(bundle.state))
     fork = bundle.state / FORK
-    if against is not None:
+    if against:
         return _compare(export, against, ca, federation)
     if as_json:
         print(to_text(export))

@@ -53,7 +53,7 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
       plot: file for a picture of the guarantees; None for no picture.
     """
     federation = build(settings, announced=True)
-    if plot is not None:
+    if plot:
         _draw(federation, plot)
     if as_json:
         print(json.dumps(plain(federation), allow_nan=False))

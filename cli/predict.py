@@ -100,7 +100,7 @@ def explanation(
     from ..tasks.exported import read_array, read_export, schema_inputs
 
     check_method(method)
-    if read_export(run) is not None:
+    if read_export(run):
         remedy = "is an export, which has no gradients; name the run that it came from"
         raise Refusal("--explain", str(run), remedy)
     loaded = load_model(run, allow_modules)

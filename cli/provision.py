@@ -268,7 +268,7 @@ def _outcome(issued: Issued, before: Register) -> str:
     previous = before.find(issued.name)
     if issued.revoked:
         return "revoked"
-    if previous is None:
+    if not previous:
         return "admitted"
     if previous == issued:
         return "kept"

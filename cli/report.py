@@ -79,10 +79,10 @@ def report(
             if value:
                 raise Refusal(name, str(value), "belongs to the report of a run")
         return _report_answers(run, out, as_json=as_json)
-    if assessment is not None and not assessment.is_file():
+    if assessment and not assessment.is_file():
         remedy = f"does not exist; start from the {ASSESSMENT} of a report"
         raise Refusal("--assessment", str(assessment), remedy)
-    if answers is not None and not answers.is_dir():
+    if answers and not answers.is_dir():
         raise Refusal("--answers", str(answers), "does not exist; name the folder of the answers")
     if operator and not (run / OPERATOR).is_file():
         remedy = f"has no {OPERATOR}: all that is known of the run is public; leave --operator out"

@@ -108,7 +108,7 @@ def simulate(
 def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, accuracy: bool = False) -> int:
     """Run ``fedveil plan`` on a command line of simulate; return the exit code. With `accuracy` print predictions instead."""
     checked = preflight(argv, writes=False)
-    if plot is not None and checked.sweep:
+    if plot and checked.sweep:
         raise Refusal("--plot", str(plot), "one picture shows one plan; give one value to each key")
     if _print_flags(checked):
         return 0

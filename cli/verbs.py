@@ -83,7 +83,7 @@ class Verb(TyperCommand):
         arguments = [each for each in self.params if isinstance(each, click.Argument)]
         _write_rows(formatter, "Arguments", [(_metavar(each), self._help(each)) for each in arguments])
         records = [each.get_help_record(ctx) for each in self.get_params(ctx) if each not in arguments]
-        _write_rows(formatter, "Options", [record for record in records if record is not None])
+        _write_rows(formatter, "Options", [*filter(None, records)])
 
     def _help(self, argument: click.Argument) -> str:
         """Return an argument's help from its declaration; click's class loses it since 8.5."""
@@ -156,7 +156,7 @@ class Verbs(TyperGroup):
         """Insert the hidden verb's name before a word that names no verb; refuse one that is nearly a verb's name."""
         words = [*self._names, *HELP]
         default = self._default()
-        if default is not None and args and args[0] not in words:
+        if default and args and args[0] not in words:
             matches = difflib.get_close_matches(args[0], words, n=1, cutoff=0.75)
             if matches and not os.path.exists(args[0]) and not ctx.resilient_parsing:
                 raise _no_such_verb(ctx, args[0], matches)
@@ -179,23 +179,22 @@ class Verbs(TyperGroup):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the purpose of the verbs and a line for each; of the whole command line also its usage and options."""
-        verb = "..."
-        if ctx.parent is None:
-            verb = "VERB"
+        is_root = ctx.parent is None
+        if is_root:
             formatter.write(f"usage: {_path(ctx)} VERB ...\n")
         _write_text(formatter, self.help or "")
         rows = [(_listed(leaf), leaf.command.get_short_help_str(200)) for leaf in leaves(ctx)]
         _write_rows(formatter, "", rows)
-        if ctx.parent is None:
+        if is_root:
             records = [each.get_help_record(ctx) for each in self.get_params(ctx)]
             _write_rows(formatter, "Options", [*filter(None, records)])
-        _write_text(formatter, f"{_path(ctx)} {verb} --help shows the details.")
+        _write_text(formatter, f"{_path(ctx)} {'VERB' if is_root else '...'} --help shows the details.")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the verbs, and the first argument of the hidden one."""
         items = super().shell_complete(ctx, incomplete)
         default = self._default()
-        if default is not None:
+        if default:
             arguments = [each for each in default.params if isinstance(each, click.Argument)]
             items += arguments[0].shell_complete(ctx, incomplete) if arguments else []
         return items

@@ -168,7 +168,7 @@ def _ledger(path: Path, root: Path, head: EntryHead | None) -> CheckLine:
 
     verification = verify_ledger(path, head)
     name = path.name if path == root else str(path.relative_to(root))
-    if verification.problem is not None:
+    if verification.problem:
         return CheckLine(name, False, verification.problem)
     spent = "nothing was released"
     if verification.delta is not None and verification.epsilon is not None:
