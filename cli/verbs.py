@@ -180,8 +180,7 @@ class Verbs(TyperGroup):
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the purpose of the verbs and a line for each; of the whole command line also its usage and options."""
         is_root = ctx.parent is None
-        if is_root:
-            formatter.write(f"usage: {_path(ctx)} VERB ...\n")
+        formatter.write(f"usage: {_path(ctx)} VERB ...\n" if is_root else "")  # with "" a blank line follows
         _write_text(formatter, self.help or "")
         rows = [(_listed(leaf), leaf.command.get_short_help_str(200)) for leaf in leaves(ctx)]
         _write_rows(formatter, "", rows)
