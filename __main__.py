@@ -53,10 +53,7 @@ def main() -> int:
 
 
 def _replace_stream(name: str) -> _Output | None:
-    """Replace a standard stream by one over an `_Output`, and return that.
-
-    A stream that the shell has closed, or that a program has replaced, stays; then None is returned.
-    """
+    """Replace a standard stream by one over an `_Output`, and return that; None if it is closed or was replaced already."""
     stream = getattr(sys, name)
     if stream is None or stream is not getattr(sys, f"__{name}__"):
         return None

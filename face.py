@@ -414,11 +414,7 @@ def _settings(
     resume: object = None,
     args: Mapping[str, Any] | None = None,
 ) -> tuple[SimulationSettings, RunObjects]:
-    """Return the settings that arguments of `simulate` describe, and the task and the strategy that are objects.
-
-    Each value becomes an override of the command line, so that ranges, defaults and refusals are the same. An object has a
-    placeholder in the settings.
-    """
+    """Return the settings of these arguments of `simulate`, read as overrides of the command line, and those that are objects."""
     from flwr.serverapp.strategy import Strategy
 
     from .configs.settings import settings_from_overrides
@@ -503,10 +499,8 @@ def _fields(value: Any) -> dict[str, object]:
     if isinstance(value, Mapping):
         return {name: each for name, each in value.items() if name != "name"}
     if is_dataclass(value):
-        names = [each.name for each in fields(value) if each.default is MISSING]
-    else:
-        names = sorted(value.model_fields_set - {"name"})
-    return {name: getattr(value, name) for name in names}
+        return {each.name: getattr(value, each.name) for each in fields(value) if each.default is MISSING}
+    return {name: getattr(value, name) for name in sorted(value.model_fields_set - {"name"})}
 
 
 def _text(path: str, value: object) -> str:

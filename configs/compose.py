@@ -209,16 +209,15 @@ def read_job(job: Job, read: Callable[[DictConfig], Settings]) -> Settings:
 
 
 def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callable[[DictConfig], None]) -> int:
-    """Call a function as Hydra's own run does, with logging and callbacks; Hydra would compose the job twice more.
+    """Call a function as Hydra's own run does, with its logging and callbacks; return 0, or Hydra's exit code if it fails.
+
+    Hydra itself would compose the job twice more.
 
     Args:
         job: the only job of its command line.
         args: result of `parse_arguments`.
         folder: run folder.
         task: function that gets the job's configuration.
-
-    Returns:
-        Exit code: 0, or Hydra's own if Hydra failed.
     """
     hydra: Any = job.hydra
     hydra.run.dir, hydra.mode = str(folder), RunMode.RUN

@@ -25,13 +25,9 @@ SHOW_ONLY = (
 
 @dataclass(frozen=True)
 class CheckedJobs:
-    """Jobs of a command line without mistakes.
+    """Command line without mistakes, and the jobs that it runs with their settings; none if Hydra only prints something.
 
-    Attributes:
-        arguments: result of `parse_arguments`.
-        jobs: jobs to run, with their settings; none if Hydra only prints something.
-        folder: absolute folder of the run, or of the whole sweep; None if nothing is written.
-        config_jobs: jobs whose configuration ``--cfg`` prints.
+    `folder` is the absolute folder of the run or sweep, if it is written; ``--cfg`` prints the configuration of `config_jobs`.
     """
 
     arguments: Namespace
