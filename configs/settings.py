@@ -28,20 +28,12 @@ Model = TypeVar("Model", bound=FederationSettings)
 
 
 def settings_from_overrides(overrides: Sequence[str]) -> SimulationSettings:
-    """Return the settings of ``fedveil simulate`` followed by these Hydra overrides.
-
-    Raises:
-        Refusal: one sentence for each mistake.
-    """
+    """Return the settings of ``fedveil simulate`` followed by these Hydra overrides. Errors as of `validated`."""
     return settings_of(compose_overrides(overrides, from_config))
 
 
 def settings_of(job: Job) -> SimulationSettings:
-    """Return the job's settings; a resumed run's are those it was started with.
-
-    Raises:
-        Refusal: one sentence for each mistake.
-    """
+    """Return a job's settings; those of a resumed run are in its folder. Errors as of `validated`."""
     settings = read_job(job, from_config)
     if settings.resume is None:
         return settings
