@@ -412,8 +412,8 @@ def _draw_curve(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], 
     means = [each.metrics[name] for each in ordered]
     numbers = [float(each.overrides[key]) for each in ordered]
     axes.errorbar(numbers, [each.mean for each in means], _bars(means), marker="o", capsize=3)
-    shown = [row for row in rows if name in row.metrics]
-    numbers, values = [float(row.overrides[key]) for row in shown], [row.metrics[name] for row in shown]
+    scored = [row for row in rows if name in row.metrics]
+    numbers, values = [float(row.overrides[key]) for row in scored], [row.metrics[name] for row in scored]
     axes.plot(numbers, values, ".", color="0.6", zorder=1)
     axes.set_xlabel(key)
     axes.set_ylabel(_axis(name, groups))

@@ -134,8 +134,7 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
 
     Args:
         args: result of `parse_arguments`.
-        read: reader of a configuration that raises its mistakes; if some overrides cannot be composed, it reads the
-            others, so that all mistakes are reported at once.
+        read: function that raises the mistakes of a configuration, also of the overrides besides those that are mistaken.
 
     Raises:
         Mistakes: one sentence for each mistake.

@@ -38,7 +38,10 @@ class OfKeys:
     """Mark of a field that is a frozen dataclass, read from a group of keys as strictly as a `Group`."""
 
     def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
-        """Return a schema that reads those fields of the dataclass that are keys, and then creates the dataclass."""
+        """Return pydantic's schema: a dictionary of those fields that are keys (`RULES`), from which the dataclass is created.
+
+        An instance of the dataclass is read like the dictionary of its fields, and dumped as that.
+        """
         fields = {
             name: core_schema.typed_dict_field(handler.generate_schema(hint), required=False)
             for name, hint in get_type_hints(source, include_extras=True).items()

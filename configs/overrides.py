@@ -37,11 +37,7 @@ TARGETS = re.compile(
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
-    """Parse each override by Hydra.
-
-    Raises:
-        Mistakes: one sentence for each that is not in Hydra's grammar.
-    """
+    """Parse each override by Hydra; raise Mistakes with a sentence for each that is not in Hydra's grammar."""
     parser = OverridesParser.create(config_loader=loader)
     parsed: list[Override] = []
     mistakes: list[Refusal] = []

@@ -222,12 +222,11 @@ class FederationSettings(Group):
         return self.num_rounds + more * self.tuning_rounds
 
     def rounds_begun(self, steps: int) -> int:
-        """Return the largest number of rounds in which a client may have taken part after `steps` sums.
-
-        First each arm has its sums, in turn, `tuning_rounds` times; then each sum is of all clients.
-        """
+        """Return the largest number of rounds in which a client may have taken part after `steps` sums."""
         arms = max(1, len(self.tried))
-        if steps < arms * self.tuning_rounds:
+        if (
+            steps < arms * self.tuning_rounds
+        ):  # first come the arms' rounds, of which each has a sum for each arm
             return math.ceil(steps / arms)
         return self.num_rounds - (self.steps - steps)
 

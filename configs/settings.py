@@ -28,20 +28,12 @@ Model = TypeVar("Model", bound=FederationSettings)
 
 
 def settings_from_overrides(overrides: Sequence[str]) -> SimulationSettings:
-    """Return the settings of ``fedveil simulate`` followed by these Hydra overrides.
-
-    Raises:
-        Refusal: one sentence for each mistake.
-    """
+    """Return the settings of ``fedveil simulate`` followed by these Hydra overrides. Errors as of `validated`."""
     return settings_of(compose_overrides(overrides, from_config))
 
 
 def settings_of(job: Job) -> SimulationSettings:
-    """Return the job's settings; a resumed run's are those it was started with.
-
-    Raises:
-        Refusal: one sentence for each mistake.
-    """
+    """Return a job's settings; those of a resumed run are in its folder. Errors as of `validated`."""
     settings = read_job(job, from_config)
     if settings.resume is None:
         return settings
@@ -100,24 +92,24 @@ def differing(before: Mapping[str, object], now: Mapping[str, object], path: str
 def _with_custom_task(cfg: DictConfig) -> DictConfig:
     """Return a configuration in which a user's own option, such as task/hosp.yaml, is the option `custom`.
 
-    The option's file needs only `target` and `args`. The run is called by its key `name`, else by the file's name.
+    The option's file needs only `target` and `args`. The run is named by its key `label` or `name`, else by the file's name.
     """
     task = OmegaConf.to_container(cfg.get("task") or OmegaConf.create(), resolve=False)
     assert isinstance(task, dict)
     if not task.get("target") or task.get("name") == CUSTOM:
         return cfg
     hydra: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
-    choice = OmegaConf.select(hydra, "runtime.choices.task")
+    file_name = OmegaConf.select(hydra, "runtime.choices.task")
     defaults: Any = OmegaConf.load(Path(__file__).parent / "task" / f"{CUSTOM}.yaml")
-    del defaults["defaults"]
-    whole: Any = OmegaConf.merge(cfg)
-    OmegaConf.set_struct(whole, False)
-    custom = {"name": CUSTOM, "label": task.get("label") or task.get("name") or choice}
-    whole["task"] = OmegaConf.merge(defaults, task, custom)
-    overrides = OmegaConf.select(hydra, "overrides.task") or []
-    if "partition" in whole and not any(str(each).startswith("partition") for each in overrides):
-        whole["partition"] = {"name": "natural"}
-    return whole
+    del defaults["defaults"]  # Hydra's list
+    copy: Any = OmegaConf.merge(cfg)
+    OmegaConf.set_struct(copy, False)
+    custom = {"name": CUSTOM, "label": task.get("label") or task.get("name") or file_name}
+    copy["task"] = OmegaConf.merge(defaults, task, custom)
+    overrides = OmegaConf.select(hydra, "overrides.task") or []  # those of the whole command line
+    if "partition" in copy and not any(str(each).startswith("partition") for each in overrides):
+        copy["partition"] = {"name": "natural"}  # as the option custom chooses it
+    return copy
 
 
 def validated(model: type[Model], cfg: DictConfig) -> Model:

@@ -199,10 +199,7 @@ def _plain(kind: Any, value: Any, path: str) -> Any:
 
 
 def _read_items(hint: Any, value: object, path: str) -> tuple[Any, ...]:
-    """Return the items of a list, of the annotation `hint` each.
-
-    Groups of keys are refused one by one; other items together, by the remedy of their annotation.
-    """
+    """Return the items of a list, of annotation `hint` each; groups are refused one by one, other items by one remedy."""
     remedies = (each.remedy for each in marks_of(hint) if hasattr(each, "remedy"))
     plural = "whole numbers" if hint is int else "groups of keys"
     refusal = Refusal(path, value, next(remedies, f"must be a list of {plural}"))

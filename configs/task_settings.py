@@ -116,9 +116,7 @@ class CsvTask(TableTask):
 
     def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
         """Return the question about the inputs' scale, if the run asks for it."""
-        if self.scaling != "asked":
-            return {}
-        return {"scaling": ("task.scaling", self.scaling)}
+        return {"scaling": ("task.scaling", self.scaling)} if self.scaling == "asked" else {}
 
     @property
     def options(self) -> dict[str, Any]:

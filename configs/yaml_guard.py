@@ -62,14 +62,11 @@ def _require_once(keys: Sequence[yaml.ScalarNode]) -> None:
 
 
 def _num_nodes(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """Return the number of nodes from this one on if every alias were copied; raise YAML's error if it contains itself.
-
-    `sizes` caches results by the id of a node, and `above` has the ids of the nodes above.
-    """
-    if id(node) in above:
+    """Return the number of nodes from this one on if every alias were copied; raise YAML's error if it contains itself."""
+    if id(node) in above:  # ids of the nodes above it
         mark = node.start_mark
         raise yaml.MarkedYAMLError(problem="an alias refers to what holds it", problem_mark=mark)
-    if id(node) not in sizes:
+    if id(node) not in sizes:  # results of other nodes, by id
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             children = list(node.value)
