@@ -150,11 +150,7 @@ class RunAudit:
                 return Demand(Ending(Status.ALARMED, reason, state))
 
     def end(self, ending: Ending, title: str, /) -> dict[str, Any]:
-        """Open the commitment unless the run may continue, draw the plot, and return the audit for the result.
-
-        Raises:
-          OSError: the folder cannot be written.
-        """
+        """Open the commitment unless the run may continue, draw the plot, and return the audit for the result."""
         is_over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
         auditor = self.auditor
         summary = auditor.end(_first_model(self.run.federation), ending.state.arrays)

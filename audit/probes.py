@@ -89,17 +89,11 @@ class OddProbe:
 
 @dataclass(frozen=True)
 class PlantedProbes:
-    """Probes of the data that are planted in a run.
+    """Probes of the data that are planted in a run."""
 
-    Attributes:
-      task_probe: the task's own.
-      odd: of mislabelled examples.
-      records: of canary records.
-    """
-
-    task_probe: MemorisationProbe | None = None
-    odd: OddProbe | None = None
-    records: RecordProbe | None = None
+    task_probe: MemorisationProbe | None = None  # the task's own
+    odd: OddProbe | None = None  # of mislabelled examples
+    records: RecordProbe | None = None  # of canary records
 
     @property
     def budget(self) -> Budget | None:
@@ -125,15 +119,10 @@ class PlantedProbes:
 
 @dataclass(frozen=True)
 class StepScores:
-    """Scores of the canary records of a step on all clients' records, computed from released sums.
+    """Scores of the canary records of a step on all clients' records, computed from released sums."""
 
-    Attributes:
-      path: of their file, as `client_rows.read_scores` reads it.
-      canaries: their settings at the clients.
-    """
-
-    path: Path
-    canaries: CanaryRecords
+    path: Path  # of their file, as `client_rows.read_scores` reads it
+    canaries: CanaryRecords  # their settings at the clients
 
     def begin(self) -> None:
         """Rewrite the file with the coins."""

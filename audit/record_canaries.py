@@ -66,17 +66,11 @@ class Watched(nn.Module):
 
 @dataclass(frozen=True)
 class WatchedLoss:
-    """Task's loss over its own records, and a linear loss over the canaries.
+    """Task's loss over its own records, and a linear loss over the canaries."""
 
-    Attributes:
-      task: gives the loss of its own records.
-      shape: of one output of the model.
-      slope: norm of a canary's gradient.
-    """
-
-    task: Task
-    shape: torch.Size
-    slope: float
+    task: Task  # gives the loss of its own records
+    shape: torch.Size  # of one output of the model
+    slope: float  # norm of a canary's gradient
 
     @property
     def optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:

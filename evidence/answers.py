@@ -145,11 +145,7 @@ def _columns(question: Fields) -> str | None:
 
 
 def report_of_answers(folder: Path) -> dict[str, Any]:
-    """Return the report of a folder of answers, as JSON; the same folder gives the same bytes.
-
-    Raises:
-      Refusal: it holds no answer, or one that cannot be read.
-    """
+    """Return the report of a folder of answers, as JSON; the same folder gives the same bytes."""
     ledgers = [_ledger(path) for path in ledgers_of(folder)]
     answers = read_answers(folder, [each["name"] for ledger in ledgers for each in ledger["questions"]])
     if not answers:

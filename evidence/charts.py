@@ -21,17 +21,11 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """Line of a chart.
+    """Line of a chart."""
 
-    Attributes:
-      points: (x, y), in the order of x.
-      look: class of the style sheet.
-      step: whether y holds until the next x.
-    """
-
-    points: Points
-    look: str
-    step: bool = False
+    points: Points  # (x, y), in the order of x
+    look: str  # class of the style sheet
+    step: bool = False  # whether y holds until the next x
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,11 @@ ACCEPTED, NOT, NO_STAKE, COVERED = STATES = "accepted", "not covered", "not at s
 
 @dataclass(frozen=True)
 class Limit:
-    """Limit of a guarantee.
+    """Limit of a guarantee."""
 
-    Attributes:
-      title: of the limit.
-      state: one of `STATES`.
-      text: what this run does about it, a sentence or two.
-    """
-
-    title: str
-    state: str
-    text: str
+    title: str  # of the limit
+    state: str  # one of `STATES`
+    text: str  # what this run does about it, a sentence or two
 
 
 def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) -> list[dict[str, str]]:

@@ -22,19 +22,12 @@ MAX_ANSWER = 4000  # characters of one answer, so that the page stays a page
 
 @dataclass(frozen=True)
 class Item:
-    """Item of a form.
+    """Item of a form."""
 
-    Attributes:
-      field: of the answer in `assessment.yaml`.
-      form: title of the form.
-      number: of the item in it, such as "(a)".
-      asks: what the item demands.
-    """
-
-    field: str
-    form: str
-    number: str
-    asks: str
+    field: str  # of the answer in `assessment.yaml`
+    form: str  # title of the form
+    number: str  # of the item in it, such as "(a)"
+    asks: str  # what the item demands
 
 
 GDPR, ANNEX, RIGHTS = "GDPR, article 35(7)", "EU AI Act, annex IV", "EU AI Act, article 27(1)"
@@ -279,7 +272,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
         epsilon = f"{text_of(row['epsilon'], 'epsilon')} at delta {text_of(row['delta'])}"
         epsilons.append(f"{epsilon} for one {name}" if len(by_unit) > 1 else epsilon)
         units.append(f"One {name}: {row['hides']}; neighbours by {row['adjacency']}.")
-    said = report["stamps"]["said"]
+    finding = report["stamps"]["said"]
     relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
     trust = "There are no assumptions, because there is no guarantee."
     if relies:
@@ -299,7 +292,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
             ("Unit of privacy", " ".join(units) or nothing, mine, "promise"),
             ("Algorithms", f"{_mechanism(report)} {_checked(report['ledger'])}", mine, "ledger"),
             ("Utility and bias", quality, mine, "scientist"),
-            ("Correct implementation", f"{said[:1].upper()}{said[1:]}.", mine, "scientist"),
+            ("Correct implementation", f"{finding[:1].upper()}{finding[1:]}.", mine, "scientist"),
             ("Trust model", trust, mine, "promise"),
             ("Security and access control", access, yours, "forms"),
             (

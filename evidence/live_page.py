@@ -20,13 +20,9 @@ END_SECONDS = 5.0
 
 @dataclass
 class LivePage:
-    """Callback that starts the serving process once the run folder exists.
+    """Callback that starts the serving process once the run folder exists."""
 
-    Attributes:
-      listens: socket on the loopback address, which the process inherits.
-    """
-
-    listens: socket
+    listens: socket  # socket on the loopback address, which the process inherits
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self, run: RunStart) -> None:

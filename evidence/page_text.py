@@ -135,17 +135,11 @@ def step(name: str) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """Text of a page that refers to its report.
+    """Text of a page that refers to its report."""
 
-    Attributes:
-      pointer: into report.json.
-      form: as in `text_of`.
-      text: as the page has it.
-    """
-
-    pointer: str
-    form: str
-    text: str
+    pointer: str  # into report.json
+    form: str  # as in `text_of`
+    text: str  # as the page has it
 
 
 def active_parts(html: str) -> list[str]:

@@ -65,11 +65,7 @@ def measured_at(
 
 
 def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
-    """Return a client's columns, with those of the released model that a question is about.
-
-    Raises:
-      Refusal: the model is of another task, or mixes the hidden units; or the rows do not fit the model's inputs.
-    """
+    """Return a client's columns, and those of a question's released model; refuse a model that does not fit."""
     released = released_of(content)
     if released is None:
         return columns_of(bench.task, client)

@@ -40,11 +40,7 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
 
 
 def one_evaluation(federation: Federation) -> Plan:
-    """Return the plan of one evaluation of a run that has some.
-
-    Raises:
-      Refusal: the privacy is neither at the client level alone, nor at the record level in joint steps of all clients.
-    """
+    """Return the plan of one evaluation of a run that has some; refuse a mode whose sums hide no single unit."""
     settings = federation.settings
     num_evaluations = len(evaluated_rounds(settings)) + settings.scored_at_clients
     return federation.mode.evaluation(noise_of(evaluate_of(settings).noise_multiplier, num_evaluations))
@@ -62,11 +58,7 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the run's evaluations; None where only arms are compared.
-
-    Raises:
-      Refusal: the interval of the mean is wider than the requested resolution.
-    """
+    """Return the plan of the run's evaluations; None if only arms are compared. Refuse too wide an interval."""
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
     if not rounds:
         return None
@@ -80,11 +72,7 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of one arm's evaluation for the comparison of arms; None if clients do not compare them.
-
-    Raises:
-      Refusal: the noise cannot separate scores that differ by `tune.resolution`.
-    """
+    """Return the plan of one arm's evaluation; None if clients compare no arms. Refuse noise that hides the winner."""
     settings, plan = federation.settings, one_evaluation(federation)
     if not settings.scored_at_clients:
         return None

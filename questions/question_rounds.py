@@ -53,21 +53,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class QuestionRounds:
-    """Rounds of one question.
+    """Rounds of one question."""
 
-    Attributes:
-      federation: of the clients.
-      plan: of the question, calibrated.
-      ledger: that pays; None where each client charges its own.
-      participants: the clients, and the grid that reaches them.
-      reach: how the clients answer.
-    """
-
-    federation: Federation
-    plan: Plan
-    ledger: Ledger | None
-    participants: Participants
-    reach: Reach
+    federation: Federation  # of the clients
+    plan: Plan  # of the question, calibrated
+    ledger: Ledger | None  # that pays; None where each client charges its own
+    participants: Participants  # clients, and the grid that reaches them
+    reach: Reach  # how the clients answer
 
     def ask_once(self, inquiry: Inquiry, row: int = ROW, alias: Inquiry | None = None) -> Outcome:
         """Ask in one round.
@@ -139,10 +131,10 @@ class QuestionRounds:
 
 def _total(sizes: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
     """Return the sums of the rounds' (bytes down, bytes up); None if one is not known."""
-    known = [each for each in sizes if each]
-    if len(known) < len(sizes):
+    pairs = [each for each in sizes if each]
+    if len(pairs) < len(sizes):
         return None
-    return sum(down for down, _ in known), sum(up for _, up in known)
+    return sum(down for down, _ in pairs), sum(up for _, up in pairs)
 
 
 def require_all_rounds(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:

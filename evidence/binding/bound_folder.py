@@ -63,17 +63,11 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class BoundFolder:
-    """Folder of a run or bundle. A part that cannot be read raises a `Refusal` when it is used.
+    """Folder of a run or bundle. A part that cannot be read raises a `Refusal` when it is used."""
 
-    Attributes:
-      path: of the files.
-      bundled: whether it is a bundle.
-      knowledge: independent knowledge of the verifier.
-    """
-
-    path: Path
-    bundled: bool
-    knowledge: Knowledge = Knowledge()
+    path: Path  # of the files
+    bundled: bool  # whether it is a bundle
+    knowledge: Knowledge = Knowledge()  # independent knowledge of the verifier
 
     @cached_property
     def listing(self) -> Listing:

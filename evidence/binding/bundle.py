@@ -47,19 +47,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Contents:
-    """Content of a bundle.
+    """Content of a bundle."""
 
-    Attributes:
-      run: folder of the run.
-      manifest: of the run.
-      entries: of the run's ledger up to its close; empty without a ledger.
-      client_entries: of the clients' ledgers, by ledger.
-    """
-
-    run: Path
-    manifest: Manifest
-    entries: Sequence[Entry]
-    client_entries: Mapping[str, Sequence[Entry]]
+    run: Path  # folder of the run
+    manifest: Manifest  # of the run
+    entries: Sequence[Entry]  # of the run's ledger up to its close; empty without a ledger
+    client_entries: Mapping[str, Sequence[Entry]]  # of the clients' ledgers, by ledger
 
 
 def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list[str]:

@@ -145,15 +145,10 @@ def _check_row(row: Mapping[str, Any], state: LedgerState) -> str:
 
 @dataclass(frozen=True)
 class _Spending:
-    """Spending on a ledger against whoever gets the model.
+    """Spending on a ledger against whoever gets the model."""
 
-    Attributes:
-      events: each event as JSON text, and how often it is charged.
-      filter_order: of the ledger's RDP filter; None without one.
-    """
-
-    events: tuple[tuple[str, int], ...]
-    filter_order: float | None
+    events: tuple[tuple[str, int], ...]  # each event as JSON text, and how often it is charged
+    filter_order: float | None  # of the ledger's RDP filter; None without one
 
     def epsilon(self, budget: Budget) -> float:
         events = [repeated(event_of(text), count) for text, count in self.events]

@@ -65,11 +65,7 @@ def _require_result(folder: BoundFolder, report: Mapping[str, Any]) -> None:
 
 
 def require_values(html: str, report: Mapping[str, Any]) -> int:
-    """Return the number of a page's values, if all are the report's and no part of the page may act.
-
-    Raises:
-      ValueError: one differs, there is none, or a part may run, load or send something.
-    """
+    """Return the number of a page's values; require that all are the report's and that no part of the page may act."""
     if wrong := differences(html, report):
         raise ValueError(f"{len(wrong)} values differ: {wrong[0]}")
     count = len(references(html))

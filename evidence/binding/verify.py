@@ -43,17 +43,11 @@ FAULTS = (Refusal, ArithmeticError, *UNREADABLE)
 
 @dataclass(frozen=True)
 class CheckLine:
-    """Result of one check.
+    """Result of one check."""
 
-    Attributes:
-      name: of the check.
-      ok: whether it passed; None if these files cannot decide it.
-      finding: what was compared, or why the check failed or was left undecided; a clause.
-    """
-
-    name: str
-    ok: bool | None
-    finding: str
+    name: str  # of the check
+    ok: bool | None  # whether it passed; None if these files cannot decide it
+    finding: str  # what was compared, or why the check failed or was left undecided; a clause
 
 
 def verify_folder(path: Path, knowledge: Knowledge) -> list[CheckLine]:
@@ -283,16 +277,16 @@ def _check_audit(folder: BoundFolder) -> str:
         _require_commitment(folder, str(fields["commitment"]))
     if fields["terms"]["canaries"] and "opened" not in fields:
         raise NotShown("its canaries are opened when the run ends, and the run may continue")
-    verdict, said = stated.get("verdict"), str(stated["said"])
+    verdict, sentence = stated.get("verdict"), str(stated["said"])
     if verdict is None and "measured" not in stated:
-        raise NotShown(said)
+        raise NotShown(sentence)
     recomputed = json.loads(json.dumps(recompute_audit(folder.path).to_json()))
     for name, value in recomputed.items():
         if not _is_alike(value, stated.get(name)):
             raise Wrong(f"its {name} is {value!r} when recomputed, and {stated.get(name)!r} in the result")
     if verdict is None:
-        raise NotShown("it looked at whole clients alone" if said == UNCLAIMED else said)
-    return f"recomputed: {verdict}, {said}"
+        raise NotShown("it looked at whole clients alone" if sentence == UNCLAIMED else sentence)
+    return f"recomputed: {verdict}, {sentence}"
 
 
 def _require_commitment(folder: BoundFolder, commitment: str) -> None:

@@ -38,16 +38,10 @@ class Witness:
 
 @dataclass(frozen=True)
 class RunWitnesses:
-    """File `WITNESSES` of a run folder.
+    """File `WITNESSES` of a run folder."""
 
-    Attributes:
-      place: of the manifest's entry in the log, from 0.
-      witnesses: one for each key, by the keys' order.
-      format: `FORMAT`.
-    """
-
-    place: int
-    witnesses: tuple[Witness, ...]
+    place: int  # of the manifest's entry in the log, from 0
+    witnesses: tuple[Witness, ...]  # one for each key, by the keys' order
     format: str = FORMAT
 
 
