@@ -181,6 +181,7 @@ def ask_cohort(
     content: RecordDict,
     masking: Masking | None,
     timeout: float | None,
+    message_type: str = "train",
 ) -> tuple[Round, Mean | None]:
     """Ask the cohort, and return the round's result and the noisy sums; None if nothing may be released.
 
@@ -190,6 +191,7 @@ def ask_cohort(
       content: the instruction's records.
       masking: encrypts the sum, to which the clients add the noise; None sums in the clear.
       timeout: seconds for the replies of one exchange; None waits for all.
+      message_type: of the instruction, which selects the function of a Flower app.
     """
     sums = sums_over(participants, charge, masking, charge.randomness)
     # Canaries get no questions: they audit the claims of training.
@@ -199,7 +201,7 @@ def ask_cohort(
         charge.inquiry.name,
         charge.row,
         content,
-        "train",
+        message_type,
         charge.spec,
         update_layout(charge.inquiry),
         noise_multiplier=charge.plan.noise_over_clip,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent
@@ -28,6 +29,22 @@ from .round_terms import Mean, SumPrivacy
 
 MECHANISM = "private_sum"
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
+
+
+class SumAccount(Protocol):
+    """Interface of the account of any sums: those of a training run, and those of a question, which is an extension."""
+
+    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
+        """Return a sum in the clear with the row's noise."""
+        ...
+
+    def check(self, event: GaussianDpEvent) -> None:
+        """Fail where the noise that clients added is less than what was reserved."""
+        ...
+
+    def units(self, clients: float) -> float:
+        """Return the expected number of units in the vectors of this many clients."""
+        ...
 
 
 class Unnoised:
@@ -217,7 +234,6 @@ class Protected:
 
 
 Account = Protected | Unprotected  # of a training run's sums
-SumAccount = Protected | Unnoised  # of any sums, also those of a question
 
 
 def account_of(
