@@ -123,8 +123,7 @@ class FederationSettings(Group):
     """Settings common to a simulation and a server."""
 
     inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
-    simulates_clients: ClassVar[bool] = True
-    """Whether clients are simulated, so that an audit can add canaries to them; those of a server are real."""
+    simulates_clients: ClassVar[bool] = True  # so that an audit can add canaries to them; a server's are real
     task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]
