@@ -76,16 +76,16 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_901,  # with docstrings, comments and blank lines
-    "lines of the core": 54_881,
-    "files that know many features": 5,
-    "tests of None": 1_485,
-    "tests of None on a part's name": 23,
-    "conditional expressions": 1_665,
+    "lines of the package": 81_760,  # with docstrings, comments and blank lines
+    "lines of the core": 54_740,
+    "files that know many features": 0,
+    "tests of None": 1_320,
+    "tests of None on a part's name": 22,
+    "conditional expressions": 1_435,
     "parameters that are tuples": 5,
     "properties that are read for their refusal": 0,
-    "names that are participles or adverbs": 8,
-    "files with functions and no test of their name": 265,
+    "names that are participles or adverbs": 7,
+    "files with functions and no test of their name": 183,
     "files that the smallest job loads": 177,
     "lines that the smallest job loads": 28_790,
 }
