@@ -83,9 +83,8 @@ def run(argv: Sequence[str]) -> int:
     from .cli.verbs import describe_error
 
     command = get_command(app)
-    words = (
-        [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]
-    )  # `fedveil help plan`: fedveil plan --help
+    # `fedveil help plan`: fedveil plan --help.
+    words = [*argv[1:], "--help"] if argv[:1] == ["help"] else [*argv]
     try:
         if VARIABLE in os.environ:
             return complete(command, os.environ[VARIABLE])

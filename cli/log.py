@@ -103,9 +103,8 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
     """
     bundle = read_client_bundle(folder)
     federation, authority = bundle.settings.federation, bundle.authority
-    ca = (
-        authority.ca + b"\n" + authority.earlier_ca
-    )  # a replaced authority may have signed the head's certificate
+    # A replaced authority may have signed the head's certificate.
+    ca = authority.ca + b"\n" + authority.earlier_ca
     seen_log = LogCopy(bundle.state, federation, ca)
     if seen_log.head is None:
         remedy = "this device has no log yet; the server sends it with the first instruction"

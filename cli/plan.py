@@ -205,9 +205,8 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
     events: dict[Budget, Counter[DpEvent]] = {}
     for federation in real:
         for plan, budget in plans_of(federation):
-            num_releases = (
-                1 if plan.mechanism.rounds else plan.num_rounds
-            )  # with correlated noise the run is one
+            # With correlated noise the run is one.
+            num_releases = 1 if plan.mechanism.rounds else plan.num_rounds
             events.setdefault(budget, Counter())[plan.event()] += num_releases
     costs: list[str] = []
     for budget, counts in events.items():

@@ -134,9 +134,8 @@ class Register:
         """Hashes of the rosters up to this version, in hexadecimal, to include in the next one."""
         if not self.version:
             return ()
-        unknown_versions = (
-            self.version - 1 - len(self.rosters)
-        )  # of a register that began without their hashes
+        # Of a register that began without their hashes.
+        unknown_versions = self.version - 1 - len(self.rosters)
         return (*self.rosters, *[UNKNOWN.hex()] * unknown_versions, self.roster().hash.hex())
 
     def with_client(self, issued: Issued) -> Register:

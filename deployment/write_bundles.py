@@ -154,9 +154,8 @@ def write_clients(
     roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:
         bundle = folder / issued.name
-        outdated = (
-            {*PRIVATE} if issued.on_device else set[str]()
-        )  # the desk's keys, before the device made its own
+        # The desk's keys, before the device made its own.
+        outdated = {*PRIVATE} if issued.on_device else set[str]()
         if not issued.enrolled:
             files = client_files(federation, authority, register, issued, requirements)
             _write(bundle, {**files, **roster})

@@ -301,9 +301,8 @@ def _comparison_rows(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
         draw = torch.Generator().manual_seed(SEED)
         rows = torch.randn(NUM_ROWS, *sample.shape[1:], generator=draw, dtype=sample.dtype)
         with torch.no_grad():
-            finite = (
-                model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)
-            )  # other rows are outside the model's domain
+            # Other rows are outside the model's domain.
+            finite = model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)
         yield from (row[None] for row in rows[finite])
 
 

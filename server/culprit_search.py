@@ -122,9 +122,8 @@ class Search:
         others.sort(key=culprits.possible.__contains__)  # `_divide` spreads the candidates, which come last
         num_companions = max(min_size - len(suspects), 0) if suspects else 0
         companions, rest = others[:num_companions], others[num_companions:]
-        needed = (
-            min_size if suspects else 2 * min_size
-        )  # without suspects, the rest is divided at least in two
+        # Without suspects, the rest is divided at least in two.
+        needed = min_size if suspects else 2 * min_size
         if not min_size or len(rest) < needed:
             cap = f"members decline sums of {self.declined}" if self.declined else "secagg.collusion, dropout"
             reason = f"members that corrupt sums cannot be found: halves of {len(cohort)} members are too small ({cap})"

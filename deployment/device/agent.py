@@ -111,9 +111,8 @@ class Agent:
         self._health = Health(settings.name, settings.federation, settings.node, os.getpid(), "starting")
         self._lock = threading.Lock()
         self._over = over or threading.Event()
-        self._rests = (
-            read_ended(bundle.state) is not None
-        )  # whether the last run is over and no other has begun
+        # Whether the last run is over and no other has begun.
+        self._rests = read_ended(bundle.state) is not None
         self.device: Device | None = None
 
     def say(self, state: str) -> None:

@@ -49,9 +49,8 @@ TWO_PI = Decimal(
 )
 _WORD = 2**64
 _ENTRIES = 2**16
-_NARROW = (
-    2**16
-)  # largest stride for which a word of 32 bits has enough bits for an entry and for a place in its block
+# Largest stride for which a word of 32 bits has enough bits for an entry and for a place in its block.
+_NARROW = 2**16
 _CHUNK = 1 << 14  # draws looked up at a time: all that this touches stays in a core's cache
 _MANTISSA = 2.0**-53
 _FLOAT_ERROR = 2.0**-46  # of numbers in [0, 1]; exp, products, sums and bits left out err by under 2^-50

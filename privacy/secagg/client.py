@@ -54,9 +54,8 @@ ToNode = (
     wire.CohortAdverts | wire.NeighbourShares | wire.Disputed | wire.Inbox | wire.Survivors | wire.Confirmed
 )
 LIVE_ATTEMPTS = 2  # the one that is summed, and the next round's, whose keys are exchanged in advance
-OVER = (
-    wire.NODES - 1
-)  # in the place of an attempt's number: this node has opened the round's sum, and joins no more
+# In the place of an attempt's number: this node has opened the round's sum, and joins no more.
+OVER = wire.NODES - 1
 
 
 @dataclass

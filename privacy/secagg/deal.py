@@ -21,9 +21,8 @@ from .transcript import Purpose, digest
 
 # A commitment is 24 bytes of SHA-256: two values with one commitment take 2**96 hashes, longer than an attempt lasts.
 SEED_COMMITMENT_BYTES = 24
-COMMITMENT_BYTES = (
-    2 * SEED_COMMITMENT_BYTES
-)  # to a holder's share of the private seed, and to that of the mask seed
+# To a holder's share of the private seed, and to that of the mask seed.
+COMMITMENT_BYTES = 2 * SEED_COMMITMENT_BYTES
 
 # Soundness. Where the honest holders' values of r or of b lie on no polynomial of degree t - 1, those of r + c b lie on
 # one for at most one of the p challenges c: their distance from it is linear in c, and not zero. The challenge is a hash

@@ -180,9 +180,8 @@ def _spans(points: Sequence[int]) -> list[int]:
     at = np.array(points, np.int64 if max_point < 1 << _SMALL else object)
     differences = at[:, None] - at
     np.fill_diagonal(differences, 1)
-    group = (
-        _SMALL // max_point.bit_length() or 1
-    )  # number of differences whose product a machine's word holds
+    # Number of differences whose product a machine's word holds.
+    group = _SMALL // max_point.bit_length() or 1
     products = np.multiply.reduceat(differences, range(0, len(points), group), axis=1)
     return [prod(row) % PRIME for row in products.tolist()]
 
