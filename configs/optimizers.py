@@ -32,8 +32,8 @@ def keywords_of(name: str) -> Mapping[str, Option]:
 def mistakes_of_options(optimizer: Optimizer) -> Iterator[Refusal]:
     """Yield a refusal of each option that the class does not have, or whose value has another type or is refused."""
     name, options = optimizer.name, dict(optimizer.options)
-    keywords = keywords_of(name)
     for key, value in optimizer.options:
+        keywords = keywords_of(name)  # not of a task's own optimiser, which has no options
         if key not in keywords:
             remedy = f"{name} has no such keyword; {nearest(key, [*keywords, 'lr'])}"
         elif isinstance(value, bool) != isinstance(keywords[key], bool) or np.shape(value) != np.shape(

@@ -46,7 +46,9 @@ TREES = {
 # A module's first line names a thing: it asks no question and has no article.
 RIDDLE = re.compile(r"(What|How|Who|Whom|Whose|Whether|Which|Why|Where|When|The|An?)\b")
 TOLD = re.compile(r"^Args:$|[Aa]rguments as of `", re.MULTILINE)
-DOCUMENTED = 0.7  # share of public functions of three or more parameters with a list of them; a sentence names two
+DOCUMENTED = (
+    0.7  # share of public functions of three or more parameters with a list of them; a sentence names two
+)
 MOST_LINES, MOST_PARAMETERS = 60, 7  # of a function, without its docstring
 # What users call by keyword: the Python face, and the keys of a task. The options of a verb are its parameters.
 BY_KEYWORD = {

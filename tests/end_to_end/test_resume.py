@@ -631,7 +631,7 @@ def test_real_run_killed_near_its_end_is_finished_within_its_budget(
 
 
 def test_evaluation_after_a_kill_has_its_planned_budget(commands: Any) -> None:
-    result = killed_and_finished(commands, "evaluated", dying(run_of_rounds, "_answer_after", ROUNDS))
+    result = killed_and_finished(commands, "evaluated", dying(run_of_rounds._Rounds, "_answer_after", ROUNDS))
     (evaluation,) = result["evaluations"]
     assert result["rounds_completed"] == evaluation["round"] == ROUNDS - 1
     assert evaluation["answers"]
