@@ -68,13 +68,13 @@ def _token_in(text: str) -> str:
     from ..configs.bundle_files import read_secret
     from ..links.enrolment.token import SCHEME
 
-    if text == "-":
+    if text == str(STANDARD_INPUT):
         return sys.stdin.readline()
     if os.path.isfile(text):
         return read_secret(Path(text)).decode(errors="replace")
-    if not text.startswith(f"{SCHEME}:"):  # the text is not printed, since it may be a token with a mistake
+    if not text.startswith(f"{SCHEME}:"):
         remedy = f"is no file, and no token, which begins with {SCHEME}:; give the token's file, or -"
-        raise Refusal("token", "what was given", remedy)
+        raise Refusal("token", "what was given", remedy)  # the text itself may be a token with a mistake
     print("warning: the process list shows the token to all users; give its file, or -", file=sys.stderr)
     return text
 

@@ -217,12 +217,13 @@ def complete_overrides(
     bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None = None
 ) -> list[str]:
     """Return overrides with the bundle's link and schema, and the targets that owners allow or that a run began with."""
-    link = [] if any(each.startswith("link=") for each in overrides) else [f"link={bundle.link}"]
-    link += allowed_targets(bundle, overrides, resumed)
-    tables = "task=csv" in overrides and (bundle.folder / SCHEMA).is_file()
-    if tables and not any(each.startswith("task.schema=") for each in overrides):
-        return [*overrides, *link, f"task.schema={bundle.folder / SCHEMA}"]
-    return [*overrides, *link]
+    added = allowed_targets(bundle, overrides, resumed)
+    if not any(each.startswith("link=") for each in overrides):
+        added = [f"link={bundle.link}", *added]
+    needs_schema = "task=csv" in overrides and not any(each.startswith("task.schema=") for each in overrides)
+    if needs_schema and (bundle.folder / SCHEMA).is_file():
+        added = [*added, f"task.schema={bundle.folder / SCHEMA}"]
+    return [*overrides, *added]
 
 
 def _unfinished(folder: Path) -> Path | None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..base.refusal import Refusal
 from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger_state import read_entries, verify
+from ..privacy.statistics.evaluation import BY_METRIC
 from ..privacy.statistics.inquiry import ATTRIBUTION
 from ..run.files import OF_RECORDS
 from ..run.run_files import LEDGER, Fields
@@ -66,7 +67,7 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
     """
     rows: list[dict[str, Any]] = []
     for answer, question in zip(answers, chain(questions, repeat({})), strict=False):
-        kind = question.get("kind") or (BINS if answer["name"].startswith("clients by ") else None)
+        kind = question.get("kind") or (BINS if answer["name"].startswith(BY_METRIC) else None)
         figures = [
             {name: figure.get(name) for name in ("name", "value", "low", "high")}
             for figure in answer["figures"]

@@ -24,6 +24,7 @@ USUAL_WATTS = 4.0
 USUAL = "4 W, CodeCarbon's value for a thread of an unknown processor"
 BY_COUNTERS = "counted by the processors (RAPL), including other processes of the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
+KILO = 1000  # watt hours in a kilowatt hour, by which energy is priced
 NOT_YET = "not known before the run has ended"
 NOT_PUBLIC = "not public: with a trusted server it would reveal the number of participants; fedveil report --operator tells it"
 NO_RECORD = f"not known: the folder has no {OPERATOR}"
@@ -113,15 +114,16 @@ def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[dict[str, Any]]:
     """Return energy, the carbon dioxide of it, and money."""
     energy, values = _energy(run, prices), prices.values
-    network = _combined(math.prod, gigabytes, values.get(NETWORK), 1 / JOULES)
-    whole = _combined(sum, energy["value"], network or 0.0)
+    joules_of_gigabyte = values.get(NETWORK)  # one that is not configured is no part of the sum
+    network = _combined(math.prod, gigabytes, joules_of_gigabyte, 1 / JOULES)
+    watt_hours = _combined(sum, energy["value"], network if NETWORK in values else 0.0)
     figures = [energy]
     if NETWORK in values:
         source = f"estimate: bytes times {prices.describe(NETWORK)}"
         figures.append(figure("energy of the network for these bytes", network, source, "Wh"))
-    power = _combined(math.prod, whole, values.get(KWH), 1 / 1000)
-    money = _combined(sum, power, _combined(math.prod, gigabytes, values.get(GIGABYTE)))
-    carbon = _combined(math.prod, whole, values.get(CARBON), 1 / 1000)
+    electricity = _combined(math.prod, watt_hours, values.get(KWH), 1 / KILO)
+    money = _combined(sum, electricity, _combined(math.prod, gigabytes, values.get(GIGABYTE)))
+    carbon = _combined(math.prod, watt_hours, values.get(CARBON), 1 / KILO)
     of_carbon = f"estimate: energy times {prices.describe(CARBON)}"
     of_money = f"estimate: energy times {prices.describe(KWH)}, and bytes times {prices.describe(GIGABYTE)}"
     return [

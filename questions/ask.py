@@ -113,18 +113,18 @@ def _ask(
             rounds = QuestionRounds(federation, plan, ledger, participants, reach)
             outcome = rounds.search(inquiry) if inquiry.levels > 1 else rounds.ask_once(inquiry)
         traffic = {"source": federation.population.words.traffic, **tally.total().to_json()}
-        hides_counts = federation.mode.hides_counts  # and bytes count messages
+        hides_counts = federation.mode.hides_counts  # bytes would tell the number of messages
         record = answer_record(rounds, inquiry, epsilon_before, outcome)
         record["bytes"] = None if hides_counts else traffic
         try:
             if outcome.answers:
                 replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-                outcome.charge.settle()
+                outcome.charge.settle()  # marks the release as made, and changes no epsilon
             if hides_counts:
                 counts = {"question": inquiry.name, "bytes": traffic, "dropped": dict(outcome.dropped)}
                 append_line(folder / OPERATOR, counts)
         except (OSError, LedgerUnavailable) as problem:
-            warn(f"{path}: {problem}; the answer is charged and not stored: keep what is printed")
+            warn(f"{path}: {problem}; the answer is charged, and may not be stored: keep what is printed")
         return record
 
 

@@ -84,15 +84,16 @@ def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
       tensors: all tensors of a model, without gradients.
       names: names of the tensors to examine.
     """
-    # Packed weights of other libraries are tensors without memory of their own.
-    count = Counter(t.untyped_storage().data_ptr() for t in tensors.values() if type(t) is Tensor)
-    examined = ((name, tensors[name]) for name in names if type(tensors[name]) is Tensor)
+    # Subclasses, such as packed weights of other libraries, may be tensors without memory of their own.
+    plain = {name: tensor for name, tensor in tensors.items() if type(tensor) is Tensor}
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in plain.values())
     return {
-        name: tensor.numpy()
-        for name, tensor in examined
-        if tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and count[tensor.untyped_storage().data_ptr()] == 1
+        name: plain[name].numpy()
+        for name in names
+        if name in plain
+        and plain[name].device.type == "cpu"
+        and plain[name].is_contiguous()
+        and uses[plain[name].untyped_storage().data_ptr()] == 1
     }
 
 

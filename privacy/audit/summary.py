@@ -118,6 +118,7 @@ def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
     """Return the summary of a run with a client-level claim by its released sums. Arguments as of `summarise`."""
     terms, rows = evidence.terms, evidence.rows
     names = ("norm_p", "reuse_p", "draw_p")
+    # Bonferroni's bound over the rounds.
     p_values = {name: min(1.0, len(rows) * float(rows[name].min())) for name in names}
     summary = replace(_without_canaries(terms), visible_shortfall=visible_in(terms, rows), **p_values)
     scores = _scores(evidence)
@@ -125,7 +126,9 @@ def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
         return summary
     measured = evidence.measured()
     level = terms.alarms().threshold(Check.CANARIES)
-    methods = by_one_run(*scores, terms.delta, gaussian=True)
+    with_canary, without_canary = scores
+    methods = by_one_run(with_canary, without_canary, terms.delta, gaussian=True)
+    # Findings are reported at the level of the intervals; the verdict must agree with the alarms, and so is at theirs.
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
     verdict = judge(methods, measured.claimed, level, measured.ceiling).verdict
     return replace(

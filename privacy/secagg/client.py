@@ -302,20 +302,25 @@ class Participant:
         under which this pair sealed shares for each other, and masks have keys of their own.
         """
         agreed, cohort = attempt.agreed, attempt.agreed.cohort
-        if not attempt.share_seed or len(disputed.deals) != len(disputed.accused):
+        if not attempt.share_seed:  # erased once there is nothing left to dispute
             raise Refused(Reason.OUT_OF_ORDER, "nothing is disputed here")
+        if len(disputed.deals) != len(disputed.accused):
+            raise Refused(Reason.OUT_OF_ORDER, "not one deal for each accused dealer")
         if not set(disputed.accused) <= set(attempt.accused):
             raise Refused(Reason.WRONG_COHORT, "a deal that this node did not complain of")
-        secret, proofs = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY), dict[int, bytes]()
+        secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
+        proofs: dict[int, bytes] = {}
         signed: list[bytes] = []
         for peer, sealed_shares in zip(disputed.accused, disputed.deals, strict=True):
             member = self.roster.member(peer, now)
             member.check(agreed.suite, cohort, deal_body(peer, sealed_shares), sealed_shares.signature)
             try:
-                self._accept(attempt, encrypted_shares_of(agreed, peer, self.node, sealed_shares))
+                self._withdraw_accusation(
+                    attempt, encrypted_shares_of(agreed, peer, self.node, sealed_shares)
+                )
             except Refused:
                 key = agreed.by_node[peer].share_key
-                # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
+                # In a hybrid suite a proof of the X25519 half would decide nothing: the server counts accusers.
                 proof = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclose(secret, key, cohort)
                 body = complaint_body(self.node, peer, deal_hash(peer, sealed_shares), proof)
                 signed.append(sign_by(agreed.suite, self.key, cohort, body))
@@ -326,7 +331,7 @@ class Participant:
         complaints = wire.Complaints(cohort, tuple(proofs), b"".join(proofs.values()), signatures)
         return tag_reply(attempt, wire.write(complaints))
 
-    def _accept(self, attempt: NodeAttempt, shares: EncryptedShares) -> None:
+    def _withdraw_accusation(self, attempt: NodeAttempt, shares: EncryptedShares) -> None:
         """Store the shares of a dealer that was accused, and take the accusation back; raise Refused if they are bad."""
         peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
         index = bisect_left(peers, shares.dealer)

@@ -211,7 +211,9 @@ class _Trial:
     def _of_secrets(self, owner: int, mask_seed: bytes) -> Convictions:
         """Yield the dealers whose commitment to a mask secret is not what they sealed, as the owner's mask seed shows."""
         agreed, offered = self._agreed, self._offered
-        for peer in agreed.neighbours(owner) if agreed.suite.hybrid else ():
+        if not agreed.suite.hybrid:
+            return
+        for peer in agreed.neighbours(owner):
             lower, higher = sorted((owner, peer))
             if higher not in offered.get(lower, {}):
                 continue

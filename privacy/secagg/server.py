@@ -139,13 +139,13 @@ class ServerAttempt:
         self._shares: dict[int, dict[int, bytes]] = {}  # revealed, by holder and owner
         self._mask_keys: dict[int, dict[int, bytes]] = {}  # revealed, by dropout and survivor
         self._seeds: dict[int, bytes] = {}  # of excess noise, by survivor
-        self._further: dict[int, int] = {}
+        self._further: dict[int, int] = {}  # parameter of a survivor's own noise, as it claims
         self._agreed = Agreement(terms, self.context, self._candidates, ())
         self._dealings = Dealings(self._agreed, {})
         self._sharers: tuple[int, ...] = ()
-        self._sharing: frozenset[int] = frozenset()  # the same nodes
+        self._sharer_set: frozenset[int] = frozenset()  # the same nodes
         self._alive: tuple[int, ...] = ()
-        self._living: frozenset[int] = frozenset()  # the same nodes
+        self._alive_set: frozenset[int] = frozenset()  # the same nodes
         self._dead: tuple[int, ...] = ()
         self._round = self._view = b""  # context of the round, digest of its survivors
 
@@ -239,7 +239,7 @@ class ServerAttempt:
         self._deals[node] = shares
 
     def _take_check(self, node: int, reply: wire.Checked) -> None:
-        dealers = self._agreed.neighbours(node, self._sharing)
+        dealers = self._agreed.neighbours(node, self._sharer_set)
         if reply.cohort != self._agreed.cohort or not set(reply.accused) <= set(dealers):
             raise Refused(Reason.WRONG_COHORT, "a check of other shares than these")
         if reply.accused:
@@ -280,8 +280,8 @@ class ServerAttempt:
     def _take_revealed(self, node: int, revealed: wire.Revealed) -> None:
         if revealed.survivors != self._view:
             raise Refused(Reason.SPLIT_VIEW, "shares for other survivors")
-        peers = self._agreed.neighbours(node, self._sharing)
-        dead = [peer for peer in peers if peer not in self._living]
+        peers = self._agreed.neighbours(node, self._sharer_set)
+        dead = [peer for peer in peers if peer not in self._alive_set]
         due = wire.SHARE_BYTES * len(peers), KEY_BYTES * len(dead)
         if (len(revealed.shares), len(revealed.mask_keys)) != due:
             raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
@@ -302,7 +302,7 @@ class ServerAttempt:
 
     def _open_seeds(self) -> dict[int, bytes]:
         """Return the seeds that the reveals open, by owner; drop the reveals of nodes with a wrong share, and blame these."""
-        seeds, blamed = Reveals(self._dealings, self._living, self._shares, self._colluders).opened()
+        seeds, blamed = Reveals(self._dealings, self._alive_set, self._shares, self._colluders).opened()
         for node, fault in blamed.items():
             wrong = fault is Fault.WRONG_SHARE
             self._blame(node, fault, self._wrong_owner(node) if wrong else node)
@@ -315,7 +315,7 @@ class ServerAttempt:
         """Return the owner of the first share that a holder revealed and was not dealt."""
 
         def good(owner: int, share: bytes) -> bool:
-            return self._dealings.matches_deal(owner, holder, share, private=owner in self._living)
+            return self._dealings.matches_deal(owner, holder, share, private=owner in self._alive_set)
 
         return next(owner for owner, share in self._shares[holder].items() if not good(owner, share))
 
@@ -326,7 +326,7 @@ class ServerAttempt:
 
     def _acceptance(self, node: int) -> bytes:
         """Return the `acceptance` that a node's reveal must be signed with, as `reveal_body` says."""
-        peers = self._agreed.neighbours(node, self._sharing)
+        peers = self._agreed.neighbours(node, self._sharer_set)
         return b"".join(
             self._dealings.acceptance(peer, node, self._offered[peer].get(node, b"")) for peer in peers
         )
@@ -358,7 +358,7 @@ class ServerAttempt:
     def _good_shares(self, owner: int) -> dict[int, bytes]:
         """Return the shares that gave a seed, by holder, each as it was dealt; other subsets may give another mask seed."""
         by_holder = {holder: shares[owner] for holder, shares in self._shares.items() if owner in shares}
-        private, needed = owner in self._living, self._terms.threshold
+        private, needed = owner in self._alive_set, self._terms.threshold
         good = [
             holder
             for holder in sorted(by_holder)
@@ -415,7 +415,7 @@ class ServerAttempt:
         self._dealings = Dealings(self._agreed, dict(self._deals))
         self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))
         self._continue_with(self._deals.keys() - self.blamed.keys())
-        parts = self._dealings.parts(self._offered, self._sharing)
+        parts = self._dealings.parts(self._offered, self._sharer_set)
         messages = {
             node: wire.write(wire.NeighbourShares(self.context, self._sharers, *map(bytes, parts.pop(node))))
             for node in self._sharers
@@ -424,8 +424,8 @@ class ServerAttempt:
 
     def _continue_with(self, sharers: AbstractSet[int]) -> None:
         """Continue with these nodes, except those with too few holders of their seeds' shares."""
-        self._sharing = self._connected(frozenset(sharers))
-        self._sharers = tuple(sorted(self._sharing))
+        self._sharer_set = self._connected(frozenset(sharers))
+        self._sharers = tuple(sorted(self._sharer_set))
         self._enough(len(self._sharers))
 
     def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
@@ -437,7 +437,7 @@ class ServerAttempt:
     def _settle(self, model_hash: bytes) -> Outgoing:
         """Continue without complaints, or request the evidence that decides each complaint."""
         self._continue_with(self._answered)
-        disputed = {node: self._disputes(node) for node in self._accused if node in self._sharing}
+        disputed = {node: self._disputes(node) for node in self._accused if node in self._sharer_set}
         messages = {
             node: wire.write(
                 wire.Disputed(self.context, accused, tuple(self._deals[dealer] for dealer in accused))
@@ -468,12 +468,12 @@ class ServerAttempt:
                 if node not in self.blamed and dealer not in self.blamed:
                     liar, fault = self._dealings.verdict(node, dealer, proof)
                     self.blamed[liar] = fault
-        self._sharing -= self._awaited - self._answered
+        self._sharer_set -= self._awaited - self._answered
         return self._send_inboxes(model_hash)
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
-        self._continue_with(self._sharing - self.blamed.keys())
-        void = void_pairs(self._complaints, self._sharing)
+        self._continue_with(self._sharer_set - self.blamed.keys())
+        void = void_pairs(self._complaints, self._sharer_set)
         self._round, self._model_hash = self._agreed.round(self._sharers, model_hash, void), model_hash
         void_entries = tuple(wire.Void(*pair, self._complaint(*pair)) for pair in void)
         message = wire.write(wire.Inbox(self.context, model_hash, self._sharers, void_entries))
@@ -487,7 +487,7 @@ class ServerAttempt:
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))
         self._dead = tuple(node for node in self._sharers if node not in self._answered)
-        self._living = frozenset(self._alive)
+        self._alive_set = frozenset(self._alive)
         self._mask_keys = {node: {} for node in self._dead}
         self._enough(len(self._alive))
         self._view = survivors_digest(self._round, self._alive, self._dead)

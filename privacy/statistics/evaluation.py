@@ -29,6 +29,7 @@ from .figure import ENOUGH, NORMAL_95, Cells, Figure, clipped, count_of, quantil
 
 EVALUATION = "evaluation"  # the purpose that owners allow or refuse
 METRIC, LOSS, CLIENTS, HISTOGRAM = FIGURES = ("metric", "loss", "clients", "histogram")
+BY_METRIC = "clients by "  # begins the name of the histogram of the clients' metrics
 RECORDS = "held-out records"  # what is counted where they are hidden
 BINS = 20  # of the clients' metrics
 WORST = 0.1  # "worst decile": a tenth of the clients has less
@@ -232,7 +233,7 @@ class Evaluation:
 
     @property
     def _by_metric(self) -> str:
-        return f"clients by {self.metric}"
+        return BY_METRIC + self.metric
 
     def _called(self, figure: str) -> str:
         """Return the name under which one of `FIGURES` is released."""

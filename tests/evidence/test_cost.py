@@ -14,7 +14,8 @@ from fedveil.base.refusal import Refusal
 from fedveil.cli.report import report as make_report
 from fedveil.evidence.card import card_of
 from fedveil.evidence.content import report_of, to_json
-from fedveil.evidence.forms import read_assessment
+from fedveil.evidence.cost import Prices, _energies
+from fedveil.evidence.forms import CARBON, NETWORK, read_assessment
 from fedveil.evidence.materials import materials_of
 from fedveil.evidence.page import page_of
 from fedveil.evidence.page_text import differences
@@ -35,6 +36,14 @@ def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) ->
     unpriced = {each["what"].split(" of ")[0]: each for each in report_of(read_run(kept))["cost"]["work"]}
     assert unpriced["energy"]["value"] == pytest.approx(0.8) and "CodeCarbon" in unpriced["energy"]["source"]
     assert unpriced["carbon dioxide"]["value"] is None and unpriced["money"]["value"] is None
+
+
+def test_carbon_is_unknown_where_the_energy_of_the_network_is(kept: Path) -> None:
+    prices = Prices({NETWORK: 100.0, CARBON: 400.0}, {NETWORK: "a test", CARBON: "a test"})
+    for gigabytes, known in ((1.0, True), (None, False)):
+        rows = {each["what"]: each["value"] for each in _energies(read_run(kept), prices, gigabytes)}
+        assert (rows["energy of the network for these bytes"] is not None) == known
+        assert (rows["carbon dioxide of that energy"] is not None) == known
 
 
 def counted(kept: Path) -> None:
