@@ -199,7 +199,8 @@ class LinkGrid(RosterGrid):
                 except queue.Empty:
                     waiting = self._in_roster(waiting) if seconds_left else {}
                     continue
-                del waiting[letter.id]
+                if waiting.pop(letter.id, None) is None:
+                    continue  # its node has left the roster since it was asked
                 _, request = outgoing[letter.id]
                 reply = self._read(request, data)
                 if not reply.has_error() and SPEC_RECORD in request.content:

@@ -220,6 +220,32 @@ def test_leaver_of_the_roster_is_not_waited_for_within_an_exchange(federation: A
         assert list(grid.get_node_ids()) == [2]
 
 
+def test_late_reply_of_a_leaver_of_the_roster_is_dropped(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_grid, "PRESENCE_SECONDS", 0.1)
+    nodes, replied = list(NODES), threading.Event()
+
+    def late(message: Message) -> Message:
+        replied.set()
+        return moved(message)
+
+    with (
+        open_link(replace(federation.door(), nodes=lambda: nodes)) as grid,
+        federation.following(federation.endpoint(2, grid.port), moved),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        replies = grid.send_and_receive([asking(node) for node in NODES], timeout=60)
+        assert next(replies).metadata.src_node_id == 2
+        nodes.remove(3)
+        rest = pool.submit(list[Message], replies)
+        time.sleep(1.0)  # the exchange notices
+        with federation.following(federation.endpoint(3, grid.port), late):
+            until(replied.is_set)
+            with federation.following(federation.endpoint(4, grid.port), moved):
+                assert [each.metadata.src_node_id for each in rest.result(30)] == [4]
+
+
 def test_grpc_gets_a_certificate_again_only_after_a_change(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
