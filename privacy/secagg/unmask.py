@@ -108,7 +108,7 @@ class Opening:
         return pair_mask_info(self.context)
 
     def _computed(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
-        """Return the keys, or hybrid secrets, from the dropout's mask seed; none if it is unknown or wrong."""
+        """Return the keys, or hybrid secrets, from the dropout's mask seed; blame the dropout for a wrong one."""
         agreed = self.agreed
         if node not in self.seeds:
             return {}
