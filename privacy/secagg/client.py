@@ -479,13 +479,7 @@ def _select_pieces(row: bytes, size: int, selection: Sequence[bool]) -> bytes:
 _STATE_FORMAT = 4
 _OLD_FORMATS = (2, 3)  # of earlier versions: `newest_attempts` is read, and attempts are over
 _STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
-_NODE_FIELDS = (
-    "candidates",
-    "sharers",
-    "accused",
-    "complained",
-    "alive",
-)  # tuples, which msgpack reads as lists
+_NODE_FIELDS = ("candidates", "sharers", "accused", "complained", "alive")  # msgpack reads them as lists
 
 
 def write_state(participant: Participant, node_key: bytes) -> bytes:

@@ -182,7 +182,7 @@ class _Trial:
         yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accusers.items() if count > max_accusers)
 
     def _of_seed(self, owner: int, mask_seeds: dict[int, bytes]) -> Convictions:
-        """Yield the faults that the seed of an owner's revealed shares shows; none of fewer valid ones than give a seed.
+        """Yield the faults that the seed of an owner's revealed shares shows; none if too few are valid.
 
         The seed of a survivor is its private seed. That of a dropout is its mask seed: if it fits the owner's keys it
         is added to `mask_seeds`, for the check of reveals.
