@@ -141,7 +141,7 @@ class MaskedSums:
         }
 
     def _weigh(self, opened: Opened, request: Sum) -> tuple[Mean, WeighedSum]:
-        """Return the mean of an opened sum, and the sum compared with the bounds that a true one keeps."""
+        """Return an opened sum's mean, and its comparison with a true sum's bounds; fail if it has too little noise."""
         assert opened.total is not None and opened.spec is not None
         spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
         self._account.check(sum_event(spec, survivors))
