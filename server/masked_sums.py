@@ -65,7 +65,7 @@ class MaskedSums:
         """
         request = replace(request, spec=masked_spec(request.spec, self._sums.masking))
         parts, obstacle = self._parts(nodes, request)
-        ahead = upcoming() if len(parts) == 1 else ()
+        ahead = upcoming() if len(parts) == 1 else ()  # parts are drawn anew in each round
         enough = self._participants.due.enough
         result = Round(request.number, len(nodes), 0, {})
         weighed_sums: list[WeighedSum] = []

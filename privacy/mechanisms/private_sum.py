@@ -152,7 +152,7 @@ def on_grid(update: Arrays, spec: SumSpec) -> Vector:
     """Return the contribution of several clients whose records were summed together, shape (coordinates,).
 
     It differs from the sum of their single contributions only by rounding, and has the same sensitivity. Arguments as of
-    `encode`, with a unit norm.
+    `encode`, with a unit norm, to which the caller has clipped the part of each record.
     """
     flat = np.concatenate([np.ravel(value) for value in update.values()])
     if spec.unit_norm is None:

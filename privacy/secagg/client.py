@@ -281,7 +281,7 @@ class Participant:
         Args:
           attempt: with the keys of its pairs.
           shares: to open.
-          secret: hybrid secret of the masks if this node made it; empty in a suite without ML-KEM.
+          secret: hybrid secret of the masks if this node made it, otherwise zeros; empty in a suite without ML-KEM.
 
         Raises:
           Refused: BAD_SHARE where the dealer did not commit to both.
@@ -338,7 +338,7 @@ class Participant:
         attempt.accused = tuple(peer for peer in attempt.accused if peer != shares.dealer)
 
     def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int, work: Work | None) -> bytes:
-        """3: compute the vector, and send it under all masks."""
+        """3: compute the vector, and return it under all masks; keep their keys, in case a dropout's seed is lost."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
         agreed, previous_sharers = attempt.agreed, set(attempt.sharers)

@@ -228,7 +228,10 @@ class _Trial:
                 yield lower, Fault.WRONG_SECRET
 
     def _of_reveal(self, node: int, reveal: wire.Revealed, mask_seeds: Mapping[int, bytes]) -> Convictions:
-        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong keys of masks with dropouts."""
+        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong keys of masks with dropouts.
+
+        `mask_seeds` has the seeds of dropouts, by node, that `_of_seed` found to fit their keys.
+        """
         agreed, deals, living = self._agreed, self._dealings, self._living
         acceptance = self.evidence.acceptance[node]
         body = reveal_body(node, reveal, acceptance)
