@@ -184,7 +184,7 @@ class Search:
 
 
 def _explain(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
-    """Return the members of all sets of this size that hit each of these sums; None if none does, or too many might.
+    """Return the members of all sets of this size that hit each of these sums; None without one, or with too many.
 
     Args:
       sums: nodes of at least one untrue sum; no smaller set hits all of them.

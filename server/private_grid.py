@@ -168,7 +168,7 @@ class PrivateGrid(PassingGrid):
           names: of the clients by node; None without names.
         """
         self.participants.renew(nodes, answers, names)
-        self._early = {}  # may name clients that have left
+        self._early = {}  # clients drawn ahead may have left
         self._sums.renew(masking)
 
     # --- the round ----------------------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ class Attempt:
         self.is_sent = False
 
     def outcome(self, model: bytes, exchanges: int) -> Opened:
-        """Return the outcome of the attempt; of an opened sum, after the excess noise is taken back, in place.
+        """Return the outcome of the attempt; first take back the excess noise of an opened sum, in place.
 
         Args:
           model: hash of the clients' initial model.

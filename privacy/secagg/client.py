@@ -140,7 +140,7 @@ class Participant:
             raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
 
     def _require_enough(self, attempt: NodeAttempt, nodes: Sequence[int]) -> None:
-        """Refuse a sum of too few nodes, or too few neighbours or owner's peers that have a mask with this node."""
+        """Refuse a sum of too few nodes, or too few neighbours or owner's peers in no void pair with this node."""
         terms, hiding = attempt.terms, {*nodes} - attempt.bare(self.node)
         neighbours = attempt.agreed.neighbours(self.node, hiding)
         if len(nodes) < terms.minimum_survivors or len(neighbours) < terms.threshold:
@@ -298,8 +298,8 @@ class Participant:
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: recheck the accused deals as a whole: accept the valid ones, disclose evidence against the others.
 
-        A deal that its dealer did not sign ends the attempt. An honest node signs no invalid deal: what is disclosed
-        is known to the adversary: the secret under which this pair sealed shares. Masks have keys of their own.
+        A deal that its dealer did not sign ends the attempt. An honest node signs no invalid deal, so the adversary knows
+        the disclosed secret already: this pair sealed its shares under it. Masks have keys of their own.
         """
         agreed, cohort = attempt.agreed, attempt.agreed.cohort
         if not attempt.share_seed or len(disputed.deals) != len(disputed.accused):

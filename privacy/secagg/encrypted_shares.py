@@ -55,7 +55,7 @@ class EncryptedShares:
 
 
 def acceptance(evidence: bytes, block: bytes) -> bytes:
-    """Return the hash of what a dealer committed to, 32 bytes. A holder signs it: no other deal can convict it later.
+    """Return the hash of what a dealer committed to, 32 bytes; a holder signs it, so that no other deal convicts it.
 
     Args:
       evidence: as `EncryptedShares` has it, `EVIDENCE_BYTES`.

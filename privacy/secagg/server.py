@@ -128,7 +128,7 @@ class ServerAttempt:
         self._evidence: AttemptEvidence | None = None  # kept when the messages are freed
         self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that proves its fault
         self._revealed: dict[int, wire.Revealed] = {}  # whole, for the evidence
-        self._model_hash = b""  # until the inboxes are sent
+        self._model_hash = b""  # empty until the inboxes are sent
         # Replies by node, in the order of the exchanges, and what is taken from them.
         self._adverts: dict[int, wire.Advert] = {}
         self._reply_keys: dict[int, bytes] = {}  # each shared with its node

@@ -149,7 +149,7 @@ def round_context(
       setup: `Agreement.cohort`, the hash of the attempt and its adverts, 32 bytes.
       cohort: numbers of the nodes that sent shares.
       model_hash: hash of the round's model, 32 bytes.
-      void: pairs of holder and dealer without a pair mask, ascending.
+      void: pairs of nodes without a pair mask, as `void_pairs` returns them.
 
     Raises:
       Refused: WRONG_COHORT if a node is listed twice.
