@@ -25,7 +25,7 @@ class Dealings:
     Attributes:
       agreed: the cohort.
       deals: by dealer, of the lengths that the cohort requires.
-      void: pairs of dealer and holder with no valid share and no mask between them; nobody can tell whose fault it is.
+      void: pairs of dealer and holder with no valid share and no mask between them; the fault is undecidable.
     """
 
     agreed: Agreement

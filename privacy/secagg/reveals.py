@@ -30,8 +30,7 @@ class Reveals:
       dealings: of the cohort.
       living: nodes whose vectors are in the sum.
       shares: by holder and owner, 32 bytes: of the private seed of the living, of the mask seed of others.
-      liars: most holders assumed to lie together; if fewer than the threshold remain without them, shares are checked one
-        by one.
+      liars: most holders assumed to lie together; without a threshold of others each share is checked by itself.
     """
 
     dealings: Dealings

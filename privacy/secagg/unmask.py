@@ -39,7 +39,7 @@ class Opening:
     about: dict[int, int] = field(default_factory=dict[int, int])
 
     def remaining_masks(self) -> Iterator[tuple[bytes, int]]:
-        """Yield key and sign of every mask whose addition unmasks the survivors' sum.
+        """Yield key and sign of every mask whose addition unmasks the survivors' sum; blame nodes on the way.
 
         Raises:
           Refused: TOO_FEW shares of a seed, and not all of their replacements.
