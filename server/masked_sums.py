@@ -55,7 +55,7 @@ class MaskedSums:
     def sum(
         self, nodes: Sequence[int], request: Sum, timeout: float | None, upcoming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
-        """Return the round's result, and the mean of the opened sums within their bounds; None if there is none.
+        """Return the round's result, and the mean of the sums within their bounds or None; advance the search.
 
         Args:
           nodes: the round's cohort, canaries last.
@@ -141,7 +141,7 @@ class MaskedSums:
         }
 
     def _weigh(self, opened: Opened, request: Sum) -> tuple[Mean, WeighedSum]:
-        """Return an opened sum's mean, and its comparison with a true sum's bounds; fail if it has too little noise."""
+        """Return an opened sum's mean, and its comparison with the bounds of a true one; fail if noise is missing."""
         assert opened.total is not None and opened.spec is not None
         spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
         self._account.check(sum_event(spec, survivors))

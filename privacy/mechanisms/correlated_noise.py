@@ -149,7 +149,7 @@ class Correlation:
             raise Refusal("adjacency", str(adjacency), remedy)
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Return the joint event of the rounds of one release: one Gaussian, as `NoiseRows` scales by `sensitivity`."""
+        """Return the joint event of one release's rounds: one Gaussian, as the noise is scaled by `sensitivity`."""
         return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> NoiseRows:

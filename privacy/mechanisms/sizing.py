@@ -180,7 +180,7 @@ class ShareSpec:
         return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
 
     def single_noise(self, colluders: int) -> float:
-        """Return `min_noise` where even all other survivors may collude: one share, the survivor's own, always counts."""
+        """Return `min_noise` where even all other survivors may collude: the survivor's own share always counts."""
         return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
 
     def missing_sigma(self, colluders: int, noise_multiplier: float) -> int:

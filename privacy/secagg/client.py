@@ -298,8 +298,8 @@ class Participant:
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
         """2a: recheck the accused deals as a whole: accept the valid ones, disclose evidence against the others.
 
-        A deal that its dealer did not sign ends the attempt. Honest nodes sign no invalid deal: the adversary knows
-        the disclosed secret already: this pair sealed its shares under it. Masks have keys of their own.
+        A deal that its dealer did not sign ends the attempt. An honest node signs no invalid deal. So the adversary
+        knows what is disclosed, the secret under which this pair sealed shares; masks have keys of their own.
         """
         agreed, cohort = attempt.agreed, attempt.agreed.cohort
         if not attempt.share_seed or len(disputed.deals) != len(disputed.accused):
