@@ -494,7 +494,7 @@ def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Seg
 
 
 def _uncentre(value: float, scalar: Segment, spec: SumSpec, denominator: float) -> float:
-    """Return the mean of a scalar in [0, bound] from its sum in grid units, the inverse of `centre`, or NaN for clip 0."""
+    """Return the mean of a scalar in [0, bound] from its sum in grid units, as `centre` inverted; NaN for clip 0."""
     if spec.clip(scalar) == 0:
         return math.nan
     mean = value * spec.step / denominator / spec.clip(scalar)

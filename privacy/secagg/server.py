@@ -111,7 +111,7 @@ class ServerAttempt:
           candidates: nodes to ask.
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
-          colluders: most nodes assumed to lie together. In a hybrid suite, where no complaint is proved, more accusers
+          colluders: most nodes assumed to lie together. In a hybrid suite, which proves no complaint, more accusers
             than these convict a dealer; of shares that are combined at once as many may be wrong.
         """
         self._colluders = colluders
