@@ -97,8 +97,8 @@ class Protected:
       rows: of the run.
       run: its name on the ledger.
       rng: source of its noise, as the ledger records it.
-      noise_factor: noise added over the planned noise, which is charged: a factor that depends on releases may lower no
-        charge, except under a filter.
+      noise_factor: noise added over the planned noise. The charge is for the planned noise: a factor that depends on
+        releases must lower no charge, except under a filter.
       norm_factor: norm of a contribution over the planned norm, public and chosen only from releases; the noise is a
         multiple of the norm, so the charge is unchanged.
       choices: adaptive choices for the next round.
@@ -215,6 +215,7 @@ class Protected:
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)
 
     def _release(self, row: int, cohort: Sequence[int]) -> Release:
+        """Return the row's release: `reserve` writes it, and `settle` names it again for the commit."""
         plan = self.plan
         events = dict.fromkeys(plan.adversaries, plan.event_of(row))
         order = plan.filter_order if self.privacy.adaptation.noise else None

@@ -84,7 +84,7 @@ class Trial:
       arrays: of the arm's model.
       strategy: its state after the arm's rounds.
       average: of its last models.
-      steps: to which its arrays are rounded for clients.
+      steps: by array, to which it is rounded for clients, see `shared_model`.
     """
 
     arrays: Annotated[Arrays, "tensors"]
@@ -111,7 +111,7 @@ class State:
       trials: of the arms, until one has won.
       scores: of the arms, once one has won.
       winner: number of the arm that has won; None before.
-      steps: to which the arrays are rounded for clients; empty without rounding.
+      steps: by array, to which it is rounded for clients, see `shared_model`; empty without rounding.
     """
 
     round: Annotated[int, Range(ge=0)]
@@ -249,6 +249,7 @@ def _read(path: Path) -> Checkpoint:
         _build_part(Trial, tensors, f"{_ARM}{at}/", each) for at, each in enumerate(fields.pop("trials", []))
     ]
     state = _build_part(State, tensors, "", {**fields, "trials": trials})
+    # An arm under trial may have diverged; its score is then minus infinity.
     for name, value in state.arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all() and not trials:
             raise ValueError(f"array {name} has a value that is not finite")
@@ -295,7 +296,7 @@ def _is_arrays(value: object) -> bool:
 
 
 def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Restore the state from `strategy_state`."""
+    """Set the attributes of a strategy to those that `strategy_state` returned."""
     collections: dict[tuple[str, str], dict[str, Any]] = {}  # arrays by key, by attribute and kind
     for name, value in state.items():
         attribute, *path = name.split(".", 2)

@@ -70,7 +70,7 @@ class Search:
       suspected: by node, the reason.
       calm: consecutive rounds in parts without an untrue sum.
       patience: number of these after which cohorts are whole again.
-      declined: the largest part that its members declined by their policies.
+      declined: size of the largest part that its members declined by their policies; parts are larger from then on.
     """
 
     untrue: int = 0
@@ -184,7 +184,7 @@ class Search:
 
 
 def _explain(sums: Sequence[frozenset[int]], size: int) -> Culprits | None:
-    """Return the members of all sets of this size that hit each of these sums; None if there is no such set.
+    """Return the members of all sets of this size that hit each of these sums; None without one, or with too many.
 
     Args:
       sums: nodes of at least one untrue sum; no smaller set hits all of them.

@@ -55,7 +55,7 @@ class MaskedSums:
     def sum(
         self, nodes: Sequence[int], request: Sum, timeout: float | None, upcoming: Callable[[], Sequence[int]]
     ) -> tuple[Round, Mean | None]:
-        """Return the round's result, and the mean of the opened sums within their bounds; None if there is none.
+        """Return the round's result, and the mean of the sums within their bounds or None; advance the search.
 
         Args:
           nodes: the round's cohort, canaries last.
@@ -65,7 +65,7 @@ class MaskedSums:
         """
         request = replace(request, spec=masked_spec(request.spec, self._sums.masking))
         parts, obstacle = self._parts(nodes, request)
-        ahead = upcoming() if len(parts) == 1 else ()
+        ahead = upcoming() if len(parts) == 1 else ()  # parts are drawn anew in each round
         enough = self._participants.due.enough
         result = Round(request.number, len(nodes), 0, {})
         weighed_sums: list[WeighedSum] = []
@@ -141,7 +141,7 @@ class MaskedSums:
         }
 
     def _weigh(self, opened: Opened, request: Sum) -> tuple[Mean, WeighedSum]:
-        """Return the mean of an opened sum, and the sum compared with the bounds that a true one keeps."""
+        """Return an opened sum's mean, and its comparison with the bounds of a true one; fail if noise is missing."""
         assert opened.total is not None and opened.spec is not None
         spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
         self._account.check(sum_event(spec, survivors))

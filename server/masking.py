@@ -85,7 +85,7 @@ def _shape(clients: int, survivors: int, collusion: float, profile: Profile) -> 
 
 
 def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
-    """Return a sum's spec for secure aggregation: with a norm, which bounds its range; arguments as of `share_spec`."""
+    """Return a sum's spec for secure aggregation: a sum without a norm gets the masking's, which bounds its range."""
     if spec.private:
         return spec
     segments = tuple(

@@ -17,7 +17,7 @@ NAME = "noise.key"
 
 
 def make(folder: Path, name: str = NAME) -> bytes:
-    """Return a fresh key that is on disk; an existing key belongs to a start that released nothing."""
+    """Write a fresh key durably and return it; a key that it replaces is of a start that released nothing."""
     key = os.urandom(KEY_BYTES)
     replace_file(folder / name, key)
     return key

@@ -66,7 +66,7 @@ class RunRows:
       run: its name on the ledger.
       mechanism: the name of its sums on the ledger.
       randomness: seeded in a declared simulation.
-      key: of the noise if the randomness is not seeded.
+      key: of the noise, 32 bytes; None if the randomness is seeded.
       secret: whether no file may reveal the cohorts.
       cohorts: of the rows used so far, in their order; empty lists if they are secret.
     """
@@ -89,7 +89,7 @@ class RunRows:
             raise Refusal("noise_key", None, remedy)
 
     def skip_to(self, number: int) -> None:
-        """Continue after round `number`, which an earlier process finished."""
+        """Continue after round `number`, the last finished one; on real data rows that a crash lost stay used."""
         cohorts = self.ledger.cohorts(self.run, self.mechanism)
         if len(cohorts) < number:
             remedy = f"the ledger knows only {len(cohorts)} rounds of this run; restore it"

@@ -64,9 +64,9 @@ class Participants:
     names: Mapping[int, str] | None = None
     arm: Arm | None = None
     search: Search = field(default_factory=Search)
-    _real: Sequence[int] = field(default=(), init=False)
-    _dummies: list[int] = field(default_factory=list[int], init=False)
-    _members: dict[Arm, list[int]] = field(default_factory=dict[Arm, list[int]], init=False)
+    _real: Sequence[int] = field(default=(), init=False)  # nodes of the real clients; () until connected
+    _dummies: list[int] = field(default_factory=list[int], init=False)  # nodes of the canaries
+    _members: dict[Arm, list[int]] = field(default_factory=dict[Arm, list[int]], init=False)  # see `members`
 
     def __post_init__(self) -> None:
         if self.add_canaries is not None:
@@ -175,7 +175,7 @@ class Participants:
     def sum(
         self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int, timeout: float | None
     ) -> tuple[CohortSum, Vector | None]:
-        """Return the sum over a cohort, shape (size,), and the canaries' part to subtract after the norm check.
+        """Return the sum over a cohort, shape (size,), and the canaries' part to subtract; None if they are nodes.
 
         Args:
           order: the instruction to all.

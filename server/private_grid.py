@@ -73,7 +73,7 @@ class PrivateGrid(PassingGrid):
       current_cohort: nodes of the last reserved round.
       rounds: results of this process's rounds.
       released: the last round's sum for an audit; None if nothing was released.
-      exhausted: why the budget allows no further round.
+      exhausted: why the budget allows no further round; None as long as it does.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PrivateGrid(PassingGrid):
         self._spent: set[int] = set()  # nodes whose own ledgers refused
         self._declined: set[int] = set()  # nodes whose owners' policies refused
         self.steps: Steps = {}
-        self._counts_are_public = privacy is None or masking is not None
+        self._counts_are_public = privacy is None or masking is not None  # masked sums need no secret draw
         self.current_cohort: list[int] = []
         self.rounds: list[Round] = []
         self.released: ReleasedSum | None = None
@@ -168,7 +168,7 @@ class PrivateGrid(PassingGrid):
           names: of the clients by node; None without names.
         """
         self.participants.renew(nodes, answers, names)
-        self._early = {}
+        self._early = {}  # clients drawn ahead may have left
         self._sums.renew(masking)
 
     # --- the round ----------------------------------------------------------------------------------------------

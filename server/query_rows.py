@@ -13,7 +13,7 @@ def name_of(run: str) -> str:
 
 
 def row_after(number: int, arm: int = 1) -> int:
-    """Return the row of the evaluation after a round."""
+    """Return the row of the evaluation after a round; each arm, from 1, has rows of its own."""
     return arm * FIRST_ROW + number
 
 

@@ -28,7 +28,7 @@ class UnitsPerClient:
     """Number of hidden units in one client's vector; public.
 
     Attributes:
-      maximum: that fit the range of a vector without clipping; more are shortened, which costs no privacy.
+      maximum: number that fits a vector's range without clipping; a sum of more is shortened, which costs no privacy.
       expected: per client, averaged over the federation, for the divisor of the mean.
     """
 
@@ -87,7 +87,7 @@ class Round:
       invited, replies: numbers of clients that were drawn, and that are in the sum.
       dropped: counts of the others, by reason.
       clipped_again: number of vectors that the server clipped.
-      scalars: their means, noised if the sum is private.
+      scalars: means of the metrics over the sum, noised if it is private.
       choices: those of the round; None without client-level privacy.
       exchanges: of secure aggregation; 0 without it.
       abandoned: whether nothing was released; the reservation stays spent.
@@ -193,8 +193,8 @@ class Mean:
       counts: the sum of every segment with a shape, in its own units.
       audited: the mean as an audit sees it, before its canaries are taken out.
       denominator: of the mean.
-      clients: of the vectors in it, if known.
-      weight: relative to the mean of another part of the cohort.
+      clients: number of vectors in it; 0 for a sum in the clear.
+      weight: of this mean against that of another part of the cohort, in `join_means`.
       part: whether it covers a part of the cohort, or several parts, each with its own noise.
       sketch: compression of the updates, and of `audited`; None without compression.
       noise: standard deviation of all noise in the sum over the clipping norm.

@@ -240,7 +240,7 @@ def _merge(before: Arrays, after: Arrays | None, means: Arrays, buffers: frozens
 def interruption() -> Generator[Interruption]:
     """Turn the first Ctrl-C or SIGTERM into a flag that ends the run after its round; a second one is immediate."""
     flag = Interruption()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield flag
         return
 

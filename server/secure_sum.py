@@ -83,11 +83,11 @@ class SecureSums:
     def __init__(self, grid: Grid, masking: Masking) -> None:
         """Prepare rounds on a grid; `masking` may be replaced: a new roster discards what was prepared under the old."""
         self._grid, self.masking, self._enough = grid, masking, None
-        self._next: Attempt | None = None
+        self._next: Attempt | None = None  # at the next row, under preparation
         self._ahead: int | None = None  # row whose keys were exchanged in advance
-        self._exchanges = 0
+        self._exchanges = 0  # of the round so far, as are the next two
         self._blamed: dict[int, Fault] = {}
-        self._evidence: dict[bytes, AttemptEvidence] = {}
+        self._evidence: dict[bytes, AttemptEvidence] = {}  # by the attempt's context
 
     def sum(
         self,
@@ -278,8 +278,8 @@ class Attempt:
         self.step = Exchange.PROPOSAL
         self.outgoing: Outgoing = self.server.proposal()
         self.is_sent = self.opening_requested = self._vectors_requested = False
-        self._ended: OpenedSum | Abandoned | None = None
-        self._reasons: dict[int, str] = {}
+        self._ended: OpenedSum | Abandoned | None = None  # how the protocol ended, once it has
+        self._reasons: dict[int, str] = {}  # by node, why it is out of the sum
 
     def prepares(self, nodes: Sequence[int], request: Sum, masking: Masking) -> bool:
         """Return whether this attempt, begun a row ahead, is at this sum, of these nodes, under this roster."""
@@ -363,7 +363,7 @@ class Attempt:
         self.is_sent = False
 
     def outcome(self, model: bytes, exchanges: int) -> Opened:
-        """Return the outcome of the attempt.
+        """Return the outcome of the attempt; first take back the excess noise of an opened sum, in place.
 
         Args:
           model: hash of the clients' initial model.
@@ -410,7 +410,7 @@ def share_spec(request: Sum, masking: Masking, clients: int) -> ShareSpec:
     spec = size_shares(
         request.spec, request.coordinates, attendance, request.noise_multiplier, masking.bits, layered=True
     )
-    return spec if request.noise_multiplier else replace(spec, weighted=True)
+    return spec if request.noise_multiplier else replace(spec, weighted=True)  # by examples
 
 
 def _terms(request: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> AttemptTerms:

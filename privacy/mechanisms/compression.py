@@ -69,12 +69,12 @@ class Compression:
 
     @property
     def clip_factor(self) -> float:
-        """Factor of the clipping norm."""
+        """Factor of the clipping norm of compressed updates, C_k / C of the module's text."""
         return math.sqrt(self.kept / self.coordinates)
 
     @property
     def gain(self) -> float:
-        """Factor of the mean on expansion."""
+        """Factor of the mean on expansion, d / k: with it the expanded mean is right on average."""
         return self.coordinates / self.kept
 
 
@@ -112,7 +112,7 @@ class Sketch:
 
     Attributes:
       compression: its size and kind.
-      seed: 32 bytes.
+      seed: 32 bytes, from which the rows and the rotation are drawn.
     """
 
     compression: Compression
@@ -147,7 +147,7 @@ def sketch_of(compression: Compression, row: int) -> Sketch:
 
     Args:
       compression: of the sum.
-      row: of the release.
+      row: of the release; each release of a run has another.
     """
     seed = b"fedveil compression" + row.to_bytes(8, "big") + compression.seed.encode()
     return Sketch(compression, hashlib.sha256(seed).digest())

@@ -104,12 +104,12 @@ class Correlation:
 
     @property
     def rounds(self) -> int:
-        """All of the run's rounds, or those of a cycle, are one release."""
+        """Number of rounds that are one release: those of a cycle, or all of the run's."""
         return self.cycle or self.num_rounds
 
     @property
     def rows(self) -> int:
-        """One for each round of the run."""
+        """Number of rows of noise: one for each round of the run."""
         return self.num_rounds
 
     @property
@@ -149,11 +149,11 @@ class Correlation:
             raise Refusal("adjacency", str(adjacency), remedy)
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Return the joint event of the rounds of one release: one Gaussian."""
+        """Return the joint event of one release's rounds: one Gaussian, as the noise is scaled by `sensitivity`."""
         return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> NoiseRows:
-        """Return the run's rows of noise."""
+        """Return the run's rows of noise; `stream_of` as of `NoiseRows`."""
         return NoiseRows(self, stream_of)
 
     @cached_property
@@ -211,7 +211,7 @@ class NoiseRows:
         self._rewind()
 
     def _rewind(self) -> None:
-        """Go back before the first row."""
+        """Go back before the first row, so that all rows can be drawn again in order."""
         self._last = 0
         self._recent: deque[NDArray[np.int64]] = deque(maxlen=self._correlation.bands - 1)  # newest first
 
@@ -220,9 +220,9 @@ class NoiseRows:
 
         Args:
           total: the cohort's sum on the lattice, whole numbers.
-          row: 1 to num_rounds; no row may meet two different sums that both leave.
+          row: 1 to num_rounds. No row may noise two different released sums: they would differ without noise.
           noise_multiplier: of the run, the same for every row.
-          spec: public parameters, private, the same lattice for every row.
+          spec: public parameters with a clipping norm; the lattice is the same for every row.
         """
         if not spec.private:
             raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")

@@ -52,7 +52,7 @@ _ENTRIES = 2**16
 # Largest stride for which a word of 32 bits has enough bits for an entry and for a place in its block.
 _NARROW = 2**16
 _CHUNK = 1 << 14  # draws looked up at a time: all that this touches stays in a core's cache
-_MANTISSA = 2.0**-53
+_MANTISSA = 2.0**-53  # of a word's leading 53 bits, a number in [0, 1)
 _FLOAT_ERROR = 2.0**-46  # of numbers in [0, 1]; exp, products, sums and bits left out err by under 2^-50
 _SPARE = 1.1  # proposals made for each number that is expected to be accepted
 _SPENT = 16  # further digits, which `_weights` may lose to rounding in a table

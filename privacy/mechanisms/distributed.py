@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Words = NDArray[np.uint16 | np.uint32]
 
-_LAYER = "layer of noise"
+_LAYER = "layer of noise"  # purpose of a layer's stream, the same at the client and at the server
 _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
 
 # --- at the client ---------------------------------------------------------------------------------------------

@@ -45,9 +45,9 @@ class Noise(Protocol):
 
         Args:
           total: the cohort's sum on the lattice, whole numbers, shape (coordinates + segments',).
-          row: of the release, from 1; no row may meet two different sums that both leave.
+          row: of the release, from 1. No row may noise two different released sums: they would differ without noise.
           noise_multiplier: noise standard deviation over the clipping norm; the noise is never below it.
-          spec: public parameters, private.
+          spec: public parameters, with a clipping norm.
         """
         ...
 
@@ -98,14 +98,14 @@ class Central:
     described: str = field(default="", init=False)
 
     def require(self, sampling: Sampling, adjacency: Adjacency) -> None:
-        """Take any."""
+        """Accept any sampling and any adjacency."""
 
     def event(self, noise_multiplier: float) -> DpEvent:
         """Return a Gaussian event."""
         return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> Noise:
-        """Return noise that takes each row's from its stream."""
+        """Return noise that draws each row from the row's own stream."""
         return _FreshNoise(stream_of)
 
 
@@ -130,7 +130,7 @@ def mechanism_of(noise: NoiseWord, turns: Turns | None, num_rounds: int, bands: 
 
     Args:
       noise: independent or correlated, from round to round.
-      turns: of the cohort; with turns, several rounds form one release.
+      turns: of the cohort; with turns, several rounds form one release. None gives `CENTRAL`.
       num_rounds: of the run, at least 1.
       bands: number of rounds over which noise is correlated; None takes the number with the smallest error.
     """

@@ -95,7 +95,7 @@ def _size(parts: Parts) -> int:
 
 
 def _factor(update: Parts, spec: SumSpec, coordinates: int) -> float:
-    """Return the factor in [0, 1] that clips an update, of which zeros may be missing, with so many coordinates.
+    """Return the factor in [0, 1] that clips an update of so many coordinates, of which zeros may be left out.
 
     Raises:
       NotFinite: the update has a value that is not finite.
@@ -152,7 +152,7 @@ def on_grid(update: Arrays, spec: SumSpec) -> Vector:
     """Return the contribution of several clients whose records were summed together, shape (coordinates,).
 
     It differs from the sum of their single contributions only by rounding, and has the same sensitivity. Arguments as of
-    `encode`, with a unit norm.
+    `encode`, with a unit norm, to which the caller has clipped the part of each record.
     """
     flat = np.concatenate([np.ravel(value) for value in update.values()])
     if spec.unit_norm is None:
@@ -247,7 +247,7 @@ def centre(values: NDArray[np.floating] | np.float64, scalar: Segment, spec: Sum
 
 
 def shrink(vector: Contribution, spec: SumSpec) -> None:
-    """Scale a lattice vector longer than `cells` back inside the norm, rounding towards zero; arguments as of `add`."""
+    """Scale a lattice vector longer than `cells` back inside the norm, in place, rounding towards zero."""
     factor = (spec.cells - 1) / math.sqrt(squared_norm(vector))
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK]
@@ -286,10 +286,10 @@ def _weighed_scalars(values: Values, spec: SumSpec) -> Vector:
 class CohortSum:
     """The running sum of a cohort: one accumulator, however many clients there are."""
 
-    total: Vector
-    replies: int = 0
-    clipped_again: int = 0
-    dropped: dict[str, int] = field(default_factory=dict[str, int])
+    total: Vector  # shape (coordinates + segments',)
+    replies: int = 0  # clients in the total
+    clipped_again: int = 0  # of these, those whose vector was too long
+    dropped: dict[str, int] = field(default_factory=dict[str, int])  # other clients, by reason
 
     def drop(self, reason: str, clients: int = 1) -> None:
         """Count clients with unusable replies, if the number is above 0: their contribution is zero."""
@@ -431,7 +431,7 @@ def add_noise(
     if not spec.private:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
     std = noise_multiplier * spec.sensitivity(total.size)
-    if spec.cells < MIN_CELLS:
+    if spec.cells < MIN_CELLS:  # a coarse grid: see `sizing`
         std = math.sqrt(std**2 + SMOOTHING**2)
     sigma = math.ceil(std)
     for start in range(0, total.size, _NOISE_BLOCK):
@@ -494,7 +494,7 @@ def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Seg
 
 
 def _uncentre(value: float, scalar: Segment, spec: SumSpec, denominator: float) -> float:
-    """Return the mean of a scalar in [0, bound] from its sum in grid units: the inverse of `centre`."""
+    """Return the mean of a scalar in [0, bound] from its sum in grid units, as `centre` inverted; NaN for clip 0."""
     if spec.clip(scalar) == 0:
         return math.nan
     mean = value * spec.step / denominator / spec.clip(scalar)

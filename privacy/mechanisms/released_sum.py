@@ -17,7 +17,7 @@ class RoundCohort:
 
     Attributes:
       clients: number of real clients.
-      canaries: which canaries were drawn.
+      canaries: numbers, from 0, of the canaries that were drawn.
       population: number of real clients that the cohort was drawn from.
     """
 
@@ -32,7 +32,7 @@ class ReleasedSum:
 
     Attributes:
       number: of the round.
-      layers: the sum by array, in clipping norms.
+      layers: the sum, one vector for each array of the update, in clipping norms.
       noise: the claimed std of the new noise in each coordinate, in clipping norms.
       rate: the sampling rate that was charged to the ledger.
       charged: the noise over clip that was charged; 0 without a charge.

@@ -27,7 +27,7 @@ from .randomness import Stream
 _MAX_TRIES = 100  # all of which fail with a probability below 2^-72; the vector is then rounded towards zero
 EXCEEDED = 2.0**-160  # of a round: times 10^5 rounds and e^30, it is below the last bit of a float of 1e-12
 BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
-_WORD = 2.0**-32
+_WORD = 2.0**-32  # of a uniform 32-bit word, a number in [0, 1)
 _EXACT = 2.0**53  # sums of squares of whole numbers below this are exact in float64, in any order
 
 

@@ -50,7 +50,7 @@ from .rotation import block_of
 from .rounding import limit_for, moved_squared
 from .sum_spec import MAX_CELLS, SMOOTHING, WEIGHT, SumSpec
 
-MIN_SIGMA = 16
+MIN_SIGMA = 16  # grid units, the least r of the proofs
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
 FURTHER_BITS = 16  # the same where a client adds noise of its own: its sum is spoilt once in 2^16 at most
 MAX_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
@@ -176,18 +176,18 @@ class ShareSpec:
         return math.sqrt(variance / self.sensitivity_squared)
 
     def min_noise(self, colluders: int) -> float:
-        """Return the smallest noise over the sensitivity, for any survivors with this many colluders."""
+        """Return the smallest noise multiplier of a sum, over all numbers of survivors, of which so many collude."""
         return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
 
     def single_noise(self, colluders: int) -> float:
-        """Return the noise over the sensitivity from one survivor's own share, for any set of survivors."""
+        """Return `min_noise` where even all other survivors may collude: the survivor's own share always counts."""
         return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
 
     def missing_sigma(self, colluders: int, noise_multiplier: float) -> int:
         """Return the noise that one survivor must add itself to be sure of a noise multiplier, in grid units.
 
         Args:
-          colluders: number among the others.
+          colluders: number of other members whose noise it does not count on; may be all.
           noise_multiplier: over the sensitivity.
 
         Returns:
@@ -202,7 +202,7 @@ class ShareSpec:
 
     @property
     def _levels(self) -> tuple[int, ...]:
-        """Numbers of survivors at which the noise is smallest: the least, and where a layer is opened."""
+        """Numbers of survivors at which the noise is smallest: the least of all, and the least for each layer."""
         return (self.attendance.least, *(layer.survivors for layer in self.layers))
 
 

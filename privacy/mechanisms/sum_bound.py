@@ -57,7 +57,7 @@ class SummedNoise:
         return float(opened + unopened) + sum(self.own_noise_variances(spec))
 
     def own_noise_variances(self, spec: ShareSpec) -> list[float]:
-        """Return the variance that is counted for each owner's claim of own noise."""
+        """Return the variance that counts for each owner's claim: at most that of an owner who trusts nobody else."""
         if not any(self.further):
             return []
         colluders = range(spec.attendance.most)

@@ -45,11 +45,11 @@ class Work:
     """Computation of a node for a round.
 
     Attributes:
-      model_hash: of the model that this node received, computed here.
-      vector: called once, when the masks are ready; returns words of the terms' width, shape (d,), to be overwritten,
-        and seeds of noise in them that the node opens with its shares.
-      further: parameter of the node's own noise in that vector, in whole grid units; a public number, sent to the
-        server under the vector's seal.
+      model_hash: of the model that this node received, 32 bytes, computed by the node itself.
+      vector: called once, in the step that masks. It returns words of the terms' width, shape (d,), which masks then
+        overwrite, and `Openings`: seeds of noise in these words that the node reveals with its shares.
+      further: returns the parameter of the node's own noise in that vector, in whole grid units, 0 for none; a public
+        number, which the server gets under the vector's seal.
     """
 
     model_hash: bytes
@@ -64,26 +64,27 @@ class NodeAttempt:
     Attributes:
       terms: those that the node accepted.
       candidates: nodes that were asked, ascending.
-      context: of adverts and replies, 32 bytes.
+      context: in which adverts and replies count, 32 bytes.
       mask_seed: of the node's key for masks, 32 bytes.
       own_seed: of its private mask, 32 bytes.
       share_seed: of its key for shares, 32 bytes.
       reply_key: shared with the server, 32 bytes.
-      adverts: its own, then the cohort's by ascending node.
+      adverts: at first its own alone; once it shares, all of the cohort's, by ascending node.
       stage: the last step done.
-      held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
-      sharers: nodes that shared, ascending; then those whose shares are good.
-      acceptance: `encrypted_shares.acceptance` of each of these neighbours, zeros of one that is accused.
+      held: of each neighbour among the sharers, ascending, the two shares that it dealt to this node, 64 bytes; zeros
+        for an accused one.
+      sharers: nodes that shared, ascending; once the vector is masked, those of them that stay in the cohort.
+      acceptance: `encrypted_shares.acceptance` of each of these neighbours, 32 bytes; zeros for an accused one.
       accused: neighbours without a valid share at this node.
-      complained: those of them of whose signed deal this node has signed a complaint.
-      void: pairs of holder and dealer without a mask, as the inbox has them.
-      dealt: hash of this node's deal, as its signature has it.
+      complained: those of them about whose signed deal this node has signed a complaint.
+      void: pairs of holder and dealer that add no mask together, as the inbox names them.
+      dealt: `deal_hash` of this node's own deal, by which a complaint names it.
       model_hash: of the round's model, 32 bytes.
       alive: survivors, ascending.
       openings: see `Openings`.
       pair_keys: keys of 32 bytes under which shares travel, by ascending neighbour.
-      mask_secrets: hybrid ones of 32 bytes, by ascending neighbour: of the higher ones, which this node made; then of
-        all that shared.
+      mask_secrets: of a hybrid suite, 32 bytes by ascending neighbour: first for the higher ones, whose secrets this
+        node made; once the shares are checked, for all that shared.
       mask_keys: of the masks with the neighbours among the sharers, 32 bytes each, by ascending neighbour; of a hybrid
         suite the secrets that they are derived from. Zeros where the two have no mask.
     """
@@ -137,21 +138,21 @@ class NodeAttempt:
 
 
 def tag_reply(attempt: NodeAttempt, body: bytes) -> bytes:
-    """Return a reply with an authentication tag between this node and this server."""
+    """Return a reply and its tag, under the key that this node and this server share for the attempt."""
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
 
 def masked(
     attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes, further: int = 0
 ) -> bytes:
-    """Return the vector, masked in place, and behind it the round's context and a number, sealed with the vector.
+    """Mask the vector in place; return its bytes, then the context and `further` under a seal that covers them all.
 
     Args:
       attempt: whose reply key seals.
       vector: words of the terms' width, (d,); overwritten.
       masks: key of 32 bytes and sign of each.
       context: of the round, 32 bytes.
-      further: as of `Work`.
+      further: parameter of the node's own noise in the vector, 0 for none; see `Work`.
 
     Raises:
       ValueError: the vector is not what `Work` promises.
@@ -168,7 +169,7 @@ def masked(
 
 
 def check_adverts(roster: Roster, attempt: NodeAttempt, adverts: Iterable[Advert], now: int) -> None:
-    """Return if members of the roster signed these adverts in this attempt.
+    """Check that members of the roster, none expired, signed these adverts in this attempt.
 
     Args:
       roster: of the attempt's terms.
@@ -203,7 +204,8 @@ def signers(
 ) -> set[int]:
     """Return the first `needed` survivors that signed this node's view of the round.
 
-    Other arguments as of `check_adverts`, with the confirmations of the cohort.
+    An honest node signs one view. So with `needed` from `quorum` no other view has as many signers: the caller may
+    reveal shares. Arguments as of `check_adverts`, with the confirmations of the cohort.
 
     Raises:
       Refused: one signed a different view, or they are too few.
@@ -235,7 +237,7 @@ def _check_view(attempt: NodeAttempt, reply: Confirmation) -> None:
 def unchecked_adverts(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
     """Return the adverts of survivors that neither this node nor an honest neighbour in `signed` has checked.
 
-    Arguments as of `check_adverts`.
+    Before it reveals a share the caller checks these itself. Arguments as of `check_adverts`; `signed` of `signers`.
     """
     agreed, terms = attempt.agreed, attempt.terms
     max_colluders = 2 * terms.threshold - terms.neighbours - 1  # among a node's neighbours; see the module

@@ -14,7 +14,7 @@ from .transcript import AttemptTerms, Purpose, digest, frame, round_context, set
 
 
 def attempt_context(terms: AttemptTerms, candidates: Sequence[int], server_key: bytes) -> bytes:
-    """Return the context of adverts and replies, 32 bytes."""
+    """Return the hash of terms, candidates and server key in which adverts and replies count, 32 bytes."""
     return digest(Purpose.SETUP, setup_context(terms), server_key, *candidates)
 
 
@@ -24,34 +24,34 @@ def reply_info(context: bytes) -> bytes:
 
 
 def advert_body(advert: Advert) -> bytes:
-    """Return the signed bytes of an advert, besides the attempt's context."""
+    """Return the bytes of an advert that its node signs in the attempt's context."""
     return frame(Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.kem_keys)
 
 
 def deal_body(node: int, shares: SealedShares) -> bytes:
-    """Return the signed bytes of a deal, besides the cohort."""
+    """Return the bytes of a deal that its dealer signs in the context of the cohort."""
     fields = shares.commitments, shares.proof, shares.seed
     return frame(Purpose.DEAL, node, shares.sealed, shares.kem, *fields)
 
 
 def confirmation_body(confirmation: Confirmation) -> bytes:
-    """Return the signed bytes of a confirmation, besides the attempt's context."""
+    """Return the bytes of a confirmation that its node signs in the attempt's context."""
     fields = confirmation.model_hash, confirmation.round_context, confirmation.survivors
     return frame(Purpose.SURVIVORS, confirmation.node, *fields)
 
 
 def complaint_body(holder: int, dealer: int, deal_digest: bytes, proof: bytes) -> bytes:
-    """Return the signed bytes of a complaint, besides the cohort; arguments as of `Dealings.verdict` and `deal_hash`."""
+    """Return the bytes of a complaint that its holder signs; arguments as of `Dealings.verdict` and `deal_hash`."""
     return frame(Purpose.DISPUTE, holder, dealer, deal_digest, proof)
 
 
 def deal_hash(dealer: int, shares: SealedShares) -> bytes:
-    """Return the hash of the signed bytes of a deal, 32 bytes."""
+    """Return the hash of the signed bytes of a deal, 32 bytes, by which a complaint names the deal."""
     return hashlib.sha256(deal_body(dealer, shares)).digest()
 
 
 def reveal_body(node: int, revealed: Revealed, acceptance: bytes) -> bytes:
-    """Return the signed bytes of a reveal, besides the attempt's context.
+    """Return the bytes of a reveal that its node signs in the attempt's context.
 
     Args:
       node: that reveals.
@@ -76,11 +76,11 @@ def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) 
 def void_pairs(
     complaints: Mapping[int, Complaints], sharers: AbstractSet[int]
 ) -> tuple[tuple[int, int], ...]:
-    """Return the pairs of holder and dealer without a mask: a complaint between them has no verdict.
+    """Return the pairs of holder and dealer that add no mask together, as no complaint between them has a verdict.
 
     Args:
       complaints: by holder.
-      sharers: nodes that stay; a complaint with a verdict has excluded one of its two.
+      sharers: nodes that stay. A complaint with a verdict has excluded one of its two, so this leaves its pair out.
     """
     pairs = ((holder, dealer) for holder, complaint in complaints.items() for dealer in complaint.accused)
     return tuple(sorted(pair for pair in pairs if {*pair} <= sharers))
@@ -97,7 +97,7 @@ def pair_mask_info(context: bytes) -> bytes:
 
 
 def mask_sign(node: int, peer: int) -> int:
-    """Return the sign with which `node` adds the mask it has with `peer`: the two cancel."""
+    """Return the sign with which `node` adds the mask it has with `peer`, who adds it with the other sign."""
     return 1 if node < peer else -1
 
 
@@ -123,7 +123,7 @@ class Agreement:
         return suite_of(self.terms.suite)
 
     def check_keys(self) -> None:
-        """Return if every advert has the keys that the suite requires.
+        """Check that every advert has the keys that the suite requires.
 
         Raises:
           Refused: MALFORMED.

@@ -121,7 +121,7 @@ class Participant:
         self.attempts.pop(context).erase()
 
     def _step(self, message: ToNode, due: Stage, act: Callable[[NodeAttempt], bytes]) -> bytes:
-        """Return what `act` replies to a message in the stage that is due; an error ends the attempt."""
+        """Return what `act` replies, if the attempt is at the stage `due`; an error of `act` ends the attempt."""
         attempt = self.attempts.get(message.context)
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
@@ -140,7 +140,7 @@ class Participant:
             raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
 
     def _require_enough(self, attempt: NodeAttempt, nodes: Sequence[int]) -> None:
-        """Refuse a sum of these nodes if they, or this node's neighbours or its owner's peers among them, are too few."""
+        """Refuse a sum of too few nodes, or too few neighbours or owner's peers in no void pair with this node."""
         terms, hiding = attempt.terms, {*nodes} - attempt.bare(self.node)
         neighbours = attempt.agreed.neighbours(self.node, hiding)
         if len(nodes) < terms.minimum_survivors or len(neighbours) < terms.threshold:
@@ -148,7 +148,7 @@ class Participant:
         self._check_peers(hiding)
 
     def _check_peers(self, nodes: Collection[int]) -> list[int]:
-        """Return the owner's peers among the nodes of a sum; refuse too few. Without a requirement none are returned."""
+        """Return the owner's peers among these nodes, none if its policy requires none; refuse too few."""
         min_peers = self.policy.peers_at_least
         peers = self.roster.holders(self.policy.peers, nodes) if min_peers else []
         peers = [node for node in peers if node != self.node]
@@ -180,7 +180,7 @@ class Participant:
         self.newest_attempts[terms.run] = recent | {terms.round: terms.attempt}
 
     def _advertise(self, terms: AttemptTerms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
-        """Begin an attempt with fresh keys, and return the advert; older attempts at the round end."""
+        """Begin an attempt with fresh keys, and return its advert; end others at the round, and the oldest of 3."""
         context = attempt_context(terms, candidates, server_key)
         mask_seed, private_seed, share_seed = new_secret(), new_secret(), new_secret()
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
@@ -260,13 +260,13 @@ class Participant:
             pairs, secrets, rows = pairs + pair, secrets + secret, rows + row
         attempt.held, attempt.mask_secrets, attempt.acceptance = bytes(pairs), bytes(secrets), bytes(rows)
         attempt.sharers, attempt.accused = message.sharers, tuple(accused)
-        if not accused:
+        if not accused:  # a complaint would need them
             attempt.pair_keys = attempt.share_seed = b""
         attempt.stage = Stage.CHECKED
         return tag_reply(attempt, wire.write(wire.Checked(agreed.cohort, tuple(accused))))
 
     def _seal_key(self, attempt: NodeAttempt, shares: EncryptedShares) -> bytes:
-        """Return the key that opens encrypted shares, 32 bytes."""
+        """Return the key under which a dealer sealed shares for this node, 32 bytes, from the stored `pair_keys`."""
         agreed, start = attempt.agreed, KEY_BYTES * index_of(attempt.agreed, self.node, shares.dealer)
         key = attempt.pair_keys[start : start + KEY_BYTES]
         if agreed.suite.hybrid:
@@ -281,7 +281,7 @@ class Participant:
         Args:
           attempt: with the keys of its pairs.
           shares: to open.
-          secret: hybrid secret of the masks if this node made it; empty in a suite without ML-KEM.
+          secret: hybrid secret of the masks if this node made it, otherwise zeros; empty in a suite without ML-KEM.
 
         Raises:
           Refused: BAD_SHARE where the dealer did not commit to both.
@@ -296,10 +296,10 @@ class Participant:
         return pair, secret, acceptance(shares.evidence, shares.block)
 
     def _complain(self, attempt: NodeAttempt, disputed: wire.Disputed, now: int) -> bytes:
-        """2a: recheck the invalid deals, and disclose the evidence, if their dealers signed them.
+        """2a: recheck the accused deals as a whole: accept the valid ones, disclose evidence against the others.
 
-        An honest node signs no invalid deal. The disclosed value is therefore known to the adversary: it is the secret
-        under which this pair sealed shares for each other, and masks have keys of their own.
+        A deal that its dealer did not sign ends the attempt. An honest node signs no invalid deal. So the adversary
+        knows what is disclosed, the secret under which this pair sealed shares; masks have keys of their own.
         """
         agreed, cohort = attempt.agreed, attempt.agreed.cohort
         if not attempt.share_seed:  # erased once there is nothing left to dispute
@@ -343,7 +343,7 @@ class Participant:
         attempt.accused = tuple(peer for peer in attempt.accused if peer != shares.dealer)
 
     def _mask(self, attempt: NodeAttempt, inbox: wire.Inbox, now: int, work: Work | None) -> bytes:
-        """3: compute the vector, and send it under all masks."""
+        """3: compute the vector, and return it under all masks; keep their keys, in case a dropout's seed is lost."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
         agreed, previous_sharers = attempt.agreed, set(attempt.sharers)
@@ -401,7 +401,7 @@ class Participant:
                 member.check(agreed.suite, agreed.cohort, body, entry.signature)
 
     def _confirm(self, attempt: NodeAttempt, sets: wire.Survivors) -> bytes:
-        """4: check the survivors against this node's view, and sign them."""
+        """4: check the survivors against this node's view, and sign them; for a semi-honest server reveal at once."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
             problem = "a node is said to be alive and dead: both its seeds would open"
@@ -448,7 +448,7 @@ class Participant:
 
 
 def declined(refused: Refused) -> bytes:
-    """Return the only thing that leaves of a refusal: its reason."""
+    """Return the message that tells the server of a refusal: the reason without the detail."""
     return wire.write(wire.Declined(refused.reason.value))
 
 
@@ -484,7 +484,7 @@ def _select_pieces(row: bytes, size: int, selection: Sequence[bool]) -> bytes:
 _STATE_FORMAT = 4
 _OLD_FORMATS = (2, 3)  # of earlier versions: `newest_attempts` is read, and attempts are over
 _STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
-_NODE_FIELDS = ("candidates", "sharers", "accused", "complained", "alive")
+_NODE_FIELDS = ("candidates", "sharers", "accused", "complained", "alive")  # msgpack reads them as lists
 
 
 def write_state(participant: Participant, node_key: bytes) -> bytes:

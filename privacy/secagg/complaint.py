@@ -28,11 +28,11 @@ from .transcript import Purpose, digest
 
 PROOF_BYTES = 3 * 32  # the secret's point, the challenge and the answer
 ORDER = 2**252 + 27742317777372353535851937790883648493  # of the base point, RFC 8032, section 5.1
-_D = -121665 * pow(121666, -1, PRIME) % PRIME
+_D = -121665 * pow(121666, -1, PRIME) % PRIME  # of the curve's equation, below
 _ROOT = pow(2, (PRIME - 1) // 4, PRIME)  # of -1
 _COFACTOR = 8
 _NONCE_BYTES = 64  # uniform modulo the order, but for 2**-259
-_BLINDING_BITS = 128
+_BLINDING_BITS = 128  # of the random multiple of the order, see `_blinded`
 
 Point = tuple[int, int, int, int]  # extended coordinates X, Y, Z, T of RFC 8032, section 5.1.4
 _NEUTRAL: Point = (0, 1, 1, 0)
@@ -69,7 +69,7 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
 def open_proof(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> bytes:
     """Return the secret that a proof of `prove` discloses, as X25519 gives it, 32 bytes.
 
-    Arguments as of `prove`, with the public key of the holder.
+    Arguments as of `prove`; `holder_key` is the holder's public key, 32 bytes.
 
     Raises:
       Refused: BAD_SIGNATURE where the proof does not hold.
@@ -91,7 +91,7 @@ def open_proof(proof: bytes, holder_key: bytes, peer: bytes, context: bytes) -> 
 
 
 def disclose(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
-    """Return the result of `prove`, or zeros for a peer's key off the curve, itself evidence; arguments as of `prove`."""
+    """Return the result of `prove`, or zeros for a key off the curve, itself evidence; arguments as of `prove`."""
     return prove(key, peer, context) if on_curve(peer) else bytes(PROOF_BYTES)
 
 

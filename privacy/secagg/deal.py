@@ -21,7 +21,7 @@ from .transcript import Purpose, digest
 
 # A commitment is 24 bytes of SHA-256: two values with one commitment take 2**96 hashes, longer than an attempt lasts.
 SEED_COMMITMENT_BYTES = 24
-# To a holder's share of the private seed, and to that of the mask seed.
+# Two commitments for each holder: to its share of the private seed, and to its share of the mask seed.
 COMMITMENT_BYTES = 2 * SEED_COMMITMENT_BYTES
 
 # Soundness. Where the honest holders' values of r or of b lie on no polynomial of degree t - 1, those of r + c b lie on
@@ -50,11 +50,11 @@ class Deal:
 
 @dataclass(frozen=True)
 class Claim:
-    """Claim of a dealer about its shares, for their verification.
+    """Values by which a dealer's shares are verified; they follow from its commitments.
 
     Attributes:
-      label: hash of cohort and dealer, 32 bytes.
-      challenge: of the proof, below p.
+      label: hash of cohort and dealer with which every commitment begins, 32 bytes.
+      challenge: c of the proof, below p.
     """
 
     label: bytes
@@ -71,7 +71,7 @@ def deal(
       dealer: the node.
       private_seed: its private seed, 32 bytes, below p.
       mask_seed: 32 bytes, below p.
-      threshold: of shares that give a seed.
+      threshold: number of shares that give a seed, t.
       points: of the holders, ascending.
     """
     polynomials = [polynomial(seed, threshold) for seed in (private_seed, mask_seed, new_secret())]
@@ -150,7 +150,7 @@ def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments:
 
 
 def check_share(claim: Claim, point: int, pair: bytes, value: int, commitments: bytes) -> None:
-    """Return if a holder's two shares, 64 bytes, are those that their dealer committed to; arguments as of `fits`.
+    """Check that a pair, a holder's two shares of 64 bytes, is what its dealer committed to; arguments as of `fits`.
 
     Raises:
       Refused: BAD_SHARE.

@@ -25,7 +25,7 @@ class Dealings:
     Attributes:
       agreed: the cohort.
       deals: by dealer, of the lengths that the cohort requires.
-      void: pairs of dealer and holder without a valid share and without a mask, whose fault is undecidable.
+      void: pairs of dealer and holder with no valid share and no mask between them; the fault is undecidable.
     """
 
     agreed: Agreement
@@ -79,7 +79,7 @@ class Dealings:
         return parts
 
     def acceptance(self, dealer: int, holder: int, block: bytes) -> bytes:
-        """Return `encrypted_shares.acceptance` of a holder without a complaint; zeros for a void pair."""
+        """Return the `encrypted_shares.acceptance` that a holder signs; zeros of a void pair, where it complained."""
         if (dealer, holder) in self.void:
             return bytes(HASH_BYTES)
         digest = digest_of(self.deals[dealer].commitments)
@@ -87,12 +87,13 @@ class Dealings:
         return acceptance(row, block)
 
     def verdict(self, holder: int, dealer: int, proof: bytes) -> tuple[int, Fault]:
-        """Return the cheater in a dispute, and its fault.
+        """Return the cheater in a dispute, and its fault; the suite is one without ML-KEM.
 
         Args:
           holder: that complains.
           dealer: that is accused.
-          proof: of the secret that the two share, as `complaint.disclose` returns it.
+          proof: result of `complaint.disclose`; it opens the dealer's seal. If the shares in it are bad, the dealer
+            cheated; if they are good, or the proof does not hold, the holder did.
         """
         holder_key, dealer_key = (self.agreed.by_node[node].share_key for node in (holder, dealer))
         if not on_curve(dealer_key):
@@ -109,7 +110,7 @@ class Dealings:
         return holder, Fault.FALSE_COMPLAINT
 
     def holders(self, dealer: int, among: frozenset[int]) -> int:
-        """Return how many of these nodes hold a valid share of the dealer's."""
+        """Return how many of these nodes hold shares of the dealer's, with no complaint between the two."""
         return sum(self.masked(dealer, peer) for peer in self.agreed.neighbours(dealer, among))
 
     def masked(self, node: int, peer: int) -> bool:

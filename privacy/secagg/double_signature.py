@@ -42,7 +42,7 @@ def _sign_second(identity: Ed25519PrivateKey, context: bytes, body: bytes) -> by
 
 
 def verify_second(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
-    """Return if an ML-DSA-65 signature holds; arguments as of `suite.verify`, with a key of `ML_DSA_KEY_BYTES`.
+    """Check that an ML-DSA-65 signature holds; arguments as of `suite.verify`, with a key of `ML_DSA_KEY_BYTES`.
 
     Raises:
       Refused: BAD_SIGNATURE.
@@ -57,7 +57,7 @@ def verify_second(public: bytes, context: bytes, body: bytes, signature: bytes) 
 def verify_by(
     suite: Suite, public: bytes, post_quantum: bytes, context: bytes, body: bytes, signature: bytes
 ) -> None:
-    """Return if a signature of `sign_by` is valid: with suite 3 both halves must be, other suites have one.
+    """Check a signature of `sign_by`: in suite 3 both halves must hold, other suites have one.
 
     Arguments as of `sign_by`, and the signer's Ed25519 and ML-DSA keys; the latter is empty in a suite without it.
 
@@ -89,7 +89,7 @@ def sign_as_authority(
 
 
 def verify_authority(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
-    """Return if a signature is what `sign_as_authority` made.
+    """Check that an authority made a signature by `sign_as_authority`.
 
     Arguments as of `sign_as_authority`, and the authority's Ed25519 key; with the hash of its ML-DSA key after it both
     must have signed.

@@ -55,10 +55,10 @@ class EncryptedShares:
 
 
 def acceptance(evidence: bytes, block: bytes) -> bytes:
-    """Return the hash by which a holder's signature names what a dealer committed to, 32 bytes.
+    """Return the hash of what a dealer committed to, 32 bytes; a holder signs it, so that no other deal convicts it.
 
     Args:
-      evidence: of `EVIDENCE_BYTES`.
+      evidence: as `EncryptedShares` has it, `EVIDENCE_BYTES`.
       block: hybrid block of the same shares; empty in a suite without ML-KEM.
     """
     return hashlib.sha256(evidence + block).digest()
@@ -79,7 +79,7 @@ def encrypted_shares_of(agreed: Agreement, dealer: int, holder: int, signed: Sea
 
 
 def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
-    """Return if a deal has a share, its commitments and a value of the proof for each neighbour.
+    """Check that a deal has a share, its commitments and a value of the proof for each neighbour.
 
     Raises:
       Refused: MALFORMED.

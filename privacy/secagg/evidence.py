@@ -54,7 +54,7 @@ class AttemptEvidence:
       model_hash: of the round's model, 32 bytes; empty if the attempt ended before vectors were requested.
       shares: revealed shares of a seed, by its owner and by holder.
       reveals: by node.
-      acceptance: by the same nodes, as `reveal_body` says.
+      acceptance: by the same nodes, what each signed beside its reveal, see `reveal_body`.
     """
 
     proposal: wire.Proposal
@@ -161,7 +161,7 @@ class _Trial:
         self.roster.member(node, _LONG_AGO).check(self._agreed.suite, context, body, signature)
 
     def _of_complaints(self) -> Convictions:
-        """Yield the cheater of each complaint or, where none can be proved, dealers with more accusers than colluders."""
+        """Yield the cheater of each complaint; in a hybrid suite, each dealer with more accusers than may lie."""
         agreed, deals, accusers = self._agreed, self.evidence.deals, Counter[int]()
         for holder, complaints in self.evidence.complaints.items():
             signatures = cut(complaints.signatures, agreed.suite.signature_bytes)
@@ -182,10 +182,10 @@ class _Trial:
         yield from ((dealer, Fault.BAD_DEAL) for dealer, count in accusers.items() if count > max_accusers)
 
     def _of_seed(self, owner: int, mask_seeds: dict[int, bytes]) -> Convictions:
-        """Yield the faults that the seed of an owner's revealed shares shows.
+        """Yield the faults that the seed of an owner's revealed shares shows; none if too few are valid.
 
-        The seed of a survivor is its private seed. That of a dropout is its mask seed, which is added to `mask_seeds` if
-        it fits the owner's keys.
+        The seed of a survivor is its private seed. That of a dropout is its mask seed: if it fits the owner's keys it
+        is added to `mask_seeds`, for the check of reveals.
         """
         agreed, deals, private = self._agreed, self._dealings, owner in self._living
         valid_shares = {
@@ -209,7 +209,11 @@ class _Trial:
             yield from self._of_secrets(owner, seed)
 
     def _of_secrets(self, owner: int, mask_seed: bytes) -> Convictions:
-        """Yield the dealers whose commitment to a mask secret is not what they sealed, as the owner's mask seed shows."""
+        """Yield the dealers whose commitment to a mask secret is not what they sealed; none if there is no ML-KEM.
+
+        The lower node of a pair makes and commits to its secret, so a mismatch convicts the lower one. `mask_seed` is
+        the owner's, from which either node's secrets follow; it fits the owner's keys, as the caller has checked.
+        """
         agreed, offered = self._agreed, self._offered
         if not agreed.suite.hybrid:
             return
@@ -226,7 +230,10 @@ class _Trial:
                 yield lower, Fault.WRONG_SECRET
 
     def _of_reveal(self, node: int, reveal: wire.Revealed, mask_seeds: Mapping[int, bytes]) -> Convictions:
-        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong keys of masks with dropouts."""
+        """Yield the faults of a node's reveal: shares that were not dealt to it, and wrong keys of masks with dropouts.
+
+        `mask_seeds` has the seeds of dropouts, by node, that `_of_seed` found to fit their keys.
+        """
         agreed, deals, living = self._agreed, self._dealings, self._living
         acceptance = self.evidence.acceptance[node]
         body = reveal_body(node, reveal, acceptance)
@@ -257,7 +264,7 @@ class _Trial:
                 yield node, Fault.WRONG_MASK
 
     def _round(self, agreed: Agreement, reveal: wire.Revealed) -> tuple[bytes, frozenset[int]]:
-        """Return the context of the round that a reveal is of, and the nodes that shared."""
+        """Return the context of the round and the nodes that shared; refuse a reveal for other survivors."""
         if self.evidence.survivors is None:
             raise Refused(Reason.MALFORMED, "a reveal without survivors")
         alive, dead = self.evidence.survivors.alive, self.evidence.survivors.dead

@@ -18,7 +18,7 @@ COMPLETE_UP_TO = 128
 MAXIMUM_CLIENTS = 10**6  # a larger cohort could keep a client computing tails
 PRIVACY_BITS = 40  # an attempt opens more than its sum with probability 2**-40 at most
 LIVENESS_BITS = 20  # an attempt fails at the stated dropout with probability 2**-20 at most
-_NEGLIGIBLE = 2.0**-60
+_NEGLIGIBLE = 2.0**-60  # of a tail: smaller terms end its sum
 
 
 @dataclass(frozen=True)

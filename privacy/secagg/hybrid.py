@@ -78,7 +78,7 @@ def fits_keys(mask_seed: bytes, mask_key: bytes, kem_keys: bytes) -> bool:
 
 
 def check_keys(keys: bytes) -> None:
-    """Return if a node's ML-KEM public keys can be used.
+    """Check that a node's ML-KEM public keys can be used.
 
     Raises:
       Refused: MALFORMED.
@@ -93,7 +93,7 @@ def mixed(key: bytes, secret: bytes, info: bytes) -> bytes:
 
 
 def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Offer:
-    """Make fresh secrets for a neighbour.
+    """Make fresh secrets for a neighbour, and the block that brings them to it.
 
     Args:
       agreed: the cohort.
@@ -138,7 +138,7 @@ def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def blocks_of(agreed: Agreement, dealer: int, data: bytes) -> dict[int, bytes]:
-    """Return the blocks of a deal by receiver; none of a suite without.
+    """Return the blocks of a deal by receiver; {} in a suite without ML-KEM.
 
     Raises:
       Refused: MALFORMED for another length.
@@ -155,10 +155,10 @@ def share_secret(share_seed: bytes, block: bytes) -> bytes:
 def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offered: Offered) -> bytes:
     """Return the secret of a pair's masks, of X25519 and of ML-KEM, from the mask seed of `node`, 32 bytes.
 
-    Other arguments as of `offer`.
+    Either node's seed gives the same. `offered` has the lower node's block; other arguments as of `offer`.
 
     Raises:
-      Refused: BAD_SHARE if the node sealed a different one for itself.
+      Refused: BAD_SHARE if `node` is the lower one and its escrow does not open.
     """
     if peer < node:
         ciphertext = offered[peer][node][CIPHERTEXT_BYTES : 2 * CIPHERTEXT_BYTES]
@@ -170,7 +170,7 @@ def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offer
 
 
 def fits_commitment(agreed: Agreement, node: int, peer: int, secret: bytes, offered: Offered) -> bool:
-    """Return whether the lower node of a pair committed to this secret of their masks."""
+    """Return whether the lower node of a pair committed to this secret of their masks, in its block in `offered`."""
     lower, higher = sorted((node, peer))
     commitment = offered[lower][higher][-SEED_COMMITMENT_BYTES:]
     return _commitment(agreed, lower, higher, secret) == commitment

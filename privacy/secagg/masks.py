@@ -25,7 +25,7 @@ CHUNK_BYTES = 2**18
 _ZEROS = bytes(CHUNK_BYTES)
 
 Vector = NDArray[np.uint16] | NDArray[np.uint32]
-Compiled = Callable[[Vector, int, bytes, bytes], None]
+Compiled = Callable[[Vector, int, bytes, bytes], None]  # vector, bytes of a word, all keys, 1 for each to add
 
 
 def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) -> None:

@@ -137,7 +137,7 @@ Signature = Annotated[bytes, partial(_bytes, lengths=SIGNATURES, problem="no sig
 LateSignature = Annotated[bytes, partial(_bytes, lengths={0, *SIGNATURES}, problem="no signature")]
 Sealed = Annotated[bytes, _multiple(SEALED_BYTES)]
 Shares = Annotated[bytes, _multiple(SHARE_BYTES)]
-Kem = Annotated[bytes, _multiple(1)]
+Kem = Annotated[bytes, _multiple(1)]  # blocks of two sizes, which `hybrid.blocks` checks
 
 
 # --- the messages
@@ -262,7 +262,7 @@ class Void:
 
     holder: Node
     dealer: Node
-    signature: Signature
+    signature: Signature  # by the holder, of its complaint
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,8 @@ class Survivors:
     """4, to the node: the survivors and the dropouts of the sum."""
 
     context: Hash
-    alive: Nodes
-    dead: Nodes
+    alive: Nodes  # their vectors are in the sum
+    dead: Nodes  # they shared, and no valid vector came
 
 
 @dataclass(frozen=True)
@@ -297,8 +297,8 @@ class Confirmation:
 
     node: Node
     model_hash: Hash
-    round_context: Hash
-    survivors: Hash
+    round_context: Hash  # `Agreement.round`
+    survivors: Hash  # `survivors_digest`
     signature: Signature
 
 

@@ -11,7 +11,7 @@ from .refusal import Reason, Refused
 from .suite import KEY_BYTES, SUITES
 from .transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 
-WIDTHS = (16, 32)
+WIDTHS = (16, 32)  # bits of a word of the sum
 _UNSIGNED = 3  # version in which nodes signed neither complaints nor reveals
 
 
@@ -69,7 +69,7 @@ class Policy:
 
 
 def check(policy: Policy, terms: AttemptTerms) -> None:
-    """Return if the terms are no weaker than the policy. The roster's hash is the caller's to compare.
+    """Check that the terms are no weaker than the policy. The roster's hash is left to the caller.
 
     Raises:
       Refused: POLICY, naming the first field of the terms that is weaker.

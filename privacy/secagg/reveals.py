@@ -30,7 +30,7 @@ class Reveals:
       dealings: of the cohort.
       living: nodes whose vectors are in the sum.
       shares: by holder and owner, 32 bytes: of the private seed of the living, of the mask seed of others.
-      liars: largest number of colluding holders.
+      liars: most holders assumed to lie together; without a threshold of others each share is checked by itself.
     """
 
     dealings: Dealings
@@ -42,9 +42,9 @@ class Reveals:
     )
 
     def opened(self) -> tuple[dict[int, bytes], dict[int, Fault]]:
-        """Return the seed by owner, if enough correct shares arrived, and the fault by node.
+        """Return the seeds by owner, where enough correct shares arrived, and the faults by node.
 
-        The seed of a dropout differs from its mask key's if the node dealt a different one.
+        The seed of a dropout is that of the shares it dealt: whether its mask key is of that seed, `Opening` checks.
         """
         seeds = dict[int, bytes]()
         if self.dealings.agreed.complete:  # on a ring each owner's weights would cost more than they save
@@ -82,7 +82,7 @@ class Reveals:
         return dict(zip(points, inverses(points), strict=True))
 
     def _combine_all(self, owner: int) -> bytes | None:
-        """Return the seed from all of its shares together; None if this does not prove them correct."""
+        """Return the seed of all its shares together; None if this does not prove them correct, see the module."""
         shares, by_node = self._by_owner[owner], self.dealings.agreed.points
         points, owner_point = [by_node[holder] for holder in shares], by_node[owner]
         numbers = [int.from_bytes(share, "big") for share in shares.values()]

@@ -112,7 +112,7 @@ def read_chain(text: bytes | str, federation: str = "") -> tuple[Rollover, ...]:
 
 
 def _check(rollover: Rollover, number: int, federation: str) -> None:
-    """Refuse a rollover that is not signed by both signers, or that weakens their keys."""
+    """Raise ValueError for a rollover that is not the one due or weakens its keys, Refused for a bad signature."""
     old, new = (bytes.fromhex(each) for each in (rollover.old, rollover.new))
     if {len(old), len(new)} - {KEY_BYTES, BOTH_BYTES} or len(new) < len(old):
         raise ValueError("a key is of another length, or drops ML-DSA")
@@ -127,7 +127,7 @@ def _check(rollover: Rollover, number: int, federation: str) -> None:
 
 
 def _check_ca(pem: str, federation: str) -> None:
-    """Refuse a certificate that is not the self-signed one of an authority of this federation."""
+    """Raise ValueError for a certificate that is not the self-signed one of an authority of this federation."""
     try:
         ca = x509.load_pem_x509_certificate(pem.encode())
         ca.verify_directly_issued_by(ca)

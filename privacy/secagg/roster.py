@@ -48,7 +48,7 @@ class Member:
         return hashlib.sha256(self.public).hexdigest()
 
     def check(self, suite: Suite, context: bytes, body: bytes, signature: bytes) -> None:
-        """Return if the member signed a body as the suite requires; arguments as of `double_signature.verify_by`.
+        """Check that the member signed a body as the suite requires; arguments as of `double_signature.verify_by`.
 
         Raises:
           Refused: BAD_SIGNATURE.

@@ -111,8 +111,8 @@ class ServerAttempt:
           candidates: nodes to ask.
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
-          colluders: largest number of colluding nodes; for shares that are combined at once, and for a hybrid suite,
-            where a complaint cannot be proved.
+          colluders: most nodes assumed to lie together. In a hybrid suite, which proves no complaint, more accusers
+            than these convict a dealer; of shares that are combined at once as many may be wrong.
         """
         self._colluders = colluders
         self._terms, self._roster, self._now = terms, roster, now
@@ -120,17 +120,18 @@ class ServerAttempt:
         self._suite = suite_of(terms.suite)
         self._key = new_key()
         self.context = attempt_context(terms, self._candidates, public_of(self._key))
-        self._total = np.zeros(dimension, f"<u{terms.bits // 8}")
+        self._total = np.zeros(dimension, f"<u{terms.bits // 8}")  # of the masked vectors so far
         self.due, self._awaited = Due.ADVERTS, frozenset(self._candidates)
-        self._answered: set[int] = set()
+        self._answered: set[int] = set()  # those awaited whose valid reply has come
         self.declined: dict[int, Reason] = {}
         self.blamed: dict[int, Fault] = {}
-        self._evidence: AttemptEvidence | None = None
+        self._evidence: AttemptEvidence | None = None  # kept when the messages are freed
         self._about: dict[int, int] = {}  # by blamed node, the owner of the seed that proves its fault
-        self._revealed: dict[int, wire.Revealed] = {}
-        self._model_hash = b""
+        self._revealed: dict[int, wire.Revealed] = {}  # whole, for the evidence
+        self._model_hash = b""  # empty until the inboxes are sent
+        # Replies by node, in the order of the exchanges, and what is taken from them.
         self._adverts: dict[int, wire.Advert] = {}
-        self._reply_keys: dict[int, bytes] = {}
+        self._reply_keys: dict[int, bytes] = {}  # each shared with its node
         self._deals: dict[int, wire.SealedShares] = {}
         self._accused: dict[int, tuple[int, ...]] = {}  # dealers by holder
         self._complaints: dict[int, wire.Complaints] = {}
@@ -139,13 +140,14 @@ class ServerAttempt:
         self._shares: dict[int, dict[int, bytes]] = {}  # revealed, by holder and owner
         self._mask_keys: dict[int, dict[int, bytes]] = {}  # revealed, by dropout and survivor
         self._seeds: dict[int, bytes] = {}  # of excess noise, by survivor
-        self._further: dict[int, int] = {}  # parameter of a survivor's own noise, as it claims
+        self._further: dict[int, int] = {}  # by node, the parameter of its own noise, as it claims
+        # The cohort as it is fixed, first by the adverts: who shared and stays, whose vectors came, who dropped out.
         self._agreed = Agreement(terms, self.context, self._candidates, ())
         self._dealings = Dealings(self._agreed, {})
         self._sharers: tuple[int, ...] = ()
-        self._sharer_set: frozenset[int] = frozenset()  # the same nodes
+        self._sharer_set: frozenset[int] = frozenset()  # `_sharers` as a set
         self._alive: tuple[int, ...] = ()
-        self._alive_set: frozenset[int] = frozenset()  # the same nodes
+        self._alive_set: frozenset[int] = frozenset()  # `_alive` as a set
         self._dead: tuple[int, ...] = ()
         self._round = self._view = b""  # context of the round, digest of its survivors
 
@@ -155,7 +157,7 @@ class ServerAttempt:
         return self._awaited - self._answered - self.declined.keys()
 
     def has(self, count: int) -> bool:
-        """Return whether `count` nodes have sent a valid answer to the last message."""
+        """Return whether `count` nodes have answered validly; of the reveals, first drop those with wrong shares."""
         if self.due is Due.REVEALED and len(self._answered) >= count:
             self._open_seeds()  # drops answers with wrong shares
         return len(self._answered) >= count
@@ -312,7 +314,7 @@ class ServerAttempt:
         return seeds
 
     def _wrong_owner(self, holder: int) -> int:
-        """Return the owner of the first share that a holder revealed and was not dealt."""
+        """Return the owner of the first wrong share of a holder's reveal, which is known to have one."""
 
         def good(owner: int, share: bytes) -> bool:
             return self._dealings.matches_deal(owner, holder, share, private=owner in self._alive_set)
@@ -333,7 +335,7 @@ class ServerAttempt:
 
     @property
     def evidence(self) -> AttemptEvidence | None:
-        """Proof of the faults of the blamed nodes for anyone; None without any."""
+        """Messages that prove the faults of the blamed nodes to anyone; None if nobody is blamed."""
         if not self.blamed or self._evidence is not None:
             return self._evidence
         by_seed = _BY_SEED if self._suite.hybrid else (*_BY_SEED, Fault.WRONG_MASK)
@@ -435,7 +437,7 @@ class ServerAttempt:
         return connected if connected == sharers else self._connected(connected)
 
     def _settle(self, model_hash: bytes) -> Outgoing:
-        """Continue without complaints, or request the evidence that decides each complaint."""
+        """Go on with the nodes that answered: request evidence for what is disputed or, if nothing is, vectors."""
         self._continue_with(self._answered)
         disputed = {node: self._disputes(node) for node in self._accused if node in self._sharer_set}
         messages = {
@@ -452,7 +454,7 @@ class ServerAttempt:
         return tuple(dealer for dealer in self._accused[node] if dealer not in self.blamed)
 
     def _count_complaints(self) -> None:
-        """Blame nodes with more accusers than colluders; for other pairs the fault is undecidable."""
+        """In a hybrid suite blame dealers with more accusers than may lie; void the masks of all pairs in dispute."""
         pairs = [(dealer, node) for node, claim in self._complaints.items() for dealer in claim.accused]
         for dealer, _ in pairs:
             if sum(each == dealer for each, _ in pairs) > self._colluders:
@@ -501,7 +503,7 @@ class ServerAttempt:
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
     def _unmask(self) -> OpenedSum:
-        """Recover the remaining masks, and return the sum without them."""
+        """Recover the remaining masks, and return the sum without them; blame nodes even if this fails."""
         seeds, keys = self._open_seeds(), self._mask_keys
         opening = Opening(self._dealings, self._round, self._alive, self._dead, seeds, keys, self._offered)
         try:

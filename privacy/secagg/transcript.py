@@ -146,10 +146,10 @@ def round_context(
     """Return the context of masks and confirmations, 32 bytes; masks of clients with different models do not cancel.
 
     Args:
-      setup: context of the shares from `setup_context`, 32 bytes.
+      setup: `Agreement.cohort`, the hash of the attempt and its adverts, 32 bytes.
       cohort: numbers of the nodes that sent shares.
       model_hash: hash of the round's model, 32 bytes.
-      void: pairs of nodes without a pair mask.
+      void: pairs of nodes without a pair mask, as `void_pairs` returns them.
 
     Raises:
       Refused: WRONG_COHORT if a node is listed twice.

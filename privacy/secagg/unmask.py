@@ -39,7 +39,7 @@ class Opening:
     about: dict[int, int] = field(default_factory=dict[int, int])
 
     def remaining_masks(self) -> Iterator[tuple[bytes, int]]:
-        """Yield key and sign of every mask whose addition unmasks the survivors' sum.
+        """Yield key and sign of every mask whose addition unmasks the survivors' sum; blame nodes on the way.
 
         Raises:
           Refused: TOO_FEW shares of a seed, and not all of their replacements.
@@ -108,7 +108,7 @@ class Opening:
         return pair_mask_info(self.context)
 
     def _computed(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
-        """Return the keys, or hybrid secrets, from the dropout's mask seed; none if it is unknown or wrong."""
+        """Return the keys, or hybrid secrets, from the dropout's mask seed; blame the dropout for a wrong one."""
         agreed = self.agreed
         if node not in self.seeds:
             return {}
