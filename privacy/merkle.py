@@ -41,7 +41,7 @@ class Frontier:
         for leaf in leaves:
             self.size += 1
             self.peaks.append(leaf)
-            subtrees = self.size  # of the height that the last peak has
+            subtrees = self.size  # how many perfect subtrees of the last peak's height the leaves fill
             while subtrees % 2 == 0:  # the last two peaks have one height: they become one
                 right = self.peaks.pop()
                 self.peaks[-1] = _node_hash(self.peaks[-1], right)
@@ -70,7 +70,7 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Return PATH(index, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
+    """Return PATH(index, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way up from a leaf, the lowest first.
 
     Args:
       leaves: hashes of all leaves.
@@ -95,7 +95,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
-    """Return PROOF(size, leaves) of RFC 9162, section 2.1.4.1.
+    """Return PROOF(size, leaves) of RFC 9162, section 2.1.4.1, by which `extends` checks that nothing was rewritten.
 
     Args:
       leaves: hashes of all leaves of the larger tree.

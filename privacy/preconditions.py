@@ -39,11 +39,11 @@ def check_adjacency(field: str, adjacency: Adjacency, revealing: str | None) -> 
 
 
 def vacuity(plan: Plan, expected: float, clients: int, parameters: int | None = None) -> str | None:
-    """Return a clause that says why a client-level guarantee is vacuous, or None.
+    """Return a clause that says why a client-level guarantee leaves a model nothing to learn; None if it does not.
 
     Args:
-      plan: calibrated, of the clients.
-      expected: clients of a round, the divisor of the sum.
+      plan: calibrated plan with the clients as units.
+      expected: expected number of clients in a round, by which the sum is divided.
       clients: number of all clients.
       parameters: of the model; None if they are not known.
     """
@@ -64,7 +64,7 @@ def vacuity(plan: Plan, expected: float, clients: int, parameters: int | None = 
 
 
 def emptiness(coin: float | None, clients: int) -> str | None:
-    """Return a clause that says why most rounds of a run would have an empty cohort, or None.
+    """Return a clause that says how many rounds would have an empty cohort; None if at most `MAX_EMPTY_SHARE` would.
 
     Args:
       coin: probability with which each client takes part; None without Poisson sampling.

@@ -34,5 +34,5 @@ class Turns:
 
 
 def min_participations(size: int, population: int, num_rounds: int) -> int:
-    """Return how often the busiest client takes part where `size` of `population` do in every round."""
+    """Return how often the busiest client takes part at least, if `size` of `population` clients do in every round."""
     return -(-num_rounds * size // population)

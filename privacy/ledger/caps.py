@@ -46,8 +46,8 @@ def ledger_folder(field: str, value: Path | str | None) -> Path:
     """Return the folder of ledgers of real data: the requested one, or the user's default.
 
     Args:
-      field: for a refusal.
-      value: an absolute folder; None for the user's own.
+      field: setting that a refusal names.
+      value: an absolute folder; None for the default folder.
 
     Raises:
       Refusal: the folder is relative.
@@ -153,7 +153,7 @@ def caps_on(ledger: Path) -> list[Cap]:
 
 
 def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:
-    """Return key and content of an act for each decision on a ledger (`Ledger.act`)."""
+    """Return key and content of an act (`Ledger.act`) for each cap on a ledger, which thus records what applied to it."""
     acts: list[tuple[tuple[str, int, str], dict[str, Any]]] = []
     for cap in caps_on(ledger):
         decision = _cap_to_json(cap)

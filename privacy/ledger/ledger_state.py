@@ -47,7 +47,7 @@ SETTINGS_OF_UNIT = {  # by which a run goes on with a ledger of this unit
     Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
     Unit.PERSON_EVERYWHERE.value: "set privacy.clients_per_person",
 }
-BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')
+BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')  # finds the budget of a reservation without parsing it
 WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')  # the time is the last key of a canonical payload
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
@@ -366,8 +366,8 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
 def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = None) -> Verification:
     """Recompute the epsilon of a ledger from its entries, and check each entry.
 
-    The spent epsilon must be within the budget of each reservation. It only grows, so it is compared before each change of
-    the budget, and at the end.
+    The spent epsilon must be within the budget of each reservation. Unless a release is voided, it only grows, so it is
+    compared before each change of the budget, and at the end.
 
     Args:
       entries: all entries of a ledger; a Refusal that they raise is a problem of the ledger.
@@ -456,7 +456,7 @@ def _overspent(book: LedgerState) -> str:
 
 
 def _dispute(epsilons: Epsilons) -> str:
-    """Return a clause if the reported epsilon is not the smaller one of the two accountants; empty if it is."""
+    """Return a clause if the reported epsilon is not close to the smaller of the accountants'; empty if it is."""
     reported, *others = epsilons
     best = min((each for each in others if each is not None), default=reported)
     if math.isclose(reported, best, rel_tol=DISPUTE_RATIO, abs_tol=DISPUTE_SIZE):

@@ -83,7 +83,7 @@ def question_excess(release: Release, caps: Iterable[Cap], book: LedgerState, bu
 
 
 def ledger_questions(book: LedgerState) -> list[LedgerQuestion]:
-    """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
+    """Return the questions on a ledger, in their order, without those that only its client's ledger lists."""
     questions: list[LedgerQuestion] = []
     for booked in book.releases.values():
         payload = _question_payload(booked)
