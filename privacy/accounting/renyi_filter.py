@@ -56,7 +56,7 @@ def spent_epsilon(
     order: float | None,
     interval: float = PUBLISH_INTERVAL,
 ) -> float:
-    """Return the smallest epsilon for which a filter admits all events; without a filter, their `epsilon`.
+    """Return the smallest epsilon whose filter admits all events, in itself no guarantee; without one, their `epsilon`.
 
     Args:
       events: as in `epsilon`.
@@ -93,7 +93,7 @@ def admits(events: Events, budget: Budget, order: float | None, interval: float 
 def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:
     """Return the order at which a filter admits a planned event most often after prior ones.
 
-    The order may depend only on planned events, never on the results of releases.
+    The filter holds only for an order fixed in advance: it follows from planned events, never from results.
 
     Raises:
       Refusal: no order affords a single release.
