@@ -51,7 +51,7 @@ def rate_above(hits: int, trials: int, alpha: float) -> float:
 
 
 def worst_rates(false: Hits, missed: Hits, alpha: float) -> ErrorRates:
-    """Return upper limits of the rates of false positives and false negatives; either misses at most with `alpha`."""
+    """Return upper limits of both error rates, which hold together with probability 1 - `alpha` at least."""
     return ErrorRates(
         rate_above(false.hits, false.trials, alpha / 2), rate_above(missed.hits, missed.trials, alpha / 2)
     )

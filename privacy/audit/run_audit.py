@@ -105,11 +105,11 @@ class AuditTerms:
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
-        """Return whether a look at the canaries is due in round `number`, after round `before` was released."""
+        """Return whether a look at the canaries is due: one is planned after `before`, the last released round, up to `number`."""
         return any(before < look <= number for look in self.looks)
 
     def books_due(self, before: int, number: int) -> bool:
-        """Return whether a test of the ledger's count is due then; never without a claim."""
+        """Return whether a test of the ledger's count is due, by the rounds of `due`; never without a client-level claim."""
         looks = spread_looks(BOOK_LOOKS, self.num_rounds) if self.delta else ()
         return any(before < look <= number for look in looks)
 
@@ -130,7 +130,7 @@ class Measured:
       low: lower end of the estimate's interval.
       high: upper end of the estimate's interval.
       ceiling: the largest epsilon that the canaries could have shown.
-      p_values: of the claim, by the two tests of canaries that an alarm needs.
+      p_values: p-value of the claim by each of the two tests, one of which confirms the other's alarm.
       lower: lower bounds on epsilon by the name of the method; empty if they were not computed.
     """
 
@@ -174,7 +174,7 @@ class Evidence:
         return self.claimed_after(())
 
     def claimed_after(self, before: Sequence[DpEvent]) -> float:
-        """Return the epsilon of these rounds and of the same clients' earlier releases.
+        """Return the epsilon of these rounds together with `before`, events of the same clients' earlier releases.
 
         A client is in one arm, so for each event the maximum over the arms counts.
         """
@@ -204,6 +204,7 @@ class Evidence:
         Raises:
           Refusal: fewer than two of either can be scored.
         """
+        # If a secret draw amplifies, a canary's rounds may not be used, so all count; else only those that it was in.
         along, norms = self.rows["along"].astype(np.float64), self.rows["norm"].astype(np.float64)
         if self.amplified or self.rows["taken"].all():
             scores, coins = weighted_products(self.rows, self.terms.num_rounds, self.interference), self.coins

@@ -50,10 +50,10 @@ def watch(
 
     Args:
       released: sum of the round.
-      memory: returned for the round before.
+      memory: what this function returned for the round before; `NO_MEMORY` in the first round.
       directions: of the canaries; None without any.
       canaries: number of canaries.
-      block: block of the round (`interference.block_of`).
+      block: number of the round's block, from 0 (`interference.block_of`).
     """
     whole = join_layers(released.layers)
     watched = whole[:: -(-whole.size // WATCHED)].copy()
@@ -98,7 +98,7 @@ def join_layers(layers: Sequence[Vector]) -> Vector:
 
 
 def _lengths(directions: Directions, sketch: Sketch) -> Vector:
-    """Return the norm of each canary's compressed direction, relative to the average, (canaries,).
+    """Return the norm of each canary's compressed direction, relative to the average, (canaries,), to divide `along` by.
 
     A canary is clipped after compression, so its part of the sum has the clipping norm again.
     """

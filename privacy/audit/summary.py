@@ -52,7 +52,7 @@ class Summary:
       final: estimate from the first and last model; None without canaries or before the end.
       visible_shortfall: share of the noise's std whose absence these rounds would have shown; 1 if not even a
         complete absence would.
-      norm_p: the smallest of the rounds, times their number.
+      norm_p: the smallest p-value of the rounds, times their number (Bonferroni), at most 1.
       reuse_p: likewise.
       draw_p: likewise.
       records: measurement by canary records at the last look; None without them.
@@ -106,7 +106,7 @@ def untested(terms: AuditTerms) -> str:
 
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
-    """Return the summary with its verdict corrected by the measurement of canary records."""
+    """Return the summary with canary records: too weak if they could not reach the claim, consistent if only they measured."""
     if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
         sentence = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
         return replace(summary, verdict=Verdict.TOO_WEAK, sentence=sentence)
@@ -125,6 +125,7 @@ def _of_sums(evidence: Evidence, final: Rows | None) -> Summary:
         return summary
     measured = evidence.measured()
     level = terms.alarms().threshold(Check.CANARIES)
+    # Findings are reported at 95 %. The verdict must agree with the alarms, so it is at their level.
     methods = by_one_run(*scores, terms.delta, gaussian=True)
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
     verdict = judge(methods, measured.claimed, level, measured.ceiling).verdict
@@ -157,7 +158,7 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
 
 
 def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
-    """Return the summary with its verdict corrected by earlier alarms."""
+    """Return the summary after the run's alarms: a red one makes it violated, an orange one too weak to tell."""
     for each in raised:
         if each.alarm.level is Level.RED:
             return replace(summary, verdict=Verdict.VIOLATED, sentence=_sentence(each))
@@ -203,7 +204,7 @@ def _sentence(raised: Raised) -> str:
 
 
 def _final(evidence: Evidence, final: Rows | None) -> Estimate | None:
-    """Return the estimate from the final model; arguments as of `summarise`."""
+    """Return the estimate from `final`, the row of the last model minus the first; None if there is none, or no move."""
     if final is None or not final["norm"] > 0:
         return None
     along = final["along"].astype(np.float64)[None]

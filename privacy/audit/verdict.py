@@ -17,7 +17,7 @@ from .normality import accuracy_p, right_of_median, separation, separation_refut
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import ErrorRates, Hits, rates_refute, rates_refute_gdp, worst_rates
 
-# Returns whether (epsilon, alpha) is refuted: the epsilon, at level alpha. A larger epsilon is never refuted more easily.
+# Called with epsilon and alpha: whether that epsilon is refuted at that level. A larger one is never refuted more easily.
 Refutes = Callable[[float, float], bool]
 
 
@@ -35,8 +35,8 @@ class Method:
 
     Attributes:
       name: of the method, with its authors.
-      refutes: the test on the scores.
-      perfect: the same test on the best scores that as many canaries could have.
+      refutes: the test on the scores, which gives the bound.
+      perfect: the same test on the best scores that as many canaries could have, which gives the ceiling.
     """
 
     name: str
@@ -120,9 +120,9 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
 
 
 def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
-    """Return the methods for many runs, one score each: exact limits of the error rates.
+    """Return the methods for many independent runs, one score each, by exact limits of the error rates.
 
-    Every second score chooses the threshold, and the other scores are counted.
+    Every second score chooses the threshold; the others, on which it does not depend, are counted.
 
     Args:
       members: scores of runs with the target, at least 4.
