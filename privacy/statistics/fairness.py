@@ -79,7 +79,7 @@ class Fairness:
         return cells.reshape(self.shape), share(np.logical_or.reduce(outside))
 
     def _select_rows(self, label: Indices, predicted: Indices) -> tuple[Indices, NDArray[np.bool_]]:
-        """Return the number of each row's condition, -1 for none, and whether the row is in the compared share."""
+        """Return the number of each row's condition, (rows,), -1 for none, and whether the row is in the share that is compared."""
         match self.criterion:
             case "equal_opportunity":
                 return np.where(label == 1, 0, -1), predicted == 1

@@ -108,7 +108,7 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: f
 
 
 def scaled(figure: Figure, middle: float, half: float) -> Figure:
-    """Return a figure in [-1, 1] in the units of a column with bounds middle - half and middle + half."""
+    """Return a figure in [-1, 1] scaled to the units of a column, whose bounds are middle - half and middle + half."""
     low, high = middle + half * figure.low, middle + half * figure.high
     return Figure(figure.name, middle + half * figure.value, low, high)
 
@@ -127,7 +127,8 @@ def quantile_of(name: str, excess: Cells, room: Cells, edges: Cells) -> Figure:
     before, after = excess[reached - 1], excess[reached]
     part = -before / (after - before) if after > before else 0.5
     value = edges[reached - 1] + (edges[1] - edges[0]) * min(max(part, 0.0), 1.0)
-    above, below = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)  # perhaps
+    # Edges that may lie at or above the quantile, and edges that may lie at or below it.
+    above, below = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)
     low = edges[max(int(above[0]) - 1, 0)]
     high = edges[min(int(below[-1]) + 1, len(edges) - 1)]
     return Figure(name, float(value), float(min(low, value)), float(max(high, value)))

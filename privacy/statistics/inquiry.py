@@ -126,7 +126,7 @@ class Inquiry:
         return any(isinstance(each.statistic, ColumnMeans) for each in self.questions)
 
     def following(self, prefixes: Sequence[str]) -> Inquiry:
-        """Return the inquiry of the next level of a search for words, which follows these prefixes."""
+        """Return the inquiry of the next round of a search for words, which counts how these prefixes go on."""
         plain = json.loads(self.text)
         plain["ask"][0]["prefixes"] = list(prefixes)
         return read_inquiry(plain)
@@ -151,7 +151,7 @@ class Inquiry:
         return SumSpec(unit_norm * max_records, cells=cells, unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return the factor of a question's cells in a vector at the record level, over the norm of a record's part."""
+        """Return the factor from counts to entries of a vector at the record level, as a share of the norm of a record's part."""
         count = len(self.questions)
         for each in self.questions:
             if name == each.name:
@@ -199,7 +199,7 @@ class Inquiry:
         for each in self.questions:
             cells, outside = each.statistic.count(table)
             norm, bound = float(np.linalg.norm(cells)), self.records * each.statistic.row_norm
-            factor = min(1.0, bound / norm) if norm else 1.0
+            factor = min(1.0, bound / norm) if norm else 1.0  # that the sum's clipping leaves of each row
             values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * factor}
         return values
 
