@@ -42,7 +42,7 @@ class Deployed(Population):
     Attributes:
       run: display name of the run; owners may allow it by this name.
       identity: name of the federation on its ledger, in hexadecimal.
-      roster: of the clients.
+      roster: roster of the clients.
       signed_roster: the roster's bytes as the authority signed them.
       ledgers: folder of the population's ledger.
       quorum: share of the planned cohort that must answer; 0 for none.
@@ -182,7 +182,7 @@ def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
     """Return the last question on each of a server's ledgers: its name and its head, by the setting `ledger.dir`.
 
     Args:
-      folder: of the questions' records.
+      folder: folder of the questions' records.
     """
     path = folder / HEADS
     try:

@@ -30,7 +30,7 @@ class OnThisMachine(Population):
     """Clients whose data this machine reads, simulated or real.
 
     Attributes:
-      settings: of the user.
+      settings: settings of the user.
       task: loaded.
       unscaled: fingerprints of the clients' data before the run scaled them, which name their ledgers; empty if it did not.
     """

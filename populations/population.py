@@ -117,8 +117,8 @@ class Population:
         """Check that a checkpoint is of this population's run; here every one is.
 
         Args:
-          name: of the run on the ledgers, by its checkpoint.
-          folder: of the run.
+          name: name of the run on the ledgers, by its checkpoint.
+          folder: folder of the run.
         """
 
     def resumption(self, folder: Path) -> str:
@@ -141,8 +141,8 @@ class Population:
         """Return the path of the population's ledger.
 
         Args:
-          prefix: of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records.
-          folder: of the run.
+          prefix: prefix of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records.
+          folder: folder of the run.
         """
         raise NotImplementedError
 
@@ -264,7 +264,7 @@ class Population:
         Args:
           record: settings of the clients.
           run: name of the run on the ledgers.
-          number: of the round.
+          number: number of the round.
           clients: numbers of the clients that were drawn, and did not answer.
         """
         return list(clients)
@@ -273,7 +273,7 @@ class Population:
         """Return the clients whose data are checked before anything is spent.
 
         Args:
-          task: of the run.
+          task: task of the run.
           all_clients: whether all are checked; of many simulated ones a few are enough, since a client with refused data
             drops out of its round.
         """

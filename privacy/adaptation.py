@@ -75,7 +75,7 @@ class AdaptiveNoise:
 
         Args:
           noise: noise multiplier of round `number`.
-          number: of the round, from 1.
+          number: number of the round, from 1.
           losses: the noised mean losses of the last rounds, the oldest first, up to that round's.
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
@@ -111,8 +111,8 @@ class Adaptation:
         """Return the segments that only the next choices need: adaptive clipping adds one; the noise follows a metric.
 
         Args:
-          plan: of the round.
-          expected_size: of the round's cohort; the sum is divided by it.
+          plan: plan of the round.
+          expected_size: expected number of clients in the round's cohort, by which the sum is divided.
         """
         if self.clipping is None:
             return ()
@@ -123,7 +123,7 @@ class Adaptation:
 
         Args:
           last: the choices of round `number`.
-          number: of the round, from 1.
+          number: number of the round, from 1.
           scalars: the round's noised means by name; they include what the adaptive choices read.
         """
         if self.clipping is not None:

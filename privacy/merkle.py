@@ -74,7 +74,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
     Args:
       leaves: hashes of all leaves.
-      index: of the leaf, from 0.
+      index: index of the leaf, from 0.
 
     Raises:
       ValueError: there is no such leaf.
@@ -99,7 +99,7 @@ def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
 
     Args:
       leaves: hashes of all leaves of the larger tree.
-      size: of the smaller one, from 1.
+      size: number of leaves of the smaller tree, from 1.
 
     Raises:
       ValueError: there is no such smaller tree.
@@ -124,10 +124,10 @@ def includes(root: bytes, size: int, leaf: bytes, index: int, proof: Sequence[by
     """Return whether a proof shows a leaf in a tree: RFC 9162, section 2.1.3.2, where `number` is fn and `last` is sn.
 
     Args:
-      root: of the tree.
-      size: of the tree.
+      root: root of the tree, 32 bytes.
+      size: number of leaves of the tree.
       leaf: hash of the leaf.
-      index: of the leaf, from 0.
+      index: index of the leaf, from 0.
       proof: as `inclusion_proof` returns it.
     """
     if not 0 <= index < size:
@@ -153,9 +153,9 @@ def extends(first: bytes, first_size: int, second: bytes, second_size: int, proo
 
     Args:
       first: root of the smaller tree.
-      first_size: of it, from 1.
+      first_size: number of its leaves, from 1.
       second: root of the larger tree.
-      second_size: of it.
+      second_size: number of its leaves.
       proof: as `consistency_proof` returns it.
     """
     if not 0 < first_size <= second_size:

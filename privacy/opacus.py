@@ -57,7 +57,7 @@ class LedgerAccountant(IAccountant):
 
     Args:
         path: the ledger's file, in an existing folder; created if missing.
-        budget: of one record, for all releases on this file.
+        budget: budget of one record, for all releases on this file.
         owner: a lasting name of the data set, the same in every run.
         simulated: whether the data are public or synthetic. Only then may the noise come from a seed.
 

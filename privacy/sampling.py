@@ -26,7 +26,7 @@ class Turns:
 
     Attributes:
       separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the run, at least 1; None if only the number of rounds limits it.
+      max_participations: most rounds in which one client takes part, at least 1; None if only their number limits it.
     """
 
     separation: int

@@ -92,7 +92,7 @@ def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
 
     Args:
       budget: epsilon and delta that the filter guards.
-      order: of the filter.
+      order: order of the filter.
     """
     pairs = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
     return PrivacyCurve(pairs, None, _trade_off(pairs))

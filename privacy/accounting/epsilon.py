@@ -316,7 +316,7 @@ def rounded(leaf: Leaf, levels: float) -> Leaf:
 
     Args:
       leaf: see `events.leaves`.
-      levels: of noise and of rate, per octave.
+      levels: number of allowed values of noise, and of rate, per octave.
     """
     from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 

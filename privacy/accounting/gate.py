@@ -55,9 +55,9 @@ class _History:
     """Releases on a ledger that fit its budget, and a look-ahead.
 
     Attributes:
-      budget: of the ledger.
+      budget: budget of the ledger.
       base: counted leaves of the releases when PLD last admitted one; RDP and the look-ahead leave it.
-      composed: by grid step, the counts that were last composed on it, and their PLD.
+      composed: for each step of a grid, the counts that were last composed on it, and their PLD.
       worst: number of the leaf by which the look-ahead counts: it covers releases of no larger loss. None without one.
       times: how many releases like `worst` fit after `base`.
       growing: whether the look-ahead still doubles; not after it has met the budget.
@@ -87,7 +87,7 @@ class Gate:
         self._leaves: list[Leaf] = []  # by number
         self._numbers: dict[Leaf, int] = {}
         self._cached_leaves: dict[int, tuple[Any, list[tuple[int, int]]]] = {}  # by the id of the event
-        self._facts: dict[tuple[Adjacency, int], _Facts] = {}
+        self._facts: dict[tuple[Adjacency, int], _Facts] = {}  # by adjacency and the leaf's number
         self._rounded: dict[tuple[int, float], int] = {}  # by the leaf's number and the levels
         self._histories: list[_History] = []  # the newest first
         self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}  # refused, by budget and grid step

@@ -74,7 +74,7 @@ def distribution(
 
     Args:
       counts: each leaf with how often it happened.
-      relation: of neighbours, in dp_accounting's words.
+      relation: relation of neighbours, in dp_accounting's words.
       interval: step of the grid, in nats.
       before: PLD of earlier events on the same grid; None if there are none.
     """

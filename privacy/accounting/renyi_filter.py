@@ -62,7 +62,7 @@ def spent_epsilon(
       events: as in `epsilon`.
       delta: in (0, 1).
       adjacency: the relation of neighbours.
-      order: of the filter; None for events that were fixed in advance.
+      order: order of the filter; None for events that were fixed in advance.
       interval: step of the PLD's grid in nats; unused with a filter.
     """
     if order is None:
@@ -75,8 +75,8 @@ def epsilon_of_filter(budget: Budget, order: float, delta: float) -> float:
     """Return a filter's guarantee at another delta, from the largest RDP at its order that its budget allows.
 
     Args:
-      budget: that the filter guards.
-      order: of the filter.
+      budget: budget that the filter guards.
+      order: order of the filter.
       delta: in (0, 1).
     """
     max_rdp = _max_rdp(budget.target_epsilon, budget.target_delta)[_index(order)]

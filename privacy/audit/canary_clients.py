@@ -69,7 +69,7 @@ def directions(stream: Stream, canaries: int, dimension: int, support: int) -> D
     """Draw unit vectors uniformly, each within a window.
 
     Args:
-      stream: of random numbers.
+      stream: stream of random numbers.
       canaries: number of directions.
       dimension: number of coordinates of an update.
       support: number of coordinates of a window, from 2 to `dimension`.

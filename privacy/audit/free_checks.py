@@ -28,7 +28,7 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0
     Args:
       layers: released arrays of one round.
       noise: claimed standard deviation of a coordinate, above 0, in the layers' unit.
-      step: of the lattice of the values, in the layers' unit; 0 without a lattice.
+      step: step of the lattice of the values, in the layers' unit; 0 without a lattice.
     """
     from scipy.special import chdtr
 

@@ -61,7 +61,7 @@ def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
     """Return the energy of the sums of a run, by its rows, in the blocks that have rounds so far.
 
     Args:
-      rows: of all rounds so far.
+      rows: rows of all rounds so far.
       num_rounds: number of planned rounds.
       coordinates: number of coordinates of the products in the rows.
     """
@@ -80,7 +80,7 @@ def weighted_products(rows: Rows, num_rounds: int, of_run: Interference) -> Vect
     """Return each canary's product with the weighted sum of all rounds, (canaries,).
 
     Args:
-      rows: of all rounds so far.
+      rows: rows of all rounds so far.
       num_rounds: number of planned rounds.
       of_run: `interference` of these rows.
     """

@@ -18,7 +18,7 @@ class MemorisationResult:
     """Result of one test at one look.
 
     Attributes:
-      name: of the test, the same at every look, such as `exposure`.
+      name: name of the test, the same at every look, such as `exposure`.
       p_value: probability of such evidence if nothing was memorised, exact; in [0, 1].
       figures: further numbers to display, by name, such as an exposure in bits or an AUC.
       refutes: whether the p-value also tests a claim of privacy, for any mechanism.

@@ -103,7 +103,7 @@ def accuracy_p(right: int, total: int, mu: float) -> float:
     Args:
       right: number of right guesses.
       total: number of guesses, each at a fair coin.
-      mu: of the claim.
+      mu: mu of the claim.
     """
     from scipy.special import ndtr
 

@@ -62,8 +62,8 @@ def rates_refute(rates: ErrorRates, delta: float, epsilon: float) -> bool:
 
     Args:
       rates: upper limits of a test's error rates.
-      delta: of the claim, in [0, 1).
-      epsilon: of the claim, in nats.
+      delta: delta of the claim, in [0, 1).
+      epsilon: epsilon of the claim, in nats.
     """
     power = math.exp(min(epsilon, 700.0))
     return 1 - delta - rates.missed > power * rates.false or 1 - delta - rates.false > power * rates.missed

@@ -44,7 +44,7 @@ def write(row: Rows, measured: Measured) -> None:
     """Write the measurement by canary records into the row of its round.
 
     Args:
-      row: of shape ().
+      row: row of the round, shape (), which is changed.
       measured: what `measure_records` returned.
     """
     tests = (measured.p_values[Check.RECORDS], measured.p_values[Check.RECORDS_ACCURACY])
@@ -56,7 +56,7 @@ def read(row: Rows, claimed: float) -> Measured | None:
     """Return the measurement that `write` wrote; None if canary records were not measured.
 
     Args:
-      row: of shape ().
+      row: row of the round, shape ().
       claimed: epsilon that their owners claim.
     """
     values = dict(zip(RECORDS, np.asarray(row["records"]).tolist(), strict=True))

@@ -47,9 +47,9 @@ class AuditTerms:
       canaries: number of canary clients; 0 without any.
       dimension: number of coordinates of an update.
       support: number of coordinates that one canary may use.
-      delta: of the claim; 0 without a client-level claim.
-      adjacency: of the claim.
-      filter_order: of the claim; None without a filter.
+      delta: delta of the claim; 0 without a client-level claim.
+      adjacency: adjacency of the claim.
+      filter_order: order of the RDP filter that the claim relies on; None without a filter.
       rate: expected share of rounds with a given canary.
       clients: size of the population at the start of the run, if the claim relies on a secret draw from it; else 0.
       probed: whether data were planted to detect memorisation.
@@ -58,7 +58,7 @@ class AuditTerms:
       record_epsilon: epsilon that clients claim for their records.
       of_unit: number of records of one unit, each sampled independently, if the sum hides records.
       arms: number of arms of the clients, which have one round each in turn.
-      in_arms: the last round of an arm; 0 if all clients are in every round.
+      in_arms: number of the last round of a single arm, 0 if there is none; later rounds are of all clients.
       own_noise: unit that each client hides by noise of its own; empty if clients add none, None in older releases.
     """
 
@@ -149,7 +149,7 @@ class Evidence:
     """Rows of a run so far, with the terms and coins of its audit.
 
     Attributes:
-      terms: of the audit.
+      terms: terms of the audit.
       coins: which canaries were in, (canaries,).
       rows: one for each released round, at least one.
     """
@@ -244,11 +244,11 @@ class Evidence:
 
 
 def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
-    """Return the p-values that the alarms test after a round.
+    """Return what the alarms judge after a round: every p-value that was computed for it, and what canaries could show.
 
     Args:
-      terms: of the audit.
-      row: of the round, shape ().
+      terms: terms of the audit.
+      row: row of the round, shape ().
       measured: measurement by canaries; None if it is not due.
       records: measurement by canary records; None if it is not due.
     """

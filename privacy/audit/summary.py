@@ -45,7 +45,7 @@ class Summary:
     """Result of an audit.
 
     Attributes:
-      verdict: on the claim; None without a client-level claim.
+      verdict: verdict on the claim; None without a client-level claim.
       sentence: the verdict in words.
       measured: measurement by canaries after the last round; None without them.
       findings: lower bounds at 95 %, those for any mechanism last.

@@ -34,7 +34,7 @@ class Method:
     """Test of a claim.
 
     Attributes:
-      name: of the method, with its authors.
+      name: name of the method, with its authors.
       refutes: the test on the scores, which gives the bound.
       perfect: the same test on the best scores that as many canaries could have, which gives the ceiling.
     """
@@ -74,7 +74,7 @@ def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float
 
     Args:
       methods: at least one.
-      epsilon: of the claim, in nats.
+      epsilon: epsilon of the claim, in nats.
       alpha: level of the test.
       masked: ceiling in epsilon that the released sums impose; the number of canaries imposes another.
     """
@@ -97,7 +97,7 @@ def by_guesses(guesses: Guesses, delta: float, gaussian: bool = False) -> list[M
 
     Args:
       guesses: about the coins.
-      delta: of the claim, in [0, 1).
+      delta: delta of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides, instead of the bound for any mechanism (Steinke et al.).
     """
     return _one_run([guesses], delta, gaussian)
@@ -109,7 +109,7 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
     Args:
       members: scores of canaries that were in.
       others: scores of canaries that were out.
-      delta: of the claim, in [0, 1).
+      delta: delta of the claim, in [0, 1).
       gaussian: whether the two Gaussian tests decide.
     """
     check_coins(len(members), len(others))
@@ -127,7 +127,7 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
     Args:
       members: scores of runs with the target, at least 4.
       others: scores of runs without the target, at least 4.
-      delta: of the claim, in [0, 1).
+      delta: delta of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides.
     """
     if min(len(members), len(others)) < 4:

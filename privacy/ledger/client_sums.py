@@ -88,7 +88,7 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
     """Charge a ledger of records with those releases of their client that it lacks.
 
     Args:
-      ledger: of the records, open for writing.
+      ledger: ledger of the records, open for writing.
       clients: path of the client's ledger, which need not exist.
       budget: as of `pending_drafts`.
 
@@ -108,7 +108,7 @@ def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> Le
     Args:
       clients: state of the client's ledger.
       records: state of the records' ledger, which is extended in place; an empty state if they have no ledger.
-      budget: of the records.
+      budget: budget of the records.
     """
     book = records
     if not book.identity:
@@ -157,8 +157,8 @@ class RecordsBudget:
     """Budget of records that the releases of their client spend too, while the client's ledger is open.
 
     Attributes:
-      path: of the records' ledger, which need not exist; the caps on it apply.
-      budget: of the records, before caps.
+      path: path of the records' ledger, which need not exist; the caps on it apply.
+      budget: budget of the records, before caps.
       book: what the records have spent, in memory; it grows with the releases.
       caps: further caps of the records' owner, on questions.
     """
@@ -209,7 +209,7 @@ def read_records(
     Args:
       clients: path of the client's ledger, which need not exist.
       records: path of its records' ledger, which need not exist.
-      adjacency: of the records if they have no ledger.
+      adjacency: adjacency of the records if they have no ledger.
     """
     of_client, of_records = state_at(clients), state_at(records)
     deltas = [each.target_delta for book in (of_client, of_records) for each in book.granted.values()]

@@ -54,7 +54,7 @@ class DataSet:
     """Entry of one data set in a folder of ledgers.
 
     Attributes:
-      fingerprints: of the clients' data in the last run that protected records, in the clients' order.
+      fingerprints: fingerprints of the clients' data in the last run that protected records, in the clients' order.
       adopted: names of earlier ledgers of the same people that are still to be charged here.
       records: the mode that charges the records, because another mode would keep a second budget; empty before a first
         charge.
@@ -185,9 +185,9 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     """Assign an older ledger to a data set; the next run charges its releases first.
 
     Args:
-      folder: of the ledgers.
+      folder: folder of the ledgers.
       old: name of the ledger's file, without its ending.
-      data_id: of the data set.
+      data_id: name of the data set.
 
     Raises:
       Refusal: there is no such ledger, or it cannot be read.
@@ -231,8 +231,8 @@ def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str])
     Each is charged what adopted ledgers hold and, if the clients' data have changed, what it lacks of the maximum over all.
 
     Args:
-      folder: of the ledgers.
-      data_id: of the data set.
+      folder: folder of the ledgers.
+      data_id: name of the data set.
       fingerprints: fingerprint of each client's data, in the clients' order.
     """
     stored, prints = data_set(folder, data_id), tuple(fingerprints)
@@ -278,11 +278,11 @@ def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, 
     """Charge pending releases durably, then store the data set's new entry; a crash in between charges nothing twice.
 
     Args:
-      folder: of the ledgers; it must exist.
-      data_id: of the data set.
+      folder: folder of the ledgers; it must exist.
+      data_id: name of the data set.
       pending: to be charged.
-      budget: of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
-      prefix: of the ledgers' files.
+      budget: budget of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
+      prefix: prefix of the ledgers' files.
 
     Raises:
       Refusal: a ledger cannot be written, or its owner's cap is below the amount already spent.
@@ -323,10 +323,10 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
     """Charge a ledger of records with the sums of whole clients that it lacks.
 
     Args:
-      path: of the ledger, which is created if there is something to charge.
-      owner: of the ledger.
+      path: path of the ledger, which is created if there is something to charge.
+      owner: owner of the ledger.
       clients: path of the ledger of all clients together, which need not exist.
-      budget: of the records; its unit and adjacency are the ledger's.
+      budget: budget of the records; its unit and adjacency are the ledger's.
     """
     if pending_drafts(state_at(clients), state_at(path), budget):
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:

@@ -109,8 +109,8 @@ def chained(rows: Iterable[Any], head: Head, source: str) -> Iterator[Entry]:
 
     Args:
       rows: (seq, kind, key, payload, prev_hash, hash) each.
-      head: that they follow.
-      source: of the rows, for a refusal.
+      head: head that the first row must follow.
+      source: file or name of the rows, for a refusal.
 
     Raises:
       Refusal: a row is not the entry that follows.
@@ -157,7 +157,7 @@ class Lock:
         """Take the lock.
 
         Args:
-          path: of the locked file.
+          path: path of the locked file.
           wait: seconds to wait for another holder.
 
         Raises:
@@ -279,7 +279,7 @@ def exclusive_lock(path: Path, field: str) -> Generator[None]:
     """Hold a lock for the block, such as that of a folder in which one server or one agent may run.
 
     Args:
-      path: of the locked file.
+      path: path of the locked file.
       field: name of the process in a refusal.
 
     Raises:
@@ -329,7 +329,7 @@ class Chain:
         """Open a chain, or start one; the caller holds the lock.
 
         Args:
-          path: of the ledger.
+          path: path of the ledger.
           first: the first entry of a new chain.
           durable: whether a transaction survives a power cut, not just the end of the process.
 
@@ -469,7 +469,7 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
     """Refuse ledgers if one lacks its known head: it is missing, truncated, rolled back or another one.
 
     Args:
-      folder: of the ledgers.
+      folder: folder of the ledgers.
       heads: known heads, by the ledgers' file names.
     """
     for name, head in heads.items():
@@ -493,7 +493,7 @@ def holds_head(path: Path, head: Head) -> bool:
     """Return whether a ledger, read without its lock, holds an entry.
 
     Args:
-      path: of the ledger.
+      path: path of the ledger.
       head: number and hash of the entry.
     """
     with contextlib.closing(Chain.for_reading(path)) as chain:

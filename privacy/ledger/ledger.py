@@ -138,12 +138,12 @@ class Ledger:
         self._chain = chain
         self._lock = lock
         self._book = book
-        self._budget = budget
+        self._budget = budget  # before the owner's caps
         self._resources = resources
         self.purpose: str | None = None
         self.caps: tuple[Cap, ...] = ()
         self.shared: tuple[SharedBudget, ...] = ()
-        self._threads = threading.RLock()
+        self._threads = threading.RLock()  # held by a thread of this process while it reads or writes
         self._pending: dict[str, None] = {}  # keys of commits that are still to be written, in their order
 
     @classmethod

@@ -236,7 +236,7 @@ class LedgerState:
         """Return the events that an adversary saw, equal ones as one composed event; voided releases have none.
 
         Args:
-          adversary: that saw them.
+          adversary: adversary that saw the events.
           selects: returns whether to include a release; None includes all.
         """
         event_counts = self.spent.get(adversary, Counter[str]())
@@ -274,7 +274,7 @@ class Verification:
       entries: number of entries of the intact part of the chain.
       head: the last entry of the intact part.
       problem: one sentence; None if the ledger is valid.
-      delta: of all epsilons.
+      delta: delta at which every epsilon is computed.
       epsilon: as reported everywhere, against the adversary with the largest loss; with a filter, the amount that it has
         counted.
       epsilon_pld: by dp_accounting's PLD accountant alone; None if it does not cover the events.
@@ -329,7 +329,7 @@ def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
     to a person.
 
     Args:
-      path: of the ledger.
+      path: path of the ledger.
       ledger_unit: the ledger's unit; None if there is no ledger.
       run_unit: the unit of the run.
     """
@@ -349,7 +349,7 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
     """Check a ledger's chain and recompute its epsilon.
 
     Args:
-      path: of the ledger; it may be in use.
+      path: path of the ledger; it may be in use.
       delta: in (0, 1); by default that of the latest reservation.
 
     Returns:
@@ -371,7 +371,7 @@ def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = 
 
     Args:
       entries: all entries of a ledger; a Refusal that they raise is a problem of the ledger.
-      source: of the entries, to name in a problem.
+      source: file or name of the entries, for a problem's sentence.
       delta: in (0, 1); by default that of the latest reservation.
     """
     book, granted = LedgerState(), ""

@@ -62,7 +62,7 @@ class ReceiptOpening:
 
     Attributes:
       salt: random, new for each receipt, in hexadecimal.
-      heads: of the device's ledgers, by their file names.
+      heads: heads of the device's ledgers, by their file names.
     """
 
     salt: str

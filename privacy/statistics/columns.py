@@ -31,7 +31,7 @@ class Numbers:
     """Column of numbers between two bounds.
 
     Attributes:
-      name: of the column.
+      name: name of the column.
       low, high: bounds, low below high.
     """
 
@@ -67,7 +67,7 @@ class Bins:
     """Column in bins: numbers between edges, or words.
 
     Attributes:
-      name: of the column.
+      name: name of the column.
       edges: ascending; the first and the last are the bounds. Empty where there are words.
       words: each a bin; empty where there are edges.
     """

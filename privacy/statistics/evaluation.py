@@ -69,7 +69,7 @@ class Evaluation:
       name: name of the release on the ledger, where another evaluation needs another row or another name.
       share: share of its records that each client holds out, in (0, 1); None if the client's app decides.
       metric: name of one of the task's metrics.
-      bound: of the metric, which lies in [0, bound].
+      bound: largest value of the metric, which lies in [0, bound].
       figures: some of `FIGURES`, in equal parts of the squared norm.
       why: reason of the evaluation, in a sentence for owners.
       records: at the record level, number of a client's records that count in full; the contribution of a client with
@@ -277,11 +277,11 @@ def _quantile(
     public numbers.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       cells: noisy counts.
       rows: noisy total; None if it was not released.
       level: share of all that is below.
-      edges: of the bins.
+      edges: edges of the bins.
       sigma: standard deviation of each count.
       normal: half the width of the interval, in standard deviations.
     """

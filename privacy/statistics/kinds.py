@@ -335,7 +335,7 @@ def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
     """Return the correlation of columns a and b.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       cells: noisy sums over rows of 1, a, b, a^2 - 1/2, b^2 - 1/2 and a b.
       sigma: standard deviation of the noise on each.
     """
