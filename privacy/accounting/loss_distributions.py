@@ -163,7 +163,7 @@ def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -
 
 
 class _Repeated(PrivacyLossDistribution):
-    """PLD composed `times` with itself; the side that adds the unit is composed when it is first read, not if `none_above`."""
+    """PLD composed `times` with itself; the side of a unit added is composed when read, which `none_above` may spare."""
 
     def __init__(self, once: Any, times: int) -> None:
         super().__init__(_repeated_pmf(once._pmf_remove, times))
