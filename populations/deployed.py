@@ -42,11 +42,11 @@ class Deployed(Population):
     Attributes:
       run: display name of the run; owners may allow it by this name.
       identity: name of the federation on its ledger, in hexadecimal.
-      roster: of the clients.
+      roster: roster of the clients.
       signed_roster: the roster's bytes as the authority signed them.
       ledgers: folder of the population's ledger.
       quorum: share of the planned cohort that must answer; 0 for none.
-      enough: share of the planned cohort that is enough to end an exchange; None waits for all that are invited.
+      enough: share of the planned cohort whose answers end an exchange early; None waits for all that are invited.
       heads: heads of the server's ledgers after earlier runs and questions, by the name of the run or question.
       ledger_dir: the setting `ledger.dir`; None for the bundle's own folder.
     """
@@ -122,7 +122,7 @@ class Deployed(Population):
         return float(bound)
 
     def answers(self, invited: float) -> Answers:
-        """Return how many answers a round needs: shares of the planned cohort."""
+        """Return how many answers a round needs, and how many end it: shares of `invited`, the planned cohort."""
         enough = None if self.enough is None else max(1, math.ceil(self.enough * invited))
         return Answers(math.ceil(self.quorum * invited), enough)
 
@@ -162,7 +162,7 @@ class Deployed(Population):
     def keep_answer(self, folder: Path, name: str, head: Head) -> None:
         """Store the ledger's head after a question. Arguments as of `Population`."""
         heads = {**last_questions(folder), self.ledger_dir or "": (name, head)}
-        with suppress(OSError):  # a later run stores a head of its own
+        with suppress(OSError):  # the answer stands without it, and a later run stores a head of its own
             replace_file(folder / HEADS, (json.dumps(heads) + "\n").encode())
 
     def sums_of_clients(self, adjacency: Adjacency) -> Sequence[DpEvent]:
@@ -182,7 +182,7 @@ def last_questions(folder: Path) -> dict[str, tuple[str, Head]]:
     """Return the last question on each of a server's ledgers: its name and its head, by the setting `ledger.dir`.
 
     Args:
-      folder: of the questions' records.
+      folder: folder of the questions' records.
     """
     path = folder / HEADS
     try:

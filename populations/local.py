@@ -105,7 +105,7 @@ class Local(OnThisMachine):
         return self.home
 
     def pending_charges(self) -> PendingCharges:
-        """Return earlier losses of the people that are not on the clients' ledgers yet."""
+        """Return earlier losses of the people that the clients' ledgers lack; `settle` charges them."""
         return data_sets.pending_for_clients(self.home, self.data_id, self.fingerprints)
 
     def caps(self, path: Path) -> Sequence[Cap]:
@@ -148,7 +148,7 @@ class Local(OnThisMachine):
 
     def settle_sums(self, path: Path, budget: Budget) -> None:
         """Charge the population's ledger, before it is opened, with earlier losses of its people."""
-        prefix = path.stem.removesuffix(self.owner[:NAME_LENGTH])
+        prefix = path.stem.removesuffix(self.owner[:NAME_LENGTH])  # as `ledger_file` made the name
         pending = data_sets.pending_for_population(path.parent, self.data_id, prefix)
         data_sets.settle(path.parent, self.data_id, pending, budget, prefix)
 

@@ -30,7 +30,7 @@ class OnThisMachine(Population):
     """Clients whose data this machine reads, simulated or real.
 
     Attributes:
-      settings: of the user.
+      settings: settings of the user.
       task: loaded.
       unscaled: fingerprints of the clients' data before the run scaled them, which name their ledgers; empty if it did not.
     """
@@ -77,7 +77,7 @@ class OnThisMachine(Population):
         return ALL_ANSWERS
 
     def sample_examples(self, task: Task) -> Data:
-        """Return a client's examples."""
+        """Return the examples of the first client that has any."""
         examples = (data_of(task, client) for client in range(task.num_clients))
         return next(each for each in examples if len(each))
 
@@ -121,7 +121,7 @@ class Simulated(OnThisMachine):
         return self.fingerprints
 
     def ledger_path(self, prefix: str, folder: Path) -> Path:
-        """Return the population's ledger, of a run in a folder."""
+        """Return the path of the population's ledger in a run's folder; the prefix is not used, as there is only one."""
         return folder / "ledger"
 
     def client_ledger_home(self, folder: Path) -> Path:

@@ -61,7 +61,7 @@ class Population:
     Attributes:
       simulated: whether the data are public or synthetic.
       reads_data: whether this machine reads the clients' data; other clients keep theirs, and plan with them.
-      needs_held_out: whether a run needs held-out examples.
+      needs_held_out: whether a run is refused if its task holds no examples out.
       count_disclosure: clause on the public value that reveals the number of clients, with the remedy; empty without one.
     """
 
@@ -114,11 +114,11 @@ class Population:
         raise NotImplementedError
 
     def check_run(self, name: str, folder: Path) -> None:
-        """Refuse the checkpoint of another run.
+        """Check that a checkpoint is of this population's run; here every one is.
 
         Args:
-          name: of the run on the ledgers, by its checkpoint.
-          folder: of the run.
+          name: name of the run on the ledgers, by its checkpoint.
+          folder: folder of the run.
         """
 
     def resumption(self, folder: Path) -> str:
@@ -141,8 +141,8 @@ class Population:
         """Return the path of the population's ledger.
 
         Args:
-          prefix: of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records.
-          folder: of the run.
+          prefix: prefix of the file's name: `POPULATION`, or with `RECORDS` for the ledger of all records.
+          folder: folder of the run.
         """
         raise NotImplementedError
 
@@ -180,7 +180,7 @@ class Population:
         return lowered(budget, self.caps(path))
 
     def check_identity(self, data_id: str | None, spends: bool) -> None:
-        """Refuse a declared name of the data that this population cannot use, or that it lacks.
+        """Check that the declared name of the data is one that this population can use, and not missing if it needs one.
 
         Args:
           data_id: the setting `task.data_id`.
@@ -210,12 +210,12 @@ class Population:
         Args:
           settings: without the request for scaling.
           task: with scaled inputs.
-          keep_names: whether each client has a ledger, which keeps its name.
+          keep_names: whether each client has a ledger, which keeps the name that its data had before the scaling.
         """
         return self
 
     def pending_charges(self) -> PendingCharges:
-        """Return earlier losses of people with real data on this machine that are not on the clients' ledgers."""
+        """Return earlier losses of people with real data on this machine that the clients' ledgers lack; `settle` charges them."""
         raise NotImplementedError
 
     def settle(self, record: RecordPrivacy) -> str:
@@ -264,7 +264,7 @@ class Population:
         Args:
           record: settings of the clients.
           run: name of the run on the ledgers.
-          number: of the round.
+          number: number of the round.
           clients: numbers of the clients that were drawn, and did not answer.
         """
         return list(clients)
@@ -273,7 +273,7 @@ class Population:
         """Return the clients whose data are checked before anything is spent.
 
         Args:
-          task: of the run.
+          task: task of the run.
           all_clients: whether all are checked; of many simulated ones a few are enough, since a client with refused data
             drops out of its round.
         """
@@ -284,11 +284,11 @@ class Population:
         return range(0)
 
     def to_measure(self, task: Task) -> Iterable[Data]:
-        """Return examples on which the program measures whether gradients are independent."""
+        """Return sets of examples on which a run tests that no record's gradient depends on another record."""
         return [self.sample_examples(task)]
 
     def sample_examples(self, task: Task) -> Data:
-        """Return examples of the clients' shapes."""
+        """Return examples of the same shapes as the clients' examples, for checks of the model before the run."""
         raise NotImplementedError
 
     def position_digest(self, key: bytes | None) -> str | None:
@@ -299,6 +299,7 @@ class Population:
 class ExtraParticipants(Protocol):
     """Part of an observer that adds canaries to a run: extra clients, records of a client, planted examples, kept losses."""
 
+    # Numbers of canary clients, and of canary records of each client, of which the smallest one has `fewest()` of its own.
     def extra_clients(self, settings: SimulationSettings, task: Task, /) -> int: ...
     def extra_records(
         self, settings: SimulationSettings, clients: int, fewest: Callable[[], int], /

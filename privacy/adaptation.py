@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SAVING = 1.25  # noise over planned noise while saving: a round then costs about 0.64 of a planned one
 WINDOW = 10  # rounds whose losses are averaged
-STALLED = 0.98  # of the loss before: a lower one is progress
+STALLED = 0.98  # share of the earlier mean loss; only a mean loss below it is progress
 LATEST = 0.75  # share of the rounds after which there is no more saving
 
 
@@ -52,10 +52,10 @@ class AdaptiveNoise:
     """Rule by which the noise of a run follows its losses; public.
 
     Attributes:
-      plan: of the rounds to come, calibrated for the filter.
-      budget: of the filter.
+      plan: plan of the rounds after `start_round`, as `Plan.calibrate_for_filter` returns it.
+      budget: budget that the filter guards.
       loss: name of the mean loss among the scalars of the private sum.
-      prior: events on the ledger when the rounds were planned.
+      prior: events that the ledger held when `plan` was made; they spend the budget as well.
       start_round: number of rounds completed before the plan was made.
     """
 
@@ -71,12 +71,12 @@ class AdaptiveNoise:
         return SAVING * self.plan.noise
 
     def next_noise(self, noise: float, number: int, losses: Sequence[float]) -> float:
-        """Return the noise multiplier of the round after round `number`.
+        """Return the noise multiplier of the round after round `number`; it changes once, when the saved budget is spent.
 
         Args:
           noise: noise multiplier of round `number`.
-          number: of the round, from 1.
-          losses: the noised mean losses of the last rounds, up to that round's.
+          number: number of the round, from 1.
+          losses: the noised mean losses of the last rounds, the oldest first, up to that round's.
         """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
@@ -108,11 +108,11 @@ class Adaptation:
         return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise)
 
     def segments(self, plan: Plan, expected_size: float) -> tuple[Segment, ...]:
-        """Return the segments of a client's vector from which the next choices follow, besides the metrics.
+        """Return the segments that only the next choices need: adaptive clipping adds one; the noise follows a metric.
 
         Args:
-          plan: of the round.
-          expected_size: of the round's cohort; the sum is divided by it.
+          plan: plan of the round.
+          expected_size: expected number of clients in the round's cohort, by which the sum is divided.
         """
         if self.clipping is None:
             return ()
@@ -123,8 +123,8 @@ class Adaptation:
 
         Args:
           last: the choices of round `number`.
-          number: of the round, from 1.
-          scalars: the round's noised means by name.
+          number: number of the round, from 1.
+          scalars: the round's noised means by name; they include what the adaptive choices read.
         """
         if self.clipping is not None:
             norm = self.clipping.next_norm(last.clipping_norm, scalars[UNCLIPPED])

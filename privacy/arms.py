@@ -57,8 +57,8 @@ class Arm:
     """Arm of a deal.
 
     Attributes:
-      deal: that it belongs to.
-      number: of the arm, from 1 to the deal's arms.
+      deal: deal of which the arm is a part.
+      number: number of the arm, from 1 to the deal's arms.
 
     Raises:
       Refusal: there is no such arm.

@@ -148,9 +148,9 @@ class Release:
         derives them from its seed.
       filter_order: None if the events are fixed in advance; if they depend on earlier releases, the order, above 1, of
         the ledger's RDP filter (module `accounting.renyi_filter`).
-      cohort: numbers of the sampled clients, if later sampling depends on them; public, stored on the ledger.
+      cohort: numbers of the sampled clients, if later sampling depends on them, else None; public, on the ledger.
       segments: purpose of each segment of the released vector, by name; stored on the ledger.
-      kind: None for a training round; `question` for a sum without an update.
+      kind: None for a training round; `question` for a sum that answers a question and updates no model.
       arm: arm of a tuning run, if only clients of this arm take part; None if all clients do.
       source: None if the result is computed from data of the ledger's own unit; on a ledger of clients `records`, if
         the clients' ledgers of records paid already; on a ledger of records `client`, for a whole client's vector.

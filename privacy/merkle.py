@@ -41,7 +41,7 @@ class Frontier:
         for leaf in leaves:
             self.size += 1
             self.peaks.append(leaf)
-            subtrees = self.size  # of the height that the last peak has
+            subtrees = self.size  # how many perfect subtrees of the last peak's height the leaves fill
             while subtrees % 2 == 0:  # the last two peaks have one height: they become one
                 right = self.peaks.pop()
                 self.peaks[-1] = _node_hash(self.peaks[-1], right)
@@ -70,11 +70,11 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Return PATH(index, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
+    """Return PATH(index, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way up from a leaf, the lowest first.
 
     Args:
       leaves: hashes of all leaves.
-      index: of the leaf, from 0.
+      index: index of the leaf, from 0.
 
     Raises:
       ValueError: there is no such leaf.
@@ -95,11 +95,11 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
-    """Return PROOF(size, leaves) of RFC 9162, section 2.1.4.1.
+    """Return PROOF(size, leaves) of RFC 9162, section 2.1.4.1, by which `extends` checks that nothing was rewritten.
 
     Args:
       leaves: hashes of all leaves of the larger tree.
-      size: of the smaller one, from 1.
+      size: number of leaves of the smaller tree, from 1.
 
     Raises:
       ValueError: there is no such smaller tree.
@@ -124,10 +124,10 @@ def includes(root: bytes, size: int, leaf: bytes, index: int, proof: Sequence[by
     """Return whether a proof shows a leaf in a tree: RFC 9162, section 2.1.3.2, where `number` is fn and `last` is sn.
 
     Args:
-      root: of the tree.
-      size: of the tree.
+      root: root of the tree, 32 bytes.
+      size: number of leaves of the tree.
       leaf: hash of the leaf.
-      index: of the leaf, from 0.
+      index: index of the leaf, from 0.
       proof: as `inclusion_proof` returns it.
     """
     if not 0 <= index < size:
@@ -153,9 +153,9 @@ def extends(first: bytes, first_size: int, second: bytes, second_size: int, proo
 
     Args:
       first: root of the smaller tree.
-      first_size: of it, from 1.
+      first_size: number of its leaves, from 1.
       second: root of the larger tree.
-      second_size: of it.
+      second_size: number of its leaves.
       proof: as `consistency_proof` returns it.
     """
     if not 0 < first_size <= second_size:

@@ -57,7 +57,7 @@ class LedgerAccountant(IAccountant):
 
     Args:
         path: the ledger's file, in an existing folder; created if missing.
-        budget: of one record, for all releases on this file.
+        budget: budget of one record, for all releases on this file.
         owner: a lasting name of the data set, the same in every run.
         simulated: whether the data are public or synthetic. Only then may the noise come from a seed.
 
@@ -104,7 +104,7 @@ class LedgerAccountant(IAccountant):
         weakref.finalize(self, self.ledger.close)
         self.simulated = simulated
         self._run = uuid.uuid4().hex  # new noise in every process needs new keys on the ledger
-        self._steps = 0
+        self._steps = 0  # charged by this process; the next step's number is its round on the ledger
 
     @classmethod
     def mechanism(cls) -> str:
@@ -112,7 +112,7 @@ class LedgerAccountant(IAccountant):
         return "fedveil"
 
     def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
-        """Charge one step; Opacus calls this after it has drawn the noise and before it uses the gradients.
+        """Charge one step; the hook calls this after Opacus has drawn the noise and before the parameters change.
 
         Args:
             noise_multiplier: noise standard deviation over the clipping norm of one example's gradient.
@@ -252,6 +252,7 @@ register_accountant(LedgerAccountant.mechanism(), _refuse_by_name)  # pyright: i
 
 
 def _generator_of(device: torch.device) -> torch.Generator:
+    """Return the generator from which Opacus draws noise on a device if it was given none."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.default_generator

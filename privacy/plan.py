@@ -100,7 +100,7 @@ class Plan:
         return self.sampling.event(self.mechanism.event(self.noise_over_clip))
 
     def event_of(self, row: int) -> "DpEvent":
-        """Return the event that round ``row``, from 1, is charged: that of a release in its first round, else none."""
+        """Return the charge of round ``row``, from 1: the whole release in the release's first round, nothing after it."""
         from dp_accounting.dp_event import NoOpDpEvent
 
         return NoOpDpEvent() if (row - 1) % (self.mechanism.rounds or 1) else self.event()
@@ -131,7 +131,7 @@ class Plan:
         return privacy_curve(self._events(rounds, prior), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
-        """Return how many rounds with this noise fit the budget, at most `MAX_ROUNDS`. Arguments as of `calibrate`."""
+        """Return how many rounds of this noise, at most `MAX_ROUNDS`, fit what `prior` events leave of the budget."""
         self._check(budget)
 
         def affordable(rounds: int) -> bool:
@@ -151,7 +151,7 @@ class Plan:
         return min(count, max_rounds)
 
     def require_one_round(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> None:
-        """Refuse noise that is so small that a single round exceeds the budget. Arguments as of `calibrate`.
+        """Check that one round with this noise fits what `prior` events leave of the budget.
 
         Raises:
           Unaffordable: one round exceeds the budget; the refusal names the noise multiplier.
@@ -179,14 +179,14 @@ class Plan:
             raise Unaffordable("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:
-            if not prior:  # nothing composed for one noise is of use for the next
+            if not prior:  # only the composed prior events would be of use for the next noise
                 forget_distributions()
             planned = replace(self, noise_multiplier=noise)._events(None, prior)
             return self._spent(planned, budget, GATE_INTERVAL)
 
         noise = find_min_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
-        while not calibrated._fits(budget, prior):
+        while not calibrated._fits(budget, prior):  # on the fine grid; the search used the coarse one
             noise *= 1 + NOISE_TOLERANCE
             calibrated = replace(self, noise_multiplier=noise)
         return calibrated
@@ -201,7 +201,7 @@ class Plan:
     ) -> "Plan":
         """Return this plan with noise with which `runs` identical runs together fit the budget.
 
-        If `prior` leaves too little for one of these runs, the plan is calibrated to the rest of the budget.
+        So every run gets an equal share. If `prior` leaves less than one share, the plan is calibrated to the rest.
 
         Args:
           runs: number of runs, at least 1.
@@ -238,7 +238,7 @@ class Plan:
     def _check_other_events(
         self, budget: Budget, prior: "Sequence[DpEvent]", other_events: "Sequence[DpEvent]"
     ) -> None:
-        """Refuse other events that use up the rest of the budget before any round."""
+        """Check that other events, such as evaluations, leave enough of the budget for the run's rounds."""
         before = self._spent(prior, budget, PUBLISH_INTERVAL)
         after = self._spent([*prior, *other_events], budget, PUBLISH_INTERVAL)
         if before <= (1 - MIN_SHARE_LEFT) * budget.target_epsilon < after:

@@ -19,7 +19,7 @@ def check_cohort_size(size: int | None, clients: int) -> None:
     """Refuse a cohort of more clients than there are.
 
     Args:
-      size: of the cohort; None if it is not fixed.
+      size: number of clients in a cohort; None if it is not fixed.
       clients: number of clients.
     """
     if size is not None and size > clients:
@@ -30,8 +30,8 @@ def check_adjacency(field: str, adjacency: Adjacency, revealing: str | None) -> 
     """Refuse add-or-remove-one if a public value reveals the number of units, which it must hide.
 
     Args:
-      field: for a refusal.
-      adjacency: of the guarantee.
+      field: setting that a refusal names.
+      adjacency: adjacency of the guarantee.
       revealing: a clause that names the revealing value and the remedy; None if no value reveals the number.
     """
     if adjacency is Adjacency.ADD_OR_REMOVE_ONE and revealing is not None:
@@ -39,13 +39,13 @@ def check_adjacency(field: str, adjacency: Adjacency, revealing: str | None) -> 
 
 
 def vacuity(plan: Plan, expected: float, clients: int, parameters: int | None = None) -> str | None:
-    """Return a clause that says why a client-level guarantee is vacuous, or None.
+    """Return a clause that says why a client-level guarantee leaves a model nothing to learn; None if it does not.
 
     Args:
-      plan: calibrated, of the clients.
-      expected: clients of a round, the divisor of the sum.
+      plan: calibrated plan with the clients as units.
+      expected: expected number of clients in a round, by which the sum is divided.
       clients: number of all clients.
-      parameters: of the model; None if they are not known.
+      parameters: number of parameters of the model; None if it is not known.
     """
     noise = plan.noise_std / plan.clipping_norm / expected
     mean = f"the noise on the mean is {noise:.2g} clipping norms"
@@ -64,7 +64,7 @@ def vacuity(plan: Plan, expected: float, clients: int, parameters: int | None = 
 
 
 def emptiness(coin: float | None, clients: int) -> str | None:
-    """Return a clause that says why most rounds of a run would have an empty cohort, or None.
+    """Return a clause that says how many rounds would have an empty cohort; None if at most `MAX_EMPTY_SHARE` would.
 
     Args:
       coin: probability with which each client takes part; None without Poisson sampling.

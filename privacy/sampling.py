@@ -26,7 +26,7 @@ class Turns:
 
     Attributes:
       separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the run, at least 1; None if only the number of rounds limits it.
+      max_participations: most rounds in which one client takes part, at least 1; None if only their number limits it.
     """
 
     separation: int
@@ -34,5 +34,5 @@ class Turns:
 
 
 def min_participations(size: int, population: int, num_rounds: int) -> int:
-    """Return how often the busiest client takes part where `size` of `population` do in every round."""
+    """Return how often the busiest client takes part at least, if `size` of `population` clients do in every round."""
     return -(-num_rounds * size // population)

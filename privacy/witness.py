@@ -73,7 +73,7 @@ def cosign_head(federation: str, size: int, root: str, at: int, key: Ed25519Priv
 
 
 def read_cosignature(text: str | bytes) -> HeadCosignature:
-    """Return the co-signature in a JSON text, whose signature is not checked.
+    """Return the co-signature in a JSON text; its signature is still to be checked, by `holds`.
 
     Raises:
       Refusal: the text is no co-signature, its key is not in lower case, or it is of no entry.
@@ -107,7 +107,7 @@ def format_cosignatures(cosignatures: Iterable[HeadCosignature]) -> bytes:
 
 
 def newest(cosignatures: Iterable[HeadCosignature]) -> tuple[HeadCosignature, ...]:
-    """Return the co-signature of the most entries of each key, by the keys' order."""
+    """Return for each key its co-signature of the longest log, in the order of the keys."""
     by_key = dict[str, HeadCosignature]()
     for each in cosignatures:
         if each.public not in by_key or each.size > by_key[each.public].size:

@@ -92,7 +92,7 @@ def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
 
     Args:
       budget: epsilon and delta that the filter guards.
-      order: of the filter.
+      order: order of the filter.
     """
     pairs = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
     return PrivacyCurve(pairs, None, _trade_off(pairs))
@@ -127,7 +127,7 @@ def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[t
 
 
 def largest(units: Iterable[Events]) -> list[Counts]:
-    """Return the counted events of several units, without units whose events another unit's events contain."""
+    """Return the counted events of those units that may have the largest loss: no other unit's events contain theirs."""
     candidates = {counts: dict(counts) for counts in map(grouped, units)}
     return [
         mine
@@ -140,7 +140,7 @@ def largest(units: Iterable[Events]) -> list[Counts]:
 
 
 def worst(curves: Iterable[PrivacyCurve]) -> PrivacyCurve:
-    """Return the pointwise maximum of at least one curve: a bound for separate units."""
+    """Return the pointwise worst of at least one curve, which holds for each of several units with separate data."""
     all_curves = list(curves)
     mus = [each.mu for each in all_curves if each.mu is not None]
     return PrivacyCurve(
@@ -154,14 +154,14 @@ def _mu(counts: Counts, adjacency: Adjacency) -> float | None:
     """Return mu of mu-GDP if every event is Gaussian; else None."""
     from dp_accounting.dp_event import GaussianDpEvent
 
-    leaves = with_one_gaussian(dict(counts))
+    leaves = with_one_gaussian(dict(counts))  # of Gaussians at most one
     if not all(isinstance(leaf, GaussianDpEvent) for leaf in leaves):
         return None
     return sum(adjacency.distance / float(leaf.noise_multiplier) for leaf in leaves)
 
 
 def _trade_off(points: Pairs) -> Pairs:
-    """Return the least false negative rate at each of `FALSE_POSITIVES` by the module's formula.
+    """Return (rate, least false negative rate) at each of `FALSE_POSITIVES` by the module's formula.
 
     Args:
       points: (delta, epsilon) pairs; one with an infinite epsilon bounds nothing.

@@ -85,7 +85,7 @@ def epsilon(
 
 
 def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> bool:
-    """Return whether events cost at most a budget; stop at the first bound that shows it. Arguments as of `epsilon`."""
+    """Return whether events fit a budget; the cheapest bound that shows it ends the work. Arguments as of `epsilon`."""
     upper_bounds = bounds(grouped(events), budget.target_delta, budget.adjacency, interval)
     return any(bound <= budget.target_epsilon for bound in upper_bounds)
 
@@ -161,7 +161,7 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
 def _refined(
     counts: Counts, delta: float, adjacency: Adjacency, interval: float, renyi_epsilon: float | None
 ) -> Iterator[tuple[float, float]]:
-    """Yield successively finer grids with their PLD bounds, until epsilon converges or the grid is the finest.
+    """Yield steps of ever finer grids, each with its PLD bound, until epsilon converges or the grid is the finest.
 
     Arguments as of `bounds` and `first_interval`.
     """
@@ -185,7 +185,7 @@ def finer(interval: float) -> float:
 
 
 def first_interval(loss: float, interval: float, renyi_epsilon: float | None) -> float:
-    """Return the step of a grid that resolves a round's loss, and whose size epsilon does not exceed.
+    """Return the step of a grid that resolves a round's loss and reaches epsilon within `MAX_STEPS`.
 
     Args:
       loss: least `typical_loss` of the leaves, in nats.
@@ -203,7 +203,7 @@ def first_interval(loss: float, interval: float, renyi_epsilon: float | None) ->
 def typical_loss(leaf: Leaf) -> float:
     """Return the scale in nats of one sampled round's privacy loss, or of the narrowest sample inside it.
 
-    It is infinite for a leaf that needs no fine grid.
+    `first_interval` chooses a grid by it. It is infinite for a leaf that needs no fine grid.
     """
     if is_exchanged(leaf):
         return typical_loss(leaf.event)
@@ -280,7 +280,7 @@ def forget_distributions() -> None:
 
 
 def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
-    """Count all Gaussians as one, whatever their noise (Dong et al. 2019, corollary 3.3)."""
+    """Return counts with one Gaussian for all of them, which costs exactly as much (Dong et al. 2019, corollary 3.3)."""
     from dp_accounting.dp_event import GaussianDpEvent
 
     others = {leaf: n for leaf, n in counts.items() if not isinstance(leaf, GaussianDpEvent)}
@@ -316,7 +316,7 @@ def rounded(leaf: Leaf, levels: float) -> Leaf:
 
     Args:
       leaf: see `events.leaves`.
-      levels: of noise and of rate, per octave.
+      levels: number of allowed values of noise, and of rate, per octave.
     """
     from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 

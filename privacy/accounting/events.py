@@ -37,7 +37,7 @@ class Gaussian:
 
 
 def gaussian_event(noise_multiplier: float) -> "GaussianDpEvent":
-    """Return the event of Gaussian noise over sensitivity."""
+    """Return the event of a Gaussian mechanism, by its noise std over the sensitivity."""
     from dp_accounting.dp_event import GaussianDpEvent  # clients, who add no noise, do without
 
     return GaussianDpEvent(float(noise_multiplier))
@@ -155,7 +155,7 @@ def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
 
 
 def _simplified(event: Any) -> Leaf | None:
-    """Return an event that is no composition as a leaf, of no less loss; None if it is free."""
+    """Return an event that is no composition as a leaf, whose loss is the same or larger; None if the event is free."""
     from dp_accounting import dp_event as dp
 
     match event:
@@ -210,7 +210,7 @@ def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | No
 
 
 def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
-    """Count equal leaves together and Gaussians as one, in a fixed order; one `NonPrivate` stands for all."""
+    """Return equal leaves counted together and Gaussians as one, in a fixed order; one `NonPrivate` replaces all."""
     from dp_accounting import dp_event as dp
 
     counts: Counter[Leaf] = Counter()
@@ -225,6 +225,7 @@ def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
     return [(not_private, 1)] if not_private in counts else sorted(counts.items(), key=repr)
 
 
+# Readers of the fields in `_KINDS`: each returns a value as a plain Python type, or refuses it by the field's name.
 def _number(field: str, value: Any) -> float:
     if real(field, value) < 0:
         raise Refusal(field, value, "give a number of at least 0")

@@ -42,7 +42,7 @@ LeafCounts = dict[int, int]  # how often each leaf happened, by the leaf's numbe
 
 @dataclass(frozen=True)
 class _Facts:
-    """Facts about a leaf under one adjacency."""
+    """Facts about a leaf under one adjacency, by the functions of the same names; `renyi` is its `renyi_vector`."""
 
     renyi: Vector | None
     renyi_holds: bool
@@ -55,10 +55,10 @@ class _History:
     """Releases on a ledger that fit its budget, and a look-ahead.
 
     Attributes:
-      budget: of the ledger.
-      base: counted leaves of the releases.
-      composed: by grid step, the counts that were last composed on it, and their PLD.
-      worst: number of a leaf that dominates the next releases; None without a look-ahead.
+      budget: budget of the ledger.
+      base: counted leaves of the releases when PLD last admitted one; RDP and the look-ahead leave it.
+      composed: for each step of a grid, the counts that were last composed on it, and their PLD.
+      worst: number of the leaf by which the look-ahead counts: it covers releases of no larger loss. None without one.
       times: how many releases like `worst` fit after `base`.
       growing: whether the look-ahead still doubles; not after it has met the budget.
     """
@@ -87,11 +87,11 @@ class Gate:
         self._leaves: list[Leaf] = []  # by number
         self._numbers: dict[Leaf, int] = {}
         self._cached_leaves: dict[int, tuple[Any, list[tuple[int, int]]]] = {}  # by the id of the event
-        self._facts: dict[tuple[Adjacency, int], _Facts] = {}
+        self._facts: dict[tuple[Adjacency, int], _Facts] = {}  # by adjacency and the leaf's number
         self._rounded: dict[tuple[int, float], int] = {}  # by the leaf's number and the levels
         self._histories: list[_History] = []  # the newest first
-        self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}  # by budget and grid step
-        self._fitting: dict[Budget, list[LeafCounts]] = {}
+        self._failing: dict[tuple[Budget, float], list[LeafCounts]] = {}  # refused, by budget and grid step
+        self._fitting: dict[Budget, list[LeafCounts]] = {}  # admitted; smaller counts fit as well
         self._lock = Lock()
 
     def fits(
@@ -119,7 +119,7 @@ class Gate:
             return fits
 
     def _fits(self, history: _History, total: LeafCounts, step: LeafCounts) -> bool:
-        """Return by computation whether `total`, whose last release is `step`, fits; it is then the history's new base."""
+        """Return by computation whether `total`, which ends with `step`, fits; if PLD shows it, it is the new base."""
         budget = history.budget
         facts = [self._facts_of(number, budget.adjacency) for number in total]
         renyi_epsilon = _by_renyi(total, facts, budget.target_delta)
@@ -188,7 +188,7 @@ class Gate:
         return self._facts[key]
 
     def _history_of(self, total: LeafCounts, budget: Budget) -> _History:
-        """Return the history that `total` continues, or a new one."""
+        """Return the history that `total` continues, or a new one; the oldest of `MAX_HISTORIES` is then forgotten."""
         for history in self._histories:
             if history.budget == budget and _covers(total, history.base):
                 return history
@@ -207,7 +207,7 @@ class Gate:
         )
 
     def _affords(self, history: _History, total: LeafCounts, interval: float, ahead: LeafCounts) -> bool:
-        """Return whether `total` and `ahead` together fit, by PLD on grids that are refined as in `epsilon`."""
+        """Return whether `total` and `ahead`, a look-ahead, fit together, by PLD on grids that are refined as in `epsilon`."""
         from . import loss_distributions
 
         relation, budget = relation_of(history.budget.adjacency), history.budget
@@ -284,7 +284,7 @@ os.register_at_fork(after_in_child=GATE.__init__)
 
 
 def _by_renyi(counts: LeafCounts, facts: list[_Facts], delta: float) -> float | None:
-    """Return epsilon by RDP of leaves with these facts, in the order of the counts; None if RDP does not cover one."""
+    """Return epsilon by RDP of counted leaves, whose `facts` are in the same order; None if RDP does not cover one."""
     vectors = [each.renyi for each in facts if each.renyi is not None]
     if not counts or len(vectors) < len(facts):
         return None if counts else 0.0

@@ -35,7 +35,7 @@ def _precision_of(event_json: str) -> float | None:
 
 
 def composed(counts: Mapping[str, int]) -> float | None:
-    """Return the precision of all events together, mu squared under zero-out; None if one is no plain Gaussian.
+    """Return the sum of 1 / noise^2 of all events, mu squared under zero-out; None if one is no plain Gaussian.
 
     Args:
       counts: how often each event happened, by its canonical JSON.
@@ -51,7 +51,7 @@ def exact_epsilon(counts: Mapping[str, int], delta: float, adjacency: Adjacency)
     Args:
       counts: how often each event happened, by its canonical JSON.
       delta: in (0, 1).
-      adjacency: under replace-one a unit moves the sum twice as far.
+      adjacency: relation of neighbours; under replace-one a unit moves the sum twice as far.
     """
     precision = composed(counts)
     if precision is None:

@@ -62,7 +62,7 @@ def _log_sums(logs: Vector) -> Vector:
 
 
 class _Table(NamedTuple):
-    """Increasing outputs, and the loss at each."""
+    """Increasing outputs of the mechanism, (points,), and the loss at each, in nats, (points,)."""
 
     outputs: Vector
     losses: Vector
@@ -120,9 +120,9 @@ def distribution(
     """Return the PLD for a unit added, removed or zeroed, by connect-the-dots.
 
     Args:
-      noise: standard deviation, above 0.
+      noise: standard deviation of the noise, above 0, in the unit of the sensitivities.
       sensitivities: how far the unit may move the sum, at least 0, one of them above 0.
-      probabilities: of each.
+      probabilities: probability of each sensitivity; their sum is 1.
       interval: step of the grid, in nats.
     """
     mixture = _Mixture(noise, sensitivities, probabilities)

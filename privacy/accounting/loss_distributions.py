@@ -74,7 +74,7 @@ def distribution(
 
     Args:
       counts: each leaf with how often it happened.
-      relation: of neighbours, in dp_accounting's words.
+      relation: relation of neighbours, in dp_accounting's words.
       interval: step of the grid, in nats.
       before: PLD of earlier events on the same grid; None if there are none.
     """
@@ -137,7 +137,7 @@ def _negligible(masses: Floats) -> int:
 def _several(
     leaf: Leaf, times: int, relation: "NeighboringRelation", interval: float
 ) -> PrivacyLossDistribution:
-    """Return the PLD of a leaf repeated `times`; on a fine grid the sides are computed one at a time and not cached."""
+    """Return the PLD of a leaf repeated `times`; on a fine grid each side is computed by itself, uncached, to save memory."""
     from dp_accounting.privacy_accountant import NeighboringRelation
 
     rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
@@ -163,7 +163,7 @@ def _fine(sign: float, rate: float, noise: float, interval: float, times: int) -
 
 
 class _Repeated(PrivacyLossDistribution):
-    """PLD composed `times` with itself; the side that adds the unit is composed when it is first read."""
+    """PLD composed `times` with itself; the side of a unit added is composed when read, which `none_above` may spare."""
 
     def __init__(self, once: Any, times: int) -> None:
         super().__init__(_repeated_pmf(once._pmf_remove, times))
@@ -177,7 +177,7 @@ class _Repeated(PrivacyLossDistribution):
         return self._pmf_add
 
     def none_above(self, size: float) -> bool:
-        """Return whether no loss of the side that adds the unit is above `size`, the epsilon of the other side."""
+        """Return whether the side that adds the unit cannot exceed `size`, the other side's epsilon, and need not be composed."""
         add = self._once._pmf_add.to_dense_pmf()
         largest = (add.size - 1 + add._lower_loss) * add._discretization
         return largest * self._times <= size and add._infinity_mass <= self._once._pmf_remove._infinity_mass
@@ -228,7 +228,7 @@ class _Support:
         return cls(first, last - first + 1, lowest, pmf._discretization, infinite, pessimistic)
 
     def cut(self, masses: Any) -> DensePLDPmf:
-        """Return the PMF of the masses of a cyclic convolution at least as long as the support."""
+        """Return the PMF on the support, of the masses of a cyclic convolution at least as long: at most `DROPPED` wraps into it."""
         start = self.first % len(masses)
         parts = masses[start : start + self.size], masses[: max(0, start + self.size - len(masses))]
         return DensePLDPmf(self.interval, self.lowest, np.concatenate(parts), self.infinite, self.pessimistic)
@@ -395,7 +395,7 @@ _gaussian = lru_cache(maxsize=8)(_once.__wrapped__)
 
 
 def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
-    """Return the PMF of the loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) with this PMF."""
+    """Return the PMF of the sampled loss of a unit removed: of (rate P + (1 - rate) Q, Q), if `pmf` is that of (P, Q)."""
     losses, upper, infinite = _atoms(pmf)
     # Q's mass at a loss is e^-loss times P's. Rounding errors are largest at the far left, so Q's total mass of 1 is
     # given to losses from the greatest down; the rest lies where P has no mass.
@@ -410,7 +410,7 @@ def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
 
 
 def _added(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
-    """Return the PMF of the loss of (P, rate Q + (1 - rate) P) for the pair (P, Q) with this PMF; no loss is infinite."""
+    """Return the PMF of the sampled loss of a unit added, never infinite: of (P, rate Q + (1 - rate) P), `pmf` as above."""
     losses, masses, infinite = _atoms(pmf)
     sampled = -np.logaddexp(math.log1p(-rate), math.log(rate) - losses)
     return _on_grid(np.append(sampled, -math.log1p(-rate)), np.append(masses, infinite), 0.0, interval)

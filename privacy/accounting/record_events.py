@@ -17,12 +17,12 @@ SAMPLED = ("PoissonSampled", "OpenlySampled")
 
 
 def record_event(event: Mapping[str, Any], adjacency: Adjacency, secret: bool = True) -> dict[str, Any]:
-    """Return the event of each of a client's records, as JSON; without privacy for an event that the theory does not cover.
+    """Return what a client's event costs each of its records, as JSON: `NonPrivate` for an event without a known bound.
 
     Args:
       event: the client's event, as `events.event_to_json` writes it, for a vector clipped in the L2 norm.
-      adjacency: of the ledger of records.
-      secret: whether a secret draw amplifies; False if an RDP filter composes the events.
+      adjacency: adjacency of the ledger of records, which is charged.
+      secret: whether a secret draw of clients lowers the cost; False if an RDP filter composes, which cannot count it.
     """
     kind = event["kind"]
     if kind == "Gaussian":

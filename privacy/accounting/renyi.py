@@ -142,7 +142,7 @@ def _unconverged(record: logging.LogRecord) -> bool:
 
 
 def _halved(leaf: Leaf) -> Leaf:
-    """Halve the noise: replacing a unit moves a clipped sum by up to twice the clip."""
+    """Return a Gaussian with half the noise: replacing a unit moves a clipped sum by up to twice the clip."""
     from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
     if isinstance(leaf, GaussianDpEvent):

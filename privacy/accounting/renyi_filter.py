@@ -56,13 +56,13 @@ def spent_epsilon(
     order: float | None,
     interval: float = PUBLISH_INTERVAL,
 ) -> float:
-    """Return the smallest epsilon for which a filter admits all events; without a filter, their `epsilon`.
+    """Return the smallest epsilon whose filter admits all events, in itself no guarantee; without one, their `epsilon`.
 
     Args:
       events: as in `epsilon`.
       delta: in (0, 1).
       adjacency: the relation of neighbours.
-      order: of the filter; None for events that were fixed in advance.
+      order: order of the filter; None for events that were fixed in advance.
       interval: step of the PLD's grid in nats; unused with a filter.
     """
     if order is None:
@@ -75,8 +75,8 @@ def epsilon_of_filter(budget: Budget, order: float, delta: float) -> float:
     """Return a filter's guarantee at another delta, from the largest RDP at its order that its budget allows.
 
     Args:
-      budget: that the filter guards.
-      order: of the filter.
+      budget: budget that the filter guards.
+      order: order of the filter.
       delta: in (0, 1).
     """
     max_rdp = _max_rdp(budget.target_epsilon, budget.target_delta)[_index(order)]
@@ -93,7 +93,7 @@ def admits(events: Events, budget: Budget, order: float | None, interval: float 
 def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:
     """Return the order at which a filter admits a planned event most often after prior ones.
 
-    The order may depend only on planned events, never on the results of releases.
+    The filter holds only for an order fixed in advance: it follows from planned events, never from results.
 
     Raises:
       Refusal: no order affords a single release.

@@ -155,7 +155,7 @@ def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
 
 
 def _outputs(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
-    """Return the output at which the loss is each epsilon, over the noise's standard deviation, (epsilons,)."""
+    """Return the output at which the loss is each epsilon, in standard deviations of the noise, (epsilons,)."""
     # `inside` is the loss without sampling, log(1 + (e^epsilon - 1) / rate).
     scaled = sign * epsilons - math.log(rate)
     with np.errstate(divide="ignore"):
@@ -180,7 +180,7 @@ def renyi(rate: float, noise: float, orders: Vector) -> Vector:
 
 
 def _whole_moment(rate: float, noise: float, order: int) -> float:
-    """Return the log moment at a whole order: the sum of a binomial series."""
+    """Return (order - 1) times RDP at a whole order above 1, the log of a moment: the sum of a binomial series."""
     i = np.arange(order + 1.0)
     terms = _log_binomial(order, i) + i * math.log(rate) + (order - i) * math.log1p(-rate)
     return float(np.logaddexp.reduce(terms + (i * i - i) / (2 * noise**2)))

@@ -88,8 +88,8 @@ class Look:
 
     Attributes:
       p_values: one for each test made.
-      claim: epsilon that is claimed, where canaries were scored; otherwise 0.
-      ceiling: epsilon that they could have shown.
+      claim: claimed epsilon, if canaries were scored; otherwise 0, so that the look is never blind.
+      ceiling: largest epsilon that these canaries could have shown.
     """
 
     p_values: Mapping[Check, float]
@@ -102,10 +102,10 @@ class AlarmState:
     """False-alarm budget of a run, and its use.
 
     Attributes:
-      planned: looks that each test is allowed in the whole run.
-      alpha: probability of any alarm in a correct run.
-      looks: looks that each test had.
-      alarmed: the look of each test's last alarm.
+      planned: number of looks that each test is allowed in the whole run.
+      alpha: bound on the probability of any alarm in a correct run.
+      looks: number of looks that each test had so far.
+      alarmed: number of the look, from 1, at which each test alarmed last.
     """
 
     planned: Mapping[Check, int]
@@ -114,18 +114,18 @@ class AlarmState:
     alarmed: Mapping[Check, int] = field(default_factory=dict[Check, int])
 
     def threshold(self, test: Check) -> float:
-        """Return the p-value below which a test alarms, the same at each of its looks but those that confirm."""
+        """Return a test's equal part of alpha for one look: it alarms below that, but where a look confirms (`limit`)."""
         families = sum(1 for each in self.planned if each not in _CONFIRMS and each is not Check.BOOKS)
         return self.alpha / (families * self.planned[_CONFIRMS.get(test, test)])
 
     def limit(self, test: Check) -> float:
-        """Return the p-value below which a test alarms at its next look."""
+        """Return the p-value below which a test alarms at its next look, larger if that may confirm a free check's alarm."""
         looks_since = self.looks.get(test, 0) - self.alarmed.get(test, -CONFIRMING)
         return self.alpha / CONFIRMING if test in FREE and looks_since < CONFIRMING else self.threshold(test)
 
 
 def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...]]:
-    """Judge one look.
+    """Judge one look: count it against each test's planned looks, and compare its p-values with their limits.
 
     Returns:
       The state after the look, and the alarms that it raises.
@@ -163,5 +163,5 @@ def _level(state: AlarmState, look: Look, test: Check) -> Level:
         confirmed = look.p_values.get(confirming, 1.0) < state.threshold(confirming)
     else:
         certain = not look.p_values[test] >= CERTAIN * state.threshold(test)
-        confirmed = certain or test in state.alarmed
+        confirmed = certain or test in state.alarmed  # `state` is before this look: an earlier one alarmed
     return Level.RED if confirmed else Level.ORANGE

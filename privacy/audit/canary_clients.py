@@ -69,7 +69,7 @@ def directions(stream: Stream, canaries: int, dimension: int, support: int) -> D
     """Draw unit vectors uniformly, each within a window.
 
     Args:
-      stream: of random numbers.
+      stream: stream of random numbers.
       canaries: number of directions.
       dimension: number of coordinates of an update.
       support: number of coordinates of a window, from 2 to `dimension`.
@@ -112,7 +112,7 @@ class Canaries:
         return int(self.directions.starts[canary]), length * self.directions.values[canary]
 
     def _norms(self, norm: float, replaced: bool) -> NDArray[np.float64]:
-        """Return how far each canary goes along its direction, (canaries,)."""
+        """Return the signed length of each canary's update along its direction, (canaries,); 0 or opposite if it is out."""
         return np.where(self.coins, norm, -norm if replaced else 0.0)
 
 
@@ -153,7 +153,7 @@ def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True)
 class KnownRounds:
-    """Rounds whose cohort included each canary; evidence only if the claim does not rely on a secret draw.
+    """Rounds whose cohort included each canary, for scores that use them; a claim with a secret draw forbids it.
 
     Attributes:
       included: (rounds, canaries), bool.

@@ -19,7 +19,7 @@ LOSSES = ".losses"  # of the file of the losses of a client's records, round aft
 
 
 def begin(path: Path, coins: NDArray[np.bool_]) -> None:
-    """Write a new file of canaries, with their coins, shape (n,)."""
+    """Write a new file of canaries that begins with their coins, shape (n,); an existing file raises FileExistsError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as file:
         np.save(file, coins, allow_pickle=False)
@@ -42,7 +42,7 @@ def _by_round(rows: Sequence[NDArray[np.float64]]) -> dict[int, Scores]:
 
 
 def trace(path: Path) -> Scores:
-    """Return the rows as a matrix, shape (rounds, n), without rounds of another n than the last one's."""
+    """Return the rows as a matrix, shape (rounds, n), without rounds of another number of records than the last."""
     rows = list(read_rows(path).values())
     same = [row for row in rows if len(row) == len(rows[-1])]
     return np.stack(same) if same else np.empty((0, 0))

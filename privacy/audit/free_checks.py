@@ -28,7 +28,7 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0
     Args:
       layers: released arrays of one round.
       noise: claimed standard deviation of a coordinate, above 0, in the layers' unit.
-      step: of the lattice of the values, in the layers' unit; 0 without a lattice.
+      step: step of the lattice of the values, in the layers' unit; 0 without a lattice.
     """
     from scipy.special import chdtr
 
@@ -40,7 +40,7 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0
 
 
 def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tuple[float, int]:
-    """Return the energy orthogonal to earlier rounds, and its number of dimensions.
+    """Return the energy of a sum orthogonal to earlier rounds, and the number of dimensions that it is spread over.
 
     Updates persist and noise does not, so most of the clients' signal lies along the sum of earlier rounds, and the
     remainder is nearly pure noise.
@@ -57,7 +57,7 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
 
 
 def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
-    """Return the probability of so little energy in all rounds together.
+    """Return a bound on the probability of so little energy in all rounds together under the claimed noise.
 
     Given all earlier rounds, each energy is noncentral for any updates, so their sum also dominates a central
     chi-square. For layers it is the smallest p-value, with Bonferroni.

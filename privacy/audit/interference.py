@@ -46,21 +46,22 @@ class Interference:
         return np.linalg.solve(self.gram + ridge * np.eye(len(self.rounds)), self.rounds)
 
     def ceiling_mu(self) -> float:
-        """Return the mu of a canary that is in every round, with the same updates and without noise."""
+        """Return the largest mu that a canary in every round could show, if these updates came without any noise."""
         scale = 1 / np.sqrt(self.noise)
         # In units of the noise, an eigenvalue of the gram is 1 for the noise plus the energy of the updates.
         energies, directions = np.linalg.eigh(scale[:, None] * self.gram * scale)
         signal = (directions.T @ (self.rounds * scale)) ** 2
+        # Noise alone moves the eigenvalues of a gram of few coordinates by `chance`; less energy counts as that much.
         chance = 2 * math.sqrt(len(self.rounds) / self.coordinates)
         chance += DEVIATIONS * math.sqrt(2 / self.coordinates)
         return math.sqrt(float((signal / np.maximum(energies - 1, chance)).sum()))
 
 
 def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
-    """Read the interference from a run's rows.
+    """Return the energy of the sums of a run, by its rows, in the blocks that have rounds so far.
 
     Args:
-      rows: of all rounds so far.
+      rows: rows of all rounds so far.
       num_rounds: number of planned rounds.
       coordinates: number of coordinates of the products in the rows.
     """
@@ -79,7 +80,7 @@ def weighted_products(rows: Rows, num_rounds: int, of_run: Interference) -> Vect
     """Return each canary's product with the weighted sum of all rounds, (canaries,).
 
     Args:
-      rows: of all rounds so far.
+      rows: rows of all rounds so far.
       num_rounds: number of planned rounds.
       of_run: `interference` of these rows.
     """

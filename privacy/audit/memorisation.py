@@ -18,7 +18,7 @@ class MemorisationResult:
     """Result of one test at one look.
 
     Attributes:
-      name: of the test, the same at every look, such as `exposure`.
+      name: name of the test, the same at every look, such as `exposure`.
       p_value: probability of such evidence if nothing was memorised, exact; in [0, 1].
       figures: further numbers to display, by name, such as an exposure in bits or an AUC.
       refutes: whether the p-value also tests a claim of privacy, for any mechanism.
@@ -34,12 +34,12 @@ class MemorisationProbe(Protocol):
     """Probe of the released model for planted data; it must not read any client's own data."""
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> Sequence[MemorisationResult]:
-        """Return the tests of a round; equally many at every look."""
+        """Return the results of the tests after round `number`, on its model; equally many at every look."""
         ...
 
 
 def pooled_p(results: Sequence[MemorisationResult]) -> float:
-    """Return the p-value of a look: the smallest, times their number; 1 without any."""
+    """Return the p-value of a look: the smallest of its tests, times their number (Bonferroni); 1 without any test."""
     # NaN counts as 0, which is evidence.
     smallest = min((each.p_value if each.p_value >= 0 else 0.0 for each in results), default=1.0)
     return min(1.0, max(1, len(results)) * smallest)

@@ -30,7 +30,7 @@ class Separation:
     others: int
 
     def p_value(self, mu: float) -> float:
-        """Return the probability of a separation this large if the mechanism is mu-GDP (noncentral t)."""
+        """Return the probability of a separation at least this large if the mechanism is mu-GDP (noncentral t)."""
         from scipy.stats import nct
 
         if math.isinf(mu):
@@ -89,7 +89,7 @@ def separation_refutes(apart: Separation, delta: float, epsilon: float, alpha: f
 def right_of_median(members: Scores, others: Scores) -> int:
     """Return how many canaries the median of all scores classifies right; ties count as wrong.
 
-    The median does not depend on the coins. Arguments as of `separation`.
+    The median is a fair threshold, as it does not depend on the coins. Arguments as of `separation`.
     """
     middle = np.median(np.concatenate([members, others]))
     return int((members > middle).sum() + (others < middle).sum())
@@ -103,7 +103,7 @@ def accuracy_p(right: int, total: int, mu: float) -> float:
     Args:
       right: number of right guesses.
       total: number of guesses, each at a fair coin.
-      mu: of the claim.
+      mu: mu of the claim.
     """
     from scipy.special import ndtr
 

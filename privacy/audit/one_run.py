@@ -52,8 +52,8 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
 
     Args:
       guesses: their numbers.
-      epsilon: of the claim, in nats.
-      delta: of the claim, in [0, 1).
+      epsilon: epsilon of the claim, in nats.
+      delta: delta of the claim, in [0, 1).
     """
     from scipy.special import bdtrc, expit
 

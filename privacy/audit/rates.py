@@ -51,7 +51,7 @@ def rate_above(hits: int, trials: int, alpha: float) -> float:
 
 
 def worst_rates(false: Hits, missed: Hits, alpha: float) -> ErrorRates:
-    """Return upper limits of the rates of false positives and false negatives; either misses at most with `alpha`."""
+    """Return upper limits of both error rates, which hold together with probability 1 - `alpha` at least."""
     return ErrorRates(
         rate_above(false.hits, false.trials, alpha / 2), rate_above(missed.hits, missed.trials, alpha / 2)
     )
@@ -62,8 +62,8 @@ def rates_refute(rates: ErrorRates, delta: float, epsilon: float) -> bool:
 
     Args:
       rates: upper limits of a test's error rates.
-      delta: of the claim, in [0, 1).
-      epsilon: of the claim, in nats.
+      delta: delta of the claim, in [0, 1).
+      epsilon: epsilon of the claim, in nats.
     """
     power = math.exp(min(epsilon, 700.0))
     return 1 - delta - rates.missed > power * rates.false or 1 - delta - rates.false > power * rates.missed

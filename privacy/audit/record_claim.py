@@ -23,11 +23,12 @@ GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."  # names of
 
 
 def measure_records(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
-    """Return the measurement after round `number`, by the scores of canary records in and out; None if they are too few."""
+    """Return the measurement after round `number` by scores of canary records; None if they are few, or their coins unfair."""
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
     except Refusal:
         return None
+    # The estimate's interval replaces the first method's bound, which no row stores: only its ceiling is used.
     whole, *bounds = judge(methods, budget.target_epsilon, INTERVAL_ALPHA).findings
     apart, mu = separation(members, others), gaussian_mu(budget.target_epsilon, budget.target_delta)
     point = estimate(apart, budget.target_delta, INTERVAL_ALPHA)
@@ -43,7 +44,7 @@ def write(row: Rows, measured: Measured) -> None:
     """Write the measurement by canary records into the row of its round.
 
     Args:
-      row: of shape ().
+      row: row of the round, shape (), which is changed.
       measured: what `measure_records` returned.
     """
     tests = (measured.p_values[Check.RECORDS], measured.p_values[Check.RECORDS_ACCURACY])
@@ -55,7 +56,7 @@ def read(row: Rows, claimed: float) -> Measured | None:
     """Return the measurement that `write` wrote; None if canary records were not measured.
 
     Args:
-      row: of shape ().
+      row: row of the round, shape ().
       claimed: epsilon that their owners claim.
     """
     values = dict(zip(RECORDS, np.asarray(row["records"]).tolist(), strict=True))

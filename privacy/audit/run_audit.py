@@ -47,9 +47,9 @@ class AuditTerms:
       canaries: number of canary clients; 0 without any.
       dimension: number of coordinates of an update.
       support: number of coordinates that one canary may use.
-      delta: of the claim; 0 without a client-level claim.
-      adjacency: of the claim.
-      filter_order: of the claim; None without a filter.
+      delta: delta of the claim; 0 without a client-level claim.
+      adjacency: adjacency of the claim.
+      filter_order: order of the RDP filter that the claim relies on; None without a filter.
       rate: expected share of rounds with a given canary.
       clients: size of the population at the start of the run, if the claim relies on a secret draw from it; else 0.
       probed: whether data were planted to detect memorisation.
@@ -58,7 +58,7 @@ class AuditTerms:
       record_epsilon: epsilon that clients claim for their records.
       of_unit: number of records of one unit, each sampled independently, if the sum hides records.
       arms: number of arms of the clients, which have one round each in turn.
-      in_arms: the last round of an arm; 0 if all clients are in every round.
+      in_arms: number of the last round of a single arm, 0 if there is none; later rounds are of all clients.
       own_noise: unit that each client hides by noise of its own; empty if clients add none, None in older releases.
     """
 
@@ -105,11 +105,11 @@ class AuditTerms:
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
-        """Return whether a look at the canaries is due in round `number`, after round `before` was released."""
+        """Return whether a look at the canaries is due: one is planned after `before`, the last released round, up to `number`."""
         return any(before < look <= number for look in self.looks)
 
     def books_due(self, before: int, number: int) -> bool:
-        """Return whether a test of the ledger's count is due then; never without a claim."""
+        """Return whether a test of the ledger's count is due, by the rounds of `due`; never without a client-level claim."""
         looks = spread_looks(BOOK_LOOKS, self.num_rounds) if self.delta else ()
         return any(before < look <= number for look in looks)
 
@@ -130,7 +130,7 @@ class Measured:
       low: lower end of the estimate's interval.
       high: upper end of the estimate's interval.
       ceiling: the largest epsilon that the canaries could have shown.
-      p_values: of the claim, by the two tests of canaries that an alarm needs.
+      p_values: p-value of the claim by each of the two tests, one of which confirms the other's alarm.
       lower: lower bounds on epsilon by the name of the method; empty if they were not computed.
     """
 
@@ -149,7 +149,7 @@ class Evidence:
     """Rows of a run so far, with the terms and coins of its audit.
 
     Attributes:
-      terms: of the audit.
+      terms: terms of the audit.
       coins: which canaries were in, (canaries,).
       rows: one for each released round, at least one.
     """
@@ -174,7 +174,7 @@ class Evidence:
         return self.claimed_after(())
 
     def claimed_after(self, before: Sequence[DpEvent]) -> float:
-        """Return the epsilon of these rounds and of the same clients' earlier releases.
+        """Return the epsilon of these rounds together with `before`, events of the same clients' earlier releases.
 
         A client is in one arm, so for each event the maximum over the arms counts.
         """
@@ -204,6 +204,7 @@ class Evidence:
         Raises:
           Refusal: fewer than two of either can be scored.
         """
+        # If a secret draw amplifies, a canary's rounds may not be used, so all count; else only those that it was in.
         along, norms = self.rows["along"].astype(np.float64), self.rows["norm"].astype(np.float64)
         if self.amplified or self.rows["taken"].all():
             scores, coins = weighted_products(self.rows, self.terms.num_rounds, self.interference), self.coins
@@ -243,11 +244,11 @@ class Evidence:
 
 
 def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
-    """Return the p-values that the alarms test after a round.
+    """Return what the alarms judge after a round: every p-value that was computed for it, and what canaries could show.
 
     Args:
-      terms: of the audit.
-      row: of the round, shape ().
+      terms: terms of the audit.
+      row: row of the round, shape ().
       measured: measurement by canaries; None if it is not due.
       records: measurement by canary records; None if it is not due.
     """

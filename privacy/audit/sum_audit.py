@@ -27,7 +27,7 @@ class Memory:
     Attributes:
       before: the last sum, (watched,); empty before the first round.
       total: the sum of all rounds, (watched,); empty before the first round.
-      blocks: the sums of blocks of rounds, (blocks, watched).
+      blocks: the sums of blocks of rounds, (blocks, watched), in an update's coordinates; empty without canaries.
     """
 
     before: Vector
@@ -46,14 +46,14 @@ def watched_coordinates(dimension: int) -> int:
 def watch(
     released: ReleasedSum, memory: Memory, directions: Directions | None, canaries: int, block: int
 ) -> tuple[Rows, Memory]:
-    """Return the round's row, shape (), and the memory for the next round.
+    """Return the round's row, shape (), which the auditor completes, and the memory for the next round.
 
     Args:
       released: sum of the round.
-      memory: returned for the round before.
-      directions: of the canaries; None without any.
+      memory: what this function returned for the round before; `NO_MEMORY` in the first round.
+      directions: directions of the canaries; None without any.
       canaries: number of canaries.
-      block: block of the round (`interference.block_of`).
+      block: number of the round's block, from 0 (`interference.block_of`).
     """
     whole = join_layers(released.layers)
     watched = whole[:: -(-whole.size // WATCHED)].copy()
@@ -98,7 +98,7 @@ def join_layers(layers: Sequence[Vector]) -> Vector:
 
 
 def _lengths(directions: Directions, sketch: Sketch) -> Vector:
-    """Return the norm of each canary's compressed direction, relative to the average, (canaries,).
+    """Return the norm of each canary's compressed direction, relative to the average, (canaries,), to divide `along` by.
 
     A canary is clipped after compression, so its part of the sum has the clipping norm again.
     """
@@ -134,7 +134,7 @@ def noise_p(rows: Rows, layers: NDArray[np.float64] | None = None) -> float:
     noise.
 
     Args:
-      rows: of the rounds.
+      rows: rows of the rounds.
       layers: `layers_of` these rows; None computes it.
     """
     sums = (layers_of(rows) if layers is None else layers)[:, None]

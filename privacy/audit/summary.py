@@ -45,14 +45,14 @@ class Summary:
     """Result of an audit.
 
     Attributes:
-      verdict: on the claim; None without a client-level claim.
+      verdict: verdict on the claim; None without a client-level claim.
       sentence: the verdict in words.
       measured: measurement by canaries after the last round; None without them.
       findings: lower bounds at 95 %, those for any mechanism last.
       final: estimate from the first and last model; None without canaries or before the end.
       visible_shortfall: share of the noise's std whose absence these rounds would have shown; 1 if not even a
         complete absence would.
-      norm_p: the smallest of the rounds, times their number.
+      norm_p: the smallest p-value of the rounds, times their number (Bonferroni), at most 1.
       reuse_p: likewise.
       draw_p: likewise.
       records: measurement by canary records at the last look; None without them.
@@ -106,7 +106,7 @@ def untested(terms: AuditTerms) -> str:
 
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
-    """Return the summary with its verdict corrected by the measurement of canary records."""
+    """Return the summary with canary records: too weak if they could not reach the claim, consistent if only they measured."""
     if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
         sentence = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
         return replace(summary, verdict=Verdict.TOO_WEAK, sentence=sentence)
@@ -160,7 +160,7 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
 
 
 def _with_alarms(summary: Summary, raised: Sequence[Raised]) -> Summary:
-    """Return the summary with its verdict corrected by earlier alarms."""
+    """Return the summary after the run's alarms: a red one makes it violated, an orange one too weak to tell."""
     for each in raised:
         if each.alarm.level is Level.RED:
             return replace(summary, verdict=Verdict.VIOLATED, sentence=_sentence(each))
@@ -206,7 +206,7 @@ def _sentence(raised: Raised) -> str:
 
 
 def _final(evidence: Evidence, final: Rows | None) -> Estimate | None:
-    """Return the estimate from the final model; arguments as of `summarise`."""
+    """Return the estimate from `final`, the row of the last model minus the first; None if there is none, or no move."""
     if final is None or not final["norm"] > 0:
         return None
     along = final["along"].astype(np.float64)[None]

@@ -17,7 +17,7 @@ from .normality import accuracy_p, right_of_median, separation, separation_refut
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import ErrorRates, Hits, rates_refute, rates_refute_gdp, worst_rates
 
-# Returns whether (epsilon, alpha) is refuted: the epsilon, at level alpha. A larger epsilon is never refuted more easily.
+# Called with epsilon and alpha: whether that epsilon is refuted at that level. A larger one is never refuted more easily.
 Refutes = Callable[[float, float], bool]
 
 
@@ -34,9 +34,9 @@ class Method:
     """Test of a claim.
 
     Attributes:
-      name: of the method, with its authors.
-      refutes: the test on the scores.
-      perfect: the same test on the best scores that as many canaries could have.
+      name: name of the method, with its authors.
+      refutes: the test on the scores, which gives the bound.
+      perfect: the same test on the best scores that as many canaries could have, which gives the ceiling.
     """
 
     name: str
@@ -74,7 +74,7 @@ def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float
 
     Args:
       methods: at least one.
-      epsilon: of the claim, in nats.
+      epsilon: epsilon of the claim, in nats.
       alpha: level of the test.
       masked: ceiling in epsilon that the released sums impose; the number of canaries imposes another.
     """
@@ -97,7 +97,7 @@ def by_guesses(guesses: Guesses, delta: float, gaussian: bool = False) -> list[M
 
     Args:
       guesses: about the coins.
-      delta: of the claim, in [0, 1).
+      delta: delta of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides, instead of the bound for any mechanism (Steinke et al.).
     """
     return _one_run([guesses], delta, gaussian)
@@ -109,7 +109,7 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
     Args:
       members: scores of canaries that were in.
       others: scores of canaries that were out.
-      delta: of the claim, in [0, 1).
+      delta: delta of the claim, in [0, 1).
       gaussian: whether the two Gaussian tests decide.
     """
     check_coins(len(members), len(others))
@@ -120,14 +120,14 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
 
 
 def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
-    """Return the methods for many runs, one score each: exact limits of the error rates.
+    """Return the methods for many independent runs, one score each, by exact limits of the error rates.
 
-    Every second score chooses the threshold, and the other scores are counted.
+    Every second score chooses the threshold; the others, on which it does not depend, are counted.
 
     Args:
       members: scores of runs with the target, at least 4.
       others: scores of runs without the target, at least 4.
-      delta: of the claim, in [0, 1).
+      delta: delta of the claim, in [0, 1).
       gaussian: whether the Gaussian curve decides.
     """
     if min(len(members), len(others)) < 4:

@@ -46,8 +46,8 @@ def ledger_folder(field: str, value: Path | str | None) -> Path:
     """Return the folder of ledgers of real data: the requested one, or the user's default.
 
     Args:
-      field: for a refusal.
-      value: an absolute folder; None for the user's own.
+      field: setting that a refusal names.
+      value: an absolute folder; None for the default folder.
 
     Raises:
       Refusal: the folder is relative.
@@ -73,10 +73,10 @@ class Cap:
       target_delta: the delta of that epsilon, as in `Budget`.
       until: the last day, UTC, on which a release is allowed; None sets no end.
       questions: the part of epsilon that questions may spend, at the ledger's delta; None lets them spend all.
-      purposes: of questions that are allowed; None allows any.
+      purposes: purposes for which questions are allowed; None allows any.
       decided: the time of the decision, UTC.
       who: user name of its author, from the operating system.
-      reason: in words.
+      reason: reason of the decision in words; None if none was given.
 
     Raises:
       Refusal: a value is out of range.
@@ -106,7 +106,7 @@ def set_cap(folder: Path, cap: Cap) -> None:
     """Add a decision to those in a folder; it is on disk when this returns.
 
     Args:
-      folder: of the ledgers; created if missing.
+      folder: folder of the ledgers; created if missing.
       cap: the decision; its time and author are set here.
 
     Raises:
@@ -153,7 +153,7 @@ def caps_on(ledger: Path) -> list[Cap]:
 
 
 def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:
-    """Return key and content of an act for each decision on a ledger (`Ledger.act`)."""
+    """Return key and content of an act (`Ledger.act`) for each cap on a ledger, which thus records what applied to it."""
     acts: list[tuple[tuple[str, int, str], dict[str, Any]]] = []
     for cap in caps_on(ledger):
         decision = _cap_to_json(cap)

@@ -29,11 +29,11 @@ SUFFIX = " of the client"
 
 
 def record_release(release: Release, budget: Budget) -> Release:
-    """Return a client's release as its records are charged for it.
+    """Return the release that charges a client's records for its release: the key ends with `SUFFIX`, no cohort is kept.
 
     Args:
-      release: on the client's ledger.
-      budget: of the records; its unit and adjacency are their ledger's.
+      release: release that is charged on the client's ledger.
+      budget: budget of the records; its unit and adjacency are their ledger's.
     """
     plain = {
         adversary: record_event(event_to_json(event), budget.adjacency, secret=release.filter_order is None)
@@ -57,7 +57,7 @@ def pending_drafts(clients: LedgerState, records: LedgerState, budget: Budget) -
     Args:
       clients: state of the client's ledger.
       records: state of its records' ledger.
-      budget: of the records, of which adjacency and delta count: what has left is charged beyond any epsilon.
+      budget: budget of the records; its epsilon is not used, because what was released is charged beyond any epsilon.
     """
     drafts: list[Draft] = []
     for text, booked in clients.releases.items():
@@ -70,7 +70,7 @@ def pending_drafts(clients: LedgerState, records: LedgerState, budget: Budget) -
 
 
 def _record_payload(booked: LedgerRelease, records: LedgerState, budget: Budget) -> str:
-    """Return the payload of a client's reservation on its records' ledger. Arguments as of `pending_drafts`."""
+    """Return the payload that charges the records for `booked`, a client's release. Others as of `pending_drafts`."""
     payload: dict[str, Any] = json.loads(booked.entry.payload)
     filtered = "filter_order" in payload
     payload["events"] = {
@@ -88,7 +88,7 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
     """Charge a ledger of records with those releases of their client that it lacks.
 
     Args:
-      ledger: of the records, open for writing.
+      ledger: ledger of the records, open for writing.
       clients: path of the client's ledger, which need not exist.
       budget: as of `pending_drafts`.
 
@@ -97,6 +97,7 @@ def charge_records(ledger: Ledger, clients: Path, budget: Budget) -> None:
       LedgerUnavailable: nothing could be written.
     """
     book = state_at(clients)
+    # Without any, no transaction is needed. Inside it they are computed anew, from what the file then holds.
     if pending_drafts(book, ledger.book, budget):
         ledger.charge(lambda records: pending_drafts(book, records, budget))
 
@@ -106,8 +107,8 @@ def as_records(clients: LedgerState, records: LedgerState, budget: Budget) -> Le
 
     Args:
       clients: state of the client's ledger.
-      records: state of the records' ledger, which is extended; an empty state if they have no ledger.
-      budget: of the records.
+      records: state of the records' ledger, which is extended in place; an empty state if they have no ledger.
+      budget: budget of the records.
     """
     book = records
     if not book.identity:
@@ -140,14 +141,14 @@ def sums_of_records(clients: Path, adjacency: Adjacency) -> "list[DpEvent]":
 
 
 def _record_events(clients: LedgerState, adversary: Adversary, adjacency: Adjacency) -> "list[DpEvent]":
-    """Return what the sums of clients on a ledger cost each record against an adversary."""
+    """Return what the sums on a ledger of clients cost each record; sums that the records paid for are left out."""
     sums = clients.events(adversary, lambda booked: booked.source != OF_RECORDS)
     secret = clients.filter_order is None
     return [event_from_json(record_event(event_to_json(each), adjacency, secret)) for each in sums]
 
 
 def _count(book: LedgerState, draft: Draft) -> None:
-    """Count an entry in a state that stays in memory."""
+    """Count an entry in a state that stays in memory, where no hash is checked."""
     book.take(Entry(book.head.seq + 1, draft.kind, draft.key, draft.payload, "", ""), "memory")
 
 
@@ -156,8 +157,8 @@ class RecordsBudget:
     """Budget of records that the releases of their client spend too, while the client's ledger is open.
 
     Attributes:
-      path: of the records' ledger, which need not exist; the caps on it apply.
-      budget: of the records, before caps.
+      path: path of the records' ledger, which need not exist; the caps on it apply.
+      budget: budget of the records, before caps.
       book: what the records have spent, in memory; it grows with the releases.
       caps: further caps of the records' owner, on questions.
     """
@@ -186,7 +187,7 @@ class RecordsBudget:
             raise BudgetExhausted(budget, adversary, math.inf, f"of a record {excess}")
 
     def add(self, release: Release) -> None:
-        """Count a release of the client that is about to be written."""
+        """Count in `book` a release of the client, which `require` has admitted and the client's ledger is about to write."""
         if release.source == OF_RECORDS:
             return
         mine = record_release(release, self.budget)
@@ -203,12 +204,12 @@ class RecordsBudget:
 def read_records(
     clients: Path, records: Path, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> tuple[LedgerState, LedgerState]:
-    """Return what records have spent, and the part of it by releases of their client, as states in memory.
+    """Return two states in memory: of all that records have spent, and of the part by releases of their client.
 
     Args:
       clients: path of the client's ledger, which need not exist.
       records: path of its records' ledger, which need not exist.
-      adjacency: of the records if they have no ledger.
+      adjacency: adjacency of the records if they have no ledger.
     """
     of_client, of_records = state_at(clients), state_at(records)
     deltas = [each.target_delta for book in (of_client, of_records) for each in book.granted.values()]

@@ -54,7 +54,7 @@ class DataSet:
     """Entry of one data set in a folder of ledgers.
 
     Attributes:
-      fingerprints: of the clients' data in the last run that protected records, in the clients' order.
+      fingerprints: fingerprints of the clients' data in the last run that protected records, in the clients' order.
       adopted: names of earlier ledgers of the same people that are still to be charged here.
       records: the mode that charges the records, because another mode would keep a second budget; empty before a first
         charge.
@@ -73,7 +73,7 @@ def population_ledger(data_id: str) -> str:
 
 
 def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
-    """Return the name of each client's ledger, 64 hexadecimal digits; clients with equal data share the first one's.
+    """Return the name of each client's ledger, 64 hexadecimal digits; clients with equal data share one, and its budget.
 
     Arguments as of `pending_for_clients`.
     """
@@ -83,7 +83,7 @@ def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
 
 
 def read_data_sets(folder: Path) -> dict[str, DataSet]:
-    """Return the data sets of a folder, by their names."""
+    """Return the data sets of a folder, by their names; none if the folder has no such file. Refuse an unreadable one."""
     path = folder / FILE
     try:
         document = read_json(path.read_bytes())
@@ -142,7 +142,7 @@ def exclusive_access(folder: Path, data_id: str) -> Generator[None]:
 
 
 def keep_head(ledger: Ledger, data_id: str) -> None:
-    """Store the head of a data set's ledger, which may be closed; a later run then refuses an older copy in its place."""
+    """Store the head of a data set's ledger, closed or open, if it is newer; later runs then refuse an older copy."""
     folder, name, head = ledger.path.parent, ledger.path.name, ledger.head
     if head > data_set(folder, data_id).heads.get(name, START):
         _change(folder, data_id, lambda now: replace(now, heads={**now.heads, name: head}))
@@ -185,9 +185,9 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     """Assign an older ledger to a data set; the next run charges its releases first.
 
     Args:
-      folder: of the ledgers.
+      folder: folder of the ledgers.
       old: name of the ledger's file, without its ending.
-      data_id: of the data set.
+      data_id: name of the data set.
 
     Raises:
       Refusal: there is no such ledger, or it cannot be read.
@@ -203,10 +203,10 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
 
 @dataclass(frozen=True)
 class PendingCharges:
-    """Charges to the ledgers of a data set before its next run.
+    """Charges that the ledgers of a data set lack, for `settle` to write before the next run.
 
     Attributes:
-      charges: by the ledger's name.
+      charges: what each ledger lacks, by the ledger's name.
       changed: whether the clients' data are not those of the last run.
       after: the entry of the data set after the charges.
       questions: the part of the charges that is for questions, by the ledger's name: caps on questions count it.
@@ -226,14 +226,14 @@ class PendingCharges:
 
 
 def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> PendingCharges:
-    """Return the charges to the clients' ledgers.
+    """Return the charges that the clients' ledgers lack; nothing is written.
 
     Each is charged what adopted ledgers hold and, if the clients' data have changed, what it lacks of the maximum over all.
 
     Args:
-      folder: of the ledgers.
-      data_id: of the data set.
-      fingerprints: of the clients' data, in their order.
+      folder: folder of the ledgers.
+      data_id: name of the data set.
+      fingerprints: fingerprint of each client's data, in the clients' order.
     """
     stored, prints = data_set(folder, data_id), tuple(fingerprints)
     adopted = [each for each in stored.adopted if _has_fingerprint(each, "")]
@@ -256,7 +256,7 @@ def pending_for_clients(folder: Path, data_id: str, fingerprints: Sequence[str])
 
 
 def pending_for_population(folder: Path, data_id: str, prefix: str = POPULATION) -> PendingCharges:
-    """Return the charges to the ledger of all clients together: those of adopted ledgers.
+    """Return the charges that the ledger of all clients together lacks, those of adopted ledgers; nothing is written.
 
     Arguments as of `pending_for_clients`, with the prefix of the ledger's file.
     """
@@ -278,11 +278,11 @@ def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, 
     """Charge pending releases durably, then store the data set's new entry; a crash in between charges nothing twice.
 
     Args:
-      folder: of the ledgers; it must exist.
-      data_id: of the data set.
+      folder: folder of the ledgers; it must exist.
+      data_id: name of the data set.
       pending: to be charged.
-      budget: of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
-      prefix: of the ledgers' files.
+      budget: budget of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
+      prefix: prefix of the ledgers' files.
 
     Raises:
       Refusal: a ledger cannot be written, or its owner's cap is below the amount already spent.
@@ -297,7 +297,7 @@ def settle(folder: Path, data_id: str, pending: PendingCharges, budget: Budget, 
     for name, charges in pending.charges.items():
         path, questions = ledger_file(folder, name, prefix), pending.questions.get(name, {})
         _charge(path, name, _difference(charges, questions), unlimited, _run_of(stored), MECHANISM)
-        _charge(path, name, questions, unlimited, _run_of(stored), EARLIER)
+        _charge(path, name, questions, unlimited, _run_of(stored), EARLIER)  # which caps on questions count
     if pending.after != stored or data_id not in sets:
         _change(folder, data_id, lambda now: replace(pending.after, records=now.records, heads=now.heads))
 
@@ -323,10 +323,10 @@ def charge_client_sums(path: Path, owner: str, clients: Path, budget: Budget) ->
     """Charge a ledger of records with the sums of whole clients that it lacks.
 
     Args:
-      path: of the ledger, which is created if there is something to charge.
-      owner: of the ledger.
+      path: path of the ledger, which is created if there is something to charge.
+      owner: owner of the ledger.
       clients: path of the ledger of all clients together, which need not exist.
-      budget: of the records; its unit and adjacency are the ledger's.
+      budget: budget of the records; its unit and adjacency are the ledger's.
     """
     if pending_drafts(state_at(clients), state_at(path), budget):
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
@@ -356,7 +356,7 @@ def budgets_of_records(folder: Path, data_id: str, clients: LedgerState) -> tupl
 
 
 def _granted(book: LedgerState) -> Budget:
-    """Return the budget of the last run that protected these records; without one an unlimited epsilon."""
+    """Return the budget of the last run that protected these records, not of carried-over charges; else no limit."""
     unit, adjacency = book.identity["unit"], book.identity["adjacency"]
     for key, booked in reversed(book.releases.items()):
         if booked.source is None and not json.loads(key)[2].startswith((MECHANISM, EARLIER)):
@@ -424,6 +424,7 @@ def _max_counts(folder: Path, names: Sequence[str], spent: Callable[[Path], Char
 
 
 def _difference(charges: Charges, part: Charges) -> Charges:
+    """Return by how much each count exceeds that in `part`; events that do not exceed it are left out."""
     return {each: counts - part.get(each, Counter()) for each, counts in charges.items()}
 
 

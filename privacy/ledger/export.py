@@ -14,8 +14,8 @@ def export_text(entries: Iterable[Entry], more: Mapping[str, Any] | None = None)
     """Return entries as JSON.
 
     Args:
-      entries: of the ledger; keys and payloads stay verbatim, because `hash` covers their text.
-      more: further fields.
+      entries: entries of the ledger; keys and payloads stay verbatim, because `hash` covers their text.
+      more: further fields of the whole, by name.
     """
     whole = {"format": FORMAT, **(more or {}), "entries": [entry._asdict() for entry in entries]}
     return json.dumps(whole, indent=1, allow_nan=False)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 from ...base.durable_files import sync_folder
 from ...base.refusal import Refusal, unreadable
 
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 30.0  # that SQLite waits for another connection to the file
 LOCK_POLL_SECONDS = 0.02
 # A holder locks first and writes its pid after. A lock without a pid is waited for this long: its holder just came.
 ARRIVAL_SECONDS = 1.0
@@ -38,7 +38,7 @@ GUARD = """
 CREATE TRIGGER no_{event} BEFORE {event} ON entries
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""".strip()
 SCHEMA = (TABLE, GUARD.format(event="UPDATE"), GUARD.format(event="DELETE"))
-STATUS_SECONDS = 2.0  # `status` holds the lock for a moment
+STATUS_SECONDS = 2.0  # wait of `exclusive_lock`, because `lock_holder` takes the lock for a moment
 
 
 class LedgerUnavailable(Refusal):
@@ -109,8 +109,8 @@ def chained(rows: Iterable[Any], head: Head, source: str) -> Iterator[Entry]:
 
     Args:
       rows: (seq, kind, key, payload, prev_hash, hash) each.
-      head: that they follow.
-      source: of the rows, for a refusal.
+      head: head that the first row must follow.
+      source: file or name of the rows, for a refusal.
 
     Raises:
       Refusal: a row is not the entry that follows.
@@ -157,7 +157,7 @@ class Lock:
         """Take the lock.
 
         Args:
-          path: of the locked file.
+          path: path of the locked file.
           wait: seconds to wait for another holder.
 
         Raises:
@@ -203,7 +203,7 @@ class Lock:
         self.release()
 
     def forget(self) -> None:
-        """Close this process's descriptor; a lock that the parent process holds stays held."""
+        """Close this process's descriptor, as a forked child does: that ends no lock which the parent holds."""
         self.is_held = False
         _locks.discard(self)
         os.close(self._fd)
@@ -222,10 +222,10 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def holds_entries(path: Path) -> bool:
-    """Return whether there is a chain at a path: an absent or an empty file holds none.
+    """Return whether there is a chain at a path, and check that one can be written there; an empty file holds none.
 
     Raises:
-      Refusal: it is not a regular file that this user may read and write.
+      Refusal: file or lock is not a regular file that this user may read and write, or the folder is not writable.
     """
     size = _size(path)
     _size(_sibling(path, ".lock"))
@@ -279,7 +279,7 @@ def exclusive_lock(path: Path, field: str) -> Generator[None]:
     """Hold a lock for the block, such as that of a folder in which one server or one agent may run.
 
     Args:
-      path: of the locked file.
+      path: path of the locked file.
       field: name of the process in a refusal.
 
     Raises:
@@ -294,7 +294,7 @@ def exclusive_lock(path: Path, field: str) -> Generator[None]:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Return the id of the process that holds the lock of the file at `path`, or None."""
+    """Return the id of the process that holds the lock of the file at `path`; None if nobody does. It tries the lock."""
     file = _sibling(path, ".lock")
     if not file.exists():
         return None
@@ -311,10 +311,11 @@ def _sibling(path: Path, suffix: str) -> Path:
 
 
 class Chain:
-    """Verified entries of one ledger file."""
+    """Entries of one ledger file, which are checked as they are read; `mode` is the query of SQLite's file URI."""
 
     def __init__(self, path: Path, mode: str) -> None:
         self.path = path
+        # Device and inode of the file and of its write-ahead log; empty until it is prepared for writing.
         self._file, self._file_ids = path.absolute(), list[tuple[int, int] | None]()
         address = f"{self._file.as_uri()}?{mode}"
         with refusing_ledger(path, "cannot be opened"):
@@ -328,7 +329,7 @@ class Chain:
         """Open a chain, or start one; the caller holds the lock.
 
         Args:
-          path: of the ledger.
+          path: path of the ledger.
           first: the first entry of a new chain.
           durable: whether a transaction survives a power cut, not just the end of the process.
 
@@ -361,6 +362,7 @@ class Chain:
         """
         if regular(path) is None:
             raise Refusal("ledger", str(path), "does not exist; give the path of a ledger")
+        # Without a write-ahead log nobody has the file open, and SQLite may read it without a lock or a file of its own.
         chain = cls(path, "mode=ro" if _sibling(path, "-wal").exists() else "immutable=1")
         try:
             with refusing_ledger(path, "cannot be read as a ledger"):
@@ -441,13 +443,13 @@ class Chain:
             yield from chained(self._db.execute(query, (head.seq,)), head, str(self.path))
 
     def last(self) -> Head:
-        """Return the head from the file, unchecked: `require` checks it later."""
+        """Return the head as it is in the file; no hash is checked, which `after` does."""
         with refusing_ledger(self.path, "cannot be read as a ledger"):
             row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return START if row is None else Head(*row)
 
     def holds(self, head: Head) -> bool:
-        """Return whether a head is in the chain."""
+        """Return whether a head is in the chain; `START` is in every chain."""
         with refusing_ledger(self.path, "cannot be read as a ledger"):
             row = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (head.seq,)).fetchone()
         return head == START or row == (head.hash,)
@@ -467,7 +469,7 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
     """Refuse ledgers if one lacks its known head: it is missing, truncated, rolled back or another one.
 
     Args:
-      folder: of the ledgers.
+      folder: folder of the ledgers.
       heads: known heads, by the ledgers' file names.
     """
     for name, head in heads.items():
@@ -491,7 +493,7 @@ def holds_head(path: Path, head: Head) -> bool:
     """Return whether a ledger, read without its lock, holds an entry.
 
     Args:
-      path: of the ledger.
+      path: path of the ledger.
       head: number and hash of the entry.
     """
     with contextlib.closing(Chain.for_reading(path)) as chain:

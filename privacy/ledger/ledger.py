@@ -92,7 +92,7 @@ class BudgetExhausted(Exception):
 
 
 class SharedBudget(Protocol):
-    """Second budget, such as that of a client's records, which is charged for the same releases as a ledger's own."""
+    """Second budget that the releases of a ledger spend too, such as that of a client's records (`RecordsBudget`)."""
 
     path: Path
     budget: Budget
@@ -138,12 +138,12 @@ class Ledger:
         self._chain = chain
         self._lock = lock
         self._book = book
-        self._budget = budget
+        self._budget = budget  # before the owner's caps
         self._resources = resources
         self.purpose: str | None = None
         self.caps: tuple[Cap, ...] = ()
         self.shared: tuple[SharedBudget, ...] = ()
-        self._threads = threading.RLock()
+        self._threads = threading.RLock()  # held by a thread of this process while it reads or writes
         self._pending: dict[str, None] = {}  # keys of commits that are still to be written, in their order
 
     @classmethod
@@ -254,7 +254,7 @@ class Ledger:
                 budget = self._budget_for(release)
                 self.require_question(release)
                 require_affordable(release, events, budget, self._book)
-                for each in self.shared:
+                for each in self.shared:  # all admit the release before any counts it
                     each.require(release)
                 for each in self.shared:
                     each.add(release)
@@ -432,7 +432,7 @@ class Ledger:
             return self._book.events(adversary)
 
     def cohorts(self, run: str, mechanism: str) -> list[list[int]]:
-        """Return the clients of each round, from round 1 to the first that was reserved without a cohort.
+        """Return the clients of each reserved round, from round 1 on; all of them were reserved with a cohort.
 
         Args:
           run: name of the run.
@@ -489,7 +489,7 @@ class Ledger:
             raise Refusal("rng", release.rng, "noise on real data comes from the system; leave out the seed")
 
     def _budget_for(self, release: Release) -> Budget:
-        """Return the budget; raise BudgetExhausted for a release if the owner's cap has expired."""
+        """Return the budget within the owner's caps; an expired cap raises BudgetExhausted, as a spent budget does."""
         try:
             return self.budget
         except CapEnded as ended:
@@ -515,7 +515,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[list[Draft]]:
-        """Write one transaction: replay what is new in the file, then append pending commits and the block's drafts."""
+        """Yield a list for drafts, and write them with pending commits in one transaction; a failed write closes the ledger."""
         with self._threads:
             self._require_open()
             try:
@@ -562,7 +562,7 @@ def _require_same(release: Release, earlier: LedgerRelease, events: dict[str, An
 
 
 def events_to_json(release: Release) -> dict[str, Any]:
-    """Return a release's events as JSON, by adversary; an event that several adversaries share is one object."""
+    """Return a release's events as JSON, by adversary; a shared event is one object, which is then checked once."""
     converted = {id(event): event_to_json(event) for event in release.events.values()}
     return {adversary.value: converted[id(event)] for adversary, event in release.events.items()}
 
@@ -571,9 +571,9 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
     """Check that a release fits the budget together with those on the ledger.
 
     Args:
-      release: about to be reserved.
+      release: release that is about to be reserved.
       events: `events_to_json` of the release.
-      budget: of the ledger, within its caps.
+      budget: the ledger's budget within the owner's caps.
       book: state of the ledger.
 
     Raises:

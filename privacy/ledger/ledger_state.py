@@ -47,7 +47,7 @@ SETTINGS_OF_UNIT = {  # by which a run goes on with a ledger of this unit
     Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
     Unit.PERSON_EVERYWHERE.value: "set privacy.clients_per_person",
 }
-BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')
+BUDGET_TEXT = re.compile(r'"budget":{[^}]*}')  # finds the budget of a reservation without parsing it
 WITH_TIME = re.compile(r'(.*),"time":"[0-9T:+-]*"}')  # the time is the last key of a canonical payload
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
@@ -236,7 +236,7 @@ class LedgerState:
         """Return the events that an adversary saw, equal ones as one composed event; voided releases have none.
 
         Args:
-          adversary: that saw them.
+          adversary: adversary that saw the events.
           selects: returns whether to include a release; None includes all.
         """
         event_counts = self.spent.get(adversary, Counter[str]())
@@ -274,7 +274,7 @@ class Verification:
       entries: number of entries of the intact part of the chain.
       head: the last entry of the intact part.
       problem: one sentence; None if the ledger is valid.
-      delta: of all epsilons.
+      delta: delta at which every epsilon is computed.
       epsilon: as reported everywhere, against the adversary with the largest loss; with a filter, the amount that it has
         counted.
       epsilon_pld: by dp_accounting's PLD accountant alone; None if it does not cover the events.
@@ -329,7 +329,7 @@ def require_unit(path: Path, ledger_unit: str | None, run_unit: str) -> None:
     to a person.
 
     Args:
-      path: of the ledger.
+      path: path of the ledger.
       ledger_unit: the ledger's unit; None if there is no ledger.
       run_unit: the unit of the run.
     """
@@ -349,7 +349,7 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
     """Check a ledger's chain and recompute its epsilon.
 
     Args:
-      path: of the ledger; it may be in use.
+      path: path of the ledger; it may be in use.
       delta: in (0, 1); by default that of the latest reservation.
 
     Returns:
@@ -366,12 +366,12 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
 def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = None) -> Verification:
     """Recompute the epsilon of a ledger from its entries, and check each entry.
 
-    The spent epsilon must be within the budget of each reservation. It only grows, so it is compared before each change of
-    the budget, and at the end.
+    The spent epsilon must be within the budget of each reservation. Unless a release is voided, it only grows, so it is
+    compared before each change of the budget, and at the end.
 
     Args:
       entries: all entries of a ledger; a Refusal that they raise is a problem of the ledger.
-      source: of the entries, to name in a problem.
+      source: file or name of the entries, for a problem's sentence.
       delta: in (0, 1); by default that of the latest reservation.
     """
     book, granted = LedgerState(), ""
@@ -456,7 +456,7 @@ def _overspent(book: LedgerState) -> str:
 
 
 def _dispute(epsilons: Epsilons) -> str:
-    """Return a clause if the reported epsilon is not the smaller one of the two accountants; empty if it is."""
+    """Return a clause if the reported epsilon is not close to the smaller of the accountants'; empty if it is."""
     reported, *others = epsilons
     best = min((each for each in others if each is not None), default=reported)
     if math.isclose(reported, best, rel_tol=DISPUTE_RATIO, abs_tol=DISPUTE_SIZE):

@@ -28,13 +28,13 @@ class LedgerQuestion:
     """Question as recorded on a ledger.
 
     Attributes:
-      name: of the question.
-      purposes: of its segments.
+      name: name of the question.
+      purposes: purposes of its segments, each once.
       reason: its explanation, in the asker's words; may be empty.
-      segments: their names.
-      epsilon: of its answer alone, at the delta of its budget, against the adversary with the largest loss.
-      time: of its reservation, UTC.
-      state: of its release.
+      segments: names of its segments.
+      epsilon: cost of its answer alone, at the delta of its budget, against the adversary with the largest loss.
+      time: time of its reservation, UTC.
+      state: state of its release.
     """
 
     name: str
@@ -59,9 +59,9 @@ def question_excess(release: Release, caps: Iterable[Cap], book: LedgerState, bu
 
     Args:
       release: about to be reserved.
-      caps: that apply to the ledger.
+      caps: caps that apply to the ledger.
       book: state of the ledger.
-      budget: of the ledger; questions are counted at its delta.
+      budget: budget of the ledger; questions are counted at its delta.
 
     Raises:
       Refusal: the purpose of the question is not allowed.
@@ -83,7 +83,7 @@ def question_excess(release: Release, caps: Iterable[Cap], book: LedgerState, bu
 
 
 def ledger_questions(book: LedgerState) -> list[LedgerQuestion]:
-    """Return the questions on a ledger, in their order; those to a whole client are on the client's ledger."""
+    """Return the questions on a ledger, in their order, without those that only its client's ledger lists."""
     questions: list[LedgerQuestion] = []
     for booked in book.releases.values():
         payload = _question_payload(booked)

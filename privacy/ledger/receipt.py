@@ -46,8 +46,8 @@ class Receipt:
     """Receipt as the server gets it.
 
     Attributes:
-      node: of the device.
-      commitment: to the heads of the device's ledgers.
+      node: number of the device in the roster.
+      commitment: commitment to the heads of the device's ledgers, 32 bytes; see `commitment_of`.
       signature: Ed25519, by the device's key in the roster.
     """
 
@@ -62,7 +62,7 @@ class ReceiptOpening:
 
     Attributes:
       salt: random, new for each receipt, in hexadecimal.
-      heads: of the device's ledgers, by their file names.
+      heads: heads of the device's ledgers, by their file names.
     """
 
     salt: str
@@ -105,7 +105,7 @@ def _content(description: RunDescription, node: int, commitment: bytes) -> bytes
 
 
 def read_opening(path: Path) -> ReceiptOpening:
-    """Return the opening of a commitment."""
+    """Return the opening of a commitment, as `opening_text` wrote it; refuse an unreadable file."""
     try:
         opening = read_json(path.read_bytes())
         return build(ReceiptOpening, {"salt": opening["salt"], "heads": opening["heads"]})

@@ -31,7 +31,7 @@ class Numbers:
     """Column of numbers between two bounds.
 
     Attributes:
-      name: of the column.
+      name: name of the column.
       low, high: bounds, low below high.
     """
 
@@ -56,7 +56,7 @@ class Numbers:
         return (self.high - self.low) / 2
 
     def read(self, table: Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return each row's number in [-1, 1], NaN where it is missing, and whether it was outside the bounds."""
+        """Return each row's number scaled to [-1, 1] and clipped, NaN if missing, (rows,), and whether it was out of bounds."""
         numbers = numbers_of(column(table, self.name))
         outside = (numbers < self.low) | (numbers > self.high)
         return np.clip((numbers - self.middle) / self.half, -1, 1), outside
@@ -67,7 +67,7 @@ class Bins:
     """Column in bins: numbers between edges, or words.
 
     Attributes:
-      name: of the column.
+      name: name of the column.
       edges: ascending; the first and the last are the bounds. Empty where there are words.
       words: each a bin; empty where there are edges.
     """
@@ -97,7 +97,7 @@ class Bins:
         return self.words or tuple(f"{low:g} to {high:g}" for low, high in pairwise(self.edges))
 
     def read(self, table: Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return each row's bin, -1 for none, and whether it was outside the declared bounds or words."""
+        """Return each row's bin from 0, -1 for none, (rows,), and whether the row was outside the declared bounds or words."""
         cells = column(table, self.name)
         if self.words:
             return self._read_words(cells)

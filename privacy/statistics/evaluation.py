@@ -67,10 +67,10 @@ class Evaluation:
     """Evaluation of the model in the question by every client. All of it is public.
 
     Attributes:
-      name: of the release; another evaluation has another row, or name.
+      name: name of the release on the ledger, where another evaluation needs another row or another name.
       share: share of its records that each client holds out, in (0, 1); None if the client's app decides.
       metric: name of one of the task's metrics.
-      bound: of the metric, which lies in [0, bound].
+      bound: largest value of the metric, which lies in [0, bound].
       figures: some of `FIGURES`, in equal parts of the squared norm.
       why: reason of the evaluation, in a sentence for owners.
       records: at the record level, number of a client's records that count in full; the contribution of a client with
@@ -151,7 +151,7 @@ class Evaluation:
         return SumSpec(unit_norm * rows, cells=cells_for(len(self.figures), rows), unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return what a figure's value of 1 is in a vector at the record level, over the norm of a record's part."""
+        """Return a figure's entry in a vector at the record level if its value is 1, as a share of the norm of a record's part."""
         assert name in self.layout
         return math.sqrt(1 / len(self.figures))
 
@@ -176,7 +176,7 @@ class Evaluation:
         return {name: np.array([total * unit_norm * self.scale(name)]) for name, total in called.items()}
 
     def contribution(self, measured: HeldOutMeans | None) -> dict[str, NDArray[np.floating]]:
-        """Return a client's value of every segment, in [-1, 1]; zeros for None, of a client that holds no record out."""
+        """Return a client's value of every segment, in [-1, 1]; all zero if it holds no record out (`measured` is None)."""
         values: dict[str, NDArray[np.floating]] = {each.name: np.zeros(each.shape) for each in self.segments}
         if measured is None:
             return values
@@ -216,7 +216,7 @@ class Evaluation:
         return parts
 
     def sigma(self, noise_over_clip: float) -> float:
-        """Return the standard deviation of the noise on each part, in clients."""
+        """Return the standard deviation of the noise on each part, in units: clients, or held-out records."""
         return noise_over_clip * math.sqrt(len(self.figures))
 
     def half_width(self, noise_over_clip: float, clients: float) -> float | None:
@@ -228,7 +228,7 @@ class Evaluation:
         """
         if METRIC not in self.figures:
             return None
-        widest = math.sqrt(2) if CLIENTS in self.figures else 1.0
+        widest = math.sqrt(2) if CLIENTS in self.figures else 1.0  # a ratio's interval is widest at -1 and 1
         return self.bound / 2 * widest * NORMAL_95 * self.sigma(noise_over_clip) / clients
 
     @property
@@ -278,11 +278,11 @@ def _quantile(
     public numbers.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       cells: noisy counts.
       rows: noisy total; None if it was not released.
       level: share of all that is below.
-      edges: of the bins.
+      edges: edges of the bins.
       sigma: standard deviation of each count.
       normal: half the width of the interval, in standard deviations.
     """

@@ -79,7 +79,7 @@ class Fairness:
         return cells.reshape(self.shape), share(np.logical_or.reduce(outside))
 
     def _select_rows(self, label: Indices, predicted: Indices) -> tuple[Indices, NDArray[np.bool_]]:
-        """Return the number of each row's condition, -1 for none, and whether the row is in the compared share."""
+        """Return the number of each row's condition, (rows,), -1 for none, and whether the row is in the share that is compared."""
         match self.criterion:
             case "equal_opportunity":
                 return np.where(label == 1, 0, -1), predicted == 1
@@ -140,7 +140,7 @@ def share_of(name: str, inside: float, outside: float, sigma: float) -> Figure:
     r^2). For large counts it is that of the delta method: sigma sqrt((1 - r)^2 + r^2) / (inside + outside).
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       inside: noisy number of rows in the share.
       outside: noisy number of the other rows of the group.
       sigma: standard deviation of the independent noise on each.
@@ -164,7 +164,7 @@ def difference_of(name: str, shares: list[Figure]) -> Figure:
     large, as in small samples without noise.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       shares: share of each group, with independent noise.
     """
     ranked = sorted((each for each in shares if each.has_value), key=lambda each: each.value)

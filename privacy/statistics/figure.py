@@ -55,7 +55,7 @@ def count_of(name: str, cell: float, sigma: float) -> Figure:
     """Return a count, which noise may make negative.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       cell: the noisy count.
       sigma: standard deviation of its noise.
     """
@@ -69,7 +69,7 @@ def ratio_of(name: str, above: float, below: float, sigma: float) -> Figure:
     The interval contains every m for which above - m below is explained by its noise, sigma sqrt(1 + m^2).
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       above: numerator.
       below: denominator.
       sigma: standard deviation of the independent noise on each.
@@ -97,7 +97,7 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: f
     """Return a smooth function of noisy sums, and its interval by the delta method.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       value: value of the function at the noisy sums.
       gradient: derivatives of the function there, by each of the sums.
       sigma: standard deviation of the independent noise on each.
@@ -108,7 +108,7 @@ def smooth_of(name: str, value: float, gradient: Cells, sigma: float, minimum: f
 
 
 def scaled(figure: Figure, middle: float, half: float) -> Figure:
-    """Return a figure in [-1, 1] in the units of a column with bounds middle - half and middle + half."""
+    """Return a figure in [-1, 1] scaled to the units of a column, whose bounds are middle - half and middle + half."""
     low, high = middle + half * figure.low, middle + half * figure.high
     return Figure(figure.name, middle + half * figure.value, low, high)
 
@@ -117,17 +117,18 @@ def quantile_of(name: str, excess: Cells, room: Cells, edges: Cells) -> Figure:
     """Return a quantile of noisy counts, interpolated within its bin; the interval covers every bin that noise allows.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       excess: at each edge, rows below it minus the quantile's share of all rows; at most 0 at the first edge, above 0 at
         the last.
       room: at each edge, half-width of the excess's interval.
-      edges: of the bins, ascending, at equal distances.
+      edges: edges of the bins, ascending, at equal distances.
     """
     reached = int(np.argmax(excess[1:] >= 0)) + 1
     before, after = excess[reached - 1], excess[reached]
     part = -before / (after - before) if after > before else 0.5
     value = edges[reached - 1] + (edges[1] - edges[0]) * min(max(part, 0.0), 1.0)
-    above, below = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)  # perhaps
+    # Edges that may lie at or above the quantile, and edges that may lie at or below it.
+    above, below = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)
     low = edges[max(int(above[0]) - 1, 0)]
     high = edges[min(int(below[-1]) + 1, len(edges) - 1)]
     return Figure(name, float(value), float(min(low, value)), float(max(high, value)))

@@ -47,7 +47,7 @@ def holdout_mask(
 
 
 def _numbered(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return another hash for each further one of equal rows; the first of them keeps its own.
+    """Return hashes that differ between equal rows, shape (n,): the first of them keeps its own, each further one gets another.
 
     The others are the outputs of SplitMix64 (Steele, Lea and Flood 2014) from the row's hash.
     """
@@ -62,7 +62,7 @@ def _numbered(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hashes_of_rows(arrays: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
-    """Return the keyed hash of each row, shape (n,)."""
+    """Return the keyed hash of each row, shape (n,), over the bytes that the row has in all arrays, of n rows each."""
     columns = [np.ascontiguousarray(each) for each in arrays]
     texts = (b"".join(each[row].tobytes() for each in columns) for row in range(len(columns[0])))
     return np.fromiter((hashed(lambda digest, text=text: digest.update(text)) for text in texts), np.uint64)

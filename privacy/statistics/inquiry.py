@@ -59,8 +59,8 @@ class Question:
     """One question of an inquiry.
 
     Attributes:
-      name: within the inquiry.
-      statistic: of the question.
+      name: name of the question, unique within the inquiry.
+      statistic: statistic of the question.
       resolution: largest half-width of its intervals, in its own units; None sets no limit.
       at_least: assumed number of rows of all clients, for planning an interval; None if unknown.
     """
@@ -76,7 +76,7 @@ class Inquiry:
     """Questions that share one release.
 
     Attributes:
-      name: of the stored answer; a new answer needs a new name.
+      name: name of the stored answer; a new answer needs a new name.
       purpose: a word that owners allow or refuse.
       why: reason of the question, in a sentence for owners.
       records: rows of a client that count in full; the contribution of a client with more is clipped.
@@ -126,7 +126,7 @@ class Inquiry:
         return any(isinstance(each.statistic, ColumnMeans) for each in self.questions)
 
     def following(self, prefixes: Sequence[str]) -> Inquiry:
-        """Return the inquiry of the next level of a search for words, which follows these prefixes."""
+        """Return the inquiry of the next round of a search for words, which counts how these prefixes go on."""
         plain = json.loads(self.text)
         plain["ask"][0]["prefixes"] = list(prefixes)
         return read_inquiry(plain)
@@ -151,7 +151,7 @@ class Inquiry:
         return SumSpec(unit_norm * max_records, cells=cells, unit_norm=unit_norm)
 
     def scale(self, name: str) -> float:
-        """Return the factor of a question's cells in a vector at the record level, over the norm of a record's part."""
+        """Return the factor from counts to entries of a vector at the record level, as a share of the norm of a record's part."""
         count = len(self.questions)
         for each in self.questions:
             if name == each.name:
@@ -162,7 +162,7 @@ class Inquiry:
         """Return the standard deviation of the noise on each of a question's cells, in rows.
 
         Args:
-          question: of this inquiry.
+          question: question of this inquiry.
           noise_over_clip: standard deviation of the sum's noise over its clipping norm, of a client or of a record.
         """
         if self.unit is Unit.RECORD:
@@ -174,7 +174,7 @@ class Inquiry:
         """Return the share of rows that a question clipped, with its interval, if records are hidden.
 
         Args:
-          question: of this inquiry.
+          question: question of this inquiry.
           cells: noisy numbers of clipped and of unclipped rows.
           noise_over_clip: standard deviation of the sum's noise over the norm of a record's part.
         """
@@ -199,7 +199,7 @@ class Inquiry:
         for each in self.questions:
             cells, outside = each.statistic.count(table)
             norm, bound = float(np.linalg.norm(cells)), self.records * each.statistic.row_norm
-            factor = min(1.0, bound / norm) if norm else 1.0
+            factor = min(1.0, bound / norm) if norm else 1.0  # that the sum's clipping leaves of each row
             values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * factor}
         return values
 

@@ -76,7 +76,7 @@ def row_count(table: Table) -> int:
 
 
 def _complete_rows(columns: Sequence[Numbers], table: Table) -> tuple[Cells, float]:
-    """Return the rows that have all of the columns, (columns, rows) in [-1, 1], and the share of all rows outside a bound."""
+    """Return the rows that have a number in every column, (columns, rows) in [-1, 1], and the share of all rows clipped."""
     values, outside = zip(*(each.read(table) for each in columns), strict=True)
     matrix = np.stack(values)
     return matrix[:, ~np.isnan(matrix).any(0)], share(np.logical_or.reduce(outside))
@@ -182,7 +182,7 @@ class Variance:
 
     of: Numbers
     shape: tuple[int, ...] = (3,)
-    row_norm: float = 1.5
+    row_norm: float = 1.5  # of 1, a value up to 1, and its square less a half, up to 1/2
 
     def count(self, table: Table) -> CellCount:
         (values,), outside = _complete_rows([self.of], table)
@@ -335,7 +335,7 @@ def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
     """Return the correlation of columns a and b.
 
     Args:
-      name: of the figure.
+      name: name of the figure.
       cells: noisy sums over rows of 1, a, b, a^2 - 1/2, b^2 - 1/2 and a b.
       sigma: standard deviation of the noise on each.
     """

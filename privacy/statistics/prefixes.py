@@ -129,5 +129,5 @@ class Prefixes:
         ]
 
     def planned(self, sigma: float, rows: float) -> float:
-        """Return the number of rows that a word needs to be reported, at a level as wide as one may be."""
+        """Return how many rows a word needs to be reported, whatever the data: at a level that follows the most prefixes."""
         return self.threshold(sigma, min(self.widest, len(self.alphabet) ** (self.longest - 1)))
