@@ -66,7 +66,7 @@ def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> objec
             continue
         if label not in (plain(rows.name), plain(columns.name)):
             continue
-        half_width = answer.halves[-1]  # the same for every count
+        half_width = answer.halves[-1]  # of every count: NORMAL_95 times the noise's standard deviation
         if half_width is None or len(counts) != len(rows.words) * len(columns.words):
             raise Refusal(FIELD, path, "is not an answer of fedveil ask (a cross table lacks cells)")
         cells = np.array(counts, np.float64).reshape(len(rows.words), len(columns.words))

@@ -21,7 +21,7 @@ def keep_memory() -> None:
 
 @cache
 def keep_freed() -> None:
-    """Keep freed memory in this process; without glibc, malloc is unchanged."""
+    """Let glibc's malloc keep freed memory in this process; a second call does nothing until `stop_keeping`."""
     _set(MALLOC_KEEPS)
 
 

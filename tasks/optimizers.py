@@ -117,8 +117,8 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
 
     Args:
       task: defines the model, and optionally the optimiser.
-      training: as of `optimizer_of`.
-      noise: as of `optimizer_of`.
+      training: settings of a round.
+      noise: as in `optimizer_of`; privacy is at the record level unless it is None.
     """
     from ..configs.optimizers import mistakes_of_options
 

@@ -57,9 +57,8 @@ class Tables:
     grouped: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
 
-    held_out_public = (
-        True  # only simulated clients' rows are held out, and `held_out_file` is declared public
-    )
+    # Only simulated clients' rows are held out, and `held_out_file` is declared public.
+    held_out_public = True
 
     @property
     def num_clients(self) -> int:
@@ -86,7 +85,7 @@ class Tables:
     def squared_length(self) -> int:
         """Bound on the squared length of an input with the 1 of the bias: each column adds at most 1.
 
-        A number that is scaled by its deviation adds 1 on average.
+        A number that is scaled by its deviation adds 1 on average. The learning rate follows from it and `curvature`.
         """
         return 1 + len(self.schema.inputs)
 
@@ -449,7 +448,7 @@ def _split(
     Args:
       clients: all examples of each client.
       keys: share and rule.
-      hashed: the same rows, before a scaling that a run asked for; their hashes select.
+      hashed: the same rows before a scaling that the run asked for; their hashes select, so that it moves no row.
     """
     field, share = "task.held_out_share", keys.held_out_share
     if not 0 < share < 1:
