@@ -53,7 +53,7 @@ from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.registry import check_averages
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # not the server, which is trusted and sees single updates
-# File next to the ledger with facts about rounds that only a trusted server may read, such as exact counts of replies.
+# File next to the ledger with facts about rounds that only a trusted server may read, such as counts of replies.
 OPERATOR = ".operator.jsonl"
 # The probability that empty draws alone end a run for lack of answers is at most this times delta. The end is public and
 # adds at most e^epsilon times that to delta.

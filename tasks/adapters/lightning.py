@@ -72,7 +72,7 @@ class LightningTask:
         return Stepping(copy.deepcopy(self._module))
 
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Return a new optimiser of `configure_optimizers` for these parameters, in the order of the trainable ones."""
+        """Return a new optimiser of `configure_optimizers` for these parameters, in the order of the module's own."""
         optimizer = _optimizer_of(self._module)
         trainable = (p for p in self._module.parameters() if p.requires_grad)
         substitutes = dict(zip(trainable, parameters, strict=True))
