@@ -374,7 +374,7 @@ def drawn_data_of(task: Task, client: int) -> Data:
 
 
 def data_of_all(task: Task, client: int) -> Data:
-    """Return one client's data including its held-out part; arguments as of `data_of`."""
+    """Return all data of one client of a task, with those that it holds out of training."""
     return as_data(task.client_data(client))
 
 

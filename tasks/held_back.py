@@ -36,7 +36,7 @@ class _Split:
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
-        """Return a client's training records and its held-out ones; arguments as of `data_of`."""
+        """Return a client's training records and its held-out ones, and keep them in `parts` for later calls."""
         if client not in self.parts:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
@@ -68,7 +68,7 @@ def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows
 
 
 def held_back_of(task: Task, client: int) -> Data | None:
-    """Return a client's held-out records, None if the task holds none out; arguments as of `data_of`."""
+    """Return a client's held-out records; None if neither the task nor one that it wraps holds records out."""
     split: _Split | None = getattr(task, SPLIT, None)
     if split is None:
         inner: Task | None = getattr(task, "task", None)  # of a task with planted examples

@@ -128,7 +128,7 @@ def check_step(
             replaced = mapped(lambda tensor: torch.cat([tensor[1:2], tensor[1:]]), batch)
             before, after = results(*batch), results(*replaced)
         except Exception:  # noqa: BLE001 (of the task's own code; the step itself leaves such an example out)
-            return
+            return  # nothing was measured
     if probe.rows_differ(before, after, range(1, len(batch[1]))):
         remedy = "an example's part of a step changed when another example did; let it depend on that example alone"
         raise Mixing("model or loss", type(model).__name__, remedy)

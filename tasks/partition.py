@@ -88,7 +88,7 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
     """Return shares whose class mixes are drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
 
     Hsu, Qi and Brown 2019, arXiv:1909.06335, section 3: an exhausted class is no longer drawn. A small alpha gives
-    clients with one class, a large one approaches iid. Arguments as of `Partition.shares`.
+    clients with one class, a large one approaches iid. `how` gives alpha and the seed; `groups` are not used.
     """
     generator = _generator(how)
     order = generator.permutation(len(labels))

@@ -70,12 +70,12 @@ class Probe:
         return run_on(self.model, inputs if rows is None else rows_of(inputs, rows))
 
     def losses(self, outputs: Any, targets: Tensor) -> list[Tensor]:
-        """Return each example's loss by itself; arguments as of `Objective.loss`."""
+        """Return each example's loss by itself, for outputs and targets of n examples, shape (n, ...) each."""
         rows = [slice(row, row + 1) for row in range(len(targets))]
         return [self.objective.loss(rows_of(outputs, row), targets[row]) for row in rows]
 
     def loss_alone(self, row: int, inputs: Any = None) -> Tensor:
-        """Return the loss of a batch of one example, of a row; other arguments as of `outputs`."""
+        """Return the loss of one row's example as a batch of its own; `inputs`, if any, replace the probe's."""
         rows = torch.tensor([row])
         return self.objective.loss(self.outputs(rows, inputs), self.targets[rows])
 
@@ -99,7 +99,7 @@ class Probe:
         return bool(((x - y).abs() > self.tolerance * scale).any())
 
     def rows_differ(self, a: Any, b: Any, rows: Sequence[int]) -> bool:
-        """Return whether any of these rows differs in any tensor of two trees; other arguments as of `differ`."""
+        """Return whether any of these rows differs by more than rounding between two trees of one structure."""
         index = list(rows)
         return any(
             x.dim() and (x.shape[1:] != y.shape[1:] or self.differ(x[index], y[index], by_row=True))

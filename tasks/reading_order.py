@@ -19,8 +19,8 @@ from .fingerprint import content_of
 from .probe import equal, quiet_generators, seed, spread
 from .protocol import Task
 
-# Readings of a batch after each of two others. The coins of two random examples agree after the one, agree after the
-# other, and differ between them in one of 100 000 data sets.
+# Readings of a batch after each of two others. Two examples that are each drawn by a coin seem by chance to depend on
+# the batch before in one of 100 000 data sets.
 READINGS = 5
 ROUNDING = 1e-5  # largest relative difference of a number computed twice that counts as rounding
 

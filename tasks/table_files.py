@@ -273,7 +273,7 @@ class Cells:
     def bins(self) -> NDArray[np.int64]:
         """Return the bin of each number, shape (n,), -1 if it is missing and no number stands for it.
 
-        A number on an edge is in the bin above it; refusals as of `scaled`.
+        A number on an edge is in the bin above it. Refuse a cell that is no finite number, or missing but required.
         """
         numbers = self.numbers()
         absent = np.isnan(numbers)

@@ -249,5 +249,6 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
     if interval == "step":
         follow(1)
     else:
+        # `follow_epochs` calls it once before training, with the number of steps of an epoch.
         with_epochs: Any = optimizer
         with_epochs.by_epochs = [*getattr(optimizer, "by_epochs", ()), follow]
