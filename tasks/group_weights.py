@@ -53,7 +53,7 @@ def _axis(question: Mapping[str, Any], key: str) -> _Axis:
 
 
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
-    """Return weights from the first table of counts by groups and label, in the form of a file of weights."""
+    """Return weights, as a file of them has them, from the first answer that counts groups by label; refuse none."""
     for answer in answers:
         question, label = answer.question, plain(schema.label)
         is_fairness = question.get("criterion") == "equalised_odds"

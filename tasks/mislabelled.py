@@ -95,7 +95,7 @@ class Mislabelled:
         return len(self._planted(client))
 
     def memorisation_probe(self) -> MemorisationProbe | None:
-        """Return the task's own probe; the audit tests the odd examples, against a claim that the task does not know."""
+        """Return the task's own probe, if any; the audit tests odd examples itself, by a claim that no task knows."""
         return self.task.memorisation_probe() if isinstance(self.task, ProbedTask) else None
 
 

@@ -19,8 +19,8 @@ ELEMENTWISE = frozenset(OPTIMIZERS) - {"auto", "dp_adambc", "adafactor", "muon"}
 class AdamBC(torch.optim.Adam):
     """Adam on noised gradients, with the variance of the noise taken out of the second moments (DP-AdamBC).
 
-    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients; its
-    `eps` is the lower bound of the second moment, the paper's gamma'.
+    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients; its `eps` is
+    the lower bound of the second moment, the paper's gamma'. Weight decay is decoupled, as AdamW's.
     """
 
     def __init__(self, parameters: Iterable[Tensor], variance: float, **options: Any) -> None:

@@ -19,7 +19,7 @@ WARNING = (
 
 
 def own_scale(read: Callable[[], Iterable[Data]]) -> str:
-    """Return the figures that columns have exactly if they are scaled by their own values: STANDARD or BOUNDED.
+    """Return which figures show that columns were scaled by their own values, STANDARD or BOUNDED, for a warning.
 
     Args:
       read: yields the data of clients, which are examined together; called twice. Only tables in memory are examined.

@@ -389,7 +389,7 @@ def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
 
 
 def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
-    """Return the schema without the column of persons, which a model must not see; only a draft may have it."""
+    """Return the schema without the column of persons, which a model must not see; real tables may not declare it."""
     if person is None:
         return schema
     others = tuple(column for column in schema.columns if plain(column.name) != plain(person))
@@ -448,7 +448,7 @@ def _split(
     Args:
       clients: all examples of each client.
       keys: share and rule.
-      hashed: the same rows before a scaling that the run asked for; their hashes select, so that it moves no row.
+      hashed: the same rows; their hashes select. Of natural clients they lack a scaling that the run asked for.
     """
     field, share = "task.held_out_share", keys.held_out_share
     if not 0 < share < 1:

@@ -59,7 +59,7 @@ class Wavelets:
         self.padded = height + 2 * STRIDE, width + 2 * STRIDE
         angles = [(ANGLES / 2 - 1 - turn) * math.pi / ANGLES for turn in range(ANGLES)]
         waves = [[_wavelet(self.padded, scale, angle) for angle in angles] for scale in range(SCALES)]
-        self.fine, self.coarse = (torch.stack(each) for each in waves)
+        self.fine, self.coarse = (torch.stack(each) for each in waves)  # transforms, (ANGLES, *padded)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the coefficients of images of shape (n, h, w), shape (n, CHANNELS, h / 4, w / 4)."""
