@@ -259,7 +259,7 @@ class PredictingTask(Task, Protocol):
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Put a model into training mode; refuse it if it normalises batches, which DP-SGD cannot train.
+    """Put a model into training mode; refuse one with batch normalisation, which DP-SGD cannot train.
 
     Batch normalisation is refused even with frozen parameters, because it mixes the examples of a batch; one that the
     model itself keeps in evaluation mode is accepted. `check_independence` tests all other layers, and the engine
