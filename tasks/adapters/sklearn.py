@@ -80,7 +80,7 @@ class SklearnTask:
         return {name: np.zeros_like(value) for name, value in arrays.items()}
 
     def _new_estimator(self, inputs: NDArray[Any], seed: int = 0) -> Any:
-        """Return a copy fitted to a row of zeros, which creates coefficients and classes; `seed` if the user set none."""
+        """Return a copy fitted to a row of zeros, for its coefficients and classes; `seed` if the user set none."""
         from sklearn.base import clone
 
         estimator: Any = clone(self._estimator)

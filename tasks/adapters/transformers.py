@@ -101,7 +101,7 @@ class TransformersTask:
         return self._metrics(outputs.logits, targets)
 
     def _aligned(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and the labels that they predict: of a causal model the next token's, else the token's own."""
+        """Return logits and the labels that they predict: the next token's of a causal model, else its own."""
         return (outputs.logits[:, :-1], labels[:, 1:]) if self._shift else (outputs.logits, labels)
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
