@@ -52,10 +52,9 @@ from ..server.round_terms import Round, SumPrivacy
 from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.registry import check_averages
 
-ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees single updates
-OPERATOR = (
-    ".operator.jsonl"  # file next to the ledger with facts about rounds that only a trusted server may read
-)
+ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # not the server, which is trusted and sees single updates
+# File next to the ledger with facts about rounds that only a trusted server may read, such as counts of replies.
+OPERATOR = ".operator.jsonl"
 # The probability that empty draws alone end a run for lack of answers is at most this times delta. The end is public and
 # adds at most e^epsilon times that to delta.
 BY_CHANCE = 1e-6
@@ -164,6 +163,7 @@ def protect(
             require_purposes([EVALUATION], cap)
         evaluating = _evaluation_terms(evaluate, plan, population, budget)
         other_events = events_of(evaluating.plan, len(evaluating.rounds))
+    # Planned at first as if nothing was spent, so that a bad plan is refused before a folder or a ledger is made.
     plan = plan.calibrate(budget, other_events)
     if not accept_vacuous:
         _require_use(plan, cohort, population, parameters)
@@ -172,7 +172,7 @@ def protect(
     with exclusive_access(path.parent, data_id), _open_ledger(path, data_id, budget) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):  # of earlier runs on this ledger
             plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *other_events])
-        for shared in ledger.shared:
+        for shared in ledger.shared:  # budgets of single records, which sums of whole clients spend too
             plan = within_records(plan, shared, budget, "budget", other_events)
         if not accept_vacuous:
             _require_use(plan, cohort, population, parameters)
@@ -185,7 +185,7 @@ def protect(
 
 @contextmanager
 def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
-    """Open the clients' ledger after the settlement of what is pending; store its head when it is closed."""
+    """Charge what is pending, open the ledger and at the end store its head: later runs refuse an older copy."""
     settle(path.parent, data_id, pending_for_population(path.parent, data_id), budget, POPULATION)
     with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         ledger.shared = budgets_of_records(path.parent, data_id, ledger.book)
@@ -201,18 +201,18 @@ def _open_ledger(path: Path, data_id: str, budget: Budget) -> Generator[Ledger]:
 
 @dataclass(frozen=True)
 class EvaluationTerms:
-    """Evaluations at the clients: the user's terms, the plan of one, the rounds before each, and the releases' name."""
+    """Evaluations at the clients in a run, planned with its rounds."""
 
-    terms: ClientEvaluation
-    plan: Plan
-    rounds: tuple[int, ...]
-    name: str
+    terms: ClientEvaluation  # as the user gave them
+    plan: Plan  # of one evaluation: the noise, and all clients
+    rounds: tuple[int, ...]  # numbers of the rounds after which the clients evaluate
+    name: str  # of the releases on the ledger, new for every run
 
 
 def _evaluation_terms(
     terms: ClientEvaluation, plan: Plan, population: int, budget: Budget
 ) -> EvaluationTerms:
-    """Return the terms of the evaluations of a run with this plan of training; refuse too wide an interval."""
+    """Return the terms of a run's evaluations; refuse too wide an interval. `plan` is that of the training rounds."""
     rounds = terms.rounds(plan.num_rounds)
     noise = noise_of(terms.noise_multiplier, len(rounds))
     plan_of_one = replace(plan, sampling=All(), num_rounds=1, noise_multiplier=noise)
@@ -228,7 +228,10 @@ def _evaluate(
     messages: list[Message],
     timeout: float | None,
 ) -> list[Message]:
-    """Let all clients evaluate the model; return their means and intervals as one reply, or nothing without a mean."""
+    """Charge the ledger, let all clients evaluate the model, and return their means and intervals as one reply.
+
+    The list is empty if the budget does not allow it, or if no mean can be estimated; the run goes on.
+    """
     number = grid.rounds[-1].number
     evaluation = evaluating.terms.asked(evaluating.name)
     charge = Charge(evaluating.plan, ledger, evaluation, Randomness(), row_after(number))
@@ -258,7 +261,7 @@ def _evaluate(
 
 
 def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_delta: bool) -> str | None:
-    """Apply the command line's checks; return the warning about an allowed large delta."""
+    """Refuse terms that the command line refuses too; return a warning about an allowed large delta, or None."""
     if budget.unit is not Unit.CLIENT:
         raise Refusal("budget.unit", str(budget.unit), "a protected grid hides whole clients; use client")
     if population < 1:
@@ -275,7 +278,10 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
 def _check_start(
     protected: ProtectedGrid, held_out: str, strategy: Strategy, grid: object, evaluate_fn: object
 ) -> None:
-    """Refuse, before `Strategy.start` with these arguments, one that needs single replies or measures on private data."""
+    """Refuse, before `Strategy.start`, a strategy that needs single replies or measures on private data.
+
+    A strategy on another grid passes; for one on this grid the `start_round` is set.
+    """
     if grid is not protected:
         return
     check_averages(strategy)
@@ -286,7 +292,7 @@ def _check_start(
 
 
 def _require_use(plan: Plan, cohort: Cohort, population: int, parameters: int | None) -> None:
-    """Refuse a plan whose guarantee is vacuous, or whose rounds are often empty; `parameters` as of `protect`."""
+    """Refuse a calibrated plan whose guarantee is vacuous, or whose rounds are often empty."""
     fault = vacuity(plan, cohort.expected_size(population), population, parameters)
     fault = fault or emptiness(cohort.coin, population)
     if fault is not None:
@@ -296,7 +302,7 @@ def _require_use(plan: Plan, cohort: Cohort, population: int, parameters: int | 
 
 
 def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
-    """Return the path of a data set's ledger, which does not depend on the working folder."""
+    """Return the path of a data set's ledger, the same in every working folder; refuse an invalid name."""
     if not re.fullmatch(DATA_ID, data_id):
         raise Refusal("data_id", data_id, NO_DATA_ID)
     name = f"{POPULATION}{population_ledger(data_id)[:NAME_LENGTH]}.ledger"
@@ -311,9 +317,9 @@ class ProtectedGrid(PassingGrid):
     """Grid that `protect` yields: it logs one line per round, and does nothing after the end of the run.
 
     Attributes:
-      grid: grid of private sums.
-      privacy: plan and ledger of the clients.
-      budget: budget of the ledger, within its owner's caps.
+      grid: grid that makes one private sum of a round.
+      privacy: plan of the sums, and the open ledger that pays for them.
+      budget: budget of the ledger, lowered to the caps of the data's owner.
       evaluating: terms of the evaluations; None without evaluations.
       ended: reason why the run has ended; None while it continues.
       start_round: number of rounds before the present strategy started.
@@ -331,7 +337,7 @@ class ProtectedGrid(PassingGrid):
         super().__init__(self.grid)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return stand-in nodes; see `PrivateGrid`."""
+        """Return stand-in nodes, as `PrivateGrid` does; before the first round, warn if clients are not connected."""
         nodes, everybody = self.grid.get_node_ids(), self.grid.participants
         connected, clients = len(everybody.first_nodes(everybody.clients)), everybody.clients
         if connected < clients and not self.grid.rounds:
@@ -343,7 +349,8 @@ class ProtectedGrid(PassingGrid):
     ) -> Iterable[Message]:
         """Run one private sum and return it as one reply; nothing after the end of the run, so that the model is unchanged.
 
-        Arguments as of `PrivateGrid.send_and_receive`; NobodyAnswered if no client ever answered.
+        Messages that evaluate start an evaluation instead. Arguments as of `PrivateGrid.send_and_receive`;
+        NobodyAnswered if no client ever answered, Refusal if the run ends before this strategy had a round.
         """
         messages, rounds_before = list(messages), len(self.grid.rounds)
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
@@ -374,7 +381,7 @@ class ProtectedGrid(PassingGrid):
         return _evaluate(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
 
     def _end(self, reason: str) -> list[Message]:
-        """End the run and return no replies; refuse a strategy that had no round."""
+        """End the run and return no replies, so that the model stays; refuse a strategy that had no round."""
         self.ended = reason
         if len(self.grid.rounds) == self.start_round:  # Flower would return an empty model
             raise Refusal("num_rounds", "none is left for this strategy", reason)
@@ -417,7 +424,7 @@ class ProtectedGrid(PassingGrid):
         )
 
     def _patience(self) -> int:
-        """Return the least number n of rounds that are all empty with probability (1 - rate)^(clients n) <= BY_CHANCE delta."""
+        """Return the least number n of rounds that are all empty with (1 - rate)^(clients n) <= BY_CHANCE delta."""
         rate = tossed_rate(self.grid.participants.cohort)
         if rate >= 1:
             return 1

@@ -44,24 +44,23 @@ MODEL = "model"  # option: another model of the task
 PLANTED = "mislabelled examples"  # option: seed of odd examples, planted in any task
 HELD_BACK = "held back"  # option of every task: share of each client's records that is held out
 HELD_ALONE = "held back by itself"  # option: select each record independently of the others
-GROUP_EQUAL_ROWS = (
-    "equal records held back together"  # option: rule of earlier releases, for runs that they began
-)
-DEALT = "partition of a pool"  # option with the partition's keys, num_clients and seed
+# Option: hold equal records out together, by the rule of earlier releases; only for runs that these began.
+GROUP_EQUAL_ROWS = "equal records held back together"
+DEALT = "partition of a pool"  # option: how to deal a `PooledTask`'s pool; the partition's keys, num_clients and seed
 OF_ALL = (PLANTED, DEALT, HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS)  # options that every task takes
 
 
 def load_task(
     name: str, options: Mapping[str, Any] = MappingProxyType({}), allow: tuple[str, ...] = ()
 ) -> Task:
-    """Return the task of that name.
+    """Return the task of that name, made with its options and wrapped by `as_run`.
 
     Args:
-      name: one of `TASKS`, or "module:Class" for the user's own.
-      options: arguments of the task; a shipped one takes num_clients, partition, alpha and seed. For every task,
-        PLANTED is the seed with which `mislabelled` plants odd examples, and HELD_BACK is the share of records that
-        clients hold out of training.
-      allow: modules that may be imported for the user's own task.
+      name: one of `TASKS`, or "module:Class" for the user's own, which is imported and called.
+      options: keyword arguments of the task; a shipped one takes num_clients, partition, alpha and seed. Those of
+        `OF_ALL` are for every task and are not passed to it. MODEL replaces the model of a task that has no such
+        parameter and, if it is "module:Class", that of any shipped task.
+      allow: modules that may be imported for the user's own task or model.
 
     Raises:
       Refusal: the name is unknown, the module is not allowed or cannot be imported, the task does not take an option,
@@ -121,11 +120,11 @@ def _check_arguments(name: str, make: Callable[..., object], arguments: Mapping[
 
 
 def as_run(task: Task, options: Mapping[str, Any]) -> Task:
-    """Return the task with held-out records and planted examples.
+    """Return the task with records held out and, in simulated data, odd examples planted, if the options ask for it.
 
     Args:
-      task: as constructed.
-      options: of `load_task`; only HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS and PLANTED are read here.
+      task: the task as it was made; it is not changed.
+      options: those of `load_task`; only HELD_BACK, HELD_ALONE, GROUP_EQUAL_ROWS and PLANTED are read here.
     """
     if options.get(HELD_BACK) is not None:
         from .held_back import held_back
@@ -144,12 +143,12 @@ def as_run(task: Task, options: Mapping[str, Any]) -> Task:
 
 
 def lacking(task: object) -> list[str]:
-    """Return the names of the members of `Task` that an object lacks."""
+    """Return the names of the members of `Task` that an object lacks, for a refusal."""
     return sorted(member for member in MEMBERS if getattr(task, member, None) is None)
 
 
 def _shipped(name: str) -> Callable[..., object]:
-    """Return the `load` function of a shipped task's module."""
+    """Return the `load` function of a shipped task's module; refuse an unknown name, and data not installed."""
     if name not in TASKS:
         raise Refusal("task", name, f'choose one of {", ".join(TASKS)}, or your own as "module:Class"')
     try:
@@ -162,7 +161,7 @@ def _shipped(name: str) -> Callable[..., object]:
 
 
 def _own(name: str, allow: tuple[str, ...]) -> Callable[..., object]:
-    """Import the user's class "module:Class" from a module that is allowed."""
+    """Import and return the user's class "module:Class"; refuse a module that is not allowed before its code runs."""
     module, _, attribute = name.partition(":")
     if module not in allow:
         listed = ", ".join(allow) or "none"

@@ -17,7 +17,7 @@ class Answered:
       question: keys of the question, with `kind`.
       names: name of each figure.
       values: value of each figure; None for one below the noise.
-      halves: half-width of each figure's interval; None likewise.
+      halves: half-width of each figure's interval; None for one without an interval.
     """
 
     question: dict[str, Any]

@@ -23,7 +23,7 @@ from ..base.refusal import Refusal
 from .data import run_on
 from .protocol import PredictingTask, Task
 
-COPIED = 1 << 16  # numbers of a tensor of the base that is compared with a copy
+COPIED = 1 << 16  # largest number of entries with which a tensor of the base is compared with a copy
 BASE_REMEDY = (
     "the base is equal at all clients and is not sent: keep a frozen module in evaluation mode, by an own `train` of the "
     "model; of a module without parameters that is to change, set track_running_stats = True"
@@ -39,7 +39,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
 
 
 def emptied(model: nn.Module) -> nn.Module:
-    """Return the model without the values of its trainable parameters, which need no memory until `holding` sets them."""
+    """Free the memory of the model's trainable parameters and return it; `holding` gives them values again."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.new_empty(0)
@@ -68,9 +68,9 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 
 def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """Return the result of `read_arrays` without copies, except of tensors that share memory; see `memory_alone`.
+    """Return the arrays of `read_arrays`, in the model's own memory where `memory_alone` allows it, else as copies.
 
-    A change of such an array changes the model, which must be loaded before its next use.
+    The caller overwrites them with the update and so destroys the model, which must be loaded before its next use.
     """
     sent = sent_state(model)
     alone = memory_alone(model.state_dict(), sent)
@@ -78,7 +78,9 @@ def lent_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 
 def memory_alone(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Return by name the memory of those tensors that are contiguous, on the CPU, and share it with no other.
+    """Return, by name, arrays that may be written in place: writing one changes that tensor and no other.
+
+    A tensor is left out unless it is on the CPU, contiguous, and shares its memory with no other tensor of the model.
 
     Args:
       tensors: all tensors of a model, without gradients.
@@ -125,9 +127,9 @@ def _trained(modules: Mapping[str, nn.Module], path: str) -> bool:
     """Return whether a module's buffers belong to what is trained.
 
     They do if it has a trainable parameter of its own. A module without parameters says so itself, by the attribute
-    that torch's normalisations have, `track_running_stats`: numbers of a packed or constant base look alike, and noise
-    would spoil them. What a parametrisation of a trained parameter keeps goes with that parameter. With a frozen
-    parameter and no trained one, a module is a part of the base, whatever it says.
+    that torch's normalisations have, `track_running_stats`: buffers of a packed or constant base look the same, and
+    noise would spoil these. Buffers of a trained parameter's parametrisation go with that parameter. A module with a
+    frozen parameter and no trained one is a part of the base, whatever its attribute.
     """
     module = modules[path]
     own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
@@ -149,9 +151,9 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
-    """Return whether arrays, of a checkpoint or a released model, are those that are sent of this model.
+    """Return whether a checkpoint's or released model's arrays have the names, shapes and types that the model sends.
 
-    Earlier versions sent buffers of its base as well.
+    Buffers of its base may be among them, since earlier versions sent these as well.
     """
     buffers_of_base = dict(model.named_buffers()).keys() & base_of(model).keys()
     expected = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
@@ -164,8 +166,8 @@ def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) ->
 def base_check(model: nn.Module) -> Callable[[], None]:
     """Return a function that refuses a base that differs from the present one.
 
-    A base that a client's training changed holds information of its data, which no release covers. A tensor of more than
-    `COPIED` numbers, or of another library's kind, is compared by its count of changes: copies would double the memory.
+    A base that a client's training changed holds information on its data, which no release covers. A tensor of over
+    `COPIED` numbers, or of another library, is compared by its count of changes: copies would double the memory.
     """
     base = base_of(model)
     copies = {name: value.detach().clone() for name, value in base.items() if _is_small(value)}
@@ -206,7 +208,7 @@ def check_base(task: Task, inputs: Any) -> list[str]:
       inputs: inputs of two examples or more.
 
     Returns:
-      The names of floating-point buffers that are sent although the pass did not change them.
+      The names of floating-point buffers that are sent although the pass did not change them; noise would move these.
     """
     model = task.model().train()
     buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
@@ -224,7 +226,7 @@ def check_base(task: Task, inputs: Any) -> list[str]:
 def agreement_of(task: Task) -> str | None:
     """Return the hash of the parts that a server and its clients must share, SHA-256 in hexadecimal.
 
-    It covers the schema of the inputs and the arrays of the model; None for a task without a schema.
+    It covers the schema of the inputs, and names, shapes and types of the model's arrays; None without a schema.
     """
     if not isinstance(task, PredictingTask):
         return None
@@ -299,7 +301,7 @@ class _Snapshot:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of mutable values; a computed tensor is recomputed at each call, and is returned itself."""
+    """Return a copy of a mutable value; a computed tensor, which each call of the layer computes anew, as it is."""
     computed = isinstance(value, torch.Tensor) and not value.is_leaf
     return value if computed or isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
 

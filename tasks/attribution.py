@@ -84,7 +84,7 @@ def _check_inputs(inputs: Tensor) -> None:
 
 
 def _select_outputs(outputs: Tensor, numbers: Tensor | None) -> Tensor:
-    """Return of each row the output of a number, shape (n,), or the only output if `numbers` is None."""
+    """Return each row's output of the given number, shape (n,); `numbers` is None if there is only one output."""
     if numbers is None:
         return outputs.reshape(len(outputs), -1)[:, 0]
     return outputs.gather(1, numbers[:, None])[:, 0]
@@ -102,7 +102,7 @@ def explained(
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
-      schema: of tables, whose inputs are summed by column; None for arrays, whose inputs are named `input_0` and so on.
+      schema: schema of tables, whose contributions are summed by column; None for arrays, with columns `input_0` etc.
       classifies: whether outputs are logits of classes.
     """
     _check_inputs(inputs)

@@ -67,9 +67,9 @@ def cross_entropies(outputs: Tensor, targets: Tensor, weights: Sequence[float] =
     Args:
       outputs: logits, shape (clients, n, classes).
       targets: shape (clients, n).
-      weights: weight of an example by its target, at most 1, since its gradient is clipped after weighting; empty if all
-        are 1. The mean is over the number of examples, so that no example's part depends on another. With more weights
-        than classes, a target is a class plus a multiple of the number of classes, which stands for a group.
+      weights: weight of an example by its target, at most 1, since its gradient is clipped after weighting; empty if
+        all are 1. The mean is over the number of examples, so that no example's part depends on another. With more
+        weights than classes, a target encodes class and group (`tables.weighted_task`): its class is the remainder.
     """
     num_classes, codes = outputs.shape[-1], targets.flatten()
     labels = codes % num_classes if len(weights) > num_classes else codes
@@ -119,7 +119,7 @@ def softmax_regression(features: int, classes: int) -> nn.Module:
 def class_metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Return accuracy, the mean of the classes' recalls, and of two classes the area under the ROC curve.
 
-    With one frequent class, a model that always predicts it has a high accuracy.
+    A model that always predicts a frequent class has a high accuracy, but a low mean of recalls.
 
     Args:
       outputs: shape (n, classes).

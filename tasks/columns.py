@@ -36,7 +36,7 @@ class LazyColumns(Mapping[str, NDArray[Any]]):
 
 
 def columns_of(task: Task, client: int) -> Mapping[str, NDArray[Any]]:
-    """Return a client's columns by name, all of one length; arguments as of `data_of`.
+    """Return a client's columns by name, all of one length: the task's, or else its examples' targets, or else none.
 
     Raises:
       ValueError: the task's columns are not of one length.

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # default names of the target field, in order
-SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out; splits a client's data, see `held_back`
+SPLIT = "_fedveil_split"  # attribute that `held_back` sets on a task; its value splits each client's data
 BATCH = 256  # examples per batch in a pass over all data
 LONGEST_TEXT = 500  # characters of an exception's text, which may contain whole tensors
 FEW = 8  # rows per thread; with fewer, a matrix product uses another algorithm and rounds differently
-MOST_LOOKED_AT = 1000  # synthetic clients checked before a run, at 0.1 ms each; others when sampled
+MOST_LOOKED_AT = 1000  # simulated clients checked before a run, at 0.1 ms each; of more, each when sampled
 
 
 # --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Union:
         return self.first[-1]
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return (inputs, targets) of the records at these positions, which must ascend."""
+        """Return (inputs, targets) of the records at these positions, which must ascend: each part is read once."""
         import torch
 
         bounds = torch.searchsorted(index, torch.tensor(self.first)).tolist()
@@ -354,7 +354,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def data_of(task: Task, client: int) -> Data:
-    """Return one client's training data, converted from any form that `Task.client_data` supports.
+    """Return one client's training data, without held-out ones, converted from any form of `Task.client_data`.
 
     Args:
       task: task with the client.
@@ -365,7 +365,7 @@ def data_of(task: Task, client: int) -> Data:
 
 
 def drawn_data_of(task: Task, client: int) -> Data:
-    """Return a sampled client's data, checked if the population is too large for checks before; arguments as of `data_of`."""
+    """Return a sampled client's training data; check them now if the clients were too many to check before a run."""
     data = data_of(task, client)
     if task.simulated and task.num_clients > MOST_LOOKED_AT:
         check_size(task, client, data)
@@ -374,7 +374,7 @@ def drawn_data_of(task: Task, client: int) -> Data:
 
 
 def data_of_all(task: Task, client: int) -> Data:
-    """Return one client's data including its held-out part; arguments as of `data_of`."""
+    """Return all data of one client of a task, with those that it holds out of training."""
     return as_data(task.client_data(client))
 
 
@@ -390,7 +390,7 @@ def size_of(task: Task, client: int, whole: bool = False) -> int:
 
 
 def check_size(task: Task, client: int, data: Data) -> None:
-    """Refuse a `SizedTask` whose `client_size` is wrong; `data` are its training data, other arguments as of `data_of`."""
+    """Refuse a `SizedTask` whose `client_size` is not a client's number of examples; `data` are its training data."""
     if not hasattr(task, "client_size"):
         return
     size = cast("SizedTask", task).client_size(client)

@@ -162,7 +162,7 @@ def read_array(data: object) -> NDArray[Any]:
 
 
 def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
-    """Return the model's inputs, shape (n, schema.width), for tables; arguments as of `PredictingTask.encode`."""
+    """Return the model's inputs, shape (n, schema.width), for a table, a folder of tables or a data frame."""
     from .table_files import frame_inputs, read_rows
 
     if isinstance(data, str | Path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .data import BATCH, Data, Examples, LazyExamples, leaves
 
-SAMPLED = 32  # items that are read twice: that many equal coin flips occur once in 4 billion data sets
+SAMPLED = 32  # items read twice; if each has a coin, all agree by chance in one of 4 billion data sets
 
 
 def fingerprint(data: Data) -> str:

@@ -53,7 +53,7 @@ def _axis(question: Mapping[str, Any], key: str) -> _Axis:
 
 
 def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
-    """Return weights from the first table of counts by groups and label, in the form of a file of weights."""
+    """Return weights, as a file of them has them, from the first answer that counts groups by label; refuse none."""
     for answer in answers:
         question, label = answer.question, plain(schema.label)
         is_fairness = question.get("criterion") == "equalised_odds"
@@ -66,7 +66,7 @@ def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> objec
             continue
         if label not in (plain(rows.name), plain(columns.name)):
             continue
-        half_width = answer.halves[-1]  # the same for every count
+        half_width = answer.halves[-1]  # of every count: NORMAL_95 times the noise's standard deviation
         if half_width is None or len(counts) != len(rows.words) * len(columns.words):
             raise Refusal(FIELD, path, "is not an answer of fedveil ask (a cross table lacks cells)")
         cells = np.array(counts, np.float64).reshape(len(rows.words), len(columns.words))

@@ -65,7 +65,7 @@ def units(name: str) -> int:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name, as in `check_device`: a CUDA GPU for `auto` if there is one; see `be_worker`."""
+    """Return the device of a name that `check_device` accepts: for `auto`, this worker's GPU, or the CPU if none."""
     if name in ("auto", "cuda"):
         count = torch.cuda.device_count()
         return torch.device("cuda", _WORKER[0] % count) if count else CPU
@@ -73,14 +73,14 @@ def device_of(name: str) -> torch.device:
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """Return the context in which a model runs: torch's autocast, or nothing for the dtype `float32`."""
+    """Return the context in which a model runs: torch's autocast to a dtype, or for `float32` one without effect."""
     if dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device, arguments as of `placed`; for a GPU from pinned memory: the copy is asynchronous."""
+    """Return a tensor on a device; the copy to a CUDA GPU is asynchronous, from pinned memory."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -103,7 +103,7 @@ class OnDevice:
         return len(self.data)
 
     def batch(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs and targets of some examples."""
+        """Return (inputs, targets) of the examples at these positions, on the device."""
         inputs, targets = self.data.batch(index)
         return mapped(lambda each: moved(each, self.device), inputs), moved(targets, self.device)
 

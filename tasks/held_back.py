@@ -26,8 +26,8 @@ class _Split:
     """Rule that splits each client's records, with the splits that this process has computed.
 
     Attributes:
-      share, alone, group_equal_rows: as of `held_back`.
-      parts: by client, its training records and its held-out ones.
+      share, alone, group_equal_rows: rule that selects records, as in `held_back`.
+      parts: by client, its training records and its held-out ones; at most MOST_KEPT clients.
     """
 
     share: float
@@ -36,7 +36,7 @@ class _Split:
     parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
 
     def of(self, task: Task, client: int) -> tuple[Data, Data]:
-        """Return a client's training records and its held-out ones; arguments as of `data_of`."""
+        """Return a client's training records and its held-out ones, and keep them in `parts` for later calls."""
         if client not in self.parts:
             if len(self.parts) >= MOST_KEPT:
                 self.parts.clear()
@@ -50,13 +50,13 @@ class _Split:
 
 
 def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows: bool = False) -> AnyTask:
-    """Return the task whose clients train without their held-out records; refuse a task that has slots.
+    """Return a copy of the task whose clients train without their held-out records; refuse a task that has slots.
 
     Args:
-      task: any; it is not changed.
-      share: of all records that are held out, in (0, 1).
-      alone: whether each record is selected independently of the others, as the record level requires.
-      group_equal_rows: whether equal records are held out together, as by the rule of earlier releases.
+      task: any task; it is not changed.
+      share: expected share of each client's records that is held out, in (0, 1).
+      alone: whether a record, or a person with all records, is selected independently, as the record level requires.
+      group_equal_rows: whether equal records are held out together and persons ignored, as in earlier releases.
     """
     split_task = copy(task)
     try:
@@ -68,7 +68,7 @@ def held_back(task: AnyTask, share: float, alone: bool = False, group_equal_rows
 
 
 def held_back_of(task: Task, client: int) -> Data | None:
-    """Return a client's held-out records, None if the task holds none out; arguments as of `data_of`."""
+    """Return a client's held-out records; None if neither the task nor one that it wraps holds records out."""
     split: _Split | None = getattr(task, SPLIT, None)
     if split is None:
         inner: Task | None = getattr(task, "task", None)  # of a task with planted examples
@@ -83,7 +83,7 @@ def _hashes_of_persons(data: Data, client: int) -> NDArray[np.uint64]:
 
 
 def _hashes_of(data: Data) -> NDArray[np.uint64]:
-    """Return the hash of each record's content, shape (n,)."""
+    """Return the hash of each record's content, shape (n,); refuse records without a hash, or with a random one."""
     if isinstance(data, Examples):
         tensors = [*leaves(data.inputs), *leaves(data.targets)]
         return hashes_of_rows(each.detach().cpu().numpy() for each in tensors)

@@ -104,7 +104,7 @@ def _refuse(checks: Checks, probe: Probe) -> None:
 def check_step(
     model: nn.Module, objective: Objective, read: Callable[[], tuple[Any, Tensor]], number: int
 ) -> None:
-    """Replace a step's first example; the outputs and loss gradients of the others may not change.
+    """Check that no output or loss gradient of a step's other examples changes when its first example is replaced.
 
     Args:
       model: in training mode.
@@ -113,7 +113,7 @@ def check_step(
       number: number of the step; it seeds random layers, so that a rare coin falls differently in other steps.
 
     Raises:
-      Mixing: they changed.
+      Mixing: one changed.
     """
 
     def results(inputs: Any, targets: Tensor) -> list[Any]:
@@ -128,7 +128,7 @@ def check_step(
             replaced = mapped(lambda tensor: torch.cat([tensor[1:2], tensor[1:]]), batch)
             before, after = results(*batch), results(*replaced)
         except Exception:  # noqa: BLE001 (of the task's own code; the step itself leaves such an example out)
-            return
+            return  # nothing was measured
     if probe.rows_differ(before, after, range(1, len(batch[1]))):
         remedy = "an example's part of a step changed when another example did; let it depend on that example alone"
         raise Mixing("model or loss", type(model).__name__, remedy)
@@ -137,7 +137,7 @@ def check_step(
 def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
     """Refuse a model that mixes examples in evaluation mode, or metrics of one example that depend on another's.
 
-    Arguments as of `check_independence`, which has passed.
+    The arguments are those of `check_independence`; the task is the objective and also defines the metrics.
     """
     if len(data):
         with quiet_generators():
@@ -185,7 +185,7 @@ def _metrics(task: Task, outputs: Any, targets: Tensor) -> str:
 
 @torch.no_grad()
 def _other_rows(probe: Probe) -> Dependence | None:
-    """Replace one example; the outputs of the others may not change."""
+    """Replace each example in turn; return the layer that mixes examples if the output of another one changes."""
     for row in range(BATCH):
         others = [other for other in range(BATCH) if other != row]
         run = partial(probe.outputs, draw=row)
@@ -224,7 +224,7 @@ def _with_row(tensor: Tensor, row: int, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _rows_of_parts(probe: Probe) -> Dependence | None:
-    """Compute parts of the batch alone, and one example many times; the rows may not differ."""
+    """Compute parts of the batch alone, and one example many times; return the mixing layer if a row differs."""
     # Positions of one example, of two, of all but one, and of one example that is repeated.
     parts = torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1), torch.zeros(MANY).long()
     for half in HALVES:
@@ -236,7 +236,7 @@ def _rows_of_parts(probe: Probe) -> Dependence | None:
                     trace_of_batch = _traced(probe.model, probe.outputs, part.tolist())
                     return _mixing_layer(probe, trace_of_batch, _traced(probe.model, run, rows))
         if not randomness.drew:
-            break
+            break  # other constants would give the same
     return None
 
 
@@ -250,7 +250,7 @@ class LayerTrace(NamedTuple):
 def _mixing_layer(
     probe: Probe, trace: Mapping[str, LayerTrace], other: Mapping[str, LayerTrace]
 ) -> Dependence:
-    """Return the innermost layer whose output differs between two passes at rows where its input does not."""
+    """Return the innermost layer whose output, but not its input, differs between two passes; else the model."""
     finer = replace(probe, tolerance=NAMED * probe.tolerance)
 
     def differ(a: Tensor, b: Tensor) -> bool:
@@ -293,7 +293,7 @@ def _traced(model: nn.Module, run: Callable[[], Any], rows: Sequence[int]) -> di
 
 
 def _loss_of_batch(probe: Probe) -> Dependence | None:
-    """Compare the loss of the batch with the mean of the examples' losses."""
+    """Compare the loss of the batch with the mean of the examples' losses; return the loss's name if they differ."""
     with ConstantRandomness():
         outputs = mapped(Tensor.detach, probe.outputs())
         losses = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(outputs) else []
@@ -398,7 +398,7 @@ def _loss_of_extreme_targets(probe: Probe) -> Dependence | None:
 
 
 def _collated_loss(probe: Probe) -> Dependence | None:
-    """Collate an item of lazy data with others, and with copies of itself; its loss may not change."""
+    """Collate an item of lazy data with others, and with copies of itself; return `collate` if its loss changes."""
     data = probe.data
     if not isinstance(data, LazyExamples) or data.collate is None:
         return None
@@ -426,7 +426,7 @@ def _collated_loss(probe: Probe) -> Dependence | None:
 
 
 def _gradients(probe: Probe) -> Dependence | None:
-    """Compare the gradient of a weighted sum of the examples' losses with the sum of their single gradients."""
+    """Compare the gradient of a weighted sum of losses with the sum of single ones; name a parameter that differs."""
     if not probe.parameters:
         return None
     parameters = list(probe.parameters.values())
@@ -455,7 +455,7 @@ def _gradients(probe: Probe) -> Dependence | None:
 
 
 def _differentiable(outputs: Any) -> list[Tensor]:
-    """Return the floating-point tensors of outputs, as variables of `_gradient`."""
+    """Let the floating-point tensors of outputs require gradients, and return them as variables of `_gradient`."""
     return [tensor.requires_grad_() for tensor in leaves(outputs) if tensor.is_floating_point()]
 
 
@@ -479,7 +479,7 @@ def _gradient(variables: Sequence[Tensor], loss: Any) -> list[Tensor]:
 
 
 def _state_of_steps(probe: Probe) -> Dependence | None:
-    """Take steps on two batches in turn; neither losses nor state may depend on the batch before."""
+    """Take steps on two batches in turn; return the state, or the loss, that depends on the batch before."""
 
     def step(rows: Sequence[int]) -> Tensor:
         """Return the loss of some rows after a forward and a backward pass."""
@@ -544,7 +544,7 @@ def _attributes(path: str, values: Mapping[Any, Any], depth: int = 0) -> Iterato
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
-Checks = Mapping[Callable[[Probe], Dependence | None], str]  # by the function that measures, the remedy
+Checks = Mapping[Callable[[Probe], Dependence | None], str]  # a measurement, and the remedy if it is not None
 CHECKS_OF_OUTPUTS: Checks = {
     _other_rows: f"one example's output changes when another example does; {OUTPUT_REMEDY}",
     _rows_of_parts: f"an example's output depends on the size of its batch; {OUTPUT_REMEDY}",

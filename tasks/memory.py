@@ -21,7 +21,7 @@ def keep_memory() -> None:
 
 @cache
 def keep_freed() -> None:
-    """Keep freed memory in this process; without glibc, malloc is unchanged."""
+    """Let glibc's malloc keep freed memory in this process; a second call does nothing until `stop_keeping`."""
     _set(MALLOC_KEEPS)
 
 
@@ -41,6 +41,6 @@ def _set(parameters: Mapping[int, int]) -> None:
 
 
 def give_back() -> None:
-    """Return this process's freed memory to the system, with glibc: after creating models, which is rare."""
+    """Return the memory that this process has freed until now to the system; without glibc, do nothing."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -25,7 +25,7 @@ from .protocol import ProbedTask, Task, own_training
 if TYPE_CHECKING:
     from ..privacy.audit.memorisation import MemorisationProbe
 
-MOST = 1000  # odd examples
+MOST = 1000  # largest number of odd examples
 ONLY_TENSORS = "its odd examples are made of held-out ones; use audit=light"
 SHARE = 0.2  # largest number of odd examples, as a share of the clients' own; about half of them train
 
@@ -87,6 +87,7 @@ class Mislabelled:
         return joined([own, only(self.odd, self._planted(client))])
 
     def _planted(self, client: int) -> NDArray[np.int64]:
+        """Return the positions in `odd` of the examples that train at a client."""
         return np.flatnonzero((self.owners == client) & self.coins)
 
     def planted_at(self, client: int) -> int:
@@ -94,7 +95,7 @@ class Mislabelled:
         return len(self._planted(client))
 
     def memorisation_probe(self) -> MemorisationProbe | None:
-        """Return the task's own probe; the audit tests the odd examples, against a claim that the task does not know."""
+        """Return the task's own probe, if any; the audit tests odd examples itself, by a claim that no task knows."""
         return self.task.memorisation_probe() if isinstance(self.task, ProbedTask) else None
 
 

@@ -59,6 +59,7 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
       attributed: whether attributions are columns; each row takes 50 passes of the model.
     """
     own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
+    # Padded, so that one row cannot change the rounding of others; see `padded_size`.
     inputs = _without_failures(model, padded(rows, padded_size(len(rows))))
     columns = model_columns(model, inputs, () if schema is None else schema.target.words)
     if attributed:

@@ -70,7 +70,7 @@ def as_task(value: object) -> object:
 
 @dataclass(frozen=True)
 class FromArrays:
-    """`Task` made of a `NumpyTask`, which is the user's `own`."""
+    """`Task` made of the user's `NumpyTask`, `own`: its model holds the arrays, and `own.fit` trains them."""
 
     own: NumpyTask
 

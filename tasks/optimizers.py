@@ -19,8 +19,8 @@ ELEMENTWISE = frozenset(OPTIMIZERS) - {"auto", "dp_adambc", "adafactor", "muon"}
 class AdamBC(torch.optim.Adam):
     """Adam on noised gradients, with the variance of the noise taken out of the second moments (DP-AdamBC).
 
-    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients; its
-    `eps` is the lower bound of the second moment, the paper's gamma'.
+    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It uses only released gradients; its `eps` is
+    the lower bound of the second moment, the paper's gamma'. Weight decay is decoupled, as AdamW's.
     """
 
     def __init__(self, parameters: Iterable[Tensor], variance: float, **options: Any) -> None:
@@ -117,8 +117,8 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
 
     Args:
       task: defines the model, and optionally the optimiser.
-      training: as of `optimizer_of`.
-      noise: as of `optimizer_of`.
+      training: settings of a round.
+      noise: as in `optimizer_of`; privacy is at the record level unless it is None.
     """
     from ..configs.optimizers import mistakes_of_options
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .data import Data, Examples, leaves
 
-NEAR = 1e-5  # of mean 0 and deviation 1
+NEAR = 1e-5  # distance from mean 0 and deviation 1 that rounding explains
 MANY = 10  # distinct values of a column that is measured and not coded
 MOST = 8  # columns whose distinct values are counted
 GRID = 255  # steps of an image's pixels, which lie in 0 .. 1 whatever the data
@@ -19,7 +19,7 @@ WARNING = (
 
 
 def own_scale(read: Callable[[], Iterable[Data]]) -> str:
-    """Return the figures that columns have exactly if they are scaled by their own values: STANDARD or BOUNDED.
+    """Return which figures show that columns were scaled by their own values, STANDARD or BOUNDED, for a warning.
 
     Args:
       read: yields the data of clients, which are examined together; called twice. Only tables in memory are examined.

@@ -68,7 +68,7 @@ class Partition:
 
 
 def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return one share for each owner in the data; result, unsorted, and arguments as of `Partition.shares`."""
+    """Return one share for each owner in `groups`; refuse None, and a number of owners other than that of clients."""
     if groups is None:
         remedy = "these data do not name owners; choose iid, dirichlet or shards"
         raise Refusal("partition", how.name, remedy)
@@ -80,7 +80,7 @@ def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Ind
 
 
 def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return shares of a uniformly random deal, whose sizes differ by at most one; arguments as of `Partition.shares`."""
+    """Return shares of a uniformly random deal by the seed of `how`; their sizes differ by at most one."""
     return np.array_split(_generator(how).permutation(len(labels)), how.num_clients)
 
 
@@ -88,7 +88,7 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
     """Return shares whose class mixes are drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
 
     Hsu, Qi and Brown 2019, arXiv:1909.06335, section 3: an exhausted class is no longer drawn. A small alpha gives
-    clients with one class, a large one approaches iid. Arguments as of `Partition.shares`.
+    clients with one class, a large one approaches iid. `how` gives alpha and the seed; `groups` are not used.
     """
     generator = _generator(how)
     order = generator.permutation(len(labels))
@@ -107,7 +107,7 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
 
 
 def shards(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Return shares of two pieces each of the examples sorted by class; arguments as of `Partition.shares`."""
+    """Return shares of SHARDS_PER_CLIENT random pieces each of the examples sorted by class."""
     pieces = SHARDS_PER_CLIENT * how.num_clients
     if len(labels) < pieces:
         remedy = f"shards need {SHARDS_PER_CLIENT} examples per client, and there are {len(labels)}"

@@ -25,7 +25,7 @@ KEY = b"examples of a person"  # a secret would hide nothing: any choice that lo
 def names_of(data: Data, owner: str = "data") -> list[str]:
     """Return the person of each example, as text; 7, 7.0 and "7.0" are the same.
 
-    Arguments as of `check_taken`.
+    `owner` names the data in a refusal.
 
     Raises:
       Refusal: persons are missing, for all or some examples, or their number differs from that of the examples.

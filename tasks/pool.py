@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Task over the shares of a pool; other attributes are those of its task."""
+    """User's task with its pool as `data` and, in `shares`, each client's rows; other attributes are the task's."""
 
     task: Any
     data: Data

@@ -70,12 +70,12 @@ class Probe:
         return run_on(self.model, inputs if rows is None else rows_of(inputs, rows))
 
     def losses(self, outputs: Any, targets: Tensor) -> list[Tensor]:
-        """Return each example's loss by itself; arguments as of `Objective.loss`."""
+        """Return each example's loss by itself, for outputs and targets of n examples, shape (n, ...) each."""
         rows = [slice(row, row + 1) for row in range(len(targets))]
         return [self.objective.loss(rows_of(outputs, row), targets[row]) for row in rows]
 
     def loss_alone(self, row: int, inputs: Any = None) -> Tensor:
-        """Return the loss of a batch of one example, of a row; other arguments as of `outputs`."""
+        """Return the loss of one row's example as a batch of its own; `inputs`, if any, replace the probe's."""
         rows = torch.tensor([row])
         return self.objective.loss(self.outputs(rows, inputs), self.targets[rows])
 
@@ -99,7 +99,7 @@ class Probe:
         return bool(((x - y).abs() > self.tolerance * scale).any())
 
     def rows_differ(self, a: Any, b: Any, rows: Sequence[int]) -> bool:
-        """Return whether any of these rows differs in any tensor of two trees; other arguments as of `differ`."""
+        """Return whether any of these rows differs by more than rounding between two trees of one structure."""
         index = list(rows)
         return any(
             x.dim() and (x.shape[1:] != y.shape[1:] or self.differ(x[index], y[index], by_row=True))
@@ -119,13 +119,15 @@ class Probe:
 
 
 def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
-    """Return the probe in double precision, or in the model's own if its code requires that."""
+    """Return a probe of a perturbed copy of the model on a few examples, of those on which training works if any.
+
+    It computes in double precision, or in the model's own if its code does not allow that.
+    """
     data = _usable(model, objective, data)
     inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
     for tensor in leaves(inputs):
-        repeated = tensor[
-            len(data) :
-        ]  # of fewer examples than `BATCH`; equal rows would hide that one sorts them
+        # Fewer examples than `BATCH` are repeated, and changed: equal rows would hide a layer that sorts the batch.
+        repeated = tensor[len(data) :]
         if repeated.is_floating_point():
             repeated *= 1 + torch.rand_like(repeated)
     double = mapped(_double, (inputs, targets))
@@ -301,9 +303,9 @@ class _Mode(TorchDispatchMode):
 
 
 class ConstantRandomness(_Mode):
-    """Context in which random draws of layers are constants, whatever their shape: `half` for uniform draws.
+    """Context in which layers draw constants of any shape: `half` if uniform, 0 if normal, 1 if a coin; no dropout.
 
-    `drew` says whether there was a draw.
+    `drew` says whether such a constant was drawn.
     """
 
     def __init__(self, half: float = 0.5) -> None:
@@ -325,7 +327,7 @@ class ConstantRandomness(_Mode):
 
 
 class _Precision(_Mode):
-    """Context that records the `tolerance` of the least precise type in which a model computes."""
+    """Context that records the `tolerance` of a model's least precise type; it refuses an embedding with max_norm."""
 
     def __init__(self) -> None:
         super().__init__()

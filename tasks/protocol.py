@@ -259,11 +259,11 @@ class PredictingTask(Task, Protocol):
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse a model whose gradient for one example depends on the others, which DP-SGD cannot train.
+    """Put a model into training mode; refuse one with batch normalisation, which DP-SGD cannot train.
 
-    Batch normalisation in training mode is refused even with frozen parameters, because it mixes the examples of a
-    batch; in evaluation mode it is accepted. `check_independence` tests all other layers, and the engine `one_by_one`
-    can train every model that passes.
+    Batch normalisation is refused even with frozen parameters, because it mixes the examples of a batch; one that the
+    model itself keeps in evaluation mode is accepted. `check_independence` tests all other layers, and the engine
+    `one_by_one` can train every model that passes.
     """
     from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 

@@ -19,10 +19,10 @@ from .fingerprint import content_of
 from .probe import equal, quiet_generators, seed, spread
 from .protocol import Task
 
-# Readings of a batch after each of two others. The coins of two random examples agree after the one, agree after the
-# other, and differ between them in one of 100 000 data sets.
+# Readings of a batch after each of two others. Two examples that are each drawn by a coin seem by chance to depend on
+# the batch before in one of 100 000 data sets.
 READINGS = 5
-ROUNDING = 1e-5  # relative difference of a client's number that was computed twice
+ROUNDING = 1e-5  # largest relative difference of a number computed twice that counts as rounding
 
 
 def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
@@ -83,7 +83,7 @@ def check_order(task: Task) -> None:
 
 
 def _contents(task: Task, order: Sequence[int], whole: int | None = None) -> dict[int, bytes]:
-    """Return `_content` of each client, the numbers of client `whole`, as a forked process reads them in this order."""
+    """Return each client's `_content`, of client `whole` its numbers, as a forked process reads it in this order."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     if (process := os.fork()) == 0:
         with suppress(BaseException):
@@ -104,7 +104,7 @@ def _contents(task: Task, order: Sequence[int], whole: int | None = None) -> dic
 
 
 def _content(task: Task, client: int, whole: bool) -> bytes:
-    """Return a hash of a client's data, or all their numbers; nothing if they fail, or differ after the same seed."""
+    """Return a hash of a client's data, or all their numbers; empty if they fail, or differ after the same seed."""
 
     def seeded_batch(data: LazyExamples) -> Examples:
         seed()

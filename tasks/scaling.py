@@ -16,9 +16,8 @@ from .table_schema import Column, Schema, plain, require_within
 FIELD = "task.scaling"
 ASKED = "asked"
 MEAN, DEVIATION = "mean", "standard deviation"
-PRECISION = (
-    0.5  # largest half-width of a deviation's interval relative to the deviation, in the answer to a run
-)
+# Largest half-width of a deviation's interval, relative to the deviation, with which a run scales by its answer.
+PRECISION = 0.5
 
 Moments = Mapping[str, tuple[float, float]]  # by a column of numbers, their mean and standard deviation
 
@@ -75,7 +74,7 @@ def scaling_questions(schema: Schema) -> list[dict[str, Any]]:
 
 
 def moments_of(answers: Mapping[str, Sequence[Figure]]) -> dict[str, tuple[float, float]]:
-    """Return mean and deviation from the answers by column; those of too little PRECISION stay scaled by bounds."""
+    """Return mean and deviation by column, without those of too little PRECISION, which stay scaled by bounds."""
     moments: dict[str, tuple[float, float]] = {}
     for name, figures in answers.items():
         by_name = {each.name: each for each in figures}

@@ -190,7 +190,7 @@ def draft_schema(paths: Sequence[Path], label: str | None = None) -> SchemaDraft
 
 
 def _contents(files: Sequence[Path]) -> tuple[dict[str, Content], dict[str, str]]:
-    """Return by its name as of `plain` each column's content, and a description of each column that is a file's last."""
+    """Return each column's content, and a description of each column that is a file's last, by names as `plain`."""
     contents, ends, names = dict[str, Content](), dict[str, str](), dict[str, str]()
     for file in files:
         with open_table(file) as table:

@@ -248,6 +248,7 @@ class Cells:
     file: Path
     comma: bool = False
     first_row: int = 2
+    # The module pyarrow.compute, which is imported only when a table is read.
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
     def scaled(self, is_label: bool = False) -> NDArray[np.float64]:
@@ -272,7 +273,7 @@ class Cells:
     def bins(self) -> NDArray[np.int64]:
         """Return the bin of each number, shape (n,), -1 if it is missing and no number stands for it.
 
-        A number on an edge is in the bin above it; refusals as of `scaled`.
+        A number on an edge is in the bin above it. Refuse a cell that is no finite number, or missing but required.
         """
         numbers = self.numbers()
         absent = np.isnan(numbers)
@@ -363,6 +364,7 @@ class Cells:
         return types.is_string(values.type) or types.is_large_string(values.type)
 
     def _check_present(self, absent: NDArray[np.bool_], is_label: bool = False) -> None:
+        """Refuse a missing cell of the label, or of a column whose values are required."""
         if is_label:
             self.refuse_any(absent, "is the label and missing; remove the row")
         elif self.column.required:
@@ -402,7 +404,7 @@ class OpenTable:
     read: Callable[[Sequence[int]], Iterator[Sequence[Any]]]
 
     def blocks(self, columns: Sequence[Column], missing: tuple[str, ...]) -> Iterator[dict[str, Cells]]:
-        """Yield the cells of these columns by name, block by block."""
+        """Yield the cells of these columns by name, block by block; `missing` are the schema's words for no value."""
         row = self.first_row
         for arrays in self.read(self.positions(columns)):
             pairs = zip(arrays, columns, strict=True)

@@ -22,6 +22,7 @@ MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 KEYS = ("label", "missing", "columns", "groups", "group_weights")
 COLUMN_KEYS = ("low", "high", "mean", "deviation", "edges", "missing", "required", "categories", "weights")
 MISSING_KEYS = ("words", "value")
+# A word that a schema's file holds without quotes; `_word` quotes others.
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
 

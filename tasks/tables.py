@@ -57,9 +57,8 @@ class Tables:
     grouped: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
 
-    held_out_public = (
-        True  # only simulated clients' rows are held out, and `held_out_file` is declared public
-    )
+    # Only simulated clients' rows are held out, and `held_out_file` is declared public.
+    held_out_public = True
 
     @property
     def num_clients(self) -> int:
@@ -86,7 +85,7 @@ class Tables:
     def squared_length(self) -> int:
         """Bound on the squared length of an input with the 1 of the bias: each column adds at most 1.
 
-        A number that is scaled by its deviation adds 1 on average.
+        A number that is scaled by its deviation adds 1 on average. The learning rate follows from it and `curvature`.
         """
         return 1 + len(self.schema.inputs)
 
@@ -390,7 +389,7 @@ def _schema(keys: TableKeys, paths: Sequence[Path]) -> Schema:
 
 
 def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
-    """Return the schema without the column of persons, which a model must not see; only a draft may have it."""
+    """Return the schema without the column of persons, which a model must not see; real tables may not declare it."""
     if person is None:
         return schema
     others = tuple(column for column in schema.columns if plain(column.name) != plain(person))
@@ -449,7 +448,7 @@ def _split(
     Args:
       clients: all examples of each client.
       keys: share and rule.
-      hashed: the same rows, before a scaling that a run asked for; their hashes select.
+      hashed: the same rows; their hashes select. Of natural clients they lack a scaling that the run asked for.
     """
     field, share = "task.held_out_share", keys.held_out_share
     if not 0 < share < 1:

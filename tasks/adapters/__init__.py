@@ -7,7 +7,7 @@ from torch import nn
 
 
 def made_once(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return a factory's result, with values independent of the caller's random state."""
+    """Return a factory's model, drawn from a fixed seed and so equal in all processes; restore the random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()

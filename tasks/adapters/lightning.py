@@ -17,8 +17,8 @@ from ...base.refusal import Refusal
 from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 
-LIGHTNING = ("lightning", "pytorch_lightning", "torch")  # packages whose own hooks do nothing
-# Prefixes and names of hooks that only a `Trainer` calls.
+LIGHTNING = ("lightning", "pytorch_lightning", "torch")  # packages whose methods are not the user's
+# Prefixes (HOOKS) and names (STEPS) of methods that only a `Trainer` calls; without one, the user's would do nothing.
 HOOKS = ("on_train_", "on_before_", "on_after_", "on_fit_", "on_validation_")
 STEPS = (
     "backward",
@@ -72,7 +72,7 @@ class LightningTask:
         return Stepping(copy.deepcopy(self._module))
 
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Return the optimiser of `configure_optimizers` for these parameters."""
+        """Return a new optimiser of `configure_optimizers` for these parameters, in the order of the module's own."""
         optimizer = _optimizer_of(self._module)
         trainable = (p for p in self._module.parameters() if p.requires_grad)
         substitutes = dict(zip(trainable, parameters, strict=True))
@@ -142,7 +142,7 @@ class Stepping(nn.Module):
         return {**logged, "loss": loss}
 
     def _step(self, name: str, batch: Any, log: Callable[..., None]) -> Any:
-        """Call a step of the module, with `log` as its `self.log`."""
+        """Call a step of the module, with `log` as its `self.log` during the call; refuse one that uses a Trainer."""
         step, own = getattr(self.module, name), vars(self.module)
         own["log"] = log
         try:
@@ -164,7 +164,7 @@ class Stepping(nn.Module):
 
 
 def _zeros(step: Callable[..., Any]) -> list[int]:
-    """Return zeros for a step's parameters other than the batch, such as its index, which it must not use."""
+    """Return a 0 for each argument that a step requires after the batch, such as the batch's index, unknown here."""
     needed = list(inspect.signature(step).parameters.values())[1:]
     return [0 for each in needed if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
@@ -190,7 +190,7 @@ def _check_hooks(module: Any) -> None:
 
 
 def _optimizer_of(module: Any) -> torch.optim.Optimizer:
-    """Return the optimiser of `configure_optimizers`, which also steps its schedules; refuse several, and none."""
+    """Return the optimiser of `configure_optimizers`, whose steps advance its schedules; refuse several, and none."""
     field = f"{type(module).__name__}.configure_optimizers"
     try:
         optimizers, schedules = _optimizers_and_schedules(module.configure_optimizers())
@@ -249,5 +249,6 @@ def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: s
     if interval == "step":
         follow(1)
     else:
+        # `follow_epochs` calls it once before training, with the number of steps of an epoch.
         with_epochs: Any = optimizer
         with_epochs.by_epochs = [*getattr(optimizer, "by_epochs", ()), follow]

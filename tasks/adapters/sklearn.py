@@ -62,7 +62,7 @@ class SklearnTask:
                 remedy = "give at least two whole numbers, in classes= or in the held-out targets, or words in classes="
                 raise Refusal("classes", self._classes.tolist(), remedy)
         inputs, targets = self.held_out()
-        self._row_of_zeros = inputs[:1] * 0
+        self._row_of_zeros = inputs[:1] * 0  # gives `estimator` the width of the inputs
         self._zero_coefficients = self._check_coefficients(inputs)
         estimator = self._with(self._zero_coefficients, inputs)
         self._partial_fit(estimator, inputs[:2], targets[:2])  # shows errors early
@@ -80,7 +80,7 @@ class SklearnTask:
         return {name: np.zeros_like(value) for name, value in arrays.items()}
 
     def _new_estimator(self, inputs: NDArray[Any], seed: int = 0) -> Any:
-        """Return a copy of the estimator, fitted to one row of zeros so that it has coefficients and all classes."""
+        """Return a copy fitted to a row of zeros, for its coefficients and classes; `seed` if the user set none."""
         from sklearn.base import clone
 
         estimator: Any = clone(self._estimator)
@@ -95,7 +95,7 @@ class SklearnTask:
         estimator.partial_fit(inputs, targets, **options)
 
     def _with(self, arrays: Arrays, inputs: NDArray[Any], seed: int = 0) -> Any:
-        """Return a new estimator for such inputs, with these coefficients and at its first step."""
+        """Return a new estimator for inputs of this width, with these coefficients and its count of steps reset."""
         estimator = self._new_estimator(inputs, seed)
         for name in COEFFICIENTS:
             setattr(estimator, name, np.array(arrays[name], getattr(estimator, name).dtype))
@@ -126,14 +126,14 @@ class SklearnTask:
         import torch
 
         self.check_training(training)
-        # torch's generator is seeded for the client.
+        # The caller has seeded torch's generator for the client; the estimator's seed is drawn from it.
         estimator = self._with(arrays, inputs, int(torch.randint(2**31 - 1, ())))
         for _ in range(training.local_epochs):
             self._partial_fit(estimator, inputs, targets)
         return {name: getattr(estimator, name) for name in COEFFICIENTS}
 
     def predict(self, arrays: Arrays, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Return a number for each example, shape (n,), or for a classifier with several classes, shape (n, classes).
+        """Return a regressor's predictions, shape (n,), or a classifier's score for each class, shape (n, classes).
 
         Args:
           arrays: the coefficients.
@@ -143,10 +143,11 @@ class SklearnTask:
         if self._classes is None:
             return estimator.predict(inputs)
         scores = estimator.decision_function(inputs)
+        # Two classes have one score, in favour of the second: the two scores made of it differ by it.
         return scores if scores.ndim == 2 else np.stack([-scores / 2, scores / 2], 1)
 
     def loss(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-        """Return the cross-entropy of the scores, or half the squared error.
+        """Return the mean cross-entropy of a classifier's scores, or half of a regressor's mean squared error.
 
         Args:
           outputs: of `predict`.
@@ -160,7 +161,7 @@ class SklearnTask:
         return float(np.mean(log_sum_exp - score_of_target))
 
     def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Return the accuracy, or the mean absolute error.
+        """Return a classifier's accuracy, or a regressor's mean absolute error.
 
         Args:
           outputs: of `predict`.
@@ -197,7 +198,7 @@ class SklearnTask:
         return self._arrays(self._held_out, "held-out data")
 
     def _arrays(self, pair: Any, owner: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return transformed inputs in float32 and targets as numbers; refuse an unknown class."""
+        """Return transformed inputs in float32 and targets as numbers; refuse an unknown class of `owner`."""
         inputs, targets = pair[0], np.asarray(pair[1])
         for transformer in self._transformers:
             inputs = transformer.transform(inputs)

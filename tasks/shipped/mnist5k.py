@@ -31,7 +31,7 @@ HELD_OUT = 1000
 SPLIT_SEED = 2106
 
 ORIENTATIONS = 4
-CELLS = 8
+CELLS = 8  # places along each axis of an image where energies are pooled
 FEATURES = ORIENTATIONS * CELLS * CELLS
 
 # Lengths in pixels of a 28 x 28 image, whose strokes are two to three pixels wide.
@@ -43,7 +43,7 @@ STRIDE = 2
 POOLING_WIDTH = 0.35
 # Added to an energy before its logarithm; a stroke's energy is around a tenth.
 ENERGY_FLOOR = 0.01
-TINY = 1e-6
+TINY = 1e-6  # least divisor: a blank image gives zeros
 
 # Frequencies of the student, and its inputs' length: about 1.7, which suits the task's learning rate.
 STUDENT_ORDER = 5

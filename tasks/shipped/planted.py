@@ -108,7 +108,7 @@ class ExposureProbe:
 
 
 def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> dict[int, list[Exposure]]:
-    """Return the exposures of all secrets in a model of these arrays, by their number of copies."""
+    """Return the exposures of all secrets in a model of these arrays by their number of copies, 0 for controls."""
     model = task.model()
     load_arrays(model, arrays)
     model.eval()

@@ -21,9 +21,9 @@ TINY = 1e-5  # added to a variance
 
 # Width of a wavelet, in pixels at the fine scale.
 WIDTH = 0.8
-FREQUENCY = 3 * math.pi / 4
-SLANT = 4 / ANGLES
-AVERAGE = 0.8 * 2 ** (SCALES - 1)
+FREQUENCY = 3 * math.pi / 4  # radians a pixel, at the fine scale
+SLANT = 4 / ANGLES  # width of a wavelet along its wave over that across it
+AVERAGE = 0.8 * 2 ** (SCALES - 1)  # standard deviation of the averaging Gaussian, in pixels
 
 
 def features(images: Tensor, batch: int = 25) -> Tensor:
@@ -59,7 +59,7 @@ class Wavelets:
         self.padded = height + 2 * STRIDE, width + 2 * STRIDE
         angles = [(ANGLES / 2 - 1 - turn) * math.pi / ANGLES for turn in range(ANGLES)]
         waves = [[_wavelet(self.padded, scale, angle) for angle in angles] for scale in range(SCALES)]
-        self.fine, self.coarse = (torch.stack(each) for each in waves)
+        self.fine, self.coarse = (torch.stack(each) for each in waves)  # transforms, (ANGLES, *padded)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the coefficients of images of shape (n, h, w), shape (n, CHANNELS, h / 4, w / 4)."""
@@ -74,7 +74,7 @@ class Wavelets:
 
 
 def _every_second(fourier: Tensor) -> Tensor:
-    """Return the transform of an image subsampled to every second row and column."""
+    """Return, for an image's Fourier transform, that of the image subsampled to every second row and column."""
     rows, columns = fourier.shape[-2:]
     folded = fourier.unflatten(-1, (2, columns // 2)).mean(-2)
     return folded.unflatten(-2, (2, rows // 2)).mean(-3)
@@ -116,9 +116,8 @@ def _wavelet(size: tuple[int, int], scale: int, angle: float) -> Tensor:
 
 def _gabor(size: tuple[int, int], width: float, angle: float, frequency: float) -> Tensor:
     """Return a plane wave under an elliptic Gaussian, wrapped around a torus of `size`."""
-    reach = [
-        torch.arange(-2 * each, 3 * each, dtype=torch.float64) for each in size
-    ]  # five periods, summed below
+    # Five periods, summed below.
+    reach = [torch.arange(-2 * each, 3 * each, dtype=torch.float64) for each in size]
     y, x = torch.meshgrid(*reach, indexing="ij")
     along = y * math.cos(angle) + x * math.sin(angle)
     aside = x * math.cos(angle) - y * math.sin(angle)

@@ -181,7 +181,7 @@ def _unpacked(folder: Path) -> Iterator[tuple[re.Match[str], bytes]]:
 
 
 def _packed(path: Path) -> Iterator[tuple[re.Match[str], bytes]]:
-    """Yield the same of a tar archive."""
+    """Yield the match of MAIL and the content of each mail in a tar archive."""
     with tarfile.open(path) as archive:  # members are read, never unpacked
         for member in archive:
             match = MAIL.search(member.name)

@@ -25,7 +25,7 @@ from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
 OTHER = 1  # code of a character outside the alphabet: that of a space
-CONTEXT = 12
+CONTEXT = 12  # characters from which the next one is predicted
 WINDOW = 20  # characters that a record predicts, each from the CONTEXT before it; a secret is one record
 EMBEDDED, HIDDEN = 8, 96
 
