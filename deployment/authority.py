@@ -105,10 +105,7 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     current = _keys(folder, federation, care, len(chain) + 1)
     if chain and public_of(current.signer) != bytes.fromhex(chain[-1].new)[:KEY_BYTES]:
         raise Refusal("file", str(folder), WITHOUT_KEYS)
-    former_generation, former = (
-        len(chain),
-        None,
-    )  # the first generation is 1, and the current one len(chain) + 1
+    former_generation, former = len(chain), None  # generations count from 1
     if chain and time.time() < chain[-1].until:
         former = _keys(folder, federation, care, former_generation)
     ended = former_generation if former is None else former_generation - 1

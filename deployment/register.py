@@ -134,12 +134,12 @@ class Register:
         """Hashes of the rosters up to this version, in hexadecimal, to include in the next one."""
         if not self.version:
             return ()
-        # Of a register that began without their hashes.
+        # A placeholder stands for each version from before the register kept hashes.
         unknown_versions = self.version - 1 - len(self.rosters)
         return (*self.rosters, *[UNKNOWN.hex()] * unknown_versions, self.roster().hash.hex())
 
     def with_client(self, issued: Issued) -> Register:
-        """Return the register with this client, replacing one of the same name."""
+        """Return the register with this client, replacing the one of its name, whose former keys stay refused."""
         others = [each for each in self.clients if each.name != issued.name]
         previous = self.find(issued.name)
         replaced_keys = [] if previous is None else [key for key in previous.keys if key not in issued.keys]

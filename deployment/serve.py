@@ -181,9 +181,7 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
     if not (where / CONFIG).exists():
         return settings
     earlier = _stored_settings(where)
-    if (
-        unfinished is None
-    ):  # read again: targets that the command leaves out are those with which the run began
+    if unfinished is None:  # again, with the targets of the run's beginning where the command has none
         settings = server_settings(complete_overrides(bundle, overrides, earlier))
     changed = differing(_lasting(earlier), _lasting(settings))
     if changed is not None:
@@ -247,7 +245,7 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
 def newest_heads(folder: Path, ledgers: str | None) -> dict[str, Head]:
     """Return the newest ledger head that each run, and the last question, on this server left in a folder of ledgers.
 
-    A run is refused if its ledger lacks them. If none was left in this folder, those of all folders are returned:
+    A run is refused if no ledger there holds them. If none was left in this folder, those of all folders are returned:
     otherwise a new, empty folder would let the spending start at zero.
 
     Args:
