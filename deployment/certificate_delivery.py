@@ -35,7 +35,7 @@ class CertificateDelivery:
     """Delivery to the devices of a grid.
 
     Attributes:
-      grid: reaches them.
+      grid: of the link to them.
       connected_since: returns the connected nodes, and the Unix second since which each is.
       certificates: returns the newest certificates in PEM, by node.
       rollovers: returns those of the authority.

@@ -42,7 +42,7 @@ class Presence:
 class Link:
     """A grid to the clients, the function that returns the connected ones, and the tally of bytes.
 
-    `log_loss` returns a sentence if a client has seen more of the server's log than the server holds.
+    `log_loss` returns a sentence if a client has seen more of the server's log than the server holds; else None.
     """
 
     grid: Grid
