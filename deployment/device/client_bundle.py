@@ -205,7 +205,7 @@ class ClientBundle:
 
 
 def read_client_bundle(folder: Path, installed: Path | None = None) -> ClientBundle:
-    """Return the bundle in `folder`.
+    """Return the bundle in `folder`, after completing an interrupted replacement and following a rollover in it.
 
     Args:
       folder: of its files.
@@ -373,7 +373,7 @@ def _roster_in_force(
             read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
             check_change(state, stored, roster, signed, device.name, policy)
             stored = roster
-        except Refusal:
+        except Refusal:  # the older roster serves as long as it lists this device with this key
             if not _lists(stored, device, key):
                 raise
     roster = stored

@@ -241,7 +241,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
 
 
 def _charge_restore(folder: Path, state: Path) -> Budget:
-    """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
+    """Charge a restore, but once if the command is interrupted or repeated before the device meets its server."""
     bundle = read_client_bundle(folder)
     journal = Journal(state / agent.JOURNAL)
     is_repeated = journal.restore is not None  # then an earlier command noted it, and may have charged it
