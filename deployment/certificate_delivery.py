@@ -88,7 +88,7 @@ class CertificateDelivery:
 def delivering(
     bundle: ServerBundle, grid: Grid, connected_since: Callable[[], Mapping[int, float]]
 ) -> Generator[CertificateDelivery]:
-    """Deliver certificates, and rollovers of the authority, within the context."""
+    """Deliver certificates, and rollovers of the authority, from a thread of its own within the context."""
     stop = threading.Event()
     certificates, rollovers = followed_certificates(bundle), followed_rollovers(bundle)
     delivery = CertificateDelivery(grid, connected_since, certificates, rollovers)

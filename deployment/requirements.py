@@ -29,7 +29,7 @@ CPU_TORCH = ">=2.10,<2.11"
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
 # Environment of a small device, for the markers of requirements.
 DEVICE = {"platform_machine": "aarch64", "platform_system": "Linux", "sys_platform": "linux", "extra": ""}
-TORCH = (
+TORCH = (  # for each kind of machine; `version` is the installed one
     f"torch{CPU_TORCH}; platform_machine == 'aarch64'",
     "torch=={version}; platform_machine != 'aarch64'",
 )

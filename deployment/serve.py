@@ -405,7 +405,7 @@ class Farewell:
     link: Link
     federation: Federation
     bundle: ServerBundle
-    rosters: Rosters
+    rosters: Rosters  # returns the newest roster
     run: str = ""  # set by `start`
 
     def start(self, run: RunStart) -> None:

@@ -329,7 +329,7 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
 
 
 def newest_credentials(bundle: ClientBundle) -> Credentials:
-    """Return the current credentials in the bundle's folder, or the earlier ones if these cannot be used."""
+    """Return the credentials now in the bundle's folder, which a renewal replaces; the bundle's own if unusable."""
     settings = bundle.settings
     try:
         authority = bundle.authority

@@ -221,7 +221,7 @@ def _describe_row(number: int) -> str:
 
 
 def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
-    """Remove the device's state, except its ledgers unless they are named; a restored device is charged first."""
+    """Remove the device's state except `LASTING`, with its ledgers if `ledgers`; charge a restored device first."""
     if restored and ledgers:
         raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
     state = state_of(folder)
@@ -253,7 +253,7 @@ def _charge_restore(folder: Path, state: Path) -> Budget:
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
-    """Stop the agent and remove its unit, bundle and state, except its ledgers unless they are named."""
+    """Stop the agent and remove its unit, bundle and state, with its ledgers if `ledgers`; without `yes`, say so."""
     state = state_of(folder)
     if not yes:
         print(

@@ -110,8 +110,8 @@ class DeviceLedger:
     def charged(self, run: str, number: int, attempt: int, cost: Cost) -> Generator[None]:
         """Reserve one vector's cost, and commit it once the vector is computed; void it if there is none.
 
-        After a kill inside the context, or a failure at the record level, the reservation stays spent, and the same
-        attempt is refused.
+        Run, round and attempt are its key. After a kill inside the context, or a failure at the record level, the
+        reservation stays spent, and the same attempt is refused.
 
         Raises:
           NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
@@ -141,7 +141,7 @@ class DeviceLedger:
     def _reserve_on_all(
         self, release: Release, of_records: Budget | None, purpose: str | None
     ) -> Generator[list[tuple[Ledger, Key]]]:
-        """Reserve a release on every ledger that pays for it, open within the context: the records' first, then the client's."""
+        """Reserve a release on each ledger that pays, the records' first, open within the context; a refusal voids all."""
         reservations: list[tuple[Ledger, Key]] = []
         with ExitStack() as stack:
             try:
@@ -239,7 +239,7 @@ def _targets(book: LedgerState) -> Iterator[tuple[float, float]]:
     """Yield target epsilon and delta of the budgets under which a ledger's releases were ever granted."""
     for booked in book.releases.values():
         budget = json.loads(booked.entry.payload)["budget"]
-        if budget["target_epsilon"] < UNLIMITED_EPSILON:  # as what a client's releases cost its records
+        if budget["target_epsilon"] < UNLIMITED_EPSILON:  # or no budget granted it, as for sums of its client
             yield budget["target_epsilon"], budget["target_delta"]
 
 
@@ -310,7 +310,7 @@ def spent_on(folder: Path) -> dict[str, LedgerSpending]:
 
 
 def spent_in(book: LedgerState) -> Spending | None:
-    """Return what a book's releases have spent; None if nothing was."""
+    """Return what a book's releases have spent, at its least delta and against the worst adversary; None for nothing."""
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())

@@ -45,7 +45,7 @@ MODES_OF_QUESTIONS = {  # modes that protect the unit of a question
     Unit.CLIENT: (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED),
     Unit.RECORD: (ModeName.RECORD, ModeName.RECORD_DISTRIBUTED),
 }
-TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # a trusted server sees this client's single update
+TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # without the server, which sees this client's update
 DEALS = (
     "deals.json"  # in the state folder: by run the deal's key, its number of arms, and the device's own arm
 )
@@ -82,7 +82,7 @@ class Instruction:
       order: of the training.
       spec: of the sum.
       inquiry: that is to be answered; None for training.
-      client_noise: that the client adds to its answer by itself; None where the sum has the noise.
+      client_noise: std of the noise that the client itself adds, over a record's norm; None where the sum has the noise.
     """
 
     content: RecordDict
