@@ -100,7 +100,7 @@ def pace_of(
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
                 return reason
         nonlocal heads_end
-        heads_end = heads_end or time.monotonic() + HEADS_SECONDS  # before the first round
+        heads_end = heads_end or time.monotonic() + HEADS_SECONDS  # only before the first round
         while not link.presence().reported and time.monotonic() < heads_end:
             if stop.wait(POLL_SECONDS):
                 break

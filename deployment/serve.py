@@ -90,7 +90,7 @@ def serve(
     callbacks: Sequence[Callback] = (),
     reach: Open = open_link,
 ) -> int:
-    """Serve the run of the command line, or the unfinished one; return the exit code. Print a run that is over.
+    """Serve the run of the command line, or the unfinished one; return the exit code. If it is over, only print it.
 
     Args:
       folder: the server's bundle.

@@ -141,7 +141,7 @@ class DeviceLedger:
     def _reserve_on_all(
         self, release: Release, of_records: Budget | None, purpose: str | None
     ) -> Generator[list[tuple[Ledger, Key]]]:
-        """Reserve a release on each ledger that pays, the records' first, open within the context; a refusal voids all."""
+        """Reserve a release on each ledger that pays, the records' first, open in the context; a refusal voids all."""
         reservations: list[tuple[Ledger, Key]] = []
         with ExitStack() as stack:
             try:
@@ -198,7 +198,7 @@ class DeviceLedger:
         return Budget(Unit.CLIENT, epsilon, delta)
 
     def _reserve(self, release: Release, of_records: Budget | None, purpose: str | None) -> Ledger:
-        """Reserve a release on the records' ledger if it has a budget of them, else on the client's; return that open."""
+        """Reserve a release on the records' ledger if it has a budget `of_records`, else on the client's; return it open."""
         path, budget = (self.path, self.budget) if of_records is None else (self.records, of_records)
         try:
             ledger = self._open(path, lowered(budget, [self.cap]))
@@ -278,7 +278,7 @@ class Spending(NamedTuple):
 
 
 class LedgerSpending(NamedTuple):
-    """What a ledger has spent, None for nothing; `as_client` is epsilon of the whole client's releases alone."""
+    """Spending of a ledger, None for nothing; `as_client`: epsilon that releases of the whole client alone cost records."""
 
     spent: Spending | None
     as_client: float
@@ -310,7 +310,7 @@ def spent_on(folder: Path) -> dict[str, LedgerSpending]:
 
 
 def spent_in(book: LedgerState) -> Spending | None:
-    """Return what a book's releases have spent, at its least delta and against the worst adversary; None for nothing."""
+    """Return what a book's releases have spent, at its least delta against the worst adversary; None for nothing."""
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())

@@ -82,7 +82,7 @@ class Instruction:
       order: of the training.
       spec: of the sum.
       inquiry: that is to be answered; None for training.
-      client_noise: std of the noise that the client itself adds, over a record's norm; None where the sum has the noise.
+      client_noise: std of noise that the client itself adds, over a record's norm; None where the sum has the noise.
     """
 
     content: RecordDict

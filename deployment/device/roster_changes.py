@@ -87,7 +87,7 @@ def _missing_signatures(old: Roster, new: Roster, signed: bytes, device: str, po
 
 
 def adopt(state: Path, change: RosterChange, signed: bytes) -> None:
-    """Log a change, store its roster as the device's, and end a wait; arguments as of `check_change`, its source."""
+    """Log a change, store its roster as the device's, and end its wait; arguments as of `check_change`, which made it."""
     logger.warning("%s", change)
     append_line(state / CHANGES, asdict(change))
     replace_file(state / ROSTER, signed)
