@@ -59,8 +59,8 @@ class Approval:
     Attributes:
       desk: as published, with the admitted devices.
       admitted: names of the admitted devices.
-      refused: reasons by name.
-      silent: names whose tokens have no request.
+      refused: why a request was refused, by name.
+      silent: names whose open tokens have no request yet.
     """
 
     desk: Desk

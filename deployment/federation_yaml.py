@@ -185,7 +185,7 @@ class ClientEntry:
     """Operator's description of one client.
 
     Attributes:
-      name: unique, and never "server"; with * or ? in it, of all clients that enrol under such a name.
+      name: unique, and never "server"; with * or ? a pattern, for all clients that enrol under a name that fits.
       request: the file by which the device asks for admission; None has its keys made here.
       task, eligibility, policy: values for the files of its bundle; those that are None stand in no file.
     """

@@ -100,7 +100,7 @@ def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
 
     Args:
       folder: that `provision` made.
-      names: of clients, with * and ? for many, or "server".
+      names: of clients, also as patterns with * and ?, or "server".
       request: of the one device in `names`, for keys that it made itself; None makes the keys here.
 
     Raises:

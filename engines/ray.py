@@ -174,7 +174,7 @@ class RayGrid(AskingGrid):
         """Deliver one instruction to every node and return the sum of the replies; clients of lost actors are dropped."""
         sum_start = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
         shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
-        # Shares remain only if all actors died that had them; those started since take over.
+        # Shares remain only if every actor of the last pass died; those that have started since take over.
         while shares.remaining and (here := self._live_actors()):
             self._train(here, sum_start, shares, total)
         total.drop(DIED, shares.remaining)

@@ -57,7 +57,7 @@ class Cost:
     """Cost of one vector to the client, or to each of its records.
 
     Attributes:
-      event: of the vector's sum.
+      event: privacy event of the sum that the vector is part of.
       adversaries: that see that sum; the cost is charged against each.
       budget: of the records; None if the client is charged, within the owner's cap.
       inquiry: that the vector answers; None for training.
