@@ -36,24 +36,24 @@ from .settings import ServerSettings
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-# Keys of `privacy` under which a mode has its targets; those of the modes that are not here stand in `privacy` itself.
+# Keys of `privacy` under which a mode has its targets. A mode that is not here has them in `privacy` itself.
 LEVELS: Mapping[str, tuple[str, ...]] = {ModeName.NONE: (), ModeName.RECORD_AND_CLIENT: ("record", "client")}
-WHOLE = (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED)  # whose sums cost records too
+WHOLE = (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED)  # records pay for their sums, too
 EXHAUSTED = "nothing is left unless owners raise target_epsilon in their policy.toml"
 
 
 def allowed_targets(
     bundle: ServerBundle, overrides: Sequence[str], resumed: ServerSettings | None
 ) -> list[str]:
-    """Return overrides that set the targets which a command leaves out: to what owners allow, or as the run began.
+    """Return overrides for the targets that a command leaves out: what owners allow, or what the run began with.
 
-    Sums of whole clients get so much that records, which pay for them as for half the noise, stay within what owners
-    allow where every client takes part in each.
+    Owners limit what their records spend, and a device charges records for a sum of whole clients as for half its
+    noise. So the target of such sums is lower: where every client takes part in each, records stay within the limit.
 
     Args:
-      bundle: the server's; one of an earlier release does not say what owners allow, and sets nothing.
-      overrides: Hydra's flags and overrides; a configuration file of the user's own is left alone.
-      resumed: settings of a run that is to be resumed.
+      bundle: the server's; one of an earlier release does not say what owners allow, so a new run gets no target.
+      overrides: Hydra's flags and overrides; with a configuration file of the user's own, no target is added.
+      resumed: settings with which a run began; None for a new run. In another privacy mode, no target is added.
     """
     if any(each.startswith("--config") for each in overrides):
         return []
@@ -76,7 +76,7 @@ def allowed_targets(
 
 
 def _for_clients(allowed: OwnersBudget) -> OwnersBudget:
-    """Return the budget of whole clients whose cost to records is `allowed`, rounded down to three digits."""
+    """Return the budget of whole clients whose sums cost records `allowed`; epsilon is cut to three digits."""
     delta = allowed.target_delta
     epsilon = gaussian_epsilon(gaussian_mu(allowed.target_epsilon, delta) / 2, delta)
     digit = 10.0 ** (math.floor(math.log10(epsilon)) - 2) if epsilon else 1.0
@@ -89,18 +89,18 @@ def budget_line(
     earlier: Iterable[tuple[str, ServerSettings]],
     min_share_left: float = MIN_SHARE_LEFT,
 ) -> str:
-    """Return one line of what was spent before a run or question, its target, and what owners allow.
+    """Return one line for the operator: what was spent before a run or question, its target, and what owners allow.
 
-    It is empty if nothing was spent, and owners allow the target.
+    It is empty if the mode has no target, or if nothing was spent and owners allow the target.
 
     Args:
       federation: of the run or question.
       allowed: by the owners; None if unknown.
-      earlier: names and settings of the finished runs on this server.
+      earlier: names and settings of the finished runs on this server; they tell what clients' own ledgers may hold.
       min_share_left: share of the target that must be left.
 
     Raises:
-      Refusal: less is left on this server's ledger.
+      Refusal: less is left on this server's ledger. Where clients' own ledgers decide, the line says so instead.
     """
     level = next(iter(federation.mode.promises), None)
     if level is None or level.target_epsilon is None:
@@ -115,7 +115,7 @@ def budget_line(
     if cost > spent:
         spent, spender = cost, "sums of whole clients have cost records"
     most = (1 - min_share_left) * target
-    budget = federation.mode.budget  # of a ledger on this server; None where each client's own decides
+    budget = federation.mode.budget  # of this server's ledger; None if clients' own ledgers decide
     if budget is not None and budget.target_epsilon == target and spent > most:
         clauses = (f"{spender} {spent:.4g}", owners, _remedy(spent, allowed))
         raise Refusal("privacy.target_epsilon", target, "; ".join(filter(None, clauses)))
@@ -138,13 +138,14 @@ def records_line(
 ) -> str:
     """Return one line on what sums of whole clients cost each record at its device; empty if owners allow all of them.
 
-    A device charges a sum to its records as half its noise, without amplification. What it has spent is known here at
-    most: as if it took part in every earlier round, and spent the targets of earlier runs on its own ledger.
+    A device charges a sum to its records as half its noise, without amplification. The server does not see its ledger,
+    and counts the most that it can hold: every earlier sum, and the largest target of an earlier run on records.
 
     Arguments as of `budget_line`.
 
     Raises:
-      Refusal: owners do not allow the first sum. Earlier ones count only where every client takes part in each.
+      Refusal: records cannot pay for one sum. What was spent before counts only if every client takes part in each
+        round: otherwise some devices may have spent less.
     """
     if allowed is None or not federation.mode.sums_cost_records:
         return ""
@@ -193,12 +194,12 @@ def _fitting_remedy(
     other_events: Sequence[DpEvent],
     prior: Sequence[DpEvent],
 ) -> str:
-    """Return the target, or the noise, of whole clients with which records pay for all rounds.
+    """Return the noise of whole clients, if the run sets that, or the target, with which records pay for all rounds.
 
     Args:
       federation: of the run.
       plan: of the sums of whole clients.
-      record_plan: of the same sums, as records pay for them.
+      record_plan: of the same sums as records pay for them, with half the noise.
       budget: that owners allow for records.
       other_events: what records pay for in addition.
       prior: events of whole clients from before the run.
@@ -223,7 +224,7 @@ def _fitting_remedy(
 
 
 def _remedy(spent: float, allowed: OwnersBudget | None) -> str:
-    """Return what helps where a target is spent."""
+    """Return the remedy for a target that is spent: a higher one, unless owners allow no more."""
     if allowed is not None and spent > (1 - MIN_SHARE_LEFT) * allowed.target_epsilon:
         return EXHAUSTED
     return f"give a target above {spent:.4g}"

@@ -37,7 +37,7 @@ from .token_keys import TokenChoice, token_keys
 
 CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late accepts a new certificate too
 AUTHORITY_LIFE = timedelta(days=3650)
-SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
+SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"  # key of rosters, key of certificates, its certificate
 PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
 PASSPHRASE_FILE = "FEDVEIL_PASSPHRASE_FILE"  # environment variable: a file that holds it, for its owner alone
 SHORTEST = 16  # characters of a passphrase; scrypt only slows a guess down
@@ -51,7 +51,7 @@ class KeyCare:
 
     Attributes:
       passphrase: whether the key files must be encrypted.
-      token: that holds them; None for files.
+      token: the token that holds the keys; None if files hold them.
     """
 
     passphrase: bool = False
@@ -65,9 +65,9 @@ class Authority:
     Attributes:
       signer: signs rosters.
       ca_key: signs certificates.
-      ca: its certificate.
-      rollovers: that led to these keys, in order.
-      former: the authority before, whose keys still sign until the overlap ends; None afterwards.
+      ca: certificate of `ca_key`, which the key itself signed.
+      rollovers: all that led from the first keys to these, oldest first.
+      former: the authority before the last rollover, whose keys sign too until the overlap ends; None afterwards.
     """
 
     signer: Ed25519PrivateKey = field(repr=False)
@@ -89,7 +89,7 @@ class Authority:
 def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     """Return the authority in a folder, created there if there is none.
 
-    The private keys of the authority before are removed once its overlap has ended.
+    Files with private keys of earlier authorities are removed once their overlap has ended; keys on a token stay.
 
     Args:
       folder: of the authority.
@@ -97,7 +97,7 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
       care: how the keys are kept.
 
     Raises:
-      Refusal: it is another federation's, not whole, or its keys are not kept so.
+      Refusal: it is another federation's, a key is missing or wrong, or the keys are not kept as `care` says.
     """
     if not (folder / CA).exists() and not (folder / ROLLOVERS).exists():  # the certificate is written last
         make_keys(folder, federation, care, 1)
@@ -105,7 +105,7 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     current = _keys(folder, federation, care, len(chain) + 1)
     if chain and public_of(current.signer) != bytes.fromhex(chain[-1].new)[:KEY_BYTES]:
         raise Refusal("file", str(folder), WITHOUT_KEYS)
-    former_generation, former = len(chain), None
+    former_generation, former = len(chain), None  # generations count from 1
     if chain and time.time() < chain[-1].until:
         former = _keys(folder, federation, care, former_generation)
     ended = former_generation if former is None else former_generation - 1
@@ -116,9 +116,10 @@ def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
 
 
 def make_keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Authority:
-    """Make an authority's keys; a repetition takes those on a token, and replaces those in files.
+    """Make the keys of one generation of an authority, and return it.
 
-    Arguments as of `open_authority`; generations count from 1, one more with each rollover.
+    A repeated call completes an interrupted one, whose keys were not in force yet: it takes those on a token, and
+    replaces those in files. Arguments as of `open_authority`; `generation` is 1, and one more after each rollover.
     """
     keys_folder = _keys_folder(folder, generation)
     keys_folder.mkdir(mode=0o700, exist_ok=True)
@@ -141,7 +142,7 @@ def _label(federation: str, generation: int) -> str:
 
 
 def _federations(folder: Path) -> list[Any]:
-    """Return the name of the federation in a folder's certificate of an authority, in a list as X.509 has it."""
+    """Return the federation's name in a folder's certificate of an authority; X.509 allows a list of names."""
     ca = load_certificate(folder / CA, read_file(folder / CA))
     return [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
 
@@ -150,7 +151,7 @@ def _keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Auth
     """Return the keys of one generation.
 
     Raises:
-      Refusal: they are another federation's, not whole, or not kept so.
+      Refusal: they are another federation's, do not match the certificate, or are not kept as `care` says.
     """
     keys_folder = _keys_folder(folder, generation)
     if care.token is not None:
@@ -171,7 +172,7 @@ def _keys(folder: Path, federation: str, care: KeyCare, generation: int) -> Auth
 def issue(
     authority: Authority, name: str, public: EllipticCurvePublicKey, *, addresses: Sequence[str], days: int
 ) -> bytes:
-    """Return a certificate for TLS in PEM, valid from one day ago.
+    """Return a certificate for TLS in PEM, valid from one day ago: of a server if it has addresses, else of a client.
 
     Args:
       authority: signs it.
@@ -225,7 +226,7 @@ def _certificate(ca_key: EllipticCurvePrivateKey, federation: str) -> bytes:
 def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
     """Return the keys of the roster's signer and of the authority for TLS, decrypted by one passphrase if encrypted.
 
-    Keys that an earlier release encrypted, by PBKDF2, are encrypted anew by scrypt.
+    Files that an earlier release encrypted by PBKDF2 are replaced: their keys are encrypted anew by scrypt.
     """
     pems = {folder / name: read_secret(folder / name) for name in (SIGNER, CA_KEY)}
     for path, pem in pems.items():
@@ -276,7 +277,7 @@ def _prompt(folder: Path, prompt: str) -> bytes:
 
 
 def _pem_of_new_key(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | None) -> bytes:
-    """Return a new key in PEM, encrypted if there is a passphrase."""
+    """Return a new key in PEM, encrypted if there is a passphrase; refuse one shorter than `SHORTEST`."""
     if secret is None:
         return pem_of(key)
     if len(secret) < SHORTEST:
@@ -286,7 +287,7 @@ def _pem_of_new_key(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: by
 
 
 def _builder(subject: x509.Name, public: EllipticCurvePublicKey, life: timedelta) -> x509.CertificateBuilder:
-    """Return a certificate's builder with what those of the authority and of members have in common."""
+    """Return a builder with the fields that the certificates of the authority and of members have in common."""
     now = datetime.now(UTC).replace(microsecond=0)
     return (
         x509.CertificateBuilder()

@@ -35,7 +35,7 @@ class CertificateDelivery:
     """Delivery to the devices of a grid.
 
     Attributes:
-      grid: reaches them.
+      grid: of the link to them.
       connected_since: returns the connected nodes, and the Unix second since which each is.
       certificates: returns the newest certificates in PEM, by node.
       rollovers: returns those of the authority.
@@ -88,7 +88,7 @@ class CertificateDelivery:
 def delivering(
     bundle: ServerBundle, grid: Grid, connected_since: Callable[[], Mapping[int, float]]
 ) -> Generator[CertificateDelivery]:
-    """Deliver certificates, and rollovers of the authority, within the context."""
+    """Deliver certificates, and rollovers of the authority, from a thread of its own within the context."""
     stop = threading.Event()
     certificates, rollovers = followed_certificates(bundle), followed_rollovers(bundle)
     delivery = CertificateDelivery(grid, connected_since, certificates, rollovers)

@@ -29,8 +29,8 @@ from .device.enrolment import Enrolment, parse_request
 from .provision import AUTHORITY, Desk, admit, check_request, open_desk, publish, requirements_of
 from .write_bundles import client_files
 
-HOURS, MAX_HOURS = 24, 24 * 30
-SEAL_BYTES = 32
+HOURS, MAX_HOURS = 24, 24 * 30  # of a token: by default, and at most
+SEAL_BYTES = 32  # at the start of a request's file
 ISSUED_TOKENS = "tokens.json"  # in the authority's folder, with the keys that seal, encrypted
 NONCE_BYTES = 12
 
@@ -40,7 +40,7 @@ class IssuedToken:
     """Issued token, as stored at the desk.
 
     Attributes:
-      lock: the server's part of it.
+      lock: hash by which the server knows the token; see `lock_of`.
       seal: the key that seals the request, in hexadecimal, secret; in the file it is encrypted.
       end: Unix second.
       answered: whether a device was admitted by it.
@@ -57,10 +57,10 @@ class Approval:
     """Result for the requests under open tokens.
 
     Attributes:
-      desk: afterwards.
+      desk: as published, with the admitted devices.
       admitted: names of the admitted devices.
-      refused: reasons by name.
-      silent: names whose tokens have no request.
+      refused: why a request was refused, by name.
+      silent: names whose open tokens have no request yet.
     """
 
     desk: Desk
@@ -70,7 +70,7 @@ class Approval:
 
 
 def issue_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
-    """Return one token for each name, replacing an earlier one of that name.
+    """Store and return one new token for each name; an earlier one of that name ends.
 
     Args:
       folder: that `provision` made.
@@ -149,7 +149,7 @@ def end_tokens(desk: Desk) -> None:
 
 
 def _check_name(desk: Desk, name: str) -> None:
-    """Refuse the name of a pattern, of the server, of nobody in the federation, or of a revoked client."""
+    """Check that a name is of one client in the federation: no pattern, not the server, and not revoked."""
     if not NAME.fullmatch(name) or name == SERVER:
         raise Refusal("name", name, f"must name one client, {NAME_FORM}")
     if desk.federation.entry(name) is None:
@@ -196,7 +196,7 @@ def _answer(desk: Desk, name: str, token: IssuedToken, enrolment: Enrolment) -> 
 
 
 def _cipher(desk: Desk) -> AESGCM:
-    """Return the cipher of the keys that seal; only who can sign as the authority has its key."""
+    """Return the cipher of the keys that seal; its key is derived from a signature of the authority."""
     return AESGCM(
         derive(desk.authority.signer.sign(frame(Purpose.TOKEN, "desk")), frame(Purpose.TOKEN, "keys"))
     )
@@ -239,7 +239,7 @@ def _read_tokens(desk: Desk) -> dict[str, IssuedToken]:
 
 
 def _decrypt_seal(cipher: AESGCM, token: IssuedToken) -> bytes:
-    """Return the key that seals; an earlier release wrote it as it is."""
+    """Return the key that seals, 32 bytes; an earlier release wrote it unencrypted."""
     content = bytes.fromhex(token.seal)
     if len(content) == SECRET_BYTES:
         return content

@@ -29,7 +29,7 @@ from .token_keys import TokenChoice
 
 DAYS = 365
 MAX_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
-POLICY_DEFAULTS = {
+POLICY_DEFAULTS = {  # values of a policy that the file may leave out: all but its targets
     **plain_of(defaults_of(OwnerPolicy)),
     "runs": [],
     "trust_server": False,
@@ -41,7 +41,7 @@ POLICY_DEFAULTS = {
     "profile": "malicious",
     "maximum_local_epochs": 10,
 }
-# What provisioning itself puts into each policy.
+# Keys of a policy that provisioning writes; with these values in their place the rest of a policy is checked.
 PROVISIONED = {"authority": "0" * 64, "minimum_roster_version": 1}
 GROUPS: Mapping[str, Mapping[str, Any]] = {
     "task": {**plain_of(defaults_of(TaskChoice)), "client": None},
@@ -112,7 +112,7 @@ class ServerGroup:
 
 @dataclass(frozen=True)
 class AuthorityGroup:
-    """Group `authority` of the file."""
+    """Group `authority` of the file: a passphrase for key files, or library (`pkcs11`) and label of a token."""
 
     passphrase: bool = False
     pkcs11: str | None = None
@@ -185,7 +185,7 @@ class ClientEntry:
     """Operator's description of one client.
 
     Attributes:
-      name: unique, and never "server"; with * or ? in it, of all clients that enrol under such a name.
+      name: unique, and never "server"; with * or ? a pattern, for all clients that enrol under a name that fits.
       request: the file by which the device asks for admission; None has its keys made here.
       task, eligibility, policy: values for the files of its bundle; those that are None stand in no file.
     """
@@ -274,7 +274,7 @@ def _common_data(clients: Sequence[_Client]) -> Values:
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
-    """Return the common schema of all tables as text, None without tables, from the folder of the file."""
+    """Return the schema of all tables as text, from the file's folder; None without tables. Refuse different ones."""
     choices = {
         tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries
@@ -326,7 +326,7 @@ def _entry(client: _Client, shared: Mapping[str, Values], path: str, folder: Pat
 
 
 def _check(group: str, values: Values, path: str) -> None:
-    """Refuse values that the client's own reader would refuse."""
+    """Read a group's values as the device will, so that a bundle which it would refuse is refused here."""
     match group:
         case "task":
             client = 0 if values["client"] is None else values["client"]

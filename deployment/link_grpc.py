@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .device.client_bundle import ClientBundle
     from .open_link import Link, Presence
 
-ACKNOWLEDGED = "acknowledged.json"
+ACKNOWLEDGED = "acknowledged.json"  # file of the last instruction that each device has answered
 
 
 @contextmanager

@@ -20,13 +20,14 @@ class Presence:
     """State of a link's connections, without message contents; only byte counts.
 
     Attributes:
-      connected_since: of each node that is here, the Unix second since when.
-      traffic: bytes, over all connections.
+      connected_since: Unix second since which each connected node is here, by node.
+      traffic: bytes by direction and purpose, over all connections.
       turned_away: connections and replies that were refused, by reason.
-      disconnected_at: of nodes that were here and are not, the Unix second until when.
+      disconnected_at: Unix second at which a node that is no longer here was disconnected, by node.
       devices: what devices say of themselves, by node.
-      restored: of nodes that were restored or copied, the Unix second at which that was noticed.
-      reported: whether each device that is here has answered what it is asked when it connects.
+      restored: Unix second at which a node was noticed to be restored from a backup, or copied, by node.
+      reported: whether each connected device has answered what it is asked when it connects; the first round waits
+        for this, but not long.
     """
 
     connected_since: Mapping[int, float]
@@ -42,7 +43,7 @@ class Presence:
 class Link:
     """A grid to the clients, the function that returns the connected ones, and the tally of bytes.
 
-    `log_loss` returns a sentence if a client has seen more of the server's log than the server holds.
+    `log_loss` returns a sentence if a client has seen more of the server's log than the server holds; else None.
     """
 
     grid: Grid

@@ -32,8 +32,8 @@ def required_clients(federation: Federation, clients: int, valid: int) -> int:
     Args:
       federation: says how sums are encrypted, and who is drawn.
       clients: number of clients in the newest roster.
-      valid: number of those whose certificates have not ended, of whom a sum consists. Where they are too few for any
-        sum, it waits for others to be renewed.
+      valid: number of those whose certificates have not ended, of whom a sum consists. If they are too few for any
+        sum, the number is that for `clients`: the round waits until certificates are renewed.
     """
     masking, includes_all = federation.masking, federation.cohort.expected_size(clients) >= clients
     if masking is None or not includes_all:
@@ -71,7 +71,7 @@ def pace_of(
     certificate_end, announced, heads_end = certificate_end_of(bundle), set[str](), 0.0
 
     def shortage() -> str | None:
-        """Return what a round lacks, in words; None if it may begin."""
+        """Return what a round lacks, in words, None if nothing; call `wait_for`, and log each expiry once."""
         (roster, _), now = rosters(), int(time.time())
         ended, clients = roster.ended(now), len(roster.members)
         expired = [f"the certificate of {roster.name_of(node)}" for node in sorted(ended)]
@@ -100,7 +100,7 @@ def pace_of(
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
                 return reason
         nonlocal heads_end
-        heads_end = heads_end or time.monotonic() + HEADS_SECONDS  # before the first round alone
+        heads_end = heads_end or time.monotonic() + HEADS_SECONDS  # only before the first round
         while not link.presence().reported and time.monotonic() < heads_end:
             if stop.wait(POLL_SECONDS):
                 break

@@ -44,7 +44,7 @@ def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield _family(
         CounterMetricFamily, "invited", "Clients that rounds invited, or planned to.", {(): status["invited"]}
     )
-    if status["bytes"] is not None:  # a trusted server keeps who takes part to its operator, from the first
+    if status["bytes"] is not None:  # None where counts would show who takes part
         yield _family(CounterMetricFamily, "replies", "Replies that were added.", {(): status["replies"]})
         for name, text in REASON_COUNTS:
             yield _family(CounterMetricFamily, name, text, _by(status[name]), ("reason",))

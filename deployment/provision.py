@@ -100,8 +100,8 @@ def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
 
     Args:
       folder: that `provision` made.
-      names: of clients, with * and ? for many, or "server".
-      request: by which one device asks for keys that it made itself; None makes them here.
+      names: of clients, also as patterns with * and ?, or "server".
+      request: of the one device in `names`, for keys that it made itself; None makes the keys here.
 
     Raises:
       Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
@@ -126,7 +126,7 @@ def rotate(folder: Path, names: Sequence[str], request: Path | None) -> Desk:
 
 
 def _read_new_keys(desk: Desk, issued: Issued, request: Path) -> Enrolment:
-    """Return the new keys in an admitted client's request."""
+    """Return the new keys in an admitted client's request; refuse those that it, or another client, has or had."""
     enrolment = read_request(request)
     check_request(issued.name, enrolment, desk.federation.content.post_quantum)
     if enrolment.identity.hex() == issued.identity:
@@ -236,7 +236,7 @@ def _read_requirements(path: Path) -> str:
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
-    """Refuse a description, or requests by clients' names, that contradict the register."""
+    """Refuse a description that contradicts the register, or requests, by client, for other keys than its."""
     _require_members(federation, before.admitted)
     for entry in federation.clients:
         if before.find(entry.name) is None:
@@ -292,7 +292,7 @@ def _find(register: Register, name: str) -> Issued:
 
 
 def _with_server(desk: Desk) -> Desk:
-    """Return the desk with a key for the server if it had none, and a certificate if its hosts have changed."""
+    """Return the desk with a certificate for the server's present hosts; if it had none, write a new key first."""
     register, hosts = desk.register, desk.federation.content.server.hosts
     if register.server and register.hosts == hosts:
         return desk
@@ -308,7 +308,7 @@ def _with_server(desk: Desk) -> Desk:
 
 
 def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool = False) -> Desk:
-    """Return the desk with a certificate for a client's keys.
+    """Return the desk with a certificate for a client's keys; `publish` stores it. A known client keeps its node.
 
     Args:
       desk: the operator's.
@@ -341,7 +341,7 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 
 
 def publish(desk: Desk) -> Desk:
-    """Store the register, with a new version for a changed roster, and write all public files."""
+    """Store the register, then all public files; a changed roster gets the next version, without co-signatures."""
     register = replace(_renew_under_authority(desk), post_quantum=desk.federation.content.post_quantum)
     _require_members(desk.federation, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
@@ -354,9 +354,9 @@ def publish(desk: Desk) -> Desk:
 
 
 def _renew_under_authority(desk: Desk) -> Register:
-    """Return the register with certificates by the present authority; a rollover that was cut short is completed so.
+    """Return the register with all certificates by the present authority, also after an interrupted rollover.
 
-    During an overlap the server has another by the authority before, which every device still trusts.
+    During an overlap the server has another one by the former authority, for devices that have not followed yet.
     """
     register, authority, days = desk.register, desk.authority, desk.federation.content.certificate_days
     for issued in register.admitted:
@@ -402,7 +402,7 @@ def open_desk(folder: Path) -> Generator[Desk]:
 
 @contextmanager
 def _exclusive_folder(folder: Path) -> Generator[None]:
-    """Lock the folder for this process; errors of the system become refusals."""
+    """Create and lock the folder for this process; raise an error of the system as a refusal."""
     without_core_dumps()
     folders = (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER)
     fresh = [each for each in folders if not each.exists()]

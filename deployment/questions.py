@@ -53,7 +53,7 @@ def ask_clients(
       inquiry: what is asked.
       spend: what it may cost.
       overrides: Hydra's overrides, as of `fedveil server`.
-      run: whose model the question is about, as `model_run_of` returns it.
+      run: whose model the question is about, as `model_run_of` returns it; None for a question without a model.
       reach: opens the link.
 
     Raises:
@@ -69,6 +69,7 @@ def ask_clients(
         settings = server_settings([*complete_overrides(bundle, overrides), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
         if not record_path(folder / QUESTIONS, inquiry).exists():
+            # A question may spend all that is left.
             line = budget_line(federation, bundle.allowed, earlier_runs(folder), min_share_left=0.0)
             if line:
                 say(line, failed=True)
@@ -82,7 +83,7 @@ def ask_clients(
 def _open_grid(
     bundle: ServerBundle, federation: Federation, settings: LinkSettings, reach: Open
 ) -> Generator[tuple[Grid, Tally]]:
-    """Open the link, and wait until enough clients are connected. Refusal if they are not, or the server's log has a loss."""
+    """Open the link, and wait for enough clients. Refusal if they stay away, or the server's log lost entries."""
     rosters, announced = followed_roster(bundle), set[int]()
 
     def wait_for(clients: int) -> None:

@@ -36,12 +36,12 @@ class Issued:
       name, node: never given to another.
       identity: its Ed25519 public key in hexadecimal.
       certificate: of TLS, in PEM.
-      fingerprint: of the key in it; see `Enrolment`.
+      fingerprint: hash of the public key in the certificate; see `Enrolment`.
       supernode, supernode_fingerprint: of its public key for Flower; see `Enrolment`.
-      on_device: its private keys were made there and are not known here.
-      revoked: it is admitted no longer.
-      post_quantum: its ML-DSA-65 public key in hexadecimal; empty of who was admitted before there were any.
-      enrolled: it got its bundle by a token, and the desk keeps no bundle of it.
+      on_device: whether its private keys were made on the device, so that the desk does not have them.
+      revoked: whether it is admitted no longer; it stays in the register, so that no name or key is given again.
+      post_quantum: its ML-DSA-65 public key in hexadecimal; empty if it was admitted without one.
+      enrolled: whether it got its bundle by a token, so that the desk keeps no bundle of it.
     """
 
     name: str
@@ -76,11 +76,11 @@ class Register:
       version: of the roster, one more with every change of who is admitted with which keys.
       clients: in order of their nodes, the revoked ones included.
       server: the server's certificate in PEM; empty before there is one.
-      hosts: what that certificate was made for.
+      hosts: DNS names and IP addresses in that certificate.
       rosters: hashes of the rosters of earlier versions, in hexadecimal and in their order.
       cosignatures: of members under the roster of this version.
       post_quantum: whether the roster holds ML-DSA keys, and one signs it.
-      replaced: keys, as `Issued.keys` has them, that clients had before they got others.
+      replaced: former keys of clients, as in `Issued.keys`; a request with one of them is refused.
       former_server: the server's certificate by the authority before, during an overlap; else empty.
     """
 
@@ -134,12 +134,12 @@ class Register:
         """Hashes of the rosters up to this version, in hexadecimal, to include in the next one."""
         if not self.version:
             return ()
-        # Of a register that began without their hashes.
+        # A placeholder stands for each version from before the register kept hashes.
         unknown_versions = self.version - 1 - len(self.rosters)
         return (*self.rosters, *[UNKNOWN.hex()] * unknown_versions, self.roster().hash.hex())
 
     def with_client(self, issued: Issued) -> Register:
-        """Return the register with this client, replacing one of the same name."""
+        """Return the register with this client, replacing the one of its name, whose former keys stay refused."""
         others = [each for each in self.clients if each.name != issued.name]
         previous = self.find(issued.name)
         replaced_keys = [] if previous is None else [key for key in previous.keys if key not in issued.keys]

@@ -29,7 +29,7 @@ CPU_TORCH = ">=2.10,<2.11"
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
 # Environment of a small device, for the markers of requirements.
 DEVICE = {"platform_machine": "aarch64", "platform_system": "Linux", "sys_platform": "linux", "extra": ""}
-TORCH = (
+TORCH = (  # for each kind of machine; `version` is the installed one
     f"torch{CPU_TORCH}; platform_machine == 'aarch64'",
     "torch=={version}; platform_machine != 'aarch64'",
 )
@@ -108,7 +108,7 @@ def _name_of(line: str) -> str:
 
 
 def _device_wheel(path: Path) -> tuple[str, str]:
-    """Return name and public version of a wheel that does not require CUDA."""
+    """Return name and public version of a wheel; refuse one that is of CUDA, or requires it on aarch64."""
     try:
         name, version, _, tags = parse_wheel_filename(path.name)
     except (InvalidWheelFilename, InvalidVersion):
@@ -145,7 +145,7 @@ def cuda_on_device(requires: Iterable[str]) -> list[str]:
 
 
 def _pin(name: str, pins: dict[str, str], extras: Iterable[str] = ()) -> None:
-    """Add the installed versions of `name` and of its requirements with these extras."""
+    """Add to `pins` the installed versions of `name` and of what it requires with these extras, except CUDA."""
     name = canonicalize_name(name)
     if CUDA.match(name) or (name in pins and not extras):
         return

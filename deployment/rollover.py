@@ -27,7 +27,7 @@ def roll_over(folder: Path, days: float = DAYS) -> Desk:
 
     The file of the rollovers decides: before it is written the old keys are in force, and after it the next command
     completes what was cut short. The old keys sign rosters too for so many days, in which devices accept both; then they
-    are removed.
+    are removed. Open enrolment tokens end, since they name the old authority.
 
     Args:
       folder: that `provision` made.

@@ -74,9 +74,10 @@ from .watch import Watch, watching
 logger = logging.getLogger("fedveil.server")
 
 RUNS, LEDGERS = "runs", "ledgers"
-FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)  # such a run is not served again
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
-WAITS = ("clients", "deadline", "patience", "wait")  # of `link`: neither noise nor accounting rests on them
+# Keys of `link` that a resumed run may change: neither noise nor accounting depends on them.
+WAITS = ("clients", "deadline", "patience", "wait")
 Open = Callable[[LinkSettings, ServerBundle, Nodes], AbstractContextManager[Link]]  # as `open_link`
 
 
@@ -89,11 +90,11 @@ def serve(
     callbacks: Sequence[Callback] = (),
     reach: Open = open_link,
 ) -> int:
-    """Serve the run of the command line, or the unfinished one; return the exit code.
+    """Serve the run of the command line, or the unfinished one; return the exit code. If it is over, only print it.
 
     Args:
       folder: the server's bundle.
-      overrides: Hydra's flags and overrides.
+      overrides: Hydra's flags and overrides; without any, the last unfinished run is resumed.
       as_json: print the result as JSON, and nothing else.
       despite_alarm: resume a run that an alarm has paused. By default it stays paused, because systemd may start the
         same command again and again.
@@ -128,7 +129,7 @@ def serve(
 
 
 def refuse_roster(bundle: ServerBundle) -> None:
-    """Refuse an empty roster, and the readmission of members that a served roster excluded."""
+    """Refuse an empty roster, and one older than this server has served: it may readmit members excluded since."""
     if not bundle.roster.members:
         remedy = "has no members: admit clients, or let devices enrol first (fedveil server enrol)"
         raise Refusal("roster", f"version {bundle.roster.version}", remedy)
@@ -180,7 +181,7 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
     if not (where / CONFIG).exists():
         return settings
     earlier = _stored_settings(where)
-    if unfinished is None:
+    if unfinished is None:  # again, with the targets of the run's beginning where the command has none
         settings = server_settings(complete_overrides(bundle, overrides, earlier))
     changed = differing(_lasting(earlier), _lasting(settings))
     if changed is not None:
@@ -190,7 +191,7 @@ def settings_for(bundle: ServerBundle, overrides: Sequence[str]) -> ServerSettin
 
 
 def _lasting(settings: ServerSettings) -> dict[str, Any]:
-    """Return the settings that are fixed for a run: all except the reason of an act, watching and waiting times.
+    """Return the settings that a resumed run must repeat, as plain data: all but reason, metrics port and `WAITS`.
 
     They are compared as they were read: a key that an earlier release did not know has its default, which keeps what
     that release did.
@@ -207,7 +208,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def _close_finished(folder: Path) -> None:
-    """Close the runs whose server was killed between result and close."""
+    """Close each finished run whose server was killed after it wrote the result and before it closed the run."""
     for where in _runs_in(folder):
         if _result(where).get("status") in FINISHED:
             close_again(where)
@@ -227,7 +228,7 @@ def complete_overrides(
 
 
 def _unfinished(folder: Path) -> Path | None:
-    """Return the folder of the last begun run that has not finished."""
+    """Return the folder of the last begun run that has not finished, paused ones included; None if all have."""
     newest_first = sorted(_runs_in(folder), key=lambda where: (where / CONFIG).stat().st_mtime, reverse=True)
     return next((where for where in newest_first if _result(where).get("status") not in FINISHED), None)
 
@@ -243,9 +244,10 @@ def earlier_runs(folder: Path) -> Iterator[tuple[str, ServerSettings]]:
 
 
 def newest_heads(folder: Path, ledgers: str | None) -> dict[str, Head]:
-    """Return the newest heads that each run, and the last question, on this server left on a folder of ledgers.
+    """Return the newest ledger head that each run, and the last question, on this server left in a folder of ledgers.
 
-    Where nothing left one there, they are those of all folders: an empty folder would start at zero.
+    A run is refused if no ledger there holds them. If none was left in this folder, those of all folders are returned:
+    otherwise a new, empty folder would let the spending start at zero.
 
     Args:
       folder: of the server's bundle.
@@ -337,7 +339,7 @@ def _run(
         )
         outcome = run_federation(federation, where, around, quiet)
         end = time.monotonic() + HEADS_SECONDS
-        # A later head of a device is stored, so that the same command refuses before it charges.
+        # Wait until a device reports its later head: `log_loss` stores it, so that a restart refuses before it charges.
         while link.log_loss() is None and outcome.result["reason"] == FORKED and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
     if outcome.result["status"] in FINISHED:
@@ -350,7 +352,7 @@ def _run(
 def _note_outside(bundle: ServerBundle, where: Path) -> None:
     """Note in the folder of a finished run its witnesses, and a time stamp if an authority is configured.
 
-    The run is valid without them.
+    The run is valid without them, so a failure is only a warning.
     """
     with _warning():
         leaves = ServerLog(bundle.folder / LOG).leaves
@@ -370,7 +372,7 @@ def _warning() -> Generator[None]:
 
 
 def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
-    """Return the link with the transparency log, and with quotes if the server has a command for them.
+    """Return the link whose grid logs each instruction, and adds quotes of the server if it has a command for them.
 
     Raises:
       Refusal: the log cannot be read, lacks entries that a device has seen, or is not co-signed by its witnesses.
@@ -393,7 +395,7 @@ def with_log(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 
 def _log_loss(later_heads: LaterHeads, link: Link) -> str | None:
-    """Return a sentence if a connected device has seen entries that the log lacks; else None."""
+    """Return a sentence if a connected device has seen entries that the log lacks, and store its head; else None."""
     return later_heads.log_loss(each.log for each in link.presence().devices.values())
 
 
@@ -404,8 +406,8 @@ class Farewell:
     link: Link
     federation: Federation
     bundle: ServerBundle
-    rosters: Rosters
-    run: str = ""
+    rosters: Rosters  # returns the newest roster
+    run: str = ""  # set by `start`
 
     def start(self, run: RunStart) -> None:
         """Note the run's name."""
@@ -415,7 +417,7 @@ class Farewell:
         """Do nothing: the run continues."""
 
     def end(self, ending: RunEnd) -> None:
-        """Send the end of the run, unless the same command can resume it.
+        """Send the end of the run, unless the same command can resume it, and store the receipts of devices.
 
         A run that an alarm has ended, or whose rounds were all abandoned, leaves no model.
         """
@@ -451,7 +453,7 @@ class Farewell:
             self._write_receipts(ending.folder, description, receipts)
 
     def _write_receipts(self, folder: Path, run: RunDescription, by_node: Mapping[int, Receipt]) -> None:
-        """Write the valid receipts; drop invalid ones."""
+        """Write the receipts that hold, of members whose certificates have not ended; log and drop the others."""
         roster, signed = self.rosters()
         ended = roster.ended(int(time.time()))
         keys = {member.node: member.public for member in roster.members if member.node not in ended}
@@ -484,7 +486,7 @@ def _interruptible() -> Generator[None]:
 
 
 def _authority_now(bundle: ServerBundle) -> tuple[bytes, tuple[Rollover, ...]]:
-    """Return the authority's key and its rollovers, which the desk may have replaced while the server ran."""
+    """Return the authority's key and rollovers, newly read: the desk may have replaced them since the start."""
     try:
         return read_authority(bundle.folder, bundle.federation)
     except Refusal as refusal:
@@ -497,6 +499,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     ledgers = settings.ledger.dir
     return Deployed(
         run=settings.run,
+        # By the first authority, so that a rollover keeps the ledgers.
         identity=hashlib.sha256(bundle.first_authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),
         roster=bundle.roster,
         signed_roster=bundle.signed_roster,
@@ -509,7 +512,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
 
 
 def renew_roster(rosters: Rosters, federation: Federation) -> Federation:
-    """Return the federation with the clients of the newest roster.
+    """Return the federation with the clients of the newest roster; the same object if the roster has not changed.
 
     Raises:
       Refusal: the settings do not suit the new number of clients.

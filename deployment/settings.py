@@ -18,6 +18,7 @@ from ..configs.values import By, Positive, Probability, Rounds
 
 DEFAULT_QUORUM = 0.5
 SERVER = "server"  # name of the primary configuration of `fedveil server`
+# Beginnings of overrides that only simulations have.
 SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
 
 
@@ -124,7 +125,7 @@ class ServerSettings(FederationSettings):
 
 
 def server_from_config(cfg: DictConfig) -> ServerSettings:
-    """Return the settings of a server. Errors as of `validated`."""
+    """Return the settings of a server, with a quorum where `link.quorum` is null. Errors as of `validated`."""
     settings = validated(ServerSettings, cfg)
     if settings.link.quorum is not None:
         return settings

@@ -21,7 +21,7 @@ from ..server.rounds import Status
 STATUS = "status.json"
 RUNNING = "server"
 NOT_RUNNING = 1
-OVER = (Status.COMPLETED, Status.EXHAUSTED)
+OVER = (Status.COMPLETED, Status.EXHAUSTED)  # after which no server needs to run
 DIGITS = 16  # hexadecimal, of a displayed fingerprint
 NOTHING = 0.0005  # of epsilon: what rounds to 0.000
 
@@ -51,7 +51,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def served_roster(folder: Path) -> int:
-    """Return the last roster version of a server on this folder; 0 if unknown."""
+    """Return the roster version that a server on this folder served last; 0 if unknown. An older one is refused."""
     try:
         return int(read_status(folder)["roster"])
     except (Refusal, KeyError, TypeError, ValueError):

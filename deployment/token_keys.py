@@ -29,7 +29,7 @@ from ..base.refusal import Refusal
 
 T = TypeVar("T")
 
-PIN = "FEDVEIL_PIN"  # environment variable: the token's
+PIN = "FEDVEIL_PIN"  # environment variable: PIN of the token
 ED25519, P256 = "1.3.101.112", "1.2.840.10045.3.1.7"  # curves, RFC 8410 and RFC 5480
 POINT_BYTES = {ED25519: 32, P256: 65}  # of a public key, without PKCS#11's prefix
 
@@ -110,7 +110,7 @@ def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[Tok
     Args:
       choice: of the token.
       federation: its name, which the keys' labels have.
-      make: whether they are made if the token has none.
+      make: whether to make keys that the token lacks; otherwise they are refused.
 
     Raises:
       Refusal: python-pkcs11 is missing, or the token does not have the keys or does not let them be used.
@@ -151,7 +151,7 @@ def _session(choice: TokenChoice) -> Any:
 
 
 def _pair(session: Any, label: str, curve: str, make: bool) -> tuple[bytes, Any]:
-    """Return the point of a public key on `curve`, ED25519 or P256, and the private key that stays on the token."""
+    """Return the point of a public key on `curve`, ED25519 or P256, and a handle of its private key on the token."""
     pkcs11, curves = import_module("pkcs11"), import_module("pkcs11.util.ec")
     kinds = pkcs11.ObjectClass
     try:

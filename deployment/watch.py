@@ -35,10 +35,10 @@ from .settings import ServerSettings
 from .status import STATUS, earlier_clients
 
 LOG = "server.log"
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between two looks at the status
 MAX_NAMES = 5  # of absent clients in a sentence
-OF_DEVICE = ("roster", "version", "suites", "authority")  # what a device says of itself
-LOG_BYTES, NUM_LOGS = 10 * 2**20, 3
+OF_DEVICE = ("roster", "version", "suites", "authority")  # keys of a client's status that its device reports
+LOG_BYTES, NUM_LOGS = 10 * 2**20, 3  # of a log before a new one begins, and number of older logs
 
 logger = logging.getLogger("fedveil.server")
 
@@ -54,7 +54,10 @@ def describe_absent(members: Sequence[Member], presence: Presence, seconds: floa
 
 
 class Watch:
-    """Callback that collects the status, and writes it at most once a second if it has changed; `quiet` prints nothing."""
+    """Callback that collects the status of a run, and writes it at most once a second if it has changed.
+
+    `presence` and `rosters` return the present connections and the newest roster; with `quiet` nothing is printed.
+    """
 
     def __init__(
         self,
@@ -65,15 +68,15 @@ class Watch:
         rosters: Callable[[], SignedRoster],
         quiet: bool,
     ) -> None:
-        self._rosters, self._version = rosters, bundle.roster.version
+        self._rosters, self._version = rosters, bundle.roster.version  # the version that was logged last
         self._quiet = quiet
         self.folder, self._bundle, self._presence = bundle.folder, bundle, presence
         self.settings, self._federation = settings, federation
-        self._rows: list[Mapping[str, Any]] = []
+        self._rows: list[Mapping[str, Any]] = []  # of finished rounds, also of earlier processes
         self._audit: ObserverLine | None = None
         self._state, self._reason = "starting", ""
         self._has_trained = False  # before the first round the absent clients are printed once
-        self._started, self._present = time.time(), set[int]()
+        self._started, self._present = time.time(), set[int]()  # nodes that were connected at the last look
         self._stop = threading.Event()
         self._earlier_clients = earlier_clients(bundle.folder)
 
@@ -92,7 +95,7 @@ class Watch:
         log("round", run=self.settings.run, **{key: end.row[key] for key in LOGGED if key in end.row})
 
     def _look(self, audit: ObserverLine | None) -> None:
-        """Log the alarms of the audit that are new since the last look."""
+        """Keep the audit's line, set the state to training, and log the alarms that are new in the line."""
         previous, self._audit = self._audit, audit
         self._set_state("training", "")
         num_alarms = len(previous.alarms_in_words()) if previous else 0
@@ -100,7 +103,7 @@ class Watch:
             log("alarm", run=self.settings.run, round=number, what=text)
 
     def wait_for(self, clients: int) -> None:
-        """Record that the next round waits for this many connected clients; 0: that it may begin."""
+        """Record that the next round waits for so many clients, or with 0 may begin; log and print a wait once."""
         link, members = self.settings.link, self._rosters()[0].members
         if not clients:
             if not (self._quiet or self._has_trained):
@@ -150,7 +153,7 @@ class Watch:
         }
 
     def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
-        """Return the facts of one client, from an earlier process if it has not connected yet."""
+        """Return the facts of one client; those of an earlier process until its device reports again."""
         node, earlier = member.node, self._earlier_clients.get(member.node, {})
         ends, device = member.not_after, {key: earlier.get(key) for key in OF_DEVICE}
         if (facts := presence.devices.get(node)) is not None:
@@ -213,7 +216,7 @@ class Watch:
         self._present = here
 
 
-LOGGED = (
+LOGGED = (  # keys of a round's row that its line of the log repeats
     "round",
     "invited",
     "replies",
@@ -230,7 +233,7 @@ LOGGED = (
 
 
 def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums over a run's recorded rounds, of all its processes; `replies` is None where they are secret."""
+    """Return sums over a run's recorded rounds, and epsilon after the last; `replies` is None where secret."""
     has_replies = all(row["replies"] is not None for row in history)
     last = history[-1] if history else {}
     return {
@@ -282,7 +285,7 @@ class JsonLines(logging.Formatter):
 
 @contextmanager
 def watching(watch: Watch) -> Generator[Watch]:
-    """Watch a run within the context.
+    """Write status and log of a run, and serve its numbers to Prometheus, within the context.
 
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.

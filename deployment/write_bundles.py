@@ -18,7 +18,7 @@ from .device.enrolment import PRIVATE
 from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
 from .register import Issued, Register
 
-# Keys of a policy that a device of an earlier release does not know; it reads a bundle that demands nothing of them.
+# Keys of a policy that a device of an earlier release refuses as unknown; they are written only where they are set.
 LATER = ("approve_authority", "witnesses", "witnessed_by_at_least")
 REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
@@ -108,10 +108,10 @@ WantedBy=multi-user.target
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """Write the server's bundle except its private key, admitted keys first; arguments as of `write_clients`."""
+    """Write the server's bundle except its private key; remove what has ended. Arguments as of `write_clients`."""
     server, link = federation.content.server, federation.content.link
     settings = {"federation": federation.name, "listen": server.listen_address, "link": link}
-    files = {
+    files = {  # in the order of their replacement: a key is admitted before the roster has it
         "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
         "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
         ROSTER: _roster(authority, register),
@@ -154,7 +154,7 @@ def write_clients(
     roster = {ROSTER: _roster(authority, register)}
     for issued in register.admitted:
         bundle = folder / issued.name
-        # The desk's keys, before the device made its own.
+        # Private keys that the desk made before the device made its own.
         outdated = {*PRIVATE} if issued.on_device else set[str]()
         if not issued.enrolled:
             files = client_files(federation, authority, register, issued, requirements)
@@ -186,7 +186,7 @@ def client_files(
 
 
 def _roster(authority: Authority, register: Register) -> bytes:
-    """Return the roster; until an overlap ends the authority before signs it first, and its successor beside it."""
+    """Return the signed roster; until an overlap ends, the former authority signs it before its successor."""
     if authority.former is None:
         return register.signed_roster(authority.signer)
     return register.signed_roster(authority.former.signer, authority.signer)
@@ -198,7 +198,7 @@ def _rollovers(authority: Authority) -> dict[str, bytes]:
 
 
 def _owners_budget(federation: FederationFile, register: Register) -> dict[str, float]:
-    """Return the budget that every member's policy allows; before there is a member, every policy of the file."""
+    """Return the budget that every member's policy allows; without members, that all of the file's policies allow."""
     entries = [federation.entry(each.name) for each in register.admitted]
     entries = entries or [*federation.clients, *federation.patterns]
     policies = [each.policy for each in entries if each is not None]

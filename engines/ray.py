@@ -32,7 +32,7 @@ from ..simulations.clients import Clients
 from ..simulations.in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, assign_nodes
 from .settings import Ray
 
-DIED = "worker died"  # why its clients' answers are missing
+DIED = "worker died"  # reason under which a lost actor's clients are counted as dropped
 AHEAD = 2  # shares that are on the way to an actor, so that none waits for a message
 INLINE_BYTES = 80_000  # of arrays: Ray carries arguments of up to 100 KiB in the call, in a fifth of the time
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
@@ -106,12 +106,12 @@ class Trainer:
         return self._grid.together
 
     def add(self, nodes: Sequence[int], sum_start: SumStart | None, last: bool) -> Added:
-        """Add the replies of these nodes.
+        """Add the replies of these nodes to this actor's sum.
 
         Args:
           nodes: of clients.
-          sum_start: of a sum that begins; None goes on with the one before.
-          last: whether the sum is fetched at the same time.
+          sum_start: instruction and size of a new sum, which replaces the present one; None continues that.
+          last: whether this call returns the sum, so that no `fetch` follows.
         """
         if sum_start is not None:
             self._order, size = sum_start
@@ -171,16 +171,17 @@ class RayGrid(AskingGrid):
         return range(FIRST_NODE, FIRST_NODE + self.clients.count)
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Deliver one instruction to every node and return the sum of the replies."""
+        """Deliver one instruction to every node and return the sum of the replies; clients of lost actors are dropped."""
         sum_start = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
         shares, total = _Shares(nodes, self._homes, self.actors, self._together), CohortSum(np.zeros(size))
+        # Shares remain only if every actor of the last pass died; those that have started since take over.
         while shares.remaining and (here := self._live_actors()):
             self._train(here, sum_start, shares, total)
         total.drop(DIED, shares.remaining)
         return total
 
     def _train(self, here: list[int], sum_start: Any, shares: _Shares, total: CohortSum) -> None:
-        """Deal shares to these actors until no share or no actor is left; each then returns its sum."""
+        """Deal shares to these actors until no share or no actor is left, and merge the sum of each into `total`."""
         import ray
 
         calls: dict[Any, int] = {}  # pending, with the actor's number
@@ -191,7 +192,7 @@ class RayGrid(AskingGrid):
             """Send an actor its next share or, if none is left, fetch its sum."""
             is_first, actor = not shares.shares[index], self._actors[index]
             if share := shares.next(index):
-                is_last = self._together > 0 or not shares.remaining
+                is_last = self._together > 0 or not shares.remaining  # then this call returns the sum
                 calls[actor.add.remote(share, sum_start if is_first else None, is_last)] = index
             elif is_last := not is_first and index not in fetched:
                 calls[actor.fetch.remote()] = index
@@ -213,7 +214,7 @@ class RayGrid(AskingGrid):
     def _take(self, added: Added | None, index: int, shares: _Shares, total: CohortSum) -> bool:
         """Merge the result of an actor's call, None if it died or is late, into the total; return whether it is alive.
 
-        The clients of a lost actor are dropped.
+        A lost actor is replaced, and all clients of the sum that it has not returned are dropped.
         """
         if added is None:
             self._replace(index)
@@ -265,7 +266,7 @@ class RayGrid(AskingGrid):
         return self.clients.deadline * clients + GRACE_SECONDS
 
     def _live_actors(self, required: int = 1) -> list[int]:
-        """Return the numbers of the live actors; if they are fewer than required, wait for those that are starting."""
+        """Return the numbers of the ready actors; if they are fewer than required, wait for some that are starting."""
         import ray
 
         if self._starting:
@@ -299,7 +300,7 @@ class RayGrid(AskingGrid):
 
 
 class _Shares:
-    """Shares of a cohort for actors. The first share of each is three quarters of an even one, later ones are ever smaller.
+    """Shares of a cohort for actors. The first of each is three quarters of an even share, later ones are ever smaller.
 
     Args:
       nodes: of the cohort.
@@ -351,7 +352,7 @@ def _travelling(instruction: SumStart) -> Any:
 
 
 def _result(call: Any) -> Any:
-    """Return the result of a call; None if its actor died."""
+    """Return the result of a call; None if its actor died. RuntimeError if the actor's code failed."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 

@@ -116,7 +116,7 @@ class Agent:
         self.device: Device | None = None
 
     def say(self, state: str) -> None:
-        """Write the agent's current activity to the log and the health file, if it has changed."""
+        """Write a new activity to the log and the health file; between runs an absent server counts as `RESTING`."""
         if self._rests and state.startswith(AWAY) and COPIED not in state:
             state = RESTING
         if state == self._health.state:
@@ -130,7 +130,7 @@ class Agent:
             return self._ended(message, over)
         if (certificate := read_renewal(message)) is not None:
             return self._renewed(message, certificate)
-        assert self.device is not None
+        assert self.device is not None  # `start` follows the server only afterwards
         if self._rests:
             forget_end(self._state)
             self._rests = False
@@ -151,7 +151,7 @@ class Agent:
         return REST_SECONDS if self._rests else usual_wait()
 
     def _renewed(self, message: Message, certificate: str) -> Message:
-        """Follow a rollover if the owner allows it, store a later certificate, and report this device's facts."""
+        """Follow a rollover if the owner allows it, store a later certificate, and in any case report facts."""
         try:
             if rollovers := rollovers_in(message):
                 adopt_rollovers(self._state, self._bundle.policy, rollovers, self._bundle.settings.federation)
@@ -172,7 +172,7 @@ class Agent:
         return facts_reply(message, facts)
 
     def _ended(self, message: Message, over: RunOver) -> Message:
-        """Store the end of a run and its final model, and reply with a receipt."""
+        """Check the log, store the end of a run and its final model, and reply with a receipt if one can be given."""
         try:
             if self.device is not None:
                 self.device.check_log(message.content)
@@ -329,7 +329,7 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
 
 
 def newest_credentials(bundle: ClientBundle) -> Credentials:
-    """Return the current credentials in the bundle's folder, or the earlier ones if these cannot be used."""
+    """Return the credentials now in the bundle's folder, which a renewal replaces; the bundle's own if unusable."""
     settings = bundle.settings
     try:
         authority = bundle.authority

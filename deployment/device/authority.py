@@ -33,7 +33,7 @@ class TrustedAuthority:
     Attributes:
       key: public key that signs rosters; see `privacy.secagg.roster.read_roster`.
       ca: its certificate for TLS, in PEM.
-      last: the rollover that made it; None if policy.toml names it.
+      last: the rollover by which it came into force; None if no stored rollover led to it.
       earlier: keys of all authorities before it from that of policy.toml on, under which the device's own roster may stand.
       earlier_ca: certificates of these, in PEM, under which the device's own certificate may stand.
     """

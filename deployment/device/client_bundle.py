@@ -205,7 +205,7 @@ class ClientBundle:
 
 
 def read_client_bundle(folder: Path, installed: Path | None = None) -> ClientBundle:
-    """Return the bundle in `folder`.
+    """Return the bundle in `folder`, after completing an interrupted replacement and following a rollover in it.
 
     Args:
       folder: of its files.
@@ -298,7 +298,7 @@ def replace_bundle(folder: Path, whole: Path) -> None:
 
 
 def finish_replacement(folder: Path) -> None:
-    """Complete the replacement of a bundle that was interrupted, if there is one."""
+    """Complete an interrupted replacement of a bundle, if any: its owner's files stay, and the request is dropped."""
     fresh = folder / REPLACING
     # There is none, or another process completes it as well.
     already_done = suppress(FileNotFoundError, NotADirectoryError)
@@ -363,6 +363,7 @@ def _roster_in_force(
     """Return the bundle's roster or, if the owner does not allow its changes yet, the one that the device has.
 
     The device's own may stand under a key that was replaced since; a newer one must be signed by a key that counts now.
+    Folders as of `read_client_bundle`; the other arguments were read there.
     """
     state, keys = installed / device.state, (authority.key, *authority.earlier)
     roster, signed = read_signed_roster(folder / ROSTER, *keys)
@@ -373,7 +374,7 @@ def _roster_in_force(
             read_signed_roster(folder / ROSTER, *authority.keys(time.time()))
             check_change(state, stored, roster, signed, device.name, policy)
             stored = roster
-        except Refusal:
+        except Refusal:  # the older roster serves as long as it lists this device with this key
             if not _lists(stored, device, key):
                 raise
     roster = stored

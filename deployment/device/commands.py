@@ -221,7 +221,7 @@ def _describe_row(number: int) -> str:
 
 
 def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
-    """Remove the device's state, except its ledgers unless they are named; a restored device is charged first."""
+    """Remove the device's state except `LASTING`, and its ledgers only if `ledgers`; charge a restored device first."""
     if restored and ledgers:
         raise Refusal("--ledgers", ledgers, "a restored device keeps its ledgers; leave out one of both")
     state = state_of(folder)
@@ -241,7 +241,7 @@ def forget(folder: Path, ledgers: bool, restored: bool = False) -> int:
 
 
 def _charge_restore(folder: Path, state: Path) -> Budget:
-    """Charge a restore, once if the command is interrupted or repeated before the device meets its server."""
+    """Charge a restore; only once if the command is interrupted or repeated before the device meets its server."""
     bundle = read_client_bundle(folder)
     journal = Journal(state / agent.JOURNAL)
     is_repeated = journal.restore is not None  # then an earlier command noted it, and may have charged it
@@ -253,7 +253,7 @@ def _charge_restore(folder: Path, state: Path) -> Budget:
 
 
 def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
-    """Stop the agent and remove its unit, bundle and state, except its ledgers unless they are named."""
+    """Stop the agent; remove its unit, bundle and state, ledgers only if `ledgers`. Without `yes`, only describe this."""
     state = state_of(folder)
     if not yes:
         print(

@@ -18,7 +18,7 @@ from .owner_policy import NEWEST_ROSTER
 
 @dataclass(frozen=True)
 class Cosignature:
-    """Signature of a roster by a member."""
+    """Signature by the member `name`, whose key is `public`, of the roster of a version and a hash."""
 
     name: Name
     version: Annotated[int, Range(ge=1, le=NEWEST_ROSTER)]

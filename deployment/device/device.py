@@ -115,7 +115,7 @@ class Device:
         return LastModel(self.bundle.state / FILE)
 
     def answer(self, message: Message) -> Message:
-        """Return the reply to one message; a failure sends only a code."""
+        """Return the reply to one message; a failure sends only a code, and the device's log has the reason."""
         with self._one_at_a_time:
             try:
                 return self._answer(message)
@@ -152,6 +152,7 @@ class Device:
         with _declining(wire.OWNERS_POLICY, level=logging.ERROR):
             self.server_quotes.check(content, self.bundle.roots)
         self._renew_roster(content)
+        # No ledger that was deleted or rolled back is charged, and new heads are on disk before the answer leaves.
         with _declining(wire.RESTORED, level=logging.ERROR):
             self._heads.require()
         reply = self._update(message)
@@ -183,8 +184,8 @@ class Device:
         """Compare the server's log in an instruction with this device's copy, and store it.
 
         Raises:
-          NotTrained: FORKED if it is another log; FAILED if it does not contain the instruction's entries, too few of
-            the owner's witnesses co-signed its head, or there is none.
+          NotTrained: FORKED if it contradicts the copy; FAILED if it lacks the instruction's entries, too few of the
+            owner's witnesses co-signed its head, or there is no log and the owner or the copy requires one.
         """
         bundle, policy = self.bundle, self.bundle.policy
         with _declining(wire.FAILED, level=logging.ERROR):
@@ -218,7 +219,7 @@ class Device:
         require_cohorts_roster(order, terms, bundle.identity.roster)
         with _declining(wire.FAILED, "an order cannot be followed: "):
             self.task.check_order(order, released_of(content))
-        if question_of(content):
+        if question_of(content):  # whose cost later noise must include
             self._records.forget()
         if cost is None:  # the records' own ledger is charged where DP-SGD draws them
             yield
@@ -227,7 +228,7 @@ class Device:
             yield
 
     def _trained(self, message: Message, context: Context) -> Message:
-        """Return the task's reply, as Flower's app would; `_charged` has accepted the order."""
+        """Return the task's reply, as Flower's app would; `_charged` has accepted the order and reserved its cost."""
         order = read_order(message.content)
         assert order is not None
         return or_unchanged(message, lambda: self._computed(message, order), order.privacy in ENCRYPTED_MODES)

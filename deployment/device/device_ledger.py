@@ -48,7 +48,7 @@ logger = logging.getLogger("fedveil.client")
 
 WAIT_SECONDS = 10.0
 MECHANISM = "private_sum"
-MISSED = "restored"  # in the place of a run's name
+MISSED = "restored"  # instead of a run's name in the charge of a restore
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class DeviceLedger:
 
     @property
     def budget_of_records(self) -> Budget:
-        """Owner's budget of its records, in the unit of their ledger; before there is one, of single records."""
+        """Owner's budget of its records, in the unit and adjacency of their ledger; without one, of single records."""
         identity = identity_of(self.records)
         unit, adjacency = identity.get("unit", Unit.RECORD), identity.get("adjacency", Adjacency.ZERO_OUT)
         return Budget(unit, self.cap.target_epsilon, self.cap.target_delta, adjacency)
@@ -110,8 +110,8 @@ class DeviceLedger:
     def charged(self, run: str, number: int, attempt: int, cost: Cost) -> Generator[None]:
         """Reserve one vector's cost, and commit it once the vector is computed; void it if there is none.
 
-        After a kill inside the context, or a failure at the record level, the reservation stays spent, and the same
-        attempt is refused.
+        Run, round and attempt are its key. After a kill inside the context, or a failure at the record level, the
+        reservation stays spent, and the same attempt is refused.
 
         Raises:
           NotTrained: BUDGET_SPENT, or NOT_READY if the ledger cannot be written or read.
@@ -141,7 +141,7 @@ class DeviceLedger:
     def _reserve_on_all(
         self, release: Release, of_records: Budget | None, purpose: str | None
     ) -> Generator[list[tuple[Ledger, Key]]]:
-        """Reserve a release on every ledger that pays for it, open within the context: the records' first, then the client's."""
+        """Reserve a release on each ledger that pays, the records' first, open in the context; a refusal voids all."""
         reservations: list[tuple[Ledger, Key]] = []
         with ExitStack() as stack:
             try:
@@ -177,7 +177,7 @@ class DeviceLedger:
         largest of its owner's budgets, now and in the entries of both ledgers. Records pay for it as for any other.
 
         Args:
-          is_repeated: whether this restore may be charged already: then not if it is the client's last release.
+          is_repeated: whether an earlier command may have charged it: then not again if it is the last release.
 
         Raises:
           Refusal: the ledger cannot be read or written.
@@ -198,7 +198,7 @@ class DeviceLedger:
         return Budget(Unit.CLIENT, epsilon, delta)
 
     def _reserve(self, release: Release, of_records: Budget | None, purpose: str | None) -> Ledger:
-        """Reserve a release on one ledger, and return it open: the records' if there is a budget of them, else the client's."""
+        """Reserve a release on the records' ledger if it has a budget `of_records`, else on the client's; return it open."""
         path, budget = (self.path, self.budget) if of_records is None else (self.records, of_records)
         try:
             ledger = self._open(path, lowered(budget, [self.cap]))
@@ -210,7 +210,7 @@ class DeviceLedger:
             raise NotTrained(NOT_READY) from refusal
         ledger.purpose, ledger.caps = purpose, (self.cap,)
         try:
-            for key, fields in cap_acts(path):
+            for key, fields in cap_acts(path):  # the owner's decisions in `caps.json`
                 ledger.act(CAP, key, fields)
             if of_records is not None:
                 charge_records(ledger, self.path, budget)
@@ -239,12 +239,12 @@ def _targets(book: LedgerState) -> Iterator[tuple[float, float]]:
     """Yield target epsilon and delta of the budgets under which a ledger's releases were ever granted."""
     for booked in book.releases.values():
         budget = json.loads(booked.entry.payload)["budget"]
-        if budget["target_epsilon"] < UNLIMITED_EPSILON:  # as what a client's releases cost its records
+        if budget["target_epsilon"] < UNLIMITED_EPSILON:  # or no budget granted it, as for sums of its client
             yield budget["target_epsilon"], budget["target_delta"]
 
 
 def _not_trained(error: BaseException) -> BaseException:
-    """Return the error in which a failed reservation ends: of a code that the server may see, where there is one."""
+    """Return `NotTrained`, whose code the server sees, for a spent budget or an unusable ledger; else the error."""
     if isinstance(error, BudgetExhausted):
         logger.warning("%s", error)
         return NotTrained(BUDGET_SPENT)
@@ -278,7 +278,7 @@ class Spending(NamedTuple):
 
 
 class LedgerSpending(NamedTuple):
-    """What a ledger has spent, None for nothing, and the epsilon of what releases of the whole client would alone."""
+    """Spending of a ledger, None for nothing; `as_client`: epsilon that releases of the whole client alone cost records."""
 
     spent: Spending | None
     as_client: float
@@ -294,7 +294,7 @@ def epsilon_of(path: Path) -> Spending | None:
 
 
 def spent_on(folder: Path) -> dict[str, LedgerSpending]:
-    """Return what the ledgers in a device's folder have spent, by name; of records, all that they have lost.
+    """Return what the ledgers in a device's folder have spent, by name; of records, with what their client released.
 
     Raises:
       Refusal: a ledger is damaged.
@@ -310,7 +310,7 @@ def spent_on(folder: Path) -> dict[str, LedgerSpending]:
 
 
 def spent_in(book: LedgerState) -> Spending | None:
-    """Return what a book's releases have spent; None if nothing was."""
+    """Return what a book's releases have spent, at its least delta against the worst adversary; None for nothing."""
     if not book.granted:
         return None
     delta = min(budget.target_delta for budget in book.granted.values())

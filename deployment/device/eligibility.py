@@ -13,8 +13,8 @@ from .client_bundle import Eligibility
 ROOT = Path("/")
 DEFAULT_ROUTE = "00000000"  # destination of the default route in /proc/net/route
 POINT_TO_POINT = "512"  # ARPHRD_PPP of linux/if_arp.h: a modem
-EXTERNAL = ("Mains", "USB")
-NOT_DRAINING = ("Charging", "Full", "Not charging")
+EXTERNAL = ("Mains", "USB")  # types of a charger
+NOT_DRAINING = ("Charging", "Full", "Not charging")  # states of a battery
 
 
 def obstacle(eligibility: Eligibility, now: datetime, root: Path = ROOT) -> str:

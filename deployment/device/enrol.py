@@ -36,9 +36,9 @@ from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
 logger = logging.getLogger("fedveil.client")
 
 MAKING = "enrolling"  # folder of the keys before their admission
-ENROLLED = "enrolled"  # file with the token's lock
+ENROLLED = "enrolled"  # file with the lock of the token that made the bundle
 ASK_SECONDS = 5.0  # between two polls for the authority's answer
-REASONS = {
+REASONS = {  # by the states of a reply in which the token is refused
     "unknown": "is not known there: it was withdrawn or replaced; ask for a new one",
     "ended": "has ended; ask for a new one",
     "used": "was used by another device: tell the operator, and ask for a new one",
@@ -167,7 +167,7 @@ def authority_of(token: Token) -> tuple[bytes, bytes]:
       Refusal: the server names another authority.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # The certificate is compared with the fingerprint.
+    # Any certificate will do: nothing secret is sent, and the reply must have the token's fingerprint.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     reply = _answer(token, Ask("", b"", b"", b""), context)  # without a name it asks for the authority
     if not hmac.compare_digest(fingerprint_of(reply.ca, reply.authority), token.fingerprint):

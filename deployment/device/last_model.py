@@ -65,7 +65,7 @@ class LastModel:
         return delivered_message(content, message.metadata), statement
 
     def keep(self, message: Message, statement: ModelStatement, reply: Message) -> Message:
-        """Store the model of an answered instruction, both as `with_whole_model` returned them; add its hash to the reply."""
+        """Store the model of an answered instruction, as of `with_whole_model`; then add its hash to the reply."""
         record = RecordDict({FILE: only_arrays(message.content)})
         try:
             stored = Message(record, 0, "train")

@@ -80,7 +80,7 @@ class LinearTask:
     table: Table
     client: int
 
-    can_protect_records: ClassVar[bool] = False
+    can_protect_records: ClassVar[bool] = False  # there is no DP-SGD here
 
     def train(self, message: Message, settings: ClientSettings) -> Message:
         """Return the reply with the model trained on the owner's data; arguments as of `app.train_round`."""

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedveil.client")
 
-MODES_OF_QUESTIONS = {
+MODES_OF_QUESTIONS = {  # modes that protect the unit of a question
     Unit.CLIENT: (ModeName.CLIENT_CENTRAL, ModeName.CLIENT_DISTRIBUTED),
     Unit.RECORD: (ModeName.RECORD, ModeName.RECORD_DISTRIBUTED),
 }
-TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the trusted server sees this client's single update
+TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # without the server, which sees this client's update
 DEALS = (
     "deals.json"  # in the state folder: by run the deal's key, its number of arms, and the device's own arm
 )
@@ -57,11 +57,11 @@ class Cost:
     """Cost of one vector to the client, or to each of its records.
 
     Attributes:
-      event: of the vector's sum.
-      adversaries: that see that sum.
+      event: privacy event of the sum that the vector is part of.
+      adversaries: that see that sum; the cost is charged against each.
       budget: of the records; None if the client is charged, within the owner's cap.
       inquiry: that the vector answers; None for training.
-      is_of_records: whether the vector is computed from what the records are charged for, which are not charged again.
+      is_of_records: whether the vector comes from steps for which the records have paid, so that they pay only once.
     """
 
     event: Gaussian | DpEvent
@@ -82,7 +82,7 @@ class Instruction:
       order: of the training.
       spec: of the sum.
       inquiry: that is to be answered; None for training.
-      client_noise: that the client adds to its answer by itself; None where the sum has the noise.
+      client_noise: std of noise that the client itself adds, over a record's norm; None where the sum has the noise.
     """
 
     content: RecordDict
@@ -126,10 +126,10 @@ def accept_order(
 
 
 def require_cohorts_roster(order: TrainingOrder, terms: AttemptTerms | None, roster: Roster) -> None:
-    """Refuse to let a newer roster than that of the attempt's terms choose the clients that train on each person.
+    """Check that the roster is that of the attempt's terms if it decides which clients train on each person.
 
     Raises:
-      NotTrained: FAILED.
+      NotTrained: FAILED; the device has adopted a newer one since the cohort agreed.
     """
     is_chosen = order.record is not None and order.record.clients_per_person is not None
     if terms and is_chosen and terms.roster_hash != roster.hash:
@@ -185,8 +185,8 @@ def _check_purposes(instruction: Instruction, policy: OwnerPolicy) -> None:
 def _is_vector_of(spec: SumSpec, inquiry: Request, order: TrainingOrder, client_noise: float | None) -> bool:
     """Return whether a sum's parameters match a question, and its noise is at the place that the privacy mode requires.
 
-    Of clients the sum has the noise, and the question the segments. Of records under `record` each client noises its own
-    answer, which is not clipped again; under `record_distributed` the sum has the noise, over each record's norm.
+    If clients are protected, the sum has the noise and the question's segments. If records are, each client adds noise
+    to its answer under `record`, and the sum does not clip it; under `record_distributed` the sum has the noise.
     """
     if inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and client_noise is None
@@ -242,7 +242,7 @@ def _violations(
 
 
 def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object, str]]:
-    """Yield the norm of a record or a client in the sum, if it is none or above the policy's."""
+    """Yield the clipping norm of a record, or of a client, if it is missing, not positive, or above the policy's."""
     norm = spec.unit_norm or spec.clipping_norm
     if norm is None or not 0 < norm <= policy.maximum_clipping_norm:
         yield "clipping_norm", norm, f"maximum_clipping_norm = {policy.maximum_clipping_norm:g}"

@@ -48,7 +48,7 @@ class OwnerPolicy:
       purposes: of questions that the device answers; empty answers none.
       questions_epsilon: part of the budget that questions may spend; None lets them spend all.
       authority: Ed25519 public key that signs rosters, in hexadecimal, followed by the SHA-256 of the ML-DSA key if
-        that must sign as well; rollovers lead on from it (`authority.trusted`).
+        that must sign as well; rollovers lead on from it (`authority.current_authority`).
     """
 
     target_epsilon: Annotated[float, Range(gt=0)]

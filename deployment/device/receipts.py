@@ -51,8 +51,8 @@ class SignedRun:
 def receipt_for(bundle: ClientBundle, over: RunOver) -> Receipt | None:
     """Return a device's receipt for the run of a server's last message.
 
-    It is None for a run without a manifest, one that contradicts the message, or if a ledger cannot be read or lacks
-    releases.
+    It is None if the run has no manifest, if the manifest contradicts the message, or if a ledger cannot be read or
+    lacks releases of this device.
 
     Raises:
       OSError: the opening cannot be written.

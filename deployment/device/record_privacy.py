@@ -32,6 +32,7 @@ class RecordPlanner:
     ledger: DeviceLedger
     minimum_noise: float
     count: Callable[[int | None], int]
+    # By privacy, number of records, training and run: planned once, so that the noise of a run stays the same.
     _planned: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
     def forget(self) -> None:
@@ -75,7 +76,7 @@ class RecordPlanner:
             raise NotTrained(BUDGET_SPENT) from ended
         owners_terms = replace(terms, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
         privacy = RecordPrivacy(owners_terms, (), str(self.ledger.folder))
-        try:
+        try:  # what is planned must fit beside earlier releases of the whole client
             self.ledger.charge_records(budget)
         except Refusal as refusal:
             logger.warning("%s", refusal)

@@ -37,8 +37,8 @@ def check_change(
       policy: the owner's.
 
     Raises:
-      Refusal: it does not follow from the older one, it has too few of the owner's peers, too few members have signed
-        it, or the owner's approval is pending.
+      Refusal: it does not follow from the older one; or it waits, stored, because it has too few of the owner's
+        peers, too few members have signed it, or the owner has not approved it.
     """
     if not new.follows(old):
         remedy = f"does not follow from version {old.version}, which this device has: the authority signed two; ask it"
@@ -87,7 +87,7 @@ def _missing_signatures(old: Roster, new: Roster, signed: bytes, device: str, po
 
 
 def adopt(state: Path, change: RosterChange, signed: bytes) -> None:
-    """Log a change and store its roster as the device's; arguments as of `check_change`, which returned the change."""
+    """Log a change, store its roster as the device's, and end its wait; arguments as of `check_change`, which made it."""
     logger.warning("%s", change)
     append_line(state / CHANGES, asdict(change))
     replace_file(state / ROSTER, signed)

@@ -36,11 +36,11 @@ class ServerQuotes:
 
     command: Sequence[str]
     federation: str
-    _nonce: bytes = b""
+    _nonce: bytes = b""  # sent last and not yet answered; empty for none
     _accepted: float = field(default=float("-inf"))  # by the monotonic clock
 
     def check(self, content: RecordDict, ca: bytes) -> None:
-        """Require an accepted quote, in this instruction or lately, unless the answer consists of keys only.
+        """Require a quote that was accepted now or within `VALID_SECONDS`, unless the answer consists of keys only.
 
         Args:
           content: of the instruction.

@@ -72,7 +72,7 @@ class TorchTask:
     def _new_bench(
         self, held_out: float | None, alone: bool, group_equal_rows: bool, scaling: str
     ) -> Workbench:
-        """Return a workbench for a run, as `tasks.held_back` holds records out; a share of None holds none out."""
+        """Return a workbench for a run, arguments as of `tasks.held_back`; a share of None holds no record out."""
         bench = self._scaled_bench(scaling)
         if held_out is None:
             return bench
