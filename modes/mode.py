@@ -41,9 +41,7 @@ LOSS_BOUND = 5.0  # to which a client clips its mean loss; uniform guessing amon
 COUNT_BOUND_BATCHES = 10  # to which a client clips its number of examples
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 TWO_UNITS = "A person at two clients is two units: the losses at both add up."
-Events = Callable[
-    [], "Sequence[DpEvent]"
-]  # what a run's queries cost a unit; called only to plan clients' noise
+Events = Callable[[], "Sequence[DpEvent]"]  # what queries cost a unit; called only to plan clients' noise
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ class Mode:
       hides_counts: whether only the operator of a trusted server may see cohorts and dropouts, which are hidden from the
         clients and the model. An untrusted server sees them anyway, and has the same guarantee.
       charges_records: name of the mode that charges the ledgers of records; empty where they are not charged.
-      sum_source: `Release.source` of the sums on a ledger of real clients: `OF_RECORDS` if each client's own ledger pays
-        for its records, so that the sums do not charge them again; None otherwise.
+      sum_source: `Release.source` of the sums on a ledger of real clients: `OF_RECORDS` if clients' own ledgers pay
+        for their records, so that the sums do not charge them again; None otherwise.
       spends: whether a run charges anybody.
       usual_over_selection: default ratio of invited to planned clients, above 1 where a larger draw costs no privacy.
       public_draw: why the draw of a cohort is public, as reports state it; empty where the draw may be secret.

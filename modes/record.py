@@ -266,14 +266,14 @@ class RecordMode(Mode):
         assert privacy is not None
         rounds = self._participations(self.parts.settings.num_rounds)
         plan = record_plan(privacy, self.sizes[0], client)
-        # Noise planned by size spends the same budget at each; given noise is the same for all sizes, which lose differently.
+        # Planned noise spends the same budget at each size; with given noise the sizes lose differently.
         if dp_sgd.noise_multiplier is not None:
             plans = plans_of_sizes(self.sizes, privacy, client)
             plan = max(plans, key=lambda each: each.epsilon(dp_sgd.target_delta, rounds))
         return replace(plan, num_rounds=rounds)
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan does not protect from; the plan's unit tells whether it is of clients' own noise."""
+        """Return sentences on what the plan does not protect from; its unit tells whether it is of clients' own noise."""
         if plan.unit is not self.dp_sgd.unit:
             return super().limits(plan, masking)
         return ["Client sampling hides no record: messages and models reveal who took part.", self.unit_limit]

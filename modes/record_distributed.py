@@ -27,9 +27,7 @@ from .sums import SumMode
 if TYPE_CHECKING:
     from ..server.masking import Masking
 
-MAX_DEVIATIONS = (
-    6.0  # standard deviations above the mean of a client's draw; a larger draw, once in 10^9, is clipped
-)
+MAX_DEVIATIONS = 6.0  # standard deviations above a client's mean draw; larger ones, once in 10^9, are clipped
 ALL_RECORDS = PoissonBatches(1.0, 1)  # of questions and evaluations, which every record answers
 
 

@@ -109,7 +109,7 @@ class SumMode(Mode):
         return self.level.model_copy(update={"noise_multiplier": noise_multiplier})
 
     def metrics_share(self, plan: Plan) -> float:
-        """Return the metrics' share of the squared norm of a unit, in [0, 1): the configured one, or what the noise asks for."""
+        """Return the metrics' share of the squared norm of a unit, in [0, 1): as configured, or to suit the noise."""
         share = self.level.metrics_share
         if share is not None:
             return share

@@ -166,7 +166,7 @@ def read_only_model(arrays: Arrays) -> Arrays:
 
 @dataclass
 class Guarded:
-    """Callback of a user; its errors are shown once and do not end the run."""
+    """Callback of a user: the first of its errors is shown, and none ends the run."""
 
     callback: Callback
     name: str

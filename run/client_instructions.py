@@ -24,7 +24,7 @@ TRACES = "client_traces"  # folder of each client's own loss traces, in a simula
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
     """Return the clients' settings for a question; at the record level with their ledgers, but without training noise.
 
-    Arguments as of `client_settings`; the folder is that of the answers.
+    `folder` is that of the answers.
     """
     settings = _plain_settings(federation, folder)
     if not federation.population.reads_data:
@@ -57,7 +57,7 @@ def client_settings(
 
 
 def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:
-    """Return the clients' settings with the scaled task; noise that was planned with the scaling question stays.
+    """Return the clients' settings with the scaled task; their noise stays, since its plan counted the scaling question.
 
     Args:
       federation: whose clients have answered the scaling question.
@@ -138,12 +138,12 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 
 def held_out_share(settings: SimulationSettings) -> float | None:
-    """Return the share of its records that a client holds out for evaluation; None without one."""
+    """Return the share of its records that a client holds out for evaluation; None if no query needs any."""
     return next(filter(None, (query.held_out(settings) for query in queries_of(settings))), None)
 
 
 def order_of(run: Run) -> dict[str, str]:
-    """Return the order that travels in the strategy's configuration, the same in every round of a process."""
+    """Return the order to real clients, who check it: training, mode, and claimed noise; the same for all rounds here."""
     from ..tasks.arrays import agreement_of  # torch, and plans know these instructions too
 
     s, mode = run.federation.settings, run.federation.mode

@@ -39,7 +39,7 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
 
     Args:
       settings: validated.
-      task: loaded; of tables it has `length` and `curvature`.
+      task: loaded; one of tables states its loss's `curvature` and a row's `squared_length`, which bound the rate.
       num_clients: of the run.
 
     Raises:

@@ -79,7 +79,7 @@ class Manifest:
 
 
 def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manifest:
-    """Return the manifest of a run that has ended, from its folder.
+    """Return the manifest of a run that has ended, from its folder, where the audit's salt is made if it is needed.
 
     Args:
       folder: of the run.
@@ -123,7 +123,7 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_in_folder(files: Iterable[str]) -> None:
-    """Require that each name is that of a file in the folder of the list that names it.
+    """Check that each name is that of a file in the folder of the list itself, without a path.
 
     Raises:
       ValueError: a name leads out of the folder.

@@ -25,11 +25,11 @@ class Saved:
 
     Attributes:
       name: the run's name on the ledgers, under the key `run`; empty for a new run.
-      noise: the run's noise multiplier; None without client-level privacy.
+      noise: noise multiplier of the sums; None without noise on them.
       filter_order: of its plan's RDP filter; None without one.
       turns: the cohort's name, which gives the distance of a client's turns; None without turns.
       deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
+      places: digest, under the key of correlated noise, of the clients' order, which fixes their turns; else None.
     """
 
     name: Annotated[str, RUN_NAME]
@@ -52,9 +52,9 @@ class Run:
       folder: of its files.
       name: on the ledgers.
       client: settings of the clients.
-      saved: of an earlier process of the run.
-      checkpoint: to resume from.
-      privacy: of the client level, with the open ledger; None without it.
+      saved: state of an earlier process of the run; `NEW_RUN` if there was none.
+      checkpoint: round from which to resume; `NO_CHECKPOINT` before the first one.
+      privacy: protection of the sums, with the open ledger; None before `opened`, and without noise on them.
       tuning: of the clients' arms.
       spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
     """
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger | None:
-        """The population's ledger, open for writing, where clients are protected in the sum."""
+        """The population's ledger, open for writing; None if the sums have no noise, or the run is not opened."""
         return None if self.privacy is None else self.privacy.ledger
 
     @cached_property

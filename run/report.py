@@ -180,10 +180,12 @@ def _record_rows(
     draws: Sequence[DpEvent],
     largest_loss: Sequence[DpEvent] | None,
 ) -> list[dict[str, Any]]:
-    """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
+    """Return a row for each adversary with the largest loss of any client's records.
+
+    Clients hold disjoint records, so that their losses do not add up.
 
     The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
-    part. If that is secret, or clients are real, the rows hold the largest possible loss. Arguments as of `spent`.
+    part. If that is secret, or clients are real, the rows hold the largest possible loss.
     """
     events: Collection[Sequence[DpEvent]] = ()
     if not federation.population.reads_data:
@@ -208,7 +210,7 @@ def _record_rows(
 def _unprotected(
     adversary: Adversary, delta: float, reason: str, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> dict[str, Any]:
-    """Return the row of clients without a guarantee against an adversary."""
+    """Return the row of clients without a guarantee against an adversary: an infinite epsilon, and the reason."""
     promise = Promise(Unit.CLIENT, None, delta, adjacency, None, (), sampling="none")
     return _row(promise, adversary, _Loss(math.inf, None, reason, promise.sampling))
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # An interrupted or paused run is resumed. A failed one may be resumed, and is then closed again.
 CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)
-ANY = 1.0  # epsilon and, halved, delta of a budget that is opened without a charge
+ANY = 1.0  # epsilon, and twice the delta, of a budget to open a ledger with that is not charged
 
 
 def finish(
@@ -52,7 +52,7 @@ def finish(
     metrics: Mapping[str, float],
     confusion: Sequence[Sequence[int]] | None,
 ) -> dict[str, Any]:
-    """Write model, result and curve, close the run and return the result; a full disk makes the run failed.
+    """Write model, result and curve, close the run and return the result; if one cannot be written, the run has failed.
 
     Args:
       progress: after the last round.
@@ -221,7 +221,7 @@ def write_results(progress: Progress, state: State, result: dict[str, Any], titl
 
 
 def close_run(run: Run) -> None:
-    """Close the run; after a disk error the ledger takes no entry, which a verification reports."""
+    """Close the run unless a disk error has shut its ledger; `fedveil verify` reports that it was not closed."""
     if run.ledger is None or run.ledger.is_open:
         close(run.folder, run.ledger, run.client_ledgers.heads() if run.federation.simulated else {})
 

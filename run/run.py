@@ -85,7 +85,7 @@ class RunResult:
 
 
 def order_here(run: Run) -> Mapping[str, str]:
-    """Return the order of every round to simulated clients, which have the settings: empty unless rounds differ.
+    """Return the order to simulated clients, which have the settings: empty, unless arms train with different values.
 
     It names no run: each has a new name, and encrypted sums rotate vectors by a hash of the instruction.
     """
@@ -280,7 +280,8 @@ def _participants(run: Run, grid: Grid) -> Participants:
 def _with_final_status(progress: Progress, ending: Ending) -> Ending:
     """Return the ending of a run, some of whose rounds the budget may not have paid, with its status and reason.
 
-    A resumed run is complete if it lacks no more rounds than a crash can lose, which were paid for.
+    A resumed run whose budget is spent counts as complete if it lacks no more rounds than a crash can lose: these were
+    charged before.
     """
     run, settings, rounds = progress.run, progress.run.federation.settings, ending.state.round
     if run.spent and ending.status is Status.COMPLETED:
@@ -421,7 +422,7 @@ class _Rounds:
             last[0].update({**metric_means(answer), "evaluation": answer})
 
     def _obey(self, demand: Demand) -> Ending | None:
-        """Meet an observer's demand; return the run's ending, if it is to end."""
+        """Scale the noise of later rounds as an observer demands; return the run's ending, if it is to end."""
         if demand.noise != 1:
             self.grid.account.noise_factor = demand.noise
         return demand.ending
@@ -443,7 +444,7 @@ def _start_of(progress: Progress) -> RunStart:
 
 
 def answers_of(federation: Federation) -> Answers:
-    """Return the answers that a round needs."""
+    """Return how many clients must answer in a round, as the population sets it for the expected cohort."""
     return federation.population.answers(federation.cohort.expected_size(federation.num_clients))
 
 

@@ -35,7 +35,7 @@ def sum_plan(
       filter_order: of a ledger that already uses an RDP filter.
 
     Raises:
-      Refusal: with no noise do these rounds fit the remaining budget.
+      Refusal: the remaining budget does not pay for these rounds with any noise.
     """
     mode, settings = federation.mode, federation.settings
     plan, budget = mode.round_plan(num_rounds or settings.num_rounds, filter_order), mode.budget
@@ -85,7 +85,7 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
 
 
 def sum_plan_with(federation: Federation, noise_multiplier: float, filter_order: float | None) -> Plan:
-    """Return the plan of the sums with the noise chosen by an earlier process of this run. Arguments as of `Plan`."""
+    """Return the plan of all rounds' sums with the noise, and the filter's order, of an earlier process of this run."""
     privacy = federation.mode.with_noise(noise_multiplier)
     noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": privacy}))
     plan = sum_plan(noised, filter_order=filter_order)

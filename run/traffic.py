@@ -48,7 +48,7 @@ def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds
 
 
 def _sum_bytes(run: RunFiles, way: str) -> dict[str, int]:
-    """Return all bytes of one direction by purpose: until the result or the last round, and after the close."""
+    """Return all bytes of one direction by purpose: those of the result or, before it, of the rounds, and the farewell's."""
     total: Counter[str] = Counter()
     parts = [row.get("bytes") or {} for row in run.rounds]
     if run.result.get("bytes"):

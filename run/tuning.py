@@ -93,15 +93,15 @@ def order_of_round(run: Run, order: Mapping[str, str], state: State) -> Mapping[
 
     Args:
       run: its tuning and training.
-      order: of every round without tuning.
-      state: after the round before.
+      order: order as of `order_of`, which a run without tuning sends in every round.
+      state: state after the round before.
     """
     settings, tuning = run.federation.settings, run.tuning
     if not tuning.values:
         return order
     number = state.round + 1
     trained = settings.tune.in_training(settings.local_training, tuning.value_in(number, state.winner))
-    # The schedule counts a client's rounds, and a sum's number those of all arms.
+    # Clients would apply the schedule by the sum's number, which counts the rounds of all arms: it is applied here.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
     usual = TrainingOrder.from_json(order[ORDER_KEY])
     return {**order, ORDER_KEY: replace(usual, training=training, arm=tuning.arm_of(number)).to_json()}
@@ -135,7 +135,7 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
 
     Args:
       records: of each arm's evaluation.
-      winner: number of the winning arm; None before.
+      winner: number of the winning arm; None if no arm has won.
     """
     figures = {each["arm"]: score_of(each) for each in records if each["answers"]}
     best = figures.pop(winner, {"value": None})
