@@ -49,11 +49,11 @@ class Parts:
     """Parts of a federation, of which its mode of privacy is a view.
 
     Attributes:
-      settings: of the user.
+      settings: settings of the user.
       task: model, loss and data of the clients.
       cohort: draws the clients.
       seed: repeats draws and noise; None on real data, except on this machine in a mode that charges nobody.
-      population: its clients.
+      population: the clients, and where their ledgers are.
     """
 
     settings: SimulationSettings
@@ -128,7 +128,7 @@ class Mode:
     A mode adds to the one that it extends, by `super()`, so that two are composed by inheriting from both.
 
     Attributes:
-      parts: of the federation whose clients are protected.
+      parts: parts of the federation whose clients are protected.
       distributed: whether each client adds a share of the noise, so that the server need not be trusted.
       hides_counts: whether only the operator of a trusted server may see cohorts and dropouts, which are hidden from the
         clients and the model. An untrusted server sees them anyway, and has the same guarantee.
@@ -141,7 +141,7 @@ class Mode:
       hides_clients: whether the sums hide whole clients.
       sums_cost_records: whether a sum of whole clients costs their records something in addition.
       sums_records: whether a sum is of clipped records, in which every client takes part.
-      ledger_prefix: of the file of the ledger of all clients.
+      ledger_prefix: prefix in the file name of the ledger of all clients.
       share_of_models: where no noise is on the sums, the last share of the rounds, whose models a run averages.
       question_rate: rate at which a question's order samples records into one sum; None where each client noises its own
         answer.
@@ -307,7 +307,7 @@ class Mode:
 
         Args:
           num_rounds: number of rounds that are left.
-          filter_order: of a ledger that uses an RDP filter.
+          filter_order: order of the RDP filter that the ledger already uses; None without one.
         """
         return None
 
@@ -319,7 +319,7 @@ class Mode:
         """Return the rules by which each round's clip and noise follow from earlier releases.
 
         Args:
-          plan: of the remaining rounds.
+          plan: plan of the remaining rounds.
           prior: events that the ledger already holds.
           start_round: the round after which `plan` applies.
         """
@@ -377,7 +377,7 @@ class Mode:
 
         Args:
           client: settings without these terms.
-          folder: of the run.
+          folder: folder of the run, under which a simulation has its ledgers.
           rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
             ledgers.
           resumed: whether the run has begun, so that what is left of a budget may be too little for a plan.

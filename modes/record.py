@@ -190,7 +190,7 @@ class RecordMode(Mode):
         """Return the record-level privacy with separate noise for each ledger that has entries or a cap.
 
         A client with a spent budget keeps the noise of an empty ledger, and its ledger makes it sit out. In a run that has
-        begun, ledgers with too little left for a plan keep that noise if one affords a round. Arguments as of `instruct`.
+        begun, ledgers with too little left for a plan keep that noise if one affords a round.
 
         Raises:
           Refusal: no client has enough left.

@@ -230,7 +230,7 @@ class ClientMode(SumMode):
         return vacuity(plan, expected, clients, dimension_of(self.parts.task))
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan does not protect from. Arguments as of `Mode`."""
+        """Return sentences on what the plan does not protect from, and on a vacuous guarantee."""
         sentences = super().limits(plan, masking)
         if (wrong := self.vacuity(plan)) is not None:
             vacuous = f"This guarantee {wrong}, which hides whatever could be learned."

@@ -45,7 +45,7 @@ def early_of(last: Mapping[str, Any], mean: Mapping[str, float], models: int) ->
     Args:
       last: line of the last round.
       mean: metrics of the mean; empty without one.
-      models: in the mean.
+      models: number of models in the mean.
     """
     before, after = last.get("loss"), mean.get("loss")
     if before is None or after is None or not after > before * (1 + RISE):

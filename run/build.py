@@ -104,6 +104,7 @@ def _with_rule_of_resumed_run(settings: SimulationSettings) -> SimulationSetting
 
 
 def _on_this_machine(settings: SimulationSettings, task: Task) -> OnThisMachine:
+    """Return the population of the task's clients, whose data this machine reads."""
     if task.simulated:
         return Simulated(settings, task)
     from ..populations.local import Local  # whose ledgers lie with the data

@@ -40,8 +40,8 @@ def client_settings(
     Real clients plan it themselves and get the other settings by `order_of`.
 
     Args:
-      federation: its parts.
-      folder: of the run; nothing is written there.
+      federation: the federation that runs.
+      folder: folder of the run, under which a simulation has its ledgers; nothing is written there.
       rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
         ledgers.
       resumed: whether the run has begun; a ledger with too little left for a plan keeps the noise of an empty one.
@@ -110,8 +110,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     """Return the task's constructor options; a user's task gets its arguments and the seed of planted examples.
 
     Args:
-      settings: of the federation.
-      seed: of the simulation; None stands for 0.
+      settings: settings of the federation.
+      seed: seed of the simulation; None stands for 0.
     """
     seed = seed or 0
     share = held_out_share(settings)

@@ -47,10 +47,10 @@ class Manifest:
     """Files of a finished run.
 
     Attributes:
-      run: its name on the ledger.
-      status: how it ended.
+      run: name of the run on the ledger.
+      status: how the run ended.
       files: SHA-256 in hexadecimal, by the file's name.
-      heads: of the clients' own ledgers by name, in a simulation.
+      heads: heads of the clients' own ledgers, by name, in a simulation; otherwise empty.
     """
 
     run: str
@@ -82,8 +82,8 @@ def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manife
     """Return the manifest of a run that has ended, from its folder, where the audit's salt is made if it is needed.
 
     Args:
-      folder: of the run.
-      heads: of the clients' own ledgers, in a simulation.
+      folder: folder of the run.
+      heads: heads of the clients' own ledgers, by name, in a simulation.
 
     Raises:
       OSError: a file cannot be read.

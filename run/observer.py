@@ -25,7 +25,7 @@ class Demand:
     """Demand of an observer on the round loop.
 
     Attributes:
-      ending: of the run; None lets it continue.
+      ending: how the run is to end; None lets it continue.
       noise: factor on the planned noise of later rounds.
     """
 

@@ -33,7 +33,7 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
       ask: asks the clients of a new run the queries that precede the first round, and returns the run with their answers.
 
     Yields:
-      The run with its clients' privacy, and its observer.
+      The run with the protection of its sums, and its observer.
 
     Raises:
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
@@ -116,7 +116,7 @@ def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
     """Return the plan of the sums, and why the remaining rounds of a resumed run cannot be paid; empty where they can.
 
     A resumed run keeps its noise if all rounds are one release, no round is left, or there is no `ledger`, as in a
-    simulation; near the end of a budget `plan_of_rest` decides. All other noise is the least for what the budget has left.
+    simulation; near the end of a budget `plan_of_rest` decides. Else it is the least for what the budget has left.
     """
     federation, saved = run.federation, run.saved
     rounds = federation.settings.rounds_left(run.checkpoint.state.round)

@@ -57,8 +57,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     """Return the run before it begins or resumes; nothing is written.
 
     Args:
-      federation: its parts.
-      folder: of the run.
+      federation: the federation that runs.
+      folder: folder of the run.
       saved: state of an earlier process of the run.
 
     Raises:

@@ -39,11 +39,11 @@ class Progress:
 
     Attributes:
       run: the fixed part; its federation is replaced when clients join or leave.
-      state: after the last finished round.
-      observer: of the run's released sums.
-      meter: of record-level loss.
+      state: state after the last finished round.
+      observer: observer of the run's released sums.
+      meter: meter of record-level loss.
       history: the finished rounds, as in the file METRICS.
-      tally: of this process's bytes to and from the clients.
+      tally: counts this process's bytes to and from the clients.
       reported_bytes: the part of them in recorded rounds.
       before: traffic of earlier processes' rounds.
       remembered: the observer's memory after `state`, for a checkpoint; its current one may be a round ahead.
@@ -123,9 +123,9 @@ def record_round(
 
     Args:
       progress: before the round.
-      state: after the round.
+      state: state after the round.
       round_: record of the round.
-      metrics: of the new model on the held-out examples.
+      metrics: metrics of the new model on the held-out examples.
       cohort: numbers of the real clients that were drawn, where records are protected.
       evaluation: record of the clients' evaluation of the new model; None without one.
     """

@@ -34,7 +34,7 @@ class Reach:
     """How a federation's clients answer a query.
 
     Attributes:
-      answers: that a query needs.
+      answers: number of answers that a query needs.
       timeout: seconds for the replies of one exchange; None waits for all.
       randomness: source of draws and noise; seeded only for a declared simulation.
       released: file of the model that a question is about, sent with it; None without a model.
@@ -51,9 +51,9 @@ class EvaluationPlan:
     """Plan of a run's evaluations at its clients.
 
     Attributes:
-      rounds: after which the model is evaluated.
-      noise_multiplier: of each evaluation, over the sensitivity.
-      epsilon: of one evaluation alone.
+      rounds: numbers of the rounds after which the model is evaluated.
+      noise_multiplier: noise of each evaluation over the sensitivity.
+      epsilon: cost of one evaluation alone.
       clients: number of clients asked.
       rows: denominator of the mean: the number of clients or, at the record level, about the number of held-out
         records.
@@ -73,9 +73,9 @@ class ScalingPlan:
     """Plan of a run's question about the scaling of its inputs.
 
     Attributes:
-      columns: of the question.
-      noise_multiplier: of the answer, over the sensitivity.
-      epsilon: of the question alone.
+      columns: names of the columns that the question is about.
+      noise_multiplier: noise of the answer over the sensitivity.
+      epsilon: cost of the question alone.
     """
 
     columns: tuple[str, ...]

@@ -48,7 +48,7 @@ class ClientKind:
 
     Attributes:
       prior: events on each of their ledgers before this run.
-      plan: of one round.
+      plan: plan of one round at such a client.
     """
 
     prior: tuple[DpEvent, ...]
@@ -114,8 +114,8 @@ class ClientLedgers(NoClientLedgers):
     """Clients' own ledgers on this machine; methods as of `NoClientLedgers`.
 
     Attributes:
-      federation: of the clients.
-      client: their settings.
+      federation: federation of the clients.
+      client: settings of the clients.
       record: record-level privacy of these settings.
     """
 
@@ -236,8 +236,8 @@ class RecordMeter:
     part in every round.
 
     Attributes:
-      kinds: of the clients; none where no client has a ledger of its own here, so that nothing is measured.
-      budget: of each ledger, which refuses what the budget does not afford.
+      kinds: kinds of clients; empty where no client has a ledger of its own here, so that nothing is measured.
+      budget: budget of each ledger, which refuses a round that the budget does not afford.
       limited: whether the budget has a target; without one, counting the affordable rounds takes long.
       secret: whether cohorts are secret.
     """

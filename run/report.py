@@ -64,10 +64,10 @@ def spent(
     """Return a row for the loss of every unit against every adversary, at the accountant's finest setting.
 
     Args:
-      federation: its parts.
-      ledger: the population's, if clients are protected in the sum.
-      client_ledgers: the clients' own, if records are protected.
-      draws: `NoClientLedgers.open_draws` of the rounds so far.
+      federation: the federation that ran.
+      ledger: ledger of all clients; None without noise on the sums.
+      client_ledgers: the clients' own ledgers, if records are protected.
+      draws: events of the rounds so far for those who do not see who is asked; see `NoClientLedgers.open_draws`.
       largest_loss: largest possible loss of a record, if cohorts are secret.
     """
     rows: list[dict[str, Any]] = []
@@ -85,10 +85,7 @@ def spent(
 
 
 def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
-    """Return what each real record has lost by sums of whole clients, as a row; None if records have rows of their own.
-
-    Arguments as of `spent`.
-    """
+    """Return what a real record has lost by the sums on this ledger, as a row; None if it has its own rows, or is simulated."""
     mode = federation.mode
     # The records of a simulation are nobody's.
     if ledger is None or not mode.sums_cost_records or federation.simulated:

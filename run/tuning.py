@@ -31,7 +31,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
     """Return the tuning in the settings.
 
     Args:
-      federation: its parts.
+      federation: the federation that runs.
       deal: key of the deal of clients into arms by an earlier process; None makes a new deal.
 
     Raises:
@@ -92,7 +92,7 @@ def order_of_round(run: Run, order: Mapping[str, str], state: State) -> Mapping[
     """Return the training order of the round after a state.
 
     Args:
-      run: its tuning and training.
+      run: gives the tuning and the training.
       order: order as of `order_of`, which a run without tuning sends in every round.
       state: state after the round before.
     """
@@ -134,7 +134,7 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
     """Return a client's cost of the arms' evaluations, and whether the winner's lead over the others exceeds the noise.
 
     Args:
-      records: of each arm's evaluation.
+      records: records of the arms' evaluations, in the arms' order.
       winner: number of the winning arm; None if no arm has won.
     """
     figures = {each["arm"]: score_of(each) for each in records if each["answers"]}

@@ -36,7 +36,7 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
     Args:
       run: about to begin its rounds.
       tally: takes the bytes.
-      grid: to be used instead of an engine; it is not closed.
+      grid: grid to use instead of an engine; it is not closed.
     """
     federation = run.federation
     at_once = federation.masking is None  # otherwise each client must mask its own vector
@@ -103,7 +103,7 @@ class CountedGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Count the messages, send them, and count and yield the replies.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        At most one message goes to each node. `timeout`, in seconds, is that of Flower's `Grid`.
         """
         requests = list(messages)
         sizes = dict[int, tuple[int, Cargo]]()  # by content, which most messages share

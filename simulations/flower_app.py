@@ -118,7 +118,7 @@ class FlowerGrid(PassingGrid):
     client k is node `FIRST_NODE` + k, as on the in-process engine, and the same seed draws the same clients on both.
 
     Args:
-      grid: of Flower's simulation runtime.
+      grid: grid of Flower's simulation runtime.
       num_clients: how many clients the task has.
       deadline: seconds that one client may take; replies are awaited for the deadlines of all asked clients together,
         so that a client that no alarm can stop does not block the run.
@@ -155,7 +155,7 @@ class FlowerGrid(PassingGrid):
         """Pass the messages to the runtime and yield its replies as they arrive.
 
         Args:
-          messages: at most one to each client.
+          messages: messages, at most one to each client.
           timeout: seconds to wait for all replies; the clients' deadlines may end it earlier.
         """
         requests = list(messages)

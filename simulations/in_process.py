@@ -298,7 +298,7 @@ class CohortOrder:
     Attributes:
       content: records of the instruction.
       message_type: such as "train".
-      nodes: of the clients that follow it.
+      nodes: nodes of the clients that follow it.
       spec: format of the sum and of its vectors.
     """
 
@@ -329,6 +329,7 @@ class _Worker:
             return None
 
     def end(self) -> None:
+        """Kill the process, which may hang, and wait until it is gone."""
         self.pipe.close()
         with suppress(ProcessLookupError):
             os.kill(self.process, signal.SIGKILL)
@@ -340,9 +341,9 @@ def assign_nodes(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -
     """Return the nodes dealt evenly; a node with state goes to the worker that holds it.
 
     Args:
-      nodes: of clients.
+      nodes: nodes that get an order, one for each client.
       homes: number of the worker of each node that keeps state.
-      workers: how many there are.
+      workers: number of workers.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
     for node in sorted(nodes, key=lambda node: node not in homes):  # those with a home first

@@ -60,7 +60,7 @@ class Cohort(Protocol):
 
         Args:
           population: all clients.
-          stream: of the round's draw.
+          stream: random words of the round's draw.
           earlier: the cohorts of the rounds before, in their order.
         """
         ...
@@ -212,7 +212,7 @@ class MinSeparation(_Plain):
     Attributes:
       size: clients of a round, at least 1.
       separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the whole run, at least 1.
+      max_participations: largest number of rounds of one client in the whole run, at least 1.
 
     Raises:
       Refusal: a value is out of range.
@@ -450,8 +450,8 @@ def in_arm(cohort: Cohort, arms: int) -> Cohort:
     """Return the cohort of one arm's clients: the same rule at the same rate.
 
     Args:
-      cohort: of all clients.
-      arms: that they are dealt into, at least 1.
+      cohort: cohort of all clients.
+      arms: number of arms that the clients are dealt into, at least 1.
     """
     match cohort:
         case OverSelected():

@@ -63,7 +63,7 @@ def poisson_batches(records: int, batch_size: int, local_epochs: int) -> Poisson
     """Return the batches of one round at a client.
 
     Args:
-      records: of the client, at least 1.
+      records: number of the client's records, at least 1.
       batch_size: expected number of records of a batch; at most all records.
       local_epochs: expected number of passes over the data.
     """
@@ -105,7 +105,7 @@ def plans_of_sizes(sizes: Sequence[int], record: RecordPrivacy, settings: Client
     With equally many steps of equal noise, fewer records are sampled at a higher rate, so the smallest size is kept.
 
     Args:
-      sizes: of the clients' data, ascending, without canary records.
+      sizes: numbers of the clients' records, ascending, without canary records.
       record: their record-level privacy, with the number of canary records of each.
       settings: give batch size and epochs.
     """

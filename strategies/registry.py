@@ -98,8 +98,8 @@ def aggregated(
     FedAvg's mean of one reply is that reply, whose arrays it would copy four times, so they are taken directly.
 
     Args:
-      strategy: of the run.
-      number: of the round.
+      strategy: strategy of the run.
+      number: number of the round.
       replies: the one of the private sum; empty if the round released nothing.
     """
     if len(replies) == 1 and type(strategy).aggregate_train is flower.FedAvg.aggregate_train:
