@@ -21,7 +21,7 @@ PAUSE = "pause"  # action of an alarm after which only a person can resume the r
 
 
 def write_acts(run: Run, ledger: Ledger) -> None:
-    """Write people's decisions before the next rounds to the ledger: caps, an accepted run, an overridden alarm.
+    """Write people's decisions before the next rounds to the ledger: caps, an accepted vacuous run, an overridden alarm.
 
     A decision that the ledger already holds is not written again.
 

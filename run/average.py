@@ -29,7 +29,7 @@ def average_after(run: Run) -> int | None:
 
 
 def _share(run: Run) -> float:
-    """Return the last share of the rounds, in [0, 1], whose models are averaged: larger with more noise on a mean."""
+    """Return the last share of the rounds, in [0, 1], whose models are averaged: the more noise, the larger."""
     federation, privacy = run.federation, run.privacy
     if privacy is None:
         return federation.mode.share_of_models

@@ -182,7 +182,7 @@ def _refuse_placeholder(field: str, label: str) -> None:
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
     """Return a running federation with the clients of its newest roster; refuse a number that does not suit the settings.
 
-    The plan of the running run stays valid, since it does not depend on the number of clients.
+    The plan of the run in progress stays valid, since it does not depend on the number of clients.
     """
     check_cohort(federation.settings, deployed.num_clients)
     changed = replace(federation, population=deployed)

@@ -74,7 +74,7 @@ class RoundEnd:
 
     Attributes:
       round: its number, from 1.
-      metrics: metrics of the released model on held-out examples, by name; empty if these are not public.
+      metrics: the released model's, by name: on public held-out examples, and means of an evaluation at the clients.
       epsilon: spent so far by unit ("client", "record", "person", "person_everywhere"); `math.inf` without a guarantee.
       row: the line of metrics.jsonl.
       model: the released model's arrays by name; they cannot be written.

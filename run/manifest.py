@@ -79,7 +79,7 @@ class Manifest:
 
 
 def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manifest:
-    """Return the manifest of a run that has ended, from its folder, where the audit's salt is made if it is needed.
+    """Return the manifest of a run that has ended, from its folder; make the salt of the audit's rows there, if needed.
 
     Args:
       folder: folder of the run.

@@ -234,7 +234,7 @@ def _check_base(federation: Federation) -> None:
 
 
 def make_strategy_of(federation: Federation) -> Strategy:
-    """Return a new strategy by the settings, or the user's object; with arms a copy of it, since each arm changes its own."""
+    """Return a new strategy by the settings, or the user's object: with arms, a copy for each, which it changes."""
     if federation.strategy is not None:
         return deepcopy(federation.strategy) if federation.settings.tried else federation.strategy
     s = federation.settings

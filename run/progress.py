@@ -62,7 +62,7 @@ class Progress:
     scores: Sequence[Mapping[str, Any]] = ()
 
     def traffic(self) -> Carried:
-        """Return the traffic since the last call, and count it as reported: the caller records it with a round."""
+        """Return the traffic that is not reported yet, and count it as reported: the caller records it with a round."""
         before, self.reported_bytes = self.reported_bytes, self.tally.total()
         return self.reported_bytes.minus(before)
 

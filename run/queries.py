@@ -148,7 +148,7 @@ def query_events(federation: Federation, num_rounds: int | None = None) -> list[
 
 
 def later_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return what a unit is still charged for queries in `num_rounds` remaining rounds, None for all, once they begin."""
+    """Return what queries cost a unit in `num_rounds` remaining rounds, None for all, without those before the first."""
     later = [query for query in queries_of(federation.settings) if not query.first]
     return [event for query in later for event in query.events(federation, num_rounds)]
 

@@ -53,7 +53,7 @@ ONE_REPLY: dict[str, Any] = {
 
 
 def make_strategy(name: str, options: Mapping[str, Any], allow_modules: tuple[str, ...] = ()) -> Strategy:
-    """Return the strategy of that name: Flower's code, unchanged, told to expect the private sum as its only reply.
+    """Return the strategy of that name; one of Flower's is its unchanged code, set to expect the sum as the only reply.
 
     Args:
       name: of Flower's class in small letters, or "module:Class" for the user's own.
