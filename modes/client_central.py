@@ -40,7 +40,7 @@ class ClientCentralMode(ClientMode):
         return self.central.clipping == "adaptive"
 
     def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], start_round: int) -> Adaptation:
-        """Return how clip and noise follow from earlier releases. Arguments as of `Mode`."""
+        """Return the rules of clip and noise for the rounds after `start_round`; the ledger holds the events `prior`."""
         level = self.central
         clip = AdaptiveClipping(level.clipping_quantile, level.clipping_learning_rate)
         noise = AdaptiveNoise(plan, self.budget, TRAIN_LOSS, prior, start_round)

@@ -36,7 +36,7 @@ class Federation(Parts):
     Attributes:
       settings, task, cohort, seed, population: as in `Parts`.
       strategy: Flower strategy; None creates one from the settings.
-      reported: whether a run displays its rounds, and states the spending in its result.
+      reported: whether a run's result states what was spent, and the run draws its curve; a prediction needs neither.
       moments: mean and standard deviation of each column by name, from the clients' answers, to scale inputs; None
         without that question.
       simulated_cost: privacy events of that question in a simulation; () if the plan's ledgers contain them.

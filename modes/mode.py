@@ -41,7 +41,7 @@ LOSS_BOUND = 5.0  # to which a client clips its mean loss; uniform guessing amon
 COUNT_BOUND_BATCHES = 10  # to which a client clips its number of examples
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 TWO_UNITS = "A person at two clients is two units: the losses at both add up."
-Events = Callable[[], "Sequence[DpEvent]"]  # of a run's queries; called only where they are planned for
+Events = Callable[[], "Sequence[DpEvent]"]  # what queries cost a unit; called only to plan clients' noise
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Parts:
     """Parts of a federation, of which its mode of privacy is a view.
 
     Attributes:
-      settings: of the user.
+      settings: settings of the user.
       task: model, loss and data of the clients.
       cohort: draws the clients.
-      seed: of a declared simulation; None on real data.
-      population: its clients.
+      seed: repeats draws and noise; None on real data, except on this machine in a mode that charges nobody.
+      population: the clients, and where their ledgers are.
     """
 
     settings: SimulationSettings
@@ -98,7 +98,7 @@ class Promise:
 
     Attributes:
       unit: whose contribution is hidden.
-      target_epsilon, target_delta: of the budget; None without a limit.
+      target_epsilon, target_delta: of the budget; an epsilon of None sets no limit.
       adjacency: which two data sets are neighbours.
       noise_multiplier: as the settings give it; None where it is planned from the budget.
       adversaries: from whom it is hidden.
@@ -117,7 +117,7 @@ class Promise:
 
     @property
     def budget(self) -> Budget:
-        """The budget of its ledger, without the caps of an owner."""
+        """The configured budget of the ledger that pays for it; the caps of the data's owner may lower it."""
         return Budget(self.unit, self.target_epsilon or UNLIMITED_EPSILON, self.target_delta, self.adjacency)
 
 
@@ -128,20 +128,21 @@ class Mode:
     A mode adds to the one that it extends, by `super()`, so that two are composed by inheriting from both.
 
     Attributes:
-      parts: of the federation whose clients are protected.
+      parts: parts of the federation whose clients are protected.
       distributed: whether each client adds a share of the noise, so that the server need not be trusted.
       hides_counts: whether only the operator of a trusted server may see cohorts and dropouts, which are hidden from the
         clients and the model. An untrusted server sees them anyway, and has the same guarantee.
       charges_records: name of the mode that charges the ledgers of records; empty where they are not charged.
-      sum_source: `Release.source` of the sums on a ledger of real clients: `OF_RECORDS` if their records paid already.
+      sum_source: `Release.source` of the sums on a ledger of real clients: `OF_RECORDS` if clients' own ledgers pay
+        for their records, so that the sums do not charge them again; None otherwise.
       spends: whether a run charges anybody.
-      usual_over_selection: ratio of the invited to the planned cohort, above 1 where that costs no privacy.
-      public_draw: why the draw of a cohort is public; empty where it may be secret.
+      usual_over_selection: default ratio of invited to planned clients, above 1 where a larger draw costs no privacy.
+      public_draw: why the draw of a cohort is public, as reports state it; empty where the draw may be secret.
       hides_clients: whether the sums hide whole clients.
       sums_cost_records: whether a sum of whole clients costs their records something in addition.
       sums_records: whether a sum is of clipped records, in which every client takes part.
-      ledger_prefix: of the file of the ledger of all clients.
-      share_of_models: share of the rounds, the last ones, whose models a run averages where no noise is on the sums.
+      ledger_prefix: prefix in the file name of the ledger of all clients.
+      share_of_models: where no noise is on the sums, the last share of the rounds, whose models a run averages.
       question_rate: rate at which a question's order samples records into one sum; None where each client noises its own
         answer.
     """
@@ -169,22 +170,22 @@ class Mode:
 
     @property
     def promises(self) -> tuple[Promise, ...]:
-        """What is promised: first by the noise of the sums, then by that of each client."""
+        """Guarantees, () if none: the first is by the noise on the sums, if there is such noise; the last by each client's."""
         return ()
 
     @property
     def budget(self) -> Budget | None:
-        """The budget of the ledger of all clients, if any, within its owner's caps."""
+        """The budget of the ledger of all clients, within its owner's caps; None if the sums charge no ledger."""
         return None
 
     @property
     def client_budget(self) -> Budget | None:
-        """The budget of each client's own ledger, if there is one."""
+        """The budget of each client's own ledger; None if clients have none."""
         return None
 
     @property
     def metrics(self) -> tuple[Segment, ...]:
-        """Which metrics may leave a client."""
+        """Metrics that may leave a client, each with the bound to which it is clipped."""
         return (Segment(TRAIN_LOSS, LOSS_BOUND),)
 
     @cached_property
@@ -216,7 +217,7 @@ class Mode:
 
     @cached_property
     def extra_records(self) -> int:
-        """Number of an observer's records at each client; 0 on real data, which only the client may read."""
+        """Number of canary records that the run's observer adds at each client; 0 on real data, which only the client reads."""
         if not self.parts.simulated:
             return 0
         settings = self.parts.settings
@@ -244,7 +245,7 @@ class Mode:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The distinct sizes of clients' data, ascending; a client without examples sits out."""
+        """The distinct numbers of examples at clients, ascending, without 0; refuse a federation without a single example."""
         self.check_sizes()
         return sorted(self._clients_of_size.keys() - {0})
 
@@ -259,34 +260,34 @@ class Mode:
 
     @property
     def num_units(self) -> int:
-        """Number of privacy units in the population."""
+        """Number of privacy units in the population: delta should be below 1 / this number."""
         return self.parts.declared_clients
 
     @cached_property
     def units(self) -> UnitsPerClient:
-        """Number of privacy units in a client's vector."""
+        """Largest and expected number of privacy units in one client's vector: 1 and 1 where the client is the unit."""
         return UnitsPerClient()
 
     @property
     def expected_units(self) -> float:
-        """Expected number of units in a round."""
+        """Expected number of units in the sum of a round."""
         return self.parts.cohort.expected_size(self.parts.declared_clients)
 
     # --- sums ------------------------------------------------------------------------------------------------------
 
     @property
     def unit_norm(self) -> float:
-        """Largest change of a sum by one unit."""
+        """L2 norm to which one unit's part of a sum is clipped; the noise is a multiple of it."""
         return 1.0
 
     @property
     def tuned_norm(self) -> float | None:
-        """The tuned value that gives the unit its norm; None without tuning, or if the norm does not depend on it."""
+        """The configured value of a tuned setting to which `unit_norm` is proportional, so that arms rescale it; else None."""
         return None
 
     @property
     def longest_norm(self) -> float:
-        """Largest norm of a unit in an encrypted sum, under all values that are tried."""
+        """Largest norm of a unit under all tried values; simulated clients refuse an encrypted sum with a larger one."""
         secagg = self.parts.settings.secagg
         assert secagg is not None
         return secagg.clipping_norm
@@ -305,31 +306,31 @@ class Mode:
         """Return the plan of the rounds, with the noise of the settings if they give it; None without noise on the sums.
 
         Args:
-          num_rounds: that are left.
-          filter_order: of a ledger that uses an RDP filter.
+          num_rounds: number of rounds that are left.
+          filter_order: order of the RDP filter that the ledger already uses; None without one.
         """
         return None
 
     def with_noise(self, noise_multiplier: float) -> PrivacySettings:
-        """Return the settings with this noise on the sums."""
+        """Return the privacy settings with this noise on the sums, in place of noise planned from a budget."""
         return self.parts.settings.privacy
 
     def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...], start_round: int) -> Adaptation:
-        """Return how clip and noise follow from earlier releases.
+        """Return the rules by which each round's clip and noise follow from earlier releases.
 
         Args:
-          plan: of the remaining rounds.
+          plan: plan of the remaining rounds.
           prior: events that the ledger already holds.
           start_round: the round after which `plan` applies.
         """
         return NOTHING_ADAPTS
 
     def metrics_share(self, plan: Plan) -> float:
-        """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
+        """Return the metrics' share of the squared norm of a unit, in [0, 1); the update may use the rest."""
         return 0.0
 
     def sums_before(self) -> Sequence[DpEvent]:
-        """Return a unit's events by earlier sums that its ledger does not hold."""
+        """Return what earlier sums cost a unit that are not on its ledger; a plan counts these events as spent."""
         return ()
 
     # --- questions -------------------------------------------------------------------------------------------------
@@ -341,24 +342,24 @@ class Mode:
 
     @property
     def question_sampling(self) -> Sampling:
-        """How a question samples the units."""
+        """How a question samples the units: whether the draw lowers its cost follows from this."""
         return self.parts.cohort
 
     @property
     def holds_out_apart(self) -> bool:
-        """Whether held-out records count as records of a client, so that public numbers do not tell how many train."""
+        """Whether held-out records count as records of a client, so that public sizes do not reveal how many of them train."""
         return False
 
     def noise_of_answers(self, plan: Plan) -> float:
-        """Return the noise of a question's sum over the norm of one unit."""
+        """Return the noise's standard deviation on a question's sum, over the norm of one unit, for the answers' intervals."""
         return plan.noise_over_clip
 
     def question_ledgers(self) -> list[Path]:
-        """Return the ledgers on this machine that are charged for a run's question."""
+        """Return the paths of the ledgers on this machine that a run's question charges; their caps may forbid its purpose."""
         return []
 
     def evaluation(self, noise_multiplier: float) -> Plan:
-        """Return the plan of one evaluation at all clients; refuse it where sums hide neither clients alone nor records."""
+        """Return the plan of one evaluation at all clients. By default refuse: no promise covers it."""
         field, value = self.parts.settings.query_fields["evaluation"]
         raise Refusal(field, value, f"{HIDDEN_CLIENTS} or record_distributed")
 
@@ -376,10 +377,10 @@ class Mode:
 
         Args:
           client: settings without these terms.
-          folder: of the run.
+          folder: folder of the run, under which a simulation has its ledgers.
           rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
             ledgers.
-          resumed: whether the run has begun.
+          resumed: whether the run has begun, so that what is left of a budget may be too little for a plan.
           events: returns a unit's events outside the rounds.
 
         Raises:
@@ -388,11 +389,11 @@ class Mode:
         return client
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
-        """Return the settings of clients of this machine that answer a question. Arguments as of `instruct`."""
+        """Return the settings with which clients of this machine answer a question; `folder` is that of the answers."""
         return client
 
     def claim(self, plan: Plan) -> ClientClaim | None:
-        """Return the noise that an order claims for sums of whole clients; None if the mode sums no whole clients."""
+        """Return the noise that an order claims for sums by a plan; None if the sums do not hide whole clients."""
         return None
 
     def record_order(self) -> RecordTerms | None:
@@ -404,7 +405,7 @@ class Mode:
         return "a client's sampling rate reveals its number of records; use zero-out"
 
     def check_adjacencies(self) -> None:
-        """Refuse a promise to hide the number of units where a public value reveals it."""
+        """Refuse add-or-remove-one, which promises to hide the number of units, where a public value reveals it."""
         for promise in reversed(self.promises):
             check_adjacency("privacy.adjacency", promise.adjacency, self.count_disclosure(promise))
 
@@ -418,7 +419,7 @@ class Mode:
     # --- words -----------------------------------------------------------------------------------------------------
 
     def vacuity(self, plan: Plan) -> str | None:
-        """Return why the noise of the sums hides whatever could be learned; None where it does not."""
+        """Return a clause, "is vacuous ...", if the noise on the sums hides whatever could be learned; otherwise None."""
         return None
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:

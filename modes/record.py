@@ -45,7 +45,7 @@ class RecordMode(Mode):
 
     charges_records = str(ModeName.RECORD)
     sum_source = OF_RECORDS
-    sums_cost_records = False
+    sums_cost_records = False  # in `record_and_client`, too: DP-SGD pays for what the records lose
     share_of_models = 1 / 4  # measured on digits and mnist5k: docs/evidence/accuracy.md
     group = "privacy"  # path of the settings of DP-SGD, for refusals
 
@@ -58,7 +58,7 @@ class RecordMode(Mode):
 
     @property
     def promises(self) -> tuple[Promise, ...]:
-        """The promises of the sums, and that of each client."""
+        """The promises of the sums, if there are any, and last the one that each client keeps."""
         dp_sgd = self.dp_sgd
         promise = Promise(
             unit=dp_sgd.unit,
@@ -107,7 +107,7 @@ class RecordMode(Mode):
         return PoissonBatches(1.0, 1)
 
     def noise_of_answers(self, plan: Plan) -> float:
-        """Return the noise of a question's sum over the norm of one record: every client adds the full noise."""
+        """Return the noise of a question's sum over the norm of one record: the full noise of every client, added up."""
         return plan.noise_over_clip * math.sqrt(self.parts.declared_clients)
 
     def question_ledgers(self) -> list[Path]:
@@ -121,7 +121,7 @@ class RecordMode(Mode):
     def instruct(
         self, client: ClientSettings, folder: Path, rounds: int, resumed: bool, events: Events
     ) -> ClientSettings:
-        """Return the settings of clients of this machine, with their noise. Arguments as of `Mode`."""
+        """Return the settings of clients of this machine, with noise for empty ledgers or, on real data, for what is left."""
         client = super().instruct(client, folder, rounds, resumed, events)
         privacy = self._planned(client, folder, events)
         if self.parts.simulated or not rounds:
@@ -133,11 +133,11 @@ class RecordMode(Mode):
         return replace(client, record=privacy)
 
     def instruct_for_question(self, client: ClientSettings, folder: Path) -> ClientSettings:
-        """Return the settings of clients of this machine that answer a question, without noise for training. Arguments as of `Mode`."""
+        """Return the settings with which clients of this machine answer a question: with ledgers, without training noise."""
         return replace(client, record=self._unplanned(folder))
 
     def _planned(self, client: ClientSettings, folder: Path, events: Events) -> RecordPrivacy:
-        """Return the clients' record-level privacy with noise planned for empty ledgers, once for each size of data set."""
+        """Return record-level privacy with noise for empty ledgers, by size; refuse a large delta, or no affordable round."""
         sizes, privacy, dp_sgd = self.sizes, self._unplanned(folder), self.dp_sgd
         warning = check_delta(self.group, dp_sgd.target_delta, sizes[-1], "records", dp_sgd.allow_large_delta)
         if warning:
@@ -190,7 +190,7 @@ class RecordMode(Mode):
         """Return the record-level privacy with separate noise for each ledger that has entries or a cap.
 
         A client with a spent budget keeps the noise of an empty ledger, and its ledger makes it sit out. In a run that has
-        begun, ledgers with too little left for a plan keep that noise if one affords a round. Arguments as of `instruct`.
+        begun, ledgers with too little left for a plan keep that noise if one affords a round.
 
         Raises:
           Refusal: no client has enough left.
@@ -209,7 +209,7 @@ class RecordMode(Mode):
                     noise[name] = calibrated_noise(own, count, client, rounds_left, prior, all_rounds, events)
             except Refusal as refusal:
                 refusals.append(refusal)
-        if resumed and not noise:  # a hundredth of a budget may be many of its rounds
+        if resumed and not noise:  # a plan needs a hundredth of the budget; a round may need less
             self._require_one_round(privacy, client, events)
             return privacy
         if refusals and not noise:
@@ -236,10 +236,11 @@ class RecordMode(Mode):
             raise _most_telling(refusals)
 
     def _participations(self, rounds: int) -> int:
+        """Return in how many of these rounds a client is planned to take part: few clients are drawn more often."""
         return likely_participations(self.parts.cohort, self.parts.num_clients, rounds)
 
     def _ledgers(self) -> dict[str, int]:
-        """Return each client's number of records by the name of its ledger; clients with equal data share one."""
+        """Return the number of records by ledger's name, for clients with records; clients with equal data share a ledger."""
         parts = self.parts
         sizes = (len(self.data_of(client)) for client in range(parts.num_clients))
         names = parts.population.client_ledger_names
@@ -260,18 +261,19 @@ class RecordMode(Mode):
         )
 
     def client_plan(self, client: ClientSettings) -> Plan:
-        """Return the plan of one client's rounds. Arguments as of `Mode`."""
+        """Return the plan of the rounds of the client whose records lose most, by settings that `instruct` returned."""
         privacy, dp_sgd = client.record, self.dp_sgd
         assert privacy is not None
         rounds = self._participations(self.parts.settings.num_rounds)
         plan = record_plan(privacy, self.sizes[0], client)
-        if dp_sgd.noise_multiplier is not None:  # noise that is planned suits each size
+        # Planned noise spends the same budget at each size; with given noise the sizes lose differently.
+        if dp_sgd.noise_multiplier is not None:
             plans = plans_of_sizes(self.sizes, privacy, client)
             plan = max(plans, key=lambda each: each.epsilon(dp_sgd.target_delta, rounds))
         return replace(plan, num_rounds=rounds)
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan of a promise does not protect from. Arguments as of `Mode`."""
+        """Return sentences on what the plan does not protect from; its unit tells whether it is of clients' own noise."""
         if plan.unit is not self.dp_sgd.unit:
             return super().limits(plan, masking)
         return ["Client sampling hides no record: messages and models reveal who took part.", self.unit_limit]
@@ -281,7 +283,7 @@ MODE = RecordMode
 
 
 def _most_telling(refusals: Sequence[Refusal]) -> Refusal:
-    """Return the first refusal that is not of a spent budget, and so can be mended; else the last one."""
+    """Return the first refusal that a person can mend, unlike a spent budget or an ended cap; else the last one."""
     mendable = (each for each in refusals if not isinstance(each, Unaffordable | CapEnded))
     return next(mendable, refusals[-1])
 

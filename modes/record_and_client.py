@@ -27,7 +27,7 @@ class RecordAndClientMode(RecordMode, ClientCentralMode):
         return self.both.record
 
     def with_noise(self, noise_multiplier: float) -> PrivacySettings:
-        """Return the settings with this noise on the sums."""
+        """Return the privacy settings with this noise on the sums; the clients' own noise stays."""
         client = self.central.model_copy(update={"noise_multiplier": noise_multiplier})
         return self.both.model_copy(update={"client": client})
 

@@ -27,7 +27,7 @@ from .sums import SumMode
 if TYPE_CHECKING:
     from ..server.masking import Masking
 
-MAX_DEVIATIONS = 6.0  # above the mean draw of a client; a larger one, once in 10^9 draws, is clipped to it
+MAX_DEVIATIONS = 6.0  # standard deviations above a client's mean draw; larger ones, once in 10^9, are clipped
 ALL_RECORDS = PoissonBatches(1.0, 1)  # of questions and evaluations, which every record answers
 
 
@@ -112,7 +112,7 @@ class RecordDistributedMode(SumMode):
 
     @cached_property
     def units(self) -> UnitsPerClient:
-        """Number of records in a client's vector."""
+        """Largest and expected number of records in a client's vector of one step, both from public numbers."""
         rate, max_records = self.step.sample_rate, self.max_records + self.extra_records
         max_drawn = rate * max_records + MAX_DEVIATIONS * math.sqrt(rate * (1 - rate) * max_records + 1)
         expected = rate * self.records / self.parts.num_clients
@@ -124,7 +124,7 @@ class RecordDistributedMode(SumMode):
         return self.step.sample_rate * self.records
 
     def sum_spec(self, plan: Plan) -> SumSpec:
-        """Return the lattice of a sum of updates alone."""
+        """Return the grid on which steps are added: a vector has room for `units.maximum` records of the unit's norm."""
         return SumSpec(plan.clipping_norm * self.units.maximum, unit_norm=plan.clipping_norm)
 
     def sums_before(self) -> Sequence[DpEvent]:
@@ -150,7 +150,7 @@ class RecordDistributedMode(SumMode):
 
     @property
     def holds_out_apart(self) -> bool:
-        """Whether held-out records count as records of a client, so that public numbers do not tell how many train."""
+        """Whether held-out records count as records of a client, so that public sizes do not reveal how many of them train."""
         return "evaluation" in self.parts.settings.query_fields
 
     def evaluation(self, noise_multiplier: float) -> Plan:
@@ -164,10 +164,11 @@ class RecordDistributedMode(SumMode):
     def instruct(
         self, client: ClientSettings, folder: Path, rounds: int, resumed: bool, events: Events
     ) -> ClientSettings:
-        """Return the settings of clients of this machine, with the terms of a step. Arguments as of `Mode`."""
+        """Return the settings of clients of this machine, with the terms of a step, and the canaries of the run's observer."""
         return replace(client, step=StepTerms(self.record_order(), canaries=self._canaries()))
 
     def _canaries(self) -> CanaryRecords:
+        """Return the observer's canary records; their secret seed decides which of them take part."""
         parts = self.parts
         if not self.extra_records:
             return NO_CANARY_RECORDS
@@ -190,7 +191,7 @@ class RecordDistributedMode(SumMode):
         )
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan does not protect from. Arguments as of `Mode`."""
+        """Return sentences on what the plan does not protect from: the server, or colluding clients, and then persons."""
         return [*super().limits(plan, masking), self.unit_limit]
 
     def persons(self, clients: int) -> str:

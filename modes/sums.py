@@ -35,7 +35,7 @@ class SumMode(Mode):
 
     @property
     def level(self) -> SumLevel:
-        """The settings of the sums."""
+        """The settings of noise and budget of the sums; in `record_and_client` the part `client`."""
         level = sum_level(self.parts.settings.privacy)
         assert level is not None
         return level
@@ -90,7 +90,7 @@ class SumMode(Mode):
         return self.parts.cohort
 
     def round_plan(self, num_rounds: int, filter_order: float | None = None) -> Plan:
-        """Return the plan of the rounds, with the noise of the settings if they give it. Arguments as of `Mode`."""
+        """Return the plan of `num_rounds` rounds, with the noise of the settings; without it, noise is to be calibrated."""
         level = self.level
         return Plan(
             unit=level.unit,
@@ -105,11 +105,11 @@ class SumMode(Mode):
         )
 
     def with_noise(self, noise_multiplier: float) -> PrivacySettings:
-        """Return the settings with this noise on the sums."""
+        """Return the privacy settings with this noise on the sums, in place of noise planned from a budget."""
         return self.level.model_copy(update={"noise_multiplier": noise_multiplier})
 
     def metrics_share(self, plan: Plan) -> float:
-        """Return the metrics' share of the squared norm of a unit, in [0, 1)."""
+        """Return the metrics' share of the squared norm of a unit, in [0, 1): as configured, or to suit the noise."""
         share = self.level.metrics_share
         if share is not None:
             return share
@@ -144,6 +144,7 @@ class SumMode(Mode):
         return [self.clear_sums] if masking is None else [self._of_encrypted(plan, masking)]
 
     def _of_encrypted(self, plan: Plan, masking: Masking) -> str:
+        """Return the sentences on what is assumed of the clients of encrypted sums, and what noise that costs."""
         parts = self.parts
         expected = round(parts.cohort.expected_size(parts.declared_clients))
         attendance = masking.attendance(expected)
@@ -154,7 +155,7 @@ class SumMode(Mode):
         )
 
     def _uncounted(self, plan: Plan, attendance: Attendance, bits: int | None) -> float:
-        """Return the noise that epsilon does not count in an encrypted sum of all clients, over the noise that it counts."""
+        """Return the further noise in a sum of all clients, over that of the fewest honest ones, which epsilon counts."""
         from ..tasks.arrays import dimension_of  # torch
 
         noise = plan.noise_over_clip
@@ -163,7 +164,7 @@ class SumMode(Mode):
         return shares.noise_multiplier(attendance.most, attendance.most) / noise - 1
 
     def sum_spec(self, plan: Plan) -> SumSpec:
-        """Return the lattice of a sum of updates alone."""
+        """Return the grid on which updates are added, as if without metrics."""
         return SumSpec(plan.clipping_norm)
 
 
@@ -229,7 +230,7 @@ class ClientMode(SumMode):
         return vacuity(plan, expected, clients, dimension_of(self.parts.task))
 
     def limits(self, plan: Plan, masking: Masking | None) -> list[str]:
-        """Return sentences on what the plan does not protect from. Arguments as of `Mode`."""
+        """Return sentences on what the plan does not protect from, and on a vacuous guarantee."""
         sentences = super().limits(plan, masking)
         if (wrong := self.vacuity(plan)) is not None:
             vacuous = f"This guarantee {wrong}, which hides whatever could be learned."

@@ -21,11 +21,13 @@ PAUSE = "pause"  # action of an alarm after which only a person can resume the r
 
 
 def write_acts(run: Run, ledger: Ledger) -> None:
-    """Record people's decisions before the next rounds; earlier records stay.
+    """Write people's decisions before the next rounds to the ledger: caps, an accepted vacuous run, an overridden alarm.
+
+    A decision that the ledger already holds is not written again.
 
     Args:
       run: about to begin or resume.
-      ledger: that the run is charged on.
+      ledger: ledger on which the run is charged, open.
 
     Raises:
       LedgerUnavailable: it could not be written.
@@ -41,7 +43,7 @@ def write_acts(run: Run, ledger: Ledger) -> None:
 
 
 def write_accepted(federation: Federation, name: str, ledger: Ledger) -> None:
-    """Record that a person accepted a useless guarantee, for a run or a question of this name on real data."""
+    """Write to the ledger that a person accepted a useless guarantee on real data, for a run or question of this name."""
     settings = federation.settings
     if settings.accept_vacuous and not federation.simulated:
         ledger.act(VACUOUS, (name, 0, VACUOUS), {"who": acting_user(), "reason": settings.reason})
@@ -75,8 +77,8 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     """Refuse to spend real people's budget on a useless run, unless a person accepts it; on simulated data only warn.
 
     Args:
-      federation: its parts.
-      plan: calibrated, of the sum; None where the sum has no guarantee.
+      federation: whose clients would pay.
+      plan: calibrated plan of the sums; None where they have no noise.
     """
     clients, rate = federation.declared_clients, federation.cohort.coin
     if plan is not None and (reason := federation.mode.vacuity(plan)) is not None:

@@ -24,13 +24,12 @@ def average_after(run: Run) -> int | None:
     models = 1 if settings.model == "last" else round(settings.num_rounds * _share(run))
     if models < 2:
         return None
-    return max(
-        run.tuning.last, settings.steps - models
-    )  # without models of arms, each of a part of the clients
+    # Models of arms are left out, since only a part of the clients trains each.
+    return max(run.tuning.last, settings.steps - models)
 
 
 def _share(run: Run) -> float:
-    """Return the share of the rounds, the last ones, whose models are averaged."""
+    """Return the last share of the rounds, in [0, 1], whose models are averaged: the more noise, the larger."""
     federation, privacy = run.federation, run.privacy
     if privacy is None:
         return federation.mode.share_of_models
@@ -46,7 +45,7 @@ def early_of(last: Mapping[str, Any], mean: Mapping[str, float], models: int) ->
     Args:
       last: line of the last round.
       mean: metrics of the mean; empty without one.
-      models: in the mean.
+      models: number of models in the mean.
     """
     before, after = last.get("loss"), mean.get("loss")
     if before is None or after is None or not after > before * (1 + RISE):

@@ -77,6 +77,7 @@ def build(
     population = deployed or _on_this_machine(settings, task)
     cohort = population.visible(_cohort(settings, mode, num_clients))
     cohort = over_select(cohort, settings.cohort.over_selection or mode.usual_over_selection, num_clients)
+    # Noise may be repeated only where it protects nobody.
     is_seeded = population.simulated or (population.reads_data and not mode.spends)
     strategy = _strategy(settings, objects.strategy)
     federation = Federation(settings, task, cohort, seed if is_seeded else None, population, strategy)
@@ -94,7 +95,7 @@ def build(
 
 
 def _with_rule_of_resumed_run(settings: SimulationSettings) -> SimulationSettings:
-    """Return the settings with the rule by which the run to resume, if any, holds out equal records."""
+    """Return the settings; those of a resumed run hold out equal records as it began, together or one by one."""
     if settings.resume is not None:
         with suppress(Refusal):  # of a damaged file, which is refused where all of it is read
             group_equal_rows = not read_object(Path(settings.resume) / SAVED).get(SINGLY)
@@ -103,6 +104,7 @@ def _with_rule_of_resumed_run(settings: SimulationSettings) -> SimulationSetting
 
 
 def _on_this_machine(settings: SimulationSettings, task: Task) -> OnThisMachine:
+    """Return the population of the task's clients, whose data this machine reads."""
     if task.simulated:
         return Simulated(settings, task)
     from ..populations.local import Local  # whose ledgers lie with the data
@@ -180,7 +182,7 @@ def _refuse_placeholder(field: str, label: str) -> None:
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
     """Return a running federation with the clients of its newest roster; refuse a number that does not suit the settings.
 
-    Its plan stays valid, since it does not depend on the number of clients.
+    The plan of the run in progress stays valid, since it does not depend on the number of clients.
     """
     check_cohort(federation.settings, deployed.num_clients)
     changed = replace(federation, population=deployed)
@@ -199,7 +201,7 @@ def _cohort(settings: SimulationSettings, mode: type[Mode], num_clients: int) ->
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
-    """Refuse a cohort that the population is too small for, or that does not suit the mode of privacy."""
+    """Refuse a cohort that needs more clients than there are, or that does not suit the mode of privacy."""
     cohort, level = settings.cohort, sum_level(settings.privacy)
     check_cohort_size(cohort.size, num_clients)
     if cohort.by_turns:

@@ -43,14 +43,14 @@ class RunStart:
     """Run that is about to begin or resume its rounds.
 
     Attributes:
-      name: of the run.
-      title: description in one line.
-      folder: of its files.
-      num_rounds: the last round's number.
+      name: display name of the run.
+      title: description of the run in one line.
+      folder: folder of the run's files.
+      num_rounds: number of the last round.
       budgets: target epsilon by unit ("client", "record", "person", "person_everywhere"); None without a target.
       config: the keys of its configuration, as groups of keys.
       rows: the finished rounds, each a line of metrics.jsonl.
-      audit: so far; None where there is none.
+      audit: state of the audit so far; None without an audit.
 
     Example:
       >>> import fedveil as fv
@@ -74,11 +74,11 @@ class RoundEnd:
 
     Attributes:
       round: its number, from 1.
-      metrics: of the released model on the held-out examples.
+      metrics: the released model's, by name: on public held-out examples, and means of an evaluation at the clients.
       epsilon: spent so far by unit ("client", "record", "person", "person_everywhere"); `math.inf` without a guarantee.
       row: the line of metrics.jsonl.
       model: the released model's arrays by name; they cannot be written.
-      audit: so far; None where there is none.
+      audit: state of the audit so far; None without an audit.
 
     Example:
       >>> import fedveil as fv
@@ -100,8 +100,8 @@ class RunEnd:
 
     Attributes:
       status: as in result.json.
-      reason: in words.
-      folder: of its files.
+      reason: why it ended, as a sentence.
+      folder: folder of the run's files.
       result: the content of result.json.
       model: the released model's arrays by name; they cannot be written.
 
@@ -166,7 +166,7 @@ def read_only_model(arrays: Arrays) -> Arrays:
 
 @dataclass
 class Guarded:
-    """Callback of a user; its errors are shown once and do not end the run."""
+    """Callback of a user: the first of its errors is shown, and none ends the run."""
 
     callback: Callback
     name: str
@@ -214,6 +214,7 @@ def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Gua
 
 
 def _load_callback(name: str) -> Callback:
+    """Return a new callback by its name; the settings have checked that a user's module is allowed."""
     if name in names("callback"):
         if name in MODULES:
             require_extra(name, f"callbacks=[{name}]")

@@ -24,7 +24,7 @@ TRACES = "client_traces"  # folder of each client's own loss traces, in a simula
 def question_settings(federation: Federation, folder: Path) -> ClientSettings:
     """Return the clients' settings for a question; at the record level with their ledgers, but without training noise.
 
-    Arguments as of `client_settings`; the folder is that of the answers.
+    `folder` is that of the answers.
     """
     settings = _plain_settings(federation, folder)
     if not federation.population.reads_data:
@@ -40,8 +40,8 @@ def client_settings(
     Real clients plan it themselves and get the other settings by `order_of`.
 
     Args:
-      federation: its parts.
-      folder: of the run; nothing is written there.
+      federation: the federation that runs.
+      folder: folder of the run, under which a simulation has its ledgers; nothing is written there.
       rounds: remaining ones, planned with the remaining budget of ledgers of real data; 0 plans all rounds for empty
         ledgers.
       resumed: whether the run has begun; a ledger with too little left for a plan keeps the noise of an empty one.
@@ -57,7 +57,7 @@ def client_settings(
 
 
 def with_task_of(federation: Federation, client: ClientSettings) -> ClientSettings:
-    """Return the clients' settings with the scaled task; noise that was planned with the scaling question stays.
+    """Return the clients' settings with the scaled task; their noise stays, since its plan counted the scaling question.
 
     Args:
       federation: whose clients have answered the scaling question.
@@ -110,8 +110,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
     """Return the task's constructor options; a user's task gets its arguments and the seed of planted examples.
 
     Args:
-      settings: of the federation.
-      seed: of the simulation; None stands for 0.
+      settings: settings of the federation.
+      seed: seed of the simulation; None stands for 0.
     """
     seed = seed or 0
     share = held_out_share(settings)
@@ -138,12 +138,12 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 
 def held_out_share(settings: SimulationSettings) -> float | None:
-    """Return the share of its records that a client holds out for evaluation; None without one."""
+    """Return the share of its records that a client holds out for evaluation; None if no query needs any."""
     return next(filter(None, (query.held_out(settings) for query in queries_of(settings))), None)
 
 
 def order_of(run: Run) -> dict[str, str]:
-    """Return the order that travels in the strategy's configuration, the same in every round of a process."""
+    """Return the order to real clients, who check it: training, mode, and claimed noise; the same for all rounds here."""
     from ..tasks.arrays import agreement_of  # torch, and plans know these instructions too
 
     s, mode = run.federation.settings, run.federation.mode

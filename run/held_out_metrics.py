@@ -65,7 +65,7 @@ def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
     """Return the confusion matrix on the public held-out examples: one row for each class, one column for each answer.
 
     Args:
-      federation: its task and engine.
+      federation: gives the task, and the engine's device.
       arrays: of the model, by name; empty if there is none.
 
     Returns:

@@ -39,8 +39,8 @@ def suited(settings: SimulationSettings, task: Task, num_clients: int) -> Simula
 
     Args:
       settings: validated.
-      task: loaded; of tables it has `length` and `curvature`.
-      num_clients: of the run.
+      task: loaded; one of tables states its loss's `curvature` and a row's `squared_length`, which bound the rate.
+      num_clients: number of clients of the run.
 
     Raises:
       Refusal: the rate is left to a task that states no bound.
@@ -112,8 +112,8 @@ def rise_of(rows: Sequence[Mapping[str, Any]], settings: SimulationSettings) -> 
     """Return a sentence on a loss that was above its lowest in at least half of the rounds, with the remedy; else None.
 
     Args:
-      rows: of the rounds that led to the model; the loss on public held-out data counts, else that of training in the clear.
-      settings: of the run.
+      rows: rounds that led to the model; the loss on public held-out data counts, else that of training in the clear.
+      settings: settings of the run.
     """
     clear = isinstance(settings.privacy, NoPrivacy)
     name = next((each for each in ("loss", TRAIN_LOSS) if any(each in row for row in rows)), None)

@@ -22,7 +22,7 @@ class LogFile(RotatingFileHandler):
 
 @contextmanager
 def written_by(logger: Logger, handler: Handler) -> Generator[None]:
-    """Make this handler the logger's only one for the block, and close it afterwards."""
+    """Write the logger's lines to this handler in the block, and to none of the parents'; then close the handler."""
     before, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

@@ -28,9 +28,9 @@ class MachineTime:
     """Time since an earlier moment, in seconds, and energy.
 
     Attributes:
-      wall: by the clock.
-      cpu: of all cores, in the process and its finished workers.
-      joules: of the machine's processors, including other programs; None where it cannot be read.
+      wall: seconds by the clock.
+      cpu: seconds on all cores together, in the process and its finished workers.
+      joules: energy of the machine's processors, for other programs too; None where it cannot be read.
     """
 
     wall: float

@@ -47,10 +47,10 @@ class Manifest:
     """Files of a finished run.
 
     Attributes:
-      run: its name on the ledger.
-      status: how it ended.
+      run: name of the run on the ledger.
+      status: how the run ended.
       files: SHA-256 in hexadecimal, by the file's name.
-      heads: of the clients' own ledgers by name, in a simulation.
+      heads: heads of the clients' own ledgers, by name, in a simulation; otherwise empty.
     """
 
     run: str
@@ -79,11 +79,11 @@ class Manifest:
 
 
 def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manifest:
-    """Return the manifest of a run that has ended, from its folder.
+    """Return the manifest of a run that has ended, from its folder; make the salt of the audit's rows there, if needed.
 
     Args:
-      folder: of the run.
-      heads: of the clients' own ledgers, in a simulation.
+      folder: folder of the run.
+      heads: heads of the clients' own ledgers, by name, in a simulation.
 
     Raises:
       OSError: a file cannot be read.
@@ -123,7 +123,7 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_in_folder(files: Iterable[str]) -> None:
-    """Require that each name is that of a file in the folder of the list that names it.
+    """Check that each name is that of a file in the folder of the list itself, without a path.
 
     Raises:
       ValueError: a name leads out of the folder.

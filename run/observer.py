@@ -25,7 +25,7 @@ class Demand:
     """Demand of an observer on the round loop.
 
     Attributes:
-      ending: of the run; None lets it continue.
+      ending: how the run is to end; None lets it continue.
       noise: factor on the planned noise of later rounds.
     """
 
@@ -49,22 +49,22 @@ class Observer(Protocol):
 
     @property
     def memory(self) -> Memory:
-        """State for a checkpoint."""
+        """Arrays that a checkpoint stores, for the observer of a resumed run."""
         return {}
 
     def resume(self, state: State, /) -> Demand:
-        """Continue after a round that an earlier process finished, or at the start; repeat what is still demanded."""
+        """Begin at the start, or after the rounds of an earlier process; return what is still demanded of later rounds."""
         return NO_DEMAND
 
     def observe(self, state: State, released: ReleasedSum | None, /) -> None:
         """Look at the round that has just ended: the state after it, and its sum if it released one with a claim."""
 
     def columns(self, number: int, /) -> dict[str, Any]:
-        """Return what the metrics line of the last round, `number`, says."""
+        """Return the observer's columns in the metrics line of round `number`, which it has just observed."""
         return {}
 
     def demand(self, state: State, /) -> Demand:
-        """Return what the round that ended in this state demands, after it was kept."""
+        """Return what the round that ended in this state demands; it has been recorded before."""
         return NO_DEMAND
 
     def end(self, ending: Ending, title: str, /) -> dict[str, Any] | None:
@@ -94,7 +94,7 @@ def check(federation: Federation) -> None:
 
 
 def begin(run: Run) -> tuple[Run, Observer]:
-    """Return a run, its folder made and its ledger open, with the settings of its extra participants, and its observer."""
+    """Return the run with settings for its observer's canaries, and the observer; folder and ledger must be open."""
     name = run.federation.settings.observer
     return _observation(name).begin(run, not run.resumed) if name else (run, Unobserved())
 

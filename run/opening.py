@@ -29,11 +29,11 @@ def opened(run: Run, ask: Callable[[Run], Run]) -> Generator[tuple[Run, Observer
     """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
 
     Args:
-      run: as `prepare` returned it.
+      run: as `prepare` returned it; nothing is written yet.
       ask: asks the clients of a new run the queries that precede the first round, and returns the run with their answers.
 
     Yields:
-      The run with its clients' privacy, and its observer.
+      The run with the protection of its sums, and its observer.
 
     Raises:
       Refusal: a folder or the ledger cannot be opened, or the remaining budget affords no round.
@@ -75,7 +75,7 @@ def _started(run: Run) -> tuple[Run, Observer]:
 
 
 def lock_records(federation: Federation) -> AbstractContextManager[None]:
-    """Prevent other runs and questions from charging the ledgers of a data set's records meanwhile; see `Population`."""
+    """Return a lock that keeps other runs and questions from charging the ledgers of these data; none if nothing is charged."""
     return federation.population.exclusive_lock() if federation.mode.spends else nullcontext()
 
 
@@ -115,8 +115,8 @@ def close_ledger(federation: Federation, ledger: Ledger) -> None:
 def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
     """Return the plan of the sums, and why the remaining rounds of a resumed run cannot be paid; empty where they can.
 
-    Its noise is that with which the run began, or the least for the remaining budget; for that of an empty ledger, in a
-    simulation, no ledger is open yet.
+    A resumed run keeps its noise if all rounds are one release, no round is left, or there is no `ledger`, as in a
+    simulation; near the end of a budget `plan_of_rest` decides. Else it is the least for what the budget has left.
     """
     federation, saved = run.federation, run.saved
     rounds = federation.settings.rounds_left(run.checkpoint.state.round)
@@ -138,7 +138,7 @@ def _planned(run: Run, ledger: Ledger | None) -> tuple[Plan, str]:
 
 
 def _privacy(run: Run, ledger: Ledger, budget: Budget, plan: Plan) -> SumPrivacy:
-    """Return the clients' protection by a plan, within what the records of these data may still lose."""
+    """Return the protection of the sums by a plan; refuse, or add noise, if it costs records more than they may lose."""
     mode = run.federation.mode
     if not run.resumed and not mode.sum_source:
         for shared in ledger.shared:

@@ -57,8 +57,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     """Return the run before it begins or resumes; nothing is written.
 
     Args:
-      federation: its parts.
-      folder: of the run.
+      federation: the federation that runs.
+      folder: folder of the run.
       saved: state of an earlier process of the run.
 
     Raises:
@@ -82,6 +82,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved) -> Run:
     _check_sums(federation)
     if not has_winner:
         require_arms(federation, tuning)
+    # `opened` checks the plan of a simulation with a ledger.
     if not is_resumed and not (federation.simulated and federation.mode.budget):
         require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
@@ -111,7 +112,10 @@ def _checkpoint(federation: Federation, folder: Path, saved: Saved) -> Checkpoin
 def _client_settings(
     federation: Federation, folder: Path, checkpoint: Checkpoint, resumed: bool
 ) -> tuple[ClientSettings, str]:
-    """Return the clients' settings, and why a resumed run's remaining rounds cannot be paid; empty where they can."""
+    """Return the clients' settings, and why a resumed run's remaining rounds cannot be paid; empty where they can.
+
+    If they cannot, the settings are those for empty ledgers: no further round is trained with them.
+    """
     rounds = federation.settings.rounds_left(checkpoint.state.round)
     try:
         return client_settings(federation, folder, rounds, resumed), ""
@@ -230,7 +234,7 @@ def _check_base(federation: Federation) -> None:
 
 
 def make_strategy_of(federation: Federation) -> Strategy:
-    """Return the strategy of the settings or, of the user's object, a copy for each arm."""
+    """Return a new strategy by the settings, or the user's object: with arms, a copy for each, which it changes."""
     if federation.strategy is not None:
         return deepcopy(federation.strategy) if federation.settings.tried else federation.strategy
     s = federation.settings

@@ -25,11 +25,11 @@ class Saved:
 
     Attributes:
       name: the run's name on the ledgers, under the key `run`; empty for a new run.
-      noise: the run's noise multiplier; None without client-level privacy.
-      filter_order: of its plan's RDP filter; None without one.
+      noise: noise multiplier of the sums; None without noise on them.
+      filter_order: order of the RDP filter in the plan of the sums; None without one.
       turns: the cohort's name, which gives the distance of a client's turns; None without turns.
       deal: key of the clients' arms; None without tuning.
-      places: of clients that take turns, as `Population.position_digest` gives them under the noise's key.
+      places: digest, under the key of correlated noise, of the clients' order, which fixes their turns; else None.
     """
 
     name: Annotated[str, RUN_NAME]
@@ -48,14 +48,14 @@ class Run:
     """One run of a federation, fixed before its first round.
 
     Attributes:
-      federation: its parts; where clients are real, with those of the newest roster.
-      folder: of its files.
-      name: on the ledgers.
-      client: settings of the clients.
-      saved: of an earlier process of the run.
-      checkpoint: to resume from.
-      privacy: of the client level, with the open ledger; None without it.
-      tuning: of the clients' arms.
+      federation: the federation that runs; where clients are real, with those of the newest roster.
+      folder: folder of the run's files.
+      name: name of the run on the ledgers; a resumed run on real data may have a new one.
+      client: settings of the clients, as `client_settings` returns them.
+      saved: state of an earlier process of the run; `NEW_RUN` if there was none.
+      checkpoint: round from which to resume; `NO_CHECKPOINT` before the first one.
+      privacy: protection of the sums, with the open ledger; None before `opened`, and without noise on them.
+      tuning: the clients' arms and the values that they try; `NO_TUNING` without any.
       spent: why a resumed run's remaining rounds cannot be paid; empty where they can.
     """
 
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger | None:
-        """The population's ledger, open for writing, where clients are protected in the sum."""
+        """The population's ledger, open for writing; None if the sums have no noise, or the run is not opened."""
         return None if self.privacy is None else self.privacy.ledger
 
     @cached_property

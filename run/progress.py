@@ -39,14 +39,14 @@ class Progress:
 
     Attributes:
       run: the fixed part; its federation is replaced when clients join or leave.
-      state: after the last finished round.
-      observer: of the run's released sums.
-      meter: of record-level loss.
+      state: state after the last finished round.
+      observer: observer of the run's released sums.
+      meter: meter of record-level loss.
       history: the finished rounds, as in the file METRICS.
-      tally: of this process's bytes to and from the clients.
+      tally: counts this process's bytes to and from the clients.
       reported_bytes: the part of them in recorded rounds.
       before: traffic of earlier processes' rounds.
-      remembered: by the observer of the rounds up to `state`; its own memory may be a round ahead.
+      remembered: the observer's memory after `state`, for a checkpoint; its current one may be a round ahead.
       scores: records of how the clients of each arm scored its model, for the line of the round that compares them.
     """
 
@@ -62,7 +62,7 @@ class Progress:
     scores: Sequence[Mapping[str, Any]] = ()
 
     def traffic(self) -> Carried:
-        """Return the traffic since the last recorded round, which is recorded with it."""
+        """Return the traffic that is not reported yet, and count it as reported: the caller records it with a round."""
         before, self.reported_bytes = self.reported_bytes, self.tally.total()
         return self.reported_bytes.minus(before)
 
@@ -70,9 +70,9 @@ class Progress:
 def read_progress(
     run: Run, strategies: Sequence[Strategy], observer: Observer, meter: RecordMeter, tally: Tally
 ) -> Progress:
-    """Return the run's progress from its checkpoint, or at its start.
+    """Return the run's progress from its checkpoint, or at its start; delete the operator's lines of later rounds.
 
-    Strategies, one of each arm or the one of all clients, restore their state from the checkpoint.
+    The strategies, one for each arm or one for all clients, are set to their state in the checkpoint.
 
     Raises:
       Refusal: the checkpoint holds another model.
@@ -104,7 +104,7 @@ def _restored(run: Run, strategies: Sequence[Strategy], names: Sequence[str]) ->
 
 
 def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
-    """Return clip and noise after the checkpoint's round; a run that goes on under another name has planned new noise."""
+    """Return clip and noise after the checkpoint's round; for a run that got a new name, the noise is that of its new plan."""
     choices = checkpoint.state.choices
     if choices is None or run.privacy is None or checkpoint.run == run.name:
         return choices
@@ -119,13 +119,13 @@ def record_round(
     cohort: list[int],
     evaluation: Mapping[str, Any] | None = None,
 ) -> RoundEnd:
-    """Add the round to the history, and return the value for callbacks.
+    """Add the round to history and meter, write its evidence and its operator's line, and return the callbacks' value.
 
     Args:
       progress: before the round.
-      state: after the round.
+      state: state after the round.
       round_: record of the round.
-      metrics: of the new model on the held-out examples.
+      metrics: metrics of the new model on the held-out examples.
       cohort: numbers of the real clients that were drawn, where records are protected.
       evaluation: record of the clients' evaluation of the new model; None without one.
     """
@@ -222,7 +222,7 @@ def keep(progress: Progress, state: State) -> None:
 
 
 def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.float64]]) -> None:
-    """Write a checkpoint."""
+    """Write a checkpoint of the run after `state`, with the ledgers' heads, which a resumed run must find."""
     run = progress.run
     head = None if run.ledger is None else run.ledger.head
     write(run.folder, Checkpoint(run.name, state, head, run.client_ledgers.heads(), remembered))

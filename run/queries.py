@@ -34,7 +34,7 @@ class Reach:
     """How a federation's clients answer a query.
 
     Attributes:
-      answers: that a query needs.
+      answers: number of answers that a query needs.
       timeout: seconds for the replies of one exchange; None waits for all.
       randomness: source of draws and noise; seeded only for a declared simulation.
       released: file of the model that a question is about, sent with it; None without a model.
@@ -51,9 +51,9 @@ class EvaluationPlan:
     """Plan of a run's evaluations at its clients.
 
     Attributes:
-      rounds: after which the model is evaluated.
-      noise_multiplier: of each evaluation, over the sensitivity.
-      epsilon: of one evaluation alone.
+      rounds: numbers of the rounds after which the model is evaluated.
+      noise_multiplier: noise of each evaluation over the sensitivity.
+      epsilon: cost of one evaluation alone.
       clients: number of clients asked.
       rows: denominator of the mean: the number of clients or, at the record level, about the number of held-out
         records.
@@ -73,9 +73,9 @@ class ScalingPlan:
     """Plan of a run's question about the scaling of its inputs.
 
     Attributes:
-      columns: of the question.
-      noise_multiplier: of the answer, over the sensitivity.
-      epsilon: of the question alone.
+      columns: names of the columns that the question is about.
+      noise_multiplier: noise of the answer over the sensitivity.
+      epsilon: cost of the question alone.
     """
 
     columns: tuple[str, ...]
@@ -88,7 +88,7 @@ class Query:
     """A kind of round that asks, as functions of the run; what is not given asks nothing.
 
     Attributes:
-      first: whether it is asked before the first round, and the run is another one afterwards.
+      first: whether it is asked before the first round, so that its answer changes the run.
       held_out: returns the share of its records that each client holds out for it; None if it needs none.
       metric: returns the metric by which the clients compare arms; None if it compares none.
       events: returns what it costs a unit in so many remaining rounds, None for all.
@@ -139,7 +139,7 @@ def queries_of(settings: SimulationSettings) -> tuple[Query, ...]:
 
 
 def query_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return what the queries of the remaining rounds cost a unit. Arguments as of `Query.events`."""
+    """Return what the queries of `num_rounds` remaining rounds cost a unit, None for all; a simulation's scaling counts."""
     queries = queries_of(federation.settings)
     return [
         *federation.simulated_cost,
@@ -148,7 +148,7 @@ def query_events(federation: Federation, num_rounds: int | None = None) -> list[
 
 
 def later_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return what the queries cost a unit that are not asked before the first round. Arguments as of `Query.events`."""
+    """Return what queries cost a unit in `num_rounds` remaining rounds, None for all, without those before the first."""
     later = [query for query in queries_of(federation.settings) if not query.first]
     return [event for query in later for event in query.events(federation, num_rounds)]
 
@@ -164,5 +164,5 @@ def query_events_of_unit(federation: Federation, plan: Plan) -> list[DpEvent]:
 
 
 def with_everybody(federation: Federation) -> Federation:
-    """Return the federation with all of its clients in every round."""
+    """Return the federation with a cohort of all clients, whom a query asks whatever cohort a round draws."""
     return replace(federation, cohort=All())

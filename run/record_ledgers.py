@@ -48,7 +48,7 @@ class ClientKind:
 
     Attributes:
       prior: events on each of their ledgers before this run.
-      plan: of one round.
+      plan: plan of one round at such a client.
     """
 
     prior: tuple[DpEvent, ...]
@@ -67,7 +67,7 @@ class NoClientLedgers:
         """Create the folder."""
 
     def require(self, heads: Mapping[str, Head]) -> None:
-        """Refuse ledgers of which one lacks a known head, by the ledgers' names."""
+        """Check that each named ledger contains its known head; refuse one that is missing or rolled back."""
 
     def settle(self) -> None:
         """Charge the ledgers with earlier losses of their people that are not on them yet."""
@@ -81,10 +81,7 @@ class NoClientLedgers:
         return {}
 
     def charged(self, name: str, number: int, clients: Sequence[int]) -> list[int]:
-        """Return those of a simulation's clients whose ledgers hold a round; all, where the ledgers may lie elsewhere.
-
-        Arguments as of `Population`.
-        """
+        """Return which of these clients' ledgers hold round `number` of the run `name`; all, if ledgers may be elsewhere."""
         return list(clients)
 
     def open_draws(self, rounds: int) -> list[DpEvent]:
@@ -117,14 +114,15 @@ class ClientLedgers(NoClientLedgers):
     """Clients' own ledgers on this machine; methods as of `NoClientLedgers`.
 
     Attributes:
-      federation: of the clients.
-      client: their settings.
+      federation: federation of the clients.
+      client: settings of the clients.
       record: record-level privacy of these settings.
     """
 
     federation: Federation
     client: ClientSettings
     record: RecordPrivacy
+    # By ledger's name: the time of its last change, in ns, and its head then.
     _heads: dict[str, tuple[int, Head]] = field(default_factory=dict[str, tuple[int, Head]])
 
     @property
@@ -238,8 +236,8 @@ class RecordMeter:
     part in every round.
 
     Attributes:
-      kinds: of the clients; none where no client has a ledger of its own here, so that nothing is measured.
-      budget: of each ledger, which refuses what the budget does not afford.
+      kinds: kinds of clients; empty where no client has a ledger of its own here, so that nothing is measured.
+      budget: budget of each ledger, which refuses a round that the budget does not afford.
       limited: whether the budget has a target; without one, counting the affordable rounds takes long.
       secret: whether cohorts are secret.
     """
@@ -249,9 +247,9 @@ class RecordMeter:
     limited: bool
     secret: bool = False
     _participants: set[int] = field(default_factory=set[int])
-    _rounds: dict[int, int] = field(default_factory=dict[int, int])
+    _rounds: dict[int, int] = field(default_factory=dict[int, int])  # by client; if secret, of client 0 alone
     _epsilon_by_rounds: dict[int, float] = field(default_factory=dict[int, float])
-    _affordable: list[int] = field(default_factory=list[int])
+    _affordable: list[int] = field(default_factory=list[int])  # rounds, by kind; empty until needed
 
     @property
     def counts(self) -> bool:
@@ -272,7 +270,7 @@ class RecordMeter:
         self._participants.update(clients)
 
     def add(self, clients: Sequence[int]) -> None:
-        """Count one more round for each of these clients, by their numbers."""
+        """Count a round for each of these clients or, if cohorts are secret, for one that takes part in every round."""
         self._participants.update(clients)
         for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1

@@ -53,8 +53,8 @@ def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | N
 
     Args:
       run: as `model_run_of` returns it.
-      digest: of the file, as the question has it.
-      task: of the clients that are asked.
+      digest: SHA-256 of the file, as the question gives it.
+      task: task of the clients that are asked.
 
     Raises:
       Refusal: the question names another model, the run has not ended, or it has another task.

@@ -64,10 +64,10 @@ def spent(
     """Return a row for the loss of every unit against every adversary, at the accountant's finest setting.
 
     Args:
-      federation: its parts.
-      ledger: the population's, if clients are protected in the sum.
-      client_ledgers: the clients' own, if records are protected.
-      draws: `NoClientLedgers.open_draws` of the rounds so far.
+      federation: the federation that ran.
+      ledger: ledger of all clients; None without noise on the sums.
+      client_ledgers: the clients' own ledgers, if records are protected.
+      draws: events of the rounds so far for those who do not see who is asked; see `NoClientLedgers.open_draws`.
       largest_loss: largest possible loss of a record, if cohorts are secret.
     """
     rows: list[dict[str, Any]] = []
@@ -85,10 +85,7 @@ def spent(
 
 
 def record_by_sums(federation: Federation, ledger: Ledger | None) -> dict[str, Any] | None:
-    """Return what each real record has lost by sums of whole clients, as a row; None if records have rows of their own.
-
-    Arguments as of `spent`.
-    """
+    """Return what a real record has lost by the sums on this ledger, as a row; None if it has its own rows, or is simulated."""
     mode = federation.mode
     # The records of a simulation are nobody's.
     if ledger is None or not mode.sums_cost_records or federation.simulated:
@@ -180,10 +177,12 @@ def _record_rows(
     draws: Sequence[DpEvent],
     largest_loss: Sequence[DpEvent] | None,
 ) -> list[dict[str, Any]]:
-    """Return the maximum over the clients: they hold disjoint records, so their losses compose in parallel.
+    """Return a row for each adversary with the largest loss of any client's records.
+
+    Clients hold disjoint records, so that their losses do not add up.
 
     The losses of real clients' records are on their own ledgers, and a ledger's loss reveals how often its client took
-    part. If that is secret, or clients are real, the rows hold the largest possible loss. Arguments as of `spent`.
+    part. If that is secret, or clients are real, the rows hold the largest possible loss.
     """
     events: Collection[Sequence[DpEvent]] = ()
     if not federation.population.reads_data:
@@ -208,7 +207,7 @@ def _record_rows(
 def _unprotected(
     adversary: Adversary, delta: float, reason: str, adjacency: Adjacency = Adjacency.ZERO_OUT
 ) -> dict[str, Any]:
-    """Return the row of clients without a guarantee against an adversary."""
+    """Return the row of clients without a guarantee against an adversary: an infinite epsilon, and the reason."""
     promise = Promise(Unit.CLIENT, None, delta, adjacency, None, (), sampling="none")
     return _row(promise, adversary, _Loss(math.inf, None, reason, promise.sampling))
 

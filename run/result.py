@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # An interrupted or paused run is resumed. A failed one may be resumed, and is then closed again.
 CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)
-ANY = 1.0  # epsilon and, halved, delta of a budget that is opened without a charge
+ANY = 1.0  # epsilon, and twice the delta, of a budget to open a ledger with that is not charged
 
 
 def finish(
@@ -52,15 +52,15 @@ def finish(
     metrics: Mapping[str, float],
     confusion: Sequence[Sequence[int]] | None,
 ) -> dict[str, Any]:
-    """Write model, result and curve, close the run and return the result; a full disk makes the run failed.
+    """Write model, result and curve, close the run and return the result; if one cannot be written, the run has failed.
 
     Args:
-      progress: after the last round.
+      progress: the run's progress after its last round.
       ending: how the run ended, and with which state.
       used: time and energy of this process.
       title: one line above the pictures.
-      metrics: of the released model where it is an average; empty where it is that of the last round.
-      confusion: of the released model on public held-out examples, by class and answer; None without classes.
+      metrics: metrics of a released model that is an average; empty where it is the model of the last round.
+      confusion: confusion matrix of the released model on public held-out examples; None without classes.
     """
     run, costs = progress.run, _costs(progress, used)
     if run.ledger is not None:
@@ -99,6 +99,7 @@ def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> st
 
 
 def _result(progress: Progress, ending: Ending, costs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of result.json; `costs` are left out where only the operator may know them."""
     run, history, state = progress.run, progress.history, ending.state
     federation, ledger = run.federation, run.ledger
     hides = federation.mode.hides_counts
@@ -170,6 +171,7 @@ def _configured(federation: Federation) -> dict[str, Any]:
 
 
 def _privacy(progress: Progress, state: State) -> list[dict[str, Any]]:
+    """Return the rows of what was spent by the end; for the meter of secret cohorts, count a round that failed."""
     run, federation = progress.run, progress.run.federation
     if not federation.reported:
         return []
@@ -221,7 +223,7 @@ def write_results(progress: Progress, state: State, result: dict[str, Any], titl
 
 
 def close_run(run: Run) -> None:
-    """Close the run; after a disk error the ledger takes no entry, which a verification reports."""
+    """Close the run unless a disk error has shut its ledger; `fedveil verify` reports that it was not closed."""
     if run.ledger is None or run.ledger.is_open:
         close(run.folder, run.ledger, run.client_ledgers.heads() if run.federation.simulated else {})
 
@@ -245,9 +247,9 @@ def close(folder: Path, ledger: Ledger | None, heads: Mapping[str, Head]) -> Non
     """Write a run's manifest, and its hash as the run's last entry on the ledger.
 
     Args:
-      folder: of the run, with its result.
-      ledger: of the run, open; None where it has none of its own.
-      heads: of the clients' own ledgers, where a simulation holds them.
+      folder: folder of the run, which holds its result.
+      ledger: ledger of the run, open; None where it has none of its own.
+      heads: heads of the clients' own ledgers, where a simulation holds them.
 
     Raises:
       OSError: the folder cannot be written.

@@ -70,9 +70,9 @@ class RunResult:
     """Result of a run.
 
     Attributes:
-      exit_code: of the command that ran it.
+      exit_code: exit code of the command that ran it.
       result: the content of its result.json.
-      folder: of its files.
+      folder: folder of its files.
       carried: bytes exchanged with its clients by this process until the result was made.
       signal: number of the signal that interrupted it, or 0.
     """
@@ -85,7 +85,7 @@ class RunResult:
 
 
 def order_here(run: Run) -> Mapping[str, str]:
-    """Return the order of every round to simulated clients, which have the settings: empty unless rounds differ.
+    """Return the order to simulated clients, which have the settings: empty, unless arms train with different values.
 
     It names no run: each has a new name, and encrypted sums rotate vectors by a hash of the instruction.
     """
@@ -99,12 +99,12 @@ class Environment:
     Attributes:
       grid: context manager that opens the grid to the clients.
       order: the training order of every round; simulated clients need none.
-      pace: of the rounds.
+      pace: when rounds begin, and how long they wait for replies.
       callbacks: in addition to those of the settings; an error of one of these ends the run.
       objects: the user's own callbacks; their errors do not end the run.
       renew: called before each round; returns the federation with its current clients, or raises a Refusal, which ends
         the run.
-      tally: of the bytes exchanged with the clients.
+      tally: counts the bytes exchanged with the clients.
     """
 
     grid: Callable[[Run], AbstractContextManager[Grid]]
@@ -122,10 +122,10 @@ def run_federation(
     """Run the federation's rounds, simulated or real, and write the results into its folder.
 
     Args:
-      federation: its parts.
+      federation: the federation to run.
       folder: the run folder; ignored if the settings name a run to resume.
-      environment: of the rounds.
-      quiet: show nothing.
+      environment: surroundings of the rounds.
+      quiet: whether to show nothing.
 
     Raises:
       Refusal: before anything is spent.
@@ -280,7 +280,8 @@ def _participants(run: Run, grid: Grid) -> Participants:
 def _with_final_status(progress: Progress, ending: Ending) -> Ending:
     """Return the ending of a run, some of whose rounds the budget may not have paid, with its status and reason.
 
-    A resumed run is complete if it lacks no more rounds than a crash can lose, which were paid for.
+    A resumed run with a spent budget counts as complete if it lacks no more rounds than a crash can lose: these were
+    charged before.
     """
     run, settings, rounds = progress.run, progress.run.federation.settings, ending.state.round
     if run.spent and ending.status is Status.COMPLETED:
@@ -299,8 +300,8 @@ class _Rounds:
     Attributes:
       progress: changed after each round.
       grid: draws the cohorts and returns the noised means.
-      environment: of the rounds.
-      callbacks: of the run; the first one writes METRICS.
+      environment: surroundings of the rounds.
+      callbacks: callbacks of the run; the first one writes METRICS.
     """
 
     progress: Progress
@@ -359,7 +360,9 @@ class _Rounds:
         return None
 
     def score(self, models: Sequence[Arrays], number: int) -> tuple[float, ...]:
-        """Return each arm's score by its clients; minus infinity if it cannot be estimated. Arguments as of `Query.scores`.
+        """Return each arm's score by its clients; minus infinity if it cannot be estimated.
+
+        The models are those of the arms after round `number`. The line of the next recorded round tells the answers.
 
         Raises:
           Unscored: no arm's score can be estimated.
@@ -421,7 +424,7 @@ class _Rounds:
             last[0].update({**metric_means(answer), "evaluation": answer})
 
     def _obey(self, demand: Demand) -> Ending | None:
-        """Meet an observer's demand; return the run's ending, if it is to end."""
+        """Scale the noise of later rounds as an observer demands; return the run's ending, if it is to end."""
         if demand.noise != 1:
             self.grid.account.noise_factor = demand.noise
         return demand.ending
@@ -443,7 +446,7 @@ def _start_of(progress: Progress) -> RunStart:
 
 
 def answers_of(federation: Federation) -> Answers:
-    """Return the answers that a round needs."""
+    """Return how many clients must answer in a round, as the population sets it for the expected cohort."""
     return federation.population.answers(federation.cohort.expected_size(federation.num_clients))
 
 

@@ -52,8 +52,8 @@ class Assessment:
     """Answers of the organisation.
 
     Attributes:
-      answers: to the items of forms, by field.
-      prices: of energy and bytes, by field.
+      answers: answers to the items of forms, by field.
+      prices: prices of energy and bytes, by field.
     """
 
     answers: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -65,17 +65,17 @@ class RunFiles:
     """Content of a run folder.
 
     Attributes:
-      folder: of the run.
-      config: that ran, references resolved.
+      folder: folder of the run.
+      config: configuration that ran, with its references resolved.
       publishable: the same as it may be published, without values of the environment.
-      result: of a run that has ended; empty for one that has not.
+      result: result of a run that has ended; empty for one that has not.
       rounds: the finished rounds, as metrics.jsonl has them.
       audit: terms of the audit; empty without one.
       saved: what the run wrote down before its first round; empty where the folder does not say.
       ledger: path of the ledger of all clients together; None where there is none, or it lies elsewhere.
-      entries: of that ledger.
+      entries: entries of that ledger.
       num_client_ledgers: how many ledgers of single clients lie in the folder.
-      shapes: of the released model's arrays, by name; empty without one.
+      shapes: shapes of the released model's arrays, by name; empty without a model.
       model: SHA-256 of the released model's file; None without one.
       manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
       changed: files of `READ` that are not the ones of that manifest.

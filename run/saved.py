@@ -100,7 +100,7 @@ def _files_of_model(run: Run) -> Mapping[str, bytes]:
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of the model; a resumed run must have the same."""
+    """Write the files of the model; refuse a resumed run whose files differ from those that it began with."""
     is_resumed = (folder / CONFIG).exists()  # otherwise they are left by a start that was killed
     for name, content in files.items():
         path = folder / name

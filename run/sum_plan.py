@@ -29,13 +29,13 @@ def sum_plan(
     """Return the calibrated plan of the sums; None where they have no noise.
 
     Args:
-      federation: its parts.
+      federation: the federation that runs.
       prior: events that the ledger already holds.
       num_rounds: remaining; None stands for all rounds of the settings.
-      filter_order: of a ledger that already uses an RDP filter.
+      filter_order: order of the RDP filter that the ledger already uses; None without one.
 
     Raises:
-      Refusal: with no noise do these rounds fit the remaining budget.
+      Refusal: the remaining budget does not pay for these rounds with any noise.
     """
     mode, settings = federation.mode, federation.settings
     plan, budget = mode.round_plan(num_rounds or settings.num_rounds, filter_order), mode.budget
@@ -53,7 +53,7 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
     With more groups later rounds subtract more of the noise, but each turn of a client is protected less.
 
     Args:
-      settings: with client-level privacy planned from a budget.
+      settings: settings whose sums have noise that is planned from a budget.
       rate: expected share of all clients in a round, in (0, 1].
 
     Raises:
@@ -85,7 +85,7 @@ def best_groups(settings: SimulationSettings, rate: float) -> int:
 
 
 def sum_plan_with(federation: Federation, noise_multiplier: float, filter_order: float | None) -> Plan:
-    """Return the plan of the sums with the noise chosen by an earlier process of this run. Arguments as of `Plan`."""
+    """Return the plan of all rounds' sums with the noise, and the filter's order, of an earlier process of this run."""
     privacy = federation.mode.with_noise(noise_multiplier)
     noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": privacy}))
     plan = sum_plan(noised, filter_order=filter_order)
@@ -97,10 +97,10 @@ def plan_of_rest(federation: Federation, saved: Plan, prior: tuple[DpEvent, ...]
     """Return the plan of a resumed run's remaining rounds near the end of its budget; None where they do not fit.
 
     Args:
-      federation: its parts.
+      federation: the federation that runs.
       saved: the plan that the run began with.
       prior: events that the ledger already holds.
-      rounds: that remain, at least 1.
+      rounds: number of rounds that remain, at least 1.
     """
     budget, events = federation.mode.budget, [*prior, *later_events(federation, rounds)]
     assert budget is not None and saved.noise_multiplier is not None

@@ -48,7 +48,7 @@ def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds
 
 
 def _sum_bytes(run: RunFiles, way: str) -> dict[str, int]:
-    """Return all bytes of one direction by purpose: until the result or the last round, and after the close."""
+    """Return all bytes of one direction by purpose: those of the result or, before it, of the rounds, and the farewell's."""
     total: Counter[str] = Counter()
     parts = [row.get("bytes") or {} for row in run.rounds]
     if run.result.get("bytes"):
@@ -62,8 +62,8 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """Return what one client is sent and sends in a round, what all are, and an update's size without compression.
 
     Args:
-      run: its files.
-      parameters: of the model; 0 where that is not known.
+      run: files of the run.
+      parameters: number of the model's parameters; 0 where that is not known.
     """
     totals = traffic(run)
     planned = sum(each for row in run.rounds if isinstance(each := row.get("invited"), int | float))
@@ -119,10 +119,7 @@ def _in_all(
 
 
 def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tuple[int, str]:
-    """Return the bytes of an update in the clear after packing, compressed or not, and the method of the estimate.
-
-    Arguments as of `sizes`.
-    """
+    """Return the bytes of an update in the clear after packing, compressed or not, and the method of the estimate."""
     kind, ratio, cells = (run.setting("compress", key) for key in ("name", "ratio", "cells"))
     size = parameters
     if not compressed:
@@ -146,9 +143,9 @@ def figure(what: str, value: float | None, source: str, unit: str = "") -> dict[
     """Return a figure of what a run costs, as a report tells it.
 
     Args:
-      what: it is.
+      what: name of the figure.
       value: None where it is not known.
-      source: of the value, or why there is none.
+      source: where the value is from, or why there is none.
       unit: empty for bytes.
     """
     return {"what": what, "value": value, "unit": unit, "source": source}

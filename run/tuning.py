@@ -31,7 +31,7 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
     """Return the tuning in the settings.
 
     Args:
-      federation: its parts.
+      federation: the federation that runs.
       deal: key of the deal of clients into arms by an earlier process; None makes a new deal.
 
     Raises:
@@ -92,16 +92,16 @@ def order_of_round(run: Run, order: Mapping[str, str], state: State) -> Mapping[
     """Return the training order of the round after a state.
 
     Args:
-      run: its tuning and training.
-      order: of every round without tuning.
-      state: after the round before.
+      run: gives the tuning and the training.
+      order: order as of `order_of`, which a run without tuning sends in every round.
+      state: state after the round before.
     """
     settings, tuning = run.federation.settings, run.tuning
     if not tuning.values:
         return order
     number = state.round + 1
     trained = settings.tune.in_training(settings.local_training, tuning.value_in(number, state.winner))
-    # The schedule counts a client's rounds, and a sum's number those of all arms.
+    # Clients would apply the schedule by the sum's number, which counts the rounds of all arms: it is applied here.
     training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
     usual = TrainingOrder.from_json(order[ORDER_KEY])
     return {**order, ORDER_KEY: replace(usual, training=training, arm=tuning.arm_of(number)).to_json()}
@@ -134,8 +134,8 @@ def charged_scores(records: Sequence[Mapping[str, Any]], winner: int | None) -> 
     """Return a client's cost of the arms' evaluations, and whether the winner's lead over the others exceeds the noise.
 
     Args:
-      records: of each arm's evaluation.
-      winner: number of the winning arm; None before.
+      records: records of the arms' evaluations, in the arms' order.
+      winner: number of the winning arm; None if no arm has won.
     """
     figures = {each["arm"]: score_of(each) for each in records if each["answers"]}
     best = figures.pop(winner, {"value": None})

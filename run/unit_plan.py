@@ -38,7 +38,7 @@ class UnitPlan:
       runs_epsilon: their joint cost.
       tries: number of values that the arms try, for the cost of one run; 1 without tuning.
       tries_epsilon: joint cost of as many whole runs with this noise.
-      accountant: that computes epsilon.
+      accountant: description of the accountant that computes epsilon.
       warnings: sentences on limits that the numbers do not show.
       curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
       groups: (records, epsilon) of several records of one person together, where the unit is a record.
@@ -129,8 +129,8 @@ def record_epsilon(federation: Federation, plan: Plan, delta: float) -> float | 
 
     Args:
       federation: whose mode tells whether sums cost records anything.
-      plan: of the sums, whose clients are drawn in secret or not at all.
-      delta: in (0, 1).
+      plan: plan of the sums, whose clients are drawn in secret or not at all.
+      delta: delta of the result, in (0, 1).
     """
     if not federation.mode.sums_cost_records or plan.filter_order is not None:
         return None

@@ -18,11 +18,11 @@ from ..tasks.hardware import units
 from ..tasks.protocol import Task
 from .in_process import CohortFunction, InProcessGrid
 
-PARAMETERS_PER_WORKER = 400_000  # of all its clients' models; with fewer a process costs more than it saves
+PARAMETERS_PER_WORKER = 400_000  # of all its clients' models; a process for fewer costs more than it saves
 
 
 def fault_mods(faults: FaultSettings, randomness: Randomness, deadline: float) -> tuple[Mod, ...]:
-    """Return the mods that inject faults, none without faults; arguments as of `inject`."""
+    """Return the mods that inject faults; none without faults. A straggler exceeds the `deadline`, in seconds."""
     if not faults.any:
         return ()
     from .faults import inject
@@ -38,9 +38,9 @@ class Clients:
       settings: of each client.
       count: number of clients, canary clients included.
       invited: expected number of clients in a round.
-      deadline: seconds that one may take.
-      faults: that are injected.
-      randomness: of the run.
+      deadline: seconds that one client may take for one message.
+      faults: probabilities of the faults to inject.
+      randomness: source of the faults' draws.
       at_once: whether a process may train many of them without a message to each, since nothing reads single replies.
     """
 
@@ -56,7 +56,7 @@ class Clients:
         """Return the grid whose nodes are these clients, each called in this process or in its workers.
 
         Args:
-          task: where this process has it already; None loads it by the clients' settings.
+          task: the clients' task, if this process has loaded it; None loads it by their settings.
           workers: processes; None takes as many as pay.
         """
         from ..client.training.in_place import begin
@@ -93,7 +93,7 @@ class Clients:
     def _cohort_function(self, bench: Workbench, probe: Workbench) -> CohortFunction | None:
         """Return the function that trains many clients at once on the bench; None if the model or the training forbid it.
 
-        The probe is the same bench on the processor, to look at the model.
+        The model is examined on the probe, the same bench on the processor, since no GPU may be used before a fork.
         """
         from ..client.training.cohort_training import can_vectorise, sum_cohort
 

@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..messages.wire import LATE
 
-AGAIN_SECONDS = 0.02  # until an alarm that met an import comes again
+AGAIN_SECONDS = 0.02  # after which an alarm that came during an import is repeated
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # co_filename of its functions
 
 
@@ -50,7 +50,7 @@ def limited_to(seconds: float) -> Generator[None]:
 
 
 def _imports(frame: FrameType | None) -> int:
-    """Return how many frames of the import system a frame was called by."""
+    """Return the number of the import system's frames among a frame and its callers; 0 for None."""
     count = 0
     while frame is not None:
         count += frame.f_code.co_filename == IMPORT_SYSTEM

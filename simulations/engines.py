@@ -36,10 +36,10 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
     Args:
       run: about to begin its rounds.
       tally: takes the bytes.
-      grid: to be used instead of an engine; it is not closed.
+      grid: grid to use instead of an engine; it is not closed.
     """
     federation = run.federation
-    at_once = federation.masking is None  # each client masks its own vector
+    at_once = federation.masking is None  # otherwise each client must mask its own vector
     clients = clients_of(federation, run.client, federation.num_nodes, at_once)
     workers = federation.settings.engine.workers
     with nullcontext(grid) if grid else _opened(federation, clients, workers) as opened:
@@ -48,7 +48,7 @@ def engine_with_tally(run: Run, tally: Tally, grid: Grid | None = None) -> Gener
 
 @contextmanager
 def asking_engine(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    """Open the engine of the settings and the tally of a link's bytes, for a question without training."""
+    """Open the engine of the settings for a question without training; the tally counts its bytes as a link would."""
     clients = clients_of(federation, settings, federation.num_clients, at_once=False)
     with _opened(federation, clients, federation.settings.engine.workers or 1) as opened:
         yield counting_grid(opened, tally := Tally()), tally
@@ -65,7 +65,7 @@ def require_one_machine(federation: Federation) -> None:
 
 
 def clients_of(federation: Federation, settings: ClientSettings, count: int, at_once: bool) -> Clients:
-    """Return the recipe of a federation's clients. Arguments as of `Clients`."""
+    """Return the recipe of `count` clients with these settings, canaries included; `at_once` as of `Clients`."""
     s, invited = federation.settings, round(invited_size(federation.cohort, federation.num_clients))
     return Clients(settings, count, invited, s.engine.deadline, s.faults, federation.randomness, at_once)
 
@@ -103,7 +103,7 @@ class CountedGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Count the messages, send them, and count and yield the replies.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each node.
+        At most one message goes to each node. `timeout`, in seconds, is that of Flower's `Grid`.
         """
         requests = list(messages)
         sizes = dict[int, tuple[int, Cargo]]()  # by content, which most messages share
@@ -119,7 +119,7 @@ class CountedGrid(PassingGrid):
             yield reply
 
     def _encode(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Return the messages as a link would send them to nodes that store the model, for their sizes."""
+        """Return the messages in the size in which a link would send them, and note that the nodes then hold their models."""
         if self._models is None:
             return messages
         return self._models.encode_for_storing(messages)
@@ -134,7 +134,7 @@ class CountedSums(CountedGrid):
         self._adds = grid
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Count an instruction to every node and the returned vectors; arguments as of `SummingGrid`."""
+        """Let the grid sum the nodes' replies to an order, and count the orders and the replies of `size` coordinates."""
         cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
         for message, count in self._encoded_order(order, nodes):
             self._tally.add("down", cargo.down, count * carried_bytes(message))
@@ -142,7 +142,7 @@ class CountedSums(CountedGrid):
         return added
 
     def _encoded_order(self, order: Message, nodes: Sequence[int]) -> Iterable[tuple[Message, int]]:
-        """Return the messages of different content, each with the number of its nodes."""
+        """Return the distinct messages that a link would send for an order, each with the number of nodes that get it."""
         if self._models is None:
             return [(order, len(nodes))]
         messages = self._encode([Message(order.content, node, order.metadata.message_type) for node in nodes])

@@ -21,11 +21,11 @@ from ..privacy.mechanisms.randomness import Randomness
 
 
 def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mod:
-    """Return the mod that injects these faults; it must be the outermost.
+    """Return the mod that injects these faults; only the mod of the deadline may be around it.
 
     Args:
       faults: their probabilities, per client and round.
-      randomness: of the run.
+      randomness: from which the faults of each client and round derive.
       deadline: seconds that one client may take; a straggler takes longer.
     """
 
@@ -69,7 +69,7 @@ def _in_exchange(
 ) -> Message:
     """Return a client's reply in an exchange of secure aggregation, with the fault of its attempt, if it has one.
 
-    The fault begins in a random exchange; only a dropout lasts. Arguments as of `inject` and of a mod.
+    The fault comes in a random exchange; after a dropout the client does not answer the later ones either.
     """
     position = read_position(message.content)
     generator = randomness.stream("faults", position.round, client, position.attempt).generator()
@@ -95,7 +95,7 @@ def _corrupted(reply: Message, message: Message, kind: int) -> Message:
     if reply.has_error():
         return reply
     vector, width = view(only_arrays(reply.content)[VECTOR]), width_of(sum_spec_of(message.content))
-    if width is not None:  # what is packed has fewer spare bits than one coordinate
+    if width is not None:  # unpacked, since a packed coordinate has no bits for a wrong value
         vector = Packed(vector.astype(np.uint8, copy=False), 8 * vector.size // width, width).numbers()
     wide = vector.astype(np.int64 if vector.dtype.kind == "i" else np.float64)
     broken = (np.full(wide.shape, np.nan), wide[:-1], wide.astype("complex64"), wide * 1000)[kind]

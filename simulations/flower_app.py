@@ -40,7 +40,7 @@ SETTLE_SECONDS = 0.5  # no more nodes for so long: registration is over
 
 
 def settings_of(context: Context) -> SimulationSettings:
-    """Return the settings in ``-c "overrides='...'"``."""
+    """Return the settings that the user gave as ``flwr run -c "overrides='...'"``."""
     return settings_from_overrides(shlex.split(str(context.run_config["overrides"])))
 
 
@@ -78,7 +78,7 @@ def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
 
 
 def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Apply the settings' mods to a client, once the run's context gives the settings."""
+    """Call the app within the mods of the settings, which only the context of the run's messages gives."""
     for mod in reversed(client_mods(_federation(str(context.run_config["overrides"])))):
         call_next = _around(mod, call_next)
     return call_next(message, context)
@@ -118,10 +118,10 @@ class FlowerGrid(PassingGrid):
     client k is node `FIRST_NODE` + k, as on the in-process engine, and the same seed draws the same clients on both.
 
     Args:
-      grid: of Flower's simulation runtime.
+      grid: grid of Flower's simulation runtime.
       num_clients: how many clients the task has.
-      deadline: seconds that one client may take; a client that hangs beyond any alarm is given up after as many
-        for each of the cohort.
+      deadline: seconds that one client may take; replies are awaited for the deadlines of all asked clients together,
+        so that a client that no alarm can stop does not block the run.
     """
 
     def __init__(self, grid: Grid, num_clients: int, deadline: float = math.inf) -> None:
@@ -155,7 +155,7 @@ class FlowerGrid(PassingGrid):
         """Pass the messages to the runtime and yield its replies as they arrive.
 
         Args:
-          messages: at most one to each client.
+          messages: messages, at most one to each client.
           timeout: seconds to wait for all replies; the clients' deadlines may end it earlier.
         """
         requests = list(messages)
@@ -173,7 +173,7 @@ class FlowerGrid(PassingGrid):
                 time.sleep(POLL_SECONDS)
 
     def _addressed(self, message: Message) -> Message:
-        """Return the message to client k's node of the runtime."""
+        """Return the message with the runtime's own id for its client's node."""
         head = message.metadata
         node = self._nodes[head.dst_node_id - FIRST_NODE]
         return Message(message.content, node, head.message_type, ttl=head.ttl, group_id=head.group_id)

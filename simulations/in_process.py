@@ -40,7 +40,7 @@ logger = logging.getLogger("fedveil.client")  # what a simulated client logs sta
 FIRST_NODE = 2  # node 1 is Flower's server
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
 
-Values = dict[str, float | NDArray[np.floating]]  # of a question, by segment
+Values = dict[str, float | NDArray[np.floating]]  # one client's answer to a question, by the sum's segment
 # Trains clients by their numbers on an instruction; returns the sum of their vectors, of the last argument's length.
 CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
@@ -52,13 +52,13 @@ class InProcessGrid(AskingGrid):
     Attributes:
       client_app: called once for every message.
       num_clients: the population; node ids run from 2 on.
-      run_config: what the app finds in its context.
+      run_config: configuration that the app finds in its context.
       workers: processes, at least 1; with 1 the clients run in this very process.
       deadline: seconds that one client may take.
-      cohort_function: trains many clients at once, if the model allows it.
-      together: clients below which that function is not worth another process; 0 without it.
-      in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
-      counter: returns, for a question that hides clients, the function of a client's values, where the app is fedveil's own.
+      cohort_function: trains many clients at once; None if the model or the training forbids it.
+      together: fewest clients for which that function is worth another process, as Ray's engine asks; 0 without it.
+      in_place: trains one client after the other without messages; None where only the app itself can train.
+      counter: returns the function of a client's values for a question; None, or None from it: the app is asked.
     """
 
     client_app: ClientApp
@@ -70,6 +70,7 @@ class InProcessGrid(AskingGrid):
     together: int = 0
     in_place: Callable[[RecordDict], InPlaceRound] | None = None
     counter: Callable[[RecordDict], Callable[[int], Values] | None] | None = None
+    # By node, for clients that keep state: the context in this process, and the index of the worker that has it.
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
     _homes: dict[int, int] = field(default_factory=dict[int, int])
     _pool: list[_Worker] = field(default_factory=list["_Worker"])
@@ -88,7 +89,7 @@ class InProcessGrid(AskingGrid):
     ) -> Iterator[Message]:
         """Call the app for every message and yield its replies: one by one here, or all at once from the workers.
 
-        Arguments as of Flower's `Grid`; at most one message goes to each client, and its deadline stands for the timeout.
+        At most one message goes to each client; its deadline applies, and `timeout` is ignored.
         """
         if self.workers > 1:
             yield from self._exchange_in_workers(list(messages))
@@ -97,7 +98,7 @@ class InProcessGrid(AskingGrid):
             yield self.answer(message, number)
 
     def answer(self, message: Message, number: int) -> Message:
-        """Return the reply of a message's client, called in this process; the message gets a name from its number."""
+        """Call the message's client in this process, and return its reply; the message's id follows from `number`."""
         head = message.metadata
         return self._call(message.content, head.dst_node_id, head.message_type, number)
 
@@ -116,8 +117,8 @@ class InProcessGrid(AskingGrid):
         """Add the replies of an order's nodes in this process, and return the sum.
 
         Args:
-          order: the instruction, and to whom.
-          cohort_sum: changed in place.
+          order: the instruction and its nodes.
+          cohort_sum: sum to which the replies are added in place; clients without a usable one are counted.
         """
         if is_query(order.content):  # nobody trains for it
             values_of_client = self.counter and self.counter(order.content)
@@ -248,7 +249,7 @@ class InProcessGrid(AskingGrid):
             yield worker, share, outcome
 
     def _start(self, size: int, number: int) -> _Worker:
-        """Fork the worker of this number, from 0, with shared memory for a sum of so many coordinates."""
+        """Fork worker `number`, from 0, with shared memory for a sum of `size` coordinates; the child does not return."""
         shared = mmap.mmap(-1, max(size, 1) * 8)
         ours, theirs = multiprocessing.Pipe()
         process = os.fork()
@@ -262,9 +263,10 @@ class InProcessGrid(AskingGrid):
         return _Worker(process, ours, shared, size)
 
     def _work(self, orders: Connection, total: np.ndarray) -> None:
-        """Serve orders until the parent exits; never return. The parent handles signals to the group.
+        """Serve orders until the parent closes the pipe, then exit. Signals to the group are left to the parent.
 
-        An order for a sum is answered with its counts, and its sum in `total`; a list of messages with their replies.
+        For an order it leaves the sum in `total`, which is shared, and sends the counts; for messages, their replies.
+        Each answer ends with the nodes that keep state here, which must be given to this worker from then on.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -296,8 +298,8 @@ class CohortOrder:
     Attributes:
       content: records of the instruction.
       message_type: such as "train".
-      nodes: who follows it.
-      spec: of the sum.
+      nodes: nodes of the clients that follow it.
+      spec: format of the sum and of its vectors.
     """
 
     content: RecordDict
@@ -327,6 +329,7 @@ class _Worker:
             return None
 
     def end(self) -> None:
+        """Kill the process, which may hang, and wait until it is gone."""
         self.pipe.close()
         with suppress(ProcessLookupError):
             os.kill(self.process, signal.SIGKILL)
@@ -338,9 +341,9 @@ def assign_nodes(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -
     """Return the nodes dealt evenly; a node with state goes to the worker that holds it.
 
     Args:
-      nodes: of clients.
+      nodes: nodes that get an order, one for each client.
       homes: number of the worker of each node that keeps state.
-      workers: how many there are.
+      workers: number of workers.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
     for node in sorted(nodes, key=lambda node: node not in homes):  # those with a home first

@@ -40,7 +40,7 @@ from ..strategies.cohorts import Poisson
 from ..tasks.data import held_out_of
 from .simulate import run_simulation
 
-MAX_SHRINKING = 8.0
+MAX_SHRINKING = 8.0  # largest factor by which a draw is made smaller
 MIN_CLIENTS, MIN_RECORDS = 12, 64  # expected in a draw, which is shrunk no further
 SEEDS = (0, 1)
 DRAWS = ("poisson", "fixed", "all")
@@ -48,7 +48,7 @@ DRAWS = ("poisson", "fixed", "all")
 
 @dataclass(frozen=True)
 class Prediction:
-    """Accuracy that a run is predicted to reach."""
+    """Main metric of the final model that a run is predicted to reach, one value for each seed."""
 
     metric: str
     values: tuple[float, ...]
@@ -76,7 +76,7 @@ def public_federation(settings: SimulationSettings) -> Federation:
 
 
 def predict(federation: Federation, seeds: Sequence[int] = SEEDS, clients: float = 1.0) -> Prediction:
-    """Return the predicted metrics of a run of this federation.
+    """Return the predicted main metric of a run of this federation; nothing is charged.
 
     Args:
       federation: as `public_federation` returns it.
@@ -103,7 +103,7 @@ def _shrunk(federation: Federation, clients: float) -> Federation:
     rate = expected / federation.num_clients / shrinking
     if isinstance(privacy, ClientLevel):
         noise = _noise(federation) / (clients * shrinking)
-        # Honest clients add the noise of those that may work for the server.
+        # Epsilon does not count the noise of clients that may collude; in the predicted run they add it all the same.
         if federation.masking is not None:
             noise /= (1 - federation.masking.collusion) ** 0.5
         fields |= {
@@ -127,7 +127,7 @@ def _noise(federation: Federation) -> float:
 
 
 def _clients_noise(federation: Federation) -> float:
-    """Return the noise multiplier of a client of middling size."""
+    """Return the noise multiplier of a client with the median number of records."""
     privacy, sizes = client_settings(federation, Path()).record, federation.mode.sizes
     assert privacy is not None
     return privacy.noise_multiplier(sizes[len(sizes) // 2])
@@ -163,7 +163,7 @@ def _simulated(federation: Federation, small: Federation) -> dict[str, float]:
 
 
 class _Unmeasured:
-    """Task with one held-out example: a prediction measures nothing before the last round."""
+    """Task with one held-out example, so that evaluations after each round of a prediction take no time."""
 
     def __init__(self, task: Any) -> None:
         self._task = task

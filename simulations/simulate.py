@@ -59,7 +59,7 @@ def run_simulation(
 ) -> RunResult:
     """Run an already built federation, as `simulate` does; this process's own state is restored.
 
-    Arguments as of `simulate`; the federation is one whose clients this machine has.
+    The clients' data must be on this machine. The other arguments are those of `simulate`.
 
     Raises:
       Refusal: before anything is spent.
@@ -80,12 +80,12 @@ def run_simulation(
 
 
 def _check_clients_apart(federation: Federation) -> None:
-    """Refuse real clients that can affect each other in this process, at the client level."""
+    """Refuse a task through which one real client can affect the update of the next, where whole clients are hidden."""
     settings = federation.settings
     if federation.simulated or not federation.mode.hides_clients:
         return
-    # On the processor: a process that has touched a GPU cannot be forked for its workers. A DP-SGD's own optimizer asks
-    # for noise, and is made anew for each client.
+    # On the processor: a process that has touched a GPU cannot be forked for its workers. The optimizer of
+    # DP-SGD needs noise, and each client gets a new one, so plain SGD is checked instead.
     training = LocalTraining(batch_size=2) if federation.mode.hides_records else settings.local_training
     client = ClientSettings(federation.task_name, training, dtype=settings.engine.dtype)
     check_apart(Workbench(client, federation.task))

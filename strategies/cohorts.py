@@ -20,7 +20,7 @@ from ..privacy.mechanisms.randomness import Stream
 from ..privacy.sampling import Turns, min_participations
 from .draws import SPARSE, coins, subset
 
-DEVIATIONS = 3.0  # standard deviations above the mean, to which a client's likely participations reach
+DEVIATIONS = 3.0  # standard deviations above a client's mean participations, for which noise is planned
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
 
 
@@ -60,7 +60,7 @@ class Cohort(Protocol):
 
         Args:
           population: all clients.
-          stream: of the round's draw.
+          stream: random words of the round's draw.
           earlier: the cohorts of the rounds before, in their order.
         """
         ...
@@ -70,7 +70,7 @@ class Cohort(Protocol):
         ...
 
     def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return the event of one round against an adversary that cannot see the participants."""
+        """Return the event of one round, whose sum is noised by `mechanism`, for adversaries that cannot see the draw."""
         ...
 
 
@@ -126,7 +126,7 @@ class Poisson:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Part of a cohort whose draw does not amplify."""
+    """Base of cohorts whose draw does not amplify."""
 
     coin: None = field(default=None, init=False, repr=False)
     secret: bool = field(default=False, init=False, repr=False)
@@ -212,7 +212,7 @@ class MinSeparation(_Plain):
     Attributes:
       size: clients of a round, at least 1.
       separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the whole run, at least 1.
+      max_participations: largest number of rounds of one client in the whole run, at least 1.
 
     Raises:
       Refusal: a value is out of range.
@@ -243,14 +243,14 @@ class MinSeparation(_Plain):
 
     @property
     def turns(self) -> Turns:
-        """What the draw keeps to."""
+        """Bounds that the draw keeps."""
         return Turns(self.separation, self.max_participations)
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return `size` of the eligible clients, those with the fewest participations first; fewer if fewer are eligible."""
         counts = Counter(client for cohort in earlier for client in cohort)
         if isinstance(population, range) and len(counts) + self.size <= len(population) // SPARSE:
-            # Enough clients have never taken part, so that no other is looked at.
+            # Enough clients have never taken part; these come first, so they alone are drawn from.
             past = [population.index(client) for client in counts if client in population]
             return [population[index] for index in subset(len(population), self.size, stream, past).tolist()]
         last_cohorts = earlier[max(0, len(earlier) - self.separation + 1) :]
@@ -279,7 +279,7 @@ class CyclicPoisson:
     Attributes:
       rate: share of all clients that a round expects, in (0, 1].
       groups: rounds from one turn of a client to its next, at least 1; with 1 it is `Poisson`.
-      name: what reports print; empty says what the accounting relies on.
+      name: what reports print; if empty, replaced by what the accounting relies on.
       secret: whether nobody but the server learns who took part.
 
     Raises:
@@ -301,7 +301,7 @@ class CyclicPoisson:
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise Refusal("cohort.groups", self.groups, "give at least 1")
-        coin = self._coins.rate
+        coin = self._coins.rate  # refuses a rate that is out of range
         if self.rate * self.groups > 1:
             remedy = f"with cohort.rate={self.rate:g} give at most {int(1 / self.rate)}"
             raise Refusal("cohort.groups", self.groups, remedy)
@@ -311,7 +311,7 @@ class CyclicPoisson:
 
     @property
     def turns(self) -> Turns:
-        """What the draw keeps to."""
+        """Bounds that the draw keeps: a client takes part at most every `groups` rounds."""
         return Turns(self.groups, None)
 
     @property
@@ -439,7 +439,7 @@ def tossed_rate(cohort: Cohort) -> float:
 
 
 def canary_cohort(cohort: Cohort, clients: int, canaries: int) -> Cohort:
-    """Return the cohort of an audit's canaries: the same rule at the same rate."""
+    """Return the cohort that draws an audit's canaries, by the same rule and at the same rate as `clients` real ones."""
     rule = _invited(cohort)
     if isinstance(rule, Fixed | MinSeparation):
         return replace(rule, size=min(canaries, max(1, rule.size * canaries // clients)))
@@ -450,8 +450,8 @@ def in_arm(cohort: Cohort, arms: int) -> Cohort:
     """Return the cohort of one arm's clients: the same rule at the same rate.
 
     Args:
-      cohort: of all clients.
-      arms: that they are dealt into, at least 1.
+      cohort: cohort of all clients.
+      arms: number of arms that the clients are dealt into, at least 1.
     """
     match cohort:
         case OverSelected():
@@ -463,7 +463,7 @@ def in_arm(cohort: Cohort, arms: int) -> Cohort:
 
 
 def likely_participations(cohort: Cohort, population: int, num_rounds: int) -> int:
-    """Return an upper quantile of one client's participations in `num_rounds` rounds.
+    """Return the number of rounds, of `num_rounds`, for which a client's noise is planned: few clients are drawn for more.
 
     A client that is drawn more often finds its own budget spent and does not take part; its ledger enforces this, not
     this number.

@@ -27,9 +27,9 @@ def coins(count: int, rate: float, stream: Stream) -> Positions:
     """Return the positions whose coins came up, each independently of the others, ascending.
 
     Args:
-      count: how many positions there are.
+      count: number of positions.
       rate: probability of each, in (0, 1).
-      stream: of the draw.
+      stream: random words of the draw.
     """
     if count <= BLOCK or rate * SPARSE > 1:
         return np.flatnonzero(stream.uint64(count) < np.uint64(int(rate * 2**64)))
@@ -49,7 +49,7 @@ def subset(count: int, size: int, stream: Stream, excluded: Collection[int] = ()
     Args:
       count: number of all positions.
       size: number of positions to draw, at most those that are not excluded.
-      stream: of the draw.
+      stream: random words of the draw.
       excluded: positions that are never drawn.
     """
     if (size + len(excluded)) * SPARSE > count:

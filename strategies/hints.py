@@ -55,7 +55,7 @@ HINTS = {
 
 
 def hinted(refusal: Refusal) -> Refusal:
-    """Return the refusal with the hint of the table, if it has the refused name, in place of the most similar key."""
+    """Return the refusal; if the table has the refused name, its hint replaces the remedy with the most similar key."""
     return Mistakes([*map(_hinted, refusal.each)]) if isinstance(refusal, Mistakes) else _hinted(refusal)
 
 

@@ -33,7 +33,7 @@ class Identity:
       key: Ed25519 key that signs its messages, secret.
       node_key: 32 bytes that seal its memory, secret.
       policy: conditions of its owner for every attempt.
-      roster: the newest that it has.
+      roster: the newest roster that the node has; every attempt must name this one.
     """
 
     node: int
@@ -51,7 +51,7 @@ def simulated_identity(settings: Encryption, client: int) -> Identity:
     """Return the identity of a simulated client.
 
     Args:
-      settings: the client's policy, and the key of all identities.
+      settings: the client's policy, and the secret from which all identities derive.
       client: number of the client, from 0.
     """
     node, secret = FIRST_NODE + client, bytes.fromhex(settings.identities)

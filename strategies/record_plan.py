@@ -63,7 +63,7 @@ def poisson_batches(records: int, batch_size: int, local_epochs: int) -> Poisson
     """Return the batches of one round at a client.
 
     Args:
-      records: of the client, at least 1.
+      records: number of the client's records, at least 1.
       batch_size: expected number of records of a batch; at most all records.
       local_epochs: expected number of passes over the data.
     """
@@ -72,7 +72,7 @@ def poisson_batches(records: int, batch_size: int, local_epochs: int) -> Poisson
 
 
 def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:
-    """Return the plan of one round at a client.
+    """Return the plan of one round at a client; its noise is None as long as `record` has none.
 
     Args:
       record: the client's record-level privacy.
@@ -102,10 +102,10 @@ def steps_of(plan: Plan) -> int:
 def plans_of_sizes(sizes: Sequence[int], record: RecordPrivacy, settings: ClientSettings) -> list[Plan]:
     """Return the plans of one round that cost most, one for each number of steps and noise.
 
-    With equally many steps of equal noise, fewer records are sampled at a higher rate.
+    With equally many steps of equal noise, fewer records are sampled at a higher rate, so the smallest size is kept.
 
     Args:
-      sizes: of the clients' data, ascending, without canary records.
+      sizes: numbers of the clients' records, ascending, without canary records.
       record: their record-level privacy, with the number of canary records of each.
       settings: give batch size and epochs.
     """
@@ -129,7 +129,7 @@ def calibrated_noise(
       records: number of the client's records, at least 1.
       settings: give batch size and epochs.
       participations: number of rounds in which the client takes part.
-      prior: events that its ledger already holds.
+      prior: events that its ledger already holds, or still owes.
       whole: number of rounds in which it takes part in the whole run, if some are finished; None otherwise.
       other_events: events of the run outside its rounds.
 

@@ -53,7 +53,7 @@ ONE_REPLY: dict[str, Any] = {
 
 
 def make_strategy(name: str, options: Mapping[str, Any], allow_modules: tuple[str, ...] = ()) -> Strategy:
-    """Return the strategy of that name, unchanged Flower code.
+    """Return the strategy of that name; one of Flower's is its unchanged code, set to expect the sum as the only reply.
 
     Args:
       name: of Flower's class in small letters, or "module:Class" for the user's own.
@@ -98,8 +98,8 @@ def aggregated(
     FedAvg's mean of one reply is that reply, whose arrays it would copy four times, so they are taken directly.
 
     Args:
-      strategy: of the run.
-      number: of the round.
+      strategy: strategy of the run.
+      number: number of the round.
       replies: the one of the private sum; empty if the round released nothing.
     """
     if len(replies) == 1 and type(strategy).aggregate_train is flower.FedAvg.aggregate_train:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.generic]]
-Steps = Mapping[str, int]  # of arrays by name, the exponent of two
+Steps = Mapping[str, int]  # by array's name, the exponent of the power of two that is its step
 
 _SIDE = 3  # 2^(b - _SIDE) steps are one root mean square, and 2^(b - 1) four of them
 _LOWEST = -126  # of float32, whose smaller numbers have fewer digits
@@ -63,7 +63,7 @@ def shared(arrays: Arrays, steps: Steps) -> dict[str, NDArray[np.generic]]:
 
 
 def _rounded(value: NDArray[np.generic], step: int) -> NDArray[np.generic]:
-    """Return an array rounded to integer multiples of 2^step."""
+    """Return an array rounded to integer multiples of 2^step, in the same type."""
     numbers = value.astype(np.float64)  # then in place
     np.ldexp(numbers, -step, out=numbers)
     np.rint(numbers, out=numbers)
