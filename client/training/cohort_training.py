@@ -60,7 +60,7 @@ Layers = list[tuple[str, nn.Module]]  # each with the prefix of its parameters' 
 
 
 def can_vectorise(bench: Workbench) -> bool:
-    """Return whether cohorts can be trained at once: without own ledgers, on a small, wholly trained model that vmap can run."""
+    """Return whether cohorts can be trained at once: without own ledgers, on a small model, all trained, that vmap can run."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
     all_train = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
@@ -94,7 +94,7 @@ def _traces(bench: Workbench) -> bool:
 def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
-    """Return the sum of clients' vectors, shape (size,), on a bench that passes `can_vectorise`; a client that fails drops out."""
+    """Return the sum of clients' vectors, shape (size,), on a bench that `can_vectorise`; a client that fails drops out."""
     bench.forget()
     training = training_settings(content, bench.settings)
     _, number = wire.read_round(content)
