@@ -94,7 +94,7 @@ class ServerBundle:
 
 
 def read_server_bundle(folder: Path) -> ServerBundle:
-    """Return the bundle in `folder`.
+    """Return the bundle in `folder`, each file checked by itself and against the others.
 
     Raises:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
@@ -140,7 +140,7 @@ def read_authority(folder: Path, federation: str) -> tuple[bytes, tuple[Rollover
 
 @dataclass(frozen=True)
 class ServedCredentials:
-    """Credentials of a server, and until an overlap ends those by the former authority, which all devices still trust."""
+    """Credentials of a server and, until the Unix second `until`, those by the former authority, which all devices trust."""
 
     newest: Credentials
     former: Credentials | None = None

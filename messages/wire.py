@@ -216,7 +216,7 @@ def read_spec(content: RecordDict) -> SumSpec | None:
 
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
-    """Return the spec of an instruction's sum, unencrypted or masked; raise KeyError without one, Undecodable if it is malformed."""
+    """Return the spec of an instruction's sum, unencrypted or masked; raise KeyError without one, Undecodable if malformed."""
     fields = read_json(str(config_of(content, SPEC_RECORD)["spec"]))
     if not isinstance(fields, dict):
         raise Undecodable("the instruction has no spec of a sum")

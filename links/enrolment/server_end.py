@@ -67,7 +67,7 @@ def _read_tokens(folder: Path) -> dict[str, OpenToken]:
 
 
 def queue_stem(folder: Path, name: str, lock: str) -> Path:
-    """Return the path, without its suffix, of request and answer under one token."""
+    """Return the path of request and answer under one token, whose hash is `lock`, without their suffixes."""
     return folder / QUEUE / f"{name}.{lock[:16]}"
 
 
@@ -85,7 +85,7 @@ class EnrolmentPort:
         self._one_at_a_time = threading.Lock()
 
     def answer(self, ask: Ask) -> Reply:
-        """Return the answer to a question; an accepted request is on disk by then.
+        """Return the answer to a question; a token's first request is on disk by then, and another one is "used".
 
         Raises:
           Refusal: a file of the bundle cannot be read, or the request not be written.

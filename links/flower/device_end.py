@@ -70,7 +70,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """Memory of the last reply, for a repeated instruction, and of the reply that is not delivered yet, if any."""
+    """Memory of the last reply, for a repeated instruction, and of `unsent`, a reply that is not delivered yet."""
 
     node: int
     handle: Handle
@@ -116,7 +116,7 @@ def follow_fleet(
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
-    """Follow a SuperLink, like `follow` of the gRPC link; other arguments as of `grpc.device_end.follow`.
+    """Follow a SuperLink until `stop` is set; no failure of server or network ends it. Arguments as of `follow` of gRPC.
 
     Raises:
       OSError: the journal cannot be opened.

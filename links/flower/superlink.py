@@ -83,10 +83,10 @@ class SuperLink:
     admitted: Admitted
     keys: Path
     _process: subprocess.Popen[bytes] | None = None
-    _admitted_keys: set[bytes] = field(default_factory=set[bytes])
+    _admitted_keys: set[bytes] = field(default_factory=set[bytes])  # as the SuperLink has them
 
     def secret(self) -> bytes:
-        """Return the secret that identifies the executor of its tasks: this process, and any reader of the file."""
+        """Return the secret that identifies the executor of its tasks, this process; it is drawn and stored if missing."""
         path = self.folder / SECRET
         if not path.exists():
             replace_file(path, secrets.token_bytes(SECRET_BYTES))

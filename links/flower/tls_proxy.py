@@ -157,7 +157,7 @@ class TlsProxy:
         )
 
     async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives; if a node is named, the body is a part of its message, and counts for its size."""
+        """Yield the body as it arrives; if a node is named, it is a part of its message. _TooLarge beyond the bounds of either."""
         received = 0
         async for chunk in request.stream():
             received += len(chunk)

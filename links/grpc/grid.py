@@ -185,7 +185,7 @@ class LinkGrid(RosterGrid):
         return {**self._board.counts(), "unreadable": self._unreadable}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
-        """Post a letter for each message, and yield the replies; withdraw the letters at the end."""
+        """Post a letter for each message, and yield the replies; then withdraw the letters and store what was acknowledged."""
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
         outgoing = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
         letters = [letter for letter, _ in outgoing.values()]

@@ -296,7 +296,10 @@ class Switchboard:
             self.tally.add("up", LOST, arrived)
 
     def _begin(self, peer: _Peer, begin: Begin) -> MessageBuffer:
-        """Return the buffer for an announced reply; one that nobody waits for is read and discarded."""
+        """Return the buffer for an announced reply; one that nobody waits for is read and discarded.
+
+        Size 0 says that the device lacks an answer of its key: it is noted in `restored`, and BadFrame ends the stream.
+        """
         if begin.size == 0 and begin.id == self.acknowledged.get(peer.key):
             self.restored[peer.node] = time.time()
             raise BadFrame("the key has answered more than this device knows: it was restored or copied")
@@ -307,7 +310,7 @@ class Switchboard:
         return MessageBuffer(begin, min(self._max_reply_bytes, letter.reply_bytes))
 
     def _finish(self, peer: _Peer, gathering: MessageBuffer, arrived: int) -> None:
-        """Count, deliver and acknowledge a reply, which `arrived` in this many bytes."""
+        """Count, deliver if it is still waited for, and acknowledge a reply, which `arrived` in this many bytes."""
         letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
         self.tally.add("up", LOST if letter is None else letter.cargo.up(arrived), arrived)
         self.tally.add("down", CONTROL, WINDOW_UPDATES)
