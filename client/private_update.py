@@ -167,7 +167,7 @@ def without_error(reply: Message) -> Message:
 
 
 def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec) -> Arrays:
-    """Return a client's update, by name in the order of `received`, the instruction's arrays, before clipping and scaling.
+    """Return a client's update, by name in the order of `received`, the instruction's arrays, not clipped or scaled yet.
 
     Raises:
       KeyError: an array is missing, or records are summed and the app does not support it.

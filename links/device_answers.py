@@ -137,7 +137,7 @@ class Journal:
 def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -> Message:
     """Return the reply to an instruction, without executing it a second time.
 
-    The id is on disk before `handle` is called; without that, nothing is handled. If the device is not eligible, or cannot
+    The id is on disk before `handle` is called; otherwise nothing is handled. If the device is not eligible, or cannot
     restore the model, the id is removed: the instruction was not begun, and may come again.
     """
     if name in journal:

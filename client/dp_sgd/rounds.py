@@ -111,8 +111,8 @@ def step_of(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the contribution of these rows, without noise, to the sum of an instruction's round, by name.
 
-    The model holds the instruction's arrays. In an audit, model and loss are those of `Workbench.model_of_step`, and the
-    sum has a block of its canary records.
+    The model has the instruction's arrays already; other arguments as of `step`. In an audit, model and loss are those of
+    `Workbench.model_of_step`, and the sum has a block of its canary records.
     """
     joint, layout = settings.step, wire.layout_of(wire.only_arrays(content))
     assert joint is not None
@@ -211,7 +211,9 @@ def train_on_ledger(
 
 
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with one client's contribution to the step, without noise and charge, which belong to the sum.
+    """Return the reply with one client's contribution to the step, without noise and charge: the sum has both.
+
+    Arguments as of `train_round`.
 
     Raises:
       Refusal: the sum does not allow contributions of this norm.
@@ -264,7 +266,7 @@ def sum_of_union(
     of once for each client, so the two results differ by rounding; layers with random draws, such as Dropout, use one
     generator for all clients.
 
-    `union` holds the records of all clients, also of others; `size` is the number of the sum's coordinates.
+    `union` holds the records of all clients, not of these alone; other arguments as of `sum_cohort`.
     """
     settings, (_, number) = bench.settings, wire.read_round(content)
     assert settings.step is not None

@@ -211,7 +211,7 @@ def clipping(
 
     Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each call.
 
-    `gradients` names an engine, `optimizer` has the parameters and the clipping norm; others as of `train_privately`.
+    `gradients` names an engine, `optimizer` has parameters and clipping norm; other arguments as of `train_privately`.
     """
     layout = _lay_out(model, gradients)
     layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer

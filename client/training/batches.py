@@ -39,7 +39,7 @@ def stacked_batches(
     A client's batches are those of `shuffled_batches`. A batch that is smaller than the widest of its step is padded
     with its own last record. A client that has taken all its steps is left out of later ones.
 
-    `records` are the clients' numbers of records, shape (clients,), descending; others as of `shuffled_batches`.
+    `records` are the numbers of records, shape (clients,), descending; other arguments as of `shuffled_batches`.
     """
     # One entry for each visit of a record: all epochs of the first client, then all of the second, and so on.
     visits = records * epochs

@@ -147,7 +147,7 @@ def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream]
 
 
 def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Journal) -> Parts:
-    """Return the reply to one instruction, its bytes in pieces; empty if it is no message. A failure is answered by its code.
+    """Return the reply to one instruction, its bytes in pieces; empty if it is no message. A failure becomes an error.
 
     Args:
       name: id of the instruction.
