@@ -157,7 +157,7 @@ class TrainingJob:
     charge: Charge
 
     def work(self, node: Participant) -> Work:
-        """Return the work for the protocol in a round of a node, whose memory contains the cohort of the sum."""
+        """Return what the protocol computes or calls for a node in a round; the cohort of the sum is in the node's memory."""
         return Work(
             model_hash(self.message.content),
             lambda terms: self._vector(terms, node),

@@ -55,7 +55,7 @@ def with_nonce(content: RecordDict, nonce: bytes) -> RecordDict:
 
 
 def nonce_of(content: RecordDict) -> bytes | None:
-    """Return the nonce in a reply, or None."""
+    """Return the nonce in a reply; None if it has none of `NONCE_BYTES`."""
     nonce = records_of(content, ConfigRecord).get(QUOTE_RECORD, ConfigRecord()).get("nonce")
     return nonce if isinstance(nonce, bytes) and len(nonce) == NONCE_BYTES else None
 

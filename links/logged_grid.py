@@ -76,9 +76,8 @@ class LoggedGrid(PassingGrid):
             node = reply.metadata.src_node_id
             if not reply.has_error():
                 self._sizes[node] = size
-            elif (
-                reply.error.code == FAILED
-            ):  # perhaps since it lost its leaves: the next time it gets all of them
+            elif reply.error.code == FAILED:
+                # Perhaps the node lost its leaves: the next time it gets all of them.
                 self._sizes.pop(node, None)
             yield reply
 

@@ -41,7 +41,8 @@ class BadFrame(ValueError):
 class Hello:
     """First frame of each end: its protocol version, its node number, and ids of instructions.
 
-    A client names those that it works on or has answered; the server names the last one that this key has answered.
+    A client names those that it works on or has answered; the server names the last one that this key has answered, so
+    that a restored or copied device, which does not know it, is noticed.
     """
 
     version: Annotated[int, Range(ge=0)]

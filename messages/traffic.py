@@ -152,7 +152,7 @@ def cargo_of(message: Message) -> Cargo:
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:
-    """Return the purpose of an instruction and its reply."""
+    """Return the purpose of an instruction and its reply; of secure aggregation's exchanges only INBOX carries vectors."""
     if wire.RENEWAL in content:
         return TrafficPurpose.CONTROL
     records = records_of(content, ConfigRecord)

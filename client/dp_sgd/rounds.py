@@ -233,7 +233,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
 
 
 def _begin_step(bench: Workbench, client: int, content: RecordDict, settings: ClientSettings) -> None:
-    """Load the instruction's arrays into the bench's model, and seed what its layers draw for this client."""
+    """Check that DP-SGD can train the bench's model, load the instruction's arrays, and seed what its layers draw."""
     data, arrays = bench.data_of(client, settings), wire.views(wire.only_arrays(content))
     arrays.pop(wire.CANARY_RECORDS, None)
     bench.private_model(data)

@@ -37,7 +37,7 @@ from .sgd import key_of_round, seed_layers, train
 
 logger = logging.getLogger("fedveil.client")
 
-ROUNDING = 1e-6  # difference that `check_apart` allows, relative to the largest number in the model
+ROUNDING = 1e-6  # deviation that `check_apart` allows, relative to the largest number in the model
 MAX_OTHER = 2  # examples of the other client in a step of `check_apart`, which takes many of them
 
 

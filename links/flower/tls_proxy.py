@@ -107,7 +107,7 @@ class TlsProxy:
         self.traffic.tally.add("down", CONTROL, OPENING_DOWN)
 
     def _count(self, call: _CountedCall, scope: Scope, node: int | None) -> None:
-        """Count a call's bytes by purpose; the answer to a push and a request for a part are overhead."""
+        """Count a call's bytes: a pushed or pulled part has the purpose of its node's message, everything else is `control`."""
         up = down = CONTROL
         received = call.received
         if node is not None:
@@ -235,7 +235,7 @@ class _BoundedHttp(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes."""
+        """Take bytes, and start or stop the timer of headers."""
         super().data_received(data)
         self._time_headers()
 

@@ -168,12 +168,12 @@ class Switchboard:
                 del waiting[letter.id]
 
     def acknowledge(self, node: int, name: str) -> None:
-        """Record that a node has answered the instruction with this id, of a run."""
+        """Record that a node has answered the instruction with this id, of a run; it no longer counts as restored."""
         self.acknowledged[self._keys[node]] = name
         self.restored.pop(node, None)
 
     async def watch(self) -> None:
-        """End the streams of nodes that are no longer admitted, until cancelled."""
+        """Each second, until cancelled: end streams of nodes that are no longer admitted, and update what `traffic` says."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             admitted = self._admitted()
@@ -256,7 +256,7 @@ class Switchboard:
         return None
 
     async def _send(self, peer: _Peer) -> None:
-        """Send what comes into the outbox."""
+        """Send what comes into the outbox, except letters that were answered or withdrawn meanwhile."""
         while True:
             item = await peer.outbox.get()
             if isinstance(item, Letter) and item.id not in self._waiting.get(peer.node, {}):
