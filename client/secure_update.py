@@ -42,7 +42,7 @@ from .private_update import (
 
 logger = logging.getLogger("fedveil.client")
 
-STATE_RECORD, STATE = "fedveil.node", "sealed"
+STATE_RECORD, STATE = "fedveil.node", "sealed"  # of Flower's context: the node's encrypted memory
 NOISE_TOLERANCE = 1e-9  # relative, between two ways to compute one ratio in floating point
 
 

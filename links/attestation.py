@@ -26,8 +26,8 @@ logger = logging.getLogger("fedveil.server")
 QUOTE = "FEDVEIL_QUOTE"  # environment variable: the server's command
 NONCE_BYTES = 32
 MAX_QUOTE = 1 << 20  # bytes; quotes of TDX and SEV-SNP with their certificates take about 10 kB
-MAX_CERTIFICATE = 1 << 13
-QUOTE_SECONDS = 30.0
+MAX_CERTIFICATE = 1 << 13  # bytes, in PEM
+QUOTE_SECONDS = 30.0  # for the server's command
 _TAG = b"fedveil attestation 1\0"
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger("fedveil.server")
 
 FILE = "log.cosigned.json"  # at server and device: the newest co-signature of each witness
 WITNESSES = "FEDVEIL_WITNESSES"  # environment variable: a command for each witness, between semicolons
-WITNESS_SECONDS = 30.0
+WITNESS_SECONDS = 30.0  # for one witness's command
 
 
 def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:

@@ -102,7 +102,7 @@ def parse_log(text: bytes, name: str, ca: bytes, federation: str | None = None) 
       federation: name of the expected one; None for the one that the text names, and the authority certified.
 
     Raises:
-      Refusal: as of `read_log`.
+      Refusal: it is neither, its head is not the server's, or its content does not match its head.
     """
     try:
         content = read_json(text)

@@ -33,7 +33,7 @@ class LogIndices(NamedTuple):
 class LoggedGrid(PassingGrid):
     """Grid whose instructions are logged before they are sent.
 
-    `rosters` returns the newest roster, whose entry precedes each instruction's. The key of `credentials` signs the log's
+    `rosters` returns the newest roster, which is logged before each instruction. The key of `credentials` signs the log's
     heads, and `cosigned` returns the co-signatures of witnesses under a new one.
     """
 

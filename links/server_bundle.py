@@ -44,7 +44,7 @@ class OwnersBudget:
 
 @dataclass(frozen=True)
 class ServerFile:
-    """Content of the file server.toml; its keys are as of `ServerBundle`."""
+    """Content of the file server.toml; `ServerBundle` explains its keys."""
 
     federation: str
     listen: Address
@@ -152,10 +152,10 @@ class ServedCredentials:
 
 
 def read_served(folder: Path, federation: str) -> ServedCredentials:
-    """Return the credentials in a server's bundle.
+    """Return the credentials in a server's bundle, and during a rollover's overlap the former authority's certificate.
 
     Raises:
-      Refusal: as of `read_credentials`.
+      Refusal: a file cannot be read, or a certificate or rollover is invalid.
     """
     chain, path = read_rollovers(folder / ROLLOVERS, federation), folder / FORMER
     earlier = "\n".join(each.old_ca for each in chain).encode()

@@ -110,7 +110,7 @@ class ServerLog:
 
     def __init__(self, path: Path) -> None:
         self.leaves: list[bytes] = []
-        self._frontier, self._indices = Frontier(), dict[bytes, int]()
+        self._frontier, self._indices = Frontier(), dict[bytes, int]()  # by entry, of its first place
         self._path, self._size = path, 0  # of its whole entries, in bytes
         for entry in read_entries(path):
             self._note(entry)

@@ -35,7 +35,7 @@ class ClientModels:
         self._by_node = dict[int, str]()  # model that each node holds
         self._before = dict[int, str]()  # model that a node held before the one that it has not answered
         self._differences = dict[tuple[str, str], bytes]()  # to the newest model, by base and model
-        self._newest: tuple[ArrayRecord, ModelStatement] | None = None  # last record, and its statement
+        self._newest: tuple[ArrayRecord, ModelStatement] | None = None  # record sent last, and its statement
 
     def take(self, node: int, model: str) -> None:
         """Record a node's held model; one that is no longer stored counts as none."""

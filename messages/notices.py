@@ -20,14 +20,14 @@ from .flower_adapter import config_of, records_of
 from .training_order import MAX_ORDER_BYTES
 from .wire import OVER, RENEWAL, memory_arrays, views
 
-MESSAGE_TYPE = "query"
+MESSAGE_TYPE = "query"  # of both notices, Flower's word
 MODEL, RECEIPT = "model", "receipt"
 DEVICE, CERTIFICATE, ROLLOVERS = "device", "certificate", "rollovers"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
 MAX_MANIFEST = 1 << 20  # characters
 MANIFEST_TEXT = Form(f".{{,{MAX_MANIFEST}}}", printable=False)
 LONGEST_CERTIFICATE = 1 << 14  # characters; of a head of the log, too
-MAX_SUITES = 64
+MAX_SUITES = 64  # in a device's description
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
 
 

@@ -40,7 +40,7 @@ from ..workbench import Workbench
 from .sketched import SketchedOptimizer, offsets_of
 from .train import PrivateSteps, clipping, engine_of, plain_sgd, train_privately
 
-MECHANISM = "dp_sgd"
+MECHANISM = "dp_sgd"  # of releases on a ledger
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
@@ -213,7 +213,7 @@ def train_on_ledger(
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
     """Return the reply with one client's contribution to the step, without noise and charge: the sum has both.
 
-    Arguments as of `train_round`.
+    Arguments as of `train_round`, where `settings.step` is not None.
 
     Raises:
       Refusal: the sum does not allow contributions of this norm.

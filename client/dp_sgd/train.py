@@ -367,7 +367,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     One backward pass gives the norms, a second one the sum with weighted losses.
 
-    Arguments as of `hooks`.
+    Arguments as of `hooks`; the model gives one tensor, and its layers have Opacus' rules or those of `GHOST`.
 
     Raises:
       Refusal: Opacus has no rule for one of the layers.

@@ -82,7 +82,7 @@ class EnrolmentPort:
     def __init__(self, bundle: ServerBundle, now: Callable[[], float] = time.time) -> None:
         self._bundle, self._now = bundle, now
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = threading.Lock()  # for a request's file: the first request of a token counts
 
     def answer(self, ask: Ask) -> Reply:
         """Return the answer to a question; a token's first request is on disk by then, and another one is "used".

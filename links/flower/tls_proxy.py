@@ -43,7 +43,7 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 512
 MAX_CALLS, MAX_NODE_CALLS = 64, 8  # at one time: of all nodes, and of one
 HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
-STOP_SECONDS = 2
+STOP_SECONDS = 2  # for calls that are being answered when the proxy ends
 # Forwarded headers: those with these names, and those with a name that begins so.
 PASSED, PASSED_PREFIX = ("content-type", "content-length", "accept", "user-agent"), "flwr-"
 # A record of TLS 1.3 has 22 bytes more than its content (RFC 8446, section 5.2), which has at most 16 KiB.

@@ -120,7 +120,7 @@ def _der_bytes(pem: bytes) -> int:
 
 
 class Switchboard:
-    """Server's end of all streams. Call its methods in its event loop, except `traffic` and `counts`, which only read.
+    """Server's end of all streams. Call its methods in its event loop, except `traffic`, `counts` and `acknowledge`.
 
     Args:
       admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
