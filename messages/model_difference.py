@@ -240,7 +240,7 @@ def _add_steps(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> 
 
 
 def _moved(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
-    """Return values moved by these numbers of steps of 2 ** step, computed alike by writer and reader, so bit for bit."""
+    """Return values moved by these numbers of steps of 2 ** step; writer and reader compute them alike, bit for bit."""
     distances = np.ldexp(numbers.astype(np.float64), step)
     with np.errstate(over="ignore", invalid="ignore"):
         return (old.astype(np.float64) + distances).astype(old.dtype)

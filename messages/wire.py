@@ -140,7 +140,7 @@ MemoryArray.__qualname__ = "Array"
 
 
 def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> ArrayRecord:
-    """Return a record of arrays, by name, in place; `lent` allows its reader to overwrite them."""
+    """Return a record of arrays, by name, without copies; `lent` allows its reader to overwrite them."""
     record = ArrayRecord()
     for name, value in arrays.items():
         record[name] = MemoryArray(value, lent)

@@ -56,7 +56,7 @@ def norms_of(values: Tensor) -> Tensor:
 
 
 def _not_below(norms: Tensor, lengths: Tensor) -> Tensor:
-    """Return the norms of sums, shape (n,), at least a `LOUDEST`-th of the total of their terms' `lengths`, shape (n, L)."""
+    """Return the norms of sums, shape (n,), raised to a `LOUDEST`-th of the total of their terms' `lengths`, shape (n, L)."""
     return torch.maximum(norms, lengths.sum(1).to(norms.dtype) / LOUDEST)
 
 

@@ -211,7 +211,7 @@ def train_on_ledger(
 
 
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with one client's contribution to the step, without noise and charge: the sum has both.
+    """Return the reply with one client's contribution to the step; noise and charge are those of the whole sum.
 
     Arguments as of `train_round`, where `settings.step` is not None.
 

@@ -108,7 +108,7 @@ class InPlaceRound:
         return np.concatenate([np.ravel(each.received) for each in self.averaged])
 
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float] | str, spec: SumSpec) -> None:
-        """Add the update of the client that `train` trained last, which may overwrite the model, or count it as dropped.
+        """Add the update of the client that `train` trained last, or count it as dropped; this may overwrite the model.
 
         Args:
           cohort_sum: of the round, changed in place.
