@@ -46,7 +46,7 @@ SETTINGS_KEY = "fedveil-client"  # key of the run's configuration; its value is 
 
 
 def import_parts(settings: ClientSettings) -> None:
-    """Import what training with these settings needs beside this module: no client's clock runs meanwhile."""
+    """Import what training with these settings needs beside this module, before workers are forked or a client is timed."""
     if settings.record or settings.step:
         from .dp_sgd import rounds as _
     if settings.encryption is not None:
@@ -140,7 +140,7 @@ def _error(message: Message, code: int, text: str) -> Message:
 
 
 def _trained(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with the model that a client trained by itself, with or without a ledger of its records."""
+    """Train the bench's model on a client's data, and return the reply with it; its ledger, if any, is charged first."""
     data, content = bench.data_of(client, settings), message.content
     if not len(data):
         if wire.sum_spec_of(message.content).clipping_norm is None:

@@ -41,7 +41,7 @@ class ExtraClients(Protocol):
 
 
 class ExtraRound(Protocol):
-    """Round of a client's own DP-SGD: what to train with, and calls after each step and at the end, with its number."""
+    """Round of a client's own DP-SGD: `after_step` is called after each step, and `keep` with the round's number at the end."""
 
     @property
     def model(self) -> nn.Module: ...

@@ -167,7 +167,7 @@ def without_error(reply: Message) -> Message:
 
 
 def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict, spec: SumSpec) -> Arrays:
-    """Return a client's update, by name in the received order, before it is clipped or scaled.
+    """Return a client's update, by name in the order of `received`, the instruction's arrays, not clipped or scaled yet.
 
     Raises:
       KeyError: an array is missing, or records are summed and the app does not support it.
@@ -185,7 +185,7 @@ def update_of(reply: Message, received: Mapping[str, Array], content: RecordDict
 
 
 def compressed(update: Arrays, content: RecordDict, spec: SumSpec) -> Arrays:
-    """Return the update to clip and send: compressed by the sum's spec, or unchanged."""
+    """Return the update to clip and send: compressed if the sum's spec asks for it, otherwise unchanged."""
     sketch = wire.sketch_for(content, spec)
     return update if sketch is None else compress(update, sketch)
 

@@ -42,7 +42,7 @@ from .private_update import (
 
 logger = logging.getLogger("fedveil.client")
 
-STATE_RECORD, STATE = "fedveil.node", "sealed"
+STATE_RECORD, STATE = "fedveil.node", "sealed"  # of Flower's context: the node's encrypted memory
 NOISE_TOLERANCE = 1e-9  # relative, between two ways to compute one ratio in floating point
 
 
@@ -75,7 +75,7 @@ def secure_update(
 
 
 def _answered(job: TrainingJob, requests: Sequence[bytes]) -> Message:
-    """Return the reply to an instruction, in which `requests` are the protocol's messages."""
+    """Return the reply to `requests`, an instruction's protocol messages; store the node's memory, even after a failure."""
     identity, message, context = job.identity, job.message, job.context
     node = _restored_node(context, _for_vectors(identity, message.content))
     try:
@@ -147,7 +147,7 @@ class OwnNoise:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Training of this node in a round, run when the protocol requests the vector; attributes as of `secure_update`."""
+    """Arguments of `secure_update` for one instruction: training runs once the protocol asks for the vector."""
 
     identity: Identity
     randomness: Randomness
@@ -157,7 +157,7 @@ class TrainingJob:
     charge: Charge
 
     def work(self, node: Participant) -> Work:
-        """Return the work for the protocol in a round of a node, whose memory contains the cohort of the sum."""
+        """Return what the protocol computes or calls for a node in a round; the cohort of the sum is in the node's memory."""
         return Work(
             model_hash(self.message.content),
             lambda terms: self._vector(terms, node),
@@ -192,7 +192,7 @@ class TrainingJob:
         return OwnNoise(max(sigma, 0), multiplier)
 
     def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:
-        """Charge the device's ledger, train, and return the noised vector, with what the node opens after dropouts."""
+        """Charge the device's ledger, train, and return the noised vector, with the seeds of its layers, opened if many survive."""
         content = self.message.content
         spec = self._spec(terms)
         noise = self._noise(spec, terms, node)
@@ -216,8 +216,10 @@ class TrainingJob:
 def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> ShareSpec:
     """Return the spec in the model's message, if the cohort agreed on it and it gives the promised noise.
 
+    The spec must give that noise even if as many nodes collude as the owner or the server, whoever fears more, assumes.
+
     Raises:
-      Refused: POLICY.
+      Refused: POLICY; the spec is missing, unsafe, or other than the terms.
     """
     try:
         spec = read_share_spec(content)

@@ -30,7 +30,7 @@ from ..tasks.protocol import Objective, Task, check_trainable
 from .extra import extra_records
 from .training.sgd import with_fast_kernels
 
-LEDGER_WAIT_SECONDS = 10.0
+LEDGER_WAIT_SECONDS = 10.0  # for another process that holds the ledger
 
 
 @dataclass(eq=False)
@@ -40,9 +40,9 @@ class Workbench:
     Attributes:
       settings: of the clients.
       loaded_task: the task, if it is loaded already; None loads it from the settings.
-      measured: whether a check of the model's independence has failed or passed.
-      independent: whether one has passed: the model keeps examples independent in training.
-      evaluated: whether one has passed in evaluation mode.
+      measured: whether the model's independence was checked, with either result.
+      independent: whether it passed: the model keeps examples independent in training.
+      evaluated: whether it passed in evaluation mode.
     """
 
     settings: ClientSettings
@@ -50,7 +50,8 @@ class Workbench:
     measured: bool = False
     independent: bool = False
     evaluated: bool = False
-    _fingerprints: dict[int, str] = field(default_factory=dict[int, str])
+    _fingerprints: dict[int, str] = field(default_factory=dict[int, str])  # of lazy data, by client
+    # Data within the bounds per person, by client, most examples of a person, and owners.
     _bounded: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
     )
@@ -95,7 +96,7 @@ class Workbench:
         return base_check(self.model)
 
     def receive(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Load an instruction's arrays into the model, without a trace of the client before."""
+        """Reset what the client before left in the model, and load an instruction's arrays into it."""
         self.forget()
         load_arrays(self.model, arrays)
 
@@ -123,7 +124,7 @@ class Workbench:
         return self.model
 
     def isolates_examples(self, data: Callable[[], Data]) -> bool:
-        """Return whether model and loss keep examples independent; measured once in this process, on these data."""
+        """Return whether model and loss keep examples independent; measured once, on these data, where an error counts as no."""
         if not self.measured:
             try:
                 self.private_model(data())
@@ -178,7 +179,7 @@ class Workbench:
         return self._fingerprints[client]
 
     def open_ledger(self, client: int, settings: ClientSettings, record: RecordPrivacy) -> Ledger:
-        """Return the ledger of a client's records, open for writing."""
+        """Return the ledger of a client's records, open for writing; its folder is created if missing."""
         name = self.ledger_name(client, settings, record)
         simulated = self.task.simulated and settings.device is None
         path = record.ledger_path(name)

@@ -26,8 +26,8 @@ logger = logging.getLogger("fedveil.server")
 QUOTE = "FEDVEIL_QUOTE"  # environment variable: the server's command
 NONCE_BYTES = 32
 MAX_QUOTE = 1 << 20  # bytes; quotes of TDX and SEV-SNP with their certificates take about 10 kB
-MAX_CERTIFICATE = 1 << 13
-QUOTE_SECONDS = 30.0
+MAX_CERTIFICATE = 1 << 13  # bytes, in PEM
+QUOTE_SECONDS = 30.0  # for the server's command
 _TAG = b"fedveil attestation 1\0"
 
 
@@ -55,7 +55,7 @@ def with_nonce(content: RecordDict, nonce: bytes) -> RecordDict:
 
 
 def nonce_of(content: RecordDict) -> bytes | None:
-    """Return the nonce in a reply, or None."""
+    """Return the nonce in a reply; None if it has none of `NONCE_BYTES`."""
     nonce = records_of(content, ConfigRecord).get(QUOTE_RECORD, ConfigRecord()).get("nonce")
     return nonce if isinstance(nonce, bytes) and len(nonce) == NONCE_BYTES else None
 
@@ -78,7 +78,7 @@ def quote_of(content: RecordDict) -> Quote | None:
 
 
 def run_quote_command(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
-    """Return the output of the server's command for a nonce; on failure, empty and a line in the log.
+    """Return the output of the server's command for a nonce; if it fails, return b"" and log why.
 
     Args:
       command: of the server; the hash to attest is added as its last argument.
@@ -97,7 +97,7 @@ def run_quote_command(command: Sequence[str], nonce: bytes, certificate: bytes) 
 
 
 class AttestedGrid(PassingGrid):
-    """Grid that answers devices' nonces with quotes in the next instruction to them."""
+    """Grid that answers devices' nonces with quotes, which `command` prints, in the next instruction to them."""
 
     def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
         super().__init__(grid)
@@ -109,7 +109,7 @@ class AttestedGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Send the messages, with quotes for devices that asked for one, and yield the replies.
 
-        Arguments as of `Grid` of Flower; at most one message goes to each node.
+        At most one message goes to each node; a nonce in a reply is for the next message. `timeout` is in seconds.
         """
         outgoing = [self._with_quote(message) for message in messages]
         for reply in self._grid.send_and_receive(outgoing, timeout=timeout):

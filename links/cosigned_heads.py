@@ -32,7 +32,7 @@ logger = logging.getLogger("fedveil.server")
 
 FILE = "log.cosigned.json"  # at server and device: the newest co-signature of each witness
 WITNESSES = "FEDVEIL_WITNESSES"  # environment variable: a command for each witness, between semicolons
-WITNESS_SECONDS = 30.0
+WITNESS_SECONDS = 30.0  # for one witness's command
 
 
 def read_cosigned(folder: Path) -> tuple[HeadCosignature, ...]:
@@ -56,7 +56,7 @@ def read_cosignatures(folder: Path, remedy: str) -> tuple[HeadCosignature, ...]:
 
 
 def _split(text: str) -> list[list[str]]:
-    """Return the commands in a text, each as its words; a semicolon in quotes is part of a word."""
+    """Return the commands in a text, each as its words; a semicolon in quotes is part of a word; Refusal for open quotes."""
     words = shlex.shlex(text, posix=True, punctuation_chars=";")
     words.whitespace_split, words.commenters = True, ""
     commands: list[list[str]] = [[]]
@@ -105,7 +105,7 @@ class CosignedHeads:
         replace_file(self._folder / FILE, format_cosignatures(newest_ones), PUBLIC)
 
     def of(self, head: TreeHead) -> tuple[HeadCosignature, ...]:
-        """Return the co-signatures under a head: from the file, and from each witness that has a command.
+        """Ask each witness that has a command to co-sign a head, store the answers, and return all co-signatures under it.
 
         A witness that fails, or refuses, is named in the log of the server.
         """
@@ -121,7 +121,7 @@ class CosignedHeads:
         return newest((*stored, *answers))
 
     def require(self, head: TreeHead) -> None:
-        """Ask each witness that has a command to co-sign a head.
+        """Check that each witness that has a command co-signs a head, and store what it signed.
 
         Raises:
           Refusal: one does not.
@@ -149,7 +149,7 @@ class CosignedHeads:
         return cosignature
 
     def _branch_sentence(self, cosignature: HeadCosignature) -> str:
-        """Return the sentence on a co-signature that is not under a head of this log."""
+        """Return the sentence on a valid co-signature that is under no head of this log: another log, a later head or a fork."""
         leaves, size = self._log.leaves, cosignature.size
         if cosignature.federation != self._federation:
             return f"co-signed the log of {cosignature.federation!r}, and this is {self._federation!r}"

@@ -21,7 +21,7 @@ from ..messages.wire import HANDLED_BEFORE, NO_BASE, NOT_ELIGIBLE, NOT_READY
 MAX_BYTES = 1 << 30  # of an instruction
 JOURNAL_IDS = 1024  # ids that a journal keeps; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
-MAX_DOUBLINGS = 16
+MAX_DOUBLINGS = 16  # of the wait, so that its power of two stays small
 AWAY = "not connected"  # start of a device's state without a connection
 # Lines in the journal of a restored device until its next greeting: its owner has paid, or has begun to pay, for answers
 # that the server has and the device does not know. A backup of a device that went on has no such line.
@@ -81,7 +81,8 @@ class Journal:
     def unknown(self, names: Sequence[str], is_charged: Callable[[str], bool]) -> list[str]:
         """Return which instructions of a server's greeting this device has not answered.
 
-        At the first greeting after its owner paid for a restore, the device adopts them all, and none is returned.
+        At the first greeting after its owner paid for a restore, the device adopts them all, and none is returned. A restore
+        that is not paid yet ends if none is unknown.
 
         Args:
           names: ids of the instructions.
@@ -136,8 +137,8 @@ class Journal:
 def handle_once(name: str, message: Message, handle: Handle, journal: Journal) -> Message:
     """Return the reply to an instruction, without executing it a second time.
 
-    An instruction for which the device is not eligible, whose model it cannot restore, or that it cannot record, counts
-    as not begun.
+    The id is on disk before `handle` is called; otherwise nothing is handled. If the device is not eligible, or cannot
+    restore the model, the id is removed: the instruction was not begun, and may come again.
     """
     if name in journal:
         return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)

@@ -29,7 +29,7 @@ class LaterHeads:
     Args:
       folder: of the server's bundle.
       log: of the server, which grows.
-      ca: certificate of the authority, in PEM.
+      ca: certificates of the authority, former ones too, in PEM.
       federation: its name.
 
     Raises:
@@ -38,12 +38,12 @@ class LaterHeads:
 
     def __init__(self, folder: Path, log: ServerLog, ca: bytes, federation: str) -> None:
         self._path, self._log, self._ca, self._federation = folder / FILE, log, ca, federation
-        self._checked = set[str]()  # heads, as text
+        self._checked = set[str]()  # heads, as text, that need no second look
         lost = folder / LOST
         self._lost_size = read_head(lost.read_text("utf-8", "replace")).size if lost.exists() else 0
 
     def refuse(self) -> None:
-        """Check that the log extends the later head that an earlier process stored; forget the head then.
+        """Check that the log extends the later head that an earlier process stored, if any; delete its file then.
 
         Raises:
           Refusal: it does not.
@@ -58,7 +58,7 @@ class LaterHeads:
     def log_loss(self, heads: Iterable[str]) -> str | None:
         """Return a sentence if the log does not extend one of these heads, as text, and store that one; None if it does.
 
-        The heads are unverified: one that this server has not signed is ignored.
+        The heads are unverified: one that this server has not signed is ignored. The file makes `refuse` stop the next start.
         """
         for text in set(heads) - self._checked - {""}:
             self._checked.add(text)
@@ -73,7 +73,7 @@ class LaterHeads:
         return None
 
     def _lacks(self, head: TreeHead) -> bool:
-        """Return whether the log does not extend a head, other than one that its operator gave up."""
+        """Return whether the log does not extend a head; one no longer than the head that the operator gave up does not count."""
         leaves = self._log.leaves
         if head.size <= self._lost_size:
             return False

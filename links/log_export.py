@@ -102,7 +102,7 @@ def parse_log(text: bytes, name: str, ca: bytes, federation: str | None = None) 
       federation: name of the expected one; None for the one that the text names, and the authority certified.
 
     Raises:
-      Refusal: as of `read_log`.
+      Refusal: it is neither, its head is not the server's, or its content does not match its head.
     """
     try:
         content = read_json(text)
@@ -150,7 +150,7 @@ def covers(cosignature: HeadCosignature, federation: str, leaves: Sequence[bytes
 
 
 def double_signers(mine: LogExport, other: LogDocument) -> list[tuple[HeadCosignature, HeadCosignature]]:
-    """Return the two co-signatures of each witness that signed both of two logs at or after the entry where they fork.
+    """Return the two co-signatures of each witness that signed both of two logs past their fork, which convict the witness.
 
     Args:
       mine: the own log, checked by itself.
@@ -172,7 +172,7 @@ def _fork_index(mine: LogExport, other: LogExport) -> int | None:
 def fork_between(mine: LogExport, other: LogDocument) -> str:
     """Return a sentence on how another log contradicts the own one; empty if their common part agrees.
 
-    Arguments as of `double_signers`.
+    Both were checked by themselves: their heads are the server's, so that a contradiction proves that it keeps two logs.
     """
     if isinstance(other, LogExport):
         fork = _fork_index(mine, other)

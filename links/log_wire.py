@@ -11,7 +11,7 @@ from ..messages.flower_adapter import records_of
 from ..messages.wire import LOG_RECORD
 from ..privacy.merkle import HASH_BYTES
 
-MAX_COSIGNATURES = 64
+MAX_COSIGNATURES = 64  # in one instruction
 NO_ENTRY = -1  # index of an entry that an instruction does not have
 
 

@@ -33,7 +33,8 @@ class LogIndices(NamedTuple):
 class LoggedGrid(PassingGrid):
     """Grid whose instructions are logged before they are sent.
 
-    The key of `credentials` signs the log's heads, and `cosigned` returns the co-signatures of witnesses under a new one.
+    `rosters` returns the newest roster, which is logged before each instruction. The key of `credentials` signs the log's
+    heads, and `cosigned` returns the co-signatures of witnesses under a new one.
     """
 
     def __init__(
@@ -48,16 +49,16 @@ class LoggedGrid(PassingGrid):
         super().__init__(grid)
         self._log, self._cosigned = log, cosigned
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
-        self._cosignatures: tuple[str, ...] = ()
+        self._cosignatures: tuple[str, ...] = ()  # under `_head`, as text
         self._sizes = dict[int, int]()  # by node, the number of leaves that it has acknowledged
-        self._head: TreeHead | None = None
+        self._head: TreeHead | None = None  # signed last
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Log the content of the messages, send them with the log's head, and yield the replies.
 
-        Arguments as of `Grid` of Flower; at most one message goes to each node.
+        At most one message goes to each node; `timeout` is in seconds.
 
         Raises:
           OSError: the log cannot be written; nothing is sent.
@@ -75,14 +76,13 @@ class LoggedGrid(PassingGrid):
             node = reply.metadata.src_node_id
             if not reply.has_error():
                 self._sizes[node] = size
-            elif (
-                reply.error.code == FAILED
-            ):  # perhaps since it lost its leaves: the next time it gets all of them
+            elif reply.error.code == FAILED:
+                # Perhaps the node lost its leaves: the next time it gets all of them.
                 self._sizes.pop(node, None)
             yield reply
 
     def keep_unsent(self, content: RecordDict) -> None:
-        """Log the instruction of an empty cohort, which would otherwise show as a gap in the log."""
+        """Log content that no node is sent: an empty cohort would otherwise show as a gap, and a run's end be missing."""
         self._log_one(content, {})
 
     def _log_one(self, content: RecordDict, hashes: dict[tuple[int, ...], bytes]) -> LogIndices | None:
@@ -123,7 +123,7 @@ class LoggedGrid(PassingGrid):
         return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
 
     def _current_head(self) -> TreeHead:
-        """Return the head of the log, signed anew, and co-signed, after an entry or a renewal of the certificate."""
+        """Return the head of the log; after an entry or a renewal of the certificate, sign a new one and have it co-signed."""
         credentials, size = self._credentials(), len(self._log.leaves)
         head = self._head
         if head is None or head.size != size or head.certificate != credentials.certificate.decode():

@@ -47,8 +47,8 @@ class Followed(Generic[T]):
     value: T
     fallback: T | None = None
     optional: tuple[Path, ...] = ()
-    _stamp: object = None
-    _error: str = ""
+    _stamp: object = None  # time, inode and size of the files that `value` is from; None: read them again
+    _error: str = ""  # the error that was logged last; empty once the files can be read
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self) -> T:
@@ -83,7 +83,7 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     path = bundle.folder / ROSTER
 
     def read(value: SignedRoster) -> SignedRoster:
-        """Return the roster in the file if it follows from the present one, or refuse it."""
+        """Return the roster in the file; raise Refusal unless it is the present one or a newer one that follows from it."""
         roster, signed = read_signed_roster(path, read_authority(bundle.folder, bundle.federation)[0])
         if (roster.version, roster.hash) == (value[0].version, value[0].hash):
             return value[0], signed  # members may have signed it since

@@ -44,7 +44,7 @@ class OwnersBudget:
 
 @dataclass(frozen=True)
 class ServerFile:
-    """Content of the file server.toml; its keys are as of `ServerBundle`."""
+    """Content of the file server.toml; `ServerBundle` explains its keys."""
 
     federation: str
     listen: Address
@@ -94,7 +94,7 @@ class ServerBundle:
 
 
 def read_server_bundle(folder: Path) -> ServerBundle:
-    """Return the bundle in `folder`.
+    """Return the bundle in `folder`, each file checked by itself and against the others.
 
     Raises:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
@@ -140,7 +140,7 @@ def read_authority(folder: Path, federation: str) -> tuple[bytes, tuple[Rollover
 
 @dataclass(frozen=True)
 class ServedCredentials:
-    """Credentials of a server, and until an overlap ends those by the former authority, which all devices still trust."""
+    """Credentials of a server and, until the Unix second `until`, those by the former authority, which all devices trust."""
 
     newest: Credentials
     former: Credentials | None = None
@@ -152,10 +152,10 @@ class ServedCredentials:
 
 
 def read_served(folder: Path, federation: str) -> ServedCredentials:
-    """Return the credentials in a server's bundle.
+    """Return the credentials in a server's bundle, and during a rollover's overlap the former authority's certificate.
 
     Raises:
-      Refusal: as of `read_credentials`.
+      Refusal: a file cannot be read, or a certificate or rollover is invalid.
     """
     chain, path = read_rollovers(folder / ROLLOVERS, federation), folder / FORMER
     earlier = "\n".join(each.old_ca for each in chain).encode()

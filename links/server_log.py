@@ -37,7 +37,7 @@ def model_entry(run: str, number: int, model: bytes) -> bytes:
 
 
 def final_entry(run: str, model: bytes) -> bytes:
-    """Return the entry of a run's final model, arguments as of `model_entry`."""
+    """Return the entry of a run's final model; `model` is the hash that `model_hash` gives of the message at its end."""
     return canonical({"kind": "final", "run": run, "model": model.hex()}).encode()
 
 
@@ -99,7 +99,7 @@ def contradicting_entries(entries: Iterable[str]) -> frozenset[int]:
 
 
 class ServerLog:
-    """Log in an append-only file; an entry is on disk before it is sent to a device.
+    """Log in an append-only file, with an entry on disk before it is sent to a device; `leaves` are the entries' hashes.
 
     Args:
       path: of the file; created if missing.
@@ -110,7 +110,7 @@ class ServerLog:
 
     def __init__(self, path: Path) -> None:
         self.leaves: list[bytes] = []
-        self._frontier, self._indices = Frontier(), dict[bytes, int]()
+        self._frontier, self._indices = Frontier(), dict[bytes, int]()  # by entry, of its first place
         self._path, self._size = path, 0  # of its whole entries, in bytes
         for entry in read_entries(path):
             self._note(entry)
@@ -121,7 +121,7 @@ class ServerLog:
         return self._frontier.root
 
     def index_of(self, entry: bytes) -> int:
-        """Return the place of an entry, from 0; a new one is written first.
+        """Return the index of an entry, from 0; append one that is new, and wait until it is on disk.
 
         Raises:
           OSError: it cannot be written.

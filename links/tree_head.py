@@ -65,7 +65,7 @@ class TreeHead:
 
 
 def sign_head(federation: str, size: int, root: bytes, credentials: Credentials) -> TreeHead:
-    """Return a new head signed by the server."""
+    """Return a new head of the present second, signed with the server's TLS key; `root` is that of `size` entries."""
     key = load_pem_private_key(credentials.key, None)
     assert isinstance(key, EllipticCurvePrivateKey)
     head = TreeHead(federation, size, root.hex(), int(time.time()), credentials.certificate.decode(), "")
@@ -95,7 +95,7 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
     """Verify that the federation's server signed a head with a key that the authority had certified for that time.
 
     Raises:
-      Refusal: another signed it, or nobody.
+      Refusal: another signed it, or nobody, or the certificate was not valid when it was signed.
     """
     try:
         certificate = server_certificate(head.certificate.encode(), ca, federation)

@@ -39,7 +39,7 @@ class WitnessedHead:
 
 
 def heads_of_key(path: Path) -> dict[str, WitnessedHead]:
-    """Return the newest head that a private key's file has co-signed, by federation; none without a file.
+    """Return the newest head that a private key has co-signed, by federation, from the file beside it; none without a file.
 
     Raises:
       Refusal: the file cannot be read.
@@ -85,9 +85,9 @@ def cosign_log(document: LogDocument, key: Ed25519PrivateKey, path: Path) -> Hea
     """Return the co-signature of a log's head, once it is on disk beside the key; the same head gets the same again.
 
     Args:
-      document: the log or proof, which contradicts no head that the key has co-signed.
+      document: the log or proof; the caller has seen no `contradiction` with the head that the key co-signed last.
       key: of the witness.
-      path: of the private key; nobody else may use it meanwhile.
+      path: of the private key; the caller holds its lock, so that no other process signs meanwhile.
 
     Raises:
       Refusal: the log has no entry.

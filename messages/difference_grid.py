@@ -35,7 +35,7 @@ class ClientModels:
         self._by_node = dict[int, str]()  # model that each node holds
         self._before = dict[int, str]()  # model that a node held before the one that it has not answered
         self._differences = dict[tuple[str, str], bytes]()  # to the newest model, by base and model
-        self._newest: tuple[ArrayRecord, ModelStatement] | None = None
+        self._newest: tuple[ArrayRecord, ModelStatement] | None = None  # record sent last, and its statement
 
     def take(self, node: int, model: str) -> None:
         """Record a node's held model; one that is no longer stored counts as none."""
@@ -53,15 +53,17 @@ class ClientModels:
     def encode(self, messages: Sequence[Message], again: bool = False) -> list[Message]:
         """Return the messages to send, each as short as its node's held model allows; shared content stays shared.
 
+        A node then counts as holding no model until `take` or `take_back` is called for its reply.
+
         Args:
           messages: at most one to each node.
-          again: whether the nodes did not hold the expected model.
+          again: whether the nodes could not apply a difference (`NO_BASE`), so that each gets the whole model.
         """
         contents = dict[tuple[int, str], RecordDict]()  # by identity of the whole content, and base
         return [self._encoded(each, again, contents) for each in messages]
 
     def encode_for_storing(self, messages: Sequence[Message]) -> list[Message]:
-        """Return the messages as `encode` does, for nodes that hold the model of each from then on."""
+        """Return the messages as `encode` does, and record at once that each node holds its model: a simulation has no reports."""
         encoded = self.encode(messages)
         for message in encoded:
             if (statement := read_statement(message.content)) is not None:
@@ -125,7 +127,7 @@ class DifferenceGrid(PassingGrid):
     ) -> Iterator[Message]:
         """Send the messages, and yield the replies; a node that holds another model is asked again with the whole.
 
-        Arguments as of `Grid` of Flower; at most one message goes to each node.
+        At most one message goes to each node; `timeout` is in seconds for both sendings together, None is no limit.
         """
         end = None if timeout is None else time.monotonic() + timeout
         orders = {message.metadata.dst_node_id: message for message in messages}
@@ -142,7 +144,7 @@ class DifferenceGrid(PassingGrid):
                 yield self._without_report(reply)
 
     def _without_report(self, reply: Message) -> Message:
-        """Return a reply without the report of its node's held model."""
+        """Return a reply without the report of its node's held model, and record what the node holds."""
         if reply.has_error():
             self._models.take_back(reply.metadata.src_node_id)
             return reply

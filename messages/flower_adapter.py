@@ -42,7 +42,7 @@ def name_message(message: Message, message_id: str) -> None:
 
 
 def name_sender(reply: Message, node: int) -> Message:
-    """Set the number of the node that sent a reply, and return the reply."""
+    """Set the number of the node that sent a reply, whatever sender it names, and return the reply."""
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
 

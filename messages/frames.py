@@ -41,7 +41,8 @@ class BadFrame(ValueError):
 class Hello:
     """First frame of each end: its protocol version, its node number, and ids of instructions.
 
-    A client names those that it works on or has answered; the server names the last one that this key has answered.
+    A client names those that it works on or has answered; the server names the last one that this key has answered, so
+    that a restored or copied device, which does not know it, is noticed.
     """
 
     version: Annotated[int, Range(ge=0)]
@@ -51,7 +52,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Begin:
-    """Announcement of a message of `size` bytes: an instruction or the reply to it, under the instruction's id.
+    """Announcement of a message of `size` bytes: an instruction, or the reply to it, under the instruction's id.
 
     Size 0 is the server's reminder: the client has the instruction, and its reply is still wanted. From a client it says
     that it does not know the instruction of the server's hello.
@@ -70,7 +71,7 @@ class Ack:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Next bytes of the announced message."""
+    """Next bytes of the message that the last `Begin` announced."""
 
     data: Buffer
 
@@ -165,7 +166,7 @@ class MessageBuffer:
         self.data = bytearray()
 
     def add(self, chunk: Chunk) -> bool:
-        """Add a chunk and return whether the message is complete."""
+        """Add a chunk that is neither empty nor longer than the rest, and return whether the message is complete."""
         if not 0 < len(chunk.data) <= self._missing:
             raise BadFrame("a chunk is empty, or exceeds the message")
         self._missing -= len(chunk.data)

@@ -17,7 +17,7 @@ class AskingGrid(Grid):
     _run: Run
 
     def set_run(self, run: Run) -> None:
-        """Take another run's identity."""
+        """Set the run that `run` returns."""
         self._run = run
 
     @property
@@ -65,6 +65,6 @@ class PassingGrid(AskingGrid):
         return self._grid.get_node_ids()
 
     def keep_unsent(self, content: RecordDict) -> None:
-        """Record an instruction that goes to nobody, since its cohort is empty, as far as a wrapped grid records any."""
+        """Record content that no node is sent, if a wrapped grid keeps a log, in which an empty cohort would otherwise show."""
         if isinstance(self._grid, PassingGrid):
             self._grid.keep_unsent(content)

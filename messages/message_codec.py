@@ -43,7 +43,7 @@ ALIGNMENT = 8  # of the largest dtype
 MAX_HEADER_BYTES = 1 << 20  # names and shapes of as many arrays as a list may hold
 MAX_ITEMS = 1 << 13  # of any list in the header
 MAX_DIMENSIONS = 32  # numpy 1 had no more
-# Message, records, record, entries, entry, value, sides of an array; and each array of a list at its longest.
+# Depth: message, records, record, entries, entry, value, sides of an array. Items: 16 for each of the longest list.
 HEADER = Bounds(depth=7, width=MAX_ITEMS, items=16 * MAX_ITEMS)
 DTYPES = frozenset(("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"))
 _THREE = b"\x93"  # msgpack: a list of three follows: format, addresses, and the body's header
@@ -208,7 +208,7 @@ def unpack(data: Buffer) -> Message:
 
 
 def _unpacked(data: memoryview) -> Message:
-    """Return the message, or raise what its malformed part raises."""
+    """Return the message; whatever a malformed part raises, `unpack` turns into MalformedMessage."""
     length = int.from_bytes(data[:PREFIX_BYTES], "little")
     end = PREFIX_BYTES + length
     if length > MAX_HEADER_BYTES or end > len(data):
@@ -274,7 +274,7 @@ class _Blobs:
         self._data, self.at = data, at
 
     def take(self, length: Any) -> memoryview:
-        """Return the next `length` bytes, in place."""
+        """Return the next `length` bytes, in place, and go on behind their padding."""
         if type(length) is not int or not 0 <= length <= len(self._data) - self.at:
             raise MalformedMessage("an array is longer than the message")
         blob = self._data[self.at : self.at + length]

@@ -48,7 +48,7 @@ def bytes_of(arrays: Arrays) -> int:
 
 
 def difference(old: Arrays, new: Arrays) -> bytes | None:
-    """Return the difference between two models; None if the whole model is shorter, or shapes differ.
+    """Return the difference between two models; None if it is no shorter than the whole model, or shapes or types differ.
 
     Args:
       old: model that the reader holds.
@@ -174,7 +174,7 @@ def apply(old: Arrays, difference: bytes) -> dict[str, NDArray[np.generic]]:
 
 
 class _Reader:
-    """Bytes that are read from front to back."""
+    """Reader of untrusted bytes from front to back; it raises NoDifference, or errors of struct and zlib."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._remaining = memoryview(data)
@@ -196,7 +196,7 @@ class _Reader:
         return np.frombuffer(values, np.uint8)
 
     def end(self) -> None:
-        """Refuse trailing bytes."""
+        """Check that no bytes are left."""
         if len(self._remaining):
             raise NoDifference("it has trailing bytes")
 
@@ -240,7 +240,7 @@ def _add_steps(old: NDArray[np.generic], planes: Sequence[Bytes], step: int) -> 
 
 
 def _moved(old: NDArray[np.generic], numbers: NDArray[np.int64], step: int) -> NDArray[np.generic]:
-    """Return values moved by these numbers of steps of 2 ** step."""
+    """Return values moved by these numbers of steps of 2 ** step; writer and reader compute them alike, bit for bit."""
     distances = np.ldexp(numbers.astype(np.float64), step)
     with np.errstate(over="ignore", invalid="ignore"):
         return (old.astype(np.float64) + distances).astype(old.dtype)

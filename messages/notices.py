@@ -20,14 +20,14 @@ from .flower_adapter import config_of, records_of
 from .training_order import MAX_ORDER_BYTES
 from .wire import OVER, RENEWAL, memory_arrays, views
 
-MESSAGE_TYPE = "query"
+MESSAGE_TYPE = "query"  # of both notices, Flower's word
 MODEL, RECEIPT = "model", "receipt"
 DEVICE, CERTIFICATE, ROLLOVERS = "device", "certificate", "rollovers"
 WORD, HASH = Form(".{1,64}"), Form("([0-9a-f]{64})?")
 MAX_MANIFEST = 1 << 20  # characters
 MANIFEST_TEXT = Form(f".{{,{MAX_MANIFEST}}}", printable=False)
-LONGEST_CERTIFICATE = 1 << 14
-MAX_SUITES = 64
+LONGEST_CERTIFICATE = 1 << 14  # characters; of a head of the log, too
+MAX_SUITES = 64  # in a device's description
 LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
 
 
@@ -83,7 +83,7 @@ def reply_with(receipt: Receipt | None, message: Message) -> Message:
 
 
 def read_receipt(reply: Message) -> Receipt | None:
-    """Return the receipt in a reply, unchecked; None if it has none that is readable."""
+    """Return the receipt in a reply, its signature unchecked; None if it has none that is readable."""
     if reply.has_error():
         return None
     fields = config_of(reply.content, RECEIPT)
@@ -117,11 +117,11 @@ class DeviceFacts:
 
 
 def renewal_to(node: int, certificate: str, rollovers: str = "") -> Message:
-    """Return the message that asks a node for its description.
+    """Return the message that brings a node its later certificate, and asks for its description.
 
     Args:
       node: of the device.
-      certificate: in PEM; empty for none.
+      certificate: the device's later one, in PEM; empty for none.
       rollovers: of the authority, as text; empty for none.
     """
     record = ConfigRecord({CERTIFICATE: certificate})
@@ -139,7 +139,7 @@ def read_renewal(message: Message) -> str | None:
 
 
 def rollovers_in(message: Message) -> str:
-    """Return the rollovers in a renewal, as text; empty for none."""
+    """Return the rollovers in a renewal, as unchecked text; empty for none."""
     rollovers = config_of(message.content, RENEWAL).get(ROLLOVERS)
     return rollovers if isinstance(rollovers, str) else ""
 

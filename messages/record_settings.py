@@ -44,7 +44,7 @@ class RecordPrivacy:
         return self if noise is None else replace(self, noise_by_records=((0, noise),))
 
     def noise_multiplier(self, records: int) -> float:
-        """Return the noise multiplier of a client with this number of records."""
+        """Return the noise multiplier of a client with this number of records; with fewer than in any pair, the largest one."""
         fitting = [noise for min_records, noise in self.noise_by_records if min_records <= records]
         return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
 

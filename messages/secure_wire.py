@@ -62,7 +62,7 @@ def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, Co
 
 
 def roster_of(content: RecordDict) -> bytes | None:
-    """Return the signed roster in an instruction, or None."""
+    """Return the roster in an instruction, its signature unchecked; None if it has none."""
     roster = config_of(content, ROSTER_RECORD).get("signed")
     return roster if isinstance(roster, bytes) else None
 
@@ -81,7 +81,7 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
 
 
 def failure_of(content: RecordDict) -> int | None:
-    """Return a reply's code for an empty message, or None."""
+    """Return the error code by which a reply explains an empty message; None if it has none."""
     failure = config_of(content, SECURE_RECORD).get("failure")
     return failure if isinstance(failure, int) else None
 

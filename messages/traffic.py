@@ -106,7 +106,7 @@ class Tally:
                 sizes[purpose] += size * part / whole
 
     def total(self) -> Carried:
-        """Return the total so far."""
+        """Return the total so far, in whole bytes; each purpose is rounded by itself."""
         with self._lock:
             return Carried(_rounded(self._bytes["down"]), _rounded(self._bytes["up"]))
 
@@ -152,7 +152,7 @@ def cargo_of(message: Message) -> Cargo:
 
 
 def purpose_of(content: RecordDict) -> TrafficPurpose:
-    """Return the purpose of an instruction and its reply."""
+    """Return the purpose of an instruction and its reply; of secure aggregation's exchanges only INBOX carries vectors."""
     if wire.RENEWAL in content:
         return TrafficPurpose.CONTROL
     records = records_of(content, ConfigRecord)
@@ -227,7 +227,7 @@ def update_bytes(spec: SumSpec, size: int) -> int:
 
 @lru_cache(maxsize=8)
 def _update_bytes(size: int, width: int | None, on_grid: bool) -> int:
-    """Return the same for a vector of integers of `width` bits, or of numbers that are not packed."""
+    """Return what `update_bytes` does, for integers packed to `width` bits; None: not packed, int32 on a grid or float64."""
     if width is None:
         vector = np.zeros(size, np.int32 if on_grid else np.float64)  # zeros that nobody reads take no memory
     else:

@@ -187,7 +187,7 @@ class TrainingOrder:
 
     @property
     def task_options(self) -> dict[str, object]:
-        """The options of the owner's task from the order: the scaling of tables' inputs."""
+        """Options that the order adds to those of the owner's task: the scaling of tables' inputs."""
         return {"moments": self.moments} if self.moments else {}
 
     def to_json(self) -> str:

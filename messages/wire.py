@@ -140,7 +140,7 @@ MemoryArray.__qualname__ = "Array"
 
 
 def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> ArrayRecord:
-    """Return a record of arrays, by name; arguments as of `MemoryArray`."""
+    """Return a record of arrays, by name, without copies; `lent` allows its reader to overwrite them."""
     record = ArrayRecord()
     for name, value in arrays.items():
         record[name] = MemoryArray(value, lent)
@@ -148,7 +148,7 @@ def memory_arrays(arrays: Mapping[str, NDArray[Any]], lent: bool = False) -> Arr
 
 
 def view(array: Array) -> NDArray[Any]:
-    """Return the array's values, not to be changed; a `MemoryArray` is not copied."""
+    """Return the array's values, for reading unless it `is_lent`: those of a `MemoryArray` are not copied."""
     return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
 
 
@@ -158,7 +158,7 @@ def views(arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
 
 
 def is_lent(array: Array) -> bool:
-    """Return whether the values that `view` returns may be overwritten."""
+    """Return whether the values that `view` returns may be overwritten, since their sender needs them no more."""
     return isinstance(array, MemoryArray) and bool(array.__dict__["lent"])
 
 
@@ -195,7 +195,7 @@ def read_round(content: RecordDict) -> tuple[str, int]:
 
 
 def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
-    """Return the matrix that compresses updates in an instruction's round; None without compression."""
+    """Return the public matrix that compresses updates in an instruction's round; None without compression."""
     return None if spec.compression is None else sketch_of(spec.compression, read_round(content)[1])
 
 
@@ -216,7 +216,7 @@ def read_spec(content: RecordDict) -> SumSpec | None:
 
 
 def sum_spec_of(content: RecordDict) -> SumSpec:
-    """Return the spec of an instruction's sum, unencrypted or masked; raise Undecodable if it has none."""
+    """Return the spec of an instruction's sum, unencrypted or masked; raise KeyError without one, Undecodable if malformed."""
     fields = read_json(str(config_of(content, SPEC_RECORD)["spec"]))
     if not isinstance(fields, dict):
         raise Undecodable("the instruction has no spec of a sum")
@@ -317,7 +317,7 @@ def common_content(messages: list[Message]) -> RecordDict:
 def mean_reply(
     arrays: ArrayRecord, mean: dict[str, NDArray[Any]], scalars: dict[str, float], request: Message
 ) -> Message:
-    """Return one reply for the whole cohort to a strategy's message: the moved global arrays, and the mean metrics.
+    """Return one reply for the whole cohort, of weight 1, to a strategy's message: the moved arrays, and the mean metrics.
 
     Args:
       arrays: global arrays.
@@ -343,7 +343,7 @@ class SummingGrid(Protocol):
     """Grid that adds its clients' replies where they are produced, so that memory does not grow with their number."""
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Deliver an instruction to every node and return the sum of the replies."""
+        """Deliver an instruction to every node and return the sum of the replies, shape (size,)."""
         ...
 
 
@@ -437,7 +437,7 @@ def read_statement(content: RecordDict) -> ModelStatement | None:
 
 
 def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: ArrayRecord) -> RecordDict:
-    """Return the instruction as it was before `with_model`.
+    """Return the instruction as it was before `with_model`, once the device has the whole model.
 
     Args:
       content: instruction that came.
@@ -450,7 +450,7 @@ def with_arrays_again(content: RecordDict, statement: ModelStatement, arrays: Ar
 
 
 def without_encoding(content: RecordDict) -> RecordDict:
-    """Return an instruction's content independent of the model's encoding, with the hash in place of the arrays."""
+    """Return an instruction's content with its model's hash in place of arrays or difference, so the same for either."""
     record = config_of(content, SPEC_RECORD)
     if MODEL_KEY not in record:
         return content

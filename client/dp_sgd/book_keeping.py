@@ -37,7 +37,7 @@ class LayerCall(NamedTuple):
       layer: of the model.
       inputs: of the call, shape (n, ...); empty if the layer took several tensors.
       version: number of in-place changes of the inputs before the call.
-      edge: of the outputs in torch's graph.
+      edge: of the outputs in torch's graph, where a backward pass reads their gradients.
     """
 
     layer: nn.Module
@@ -70,7 +70,7 @@ def recorded_calls(model: nn.Module) -> Generator[list[LayerCall]]:
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Yield the function that computes clipped sums by book-keeping; arguments as of `hooks`, whose model has no `obstacle`."""
+    """Yield the function that computes clipped sums by book-keeping, on a model without `obstacle`; arguments as of `hooks`."""
     layers = len(layers_of(model))
     with recorded_calls(model) as calls:
 
@@ -92,7 +92,7 @@ def _clip(
 ) -> Tensor:
     """Write the clipped sums over the first `rows` of the `batch` examples, as `ClippedSums`; the others are padding.
 
-    `backward` are the gradients of the calls' outputs for the mean loss.
+    `backward` are the gradients of the calls' outputs for the mean loss. If one row's is not finite, nothing is written.
     """
     shares: list[Share] = []
     for call, gradients in zip(calls, backward, strict=True):
@@ -122,7 +122,7 @@ def _set_sums(sums: dict[Any, Tensor]) -> None:
 
 
 def obstacle(model: nn.Module, batch: Inputs) -> str | None:
-    """Return why this engine cannot train the model, or None.
+    """Return why this engine cannot train the model; None if it can.
 
     Args:
       model: is run once.

@@ -56,7 +56,7 @@ def norms_of(values: Tensor) -> Tensor:
 
 
 def _not_below(norms: Tensor, lengths: Tensor) -> Tensor:
-    """Return the norms of sums, shape (n,), raised to the rounding of their terms, whose norms have shape (n, L)."""
+    """Return the norms of sums, shape (n,), raised to a `LOUDEST`-th of the total of their terms' `lengths`, shape (n, L)."""
     return torch.maximum(norms, lengths.sum(1).to(norms.dtype) / LOUDEST)
 
 
@@ -97,7 +97,7 @@ def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> 
     """Return the norms, shape (N,), of examples' gradients: sums over positions of outer products.
 
     A pair is inputs, shape (n, L, K), and output gradients, shape (n, L, O), of some examples at a time. The buffer, if
-    any, takes the gradients, shape (N, O, K).
+    any, keeps the gradients, shape (N, O, K), for the weighted sums.
     """
     norms: list[Tensor] = []
     start = 0
@@ -114,7 +114,7 @@ def _products(pairs: Iterable[tuple[Tensor, Tensor]], buffer: Tensor | None) -> 
 
 
 def _cancelling(inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Return the norms, shape (n,), of gradients that are not held: sums over positions of outer products."""
+    """Return the norms, shape (n,), of gradients that are not held, from arguments as in a pair of `_products`."""
     positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
     if 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
         # In double precision, since in float32 a Gram matrix loses half the digits of cancelling gradients.
@@ -226,10 +226,10 @@ def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
     rows = gradients.clone(memory_format=torch.contiguous_format).view(-1, size)
     # An example's rows of one index are added up in the first of them, so that its gradient is rounded by itself.
     sorted_indices, order = indices.sort(stable=True)
-    # The index is that of the place before, in sorted order
+    # Whether a sorted place has the index of the place before it.
     again = sorted_indices[:, 1:] == sorted_indices[:, :-1]
     order += indices.shape[1] * torch.arange(batch)[:, None]  # positions among the rows of all examples
-    # Place where the index begins
+    # Sorted place where each place's index begins, without that of place 0.
     first = torch.arange(indices.shape[1])[1:].masked_fill(again, 0).cummax(1).values
     later = order[:, 1:][again]
     rows.index_add_(0, order.gather(1, first)[again], rows[later])
@@ -260,7 +260,7 @@ def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]) -> Share:
-    """Return the share of weight * normal + bias, elementwise, whose gradients are sums over the dimensions `over`."""
+    """Return the share of weight * normal + bias, whose gradients are sums over the dimensions `over`; overwrite `normal`."""
     grad_samples: dict[Any, Tensor] = {}
     if _learns(layer, "bias"):
         grad_samples[layer.bias] = gradients.sum(over) if over else gradients

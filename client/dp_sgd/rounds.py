@@ -40,7 +40,7 @@ from ..workbench import Workbench
 from .sketched import SketchedOptimizer, offsets_of
 from .train import PrivateSteps, clipping, engine_of, plain_sgd, train_privately
 
-MECHANISM = "dp_sgd"
+MECHANISM = "dp_sgd"  # of releases on a ledger
 ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
@@ -83,7 +83,7 @@ def step(
 ) -> dict[str, NDArray[np.float64]]:
     """Return minus the learning rate times the sum of the rows' clipped gradients, by name; zeros for buffers.
 
-    An example whose gradient is not finite adds nothing.
+    No noise is added: the private sum of all clients adds it. An example whose gradient is not finite adds nothing.
 
     Args:
       model: as the server sent it; its gradients are overwritten, its parameters do not change.
@@ -109,9 +109,10 @@ def step_of(
     data: Batches,
     rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the contribution of these rows to the sum of an instruction's round, by name; other arguments as of `step`.
+    """Return the contribution of these rows, without noise, to the sum of an instruction's round, by name.
 
-    In an audit, model and loss are those of `Workbench.model_of_step`, and the sum has a block of its canary records.
+    The model has the instruction's arrays already; other arguments as of `step`. In an audit, model and loss are those of
+    `Workbench.model_of_step`, and the sum has a block of its canary records.
     """
     joint, layout = settings.step, wire.layout_of(wire.only_arrays(content))
     assert joint is not None
@@ -174,7 +175,7 @@ def train_on_ledger(
 ) -> None:
     """Train the bench's model, which has the instruction's arrays, on a client's data, which are on the bench's device.
 
-    The ledger of the client's records is charged before the first step.
+    The ledger of the client's records is charged before the first step, and stays charged if training fails.
 
     Raises:
       BudgetExhausted: the ledger does not allow the round.
@@ -210,7 +211,9 @@ def train_on_ledger(
 
 
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the reply with one client's contribution to the step; arguments as of `train_round`.
+    """Return the reply with one client's contribution to the step; noise and charge are those of the whole sum.
+
+    Arguments as of `train_round`, where `settings.step` is not None.
 
     Raises:
       Refusal: the sum does not allow contributions of this norm.
@@ -230,7 +233,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
 
 
 def _begin_step(bench: Workbench, client: int, content: RecordDict, settings: ClientSettings) -> None:
-    """Load the instruction's arrays into the bench's model, and seed what its layers draw for this client."""
+    """Check that DP-SGD can train the bench's model, load the instruction's arrays, and seed what its layers draw."""
     data, arrays = bench.data_of(client, settings), wire.views(wire.only_arrays(content))
     arrays.pop(wire.CANARY_RECORDS, None)
     bench.private_model(data)
@@ -240,7 +243,7 @@ def _begin_step(bench: Workbench, client: int, content: RecordDict, settings: Cl
 
 
 def _check_norm(norm: float, content: RecordDict, settings: ClientSettings) -> None:
-    """Refuse a clipping norm with which a record's part, learning rate times clipped gradient, exceeds the sum's bound."""
+    """Check that a record's part, learning rate times clipped gradient, stays within the bound for which the sum has noise."""
     rate, spec = training_settings(content, settings).learning_rate, wire.sum_spec_of(content)
     factor = 1.0 if spec.compression is None else spec.compression.clip_factor
     if spec.unit_norm is None or norm * rate * factor > spec.unit_norm:
@@ -263,7 +266,7 @@ def sum_of_union(
     of once for each client, so the two results differ by rounding; layers with random draws, such as Dropout, use one
     generator for all clients.
 
-    Other arguments as of `sum_cohort`; `union` holds all clients' records.
+    `union` holds the records of all clients, not of these alone; other arguments as of `sum_cohort`.
     """
     settings, (_, number) = bench.settings, wire.read_round(content)
     assert settings.step is not None

@@ -21,8 +21,8 @@ from ...messages.wire import Layout
 from ...privacy.mechanisms.compression import Sketch
 
 ENGINES = ("hooks", "one_by_one")  # engines that hold an example's whole gradient
-# Rounding to float32 changes such a part by less than 64 / 2^24 of the norm; random rows seldom leave less than a
-# 64th.
+# Rounding to float32 changes such a c_i g_i by less than 64 / 2^24 of the norm; a random P seldom leaves less than a
+# 64th of a gradient.
 LOUDEST = 64.0
 _NUMBERS = 1 << 24  # in the gradients that are compressed at a time: 64 MiB
 

@@ -52,9 +52,9 @@ NOISE_BLOCK = 1 << 18  # numbers drawn at a time, which stay in a core's caches
 STEPS_OF_NOISE = 1 << 20  # of the lattice, in a standard deviation: draws of 32 bits
 DIFFERENCE = 1e-3  # relative difference of gradients that rounding to float32 does not reach
 LOOKED_AT = 128  # steps from one in which independence is measured to the next
-MIN_STEPS = 256  # in a standard deviation, for each that rounding adds to the sensitivity: 0.4 % more noise
+MIN_STEPS = 256  # ratio of sigma to its part for rounding, which then adds 0.4 %; less only at `MAX_SIGMA`
 
-_steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # steps of each model in this process
+_steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # taken by each model, see `clipping`
 _engines: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = WeakKeyDictionary()  # see `engine_of`
 
 
@@ -96,7 +96,9 @@ class StreamNoiseOptimizer(DPOptimizer):
       options: as of `DPOptimizer`.
 
     Attributes:
-      views: noised mean gradient of each parameter, after `pre_step`; parts of `flat`.
+      flat: sum, and after `pre_step` noised mean gradient, of all parameters, shape (d,).
+      views: parts of `flat`, in each parameter's shape.
+      sigma, step_size: of the noise, as `lattice_of` returns them; sigma is 0 without noise.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, stream: Stream, **options: Any) -> None:
@@ -157,7 +159,7 @@ def train_privately(
     steps: PrivateSteps,
     gradients: str = "hooks",
 ) -> None:
-    """Train the model in place by DP-SGD; `steps.plan.event()` accounts for all of its steps.
+    """Train the model in place by DP-SGD. The caller first charges `steps.plan.event()`, which covers all steps.
 
     An example whose gradient is not finite adds nothing to its step. An optimiser receives only noised means.
 
@@ -205,18 +207,18 @@ def train_privately(
 def clipping(
     model: nn.Module, task: Objective, data: Batches, optimizer: DPOptimizer, gradients: str
 ) -> Generator[Callable[[NDArray[np.intp]], None]]:
-    """Yield the function that writes the clipped sum over some rows to `summed_grad` of the parameters.
+    """Yield the function that writes the clipped sum over some rows, without noise, to `summed_grad` of the parameters.
 
     Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each call.
 
-    Arguments as of `train_privately`; `optimizer` has the parameters and the clipping norm.
+    `gradients` names an engine, `optimizer` has parameters and clipping norm; other arguments as of `train_privately`.
     """
     layout = _lay_out(model, gradients)
     layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
     buffers = [{k: b.detach().clone() for k, b in each._buffers.items() if b is not None} for each in layers]
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
-        """Return outputs and loss of the rows, as `Forward`; raise TaskFailed if that depends on the examples."""
+        """Return outputs and loss of the rows, padded to `count`; raise TaskFailed for what may depend on the examples."""
         _forget_call(layers)
         try:
             inputs, targets = padded(data.batch(rows), count)
@@ -234,7 +236,7 @@ def clipping(
             raise TaskFailed from error
 
     def look(rows: Tensor) -> None:
-        """Measure on the rows of some steps, on a CPU, whether the model still keeps examples independent."""
+        """Check, in each `LOOKED_AT`th step on a CPU, that the model still keeps the examples in these rows independent."""
         step = _steps.get(model, 0)
         if step % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
             check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), step)
@@ -258,7 +260,7 @@ def clipping(
 
 
 class TaskFailed(Exception):
-    """Failure of a task's own code on examples: of their data, the model or the loss."""
+    """Failure of a task's own code on examples: `_clip` leaves out the one at fault, as the failure would reveal it."""
 
 
 def _forget_call(layers: Sequence[Any]) -> None:
@@ -365,7 +367,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     One backward pass gives the norms, a second one the sum with weighted losses.
 
-    Arguments as of `hooks`.
+    Arguments as of `hooks`; the model gives one tensor, and its layers have Opacus' rules or those of `GHOST`.
 
     Raises:
       Refusal: Opacus has no rule for one of the layers.
@@ -439,7 +441,7 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 
 
 def engine_of(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
-    """Return `chosen_engine`, chosen once for each model and shape of its inputs: choosing takes as long as a step."""
+    """Return what `chosen_engine` does, chosen once for each model and shape of inputs: choosing takes as long as a step."""
     parts = leaves(placeholder(data, 1))
     key = (gradients, compressed, len(data) > 0, *((tuple(each.shape), each.dtype) for each in parts))
     engines = _engines.setdefault(model, {})
@@ -449,7 +451,7 @@ def engine_of(gradients: str, model: nn.Module, data: Batches, compressed: bool 
 
 
 def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: bool = False) -> str:
-    """Return the engine to train with, which depends on nothing but the shapes of the data.
+    """Return the engine to train with, which depends on the model and the shapes of the data, never on their values.
 
     `auto` chooses book-keeping if possible, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
     clipping if an embedding would be held for every example, hooks if they see every example in every layer, and one
@@ -535,7 +537,7 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
-    """Convert the kernels to the layout in which the engine is correct and fast, and return it for images."""
+    """Convert the model's kernels to the layout in which the engine is correct and fast; return that of its images."""
     kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
         with_fast_kernels(model)
@@ -547,7 +549,7 @@ def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
 
 
 def _check_batch(sizes: list[int], batch: int) -> None:
-    """Refuse a model in which a parameter got another number of examples' gradients than the batch has examples."""
+    """Check that each parameter has one gradient for each example of the batch; otherwise a clip bounds something else."""
     if set(sizes) != {batch}:
         remedy = "every trainable layer must see the batch of examples as its first dimension"
         raise Refusal("model", f"{batch} examples became {max(sizes)}", remedy)

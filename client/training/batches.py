@@ -39,7 +39,7 @@ def stacked_batches(
     A client's batches are those of `shuffled_batches`. A batch that is smaller than the widest of its step is padded
     with its own last record. A client that has taken all its steps is left out of later ones.
 
-    Arguments as of `shuffled_batches`; no client has more records than the one before it.
+    `records` are the numbers of records, shape (clients,), descending; other arguments as of `shuffled_batches`.
     """
     # One entry for each visit of a record: all epochs of the first client, then all of the second, and so on.
     visits = records * epochs
@@ -62,7 +62,7 @@ def stacked_batches(
 
 
 def seeds_of(key: int, clients: Sequence[int]) -> NDArray[np.uint64]:
-    """Return a seed for each client, shape (clients,)."""
+    """Return a seed for each client, shape (clients,), from the round's key."""
     return _mixed(np.uint64(key) + _GOLDEN * np.array(clients, np.uint64))
 
 

@@ -60,7 +60,7 @@ Layers = list[tuple[str, nn.Module]]  # each with the prefix of its parameters' 
 
 
 def can_vectorise(bench: Workbench) -> bool:
-    """Return whether this task's cohorts can be trained at once."""
+    """Return whether cohorts can be trained at once: without own ledgers, on a small model, all trained, that vmap can run."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
     all_train = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
@@ -69,7 +69,7 @@ def can_vectorise(bench: Workbench) -> bool:
 
 
 def _steps_stack(bench: Workbench) -> bool:
-    """Return whether one optimiser of stacked parameters is equivalent to one for each client."""
+    """Return whether one optimiser of stacked parameters equals one for each client, because it acts on each number alone."""
     if own_training(bench.task) is not None:
         return False
     name = bench.settings.training.optimizer.name
@@ -94,7 +94,7 @@ def _traces(bench: Workbench) -> bool:
 def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
-    """Train clients from the instruction's arrays and return the sum of their vectors, of `size` coordinates."""
+    """Return the sum of clients' vectors, shape (size,), on a bench that `can_vectorise`; a client that fails drops out."""
     bench.forget()
     training = training_settings(content, bench.settings)
     _, number = wire.read_round(content)
@@ -194,7 +194,7 @@ def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[G
 
 
 def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
-    """Count clients without examples; at the client level each adds a zero update, which hides this."""
+    """Drop this many clients without examples; where whole clients are hidden, add a zero update for each instead."""
     if spec.clipping_norm is None:
         return cohort_sum.drop(wire.DROP_REASONS[wire.NO_EXAMPLES], count)
     update = np.zeros((count, cohort_sum.total.size - spec.segment_size), np.float32)

@@ -37,14 +37,14 @@ from .sgd import key_of_round, seed_layers, train
 
 logger = logging.getLogger("fedveil.client")
 
-ROUNDING = 1e-6  # of the largest number in a model
+ROUNDING = 1e-6  # deviation that `check_apart` allows, relative to the largest number in the model
 MAX_OTHER = 2  # examples of the other client in a step of `check_apart`, which takes many of them
 
 
 class AveragedArray(NamedTuple):
     """Averaged array of a round: the trained tensor minus the received array is the update."""
 
-    update: NDArray[Any]  # memory for the update; on a CPU it may be that of the tensor
+    update: NDArray[Any]  # memory for the update; on a CPU perhaps the tensor's own, which it overwrites
     tensor: Tensor
     received: NDArray[Any]
 
@@ -74,7 +74,7 @@ class InPlaceRound:
     sketch: Sketch | None
 
     def train(self, client: int) -> dict[str, float] | str:
-        """Train the model on one client's data and return the values of its metrics, or the reason to drop the client."""
+        """Reset the model, train it on a client's data, and return the values of its metrics, or the reason to drop the client."""
         bench = self.bench
         try:
             data = drawn_data_of(bench.task, client)
@@ -108,10 +108,10 @@ class InPlaceRound:
         return np.concatenate([np.ravel(each.received) for each in self.averaged])
 
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float] | str, spec: SumSpec) -> None:
-        """Add the update of the client that was trained last to the sum, in place, or count it as dropped.
+        """Add the update of the client that `train` trained last, or count it as dropped; this may overwrite the model.
 
         Args:
-          cohort_sum: of the round.
+          cohort_sum: of the round, changed in place.
           scalars: what `train` returned for that client.
           spec: of the sum.
         """
@@ -129,10 +129,11 @@ class InPlaceRound:
 
 
 def check_apart(bench: Workbench) -> None:
-    """Refuse a task that leaks state from one client to the next one in this process.
+    """Check that a task leaks no state from one client to the next one in this process.
 
     One client takes two steps, another client `LATE` steps, after which state that an object keeps is likely to be used,
-    and the first client the same two steps again: its trained model must be the same. The bench is for this alone.
+    and the first client the same two steps again: its trained model must be the same. Fewer than two clients with data
+    pass. Nothing else may use the bench, whose model stays trained.
 
     Raises:
       Refusal: the models differ.
@@ -170,7 +171,7 @@ def check_apart(bench: Workbench) -> None:
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
-    """Return the round of an instruction for every client of a cohort."""
+    """Return the round of an instruction for every client of a cohort; it shares the memory of the bench's model."""
     _, number = wire.read_round(content)
     arrays, spec = wire.only_arrays(content), wire.sum_spec_of(content)
     state = bench.model.state_dict(keep_vars=True)

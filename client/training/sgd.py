@@ -146,10 +146,9 @@ class Steps:
 def steps_of(
     task: object, values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining, epoch: int = 1
 ) -> Steps:
-    """Return the steps that train these values, arguments as of `Steps`.
+    """Return the steps that train `values`, in `epoch` steps an epoch; other arguments as of `Steps`.
 
     Their optimiser, which a task may define itself, is new, so its state reaches neither another client nor the next round.
-    `epoch` is the number of steps in an epoch.
     """
     optimizer = optimizer_of(task, values, training)
     if optimizer is not None:
@@ -158,9 +157,9 @@ def steps_of(
 
 
 def with_fast_kernels(model: nn.Module) -> nn.Module:
-    """Return the model with its kernels in channels-last layout, with which a CPU convolves up to twice as fast.
+    """Return the model after changing its kernels, in place, to the layout in which a CPU convolves up to twice as fast.
 
-    Results differ by float rounding only.
+    In this layout, channels-last, results differ by float rounding only.
     """
     for kernel in model.parameters():
         if kernel.dim() == 4:

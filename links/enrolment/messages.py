@@ -87,7 +87,7 @@ def decode(kind: type[T], data: bytes) -> T:
 
 
 def _read(stream: socket.socket, size: int, end: float) -> bytes:
-    """Return the next bytes of this number."""
+    """Return the next `size` bytes; OSError if they do not come before the monotonic clock reaches `end`."""
     data = bytearray()
     while len(data) < size:
         stream.settimeout(_seconds_until(end))

@@ -67,7 +67,7 @@ def _read_tokens(folder: Path) -> dict[str, OpenToken]:
 
 
 def queue_stem(folder: Path, name: str, lock: str) -> Path:
-    """Return the path, without its suffix, of request and answer under one token."""
+    """Return the path of request and answer under one token, whose hash is `lock`, without their suffixes."""
     return folder / QUEUE / f"{name}.{lock[:16]}"
 
 
@@ -82,10 +82,10 @@ class EnrolmentPort:
     def __init__(self, bundle: ServerBundle, now: Callable[[], float] = time.time) -> None:
         self._bundle, self._now = bundle, now
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = threading.Lock()  # for a request's file: the first request of a token counts
 
     def answer(self, ask: Ask) -> Reply:
-        """Return the answer to a question; an accepted request is on disk by then.
+        """Return the answer to a question; a token's first request is on disk by then, and another one is "used".
 
         Raises:
           Refusal: a file of the bundle cannot be read, or the request not be written.

@@ -75,8 +75,8 @@ clientapp = "fedveil:installed_by_its_owner"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 BEAT_SECONDS = 10.0  # Flower gives a task up after 60
 OUTAGE_SECONDS = 60.0  # how long a call waits for a SuperLink that restarts
-POLL_SECONDS = 0.1
-CLAIM_SECONDS = 20.0
+POLL_SECONDS = 0.1  # between two requests for the run's task
+CLAIM_SECONDS = 20.0  # for that task to be assigned
 RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # errors of a grid's calls after the end of its run
 
 

@@ -70,14 +70,14 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """Memory of the last reply, for a repeated instruction, and of the reply that is not delivered yet, if any."""
+    """Memory of the last reply, for a repeated instruction, and of `unsent`, a reply that is not delivered yet."""
 
     node: int
     handle: Handle
     journal: Journal
     unsent: Message | None = None
-    _last_id: str = ""
-    _last_reply: Message | None = None
+    _last_id: str = ""  # of the instruction that was answered last
+    _last_reply: Message | None = None  # None while the next one is worked on, too
 
     def reply_to(self, message: Message) -> Message:
         """Return the reply to an instruction; a repeated one is answered from memory."""
@@ -116,7 +116,7 @@ def follow_fleet(
     notify: Callable[[str], None] = logger.info,
     longest: Longest = usual_wait,
 ) -> None:
-    """Follow a SuperLink, like `follow` of the gRPC link; other arguments as of `grpc.device_end.follow`.
+    """Follow a SuperLink until `stop` is set, also after failures; other arguments as of `grpc.device_end.follow`.
 
     Raises:
       OSError: the journal cannot be opened.

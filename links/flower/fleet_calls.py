@@ -81,7 +81,7 @@ def node_fingerprint(public_pem: bytes) -> str:
 
 
 def signed_by(headers: Mapping[str, str]) -> str | None:
-    """Return the fingerprint of the key that signed a call's time within Flower's tolerance, or None.
+    """Return the fingerprint of the key that signed a call's time, if that is within Flower's tolerance; None otherwise.
 
     The headers alone decide, so that the caller is known before any of the body is read.
     """
@@ -188,7 +188,7 @@ class FleetNode:
     def __init__(self, server: str, ca: bytes, key: EllipticCurvePrivateKey, max_bytes: int) -> None:
         self._public = public_key_to_bytes(key.public_key())
         self._max_bytes = max_bytes
-        self._node = Node()
+        self._node = Node()  # without an id before the first `go_online`
         self._client = FleetHttpClient.from_server_address(
             server,
             False,

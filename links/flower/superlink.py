@@ -39,9 +39,9 @@ STATE, DATABASE, LOG, SECRET = "flower", "superlink.db", "superlink.log", "execu
 LISTED, KEYS = "supernodes.json", "supernodes"  # SuperNodes' admission list, and folder of their public keys
 SECRET_BYTES = 32
 START_SECONDS = 120.0  # it needs 7 on a busy machine of two cores
-STOP_SECONDS = 10.0
-WATCH_SECONDS = 1.0
-HEALTH_SECONDS = 2.0
+STOP_SECONDS = 10.0  # from asking it to end to killing it
+WATCH_SECONDS = 1.0  # between two looks at the process and the admission list
+HEALTH_SECONDS = 2.0  # for an answer that it serves
 # For the operator's own commands: FLWR_HOME=FOLDER/flower flwr run APP fedveil
 CONNECTIONS = "config.toml"
 CONNECTION = """\
@@ -83,10 +83,10 @@ class SuperLink:
     admitted: Admitted
     keys: Path
     _process: subprocess.Popen[bytes] | None = None
-    _admitted_keys: set[bytes] = field(default_factory=set[bytes])
+    _admitted_keys: set[bytes] = field(default_factory=set[bytes])  # as the SuperLink has them
 
     def secret(self) -> bytes:
-        """Return the secret that identifies the executor of its tasks: this process, and any reader of the file."""
+        """Return the secret that identifies the executor of its tasks, this process; it is drawn and stored if missing."""
         path = self.folder / SECRET
         if not path.exists():
             replace_file(path, secrets.token_bytes(SECRET_BYTES))

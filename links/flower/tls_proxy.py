@@ -43,7 +43,7 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_CONNECTIONS = 512
 MAX_CALLS, MAX_NODE_CALLS = 64, 8  # at one time: of all nodes, and of one
 HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
-STOP_SECONDS = 2
+STOP_SECONDS = 2  # for calls that are being answered when the proxy ends
 # Forwarded headers: those with these names, and those with a name that begins so.
 PASSED, PASSED_PREFIX = ("content-type", "content-length", "accept", "user-agent"), "flwr-"
 # A record of TLS 1.3 has 22 bytes more than its content (RFC 8446, section 5.2), which has at most 16 KiB.
@@ -107,7 +107,7 @@ class TlsProxy:
         self.traffic.tally.add("down", CONTROL, OPENING_DOWN)
 
     def _count(self, call: _CountedCall, scope: Scope, node: int | None) -> None:
-        """Count a call's bytes by purpose; the answer to a push and a request for a part are overhead."""
+        """Count a call's bytes: a pushed or pulled part has the purpose of its node's message, everything else is `control`."""
         up = down = CONTROL
         received = call.received
         if node is not None:
@@ -157,7 +157,7 @@ class TlsProxy:
         )
 
     async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives; if a node is named, the body is a part of its message, and counts for its size."""
+        """Yield the body as it arrives; if a node is named, it is a part of its message. _TooLarge beyond the bounds of either."""
         received = 0
         async for chunk in request.stream():
             received += len(chunk)
@@ -235,7 +235,7 @@ class _BoundedHttp(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes."""
+        """Take bytes, and start or stop the timer of headers."""
         super().data_received(data)
         self._time_headers()
 

@@ -147,7 +147,7 @@ def answer_one(inbox: Inbox, handle: Handle, journal_of: Callable[[DeviceStream]
 
 
 def answer_instruction(name: str, data: bytearray, handle: Handle, journal: Journal) -> Parts:
-    """Return the reply to one instruction, its bytes in pieces; empty if the instruction is no message.
+    """Return the reply to one instruction, its bytes in pieces; empty if it is no message. A failure becomes an error.
 
     Args:
       name: id of the instruction.
@@ -255,7 +255,7 @@ class DeviceStream:
         return "the server ended the stream"
 
     async def _greet(self, call: Any) -> None:
-        """Exchange hellos; refuse a server that names an instruction which this device has not answered."""
+        """Exchange hellos; if the server names an instruction that this device has not answered, tell it and raise BadFrame."""
         async with asyncio.timeout(GREETING_SECONDS):
             ids = [*self._unanswered, *reversed(self._replies)][:MAX_IDS]
             await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, ids)))

@@ -41,7 +41,7 @@ from .server_end import Letter, Switchboard, Traffic
 
 logger = logging.getLogger("fedveil.server")
 
-MAX_REPLY_BYTES = 1 << 28
+MAX_REPLY_BYTES = 1 << 28  # of one message, as on Flower's link
 RENEWAL_SECONDS = 0.1  # see `_listen`; the gap that it covers lasts microseconds
 
 OPTIONS = (
@@ -156,7 +156,7 @@ class LinkGrid(RosterGrid):
         self._board, self.port, self._acknowledged = board, port, acknowledged
         self._call = stream_loop().call_soon_threadsafe
         self._session, self._count = secrets.token_hex(8), itertools.count()  # of messages outside a run
-        self._unreadable, self._stored = 0, dict(board.acknowledged)
+        self._unreadable, self._stored = 0, dict(board.acknowledged)  # what the file `acknowledged` has
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -185,7 +185,7 @@ class LinkGrid(RosterGrid):
         return {**self._board.counts(), "unreadable": self._unreadable}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
-        """Post a letter for each message, and yield the replies; withdraw the letters at the end."""
+        """Post a letter for each message, and yield the replies; then withdraw the letters and store what was acknowledged."""
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
         outgoing = self._write_letters(messages, lambda letter, data: arrived.put((letter, data)))
         letters = [letter for letter, _ in outgoing.values()]

@@ -120,7 +120,7 @@ def _der_bytes(pem: bytes) -> int:
 
 
 class Switchboard:
-    """Server's end of all streams. Call its methods in its event loop, except `traffic` and `counts`, which only read.
+    """Server's end of all streams. Call its methods in its event loop, except `traffic`, `counts` and `acknowledge`.
 
     Args:
       admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
@@ -168,12 +168,12 @@ class Switchboard:
                 del waiting[letter.id]
 
     def acknowledge(self, node: int, name: str) -> None:
-        """Record that a node has answered the instruction with this id, of a run."""
+        """Record that a node has answered the instruction with this id, of a run; it no longer counts as restored."""
         self.acknowledged[self._keys[node]] = name
         self.restored.pop(node, None)
 
     async def watch(self) -> None:
-        """End the streams of nodes that are no longer admitted, until cancelled."""
+        """Each second, until cancelled: end streams of nodes that are no longer admitted, and update what `traffic` says."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             admitted = self._admitted()
@@ -256,7 +256,7 @@ class Switchboard:
         return None
 
     async def _send(self, peer: _Peer) -> None:
-        """Send what comes into the outbox."""
+        """Send what comes into the outbox, except letters that were answered or withdrawn meanwhile."""
         while True:
             item = await peer.outbox.get()
             if isinstance(item, Letter) and item.id not in self._waiting.get(peer.node, {}):
@@ -296,7 +296,10 @@ class Switchboard:
             self.tally.add("up", LOST, arrived)
 
     def _begin(self, peer: _Peer, begin: Begin) -> MessageBuffer:
-        """Return the buffer for an announced reply; one that nobody waits for is read and discarded."""
+        """Return the buffer for an announced reply; one that nobody waits for is read and discarded.
+
+        Size 0 says that the device lacks an answer of its key: it is noted in `restored`, and BadFrame ends the stream.
+        """
         if begin.size == 0 and begin.id == self.acknowledged.get(peer.key):
             self.restored[peer.node] = time.time()
             raise BadFrame("the key has answered more than this device knows: it was restored or copied")
@@ -307,7 +310,7 @@ class Switchboard:
         return MessageBuffer(begin, min(self._max_reply_bytes, letter.reply_bytes))
 
     def _finish(self, peer: _Peer, gathering: MessageBuffer, arrived: int) -> None:
-        """Count, deliver and acknowledge a reply, which `arrived` in this many bytes."""
+        """Count, deliver if it is still waited for, and acknowledge a reply, which `arrived` in this many bytes."""
         letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
         self.tally.add("up", LOST if letter is None else letter.cargo.up(arrived), arrived)
         self.tally.add("down", CONTROL, WINDOW_UPDATES)
