@@ -68,8 +68,8 @@ class MeanInterval:
 class OverSeeds:
     """Runs that differ only in their seed."""
 
-    overrides: Mapping[str, str]
-    runs: int
+    overrides: Mapping[str, str]  # as of `Row`
+    runs: int  # how many
     metrics: Mapping[str, MeanInterval]
 
 
@@ -83,9 +83,8 @@ def compare(
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
-    sources = [
-        each for each in runs if not each.is_file()
-    ] or runs  # a shell expands sweep/* to its summaries too
+    # A shell expands sweep/* to its summaries too.
+    sources = [each for each in runs if not each.is_file()] or runs
     rows = read_rows([folder for each in sources for folder in _folders(each)])
     try:
         if csv:
@@ -126,6 +125,7 @@ def read_rows(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
     """
     jobs = [read_object(folder / JOB) for folder in folders]
     of_sweep = all(jobs)
+    # The jobs of a sweep have the same configuration but for their overrides; other runs may differ in any key.
     settings = [_overrides(job) for job in jobs] if of_sweep else [_configuration(each) for each in folders]
     keys = dict.fromkeys(key for each in settings for key in each)
     differing = [key for key in keys if _differs(key, settings, of_sweep)]
@@ -164,7 +164,7 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
 
 
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's result.json, else the result in job.json; with the seed that the job has by an override."""
+    """Return a run's result.json, else the result in job.json; if it has no seed, with that of the job's override."""
     result = read_object(folder / RESULT) or job.get("result", {})
     seeds = [each.partition("=")[2] for each in job.get("overrides", ()) if each.startswith(f"{SEED}=")]
     return {SEED: int(seeds[0]) if seeds and seeds[0].isdigit() else None, **result}
@@ -195,7 +195,7 @@ def _configuration(folder: Path) -> dict[str, str]:
 
 
 def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
-    """Return the mean of each metric over completed runs that differ only in their seed."""
+    """Return the mean of each metric over runs that differ only in their seed; runs without metrics are left out."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
         if row.metrics:

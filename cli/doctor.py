@@ -202,7 +202,7 @@ def _file_system(folder: Path) -> str:
         return ""
     path = str(folder.resolve())
     around = [(len(mount), kind) for mount, kind in mounts if path.startswith(mount)]
-    return max(around)[1] if around else ""
+    return max(around)[1] if around else ""  # of the longest mount point, which is the innermost
 
 
 def _trial(word: str) -> Callable[[], Diagnosis]:

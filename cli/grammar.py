@@ -130,7 +130,7 @@ def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..
             }
             return body(**values, **grouped)
 
-        call.__annotations__ = {}
+        call.__annotations__ = {}  # typer would prefer those of the body to the signature
         call.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
         return call
 

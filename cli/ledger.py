@@ -79,11 +79,8 @@ def ledgers_in(path: Path) -> list[Path]:
         return [path]
     paths = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
     paths += path.glob(f"{OF_RECORDS}/ledger")
-    for folder in (
-        "ledgers",
-        "state/ledgers",
-        "client_ledgers",
-    ):  # of a server, a device, a simulation's clients
+    # Of a server, of a device, of a simulation's clients.
+    for folder in ("ledgers", "state/ledgers", "client_ledgers"):
         paths += sorted((path / folder).glob("*.ledger"))
     if not paths:
         raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
@@ -159,7 +156,7 @@ def _charged(payload: dict[str, Any]) -> str:
 
 
 def _outcome(settled: Entry | None) -> str:
-    """Return what became of a reservation, from its commit or void; None without one."""
+    """Return what became of a reservation, from its commit or void; `settled` is None if it has neither."""
     from ..privacy.ledger.ledger_state import COMMIT
 
     if not settled:
@@ -296,7 +293,7 @@ def _spent(verification: Verification) -> list[dict[str, Any]]:
 
 
 def verify_ledger(path: Path, head: EntryHead | None = None) -> Verification:
-    """Verify a ledger, and that it contains the entry `head`; refuse a path without a ledger."""
+    """Verify a ledger, and that it contains the entry `head`: without it the result has a problem. Refuse a missing file."""
     import logging
 
     from ..privacy.ledger.hash_chain import Chain

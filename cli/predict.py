@@ -135,8 +135,8 @@ class LoadedModel:
     """Model of a run, in evaluation mode.
 
     Attributes:
-      model: with its released weights.
-      task: of the run; None for a linear model of a device.
+      model: network with the released weights.
+      task: task of the run; None if a device trains a linear model with NumPy, which has no task.
       classifies: whether its outputs are scores of classes.
     """
 

@@ -130,7 +130,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
 
 
 def _print_flags(checked: CheckedJobs) -> bool:
-    """Print for --help and --cfg what Hydra does not: the meaning of keys, and each job of a sweep; return whether."""
+    """Print for --help and --cfg what Hydra would not: meanings of keys, each job of a sweep; return whether that was all."""
     args = checked.arguments
     if args.help:
         from ..configs.reference import help_text
@@ -165,12 +165,12 @@ def _run_sweep_job(config: DictConfig, quiet: bool) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     if ended.status == "interrupted":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # ends the sweep
     metrics = ended.result.get("metrics") or {}
     objective = config.get("optimize")
     if objective is None:
         return None
-    if ended.exit_code not in (0, 3) or objective not in metrics:
+    if ended.exit_code not in (0, 3) or objective not in metrics:  # 3: the budget was spent
         names = ", ".join(sorted(metrics)) or "nothing: it did not complete"
         print(Refusal("optimize", objective, f"the run reports {names}"), file=sys.stderr)
         sys.exit(REFUSED)  # Hydra shows an exception of a job as a traceback

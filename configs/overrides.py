@@ -26,14 +26,12 @@ UNSAFE = {
     "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
     "fixed_projection": "a direction that one projection for all rounds omits is never learned; use project",
 }
-TUNED = re.compile(
-    r"tune=(\w+)=\[?([^\[\]]*)\]?"
-)  # a key to tune and its values in one word, which is a mistake
+# A key to tune and its values in one word, which is a mistake.
+TUNED = re.compile(r"tune=(\w+)=\[?([^\[\]]*)\]?")
 # Words for a private choice of values in the literature.
 PRIVATE_SELECTION = ("repeat_and_select", "private_selection", "random_stopping")
-TARGETS = re.compile(
-    r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*"
-)  # that Hydra may instantiate
+# Classes that Hydra may instantiate: its own, those of its plugins, and Optuna's samplers and pruners.
+TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
@@ -159,6 +157,7 @@ def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
     paths = [path for path in config_keys if not path.endswith(".name")]
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}
     anywhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    # A key of another group must be nearly the same if this group has keys, which the refusal lists otherwise.
     for candidates, cutoff in ((siblings, 0.6), (anywhere, 0.85 if group and siblings else 0.6)):
         if matches := difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff):
             return f"did you mean '{candidates[matches[0]]}'?"

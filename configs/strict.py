@@ -140,7 +140,7 @@ class _Entry(NamedTuple):
 
 
 def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ()) -> dict[Any, Any]:
-    """Return the values of entries; raise all their mistakes at once, with the others of the group."""
+    """Return the values of entries by key; raise all their mistakes at once, with `others` that the caller has found."""
     result, mistakes = dict[Any, Any](), list[Refusal]()
     for key, (hint, value, path) in entries.items():
         try:
@@ -159,11 +159,14 @@ def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ())
 
 
 def _read_value(hint: Any, value: object, path: str) -> Any:
-    """Return a value as its annotation says; raise Refusal, or Mistakes of an inner group, for any other."""
+    """Return a value as its annotation says; raise Refusal, or Mistakes of an inner group, for any other.
+
+    A text with a mark (`base.refusal`) is read by the mark; a number is read as its type first, and then checked by it.
+    """
     options = options_of(hint)
     if value is None and NoneType in options:
         return None
-    (hint,) = (each for each in options if each is not NoneType)
+    (hint,) = (each for each in options if each is not NoneType)  # None or one other type
     check = next((each.check for each in marks_of(hint) if hasattr(each, "check")), None)
     kind = get_args(hint)[0] if check else hint
     if isinstance(kind, type) and issubclass(kind, StrEnum):
@@ -185,14 +188,14 @@ def _read_value(hint: Any, value: object, path: str) -> Any:
 
 
 def _plain(kind: Any, value: Any, path: str) -> Any:
-    """Return a number, a switch, a line of text or a day; raise Refusal for any other type than `kind`."""
+    """Return a number, a switch, a line of text or a day; raise Refusal for another type than `kind`, but take 1 for 1.0."""
     if kind is Any:
         return value
     sound = type(value) is kind or (kind is float and type(value) is int)
     if not sound or (kind is str and not (value and str(value).isprintable())):
         raise Refusal(path, value, wrong(kind, value))
     if kind is float:
-        value = float(value) if abs(value) < 2**1000 else math.inf
+        value = float(value) if abs(value) < 2**1000 else math.inf  # float() fails for a longer int
         if not math.isfinite(value):
             raise Refusal(path, value, "must be finite")
     return value

@@ -24,7 +24,7 @@ NO_PRIVATE_SELECTION = (
 
 
 class _Tune(Group):
-    """Group tune, by default without arms."""
+    """Group tune; its methods are those of a run without arms, unless an option overrides them."""
 
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
         """Return the values of the arms if the configuration lists none."""
@@ -35,7 +35,7 @@ class _Tune(Group):
         return 0
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return a training with one of the values; of a value that is not of training, as it is."""
+        """Return `training` with `value` for the key that is tuned; unchanged if that key does not belong to training."""
         return training
 
 

@@ -66,7 +66,7 @@ def _num_nodes(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -
     if id(node) in above:  # ids of the nodes above it
         mark = node.start_mark
         raise yaml.MarkedYAMLError(problem="an alias refers to what holds it", problem_mark=mark)
-    if id(node) not in sizes:  # results of other nodes, by id
+    if id(node) not in sizes:  # results by id of a node, so that the target of many aliases is counted once
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             children = list(node.value)
