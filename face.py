@@ -461,7 +461,7 @@ def _task_object(value: object) -> Task | PooledTask | None:
 
 
 def _overrides(path: str, value: object) -> Iterator[str]:
-    """Yield the overrides that give the key, or the group, at `path` this value; None leaves the shipped value."""
+    """Yield the overrides that set the key or group at `path`; None leaves the shipped value, but within a group it is null."""
     if value is None:
         return
     if _is_group(value):

@@ -197,7 +197,7 @@ def read_json_file(kind: type[T], path: Path) -> T | None:
 
 
 def read_lines(kind: type[T], path: Path) -> list[T]:
-    """Return the dataclasses in a file of JSON lines, none if it is missing; undecodable lines, such as one cut short, are skipped."""
+    """Return the dataclasses in a file of JSON lines, none if it is missing; lines that cannot be decoded are skipped."""
     values: list[T] = []
     lines = path.read_bytes().splitlines() if path.exists() else []
     for line in lines:

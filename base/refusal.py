@@ -101,7 +101,7 @@ def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read")
 
 @contextmanager
 def refusing(field: str, value: object, remedy: str) -> Generator[None]:
-    """Convert an `OSError` of the block into a `Refusal` with these parts, its reason and, if the disk failed, a remedy for that."""
+    """Convert an `OSError` of the block into a `Refusal` with these parts, its reason, and a remedy if the disk failed."""
     try:
         yield
     except OSError as error:

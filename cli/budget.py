@@ -131,7 +131,7 @@ def _data_ids(folder: Path) -> dict[str, str]:
 
 
 def _sort_key(data_id: str) -> tuple[bool, str, int]:
-    """Return the sort key of a row: data sets by name, their clients by number, ledgers without a data set last."""
+    """Return the key by which rows are sorted: data sets by name, their clients by number, ledgers of no data set last."""
     data_set, _, client = data_id.partition(", client ")
     return not data_id, data_set, int(client or -1)
 

@@ -256,7 +256,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
 
 
 def _by_group(runs: Sequence[OverSeeds]) -> str:
-    """Return a table of the metrics by group of people, with differences to the run without privacy; empty without any."""
+    """Return a table of the metrics by group of people, with differences from privacy=none; empty without such metrics."""
     names = list(dict.fromkeys(name for each in runs for name in each.metrics if name.startswith(GROUPS)))
     if not names:
         return ""
@@ -276,7 +276,7 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the two held-out metrics that a table shows, accuracy first."""
+    """Return the names of the metrics that a table shows: at most two held-out ones, accuracy first."""
     names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
     return sorted(names, key=lambda name: name != "accuracy")[:2]
 

@@ -98,7 +98,7 @@ SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "
 
 
 def complete(command: click.Command, instruction: str) -> int:
-    """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return the exit code."""
+    """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return 1 if it is unknown."""
     shell, _, request = instruction.partition("_")
     shell_class = SHELLS.get(shell)
     if not shell_class:

@@ -106,7 +106,7 @@ def _version(package: str) -> str | None:
 
 
 def _torch() -> Iterator[Diagnosis]:
-    """Report a torch with CUDA on a machine without a GPU, gigabytes that nothing uses; torch is not imported."""
+    """Report the build of torch: CUDA takes gigabytes that a machine without a GPU does not use. torch is not imported."""
     spec = find_spec("torch")
     if not spec or not spec.origin:
         return
@@ -206,7 +206,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _trial(word: str) -> Callable[[], Diagnosis]:
-    """Return a function that tries an option, as ``group=option``; refuse a word that is no option."""
+    """Check a word, ``group=option``; return a function that tries the option, called when all words have been checked."""
     group, _, option = word.partition("=")
     if group not in TRIALS:
         raise Refusal("doctor", word, "give task=..., engine=... or link=...")

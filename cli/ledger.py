@@ -88,7 +88,7 @@ def ledgers_in(path: Path) -> list[Path]:
 
 
 def _matches(entry: Entry, run: str | None, purpose: str | None) -> bool:
-    """Return whether the entry's run begins with `run`, and its purpose contains `purpose`."""
+    """Return whether the entry's run begins with `run`, and its purpose contains `purpose`; None permits any."""
     from ..privacy.ledger.ledger_state import run_of
 
     entry_purpose = str(json.loads(entry.payload).get("purpose", ""))
@@ -142,7 +142,7 @@ def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry
 
 
 def _charged(payload: dict[str, Any]) -> str:
-    """Return the clauses of a reservation: each event with its adversaries, arm, source of noise, order of the filter."""
+    """Return the charge of a reservation in clauses: events with adversaries, arm, source of noise, order of the filter."""
     by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
         by_event.setdefault(format_event(event), []).append(adversary)

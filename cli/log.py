@@ -125,7 +125,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
 
 
 def _compare(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
-    """Print whether another's log, in a file, agrees with that of this device; return the exit code."""
+    """Print whether another's log, in a file, agrees with this device's; return 1 if one contradicts the other, or itself."""
     other = read_log(against, ca, federation)
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")

@@ -207,7 +207,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
         raise Refusal("folder", str(bundle), "holds no model; a completed run saves one")
     with safe_open(state / MODEL, "numpy") as file:
         metadata: dict[str, str] = file.metadata() or {}
-        if choice.kind is not None:
+        if choice.kind is not None:  # a linear model that NumPy trained, without a task
             arrays = load_file(state / MODEL)
             model = nn.Linear(*arrays["weight"].shape[::-1])
             load_arrays(model, arrays)
@@ -218,6 +218,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
         if metadata.get("moments"):  # means and deviations by which the run scaled inputs
             options["moments"] = read_json(metadata["moments"])
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
+    # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
         remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"
         raise Refusal("schema", str(options.get("schema")), remedy)

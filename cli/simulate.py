@@ -76,7 +76,7 @@ def simulate(
     checked = preflight(argv, writes=True)
     if _print_flags(checked):
         return 0
-    if checked.folder is None:  # there is no job
+    if checked.folder is None:  # there is no job: Hydra prints what its flags request
         return _hydra(checked, argv, _job)
     new_folders = [each for each in (checked.folder, *checked.folder.parents) if not each.exists()]
     if checked.sweep:
@@ -237,7 +237,7 @@ def _make_folder(folder: Path) -> Path:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders that are empty, from the lowest to the highest."""
+    """Remove folders that are empty; each contains the one before it in the list."""
     with contextlib.suppress(OSError):  # the first that is not empty stays, with those above it
         for each in folders:
             each.rmdir()
@@ -278,7 +278,7 @@ def _sweep(
 
 
 def _remove_refused(folders: Sequence[Path], sweep: Path) -> None:
-    """Remove the files of refused jobs, and Hydra's, of a sweep in which no job ran."""
+    """Remove job.json of each job and Hydra's multirun.yaml from a sweep whose jobs were all refused, and empty folders."""
     for folder in folders:
         (folder / JOB).unlink()
         _remove_empty([each for each in (folder, *folder.parents) if sweep in each.parents])

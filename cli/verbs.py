@@ -157,7 +157,7 @@ class Verbs(TyperGroup):
         return [name for name, each in self.commands.items() if not each.hidden]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert the hidden verb's name before a word that names no verb; refuse one that is nearly a verb's name."""
+        """Insert the hidden verb's name before a word that names no verb; refuse nearly a verb's name, unless it is a file."""
         words = [*self._names, *HELP]
         default = self._default()
         if default and args and args[0] not in words:

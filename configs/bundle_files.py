@@ -73,7 +73,7 @@ class Credentials:
 
 
 def hexadecimal(length: int) -> Form:
-    """Return the form of a text of `length` bytes in lowercase hexadecimal."""
+    """Return the form of `length` bytes as text in lowercase hexadecimal, two digits a byte."""
     return Form(f"[0-9a-f]{{{2 * length}}}", f"must be {length} bytes in hexadecimal")
 
 

@@ -87,7 +87,7 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
 
 
 def place_keys(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
-    """Split overrides of keys into mistakes, and those whose key exists in a configuration."""
+    """Split overrides of keys into mistakes, and those that a configuration can take: they have its keys, or add one."""
     config_keys = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
     mistakes: list[Refusal] = []
     placed: list[str] = []
@@ -108,7 +108,7 @@ def check_hydra_targets(hydra: DictConfig) -> None:
 
 
 def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
-    """Return the mistake in the choice of a group's option; None if the option exists, or none is chosen."""
+    """Return the mistake in the choice of a group's option; None if it exists, or no single one is chosen (~group, null)."""
     value = override.value()
     key = override.key_or_group
     if override.is_delete() or not isinstance(value, str | int | float) or value in options:
@@ -126,7 +126,7 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
 
 
 def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | None:
-    """Return the mistake in an override of a key; None if the key exists, or is added on purpose."""
+    """Return the mistake in an override of a key; None if the key exists, or is added on purpose (+key=value)."""
     key = override.key_or_group
     value = text_of(override).partition("=")[2]
     if override.is_sweep_override():

@@ -132,11 +132,11 @@ def read_group(kind: type[T], values: object, path: str) -> T:
 
 
 class _Entry(NamedTuple):
-    """Entry of a group to read: annotation, value (MISSING without one), and the dotted key, for refusals."""
+    """Entry of a group to read."""
 
-    hint: Any
-    value: object
-    path: str
+    hint: Any  # annotation of the field
+    value: object  # what the user gave; MISSING for a required key that was left out
+    path: str  # dotted key, for refusals
 
 
 def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ()) -> dict[Any, Any]:
@@ -144,7 +144,8 @@ def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ())
     result, mistakes = dict[Any, Any](), list[Refusal]()
     for key, (hint, value, path) in entries.items():
         try:
-            absent = {} if is_dataclass(hint) else None  # {}: each missing key of the inner group is named
+            # A missing group is read as empty, so that each of its required keys is named; another value as null.
+            absent = {} if is_dataclass(hint) else None
             result[key] = _read_value(hint, absent if value is MISSING else value, path)
         except Mistakes as several:
             mistakes += several.each

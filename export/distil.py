@@ -51,7 +51,7 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
 
 
 def _client_digests(task: Task, client: int) -> Iterator[bytes]:
-    """Yield a hash of each of a client's inputs; none if an input is not one tensor."""
+    """Yield a hash of each of a client's inputs that is one tensor; others cannot be compared with public inputs."""
     data = as_data(task.client_data(client))
     for rows in torch.arange(len(data)).split(BATCH):
         inputs = data.batch(rows)[0]

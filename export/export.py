@@ -147,7 +147,7 @@ def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order)
         parameters = {name: each.detach().numpy() for name, each in model.named_parameters()}
         text = json.dumps(shapes(schema, parameters["weight"], parameters["bias"]), indent=1)
         (folder / SHAPES).write_text(text + "\n", encoding="utf-8")
-    if file.name == numpy_model.MODEL:
+    if file.name == numpy_model.MODEL:  # a program for the interpreter in NumPy, which is put beside it
         shutil.copyfile(numpy_model.__file__, folder / "predict.py")
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
@@ -173,7 +173,7 @@ def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[s
         if not Path(options[name]).exists():
             del options[name]
     options["schema"] = str(run / "schema.yaml")
-    options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)
+    options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)  # as the run held out rows
     return load_task("csv", options)
 
 
