@@ -508,7 +508,7 @@ def _text(path: str, value: object) -> str:
     from .configs.overrides import quoted
 
     match value:
-        case bool():
+        case bool():  # an Integral too
             return str(value).lower()
         case None:
             return "null"

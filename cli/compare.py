@@ -78,7 +78,7 @@ def compare(
 ) -> int:
     """Print one table of these runs; return the exit code.
 
-    Arguments as of `fedveil compare`.
+    `runs` are folders of runs or of sweeps; `csv` and `plot` are files to write, which None leaves out.
 
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.
@@ -146,7 +146,7 @@ def _differs(key: str, settings: Sequence[Mapping[str, str]], of_sweep: bool) ->
 
 
 def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> Row:
-    """Return the row of a run's result.json; other arguments as the fields of `Row`."""
+    """Return the row of a run from its result.json, or from {} if there is none: then it failed. `overrides` as in `Row`."""
     privacy = [each for each in result.get("privacy", ()) if each["adversary"] == "model"]
     metrics: Mapping[str, Any] = result.get("metrics") or {}
     held_out = {key: value for key, value in metrics.items() if not key.startswith(TRAIN)}
@@ -158,7 +158,7 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
         status=str(result.get("status", "failed")),
         reason=str(result.get("reason", "")),
         metrics={key: value for key, value in held_out.items() if isinstance(value, int | float)},
-        epsilon={each["unit"]: float(each["epsilon"]) for each in privacy},
+        epsilon={each["unit"]: float(each["epsilon"]) for each in privacy},  # reads "infinity" too
         bytes=carried and {way: sum(carried[way].values()) for way in ("down", "up")},
     )
 
@@ -210,6 +210,7 @@ def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
 
 
 def _interval(values: Sequence[float]) -> MeanInterval:
+    """Return the mean of values, with its interval if they are finite and at least two."""
     mean = fmean(values)
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return MeanInterval(mean, None, None)
@@ -266,7 +267,7 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
     for name in names:
         means = [each.metrics[name].mean if name in each.metrics else None for each in ordered]
         cells = [_number(mean) for mean in means]
-        if plain and (base := means[0]) is not None:
+        if plain and (base := means[0]) is not None:  # the run without privacy is the first
             cells[1:] = [
                 cell if mean is None else f"{cell} ({mean - base:+.4f})"
                 for cell, mean in zip(cells[1:], means[1:], strict=True)
@@ -399,7 +400,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _real(text: str | None) -> float | None:
-    """Return the number that a text is; None of any other text."""
+    """Return the number that a text is; None if it is no number."""
     try:
         return float(text or "")
     except ValueError:

@@ -23,6 +23,7 @@ class _Deferred(ModuleType):
     """Package whose code has not run yet. It becomes an ordinary module when a name is used that is no submodule."""
 
     def __getattr__(self, name: str) -> Any:
+        """Return the submodule of this name, imported; for any other name run the package's code once, and look there."""
         # Python and inspection ask every module for such names; only `import *` asks for __all__.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)

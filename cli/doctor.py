@@ -111,7 +111,7 @@ def _torch() -> Iterator[Diagnosis]:
     if not spec or not spec.origin:
         return
     text = (Path(spec.origin).parent / "version.py").read_text()
-    match = re.search(r"^cuda\b[^=]*= *[\"']([^\"']+)", text, re.MULTILINE)  # None of a build for CPUs
+    match = re.search(r"^cuda\b[^=]*= *[\"']([^\"']+)", text, re.MULTILINE)  # None for CPUs alone
     if match is None:
         yield Diagnosis("torch's build", True, "CPU only")
     elif _has_gpu():

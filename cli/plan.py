@@ -144,7 +144,7 @@ def _consequences(federation: Federation, plan: Plan, budget: Budget) -> Iterato
             f"cost {whole_runs:.3f}."
         )
     queries = queries_of(settings)
-    for query in (each for each in queries if each.first):
+    for query in (each for each in queries if each.first):  # asked before the first round
         yield from query.lines(federation, plan, budget)
     if (lost := record_epsilon(federation, plan, delta)) is not None:
         yield f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
@@ -267,6 +267,7 @@ def _points(job: Job, settings: SimulationSettings, usual_epsilon: float) -> Ite
 
     data = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
     best = [*data, f"privacy={BEST}", f"privacy.target_epsilon={usual_epsilon}"]
+    # Read before the predictions, which take long, so that a mistake is refused at once.
     others = [] if settings.privacy.name == BEST else [settings_from_overrides(best)]
     for target in sorted({*EPSILONS, usual_epsilon}):
         privacy = settings.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})

@@ -85,8 +85,8 @@ def explanation(
 
     Args:
       run: folder of a run or of a client's bundle; an export is refused.
-      data: as of `predict`.
-      allow_modules: as of `predict`.
+      data: a table, a folder of tables, or a .npy file of inputs.
+      allow_modules: modules that may be imported for the run's task.
       method: method of attribution, of which some are refused because they would publish rows of others.
 
     Raises:
@@ -167,7 +167,7 @@ def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
 
 
 def _bundle_of(folder: Path) -> Path | None:
-    """Return the client's bundle that a folder is, or whose state folder it is; None of a run's folder."""
+    """Return the client's bundle that a folder is, or whose state folder it is; None if it is neither, as a run's is."""
     from ..deployment.device.client_bundle import DEVICE_FILE
 
     if (folder / DEVICE_FILE).is_file():

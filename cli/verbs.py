@@ -168,7 +168,7 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def _default(self) -> click.Command | None:
-        """Return the hidden verb; None of a group without one."""
+        """Return the hidden verb; None if the group has none."""
         return next((each for each in self.commands.values() if each.hidden), None)
 
     def resolve_command(

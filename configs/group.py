@@ -142,11 +142,13 @@ def schema_of(model: type[Group]) -> dict[str, Any]:
     for title, group in {**schema.get("$defs", {}), model.__name__: schema}.items():
         for key, value in group.get("properties", {}).items():
             value.pop("title", None)
+            # The meaning of a key is the docstring below its field, which pydantic does not read.
             if text := _field_doc(models.get(title, model), key):
                 value["description"] = text
         group.pop("title", None)
         if "description" in group:
             group["description"] = group["description"].partition("\n\nExample:")[0]
+    # Keys of an inline group, such as training, stand at the top of the configuration.
     for key, names in model.inline_groups.items():
         inner = schema["properties"].pop(key)["properties"]
         schema["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}

@@ -72,7 +72,7 @@ class _Tuning(_Tune):
         return {"evaluation": ("tune.score", self.score)} if whole.scored_at_clients else {}
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse settings that depend on all clients, and values that would change the charge."""
+        """Refuse settings that need all clients, of which an arm has a part; rounds that do not fit; scores without a bound."""
         level, at_clients = sum_level(whole.privacy), self.score == "clients"
         if len(set(whole.tried)) < len(whole.tried):
             yield "tune.values", "try each value once"

@@ -37,7 +37,7 @@ def check_file(path: Path) -> None:
         raise Refusal("file", name, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        is_small = root is None or _num_nodes(root, {}, ()) <= MAX_NODES  # None of an empty file
+        is_small = root is None or _num_nodes(root, {}, ()) <= MAX_NODES  # None: the file is empty
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", name, yaml_sentence(error)) from None
     except (yaml.YAMLError, RecursionError):
