@@ -27,7 +27,7 @@ class _Output(io.FileIO):
     error: OSError | None = None  # the first that a write raised
 
     def write(self, data: Any) -> int | None:
-        """Write bytes; return their number."""
+        """Write bytes; return their number. An error is kept for `main`, and the bytes go to /dev/null."""
         try:
             return super().write(data)
         except OSError as error:
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _replace_stream(name: str) -> _Output | None:
-    """Replace a standard stream by one over an `_Output`, and return that; None if it is closed or was replaced already."""
+    """Replace a standard stream by one over an `_Output`, and return that; leave a closed or replaced one, and return None."""
     stream = getattr(sys, name)
     if stream is None or stream is not getattr(sys, f"__{name}__"):
         return None
@@ -100,6 +100,7 @@ def run(argv: Sequence[str]) -> int:
     except Refusal as refusal:
         from .strategies.hints import hinted
 
+        # A disk that failed is no mistake of the user; later the same command may succeed.
         refused = _refuse(str(hinted(refusal)), argv)
         return FAILED if disk_failed(refusal) else refused
     except ModuleNotFoundError as error:
@@ -109,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _refuse(sentence: str, argv: Sequence[str]) -> int:
-    """Print why a command line is refused; with --verbose also the traceback of the exception that is handled."""
+    """Print why a command line is refused, with --verbose also the traceback; return the exit code of a refusal."""
     if {"-v", "--verbose"} & set(argv):
         import traceback
 

@@ -414,7 +414,7 @@ def _settings(
     resume: object = None,
     args: Mapping[str, Any] | None = None,
 ) -> tuple[SimulationSettings, RunObjects]:
-    """Return the settings of these arguments of `simulate`, read as overrides of the command line, and those that are objects."""
+    """Return the settings of these arguments of `simulate`, read as overrides, and the task and strategy that are objects."""
     from flwr.serverapp.strategy import Strategy
 
     from .configs.settings import settings_from_overrides
@@ -427,7 +427,7 @@ def _settings(
         if instance is None:
             overrides += _overrides(group, value)
             continue
-        modules.append(OBJECT)
+        modules.append(OBJECT)  # an object has the target "object:Class" in the settings, and needs no import
         if resume is None:
             overrides += _overrides(group, f"{OBJECT}:{type(value).__name__}")
     for key, value in keys.items():
@@ -461,7 +461,7 @@ def _task_object(value: object) -> Task | PooledTask | None:
 
 
 def _overrides(path: str, value: object) -> Iterator[str]:
-    """Yield the overrides that give the key, or the group, at `path` this value; None leaves the shipped value."""
+    """Yield the overrides that set the key or group at `path`; None leaves the shipped value, but within a group it is null."""
     if value is None:
         return
     if _is_group(value):
@@ -495,7 +495,7 @@ def _option(value: object) -> str | None:
 
 
 def _fields(value: Any) -> dict[str, object]:
-    """Return the keys of a group's value (`_is_group`) that were set, without its option's name."""
+    """Return the keys that a group's value sets, without its option's name; of a cohort those without a default value."""
     if isinstance(value, Mapping):
         return {name: each for name, each in value.items() if name != "name"}
     if is_dataclass(value):
@@ -508,7 +508,7 @@ def _text(path: str, value: object) -> str:
     from .configs.overrides import quoted
 
     match value:
-        case bool():
+        case bool():  # an Integral too
             return str(value).lower()
         case None:
             return "null"

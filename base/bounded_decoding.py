@@ -189,7 +189,7 @@ def check_fields(value: object, path: str = "") -> None:
 
 
 def read_json_file(kind: type[T], path: Path) -> T | None:
-    """Return the dataclass in a JSON file; None if the file is missing or cannot be decoded. Arguments as of `build`."""
+    """Return the dataclass `kind` that a JSON file holds; None if the file is missing or cannot be decoded."""
     try:
         return build(kind, read_json(path.read_bytes()))
     except (OSError, ValueError):
@@ -197,7 +197,7 @@ def read_json_file(kind: type[T], path: Path) -> T | None:
 
 
 def read_lines(kind: type[T], path: Path) -> list[T]:
-    """Return the dataclasses in a file of JSON lines; a missing file has none, and undecodable lines are skipped."""
+    """Return the dataclasses in a file of JSON lines, none if it is missing; lines that cannot be decoded are skipped."""
     values: list[T] = []
     lines = path.read_bytes().splitlines() if path.exists() else []
     for line in lines:
@@ -210,6 +210,7 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
 def hints_of(kind: type) -> dict[str, Any]:
     """Return the annotation of each constructor field by name; one whose only mark is `RARE` is returned without it."""
     hints = get_type_hints(kind, include_extras=True)
+    # `_typed` leaves marked values to `check_fields`, which knows no `RARE`; without the mark it checks them itself.
     bare = {name: get_args(hint)[0] if marks_of(hint) == (RARE,) else hint for name, hint in hints.items()}
     return {each.name: bare[each.name] for each in fields(kind) if each.init}
 
@@ -239,7 +240,7 @@ def marks_of(hint: Any) -> tuple[Any, ...]:
 
 @cache
 def _checks(kind: type) -> dict[str, Callable[[str, Any], Any]]:
-    """Return a check for each field with a StrEnum or a mark; it converts a value, or raises Refusal with the name given."""
+    """Return, for each field with a StrEnum or a mark, a function (name, value) that returns or refuses the value."""
     checks: dict[str, Callable[[str, Any], Any]] = {}
     for name, hint in hints_of(kind).items():
         for option in options_of(hint):
@@ -263,7 +264,10 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 
 
 def _typed(field: str, hint: Any, value: Any, whole: bool) -> Any:
-    """Return a field's decoded value as its annotated type; an int in place of a float stays an int. `whole` as of `build`."""
+    """Return a decoded value as the annotated type of its field; raise Undecodable for another type.
+
+    An int may stand for a float, and stays an int. With `whole`, inner dataclasses need all fields but `RARE` ones.
+    """
     if (options := options_of(hint)) != (hint,):  # an optional field
         hint = NoneType if value is None else next(each for each in options if each is not NoneType)
     if hint is Any or marks_of(hint) or (isinstance(hint, type) and issubclass(hint, StrEnum)):
@@ -285,8 +289,8 @@ def _typed(field: str, hint: Any, value: Any, whole: bool) -> Any:
 
 
 def _typed_items(field: str, hint: Any, items: list[Any], whole: bool) -> Any:
-    """Return the items of a decoded list as the annotated list, tuple or NamedTuple."""
-    types = get_args(hint) or tuple(get_type_hints(hint).values())  # the latter of a NamedTuple
+    """Return the items of a decoded list as the annotated list, tuple or NamedTuple; raise Undecodable for another length."""
+    types = get_args(hint) or tuple(get_type_hints(hint).values())  # fields of a NamedTuple
     if get_origin(hint) is list or types[-1] is Ellipsis:  # one type for any number of items
         types = types[:1] * len(items)
     if len(items) != len(types):
@@ -307,7 +311,7 @@ def _check_depth(text: str) -> None:
 
 
 def _unique(pairs: Any) -> dict[Any, Any]:
-    """Return the pairs of a decoded object as a dictionary; raise Undecodable if a key is repeated."""
+    """Return the pairs of a decoded object as a dictionary; raise Undecodable for a repeated key, which `dict` would drop."""
     items = list(cast(Iterator[tuple[Any, Any]], pairs))
     unique = dict(items)
     if len(unique) != len(items):
@@ -322,11 +326,10 @@ def _whole(digits: str) -> int:
 
 
 def _check_bounds(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
-    """Raise Undecodable unless the bytes are one value within the bounds; no value is built."""
+    """Check that the bytes are one value within the bounds, without building it; raise Undecodable if not."""
     at, items, end = 0, 0, len(data)
-    missing = [
-        1
-    ]  # number of values that have to follow: of the whole, of the open list in it, of the open list in that, ...
+    # How many values have to follow: of the whole, of the open list in it, of the open list in that, ...
+    missing = [1]
     while missing:
         if missing[-1] == 0:
             missing.pop()
@@ -340,6 +343,7 @@ def _check_bounds(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
             continue
         if len(missing) > bounds.depth:
             raise Undecodable(f"lists deeper than {bounds.depth}")
+        # Each value takes at least one byte, so no list may announce more values than bytes follow.
         if count > min(bounds.width, bounds.items - items, end - at):
             raise Undecodable("a list that is longer than the bytes, or than any")
         missing.append(count)
@@ -350,7 +354,7 @@ def _check_bounds(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
 def _skip(data: bytes | bytearray | memoryview, at: int) -> tuple[int, int | None]:
     """Return the end of the value that begins at `at`, and None; of a list or map the end of its header, and its length.
 
-    The length is in values, of which an entry of a map has two.
+    The length is in values, of which an entry of a map has two. The end may lie behind the data; the caller checks it.
     """
     first, at = data[at], at + 1
     if first < 0x80 or first >= 0xE0:  # a small integer

@@ -10,7 +10,8 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 def without_core_dumps() -> None:
     """Prevent core dumps of this process, and reads of its memory by other processes of its user.
 
-    A limit of 0 does not stop the system from piping a dump to a program such as systemd-coredump (core(5)).
+    With a limit of 0 alone the system would still pipe a dump to a program such as systemd-coredump (core(5)), so Linux
+    is told that the process is not dumpable.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":

@@ -51,10 +51,10 @@ def replace_files(
 def write_aside(path: Path, parts: Iterable[Part], mode: int | None = 0o600, *, flush: bool = True) -> Path:
     """Write new content to a temporary file in the folder of `path`, and return the temporary file's path.
 
-    On an error the temporary file is removed, to free the disk. Arguments as of `replace_file`.
+    The caller renames it. On an error it is removed, to free the disk. `mode` and `flush` as of `replace_file`.
     """
     fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
+    fresh.unlink(missing_ok=True)  # a crash may have left one
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(fresh, flags, 0o666 if mode is None else mode)
     try:
@@ -89,11 +89,11 @@ def append_line(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def write_at(path: Path, size: int, data: bytes, mode: int = 0o600) -> None:
-    """Truncate a file to `size` bytes, to remove an incomplete end, and append data, which is on disk on return.
+    """Append data to the valid part of a file; on return it is on disk.
 
     Args:
-      path: the file, created if missing.
-      size: length of the valid content, in bytes.
+      path: the file, created if missing; `sync_folder` then flushes its name.
+      size: length of the valid content in bytes; what a crash has left behind it is cut off.
       data: bytes to append.
       mode: permissions of a new file.
 
@@ -119,7 +119,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Create the folder that a key names, and test that it has room; that of `ledger.dir` is for its owner alone.
+    """Create the folder that a key names; that of `ledger.dir` is for its owner alone.
+
+    A trial file of `ROOM` bytes shows a full disk now, and not after a release was charged.
 
     Raises:
       Refusal: the folder cannot be created, or has no room.

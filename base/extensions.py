@@ -49,7 +49,7 @@ def names(point: str) -> tuple[str, ...]:
 
 
 def installed(point: str, name: str) -> bool:
-    """Return whether this installation has an extension."""
+    """Return whether this installation has an extension: the package of its module exists, which is not imported."""
     return bool(find_spec(_room(point, name)))
 
 

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 
 from .refusal import Refusal
 
-# By extra: modules of its main packages. If these are installed, so are the packages that they depend on.
 _SIMULATION = ("flwr", "hydra", "matplotlib", "opacus", "pydantic", "torch")
+# By extra: modules of its main packages. If these are installed, so are the packages that they depend on.
 MODULES = {
     "opacus": ("opacus", "torch"),
     "client": ("flwr", "grpc", "opacus", "torch"),

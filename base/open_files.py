@@ -39,7 +39,8 @@ class Listener(socket.socket):
           ConnectionAbortedError: too many files are open; asyncio and socketserver go on with the next one.
         """
         connection, address = super().accept()
-        if connection.fileno() >= min(for_connections(), MAX_TLS):  # the system gives the lowest free number
+        # The system gives the lowest free number, so a high one means that as many files are open.
+        if connection.fileno() >= min(for_connections(), MAX_TLS):
             connection.close()
             raise ConnectionAbortedError("no file descriptor is left for it")
         return connection, address

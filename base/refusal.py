@@ -75,7 +75,7 @@ def disk_failed(error: BaseException | None) -> bool:
 
 
 def disk_remedy(error: BaseException | None) -> str:
-    """Return the remedy for an error that the disk or the operating system caused; empty for any other error."""
+    """Return the remedy for an error of the disk or the operating system, or one that it caused; empty for any other."""
     while error:
         system_code = (isinstance(error, OSError) and error.errno) or 0
         sqlite_code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -101,7 +101,7 @@ def unreadable(error: BaseException, remedy: str, fault: str = "cannot be read")
 
 @contextmanager
 def refusing(field: str, value: object, remedy: str) -> Generator[None]:
-    """Convert an `OSError` of the block into a `Refusal` with these parts and the error's reason."""
+    """Convert an `OSError` of the block into a `Refusal` with these parts, its reason, and a remedy if the disk failed."""
     try:
         yield
     except OSError as error:
@@ -196,7 +196,7 @@ class Form:
     printable: bool = True
 
     def check(self, kind: type, field: str, value: object) -> str:
-        """Return the text; raise Refusal if it is not a string, or does not match."""
+        """Return the text; raise Refusal if it is not a string, or does not match. `kind` is not used, unlike in `Range`."""
         if not isinstance(value, str) or (self.printable and not value.isprintable()):
             raise Refusal(field, value, self.remedy)
         if not re.fullmatch(self.pattern, value, re.DOTALL):
@@ -211,7 +211,7 @@ class OneOf:
     words: tuple[str, ...]
 
     def check(self, kind: type, field: str, value: object) -> str:
-        """Return the text; raise Refusal if it is not one of the words."""
+        """Return the text; raise Refusal if it is not one of the words. `kind` is not used, unlike in `Range`."""
         if isinstance(value, str) and value in self.words:
             return value
         raise Refusal(field, value, f"must be one of {', '.join(self.words)}")

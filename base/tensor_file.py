@@ -30,7 +30,8 @@ def safetensors_parts(
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     little = {k: value.astype(value.dtype.newbyteorder("<"), copy=False) for k, value in tensors.items()}
-    ordered = sorted(little.items(), key=lambda each: (-each[1].itemsize, each[0]))  # so all are aligned
+    # Wide items come first, so that each array begins at a multiple of its item size.
+    ordered = sorted(little.items(), key=lambda each: (-each[1].itemsize, each[0]))
     end = 0
     for name, value in ordered:
         start, end = end, end + value.nbytes

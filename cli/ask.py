@@ -13,17 +13,12 @@ from ..base.refusal import Refusal
 from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, options_in, read_question_file
 from .grammar import Json, allow_local_modules, app, argument, option, options_of, read, verb
 
-EXHAUSTED, UNANSWERED = 3, 1
+EXHAUSTED, UNANSWERED = 3, 1  # exit codes
 WIDTH = 80
 DEFAULT_FOLDER = Path("questions")
 DEFAULT_COHORT = "cohort=all"
-COMMON = (
-    "count",
-    "mean",
-    "variance",
-    "histogram",
-    "quantiles",
-)  # kinds of questions, for help and completion
+# Kinds of questions, for help and completion.
+COMMON = ("count", "mean", "variance", "histogram", "quantiles")
 
 
 @verb(app, "ask", "Ask the clients under a privacy budget.")
@@ -107,7 +102,7 @@ def _of_file(path: Path, columns: Sequence[str], options: Mapping[str, Any]) -> 
 
 
 def _of_kind(kind: str, columns: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a file with one question, of this kind, about the only column; count has none."""
+    """Return the keys of a file with one question of this kind. `columns` must have one column, or none if it is count."""
     fields = dict(options)
     if "categories" in options:
         fields["categories"] = str(options["categories"]).split(",")

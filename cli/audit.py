@@ -195,7 +195,7 @@ def _whole(field: str, text: str) -> int:
 
 
 def _read_both_scores(path: Path) -> tuple[Scores, Scores]:
-    """Return the scores of included and of excluded canaries in a .npz or a .csv file."""
+    """Return the scores of included and of excluded canaries in a .npz or a .csv file, shape (n,) each."""
     import csv
 
     import numpy as np
@@ -257,7 +257,7 @@ def _format_judgement(judgement: Judgement, epsilon: float, delta: float, alpha:
         f"{f.method.ljust(width)}  {f.lower:<16.3f}  {f.ceiling:<16.3f}  {f.p_value:.2g}"
         for f in judgement.findings
     ]
-    first = judgement.findings[0]
+    first = judgement.findings[0]  # of the method that decides
     match judgement.verdict:
         case Verdict.VIOLATED:
             conclusion = f"epsilon is at least {first.lower:.3g}, and {epsilon:g} is claimed"

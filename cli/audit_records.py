@@ -72,7 +72,7 @@ def client_records_in(folder: Path) -> list[ClientRecords]:
 
 
 def planted_auc(clients: Sequence[ClientRecords]) -> Mapping[str, float] | None:
-    """Return how often a planted record has a higher score than another, with an interval; None without two of each."""
+    """Return the AUC of planted against other records by their scores, with its interval; None without two records of each."""
     scores = np.concatenate([each.scores for each in clients])
     planted = np.concatenate([each.planted for each in clients])
     if min(planted.sum(), (~planted).sum()) < 2:

@@ -116,7 +116,7 @@ def adopt(
 
 
 def _data_ids(folder: Path) -> dict[str, str]:
-    """Return the data set, with the client's number if it is a client's, of each ledger, by the name in column data."""
+    """Return, by a ledger's name in column data, its data set and, if it is the ledger of one client, the client's number."""
     from ..privacy.ledger import data_sets
     from ..privacy.ledger.caps import NAME_LENGTH
 
@@ -124,15 +124,14 @@ def _data_ids(folder: Path) -> dict[str, str]:
     for data_id, data_set in data_sets.read_data_sets(folder).items():
         ids[data_sets.population_ledger(data_id)[:NAME_LENGTH]] = data_id
         ledgers = data_sets.client_ledgers(data_id, data_set.fingerprints)
-        for number, name in reversed(
-            list(enumerate(ledgers))
-        ):  # clients with equal data share the first one's number
+        # Clients with equal data have one ledger, which is shown under the first one's number.
+        for number, name in reversed(list(enumerate(ledgers))):
             ids[name[:NAME_LENGTH]] = f"{data_id}, client {number}"
     return ids
 
 
 def _sort_key(data_id: str) -> tuple[bool, str, int]:
-    """Return the sort key of a row: data sets by name, their clients by number, ledgers without a data set last."""
+    """Return the key by which rows are sorted: data sets by name, their clients by number, ledgers of no data set last."""
     data_set, _, client = data_id.partition(", client ")
     return not data_id, data_set, int(client or -1)
 
@@ -155,7 +154,7 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path, clients: Path | None, data_ids: Mapping[str, str]) -> dict[str, str]:
-    """Return the row of a ledger, by `COLUMNS`; as_client is its epsilon by sums of the ledger `clients`, if there is one."""
+    """Return the row of a ledger, by `COLUMNS`; as_client is the epsilon that its records lost by sums on ledger `clients`."""
     from ..privacy.ledger.caps import NAME_LENGTH, POPULATION, RECORDS, caps_on
     from ..privacy.ledger.client_sums import read_records
     from ..privacy.ledger.ledger_state import LedgerState, read_ledger

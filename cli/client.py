@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 group = typer.Typer(**GROUP)
 APPROVALS = "authorities.jsonl"  # in the state folder: who approved what authority, and why
 MIN_SHOWN = 5e-5  # least contribution to a score that an explanation shows
-FORKED = NOT_YET = 1
+FORKED = NOT_YET = 1  # exit codes
 STANDARD_INPUT = Path("-")
 Ledgers = Annotated[
     bool, flag("--ledgers", "Remove the ledgers too: the record of the spent budget is then lost.")

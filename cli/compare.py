@@ -68,8 +68,8 @@ class MeanInterval:
 class OverSeeds:
     """Runs that differ only in their seed."""
 
-    overrides: Mapping[str, str]
-    runs: int
+    overrides: Mapping[str, str]  # as of `Row`
+    runs: int  # how many
     metrics: Mapping[str, MeanInterval]
 
 
@@ -78,14 +78,13 @@ def compare(
 ) -> int:
     """Print one table of these runs; return the exit code.
 
-    Arguments as of `fedveil compare`.
+    `runs` are folders of runs or of sweeps; `csv` and `plot` are files to write, which None leaves out.
 
     Raises:
         Refusal: a folder holds no run that has ended, or a file cannot be written.
     """
-    sources = [
-        each for each in runs if not each.is_file()
-    ] or runs  # a shell expands sweep/* to its summaries too
+    # A shell expands sweep/* to its summaries too.
+    sources = [each for each in runs if not each.is_file()] or runs
     rows = read_rows([folder for each in sources for folder in _folders(each)])
     try:
         if csv:
@@ -126,6 +125,7 @@ def read_rows(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
     """
     jobs = [read_object(folder / JOB) for folder in folders]
     of_sweep = all(jobs)
+    # The jobs of a sweep have the same configuration but for their overrides; other runs may differ in any key.
     settings = [_overrides(job) for job in jobs] if of_sweep else [_configuration(each) for each in folders]
     keys = dict.fromkeys(key for each in settings for key in each)
     differing = [key for key in keys if _differs(key, settings, of_sweep)]
@@ -146,7 +146,7 @@ def _differs(key: str, settings: Sequence[Mapping[str, str]], of_sweep: bool) ->
 
 
 def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> Row:
-    """Return the row of a run's result.json; other arguments as the fields of `Row`."""
+    """Return the row of a run from its result.json, or from {} if there is none: then it failed. `overrides` as in `Row`."""
     privacy = [each for each in result.get("privacy", ()) if each["adversary"] == "model"]
     metrics: Mapping[str, Any] = result.get("metrics") or {}
     held_out = {key: value for key, value in metrics.items() if not key.startswith(TRAIN)}
@@ -158,13 +158,13 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
         status=str(result.get("status", "failed")),
         reason=str(result.get("reason", "")),
         metrics={key: value for key, value in held_out.items() if isinstance(value, int | float)},
-        epsilon={each["unit"]: float(each["epsilon"]) for each in privacy},
+        epsilon={each["unit"]: float(each["epsilon"]) for each in privacy},  # reads "infinity" too
         bytes=carried and {way: sum(carried[way].values()) for way in ("down", "up")},
     )
 
 
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's result.json, else the result in job.json; with the seed that the job has by an override."""
+    """Return a run's result.json, else the result in job.json; if it has no seed, with that of the job's override."""
     result = read_object(folder / RESULT) or job.get("result", {})
     seeds = [each.partition("=")[2] for each in job.get("overrides", ()) if each.startswith(f"{SEED}=")]
     return {SEED: int(seeds[0]) if seeds and seeds[0].isdigit() else None, **result}
@@ -195,7 +195,7 @@ def _configuration(folder: Path) -> dict[str, str]:
 
 
 def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
-    """Return the mean of each metric over completed runs that differ only in their seed."""
+    """Return the mean of each metric over runs that differ only in their seed; runs without metrics are left out."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
         if row.metrics:
@@ -210,6 +210,7 @@ def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
 
 
 def _interval(values: Sequence[float]) -> MeanInterval:
+    """Return the mean of values, with its interval if they are finite and at least two."""
     mean = fmean(values)
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return MeanInterval(mean, None, None)
@@ -256,7 +257,7 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
 
 
 def _by_group(runs: Sequence[OverSeeds]) -> str:
-    """Return a table of the metrics by group of people, with differences to the run without privacy; empty without any."""
+    """Return a table of the metrics by group of people, with differences from privacy=none; empty without such metrics."""
     names = list(dict.fromkeys(name for each in runs for name in each.metrics if name.startswith(GROUPS)))
     if not names:
         return ""
@@ -266,7 +267,7 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
     for name in names:
         means = [each.metrics[name].mean if name in each.metrics else None for each in ordered]
         cells = [_number(mean) for mean in means]
-        if plain and (base := means[0]) is not None:
+        if plain and (base := means[0]) is not None:  # the run without privacy is the first
             cells[1:] = [
                 cell if mean is None else f"{cell} ({mean - base:+.4f})"
                 for cell, mean in zip(cells[1:], means[1:], strict=True)
@@ -276,7 +277,7 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the two held-out metrics that a table shows, accuracy first."""
+    """Return the names of the metrics that a table shows: at most two held-out ones, accuracy first."""
     names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
     return sorted(names, key=lambda name: name != "accuracy")[:2]
 
@@ -399,7 +400,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _real(text: str | None) -> float | None:
-    """Return the number that a text is; None of any other text."""
+    """Return the number that a text is; None if it is no number."""
     try:
         return float(text or "")
     except ValueError:

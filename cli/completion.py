@@ -98,7 +98,7 @@ SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "
 
 
 def complete(command: click.Command, instruction: str) -> int:
-    """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return the exit code."""
+    """Print what a shell requests, its script (bash_source) or the next words (bash_complete); return 1 if it is unknown."""
     shell, _, request = instruction.partition("_")
     shell_class = SHELLS.get(shell)
     if not shell_class:
@@ -170,7 +170,7 @@ def hydra_words(config_name: str, prior: Sequence[str], incomplete: str) -> list
 
 
 def _words(config_name: str, prior: Sequence[str], incomplete: str, adds: bool) -> Iterator[str]:
-    """Yield overrides for `hydra_words`, not yet filtered by the word; `adds`: it adds a group (+group=option)."""
+    """Yield overrides, which `hydra_words` filters by the word; `adds`: only groups to add, after a + (+group=option)."""
     from omegaconf import OmegaConf
 
     from ..configs.compose import compose_jobs, parse_arguments

@@ -16,13 +16,15 @@ from typing import Any
 
 HEAVY = "dp_accounting", "httpx", "scipy.signal", "scipy.stats"
 _execution = threading.RLock()  # reentrant, since the code of one package may use a name of another
-_executed: list[ModuleType] = []
+_executed: list[ModuleType] = []  # packages whose code runs or has run
 
 
 class _Deferred(ModuleType):
     """Package whose code has not run yet. It becomes an ordinary module when a name is used that is no submodule."""
 
     def __getattr__(self, name: str) -> Any:
+        """Return the submodule of this name, imported; for any other name run the package's code once, and look there."""
+        # Python and inspection ask every module for such names; only `import *` asks for __all__.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         if find_spec(f"{self.__name__}.{name}"):
@@ -38,7 +40,7 @@ class _Deferred(ModuleType):
 
 
 def defer(*names: str) -> None:
-    """Defer packages, except those that are loaded already or not installed."""
+    """Defer packages that will be imported later; those that are loaded already or not installed stay as they are."""
     for name in names:
         if name not in sys.modules and (spec := find_spec(name)):
             sys.modules[name] = module = module_from_spec(spec)

@@ -106,12 +106,12 @@ def _version(package: str) -> str | None:
 
 
 def _torch() -> Iterator[Diagnosis]:
-    """Report a torch with CUDA on a machine without a GPU, gigabytes that nothing uses; torch is not imported."""
+    """Report the build of torch: CUDA takes gigabytes that a machine without a GPU does not use. torch is not imported."""
     spec = find_spec("torch")
     if not spec or not spec.origin:
         return
     text = (Path(spec.origin).parent / "version.py").read_text()
-    match = re.search(r"^cuda\b[^=]*= *[\"']([^\"']+)", text, re.MULTILINE)  # None of a build for CPUs
+    match = re.search(r"^cuda\b[^=]*= *[\"']([^\"']+)", text, re.MULTILINE)  # None for CPUs alone
     if match is None:
         yield Diagnosis("torch's build", True, "CPU only")
     elif _has_gpu():
@@ -202,11 +202,11 @@ def _file_system(folder: Path) -> str:
         return ""
     path = str(folder.resolve())
     around = [(len(mount), kind) for mount, kind in mounts if path.startswith(mount)]
-    return max(around)[1] if around else ""
+    return max(around)[1] if around else ""  # of the longest mount point, which is the innermost
 
 
 def _trial(word: str) -> Callable[[], Diagnosis]:
-    """Return a function that tries an option, as ``group=option``; refuse a word that is no option."""
+    """Check a word, ``group=option``; return a function that tries the option, called when all words have been checked."""
     group, _, option = word.partition("=")
     if group not in TRIALS:
         raise Refusal("doctor", word, "give task=..., engine=... or link=...")

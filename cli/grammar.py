@@ -130,7 +130,7 @@ def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..
             }
             return body(**values, **grouped)
 
-        call.__annotations__ = {}
+        call.__annotations__ = {}  # typer would prefer those of the body to the signature
         call.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
         return call
 
@@ -152,7 +152,7 @@ def _options(kind: type[Any]) -> list[inspect.Parameter]:
 
 
 def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
-    """Return the overrides of --accept-vacuous and --reason, which the ledger records."""
+    """Return --accept-vacuous and --reason as overrides of the run, whose ledger records them."""
     overrides = ["accept_vacuous=true"] if accept_vacuous else []
     if reason is not None:
         text = reason.replace("\\", "\\\\").replace("'", "\\'")

@@ -79,11 +79,8 @@ def ledgers_in(path: Path) -> list[Path]:
         return [path]
     paths = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
     paths += path.glob(f"{OF_RECORDS}/ledger")
-    for folder in (
-        "ledgers",
-        "state/ledgers",
-        "client_ledgers",
-    ):  # of a server, a device, a simulation's clients
+    # Of a server, of a device, of a simulation's clients.
+    for folder in ("ledgers", "state/ledgers", "client_ledgers"):
         paths += sorted((path / folder).glob("*.ledger"))
     if not paths:
         raise Refusal("path", str(path), "holds no bundle, no run and no ledger; name a folder that does")
@@ -91,7 +88,7 @@ def ledgers_in(path: Path) -> list[Path]:
 
 
 def _matches(entry: Entry, run: str | None, purpose: str | None) -> bool:
-    """Return whether the entry's run begins with `run`, and its purpose contains `purpose`."""
+    """Return whether the entry's run begins with `run`, and its purpose contains `purpose`; None permits any."""
     from ..privacy.ledger.ledger_state import run_of
 
     entry_purpose = str(json.loads(entry.payload).get("purpose", ""))
@@ -145,7 +142,7 @@ def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry
 
 
 def _charged(payload: dict[str, Any]) -> str:
-    """Return the clauses of a reservation: each event with its adversaries, arm, source of noise, order of the filter."""
+    """Return the charge of a reservation in clauses: events with adversaries, arm, source of noise, order of the filter."""
     by_event: dict[str, list[str]] = {}
     for adversary, event in payload["events"].items():
         by_event.setdefault(format_event(event), []).append(adversary)
@@ -159,7 +156,7 @@ def _charged(payload: dict[str, Any]) -> str:
 
 
 def _outcome(settled: Entry | None) -> str:
-    """Return what became of a reservation, from its commit or void; None without one."""
+    """Return what became of a reservation, from its commit or void; `settled` is None if it has neither."""
     from ..privacy.ledger.ledger_state import COMMIT
 
     if not settled:
@@ -296,7 +293,7 @@ def _spent(verification: Verification) -> list[dict[str, Any]]:
 
 
 def verify_ledger(path: Path, head: EntryHead | None = None) -> Verification:
-    """Verify a ledger, and that it contains the entry `head`; refuse a path without a ledger."""
+    """Verify a ledger, and that it contains the entry `head`: without it the result has a problem. Refuse a missing file."""
     import logging
 
     from ..privacy.ledger.hash_chain import Chain

@@ -45,7 +45,8 @@ def of_server(
 ) -> int:
     """Print a server's log or a proof of it, or store co-signatures of witnesses; return the exit code.
 
-    Arguments as of `fedveil server log`.
+    `inclusion` is the number of an entry, from 0, and `consistency` a number of first entries, to prove; `cosigned` has
+    files of co-signatures to store.
 
     Raises:
       Refusal: the bundle cannot be used, there is no such entry, or a co-signature is not under this log.
@@ -96,7 +97,7 @@ def _store_cosignatures(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
 def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> int:
     """Print what a device has seen of its server's log, or compare it with another's; return 1 if they contradict.
 
-    Arguments as of `fedveil client log`.
+    `against` is an export or proof of another client or of the server; None prints this device's own log.
 
     Raises:
       Refusal: the bundle or the file cannot be used, or the device has seen no log.
@@ -124,7 +125,7 @@ def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> i
 
 
 def _compare(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
-    """Print whether another's log, in a file, agrees with that of this device; return the exit code."""
+    """Print whether another's log, in a file, agrees with this device's; return 1 if one contradicts the other, or itself."""
     other = read_log(against, ca, federation)
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, so it kept two logs. Keep both files")

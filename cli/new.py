@@ -124,7 +124,7 @@ def _draft(data: Sequence[Path], label: str | None) -> tuple[str, list[str]]:
 
 
 def _write_project(folder: Path, data: Sequence[Path], draft: str) -> None:
-    """Change the template's project to the user's own tables, which stay where they are, and their drafted schema."""
+    """Change the template's project to the user's tables, which stay where they are, and their schema; remove its test."""
     (folder / SCHEMA).write_text(draft, encoding="utf-8")
     (folder / "test_project.py").unlink()
     where = (data[0] if len(data) == 1 else data[0].parent).resolve()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..simulations.prediction import Prediction
 
 ACCEPTED = "--accept-sweep"
-# Predicted points: epsilons, one of which is predicted if the settings have none; factors of the settings' rounds, clients.
+# Predicted points: epsilons, of which USUAL stands for a missing target; multiples of the settings' rounds and of the clients.
 EPSILONS, USUAL = (1.0, 3.0, 8.0), 3.0
 ROUNDS, CLIENTS = (0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)
 KNEE_MARGIN = 0.01  # accuracy below the best: the knee is the first point within it
@@ -52,7 +52,7 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path
       as_json: print JSON.
       plot: file for a picture of the guarantees; None for no picture.
     """
-    federation = build(settings, announced=True)
+    federation = build(settings, announced=True)  # reads no client's data
     if plot:
         _draw(federation, plot)
     if as_json:
@@ -144,7 +144,7 @@ def _consequences(federation: Federation, plan: Plan, budget: Budget) -> Iterato
             f"cost {whole_runs:.3f}."
         )
     queries = queries_of(settings)
-    for query in (each for each in queries if each.first):
+    for query in (each for each in queries if each.first):  # asked before the first round
         yield from query.lines(federation, plan, budget)
     if (lost := record_epsilon(federation, plan, delta)) is not None:
         yield f"Each record of a client loses up to epsilon {lost:.3f} by these sums: it may turn the vector around."
@@ -205,7 +205,7 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
     events: dict[Budget, Counter[DpEvent]] = {}
     for federation in real:
         for plan, budget in plans_of(federation):
-            # With correlated noise the run is one.
+            # With correlated noise the whole run is one release.
             num_releases = 1 if plan.mechanism.rounds else plan.num_rounds
             events.setdefault(budget, Counter())[plan.event()] += num_releases
     costs: list[str] = []
@@ -223,15 +223,15 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """Prediction for one value of an axis: epsilon, rounds or clients."""
+    """Prediction for the settings with one value changed."""
 
-    axis: str
-    value: float | str
+    axis: str  # what is changed: epsilon, rounds, clients or mode
+    value: float | str  # the number on that axis, or the name of the mode
     prediction: Prediction
 
 
 def show_accuracy(job: Job, settings: SimulationSettings, *, as_json: bool = False) -> int:
-    """Print the predicted accuracy of runs with a job's settings, and return the exit code."""
+    """Print the predicted accuracy of runs with a job's settings, as JSON each point when it is known; return the exit code."""
     from ..simulations.prediction import SEEDS
 
     if not isinstance(settings.privacy, PrivacyLevel):
@@ -267,6 +267,7 @@ def _points(job: Job, settings: SimulationSettings, usual_epsilon: float) -> Ite
 
     data = [each for each in job.overrides if each.startswith(("task", "partition", "seed", "allow_modules"))]
     best = [*data, f"privacy={BEST}", f"privacy.target_epsilon={usual_epsilon}"]
+    # Read before the predictions, which take long, so that a mistake is refused at once.
     others = [] if settings.privacy.name == BEST else [settings_from_overrides(best)]
     for target in sorted({*EPSILONS, usual_epsilon}):
         privacy = settings.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})

@@ -85,8 +85,8 @@ def explanation(
 
     Args:
       run: folder of a run or of a client's bundle; an export is refused.
-      data: as of `predict`.
-      allow_modules: as of `predict`.
+      data: a table, a folder of tables, or a .npy file of inputs.
+      allow_modules: modules that may be imported for the run's task.
       method: method of attribution, of which some are refused because they would publish rows of others.
 
     Raises:
@@ -135,8 +135,8 @@ class LoadedModel:
     """Model of a run, in evaluation mode.
 
     Attributes:
-      model: with its released weights.
-      task: of the run; None for a linear model of a device.
+      model: network with the released weights.
+      task: task of the run; None if a device trains a linear model with NumPy, which has no task.
       classifies: whether its outputs are scores of classes.
     """
 
@@ -167,7 +167,7 @@ def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
 
 
 def _bundle_of(folder: Path) -> Path | None:
-    """Return the client's bundle that a folder is, or whose state folder it is; None of a run's folder."""
+    """Return the client's bundle that a folder is, or whose state folder it is; None if it is neither, as a run's is."""
     from ..deployment.device.client_bundle import DEVICE_FILE
 
     if (folder / DEVICE_FILE).is_file():
@@ -207,7 +207,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
         raise Refusal("folder", str(bundle), "holds no model; a completed run saves one")
     with safe_open(state / MODEL, "numpy") as file:
         metadata: dict[str, str] = file.metadata() or {}
-        if choice.kind is not None:
+        if choice.kind is not None:  # a linear model that NumPy trained, without a task
             arrays = load_file(state / MODEL)
             model = nn.Linear(*arrays["weight"].shape[::-1])
             load_arrays(model, arrays)
@@ -218,6 +218,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
         if metadata.get("moments"):  # means and deviations by which the run scaled inputs
             options["moments"] = read_json(metadata["moments"])
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
+    # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
         remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"
         raise Refusal("schema", str(options.get("schema")), remedy)

@@ -264,7 +264,7 @@ def _lines(desk: Desk) -> Iterator[str]:
 
 
 def _outcome(issued: Issued, before: Register) -> str:
-    """Return what happened to a client since the register before the command, in a word."""
+    """Return in a word what the command did to a client; `before` is the register as it was."""
     previous = before.find(issued.name)
     if issued.revoked:
         return "revoked"

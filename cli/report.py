@@ -93,7 +93,10 @@ def report(
 def _report_run(
     folder: Path, out: Path | None, assessment: Path, answers: Path | None, operator: bool, as_json: bool
 ) -> int:
-    """Write or print the report of a run; arguments as of `report`. Without an assessment an empty form is written."""
+    """Write the report of a run, or print it with `as_json`; for the operator only its page and JSON are written.
+
+    If `assessment` is the file in the run's folder, and missing, an empty form is written beside the report.
+    """
     from ..evidence.card import card_of
     from ..evidence.commands import commands_of
     from ..evidence.content import report_of, to_json

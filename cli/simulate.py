@@ -76,7 +76,7 @@ def simulate(
     checked = preflight(argv, writes=True)
     if _print_flags(checked):
         return 0
-    if checked.folder is None:  # there is no job
+    if checked.folder is None:  # there is no job: Hydra prints what its flags request
         return _hydra(checked, argv, _job)
     new_folders = [each for each in (checked.folder, *checked.folder.parents) if not each.exists()]
     if checked.sweep:
@@ -130,7 +130,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
 
 
 def _print_flags(checked: CheckedJobs) -> bool:
-    """Print for --help and --cfg what Hydra does not: the meaning of keys, and each job of a sweep; return whether."""
+    """Print for --help and --cfg what Hydra would not: meanings of keys, each job of a sweep; return whether that was all."""
     args = checked.arguments
     if args.help:
         from ..configs.reference import help_text
@@ -165,12 +165,12 @@ def _run_sweep_job(config: DictConfig, quiet: bool) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     if ended.status == "interrupted":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # ends the sweep
     metrics = ended.result.get("metrics") or {}
     objective = config.get("optimize")
     if objective is None:
         return None
-    if ended.exit_code not in (0, 3) or objective not in metrics:
+    if ended.exit_code not in (0, 3) or objective not in metrics:  # 3: the budget was spent
         names = ", ".join(sorted(metrics)) or "nothing: it did not complete"
         print(Refusal("optimize", objective, f"the run reports {names}"), file=sys.stderr)
         sys.exit(REFUSED)  # Hydra shows an exception of a job as a traceback
@@ -237,7 +237,7 @@ def _make_folder(folder: Path) -> Path:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders that are empty, from the lowest to the highest."""
+    """Remove folders that are empty; each contains the one before it in the list."""
     with contextlib.suppress(OSError):  # the first that is not empty stays, with those above it
         for each in folders:
             each.rmdir()
@@ -278,7 +278,7 @@ def _sweep(
 
 
 def _remove_refused(folders: Sequence[Path], sweep: Path) -> None:
-    """Remove the files of refused jobs, and Hydra's, of a sweep in which no job ran."""
+    """Remove job.json of each job and Hydra's multirun.yaml from a sweep whose jobs were all refused, and empty folders."""
     for folder in folders:
         (folder / JOB).unlink()
         _remove_empty([each for each in (folder, *folder.parents) if sweep in each.parents])

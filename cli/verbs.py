@@ -65,7 +65,7 @@ class Verb(TyperCommand):
         self.params += VOLUME
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb at the requested volume; return its exit code."""
+        """Check that the extra is installed that the verb needs, run it at the requested volume, and return its exit code."""
         if needs := getattr(self.callback, "needs", None):
             require_extra(needs, _path(ctx))
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
@@ -98,7 +98,11 @@ class HydraVerb(Verb):
     config_name = "config"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the verb's own options and leave Hydra's words, --help among them, in `ctx.args`."""
+        """Parse the verb's own options, and leave Hydra's words in `ctx.args`; with --help print the verb's part of the help.
+
+        Hydra's --help then goes to `ctx.args`, by which the body prints the keys. Unknown options are refused, except while
+        a shell completes (`resilient_parsing`).
+        """
         asks_help = not ctx.resilient_parsing and bool(set(args) & set(HELP))
         super().parse_args(ctx, [each for each in args if each not in HELP])
         opts = [name for each in self.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
@@ -153,7 +157,7 @@ class Verbs(TyperGroup):
         return [name for name, each in self.commands.items() if not each.hidden]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert the hidden verb's name before a word that names no verb; refuse one that is nearly a verb's name."""
+        """Insert the hidden verb's name before a word that names no verb; refuse nearly a verb's name, unless it is a file."""
         words = [*self._names, *HELP]
         default = self._default()
         if default and args and args[0] not in words:
@@ -164,7 +168,7 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def _default(self) -> click.Command | None:
-        """Return the hidden verb; None of a group without one."""
+        """Return the hidden verb; None if the group has none."""
         return next((each for each in self.commands.values() if each.hidden), None)
 
     def resolve_command(

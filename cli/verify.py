@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from ..evidence.binding.verify import CheckLine
     from ..privacy.ledger.hash_chain import Head as EntryHead
 
-WRONG, UNBOUND = 2, 6
+WRONG, UNBOUND = 2, 6  # exit codes
 UNBOUND_WORDS = (
     "no ledger, signature or receipt binds these files, so whoever holds them may have written all of them; make a "
     "bundle that is signed, by fedveil report bundle RUN --key KEY"
 )
-MARKS = {
-    True: ("\u2713", "ok"),
-    False: ("\u2717", "FAILED"),
-    None: ("\u2013", "-"),
-}  # as a sign, and in ASCII
+# Sign and word in ASCII by the result of a check; None is that of one that could not be made.
+MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
 
 
 @verb(app, "verify", "Check a run, a bundle or ledgers.")

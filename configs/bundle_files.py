@@ -73,7 +73,7 @@ class Credentials:
 
 
 def hexadecimal(length: int) -> Form:
-    """Return the form of a text of `length` bytes in lowercase hexadecimal."""
+    """Return the form of `length` bytes as text in lowercase hexadecimal, two digits a byte."""
     return Form(f"[0-9a-f]{{{2 * length}}}", f"must be {length} bytes in hexadecimal")
 
 
@@ -130,10 +130,7 @@ def read_toml_text(kind: type[T], data: bytes, source: str) -> T:
         values = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise Refusal("file", source, f"is not UTF-8 (byte {error.start})") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # an impossible date and an integer of thousands of digits too
+    except (ValueError, RecursionError) as error:  # also an impossible date, or a huge integer
         raise Refusal("file", source, f"is not TOML: {error}") from None
     return read_group(kind, values, source)
 
@@ -187,7 +184,7 @@ def check_certificate(path: Path, pem: bytes, credentials: Credentials, federati
 
 
 def issued_by(certificate: x509.Certificate, authorities: bytes) -> bool:
-    """Return whether one of the authorities, certificates in PEM, signed a certificate."""
+    """Return whether one of the authorities, certificates in PEM, signed a certificate; no period of validity is checked."""
     for authority in x509.load_pem_x509_certificates(authorities):
         with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             certificate.verify_directly_issued_by(authority)
@@ -201,7 +198,7 @@ def certificate_ends(path: Path, pem: bytes) -> int:
 
 
 def read_authority_key(path: Path) -> bytes:
-    """Return an authority's public key, which signs rosters, from its file in hexadecimal."""
+    """Return an authority's public key, which verifies rosters, from its file in hexadecimal."""
     key = b""
     with suppress(ValueError):
         key = bytes.fromhex(read_file(path).decode("ascii"))

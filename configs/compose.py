@@ -43,12 +43,12 @@ from .training_settings import STRATEGIES
 from .yaml_guard import check_directory, yaml_sentence
 
 Settings = TypeVar("Settings")
-Reader = Callable[[DictConfig], object]
+Reader = Callable[[DictConfig], object]  # raises the mistakes of a configuration; the result is not used
 
 SHIPPED_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
-CONSTRUCTOR_ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
+CONSTRUCTOR_ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")  # prefixes of their keys
 VERSION_BASE = "1.3"
 # Errors of Hydra, OmegaConf and the YAML parser for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
@@ -74,7 +74,7 @@ class OwnConfigs(SearchPathPlugin):
 
 @dataclass(frozen=True)
 class Job:
-    """One composed job: its overrides, its configuration without Hydra's node, and that node."""
+    """One composed job: its overrides without hydra.*, its configuration without Hydra's node, and that node."""
 
     overrides: tuple[str, ...]
     config: DictConfig
@@ -134,7 +134,8 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
 
     Args:
         args: result of `parse_arguments`.
-        read: function that raises the mistakes of a configuration, also of the overrides besides those that are mistaken.
+        read: raises the mistakes of a configuration. It is called only for a job whose overrides Hydra refuses, with the
+            other overrides, so that all mistakes are reported at once. None reports the refused overrides alone.
 
     Raises:
         Mistakes: one sentence for each mistake.
@@ -171,9 +172,8 @@ def _jobs_of_sweep(loader: ConfigLoader, name: str, parsed: list[Override]) -> l
     try:
         sweeper = _load(loader, name, fixed).hydra.sweeper
     except COMPOSITION_ERRORS:
-        return BasicSweeper.split_arguments(parsed, None)[
-            0
-        ]  # the mistake is reported when the jobs are composed
+        # The mistake is reported when the jobs are composed.
+        return BasicSweeper.split_arguments(parsed, None)[0]
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     overrides = [*lint.parse(params, loader), *parsed]
     if sweeper.get("_target_") == BASIC_SWEEPER:
@@ -210,7 +210,7 @@ def read_job(job: Job, read: Callable[[DictConfig], Settings]) -> Settings:
 def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callable[[DictConfig], None]) -> int:
     """Call a function as Hydra's own run does, with its logging and callbacks; return 0, or Hydra's exit code if it fails.
 
-    Hydra itself would compose the job twice more.
+    Hydra itself would compose the job twice more, so its loader gives it the composed configuration.
 
     Args:
         job: the only job of its command line.
@@ -254,7 +254,7 @@ def _loader(args: argparse.Namespace) -> ConfigLoader:
 
 
 def _directories(loader: ConfigLoader, overrides: Sequence[str]) -> list[Path]:
-    """Return the user's own directories in the search path."""
+    """Return the user's own directories in the search path, and those that an override hydra.searchpath adds."""
     paths = [element.path for element in loader.get_search_path().get_path()]
     for override in overrides:
         if override.startswith("hydra.searchpath="):
@@ -263,7 +263,7 @@ def _directories(loader: ConfigLoader, overrides: Sequence[str]) -> list[Path]:
 
 
 def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Reader | None) -> Job:
-    """Compose one job of the primary configuration `name`; raise all mistakes, arguments and errors as of `compose_jobs`."""
+    """Compose one job, or raise all its mistakes: overrides that Hydra refuses, and what `read` raises for the others."""
     try:
         return _load(loader, name, overrides)
     except Refusal:
@@ -283,7 +283,7 @@ def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Re
 
 
 def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple[list[Refusal], list[str]]:
-    """Return the mistakes in overrides that Hydra could not compose, and the overrides without one."""
+    """Return the mistakes in the overrides of a job that Hydra could not compose, and the overrides that are right."""
     choices, keys, mistakes = lint.split(loader, overrides)
     try:
         config = _load(loader, name, choices).config
@@ -294,7 +294,7 @@ def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple
 
 
 def _load(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
-    """Compose one job by Hydra, which raises one of `COMPOSITION_ERRORS`; what Hydra would run of others is refused."""
+    """Compose one job by Hydra, which may raise `COMPOSITION_ERRORS`; refuse foreign classes that Hydra would instantiate."""
     try:
         config = loader.load_configuration(
             config_name=name, overrides=list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=True

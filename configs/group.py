@@ -30,7 +30,7 @@ BOUNDS = {
 
 
 def remedy(text: str, **keywords: Any) -> Any:
-    """Return pydantic's Field with these keywords, whose refusal says this text, besides the range if there is one."""
+    """Return pydantic's Field with these keywords; if it refuses a value, this text is the remedy, after the range if any."""
     return Field(json_schema_extra={"remedy": text}, **keywords)
 
 
@@ -98,7 +98,7 @@ class Group(BaseModel):
         return str(getattr(self, "name", ""))
 
     def queries(self, whole: Any) -> Mapping[str, tuple[str, object]]:
-        """Return the (key, value) that requests it of each kind of query that this group requests of the settings `whole`."""
+        """Return the kinds of query that this group of the settings `whole` requests, each with the (key, value) for it."""
         return {}
 
     def conflicts(self, whole: Any) -> Iterator[tuple[str, str]]:
@@ -142,11 +142,13 @@ def schema_of(model: type[Group]) -> dict[str, Any]:
     for title, group in {**schema.get("$defs", {}), model.__name__: schema}.items():
         for key, value in group.get("properties", {}).items():
             value.pop("title", None)
+            # The meaning of a key is the docstring below its field, which pydantic does not read.
             if text := _field_doc(models.get(title, model), key):
                 value["description"] = text
         group.pop("title", None)
         if "description" in group:
             group["description"] = group["description"].partition("\n\nExample:")[0]
+    # Keys of an inline group, such as training, stand at the top of the configuration.
     for key, names in model.inline_groups.items():
         inner = schema["properties"].pop(key)["properties"]
         schema["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
@@ -217,7 +219,7 @@ def _field_doc(model: type[Group], key: str) -> str:
 
 
 def mistakes_of(error: ValidationError, model: type[Group], config: Mapping[str, Any]) -> Mistakes:
-    """Return pydantic's errors of validating a model as refusals, which show the values in `config`."""
+    """Return pydantic's errors as refusals. They show the values in `config`, where a reference to a secret is unresolved."""
     refusals: list[Refusal] = []
     schema = schema_of(model)
     for details in error.errors():

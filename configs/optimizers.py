@@ -41,7 +41,8 @@ def mistakes_of_options(optimizer: Optimizer) -> Iterator[Refusal]:
         ):
             remedy = f"give a value of the kind of torch's own, which is {keywords[key]}"
         elif (error := _error(name, options)) and error != _error(name, {**options, key: keywords[key]}):
-            remedy = f"torch refuses it ({error}); give another value, or leave it out"  # the default has another error
+            # With torch's default in its place the other options have another error, or none: this one is mistaken.
+            remedy = f"torch refuses it ({error}); give another value, or leave it out"
         else:
             continue
         yield Refusal(f"optimizer.{key}", value, remedy)

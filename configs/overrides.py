@@ -26,14 +26,12 @@ UNSAFE = {
     "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
     "fixed_projection": "a direction that one projection for all rounds omits is never learned; use project",
 }
-TUNED = re.compile(
-    r"tune=(\w+)=\[?([^\[\]]*)\]?"
-)  # a key to tune and its values in one word, which is a mistake
+# A key to tune and its values in one word, which is a mistake.
+TUNED = re.compile(r"tune=(\w+)=\[?([^\[\]]*)\]?")
 # Words for a private choice of values in the literature.
 PRIVATE_SELECTION = ("repeat_and_select", "private_selection", "random_stopping")
-TARGETS = re.compile(
-    r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*"
-)  # that Hydra may instantiate
+# Classes that Hydra may instantiate: its own, those of its plugins, and Optuna's samplers and pruners.
+TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
@@ -89,7 +87,7 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
 
 
 def place_keys(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
-    """Split overrides of keys into mistakes, and those whose key exists in a configuration."""
+    """Split overrides of keys into mistakes, and those that a configuration can take: they have its keys, or add one."""
     config_keys = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
     mistakes: list[Refusal] = []
     placed: list[str] = []
@@ -110,7 +108,7 @@ def check_hydra_targets(hydra: DictConfig) -> None:
 
 
 def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
-    """Return the mistake in the choice of a group's option; None if the option exists, or none is chosen."""
+    """Return the mistake in the choice of a group's option; None if it exists, or no single one is chosen (~group, null)."""
     value = override.value()
     key = override.key_or_group
     if override.is_delete() or not isinstance(value, str | int | float) or value in options:
@@ -128,7 +126,7 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
 
 
 def _unplaced(override: Override, config_keys: Mapping[str, Any]) -> Refusal | None:
-    """Return the mistake in an override of a key; None if the key exists, or is added on purpose."""
+    """Return the mistake in an override of a key; None if the key exists, or is added on purpose (+key=value)."""
     key = override.key_or_group
     value = text_of(override).partition("=")[2]
     if override.is_sweep_override():
@@ -159,6 +157,7 @@ def _nearest_key(key: str, config_keys: Mapping[str, Any]) -> str:
     paths = [path for path in config_keys if not path.endswith(".name")]
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}
     anywhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    # A key of another group must be nearly the same if this group has keys, which the refusal lists otherwise.
     for candidates, cutoff in ((siblings, 0.6), (anywhere, 0.85 if group and siblings else 0.6)):
         if matches := difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff):
             return f"did you mean '{candidates[matches[0]]}'?"

@@ -37,6 +37,7 @@ def encrypted(key: Ed25519PrivateKey | EllipticCurvePrivateKey | MLDSA65PrivateK
     derivation = _der(SEQUENCE, _der(IDENTIFIER, SCRYPT), _der(SEQUENCE, _der(OCTETS, salt), *numbers))
     encryption = _der(SEQUENCE, _der(IDENTIFIER, AES), _der(OCTETS, iv))
     algorithm = _der(SEQUENCE, _der(IDENTIFIER, PBES2), _der(SEQUENCE, derivation, encryption))
+    # ssl encodes any DER in base64 between lines that name a certificate; the name is replaced.
     text = DER_cert_to_PEM_cert(_der(SEQUENCE, algorithm, _der(OCTETS, body)))
     return text.replace("CERTIFICATE", "ENCRYPTED PRIVATE KEY").encode()
 

@@ -15,25 +15,18 @@ from .settings import from_config, settings_of
 from .strict import Mistakes
 
 SWEEP = "sweep.json"
-SHOW_ONLY = (
-    "help",
-    "hydra_help",
-    "shell_completion",
-    "info",
-)  # flags of Hydra that print something and run nothing
+# Flags of Hydra that print something and run nothing.
+SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
 
 
 @dataclass(frozen=True)
 class CheckedJobs:
-    """Command line without mistakes, and the jobs that it runs with their settings; none if Hydra only prints something.
+    """Command line without mistakes."""
 
-    `folder` is the absolute folder of the run or sweep, if it is written; ``--cfg`` prints the configuration of `config_jobs`.
-    """
-
-    arguments: Namespace
-    jobs: tuple[tuple[Job, SimulationSettings], ...] = ()
-    folder: Path | None = None
-    config_jobs: tuple[Job, ...] = ()
+    arguments: Namespace  # as `parse_arguments` returns them
+    jobs: tuple[tuple[Job, SimulationSettings], ...] = ()  # to run; none if Hydra only prints something
+    folder: Path | None = None  # absolute path of the folder of the run or sweep, if it writes one
+    config_jobs: tuple[Job, ...] = ()  # whose configurations --cfg prints
 
     @property
     def sweep(self) -> bool:
@@ -82,7 +75,7 @@ def preflight(argv: Sequence[str], *, writes: bool) -> CheckedJobs:
 
 
 def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path:
-    """Return the absolute folder of a job's run, or of its sweep.
+    """Check the folder of a job's run, or of its sweep, without creating it; return its absolute path.
 
     Raises:
         Refusal: the folder cannot be written, has ".." in its path, or contains a run or sweep already.

@@ -52,7 +52,7 @@ def options_of(schema: Schema) -> dict[str, list[str]]:
 
 
 def reference_rows(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Yield the row of each key in a composed configuration; `location` is that of `values`, as of `node_at`."""
+    """Yield the row of each key in `values`, a composed configuration, or a group of it at `location` (`node_at`)."""
     for key, value in values.items():
         inner = (*location, str(key))
         node = node_at(schema, inner)

@@ -221,16 +221,15 @@ class FederationSettings(Group):
         return self.num_rounds + more * self.tuning_rounds
 
     def rounds_begun(self, steps: int) -> int:
-        """Return the largest number of rounds in which a client may have taken part after `steps` sums."""
+        """Return the largest number of rounds in which a client, of one arm at most, may have taken part after `steps` sums."""
         arms = max(1, len(self.tried))
-        if (
-            steps < arms * self.tuning_rounds
-        ):  # first come the arms' rounds, of which each has a sum for each arm
+        # The arms' rounds come first, each of which has one sum for each arm.
+        if steps < arms * self.tuning_rounds:
             return math.ceil(steps / arms)
         return self.num_rounds - (self.steps - steps)
 
     def rounds_left(self, steps: int) -> int:
-        """Return the largest number of rounds in which a client may still take part after `steps` sums."""
+        """Return the largest number of rounds in which a client, of one arm at most, may still take part after `steps` sums."""
         arms = max(1, len(self.tried))
         if steps < arms * self.tuning_rounds:
             return self.num_rounds - steps // arms

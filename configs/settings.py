@@ -33,7 +33,7 @@ def settings_from_overrides(overrides: Sequence[str]) -> SimulationSettings:
 
 
 def settings_of(job: Job) -> SimulationSettings:
-    """Return a job's settings; those of a resumed run are in its folder. Errors as of `validated`."""
+    """Return a job's settings. A resumed run has its earlier ones; only its reason may be new. Errors as of `validated`."""
     settings = read_job(job, from_config)
     if settings.resume is None:
         return settings
@@ -58,7 +58,7 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
 
 
 def publishable_keys(source: str | DictConfig) -> dict[str, Any]:
-    """Return a configuration with its references to other keys resolved; other interpolations may read a secret."""
+    """Return a configuration with its references to other keys resolved; other interpolations stay: they may read a secret."""
     plain: Any = OmegaConf.to_container(OmegaConf.create(source), resolve=False)
 
     def resolve(value: Any) -> Any:
@@ -121,14 +121,14 @@ def validated(model: type[Model], cfg: DictConfig) -> Model:
     cfg = _with_custom_task(cfg)
     unresolved, values = _plain(cfg)
     remedy = "classes are not named here; use a registered name, or name=custom with 'target'"
-    mistakes = [
-        Refusal(path, "...", remedy) for path, _ in targets(values)
-    ]  # fedveil instantiates no _target_
+    # fedveil instantiates no _target_, so none may stand in its own groups.
+    mistakes = [Refusal(path, "...", remedy) for path, _ in targets(values)]
     source = OmegaConf.to_yaml(cfg, resolve=False)
     try:
         settings = model.model_validate({**values, "source": source})
     except ValidationError as error:
         refusals = mistakes_of(error, model, unresolved).each
+        # As an unknown key a _target_ would be reported twice.
         others = [each for each in refusals if not (mistakes and each.field.endswith("_target_"))]
         raise Mistakes([*mistakes, *others]) from None
     if mistakes:

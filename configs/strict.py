@@ -132,19 +132,20 @@ def read_group(kind: type[T], values: object, path: str) -> T:
 
 
 class _Entry(NamedTuple):
-    """Entry of a group to read: annotation, value (MISSING without one), and the dotted key, for refusals."""
+    """Entry of a group to read."""
 
-    hint: Any
-    value: object
-    path: str
+    hint: Any  # annotation of the field
+    value: object  # what the user gave; MISSING for a required key that was left out
+    path: str  # dotted key, for refusals
 
 
 def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ()) -> dict[Any, Any]:
-    """Return the values of entries; raise all their mistakes at once, with the others of the group."""
+    """Return the values of entries by key; raise all their mistakes at once, with `others` that the caller has found."""
     result, mistakes = dict[Any, Any](), list[Refusal]()
     for key, (hint, value, path) in entries.items():
         try:
-            absent = {} if is_dataclass(hint) else None  # {}: each missing key of the inner group is named
+            # A missing group is read as empty, so that each of its required keys is named; another value as null.
+            absent = {} if is_dataclass(hint) else None
             result[key] = _read_value(hint, absent if value is MISSING else value, path)
         except Mistakes as several:
             mistakes += several.each
@@ -159,11 +160,14 @@ def _read_entries(entries: Mapping[Any, _Entry], others: Sequence[Refusal] = ())
 
 
 def _read_value(hint: Any, value: object, path: str) -> Any:
-    """Return a value as its annotation says; raise Refusal, or Mistakes of an inner group, for any other."""
+    """Return a value as its annotation says; raise Refusal, or Mistakes of an inner group, for any other.
+
+    A text with a mark (`base.refusal`) is read by the mark; a number is read as its type first, and then checked by it.
+    """
     options = options_of(hint)
     if value is None and NoneType in options:
         return None
-    (hint,) = (each for each in options if each is not NoneType)
+    (hint,) = (each for each in options if each is not NoneType)  # None or one other type
     check = next((each.check for each in marks_of(hint) if hasattr(each, "check")), None)
     kind = get_args(hint)[0] if check else hint
     if isinstance(kind, type) and issubclass(kind, StrEnum):
@@ -185,14 +189,14 @@ def _read_value(hint: Any, value: object, path: str) -> Any:
 
 
 def _plain(kind: Any, value: Any, path: str) -> Any:
-    """Return a number, a switch, a line of text or a day; raise Refusal for any other type than `kind`."""
+    """Return a number, a switch, a line of text or a day; raise Refusal for another type than `kind`, but take 1 for 1.0."""
     if kind is Any:
         return value
     sound = type(value) is kind or (kind is float and type(value) is int)
     if not sound or (kind is str and not (value and str(value).isprintable())):
         raise Refusal(path, value, wrong(kind, value))
     if kind is float:
-        value = float(value) if abs(value) < 2**1000 else math.inf
+        value = float(value) if abs(value) < 2**1000 else math.inf  # float() fails for a longer int
         if not math.isfinite(value):
             raise Refusal(path, value, "must be finite")
     return value

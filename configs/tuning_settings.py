@@ -24,7 +24,7 @@ NO_PRIVATE_SELECTION = (
 
 
 class _Tune(Group):
-    """Group tune, by default without arms."""
+    """Group tune; its methods are those of a run without arms, unless an option overrides them."""
 
     def usual(self, whole: "FederationSettings") -> tuple[float, ...]:
         """Return the values of the arms if the configuration lists none."""
@@ -35,7 +35,7 @@ class _Tune(Group):
         return 0
 
     def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
-        """Return a training with one of the values; of a value that is not of training, as it is."""
+        """Return `training` with `value` for the key that is tuned; unchanged if that key does not belong to training."""
         return training
 
 
@@ -72,7 +72,7 @@ class _Tuning(_Tune):
         return {"evaluation": ("tune.score", self.score)} if whole.scored_at_clients else {}
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse settings that depend on all clients, and values that would change the charge."""
+        """Refuse settings that need all clients, of which an arm has a part; rounds that do not fit; scores without a bound."""
         level, at_clients = sum_level(whole.privacy), self.score == "clients"
         if len(set(whole.tried)) < len(whole.tried):
             yield "tune.values", "try each value once"

@@ -22,7 +22,7 @@ Positive = Annotated[float, Field(gt=0)]
 GradNorm = Annotated[float, GRAD_NORM]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Times = Annotated[float, Field(ge=1)]
+Times = Annotated[float, Field(ge=1)]  # a factor
 Probability = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
@@ -36,4 +36,4 @@ CLASS = rf"{MODULE}:[^\W\d]\w*"
 Target = Annotated[str, remedy("must name a class as 'module:Class'", pattern=f"^{CLASS}$")]
 _NO_MODEL = "must be student, or name a class as 'module:Class'"
 OtherModel = Annotated[str, remedy(_NO_MODEL, pattern=f"^(student|{CLASS})$")] | None
-By = Field(discriminator="name")
+By = Field(discriminator="name")  # of a union of groups, of which the key `name` chooses one

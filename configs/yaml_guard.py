@@ -37,7 +37,7 @@ def check_file(path: Path) -> None:
         raise Refusal("file", name, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        is_small = root is None or _num_nodes(root, {}, ()) <= MAX_NODES  # None of an empty file
+        is_small = root is None or _num_nodes(root, {}, ()) <= MAX_NODES  # None: the file is empty
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", name, yaml_sentence(error)) from None
     except (yaml.YAMLError, RecursionError):
@@ -66,7 +66,7 @@ def _num_nodes(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -
     if id(node) in above:  # ids of the nodes above it
         mark = node.start_mark
         raise yaml.MarkedYAMLError(problem="an alias refers to what holds it", problem_mark=mark)
-    if id(node) not in sizes:  # results of other nodes, by id
+    if id(node) not in sizes:  # results by id of a node, so that the target of many aliases is counted once
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             children = list(node.value)

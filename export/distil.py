@@ -25,7 +25,7 @@ PUBLIC = "name public data, or data of people who have agreed: learning from cli
 
 
 def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Tensor) -> None:
-    """Refuse clients' data: distilling on them is not post-processing of the released model.
+    """Refuse clients' data, on which distilling is no post-processing; a part of a client's examples is not recognised.
 
     Args:
       task: task of the run, with its clients' data if they are on this machine.
@@ -51,7 +51,7 @@ def check_public(task: Task, config: Mapping[str, Any], public: Path, inputs: Te
 
 
 def _client_digests(task: Task, client: int) -> Iterator[bytes]:
-    """Yield a hash of each of a client's inputs; none if an input is not one tensor."""
+    """Yield a hash of each of a client's inputs that is one tensor; others cannot be compared with public inputs."""
     data = as_data(task.client_data(client))
     for rows in torch.arange(len(data)).split(BATCH):
         inputs = data.batch(rows)[0]
@@ -60,7 +60,7 @@ def _client_digests(task: Task, client: int) -> Iterator[bytes]:
 
 
 def _digests(rows: NDArray[Any]) -> Iterator[bytes]:
-    """Return a hash of each row, by which rows of clients and public rows are compared."""
+    """Return a hash of each row's bytes; equal rows of clients and of public inputs have the same."""
     return (hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest() for row in rows)
 
 
@@ -69,7 +69,7 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
 
     Args:
       teacher: the released model.
-      student: a smaller model, whose parameters are trained.
+      student: a smaller model, whose parameters are trained; it is left in evaluation mode, as the teacher is.
       inputs: public inputs, shape (n, ...); integers, such as words, are not mixed.
       classifies: whether several outputs of a row are logits of classes.
 
@@ -98,7 +98,7 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
 
 
 def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> torch.Size:
-    """Return the shape of both models' outputs for two rows; refuse a student whose outputs have another shape."""
+    """Put both models into evaluation mode; return the shape of their outputs for two rows, or refuse a student of another."""
     try:
         with torch.no_grad():
             teacher_shape, student_shape = (model.eval()(inputs[:2]).shape for model in (teacher, student))

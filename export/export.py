@@ -64,7 +64,7 @@ class Order:
 
 
 def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
-    """Create the folder of an exported model; return the folder and the model's card.
+    """Create the folder of an exported model, which appears when it is complete; return it and the model's card.
 
     Raises:
       Refusal: the run or format does not exist, the public data are clients', the model does not suit the format, or
@@ -93,18 +93,18 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A run to export: folder, task, released model, public inputs, result, and whether outputs are logits of classes."""
+    """A run to export."""
 
-    run: Path
-    task: Task
-    released: nn.Module
-    public: Tensor | None
-    result: Mapping[str, Any]
-    classifies: bool
+    run: Path  # folder
+    task: Task  # with its clients' data, where they are on this machine
+    released: nn.Module  # model, in evaluation mode
+    public: Tensor | None  # inputs of --public, shape (n, ...)
+    result: Mapping[str, Any]  # content of result.json
+    classifies: bool  # whether several outputs of a row are logits of classes
 
 
 def _target_folder(run: Path, order: Order) -> Path:
-    """Return the folder to create, after all checks that need no file of the run but its result."""
+    """Check what needs neither the model nor data of the run: format, extra, student, folder; return the folder to create."""
     check_kind(order.to)
     if order.to == "onnx":
         require_extra("export", "--to onnx, which torch writes with onnxscript,")
@@ -147,7 +147,7 @@ def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order)
         parameters = {name: each.detach().numpy() for name, each in model.named_parameters()}
         text = json.dumps(shapes(schema, parameters["weight"], parameters["bias"]), indent=1)
         (folder / SHAPES).write_text(text + "\n", encoding="utf-8")
-    if file.name == numpy_model.MODEL:
+    if file.name == numpy_model.MODEL:  # a program for the interpreter in NumPy, which is put beside it
         shutil.copyfile(numpy_model.__file__, folder / "predict.py")
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
@@ -157,7 +157,7 @@ def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order)
 
 
 def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
-    """Return the run's task with its clients' data, by which `check_public` knows them; tables only if they are here."""
+    """Return the run's task with its clients' data, which `check_public` needs; tables that are not here are left out."""
     task = config["task"]
     if task["name"] == "custom":
         return task_of(run, allow_modules)
@@ -173,7 +173,7 @@ def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[s
         if not Path(options[name]).exists():
             del options[name]
     options["schema"] = str(run / "schema.yaml")
-    options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)
+    options["group_equal_rows"] = not read_object(run / SAVED).get(SINGLY)  # as the run held out rows
     return load_task("csv", options)
 
 
@@ -214,6 +214,7 @@ def _comparison(source: _Source, exported: Model) -> dict[str, Any]:
     They are compared on the run's held-out data if these are public, else on public inputs; without either all are None.
     """
     inputs, targets, data_name = source.public, None, "public data"
+    # No run evaluates its model on private held-out data, so a loss shows that they are public.
     held_out_is_public = LOSS in source.result["metrics"]
     if held_out_is_public and len(data := as_data(source.task.held_out())):
         inputs, targets = data.batch(torch.arange(len(data)))
@@ -269,7 +270,7 @@ def write_model(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Mode
         with _quiet():
             _WRITERS[to](path, model, sample)
         exported = read_model(folder, to, sha256_of(path))
-        if to != "int8":
+        if to != "int8":  # its rounded weights give other outputs; `_save_int8` has checked the exact ones
             _check_same(model, exported, sample, to)
     except Refusal:
         raise
@@ -280,7 +281,7 @@ def write_model(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Mode
 
 
 def _check_same(model: nn.Module, exported: Model, sample: Tensor, to: str) -> None:
-    """Refuse the format `to` if the exported model's outputs differ from the model's."""
+    """Refuse the format `to` if the exported model's outputs differ from the model's by more than `TOLERANCE`."""
     for rows in _comparison_rows(model, sample):
         with torch.no_grad():
             outputs = model(rows)
@@ -295,13 +296,13 @@ def _check_same(model: nn.Module, exported: Model, sample: Tensor, to: str) -> N
 
 
 def _comparison_rows(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
-    """Yield one, two and three rows, and random single rows: a trace of a model with branches has only the sample's."""
+    """Yield one, two and three rows, and random single rows, which may take branches that a trace of the sample lacks."""
     yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
     if sample.is_floating_point():
         draw = torch.Generator().manual_seed(SEED)
         rows = torch.randn(NUM_ROWS, *sample.shape[1:], generator=draw, dtype=sample.dtype)
         with torch.no_grad():
-            # Other rows are outside the model's domain.
+            # Rows without finite outputs are outside the model's domain, and show no fault of the format.
             finite = model(rows).reshape(NUM_ROWS, -1).isfinite().all(1)
         yield from (row[None] for row in rows[finite])
 
@@ -372,7 +373,7 @@ _WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor], None]] = {
 def trace(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any]]]:
     """Return the operations of a model as a program of `numpy_model`, in JSON, and its arrays by name.
 
-    Arguments as of `write_model`.
+    `model` is in evaluation mode; `sample` has two rows of inputs, since torch would take a single row for a constant.
 
     Raises:
       Refusal: the model has an operation that NumPy's interpreter does not know.
