@@ -36,8 +36,8 @@ from ..tasks.tables import Tables
 
 FALSE_POSITIVES = (0.001, 0.01)
 MAX_RECORDS = 2000  # records attacked of each kind, and so many for a reference model
-SEED = 20
-BATCH = 32
+SEED = 20  # of an attack's draws and reference models
+BATCH = 32  # least batch size of a reference model
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def by_rmia(attacked: Attacked, shadows: int) -> Scores:
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:
-    """Score by LiRA: each shadow model trains on half of the attacked records, and the next one on the other half."""
+    """Score by LiRA: shadow models train in pairs, on the two halves of a random split of the attacked records."""
     generator = np.random.default_rng(SEED)
     records, count = attacked.records, len(attacked.records)
     masks: list[NDArray[np.bool_]] = []  # which records each shadow model trains on
@@ -218,7 +218,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     inputs = torch.cat([each.inputs for each in client_examples])
     targets = torch.cat([each.targets for each in client_examples])
     tables = getattr(task, "task", task)  # a task with planted examples contains its own
-    if isinstance(tables, Tables):  # members must not show by the weights of their groups
+    if isinstance(tables, Tables):  # a target may encode a group too, which would betray members
         targets = tables.labels(targets)
     generator = np.random.default_rng(SEED)
     members, spare = _halves(Examples(inputs, targets), generator)
@@ -230,7 +230,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
 
 
 def _reference_training(training: LocalTraining, epochs: int) -> LocalTraining:
-    """Return how a reference model is trained: as the clients' models, but without an optimizer that removes noise."""
+    """Return how a reference model is trained: as the clients', but with Adam for DP-AdamBC, which corrects for noise."""
     optimizer = training.optimizer
     if optimizer.name == "dp_adambc":
         optimizer = replace(optimizer, name="adam")
