@@ -22,7 +22,7 @@ Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the r
 
 
 def answer_inquiry(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
-    """Return the reply of a client's app to an inquiry, which the private sum clips, rounds and noises.
+    """Return a client's reply to an inquiry; the private sum clips, rounds and noises it, unless it is noised here.
 
     Args:
       message: the instruction.

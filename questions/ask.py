@@ -97,7 +97,7 @@ def _ask(
     open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
-    """Ask, store the record of the answer, and return it; arguments as of `ask`, with the question's plan."""
+    """Ask by a checked plan, store the record of the answer, and return it; the caller holds the lock of the records."""
     path = record_path(folder, inquiry)
     with _ledger(federation, inquiry, plan, folder) as ledger:
         epsilon_before = ledger_epsilon(ledger)

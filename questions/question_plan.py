@@ -147,6 +147,7 @@ def planned_half_width(
     planned = question.statistic.planned
     if question.at_least is not None:
         return planned(sigma, question.at_least)
+    # One and two rows have the same half-width only where it does not depend on the number of rows.
     half_width = planned(sigma, 1.0)
     return half_width if planned(sigma, 2.0) == half_width else None
 

@@ -39,7 +39,7 @@ from .scaling_plan import check_scaling, one_scaling, scaling_inquiry, scaling_l
 
 
 def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
-    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
+    """Ask a run's clients for the scaling of its inputs, store the answer, and return the run with scaled inputs.
 
     A column whose answer is too noisy stays scaled by its bounds. Arguments as of `Query.before`.
 
@@ -67,7 +67,7 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
         rounds = QuestionRounds(everybody, plan, ledger, participants, reach)
         alias = inquiry
         if ledger is not None and federation.population.reads_data:
-            # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+            # A run's new name must not change a simulation: encrypted sums rotate by a hash of the instruction.
             alias = scaling_inquiry(federation, "simulation")
         try:
             # The row is beyond those of the run's rounds, which have other streams.
@@ -111,7 +111,7 @@ def apply_answer(federation: Federation, folder: Path) -> Federation:
 
 
 def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
-    """Return a federation with scaled inputs, which asks no more; a simulation's account needs the plan."""
+    """Return a federation with scaled inputs, which asks no more; a simulation keeps the cost of `plan` for its account."""
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})

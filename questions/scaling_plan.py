@@ -62,7 +62,7 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
 
 
 def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan]:
-    """Return the question of a run that asks, and its plan.
+    """Return the question of a run that asks for its scaling, and its plan; `run` names it on ledgers.
 
     Raises:
       Refusal: the privacy is at neither level or at both, or the answer would be too noisy.

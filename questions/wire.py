@@ -73,7 +73,7 @@ def update_layout(request: Request) -> Layout:
 
 
 def _zeros(request: Request) -> ArrayRecord:
-    """Return what an answer is an update to."""
+    """Return zeros in the place of a model, to which an answer is the update."""
     return memory_arrays({name: np.zeros(shape) for name, shape in update_layout(request).items()})
 
 
