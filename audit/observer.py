@@ -263,9 +263,8 @@ def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedPro
         terms = replace(
             terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-        if (
-            tossed_rate(federation.cohort) < 1
-        ):  # the claim relies on a secret draw, which `Check.DRAW` then tests
+        # The claim relies on a secret draw from these clients, which `Check.DRAW` then tests.
+        if tossed_rate(federation.cohort) < 1:
             terms = replace(terms, clients=clients)
     if canaries is None or not isinstance(audit, FullAudit):
         return terms
@@ -294,7 +293,7 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
 
 
 def _commit(audit: RunAudit) -> None:
-    """Note the commitment on the run's ledger, before round 1; do nothing without canaries or a ledger."""
+    """Note the commitment on the run's ledger as the run begins; do nothing without canaries or a ledger."""
     run, auditor = audit.run, audit.auditor
     if not audit.seed or run.ledger is None:
         return

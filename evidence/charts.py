@@ -11,11 +11,11 @@ from typing import Literal
 
 from .page_text import text_of
 
-WIDTH, HEIGHT = 380.0, 236.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0
+WIDTH, HEIGHT = 380.0, 236.0  # of a chart, in units of the SVG, as all lengths here
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0  # margins around the axes
 MAX_POINTS = 160  # of a line; more would not be seen
-TICKS = 5
-HEADROOM = 1.12
+TICKS = 5  # intervals of an axis, about
+HEADROOM = 1.12  # end of the vertical axis over the highest point
 Points = Sequence[tuple[float, float]]
 
 
@@ -33,8 +33,7 @@ class Mark:
     """Point of a chart, with a label that refers to the report.
 
     Attributes:
-      x: on the axis.
-      y: on the axis.
+      x, y: on the axes.
       look: class of the style sheet.
       pointer: of its label; None for a point without one.
       form: of its label.

@@ -111,7 +111,7 @@ def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 
 
 def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[dict[str, Any]]:
-    """Return energy, the carbon dioxide of it, and money."""
+    """Return energy in Wh, its carbon dioxide in g, and money; `gigabytes` are those transferred, None if unknown."""
     energy, values = _energy(run, prices), prices.values
     network = _combined(math.prod, gigabytes, values.get(NETWORK), 1 / JOULES)
     whole = _combined(sum, energy["value"], network or 0.0)
@@ -150,7 +150,7 @@ def _combined(combine: Callable[[Sequence[float]], float], *values: float | None
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:
-    """Return sums over the rounds; None if they are not public, or missing in an older release."""
+    """Return counts summed over the rounds, each None where it is not public, or missing in an older release."""
     sums: dict[str, Any] = {}
     for name in ("invited", "replies", "clipped_again"):
         values = [row.get(name) for row in run.rounds]

@@ -10,6 +10,7 @@ from ..messages.training_order import CENTRAL_MODES, ENCRYPTED_MODES, RECORD_MOD
 from ..privacy.ledger.question_caps import QUESTION
 from ..run.run_files import Fields, RunFiles
 
+# States of a limit, in the order in which the page lists them.
 ACCEPTED, NOT, NO_STAKE, COVERED = STATES = "accepted", "not covered", "not at stake", "covered"
 
 
@@ -27,8 +28,8 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
 
     Args:
       run: its files.
-      rows: as of `promise_rows`.
-      ledger: as of `ledger_history`.
+      rows: the run's guarantees, by `promise_rows`; empty before the first release.
+      ledger: by `ledger_history`; None if the folder has no ledger of all clients.
     """
     is_real = run.result.get("data") == "real" or run.deployed
     if rows and all(row["epsilon"] == "infinity" for row in rows):

@@ -28,8 +28,8 @@ _ATTRIBUTES = re.compile(
 _TAG = re.compile(r'</?([a-zA-Z][a-zA-Z0-9]*)((?:\s+[a-zA-Z-]+="[^"<>]*")*)\s*/?>')
 _ATTRIBUTE = re.compile(r'([a-zA-Z-]+)="([^"]*)"')
 _STYLES = re.compile(r'<style>([^<]*)|style="([^"]*)"')
-_LOADING = re.compile(r"[\\&]|url\(|src\(|image|@import", re.IGNORECASE)
-_VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
+_LOADING = re.compile(r"[\\&]|url\(|src\(|image|@import", re.IGNORECASE)  # in a style
+_VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))  # have no end tag
 
 
 def text_of(value: object, form: str = "plain") -> str:

@@ -10,10 +10,10 @@ from .charts import Chart, Line, Mark, Whisker, bars, svg
 from .content import is_finite
 from .page_text import step
 
-GUESSING = ((0.0, 0.0), (1.0, 1.0))
+GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
 MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
 MAX_WORDS = 24  # of one shape
-ROOM = 1.1  # above and below shapes
+ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
 
 
 def pictures(report: Fields) -> dict[str, str]:

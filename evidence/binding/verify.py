@@ -38,7 +38,7 @@ from .witnesses import check_witnesses
 
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
 BINDS = ("signatures", "close", "receipts")  # checks by which something outside a run's files binds them
-FAULTS = (Refusal, ArithmeticError, *UNREADABLE)
+FAULTS = (Refusal, ArithmeticError, *UNREADABLE)  # a check that raises one has failed
 
 
 @dataclass(frozen=True)
