@@ -191,11 +191,7 @@ def measure_attack(members: Scores, others: Scores) -> dict[str, Interval]:
 
 
 def attack_on(folder: Path, epochs: int) -> Attacked:
-    """Split the data of a finished run into attacked records and the rest, and load its model.
-
-    Args:
-      folder: of the run.
-      epochs: of a reference model.
+    """Load a finished run's model, and split its data into attacked records and the rest; references train for `epochs`.
 
     Raises:
       Refusal: the folder holds no finished run, or its data are real.

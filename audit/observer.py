@@ -78,7 +78,7 @@ class RunAudit:
 
     @property
     def line(self) -> AuditLine:
-        """The displayed state."""
+        """The state that the log and the live display show after a round."""
         auditor, terms = self.auditor, self.auditor.terms
         memorisation = [
             f"{each.name}: p = {each.p_value:.2g}"

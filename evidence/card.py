@@ -23,7 +23,7 @@ def card_of(report: Fields) -> str:
 
 
 def _front_matter(report: Fields) -> dict[str, Any]:
-    """Return the metadata of a model card that Hugging Face reads."""
+    """Return the metadata of a model card that Hugging Face reads: carbon and metrics only where they are known."""
     run, metrics = report["run"], report["metrics"]
     fields: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
     carbon = next(each for each in report["cost"]["work"] if each["unit"] == "g")

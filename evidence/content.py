@@ -272,7 +272,7 @@ def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
 
 
 def _round(row: Fields) -> dict[str, Any]:
-    """Return a line of metrics as a round: the epsilon of clients stands first, that of records beside it or alone."""
+    """Return a metrics line as a round: `epsilon` is a client's, beside `epsilon_record`, or else a record's alone."""
     of_client, of_record = row.get("epsilon_client"), row.get("epsilon_record")
     if of_client is None:
         of_client, of_record = of_record, None
@@ -309,7 +309,7 @@ def _groups(run: RunFiles) -> dict[str, Any] | None:
 
 
 def _tail(run: RunFiles) -> dict[str, Any] | None:
-    """Return mean and spread of the main metric over the last rounds that led to the model; None of too few."""
+    """Return mean and spread of the main metric over the last rounds that led to the model; None under `MIN_TAIL` of them."""
     name, winner = main_metric(run.rounds), (run.result.get("tuning") or {}).get("winner")
     rows = [row for row in run.rounds if row.get("arm") in (None, winner)]
     values = [row[name] for row in rows if name is not None and is_metric(name, row.get(name))]

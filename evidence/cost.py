@@ -94,7 +94,7 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
 
 
 def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
-    """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
+    """Return bounds on a client's work by public numbers; a measured value would depend on its records."""
     flops = FLOPS * parameters or None
     figures = [figure("a client's training, for each example", flops, SIX, "FLOP")]
     examples, speed = run.setting("cost", "examples_of_client"), run.setting("cost", "flops_of_client")

@@ -172,12 +172,7 @@ def references(html: str) -> list[Reference]:
 
 
 def differences(html: str, report: Any) -> list[str]:
-    """Return a sentence for each place where a page differs from its report.
-
-    Args:
-      html: of the page.
-      report: report.json, as JSON.
-    """
+    """Return a sentence for each place where a page differs from its report, the JSON of report.json."""
     sentences: list[str] = []
     for ref in references(html):
         try:

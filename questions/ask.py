@@ -117,6 +117,7 @@ def _ask(
         record = answer_record(rounds, inquiry, epsilon_before, outcome)
         record["bytes"] = None if hides_counts else traffic
         try:
+            # A reservation is spent in any case; it is committed once the answer is stored.
             if outcome.answers:
                 replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
                 outcome.charge.settle()

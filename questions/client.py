@@ -79,7 +79,7 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
 
 
 def _answer_inquiry(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
-    """Return one client's answer to an inquiry; one with its own noise is charged on its ledger first, or is an error."""
+    """Return one client's answer to an inquiry; where it adds its own noise, it reserves on its own ledger first."""
     settings = bench.settings
     table = table_of(bench, client, message.content, inquiry)
     run, number = wire.read_round(message.content)

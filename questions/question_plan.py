@@ -168,7 +168,7 @@ def _resolution_remedy(federation: Federation, inquiry: Inquiry, question: Quest
     if rows is None:
         return clause
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
-    for candidate in (rows * 1.05**step for step in range(500)):
+    for candidate in (rows * 1.05**step for step in range(500)):  # to 5 %, up to 10^10 times the rows
         if question.statistic.planned(sigma, candidate) <= resolution:
             return f"{clause}, or {math.ceil(candidate)} rows"
     return clause

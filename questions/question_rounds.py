@@ -78,7 +78,8 @@ class QuestionRounds:
     def search(self, inquiry: Inquiry) -> Outcome:
         """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise.
 
-        The charge of each round but the last is settled here; the caller settles that once the answer is stored.
+        Each round is reserved at the plan's noise before it is asked, so the choice of prefixes by noisy counts costs no
+        more. All charges but the last are settled here; the caller settles that once the answer is stored.
         """
         (question,) = inquiry.questions
         figures: dict[str, Figure] = {}

@@ -50,7 +50,7 @@ def check_ledger(folder: BoundFolder) -> str:
 
 
 def check_close(folder: BoundFolder) -> str:
-    """Check that the run's last entry binds this manifest."""
+    """Check that the run's last entry binds this manifest and its status, and that a bundle ends at this entry."""
     folder.require_final()
     try:
         entries = folder.entries
@@ -190,7 +190,7 @@ def _spending_by_round(entries: Sequence[Entry], run: str) -> Iterator[tuple[int
 
 
 def check_client_ledgers(folder: BoundFolder) -> str:
-    """Check that the clients' ledgers match the end of the run and that no record lost more than the result states."""
+    """Check that the clients' ledgers hold the manifest's heads, and that the result states a record's largest epsilon."""
     folder.require_final()
     heads = folder.manifest.heads
     if not heads:

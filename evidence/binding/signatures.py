@@ -121,7 +121,7 @@ def make_signature(
 
 
 def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
-    """Require that every signature over the bundle and the signatures before it is valid."""
+    """Require that each signature has an Ed25519 key, and is valid over the bundle and the signatures before it."""
     for number, signature in enumerate(signatures):
         text = message(bundle, signatures[:number], signature.signed_fields())
         signer = f"signature {number + 1}, {signature.role!r},"
