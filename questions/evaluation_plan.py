@@ -141,7 +141,7 @@ def check_evaluation(federation: Federation) -> None:
 
 
 def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield lines about the evaluations of arms and of the run's model; arguments as of `Query.lines`."""
+    """Yield lines about the evaluations of arms and of the run's model, for the promise with this plan and budget."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring_line(federation, plan, budget, scores)
     if charges_queries(federation, plan) and (evaluations := evaluation_plan(federation)):

@@ -59,7 +59,7 @@ def measure_rows(
     precision: Callable[[], AbstractContextManager[Any]],
     evaluation: Evaluation,
 ) -> HeldOutRows:
-    """Return a model's metric and loss for each held-out record alone; arguments as of `measure_means`.
+    """Return a model's metric and loss for each held-out record alone; arguments as for `measure_means`.
 
     The model does not mix examples, so a record's outputs depend only on it. What is undefined for one record is NaN, and
     so is all of a record on which the task's code fails: without an answer of the client, all its records would be missing.

@@ -41,7 +41,7 @@ from .scaling_plan import check_scaling, one_scaling, scaling_inquiry, scaling_l
 def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
     """Ask a run's clients for the scaling of its inputs, store the answer, and return the run with scaled inputs.
 
-    A column whose answer is too noisy stays scaled by its bounds. Arguments as of `Query.before`.
+    A column whose answer is too noisy stays scaled by its bounds. `open_grid` opens the grid to the run's clients.
 
     Raises:
       Refusal: no client is connected, or the ledger does not afford the question.
@@ -93,10 +93,7 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
 
 
 def apply_answer(federation: Federation, folder: Path) -> Federation:
-    """Return the federation scaled by its clients' answer in the run folder; unchanged if the run has not begun.
-
-    Arguments as of `Query.answered`.
-    """
+    """Return a resumed run's federation, scaled by its clients' answer in the run folder; unchanged before the answer."""
     if "scaling" not in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
     configured = {each.name: each.standard for each in tables_of(federation.task).schema.columns}

@@ -139,7 +139,7 @@ def check_scaling(federation: Federation) -> None:
 
 
 def scaling_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield the line about the question; arguments as of `Query.lines`."""
+    """Yield the line about the question for a person, for the promise with this plan and budget."""
     scaling = scaling_plan(federation)
     columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"
     of_rounds = plan.epsilon(budget.target_delta)

@@ -191,8 +191,8 @@ def _check_manifest(folder: BoundFolder) -> str:
 def _check_receipts(folder: BoundFolder) -> str:
     """Check the devices' signatures over this run's description, and compare a device's ledgers with its receipt.
 
-    A server may leave receipts out, so too few fail only where the verifier gives the roster, their number or the
-    authority's key. Enough of them pass only with one of the first two, since an older roster may have fewer members.
+    Too few fail only where the verifier gives the roster, their number, or an authority's key that did not sign the
+    bundle. Enough pass only with one of the first two, since an older roster may have fewer members. Else: undecided.
     """
     knowledge = folder.knowledge
     if not (folder.path / RECEIPTS).exists():
