@@ -34,7 +34,7 @@ from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
 from ..tasks.tables import Tables
 
-FALSE_POSITIVES = (0.001, 0.01)
+FALSE_POSITIVES = (0.001, 0.01)  # rates at which true positives are measured
 MAX_RECORDS = 2000  # records attacked of each kind, and so many for a reference model
 SEED = 20  # of an attack's draws and reference models
 BATCH = 32  # least batch size of a reference model

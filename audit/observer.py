@@ -331,7 +331,7 @@ def _last_clean(run: Run, state: State) -> State:
     return State(clean.state.round, model, state.strategy, state.choices)
 
 
-CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
+CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"  # colours of the plot
 HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
 
 

@@ -17,7 +17,7 @@ from ..run.files import OF_RECORDS
 from ..run.run_files import LEDGER, Fields
 from .ledger_history import describe_verification, questions_on
 
-BINS = "histogram"
+BINS = "histogram"  # also the kind of an evaluation's clients by metric, whose record names none
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
 OF_COLUMNS = "attributions"  # one for each column, and the number of rows

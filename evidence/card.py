@@ -10,7 +10,7 @@ from .model import INTENDED
 from .page_text import text_of
 
 TAGS = ("federated-learning", "differential-privacy", "fedveil")
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")  # characters that may be markup
 BREAKS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")  # control characters and ends of lines
 
 

@@ -35,7 +35,7 @@ from ..server.participants import Participants
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 from .question_rounds import Outcome, QuestionRounds, require_all_rounds
 
-# Default by privacy unit.
+# Default mode of privacy of a question, by the unit that it hides.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
 TABLES = "csv"  # task whose clients are few, with many rows each
 

@@ -26,7 +26,7 @@ from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
 from .settings import evaluate_of, scored_metric
 
-SAMPLE_SIZE = 256  # held-out examples
+SAMPLE_SIZE = 256  # held-out examples on which the metrics are tried before the run
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
 
 

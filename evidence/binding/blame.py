@@ -23,7 +23,7 @@ from .receipts import COLLUSION
 from .signatures import UNREADABLE
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
-UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)
+UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)  # raised by a line that proves nothing
 
 
 def check_blame(folder: BoundFolder) -> str:
