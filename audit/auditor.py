@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
-BOOKED = 0.99  # the ledger must count this share of the released sums' cost: two accounts round differently
+BOOKED = 0.99  # least share of the recomputed cost that the ledger must count: two accounts round differently
 FIRST_ROWS = 64  # initial capacity in rows
 ACTING = (Level.RED, Level.YELLOW)  # the levels on which a run acts
 
@@ -47,14 +47,14 @@ class Auditor:
     Attributes:
       terms: fixed before the first round.
       path: the file of rows.
-      directions: of the canaries; None without any, and in a recomputation.
+      directions: of the canaries, on which sums are projected; None without any, and where rows have the projections.
       coins: whether each canary was included, shape (canaries,).
       probes: of planted data.
       record_probe: measures canary records after a round; None without them.
       booked: returns the ledger's epsilon at the claim's delta; None without a ledger.
-      prior: events on that ledger before the rows after `start_round`; none if clients are in arms.
-      start_round: round after which this run charges that ledger.
-      memory: of the released sums so far.
+      prior: events on that ledger before the charges of this run's name; none if clients are in arms.
+      start_round: last round that `prior` covers; 0 for none.
+      memory: what the next check needs of the earlier sums; part of a checkpoint.
       looks: measurements by canary clients.
       record_looks: measurements by canary records.
       raised: the alarms.
@@ -77,7 +77,7 @@ class Auditor:
     memorised: Sequence[MemorisationResult] = ()
     _buffer: Rows = field(init=False, repr=False)  # the rows, and spare capacity
     _count: int = 0  # rows in the buffer
-    # By the first of some rows: the row behind those that were added up, and their sums of layers.
+    # By the index of a first row: the index behind the last row that is added up, and the sums of `layers_of` so far.
     _layer_sums: dict[int, tuple[int, NDArray[np.float64]]] = field(
         default_factory=dict[int, tuple[int, "NDArray[np.float64]"]]
     )
@@ -93,7 +93,7 @@ class Auditor:
         return self._buffer[: self._count]
 
     def _rows_with(self, row: Rows) -> Rows:
-        """Return the rows and one more; the capacity doubles, so that not every round copies all rows."""
+        """Return the rows and one more, which `_judge` alone counts; the capacity doubles, so few rounds copy all rows."""
         if self._count == len(self._buffer):
             more = np.zeros(max(FIRST_ROWS, self._count), self._buffer.dtype)
             self._buffer = np.concatenate([self._buffer, more])
@@ -109,18 +109,18 @@ class Auditor:
         self.memory = memory
 
     def replay(self, rows: Rows) -> None:
-        """Judge recorded rows again."""
+        """Judge recorded rows again, which restores the looks, the alarms and the use of alpha."""
         for row in rows:
             self._judge(np.asarray(row))
 
     def take(self, number: int, released: ReleasedSum | None, arrays: Arrays) -> list[Alarm]:
-        """Check the sum of round `number` and the resulting model; return the alarms that this raises.
+        """Check the sum of round `number` and the resulting model, append its row, and return the alarms that it raises.
 
-        A round whose claimed sum was abandoned released nothing, and is skipped.
+        A round with a claim but without a sum was abandoned: it released nothing, so it gets no row.
 
         Args:
           number: of the round.
-          released: its released sum; None without a claim about it.
+          released: its released sum; None if it was abandoned, or if nothing is claimed about sums.
           arrays: the resulting model, by name.
         """
         if released is None and self.terms.delta:
@@ -149,14 +149,14 @@ class Auditor:
             record_claim.write(row, records)
 
     def _rows_after_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
-        """Return the rows since the last alarm of a test at these levels, and the new row: small effects add up."""
+        """Return the rows after the last alarm of a test at these levels, and the new row; together they show small effects."""
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         alarm_round = max((each.round for each in alarms), default=0)
         rows = self._rows_with(row)
         return rows[bisect_right(rows["round"], alarm_round) :]
 
     def _noise_p(self, rows: Rows) -> float:
-        """Return `noise_p` of the last rows, the new one included; their sums of layers grow from round to round."""
+        """Return `noise_p` of the last rows, the new one included; each older row is added to the sums of layers once."""
         first = self._count + 1 - len(rows)
         end, sums = self._layer_sums.get(first, (first, np.zeros((4, LAYERS))))
         for each in self._buffer[end : self._count]:
@@ -172,10 +172,10 @@ class Auditor:
         return draw_p(rows["clients"], rows["population"], float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
-        """Return the p-value of this round's noise alone, and of all rounds' noise together, whole and by layer.
+        """Return one p-value of the noise: the smallest of this round's and of several rounds' tests, by Bonferroni.
 
-        A confirmation needs new evidence, so rows since the last alarm count; all rows since the last red alarm count
-        if they are conclusive.
+        Only new evidence may confirm an alarm, so the rows since the last one count. All rows since the last red alarm
+        count as well where they would be red at once.
         """
         rows = self._rows_after_alarm(Check.NORM, row)
         p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), self._noise_p(rows)))
@@ -185,7 +185,7 @@ class Auditor:
         return p_value
 
     def _books_p(self, row: Rows, booked: float) -> float:
-        """Return 1 if the ledger's epsilon covers the separately computed cost of its entries and of the sums, else 0."""
+        """Return 1 if the ledger's epsilon `booked` covers the cost of `prior` and of the sums since, by their rows, else 0."""
         rows = self._rows_with(row)
         rows = rows[rows["round"] > self.start_round]
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed_after(self.prior))
@@ -208,7 +208,7 @@ class Auditor:
             self.record_looks.append(records)
         look = look_of(self.terms, row, measured, records)
         self._alarm_state, alarms = look_at(self._alarm_state, look)
-        # The ceiling of Measured reports blindness.
+        # Blindness is no alarm, and is visible by the ceiling of `Measured`.
         raised = [alarm for alarm in alarms if alarm.level is not Level.BLIND]
         self.raised += [Raised(number, alarm) for alarm in raised]
         return raised
@@ -225,7 +225,7 @@ class Auditor:
     def end(self, first: Arrays, last: Arrays) -> Summary | None:
         """Return the summary of the run; None if no round was released.
 
-        If canaries move the model, the file gets a row of round 0 with the difference of the two models.
+        If canaries move the model, a row of round 0 is appended: the models' difference, projected on the canaries.
 
         Args:
           first: model before the first round, without its integers; empty if canaries do not move the model.
@@ -244,7 +244,7 @@ class Auditor:
 
     @property
     def is_clean(self) -> bool:
-        """Whether no p-value of the last round is suspicious, but for that of a secret draw, which reveals its size."""
+        """Whether no p-value of the last row, which must exist, is below `CLEAN`; a secret draw's would reveal its size."""
         row = self.rows[-1]
         p_values = [row[name] for name in ("norm_p", "reuse_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
@@ -266,7 +266,7 @@ class Auditor:
         return {check: p for check, p in p_values.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
-        """Return the numbers of the last round, `number`, for its line of metrics; none if it released nothing."""
+        """Return the audit's columns for the metrics line of `number`, the last round; none if it released nothing."""
         if self._last_round != number:
             return {}
         row = self.rows[-1]

@@ -23,12 +23,12 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 
 
 def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:
-    """Return the canaries of a model."""
+    """Return the canaries of a model of `dimension` coordinates, as their secret seed determines them."""
     return canaries_of(bytes.fromhex(settings.seed), settings.count, dimension, settings.support)
 
 
 def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: int) -> NDArray[np.float32]:
-    """Return the updates of canaries by their numbers as clients, shape (clients, dimension)."""
+    """Return the updates of canaries, named by client numbers from `settings.first` on, (clients, dimension)."""
     numbers = [client - settings.first for client in clients]
     return canaries_for(settings, dimension).updates(numbers, settings.norm, settings.replaced)
 
@@ -41,7 +41,7 @@ def add_canary(
     client: int,
     sketch: Sketch | None = None,
 ) -> None:
-    """Add one canary's update, which lies within its window, to the sum of its cohort.
+    """Add one canary's update to the sum of its cohort: only a window of it, outside of which it is 0.
 
     Args:
       cohort_sum: changed in place.
@@ -65,12 +65,12 @@ def add_canary(
 def add_canaries(
     settings: CanaryClients, content: RecordDict, numbers: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
 ) -> None:
-    """Add the answers of canaries to an instruction, where no client's machine runs them.
+    """Add the canaries' answers to a cohort's sum on the server, where no client's machine runs them.
 
     Args:
       settings: of the canaries.
-      content: the instruction.
-      numbers: of the canaries, from 0.
+      content: the instruction that the cohort got.
+      numbers: of the canaries in the cohort, from 0.
       spec: public parameters of the sum.
       cohort_sum: changed in place.
     """
@@ -82,7 +82,7 @@ def add_canaries(
 
 
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:
-    """Return the reply of a canary in the form of a client's app: arrays and metrics."""
+    """Return a canary's reply as of a client that trained: the received arrays moved by its update, and metrics."""
     received = only_arrays(message.content)
     layout = layout_of(received)
     sizes = [int(np.prod(shape)) for shape in layout.values()]

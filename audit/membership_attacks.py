@@ -34,10 +34,10 @@ from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
 from ..tasks.tables import Tables
 
-FALSE_POSITIVES = (0.001, 0.01)
+FALSE_POSITIVES = (0.001, 0.01)  # rates at which true positives are measured
 MAX_RECORDS = 2000  # records attacked of each kind, and so many for a reference model
-SEED = 20
-BATCH = 32
+SEED = 20  # of an attack's draws and reference models
+BATCH = 32  # least batch size of a reference model
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def by_rmia(attacked: Attacked, shadows: int) -> Scores:
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:
-    """Score by LiRA: each shadow model trains on half of the attacked records, and the next one on the other half."""
+    """Score by LiRA: shadow models train in pairs, on the two halves of a random split of the attacked records."""
     generator = np.random.default_rng(SEED)
     records, count = attacked.records, len(attacked.records)
     masks: list[NDArray[np.bool_]] = []  # which records each shadow model trains on
@@ -191,11 +191,7 @@ def measure_attack(members: Scores, others: Scores) -> dict[str, Interval]:
 
 
 def attack_on(folder: Path, epochs: int) -> Attacked:
-    """Split the data of a finished run into attacked records and the rest, and load its model.
-
-    Args:
-      folder: of the run.
-      epochs: of a reference model.
+    """Load a finished run's model, and split its data into attacked records and the rest; references train for `epochs`.
 
     Raises:
       Refusal: the folder holds no finished run, or its data are real.
@@ -218,7 +214,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     inputs = torch.cat([each.inputs for each in client_examples])
     targets = torch.cat([each.targets for each in client_examples])
     tables = getattr(task, "task", task)  # a task with planted examples contains its own
-    if isinstance(tables, Tables):  # members must not show by the weights of their groups
+    if isinstance(tables, Tables):  # a target may encode a group too, which would betray members
         targets = tables.labels(targets)
     generator = np.random.default_rng(SEED)
     members, spare = _halves(Examples(inputs, targets), generator)
@@ -230,7 +226,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
 
 
 def _reference_training(training: LocalTraining, epochs: int) -> LocalTraining:
-    """Return how a reference model is trained: as the clients' models, but without an optimizer that removes noise."""
+    """Return how a reference model is trained: as the clients', but with Adam for DP-AdamBC, which corrects for noise."""
     optimizer = training.optimizer
     if optimizer.name == "dp_adambc":
         optimizer = replace(optimizer, name="adam")

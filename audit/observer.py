@@ -41,7 +41,7 @@ from .probes import PlantedProbes, StepScores, planted_probes, step_scores
 from .result import action_of, as_json
 from .settings import FullAudit, audit_of
 
-JSON_KEYS = {"figures": "shown"}  # of a memorisation test in result.json
+JSON_KEYS = {"figures": "shown"}  # names in result.json of fields of a `MemorisationResult`
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
 MECHANISM = "audit"  # mechanism of its notes on the ledger
@@ -60,7 +60,7 @@ class RunAudit:
       on_alarm: action on an alarm: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
       seed: secret, of the canaries; empty without any.
       scores: of the canary records of steps; None without any.
-      alarms: of the round that has just ended, on which the run acts.
+      alarms: those of the last round on which the run acts; `observe` replaces them, and `demand` answers them.
     """
 
     run: Run
@@ -72,13 +72,13 @@ class RunAudit:
 
     @property
     def memory(self) -> Memory:
-        """State of the audit for a checkpoint."""
+        """What the auditor remembers of sums, for a checkpoint; empty before the first."""
         memory = self.auditor.memory
         return vars(memory) if memory.before.size else {}
 
     @property
     def line(self) -> AuditLine:
-        """The displayed state."""
+        """The state that the log and the live display show after a round."""
         auditor, terms = self.auditor, self.auditor.terms
         memorisation = [
             f"{each.name}: p = {each.p_value:.2g}"
@@ -100,7 +100,7 @@ class RunAudit:
         )
 
     def resume(self, state: State, /) -> Demand:
-        """Continue after the round of a checkpoint; raise the noise again, or end again a run that an alarm ended."""
+        """Judge the rows up to a checkpoint's round again; raise noise again, or end again a run that an alarm ended."""
         memory = self.run.checkpoint.audit
         self.auditor.resume(state.round, sum_audit.Memory(**memory) if memory else sum_audit.NO_MEMORY)
         alarms = [each.alarm for each in self.auditor.raised if each.alarm.level in ACTING]
@@ -109,7 +109,7 @@ class RunAudit:
         return self._demand(state, alarms)
 
     def observe(self, state: State, released: ReleasedSum | None, /) -> None:
-        """Audit the round that has just ended, and write its alarms to the ledger."""
+        """Audit the round that has just ended, note its alarms on the ledger, and keep those for `demand`."""
         if self.scores is not None and released is not None:
             self.scores.keep(released)
         alarms, ledger = self.auditor.take(state.round, released, state.arrays), self.run.ledger
@@ -129,7 +129,7 @@ class RunAudit:
         return NO_DEMAND if self.on_alarm == "note" else self._demand(state, self.alarms)
 
     def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
-        """Return what alarms demand after a round; without any, keep its model if a rollback may restore it."""
+        """Return what alarms demand after a round; store its model for a rollback first if no p-value is suspicious."""
         if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.is_clean:
             _keep_clean(self.run, state)
         if not alarms:
@@ -150,7 +150,7 @@ class RunAudit:
                 return Demand(Ending(Status.ALARMED, reason, state))
 
     def end(self, ending: Ending, title: str, /) -> dict[str, Any]:
-        """Open the commitment unless the run may continue, draw the plot, and return the audit for the result."""
+        """Write the terms, with the canaries' seed unless the run may continue; draw the plot; return the audit as JSON."""
         is_over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
         auditor = self.auditor
         summary = auditor.end(_first_model(self.run.federation), ending.state.arrays)
@@ -168,7 +168,7 @@ class RunAudit:
 
 
 def check(federation: Federation) -> None:
-    """Refuse canary records among real ones in a joint step, and with a model whose outputs they cannot join."""
+    """Refuse canary records in a joint step on real records, and with a model whose output is not one tensor."""
     task = federation.task
     if is_full(federation.settings) and federation.mode.sums_records and not federation.simulated:
         remedy = (
@@ -182,7 +182,7 @@ def check(federation: Federation) -> None:
 
 
 def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
-    """Fix the audit of a run and commit to its canaries.
+    """Fix the terms of a run's audit and commit to its canaries on the ledger; a new run's rows begin anew.
 
     Args:
       run: before its first round, its folder made and its ledger open.
@@ -217,7 +217,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
     auditor = Auditor(terms, run.folder / AUDIT_ROWS, probes=plants.probes, record_probe=plants.records)
     ledger = run.ledger
     if ledger is not None and terms.delta:
-        # On the same grid as the account that it is compared with and the round's metrics line.
+        # Both sides of the test of the books use the grid of GATE_INTERVAL, as the metrics line does.
         auditor.booked = lambda: ledger.epsilon(terms.delta, GATE_INTERVAL)
         # A ledger of real data holds earlier runs, whose cost would hide missing entries of this one.
         if (fresh or run.checkpoint.run not in ("", run.name)) and terms.arms == 1:
@@ -236,14 +236,14 @@ def begin(run: Run, fresh: bool) -> tuple[Run, Observer]:
 
 
 def _seed(run: Run, fresh: bool) -> bytes:
-    """Return the canaries' secret seed: from the run's seed in a simulation, otherwise from the system's generator."""
+    """Return the canaries' secret seed: derived from a seeded run's seed, else drawn once and kept in its folder."""
     if run.federation.seed is not None:
         return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
     return noise_key.make(run.folder, AUDIT_KEY) if fresh else noise_key.read(run.folder, AUDIT_KEY)
 
 
 def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedProbes) -> AuditTerms:
-    """Return the terms of an audit as the configuration fixes them; all of them are public."""
+    """Return the terms of an audit that the configuration fixes, all public; `begin` adds the arms and the filter."""
     settings, audit, mode = federation.settings, audit_of(federation.settings), federation.mode
     dimension, clients = dimension_of(federation.task), federation.declared_clients
     terms = AuditTerms(
@@ -263,7 +263,8 @@ def _terms(federation: Federation, canaries: Canaries | None, plants: PlantedPro
         terms = replace(
             terms, delta=sums.target_delta, adjacency=sums.adjacency, of_unit=mode.records_of_unit
         )
-        if tossed_rate(federation.cohort) < 1:  # amplification relies on a secret draw from these clients
+        # The claim relies on a secret draw from these clients, which `Check.DRAW` then tests.
+        if tossed_rate(federation.cohort) < 1:
             terms = replace(terms, clients=clients)
     if canaries is None or not isinstance(audit, FullAudit):
         return terms
@@ -280,7 +281,7 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
 
     Args:
       audit: of the run.
-      opened: also write the seed and the coins of the canaries.
+      opened: also write the seed and the coins, with which anybody can check the commitment.
     """
     auditor, seed = audit.auditor, audit.seed
     fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
@@ -292,7 +293,7 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
 
 
 def _commit(audit: RunAudit) -> None:
-    """Note the commitment to the canaries on the run's ledger, if it has both."""
+    """Note the commitment on the run's ledger as the run begins; do nothing without canaries or a ledger."""
     run, auditor = audit.run, audit.auditor
     if not audit.seed or run.ledger is None:
         return
@@ -311,9 +312,9 @@ def _keep_clean(run: Run, state: State) -> None:
 
 
 def _first_model(federation: Federation) -> Arrays:
-    """Return the first model's averaged arrays if canaries move it; empty without canaries, and in a deployment.
+    """Return the averaged arrays of the first model, against which `Auditor.end` measures the final one; or none.
 
-    A deployment subtracts its canaries from every sum.
+    They are empty where canaries move no model: without any, and in a deployment, which subtracts them from each sum.
     """
     if not federation.extra_clients or not federation.population.reads_data:
         return {}
@@ -322,7 +323,7 @@ def _first_model(federation: Federation) -> Arrays:
 
 
 def _last_clean(run: Run, state: State) -> State:
-    """Return the state of a rollback: the model of the last round without suspicion, else the first model."""
+    """Return `state` with model and round of the last round without suspicion, else with the first model and round 0."""
     clean = checkpoint.read(run.folder / CLEAN)
     if clean is None:
         return State(0, read_arrays(run.federation.task.model()), state.strategy, state.choices)
@@ -330,7 +331,7 @@ def _last_clean(run: Run, state: State) -> State:
     return State(clean.state.round, model, state.strategy, state.choices)
 
 
-CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
+CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"  # colours of the plot
 HEADROOM = 1.6  # above the largest relevant number; a ceiling may lie outside the picture
 
 

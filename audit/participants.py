@@ -56,12 +56,12 @@ def extra_clients(settings: SimulationSettings, task: Task) -> int:
 
 
 def extra_records(settings: SimulationSettings, num_clients: int, fewest: Callable[[], int]) -> int:
-    """Return how many canary records each simulated client has: some if records are hidden.
+    """Return how many canary records each simulated client has; 0 unless a full audit tests a claim about records.
 
     Args:
       settings: of the simulation.
       num_clients: of the task.
-      fewest: returns the records that a client has.
+      fewest: returns the number of records of the client that has the fewest.
     """
     if not is_full(settings) or isinstance(settings.privacy, ClientLevel | NoPrivacy):
         return 0
@@ -86,7 +86,7 @@ def support_of(settings: FullAudit, dimension: int) -> int:
 def canary_clients(
     audit: FullAudit, client: ClientLevel, task: Task, count: int, seed: bytes, segments: tuple[Segment, ...]
 ) -> CanaryClients:
-    """Return the settings of canaries. Their metrics are the middle of each range, which adds nothing to the sum.
+    """Return the settings of canary clients, whose metrics are the middle of each range, which adds 0 to the sum.
 
     Args:
       audit: its settings.

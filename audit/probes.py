@@ -64,13 +64,13 @@ class OddProbe:
 
     @cached_property
     def before(self) -> Scores:
-        """The losses under the first model."""
+        """The planted examples' losses under the first model, from which each look measures the fall."""
         from ..tasks.mislabelled import losses_of
 
         return losses_of(self.task, self.task.model(), self.task.odd)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[MemorisationResult]:
-        """Return one test of the model after round `number`: its p-value holds for any mechanism and attack."""
+        """Return one test: did losses fall more on examples that were trained on? It is valid for any mechanism."""
         from ..tasks.arrays import load_arrays
         from ..tasks.mislabelled import losses_of
 
@@ -125,12 +125,12 @@ class StepScores:
     canaries: CanaryRecords  # their settings at the clients
 
     def begin(self) -> None:
-        """Rewrite the file with the coins."""
+        """Replace the file by one that holds only the coins."""
         self.path.unlink(missing_ok=True)
         client_rows.begin(self.path, coins_of_step(self.canaries))
 
     def keep(self, released: ReleasedSum) -> None:
-        """Add a round's log likelihood ratio to each score; a client's update points against its gradient."""
+        """Append a round's log likelihood ratios to the file; negated, since an update points against its gradient."""
         ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
         client_rows.append(self.path, released.number, ratio)
 
@@ -142,7 +142,7 @@ def step_scores(run: Run) -> StepScores | None:
 
 
 def planted_probes(run: Run) -> PlantedProbes:
-    """Return the probes of this run's planted data; real data have none."""
+    """Return the probes of this run's planted data; none without a full audit, or if the clients are not simulated."""
     federation, client, task = run.federation, run.client, run.federation.task
     if not is_full(federation.settings) or not federation.population.reads_data:
         return PlantedProbes()

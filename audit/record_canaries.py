@@ -113,7 +113,7 @@ class CanariedRound:
     path: Path = Path()
 
     def after_step(self) -> None:
-        """Add the last step's log likelihood ratio to each score."""
+        """Add the last step's log likelihood ratio to each score; the block's gradient must be that step's noised mean."""
         plan, noised = self.plan, self.model.block.weight.grad
         assert isinstance(plan.sampling, PoissonBatches) and noised is not None
         rate = plan.sampling.sample_rate
@@ -129,7 +129,7 @@ class CanariedRound:
 def begin_round(
     model: nn.Module, task: Task, data: Data, plan: Plan, count: int, randomness: Randomness, ledger: Path
 ) -> CanariedRound:
-    """Return a client's round with canaries whose coins and scores lie beside its ledger; arguments as of `begin`."""
+    """Return the round of `begin` with `count` canaries, whose coins and scores are in a file beside the client's ledger."""
     path = ledger.with_suffix(client_rows.SUFFIX)
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
     coins = coins_in(path, count, randomness.stream("record canaries", number))
@@ -173,7 +173,7 @@ def watch(
 
 
 def with_canary_rows(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
-    """Return a client's examples as inputs of `Watched`, canaries last; none without an example of the client.
+    """Return a client's examples as inputs of `Watched`, canaries last; a client without examples has no canary.
 
     Args:
       data: the client's own.
@@ -208,7 +208,7 @@ def _tensors(data: Data) -> Examples:
 
 
 def coins_in(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
-    """Return a client's coins, shape (count,), from its file, into which the first call draws them."""
+    """Return a client's coins, shape (count,), which the first call draws into its file; refuse another `count` later."""
     if not path.exists():
         bits = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count]
         client_rows.begin(path, bits.astype(np.bool_))

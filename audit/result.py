@@ -56,7 +56,7 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
     terms = read_terms(fields["terms"])
     coins = _coins(folder, terms, fields)
     rows = round_rows.read(folder / AUDIT_ROWS, terms.canaries)
-    whole = rows[rows["round"] == 0]
+    whole = rows[rows["round"] == 0]  # the final model's rows, which `Auditor.end` appended
     rows = rows[rows["round"] > 0]
     if not len(rows):
         raise Refusal("audit", str(folder), "holds no audited round; give the folder of a run that has some")
@@ -79,7 +79,7 @@ def audit_fields(folder: Path) -> dict[str, Any]:
 
 
 def _coins(folder: Path, terms: AuditTerms, fields: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Return the canaries' coins from the opened seed, shape (canaries,), as their commitment has them."""
+    """Return the canaries' coins from the opened seed, shape (canaries,); refuse others than the commitment has."""
     if not terms.canaries:
         return np.zeros(0, np.bool_)
     if "opened" not in fields:

@@ -32,7 +32,7 @@ class _Audit(Group):
     """Probability that a correct run raises any alarm."""
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse answers to an alarm that a sum cannot have."""
+        """Refuse an action on an alarm that this run cannot take."""
         if self.on_alarm == "raise_noise" and sum_level(whole.privacy) is None:
             yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
         elif self.on_alarm == "raise_noise" and whole.cohort.by_turns:

@@ -18,13 +18,13 @@ from ..run.files import OF_RECORDS
 from ..run.run_files import LEDGER, Fields
 from .ledger_history import describe_verification, questions_on
 
-BINS = "histogram"
+BINS = "histogram"  # also the kind of an evaluation's clients by metric, whose record names none
 OF_COUNTS = ("count", BINS, "crosstable", "top")  # kinds whose figures are drawn from 0 to the largest
 OF_SIGNS = ("correlation",)  # from -1 to 1
 OF_COLUMNS = "attributions"  # one for each column, and the number of rows
 OF_SHARES = ("fairness",)  # from 0 to 1, in percent
 EVALUATED = ("round", "epsilon", "noise_multiplier", "clients", "share", "confidence", "reason")
-COPIED = (
+COPIED = (  # fields that a report takes from a record as they are
     "name",
     "purpose",
     "released",
@@ -62,8 +62,8 @@ def describe_answers(answers: Iterable[Fields], questions: Sequence[Fields] = ()
     """Return answers in a report's form, each with the scale of its charts.
 
     Args:
-      answers: of a record.
-      questions: of its inquiry, in the same order; none of an evaluation.
+      answers: as the record of an inquiry or of an evaluation has them.
+      questions: that they answer, in the same order; empty for an evaluation, whose record has none.
     """
     rows: list[dict[str, Any]] = []
     for answer, question in zip(answers, chain(questions, repeat({})), strict=False):
@@ -126,7 +126,7 @@ def _describe(record: Fields, charged: Collection[str]) -> dict[str, Any]:
 
 
 def _answer_in(path: Path, charged: Collection[str]) -> list[dict[str, Any]]:
-    """Return the answer in a file, in a report's form; empty for any other file."""
+    """Return a list of the answer in a JSON file, in a report's form; an empty list for another kind of file."""
     try:
         fields: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict) or "question" not in fields:
@@ -146,7 +146,7 @@ def _columns(question: Fields) -> str | None:
 
 
 def report_of_answers(folder: Path) -> dict[str, Any]:
-    """Return the report of a folder of answers, as JSON; the same folder gives the same bytes."""
+    """Return the report of a folder of answers, as JSON; the same folder gives the same. Refuse one without answers."""
     ledgers = [_ledger(path) for path in ledgers_of(folder)]
     answers = read_answers(folder, [each["name"] for ledger in ledgers for each in ledger["questions"]])
     if not answers:

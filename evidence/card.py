@@ -10,7 +10,7 @@ from .model import INTENDED
 from .page_text import text_of
 
 TAGS = ("federated-learning", "differential-privacy", "fedveil")
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")  # characters that may be markup
 BREAKS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")  # control characters and ends of lines
 
 
@@ -23,7 +23,7 @@ def card_of(report: Fields) -> str:
 
 
 def _front_matter(report: Fields) -> dict[str, Any]:
-    """Return the metadata of a model card that Hugging Face reads."""
+    """Return the metadata of a model card that Hugging Face reads: carbon and metrics only where they are known."""
     run, metrics = report["run"], report["metrics"]
     fields: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
     carbon = next(each for each in report["cost"]["work"] if each["unit"] == "g")

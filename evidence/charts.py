@@ -11,11 +11,11 @@ from typing import Literal
 
 from .page_text import text_of
 
-WIDTH, HEIGHT = 380.0, 236.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0
+WIDTH, HEIGHT = 380.0, 236.0  # of a chart, in units of the SVG, as all lengths here
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0  # margins around the axes
 MAX_POINTS = 160  # of a line; more would not be seen
-TICKS = 5
-HEADROOM = 1.12
+TICKS = 5  # intervals of an axis, about
+HEADROOM = 1.12  # end of the vertical axis over the highest point
 Points = Sequence[tuple[float, float]]
 
 
@@ -33,11 +33,10 @@ class Mark:
     """Point of a chart, with a label that refers to the report.
 
     Attributes:
-      x: on the axis.
-      y: on the axis.
+      x, y: on the axes.
       look: class of the style sheet.
-      pointer: of its label; None for a point without one.
-      form: of its label.
+      pointer: of the value in the report that its label shows; None for a point without a label.
+      form: of that text, as in `text_of`.
       cross: whether it is a cross, as what was refused is.
       position: of the label: `left` above the point, `right` above it, or `beside` it.
     """
@@ -68,15 +67,15 @@ class Chart:
     Attributes:
       name: unique on the page.
       title: description for readers who cannot see it.
-      across: what the horizontal axis is.
-      up: what the vertical axis is.
+      across: label of the horizontal axis.
+      up: label of the vertical axis.
       lines: drawn first.
       intervals: drawn next.
       marks: drawn last.
       values: of the report, by the pointers of the marks' labels.
       logarithmic: whether the horizontal axis is.
-      top: of the vertical axis; by default above all points.
-      bottom: of the vertical axis.
+      top: upper end of the vertical axis; None lies above all points.
+      bottom: lower end of the vertical axis.
       shares: whether both axes are labelled in percent.
       whole: whether the horizontal axis has whole numbers only.
       from_zero: whether the horizontal axis begins at 0.

@@ -11,7 +11,7 @@ NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change
 
 
 def commands_of(run: RunFiles) -> list[str]:
-    """Return the commands that reproduce and check a run."""
+    """Return the commands that reproduce and check a run; FOLDER and RUN stand for a reader's own folders."""
     groups = [
         f"{name}={value['name']}"
         for name, value in run.config.items()

@@ -44,7 +44,7 @@ def compare_reports(first: Fields, second: Fields, *, everything: bool = False) 
     """Return the values of two reports that differ, in the order of the page.
 
     Args:
-      first: as of `report_of`.
+      first: a report, by `report_of`.
       second: another report.
       everything: whether to return equal values too.
     """

@@ -27,7 +27,7 @@ from .model import model_of
 FORMAT = "fedveil report 1"
 NOT_ENDED, RUNNING = "not ended", "running"
 TAIL, MIN_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
-LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
+LOOK = ("claimed", "epsilon", "low", "high", "ceiling")  # values of a `Measured` in a round's line
 DIGITS = 6  # of a shape's value; float32 has no more
 
 
@@ -40,7 +40,7 @@ def report_of(
       run: its files.
       commands: that make the run again.
       shapes: of its model, if that is a sum of one shape for each column.
-      as_of: time of its files, UTC, while the run's process is alive; None for a folder.
+      as_of: time of its files, UTC, while the run's process is alive; None for a report to keep.
     """
     rows, ledger = promise_rows(run), ledger_history(run)
     rounds = [_round(row) for row in run.rounds]
@@ -192,7 +192,7 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _hides_records(rows: Sequence[Fields]) -> bool:
-    """Return whether the first guarantee's unit is no whole client."""
+    """Return whether the first guarantee's unit is smaller than a client, so that canary records measure it."""
     index = main_row(rows)
     return index is not None and rows[index]["unit"] != "client"
 
@@ -272,7 +272,7 @@ def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
 
 
 def _round(row: Fields) -> dict[str, Any]:
-    """Return a line of metrics as a round: the epsilon of clients stands first, that of records beside it or alone."""
+    """Return a metrics line as a round: `epsilon` is a client's, beside `epsilon_record`, or else a record's alone."""
     of_client, of_record = row.get("epsilon_client"), row.get("epsilon_record")
     if of_client is None:
         of_client, of_record = of_record, None
@@ -309,7 +309,7 @@ def _groups(run: RunFiles) -> dict[str, Any] | None:
 
 
 def _tail(run: RunFiles) -> dict[str, Any] | None:
-    """Return mean and spread of the main metric over the last rounds that led to the model; None of too few."""
+    """Return mean and spread of the main metric over the last rounds that led to the model; None under `MIN_TAIL` of them."""
     name, winner = main_metric(run.rounds), (run.result.get("tuning") or {}).get("winner")
     rows = [row for row in run.rounds if row.get("arm") in (None, winner)]
     values = [row[name] for row in rows if name is not None and is_metric(name, row.get(name))]
@@ -399,7 +399,7 @@ def receipts_of(run: RunFiles) -> dict[str, Any] | None:
 
 
 def _count_receipts(run: RunFiles) -> tuple[int, bool | None]:
-    """Return the number of receipts in the folder, and whether they match its manifest."""
+    """Return the number of receipts in the folder, and whether they match its manifest; None without a file."""
     try:
         receipts: Any = json.loads((run.folder / RECEIPTS).read_bytes())
         return len(receipts["receipts"]), receipts["manifest"] == run.manifest
@@ -410,7 +410,7 @@ def _count_receipts(run: RunFiles) -> tuple[int, bool | None]:
 
 
 def describe_shapes(shapes: Fields | None) -> dict[str, Any] | None:
-    """Return the shapes of an additive model by column and score, the farthest first; None for other models."""
+    """Return the shapes of an additive model by column and score, the widest range first; None for other models."""
     if shapes is None:
         return None
     rows = [

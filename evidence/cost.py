@@ -95,7 +95,7 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
 
 
 def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
-    """Return a bound of a client's work by public numbers: its own measurement depends on its records."""
+    """Return bounds on a client's work by public numbers; a measured value would depend on its records."""
     flops = FLOPS * parameters or None
     figures = [figure("a client's training, for each example", flops, SIX, "FLOP")]
     examples, speed = run.setting("cost", "examples_of_client"), run.setting("cost", "flops_of_client")
@@ -112,7 +112,7 @@ def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
 
 
 def _energies(run: RunFiles, prices: Prices, gigabytes: float | None) -> list[dict[str, Any]]:
-    """Return energy, the carbon dioxide of it, and money."""
+    """Return energy in Wh, its carbon dioxide in g, and money; `gigabytes` are those transferred, None if unknown."""
     energy, values = _energy(run, prices), prices.values
     joules_of_gigabyte = values.get(NETWORK)  # one that is not configured is no part of the sum
     network = _combined(math.prod, gigabytes, joules_of_gigabyte, 1 / JOULES)
@@ -152,7 +152,7 @@ def _combined(combine: Callable[[Sequence[float]], float], *values: float | None
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:
-    """Return sums over the rounds; None if they are not public, or missing in an older release."""
+    """Return counts summed over the rounds, each None where it is not public, or missing in an older release."""
     sums: dict[str, Any] = {}
     for name in ("invited", "replies", "clipped_again"):
         values = [row.get(name) for row in run.rounds]

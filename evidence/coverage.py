@@ -10,6 +10,7 @@ from ..messages.training_order import CENTRAL_MODES, ENCRYPTED_MODES, RECORD_MOD
 from ..privacy.ledger.question_caps import QUESTION
 from ..run.run_files import Fields, RunFiles
 
+# States of a limit, in the order in which the page lists them.
 ACCEPTED, NOT, NO_STAKE, COVERED = STATES = "accepted", "not covered", "not at stake", "covered"
 
 
@@ -27,8 +28,8 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
 
     Args:
       run: its files.
-      rows: as of `promise_rows`.
-      ledger: as of `ledger_history`.
+      rows: the run's guarantees, by `promise_rows`; empty before the first release.
+      ledger: by `ledger_history`; None if the folder has no ledger of all clients.
     """
     is_real = run.result.get("data") == "real" or run.deployed
     if rows and all(row["epsilon"] == "infinity" for row in rows):
@@ -58,6 +59,7 @@ def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) ->
 
 
 def _tuning(run: RunFiles, ledger: Fields | None, is_real: bool) -> Limit:
+    """Return the limit on choices by several runs: a ledger composes those on it, and knows of no others."""
     title = "Choices made on the same data"
     if not is_real:
         text = "The data are declared simulated or public: each run has its own ledger, and runs are not composed."
@@ -76,6 +78,7 @@ def _tuning(run: RunFiles, ledger: Fields | None, is_real: bool) -> Limit:
 
 
 def _held_out(run: RunFiles) -> Limit:
+    """Return the limit on metrics of held-out data, which are released without noise and without a charge."""
     title = "Held-out data"
     if main_metric([run.result.get("metrics") or {}, *run.rounds]) is None:
         return Limit(title, COVERED, "No metric was computed on held-out data.")
@@ -90,6 +93,7 @@ def _held_out(run: RunFiles) -> Limit:
 
 
 def _shared_person(run: RunFiles, rows: Sequence[Fields]) -> Limit:
+    """Return the limit on a person at several clients, who loses the sum unless the unit covers all of them."""
     several = run.setting("privacy", "clients_per_person") or 1
     if any(row["unit"] == "client" and row["epsilon"] != "infinity" for row in rows):
         text = "A person with two devices is two clients: both epsilons add up."
@@ -102,6 +106,7 @@ def _shared_person(run: RunFiles, rows: Sequence[Fields]) -> Limit:
 
 
 def _several_records(run: RunFiles, rows: Sequence[Fields]) -> Limit:
+    """Return the limit on several records of a person at one client; covered if the unit is the person or client."""
     title = "Several records of one person"
     per_person = run.setting("privacy", "per_person") or run.setting("privacy", "record", "per_person")
     if per_person:
@@ -145,6 +150,7 @@ def _describe_question(question: Fields) -> str:
 
 
 def _server(run: RunFiles) -> Limit:
+    """Return the limit on what the server sees, by the mode of privacy."""
     title, mode = "The server", run.setting("privacy", "name")
     if mode in CENTRAL_MODES:  # some of them hide records too
         text = "It sees single updates of clients. Clients must trust it not to disclose them."

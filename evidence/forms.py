@@ -260,7 +260,7 @@ def _checked(ledger: Fields | None) -> str:
 
 
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
-    """Return the blocks of NIST SP 800-226's pyramid, from its top down, with this run's facts on each."""
+    """Return the blocks of NIST SP 800-226's pyramid, from its top down, each with this run's facts and who must answer."""
     by_unit: dict[str, Fields] = {}  # the first row of each unit that is hidden
     for row in report["privacy"]:
         if row["epsilon"] != "infinity":

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 TRAINING = "private_sum"
-EVALUATION = " evaluation"  # behind a run's name, of what its clients measured of its models
+EVALUATION = " evaluation"  # suffix of a run's name, in the names of its clients' evaluations on ledgers
 DECIMALS = 4  # of epsilons that are composed again; rounded up
-MAX_RUNS = 40  # last runs after which the epsilon is composed; that of earlier ones is left out
+MAX_RUNS = 40  # number of last runs whose epsilon is composed; that of earlier ones is None
 MARKS = 12  # intervals of a plan's curve
 
 
@@ -70,7 +70,7 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
 
     Args:
       entries: of the ledger.
-      run: name of the reported run, which its evaluations' names leave out.
+      run: name of the reported run, which is cut from its evaluations' names; None cuts nothing.
     """
     state = LedgerState()
     for entry in entries:
@@ -94,7 +94,8 @@ def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[
 def plan_curve(run: RunFiles) -> list[list[Any]]:
     """Return [round, epsilon] of the plan of this run alone, evaluations included.
 
-    It is empty if the rounds have no one event in common: of arms, with adaptive noise, or several rounds in one release.
+    The charges so far must be alike, since later ones are taken to equal them. So it is empty for arms, with adaptive
+    noise, and where one release covers several rounds.
     It is also empty before the first of planned evaluations.
     """
     charges = [json.loads(each.payload) for each in _reserved(run.entries) if _source(each) == run.name]
@@ -137,7 +138,7 @@ def rounded_up(value: float | None) -> float | str | None:
 
 
 def _known_head(run: RunFiles) -> dict[str, Any] | None:
-    """Return the head in the result, and whether the ledger holds it."""
+    """Return the ledger head in the result, and whether this ledger holds it; None if the result has none."""
     head = run.result.get("ledger_head")
     if not head:
         return None
@@ -180,7 +181,7 @@ def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
 def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
     """Return the runs and questions in the order of their last releases, and what all had cost when each had ended.
 
-    Without a delta the epsilons are at the target of each run.
+    All epsilons are at `delta`; if it is None, each is at the target delta of the run that ended then.
     """
     last: dict[str, int] = {_source(each): each.seq for each in _reserved(run.entries)}
     composed = set(sorted(last.values())[-MAX_RUNS:])
@@ -222,7 +223,7 @@ def _source(entry: Entry) -> str:
 
 
 def _refusals(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the refused releases: entries of the ledger, and the one that ended this run."""
+    """Return the refused releases: those on the ledger, or else the one by which the result says that the run ended."""
     refusals = [
         {
             "run": run_of(each),

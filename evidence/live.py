@@ -27,8 +27,8 @@ from ..run.files import ASSESSMENT, REPORT
 LOOPBACK = "127.0.0.1"
 LOCAL_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # another name may be rebound to this address
 HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "application/json", "text/plain"))
-KINDS = {"/": HTML, f"/{REPORT}": JSON}
-ANSWER_SECONDS = 5.0
+KINDS = {"/": HTML, f"/{REPORT}": JSON}  # content type by path; no other path is served
+ANSWER_SECONDS = 5.0  # for which a browser's connection may be silent
 LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
 # A page is kept for so many times the CPU time that it took, so that pages take a twentieth of a core; and for at most so
 # many seconds, after which the rounds of a long run would be old news.

@@ -14,8 +14,8 @@ from socket import socket
 from ..run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from .live import LOOPBACK, listener
 
-SERVES = "from fedveil.evidence.live import main; main()"
-END_SECONDS = 5.0
+SERVES = "from fedveil.evidence.live import main; main()"  # program of the serving process
+END_SECONDS = 5.0  # for the serving process to end; then it is killed
 
 
 @dataclass

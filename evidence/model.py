@@ -13,7 +13,7 @@ MAX_LAYERS, MAX_WORDS = 24, 12  # of a model, and of a column's words, that are 
 
 
 def model_of(run: RunFiles) -> dict[str, Any]:
-    """Return a description of a run's model without its weights; null where the folder does not say."""
+    """Return a description of a run's model without its weights; a value is None where the folder does not say it."""
     schema = _schema(run)
     columns: Fields = schema.get("columns", {})
     label: str | None = schema.get("label")

@@ -78,7 +78,7 @@ def _bar(figure: Fields, ends: Sequence[float]) -> Markup:
 
 
 def _references(report: Fields) -> Any:
-    """Return the template's function for a value: an element with its pointer, form and text."""
+    """Return the templates' function for a value: its element has the pointer and form by which the page is checked."""
     from markupsafe import Markup
 
     element = Markup('<{tag}{look} data-ref="{pointer}"{form}>{text}</{tag}>')

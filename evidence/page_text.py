@@ -28,8 +28,8 @@ _ATTRIBUTES = re.compile(
 _TAG = re.compile(r'</?([a-zA-Z][a-zA-Z0-9]*)((?:\s+[a-zA-Z-]+="[^"<>]*")*)\s*/?>')
 _ATTRIBUTE = re.compile(r'([a-zA-Z-]+)="([^"]*)"')
 _STYLES = re.compile(r'<style>([^<]*)|style="([^"]*)"')
-_LOADING = re.compile(r"[\\&]|url\(|src\(|image|@import", re.IGNORECASE)
-_VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
+_LOADING = re.compile(r"[\\&]|url\(|src\(|image|@import", re.IGNORECASE)  # in a style
+_VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))  # have no end tag
 
 
 def text_of(value: object, form: str = "plain") -> str:
@@ -172,12 +172,7 @@ def references(html: str) -> list[Reference]:
 
 
 def differences(html: str, report: Any) -> list[str]:
-    """Return a sentence for each place where a page differs from its report.
-
-    Args:
-      html: of the page.
-      report: report.json, as JSON.
-    """
+    """Return a sentence for each place where a page differs from its report, the JSON of report.json."""
     sentences: list[str] = []
     for ref in references(html):
         try:

@@ -10,10 +10,10 @@ from .charts import Chart, Line, Mark, Whisker, bars, svg
 from .content import is_finite
 from .page_text import step
 
-GUESSING = ((0.0, 0.0), (1.0, 1.0))
+GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
 MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
 MAX_WORDS = 24  # of one shape
-ROOM = 1.1  # above and below shapes
+ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
 
 
 def pictures(report: Fields) -> dict[str, str]:
@@ -32,7 +32,7 @@ def pictures(report: Fields) -> dict[str, str]:
 
 
 def _rounds(report: Fields) -> Chart | None:
-    """Return the epsilon after each round, the plan's before it, and the budget if it is near."""
+    """Return the epsilon after each round beside the plan's, refusals, and the budget if it is at most twice the last."""
     rows = [(row["round"], row["epsilon"]) for row in report["rounds"] if is_finite(row["epsilon"])]
     if not rows:
         return None
@@ -54,7 +54,7 @@ def _rounds(report: Fields) -> Chart | None:
 
 
 def _runs(report: Fields) -> Chart | None:
-    """Return the ledger's epsilon after each of its runs; None of a single run, which the other chart shows."""
+    """Return the ledger's epsilon after each of its runs; None for a single run, which `_rounds` shows."""
     rows = report["ledger"]["runs"] if report["ledger"] else []
     points: list[tuple[float, float]] = []
     values: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def _deltas(report: Fields) -> Chart | None:
 
 
 def _tests(report: Fields) -> Chart | None:
-    """Return what the first guarantee leaves to a membership test: true positives by false positives."""
+    """Return the most true positives that the first guarantee leaves to a membership test, by false positives."""
     row = _main_row(report)
     if not row:
         return None
@@ -175,7 +175,7 @@ def _looks(report: Fields) -> Chart | None:
 
 
 def _evaluations(report: Fields) -> Chart | None:
-    """Return the first figure of each evaluation at clients with its interval, where there were several."""
+    """Return the first figure of each evaluation at clients with its interval; None for fewer than two figures."""
     rows = [
         (each["round"], each["answers"][0]["figures"][0])
         for each in report["evaluations"]

@@ -22,7 +22,7 @@ Measured = HeldOutMeans | HeldOutRows  # of an evaluation at the client or the r
 
 
 def answer_inquiry(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
-    """Return the reply of a client's app to an inquiry, which the private sum clips, rounds and noises.
+    """Return a client's reply to an inquiry; the private sum clips, rounds and noises it, unless it is noised here.
 
     Args:
       message: the instruction.
@@ -47,11 +47,7 @@ def counts_of(
 ) -> Callable[[int], dict[str, float | NDArray[np.floating]]] | None:
     """Return a function from a simulated client's number to its segments, as its app would answer without a message.
 
-    It is None where only the app can answer: to other instructions, at the record level, and about a model.
-
-    Args:
-      task: of the clients.
-      content: of an instruction.
+    It is None where only the app can answer: to an instruction without an inquiry, at the record level, about a model.
     """
     inquiry = question_of(content)
     if not isinstance(inquiry, Inquiry) or inquiry.unit is not Unit.CLIENT or inquiry.model is not None:

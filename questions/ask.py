@@ -35,7 +35,7 @@ from ..server.participants import Participants
 from .question_plan import Spend, budget_of, check_resolution, question_plan, require_answer
 from .question_rounds import Outcome, QuestionRounds, require_all_rounds
 
-# Default by privacy unit.
+# Default mode of privacy of a question, by the unit that it hides.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
 TABLES = "csv"  # task whose clients are few, with many rows each
 
@@ -97,7 +97,7 @@ def _ask(
     open_grid: Callable[[], AbstractContextManager[tuple[Grid, Tally]]],
     reach: Reach,
 ) -> dict[str, Any]:
-    """Ask, store the record of the answer, and return it; arguments as of `ask`, with the question's plan."""
+    """Ask by a checked plan, store the record of the answer, and return it; the caller holds the lock of the records."""
     path = record_path(folder, inquiry)
     with _ledger(federation, inquiry, plan, folder) as ledger:
         epsilon_before = ledger_epsilon(ledger)
@@ -117,6 +117,7 @@ def _ask(
         record = answer_record(rounds, inquiry, epsilon_before, outcome)
         record["bytes"] = None if hides_counts else traffic
         try:
+            # A reservation is spent in any case; it is committed once the answer is stored.
             if outcome.answers:
                 replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
                 outcome.charge.settle()  # marks the release as made, and changes no epsilon

@@ -46,7 +46,7 @@ def answer(message: Message, client: int, bench: Workbench) -> Message:
 def measured_at(
     bench: Workbench, client: int, content: RecordDict, evaluation: Evaluation
 ) -> Measured | None:
-    """Return the measurement of an instruction's model on a client's held-out records; None if it has none."""
+    """Load an instruction's model into `bench` and measure it on a client's held-out records; None if it has none."""
     held_out = held_back_of(bench.task, client)
     if held_out is None:
         raise Refusal("evaluate.clients", evaluation.name, "this client trains on all of its records")
@@ -79,7 +79,7 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
 
 
 def _answer_inquiry(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
-    """Return one client's answer to an inquiry, or an error if its ledger does not allow it; arguments as of `answer`."""
+    """Return one client's answer to an inquiry; where it adds its own noise, it reserves on its own ledger first."""
     settings = bench.settings
     table = table_of(bench, client, message.content, inquiry)
     run, number = wire.read_round(message.content)

@@ -69,7 +69,7 @@ def evaluate_at_clients(
 def score_at_clients(
     run: Run, participants: Participants, reach: Reach, models: Sequence[Arrays], number: int
 ) -> list[dict[str, Any]]:
-    """Evaluate each arm's model at its clients, and return one record for each arm; arguments as of `Query.scores`."""
+    """Evaluate each arm's model, in the arms' order, at its clients after round `number`; return a record for each arm."""
     evaluation = scoring_of(run.federation, name_of(run.name))
     records: list[dict[str, Any]] = []
     for arm_number, model in enumerate(models, 1):
@@ -88,7 +88,10 @@ def _evaluate(
     row: int,
     arm: Arm | None = None,
 ) -> dict[str, Any]:
-    """Reserve an evaluation in a row of its own, ask all clients or those of an arm, and return the record."""
+    """Reserve an evaluation in a row of its own, ask all clients or those of an arm, and return the record.
+
+    Where the budget is spent, nobody is asked, and the record says so. Evidence against members is added to BLAME.
+    """
     federation, plan = run.federation, one_evaluation(run.federation)
     # No canary evaluates; those that are nodes of the grid must be known, so that they are left out.
     canaries = 0 if participants.add_canaries else participants.canaries
@@ -109,11 +112,11 @@ def _evaluate(
     except BudgetExhausted as spent:
         return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
     model_content = memory_arrays(model) if evaluation.unit is Unit.CLIENT else save(model)
-    # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+    # A run's new name must not change a simulation's results: encrypted sums rotate by a hash of the instruction.
     sent = replace(evaluation, name="simulation") if federation.population.reads_data else evaluation
     content = evaluation_content(sent, model_content, question_order(federation, sent, plan, arm))
     result, mean = ask_cohort(everybody, charge, content, federation.masking, reach.timeout)
-    participants.search = everybody.search
+    participants.search = everybody.search  # for corrupt members, in rounds and evaluations alike
     if mean is not None:
         charge.settle()
     for evidence in result.evidence:

@@ -26,7 +26,7 @@ from ..tasks.independence import check_measured_apart
 from .evaluations import epsilon_of, events_of, multiples_and_last, noise_of, planned_half_width
 from .settings import evaluate_of, scored_metric
 
-SAMPLE_SIZE = 256  # held-out examples
+SAMPLE_SIZE = 256  # held-out examples on which the metrics are tried before the run
 DIFFERENCE = math.sqrt(2)  # interval of the difference of two independent scores, over that of one
 
 
@@ -47,7 +47,7 @@ def one_evaluation(federation: Federation) -> Plan:
 
 
 def evaluation_events(federation: Federation, num_rounds: int | None = None) -> list[DpEvent]:
-    """Return the events of the evaluations of the remaining rounds; arguments as of `Query.events`."""
+    """Return the events of the evaluations in the last `num_rounds` rounds, None for all, for `Query.events`."""
     plan, settings = one_evaluation(federation), federation.settings
     finished_rounds = 0 if num_rounds is None else settings.steps - num_rounds
     num_evaluations = sum(each > finished_rounds for each in evaluated_rounds(settings))
@@ -58,7 +58,7 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of the run's evaluations; None if only arms are compared. Refuse too wide an interval."""
+    """Return the plan of the run's evaluations; None if only arms are compared. Refuse one that misses its resolution."""
     plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
     if not rounds:
         return None
@@ -72,7 +72,7 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
 
 
 def scoring_plan(federation: Federation) -> EvaluationPlan | None:
-    """Return the plan of one arm's evaluation; None if clients compare no arms. Refuse noise that hides the winner."""
+    """Return the plan of one arm's evaluation; None if clients compare no arms. Refuse scores too noisy for `tune.resolution`."""
     settings, plan = federation.settings, one_evaluation(federation)
     if not settings.scored_at_clients:
         return None
@@ -112,7 +112,7 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
 
 
 def check_evaluation(federation: Federation) -> None:
-    """Refuse an evaluation that is too coarse, of an unknown metric, or of too many figures for an encrypted sum."""
+    """Refuse an evaluation that owners forbid, is too coarse, of an unknown metric, or too long for an encrypted sum."""
     run_plan, arm_plan = evaluation_plan(federation), scoring_plan(federation)
     import torch  # takes a second, and a plan does not need it
 
@@ -141,7 +141,7 @@ def check_evaluation(federation: Federation) -> None:
 
 
 def evaluation_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield lines about the evaluations of arms and of the run's model; arguments as of `Query.lines`."""
+    """Yield lines about the evaluations of arms and of the run's model, for the promise with this plan and budget."""
     if plan.unit is Unit.CLIENT and (scores := scoring_plan(federation)):
         yield _scoring_line(federation, plan, budget, scores)
     if charges_queries(federation, plan) and (evaluations := evaluation_plan(federation)):

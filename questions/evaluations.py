@@ -88,7 +88,7 @@ def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
 
 
 def epsilon_of(plan: Plan, delta: float) -> float:
-    """Return the epsilon of one evaluation alone."""
+    """Return the epsilon of one release of this plan alone."""
     return spent_epsilon([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 
@@ -125,6 +125,6 @@ def planned_half_width(
 
 
 def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
-    """Return the means of an evaluation that can be estimated, by name; a mean is the first figure of its answer."""
+    """Return an evaluation's means by name, without those lost in the noise; a mean is its answer's first figure."""
     first_figures = {name: figures[0] for name, figures in answers.items() if name not in (CLIENTS, RECORDS)}
     return {name: each for name, each in first_figures.items() if each.name == name and each.has_value}

@@ -28,7 +28,8 @@ def measure_means(
     """Return a model's means on held-out records; it is put into evaluation mode.
 
     A metric that is undefined for some batches, such as the area under a curve for records of one class, is the mean
-    over the others. If it is undefined for all, it is missing: a failure would reveal something about the records.
+    over the others. If it is undefined for all, the result is None, as of a client without records: a failure would
+    reveal something about the records.
 
     Args:
       data: at least one record, on the model's device.
@@ -58,7 +59,7 @@ def measure_rows(
     precision: Callable[[], AbstractContextManager[Any]],
     evaluation: Evaluation,
 ) -> HeldOutRows:
-    """Return a model's metric and loss for each held-out record alone; arguments as of `measure_means`.
+    """Return a model's metric and loss for each held-out record alone; arguments as for `measure_means`.
 
     The model does not mix examples, so a record's outputs depend only on it. What is undefined for one record is NaN, and
     so is all of a record on which the task's code fails: without an answer of the client, all its records would be missing.

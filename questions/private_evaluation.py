@@ -10,7 +10,7 @@ from ..privacy.statistics.evaluation import LOSS, Evaluation, HeldOutMeans
 from .wire import question_of
 
 LOSSES = (LOSS, "eval_loss")  # names of an app's mean loss
-NO_LOSS = float("inf")  # counts as the largest loss
+NO_LOSS = float("inf")  # of an app that reports no loss: counts as the largest one
 
 
 def private_evaluation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -147,6 +147,7 @@ def planned_half_width(
     planned = question.statistic.planned
     if question.at_least is not None:
         return planned(sigma, question.at_least)
+    # One and two rows have the same half-width only where it does not depend on the number of rows.
     half_width = planned(sigma, 1.0)
     return half_width if planned(sigma, 2.0) == half_width else None
 
@@ -167,7 +168,7 @@ def _resolution_remedy(federation: Federation, inquiry: Inquiry, question: Quest
     if rows is None:
         return clause
     sigma = sigma_of(federation, inquiry, question, noise_of_sum(federation, plan))
-    for candidate in (rows * 1.05**step for step in range(500)):
+    for candidate in (rows * 1.05**step for step in range(500)):  # to 5 %, up to 10^10 times the rows
         if question.statistic.planned(sigma, candidate) <= resolution:
             return f"{clause}, or {math.ceil(candidate)} rows"
     return clause

@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
       charge: of its last round.
       answers: empty if nothing may be released.
-      cause: why nothing was released.
+      cause: why nothing was released; empty with answers.
       rounds: number of reserved rounds.
       message_bytes: approximate sizes of all instructions to one client and of its replies; None where they are
         encrypted.
@@ -62,7 +62,7 @@ class QuestionRounds:
     reach: Reach  # how the clients answer
 
     def ask_once(self, inquiry: Inquiry, row: int = ROW, alias: Inquiry | None = None) -> Outcome:
-        """Ask in one round.
+        """Ask in one round, which is reserved here; the caller settles its charge once the answer is stored.
 
         Args:
           inquiry: the questions.
@@ -76,7 +76,11 @@ class QuestionRounds:
         return replace(outcome, answers=answers)
 
     def search(self, inquiry: Inquiry) -> Outcome:
-        """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise."""
+        """Ask for the commonest words, one round for each letter, and extend only prefixes that exceed the noise.
+
+        Each round is reserved at the plan's noise before it is asked, so the choice of prefixes by noisy counts costs no
+        more. All charges but the last are settled here; the caller settles that once the answer is stored.
+        """
         (question,) = inquiry.questions
         figures: dict[str, Figure] = {}
         level, row, clipped = inquiry, 1, unsaid(CLIPPED)
@@ -104,7 +108,7 @@ class QuestionRounds:
         return replace(outcome, answers=(Answer(question.name, tuple(best), clipped),))
 
     def _round(self, inquiry: Inquiry, row: int, alias: Inquiry) -> tuple[Outcome, Sums | None]:
-        """Return the outcome of a round without its answers, and the sums that they are read from, if it has any."""
+        """Reserve and ask one round; return its outcome without answers, and the sums that hold them, if it has any."""
         randomness, client_noise = self.reach.randomness, None
         charge: QuestionAccount
         if self.ledger is None:

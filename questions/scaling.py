@@ -39,9 +39,9 @@ from .scaling_plan import check_scaling, one_scaling, scaling_inquiry, scaling_l
 
 
 def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid]], reach: Reach) -> Run:
-    """Ask a run's clients for the scaling of its inputs, and return the run with scaled inputs.
+    """Ask a run's clients for the scaling of its inputs, store the answer, and return the run with scaled inputs.
 
-    A column whose answer is too noisy stays scaled by its bounds. Arguments as of `Query.before`.
+    A column whose answer is too noisy stays scaled by its bounds. `open_grid` opens the grid to the run's clients.
 
     Raises:
       Refusal: no client is connected, or the ledger does not afford the question.
@@ -67,7 +67,7 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
         rounds = QuestionRounds(everybody, plan, ledger, participants, reach)
         alias = inquiry
         if ledger is not None and federation.population.reads_data:
-            # Each run has a new name, and encrypted sums rotate vectors by a hash of the instruction.
+            # A run's new name must not change a simulation: encrypted sums rotate by a hash of the instruction.
             alias = scaling_inquiry(federation, "simulation")
         try:
             # The row is beyond those of the run's rounds, which have other streams.
@@ -93,10 +93,7 @@ def ask_scaling(run: Run, open_grid: Callable[[Run], AbstractContextManager[Grid
 
 
 def apply_answer(federation: Federation, folder: Path) -> Federation:
-    """Return the federation scaled by its clients' answer in the run folder; unchanged if the run has not begun.
-
-    Arguments as of `Query.answered`.
-    """
+    """Return a resumed run's federation, scaled by its clients' answer in the run folder; unchanged before the answer."""
     if "scaling" not in federation.settings.query_fields or not (folder / SCHEMA).is_file():
         return federation
     configured = {each.name: each.standard for each in tables_of(federation.task).schema.columns}
@@ -111,7 +108,7 @@ def apply_answer(federation: Federation, folder: Path) -> Federation:
 
 
 def _with_scaling(federation: Federation, moments: Moments, plan: Plan | None = None) -> Federation:
-    """Return a federation with scaled inputs, which asks no more; a simulation's account needs the plan."""
+    """Return a federation with scaled inputs, which asks no more; a simulation keeps the cost of `plan` for its account."""
     task = federation.settings.task
     assert isinstance(task, CsvTask)
     settings = federation.settings.model_copy(update={"task": task.model_copy(update={"scaling": None})})

@@ -62,7 +62,7 @@ def scaling_inquiry(federation: Federation, run: str) -> Inquiry:
 
 
 def one_scaling(federation: Federation, run: str = "plan") -> tuple[Inquiry, Plan]:
-    """Return the question of a run that asks, and its plan.
+    """Return the question of a run that asks for its scaling, and its plan; `run` names it on ledgers.
 
     Raises:
       Refusal: the privacy is at neither level or at both, or the answer would be too noisy.
@@ -139,7 +139,7 @@ def check_scaling(federation: Federation) -> None:
 
 
 def scaling_lines(federation: Federation, plan: Plan, budget: Budget) -> Iterator[str]:
-    """Yield the line about the question; arguments as of `Query.lines`."""
+    """Yield the line about the question for a person, for the promise with this plan and budget."""
     scaling = scaling_plan(federation)
     columns = scaling.columns[0] if len(scaling.columns) == 1 else f"{len(scaling.columns)} columns"
     of_rounds = plan.epsilon(budget.target_delta)

@@ -40,7 +40,7 @@ class EvaluateSettings(Group):
     """Largest half-width of the interval of the mean metric; null: no limit."""
 
     def conflicts(self, whole: "FederationSettings") -> Iterator[tuple[str, str]]:
-        """Refuse evaluations whose sums hide no unit, or before there is one model."""
+        """Refuse evaluations if sums hide no unit or noise adapts, and before the last round while arms have own models."""
         if self.clients == "none":
             return
         privacy = whole.privacy

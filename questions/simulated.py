@@ -41,7 +41,7 @@ def ask_here(
     Arguments as of `ask`; `run` is the folder of the run whose model the question is about, or None.
 
     Raises:
-      Refusal: nothing was charged.
+      Refusal: the question cannot be asked so; nothing was charged.
       BudgetExhausted: it does not fit; nothing was charged.
     """
     released = released_file(run, inquiry.model, federation.task)
@@ -61,7 +61,7 @@ def ask_here(
 
 
 def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> None:
-    """Refuse a question about a column that the first client lacks; the columns' contents are not read."""
+    """Refuse a question about a column that the first client lacks, by counting none of its rows."""
     with suppress(OSError):  # a client that cannot be read is missing in the sum, and refuses nothing
         if released is None:
             columns = columns_of(task, 0)
@@ -75,7 +75,7 @@ def require_columns(task: Task, inquiry: Inquiry, released: bytes | None) -> Non
 
 @contextmanager
 def _grid(federation: Federation, settings: ClientSettings) -> Generator[tuple[Grid, Tally]]:
-    """Open the engine of the clients on this machine, once their ledgers are in order and claimed for the question."""
+    """Settle the clients' ledgers, claim real records for this mode, and open the engine of this machine's clients."""
     client_ledgers_of(federation, settings).settle()
     claim_records(federation)
     with asking_engine(federation, settings) as opened:

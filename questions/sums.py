@@ -42,7 +42,7 @@ class Charge:
     Attributes:
       plan: calibrated, of one round.
       ledger: that pays, open for writing.
-      inquiry: the questions; their release has its name.
+      inquiry: the questions, or an evaluation; the release has its name.
       randomness: source of draws and noise.
       row: of the release, under that name.
       arm: of a question to one arm; None for all clients.
@@ -56,7 +56,7 @@ class Charge:
     arm: Arm | None = None
 
     def reserve(self) -> None:
-        """Reserve the answer's release.
+        """Reserve the answer's release on the ledger, before any client is asked.
 
         Raises:
           BudgetExhausted: it does not fit; nothing was written.
@@ -65,11 +65,11 @@ class Charge:
         self.ledger.reserve_new(self._release)
 
     def settle(self) -> None:
-        """Commit the release: the answer was released."""
+        """Commit the release on the ledger, once the answer is released or stored."""
         self.ledger.commit(self._release.key)
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return a sum in the clear with its noise."""
+        """Return a sum in the clear with the reserved noise, drawn from the row's own stream."""
         noise = self.plan.noise_over_clip
         noised, event = add_noise(total, noise, spec, self.randomness.stream("noise", row))
         if event != self.plan.mechanism.event(noise):
@@ -121,11 +121,11 @@ class ClientCharges(Unnoised):
         """Do nothing: each client reserves before it answers."""
 
     def settle(self) -> None:
-        """Commit nothing here."""
+        """Do nothing: each client commits on its own ledger."""
 
     @property
     def spec(self) -> SumSpec:
-        """Spec of a plain sum in which all clients have equal weight."""
+        """Spec of a plain sum of vectors that have their noise already; all clients have equal weight."""
         return SumSpec(None, (Segment(WEIGHT, 1.0),))
 
 
@@ -140,7 +140,7 @@ class Sums:
       cells: of each question by its name, in rows; at the record level also the numbers of clipped and unclipped rows.
       clipped: the mean share of clipped rows of a question, by the name of its segment; empty at the record level.
       noise: standard deviation of the noise over the norm of one unit.
-      clients: divisor of a share.
+      clients: number by which the sum is divided for a mean over clients.
     """
 
     cells: Mapping[str, Vector]
@@ -150,7 +150,7 @@ class Sums:
 
 
 def sums_of(charge: QuestionAccount, result: Round, mean: Mean, is_masked: bool) -> Sums:
-    """Return the content of a question's sum, in rows.
+    """Return the content of a question's sum, in rows: at the record level the round's mean times its divisor.
 
     Args:
       charge: of the round.

@@ -37,7 +37,7 @@ def question_content(
 
     Args:
       inquiry: the questions.
-      order: as of `question_order`.
+      order: that nothing is trained, and what the answer costs, by `question_order`.
       noise: that each client adds separately, over the norm of a record's part; None if it adds none, or a share.
       released: file of the model that the question is about; None if it is about the clients' own columns.
     """
@@ -58,7 +58,7 @@ def evaluation_content(
       evaluation: the question.
       model: to evaluate, at least one array; at the record level its file, since the answer takes the place of the
         update's arrays.
-      order: as of `question_order`.
+      order: states the charge of an evaluation and what clients are promised, by `question_order`.
     """
     config = ConfigRecord({**order, EVALUATION_KEY: evaluation.text})
     if isinstance(model, ArrayRecord):
@@ -73,7 +73,7 @@ def update_layout(request: Request) -> Layout:
 
 
 def _zeros(request: Request) -> ArrayRecord:
-    """Return what an answer is an update to."""
+    """Return zeros in the place of a model, to which an answer is the update."""
     return memory_arrays({name: np.zeros(shape) for name, shape in update_layout(request).items()})
 
 

@@ -23,7 +23,7 @@ from .receipts import COLLUSION
 from .signatures import UNREADABLE
 
 Claim = tuple[int, str, str]  # round, name of the member, fault
-UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)
+UNPROVED = (Refused, Refusal, OverflowError, *UNREADABLE)  # raised by a line that proves nothing
 
 
 def check_blame(folder: BoundFolder) -> str:
@@ -47,7 +47,7 @@ def check_blame(folder: BoundFolder) -> str:
 
 
 def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence[str]]) -> list[Claim]:
-    """Return the claims in the lines of METRICS; refuse others than the result's faults by the member's name."""
+    """Return the claims in the lines of METRICS; refuse them unless `faults` of the result names the same by member."""
     rows = ((row["round"], each) for row in rounds for each in (row, row.get("evaluation") or {}))
     claims = [(number, name, fault) for number, row in rows for name, fault in row.get("blamed", {}).items()]
     for name in {*faults, *(name for _, name, _ in claims)}:
@@ -59,7 +59,7 @@ def claims_of(rounds: Iterable[Mapping[str, Any]], faults: Mapping[str, Sequence
 def require_proved(
     folder: Path, run: str, claims: Sequence[Claim], result: Mapping[str, Any], keys: Collection[str]
 ) -> str:
-    """Return a clause on the proof of every claim.
+    """Check that BLAME proves every claim, and return a clause on it.
 
     A line that cannot be read, as after a crash, or that proves nothing counts as none.
 
@@ -103,7 +103,7 @@ def _proof(
     """Return the context of a line's attempt, and the claims that it proves, each once.
 
     Raises:
-      Refusal: of another run or round, or of a roster that the authority did not sign or that was not in force.
+      Refusal: the line is of another run or round, or its roster was not in force or not signed by the authority.
     """
     row = json.loads(line)
     roster = _roster(bytes.fromhex(row["roster"]), keys)

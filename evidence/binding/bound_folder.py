@@ -38,7 +38,7 @@ class NotShown(Exception):
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Independent knowledge of the verifier.
+    """Independent knowledge of the verifier; by default none.
 
     Attributes:
       keys: public keys in hexadecimal, each of which must have signed the bundle, or the roster of its receipts.
@@ -109,7 +109,7 @@ class BoundFolder:
         return unbound and self.result["status"] in RESUMABLE
 
     def require_final(self) -> None:
-        """Leave a check undecided that needs a manifest, if there is none yet, as another check reports."""
+        """Raise `NotShown` if the run may continue: a check that needs its manifest is then undecided, not failed."""
         if self.is_resumable:
             raise NotShown("the run can still be resumed")
 
@@ -204,5 +204,5 @@ def state_of(entries: Sequence[Entry], source: str) -> LedgerState:
 
 
 def is_close(one: float, other: float) -> bool:
-    """Return whether two numbers are the same up to rounding."""
+    """Return whether two numbers differ by at most `SAME`, relative or absolute; infinity equals itself."""
     return one == other or math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)

@@ -59,7 +59,7 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     """Write the unsigned bundle of a verified run; return the names of its files.
 
     Args:
-      contents: as of `contents_of`.
+      contents: by `contents_of`, which refuses a run that fails a check.
       out: a folder that does not exist, or is empty.
       with_audit_rows: include the audit's rows, although they reveal how many clients took part, and the receipts,
         although they reveal the members.

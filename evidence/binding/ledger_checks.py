@@ -50,7 +50,7 @@ def check_ledger(folder: BoundFolder) -> str:
 
 
 def check_close(folder: BoundFolder) -> str:
-    """Check that the run's last entry binds this manifest."""
+    """Check that the run's last entry binds this manifest and its status, and that a bundle ends at this entry."""
     folder.require_final()
     try:
         entries = folder.entries
@@ -93,7 +93,7 @@ def check_known_heads(folder: BoundFolder) -> str:
 
 
 def check_epsilon(folder: BoundFolder) -> str:
-    """Recompute the result's epsilon against each adversary, and compare it with the budget."""
+    """Recompute the result's epsilon against each adversary by the entries up to its head, and compare it with the budget."""
     entries = folder.entries
     last = folder.last_head.seq
     state = state_of([entry for entry in entries if entry.seq <= last], folder.ledger.name)
@@ -190,7 +190,7 @@ def _spending_by_round(entries: Sequence[Entry], run: str) -> Iterator[tuple[int
 
 
 def check_client_ledgers(folder: BoundFolder) -> str:
-    """Check that the clients' ledgers match the end of the run and that no record lost more than the result states."""
+    """Check that the clients' ledgers hold the manifest's heads, and that the result states a record's largest epsilon."""
     folder.require_final()
     heads = folder.manifest.heads
     if not heads:
@@ -234,12 +234,12 @@ def _ledger_home(folder: BoundFolder) -> Path:
 
 
 def _until_last_entry_of(run: str, entries: Sequence[Entry]) -> Sequence[Entry]:
-    """Return a ledger's entries up to the last one of a run; none if it has none."""
+    """Return a ledger's entries up to the last one of a run; empty for a ledger that the run did not charge."""
     return entries[: max((each.seq for each in entries if run_of(each) == run), default=0)]
 
 
 def _largest_epsilon(ledgers: Iterable[Sequence[Entry]]) -> float:
-    """Return the largest epsilon of clients' ledgers, of which those with the same charges are recomputed once."""
+    """Return the largest epsilon of clients' ledgers; of those with the same charges, only one is verified."""
     distinct: dict[tuple[str, ...], Sequence[Entry]] = {}
     for entries in ledgers:
         # The time of a charge stands behind all that it costs.

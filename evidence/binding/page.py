@@ -65,7 +65,7 @@ def _require_result(folder: BoundFolder, report: Mapping[str, Any]) -> None:
 
 
 def require_values(html: str, report: Mapping[str, Any]) -> int:
-    """Return the number of a page's values; require that all are the report's and that no part of the page may act."""
+    """Return the number of a page's values; require that all are the report's, and that no part can run, load or send."""
     if wrong := differences(html, report):
         raise ValueError(f"{len(wrong)} values differ: {wrong[0]}")
     count = len(references(html))
@@ -77,7 +77,7 @@ def require_values(html: str, report: Mapping[str, Any]) -> int:
 
 
 def page_again(report: Mapping[str, Any]) -> str | None:
-    """Return the page that a report makes; None without jinja2, empty for a report of another release."""
+    """Return the page that a report makes; None without jinja2, empty where the report, as of another release, fails."""
     try:
         import jinja2
 

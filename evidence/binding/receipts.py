@@ -43,9 +43,9 @@ class Receipts:
     Attributes:
       description: the run's description that every device received.
       authority: Ed25519 public key that signed the roster.
-      roster: the signed bytes.
+      roster: its bytes, as the authority signed them.
       signed: the receipts, by ascending node.
-      rollovers: that led to the authority, the first one's first.
+      rollovers: by which earlier authorities handed over, the first one's first, up to `authority`.
     """
 
     description: RunDescription
@@ -120,8 +120,8 @@ def signers_in(receipts: Receipts, roster: Roster, now: int) -> frozenset[int]:
     """Return the nodes whose receipts count: of members not ended, that compared the manifest with what they received.
 
     Args:
-      receipts: checked.
-      roster: of the receipts.
+      receipts: which `verify_roster` has checked.
+      roster: that it returned.
       now: Unix second of the run's end.
     """
     keys = {member.node: member.public for member in roster.members}

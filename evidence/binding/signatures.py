@@ -40,7 +40,7 @@ FILE, FORMAT = "signatures.json", "fedveil signatures 1"
 TAG = b"fedveil report 1\0"  # separates these signatures from those of any other document
 ED25519, ML_DSA = "ed25519", "ml-dsa-65"
 ML_DSA_BYTES = 1952  # of a public key (FIPS 204, table 2)
-PASSPHRASE = "FEDVEIL_PASSPHRASE"
+PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: that of a private key
 FEDERATION = "federation"  # role of the bundle's maker
 SHORT = 16  # hexadecimal digits of a key or a hash, for people
 MAX_ROLE = 100  # characters of a role
@@ -89,7 +89,7 @@ class Signature:
 
 
 def message(bundle: bytes, before: Sequence[Signature], fields: Mapping[str, Any]) -> bytes:
-    """Return the bytes that a role signs; arguments as of `make_signature`, and the fields of the signature itself."""
+    """Return the bytes that a role signs: the hash of the bundle's list, all earlier signatures, and its own `fields`."""
     digest = hashlib.sha256(bundle).hexdigest()
     content = {"bundle": digest, "before": [each.to_json() for each in before], **fields}
     return TAG + canonical(content).encode()
@@ -101,7 +101,7 @@ def make_signature(
     """Return the signature of a role.
 
     Args:
-      bundle: the bundle's list of files.
+      bundle: bytes of the bundle's list of files.
       before: the earlier signatures.
       role: of the signer.
       date: YYYY-MM-DD.
@@ -121,7 +121,7 @@ def make_signature(
 
 
 def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
-    """Require that every signature over the bundle and the signatures before it is valid."""
+    """Require that each signature has an Ed25519 key, and is valid over the bundle and the signatures before it."""
     for number, signature in enumerate(signatures):
         text = message(bundle, signatures[:number], signature.signed_fields())
         signer = f"signature {number + 1}, {signature.role!r},"

@@ -21,7 +21,7 @@ from ...run.manifest import PUBLIC_MODE, read_manifest
 from .bound_folder import BoundFolder, NotShown, Wrong
 
 TSA = "FEDVEIL_TSA"  # environment variable: address of an authority, which a server asks at the end of a run
-SECONDS = 30.0
+SECONDS = 30.0  # for each step of the exchange with an authority
 MAX_BYTES = 1 << 18  # of an answer; with a chain of certificates some have 8 kB
 
 
@@ -38,7 +38,7 @@ def stamp(folder: Path, url: str) -> datetime:
       The time by the authority, which only a check against its certificate makes certain.
 
     Raises:
-      Refusal: the extra is missing, the authority gives none, or it is of something else.
+      Refusal: the extra is missing, the authority gives no stamp or one of another text, or it cannot be written.
     """
     require_extra("timestamps", "a time stamp")
     from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, decode_timestamp_response

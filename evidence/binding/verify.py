@@ -38,7 +38,7 @@ from .witnesses import check_witnesses
 
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
 BINDS = ("signatures", "close", "receipts")  # checks by which something outside a run's files binds them
-FAULTS = (Refusal, ArithmeticError, *UNREADABLE)
+FAULTS = (Refusal, ArithmeticError, *UNREADABLE)  # a check that raises one has failed
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def _checks_of(folder: BoundFolder) -> dict[str, Check]:
 
 
 def _run_check(name: str, check: Check, folder: BoundFolder) -> CheckLine:
+    """Return the line of a check that passes, stays undecided, or fails, also by an exception of `FAULTS`."""
     try:
         return CheckLine(name, True, check(folder))
     except NotShown as why:
@@ -145,7 +146,7 @@ def _check_files(folder: BoundFolder) -> str:
 
 
 def _check_signatures(folder: BoundFolder) -> str:
-    """Check the signatures over a bundle's list, and that the verifier's keys are among them."""
+    """Check the signatures over a bundle's list; each key of the verifier must have signed it, or its receipts' roster."""
     if not folder.bundled:
         raise Wrong("a run folder has no signatures; make a bundle of it")
     signatures, keys = folder.signatures, folder.knowledge.keys
@@ -163,7 +164,7 @@ def _check_signatures(folder: BoundFolder) -> str:
 
 
 def _check_manifest(folder: BoundFolder) -> str:
-    """Check that every file of the run matches its manifest."""
+    """Check that every file of the run matches its manifest, but for LATER_FILES, which may be made again or be missing."""
     if folder.is_resumable:
         status = folder.result["status"]
         raise Wrong(f"the run was {status} and is not bound: resume the run, which closes it")
@@ -188,7 +189,11 @@ def _check_manifest(folder: BoundFolder) -> str:
 
 
 def _check_receipts(folder: BoundFolder) -> str:
-    """Check the devices' signatures over this run's description, and compare a device's ledgers with its receipt."""
+    """Check the devices' signatures over this run's description, and compare a device's ledgers with its receipt.
+
+    Too few fail only where the verifier gives the roster, their number, or an authority's key that did not sign the
+    bundle. Enough pass only with one of the first two, since an older roster may have fewer members. Else: undecided.
+    """
     knowledge = folder.knowledge
     if not (folder.path / RECEIPTS).exists():
         is_required = (knowledge.device, knowledge.roster, knowledge.receipts) != (None, None, None)

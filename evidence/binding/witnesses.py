@@ -50,11 +50,11 @@ def note_witnesses(runs: Path, leaves: Sequence[bytes], cosignatures: Sequence[H
 
     Args:
       runs: folder of a server's runs.
-      leaves: hashes of the log's entries.
+      leaves: hashes of the log's entries, in order.
       cosignatures: under heads of this log. The earlier one of a key stays, since it is closer to the run's end.
 
     Raises:
-      OSError: one cannot be written.
+      OSError: a file of witnesses cannot be written.
       Refusal: a file of an earlier note, or a manifest, cannot be read.
     """
     changed: list[str] = []
@@ -122,7 +122,7 @@ def _require_inclusion(witness: Witness, leaf: bytes, position: int) -> None:
     try:
         proof, root = [bytes.fromhex(step) for step in witness.inclusion], bytes.fromhex(head.root)
     except ValueError:
-        proof, root = [], b""
+        proof, root = [], b""  # which shows nothing
     if not includes(root, head.size, leaf, position, proof):
         remedy = f"co-signed a log of {head.size} entries that is not shown to hold this run's manifest"
         raise Refusal("witness", head.public, remedy)
