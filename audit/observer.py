@@ -129,10 +129,10 @@ class RunAudit:
         return NO_DEMAND if self.on_alarm == "note" else self._demand(state, self.alarms)
 
     def _demand(self, state: State, alarms: list[Alarm]) -> Demand:
-        """Return what alarms demand after a round; store its model for a rollback first if no p-value is suspicious."""
-        if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.is_clean:
-            _keep_clean(self.run, state)
+        """Return what alarms demand after a round; without any, store its model for a rollback if it is not suspicious."""
         if not alarms:
+            if self.on_alarm == "rollback" and self.auditor.rows.size and self.auditor.is_clean:
+                _keep_clean(self.run, state)
             return NO_DEMAND
         texts = ", ".join(map(format_alarm, alarms))
         reason = f"an audit raised an alarm after round {state.round} ({texts})"

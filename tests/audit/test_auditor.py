@@ -18,7 +18,7 @@ from fedveil.cli.audit import audit_run
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit import sum_audit as watching
-from fedveil.privacy.audit.alarms import Check
+from fedveil.privacy.audit.alarms import Alarm, Check, Level
 from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
@@ -133,6 +133,23 @@ def test_rollback_goes_back_to_the_last_model_without_suspicion(tmp_path: Path) 
     assert models[0] == models[1]
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert outcome.result["metrics"] == two["metrics"]
+
+
+def test_rollback_leaves_the_round_whose_secret_draw_raised_the_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other p-value of that round is suspicious."""
+    take = Auditor.take
+
+    def with_draw(self: Auditor, number: int, *rest: Any) -> list[Alarm]:
+        return [
+            *take(self, number, *rest),
+            *([Alarm(Level.RED, Check.DRAW, 1e-9, 1e-9)] if number == 3 else []),
+        ]
+
+    monkeypatch.setattr(Auditor, "take", with_draw)
+    outcome = run(tmp_path / "run", "audit.on_alarm=rollback")
+    assert outcome.exit_code == 5 and outcome.result["rounds_completed"] == 2
 
 
 def test_a_run_that_was_wrong_from_the_start_goes_back_to_its_start(tmp_path: Path) -> None:
