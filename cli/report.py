@@ -230,7 +230,10 @@ def bundle(
     keys: Signers = None,
     with_audit_rows: Annotated[
         bool,
-        flag("--with-audit-rows", "Include the audit's rows, which reveal the number of clients per round."),
+        flag(
+            "--with-audit-rows",
+            "Include audit rows and receipts; they reveal counts of clients, and members.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -245,7 +248,7 @@ def bundle(
     from ..run.manifest import reveals_counts
 
     signers = [read_key(each) for each in keys or ()]
-    contents, lines = contents_of(run)
+    contents, checks = contents_of(run)
     target = out or run / BUNDLE
     names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not reveals_counts(run))
     if signers:
@@ -253,9 +256,9 @@ def bundle(
     if as_json:
         print(json.dumps({"bundle": str(target), "files": names, "signed": bool(signers)}))
         return 0
-    for line in lines:
-        if line.ok is None:
-            print(f"not in it: {line.name}: {line.finding}")
+    for check in checks:
+        if check.ok is None:  # files cannot decide it
+            print(f"not in it: {check.name}: {check.finding}")
     print(f"{target}: {len(names)} files, {'signed' if signers else 'unsigned'}")
     return 0
 

@@ -96,7 +96,7 @@ def delivering(
     try:
         yield delivery
     finally:
-        stop.set()  # an exchange that it waits in ends with the link
+        stop.set()  # it is not joined: its exchange ends with the link, which the caller closes after this
 
 
 def followed_certificates(bundle: ServerBundle) -> Certificates:

@@ -83,7 +83,7 @@ def unverified(requirements: str) -> str:
 
 
 def _locked(lock: Path) -> list[str]:
-    """Return the lines of a lock; refuse a name without a hash, and fedveil's own, which is not on an index."""
+    """Return the lines of a lock; refuse a line without a hash, and fedveil, which is on no index."""
     try:
         text = read_file(lock).decode()
         names = {line: _name_of(line) for line in _logical(text)}

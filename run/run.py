@@ -431,13 +431,14 @@ class _Rounds:
 
 
 def _start_of(progress: Progress) -> RunStart:
-    run, federation = progress.run, progress.run.federation
+    run = progress.run
+    federation = run.federation
     targets = {str(each.unit): each.target_epsilon for each in federation.mode.promises}
     return RunStart(
         name=federation.population.run_name(run.folder),
         title=title_of(federation),
         folder=run.folder,
-        num_rounds=federation.settings.steps,
+        num_rounds=federation.settings.steps,  # with those of the arms
         budgets=frozen({"client": None, "record": None, **targets}),
         config=frozen(publishable_keys(federation.settings.source)),
         rows=frozen(progress.history),

@@ -221,6 +221,7 @@ class PrivateGrid(PassingGrid):
         earlier = self._rows.cohorts
         if number in self._early:
             return self._early[number]
+        # After a resume, the ledger has of a secret draw that it took place, and not whom it drew.
         if number <= len(earlier) and not self.participants.cohort.secret:
             return list(earlier[number - 1])
         stream = self._randomness.stream("cohort", number)

@@ -47,17 +47,17 @@ class Program:
 
 def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
     """Return the program and the arrays of a file, int8 ones times their scales; ValueError if it is damaged."""
-    content = path.read_bytes()
+    content = path.read_bytes()  # the header's length, the header, the arrays
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         program = program_of(header.pop("__metadata__")["program"])
         arrays = {name: _array(content[8 + length :], each) for name, each in header.items()}
+        scales = {name: arrays.pop(name + SCALE) for name in [*arrays] if name + SCALE in arrays}
+        for name, scale in scales.items():
+            arrays[name] = arrays[name] * scale.reshape(-1, *[1] * (arrays[name].ndim - 1))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"it holds no exported model ({type(error).__name__}: {error})") from None
-    scales = {name: arrays.pop(name + SCALE) for name in [*arrays] if name + SCALE in arrays}
-    for name, scale in scales.items():
-        arrays[name] = arrays[name] * scale.reshape(-1, *[1] * (arrays[name].ndim - 1))
     return program, arrays
 
 

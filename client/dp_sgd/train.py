@@ -334,7 +334,7 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        batch = padded_size(len(rows))
+        batch = padded_size(len(rows))  # or one record's absence would change the rounding of the others
         _, loss = forward(rows, batch)
         loss.backward()
         samples = optimizer.grad_samples
@@ -344,7 +344,7 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         weights = (optimizer.max_grad_norm / (_norms(optimizer, samples) + 1e-6)).clamp(max=1.0)
         parameters: list[Any] = optimizer.params
         _write_sums(parameters, (torch.einsum("i,i...", weights.to(each), each) for each in samples))
-        if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):
+        if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):  # so every row's gradient is
             return torch.ones(len(rows), dtype=torch.bool)
         finite = [each.unsqueeze(-1).flatten(1).isfinite().all(1) for each in samples]
         return torch.stack(finite).all(0)[: len(rows)]

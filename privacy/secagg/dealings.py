@@ -121,10 +121,10 @@ class Dealings:
         """Return whether a share is the one that was dealt to a holder.
 
         Args:
-          owner: of the seed.
+          owner: of the seed, which it dealt; a neighbour of the holder.
           holder: that reveals it.
           share: 32 bytes.
-          private: whether it is of the private seed instead of the mask seed.
+          private: whether it is of the private seed instead of the mask seed, whose deal has no proof.
         """
         value = int.from_bytes(self.proofs[owner][holder], "big") if private else None
         point = self.agreed.points[holder]
