@@ -301,7 +301,7 @@ def test_a_servers_folder_asks_its_clients_about_records(tmp_path: Path, mode: s
     assert (record["message_bytes"] is None) == (mode == "record_distributed")
     assert record["bytes"]["source"] == "counted by the link"
     truth = sum(
-        np.bincount(device.columns(RecordDict(), asked)["label"], minlength=10)[0]
+        np.bincount(device.task.columns(RecordDict(), asked)["label"], minlength=10)[0]
         for device in grid.devices.values()
     )
     zeros = figure(record, "0")
