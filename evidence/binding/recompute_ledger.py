@@ -120,28 +120,30 @@ def count_events(entries):
 
 
 def nested_epsilon(events, delta):
-    """Return epsilon of [(sample of a composition, count)], zero-out, composed by the fast Fourier transform.
+    """Return epsilon of [(event, count)], zero-out, composed by the fast Fourier transform; some are samples of compositions.
 
-    For the pair (P, Q) of the sample's queries, a unit that is drawn with probability p gives the pair ((1-p)
-    Q + p P, Q), whose loss is log(1 - p + p exp(l)) with l the inner loss, under the mixture, and its
-    negative in the other direction.
+    For the pair (P, Q) of a sample's queries, a unit that is drawn with probability p gives the pair (M, Q) of the
+    mixture M = (1-p) Q + p P. With l the inner loss, the loss is log(1 - p + p exp(l)) under M, and its negative under Q
+    in the other direction.
     """
-    sizes = []
+    epsilons = []
     for sign in (1, -1):
-        size = 1 << 20
+        size = 1 << 20  # circular: index i is i steps, or i - size in the upper half
         spectrum = np.ones(size, complex)
         for event, count in events:
             losses, mass = _outer(event, sign)
-            grid = np.ceil(losses / STEP).astype(int)
+            grid = np.ceil(losses / STEP).astype(int)  # rounded up: epsilon is never too small
             spectrum *= np.fft.fft(np.bincount(grid % size, mass, size)) ** count
         composed = np.maximum(np.fft.ifft(spectrum).real, 0)
         steps = np.where(np.arange(size) < size // 2, np.arange(size), np.arange(size) - size)
-        sizes.append(_epsilon_of(steps * STEP, composed, delta))
-    return max(sizes)
+        epsilons.append(_epsilon_of(steps * STEP, composed, delta))
+    return max(epsilons)
 
 
 def _outer(event, sign):
-    """Return losses and their probabilities of one sample in one direction, without infinity (below 1e-10)."""
+    """Return losses and their probabilities of an event in one direction, without infinity (below 1e-10)."""
+    if not isinstance(event, dp.PoissonSampledDpEvent | Open | Exchanged):
+        event = dp.PoissonSampledDpEvent(1.0, event)
     relation = "replace-one" if isinstance(event, Exchanged) else "add-or-remove-one"
     pld = _composed([(event.event, 1)], relation)
     inner = pld._pmf_remove.to_dense_pmf()

@@ -137,6 +137,17 @@ def test_auditors_script_recomputes_exchanges_and_record_steps(tmp_path: Path, a
     assert found.ok and found.epsilon == pytest.approx(oracle["epsilon"], rel=5e-3)
 
 
+def test_auditors_script_composes_nested_samples_with_other_events(tmp_path: Path) -> None:
+    steps = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.0)), 10)
+    events = [dp.PoissonSampledDpEvent(0.2, steps), steps, dp.GaussianDpEvent(20.0)]
+    budget = Budget(Unit.RECORD, 1e6, DELTA, Adjacency.ZERO_OUT)
+    with Ledger.open(tmp_path / "x.ledger", budget, owner="a", simulated=False) as ledger:
+        for number, event in enumerate(events * 5):
+            ledger.reserve(Release(Unit.RECORD, "run", number + 1, "sum", {Adversary.MODEL: event}, "system"))
+    oracle = RECOMPUTE["main"](str(tmp_path / "x.ledger"))["model"]
+    assert verify(tmp_path / "x.ledger").epsilon == pytest.approx(oracle["epsilon"], rel=5e-3)
+
+
 def test_the_auditors_own_script_knows_two_mixtures() -> None:
     low, high = mixtures(0.25, 3.0, 20, 1e-4)
     event = dp.PoissonSampledDpEvent(0.25, dp.GaussianDpEvent(3.0))
