@@ -86,10 +86,10 @@ def _store_cosignatures(bundle: ServerBundle, cosigned: Sequence[Path]) -> int:
     with refusing("file", bundle.folder / LOG, "cannot be read, or its co-signatures cannot be stored"):
         log = ServerLog(bundle.folder / LOG)
         CosignedHeads(bundle.folder, bundle.federation, log).add(*cosignatures)
-        runs = note_witnesses(bundle.folder / RUNS, log.leaves, read_cosigned(bundle.folder))
+        changed_runs = note_witnesses(bundle.folder / RUNS, log.leaves, read_cosigned(bundle.folder))
     for each in cosignatures:
         print(_format_cosignature(each))
-    for run in runs:
+    for run in changed_runs:
         print(f"{run}: its files are in a log that witnesses have co-signed")
     return 0
 

@@ -140,15 +140,20 @@ def _error(message: Message, code: int, text: str) -> Message:
 
 
 def _trained(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Train the bench's model on a client's data, and return the reply with it; its ledger, if any, is charged first."""
-    data, content = bench.data_of(client, settings), message.content
+    """Train the bench's model on a client's data, and return the reply with it, of which the caller makes a vector.
+
+    A ledger of records is charged before the first step that they influence.
+    """
+    content = message.content
+    data = bench.data_of(client, settings)
     if not len(data):
-        if wire.sum_spec_of(message.content).clipping_norm is None:
+        if wire.sum_spec_of(content).clipping_norm is None:  # without a clip, an absent client may be noticed
             return _error(message, wire.NO_EXAMPLES, "this client has no examples")
         return unchanged(message)
-    training, (_, number) = training_settings(content, settings), wire.read_round(content)
+    training = training_settings(content, settings)
+    _, number = wire.read_round(content)
     if settings.record:
-        bench.private_model(data)
+        bench.private_model(data)  # refuses one that DP-SGD cannot train
     bench.receive(wire.views(wire.only_arrays(content)))
     key = key_of_round(settings.seed, number)
     seed_layers(key, client, data, bench.device)
@@ -165,6 +170,6 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
     else:
         loss = train(bench.model, bench.task, examples, training, client, key, bench.precision)
         metrics |= {} if loss is None else {TRAIN_LOSS: loss}
-    bench.require_base()
+    bench.require_base()  # that of `receive`
     reply = RecordDict({"arrays": bench.lend(), "metrics": MetricRecord(dict(metrics))})
     return Message(reply, reply_to=message)

@@ -73,7 +73,8 @@ def _in_exchange(
     """
     position = read_position(message.content)
     generator = randomness.stream("faults", position.round, client, position.attempt).generator()
-    fault, exchange = pick_fault(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
+    fault = pick_fault(faults, generator.random())
+    exchange = USUAL[int(generator.integers(len(USUAL)))]
     if fault == "dropout" and position.exchange >= exchange:
         return Message(Error(1, "dropped out"), reply_to=message)
     if fault is None or position.exchange is not exchange:

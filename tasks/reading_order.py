@@ -28,18 +28,18 @@ ROUNDING = 1e-5  # largest relative difference of a number computed twice that c
 def check_reading(read: Callable[[], Any], one: Callable[[], Any], other: Callable[[], Any]) -> None:
     """Refuse data whose items depend on the items that were read before.
 
-    A batch is read several times after each of two others. Data with a random generator of their own differ also after
-    the same batch, and pass.
+    A batch is read several times after each of two, and compared to the bit. Data with a random generator of their own
+    differ also after the same batch, and pass.
 
     Args:
       read: returns a batch.
-      one: reads another batch.
-      other: reads a third one.
+      one: reads a batch, perhaps the same.
+      other: reads another one than `one`.
     """
 
     def examples_after(reading: Callable[[], Any]) -> list[Tensor]:
         reading()
-        seed()
+        seed()  # so that numbers which it drew do not count
         return [tensor.clone() for tensor in leaves(read())]
 
     def alike(readings: Sequence[list[Tensor]]) -> bool:

@@ -201,10 +201,7 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     columns = values.get("columns")
     if not isinstance(columns, dict) or not columns:
         raise Refusal(where, columns, "columns must be a mapping of column names to their definitions")
-    inputs = _columns(where, columns)
-    names = Counter(plain(column.name) for column in inputs)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise Refusal(where, twice[0], "names two columns; case and spaces are ignored")
+    inputs_and_label = _columns(where, columns)
     missing = MISSING
     if values.get("missing") is not None:
         words = map(plain, _list(where, "missing", values["missing"]))
@@ -213,19 +210,24 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     if not isinstance(definitions, dict):
         raise Refusal(where, definitions, "groups must be a mapping of column names to their categories")
     groups = _columns(where, definitions)
+    names = {plain(column.name) for column in inputs_and_label}
     for column in groups:
         if not column.categories:
             remedy = "must have categories: their words are the groups"
             raise Refusal(f"{where}: {column.name}", "groups", remedy)
         if plain(column.name) in names:
             raise Refusal(f"{where}: {column.name}", "groups", "is in columns too; remove it from one")
-    schema = with_label(Schema(inputs, "", missing, groups), label or values.get("label"), where)
+    schema = with_label(Schema(inputs_and_label, "", missing, groups), label or values.get("label"), where)
     if "group_weights" not in values:
         return schema
     return with_group_weights(schema, values["group_weights"], f"{where}: group_weights")
 
 
 def _columns(where: str, definitions: dict[Any, Any]) -> tuple[Column, ...]:
+    """Return the columns of a mapping; refuse a name that it has twice."""
+    counts = Counter(plain(str(name)) for name in definitions)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise Refusal(where, twice[0], "names two columns; case and spaces are ignored")
     return tuple(_column(f"{where}: {name}", str(name), value) for name, value in definitions.items())
 
 

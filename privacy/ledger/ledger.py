@@ -598,10 +598,13 @@ def require_affordable(release: Release, events: dict[str, Any], budget: Budget,
 def _require_fit(
     event_json: dict[str, Any], adversary: Adversary, order: float | None, budget: Budget, book: LedgerState
 ) -> None:
-    """Raise BudgetExhausted if one more event exceeds the budget against an adversary. `order` is the filter's."""
-    # Plain Gaussian noise has an exact epsilon, without an accountant.
+    """Raise BudgetExhausted if one more event exceeds the budget against an adversary.
+
+    `order` is the filter's, None without adaptive releases.
+    """
     delta, adjacency = budget.target_delta, budget.adjacency
     counts = book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_json)])
+    # Plain Gaussian noise has an exact epsilon; within rounding of the target the accountant decides nevertheless.
     exact = exact_epsilon(counts, delta, adjacency)
     if order is None and exact is not None:
         if exact <= budget.target_epsilon:

@@ -61,7 +61,7 @@ class Dealings:
         """Return by sharer what its neighbours dealt to it, by ascending neighbour.
 
         Args:
-          offered: hybrid blocks by dealer and holder; empty in a suite without ML-KEM.
+          offered: hybrid blocks by dealer and holder; each dealer's are empty in a suite without ML-KEM.
           sharers: nodes that shared.
         """
         parts: dict[int, Parts] = {node: (bytearray(), bytearray(), bytearray()) for node in sorted(sharers)}
@@ -69,11 +69,13 @@ class Dealings:
             deal, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
             digest = digest_of(deal.commitments)
             sealed = cut(deal.sealed, SEALED_BYTES)
-            for (holder, commitments), pair in zip(self.commitments[dealer].items(), sealed, strict=True):
+            for (holder, commitment), sealed_shares in zip(
+                self.commitments[dealer].items(), sealed, strict=True
+            ):
                 if holder in parts:
                     shares, evidence, kem = parts[holder]
-                    shares += pair
-                    evidence += commitments + proof[holder] + digest
+                    shares += sealed_shares
+                    evidence += commitment + proof[holder] + digest
                     if blocks:
                         kem += blocks[holder]
         return parts

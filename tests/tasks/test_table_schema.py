@@ -25,6 +25,11 @@ from fedveil.tasks.tables import load
         ("[healthy, Very Ill]", "[healthy]", "categories must hold at least two words"),
         ("[healthy, Very Ill]", "healthy", "categories must be a list of words"),
         ("  sex:", "  Age:", "names two columns"),
+        (
+            "label: diagnosis",
+            "label: diagnosis\ngroups: {ward: {categories: [a, b]}, Ward: {categories: [c, d]}}",
+            "names two columns",
+        ),
         ("  sex:", "  age:", "line 5: duplicate key age"),
         ("label: diagnosis", "label: diagnosos", "name a column of"),
         ("columns:", "colums:", "there is no such key; did you mean 'columns'?"),
