@@ -76,8 +76,8 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_850,  # with docstrings, comments and blank lines
-    "lines of the core": 54_805,
+    "lines of the package": 81_870,  # with docstrings, comments and blank lines
+    "lines of the core": 54_825,
     "files that know many features": 0,
     "tests of None": 1_320,
     "tests of None on a part's name": 22,
