@@ -365,8 +365,7 @@ def test_clients_beyond_any_actor_are_named_and_are_no_lack_of_cpus() -> None:
         pass
 
 
-def test_an_ended_grid_frees_its_cpus_while_it_is_referenced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.engines.ray.START_SECONDS", 30.0)
+def test_an_ended_grid_frees_its_cpus_while_it_is_referenced() -> None:
     clients, both = clients_of(ClientApp(), 2), Ray(num_cpus=2.0)
     kept = []
     for _ in range(2):
