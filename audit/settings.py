@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ..configs.group import Group, remedy
-from ..configs.privacy_settings import ClientLevel, sum_level
+from ..configs.privacy_settings import (
+    ClientDistributed,
+    ClientLevel,
+    RecordDistributed,
+    SumLevel,
+    sum_level,
+)
 from ..configs.task_settings import CyclicCohort
 from ..configs.values import By
 
@@ -67,9 +73,7 @@ class FullAudit(_Audit):
         yield from super().conflicts(whole)
         client = sum_level(whole.privacy)
         if not whole.simulates_clients:
-            from .real_clients import conflicts_with_real_clients  # which only servers have
-
-            yield from conflicts_with_real_clients(client)
+            yield from _conflicts_with_real_clients(client)
         if isinstance(whole.cohort, CyclicCohort):
             text = "its canary clients cannot be scored for turns in some rounds only; use light"
             yield "audit.name", text
@@ -82,6 +86,18 @@ class FullAudit(_Audit):
         if self.canaries != 0 and client and client.clipping == "adaptive":
             text = "canaries exceed every norm and would raise an adaptive one; use "
             yield "audit.canaries", text + "privacy.clipping=fixed, or 0"
+
+
+def _conflicts_with_real_clients(level: SumLevel | None) -> Iterator[tuple[str, str]]:
+    """Refuse canaries among real clients, unless they test a claim about clients whose single vectors the server sees."""
+    if level is None:
+        yield "audit.name", "its canary clients test a client-level claim, and there is none; use light"
+    elif isinstance(level, RecordDistributed):
+        text = "the server opens the sum in which canary records are scored, but only their owners may know which took part; use "
+        yield "audit.name", text + "light, and full in a simulation"
+    elif isinstance(level, ClientDistributed):
+        text = "a canary client needs keys in the roster, and the operator would know its share of the noise; use "
+        yield "audit.name", text + "light"
 
 
 AuditSettings = LightAudit | FullAudit

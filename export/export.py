@@ -179,7 +179,8 @@ def _task_with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[s
 
 def _classifies(task: Task, metrics: Mapping[str, float]) -> bool:
     """Return whether outputs are logits of classes: of a table by its label, else by the metrics of the run."""
-    return getattr(task, "classes", "accuracy" in metrics) > 0
+    classes = getattr(task, "classes", None)
+    return "accuracy" in metrics if classes is None else classes > 0
 
 
 def _read_public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:

@@ -89,8 +89,7 @@ def build(
     if mode.spends:
         check_seed(settings, population.simulated)
     _check_training(settings, mode, task, getattr(strategy or settings.strategy, "proximal_mu", 0.0))
-    if warning := check_delta(settings, federation.mode.num_units):
-        warn(warning)
+    check_delta(settings, federation.mode.num_units)
     return federation
 
 
@@ -242,13 +241,15 @@ def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num
         raise Refusal("cohort.max_participations", cohort.max_participations, remedy)
 
 
-def check_delta(settings: SimulationSettings, num_units: int) -> str | None:
-    """Refuse a delta above 1 / the number of units that a sum hides; if the settings allow it, return a warning."""
+def check_delta(settings: SimulationSettings, num_units: int) -> None:
+    """Refuse a delta above 1 / the number of units that a sum hides; if the settings allow it, warn."""
     level = sum_level(settings.privacy)
     if level is None:
-        return None
+        return
     path = "privacy.client" if isinstance(settings.privacy, RecordAndClient) else "privacy"
-    return budget.check_delta(path, level.target_delta, num_units, f"{level.unit}s", level.allow_large_delta)
+    units, allowed = f"{level.unit}s", level.allow_large_delta
+    if warning := budget.check_delta(path, level.target_delta, num_units, units, allowed):
+        warn(warning)
 
 
 def check_seed(settings: SimulationSettings, simulated: bool) -> None:

@@ -1,14 +1,14 @@
 """What an alarm does to a run: it ends, pauses, gets more noise, or goes back; and what stays spent."""
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from shared.runs import resume, run_quietly
+from shared.audits import NOISE, ROUNDS, SMALL, noise_halved, run_audited
+from shared.runs import reservations, resume
 
 from fedveil.audit.auditor import Auditor
 from fedveil.audit.line import AuditLine, format_alarm
@@ -24,31 +24,20 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.released_sum import ReleasedSum, RoundCohort
 from fedveil.run.callbacks import RoundEnd, RunEnd, RunStart
 from fedveil.run.files import AUDIT_ROWS, OPERATOR
-from fedveil.run.run import RunResult, exit_code_of
+from fedveil.run.run import exit_code_of
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
-noise_halved = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "halved_noise.py"))["noise_halved"]
-
-ROUNDS = 5
-SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
-NOISE = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.target_delta=0.01")
-
-
-def run(folder: Path, *overrides: str) -> RunResult:
-    return run_quietly([*SMALL, *NOISE, *overrides], folder)
-
 
 def reserved(folder: Path) -> list[Any]:
-    entries = read_entries(folder / "ledger")
-    return [json.loads(e.payload)["events"] for e in entries if e.kind == "reserve"]
+    return [payload["events"] for payload in reservations(folder / "ledger")]
 
 
 def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with noise_halved(since=3):
-        outcome = run(tmp_path / "run")
+        outcome = run_audited(tmp_path / "run")
     assert outcome.exit_code == 5 and outcome.result["status"] == "alarmed"
     assert outcome.result["rounds_completed"] == 3
     alarm, *others = outcome.result["audit"]["alarms"]
@@ -73,7 +62,7 @@ def test_chance_alarm_stops_the_run_when_it_comes_again(
     """One of two hundred correct runs raises such an alarm; it is shown, written down, and left at that."""
     numbers = iter(range(1, ROUNDS + 1))
     with patch.object(watching, "norm_p", lambda *layers: 1e-4 if next(numbers) in suspect else 1.0):
-        outcome = run(tmp_path / "run")
+        outcome = run_audited(tmp_path / "run")
     assert (outcome.exit_code, outcome.result["rounds_completed"]) == (exit_code, rounds)
     assert exit_code_of(json.loads((tmp_path / "run" / "result.json").read_text())) == exit_code
     alarms = outcome.result["audit"]["alarms"]
@@ -99,7 +88,7 @@ def test_ten_numbers_without_noise_turn_red_though_no_round_shows_it(tmp_path: P
 
 def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:
     with noise_halved(since=2):
-        outcome = run(tmp_path / "run", "audit.on_alarm=pause")
+        outcome = run_audited(tmp_path / "run", "audit.on_alarm=pause")
     assert outcome.exit_code == 5 and outcome.result["status"] == "paused"
     again = resume(tmp_path / "run")
     assert again.exit_code == 0 and again.result["rounds_completed"] == ROUNDS
@@ -110,8 +99,8 @@ def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:
 def test_raised_noise_is_there_and_charged_as_planned(tmp_path: Path) -> None:
     """What is chosen from outputs may not lower a charge: later rounds cost what they would have cost."""
     with noise_halved(since=2):
-        outcome = run(tmp_path / "run", "audit.on_alarm=raise_noise")
-    calm = run(tmp_path / "calm")
+        outcome = run_audited(tmp_path / "run", "audit.on_alarm=raise_noise")
+    calm = run_audited(tmp_path / "calm")
     assert outcome.exit_code == 0
     assert reserved(tmp_path / "run") == reserved(tmp_path / "calm")
     assert outcome.result["privacy"] == calm.result["privacy"]
@@ -124,11 +113,11 @@ def test_raised_noise_is_there_and_charged_as_planned(tmp_path: Path) -> None:
 
 def test_rollback_goes_back_to_the_last_model_without_suspicion(tmp_path: Path) -> None:
     with noise_halved(since=3):
-        outcome = run(tmp_path / "run", "audit.on_alarm=rollback")
+        outcome = run_audited(tmp_path / "run", "audit.on_alarm=rollback")
     assert outcome.exit_code == 5 and outcome.result["rounds_completed"] == 2
     assert len(reserved(tmp_path / "run")) == 3
     assert "their epsilon stays spent" in outcome.result["audit"]["alarms"][0]["cannot_undo"]
-    run(tmp_path / "two", "num_rounds=2")
+    run_audited(tmp_path / "two", "num_rounds=2")
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "two")]
     assert models[0] == models[1]
     two = json.loads((tmp_path / "two" / "result.json").read_text())
@@ -148,19 +137,19 @@ def test_rollback_leaves_the_round_whose_secret_draw_raised_the_alarm(
         ]
 
     monkeypatch.setattr(Auditor, "take", with_draw)
-    outcome = run(tmp_path / "run", "audit.on_alarm=rollback")
+    outcome = run_audited(tmp_path / "run", "audit.on_alarm=rollback")
     assert outcome.exit_code == 5 and outcome.result["rounds_completed"] == 2
 
 
 def test_a_run_that_was_wrong_from_the_start_goes_back_to_its_start(tmp_path: Path) -> None:
     with noise_halved():
-        outcome = run(tmp_path / "run", "audit.on_alarm=rollback")
+        outcome = run_audited(tmp_path / "run", "audit.on_alarm=rollback")
     assert outcome.exit_code == 5 and outcome.result["rounds_completed"] == 0
 
 
 def test_note_writes_it_down_and_goes_on(tmp_path: Path) -> None:
     with noise_halved(since=4):
-        outcome = run(tmp_path / "run", "audit.on_alarm=note")
+        outcome = run_audited(tmp_path / "run", "audit.on_alarm=note")
     assert outcome.exit_code == 0
     assert {each["round"] for each in outcome.result["audit"]["alarms"]} == {4, 5}
 
@@ -171,7 +160,7 @@ def test_ledger_with_less_than_the_releases_raises_an_alarm(
     """No chance is in it, so that one look is enough; the audit counts on its own what the sums cost."""
     real = Ledger.epsilon
     with patch.object(Ledger, "epsilon", lambda self, *asked: 0.9 * real(self, *asked)):
-        outcome = run(tmp_path / "run", "audit=light")
+        outcome = run_audited(tmp_path / "run", "audit=light")
     assert (outcome.exit_code, outcome.result["rounds_completed"]) == (5, 1)
     assert [(each["test"], each["p_value"]) for each in outcome.result["audit"]["alarms"]] == [("books", 0)]
     assert audit_run(tmp_path / "run") == 3
@@ -182,7 +171,7 @@ def test_ledger_with_less_than_the_releases_raises_an_alarm(
 def test_draw_is_checked_under_over_selection(accounted: str, exit_code: int, tmp_path: Path) -> None:
     twice = ("cohort.rate=0.3", "cohort.over_selection=2")
     with patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)):
-        outcome = run(tmp_path / "run", "task.num_clients=100", *twice)
+        outcome = run_audited(tmp_path / "run", "task.num_clients=100", *twice)
     assert outcome.exit_code == exit_code
     assert [(each["test"], each["round"]) for each in outcome.result["audit"]["alarms"]] == (
         [("draw", 1)] if exit_code else []

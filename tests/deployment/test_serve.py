@@ -21,6 +21,7 @@ import pytest
 import yaml
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
+from shared.audits import noise_halved
 from shared.runs import json_lines
 
 from fedveil.audit.observer import RunAudit
@@ -64,7 +65,6 @@ from fedveil.run.run_files import read_run
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
 
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "served.py"))
-noise_halved = runpy.run_path(str(Path(__file__).parents[1] / "faults" / "halved_noise.py"))["noise_halved"]
 Devices, make_federation, reaching, free_port, until = (
     MADE[name] for name in ("Devices", "make_federation", "reaching", "free_port", "until")
 )

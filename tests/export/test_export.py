@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.base.refusal import Refusal
 from fedveil.export.distil import distil
-from fedveil.export.export import Order, export, rounded, trace, write_model
+from fedveil.export.export import Order, _classifies, export, rounded, trace, write_model
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import FILES, FORMAT, read_export
 from fedveil.tasks.other_model import model_named
@@ -245,6 +246,13 @@ def test_student_predicts_like_its_teacher(monkeypatch: pytest.MonkeyPatch) -> N
     fresh = torch.randn(500, 64)
     assert (teacher(fresh).argmax(1) == student(fresh).argmax(1)).float().mean() > 0.8
     assert all(torch.equal(*pair) for pair in zip(before, teacher.parameters(), strict=True))
+
+
+def test_a_task_without_a_number_of_classes_is_judged_by_its_metrics() -> None:
+    task: Any = SimpleNamespace(classes=None)
+    assert _classifies(task, {"accuracy": 0.9}) and not _classifies(task, {"mae": 1.0})
+    task.classes = 0
+    assert not _classifies(task, {"accuracy": 0.9})
 
 
 def test_one_logit_is_no_choice_between_classes(monkeypatch: pytest.MonkeyPatch) -> None:
