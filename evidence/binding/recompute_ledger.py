@@ -188,6 +188,8 @@ def epsilon(counts, adjacency, delta, order):
     events = [(event_of(json.loads(text)), count) for text, count in counts.items() if count]
     if not events:
         return 0.0
+    if any('"NonPrivate"' in text for text, count in counts.items() if count):
+        return math.inf
     if any(is_nested(event) for event, _ in events):
         return nested_epsilon(events, delta)
     if any(isinstance(event, Exchanged) for event, _ in events):

@@ -521,6 +521,7 @@ BEYOND: dict[str, str] = {
     "ledger reset on reinstall": BOOKS,
     "a device releases without a reservation": BOOKS,
     "an auditor's script takes a vector that is exchanged for one that is left out": BOOKS,
+    "an auditor's script takes a release without a bound for a free one": BOOKS,
     "verify takes what a record has lost by sums of clients as stated": BOOKS,
     "sums of whole clients spend nothing of records' budgets here": BOOKS,
     "a plan for records forgets sums of whole clients": BOOKS,

@@ -148,6 +148,15 @@ def test_auditors_script_composes_nested_samples_with_other_events(tmp_path: Pat
     assert verify(tmp_path / "x.ledger").epsilon == pytest.approx(oracle["epsilon"], rel=5e-3)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_auditors_script_finds_no_bound_beside_an_event_without_one(wrapped: bool) -> None:
+    steps = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.0)), 10)
+    open_event = dp.SelfComposedDpEvent(dp.NonPrivateDpEvent(), 2) if wrapped else dp.NonPrivateDpEvent()
+    events = [dp.PoissonSampledDpEvent(0.2, steps), open_event]
+    counts = {canonical(event_to_json(event)): 1 for event in events}
+    assert RECOMPUTE["epsilon"](counts, "zero-out", DELTA, None) == math.inf
+
+
 def test_the_auditors_own_script_knows_two_mixtures() -> None:
     low, high = mixtures(0.25, 3.0, 20, 1e-4)
     event = dp.PoissonSampledDpEvent(0.25, dp.GaussianDpEvent(3.0))
