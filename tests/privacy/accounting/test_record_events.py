@@ -149,7 +149,7 @@ def test_auditors_script_composes_nested_samples_with_other_events(tmp_path: Pat
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_auditors_script_finds_no_bound_beside_an_event_without_one(wrapped: bool) -> None:
+def test_auditors_script_finds_no_bound_with_an_event_without_one(wrapped: bool) -> None:
     steps = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.0)), 10)
     open_event = dp.SelfComposedDpEvent(dp.NonPrivateDpEvent(), 2) if wrapped else dp.NonPrivateDpEvent()
     events = [dp.PoissonSampledDpEvent(0.2, steps), open_event]
