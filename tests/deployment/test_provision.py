@@ -536,8 +536,9 @@ def test_keys_of_an_earlier_release_move_to_scrypt_at_their_next_use(
     assert revoke(tmp_path / "hearts", ["cleveland"]).register.version == 2
     assert is_scrypt(path.read_bytes()) and path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "hearts" / public).read_bytes() == before
-    with pytest.raises(ValueError, match="password"):
-        load_pem_private_key(path.read_bytes(), b"another")
+    monkeypatch.setenv("FEDVEIL_PASSPHRASE", "correct horse battery stable")
+    with pytest.raises(Refusal, match="does not match this passphrase"):
+        revoke(tmp_path / "hearts", ["hungary"])
 
 
 def test_an_authority_that_must_have_a_passphrase_asks_for_one(
