@@ -25,6 +25,7 @@ EXTENSIONS = (
     "questions",
     "tasks/adapters",
     "tasks/shipped",
+    "text",
 )
 OUTSIDE = ("tests", "docs", "benchmarks", "examples", "compiled", "typings", "build", "containers")
 # An editable installation finds a room that a copy lacks where the package was installed from.

@@ -29,7 +29,17 @@ CORE = (
     "simulations",
     "cli",
 )
-EXTENSIONS = ("adapters", "audit", "deployment", "engines", "evidence", "export", "links", "questions")
+EXTENSIONS = (
+    "adapters",
+    "audit",
+    "deployment",
+    "engines",
+    "evidence",
+    "export",
+    "links",
+    "questions",
+    "text",
+)
 NO_CORE = ("tasks/adapters/", "tasks/shipped/", "cli/templates/")
 # Names of parts that a mode or a population has or lacks.
 PARTS = {"deployed", "together", "record", "summed", "simulated", "masking", "tuning", "tuned", "distributed"}
@@ -76,7 +86,7 @@ DIALECT = {
     "left",
 }
 CEILINGS = {
-    "lines of the package": 81_870,  # with docstrings, comments and blank lines
+    "lines of the package": 84_000,  # with docstrings, comments and blank lines
     "lines of the core": 54_825,
     "files that know many features": 0,
     "tests of None": 1_320,

@@ -1,0 +1,1 @@
+"""Language models that clients fine-tune on their own texts: `task=text`."""
