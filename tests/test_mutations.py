@@ -23,6 +23,7 @@ ROOMS = (
     "messages",
     "configs",
     "tasks",
+    "text",
     "strategies",
     "links",
     "client",

@@ -14,6 +14,7 @@ SHIPPED = (
     "messages",
     "configs",
     "tasks",
+    "text",
     "strategies",
     "links",
     "client",

@@ -15,6 +15,7 @@ ROOMS = (
     "messages",
     "configs",
     "tasks",
+    "text",
     "strategies",
     "links",
     "client",
