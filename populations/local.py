@@ -189,7 +189,8 @@ class Local(OnThisMachine):
         return range(task.num_clients)
 
     def to_measure(self, task: Task) -> Iterable[Data]:
-        """Return the examples of each client."""
-        from ..tasks.probe import batches_of_all  # torch, which a plan does without
+        """Return examples of each client, or of a large model one selection of all clients' examples."""
+        from ..tasks.probe import batches_of_all, is_large  # torch, which a plan does without
 
-        return batches_of_all(data_of(task, client) for client in range(task.num_clients))
+        clients = (data_of(task, client) for client in range(task.num_clients))
+        return batches_of_all(clients, pooled=is_large(task.model()))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..base.notice import warn
+from ..base.notice import say, warn
 from ..base.refusal import Refusal
 from ..messages.client_settings import ClientSettings
 from ..modes.federation import Federation
@@ -31,6 +31,7 @@ from ..tasks.data import (
 from ..tasks.hardware import check_made_here
 from ..tasks.independence import check_independence
 from ..tasks.persons import names_of
+from ..tasks.probe import is_large
 from ..tasks.protocol import Task, check_trainable, own_training
 from .acts import require_use
 from .client_instructions import client_settings
@@ -207,9 +208,14 @@ def _check_records(federation: Federation) -> None:
     task = federation.task
     if not federation.mode.hides_records:
         return
-    check_trainable(task.model())
+    model = task.model()
+    check_trainable(model)
+    if is_large(model):
+        say(
+            "model: measuring once whether it keeps records independent, for up to half a minute", failed=True
+        )
     for data in federation.population.to_measure(task):
-        check_independence(task.model(), task, data)
+        check_independence(model, task, data)
         for query in queries_of(federation.settings):
             query.check_records(federation, data)
 

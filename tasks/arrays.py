@@ -150,6 +150,20 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in tensors if name in state and name not in sent}
 
 
+def copy_with_base(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose base has the memory of the original's; it must not be changed in either.
+
+    Tensors of other libraries, such as packed weights, and what is not in the state dictionary are copied.
+    """
+    memo: dict[int, Any] = {}
+    for value in base_of(model).values():
+        if type(value) is nn.Parameter:
+            memo[id(value)] = nn.Parameter(value.detach(), requires_grad=False)
+        elif type(value) is Tensor:
+            memo[id(value)] = value.detach()
+    return copy.deepcopy(model, memo)
+
+
 def holds_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
     """Return whether a checkpoint's or released model's arrays have the names, shapes and types that the model sends.
 

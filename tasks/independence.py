@@ -14,12 +14,13 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -28,12 +29,14 @@ from torch import Tensor, nn
 from ..base.refusal import Refusal
 from .data import Data, Examples, LazyExamples, figures_of, leaves, mapped, rows_of
 from .probe import (
-    BATCH,
     HALVES,
+    WHOLE,
     Array,
     ConstantRandomness,
     Probe,
+    are_tokens,
     equal,
+    is_large,
     prepare,
     quiet_generators,
     seed,
@@ -43,10 +46,11 @@ from .probe import (
 from .protocol import Objective, Task
 
 MAX_CLASS_BATCHES = 500  # batches of targets, of one example and some classes each
-MANY = 24  # examples of a batch that exceeds limits such as the capacity of an expert
 EXTREME = 1e3  # size of a replaced input relative to the batch: changes sorted places, maxima and thresholds
 MOVED = 1e-3  # tolerance of a step's check, relative to a row's largest number: rows of equal batches are rounded alike
 LATE = 64  # steps on other examples before the first ones are computed again
+EXTREMES = 4  # examples of extreme targets, see `probe.extreme`
+SHORT = 2  # tokens of a sequence in these steps of a large model
 LARGE = 1_000_000  # numbers of a tensor that is too large to be copied for a comparison
 MAX_ENTRIES = 1000  # entries of a container that are compared
 MAX_DEPTH = 3  # depth of containers in attributes that are compared
@@ -77,12 +81,14 @@ class Mixing(Refusal):
 def check_independence(model: nn.Module, objective: Objective, data: Data) -> None:
     """Refuse a model or a loss with which one example's part of a step depends on another example.
 
+    A large model passes once in a process for each code and form of examples.
+
     Args:
       model: in its initial state for training; it is not changed.
       objective: defines the loss.
       data: the owner's data, of which a few examples are read.
     """
-    if not len(data):
+    if not len(data) or _is_measured(model, objective, data, "training"):
         return
     with quiet_generators():
         probe = prepare(model, objective, data)
@@ -92,6 +98,56 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
 
         batches = spread(len(probe.data))[:4].tensor_split((2, 3))  # positions of two examples, one and one
         check_reading(*(partial(probe.data.batch, rows) for rows in batches))
+    _note_measured(model, objective, data, "training")
+
+
+class Measurement(NamedTuple):
+    """Measurement of a large model that it passed.
+
+    Attributes:
+      objective: reference to the task.
+      form: of the examples, and `training` or `evaluation`.
+    """
+
+    objective: ref[Any]
+    form: str
+
+
+_measurements: list[Measurement] = []  # of this process
+
+
+def _is_measured(model: nn.Module, objective: Objective, data: Data, use: str) -> bool:
+    """Return whether a large model passed with examples of this form; arguments as of `_note_measured`."""
+    if not is_large(model):
+        return False
+    try:
+        form = f"{use}: {_form(data)}"
+    except Exception:  # noqa: BLE001 (of an example that cannot be read, which the probe leaves out)
+        return False
+    return any(each.objective() is objective and each.form == form for each in _measurements)
+
+
+def _note_measured(model: nn.Module, objective: Objective, data: Data, use: str) -> None:
+    """Note that a large model passed, so that other clients' examples of the same form are not measured.
+
+    Args:
+      model: of any size; a small one is measured each time.
+      objective: defines the loss.
+      data: at least one example.
+      use: `training` or `evaluation`.
+    """
+    if is_large(model):
+        _measurements[:] = [each for each in _measurements if each.objective() is not None]
+        with suppress(Exception):  # an example that cannot be read, or an object without references
+            _measurements.append(Measurement(ref(objective), f"{use}: {_form(data)}"))
+
+
+def _form(data: Data) -> str:
+    """Return types and dimensions of an example's tensors, and the code that collates and transforms it."""
+    tensors = leaves([*data.batch(torch.zeros(1, dtype=torch.int64))])
+    functions = [getattr(data, "collate", None), getattr(data, "transform", None)]
+    codes = [getattr(each, "__code__", type(each)) for each in functions]
+    return repr([[(each.dtype, each.dim()) for each in tensors], codes])
 
 
 def _refuse(checks: Checks, probe: Probe) -> None:
@@ -124,7 +180,7 @@ def check_step(
     with quiet_generators():
         try:
             batch = read()
-            probe = Probe(model, objective, *batch, tuple(p.detach() for p in model.parameters()), MOVED)
+            probe = Probe(model, objective, *batch, {}, MOVED)
             replaced = mapped(lambda tensor: torch.cat([tensor[1:2], tensor[1:]]), batch)
             before, after = results(*batch), results(*replaced)
         except Exception:  # noqa: BLE001 (of the task's own code; the step itself leaves such an example out)
@@ -139,12 +195,14 @@ def check_evaluated_apart(model: nn.Module, task: Task, data: Data) -> None:
 
     The arguments are those of `check_independence`; the task is the objective and also defines the metrics.
     """
-    if len(data):
-        with quiet_generators():
-            probe = prepare(model, task, data)
-            probe.model.eval()
-            _refuse(CHECKS_OF_OUTPUTS, probe)
-            check_measured_apart(task, probe.outputs(), probe.targets)
+    if not len(data) or _is_measured(model, task, data, "evaluation"):
+        return
+    with quiet_generators():
+        probe = prepare(model, task, data)
+        probe.model.eval()
+        _refuse(CHECKS_OF_OUTPUTS, probe)
+        check_measured_apart(task, probe.outputs(), probe.targets)
+    _note_measured(model, task, data, "evaluation")
 
 
 def check_measured_apart(task: Task, outputs: Any, targets: Tensor, size: int = 1) -> None:
@@ -186,11 +244,12 @@ def _metrics(task: Task, outputs: Any, targets: Tensor) -> str:
 @torch.no_grad()
 def _other_rows(probe: Probe) -> Dependence | None:
     """Replace each example in turn; return the layer that mixes examples if the output of another one changes."""
-    for row in range(BATCH):
-        others = [other for other in range(BATCH) if other != row]
-        run = partial(probe.outputs, draw=row)
-        outputs = run()
-        for inputs in _replacements(probe.inputs, row):
+    count = probe.extent.examples
+    outputs_of = lru_cache(maxsize=1)(partial(probe.outputs, None, None))
+    for row in range(count):
+        others, draw = [other for other in range(count) if other != row], row % probe.extent.draws
+        run, outputs = partial(probe.outputs, draw=draw), outputs_of(draw)
+        for inputs in islice(_replacements(probe.inputs, row), probe.extent.kinds):
             run_replaced = partial(run, inputs=inputs)
             if probe.rows_differ(outputs, run_replaced(), others):
                 traces = (_traced(probe.model, each, others) for each in (run, run_replaced))
@@ -202,7 +261,7 @@ def _replacements(inputs: Any, row: int) -> Iterator[Any]:
     """Yield the batch with another example in one row: that of the next row, and two of extreme size."""
 
     def with_neighbour(tensor: Tensor) -> Tensor:
-        return _with_row(tensor, row, tensor[(row + 1) % BATCH])
+        return _with_row(tensor, row, tensor[(row + 1) % len(tensor)])
 
     def with_extreme(sign: float, tensor: Tensor) -> Tensor:
         example = tensor[row]
@@ -226,7 +285,9 @@ def _with_row(tensor: Tensor, row: int, value: Tensor) -> Tensor:
 def _rows_of_parts(probe: Probe) -> Dependence | None:
     """Compute parts of the batch alone, and one example many times; return the mixing layer if a row differs."""
     # Positions of one example, of two, of all but one, and of one example that is repeated.
-    parts = torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1), torch.zeros(MANY).long()
+    count = probe.extent.examples
+    two, several = torch.tensor([0, count - 1]), torch.arange(count - 1)
+    parts = torch.tensor([0]), two, several, torch.zeros(probe.extent.repeated).long()
     for half in HALVES:
         with ConstantRandomness(half) as randomness:
             outputs = probe.outputs()
@@ -296,7 +357,7 @@ def _loss_of_batch(probe: Probe) -> Dependence | None:
     """Compare the loss of the batch with the mean of the examples' losses; return the loss's name if they differ."""
     with ConstantRandomness():
         outputs = mapped(Tensor.detach, probe.outputs())
-        losses = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(outputs) else []
+        losses = [probe.loss_alone(row) for row in range(len(probe.targets))] if _has_loss(outputs) else []
     fault = _loss_of_model(probe, outputs, losses) if losses else _loss_of_outputs(probe, outputs)
     return Dependence(f"{type(probe.objective).__name__}.loss", fault) if fault else None
 
@@ -332,7 +393,7 @@ def _loss_of_model(probe: Probe, outputs: Any, losses: Sequence[Tensor]) -> str:
     loss = _number(probe.objective.loss(outputs, probe.targets))
     if probe.differ(loss, torch.stack([*losses]).mean()):
         return "it is not the mean of the examples' losses"
-    for row in range(BATCH) if len(leaves(outputs)) == 1 else ():
+    for row in range(len(losses)) if len(leaves(outputs)) == 1 else ():
         for inputs in _replacements(probe.inputs, row):
             with ConstantRandomness():
                 loss = probe.objective.loss(probe.outputs(inputs=inputs), probe.targets)
@@ -361,7 +422,8 @@ def _variants(outputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
     A loss with a margin or a maximum may mix examples only at other outputs than the present ones. One of the batches has
     many rows, of which a loss may use only some.
     """
-    many = BATCH if sum(tensor.numel() for tensor in leaves(outputs)) > LARGE else MANY
+    few = len(targets)
+    many = few if sum(tensor.numel() for tensor in leaves(outputs)) > LARGE else WHOLE.repeated
 
     def with_noise(scale: float, tensor: Tensor) -> Tensor:
         if not scale or not tensor.is_floating_point() or not tensor.numel():
@@ -369,8 +431,8 @@ def _variants(outputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
         size = float(tensor.abs().max().nan_to_num()) or 1.0
         return tensor + scale * size * torch.randn_like(tensor)
 
-    for scale, count in ((0.0, BATCH), (1.0, many), (30.0, BATCH)):
-        rows = torch.arange(count) % BATCH
+    for scale, count in ((0.0, few), (1.0, many), (30.0, few)):
+        rows = torch.arange(count) % few
         yield mapped(partial(with_noise, scale), rows_of(outputs, rows)), targets[rows]
 
 
@@ -384,8 +446,9 @@ def _targets_of_every_class(outputs: Any, targets: Tensor) -> Iterator[Tensor]:
     classes = outputs.shape[1]
     if targets.is_floating_point() or not bool(((targets >= 0) & (targets < classes)).all()):
         return
-    for first in range(0, classes, max(BATCH - 1, classes // MAX_CLASS_BATCHES)):
-        next_classes = (first + torch.arange(BATCH - 1)) % classes
+    others = len(targets) - 1
+    for first in range(0, classes, max(others, classes // MAX_CLASS_BATCHES)):
+        next_classes = (first + torch.arange(others)) % classes
         yield torch.cat([targets[:1], next_classes])
 
 
@@ -393,7 +456,8 @@ def _loss_of_extreme_targets(probe: Probe) -> Dependence | None:
     """Apply `_loss_of_batch` to examples in memory whose targets are extreme, which a loss may ignore."""
     if not isinstance(probe.data, Examples):
         return None
-    extreme_rows = selected(probe.data)[-BATCH:]
+    count = max(EXTREMES, probe.extent.examples)
+    extreme_rows = selected(probe.data, probe.extent.examples)[-count:]
     return _loss_of_batch(probe.on(*probe.data.batch(extreme_rows)))
 
 
@@ -412,8 +476,8 @@ def _collated_loss(probe: Probe) -> Dependence | None:
             return batch.loss_alone(0).detach()
         return batch.objective.loss(rows_of(outputs, slice(1)), batch.targets[:1]).detach()
 
-    items = data.items(spread(len(data)).tolist())
-    for row, item in enumerate(items[: BATCH // 2]):
+    items = data.items(spread(len(data), probe.extent.examples).tolist())
+    for row, item in enumerate(items[: len(items) // 2]):
         others = [*items[:row], *items[row + 1 :]]
         with ConstantRandomness():
             with_others, with_itself = first_loss([item, *others]), first_loss([item] * len(items))
@@ -430,12 +494,13 @@ def _gradients(probe: Probe) -> Dependence | None:
     if not probe.parameters:
         return None
     parameters = list(probe.parameters.values())
-    weights = (1 + torch.arange(BATCH, dtype=torch.float64) / BATCH).tolist()
+    count = len(probe.targets)
+    weights = (1 + torch.arange(count, dtype=torch.float64) / count).tolist()
     with ConstantRandomness():
         outputs = probe.outputs()
         if _has_loss(outputs):  # the model's own, in which examples have equal weights
-            weights = [1.0] * BATCH
-            loss: Any = probe.objective.loss(outputs, probe.targets) * BATCH
+            weights = [1.0] * count
+            loss: Any = probe.objective.loss(outputs, probe.targets) * count
         else:
             losses = probe.losses(outputs, probe.targets)
             loss = sum(weight * single for weight, single in zip(weights, losses, strict=True))
@@ -488,7 +553,8 @@ def _state_of_steps(probe: Probe) -> Dependence | None:
         _gradient(list(probe.parameters.values()), loss)
         return loss.detach().clone()
 
-    one, other = [0, 1, 2], [5, 4, 3]
+    count = probe.extent.examples
+    one, other = [*range((count + 1) // 2)], [*range(count - 1, count // 2 - 1, -1)]
     step(one)  # state that the first call creates is no memory of examples
     initial_arrays = {name: value for name, value in _state(probe) if isinstance(value, Array)}
     loss, state = step(one), dict(_state(probe))
@@ -499,12 +565,26 @@ def _state_of_steps(probe: Probe) -> Dependence | None:
     changed += [name for name in names if not equal(state.get(name), other_state.get(name))]
     if changed:
         return Dependence(changed[0], "changed by a step")
-    with torch.no_grad():
-        for _ in range(LATE):  # state in an object that `_state` does not read may affect only later steps
-            probe.objective.loss(probe.outputs(torch.tensor(other[:1])), probe.targets[other[:1]])
+    _late_steps(probe, torch.tensor(other[:1]))
     if probe.differ(loss, step(one)):
         return Dependence("model or loss", "the same batch gives another loss after a step on others")
     return None
+
+
+@torch.no_grad()
+def _late_steps(probe: Probe, rows: Tensor) -> None:
+    """Compute a loss many times: state in an object that `_state` does not read may affect only later steps.
+
+    A large model reads the start of a sequence of tokens alone, unless that fails, as for a loss of whole sequences.
+    """
+    targets, inputs = probe.targets[rows], rows_of(probe.inputs, rows)
+    if probe.extent is not WHOLE and all(map(are_tokens, [*leaves(inputs), targets])):
+        start = mapped(lambda tensor: tensor[:, :SHORT], inputs)
+        with suppress(Exception):
+            probe.objective.loss(probe.outputs(inputs=start), targets[:, :SHORT])
+            inputs, targets = start, targets[:, :SHORT]
+    for _ in range(LATE):
+        probe.objective.loss(probe.outputs(inputs=inputs), targets)
 
 
 def _state(probe: Probe) -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,11 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..base.refusal import Refusal
+from .arrays import copy_with_base
 from .data import Data, Examples, joined, leaves, mapped, only, rows_of, run_on
 from .protocol import Objective
 
-BATCH = 6  # examples of the probe; each pair of them is tested
+BATCH = 6  # examples that are selected, and of the probe of most models; each pair of them is tested
+LARGE_MODEL = (
+    10_000_000  # parameters above which a pass takes so long that a probe does with fewer: `OF_LARGE`
+)
+COMPARED = 1 << 20  # numbers that are compared at a time, in double precision
+RESTORED = 1_000_000  # numbers of a frozen tensor that passes of a large model share and do not restore
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 ROUNDINGS = 1e5  # roundings, in the least precise type of a model, by which equal results may differ
 COARSEST = 0.1  # largest tolerance, relative; in half precision ROUNDINGS would exceed the results themselves
@@ -34,26 +42,58 @@ Array = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
+class Extent:
+    """Size of a probe.
+
+    Attributes:
+      examples: of its batch.
+      repeated: copies of one example in a batch that exceeds limits, such as the capacity of an expert.
+      kinds: of inputs that replace an example's, of the three of `independence`.
+      draws: random states in which each example is replaced in turn.
+      tokens: of a sequence: the first and the last ones, if model and loss take so few.
+    """
+
+    examples: int
+    repeated: int
+    kinds: int
+    draws: int
+    tokens: float
+
+
+WHOLE = Extent(BATCH, repeated=24, kinds=3, draws=BATCH, tokens=math.inf)
+OF_LARGE = Extent(3, repeated=9, kinds=2, draws=1, tokens=32)
+
+
+def is_large(model: nn.Module) -> bool:
+    """Return whether a model has more than `LARGE_MODEL` parameters, frozen ones and buffers included."""
+    return sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers())) > LARGE_MODEL
+
+
+@dataclass(frozen=True)
 class Probe:
     """A model, a loss and a batch of few examples.
 
     Attributes:
-      model: a copy, in training mode; in double precision if its code allows that.
+      model: a copy, in training mode; in double precision if its extent and its code allow that.
       objective: defines the loss.
-      inputs: inputs of `BATCH` examples.
-      targets: shape (BATCH, ...).
-      initial: values of the parameters, which every pass starts from.
+      inputs: inputs of `extent.examples` examples.
+      targets: shape (examples, ...).
+      initial: values by name of the parameters that every pass starts from.
       tolerance: relative difference above which two results differ.
       data: the owner's data, from which the examples are; None in the middle of a run.
+      extent: size of the probe.
+      tokens: of a sequence, see `ends`; infinite if sequences are whole.
     """
 
     model: nn.Module
     objective: Objective
     inputs: Any
     targets: Tensor
-    initial: tuple[Tensor, ...]
+    initial: Mapping[str, Tensor]
     tolerance: float = 0.0
     data: Data | None = None
+    extent: Extent = WHOLE
+    tokens: float = math.inf
 
     def outputs(self, rows: Tensor | None = None, inputs: Any = None, draw: int = 0) -> Any:
         """Return the model's outputs, from the same random state and parameters at every call.
@@ -65,8 +105,9 @@ class Probe:
         """
         inputs = self.inputs if inputs is None else inputs
         seed(draw)
-        for parameter, value in zip(self.model.parameters(), self.initial, strict=True):
-            parameter.data.copy_(value)
+        for name, parameter in self.model.named_parameters():
+            if name in self.initial:
+                parameter.data.copy_(self.initial[name])
         return run_on(self.model, inputs if rows is None else rows_of(inputs, rows))
 
     def losses(self, outputs: Any, targets: Tensor) -> list[Tensor]:
@@ -87,16 +128,20 @@ class Probe:
           b: the other.
           by_row: whether rounding is relative to the largest number of each row, instead of that of the whole.
         """
-        if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
+        if a.shape != b.shape:
             return True
         if not a.is_floating_point():
             return not torch.equal(a, b)
+        rows = len(a) if by_row else 1
         if not a.numel():
             return False
-        rows = len(a) if by_row else 1
-        x, y = (each.detach().nan_to_num(0, 0, 0).double().reshape(rows, -1) for each in (a, b))
-        scale = torch.maximum(x.abs(), y.abs()).amax(1, keepdim=True)
-        return bool(((x - y).abs() > self.tolerance * scale).any())
+        blocks = [each.detach().reshape(rows, -1).split(max(1, COMPARED // rows), 1) for each in (a, b)]
+        pairs = list(zip(*blocks, strict=True))
+        if not all(torch.equal(x.isfinite(), y.isfinite()) for x, y in pairs):
+            return True
+        largest = [torch.maximum(_finite(x).abs(), _finite(y).abs()).amax(1, keepdim=True) for x, y in pairs]
+        limit = self.tolerance * torch.stack(largest).amax(0)
+        return any(bool(((_finite(x) - _finite(y)).abs() > limit).any()) for x, y in pairs)
 
     def rows_differ(self, a: Any, b: Any, rows: Sequence[int]) -> bool:
         """Return whether any of these rows differs by more than rounding between two trees of one structure."""
@@ -108,8 +153,10 @@ class Probe:
 
     def on(self, inputs: Any, targets: Tensor) -> Probe:
         """Return the probe with another batch, converted to its precision."""
-        if any(p.dtype == torch.float64 for p in self.initial):
+        if any(p.dtype == torch.float64 for p in self.initial.values()):
             inputs, targets = mapped(_double, (inputs, targets))
+        if self.tokens < math.inf:
+            inputs, targets = mapped(partial(ends, self.tokens), (inputs, targets))
         return replace(self, inputs=inputs, targets=targets)
 
     @property
@@ -121,21 +168,56 @@ class Probe:
 def prepare(model: nn.Module, objective: Objective, data: Data) -> Probe:
     """Return a probe of a perturbed copy of the model on a few examples, of those on which training works if any.
 
-    It computes in double precision, or in the model's own if its code does not allow that.
+    It computes in double precision, or in the model's own if that is large or its code does not allow that.
     """
+    if is_large(model):
+        return _prepared_large(model, objective, data)
     data = _usable(model, objective, data)
-    inputs, targets = mapped(torch.clone, data.batch(spread(len(data))))
-    for tensor in leaves(inputs):
-        # Fewer examples than `BATCH` are repeated, and changed: equal rows would hide a layer that sorts the batch.
-        repeated = tensor[len(data) :]
-        if repeated.is_floating_point():
-            repeated *= 1 + torch.rand_like(repeated)
+    inputs, targets = _few(data, WHOLE)
     double = mapped(_double, (inputs, targets))
     try:
         probe = _measured(_perturbed(_copied(model).double(), objective, *double))
     except (RuntimeError, TypeError):
         probe = _measured(_perturbed(_copied(model), objective, inputs, targets))
     return replace(probe, data=data)
+
+
+def _prepared_large(model: nn.Module, objective: Objective, data: Data) -> Probe:
+    """Return a large model's probe, on the ends of sequences of tokens if model and loss take them; else on whole ones."""
+    extent = OF_LARGE
+    with suppress(Exception):  # of the task's own code: an example that fails, or a sequence of other length
+        inputs, targets = _few(data, extent)
+        if all(map(are_tokens, leaves(inputs))):
+            short = mapped(partial(ends, extent.tokens), (inputs, targets))
+            probe = _measured(_perturbed(_copied(model), objective, *short))
+            return replace(probe, data=data, extent=extent, tokens=extent.tokens)
+    data = _usable(model, objective, data)
+    probe = _measured(_perturbed(_copied(model), objective, *_few(data, extent)))
+    return replace(probe, data=data, extent=extent)
+
+
+def _few(data: Data, extent: Extent) -> tuple[Any, Tensor]:
+    """Return a batch of as many examples as the extent says."""
+    inputs, targets = mapped(torch.clone, data.batch(spread(len(data), extent.examples)))
+    for tensor in leaves(inputs):
+        # Fewer examples are repeated, and changed: equal rows would hide a layer that sorts the batch.
+        repeated = tensor[len(data) :]
+        if repeated.is_floating_point():
+            repeated *= 1 + torch.rand_like(repeated)
+    return inputs, targets
+
+
+def are_tokens(tensor: Tensor) -> bool:
+    """Return whether a tensor has whole numbers, shape (n, tokens)."""
+    return tensor.dim() == 2 and not tensor.is_floating_point()
+
+
+def ends(tokens: float, tensor: Tensor) -> Tensor:
+    """Return the first and the last tokens of each sequence, shape (n, tokens); other tensors unchanged."""
+    if not are_tokens(tensor) or tensor.shape[1] <= tokens:
+        return tensor
+    half = int(tokens) // 2
+    return torch.cat([tensor[:, :half], tensor[:, -half:]], 1)
 
 
 @torch.no_grad()
@@ -145,7 +227,12 @@ def _perturbed(model: nn.Module, objective: Objective, inputs: Any, targets: Ten
         if parameter.requires_grad and parameter.is_floating_point():
             size = float(parameter.abs().mean()) if parameter.numel() else 0.0
             parameter.add_(torch.randn_like(parameter) * (size or 0.1) / 2)
-    return Probe(model, objective, inputs, targets, tuple(p.detach().clone() for p in model.parameters()))
+    initial = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or parameter.numel() <= RESTORED
+    }
+    return Probe(model, objective, inputs, targets, initial)
 
 
 def _measured(probe: Probe) -> Probe:
@@ -158,19 +245,30 @@ def _measured(probe: Probe) -> Probe:
         raise Refusal("model", type(outputs).__name__, "return a tensor, or a tuple or dictionary of them")
     # A number among several outputs, or one that bears a name, is a loss that the model computed itself.
     may_have_loss = len(shapes) > 1 or isinstance(outputs, dict)
-    if any(shape[:1] != (BATCH,) and not (shape == () and may_have_loss) for shape in shapes):
-        value = f"{BATCH} examples became outputs of shape {', '.join(map(str, shapes))}"
+    count = len(probe.targets)
+    if any(shape[:1] != (count,) and not (shape == () and may_have_loss) for shape in shapes):
+        value = f"{count} examples became outputs of shape {', '.join(map(str, shapes))}"
         raise Refusal("model", value, "the first dimension of the outputs must be the batch")
     return replace(probe, tolerance=precision.tolerance)
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy in training mode; refuse a model that cannot be copied, since a measurement would change it."""
+    """Return a copy in training mode; refuse a model that cannot be copied, since a measurement would change it.
+
+    A copy of a large model shares the frozen tensors.
+    """
     try:
+        if is_large(model):
+            return copy_with_base(model).train()
         return copy.deepcopy(model).train()
     except (RuntimeError, TypeError) as error:
         remedy = "it cannot be copied, so its independence cannot be measured; keep no computed tensor in it"
         raise Refusal("model", type(model).__name__, remedy) from error
+
+
+def _finite(block: Tensor) -> Tensor:
+    """Return a block in double precision, with zeros for NaN and infinity."""
+    return block.double().nan_to_num(0, 0, 0)
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -180,30 +278,37 @@ def _double(tensor: Tensor) -> Tensor:
 def equal(a: Any, b: Any) -> bool:
     """Return whether two arrays, tensors or numbers are equal to the bit; NaN equals NaN."""
     if isinstance(a, Array) and isinstance(b, Array):
-        x, y = np.asarray(a), np.asarray(b)
-        return np.shape(a) == np.shape(b) and np.array_equal(x, y, equal_nan=x.dtype.kind in "fc")
+        x, y = map(_as_array, (a, b))
+        return np.shape(x) == np.shape(y) and np.array_equal(x, y, equal_nan=x.dtype.kind in "fc")
     return type(a) is type(b) and (a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)))
+
+
+def _as_array(value: Array) -> np.ndarray:
+    """Return the values as an array, those of bfloat16, which NumPy lacks, in single precision."""
+    if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+        value = value.float()
+    return np.asarray(value)
 
 
 # --- examples of the probe ----------------------------------------------------------------------------------------
 
 
-def spread(count: int) -> Tensor:
-    """Return `BATCH` positions spread over the data, which may be sorted by class."""
-    numbers = torch.arange(BATCH)
-    return numbers * count // BATCH if count > BATCH else numbers % count
+def spread(count: int, examples: int = BATCH) -> Tensor:
+    """Return as many positions as `examples`, spread over the data, which may be sorted by class."""
+    numbers = torch.arange(examples)
+    return numbers * count // examples if count > examples else numbers % count
 
 
-def selected(data: Data) -> Tensor:
+def selected(data: Data, examples: int = BATCH) -> Tensor:
     """Return positions of examples for the checks: spread over the data and, in memory, those of extreme targets.
 
     The number is the same for every client: in a batch of several clients, `spread` then selects one example of each.
     """
-    rows = spread(len(data))
-    return torch.cat([rows, _extreme(data.targets)]) if isinstance(data, Examples) else rows
+    rows = spread(len(data), examples)
+    return torch.cat([rows, extreme(data.targets)]) if isinstance(data, Examples) else rows
 
 
-def _extreme(targets: Tensor) -> Tensor:
+def extreme(targets: Tensor) -> Tensor:
     """Return positions of targets that a loss may ignore, such as padding or missing labels.
 
     Such a value is the least or the greatest: these are the rows with the most and the fewest of each.
@@ -221,7 +326,8 @@ def _usable(model: nn.Module, objective: Objective, data: Data) -> Data:
     Training leaves out an example that cannot be read, fails alone, or fits in no batch with others. A refusal of the
     client for one such example would drop all its records.
     """
-    rows, trial_model = selected(data).unique().tolist(), _copied(model)
+    rows = selected(data).unique().tolist()
+    trial_model = _copied(model)
 
     def trains(rows: list[int]) -> bool:
         """Return whether model and loss take these examples as one batch."""
@@ -242,10 +348,14 @@ def _usable(model: nn.Module, objective: Objective, data: Data) -> Data:
     return only(data, np.array(usable)) if usable else data
 
 
-def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
+def batches_of_all(clients: Iterable[Data], pooled: bool = False) -> Iterator[Data]:
     """Yield data for the checks, with examples of each client that has some.
 
     Up to `BATCH` clients share a batch. Lazy data, several inputs, and data of another shape are yielded separately.
+
+    Args:
+      clients: data of each client.
+      pooled: whether all clients share one batch, of the examples that are `selected` among all; of a large model.
     """
     shared: list[Examples] = []
     for data in clients:
@@ -260,8 +370,11 @@ def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
             continue
         shared.append(examples)
         if len(shared) == BATCH:
-            yield joined(shared)
-            shared = []
+            pool, shared = joined(shared), []
+            if pooled:
+                shared.append(only(pool, selected(pool).numpy()))
+            else:
+                yield pool
     if shared:
         yield joined(shared)
 

@@ -1,6 +1,5 @@
 """Transformers task: a Hugging Face model trained by its own loss, with or without PEFT adapters."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.refusal import Refusal
+from ..arrays import copy_with_base
 from ..data import Data, as_data, run_on, with_targets
 from . import made_once
 
@@ -71,8 +71,8 @@ class TransformersTask:
             raise Refusal("model", self.name, remedy)
 
     def model(self) -> nn.Module:
-        """Return a new copy of the model."""
-        return copy.deepcopy(self._model)
+        """Return a new copy of the model, with the memory of its base."""
+        return copy_with_base(self._model)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the mean over examples: the model's own loss or, with token labels, of each example's mean by token.

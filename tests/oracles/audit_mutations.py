@@ -622,6 +622,7 @@ BEYOND: dict[str, str] = {
     "a hidden client is warned of its own scale": PRECONDITION,
     "declared bounds are taken for the data's own": PRECONDITION,
     "half precision excuses everything": PRECONDITION,
+    "a selection among all clients leaves rare targets out": PRECONDITION,
     "one of several runs takes the whole budget": PLANNED,
     "a server goes on after an alarm": ITSELF,
     "audit forgets delta": ITSELF,

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from fedveil.base.refusal import Refusal
+from fedveil.tasks import independence, probe
 from fedveil.tasks.data import Examples, LazyExamples
 from fedveil.tasks.independence import check_independence
 from fedveil.tasks.probe import batches_of_all
@@ -264,8 +266,13 @@ DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
 }
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", DEPENDENT)
-def test_module_that_mixes_examples_is_refused_by_name(name: str) -> None:
+def test_module_that_mixes_examples_is_refused_by_name(
+    name: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(probe, "LARGE_MODEL", 0)
     model, objective, part = DEPENDENT[name]
     with pytest.raises(Refusal) as refused:
         check_independence(model, objective, examples())
@@ -325,8 +332,13 @@ LEAVES_OUT: dict[str, tuple[Loss, Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", LEAVES_OUT)
-def test_a_loss_that_leaves_a_rare_target_out_is_refused(name: str) -> None:
+def test_a_loss_that_leaves_a_rare_target_out_is_refused(
+    name: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(probe, "LARGE_MODEL", 0)
     loss, targets = LEAVES_OUT[name]
     given = Examples(examples().inputs, targets)
     common = Examples(given.inputs, torch.cat([targets[:7], targets[8:], targets[:1]]))
@@ -335,7 +347,7 @@ def test_a_loss_that_leaves_a_rare_target_out_is_refused(name: str) -> None:
         check_independence(around(), Objective(loss), given)
     clients = [*[common] * 9, given, *[common] * 3]
     with pytest.raises(Refusal, match="mean of the examples' losses"):
-        for batch in batches_of_all(clients):
+        for batch in batches_of_all(clients, pooled=large):
             check_independence(around(), Objective(loss), batch)
 
 
@@ -378,6 +390,39 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model.computed = model[0].weight * 2  # type: ignore[assignment]
     with pytest.raises(Refusal, match="cannot be copied"):
         check_independence(model, Objective(), examples())
+
+
+def test_a_large_model_is_measured_once_for_each_code_and_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LARGE_MODEL", 0)
+    measured: list[object] = []
+    real = independence.prepare
+    monkeypatch.setattr(independence, "prepare", lambda *given: measured.append(given) or real(*given))
+    objective, mixing = Objective(), Objective(weighted_mean)
+    few = examples()
+    for seed in range(3):
+        others = examples(seed=seed)
+        items = [*zip(others.inputs, others.targets, strict=True)]
+        check_independence(around(), objective, LazyExamples(items))
+    assert len(measured) == 1
+    check_independence(around(), objective, LazyExamples(items, collate=default_collate))
+    check_independence(around(), Objective(), few)
+    assert len(measured) == 3
+    for _ in range(2):  # what is refused is never taken as measured
+        with pytest.raises(Refusal, match=r"Objective\.loss"):
+            check_independence(around(), mixing, few)
+
+
+def test_a_copy_of_a_large_model_shares_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LARGE_MODEL", 0)
+    model, pointers = Adapted(), list[tuple[bool, bool]]()
+
+    def look(layer: nn.Module, *_: object) -> None:
+        own = zip(model.parameters(), layer.parameters(), strict=True)
+        pointers.append(tuple(a.data_ptr() == b.data_ptr() for a, b in own))  # type: ignore[arg-type]
+
+    model.register_forward_hook(look)
+    check_independence(model, Objective(), examples())
+    assert {*pointers} == {(True, True, False, False)}
 
 
 # --- what does not ------------------------------------------------------------------------------------------------
@@ -601,8 +646,13 @@ def test_a_gradient_that_is_infinite_alone_or_among_others_is_refused(alone: boo
         check_independence(around(Infinite.apply), Objective(), positive)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_sound_model_passes_and_is_left_as_it_was(name: str) -> None:
+def test_sound_model_passes_and_is_left_as_it_was(
+    name: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(probe, "LARGE_MODEL", 0)
     model, objective = INDEPENDENT[name]
     torch.manual_seed(3)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -1,13 +1,14 @@
 """Models of Hugging Face keep examples apart, and the probe says so, whatever their weights."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedveil.tasks import probe
 from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import check_independence
 
@@ -69,3 +70,24 @@ def test_no_model_of_hugging_face_is_refused(name: str, seeds: int) -> None:
             Objective(),
             Examples(inputs, words if language else torch.randint(0, CLASSES, (12,))),
         )
+
+
+def test_a_model_in_bfloat16_with_a_trained_head_passes() -> None:
+    words = torch.randint(3, WORDS, (12, 10))
+    model = Logits(MODELS["Llama"]().to(torch.bfloat16))
+    assert any(buffer.dtype == torch.bfloat16 for buffer in model.buffers())
+    check_independence(model, Objective(), Examples(words, words))
+
+
+def test_the_ends_of_sequences_are_enough_for_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counts(Logits):
+        lengths: ClassVar[list[int]] = []
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.lengths.append(inputs.shape[1])
+            return super().forward(inputs)
+
+    monkeypatch.setattr(probe, "LARGE_MODEL", 0)
+    words = torch.randint(3, WORDS, (12, 60))
+    check_independence(Counts(MODELS["Llama"]()), Objective(), Examples(words, words))
+    assert {*Counts.lengths} == {32, 2}

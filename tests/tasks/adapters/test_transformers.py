@@ -140,3 +140,11 @@ def test_numbers_are_learned_without_an_accuracy() -> None:
 def test_a_model_that_cannot_train_is_refused(model: Any, said: str) -> None:
     with pytest.raises(fv.Refusal, match=said):
         classifier(model)
+
+
+def test_copies_of_a_model_share_its_base_and_nothing_that_trains() -> None:
+    task = classifier()
+    one, other = task.model(), task.model()
+    pairs = [*zip(one.parameters(), other.parameters(), strict=True)]
+    assert all((a.data_ptr() == b.data_ptr()) != a.requires_grad for a, b in pairs)
+    assert any(a.requires_grad for a, _ in pairs) and not all(a.requires_grad for a, _ in pairs)
