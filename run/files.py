@@ -13,6 +13,7 @@ ROSTERS = "rosters.jsonl"  # of real clients: the eligible ones, and the first r
 RESULT = "result.json"
 CLIENTS_LOG = "clients.log"  # errors of clients on this machine
 MODEL = "model.safetensors"
+BASE = "base.json"  # hash of what every client has of the model already, which no checkpoint and no message holds
 CURVE = "curve.png"
 AUDIT_ROWS = "audit.npy"
 AUDIT_TERMS = "audit.json"

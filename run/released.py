@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.bounded_decoding import read_json
 from ..base.refusal import Refusal
 from ..configs.strict import leaves
-from .files import CONFIG, MODEL, RESULT
+from .files import BASE, CONFIG, MODEL, RESULT
 from .run_files import read_config
 
 if TYPE_CHECKING:
@@ -113,10 +114,14 @@ def model_of(folder: Path, task: Task) -> nn.Module:
     """Return the released model in evaluation mode.
 
     Raises:
-      Refusal: it is of another task.
+      Refusal: it is of another task, or was trained on another base.
     """
+    from ..tasks.arrays import hash_of_base
     from ..tasks.model_columns import read_released
 
+    base = folder / BASE
+    if base.is_file() and read_json(base.read_bytes()) != {"sha256": hash_of_base(task)}:
+        raise Refusal("model", str(folder), "was trained on another base than the task now has; restore that")
     model = task.model()
     read_released(model, (folder / MODEL).read_bytes())
     return model.eval()

@@ -11,9 +11,9 @@ from ..base.bounded_decoding import build, read_json
 from ..base.durable_files import replace_file
 from ..base.refusal import Refusal, refusing
 from ..server.rounds import Status
-from ..tasks.arrays import read_arrays
+from ..tasks.arrays import hash_of_base, read_arrays
 from ..tasks.protocol import PredictingTask
-from .files import CONFIG, RESULT, SAVED, SCALING, SINGLY
+from .files import BASE, CONFIG, RESULT, SAVED, SCALING, SINGLY
 from .manifest import TASK_FILES
 from .prepared_run import Run, Saved
 from .run_files import MIXED, read_object
@@ -90,13 +90,16 @@ def _state_of(run: Run) -> Saved:
 
 def _files_of_model(run: Run) -> Mapping[str, bytes]:
     """Return the files that the task stores with its model, by name, and the answer by which its inputs are scaled."""
-    task = run.federation.task
+    task, files = run.federation.task, dict[str, bytes]()
+    if base := hash_of_base(task):
+        files[BASE] = json.dumps({"sha256": base}).encode()
     if not isinstance(task, PredictingTask):
         task = getattr(task, "task", None)  # of a task with planted examples
-    files = task.beside_the_model() if isinstance(task, PredictingTask) else {}
-    if run.federation.moments is None:
-        return files
-    return {**files, SCALING: (run.folder / SCALING).read_bytes()}
+    if isinstance(task, PredictingTask):
+        files |= task.beside_the_model()
+    if run.federation.moments is not None:
+        files[SCALING] = (run.folder / SCALING).read_bytes()
+    return files
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:

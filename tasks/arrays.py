@@ -240,15 +240,35 @@ def check_base(task: Task, inputs: Any) -> list[str]:
 def agreement_of(task: Task) -> str | None:
     """Return the hash of the parts that a server and its clients must share, SHA-256 in hexadecimal.
 
-    It covers the schema of the inputs, and names, shapes and types of the model's arrays; None without a schema.
+    It covers the schema of the inputs, names, shapes and types of the model's arrays, and its base; None without a schema
+    and a base.
     """
-    if not isinstance(task, PredictingTask):
+    model, base = task.model(), hash_of_base(task)
+    if not base and not isinstance(task, PredictingTask):
         return None
-    digest = hashlib.sha256()
-    for name, content in sorted(task.beside_the_model().items()):
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    for name, array in sorted(read_arrays(task.model()).items()):
+    digest = hashlib.sha256(base.encode())
+    if isinstance(task, PredictingTask):
+        for name, content in sorted(task.beside_the_model().items()):
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    for name, array in sorted(read_arrays(model).items()):
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_of_base(task: Task) -> str:
+    """Return the SHA-256 of a task's base in hexadecimal: names, shapes, types and values; empty without a base."""
+    model = task.model()
+    if not base_of(model):
+        return ""
+    digest, sent = hashlib.sha256(), sent_state(model).keys()
+    for name, value in sorted(model.state_dict().items()):
+        if name in sent or not isinstance(value, Tensor):
+            continue
+        tensor = value
+        if type(value) not in (Tensor, nn.Parameter) and value.is_floating_point():
+            tensor = value.dequantize()  # packed weights of another library
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

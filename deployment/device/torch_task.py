@@ -99,9 +99,11 @@ class TorchTask:
         """
         task, record = self._own_bench.task, order.record
         if order.agreement != self._agreement(_scaling_in(order.task_options)):
-            remedy = "the server has another schema or model; take both from the same fedveil provision"
-            schema = Path(str(self._settings.task_options.get("schema")))
-            raise Refusal("schema", schema.name, remedy)
+            remedy = "the server has another schema, model or base; take them from the same fedveil provision"
+            options = self._settings.task_options
+            if "schema" in options:
+                raise Refusal("schema", Path(str(options["schema"])).name, remedy)
+            raise Refusal("task", self._settings.task, remedy)
         if record and record.per_person is not None:
             names_of(data_of(task, self._client), f"client {self._client}")  # or refuses
         check_optimizer(task, order.training, record and 1.0)  # with noise on records, however much

@@ -150,7 +150,7 @@ def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None
     others.append(agreement_of(load(schema=str(desk / "other.yaml"))))
     for other in others:
         assert other != own
-        with pytest.raises(Refusal, match="another schema or model"):
+        with pytest.raises(Refusal, match="another schema, model or base"):
             device.task.check_order(replace(order, agreement=other), None)
     with pytest.raises(Refusal, match="64 hexadecimal digits"):
         replace(order, agreement="0")

@@ -19,8 +19,17 @@ from fedveil.client.training.sgd import train
 from fedveil.client.workbench import Workbench
 from fedveil.messages.client_settings import ClientSettings
 from fedveil.messages.local_training import LocalTraining
+from fedveil.run.manifest import read_manifest
+from fedveil.run.released import model_of
 from fedveil.server import checkpoint
-from fedveil.tasks.arrays import base_of, check_base, dimension_of, holds_arrays, read_arrays
+from fedveil.tasks.arrays import (
+    agreement_of,
+    base_of,
+    check_base,
+    dimension_of,
+    holds_arrays,
+    read_arrays,
+)
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
@@ -143,6 +152,33 @@ def test_a_base_is_the_same_to_the_bit_after_three_rounds(
     assert dimension_of(task) == TRAINED
     kept = checkpoint.read(run.folder)
     assert kept is not None and sum(each.size for each in kept.state.arrays.values()) == TRAINED
+
+
+def shifted() -> nn.Module:
+    """Return a base that differs in one number of a buffer."""
+    base = Packed()
+    base.scales[3] += 1e-6
+    return base
+
+
+def test_a_run_on_another_base_is_not_resumed_and_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = fv.simulate(Made(Packed), privacy="none", folder=folder, num_rounds=1, quiet=True, seed=0)
+    assert (folder / "base.json").is_file() and "base.json" in read_manifest(folder).files
+    assert bytes_of(model_of(folder, Made(Packed))) == bytes_of(run.model)
+    with pytest.raises(Refusal, match="another base"):
+        model_of(folder, Made(shifted))
+    (folder / "result.json").unlink()
+    with pytest.raises(Refusal, match=r"started with another base\.json"):
+        fv.simulate(Made(shifted), resume=folder, quiet=True)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_server_and_clients_agree_on_a_base_by_its_values(base: str) -> None:
+    task = Made(BASES[base])
+    assert agreement_of(task) == agreement_of(task) != agreement_of(Made(shifted))
+    assert agreement_of(Made(Packed)) not in (agreement_of(Made(shifted)), None)
+    assert agreement_of(Made(lambda: nn.Linear(WIDTH, WIDTH))) is None
 
 
 def test_old_checkpoints_and_model_files_hold_the_base_as_well() -> None:
