@@ -250,6 +250,13 @@ def _main(argv: tuple[str, ...], first: Callable[[], None]) -> int:
 
 
 @pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny language model of two layers, not to be changed."""
+    texts = import_module("shared.texts")
+    return texts.write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
 def five_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The desk of five devices with data of their own, to be copied and not changed."""
     devices = runpy.run_path(str(FAULTS / "devices.py"))
