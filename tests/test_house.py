@@ -87,7 +87,7 @@ DIALECT = {
 }
 CEILINGS = {
     "lines of the package": 84_000,  # with docstrings, comments and blank lines
-    "lines of the core": 55_085,
+    "lines of the core": 55_600,
     "files that know many features": 0,
     "tests of None": 1_320,
     "tests of None on a part's name": 22,

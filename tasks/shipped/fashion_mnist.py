@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...base.cache import cache_folder
 from ...base.refusal import Refusal
 from ..classification import Classification, classification, softmax_regression
 from ..data import Examples
@@ -60,11 +61,6 @@ def load(
 def student() -> LowFrequencies:
     """Return a model of 4870 parameters: the six lowest frequencies of each channel."""
     return LowFrequencies(CHANNELS, SIDE // STRIDE, STUDENT_ORDER, NUM_CLASSES)
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloads: $XDG_CACHE_HOME/fedveil, by default ~/.cache/fedveil."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedveil"
 
 
 def find_folder(folders: Sequence[Path]) -> Path:

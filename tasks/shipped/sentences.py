@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...base.cache import cache_folder
 from ...base.refusal import Refusal
 from ..classification import Classification, classification
 from ..data import Examples
 from ..partition import Partition
-from .fashion_mnist import cache_folder, cached_tensors
+from .fashion_mnist import cached_tensors
 from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
 
 NUM_CLASSES = 2  # wanted, unwanted
