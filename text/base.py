@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import nn
 
 from ..base.refusal import Refusal
+from .gguf import is_gguf, unpacked
+from .loading import CONFIG, PACKED, WEIGHTS, load_model, read_json
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-BLOCK = 1 << 20  # bytes of a file that are hashed at a time
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Base:
     """Pretrained causal language model in a folder of Hugging Face.
 
     Attributes:
-      folder: with config.json, model.safetensors and tokenizer.json.
+      folder: with config.json, model.safetensors or its parts, and tokenizer.json; packed.safetensors from a GGUF file.
     """
 
     folder: Path
@@ -32,7 +31,7 @@ class Base:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The model's configuration."""
-        return json.loads((self.folder / CONFIG).read_bytes())
+        return read_json(self.folder / CONFIG)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -47,38 +46,46 @@ class Base:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of configuration, weights and tokenizer, in hexadecimal; equal at all clients of a run."""
-        digest = hashlib.sha256()
-        for name in (CONFIG, WEIGHTS, TOKENIZER):
-            with (self.folder / name).open("rb") as file:
-                digest.update(name.encode())
-                while block := file.read(BLOCK):
-                    digest.update(block)
-        return digest.hexdigest()
+        """SHA-256 of configuration, tokenizer and weights, in hexadecimal; equal at all clients of a run."""
+        return _digest(self.folder)
 
     def model(self, bits: int) -> nn.Module:
-        """Return the frozen model in evaluation mode, which this process loads once; `bits` of a weight, 16 or 32."""
-        return _loaded(self.folder, bits)
+        """Return the frozen model in evaluation mode, which this process loads once.
 
+        Args:
+          bits: of a weight: 32, 16 (bfloat16), or 8 or 4: the decoder's linear layers are then packed, all else is in
+            bfloat16.
 
-@lru_cache(maxsize=2)
-def _loaded(folder: Path, bits: int) -> nn.Module:
-    """Return the frozen model of a folder."""
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.bfloat16 if bits == 16 else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=dtype
-    )
-    model.config.use_cache = False
-    return model.eval().requires_grad_(False)
+        Raises:
+          Refusal: a layer cannot be packed.
+        """
+        return load_model(self.folder, bits)
 
 
 def open_base(path: str) -> Base:
-    """Return the base in a folder; refuse a folder without its files."""
+    """Return the base in a folder or a GGUF file, which is unpacked once into the cache.
+
+    Raises:
+      Refusal: the folder lacks a file, or the GGUF file is damaged or of another architecture.
+    """
     folder = Path(path).expanduser()
-    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
+    if folder.is_file():
+        if not is_gguf(folder):
+            raise Refusal("task.base", path, "is no GGUF file; name a folder of Hugging Face, or a GGUF file")
+        folder = unpacked(folder)
+    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not any(folder.glob(name))]
     if missing:
         remedy = f"has no {', '.join(missing)}; name a folder of Hugging Face, or a GGUF file"
         raise Refusal("task.base", path, remedy)
     return Base(folder.resolve())
+
+
+@lru_cache(maxsize=8)
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the files of a base; a process computes it once."""
+    digest = hashlib.sha256()
+    for pattern in (CONFIG, TOKENIZER, WEIGHTS, PACKED):
+        for path in sorted(folder.glob(pattern)):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
