@@ -20,7 +20,7 @@ CONFIG = "config.json"
 WEIGHTS = "model*.safetensors"  # one file, or its parts
 PACKED = "packed.safetensors"  # blocks of the linear layers that a GGUF file has packed, by the names of their weights
 TYPES = {32: torch.float32, 16: torch.bfloat16, 8: torch.bfloat16, 4: torch.bfloat16}
-MAPPED = 1 << 26
+MAPPED = 1 << 26  # bytes of a file that may be in memory while weights are converted
 COPY = "copy the model again"
 
 

@@ -33,7 +33,7 @@ def write_gguf(path: Path, folder: Path, kind: str = "F16", **entries: Any) -> P
       path: file to write.
       folder: of Hugging Face, with tokenizer.json.
       kind: format of the matrices, of GGMLQuantizationType.
-      entries: metadata in the stead of that of the model: architecture, model, pre, scaling or add_bos.
+      entries: metadata in the stead of that of the model: architecture, model, pre or scaling.
     """
     model = LlamaForCausalLM.from_pretrained(folder)
     config: Any = model.config
@@ -62,7 +62,7 @@ def write_gguf(path: Path, folder: Path, kind: str = "F16", **entries: Any) -> P
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
-    writer.add_add_bos_token(entries.get("add_bos", False))
+    writer.add_add_bos_token(False)
     for name, value in model.state_dict().items():
         if name != "lm_head.weight" or not config.tie_word_embeddings:
             _add(writer, config, name.removesuffix(".weight"), value.numpy(), kind)

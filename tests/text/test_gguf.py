@@ -1,5 +1,7 @@
 """GGUF files become the models that they were written from; what cannot be converted is refused and leaves no file."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from shared.gguf_files import write_gguf
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -17,7 +19,7 @@ from fedveil.text import gguf
 from fedveil.text.base import open_base
 
 TOKENS = torch.arange(1, 41).view(2, 20)
-TEXTS = ("dear friend, the sea is calm", "42 sails\n\n  at 7.30", "Grüße 日本 🙂 <|endoftext|> and", "")
+TEXT = "Grüße 日本 🙂, dear friend <|endoftext|> 42"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,7 @@ def test_heads_norms_and_positions_are_those_of_the_file(tmp_path: Path, tiny_ba
     write_gguf(path, source, "F32")
     folder = gguf.unpacked(path)
     assert (logits(folder) - logits(source)).abs().max() < 2e-2
+    assert not json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
@@ -80,30 +83,11 @@ def test_packed_weights_are_those_of_the_file(kind: str, tmp_path: Path, tiny_ba
         assert (weights[name].numpy() == dequantize(expected, form).astype("float16")).all(), name
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm"])
-def test_a_text_has_the_tokens_of_transformers(pre: str, tmp_path: Path, tiny_base: Path) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", tiny_base, pre=pre)
-    tokenizer = Tokenizer.from_file(str(gguf.unpacked(path) / "tokenizer.json"))
-    source = Tokenizer.from_file(str(tiny_base / "tokenizer.json"))
-    for text in TEXTS:
-        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
-        assert tokenizer.encode(text).ids == source.encode(text).ids or pre == "smollm"
-    digits = [token for token in tokenizer.encode("42 1999").tokens if any(map(str.isdigit, token))]
-    assert pre == "gpt-2" or digits == list("421999")
-
-
-def test_a_model_trained_with_a_first_token_has_it(tmp_path: Path, tiny_base: Path) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", tiny_base, add_bos=True)
-    tokenizer = Tokenizer.from_file(str(gguf.unpacked(path) / "tokenizer.json"))
-    assert tokenizer.encode("the sea").tokens[0] == "<|endoftext|>"
-    assert tokenizer.encode("the sea").ids.count(0) == 1
-
-
 def test_transformers_loads_the_folder(tmp_path: Path, tiny_base: Path) -> None:
     folder = gguf.unpacked(write_gguf(tmp_path / "tiny.gguf", tiny_base))
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token == "<|endoftext|>"
-    assert tokenizer(TEXTS[0])["input_ids"] == open_base(str(folder)).tokenizer.encode(TEXTS[0]).ids
+    assert tokenizer(TEXT)["input_ids"] == open_base(str(folder)).tokenizer.encode(TEXT).ids
 
 
 def test_a_file_is_unpacked_once(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +157,19 @@ def test_another_file_is_refused(content: bytes, tmp_path: Path, cache: Path) ->
     with pytest.raises(Refusal, match=r"^task.base='.*model.gguf': "):
         open_base(str(path))
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("value", [1e6, float("nan")])
+def test_weights_beyond_float16_are_refused(value: float, tmp_path: Path, tiny_base: Path) -> None:
+    source = Path(shutil.copytree(tiny_base, tmp_path / "source"))
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    path = write_gguf(tmp_path / "tiny.gguf", source, "F32")
+    with pytest.raises(
+        Refusal, match=r"blk.1.ffn_up.weight has values beyond float16; give the model as a folder"
+    ):
+        gguf.unpacked(path)
 
 
 def test_a_model_that_lacks_a_weight_is_refused(

@@ -142,7 +142,8 @@ def test_a_width_without_whole_blocks_is_refused(copied: Path) -> None:
     assert load_model(copied, 16)
 
 
-def test_weights_in_parts_are_read(copied: Path) -> None:
+def test_weights_in_parts_are_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "MAPPED", 1)  # so that a file is mapped anew for each weight
     weights = load_file(copied / "model.safetensors")
     names = sorted(weights)
     for number, part in enumerate((names[::2], names[1::2]), 1):
@@ -176,3 +177,13 @@ def test_a_damaged_configuration_is_refused(content: str, copied: Path) -> None:
     (copied / "config.json").write_text(content)
     with pytest.raises(Refusal, match=r"^task.base='.*': "):
         load_model(copied, 32)
+
+
+def test_no_code_of_a_folder_is_run(copied: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    (copied / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (copied / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
+    with pytest.raises(Refusal, match=r"^task.base='.*': cannot be loaded"):
+        load_model(copied, 32)
+    assert not marker.exists()
