@@ -79,16 +79,16 @@ def is_plain(config: Mapping[str, Any]) -> bool:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class States:
-    """Hidden states after the final norm, shape (n, tokens, width), under the name that transformers gives them."""
+    """Hidden states after the final norm, shape (n, tokens, width); named as in transformers, and open to hooks too."""
 
     last_hidden_state: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Logits:
-    """Logits of the next token, shape (n, tokens, vocabulary), under the name that transformers gives them."""
+    """Logits of the next token, shape (n, tokens, vocabulary); named as in transformers, and open to hooks too."""
 
     logits: Tensor
 
@@ -144,7 +144,7 @@ class Attention(nn.Module):
 
     def __init__(self, sizes: LlamaSizes) -> None:
         super().__init__()
-        self.head, self.repeats = sizes.head, sizes.heads // sizes.groups
+        self.heads, self.groups, self.head = sizes.heads, sizes.groups, sizes.head
         queries, keys = sizes.heads * sizes.head, sizes.groups * sizes.head
         self.q_proj = Linear(sizes.width, queries)
         self.k_proj = Linear(sizes.width, keys)
@@ -153,13 +153,17 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Return the attention's output, shape of `states`."""
-        heads = (*states.shape[:-1], -1, self.head)
-        queries = _rotate(self.q_proj(states).view(heads).transpose(1, 2), cosines, sines)
-        keys = _rotate(self.k_proj(states).view(heads).transpose(1, 2), cosines, sines)
-        values = self.v_proj(states).view(heads).transpose(1, 2)
-        keys, values = (each.repeat_interleave(self.repeats, dim=1) for each in (keys, values))
+        queries = _rotate(self._split(self.q_proj(states), self.heads), cosines, sines)
+        keys = _rotate(self._split(self.k_proj(states), self.groups), cosines, sines)
+        values = self._split(self.v_proj(states), self.groups)
+        repeats = self.heads // self.groups
+        keys, values = (each.repeat_interleave(repeats, dim=1) for each in (keys, values))
         mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, states: Tensor, heads: int) -> Tensor:
+        """Return states, shape (n, tokens, heads x head), as shape (n, heads, tokens, head); n may be 0."""
+        return states.unflatten(-1, (heads, self.head)).transpose(1, 2)
 
 
 class Perceptron(nn.Module):

@@ -78,6 +78,11 @@ def test_padding_on_the_right_changes_nothing() -> None:
     torch.testing.assert_close(model(padded).logits[:, :9], model(TOKENS).logits)
 
 
+def test_no_text_has_no_logits() -> None:
+    model, _ = both()
+    assert model(TOKENS[:0]).logits.shape == (0, 9, 50)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention, under vmap
 def test_example_gradients_by_vmap_are_those_one_by_one() -> None:
     model, _ = both()
