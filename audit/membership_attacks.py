@@ -29,6 +29,7 @@ from ..privacy.audit.one_run import Scores
 from ..run.build import build
 from ..run.files import MODEL
 from ..tasks.arrays import load_arrays
+from ..tasks.batch_memory import AUTO, answers
 from ..tasks.data import Examples, data_of, held_out_of, in_tensors, joined, only
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
@@ -138,8 +139,7 @@ def by_art(attacked: Attacked, shadows: int) -> Scores:
 @torch.no_grad()
 def _classes(model: torch.nn.Module, examples: Examples) -> NDArray[np.float32]:
     """Return the probability of each class, shape (n, classes)."""
-    model.eval()
-    outputs: torch.Tensor = model(examples.inputs)
+    outputs = next(answers(model.eval(), examples, AUTO))[0]
     if outputs.ndim != 2 or examples.targets.ndim != 1:
         raise Refusal("membership", "art", "this task has no classes; give loss, rmia or lira")
     return outputs.softmax(dim=1).numpy()

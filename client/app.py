@@ -160,9 +160,10 @@ def _trained(message: Message, client: int, bench: Workbench, settings: ClientSe
     examples = placed(data, bench.device)
     metrics: dict[str, float] = {wire.WEIGHT: len(data)}
     if settings.loss_traces:
-        from ..tasks.mislabelled import keep_losses
+        from ..tasks.mislabelled import keep_losses, losses_of
 
-        keep_losses(Path(settings.loss_traces), client, number, bench.task, bench.model, examples)
+        losses = losses_of(bench.task, bench.model, examples, settings.examples_at_once)
+        keep_losses(Path(settings.loss_traces), client, number, losses)
     if settings.record:
         from .dp_sgd.rounds import train_on_ledger
 

@@ -2,10 +2,21 @@
 
 from typing import Annotated, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from .group import Group, remedy
 from .values import Positive
+
+
+def _decimal(value: object) -> object:
+    """Return a whole number in decimal, and any other value unchanged."""
+    if type(value) is int:
+        return str(value)
+    return value
+
+
+_EXAMPLES = "must be auto, or a whole number of at least 1"
+AtOnce = Annotated[str, BeforeValidator(_decimal), remedy(_EXAMPLES, pattern=r"^(auto|[1-9][0-9]{0,8})$")]
 
 
 class Engine(Protocol):
@@ -22,6 +33,8 @@ class Engine(Protocol):
     def device(self) -> str: ...
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]: ...
+    @property
+    def examples_at_once(self) -> str: ...
     @property
     def deadline(self) -> float: ...
     @property
@@ -48,6 +61,8 @@ class InProcess(Group):
         "float32"
     )
     """Precision of models, by autocast; parameters and updates stay in float32."""
+    examples_at_once: AtOnce = "auto"
+    """Examples in memory at a time in steps of DP-SGD and evaluations; auto: as many as 256 MiB for each thread hold."""
     deadline: Positive = 60.0
     """Seconds until one client's reply is late."""
     address: ClassVar[None] = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from ..configs.engine_settings import InProcess
+from ..configs.engine_settings import AtOnce, InProcess
 from ..configs.group import Group
 from ..configs.values import By, Positive, Text
 
@@ -19,6 +19,8 @@ class Ray(Group):
     device: ClassVar[Literal["cpu"]] = "cpu"
     dtype: ClassVar[Literal["float32"]] = "float32"
     elsewhere: ClassVar[bool] = True
+    examples_at_once: AtOnce = "auto"
+    """As of engine=inprocess, in each actor."""
     deadline: Positive = 60.0
     """Seconds until one client's reply is late."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..base.bounded_decoding import build, plain_of, read_json
+from ..base.bounded_decoding import RARE, build, plain_of, read_json
 from .local_training import LocalTraining
 from .record_settings import NO_CANARY_RECORDS, CanaryRecords, RecordPrivacy, StepTerms
 from .training_order import read_order
@@ -91,6 +91,7 @@ class ClientSettings:
       dtype: precision of models, `float32` or `bfloat16`.
       held_out: share of a device's records that are held out of training; in a simulation the task holds them out.
       group_equal_rows: whether equal records are held out together, the rule of earlier releases.
+      examples_at_once: examples in memory at a time, in the format of `tasks.batch_memory.check_at_once`.
     """
 
     task: str
@@ -108,6 +109,7 @@ class ClientSettings:
     dtype: str = "float32"
     held_out: float | None = None
     group_equal_rows: bool = False
+    examples_at_once: Annotated[str, RARE] = "auto"
 
     @property
     def canary_clients(self) -> CanaryClients:

@@ -53,15 +53,15 @@ def measured_at(
     if not len(held_out):
         return None
     bench.forget()
-    device_data = placed(held_out, bench.device)
+    device_data, limit = placed(held_out, bench.device), bench.settings.examples_at_once
     released = released_of(content)
     if released is None:
         load_arrays(bench.model, wire.views(wire.only_arrays(content)))
-        return measure_means(device_data, bench.task, bench.model, bench.precision, evaluation)
+        return measure_means(device_data, bench.task, bench.model, bench.precision, evaluation, limit)
     from ..tasks.model_columns import read_released  # tables, not needed for training
 
     read_released(bench.private_model(held_out, evaluated=True), released)
-    return measure_rows(device_data, bench.task, bench.model, bench.precision, evaluation)
+    return measure_rows(device_data, bench.task, bench.model, bench.precision, evaluation, limit)
 
 
 def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
@@ -75,7 +75,8 @@ def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquir
     if inquiry.unit is Unit.RECORD:  # its output for a row must then not depend on other rows
         bench.private_model(data_of(bench.task, client), evaluated=True)
     read_released(bench.model, released)
-    return columns_with(bench.task, client, on_cpu(bench.model).eval(), inquiry.attributed)
+    model, limit = on_cpu(bench.model).eval(), bench.settings.examples_at_once
+    return columns_with(bench.task, client, model, inquiry.attributed, limit)
 
 
 def _answer_inquiry(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans, HeldOutRows
-from ..tasks.data import BATCH, Data, batches_of, padded, padded_size, rows_of, run_on
+from ..tasks.batch_memory import AUTO, answers, evaluated_apart
+from ..tasks.data import BATCH, Data, mean_figures, padded, rows_of, run_on
 from ..tasks.protocol import Task
 
 logger = logging.getLogger("fedveil.client")
@@ -24,6 +25,7 @@ def measure_means(
     model: nn.Module,
     precision: Callable[[], AbstractContextManager[Any]],
     evaluation: Evaluation,
+    limit: str = AUTO,
 ) -> HeldOutMeans | None:
     """Return a model's means on held-out records; it is put into evaluation mode.
 
@@ -37,18 +39,21 @@ def measure_means(
       model: to evaluate.
       precision: the context in which the model runs.
       evaluation: names the metric.
+      limit: of the records in memory, as of `evaluated_at_once`.
     """
-    model.eval()
-    metric = loss = measured = 0.0  # sums over the records; `measured` counts those with a metric
-    for inputs, targets in batches_of(data):
+    metrics: list[tuple[int, dict[str, float]]] = []
+    losses: list[tuple[int, dict[str, float]]] = []
+    for outputs, targets in answers(model.eval(), data, limit, precision):
         with precision():
-            outputs = run_on(model, inputs)
-            loss += len(targets) * float(task.loss(outputs, targets))
-        metrics = task.metrics(outputs, targets)
-        if evaluation.metric in metrics:
-            metric += len(targets) * float(metrics[evaluation.metric])
-            measured += len(targets)
-    return HeldOutMeans(metric / measured, loss / len(data)) if measured else None
+            losses.append((len(targets), {"loss": float(task.loss(outputs, targets))}))
+        figures = task.metrics(outputs, targets).items()
+        metrics.append(
+            (len(targets), {name: float(each) for name, each in figures if name == evaluation.metric})
+        )
+    means = mean_figures(metrics)
+    if evaluation.metric not in means:
+        return None
+    return HeldOutMeans(means[evaluation.metric], mean_figures(losses)["loss"])
 
 
 @torch.no_grad()
@@ -58,6 +63,7 @@ def measure_rows(
     model: nn.Module,
     precision: Callable[[], AbstractContextManager[Any]],
     evaluation: Evaluation,
+    limit: str = AUTO,
 ) -> HeldOutRows:
     """Return a model's metric and loss for each held-out record alone; arguments as for `measure_means`.
 
@@ -70,7 +76,7 @@ def measure_rows(
         try:
             inputs, targets = data.batch(rows)
             with precision():
-                outputs = run_on(model, padded(inputs, padded_size(len(targets))))
+                outputs = run_on(model, padded(inputs, parts.size(len(targets))))
             records = [(rows_of(outputs, slice(at, at + 1)), targets[at : at + 1]) for at in range(len(rows))]
             metrics = [float(task.metrics(*each).get(evaluation.metric, math.nan)) for each in records]
             return list(zip(metrics, [float(task.loss(*each)) for each in records], strict=True))
@@ -80,6 +86,8 @@ def measure_rows(
             logger.exception("a held-out record has no value because the task fails on it")
             return [(math.nan, math.nan)]
 
-    model.eval()
-    values = [each for rows in torch.arange(len(data)).split(BATCH) for each in measure(rows)]
+    parts = evaluated_apart(limit, model.eval(), data)
+    values = [
+        each for rows in torch.arange(len(data)).split(min(BATCH, parts.rows)) for each in measure(rows)
+    ]
     return HeldOutRows(*np.array(values).reshape(-1, 2).T)

@@ -81,6 +81,7 @@ def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
         loss_traces=traces_of(federation, folder),
         accelerator=s.engine.device,
         dtype=s.engine.dtype,
+        examples_at_once=s.engine.examples_at_once,
     )
 
 

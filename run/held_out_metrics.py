@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from ..modes.federation import Federation
 from ..tasks.arrays import emptied, holding
-from ..tasks.data import Examples, batches_of, derived, figures_of, group_figures, held_out_of, run_on
+from ..tasks.batch_memory import answers
+from ..tasks.data import Examples, derived, figures_of, group_figures, held_out_of, mean_figures, rows_of
 from ..tasks.hardware import device_of, placed, precision
 from ..tasks.memory import give_back
 from ..tasks.protocol import GroupedTask
@@ -26,8 +27,9 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     """
     if not federation.held_out_public:
         return lambda arrays, number: {}
-    task, dtype = federation.task, federation.settings.engine.dtype
+    task, limit = federation.task, federation.settings.engine.examples_at_once
     device, model = _device_and_model(federation)
+    run_precision = partial(precision, device, federation.settings.engine.dtype)
     public = held_out_of(task)
     give_back()  # memory of models that were made to check the task
     examples, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
@@ -35,19 +37,17 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
         if not len(examples):
             return {}
-        model.eval()
-        with holding(model, arrays), torch.no_grad():
-            means: dict[str, float] = defaultdict(float)
-            for inputs, targets in batches_of(examples):
-                with precision(device, dtype):
-                    outputs = run_on(model, inputs)
+        figures: list[tuple[int, dict[str, float]]] = []
+        with holding(model.eval(), arrays), torch.no_grad():
+            start = 0
+            for outputs, targets in answers(model, examples, limit, run_precision):
+                with run_precision():
                     loss = float(task.loss(outputs, targets))
-                figures = {**figures_of(task, outputs, targets), "loss": loss}
+                figures.append((len(targets), {**figures_of(task, outputs, targets), "loss": loss}))
                 if groups and isinstance(task, GroupedTask):
-                    figures |= group_figures(outputs, targets, groups, task.group_words)
-                for name, value in figures.items():
-                    means[name] += value * len(targets) / len(examples)
-            return derived(task, means)
+                    codes = rows_of(groups, slice(start, start := start + len(targets)))
+                    figures[-1][1].update(group_figures(outputs, targets, codes, task.group_words))
+        return derived(task, mean_figures(figures))
 
     return evaluate
 
@@ -73,12 +73,11 @@ def confusion(federation: Federation, arrays: Arrays) -> list[list[int]] | None:
     """
     if not federation.held_out_public or not arrays:
         return None
-    device, model = _device_and_model(federation)
+    engine, (device, model) = federation.settings.engine, _device_and_model(federation)
     counts, classes = torch.zeros(0, dtype=torch.int64), 0
     with holding(model.eval(), arrays), torch.no_grad():
-        for inputs, targets in batches_of(placed(held_out_of(federation.task), device)):
-            with precision(device, federation.settings.engine.dtype):
-                outputs = run_on(model, inputs)
+        examples, limit = placed(held_out_of(federation.task), device), engine.examples_at_once
+        for outputs, targets in answers(model, examples, limit, partial(precision, device, engine.dtype)):
             if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2 or targets.dim() != 1:
                 return None
             classes = outputs.shape[1]

@@ -17,7 +17,6 @@ from ..server.checkpoint import NO_CHECKPOINT, Checkpoint, read
 from ..strategies.registry import make_strategy
 from ..tasks.arrays import check_base, dimension_of
 from ..tasks.data import (
-    batches_of,
     check_data,
     check_size,
     check_taken,
@@ -25,7 +24,6 @@ from ..tasks.data import (
     data_of_all,
     figures_of,
     held_out_of,
-    run_on,
     text_of,
 )
 from ..tasks.hardware import check_made_here
@@ -185,18 +183,19 @@ def _check_evaluation(federation: Federation) -> None:
     if not count or not federation.held_out_public:
         warn(NOT_MEASURED if count else NO_HELD_OUT)
     elif federation.settings.task.own and own_training(federation.task) is None:
-        _check_measured(federation.task)
+        _check_measured(federation.task, federation.settings.engine.examples_at_once)
 
 
-def _check_measured(task: Task) -> None:
-    """Refuse a model, or metrics, that fail on the first held-out examples."""
+def _check_measured(task: Task, limit: str) -> None:
+    """Refuse a model, or metrics, that fail on the first held-out examples, of which `limit` are in memory at a time."""
     import torch  # takes a second, and a plan does not need it
 
-    inputs, targets = next(batches_of(held_out_of(task)))
+    from ..tasks.batch_memory import answers
+
     field, remedy = "task.model", "fails on the held-out data in evaluation mode"
     try:
         with torch.no_grad():
-            outputs = run_on(task.model().eval(), inputs)
+            outputs, targets = next(answers(task.model().eval(), held_out_of(task), limit))
             field, remedy = "task.metrics", "fails on the held-out data; return numbers by name"
             figures_of(task, outputs, targets)
     except Exception as error:

@@ -144,6 +144,7 @@ def predictions(
     """
     import torch
 
+    from ..tasks.batch_memory import outputs_apart
     from ..tasks.exported import read_array
     from ..tasks.numpy_model import columns
     from ..tasks.protocol import PredictingTask
@@ -151,7 +152,7 @@ def predictions(
     inputs = task.encode(data) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(data))
     try:
         with torch.no_grad():
-            outputs = model(inputs)
+            outputs = outputs_apart(model, inputs)
     except (RuntimeError, IndexError) as error:
         remedy = f"does not suit the model: {_row_of(task) or str(error).splitlines()[0]}"
         raise Refusal("data", _describe_tensor(inputs), remedy) from None

@@ -18,7 +18,8 @@ from ..privacy.arms import ArmDeal
 from ..server.checkpoint import State
 from ..server.tuning import LOSS, NO_TUNING, Tuning
 from ..strategies.cohorts import in_arm, invited_size
-from ..tasks.data import batches_of, derived, figures_of, held_out_of, run_on
+from ..tasks.batch_memory import answers
+from ..tasks.data import derived, figures_of, held_out_of
 from ..tasks.protocol import Task
 from .prepared_run import Run
 from .queries import queries_of
@@ -56,15 +57,16 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning:
         norm_of=federation.mode.tuned_norm,
     )
     if not settings.scored_at_clients:
-        tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
+        tuning.score(
+            _reported(federation.task, settings.engine.examples_at_once)
+        )  # refuses a metric that the task does not report
     return tuning
 
 
-def _reported(task: Task) -> dict[str, float]:
-    """Return the metrics of the initial model on the first batch of held-out examples."""
-    inputs, targets = next(batches_of(held_out_of(task)))
+def _reported(task: Task, limit: str) -> dict[str, float]:
+    """Return the metrics of the initial model on the first held-out examples, of which `limit` are in memory at a time."""
     with torch.no_grad():
-        outputs = run_on(task.model().eval(), inputs)
+        outputs, targets = next(answers(task.model().eval(), held_out_of(task), limit))
     return derived(task, figures_of(task, outputs, targets) | {LOSS: float(task.loss(outputs, targets))})
 
 

@@ -481,15 +481,31 @@ def derived(task: Task, means: Mapping[str, float]) -> dict[str, float]:
     return dict(means) if own is None else own(means)
 
 
-def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
-    """Yield all data in order: as one batch if they are in memory, in batches of `BATCH` if they are read lazily."""
+def batches_of(data: Data, size: int) -> Iterator[tuple[Any, Tensor]]:
+    """Yield all data in order, in batches of at most `size`, and of at most `BATCH` if they are read lazily."""
     import torch
 
-    if isinstance(data, Examples):
+    if not isinstance(data, Examples):
+        size = min(size, BATCH)
+    elif len(data) <= size:
         yield data.inputs, data.targets
         return
-    for rows in torch.arange(len(data)).split(BATCH):
+    for rows in torch.arange(len(data)).split(size):
         yield data.batch(rows)
+
+
+def mean_figures(batches: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the mean over examples of each figure, from the sizes of batches and their means.
+
+    A figure that is undefined for some batches, such as the area under a curve for examples of one class, is the mean over
+    the others.
+    """
+    sums, counts = dict[str, float](), dict[str, int]()
+    for count, figures in batches:
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value * count
+            counts[name] = counts.get(name, 0) + count
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def _tensors(value: Any, name: str = "data") -> Any:

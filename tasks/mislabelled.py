@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..base.refusal import Refusal
 from ..privacy.audit import client_rows
-from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, joined, only, rows_of, run_on
+from .batch_memory import AUTO, answers
+from .data import Data, Examples, data_of, held_out_of, in_tensors, joined, only, rows_of
 from .optimizers import own_optimizer
 from .protocol import ProbedTask, Task, own_training
 
@@ -119,18 +120,23 @@ def mislabelled(task: Task, seed: int) -> Mislabelled:
 
 
 @torch.no_grad()
-def losses_of(task: Task, model: nn.Module, data: Data) -> NDArray[np.float64]:
-    """Return the loss of each of n examples by itself, shape (n,); the model is put into evaluation mode."""
-    model.eval()
+def losses_of(task: Task, model: nn.Module, data: Data, limit: str = AUTO) -> NDArray[np.float64]:
+    """Return the loss of each of n examples by itself, shape (n,); the model is put into evaluation mode.
+
+    Args:
+      task: defines the loss.
+      model: to evaluate.
+      data: the examples.
+      limit: of those in memory, as of `evaluated_at_once`.
+    """
     losses: list[float] = []
-    for inputs, targets in batches_of(data):
-        outputs = run_on(model, inputs)
+    for outputs, targets in answers(model.eval(), data, limit):
         rows = [slice(i, i + 1) for i in range(len(targets))]
         losses += [float(task.loss(rows_of(outputs, row), targets[row])) for row in rows]
     return np.array(losses)
 
 
-def keep_losses(folder: Path, client: int, number: int, task: Task, model: nn.Module, data: Data) -> None:
+def keep_losses(folder: Path, client: int, number: int, losses: NDArray[np.float64]) -> None:
     """Append the losses of a client's records under a round's model to the client's file.
 
     They reveal which records the model memorised (arXiv:2411.05743), so the file is for the owner alone.
@@ -139,10 +145,7 @@ def keep_losses(folder: Path, client: int, number: int, task: Task, model: nn.Mo
       folder: folder with one file per client.
       client: number of the client.
       number: number of the round.
-      task: defines the loss.
-      model: model of the round.
-      data: records of the client.
+      losses: of each record.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    losses = losses_of(task, model, data).astype(np.float32)
-    client_rows.append(folder / f"{client}{client_rows.LOSSES}", number, losses)
+    client_rows.append(folder / f"{client}{client_rows.LOSSES}", number, losses.astype(np.float32))

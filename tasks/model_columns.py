@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..base.refusal import Refusal
 from ..privacy.statistics.inquiry import ATTRIBUTION
 from .arrays import holds_arrays, load_arrays
 from .attribution import explained
+from .batch_memory import AUTO, outputs_apart
 from .columns import columns_of
 from .data import Examples, data_of, padded, padded_size
 from .protocol import Task
@@ -49,7 +50,9 @@ def read_released(model: nn.Module, file: bytes) -> None:
     load_arrays(model, arrays)
 
 
-def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) -> dict[str, NDArray[Any]]:
+def columns_with(
+    task: Task, client: int, model: nn.Module, attributed: bool, limit: str = AUTO
+) -> dict[str, NDArray[Any]]:
     """Return a client's own columns and those of a released model; refuse rows that are not tensors.
 
     Args:
@@ -57,21 +60,22 @@ def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) ->
       client: its number.
       model: released, in evaluation mode, on the device of the task's inputs.
       attributed: whether attributions are columns; each row takes 50 passes of the model.
+      limit: of the rows in memory, as of `outputs_apart`.
     """
     own, rows, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
     # Padded, so that one row cannot change the rounding of others; see `padded_size`.
-    inputs = _without_failures(model, padded(rows, padded_size(len(rows))))
-    columns = model_columns(model, inputs, () if schema is None else schema.target.words)
+    inputs = _without_failures(model, padded(rows, padded_size(len(rows))), limit)
+    columns = model_columns(model, inputs, () if schema is None else schema.target.words, limit)
     if attributed:
         columns |= _attributions(model, inputs, schema)
     unpadded = {name: values[: len(rows)] for name, values in columns.items()}
     return {**own, **unpadded}
 
 
-def _without_failures(model: nn.Module, inputs: Tensor) -> Tensor:
+def _without_failures(model: nn.Module, inputs: Tensor, limit: str) -> Tensor:
     """Return the inputs with zeros in rows on which the model fails; one such row would fail all others."""
     with torch.no_grad(), suppress(Exception):
-        model(inputs)
+        outputs_apart(model, inputs, limit)
         return inputs
     inputs = inputs.clone()
     for row in inputs.split(1):
@@ -100,16 +104,19 @@ def _attributions(model: nn.Module, inputs: Tensor, schema: Schema | None) -> di
     return {f"{ATTRIBUTION}{name}": np.abs(values) for name, values in parts.items()}
 
 
-def model_columns(model: nn.Module, inputs: Tensor, words: Sequence[str]) -> dict[str, NDArray[Any]]:
+def model_columns(
+    model: nn.Module, inputs: Tensor, words: Sequence[str], limit: str = AUTO
+) -> dict[str, NDArray[Any]]:
     """Return a model's outputs for rows: `predicted` and, with two classes, `score`, the probability of the second.
 
     Args:
       model: in evaluation mode.
       inputs: shape (n, ...).
       words: names of the classes; empty if they are numbers.
+      limit: of the rows in memory, as of `outputs_apart`.
     """
     with torch.no_grad():
-        outputs = cast(Tensor, model(inputs))
+        outputs = outputs_apart(model, inputs, limit)
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         return {PREDICTED: outputs.reshape(-1).double().numpy()}
     classes = outputs.argmax(1).numpy()

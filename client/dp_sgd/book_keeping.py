@@ -15,9 +15,9 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
 
-from ...tasks.data import leaves, padded_size, run_on
+from ...tasks.batch_memory import outputs_of
+from ...tasks.data import leaves
 from .example_gradients import RULES, Share, norms_of, plain_embedding
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 # Function from rows of the data, and the number of examples to which to pad them, to the model's outputs and mean loss.
 Forward = Callable[[Tensor, int], tuple[Any, Tensor]]
-# Function that writes the clipped sum over some rows to `summed_grad` of the parameters, and returns whether each row's
-# gradient is finite, shape (rows,). If one is not, the sums are not to be used.
-ClippedSums = Callable[[Tensor], Tensor]
+# Function that writes the clipped sum over some rows, padded to a number of examples, to `summed_grad` of the parameters,
+# and returns whether each row's gradient is finite, shape (rows,). If one is not, the sums are not to be used.
+ClippedSums = Callable[[Tensor, int], Tensor]
 
 
 class LayerCall(NamedTuple):
@@ -74,9 +74,8 @@ def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> 
     layers = len(layers_of(model))
     with recorded_calls(model) as calls:
 
-        def clipped_sums(rows: Tensor) -> Tensor:
+        def clipped_sums(rows: Tensor, batch: int) -> Tensor:
             calls.clear()
-            batch = padded_size(len(rows))
             _, loss = forward(rows, batch)
             if len(calls) != layers:
                 raise RuntimeError(f"{len(calls)} calls of {layers} layers")
@@ -135,7 +134,7 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
     with recorded_calls(model) as calls:
-        used = uses(outputs_of(model, batch))
+        used = uses(outputs_of(model.train(), batch))
     for parameter in model.parameters():
         if parameter.requires_grad and used[parameter] != 1:
             return f"a parameter is used {used[parameter]} times"
@@ -143,14 +142,6 @@ def obstacle(model: nn.Module, batch: Inputs) -> str | None:
         if len(call.inputs) != len(leaves(batch)[0]) or call.inputs._version != call.version:
             return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
     return None
-
-
-def outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
-    """Return the tensors that the model, run once in training mode, returns; its buffers stay as they are."""
-    model.train()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]):
-        return leaves(run_on(lambda *args, **fields: functional_call(model, buffers, args, fields), batch))
 
 
 def uses(outputs: Sequence[Tensor]) -> Counter[Tensor]:

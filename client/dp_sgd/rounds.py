@@ -30,6 +30,7 @@ from ...privacy.mechanisms.private_sum import CohortSum, on_grid
 from ...privacy.mechanisms.randomness import Randomness, Stream
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.record_plan import PoissonBatches, record_plan
+from ...tasks.batch_memory import AUTO
 from ...tasks.data import Batches, Data, Union
 from ...tasks.hardware import placed
 from ...tasks.protocol import Objective
@@ -41,7 +42,6 @@ from .sketched import SketchedOptimizer, offsets_of
 from .train import PrivateSteps, clipping, engine_of, plain_sgd, train_privately
 
 MECHANISM = "dp_sgd"  # of releases on a ledger
-ROWS = 2048  # of a step processed at a time, so that memory does not grow with the draw
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class GradientClip:
       max_grad_norm: largest L2 norm of a gradient; with a sketch, of its compressed values.
       gradients: `auto`, or a name of `ENGINES` in `train`.
       sketch: compression of a gradient before it is clipped; None clips whole gradients.
+      examples_at_once: limit of the examples in memory, as of `trained_at_once`.
     """
 
     max_grad_norm: float
     gradients: str = "auto"
     sketch: Sketch | None = None
+    examples_at_once: str = AUTO
 
 
 def draw_records(records: int, joint: StepTerms, stream: Stream) -> NDArray[np.intp]:
@@ -119,7 +121,12 @@ def step_of(
     sketch = wire.sketch_for(content, wire.sum_spec_of(content))
     factor = 1.0 if sketch is None else sketch.compression.clip_factor
     terms = joint.terms
-    clip = GradientClip(max_grad_norm=terms.max_grad_norm * factor, gradients=terms.gradients, sketch=sketch)
+    clip = GradientClip(
+        max_grad_norm=terms.max_grad_norm * factor,
+        gradients=terms.gradients,
+        sketch=sketch,
+        examples_at_once=settings.examples_at_once,
+    )
     rate = training_settings(content, settings).learning_rate
     if not joint.canaries.count:
         return step(model, loss, data, rows, clip, rate, layout)
@@ -152,17 +159,14 @@ def _clipped_sums(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the sums of the clipped gradients of these rows, float64, by parameter; zeros without rows."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    totals = {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     if not len(rows):
-        return totals
+        return {name: np.zeros(tuple(p.shape)) for name, p in parameters.items()}
     engine = engine_of(clip.gradients, model, data, compressed=clip.sketch is not None)
     optimizer = _optimizer_of(model, list(parameters), clip, layout)
-    with clipping(model, task, data, optimizer, engine) as write_sums:
-        for start in range(0, len(rows), ROWS):
-            write_sums(rows[start : start + ROWS])  # to `summed_grad` of each parameter
-            for name, parameter in parameters.items():
-                totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
-    return totals
+    with clipping(model, task, data, optimizer, engine, clip.examples_at_once) as write_sums:
+        write_sums(rows)
+        sums: dict[str, Any] = {name: cast(Any, each).summed_grad for name, each in parameters.items()}
+        return {name: each.detach().cpu().double().numpy() for name, each in sums.items()}
 
 
 def train_on_ledger(
@@ -195,7 +199,7 @@ def train_on_ledger(
     engine = engine_of(terms.gradients, private_round.model, private_round.examples)
     batches = randomness.stream("batches", number, client)
     noise = randomness.stream("dp-sgd noise", number, client)
-    steps = PrivateSteps(plan, batches, noise, private_round.after_step)
+    steps = PrivateSteps(plan, batches, noise, private_round.after_step, settings.examples_at_once)
     # The release has the client's number because clients with equal data share a ledger, and each is charged. It has the
     # attempt's number because another attempt at a round draws fresh noise; seeded noise repeats, at no further cost.
     attempt = wire.read_attempt(content) if settings.seed is None else 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,13 +33,14 @@ from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, add_on_lattice
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, padded_size, placeholder, run_on
+from ...tasks.batch_memory import AUTO, BatchParts, outputs_of, trained_at_once
+from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, placeholder, run_on
 from ...tasks.independence import check_step
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from . import sketched
-from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, outputs_of, uses
+from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
 from .example_gradients import GHOST, norms_of
 from .sketched import SketchedOptimizer
 
@@ -143,12 +144,14 @@ class PrivateSteps:
       draws: stream of the batches.
       noise: stream of the noise.
       after: called after each step, while the parameters' gradients are its noised means.
+      examples_at_once: limit of the examples in memory, as of `trained_at_once`.
     """
 
     plan: Plan
     draws: Stream
     noise: Stream
     after: Callable[[], None] = lambda: None
+    examples_at_once: str = AUTO
 
 
 def train_privately(
@@ -188,7 +191,7 @@ def train_privately(
         expected_batch_size=batch_size,
     )
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-    with clipping(model, task, data, optimizer, gradients) as clip:
+    with clipping(model, task, data, optimizer, gradients, steps.examples_at_once) as clip:
         for batch in plan.sampling.draw(len(data), steps.draws):
             clip(batch)
             optimizer.pre_step()
@@ -205,13 +208,19 @@ def train_privately(
 
 @contextmanager
 def clipping(
-    model: nn.Module, task: Objective, data: Batches, optimizer: DPOptimizer, gradients: str
+    model: nn.Module,
+    task: Objective,
+    data: Batches,
+    optimizer: DPOptimizer,
+    gradients: str,
+    examples_at_once: str = AUTO,
 ) -> Generator[Callable[[NDArray[np.intp]], None]]:
     """Yield the function that writes the clipped sum over some rows, without noise, to `summed_grad` of the parameters.
 
-    Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each call.
+    Buffers that a layer writes meanwhile depend on the data without noise: they are restored after each part of the rows.
 
-    `gradients` names an engine, `optimizer` has parameters and clipping norm; other arguments as of `train_privately`.
+    `gradients` names an engine, `optimizer` has parameters and clipping norm, `examples_at_once` is the limit of
+    `trained_at_once`; other arguments as of `train_privately`.
     """
     layout = _lay_out(model, gradients)
     layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
@@ -239,16 +248,25 @@ def clipping(
         """Check, in each `LOOKED_AT`th step on a CPU, that the model still keeps the examples in these rows independent."""
         step = _steps.get(model, 0)
         if step % LOOKED_AT == 0 and optimizer.params[0].device.type == "cpu":
-            check_step(model, task, lambda: padded(data.batch(rows), padded_size(len(rows))), step)
+            check_step(model, task, lambda: padded(data.batch(rows), parts.size(len(rows))), step)
+            _restore_buffers(layers, buffers)
         _steps[model] = step + 1  # not counted if the check fails: the model's next step is then checked, too
 
     def clip(rows: NDArray[np.intp]) -> None:
-        _clip(torch.from_numpy(rows), clipped_sums, optimizer)
-        if len(rows) > 1:
-            look(torch.from_numpy(rows))
-        _restore_buffers(layers, buffers)
+        totals: list[Tensor] = []  # float64, as the parts may be many
+        first, *others = torch.from_numpy(rows).split(parts.rows)
+        for part in (first, *others):
+            _clip(part, parts, clipped_sums, optimizer)
+            _restore_buffers(layers, buffers)
+            if others:
+                totals = _with_sums(totals, optimizer)
+        if others:
+            _write_sums(optimizer.params, totals)
+        if len(first) > 1:  # no step mixes examples that are alone
+            look(first)
 
     model.train()
+    parts = trained_at_once(examples_at_once, model, data, whole_gradients=gradients == "hooks")
     try:
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
             # The warning's case is intended: the hooks read the outputs' gradients, and inputs need none.
@@ -282,7 +300,7 @@ def _restore_buffers(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tenso
                 buffer.copy_(saved[name])
 
 
-def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
+def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
     """Write the clipped sum over the rows to the parameters, without the examples whose gradients are not finite.
 
     If the task's code fails on a batch, each example is taken alone, and one on which it fails is left out: failing for
@@ -293,16 +311,15 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
         for parameter in parameters:
             parameter.summed_grad = None  # the sum of the previous step must not remain
         try:
-            finite = clipped_sums(rows)
+            finite = clipped_sums(rows, parts.size(len(rows)))
         except TaskFailed:
             if len(rows) == 1:
                 logger.exception("an example is left out of a step because the task fails on it")
                 break
-            totals = _zeros_like(parameters)
+            totals: list[Tensor] = []
             for row in rows.split(1):
-                _clip(row, clipped_sums, optimizer)
-                for total, parameter in zip(totals, parameters, strict=True):
-                    total.add_(parameter.summed_grad)
+                _clip(row, parts, clipped_sums, optimizer)
+                totals = _with_sums(totals, optimizer)
             _write_sums(parameters, totals)
             return
         if bool(finite.all()):
@@ -314,6 +331,14 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
 
 def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+
+
+def _with_sums(totals: Sequence[Tensor], optimizer: DPOptimizer) -> list[Tensor]:
+    """Return the totals, float64, with the sums on the parameters; empty totals are zeros."""
+    sums = [cast(Any, parameter).summed_grad.double() for parameter in optimizer.params]
+    for each, total in zip(sums, totals, strict=False):
+        each.add_(total)
+    return sums
 
 
 def _write_sums(parameters: Sequence[Any], sums: Iterable[Tensor]) -> None:
@@ -332,9 +357,8 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
     """
     attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
 
-    def clipped_sums(rows: Tensor) -> Tensor:
+    def clipped_sums(rows: Tensor, batch: int) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        batch = padded_size(len(rows))  # or one record's absence would change the rounding of the others
         _, loss = forward(rows, batch)
         loss.backward()
         samples = optimizer.grad_samples
@@ -375,9 +399,8 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
     options: dict[str, Any] = {"max_grad_norm": optimizer.max_grad_norm, "use_ghost_clipping": True}
     attached = OwnGhost(model, batch_first=True, loss_reduction="mean", **options)
 
-    def clipped_sums(rows: Tensor) -> Tensor:
+    def clipped_sums(rows: Tensor, batch: int) -> Tensor:
         attached.enable_hooks()
-        batch = padded_size(len(rows))
         result, loss = forward(rows, batch)
         (outputs,) = leaves(result)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
@@ -407,7 +430,8 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
     """Yield the function that computes clipped sums by one pass for each example, for any model; arguments as of `hooks`."""
     parameters: list[Any] = optimizer.params
 
-    def clipped_sums(rows: Tensor) -> Tensor:
+    def clipped_sums(rows: Tensor, batch: int) -> Tensor:
+        del batch
         sums = _zeros_like(parameters)
         for row in rows.split(1):
             _, loss = forward(row, 1)
@@ -471,6 +495,7 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches, compressed: b
         raise Refusal("privacy.gradients", gradients, remedy)
     if gradients == "one_by_one":
         return gradients
+    model.train()
     # A dimension that is not the batch may have one of the two sizes by chance, but not both.
     batches = [placeholder(data, size) for size in (2, 3)]
     reason = None  # why book-keeping cannot train the model

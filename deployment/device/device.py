@@ -58,6 +58,9 @@ if TYPE_CHECKING:  # a linear model needs no torch
 logger = logging.getLogger("fedveil.client")
 
 ACCELERATOR = "FEDVEIL_DEVICE"  # environment variable: device of the training, such as cuda; default cpu
+EXAMPLES_AT_ONCE = (
+    "FEDVEIL_EXAMPLES_AT_ONCE"  # environment variable: as engine.examples_at_once; default auto
+)
 
 
 @dataclass
@@ -298,12 +301,15 @@ def read_device(bundle: ClientBundle) -> Device:
         allow_modules=choice.allow_modules,
         device=device_name(bundle.settings),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
+        examples_at_once=os.environ.get(EXAMPLES_AT_ONCE, "auto"),
     )
     if choice.kind is None:
-        from ...tasks.hardware import check_device  # torch, not needed by a linear model
+        from ...tasks.batch_memory import check_at_once  # torch, not needed by a linear model
+        from ...tasks.hardware import check_device
         from .torch_task import TorchTask
 
         check_device(settings.accelerator, ACCELERATOR)
+        check_at_once(settings.examples_at_once, EXAMPLES_AT_ONCE)
         return Device(bundle, settings, TorchTask(settings, client))
     from .linear import LinearTask, read_table
 

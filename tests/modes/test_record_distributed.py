@@ -306,8 +306,8 @@ def test_writes_of_a_layer_do_not_reach_the_next_step(
     clip = replace(CLIP, gradients="hooks")
     monkeypatch.setattr("fedveil.client.dp_sgd.train.check_step", lambda *_: None)  # which refuses the layer
     at_once = step(whole, task, data, rows, clip, 0.4, layout_of_net())
-    monkeypatch.setattr("fedveil.client.dp_sgd.rounds.ROWS", 7)
-    in_parts = step(parted, task, data, rows, clip, 0.4, layout_of_net())
+    few = replace(clip, examples_at_once="8")
+    in_parts = step(parted, task, data, rows, few, 0.4, layout_of_net())
     assert float(whole.seen) == float(parted.seen) == 0
     for name, value in at_once.items():
         np.testing.assert_allclose(in_parts[name], value, rtol=1e-4, atol=1e-6)

@@ -1,5 +1,7 @@
 """Tests of ``held_out_metrics``."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from fedveil.run.held_out_metrics import confusion, evaluator
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.data import Examples
 
-SETTINGS = settings_from_overrides(["task.num_clients=null", "privacy=none", "cohort=all", "num_rounds=1"])
+OVERRIDES = ("task.num_clients=null", "privacy=none", "cohort=all", "num_rounds=1")
+SETTINGS = settings_from_overrides([*OVERRIDES])
 
 
 class Uneven(RealPoints):
@@ -72,6 +75,57 @@ def test_metrics_are_means_over_the_public_examples() -> None:
     metrics = evaluator(federation_of(task))(read_arrays(task.model()), 1)
     assert metrics["accuracy"] == pytest.approx(3 / 5)
     assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(outputs, targets).item())
+
+
+class Grouped(Uneven):
+    """The same with two groups of examples."""
+
+    group_words = {"side": ("a", "b")}  # noqa: RUF012
+
+    def groups(self, client: int) -> Mapping[str, Tensor]:
+        return {"side": torch.zeros(len(self.client_data(client)[1]), dtype=torch.int64)}
+
+    def held_out(self) -> Examples:
+        data = super().held_out()
+        return Examples(data.inputs, data.targets, groups={"side": torch.tensor([0, 0, 1, 1, 1])})
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("limit", ["1", "2", "3"])
+def test_evaluation_in_parts_has_the_metrics_of_all(
+    limit: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, sizes = Uneven(), list[int]()
+    arrays = read_arrays(task.model())
+    whole = evaluator(federation_of(task))(arrays, 1)
+    matrix = confusion(federation_of(task), arrays)
+    if not fits:
+        monkeypatch.setattr("fedveil.tasks.batch_memory.ALLOWED", 1)
+    settings = settings_from_overrides([*OVERRIDES, f"engine.examples_at_once={limit}"])
+    federation = build(settings, objects=RunObjects(task))
+    make = task.model
+
+    def watched() -> nn.Module:
+        model = make()
+        model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(task, "model", watched)
+    assert evaluator(federation)(arrays, 1) == pytest.approx(whole)
+    assert confusion(federation, arrays) == matrix
+    assert max(sizes) == int(limit) and sum(sizes) == 2 * 5
+
+
+def test_groups_keep_their_examples_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Grouped()
+    arrays = read_arrays(task.model())
+    whole = evaluator(federation_of(task))(arrays, 1)
+    assert whole["groups/side=a/accuracy"] == pytest.approx(1 / 2)
+    settings = settings_from_overrides([*OVERRIDES, "engine.examples_at_once=2"])
+    federation = build(settings, objects=RunObjects(task))
+    assert evaluator(federation)(arrays, 1) == pytest.approx(whole)
+    monkeypatch.setattr("fedveil.tasks.batch_memory.ALLOWED", 1)
+    assert evaluator(federation)(arrays, 1)["groups/side=b/accuracy"] == pytest.approx(2 / 3)
 
 
 def test_private_examples_are_not_evaluated() -> None:

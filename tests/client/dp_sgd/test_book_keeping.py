@@ -17,6 +17,7 @@ from fedveil.benchmarks.workload import build
 from fedveil.client.dp_sgd import example_gradients
 from fedveil.client.dp_sgd.book_keeping import book_keeping, obstacle
 from fedveil.client.training.sgd import with_fast_kernels
+from fedveil.tasks.data import padded_size
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
@@ -44,7 +45,7 @@ def kept(model: nn.Module, inputs: Tensor, targets: Tensor, clip: float) -> dict
     """The clipped sums by book-keeping."""
     optimizer = optimizer_of(model, clip)
     with book_keeping(model, losses(model, inputs, targets), optimizer) as clipped_sums:
-        assert bool(clipped_sums(torch.arange(len(inputs))).all())
+        assert bool(clipped_sums(torch.arange(len(inputs)), padded_size(len(inputs))).all())
     return {name: p.summed_grad for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
 
 
@@ -275,7 +276,7 @@ def test_a_batch_that_a_layer_does_not_see_stops_the_step() -> None:
     optimizer = optimizer_of(model, 1.0)
     forward = losses(model, torch.randn(3, 2, 4), torch.arange(3))
     with book_keeping(model, forward, optimizer) as clipped_sums, pytest.raises(RuntimeError, match="Linear"):
-        clipped_sums(torch.arange(3))
+        clipped_sums(torch.arange(3), padded_size(3))
 
 
 def test_a_layer_that_works_twice_after_all_stops_the_step() -> None:
@@ -285,7 +286,7 @@ def test_a_layer_that_works_twice_after_all_stops_the_step() -> None:
         book_keeping(model, forward, optimizer) as clipped_sums,
         pytest.raises(RuntimeError, match="3 calls"),
     ):
-        clipped_sums(torch.arange(3))
+        clipped_sums(torch.arange(3), padded_size(3))
 
 
 def test_frozen_layers_are_not_noted() -> None:
@@ -304,5 +305,5 @@ def test_finiteness_of_every_row_is_returned() -> None:
     with book_keeping(
         model, losses(model, inputs, torch.arange(4)), optimizer_of(model, 1.0)
     ) as clipped_sums:
-        assert clipped_sums(torch.arange(4)).tolist() == [True, False, True, False]
+        assert clipped_sums(torch.arange(4), padded_size(4)).tolist() == [True, False, True, False]
     assert all(p.summed_grad is None for p in model.parameters())

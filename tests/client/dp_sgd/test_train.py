@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from opacus.layers import DPLSTM
+from opacus.optimizers import DPOptimizer
 from safetensors.torch import load_file
 from scipy import stats
 from shared.tasks import Classes
@@ -44,6 +45,7 @@ from fedveil.privacy.plan import Plan
 from fedveil.run.promise import REFUTED
 from fedveil.run.run_files import MIXED, read_run
 from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks import batch_memory
 from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import Mixing, check_independence
 from fedveil.tasks.protocol import check_trainable
@@ -107,6 +109,89 @@ def trained(
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
     return torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+
+
+class Sized(nn.Module):
+    """A model that notes the size of each batch."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.sizes = inner, list[int]()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.sizes.append(len(inputs))
+        return self.inner(inputs)
+
+
+def clipped_sum(
+    build_model: Callable[[], nn.Module], engine: str, examples: Examples, limit: str
+) -> tuple[list[Tensor], list[int]]:
+    """The clipped sum of all examples, and the sizes of the batches that the model got."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = Sized(build_model())
+    options: dict[str, Any] = {"noise_multiplier": 0.0, "max_grad_norm": 0.3, "expected_batch_size": 1}
+    optimizer = DPOptimizer(dp_sgd.plain_sgd(model), **options)
+    parameters: list[Any] = optimizer.params
+    with dp_sgd.clipping(model, Made("tiny", 1), examples, optimizer, engine, limit) as clip:
+        model.sizes.clear()
+        clip(np.arange(len(examples)))
+        return [p.summed_grad.double() for p in parameters], model.sizes
+
+
+def repeated(examples: Examples, times: int) -> Examples:
+    return Examples(torch.cat([examples.inputs] * times), torch.cat([examples.targets] * times))
+
+
+@pytest.mark.parametrize("limit", ["1", "3", "8", "11"])
+@pytest.mark.parametrize("engine", NAMES)
+@pytest.mark.parametrize("build_model", INPUTS)
+def test_parts_of_a_step_add_up(build_model: Callable[[], nn.Module], engine: str, limit: str) -> None:
+    examples = repeated(examples_for(build_model), 2)
+    whole, _ = clipped_sum(build_model, engine, examples, "100")
+    parts, sizes = clipped_sum(build_model, engine, examples, limit)
+    assert max(sizes) <= int(limit)
+    assert max(float(each.abs().max()) for each in whole) > 0.01
+    for a, b in zip(parts, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+def test_step_with_wide_outputs_takes_few_examples_at_a_time(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = repeated(examples_for(embedding), 4)
+    outputs = CLASSES * 4
+    monkeypatch.setattr(batch_memory, "ALLOWED", 9 * 20 * batch_memory.PEAK * outputs)
+    whole, sizes = clipped_sum(embedding, engine, examples, "100")
+    assert max(sizes) == 48  # one by one in the look at a step's independence
+    parts, sizes = clipped_sum(embedding, engine, examples, "auto")
+    assert max(sizes) <= 26 and len(sizes) >= 3
+    for a, b in zip(parts, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+def test_failing_and_infinite_examples_of_a_part_take_no_other(engine: str) -> None:
+    examples = repeated(examples_for(perceptron), 2)
+    examples.targets[4] = CLASSES  # on which the loss fails
+    examples.inputs[17] = float("inf")
+    whole, _ = clipped_sum(perceptron, engine, examples, "100")
+    parts, _ = clipped_sum(perceptron, engine, examples, "8")
+    others = np.delete(np.arange(24), [4, 17])
+    expected, _ = clipped_sum(perceptron, engine, Examples(*examples.batch(torch.from_numpy(others))), "100")
+    for a, b, c in zip(parts, whole, expected, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(b, c, rtol=1e-4, atol=2e-6)
+
+
+def test_one_example_changes_no_other_of_its_part() -> None:
+    """The sums of two steps differ by the clipped gradient of the example that one of them lacks."""
+    examples = examples_for(perceptron)
+    full, _ = clipped_sum(perceptron, "hooks", examples, "8")
+    fewer, _ = clipped_sum(perceptron, "hooks", Examples(*examples.batch(torch.arange(1, RECORDS))), "8")
+    difference = torch.cat([(a - b).flatten() for a, b in zip(full, fewer, strict=True)])
+    assert 0 < float(difference.norm()) <= 0.3 + 1e-6
 
 
 @pytest.mark.parametrize("build_model", INPUTS)
@@ -515,6 +600,39 @@ def test_a_run_trains_cells_and_refuses_an_engine_that_cannot(level: Any, tmp_pa
     start = Spoken().model().state_dict()
     trained_to = load_file(tmp_path / "yes" / "model.safetensors")
     assert any(not torch.equal(trained_to[name], value) for name, value in start.items())
+
+
+class Plain(Spoken):
+    """A task without random layers, whose draws would follow the parts."""
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("level", ["record", "record_distributed"])
+def test_run_in_parts_has_the_ledger_and_metrics_of_a_whole_one(level: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"privacy.target_epsilon": 8, "cohort": "all", "num_rounds": 3, "seed": 0}
+    runs = {
+        limit: fv.simulate(
+            Plain(),
+            privacy=level,
+            quiet=True,
+            folder=tmp_path / str(limit),
+            **{**options, "engine.examples_at_once": limit},
+        )
+        for limit in ("auto", 3, 8)
+    }
+    whole, *others = (run.result for run in runs.values())
+    assert whole["status"] == "completed"
+    for result in others:
+        assert result["privacy"] == whole["privacy"]
+        assert result["metrics"] == pytest.approx(whole["metrics"], rel=1e-3)
+    models = [load_file(tmp_path / str(limit) / "model.safetensors") for limit in runs]
+    for name, value in models[0].items():
+        for other in models[1:]:
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
 
 
 class Later(nn.Module):

@@ -138,6 +138,26 @@ def test_failing_held_out_record_takes_no_other_along() -> None:
     assert np.isfinite(told.losses).sum() == np.isfinite(told.metrics).sum() == 8
 
 
+@pytest.mark.parametrize("limit", ["1", "3", "8"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_evaluation_at_a_client_passes_few_records_to_the_model(
+    limit: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fits:
+        monkeypatch.setattr("fedveil.tasks.batch_memory.ALLOWED", 1)
+    held, sizes = Examples(torch.arange(20.0)[:, None], torch.arange(20) % 2), list[int]()
+    task, line, asked = Classes(), torch.nn.Linear(1, 2), Evaluation("spring evaluation", 0.3)
+    means, rows = (each(held, task, line, nullcontext, asked) for each in (measure_means, measure_rows))
+    line.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    parts = measure_means(held, task, line, nullcontext, asked, limit)
+    assert means is not None and parts is not None
+    assert (parts.metric, parts.loss) == pytest.approx((means.metric, means.loss))
+    alone = measure_rows(held, task, line, nullcontext, asked, limit)
+    np.testing.assert_allclose(alone.losses, rows.losses, rtol=1e-5)
+    np.testing.assert_array_equal(alone.metrics, rows.metrics)
+    assert max(sizes) == int(limit)
+
+
 class Classes:
     """Loss and metrics of a classification."""
 

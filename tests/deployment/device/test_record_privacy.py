@@ -138,6 +138,16 @@ def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, mo
         read_device(replace(read, settings=replace(read.settings, task=task)))
 
 
+def test_device_takes_its_owners_number_of_examples_at_once(bundle, monkeypatch):
+    read = read_client_bundle(bundle)
+    read = replace(read, settings=replace(read.settings, task=TaskChoice(name="heart", client=2)))
+    monkeypatch.setenv("FEDVEIL_EXAMPLES_AT_ONCE", "0")
+    with pytest.raises(Refusal, match="FEDVEIL_EXAMPLES_AT_ONCE='0': give auto, or a whole number"):
+        read_device(read)
+    monkeypatch.setenv("FEDVEIL_EXAMPLES_AT_ONCE", "12")
+    assert read_device(read).settings.examples_at_once == "12"
+
+
 def test_person_is_trained_on_by_clients_of_the_attempts_roster(device):
     together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
     step = device.merged(replace(ORDER, privacy=ModeName.RECORD_DISTRIBUTED, record=together)).step
