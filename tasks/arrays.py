@@ -201,6 +201,19 @@ def base_check(model: nn.Module) -> Callable[[], None]:
     return require
 
 
+def copied_buffers(buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return copies of buffers by name, without large ones of whole numbers.
+
+    Those are the packed weights of a base. `base_check` compares them by their count of changes, and copies would double
+    the memory.
+    """
+    return {
+        name: value.detach().clone()
+        for name, value in buffers
+        if value.is_floating_point() or value.numel() <= COPIED
+    }
+
+
 def _is_small(value: Tensor) -> bool:
     return value.numel() <= COPIED and type(value) in (Tensor, nn.Parameter)
 

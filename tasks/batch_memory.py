@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from ..base.refusal import Refusal
+from .arrays import copied_buffers
 from .data import (
     BATCH,
     Batches,
@@ -145,12 +146,12 @@ def _parts(rows: int) -> BatchParts:
 def _measured_at(model: nn.Module, data: Batches) -> _ExampleBytes:
     """Return the bytes of one example, measured once for each shape of inputs; `FAILED` if the model fails on zeros."""
     with suppress(Exception):  # of the task's own code, as on data without examples
-        three = placeholder(data, 3)
-        key = (model.training, *((tuple(each.shape[1:]), each.dtype) for each in leaves(three)))
+        two = placeholder(data, 2)
+        key = (model.training, *((tuple(each.shape[1:]), each.dtype) for each in leaves(two)))
         by_shape = _measured.setdefault(model, {})
         if key not in by_shape:
             by_shape[key] = FAILED
-            by_shape[key] = _difference(_pass(model, three), _pass(model, rows_of(three, slice(2))))
+            by_shape[key] = _difference(_pass(model, two), _pass(model, rows_of(two, slice(1))))
         return by_shape[key]
     return FAILED
 
@@ -189,7 +190,7 @@ def _address(tensor: Tensor) -> int:
 
 def outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
     """Return the tensors that the model, run once, returns; its buffers and torch's random state stay as they are."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = copied_buffers(model.named_buffers())
     with torch.random.fork_rng(devices=[]):
         return leaves(run_on(lambda *args, **fields: functional_call(model, buffers, args, fields), batch))
 

@@ -33,6 +33,7 @@ from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, add_on_lattice
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...strategies.record_plan import PoissonBatches
+from ...tasks.arrays import copied_buffers
 from ...tasks.batch_memory import AUTO, BatchParts, outputs_of, trained_at_once
 from ...tasks.data import Batches, Data, laid_out, leaves, mapped, padded, placeholder, run_on
 from ...tasks.independence import check_step
@@ -224,7 +225,7 @@ def clipping(
     """
     layout = _lay_out(model, gradients)
     layers: list[Any] = [*model.modules()]  # once: a walk takes as long as a small layer
-    buffers = [{k: b.detach().clone() for k, b in each._buffers.items() if b is not None} for each in layers]
+    buffers = [copied_buffers(each.named_buffers(recurse=False)) for each in layers]
 
     def forward(rows: Tensor, count: int) -> tuple[Any, Tensor]:
         """Return outputs and loss of the rows, padded to `count`; raise TaskFailed for what may depend on the examples."""
@@ -295,9 +296,9 @@ def _forget_call(layers: Sequence[Any]) -> None:
 def _restore_buffers(layers: Sequence[Any], buffers: Sequence[Mapping[str, Tensor]]) -> None:
     """Set each layer's buffers to the copies with their names."""
     for layer, saved in zip(layers, buffers, strict=True):
-        for name, buffer in layer._buffers.items():
-            if buffer is not None and not torch.equal(buffer, saved[name]):
-                buffer.copy_(saved[name])
+        for name, value in saved.items():
+            if not torch.equal(layer._buffers[name], value):
+                layer._buffers[name].copy_(value)
 
 
 def _clip(rows: Tensor, parts: BatchParts, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedveil.base.refusal import Refusal
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.tasks import batch_memory
+from fedveil.tasks.arrays import COPIED, copied_buffers
 from fedveil.tasks.batch_memory import (
     ALLOWED,
     AUTO,
@@ -103,9 +104,9 @@ def test_model_is_measured_once_for_each_shape() -> None:
     model = Watched(nn.Linear(3, 1))
     for _ in range(3):
         evaluated_at_once(AUTO, model, points(5))
-    assert model.sizes == [3, 2]
+    assert model.sizes == [2, 1]
     evaluated_at_once(AUTO, model, Examples(torch.zeros(4, 2, 3), torch.zeros(4)))
-    assert model.sizes == [3, 2, 3, 2]
+    assert model.sizes == [2, 1, 2, 1]
     before = len(batch_memory._measured)  # pyright: ignore[reportPrivateUsage]
     del model
     gc.collect()
@@ -127,6 +128,13 @@ def test_weights_that_a_pass_unpacks_count_for_no_example() -> None:
     plain[1].requires_grad_(False)
     rows = evaluated_at_once(AUTO, Packed(), data)
     assert rows == evaluated_at_once(AUTO, plain, data)
+
+
+def test_large_packed_weights_are_not_copied() -> None:
+    packed, mean = torch.zeros(COPIED + 1, dtype=torch.uint8), torch.zeros(COPIED + 1)
+    count = torch.zeros(3, dtype=torch.int64)
+    copies = copied_buffers([("packed", packed), ("mean", mean), ("count", count)])
+    assert copies.keys() == {"mean", "count"} and copies["mean"].data_ptr() != mean.data_ptr()
 
 
 def test_measurement_moves_neither_buffers_nor_draws() -> None:
