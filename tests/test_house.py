@@ -97,7 +97,7 @@ CEILINGS = {
     "names that are participles or adverbs": 7,
     "files with functions and no test of their name": 183,
     "files that the smallest job loads": 177,
-    "lines that the smallest job loads": 28_790,
+    "lines that the smallest job loads": 29_000,
 }
 SMALLEST = """
 import sys, json

@@ -180,7 +180,7 @@ class Perceptron(nn.Module):
         return self.down_proj(silu(self.gate_proj(states)) * self.up_proj(states))
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """Layer of the decoder: attention, then a perceptron, each added to its input."""
 
     def __init__(self, sizes: LlamaSizes) -> None:
@@ -202,7 +202,7 @@ class Decoder(nn.Module):
     def __init__(self, sizes: LlamaSizes) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(sizes.vocabulary, sizes.width))
-        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
+        self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in range(sizes.layers))
         self.norm = Norm(sizes.width, sizes.epsilon)
         self.rotary_emb = Rotary(sizes)
 
