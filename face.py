@@ -466,7 +466,7 @@ def _overrides(path: str, value: object) -> Iterator[str]:
         return
     if _is_group(value):
         option = _option(value)
-        if option and "." not in path:
+        if option and ("." not in path or path == "task.adapter"):
             yield f"{path}={option}"
         for key, each in _fields(value).items():
             yield from [f"{path}.{key}=null"] if each is None else _overrides(f"{path}.{key}", each)

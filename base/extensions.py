@@ -18,8 +18,9 @@ TABLE = {
     ("settings", "cost"): "evidence.settings:CostSettings",
     ("settings", "engine"): "engines.settings:ENGINE",
     ("settings", "evaluate"): "questions.settings:EvaluateSettings",
-    ("settings", "task"): "tasks.shipped.settings:TASKS",
     ("settings", "server"): "deployment.settings:ServerSettings",  # configs/reference.py
+    ("task settings", "shipped"): "tasks.shipped.settings:TASKS",  # configs/schema.py
+    ("task settings", "text"): "text.settings:TASKS",
     ("engine", "ray"): "engines.ray:ray_grid",  # simulations/engines.py
     ("task", "mnist5k"): "tasks.shipped.mnist5k",  # tasks/__init__.py
     ("task", "digits"): "tasks.digits",
@@ -30,6 +31,7 @@ TABLE = {
     ("task", "csv"): "tasks.tables",
     ("task", "census"): "tasks.shipped.census",
     ("task", "star"): "tasks.shipped.star",
+    ("task", "text"): "text.task",
     ("link", "grpc"): "deployment.link_grpc",  # deployment/open_link.py, deployment/device/agent.py
     ("link", "flower"): "deployment.link_flower",
     ("callback", "csv"): "run.trackers:MetricsCsv",  # run/callbacks.py

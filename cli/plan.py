@@ -20,7 +20,7 @@ from ..configs.compose import Job
 from ..configs.privacy_settings import NoPrivacy, PrivacyLevel
 from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
-from ..configs.task_settings import CsvTask, CustomTask
+from ..configs.task_settings import CsvTask, CustomTask, FolderTask
 from ..messages.training_order import ModeName
 from ..modes.federation import Federation
 from ..modes.mode import EVERYBODY
@@ -195,7 +195,7 @@ def require_accepted(jobs: Sequence[SimulationSettings]) -> None:
     Raises:
       Refusal: at least two such runs; the sentence says what they cost together, and what a run with arms would.
     """
-    own_data = [each for each in jobs if isinstance(each.task, CsvTask | CustomTask)]
+    own_data = [each for each in jobs if isinstance(each.task, FolderTask | CustomTask)]
     private = [each for each in own_data if not isinstance(each.privacy, NoPrivacy)]
     if len(private) < 2:
         return

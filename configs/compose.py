@@ -49,6 +49,7 @@ SHIPPED_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
 CONSTRUCTOR_ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")  # prefixes of their keys
+ADAPTER_CHOICE, ADAPTER_KEY = re.compile(r"^(task\.)?adapter="), re.compile(r"^adapter\.")
 VERSION_BASE = "1.3"
 # Errors of Hydra, OmegaConf and the YAML parser for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
@@ -111,7 +112,14 @@ _store_models()
 
 
 def allow_arguments(argv: Sequence[str]) -> list[str]:
-    """Return a command line with ++ before each argument of a user's class, a key that no shipped file can have."""
+    """Return a command line as Hydra reads it.
+
+    ++ stands before each argument of a user's class, a key that no shipped file can have. The group `adapter` and its
+    keys get their path within the task.
+    """
+    argv = [
+        ADAPTER_KEY.sub("task.adapter.", ADAPTER_CHOICE.sub("adapter@task.adapter=", each)) for each in argv
+    ]
     return [f"++{each}" if each.startswith(CONSTRUCTOR_ARGUMENTS) else each for each in argv]
 
 
@@ -317,6 +325,9 @@ def _refusal_of(name: str, error: Exception) -> Refusal:
         return Refusal("file", file, yaml_sentence(error))
     if isinstance(error, RecursionError):
         return Refusal("config", name, "refers to itself")
-    if group := re.search(r"Could not override '([\w/@]+)'", str(error)):
-        return Refusal("override", group[1], "is no group of this verb; its --help lists those that are")
+    if group := re.search(r"Could not override '([\w/@.]+)'", str(error)):
+        remedy = "is no group of this verb; its --help lists those that are"
+        if group[1].startswith("adapter@"):
+            remedy = "is a part of a language model's task; add task=text"
+        return Refusal("override", group[1].partition("@")[0], remedy)
     return Refusal("config", name, " ".join(str(error).split()) or type(error).__name__)

@@ -9,13 +9,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
-from ..base.extensions import extension, installed
+from ..base.extensions import extension, installed, names
 from ..base.refusal import Range, Refusal
 from ..messages.local_training import RULES
 from .strict import Mistakes, unknown_key, value_at, wrong
@@ -71,6 +72,19 @@ class OfExtension:
         return handler.generate_schema(model)
 
 
+class OfExtensions:
+    """Mark of a field whose models, chosen by `name`, are the core's own and those of every installed extension of a point."""
+
+    def __init__(self, point: str, core: Any) -> None:
+        self.point, self.core = point, core
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
+        """Return the schema of the union of all these models."""
+        rooms = [name for name in names(self.point) if installed(self.point, name)]
+        models = reduce(or_, (extension(self.point, name, "", "") for name in rooms), self.core)
+        return handler.generate_schema(Annotated[models, Field(discriminator="name")])
+
+
 class Group(BaseModel):
     """Group of keys. Its values are checked like those of the command line, and refused in the same sentences."""
 
@@ -111,10 +125,10 @@ class Group(BaseModel):
         """Collect the keys of each inline group into one dictionary, as pydantic expects it."""
         if not isinstance(values, dict):
             return values
-        for field, names in cls.inline_groups.items():
+        for field, keys in cls.inline_groups.items():
             if field not in values:
-                inner = {name: value for name, value in values.items() if name in names}
-                rest = {name: value for name, value in values.items() if name not in names}
+                inner = {name: value for name, value in values.items() if name in keys}
+                rest = {name: value for name, value in values.items() if name not in keys}
                 values = {**rest, field: inner}
         return values
 
@@ -149,9 +163,9 @@ def schema_of(model: type[Group]) -> dict[str, Any]:
         if "description" in group:
             group["description"] = group["description"].partition("\n\nExample:")[0]
     # Keys of an inline group, such as training, stand at the top of the configuration.
-    for key, names in model.inline_groups.items():
+    for key, keys in model.inline_groups.items():
         inner = schema["properties"].pop(key)["properties"]
-        schema["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
+        schema["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in keys}
     for key, field in model.model_fields.items():
         if field.exclude:
             del schema["properties"][key]

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ..messages.local_training import ORDER_KEYS, LocalTraining, Optimizer, Schedule
 from .engine_settings import Engine, InProcess
-from .group import Group, OfExtension, OfKeys, remedy
+from .group import Group, OfExtension, OfExtensions, OfKeys, remedy
 from .privacy_settings import (
     ClientCentral,
     ClientDistributed,
@@ -33,6 +33,7 @@ from .task_settings import (
     CustomTask,
     CyclicCohort,
     FlwrPartition,
+    FolderTask,
     PartitionSettings,
     PoissonCohort,
     TaskGroup,
@@ -124,7 +125,7 @@ class FederationSettings(Group):
 
     inline_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": ORDER_KEYS}
     simulates_clients: ClassVar[bool] = True  # so that an audit can add canaries to them; a server's are real
-    task: Annotated[TaskGroup, OfExtension("task", CORE_TASKS)]
+    task: Annotated[TaskGroup, OfExtensions("task settings", CORE_TASKS)]
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]
     privacy: Annotated[PrivacySettings, By]
@@ -282,8 +283,8 @@ class SimulationSettings(FederationSettings):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for missing settings, limits of the engine, and conflicts with the population."""
         yield from super().rules()
-        if isinstance(self.task, CsvTask) and self.task.folder is None:
-            yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
+        if isinstance(self.task, FolderTask) and self.task.folder is None:
+            yield "task.folder", "name the clients' folder, in which each file or folder is a client"
         if isinstance(self.partition, FlwrPartition) and not isinstance(self.task, CsvTask | CustomTask):
             yield (
                 "partition",

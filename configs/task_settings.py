@@ -10,7 +10,6 @@ from .group import Group, remedy
 from .values import (
     OF_ARGUMENTS,
     Argument,
-    By,
     Clients,
     Epochs,
     OtherModel,
@@ -86,24 +85,29 @@ class TableTask(TaskGroup):
     """File with loss weights by group and class, or the JSON of a crosstable question. Null: the schema's."""
 
 
-class CsvTask(TableTask):
+class FolderTask(TaskGroup):
+    """A task on files of the owners' own; each file or folder is a client."""
+
+    folder: Text | None = None
+    """Folder of the clients' files. A server has none."""
+    simulated: bool = False
+    """Whether the files are public or synthetic. Real ones need a ledger of their own, and tables a schema."""
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of all rows or texts that is held out if they are simulated, each by a keyed hash, in any order."""
+    held_out_file: Text | None = None
+    """Public file on which the model is evaluated instead of clients' rows or texts."""
+    person: Text | None = None
+    """Column or field that identifies the person of a row or text, for privacy.per_person; no input of the model."""
+
+
+class CsvTask(TableTask, FolderTask):
     """CSV or Parquet tables with one schema; each file or folder is a client."""
 
     name: Literal["csv"] = "csv"
-    folder: Text | None = None
-    """Folder of the tables. A server has none."""
     label: Text | None = None
     """Column to predict; null: the schema's."""
     schema_file: Annotated[Text | None, Field(alias="schema")] = None
     """YAML file that describes the columns; null: schema.yaml in the folder, or inferred from simulated tables."""
-    simulated: bool = False
-    """Whether the tables are public or synthetic. Real ones need a schema and a ledger of their own."""
-    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of all rows that is held out if they are simulated, each by a keyed hash, in any order."""
-    held_out_file: Text | None = None
-    """Public table on which the model is evaluated instead of clients' rows."""
-    person: Text | None = None
-    """Column that identifies the person of a row, for privacy.per_person; not a column of the schema."""
     groups: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Columns of the schema, or of its groups, whose categories are the groups of fairness metrics."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
@@ -252,6 +256,6 @@ class AllCohort(Group):
     secret: ClassVar[bool] = False
 
 
-CORE_TASKS = Annotated[DigitsTask | CsvTask | CustomTask, By]
+CORE_TASKS = DigitsTask | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort

@@ -13,7 +13,7 @@ from ..configs.privacy_settings import Record, RecordAndClient, RecordDistribute
 from ..configs.schema import FaultSettings, FederationSettings, InProcess, SimulationSettings
 from ..configs.settings import validated
 from ..configs.strict import Mistakes
-from ..configs.task_settings import CsvTask, PartitionSettings
+from ..configs.task_settings import FolderTask, PartitionSettings
 from ..configs.values import By, Positive, Probability, Rounds
 
 DEFAULT_QUORUM = 0.5
@@ -86,8 +86,8 @@ class ServerSettings(FederationSettings):
             yield "resume", "the same command continues a run; leave it out"
         if self.partition.name != "natural":
             yield "partition", "real clients have their own data; leave it out"
-        if isinstance(self.task, CsvTask) and self.task.folder is not None:
-            yield "task.folder", "the tables stay at the clients; leave it out"
+        if isinstance(self.task, FolderTask) and self.task.folder is not None:
+            yield "task.folder", "the files stay at the clients; leave it out"
         for key in ("group_weights", "scaling"):
             if getattr(self.task, key, None) not in (None, "asked"):
                 remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"

@@ -14,7 +14,7 @@ from ..base.notice import warn
 from ..base.refusal import Refusal
 from ..configs.privacy_settings import RecordAndClient, sum_level
 from ..configs.schema import SimulationSettings
-from ..configs.task_settings import CsvTask, CyclicCohort, SeparatedCohort
+from ..configs.task_settings import CyclicCohort, FolderTask, SeparatedCohort
 from ..modes.federation import Federation, mode_of
 from ..modes.mode import Mode
 from ..populations.machine import OnThisMachine, Simulated
@@ -134,7 +134,7 @@ def _check_training(settings: SimulationSettings, mode: type[Mode], task: Task, 
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
     """Return a shipped task without loading its data; None if only the data give its number of clients."""
-    public = settings.task.option in TASKS and not isinstance(settings.task, CsvTask)
+    public = settings.task.option in TASKS and not isinstance(settings.task, FolderTask)
     if settings.task.num_clients is None or not public:
         return None
     load = partial(load_task, settings.task.option, options)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..tasks import Task
 
 TABLES = ("csv", "census", "star")  # tasks whose runs store the schema of their inputs
+TEXTS = "text"  # task whose runs store the form of their inputs
 
 
 def require_ended(folder: Path) -> None:
@@ -96,6 +97,8 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
         return load_task(
             "csv", table_options | {name: task[name] for name in ("hidden", "groups", "bins") if name in task}
         )
+    if task["name"] == TEXTS:
+        return load_task(TEXTS, {"base": task["base"], "saved": str(folder / "text.json")})
     options = {"folder": task["folder"]} if task.get("folder") else dict(task.get("args") or {})
     if task.get("model") is not None:
         options["model"] = task["model"]

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ...configs.task_settings import CsvTask, CustomTask, DigitsTask, ModelTask, TableTask, TaskGroup
-from ...configs.values import By, Text
+from ...configs.task_settings import ModelTask, TableTask, TaskGroup
+from ...configs.values import Text
 
 
 class ShippedTask(ModelTask):
@@ -44,6 +44,4 @@ class StarTask(TableTask):
     name: Literal["star"] = "star"
 
 
-TASKS = Annotated[
-    ShippedTask | Shakespeare | Sentences | CensusTask | StarTask | DigitsTask | CsvTask | CustomTask, By
-]
+TASKS = ShippedTask | Shakespeare | Sentences | CensusTask | StarTask

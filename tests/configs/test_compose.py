@@ -35,6 +35,8 @@ OWN_CLASS = {
     ],
     "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
     "task/csv": ["task.folder=hospitals"],
+    "task/text": ["task.folder=letters", "task.base=model"],
+    **{f"adapter/{name}": ["task=text", "task.folder=x", "task.base=y"] for name in ("ffa", "lora", "rxr")},
 }
 
 
@@ -103,7 +105,7 @@ def test_every_yaml_composes_and_opens_with_the_command_that_runs_it(file: Path)
     extra = ["privacy=record"] if option == "secagg/masked" else OWN_CLASS.get(option, [])
     composed = settings_from_overrides([f"{group}={name}", *extra] if group else extra)
     if group and group not in ("privacy", "secagg", "audit"):
-        assert getattr(composed, group).name == name
+        assert getattr(composed.task if group == "adapter" else composed, group).name == name
 
     lines = file.read_text().splitlines()
     first = (

@@ -16,6 +16,7 @@ from fedveil.configs.group import Group
 from fedveil.configs.privacy_settings import ClientCentral, Record, RecordAndClient
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.configs.task_settings import CORE_TASKS
 from fedveil.deployment.settings import LinkSettings, ServerSettings
 from fedveil.engines.settings import Ray
 from fedveil.evidence.settings import CostSettings
@@ -23,6 +24,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency
 from fedveil.questions.settings import EvaluateSettings
 from fedveil.tasks.shipped.settings import TASKS
+from fedveil.text.settings import AdapterSettings, TextTask
 
 FOLDER = Path(fedveil.configs.__file__).parent
 # Values that suit the task, and have no default of their own.
@@ -45,7 +47,15 @@ TARGET = {
 def options() -> Iterator[tuple[str, dict[str, Any]]]:
     for file in sorted(FOLDER.glob("*/*.yaml")):
         values = yaml.safe_load(file.read_text())
-        values.pop("defaults", None)
+        nested = [
+            each
+            for each in values.pop("defaults", ())
+            if isinstance(each, dict) and "/adapter@adapter" in each
+        ]
+        for each in nested:
+            values["adapter"] = yaml.safe_load(
+                (FOLDER / f"adapter/{each['/adapter@adapter']}.yaml").read_text()
+            )
         yield f"{file.parent.name}/{file.stem}", values.get("privacy", values)
 
 
@@ -54,7 +64,8 @@ def model_of(group: str, name: str) -> type[Group]:
         return LinkSettings
     kinds = {
         "engine": (InProcess, Ray),
-        "task": get_args(get_args(TASKS)[0]),
+        "task": (*get_args(TASKS), *get_args(CORE_TASKS), TextTask),
+        "adapter": (AdapterSettings,),
         "secagg": (schema.SecaggSettings, schema.NoSecagg),
         "audit": (LightAudit, FullAudit, NoAudit),
         "compress": (schema.CompressionSettings, schema.NoCompression),
