@@ -195,7 +195,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
 
     from ..base.bounded_decoding import read_json
     from ..configs.bundle_files import SCHEMA
-    from ..deployment.device.client_bundle import TABLES
+    from ..deployment.device.client_bundle import OWN_FILES, TABLES, TEXTS
     from ..run.released import model_of
     from ..tasks import load_task
     from ..tasks.arrays import agreement_of, load_arrays
@@ -217,13 +217,15 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
         options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
         if metadata.get("moments"):  # means and deviations by which the run scaled inputs
             options["moments"] = read_json(metadata["moments"])
+    if choice.name == TEXTS:
+        options["base"] = str(bundle / str(choice.options.get("base", "")))
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
     # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):
         remedy = f"is not the schema or model of run {metadata.get('run')}, whose model is saved; restore it"
         raise Refusal("schema", str(options.get("schema")), remedy)
     classifies = (
-        choice.name != TABLES
+        choice.name not in OWN_FILES
         and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
     )
     return LoadedModel(model_of(state, task), task, classifies)

@@ -49,7 +49,8 @@ DEVICE_FILE, POLICY = OWNERS = ("client.toml", "policy.toml")  # which a new enr
 CA = "ca.pem"
 REPLACING = "replacing"  # folder of a new bundle, complete, by which every reader replaces the old one
 KINDS = ("linear",)
-TABLES = "csv"  # the shipped task on the device's own tables
+TABLES, TEXTS = "csv", "text"  # tasks on the device's own tables or texts
+OWN_FILES = (TABLES, TEXTS)
 HOUR = "([01][0-9]|2[0-3])"
 HOURS = Form(f"{HOUR}-{HOUR}", "must be two hours of the day, for instance 22-06")
 _IDENTIFIER = r"[^\W\d]\w*"
@@ -65,13 +66,19 @@ class Argument:
     Attributes:
       remedy: sentence of its refusal.
       listed: whether a list of them is allowed too.
+      grouped: whether a group of keys is allowed too, each with one of them or a list.
     """
 
     remedy: str
     listed: bool = False
+    grouped: bool = False
 
     def check(self, kind: type, field: str, value: object) -> Any:
         """Return the argument; Refusal if it is none."""
+        if self.grouped and isinstance(value, Mapping):
+            for each in cast(Mapping[str, object], value).values():
+                replace(self, grouped=False).check(kind, field, each)
+            return value
         values = cast(list[object], value) if self.listed and isinstance(value, list) else [value]
         for each in values:
             if not isinstance(each, str | int | float) or (isinstance(each, float) and not isfinite(each)):
@@ -79,7 +86,7 @@ class Argument:
         return value
 
 
-OPTION = Argument("must be a finite number, a word, true or false")
+OPTION = Argument("must be a finite number, a word, true, false, a list or a group of them", True, True)
 ARGUMENT = Argument("must be a finite number, a word, true, false or a list of them", listed=True)
 
 
@@ -91,7 +98,8 @@ class TaskChoice:
       name: a shipped task.
       target: the owner's own task as "module:Class"; its module is among `allow_modules`.
       kind: "linear" trains a linear model with NumPy on the file `data`.
-      data: relative to the bundle: an .npz file for a kind, a table or a folder of tables for the task csv.
+      data: relative to the bundle: an .npz file for a kind; a table, or a folder of tables, for the task csv; a file or a
+        folder of texts for the task text.
       client: number of this device among the task's clients, from 0.
       allow_modules: modules that may be imported for the task.
       options: arguments of a shipped task.
@@ -104,15 +112,18 @@ class TaskChoice:
     data: str | None = None
     client: Annotated[int, Range(ge=0, le=LAST_NODE)]
     allow_modules: tuple[Annotated[str, MODULE], ...] = ()
-    options: Mapping[str, Annotated[float | int | str | bool, OPTION]] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Annotated[Any, OPTION]] = field(default_factory=dict[str, Any])
     args: Mapping[str, Annotated[Any, ARGUMENT]] = field(default_factory=dict[str, Any])
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield a key and a remedy for each rule between keys that is broken."""
         if [self.name, self.target, self.kind].count(None) != 2:
             yield "name", "give one of name, target and kind"
-        if (self.kind is not None or self.name == TABLES) != (self.data is not None):
-            yield "data", f"is required by a kind and by name: {TABLES}, and not allowed otherwise"
+        if (self.kind is not None or self.name in OWN_FILES) != (self.data is not None):
+            yield (
+                "data",
+                f"is required by a kind and by name: {' or '.join(OWN_FILES)}, and not allowed otherwise",
+            )
         if self.args and self.target is None:
             yield "args", "belong to a target; a shipped task has options"
         module = (self.target or "").partition(":")[0]

@@ -41,7 +41,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.evaluation import Evaluation
 from ...questions.answers import answer_evaluation, answer_inquiry
 from ...questions.wire import question_of, released_of
-from .client_bundle import TABLES, ClientBundle, DeviceFile, renew_roster
+from .client_bundle import OWN_FILES, TABLES, TEXTS, ClientBundle, DeviceFile, renew_roster
 from .device_ledger import DeviceLedger
 from .eligibility import ROOT, obstacle
 from .last_model import FILE, LastModel
@@ -286,18 +286,16 @@ def read_device(bundle: ClientBundle) -> Device:
     Raises:
       Refusal: the task cannot be loaded, or does not have this client.
     """
-    choice, client, table_options = bundle.settings.task, bundle.settings.task.client, dict[str, str]()
-    if choice.name == TABLES:  # each device has one table, or one folder of tables, of its own
-        schema = choice.options.get("schema", SCHEMA)
-        table_options = {
-            "data": str(bundle.folder / str(choice.data)),
-            "schema": str(bundle.folder / str(schema)),
-        }
+    choice, client, own_options = bundle.settings.task, bundle.settings.task.client, dict[str, str]()
+    if choice.name in OWN_FILES:  # each device has one file, or one folder of files, of its own
+        key, default = {TABLES: ("schema", SCHEMA), TEXTS: ("base", "")}[choice.name]
+        shared = bundle.folder / str(choice.options.get(key, default))
+        own_options = {"data": str(bundle.folder / str(choice.data)), key: str(shared)}
         client = 0
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",
         LocalTraining(),  # each order has its own
-        task_options={**choice.options, **choice.args, **table_options},
+        task_options={**choice.options, **choice.args, **own_options},
         allow_modules=choice.allow_modules,
         device=device_name(bundle.settings),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),

@@ -193,7 +193,7 @@ def test_a_server_takes_the_schema_of_its_bundle_and_no_tables(desk: Path) -> No
     bundle = read_server_bundle(desk / "server")
     settings = settings_for(bundle, ["task=csv"])
     assert settings.task.options["schema"] == str(desk / "server" / "schema.yaml")
-    with pytest.raises(Refusal, match="the tables stay at the clients; leave it out"):
+    with pytest.raises(Refusal, match="the files stay at the clients; leave it out"):
         settings_for(bundle, ["task=csv", "task.folder=hospitals"])
     for key in ("group_weights", "scaling"):
         with pytest.raises(Refusal, match=rf"task.{key}='a.json': devices have it in their schema"):
