@@ -93,9 +93,13 @@ def part_of(decoder: Any, first: int, last: int) -> Any:
 
 
 def shared_copy(model: Any) -> Any:
-    """Return a copy of a model whose frozen parameters and buffers are those of the model itself."""
+    """Return a copy of a model whose frozen parameters and buffers lie in the memory of the model's own.
+
+    They are tensors of their own, so that a copy that moves to another device leaves the model where it is.
+    """
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*frozen, *model.buffers())})
+    memo: dict[int, Tensor] = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in frozen}
+    return copy.deepcopy(model, memo | {id(each): each.detach() for each in model.buffers()})
 
 
 def targets_of(tokens: Tensor, lengths: Tensor) -> Tensor:

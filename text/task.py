@@ -424,18 +424,19 @@ def text_words(base: Base) -> int:
 @lru_cache(maxsize=2)
 def text_model(base: Base, form: Form) -> TextModel:
     """Return the model, of which `shared_copy` makes copies; refuse an architecture that cannot be trained in parts."""
-    whole: Any = base.model(form.base_bits)
+    whole: Any = shared_copy(base.model(form.base_bits))
     words = whole.get_output_embeddings()
     if "bias" in words.state_dict():
         raise Refusal(
             "task.base", str(base.folder), "its head has a bias, which is not supported; use another"
         )
-    decoder = shared_copy(whole.get_decoder())
-    first = adapt(decoder, form.adapter)
-    model = TextModel(decoder, words, first, base.end, len(form.labels)).eval()
     tokens = torch.tensor([base.tokenizer.encode(SENTENCE).ids[: form.tokens]])
     with torch.no_grad():
         logits = whole(input_ids=tokens, use_cache=False).logits.float()
+    decoder = whole.get_decoder()
+    first = adapt(decoder, form.adapter)
+    model = TextModel(decoder, words, first, base.end, len(form.labels)).eval()
+    with torch.no_grad():
         own = model.states(tokens) @ words.weight.float().t()
     if not _close(own, logits, words.weight.dtype):
         remedy = "its logits are not a product of hidden states and a head; use a model such as Llama"

@@ -19,8 +19,8 @@ LENGTHS = torch.tensor([6, 5, 2])  # with the end token
 
 def text_model(base: Path, classes: int = 0) -> TextModel:
     """Return a model whose last layer has adapters that are not zero."""
-    whole: Any = open_base(str(base)).model(32)
-    decoder = shared_copy(whole.get_decoder())
+    whole: Any = shared_copy(open_base(str(base)).model(32))
+    decoder = whole.get_decoder()
     first = adapt(decoder, AdapterKeys("lora", rank=3))
     model = TextModel(decoder, whole.get_output_embeddings(), first, END, classes)
     generator = torch.Generator().manual_seed(1)
@@ -106,6 +106,14 @@ def test_copies_take_no_memory_of_the_base(tiny_base: Path) -> None:
     copies += [shared_copy(model) for _ in range(4)]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
     assert len({each.words.weight.data_ptr() for each in copies}) == 1
+
+
+def test_a_copy_that_moves_leaves_the_model(tiny_base: Path) -> None:
+    model: Any = text_model(tiny_base)
+    shared_copy(model).to(torch.float64)
+    assert {each.dtype for each in (*model.parameters(), *model.buffers())} == {torch.float32}
+    copy = shared_copy(model)
+    assert copy.words.weight is copy.decoder.embed_tokens.weight
 
 
 def test_a_step_trains_the_copy_alone(tiny_base: Path) -> None:
