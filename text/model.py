@@ -61,6 +61,9 @@ class TextModel(nn.Module):
 
     def states(self, inputs: Tensor) -> Tensor:
         """Return hidden states after the final norm, shape (n, tokens, width), float32."""
+        if not len(inputs):  # attention of transformers takes no empty batch
+            width = self.words.get_parameter("weight").shape[1]
+            return torch.zeros(0, inputs.shape[1], width, device=inputs.device)
         if inputs.is_floating_point():
             states = inputs.to(self.words.get_parameter("weight").dtype)
             return self.last_layers[0](inputs_embeds=states, use_cache=False).last_hidden_state.float()

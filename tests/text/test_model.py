@@ -47,6 +47,14 @@ def test_padding_changes_nothing_before_it(tiny_base: Path) -> None:
 
 
 @torch.no_grad()
+def test_no_texts_have_no_states(tiny_base: Path) -> None:
+    model = text_model(tiny_base)
+    for inputs in (TOKENS, prefix(model)):
+        assert model(inputs[:0]).shape == (0, 6, 32)
+    assert text_model(tiny_base, classes=4)(TOKENS[:0]).shape == (0, 4)
+
+
+@torch.no_grad()
 def test_last_layers_continue_from_the_first(tiny_base: Path) -> None:
     model = text_model(tiny_base)
     whole, parts = model(TOKENS), model(prefix(model))

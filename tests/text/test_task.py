@@ -299,6 +299,24 @@ def test_labels_are_predicted_with_their_probability(letters: Path, tiny_base: P
         task.encode([1, 2])
 
 
+def test_real_texts_have_ledgers_and_no_metrics(commands: Commands, letters: Path, tiny_base: Path) -> None:
+    keys = ("simulate", "task=text", f"task.folder={letters}", f"task.base={tiny_base}", "task.tokens=8")
+    code, done = commands.run(*keys)
+    assert code == 2 and "task.data_id=None: name these real data" in done.err
+    code, done = commands.run(
+        *keys,
+        *(
+            "num_rounds=2",
+            "task.data_id=letters-1",
+            f"ledger.dir={commands.folder / 'ledgers'}",
+            "accept_vacuous=true",
+        ),
+        *("reason=test", "audit=off", "hydra.run.dir=run"),
+    )
+    assert code == 0, done.err
+    assert "perplexity" not in done.out and "completed: 2 rounds" in done.out
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_command_trains_in_every_mode(
     commands: Commands, letters: Path, tiny_base: Path, mode: str
