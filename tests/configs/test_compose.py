@@ -12,7 +12,9 @@ from fedveil.configs.compose import compose_jobs, parse_arguments
 from fedveil.configs.privacy_settings import ClientCentral
 from fedveil.configs.schema import SimulationSettings
 from fedveil.configs.settings import settings_from_overrides, settings_of
+from fedveil.configs.strict import Mistakes
 from fedveil.configs.task_settings import PlainPartition, PoissonCohort
+from fedveil.face import _overrides
 from fedveil.privacy.budget import Adjacency
 
 FOLDER = Path(str(configs.__file__)).parent
@@ -159,3 +161,21 @@ def test_a_sweep_is_composed_in_hydras_order() -> None:
         ("privacy.target_epsilon=3", "seed=1"),
     ]
     assert [settings_of(job).seed for job in jobs] == [0, 1, 0, 1]
+
+
+def test_the_adapter_is_chosen_within_the_task() -> None:
+    texts = ("task=text", "task.folder=letters", "task.base=model")
+    for argv in (
+        ("adapter=lora", "adapter.rank=8"),
+        ("adapter@task.adapter=lora", "task.adapter.rank=8"),
+        ("task.adapter=lora", "adapter.rank=8"),
+    ):
+        adapter = settings_of_command(*texts, *argv).task.options["adapter"]
+        assert (adapter["name"], adapter["rank"], adapter["layers"]) == ("lora", 8, 1)
+    keys = {"name": "text", "folder": "letters", "base": "model", "adapter": {"name": "rxr", "rank": 3}}
+    overrides = list(_overrides("task", keys))
+    assert settings_of_command(*overrides).task.options["adapter"]["name"] == "rxr"
+    with pytest.raises(
+        Mistakes, match="override='adapter': is a part of a language model's task; add task=text"
+    ):
+        settings_of_command("adapter=lora")
