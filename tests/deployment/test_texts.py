@@ -64,7 +64,7 @@ def test_each_device_trains_on_its_own_texts(desk: Path, tiny_base: Path) -> Non
     ):
         keys: dict[str, Any] = {"tokens": 16, "base_bits": 32, "adapter": ADAPTER, **change}
         other = agreement_of(load(base=str(tiny_base), **keys))
-        with pytest.raises(Refusal, match="another schema or model"):
+        with pytest.raises(Refusal, match="another schema, model or base"):
             devices[0].task.check_order(replace(order, agreement=other), None)
 
 
