@@ -14,8 +14,8 @@ from torch import Tensor
 from ..tasks.data import padded, padded_size
 
 IGNORED = -100  # target of a token that has no loss, as in torch and transformers
-LOGIT_BYTES = 32 << 20  # of the logits that are in memory at a time
-WORDS = 8192  # rows of the head that are converted to float32 at a time
+LOGIT_BYTES = 8 << 20  # of the logits that are in memory at a time
+WORDS = 2048  # rows of the head that are converted to float32 at a time
 
 
 class Scores(NamedTuple):
