@@ -37,7 +37,7 @@ class AdapterKeys:
     rank: int = 4
     layers: int = 1
     modules: Sequence[str] = ()
-    scale: float = 1.0
+    scale: float = 4.0
 
 
 class Adapter(nn.Module):
