@@ -21,7 +21,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Record:
+class TextRecord:
     """Text of a client.
 
     Attributes:
@@ -70,7 +70,7 @@ def clients_of(folder: Path, public: Sequence[Path] = ()) -> list[Path]:
     return clients
 
 
-def read_texts(path: Path, fields: Fields) -> list[Record]:
+def read_texts(path: Path, fields: Fields) -> list[TextRecord]:
     """Return the records of a client's file, or of all files in its folder, by name.
 
     Args:
@@ -104,7 +104,7 @@ def _files(path: Path) -> Iterator[Path]:
         yield file
 
 
-def _records(file: Path, fields: Fields) -> Iterator[Record]:
+def _records(file: Path, fields: Fields) -> Iterator[TextRecord]:
     """Yield the records of one file."""
     is_plain = file.suffix.lower() == ".txt"
     if is_plain and (fields.person or fields.label):
@@ -114,7 +114,7 @@ def _records(file: Path, fields: Fields) -> Iterator[Record]:
         with file.open("rb") as stream:
             if is_plain:
                 content = _decoded(stream.read(LONGEST + 1), file, 1)
-                yield Record(_filled(content, file, 1))
+                yield TextRecord(_filled(content, file, 1))
             for number, line in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), 1):
                 content = _decoded(line, file, number)
                 if content.strip():  # an empty line holds no record
@@ -133,7 +133,7 @@ def _decoded(block: bytes, file: Path, number: int) -> str:
         raise _mistake(file, number, "is no UTF-8; save it with that encoding") from None
 
 
-def _record(line: str, fields: Fields, file: Path, number: int) -> Record:
+def _record(line: str, fields: Fields, file: Path, number: int) -> TextRecord:
     """Return the record in a line of .jsonl."""
     try:
         content: Any = read_json(line)
@@ -148,7 +148,7 @@ def _record(line: str, fields: Fields, file: Path, number: int) -> Record:
             file, number, f"has no text in the field {fields.text!r}; add it, or set task.text_field"
         )
     person, label = (_word(values, name, file, number) for name in (fields.person, fields.label))
-    return Record(_filled(text, file, number), person, label)
+    return TextRecord(_filled(text, file, number), person, label)
 
 
 def _word(values: Mapping[str, Any], name: str, file: Path, number: int) -> str:

@@ -26,7 +26,7 @@ class AdapterSettings(Group):
     """Factor of the change; it scales gradients too. With 4, most examples of SmolLM2 reach the usual clip of 0.4 to 0.5."""
 
 
-class TextTask(FolderTask):
+class TextSettings(FolderTask):
     """Texts, .txt or .jsonl; each file or folder is a client. Adapters of a frozen language model are trained."""
 
     name: Literal["text"] = "text"
@@ -47,4 +47,4 @@ class TextTask(FolderTask):
     adapter: AdapterSettings = AdapterSettings()
 
 
-TASKS = TextTask
+TASKS = TextSettings

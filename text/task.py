@@ -28,7 +28,7 @@ from ..tasks.partition import Partition
 from ..tasks.tables import person_hashes
 from .adapters import AdapterKeys, adapt
 from .base import Base, open_base
-from .files import Fields, Record, clients_of, read_texts
+from .files import Fields, TextRecord, clients_of, read_texts
 from .loss import IGNORED, Scores, mean_loss, scores
 from .model import TextModel, part_of, shared_copy, targets_of
 from .prefix import States, padded_rows, prefix_states
@@ -49,7 +49,7 @@ Item = tuple[Tensor, int]  # tokens of a text, shape (length,), and its class
 
 
 @dataclass(frozen=True)
-class Form:
+class TextForm:
     """Form of a text's inputs and of the model, on which a server and its clients agree.
 
     Attributes:
@@ -84,7 +84,7 @@ class TextTask:
     """
 
     base: Base
-    form: Form
+    form: TextForm
     clients: tuple[Data, ...]
     test: Data
     simulated: bool = False
@@ -247,11 +247,11 @@ class TextKeys:
             return clients_of(Path(self.folder), list(map(Path, filter(bool, [self.held_out_file]))))
         return list(map(Path, filter(bool, [self.data])))
 
-    def form(self, base: Base, clients: Sequence[Sequence[Record]]) -> Form:
+    def form(self, base: Base, clients: Sequence[Sequence[TextRecord]]) -> TextForm:
         """Return what all clients share; refuse real texts without declared labels."""
         if self.saved:
             return read_form(Path(self.saved), base)
-        form = Form(base.digest, self.base_bits, self.tokens, (), _adapter_keys(self.adapter))
+        form = TextForm(base.digest, self.base_bits, self.tokens, (), _adapter_keys(self.adapter))
         if not self.label:
             return form
         labels = tuple(self.labels)
@@ -272,7 +272,7 @@ def _adapter_keys(keys: Mapping[str, Any]) -> AdapterKeys:
     return AdapterKeys(**values)
 
 
-def read_form(path: Path, base: Base) -> Form:
+def read_form(path: Path, base: Base) -> TextForm:
     """Return the form that a run has saved.
 
     Args:
@@ -285,7 +285,7 @@ def read_form(path: Path, base: Base) -> Form:
     try:
         content = json.loads(path.read_bytes())
         labels, adapter = tuple(content["labels"]), _adapter_keys(content["adapter"])
-        form = Form(content["base"], content["base_bits"], content["tokens"], labels, adapter)
+        form = TextForm(content["base"], content["base_bits"], content["tokens"], labels, adapter)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise Refusal(FILE, str(path), "is not the form of a run on texts; copy it again") from error
     if form.base != base.digest:
@@ -307,7 +307,7 @@ def load(*args: Any, **options: Any) -> TextTask:
     elif keys.num_clients not in (0, len(clients)) and keys.folder:
         remedy = f"{keys.folder} gives {len(clients)}, one per file or folder; leave it out"
         raise Refusal("task.num_clients", keys.num_clients, remedy)
-    test: list[Record] = []
+    test: list[TextRecord] = []
     if keys.held_out_file:
         test = read_texts(Path(keys.held_out_file), replace(keys.fields, person=""))
     elif keys.simulated:
@@ -317,7 +317,7 @@ def load(*args: Any, **options: Any) -> TextTask:
     return TextTask(base, form, tuple(map(data, clients)), data(test), keys.simulated)
 
 
-def _dealt(clients: Sequence[Sequence[Record]], keys: TextKeys) -> list[list[Record]]:
+def _dealt(clients: Sequence[Sequence[TextRecord]], keys: TextKeys) -> list[list[TextRecord]]:
     """Return the texts of all clients, dealt anew by a partition."""
     if not keys.simulated:
         remedy = "real texts stay with their owners; use natural, or set task.simulated=true"
@@ -331,7 +331,9 @@ def _dealt(clients: Sequence[Sequence[Record]], keys: TextKeys) -> list[list[Rec
     return [[pool[row] for row in share] for share in partition.shares(codes)]
 
 
-def _split(clients: Sequence[Sequence[Record]], keys: TextKeys) -> tuple[list[list[Record]], list[Record]]:
+def _split(
+    clients: Sequence[Sequence[TextRecord]], keys: TextKeys
+) -> tuple[list[list[TextRecord]], list[TextRecord]]:
     """Return the clients' training texts, and the held-out ones of all: single texts, or whole persons."""
     share = keys.held_out_share
     if not 0 < share < 1:
@@ -351,7 +353,7 @@ def _split(clients: Sequence[Sequence[Record]], keys: TextKeys) -> tuple[list[li
 # --- texts as examples --------------------------------------------------------------------------------------------
 
 
-def _data(records: Sequence[Record], base: Base, form: Form, cached: bool) -> Data:
+def _data(records: Sequence[TextRecord], base: Base, form: TextForm, cached: bool) -> Data:
     """Return a client's texts as examples: tokens in memory, or batches of hidden states that are computed once.
 
     Args:
@@ -368,7 +370,7 @@ def _data(records: Sequence[Record], base: Base, form: Form, cached: bool) -> Da
     return Examples(*_rows(items, base, form), persons)
 
 
-def _items(records: Sequence[Record], base: Base, form: Form) -> list[Item]:
+def _items(records: Sequence[TextRecord], base: Base, form: TextForm) -> list[Item]:
     """Return tokens and class of each text, which ends with the end token where it is not cut; refuse another label."""
     codes = {label: code for code, label in enumerate(form.labels)}
     if codes and (others := {record.label for record in records} - codes.keys()):
@@ -380,7 +382,7 @@ def _items(records: Sequence[Record], base: Base, form: Form) -> list[Item]:
     return [(torch.tensor(text), codes.get(record.label, 0)) for text, record in pairs]
 
 
-def _rows(items: Sequence[Item], base: Base, form: Form) -> tuple[Tensor, Tensor]:
+def _rows(items: Sequence[Item], base: Base, form: TextForm) -> tuple[Tensor, Tensor]:
     """Return rows of tokens, shape (n, tokens), and targets: next tokens, or classes of shape (n,)."""
     texts, codes = [text for text, _ in items], [code for _, code in items]
     rows = padded_rows(texts, form.tokens, base.end)
@@ -389,7 +391,7 @@ def _rows(items: Sequence[Item], base: Base, form: Form) -> tuple[Tensor, Tensor
     return rows, targets_of(rows, torch.tensor(list(map(len, texts)), dtype=torch.int64))
 
 
-def _cached_batch(items: Sequence[Item], base: Base, form: Form) -> tuple[Tensor, Tensor]:
+def _cached_batch(items: Sequence[Item], base: Base, form: TextForm) -> tuple[Tensor, Tensor]:
     """Return hidden states of the frozen first layers, and targets as of `_rows`."""
     return frozen_states(base, form)([text for text, _ in items]), _rows(items, base, form)[1]
 
@@ -422,7 +424,7 @@ def text_words(base: Base) -> int:
 
 
 @lru_cache(maxsize=2)
-def text_model(base: Base, form: Form) -> TextModel:
+def text_model(base: Base, form: TextForm) -> TextModel:
     """Return the model, of which `shared_copy` makes copies; refuse an architecture that cannot be trained in parts."""
     whole: Any = shared_copy(base.model(form.base_bits))
     words = whole.get_output_embeddings()
@@ -445,7 +447,7 @@ def text_model(base: Base, form: Form) -> TextModel:
 
 
 @lru_cache(maxsize=2)
-def frozen_states(base: Base, form: Form) -> States:
+def frozen_states(base: Base, form: TextForm) -> States:
     """Return the function that computes the outputs of the frozen first layers, each text's once in this process.
 
     Raises:
@@ -464,7 +466,7 @@ def frozen_states(base: Base, form: Form) -> States:
     return states
 
 
-def base_decoder(base: Base, form: Form) -> Any:
+def base_decoder(base: Base, form: TextForm) -> Any:
     """Return the decoder of the base, without adapters."""
     whole: Any = base.model(form.base_bits)
     return whole.get_decoder()

@@ -41,7 +41,7 @@ LONGEST_WORD = 100  # characters; a longer word is unknown, as in BERT's own tok
 CHINESE = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 0xFAFF))
 
 
-class Adapter(nn.Module):
+class LowRankChange(nn.Module):
     """Change of rank RANK to a linear layer, zero at its start."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class AdaptedSentence(nn.Module):
     def __init__(self, layer: BertLayer, classes: int) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(False)
-        self.query, self.value = Adapter(), Adapter()
+        self.query, self.value = LowRankChange(), LowRankChange()
         self.head = nn.Linear(WIDTH, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

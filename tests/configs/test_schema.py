@@ -24,7 +24,7 @@ from fedveil.messages.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency
 from fedveil.questions.settings import EvaluateSettings
 from fedveil.tasks.shipped.settings import TASKS
-from fedveil.text.settings import AdapterSettings, TextTask
+from fedveil.text.settings import AdapterSettings, TextSettings
 
 FOLDER = Path(fedveil.configs.__file__).parent
 # Values that suit the task, and have no default of their own.
@@ -64,7 +64,7 @@ def model_of(group: str, name: str) -> type[Group]:
         return LinkSettings
     kinds = {
         "engine": (InProcess, Ray),
-        "task": (*get_args(TASKS), *get_args(CORE_TASKS), TextTask),
+        "task": (*get_args(TASKS), *get_args(CORE_TASKS), TextSettings),
         "adapter": (AdapterSettings,),
         "secagg": (schema.SecaggSettings, schema.NoSecagg),
         "audit": (LightAudit, FullAudit, NoAudit),

@@ -5,7 +5,7 @@ import pytest
 
 from fedveil.base.refusal import Refusal
 from fedveil.text import files
-from fedveil.text.files import Fields, Record, clients_of, read_texts
+from fedveil.text.files import Fields, TextRecord, clients_of, read_texts
 
 SECRET = "my number is 7132"
 
@@ -43,16 +43,16 @@ def test_fields_have_the_names_of_the_keys(tmp_path: Path) -> None:
     records = [{"body": "one", "from": 7, "mood": True}, {"body": "two", "from": " ann ", "mood": "sad"}]
     path = written(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records)))
     assert read_texts(path, Fields("body", "from", "mood")) == [
-        Record("one", "7", "True"),
-        Record("two", "ann", "sad"),
+        TextRecord("one", "7", "True"),
+        TextRecord("two", "ann", "sad"),
     ]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     text = written(tmp_path / "a.txt", b"\xef\xbb\xbfgr\xc3\xbc\xc3\x9fe")
     line = written(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}\r\n')
-    assert read_texts(text, Fields()) == [Record("grüße")]
-    assert read_texts(line, Fields()) == [Record("a")]
+    assert read_texts(text, Fields()) == [TextRecord("grüße")]
+    assert read_texts(line, Fields()) == [TextRecord("a")]
 
 
 @pytest.mark.parametrize(
