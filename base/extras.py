@@ -16,6 +16,7 @@ MODULES = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "tables": ("pyarrow",),
+    "text": ("gguf", "tokenizers", "transformers"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "qr": ("segno",),
     "timestamps": ("rfc3161_client",),

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..base.extensions import extension, names
+from ..base.extras import MODULES, require_extra
 from ..base.refusal import Refusal
 from ..configs.strict import nearest
 from .data import Examples, check_examples
@@ -151,6 +152,8 @@ def _shipped(name: str) -> Callable[..., object]:
     """Return the `load` function of a shipped task's module; refuse an unknown name, and data not installed."""
     if name not in TASKS:
         raise Refusal("task", name, f'choose one of {", ".join(TASKS)}, or your own as "module:Class"')
+    if name in MODULES:  # a task with an extra of its own
+        require_extra(name, f"task={name}")
     try:
         return extension("task", name, "task", name).load
     except ModuleNotFoundError as error:

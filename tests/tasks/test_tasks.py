@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from fedveil.base.extras import MODULES
 from fedveil.base.refusal import Refusal
 from fedveil.tasks import Examples, Task, check_examples, load_task
 from fedveil.tasks.classification import classification, softmax_regression
@@ -229,3 +230,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(Refusal, match=r"scikit-learn.*fedveil\[simulation\]"):
         load_task("digits")
+
+
+def test_a_task_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODULES, "text", ("tokenizers", "no_such_module"))
+    with pytest.raises(Refusal, match=r"task=text needs no_such_module: pip install 'fedveil\[text\]'"):
+        load_task("text", {"base": "model"})
