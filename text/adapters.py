@@ -78,10 +78,9 @@ class Adapter(nn.Module):
 
 
 def _factor(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear layer without bias whose weight is not set, so that the global random state stays as it is."""
-    factor = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
-    assert isinstance(factor, nn.Linear)
-    return factor
+    """Return a linear layer without bias, whose weight the caller sets; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):  # `skip_init` would import sympy: 30 MiB
+        return nn.Linear(inputs, outputs, bias=False)
 
 
 def weight_of(layer: Any) -> Tensor:

@@ -43,7 +43,8 @@ class TextModel(nn.Module):
         self.head = nn.Identity()
         if classes:
             width = words.get_parameter("weight").shape[1]
-            self.head = nn.utils.skip_init(nn.Linear, width, classes)
+            with torch.random.fork_rng(devices=[]):  # the values are set below
+                self.head = nn.Linear(width, classes)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
         # The same modules without the first layers; in a tuple, so that they do not count twice.

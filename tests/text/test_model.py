@@ -21,7 +21,7 @@ def text_model(base: Path, classes: int = 0) -> TextModel:
     """Return a model whose last layer has adapters that are not zero."""
     whole: Any = shared_copy(open_base(str(base)).model(32))
     decoder = whole.get_decoder()
-    first = adapt(decoder, AdapterKeys("lora", rank=3))
+    first = adapt(decoder, AdapterKeys("lora", rank=3, scale=1.0))
     model = TextModel(decoder, whole.get_output_embeddings(), first, END, classes)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
