@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..base.bounded_decoding import read_json
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
     from ..tasks import Task
 
-TABLES = ("csv", "census", "star")  # tasks whose runs store the schema of their inputs
-TEXTS = "text"  # task whose runs store the form of their inputs
+NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 
 
 def require_ended(folder: Path) -> None:
@@ -83,22 +83,34 @@ def config_of(folder: Path) -> dict[str, Any]:
     return dict(read_config(folder / CONFIG)[0])
 
 
-def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
-    """Return the task of the run in `folder`, or refuse one that cannot be loaded; only allowed modules are imported."""
-    from ..tasks import DEALT, load_task
+def task_of(folder: Path, allow_modules: tuple[str, ...] = (), keys: Mapping[str, Any] = NO_KEYS) -> Task:
+    """Return the task of the run in `folder`.
+
+    The module of a task whose runs store the form of their inputs has `released(folder, task)`: from the run's folder and
+    the keys of its task it returns the name and the options of `load_task`, so that no client's data are needed.
+
+    Args:
+      folder: of a run.
+      allow_modules: modules that may be imported for it.
+      keys: keys of the task whose values replace those of the run, such as the path of a base that was moved.
+
+    Raises:
+      Refusal: it cannot be loaded, or has no such key.
+    """
+    from ..tasks import DEALT, load_task, module_of
 
     config = config_of(folder)
-    task, partition = config["task"], config.get("partition")
+    partition = config.get("partition")
+    if others := sorted(keys.keys() - config["task"].keys()):
+        name = config["task"]["name"]
+        raise Refusal(f"--{others[0]}", keys[others[0]], f"task={name} has no {others[0]}; leave it out")
+    task = {**config["task"], **keys}
     if lost := next((pair for pair in leaves(task) if str(pair[1]).startswith("${")), None):
         text = "cannot be resolved; set what it takes from the environment"
         raise Refusal(f"task.{lost[0]}", lost[1], text)
-    if task["name"] in TABLES:
-        table_options = {"schema": str(folder / "schema.yaml"), "model": task["model"]}
-        return load_task(
-            "csv", table_options | {name: task[name] for name in ("hidden", "groups", "bins") if name in task}
-        )
-    if task["name"] == TEXTS:
-        return load_task(TEXTS, {"base": task["base"], "saved": str(folder / "text.json")})
+    if not task.get("target") and hasattr(module := module_of(task["name"]), "released"):
+        name, form = module.released(folder, task)
+        return load_task(name, form, allow_modules)
     options = {"folder": task["folder"]} if task.get("folder") else dict(task.get("args") or {})
     if task.get("model") is not None:
         options["model"] = task["model"]
@@ -138,8 +150,8 @@ def predictions(
     Args:
       model: in evaluation mode.
       task: that the model was trained for.
-      data: of a run on tables a file, a folder or a data frame; of any other a file .npy, or an array, of the model's
-        inputs, shape (n, ...).
+      data: of a run on tables a file, a folder or a data frame; of one on texts a file or a folder; of any other a file
+        .npy, or an array, of the model's inputs, shape (n, ...).
       classifies: whether outputs without a schema are logits of classes.
 
     Raises:

@@ -35,6 +35,7 @@ __all__ = [
     "check_examples",
     "lacking",
     "load_task",
+    "module_of",
 ]
 
 TASKS = names("task")
@@ -68,7 +69,7 @@ def load_task(
         or the task itself refuses one.
     """
     is_users = ":" in name
-    make = _own(name, allow) if is_users else _shipped(name)
+    make = _own(name, allow) if is_users else module_of(name).load
     signature = inspect.signature(make)
     arguments = {key: value for key, value in options.items() if key not in OF_ALL}
     model = arguments.get(MODEL)
@@ -148,14 +149,14 @@ def lacking(task: object) -> list[str]:
     return sorted(member for member in MEMBERS if getattr(task, member, None) is None)
 
 
-def _shipped(name: str) -> Callable[..., object]:
-    """Return the `load` function of a shipped task's module; refuse an unknown name, and data not installed."""
+def module_of(name: str) -> Any:
+    """Return the module of a shipped task, with `load`; refuse an unknown name, and data not installed."""
     if name not in TASKS:
         raise Refusal("task", name, f'choose one of {", ".join(TASKS)}, or your own as "module:Class"')
     if name in MODULES:  # a task with an extra of its own
         require_extra(name, f"task={name}")
     try:
-        return extension("task", name, "task", name).load
+        return extension("task", name, "task", name)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         package = DISTRIBUTIONS.get(module, module)

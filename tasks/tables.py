@@ -411,6 +411,17 @@ def _examples(path: Path, schema: Schema, person: str | None = None, grouped: Se
     return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons, groups or None)
 
 
+def released(folder: Path, task: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and options of the task of a run on tables, which stores the schema of its inputs.
+
+    Args:
+      folder: of the run.
+      task: keys of its task.
+    """
+    options = {name: task[name] for name in ("model", "hidden", "groups", "bins") if name in task}
+    return "csv", {"schema": str(folder / SCHEMA), **options}
+
+
 def _dealt(clients: Sequence[Examples], schema: Schema, keys: TableKeys) -> tuple[Examples, ...]:
     """Return the rows of all clients, dealt anew by a partition."""
     name, pool = keys.partition, joined(clients)

@@ -81,6 +81,7 @@ class TextTask:
       clients: each client's examples; empty on a server, which has none.
       test: held-out examples; empty if the clients are real, since metrics on their texts would be a release.
       simulated: whether the texts are public or synthetic.
+      text_field: field of a .jsonl record with its text, for predictions.
     """
 
     base: Base
@@ -88,6 +89,7 @@ class TextTask:
     clients: tuple[Data, ...]
     test: Data
     simulated: bool = False
+    text_field: str = "text"
 
     # Only simulated clients' texts are held out, and `held_out_file` is declared public.
     held_out_public = True
@@ -173,7 +175,8 @@ class TextTask:
             raise Refusal(
                 "data", type(data).__name__, "give the path of a .txt or .jsonl file, or of a folder"
             )
-        items = _items(read_texts(Path(data), Fields()), self.base, replace(self.form, labels=()))
+        records = read_texts(Path(data), Fields(self.text_field))
+        items = _items(records, self.base, replace(self.form, labels=()))
         rows, targets = _rows(items, self.base, self.form)
         if self.classes:
             return rows
@@ -314,7 +317,18 @@ def load(*args: Any, **options: Any) -> TextTask:
         clients, test = _split(clients, keys)
     form = keys.form(base, [*clients, test])
     data = partial(_data, base=base, form=form, cached=keys.cache == "prefix")
-    return TextTask(base, form, tuple(map(data, clients)), data(test), keys.simulated)
+    return TextTask(base, form, tuple(map(data, clients)), data(test), keys.simulated, keys.text_field)
+
+
+def released(folder: Path, task: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and options of the task of a run on texts, which stores the form of its inputs.
+
+    Args:
+      folder: of the run.
+      task: keys of its task.
+    """
+    options = {name: task[name] for name in ("base", "text_field") if name in task}
+    return "text", {"saved": str(folder / FILE), **options}
 
 
 def _dealt(clients: Sequence[Sequence[TextRecord]], keys: TextKeys) -> list[list[TextRecord]]:

