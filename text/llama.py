@@ -1,11 +1,12 @@
 """Decoder of the Llama family, with the parameter names of transformers, whose import alone takes 150 MiB and 2.4 seconds.
 
-It computes what `transformers.LlamaForCausalLM` computes without a cache and without padding on the left.
+It computes what `transformers.LlamaForCausalLM` computes without padding on the left. With a cache, the tokens after the
+first call come one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+# Keys and values of the tokens before, of one layer, shape (n, groups, tokens, head); empty before the first.
+Past = list[Tensor]
 ROTARY_BASE = 10_000.0  # of a configuration without one, as in transformers
 
 
@@ -81,9 +84,15 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 
 @dataclass
 class States:
-    """Hidden states after the final norm, shape (n, tokens, width); named as in transformers, and open to hooks too."""
+    """Outputs of the decoder, named as in transformers, and open to hooks too.
+
+    Attributes:
+      last_hidden_state: after the final norm, shape (n, tokens, width).
+      past_key_values: of each layer, with which the decoder goes on; empty without a cache.
+    """
 
     last_hidden_state: Tensor
+    past_key_values: Sequence[Past] = ()
 
 
 @dataclass
@@ -125,9 +134,15 @@ class Rotary(nn.Module):
         super().__init__()
         self.head, self.base = sizes.head, sizes.rotary
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines for states, shape (n, tokens, width), each of shape (tokens, head) and of their type."""
-        positions = torch.arange(states.shape[1], dtype=torch.float32, device=states.device)
+    def forward(self, states: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, each of shape (tokens, head) and of the states' type.
+
+        Args:
+          states: shape (n, tokens, width).
+          start: position of their first token.
+        """
+        end = start + states.shape[1]
+        positions = torch.arange(start, end, dtype=torch.float32, device=states.device)
         powers = torch.arange(0, self.head, 2, dtype=torch.float32, device=states.device) / self.head
         angles = torch.outer(positions, 1.0 / self.base**powers).repeat(1, 2)
         return angles.cos().to(states.dtype), angles.sin().to(states.dtype)
@@ -151,14 +166,25 @@ class Attention(nn.Module):
         self.v_proj = Linear(sizes.width, keys)
         self.o_proj = Linear(queries, sizes.width)
 
-    def forward(self, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Return the attention's output, shape of `states`."""
+    def forward(self, states: Tensor, cosines: Tensor, sines: Tensor, past: Past) -> Tensor:
+        """Return the attention's output, shape of `states`, and add their keys and values to the past.
+
+        Args:
+          states: shape (n, tokens, width); one token if there is a past.
+          cosines: shape (tokens, head).
+          sines: likewise.
+          past: of this layer, changed in place.
+        """
         queries = _rotate(self._split(self.q_proj(states), self.heads), cosines, sines)
         keys = _rotate(self._split(self.k_proj(states), self.groups), cosines, sines)
         values = self._split(self.v_proj(states), self.groups)
+        if past:
+            keys, values = (torch.cat(each, dim=2) for each in zip(past, (keys, values), strict=True))
+        past[:] = keys, values
+        is_first = keys.shape[2] == queries.shape[2]
         repeats = self.heads // self.groups
         keys, values = (each.repeat_interleave(repeats, dim=1) for each in (keys, values))
-        mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        mixed = scaled_dot_product_attention(queries, keys, values, is_causal=is_first)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, states: Tensor, heads: int) -> Tensor:
@@ -190,9 +216,9 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = Norm(sizes.width, sizes.epsilon)
         self.post_attention_layernorm = Norm(sizes.width, sizes.epsilon)
 
-    def forward(self, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Return the layer's output, shape of `states`."""
-        states = states + self.self_attn(self.input_layernorm(states), cosines, sines)
+    def forward(self, states: Tensor, cosines: Tensor, sines: Tensor, past: Past) -> Tensor:
+        """Return the layer's output, shape of `states`; arguments as of `Attention.forward`."""
+        states = states + self.self_attn(self.input_layernorm(states), cosines, sines, past)
         return states + self.mlp(self.post_attention_layernorm(states))
 
 
@@ -207,20 +233,28 @@ class Decoder(nn.Module):
         self.rotary_emb = Rotary(sizes)
 
     def forward(
-        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, use_cache: bool = False
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        past_key_values: Sequence[Past] = (),
     ) -> States:
         """Return the hidden states of texts.
 
         Args:
           input_ids: tokens, int64, shape (n, tokens); padding on the right, which changes nothing before it.
           inputs_embeds: in their stead what enters the first layer, shape (n, tokens, width).
-          use_cache: not used; a caller of transformers' model passes False.
+          use_cache: whether to return the past of each layer.
+          past_key_values: of an earlier call with a cache, after which one token comes; changed in place.
         """
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        angles = self.rotary_emb(states)
-        for layer in self.layers:
-            states = layer(states, *angles)
-        return States(self.norm(states))
+        angles = self.rotary_emb(states, sum(past[0].shape[2] for past in past_key_values[:1]))
+        pasts: list[Past] = []
+        for number, layer in enumerate(self.layers):
+            past = next(iter(past_key_values[number:]), [])
+            states = layer(states, *angles, past)
+            pasts += [past] * use_cache
+        return States(self.norm(states), pasts)
 
 
 class Llama(nn.Module):

@@ -118,3 +118,17 @@ def test_both_spellings_of_positions_are_read() -> None:
     old = {**CONFIG, "rope_theta": 7.0}
     assert sizes(new) == sizes(old)
     assert sizes(CONFIG) == replace(sizes(new), rotary=10_000.0)
+
+
+@torch.no_grad()
+def test_tokens_one_by_one_with_a_cache_give_the_same_states() -> None:
+    model, _ = both()
+    whole = model.get_decoder()(TOKENS).last_hidden_state
+    first = model.get_decoder()(TOKENS[:, :5], use_cache=True)
+    parts, past = [first.last_hidden_state], first.past_key_values
+    for column in range(5, TOKENS.shape[1]):
+        step = model.get_decoder()(TOKENS[:, column, None], use_cache=True, past_key_values=past)
+        parts, past = [*parts, step.last_hidden_state], step.past_key_values
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    assert [[each.shape[2] for each in layer] for layer in past] == [[9, 9], [9, 9]]
+    assert list(model.get_decoder()(TOKENS).past_key_values) == []
