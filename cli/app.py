@@ -13,7 +13,21 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from . import ask, audit, budget, client, export, ledger, new, predict, provision, report, server, verify
+from . import (
+    ask,
+    audit,
+    budget,
+    client,
+    export,
+    generate,
+    ledger,
+    new,
+    predict,
+    provision,
+    report,
+    server,
+    verify,
+)
 from .completion import install_script, script
 from .grammar import (
     AcceptSweep,
@@ -171,5 +185,16 @@ def doctor(
 
 
 # Order of the verbs in the help.
-VERBS = (simulate, plan, ask.ask, compare, predict.predict, export.export, verify.verify, new.new, doctor)
+VERBS = (
+    simulate,
+    plan,
+    ask.ask,
+    compare,
+    predict.predict,
+    generate.generate,
+    export.export,
+    verify.verify,
+    new.new,
+    doctor,
+)
 app.registered_commands.sort(key=lambda each: VERBS.index(each.callback))

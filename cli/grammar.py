@@ -78,6 +78,12 @@ Head = Annotated[
     tuple[str, str] | None,
     option("SEQ HASH", "Number and hash of an entry that the ledger must hold, as a result's ledger_head."),
 ]
+MovedBase = Annotated[
+    str,
+    option(
+        "PATH", "Language model of a run with task=text, if it is no longer where the run read it.", "--base"
+    ),
+]
 Bundle = Annotated[Path, argument("FOLDER", "Bundle made by fedveil provision.", file_okay=False)]
 
 
@@ -163,6 +169,11 @@ def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
 def port_of(page: bool, port: int | None) -> int | None:
     """Return the port of a run's page from --page and --page-port: 0 for any free port, None for no page."""
     return 0 if page and port is None else port
+
+
+def task_keys(base: str) -> dict[str, str]:
+    """Return --base as a key of the run's task; nothing if it is empty."""
+    return {name: value for name, value in {"base": base}.items() if value}
 
 
 def read(kind: Callable[[str], T], field: str, text: str, remedy: str = "give a number") -> T:

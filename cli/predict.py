@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..run.files import MODEL, RESULT
-from .grammar import allow_local_modules, app, argument, option, verb
+from .grammar import MovedBase, allow_local_modules, app, argument, option, task_keys, verb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,31 +27,37 @@ def predict(
     run: Annotated[
         Path, argument("RUN", "Folder of an ended run, an export or a client's bundle.", file_okay=False)
     ],
-    data: Annotated[Path, argument("DATA", "A table, a folder of tables, or a .npy file.")],
+    data: Annotated[Path, argument("DATA", "A table, texts, a folder of them, or a .npy file.")],
     out: Annotated[Path | None, option("FILE", "CSV file to write; printed by default.")] = None,
     allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
     explain: Annotated[
         str | None, option("METHOD", "Add each input's contribution to the score: integrated_gradients.")
     ] = None,
+    base: MovedBase = "",
 ) -> int:
     """Write the prediction of a run's model for each row: the likeliest class and its probability, or a number.
+
+    Of a language model the prediction is the perplexity of each text.
 
     Example:
       fedveil predict runs/first patients.csv --out predictions.csv
       fedveil predict runs/first patients.csv --explain integrated_gradients
+      fedveil predict runs/letters new_letters.jsonl
     """
     from ..tasks.exported import read_export
 
     allow_local_modules()
     if not data.exists():
-        raise Refusal("DATA", str(data), "does not exist; name a table, a folder of them or a .npy file")
+        raise Refusal(
+            "DATA", str(data), "does not exist; name a table, texts, a folder of them or a .npy file"
+        )
     exported, modules = read_export(run), tuple(allow_module or ())
     if explain is not None:
         columns = explanation(run, data, modules, explain)
     elif exported:
         columns = exported.predict(data)
     else:
-        columns = _predict_of_run(run, data, modules)
+        columns = _predict_of_run(run, data, modules, task_keys(base))
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
@@ -69,12 +76,14 @@ def _mean_contributions(columns: Mapping[str, NDArray[Any]]) -> str:
     return "\n".join([title, *lines])
 
 
-def _predict_of_run(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Return the predictions of a run's or a device's model, by column name, shape (n,) each."""
+def _predict_of_run(
+    run: Path, data: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str]
+) -> dict[str, NDArray[Any]]:
+    """Return the predictions of a run's or a device's model, by column name, shape (n,) each; arguments as of `load_model`."""
     require_extra("client", "fedveil predict of a run")
     from ..run.released import predictions
 
-    loaded = load_model(run, allow_modules)
+    loaded = load_model(run, allow_modules, keys)
     return predictions(loaded.model, loaded.task, data, loaded.classifies)
 
 
@@ -145,12 +154,15 @@ class LoadedModel:
     classifies: bool
 
 
-def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+def load_model(
+    folder: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str] = MappingProxyType({})
+) -> LoadedModel:
     """Return the model of a run or of a client's device.
 
     Args:
       folder: folder of a run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
       allow_modules: modules that may be imported for the run's task.
+      keys: keys of the task whose values replace those of the run.
 
     Raises:
       Refusal: there is no such run, no model, or the model has another schema than the bundle has now.
@@ -159,9 +171,9 @@ def load_model(folder: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
     from ..run.run_files import read_object
 
     if bundle := _bundle_of(folder):
-        return _load_device(bundle, allow_modules)
+        return _load_device(bundle, allow_modules, keys)
     require_ended(folder)
-    task = task_of(folder, allow_modules)
+    task = task_of(folder, allow_modules, keys)
     classifies = "accuracy" in read_object(folder / RESULT)["metrics"]
     return LoadedModel(model_of(folder, task), task, classifies)
 
@@ -186,7 +198,7 @@ def _settings(bundle: Path) -> DeviceFile:
     return read_toml(DeviceFile, bundle / DEVICE_FILE)
 
 
-def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
+def _load_device(bundle: Path, allow_modules: tuple[str, ...], keys: Mapping[str, str]) -> LoadedModel:
     """Return the model that a device has saved at the end of a run, for the task in its bundle."""
     import torch
     from safetensors import safe_open
@@ -219,6 +231,7 @@ def _load_device(bundle: Path, allow_modules: tuple[str, ...]) -> LoadedModel:
             options["moments"] = read_json(metadata["moments"])
     if choice.name == TEXTS:
         options["base"] = str(bundle / str(choice.options.get("base", "")))
+    options |= keys
     task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
     # The run agreed on a hash of schema and arrays; with another schema the model's inputs would mean something else.
     if metadata.get("agreement") and metadata["agreement"] != agreement_of(task):

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 import yaml
 from shared.texts import write_letters
 
+from fedveil.__main__ import run
 from fedveil.base.refusal import Refusal
 from fedveil.deployment.device.client_bundle import read_client_bundle
 from fedveil.deployment.device.device import read_device
+from fedveil.deployment.device.run_end import RunOver, record_end
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision
 from fedveil.deployment.serve import settings_for
@@ -18,7 +21,7 @@ from fedveil.links.server_bundle import read_server_bundle
 from fedveil.messages.local_training import LocalTraining
 from fedveil.messages.training_order import ModeName, RecordTerms, TrainingOrder
 from fedveil.privacy.budget import Adjacency
-from fedveil.tasks.arrays import agreement_of
+from fedveil.tasks.arrays import agreement_of, read_arrays
 from fedveil.text.task import load
 
 ADAPTER = {"name": "lora", "rank": 2, "modules": ["q_proj", "v_proj"]}
@@ -86,3 +89,20 @@ def test_options_that_are_no_keys_are_refused(tmp_path: Path, tiny_base: Path) -
         (tmp_path / "f.yaml").write_text(yaml.safe_dump(federation(tiny_base, adapter=bad)))
         with pytest.raises(Refusal, match=r"task\.options\.adapter=.*: must be a finite number, a word"):
             read_federation(tmp_path / "f.yaml")
+
+
+def test_a_device_predicts_and_writes_by_its_final_model(
+    desk: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, task = desk / "clients" / "a", load(base=str(tiny_base), tokens=16, base_bits=32, adapter=ADAPTER)
+    (client / "state").mkdir()
+    arrays = read_arrays(task.model())
+    record_end(client / "state", RunOver("spring", "completed", 20, arrays, agreement_of(task) or ""))
+    (desk / "new.txt").write_text("dear friend the sea is calm")
+    assert run(["predict", str(client), str(desk / "new.txt")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "perplexity"
+    moved = copytree(tiny_base, desk / "moved")
+    for more in ([], ["--base", str(moved)]):
+        assert run(["generate", str(client), "dear friend", "--tokens", "5", *more]) == 0
+        output = capsys.readouterr()
+        assert output.out.startswith("dear friend") and "no epsilon is known" in output.err
