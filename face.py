@@ -141,8 +141,8 @@ class FinishedRun:
         """Return the released model's prediction for each row of the data.
 
         Args:
-            data: of a run on tables a file, a folder or a data frame, whose columns are those of the run's schema. Of
-              any other run a file .npy, or an array, of the model's inputs, shape (n, ...).
+            data: of a run on tables a file, a folder or a data frame, with the columns of its schema; of a run on texts
+              a file or a folder; of any other a file .npy, or an array, of the model's inputs, shape (n, ...).
 
         Returns:
             Columns of shape (n,), as `pandas.DataFrame` takes them: the label's likeliest word and its `probability`,

@@ -32,6 +32,8 @@ TABLE = {
     ("task", "census"): "tasks.shipped.census",
     ("task", "star"): "tasks.shipped.star",
     ("task", "text"): "text.task",
+    ("export of text", "peft"): "text.exports:write_peft",  # export/export.py
+    ("export of text", "merged"): "text.exports:write_merged",
     ("link", "grpc"): "deployment.link_grpc",  # deployment/open_link.py, deployment/device/agent.py
     ("link", "flower"): "deployment.link_flower",
     ("callback", "csv"): "run.trackers:MetricsCsv",  # run/callbacks.py

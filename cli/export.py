@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..base.bounded_decoding import format_number
-from .grammar import Json, allow_local_modules, app, argument, option, verb
+from .grammar import Json, MovedBase, allow_local_modules, app, argument, option, task_keys, verb
 
 
 @verb(app, "export", "Convert a run's model for a device.", needs="client")
 def export(
     run: Annotated[Path, argument("RUN", "Folder of an ended run.", file_okay=False)],
-    to: Annotated[str, option("FORMAT", "", words=("safetensors", "onnx", "torchscript", "int8"))],
+    to: Annotated[
+        str, option("FORMAT", "", words=("safetensors", "onnx", "torchscript", "int8", "peft", "merged"))
+    ],
     student: Annotated[
         str | None, option("MODULE:CLASS", "Smaller model to distil the model into; needs --public.")
     ] = None,
@@ -25,6 +27,7 @@ def export(
         Path | None, option("FOLDER", "Output folder; RUN/export/FORMAT by default.", file_okay=False)
     ] = None,
     allow_module: Annotated[list[str] | None, option("MODULE", "Module of the run's own task.")] = None,
+    base: MovedBase = "",
     as_json: Json = False,
 ) -> int:
     """Write a run's model, or a smaller student of it, in the format of a runtime. Epsilon does not change.
@@ -32,13 +35,16 @@ def export(
     Example:
       fedveil export runs/first --to int8
       fedveil export runs/first --to onnx --student small:Net --public pictures.npy
+      fedveil export runs/letters --to peft
     """
     from ..export import export as exports
+    from ..tasks.exported import FILES
 
     allow_local_modules()
-    order = exports.Order(to, student, public, out, tuple(allow_module or ()))
+    order = exports.Order(to, student, public, out, tuple(allow_module or ()), task_keys(base))
     folder, card = exports.export(run, order)
-    print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *_lines(card)]))
+    first = folder / (card["file"] if card["to"] in FILES else "")
+    print(json.dumps(card, indent=1) if as_json else "\n".join([str(first), *_lines(card)]))
     return 0
 
 
@@ -51,6 +57,23 @@ def _lines(card: Mapping[str, Any]) -> list[str]:
 
 def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each fact: size, latency, agreement, metrics, epsilon."""
+    if "files" in card:
+        yield "size", f"{card['bytes']} bytes in {len(card['files'])} files"
+        if "largest_difference" in card:
+            yield (
+                "logits",
+                f"those of the run within {card['largest_difference']:.2%} of the largest, on a public sentence",
+            )
+    else:
+        yield from _comparison(card)
+    for row in card["privacy"]:
+        if row["adversary"] == "model":
+            spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"
+            yield "epsilon", f"{spent}, that of the run"
+
+
+def _comparison(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the facts that compare an export of one file with the released model."""
     share = card["bytes"] / card["released_bytes"]
     larger = ": the program of so small a model outweighs its numbers" if share > 1 else ""
     yield "size", f"{card['bytes']} bytes, {share:.3g} of the released model's{larger}"
@@ -63,7 +86,3 @@ def _facts(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "agreement", f"{same}outputs within {card['largest_difference']:.2g}, {where}"
     for name, value in (card["metrics"] or {}).get("exported", {}).items():
         yield name, f"{value:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
-    for row in card["privacy"]:
-        if row["adversary"] == "model":
-            spent = f"{format_number(row['epsilon'], '.4g')} of a {row['unit']} at delta {row['delta']:g}"
-            yield "epsilon", f"{spent}, that of the run"

@@ -9,9 +9,9 @@ import shutil
 import tempfile
 import timeit
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from ..base.extensions import extension, names
 from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..run.files import MODEL, RESULT, SAVED, SINGLY
@@ -30,7 +31,7 @@ from ..run.run_files import read_object
 from ..server.tuning import LOSS
 from ..tasks import Task, load_task, numpy_model
 from ..tasks.data import as_data, derived, figures_of, placeholder
-from ..tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
+from ..tasks.exported import CARD, FILES, FORMAT, Model, read_array, read_model
 from ..tasks.other_model import model_named
 from ..tasks.protocol import PredictingTask
 from ..tasks.shapes import SHAPES, shapes
@@ -49,11 +50,12 @@ class Order:
     """Request for an export.
 
     Attributes:
-      to: format, a key of `FILES`.
+      to: format, a key of `FILES` or of the extension point of the run's task.
       student: `module:Class` of a smaller model to distil; None exports the released one.
       public: path of public inputs, to distil and to compare; None without any.
       out: folder to create; None takes `export` in the run folder.
       allow_modules: modules that may be imported for the run's task.
+      keys: keys of the task whose values replace those of the run.
     """
 
     to: str
@@ -61,6 +63,7 @@ class Order:
     public: Path | None = None
     out: Path | None = None
     allow_modules: tuple[str, ...] = ()
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
@@ -71,6 +74,8 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
         the folder exists.
     """
     folder = _target_folder(run, order)
+    if order.to not in FILES:
+        return folder, _complete(folder, lambda temporary: _write_folder(temporary, run, order))
     config = config_of(run)
     task = _task_with_data(run, config, order.allow_modules)
     public = None if order.public is None else _read_public(task, config, order.public)
@@ -80,15 +85,47 @@ def export(run: Path, order: Order) -> tuple[Path, dict[str, Any]]:
     if order.student is not None and public is not None:
         model = model_named(order.student, "--student")
         distil(released, model, public, source.classifies)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
+    return folder, _complete(folder, lambda temporary: _write_export(temporary, model, source, order))
+
+
+def _complete(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Create a folder, which appears when `write` has written all its files and returned the card; return the card."""
+    existing = next(each for each in folder.parents if each.exists())
+    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=existing))
     try:
-        card = _write_export(temporary, model, source, order)
+        card = write(temporary)
+        (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder, card
+    return card
+
+
+def formats_of(name: str) -> Iterable[str]:
+    """Return the formats for a run on a task, by the task's name."""
+    return names(f"export of {name}") or FILES
+
+
+def _write_folder(folder: Path, run: Path, order: Order) -> dict[str, Any]:
+    """Write the released model by the writer of the format in its task's extension; return the card."""
+    name, result = str(config_of(run)["task"]["name"]), read_object(run / RESULT)
+    task = task_of(run, order.allow_modules, order.keys)
+    write = extension(f"export of {name}", order.to, "--to", order.to)
+    entries = write(folder, task, model_of(run, task), result["privacy"])
+    files = sorted(folder.iterdir())
+    return {
+        "format": FORMAT,
+        "to": order.to,
+        **entries,
+        "sha256": sha256_of(folder / entries["file"]),
+        "files": {each.name: sha256_of(each) for each in files},
+        "released_sha256": sha256_of(run / MODEL),
+        "bytes": sum(each.stat().st_size for each in files),
+        "privacy": result["privacy"],
+        "privacy_said": STATEMENT,
+    }
 
 
 @dataclass(frozen=True)
@@ -105,13 +142,21 @@ class _Source:
 
 def _target_folder(run: Path, order: Order) -> Path:
     """Check what needs neither the model nor data of the run: format, extra, student, folder; return the folder to create."""
-    check_kind(order.to)
+    require_ended(run)
+    task = config_of(run)["task"]
+    formats, others = formats_of(task["name"]), sorted(order.keys.keys() - task.keys())
+    if order.to not in formats:
+        remedy = f"choose one of {', '.join(formats)}; another does not suit task={task['name']}"
+        raise Refusal("--to", order.to, remedy)
+    if others:
+        raise Refusal(f"--{others[0]}", order.keys[others[0]], f"task={task['name']} has none; leave it out")
+    if order.to not in FILES and (order.student or order.public):
+        raise Refusal("--to", order.to, "takes no student and no public inputs; leave both out")
     if order.to == "onnx":
         require_extra("export", "--to onnx, which torch writes with onnxscript,")
     if order.student is not None and order.public is None:
         remedy = "a student learns from the model's outputs on public inputs; name them with --public"
         raise Refusal("--student", order.student, remedy)
-    require_ended(run)
     default_name = order.to if order.student is None else f"{order.to}-{order.student.rpartition(':')[2]}"
     folder = order.out or run / "export" / default_name
     if folder.exists():
@@ -149,7 +194,6 @@ def _write_export(folder: Path, model: nn.Module, source: _Source, order: Order)
         (folder / SHAPES).write_text(text + "\n", encoding="utf-8")
     if file.name == numpy_model.MODEL:  # a program for the interpreter in NumPy, which is put beside it
         shutil.copyfile(numpy_model.__file__, folder / "predict.py")
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return card
 
 

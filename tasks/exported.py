@@ -16,7 +16,6 @@ from ..base.extras import require_extra
 from ..base.refusal import Refusal
 from ..base.tensor_file import read_npy
 from ..configs.bundle_files import SCHEMA
-from ..configs.strict import nearest
 from . import numpy_model
 from .table_schema import Schema, read_schema
 
@@ -75,15 +74,14 @@ def read_export(folder: Path) -> Exported | None:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         card = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] == FORMAT and card["to"] in FILES and card["sha256"] and card["inputs"]["dtype"]:
+        if card["format"] == FORMAT and card["to"] not in FILES:
+            remedy = (
+                f"holds a model for {card['to']}, which other programs read; name the run that it came from"
+            )
+            raise Refusal("RUN", str(folder), remedy)
+        if card["format"] == FORMAT and card["sha256"] and card["inputs"]["dtype"]:
             return Exported(folder, card)
     raise Refusal("card", str(path), f"is not a card of {FORMAT!r}; make the export again")
-
-
-def check_kind(kind: str) -> None:
-    """Refuse an unknown format."""
-    if kind not in FILES:
-        raise Refusal("--to", kind, f"choose one of {', '.join(FILES)}; {nearest(kind, FILES)}")
 
 
 def read_model(folder: Path, kind: str, digest: str) -> Model:

@@ -84,7 +84,7 @@ def test_a_shell_completes_verbs_options_groups_and_keys(shell: str, tmp_path: P
     assert offered("fedveil simulate --config-dir e") == (["folders"] if shell == "bash" else [])
     assert offered("fedveil ledger show ") == ["files"]
     assert offered("fedveil new shops --from ") == [*COMMANDS]
-    assert offered("fedveil export runs/first --to ") == [*FILES]
+    assert offered("fedveil export runs/first --to ") == [*FILES, "peft", "merged"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,0 +1,216 @@
+"""Exports of a fine-tuned language model: adapters as a folder of PEFT, or merged weights as a folder of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..base.bounded_decoding import format_number
+from ..base.refusal import Refusal
+from .adapters import Adapter, weight_of
+from .loading import WEIGHTS, load_model
+from .model import TextModel
+from .packed import PackedLinear
+from .task import SENTENCE, TOLERANCES, TextTask, base_decoder
+
+README = "README.md"
+ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT reads them
+PREFIX = "base_model.model."  # of PEFT, before a name of the base
+# Files of a base that a merged model has too, besides its weights; no code of anybody is among them.
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "model*.index.json",
+    "*token*.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "LICENSE*",
+    "NOTICE*",
+)
+HALF = 16  # bits of a weight with which a merged model is checked, or 32
+ROUNDING = 2 * max(TOLERANCES.values())  # of two models, relative to the largest logit
+EXAMPLE = {
+    "peft": """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("BASE")
+model = PeftModel.from_pretrained(base, "THIS FOLDER")""",
+    "transformers": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")""",
+}
+
+
+def write_peft(
+    folder: Path, task: TextTask, model: TextModel, privacy: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write the adapters as LoRA, as `PeftModel.from_pretrained` loads them onto the base.
+
+    Args:
+      folder: empty.
+      task: of the run.
+      model: its released one.
+      privacy: rows of the run's result, for the model card.
+
+    Returns:
+      Entries of the export's card.
+
+    Raises:
+      Refusal: the model classifies.
+    """
+    _check_causal(task, "peft")
+    adapters = dict(_adapters(task, model))
+    tensors: dict[str, Tensor] = {}
+    for path, adapter in adapters.items():
+        down, up = lora_of(adapter)
+        tensors |= {f"{PREFIX}{path}.lora_A.weight": down, f"{PREFIX}{path}.lora_B.weight": up}
+    save_file(tensors, folder / ADAPTERS, metadata={"format": "pt"})
+    rank = task.form.adapter.rank
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": task.base.config.get("_name_or_path"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,  # so that PEFT's factor is 1: the second factor of each layer has the scale
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(adapters),
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / README).write_text(_readme(task, "peft", privacy), encoding="utf-8")
+    return {"file": ADAPTERS, "base_sha256": task.form.base}
+
+
+def write_merged(
+    folder: Path, task: TextTask, model: TextModel, privacy: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write the base with the adapters in its weights, as transformers loads it, and compare its logits.
+
+    Arguments, result and refusals as of `write_peft`. Weights have the types of the base's files. Those that the run used
+    with 8 or 4 bits are the same numbers, unpacked.
+
+    Raises:
+      Refusal: also if the base's files name their weights otherwise, or the logits differ.
+    """
+    _check_causal(task, "merged")
+    changed = {f"{path}.weight": layer for path, layer in _changed(task, model)}
+    files = sorted(task.base.folder.glob(WEIGHTS))
+    for file in files:
+        tensors = load_file(file)
+        for name in tensors.keys() & changed.keys():
+            tensors[name] = merged_weight(changed.pop(name)).to(tensors[name].dtype).contiguous()
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+    if changed:
+        remedy = f"has no tensor {min(changed)} in the files of this base; use --to peft"
+        raise Refusal("--to", "merged", remedy)
+    for pattern in COPIED:
+        for file in task.base.folder.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    (folder / README).write_text(_readme(task, "transformers", privacy), encoding="utf-8")
+    difference = _difference(folder, task, model)
+    return {"file": files[0].name, "base_sha256": task.form.base, "largest_difference": difference}
+
+
+def lora_of(adapter: Adapter) -> tuple[Tensor, Tensor]:
+    """Return an adapter as the two factors of LoRA with the factor 1, shapes (rank, inputs) and (outputs, rank)."""
+    up = adapter.scale * adapter.up.weight.detach()
+    for square in adapter.square.parameters():  # of `rxr`
+        up = up @ square.detach()
+    return adapter.down.weight.detach().contiguous(), up.contiguous()
+
+
+def merged_weight(layer: nn.Module) -> Tensor:
+    """Return the weight of a linear layer with its adapter, or of a packed one, shape (outputs, inputs), float32."""
+    if not isinstance(layer, Adapter):
+        return weight_of(layer)
+    down, up = lora_of(layer)
+    return weight_of(layer.layer) + up @ down
+
+
+def _check_causal(task: TextTask, to: str) -> None:
+    """Refuse a model with classes."""
+    if task.classes:
+        remedy = "takes no head of classes with a bias, which this model has; use fedveil predict"
+        raise Refusal("--to", to, remedy)
+
+
+def _adapters(task: TextTask, model: TextModel) -> Iterator[tuple[str, Adapter]]:
+    """Yield the adapters by the names that their layers have in the base."""
+    for path, layer in _named(task, model):
+        if isinstance(layer, Adapter):
+            yield path, layer
+
+
+def _changed(task: TextTask, model: TextModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers whose weights are not those in the base's files: with adapters, or packed; by their names there."""
+    inside = {id(adapter.layer) for _, adapter in _adapters(task, model)}
+    for path, layer in _named(task, model):
+        if isinstance(layer, Adapter | PackedLinear) and id(layer) not in inside:
+            yield path, layer
+
+
+def _named(task: TextTask, model: TextModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a model's decoder by their names in the whole base."""
+    whole, decoder = task.base.model(task.form.base_bits), base_decoder(task.base, task.form)
+    start = next(name for name, module in whole.named_modules() if module is decoder)
+    for path, module in model.decoder.named_modules():
+        yield f"{start}.{path}".strip("."), module
+
+
+def _difference(folder: Path, task: TextTask, model: TextModel) -> float:
+    """Return the largest difference between logits of the written model and of the released one on a public sentence.
+
+    It is relative to the largest logit.
+    """
+    bits = max(task.form.base_bits, HALF)
+    written: Any = load_model(folder, bits)
+    tokens = torch.tensor([task.base.tokenizer.encode(SENTENCE).ids])
+    weight = model.words.get_parameter("weight")
+    with torch.no_grad():
+        expected = model.states(tokens) @ weight.float().t()
+        largest = (written(input_ids=tokens).logits.float() - expected).abs().max()
+    difference = float(largest / expected.abs().max())
+    if not difference <= ROUNDING:
+        remedy = f"gives logits that differ by {difference:.2%} of the largest; use --to peft"
+        raise Refusal("--to", "merged", remedy)
+    return difference
+
+
+def _readme(task: TextTask, library: str, privacy: Sequence[Mapping[str, Any]]) -> str:
+    """Return the model card: how to load the model, what it was trained from, and epsilon against each adversary."""
+    form, keys = task.form, task.form.adapter
+    rows = [
+        f"| {each['unit']} | {each['adversary']} | {format_number(each['epsilon'], '.4g')} | {each['delta']:g} |"
+        for each in privacy
+    ]
+    lines = [
+        *(
+            "---",
+            f"library_name: {library}",
+            "tags: [federated-learning, differential-privacy, fedveil]",
+            "---",
+        ),
+        *("", "# Language model that clients fine-tuned on their own texts", "", "Trained by fedveil.", ""),
+        f"- Adapters: {keys.name}, rank {keys.rank}, scale {keys.scale:g}; number of last layers with them: {keys.layers}",
+        f"- Base, frozen, with {form.base_bits} bits a weight; SHA-256 of its configuration, tokenizer and weights:",
+        f"  `{form.base}`",
+        f"- Texts: cut at {form.tokens} tokens",
+        *("", "```python", EXAMPLE[library], "```", "", "## What is promised to whom", ""),
+        *("| hidden | from | epsilon | delta |", "|---|---|---|---|", *rows, ""),
+        "Without privacy epsilon is infinite: the model may then repeat clients' texts word by word.",
+        "This export is post-processing of the released model, so that its epsilon is that of the run.",
+    ]
+    return "\n".join(lines) + "\n"
