@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...base.refusal import Refusal
 from ..data import Examples, check_examples, joined, only, package_folders
 from ..partition import Indices, Partition
-from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
+from ..planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
 OTHER = 1  # code of a character outside the alphabet: that of a space

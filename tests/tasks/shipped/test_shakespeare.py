@@ -19,9 +19,9 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples, Task, load_task
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.partition import Partition
+from fedveil.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
 from fedveil.tasks.protocol import ProbedTask
 from fedveil.tasks.shipped import shakespeare
-from fedveil.tasks.shipped.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
 from fedveil.tasks.shipped.shakespeare import CONTEXT, TRAINED, WINDOW, Characters, from_roles, windows_of
 
 PLAY = """ACT I.

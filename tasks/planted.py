@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ...base.refusal import Refusal
-from ...privacy.audit.memorisation import Exposure, MemorisationResult, exposure, fisher
-from ..arrays import load_arrays
-from ..protocol import Task
+from ..base.refusal import Refusal
+from ..privacy.audit.memorisation import Exposure, MemorisationResult, exposure, fisher
+from .arrays import load_arrays
+from .protocol import Task
 
 # Copies of a secret of each kind, every copy at another client; the last kind is the control.
 COPIES = (1, 4, 16, 0)
