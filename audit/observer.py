@@ -33,7 +33,7 @@ from ..server.checkpoint import State
 from ..server.rounds import Ending, Status
 from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
-from ..tasks.data import held_out_of, placeholder, run_on
+from ..tasks.data import held_out_of, is_tensor, placeholder, run_on
 from .auditor import ACTING, Auditor
 from .line import AuditLine, format_alarm
 from .participants import canary_audit, canary_clients, is_full, support_of
@@ -168,7 +168,7 @@ class RunAudit:
 
 
 def check(federation: Federation) -> None:
-    """Refuse canary records in a joint step on real records, and with a model whose output is not one tensor."""
+    """Refuse canary records in a joint step on real records, and for a model whose input or output is not one tensor."""
     task = federation.task
     if is_full(federation.settings) and federation.mode.sums_records and not federation.simulated:
         remedy = (
@@ -176,7 +176,10 @@ def check(federation: Federation) -> None:
         )
         raise Refusal("audit.name", "full", remedy)
     if federation.mode.extra_records:
-        outputs = run_on(task.model(), placeholder(held_out_of(task), 2))
+        inputs = placeholder(held_out_of(task), 2)
+        if not is_tensor(inputs):
+            raise Refusal("audit", "full", "canaries need inputs that are one tensor; use audit=light")
+        outputs = run_on(task.model(), inputs)
         if not hasattr(outputs, "dim"):
             raise Refusal("audit", "full", "canaries need outputs that are one tensor; use audit=light")
 

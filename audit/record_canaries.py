@@ -10,7 +10,9 @@ client's own.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..strategies.record_plan import PoissonBatches
-from ..tasks.data import Data, Examples, in_tensors
+from ..tasks.data import Data, Examples, LazyExamples, placeholder
 from ..tasks.optimizers import own_optimizer
 from ..tasks.protocol import Task
 
@@ -99,7 +101,7 @@ class CanariedRound:
     Attributes:
       model: replaces the client's.
       loss: replaces its task's.
-      examples: its own and the canaries.
+      examples: its own and then the canaries.
       plan: of the round, with the canaries among the records.
       scores: log likelihood ratios so far, shape (canaries,); they grow with each step.
       path: of the file of coins and scores.
@@ -107,7 +109,7 @@ class CanariedRound:
 
     model: Watched
     loss: WatchedLoss
-    examples: Examples
+    examples: Data
     plan: Plan
     scores: Scores
     path: Path = Path()
@@ -159,36 +161,49 @@ def watch(
     Args:
       model: its parameters are shared.
       task: gives the loss of its own records.
-      data: some of those.
+      data: some of those, whose inputs are one tensor.
       count: number of canaries.
       replaced: whether a canary that is out has the opposite gradient instead of none.
       norm: clipping norm of each example's gradient.
     """
-    inputs = _tensors(data).inputs
+    inputs = cast(Tensor, placeholder(data, 1))  # `observer.check` refuses others
     with torch.no_grad():
-        outputs = model(torch.zeros_like(inputs[:1]))
+        outputs = model(inputs)
     watched = Watched(model, count, inputs.shape[1:], replaced)
     watched.block.to(inputs.device)
     return watched, WatchedLoss(task, outputs.shape[1:] or torch.Size([1]), TOO_LONG * norm)
 
 
-def with_canary_rows(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
+def with_canary_rows(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Data:
     """Return a client's examples as inputs of `Watched`, canaries last; a client without examples has no canary.
 
     Args:
-      data: the client's own.
+      data: the client's own, whose inputs are one tensor.
       coins: which of its canaries are in, shape (canaries,).
       first: number of the first of them, from 1.
     """
-    examples = _tensors(data)
-    inputs, count = examples.inputs, len(coins) if len(examples) else 0
+    count, size = len(coins) if len(data) else 0, len(data)
     numbers = (first + np.arange(count)) * np.where(coins[:count], 1, -1)
-    owners = torch.from_numpy(np.concatenate([np.zeros(len(examples)), numbers])).to(inputs)
-    rows = inputs.flatten(1)
-    if count:
-        rows = torch.cat([rows, inputs.new_zeros(count, inputs[0].numel())])
-    targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
-    return Examples(torch.cat([owners[:, None], rows], 1), targets)
+    owners = torch.from_numpy(np.concatenate([np.zeros(size, np.int64), numbers]))
+    sources = torch.arange(size + count).where(owners == 0, 0)  # of inputs' shapes and of targets
+    whole = partial(_with_owners, data, owners, sources)
+    if isinstance(data, Examples):
+        return Examples(*whole(torch.arange(size + count)))
+    return LazyExamples(range(size + count), collate=lambda rows: whole(torch.tensor(rows)))
+
+
+def _with_owners(data: Data, owners: Tensor, sources: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs of `Watched` and targets of some rows.
+
+    Args:
+      data: a client's own.
+      owners: first column of all rows, shape (n,).
+      sources: example of each row, shape (n,); a canary has its target, and zeros as inputs.
+      rows: positions, shape (b,).
+    """
+    inputs, targets = data.batch(sources[rows])
+    column = owners[rows, None].to(inputs)
+    return torch.cat([column, inputs.flatten(1) * (column == 0)], 1), targets
 
 
 def coins_of_step(canaries: CanaryRecords) -> NDArray[np.bool_]:
@@ -196,15 +211,10 @@ def coins_of_step(canaries: CanaryRecords) -> NDArray[np.bool_]:
     return coins_of(bytes.fromhex(canaries.seed), canaries.count)
 
 
-def with_canaries(data: Data, canaries: CanaryRecords, client: int) -> Examples:
+def with_canaries(data: Data, canaries: CanaryRecords, client: int) -> Data:
     """Return the records of one client in a step on all clients' records: its data and its canaries."""
     first = client * canaries.each
     return with_canary_rows(data, coins_of_step(canaries)[first : first + canaries.each], first + 1)
-
-
-def _tensors(data: Data) -> Examples:
-    """Return data as one tensor of inputs and one of targets, or refuse data of another form."""
-    return in_tensors(data, "audit", "full", "a canary is a row of the tensor; use audit=light")
 
 
 def coins_in(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:

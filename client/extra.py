@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..privacy.mechanisms.randomness import Randomness
     from ..privacy.mechanisms.sum_spec import SumSpec
     from ..privacy.plan import Plan
-    from ..tasks.data import Data, Examples
+    from ..tasks.data import Data
     from ..tasks.protocol import Objective, Task
 
 ADDS = "full"  # option of the group `audit` that adds clients and records
@@ -68,7 +68,7 @@ class ExtraRecords(Protocol):
     """Functions of an extension for extra records, in own DP-SGD or in a step, which `audit.record_canaries` documents."""
 
     begin_round: Callable[[nn.Module, Task, Data, Plan, int, Randomness, Path], ExtraRound]
-    with_canaries: Callable[[Data, CanaryRecords, int], Examples]
+    with_canaries: Callable[[Data, CanaryRecords, int], Data]
     watch: Callable[[nn.Module, Task, Data, int, bool, float], tuple[nn.Module, Objective]]
 
 

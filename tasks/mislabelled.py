@@ -1,15 +1,17 @@
 """Odd examples with random labels for black-box audits: a coin decides whether each trains at its simulated client.
 
 Odd examples that trained have lower losses than the others only if the model memorised them. Each is a held-out example
-with its inputs in random order, so that it teaches nothing about the task and is easy to recognise.
+with its inputs in random order, so that it teaches nothing about the task and is easy to recognise. A task whose inputs
+are not one tensor in memory may make its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +21,18 @@ from torch import Tensor, nn
 from ..base.refusal import Refusal
 from ..privacy.audit import client_rows
 from .batch_memory import AUTO, answers
-from .data import Data, Examples, data_of, held_out_of, in_tensors, joined, only, rows_of
+from .data import (
+    Data,
+    Examples,
+    LazyExamples,
+    data_of,
+    derived,
+    held_out_of,
+    in_tensors,
+    joined,
+    only,
+    rows_of,
+)
 from .optimizers import own_optimizer
 from .protocol import ProbedTask, Task, own_training
 
@@ -29,6 +42,20 @@ if TYPE_CHECKING:
 MOST = 1000  # largest number of odd examples
 ONLY_TENSORS = "its odd examples are made of held-out ones; use audit=light"
 SHARE = 0.2  # largest number of odd examples, as a share of the clients' own; about half of them train
+
+
+@runtime_checkable
+class OddTask(Task, Protocol):
+    """Task that makes odd examples of its held-out ones."""
+
+    def odd_examples(self, count: int, generator: np.random.Generator) -> Data:
+        """Return odd examples with random targets, which no client has; of the same form as the clients' data.
+
+        Args:
+          count: number of examples.
+          generator: source of all that is random in them.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +70,7 @@ class Mislabelled:
     """
 
     task: Task
-    odd: Examples
+    odd: Data
     owners: NDArray[np.int64]
     coins: NDArray[np.bool_]
 
@@ -72,6 +99,9 @@ class Mislabelled:
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return self.task.metrics(outputs, targets)
 
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        return derived(self.task, means)
+
     def held_out(self) -> Data:
         return held_out_of(self.task)
 
@@ -83,9 +113,13 @@ class Mislabelled:
     def train(self) -> Callable[..., float | None] | None:
         return own_training(self.task)
 
-    def client_data(self, client: int) -> Examples:
-        own = in_tensors(data_of(self.task, client), "audit", "full", ONLY_TENSORS)
-        return joined([own, only(self.odd, self._planted(client))])
+    def client_data(self, client: int) -> Data:
+        own, odd = data_of(self.task, client), only(self.odd, self._planted(client))
+        if isinstance(own, LazyExamples) and isinstance(odd, LazyExamples):
+            from torch.utils.data import ConcatDataset
+
+            return replace(own, dataset=ConcatDataset([own.dataset, odd.dataset]), persons=None)
+        return joined([_in_memory(own), _in_memory(odd)])
 
     def _planted(self, client: int) -> NDArray[np.int64]:
         """Return the positions in `odd` of the examples that train at a client."""
@@ -105,18 +139,30 @@ def mislabelled(task: Task, seed: int) -> Mislabelled:
     if not task.simulated:
         raise Refusal("audit", "full", "no example is planted in real data; use audit=light")
     generator = np.random.default_rng([seed, MOST, task.num_clients])
-    held_out = in_tensors(held_out_of(task), "audit", "full", ONLY_TENSORS)
     clients = (data_of(task, client) for client in range(task.num_clients))
-    total = sum(len(in_tensors(data, "audit", "full", ONLY_TENSORS)) for data in clients)
-    count = max(2, min(MOST, int(SHARE * total)))
+    if isinstance(task, OddTask):
+        make = task.odd_examples
+    else:
+        make, clients = partial(_shuffled, _in_memory(held_out_of(task))), map(_in_memory, clients)
+    count = max(2, min(MOST, int(SHARE * sum(map(len, clients)))))
+    odd = make(count, generator)
+    owners = generator.integers(task.num_clients, size=count)
+    return Mislabelled(task, odd, owners, generator.random(count) < 0.5)
+
+
+def _shuffled(held_out: Examples, count: int, generator: np.random.Generator) -> Examples:
+    """Return held-out examples with their inputs in random order and the targets of others."""
     sources = torch.from_numpy(generator.integers(len(held_out), size=count))
     inputs = held_out.inputs[sources].flatten(1)
     order = torch.from_numpy(generator.permuted(np.tile(np.arange(inputs.shape[1]), (count, 1)), axis=1))
     shuffled = inputs.gather(1, order).unflatten(1, held_out.inputs.shape[1:])
     sources_of_labels = torch.from_numpy(generator.integers(len(held_out), size=count))
-    odd = Examples(shuffled, held_out.targets[sources_of_labels])
-    owners = generator.integers(task.num_clients, size=count)
-    return Mislabelled(task, odd, owners, generator.random(count) < 0.5)
+    return Examples(shuffled, held_out.targets[sources_of_labels])
+
+
+def _in_memory(data: Data) -> Examples:
+    """Return data whose inputs are one tensor in memory, or refuse others."""
+    return in_tensors(data, "audit", "full", ONLY_TENSORS)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from shared.runs import run_quietly
 from torch import nn
 
 from fedveil.audit.probes import measure_records
-from fedveil.audit.record_canaries import begin, coins_in
+from fedveil.audit.record_canaries import begin, coins_in, with_canary_rows
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
@@ -29,6 +29,7 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import Classification, classification
+from fedveil.tasks.data import LazyExamples
 from fedveil.tasks.partition import Partition
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm")
@@ -236,3 +237,18 @@ def test_a_run_that_claims_too_little_of_records_is_stopped(
     (alarm,) = (each for each in outcome.result["audit"]["alarms"] if each["test"] == "records")
     assert alarm["level"] == "red"
     assert audit_run(tmp_path) == 3
+
+
+def test_canary_rows_of_lazy_data_are_those_of_tensors() -> None:
+    data = task_of(20).client_data(0)
+    coins = np.array([True, False, False, True])
+    pairs = [(data.inputs[row], data.targets[row]) for row in range(len(data))]
+    whole, lazy = with_canary_rows(data, coins, 3), with_canary_rows(LazyExamples(pairs), coins, 3)
+    assert len(whole) == len(lazy) == len(data) + 4
+    rows = torch.tensor([0, len(data) - 1, len(data), len(data) + 1, len(data) + 3])
+    for one, other in zip(whole.batch(rows), lazy.batch(rows), strict=True):
+        assert torch.equal(one, other)
+    inputs, targets = lazy.batch(rows)
+    assert inputs[:, 0].tolist() == [0, 0, 3, -4, 6] and not inputs[2:, 1:].any()
+    assert targets[2:].tolist() == [data.targets[0]] * 3
+    assert not len(with_canary_rows(LazyExamples([]), coins))
