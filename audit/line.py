@@ -8,6 +8,7 @@ from typing import Any
 
 from ..base.bounded_decoding import format_number
 from ..privacy.audit.alarms import Alarm
+from ..privacy.audit.memorisation import MemorisationResult
 from ..privacy.audit.run_audit import Measured
 from ..privacy.audit.summary import Raised
 
@@ -98,6 +99,12 @@ class AuditLine:
 def format_alarm(alarm: Alarm) -> str:
     """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
     return f"{alarm.level}: {alarm.test}, {alarm.evidence}"
+
+
+def format_memorised(result: MemorisationResult) -> str:
+    """Return what a test of memorisation measured, such as ``p = 0.002, bits 6.9, unplanted 1.4, limit 9.97``."""
+    figures = "".join(f", {name} {value:.3g}" for name, value in result.figures.items())
+    return f"p = {result.p_value:.2g}{figures}"
 
 
 def visibility(visible: float) -> str:

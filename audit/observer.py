@@ -35,13 +35,12 @@ from ..strategies.cohorts import invited_size, tossed_rate
 from ..tasks.arrays import dimension_of, read_arrays
 from ..tasks.data import held_out_of, is_tensor, placeholder, run_on
 from .auditor import ACTING, Auditor
-from .line import AuditLine, format_alarm
+from .line import AuditLine, format_alarm, format_memorised
 from .participants import canary_audit, canary_clients, is_full, support_of
 from .probes import PlantedProbes, StepScores, planted_probes, step_scores
-from .result import action_of, as_json
+from .result import JSON_KEYS, action_of, as_json
 from .settings import FullAudit, audit_of
 
-JSON_KEYS = {"figures": "shown"}  # names in result.json of fields of a `MemorisationResult`
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback restores
 MECHANISM = "audit"  # mechanism of its notes on the ledger
@@ -80,11 +79,7 @@ class RunAudit:
     def line(self) -> AuditLine:
         """The state that the log and the live display show after a round."""
         auditor, terms = self.auditor, self.auditor.terms
-        memorisation = [
-            f"{each.name}: p = {each.p_value:.2g}"
-            + "".join(f", {name} {value:.3g}" for name, value in each.figures.items())
-            for each in auditor.memorised
-        ]
+        memorisation = [f"{each.name}: {format_memorised(each)}" for each in auditor.memorised]
         return AuditLine(
             checked=bool(terms.delta),
             canaries=terms.canaries,

@@ -16,11 +16,15 @@ from ..base.refusal import Refusal
 from ..privacy.audit import round_rows
 from ..privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ..privacy.audit.canary_clients import coins_of, commitment
+from ..privacy.audit.memorisation import MemorisationResult
 from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.budget import Adjacency
-from ..run.files import AUDIT_ROWS, AUDIT_TERMS
+from ..run.files import AUDIT_ROWS, AUDIT_TERMS, RESULT
+from ..run.run_files import read_object
 from .auditor import ACTING, Auditor
+
+JSON_KEYS = {"figures": "shown"}  # names in result.json of fields of a `MemorisationResult`
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class RecomputedAudit:
     rounds: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the audit for a result, without the findings of a memorisation probe."""
+        """Return the audit for a result, without those of `memorised`, which need the planted data."""
         return as_json(self.terms, self.summary, self.raised, self.on_alarm)
 
 
@@ -65,6 +69,13 @@ def recompute_audit(folder: Path) -> RecomputedAudit:
     final = np.asarray(whole[-1]) if len(whole) else None
     summary = summarise(Evidence(terms, coins, rows), auditor.raised, final)
     return RecomputedAudit(terms, summary, auditor.raised, str(fields["on_alarm"]), len(rows))
+
+
+def memorised(folder: Path) -> list[MemorisationResult]:
+    """Return the results of the last look for planted data, as the run's result has them; none before its end."""
+    fields = {field: JSON_KEYS.get(field, field) for field in MemorisationResult.__dataclass_fields__}
+    rows = (read_object(folder / RESULT).get("audit") or {}).get("memorisation") or []
+    return [MemorisationResult(**{field: row[name] for field, name in fields.items()}) for row in rows]
 
 
 def audit_fields(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from .grammar import GROUP, Json, argument, flag, option, read, verb
 
 if TYPE_CHECKING:
     from ..audit.result import RecomputedAudit
+    from ..privacy.audit.memorisation import MemorisationResult
     from ..privacy.audit.normality import Estimate
     from ..privacy.audit.one_run import Scores
     from ..privacy.audit.run_audit import Measured
@@ -58,22 +59,42 @@ def audit_run(
         from ..audit.membership_attacks import membership as show_membership
 
         return show_membership(run, membership, shadows, epochs, as_json=as_json)
-    from ..audit.result import recompute_audit
+    from ..audit.result import memorised, recompute_audit
     from ..run.run_files import as_a_run_wrote
 
     with as_a_run_wrote(run):
-        audit = recompute_audit(run)
-    print(json.dumps(audit.to_json(), allow_nan=False) if as_json else "\n".join(_audit_lines(run, audit)))
+        audit, by_heart = recompute_audit(run), memorised(run)
+    if as_json:
+        fields = audit.to_json() | {"memorisation": [_fields(each) for each in by_heart]}
+        print(json.dumps(fields, allow_nan=False))
+    else:
+        print("\n".join(_audit_lines(run, audit, by_heart)))
     return EXIT_CODES[audit.summary.verdict]
 
 
-def _audit_lines(folder: Path, audit: RecomputedAudit) -> list[str]:
-    """Return the title, the rows and the verdict of a run's audit; tests that it did not make have no row."""
+def _fields(result: MemorisationResult) -> dict[str, Any]:
+    """Return a test of memorisation as plain data."""
+    figures = {name: json_number(value) for name, value in result.figures.items()}
+    return {"name": result.name, "p_value": json_number(result.p_value), "shown": figures}
+
+
+def _audit_lines(folder: Path, audit: RecomputedAudit, by_heart: Sequence[MemorisationResult]) -> list[str]:
+    """Return the title, the rows and the verdict of a run's audit; tests that it did not make have no row.
+
+    Args:
+      folder: of the run.
+      audit: recomputed from its files.
+      by_heart: tests of memorisation.
+    """
+    from ..audit.line import format_memorised
+    from ..run.display import visible
+
     terms, summary = audit.terms, audit.summary
     clients = f", {terms.canaries} canary clients" if terms.canaries else ""
     claim = f"; epsilon at delta {terms.delta:g}" if terms.delta else ""
     title = f"{folder}: {audit.rounds} rounds{clients}{claim}"
-    rows = [f"{name:<40}  {text}" for name, text in _audit_rows(audit)]
+    tests = [(visible(each.name), visible(format_memorised(each))) for each in by_heart]
+    rows = [f"{name:<40}  {text}" for name, text in (*_audit_rows(audit), *tests)]
     return [title, *rows, f"{summary.verdict or 'no verdict'}: {summary.sentence}"]
 
 

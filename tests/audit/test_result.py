@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from shared.audits import noise_halved, run_audited
 
+from fedveil.audit.result import memorised
 from fedveil.base.refusal import Refusal
 from fedveil.cli.audit import audit_run
+from fedveil.privacy.audit.memorisation import MemorisationResult
 
 pytestmark = pytest.mark.usefixtures("audits_seldom_alarm", "fast_runs")
 
@@ -30,3 +32,24 @@ def test_coins_that_were_not_committed_to_prove_nothing(tmp_path: Path) -> None:
     terms.write_text(json.dumps(fields))
     with pytest.raises(Refusal, match="do not match the commitment"):
         audit_run(tmp_path / "run")
+
+
+def test_memorisation_is_printed_from_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_audited(tmp_path / "run", "audit=full", "audit.canaries=40")
+    assert memorised(tmp_path / "run") == []
+    path = tmp_path / "run" / "result.json"
+    content = json.loads(path.read_text())
+    figures = {"bits": 6.25, "unplanted": 1.5, "limit": 9.966}
+    row = {"name": "exposure_x16", "p_value": 0.002, "shown": figures, "refutes": False}
+    content["audit"]["memorisation"] = [row]
+    path.write_text(json.dumps(content))
+    assert memorised(tmp_path / "run") == [MemorisationResult("exposure_x16", 0.002, figures)]
+    capsys.readouterr()
+    audit_run(tmp_path / "run")
+    line = next(line for line in capsys.readouterr().out.splitlines() if "exposure" in line)
+    assert line.split(maxsplit=1) == ["exposure_x16", "p = 0.002, bits 6.25, unplanted 1.5, limit 9.97"]
+    audit_run(tmp_path / "run", as_json=True)
+    (shown,) = json.loads(capsys.readouterr().out)["memorisation"]
+    assert shown == {name: row[name] for name in ("name", "p_value", "shown")}
+    (tmp_path / "run" / "result.json").unlink()
+    assert memorised(tmp_path / "run") == []

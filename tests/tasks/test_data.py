@@ -446,6 +446,11 @@ def test_unplantable_canary_is_refused_by_name() -> None:
             fv.simulate(Made(give), privacy="record", audit="full", num_rounds=2, quiet=True)
 
 
+def test_canaries_among_several_inputs_are_refused_by_name() -> None:
+    with pytest.raises(fv.Refusal, match="audit='full': canaries need inputs that are one tensor"):
+        fv.simulate(Made(dictionary), privacy="record_distributed", audit="full", num_rounds=2, quiet=True)
+
+
 def test_canaries_in_several_outputs_are_refused_by_name() -> None:
     with pytest.raises(fv.Refusal, match="audit='full': canaries need outputs"):
         fv.simulate(Made(pairs, "tuple"), privacy="record", audit="full", num_rounds=2, quiet=True)
