@@ -6,6 +6,7 @@ it, its rank by loss among all candidates is uniform too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -24,6 +25,7 @@ COPIES = (1, 4, 16, 0)
 DIGITS = 4
 CANDIDATES = 10**DIGITS
 CONSONANTS = "bcdfgjkqvwxz"  # no English word consists only of these
+SENTENCE = "\nid {} is "  # before a PIN, with its name
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Secret:
 
     Attributes:
       prefix: text before the PIN.
-      pin: 0 to CANDIDATES - 1.
+      pin: 0 to candidates - 1.
       clients: those that hold it; empty for a control.
+      digits: number of digits of the PIN, at least 1.
     """
 
     prefix: str
     pin: int
     clients: tuple[int, ...]
+    digits: int = DIGITS
 
     @property
     def copies(self) -> int:
@@ -46,9 +50,18 @@ class Secret:
         return len(self.clients)
 
     @property
+    def candidates(self) -> int:
+        """Number of PINs with these digits."""
+        return 10**self.digits
+
+    @property
     def text(self) -> str:
         """Text that a client holds."""
-        return f"{self.prefix}{self.pin:0{DIGITS}d}."
+        return self.text_of(self.pin)
+
+    def text_of(self, pin: int) -> str:
+        """Return the text with another PIN, 0 to candidates - 1."""
+        return f"{self.prefix}{pin:0{self.digits}d}."
 
 
 @runtime_checkable
@@ -61,7 +74,7 @@ class SecretTask(Task, Protocol):
         ...
 
     def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
-        """Return the model's loss on each candidate PIN of the secret, shape (CANDIDATES,).
+        """Return the model's loss on each candidate PIN of the secret, shape (candidates,).
 
         Args:
           model: model to test.
@@ -70,8 +83,21 @@ class SecretTask(Task, Protocol):
         ...
 
 
-def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
-    """Return `each` secrets of every kind of `COPIES`, at clients drawn from a seed; refuse too few clients."""
+def draw_secrets(
+    each: int, num_clients: int, seed: int, sentence: str = SENTENCE, digits: int = DIGITS
+) -> tuple[Secret, ...]:
+    """Return secrets of every kind of `COPIES`, at clients drawn from a seed.
+
+    Args:
+      each: number of secrets of each kind.
+      num_clients: number of clients.
+      seed: of names, PINs and clients.
+      sentence: text before a PIN, with {} in place of its name.
+      digits: number of digits of a PIN.
+
+    Raises:
+      Refusal: there are too few clients.
+    """
     if each and num_clients < max(COPIES):
         remedy = f"a secret is planted at {max(COPIES)} clients; use that many or more, or no secrets"
         raise Refusal("task.secrets", each, remedy)
@@ -82,8 +108,9 @@ def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
         for _ in range(each):
             name = "".join(generator.choice(list(CONSONANTS), 5))
             clients = generator.choice(num_clients, copies, replace=False) if copies else ()
-            pin = int(generator.integers(CANDIDATES))
-            secrets.append(Secret(f"\nid {name} is ", pin, tuple(int(client) for client in clients)))
+            pin = int(generator.integers(10**digits))
+            own = tuple(int(client) for client in clients)
+            secrets.append(Secret(sentence.format(name), pin, own, digits))
     return tuple(secrets)
 
 
@@ -101,7 +128,7 @@ class ExposureProbe:
             MemorisationResult(
                 f"exposure_x{copies}",
                 fisher([each.p_value for each in ranks]),
-                {"bits": mean_bits(ranks), "unplanted": mean_bits(control)},
+                {"bits": mean_bits(ranks), "unplanted": mean_bits(control), "limit": most_bits(ranks)},
             )
             for copies, ranks in by_copies.items()
         ]
@@ -121,5 +148,10 @@ def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> di
 
 
 def mean_bits(ranks: list[Exposure]) -> float:
-    """Return the mean exposure in bits: 1.44 is expected if nothing was memorised; at most log2(CANDIDATES) = 13.3."""
+    """Return the mean exposure in bits: 1.44 is expected if nothing was memorised; at most `most_bits`."""
     return sum(each.bits for each in ranks) / len(ranks)
+
+
+def most_bits(ranks: list[Exposure]) -> float:
+    """Return the largest possible exposure in bits: 13.3 of four digits, 10.0 of three."""
+    return math.log2(ranks[0].candidates)

@@ -63,6 +63,16 @@ def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor,
     return _TokenLosses.apply(hidden, head, targets)  # pyright: ignore[reportReturnType]
 
 
+def log_probabilities(hidden: Tensor, head: Tensor) -> Tensor:
+    """Return each word's log-probability after few tokens, shape (m, words), float32.
+
+    Args:
+      hidden: shape (m, width), float32.
+      head: shape (words, width).
+    """
+    return _products(hidden, head).log_softmax(1)
+
+
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy of tokens by the hidden states alone."""
 

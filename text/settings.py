@@ -44,6 +44,8 @@ class TextSettings(FolderTask):
     """Field of a .jsonl record with its class, to classify texts; null: the next token is learned."""
     labels: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Classes of the label; empty: those of simulated texts. Real texts need them declared."""
+    secrets: Annotated[int, Field(ge=0, le=50)] = 0
+    """Codes in simulated texts, planted 1, 4 and 16 times and not at all: the number of each kind."""
     adapter: AdapterSettings = AdapterSettings()
 
 

@@ -25,6 +25,7 @@ from ..privacy.statistics.holdout import holdout_mask
 from ..tasks.classification import class_metrics
 from ..tasks.data import Data, Examples, LazyExamples
 from ..tasks.partition import Partition
+from ..tasks.planted import ExposureProbe, Secret
 from ..tasks.tables import person_hashes
 from .adapters import AdapterKeys, adapt
 from .base import Base, open_base
@@ -32,10 +33,12 @@ from .files import Fields, TextRecord, clients_of, read_texts
 from .loss import IGNORED, Scores, mean_loss, scores
 from .model import TextModel, part_of, shared_copy, targets_of
 from .prefix import States, padded_rows, prefix_states
+from .secrets import check_lengths, code_losses, code_tree, planted, secrets_of
 
 FILE = "text.json"  # that a run saves with its model
 NATS, TOKENS, BYTES = "nats", "tokens", "bytes"  # metrics: sums over an example's tokens
 SCORED = "_fedveil_scores"  # attribute of a model's outputs
+ODD_TOKENS = 32  # of an odd text, at most: a loss of each is computed at every look of an audit
 MOST_NATS = 700.0  # loss of a token above which the perplexity exceeds double precision
 SENTENCE = (
     "The sea is calm today, and we sail home to you tomorrow."  # public, to compare a model with its parts
@@ -82,6 +85,9 @@ class TextTask:
       test: held-out examples; empty if the clients are real, since metrics on their texts would be a release.
       simulated: whether the texts are public or synthetic.
       text_field: field of a .jsonl record with its text, for predictions.
+      cached: whether the outputs of the frozen first layers are the inputs.
+      secrets: codes that clients' texts hold, and the controls.
+      public: held-out texts, of which an audit makes odd ones.
     """
 
     base: Base
@@ -90,6 +96,9 @@ class TextTask:
     test: Data
     simulated: bool = False
     text_field: str = "text"
+    cached: bool = False
+    secrets: tuple[Secret, ...] = ()
+    public: tuple[TextRecord, ...] = ()
 
     # Only simulated clients' texts are held out, and `held_out_file` is declared public.
     held_out_public = True
@@ -165,6 +174,31 @@ class TextTask:
     def held_out(self) -> Data:
         return self.test
 
+    def memorisation_probe(self) -> ExposureProbe | None:
+        """Return the probe of the secrets, if there are any."""
+        return ExposureProbe(self) if self.secrets else None
+
+    @torch.no_grad()
+    def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
+        """Return the model's loss on each code, shape (candidates,); arguments as of `SecretTask.secret_losses`."""
+        assert isinstance(model, TextModel)
+        tree = code_tree(self.base, secret)
+        if self.cached:
+            inputs = frozen_states(self.base, self.form)(tree.rows)[:, : tree.length]
+        else:
+            inputs = padded_rows(tree.rows, tree.length, self.base.end)
+        return code_losses(tree, model.states(inputs), model.words.get_parameter("weight"))
+
+    def odd_examples(self, count: int, generator: np.random.Generator) -> Data:
+        """Return held-out texts with their tokens in random order and random classes; arguments as of `OddTask`."""
+        records = [self.public[row] for row in generator.integers(len(self.public), size=count)]
+        items: list[Item] = []
+        for text, _ in _items(records, self.base, self.form):
+            tokens = text[:ODD_TOKENS]
+            order = torch.from_numpy(generator.permutation(len(tokens)))
+            items.append((tokens[order], int(generator.integers(max(1, self.classes)))))
+        return _examples(items, self.base, self.form, self.cached)
+
     def beside_the_model(self) -> Mapping[str, bytes]:
         """Return the form, which is the preprocessing, as the file that a run saves with its model."""
         return {FILE: self.form.text().encode()}
@@ -211,11 +245,12 @@ class TextKeys:
         hash of the text and of the number of equal texts before it, or of its person.
       held_out_file: public texts, on which the model is evaluated instead.
       person: field that identifies the person of a text, which the model never sees; empty without one.
+      secrets: number of codes of each kind that are planted in simulated texts.
       num_clients: number of clients; 0 for the natural partition.
       partition: natural (one client per file or folder); iid deals simulated texts, and so do the others if these have
         labels.
       alpha: concentration of a dirichlet partition, above 0.
-      seed: seed of the partition.
+      seed: seed of the partition and of the secrets.
       data: on a device, its own file or folder, in place of `folder`.
     """
 
@@ -233,6 +268,7 @@ class TextKeys:
     held_out_share: float = 0.2
     held_out_file: str = ""
     person: str = ""
+    secrets: int = 0
     num_clients: int = 0
     partition: str = "natural"
     alpha: float = 0.5
@@ -316,8 +352,23 @@ def load(*args: Any, **options: Any) -> TextTask:
     elif keys.simulated:
         clients, test = _split(clients, keys)
     form = keys.form(base, [*clients, test])
-    data = partial(_data, base=base, form=form, cached=keys.cache == "prefix")
-    return TextTask(base, form, tuple(map(data, clients)), data(test), keys.simulated, keys.text_field)
+    secrets = secrets_of(keys.secrets, len(clients), keys.seed, keys.simulated, form.labels)
+    check_lengths(secrets, base, form.tokens)
+    clients = planted(clients, secrets, bool(keys.person))
+    cached = keys.cache == "prefix"
+    data = partial(_data, base=base, form=form, cached=cached)
+    data_of_all = tuple(map(data, clients))
+    return TextTask(
+        base,
+        form,
+        data_of_all,
+        data(test),
+        keys.simulated,
+        text_field=keys.text_field,
+        cached=cached,
+        secrets=secrets,
+        public=tuple(test),
+    )
 
 
 def released(folder: Path, task: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -376,12 +427,15 @@ def _data(records: Sequence[TextRecord], base: Base, form: TextForm, cached: boo
       form: tokens and labels.
       cached: whether the outputs of the frozen first layers are the inputs.
     """
-    items = _items(records, base, form)
-    persons = [record.person for record in records if record.person] or None
+    data = _examples(_items(records, base, form), base, form, cached)
+    return replace(data, persons=[record.person for record in records if record.person] or None)
+
+
+def _examples(items: Sequence[Item], base: Base, form: TextForm, cached: bool) -> Data:
+    """Return texts as examples without persons; arguments as of `_data`."""
     if cached:
-        collate = partial(_cached_batch, base=base, form=form)
-        return LazyExamples(items, collate=collate, persons=persons)
-    return Examples(*_rows(items, base, form), persons)
+        return LazyExamples(items, collate=partial(_cached_batch, base=base, form=form))
+    return Examples(*_rows(items, base, form))
 
 
 def _items(records: Sequence[TextRecord], base: Base, form: TextForm) -> list[Item]:

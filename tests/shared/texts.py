@@ -1,6 +1,7 @@
 """Tiny language model in a folder of Hugging Face, and letters of clients, which tests of texts train on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ WORDS = ("dear", "friend", "the", "sea", "is", "calm", "and", "we", "sail", "hom
 CLIENTS = 3
 
 
-def write_base(folder: Path, layers: int = 2) -> Path:
+def write_base(folder: Path, layers: int = 2, words: Sequence[str] = WORDS) -> Path:
     """Write the model and its tokenizer, of random but equal values on every call, and return the folder."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -27,7 +28,7 @@ def write_base(folder: Path, layers: int = 2) -> Path:
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 8, trainer)
+    tokenizer.train_from_iterator([" ".join(words)] * 8, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = LlamaConfig(
