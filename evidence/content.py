@@ -257,7 +257,8 @@ def _audit(run: RunFiles, stamps: Fields) -> dict[str, Any] | None:
         "said": stamps["said"],
         "lower_bounds": [{"method": method, "epsilon": size} for method, size in bounds.items()],
         "by_heart": [
-            {"name": each["name"], "p_value": each["p_value"]} for each in audit.get("memorisation") or ()
+            {name: each.get(name) for name in ("name", "p_value", "shown")}
+            for each in audit.get("memorisation") or ()
         ],
         "alarms": [
             {name: each.get(name) for name in ("round", "level", "test", "p_value", "action")}

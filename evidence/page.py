@@ -16,7 +16,7 @@ from .answers import FORMAT as ANSWERS
 from .charts import bar, thin
 from .content import is_finite
 from .page_text import resolve_pointer, step, text_of
-from .pictures import MAX_SHAPES, pictures
+from .pictures import MAX_SHAPES, exposed, pictures
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -38,6 +38,7 @@ def page_of(report: Fields) -> str:
         report,
         svgs=pictures(report),
         strip=_strip(report["stamps"]),
+        exposed=exposed(report),
         rows=[round(at) for at, _ in thin(rounds, MAX_ROWS)],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from ..run.run_files import Fields
@@ -11,6 +12,7 @@ from .content import is_finite
 from .page_text import step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))  # true by false positives of a test that guesses
+EXPOSURE = "exposure_x"  # before the number of copies, in the name of a test of secrets
 MAX_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
 MAX_WORDS = 24  # of one shape
 ROOM = 1.1  # ends of the shapes' axis over the largest and smallest contribution
@@ -25,6 +27,7 @@ def pictures(report: Fields) -> dict[str, str]:
         "tests": _tests(report),
         "accuracy": _accuracy(report),
         "looks": _looks(report),
+        "exposure": _exposure(report),
         "evaluations": _evaluations(report),
     }
     svgs = {name: svg(chart) for name, chart in charts.items() if chart is not None}
@@ -172,6 +175,53 @@ def _looks(report: Fields) -> Chart | None:
     return Chart(
         "chart-looks", title, "round", "epsilon", lines, intervals, marks, {}, top=1.3 * highest, whole=True
     )
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """Exposure of the secrets of one kind.
+
+    Attributes:
+      copies: number of clients that hold one.
+      at: pointer to its figures.
+      bits: mean exposure.
+      unplanted: mean exposure of secrets that no client holds.
+      limit: largest possible exposure.
+    """
+
+    copies: int
+    at: str
+    bits: float
+    unplanted: float
+    limit: float
+
+
+def exposed(report: Fields) -> list[Exposed]:
+    """Return the exposures of a report's secrets in ascending order of their copies; none without secrets."""
+    rows: list[Exposed] = []
+    for index, each in enumerate((report["audit"] or {}).get("by_heart", ())):
+        shown = each.get("shown") or {}
+        figures: list[Any] = [shown.get(name) for name in ("bits", "unplanted", "limit")]
+        if each["name"].startswith(EXPOSURE) and all(map(is_finite, figures)):
+            copies = int(each["name"].removeprefix(EXPOSURE))
+            rows.append(Exposed(copies, f"/audit/by_heart/{index}/shown", *figures))
+    return sorted(rows, key=lambda row: row.copies)
+
+
+def _exposure(report: Fields) -> Chart | None:
+    """Return the exposure of secrets by the number of their copies, beside that of none, and the largest possible."""
+    rows = exposed(report)
+    if not rows:
+        return None
+    marks = [Mark(row.copies, row.bits, "measured", f"{row.at}/bits", "decimal") for row in rows]
+    values: dict[str, object] = {f"{row.at}/bits": row.bits for row in rows}
+    ends = (0, rows[-1].copies)
+    levels = [(rows[-1].unplanted, "plan"), (rows[-1].limit, "ceiling")]
+    lines = [Line([(end, level) for end in ends], look) for level, look in levels]
+    lines.append(Line([(row.copies, row.bits) for row in rows], "accuracy"))
+    title = "Exposure of secrets by the number of clients that hold one, beside secrets that none holds"
+    across, up = "clients that hold a secret", "exposure in bits"
+    return Chart("chart-exposure", title, across, up, lines, (), marks, values, whole=True)
 
 
 def _evaluations(report: Fields) -> Chart | None:
