@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ WIDEST, NARROWEST = 40, 20  # characters of the table's first column
 PRICES = "cost."  # prefix of the keys of a report's prices, which change no run
 NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
 # First characters of a formula in a spreadsheet (https://owasp.org/www-community/attacks/CSV_Injection), and wide ones.
+EXPOSURE = "exposure_x"  # before the number of copies, in the name of a test of secrets
+UNPLANTED, LIMIT = "unplanted", "limit"  # its figures beside the exposure
 FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 
 
@@ -43,6 +45,8 @@ class Row:
         metrics: metrics of the last evaluation.
         epsilon: epsilon by unit, against recipients of the model; infinity without a promise.
         bytes: bytes `down` to all clients and `up` from them; None if they are secret or were not counted.
+        exposure: mean exposure of secrets in bits by their copies, as text; of those without a copy as UNPLANTED, and the
+            largest possible as LIMIT; empty without secrets.
     """
 
     run: str
@@ -53,6 +57,7 @@ class Row:
     metrics: Mapping[str, float]
     epsilon: Mapping[str, float]
     bytes: Mapping[str, int] | None = None
+    exposure: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,18 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
         metrics={key: value for key, value in held_out.items() if isinstance(value, int | float)},
         epsilon={each["unit"]: float(each["epsilon"]) for each in privacy},  # reads "infinity" too
         bytes=carried and {way: sum(carried[way].values()) for way in ("down", "up")},
+        exposure=_exposure(result.get("audit") or {}),
     )
+
+
+def _exposure(audit: Mapping[str, Any]) -> dict[str, float]:
+    """Return the exposures of an audit's secrets, as of `Row`, in ascending order of their copies."""
+    tests = [each for each in audit.get("memorisation") or () if each["name"].startswith(EXPOSURE)]
+    bits = {int(each["name"].removeprefix(EXPOSURE)): each["shown"] for each in tests}
+    levels = [
+        {name: float(each[name]) for name in (UNPLANTED, LIMIT) if name in each} for each in bits.values()
+    ]
+    return {str(copies): float(bits[copies]["bits"]) for copies in sorted(bits)} | dict(*levels[:1])
 
 
 def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +260,11 @@ def format_table(rows: Sequence[Row], by_folder: bool = False) -> str:
         columns |= {way: [_format_bytes(row.bytes, way) for row in rows] for way in ("down", "up")}
     lines = [[*columns], *map(list, zip(*columns.values(), strict=True))]
     groups = over_seeds(rows)
-    tables = [_align(lines, ["", *map(_label, rows)] if by_folder else ()), _by_group(groups)]
+    tables = [
+        _align(lines, ["", *map(_label, rows)] if by_folder else ()),
+        _by_group(groups),
+        _by_copies(rows, by_folder),
+    ]
     tables = [visible(each) for each in tables if each]  # run folders may be somebody else's
     means = [
         (_describe(each.overrides) or "all", str(each.runs), *(_spread(each.metrics.get(n)) for n in names))
@@ -274,6 +294,16 @@ def _by_group(runs: Sequence[OverSeeds]) -> str:
             ]
         lines.append((name.removeprefix(GROUPS), *cells))
     return _align(lines)
+
+
+def _by_copies(rows: Sequence[Row], by_folder: bool) -> str:
+    """Return a table of the exposure of secrets by their copies; empty without secrets; arguments as of `format_table`."""
+    exposed = [row for row in rows if row.exposure]
+    names = dict.fromkeys(name for row in exposed for name in row.exposure)
+    titles = [row.run if by_folder else _label(row) for row in exposed]
+    lines = [("exposure in bits, by copies", *titles)]
+    lines += [(name, *(_number(row.exposure.get(name)) for row in exposed)) for name in names]
+    return _align(lines) if exposed else ""
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -389,13 +419,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         raise Refusal("--plot", str(path), "no run has a metric to show")
     keys = list(dict.fromkeys(key for row in rows for key in row.overrides))
     numeric = len(keys) == 1 and all(_real(row.overrides.get(keys[0])) is not None for row in rows)
-    figure = Figure(figsize=(6.4, 4.0 if numeric else 1.2 + 0.45 * len(groups)), layout="constrained")
-    axes = figure.add_subplot()
+    exposed = [row for row in rows if row.exposure]
+    height = 4.0 if numeric else 1.2 + 0.45 * len(groups)
+    figure = Figure(figsize=(6.4, height + 4.0 * bool(exposed)), layout="constrained")
+    grid = figure.add_gridspec(1 + bool(exposed), 1, height_ratios=[height, 4.0][: 1 + bool(exposed)])
+    axes = figure.add_subplot(grid[0])
     if numeric:
         _draw_curve(axes, rows, groups, keys[0], names[0])
     else:
         _draw_settings(axes, rows, groups, names[0])
-    axes.spines[["top", "right"]].set_visible(False)
+    if exposed:
+        _draw_exposure(figure.add_subplot(grid[1]), exposed)
+    for each in figure.axes:
+        each.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
@@ -433,6 +469,23 @@ def _draw_settings(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds
     axes.set_yticks(heights, labels)
     axes.set_ylim(-0.5, len(groups) - 0.5)
     axes.set_xlabel(_axis(name, groups))
+
+
+def _draw_exposure(axes: "Axes", rows: Sequence[Row]) -> None:
+    """Draw the exposure of secrets by their copies, a line for each run; dashed: that of secrets without a copy, and the limit."""
+    for row in rows:
+        points = [(int(name), bits) for name, bits in row.exposure.items() if name.isdecimal()]
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=_label(row))
+        axes.axhline(row.exposure[UNPLANTED], color=line.get_color(), linestyle="--", linewidth=1)
+    limits = [row.exposure[LIMIT] for row in rows if LIMIT in row.exposure]  # earlier releases had none
+    axes.axhline(max(limits, default=0.0), color="0.6", linestyle="--", linewidth=1)
+    axes.set_xscale("log", base=2)
+    copies = sorted({int(name) for row in rows for name in row.exposure if name.isdecimal()})
+    axes.set_xticks(copies, map(str, copies))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("clients that hold a secret")
+    axes.set_ylabel("exposure in bits")
+    axes.legend(frameon=False)
 
 
 def _bars(means: Sequence[MeanInterval]) -> list[list[float]]:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image as mpimg
 import numpy as np
 import pytest
 
 from fedveil.base.refusal import Refusal
-from fedveil.cli.compare import compare, format_table, over_seeds, read_rows, write_csv
+from fedveil.cli.compare import compare, draw, format_table, over_seeds, read_rows, write_csv
 from fedveil.cli.predict import write
 from fedveil.configs.preflight import preflight
 from fedveil.configs.settings import settings_from_overrides
@@ -247,3 +248,32 @@ def test_figures_of_noised_training_are_no_columns_of_a_comparison(runs: list[Pa
     assert all(set(row.metrics) == {"accuracy"} for row in rows)
     write_csv(rows, tmp_path / "all.csv")
     assert "train/" not in (tmp_path / "all.csv").read_text()
+
+
+def test_exposure_of_secrets_is_shown_for_each_run(tmp_path: Path, runs: list[Path]) -> None:
+    for run, bits in zip(runs[::2], ((1.5, 9.5), (1.0, 1.25)), strict=True):
+        result = json.loads((run / "result.json").read_text())
+        more = {"unplanted": 1.4, "limit": 9.966}
+        tests = [
+            {"name": f"exposure_x{copies}", "p_value": 0.5, "shown": {"bits": each, **more}}
+            for copies, each in zip((16, 1), bits[::-1], strict=True)
+        ]
+        odd = {"name": "odd_examples", "p_value": 0.5, "shown": {"auc": 0.5}}
+        (run / "result.json").write_text(json.dumps(result | {"audit": {"memorisation": [odd, *tests]}}))
+    rows = read_rows(runs)
+    first, none, second = (row.exposure for row in rows)
+    assert list(first.items()) == [("1", 1.5), ("16", 9.5), ("unplanted", 1.4), ("limit", 9.966)]
+    assert none == {} and second["16"] == 1.25
+    *_, table = format_table(rows, by_folder=True).split("\n\n")[:2]
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0][-2:] == [str(runs[0]), str(runs[2])]
+    assert lines[1:] == [
+        ["1", "1.5", "1"],
+        ["16", "9.5", "1.25"],
+        ["unplanted", "1.4", "1.4"],
+        ["limit", "9.966", "9.966"],
+    ]
+    draw(rows, tmp_path / "both.png")
+    draw(rows[1:2], tmp_path / "one.png")
+    heights = [mpimg.imread(tmp_path / f"{name}.png").shape[0] for name in ("both", "one")]
+    assert heights[0] > heights[1] + 500
